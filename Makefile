@@ -1,0 +1,40 @@
+# One line for each thing a contributor does. `make demo` and `make test` need python3 >= 3.11 and pip, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint bench test-all clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[otlp]'
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready plugins/pocket-plug-compress/pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --requirement requirements-dev.txt --editable plugins/pocket-plug-compress
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/pocket-plug run examples/census --trace
+
+test: $(VENV)/ready-dev
+	$(BIN)/pytest
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy pocket_plug examples tests/typing
+	$(BIN)/pyright
+
+bench: $(VENV)/ready-dev
+	$(BIN)/python tests/bench/run.py
+
+test-all:
+	@for python in python3.11 python3.12 python3.13; do \
+	    $$python -c '' 2>/dev/null || continue; \
+	    $(MAKE) test PYTHON=$$python VENV=.venv-$$python || exit 1; \
+	done
+
+clean:
+	rm -rf .venv .venv-* build dist .pocket_plug
