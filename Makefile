@@ -5,14 +5,14 @@ BIN    := $(VENV)/bin
 
 .PHONY: demo test lint bench test-all clean
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[otlp]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[otlp]'
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready plugins/pocket-plug-compress/pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	    --requirement requirements-dev.txt --editable plugins/pocket-plug-compress
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
+	    --editable '.[otlp,dev]' --editable plugins/pocket-plug-compress
 	touch $@
 
 demo: $(VENV)/ready

@@ -1,0 +1,119 @@
+"""The waist: what a backend and a layer speak. Everything a user calls is derived from it, once, in `store`.
+
+One road in (`write`) and one road out (`read`): batches, transactions and single sets all pass them, so an encrypting,
+logging or bounding layer can't be bypassed by a sibling method.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from typing_extensions import dataclass_transform
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+"""Gives epoch seconds, as `time.time` does; injected wherever time matters, so that tests own it."""
+
+NO_EXPECTATIONS: Mapping[str, int] = {}
+
+
+@dataclass_transform(frozen_default=True)
+def _record(cls: type[T]) -> type[T]:
+    """A slotted dataclass that type checkers hold frozen. At run time it isn't: that would triple its cost."""
+    return dataclass(slots=True)(cls)
+
+
+@_record
+class Entry:
+    """What a backend has at a key. `version` is above 0; `expires_at` is in epoch seconds."""
+
+    value: Any
+    version: int
+    expires_at: float | None = None
+
+
+@_record
+class Put:
+    """Set a key. With a `version` (a tier filling another) it is done only where that is newer than what is there."""
+
+    key: str
+    value: Any
+    expires_at: float | None = None
+    version: int | None = None
+
+
+@_record
+class Delete:
+    """Remove a key. With a `version`, only an entry that is not newer."""
+
+    key: str
+    version: int | None = None
+
+
+Change = Put | Delete
+
+
+class Backend:
+    """Where values live. Three methods make one: `read`, `write`, `scan`.
+
+    `inline_read` and `inline_write` say that the operation never suspends: it is then driven in place by sync callers.
+    `needs_loop` says that what does suspend awaits asyncio objects; False where it awaits `waiting.Waiter` only.
+    """
+
+    inline_read: bool = False
+    inline_write: bool = False
+    needs_loop: bool = True
+    clock: Clock = time.time
+    """Epoch seconds. A store that was given a clock hands it to its backend, and the layers take it from there."""
+
+    durable: bool = False
+    """Do entries survive the process? A stack that would delete such entries by accident is refused."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "read_many" in cls.__dict__ and cls.read is Backend.read:
+            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+
+    async def read(self, key: str) -> Entry | None:
+        """The entry at `key`; None where there is none or it has expired. Raises StoreError, never answers wrongly."""
+        raise NotImplementedError(f"{type(self).__name__} has no read")
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The entries that exist. Derived from `read`; override it where a batch is cheaper."""
+        entries = {}
+        for key in keys:
+            entry = await self.read(key)
+            if entry is not None:
+                entries[key] = entry
+        return entries
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """Do all changes or none, and give the version they got.
+
+        `expect` maps keys to the version the caller has seen (0: absent). Where one differs nothing is done and
+        `Conflict` names the keys. Without changes it is a pure check, and gives the current version.
+
+        Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
+        the caller was told that it did not.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no write")
+
+    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """The live keys that start with `prefix`, in order. Keys only, so that no layer is passed by."""
+        raise NotImplementedError(f"{type(self).__name__} has no scan")
+
+    async def version(self) -> int:
+        """The last version given. It never goes back: not by a delete, not by a restart."""
+        raise NotImplementedError(f"{type(self).__name__} has no version")
+
+    async def flush(self) -> None:
+        """Wait until everything acknowledged is as durable as this backend makes it."""
+
+    async def open(self) -> None:
+        """Acquire what is needed. Called once, before the first operation."""
+
+    async def close(self) -> None:
+        """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""

@@ -1,0 +1,148 @@
+"""Every exception that pocket_plug raises, as one tree under `PocketError`.
+
+A message names the thing (key, node, plugin, option), what was found, what was allowed, and the way out. Where a
+built-in exception says the same, the class is also that one, so `except KeyError` and `except TimeoutError` work.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+from typing import Any
+
+
+class PocketError(Exception):
+    """The root: everything of ours is one of these."""
+
+
+# ---------------------------------------------------------------- the store
+class KeyNameError(PocketError, ValueError):
+    """A key or scope name that can't be used: empty, not a string, an unfilled template, the reserved prefix."""
+
+
+class MissingKeyError(PocketError, KeyError):
+    """`require` found nothing."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0])
+
+
+class ValueTypeError(PocketError, TypeError):
+    """A value is not of the type that its key or typed store declares."""
+
+
+class StoreError(PocketError):
+    """A backend or a layer could not do what it was asked: never to be read as 'nothing there'."""
+
+
+class StoreClosedError(StoreError):
+    """The store was used after `close`, or before `open` where it needs one."""
+
+
+class StoreBusyError(StoreError):
+    """Somebody else held the store for longer than the time-out. Trying again is sensible."""
+
+
+class Conflict(StoreError):  # noqa: N818 - the field's name for it
+    """A key's version is no longer the one expected; nothing of the write was done.
+
+    `keys` are the names, as the backend knows them, whose version differed.
+    """
+
+    def __init__(self, keys: Iterable[str], message: str = "") -> None:
+        self.keys = frozenset(keys)
+        super().__init__(message or f"changed by somebody else in the meantime: {', '.join(sorted(self.keys))}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.keys, str(self))
+
+
+class TransactionError(StoreError):
+    """A transaction was used after its end."""
+
+
+class SyncError(PocketError, RuntimeError):
+    """A sync call would have to wait for the very event loop that it blocks."""
+
+
+# ---------------------------------------------------------------- the codec
+class CodecError(PocketError):
+    """A value can't be turned into bytes, or bytes into a value."""
+
+
+class UnregisteredTypeError(CodecError, TypeError):
+    """A value's type is not registered with the codec."""
+
+
+class UnknownTypeError(CodecError):
+    """A stored record names a type tag that nothing is registered for."""
+
+
+class CorruptRecordError(CodecError, ValueError):
+    """Bytes that are no record of ours, or that break a limit of size or depth."""
+
+
+# ---------------------------------------------------------------- configuration and plugins
+class ConfigError(PocketError, ValueError):
+    """A configuration file, an option, or a stack that can't be meant."""
+
+
+class PluginError(PocketError):
+    """A plugin can't be used; names the plugin and its distribution."""
+
+
+class NotConfigured(PocketError):  # noqa: N818 - Scrapy's name for it
+    """Raised by a plugin's `pocket_configure` to step back; the message says why."""
+
+
+# ---------------------------------------------------------------- nodes and graphs
+class GraphError(PocketError, ValueError):
+    """A graph can't run as it is; `findings` has every fault at once."""
+
+    def __init__(self, message: str, findings: Iterable[str] = ()) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n  - ".join([message, *self.findings]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self).split("\n  - ", 1)[0], self.findings)
+
+
+class PhaseError(PocketError, TypeError):
+    """A node's phase is of the wrong kind: its colour, its signature, or what it returned."""
+
+
+class InputError(PocketError, TypeError):
+    """A node was handed something else than it declares."""
+
+
+class RouteError(PocketError, LookupError):
+    """A node left by an action that leads nowhere; nothing of it was committed."""
+
+
+class UndeclaredKeyError(PocketError, LookupError):
+    """A node used a key outside its declared `reads` and `writes`."""
+
+
+class StepLimitError(PocketError, RuntimeError):
+    """A run took more steps than `max_steps`, or nested deeper than `max_depth`."""
+
+
+class NodeTimeout(PocketError, TimeoutError):  # noqa: N818 - as TimeoutError
+    """An attempt at `exec` took longer than the node's `timeout` (seconds).
+
+    It is a TimeoutError, hence an OSError: `Retry(on=(OSError,))` retries it.
+    """
+
+
+class WrappedStopIteration(PocketError, RuntimeError):
+    """A `def` phase raised StopIteration, which no future can carry."""
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """' Did you mean …?' where a known name is close, else nothing.
+
+    >>> suggest("max_entires", ["max_entries", "ttl"])
+    " Did you mean 'max_entries'?"
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

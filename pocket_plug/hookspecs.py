@@ -1,0 +1,147 @@
+"""What a plugin may implement, and what it is handed. This is the manual for plugin authors.
+
+A plugin is a module or an object with functions marked `@hookimpl`; an entry point in the group `pocket_plug` makes it
+found. Hooks are asked once, when a stack is built or a run starts; what they gave is then called directly, so a part
+that they did not give costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from .backend import Backend
+    from .codec import Codec
+    from .layer import Layer
+    from .pocket import Pocket
+
+GROUP = "pocket_plug"
+"""The entry-point group, and the name that hook markers carry."""
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+RunOutcome = Literal["success", "failure", "timeout", "cancelled"]
+NodeOutcome = Literal["ok", "fallback", "failed", "cancelled"]
+Phase = Literal["prep", "exec", "fallback", "post"]
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One run of a graph, as plugins see it. Read it, don't write it."""
+
+    id: str
+    graph: str
+    parent: Run | None = None
+    depth: int = 0
+    input: Any = field(default=None, repr=False)
+    output: Any = field(default=None, repr=False)
+    steps: int = 0
+    """How many nodes it has entered; a nested graph counts its own, the budget is shared."""
+    outcome: RunOutcome | None = None
+    """None while it goes on."""
+    error: BaseException | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class NodeCall:
+    """One visit of a node. Read it, don't write it. What happens later is None until then."""
+
+    run: Run
+    name: str
+    type: Literal["node", "graph", "fan_out"]
+    visit: int
+    """1 on the node's first visit in this run."""
+    trace: bool = True
+    """False where the node was declared with `trace=False`."""
+    guarded: bool = False
+    """Does it have a retry, a time-out or a fallback, so that its attempts are worth telling apart?"""
+    phases: tuple[Phase, ...] = ()
+    """The phases that it overrides."""
+    input: Any = field(default=None, repr=False)
+    output: Any = field(default=None, repr=False)
+    action: str | None = None
+    next: str | None = None
+    """The node that the action leads to; None where the run ends."""
+    attempts: int = 0
+    outcome: NodeOutcome | None = None
+    error: BaseException | None = field(default=None, repr=False)
+    durations: dict[str, float] = field(default_factory=dict[str, float])
+    """Seconds by phase, of all attempts together."""
+
+
+@dataclass(slots=True, eq=False)
+class PhaseCall:
+    """One attempt at a phase. Read it, don't write it."""
+
+    node: NodeCall
+    phase: Phase
+    attempt: int = 1
+    timeout: float | None = None
+    """Seconds, for `exec` only."""
+    will_retry: bool = False
+    """Decided before the phase's context manager exits with the error."""
+    delay: float | None = None
+    """Seconds until the next attempt, where there will be one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """How a plugin watches one run. A part left None costs nothing.
+
+    `run`, `node` and `phase` give a context manager (or None) that is entered before and left after, in the context in
+    which the user's code runs, so what they set in context variables is seen there. They are synchronous; what
+    `__exit__` returns is ignored. `event` tells of what has no duration: "retry", "fallback", "timeout", "conflict",
+    "exception", "clean_up_failed".
+
+    Whatever an observer raises is caught and said once; the run goes on as if it were not there.
+    """
+
+    run: Callable[[Run], AbstractContextManager[Any] | None] | None = None
+    node: Callable[[NodeCall], AbstractContextManager[Any] | None] | None = None
+    phase: Callable[[PhaseCall], AbstractContextManager[Any] | None] | None = None
+    event: Callable[[str, NodeCall, Mapping[str, Any]], None] | None = None
+    outermost: bool = False
+    """True for tracing, so that what the others log inside carries its ids."""
+
+
+class Specs:
+    """The hooks. Take any of the named arguments, or none."""
+
+    @hookspec
+    def pocket_observe(self, run: Run) -> Observer | None:
+        """Asked once as each run starts, nested ones too. None: stay silent for this whole run."""
+
+    @hookspec
+    def pocket_layers(self) -> Sequence[type[Layer]]:  # type: ignore[empty-body]
+        """The layers that the plugin offers; asked when a name is first looked up. A layer's name is its `name`."""
+
+    @hookspec
+    def pocket_backends(self) -> Mapping[str, Callable[[str], Backend]]:  # type: ignore[empty-body]
+        """URL schemes, each with what makes a backend of a whole URL: `{"redis": RedisBackend}`."""
+
+    @hookspec
+    def pocket_types(self, codec: Codec) -> None:
+        """Register types with the codec; asked when the codec is first needed by this Pocket."""
+
+    @hookspec
+    def pocket_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]
+        """Commands for `pocket-plug`; asked when the command line starts."""
+
+    @hookspec
+    def pocket_configure(self, pocket: Pocket, options: Mapping[str, Any]) -> None:
+        """Asked once, when a Pocket is made. `options` is the plugin's own table: `[plugins.NAME]`.
+
+        Raise `NotConfigured("why")` to step back: the plugin is then listed as declined and not used.
+        """
+
+    @hookspec
+    def pocket_shutdown(self, pocket: Pocket) -> None:
+        """Asked when a Pocket is closed, and at exit for the process's default one: flush here."""

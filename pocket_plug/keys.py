@@ -1,0 +1,139 @@
+"""Names in a store: plain strings, and `Key[T]`, a name that knows the type of its value.
+
+A name's parts are joined by ":". Whatever fills a template has ":" escaped, so no value reaches into another scope.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import date
+from enum import Enum
+from typing import Any, Generic
+from uuid import UUID
+
+from typing_extensions import LiteralString, TypeVar
+
+from .errors import KeyNameError, ValueTypeError
+
+K = TypeVar("K", default=Any)
+
+RESERVED = "pocket:"
+"""The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""
+
+declared_types: list[Any] = []
+"""The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
+
+_HOLE = re.compile(r"\{\w*\}")
+
+
+def check_name(name: object) -> str:
+    """The name itself, if it can be used as a key or scope.
+
+    >>> check_name("user:123")
+    'user:123'
+    """
+    if not isinstance(name, str):
+        raise KeyNameError(f"a key is a string or a Key, not {type(name).__name__} {name!r:.80}")
+    if not name:
+        raise KeyNameError("a key must not be empty")
+    if name.startswith(RESERVED):
+        raise KeyNameError(f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one")
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise KeyNameError(f"{name!r:.80} has a lone surrogate, which no store can write") from None
+    return name
+
+
+class Key(Generic[K]):
+    """A typed key, or a template for many: what stands at it, how it is spelt, and the name telemetry may show.
+
+    >>> REVENUE = Key("revenue:{}", float)
+    >>> str(REVENUE("eu")), str(REVENUE("a:b"))
+    ('revenue:eu', 'revenue:a%3Ab')
+
+    A value may be a str, int, UUID, date or Enum, and not empty. It is not a `str`: a type checker would then accept
+    any value at it. Raises KeyNameError for names and values that can't be used.
+    """
+
+    __slots__ = ("_check", "_name", "template", "type", "values")
+
+    def __init__(self, template: LiteralString, type: type[K] | None = None, /) -> None:
+        check_name(template)
+        self.template: str = template
+        self.type: Any = type
+        self.values: tuple[object, ...] = ()
+        self._name: str | None = None if _HOLE.search(template) else template
+        self._check: Callable[[object], bool] | None = None
+        if type is not None:
+            declared_types.append(type)
+
+    def __call__(self, *values: object) -> Key[K]:
+        """The key with its holes filled, in order."""
+        parts = _HOLE.split(self.template)
+        if len(parts) - 1 != len(values) or self.values:
+            raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}: {values!r:.80}")
+        filled: Key[K] = object.__new__(type(self))
+        filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
+        texts = [self._text(value) for value in values]
+        filled._name = parts[0] + "".join([text + part for text, part in zip(texts, parts[1:], strict=True)])
+        return filled
+
+    def _text(self, value: object) -> str:
+        if isinstance(value, Enum):
+            return self._text(value.value)
+        if isinstance(value, bool) or not isinstance(value, str | int | UUID | date):
+            raise KeyNameError(f"Key({self.template!r}) can't be filled with {type(value).__name__} {value!r:.80}; "
+                               "give a str, int, UUID, date or Enum")
+        text = str(value)
+        if not text:
+            raise KeyNameError(f"Key({self.template!r}) can't be filled with an empty value")
+        if not text.isascii():
+            check_name(text)
+        return text.replace("%", "%25").replace(":", "%3A")
+
+    def __str__(self) -> str:
+        if self._name is None:
+            raise KeyNameError(f"key template {self.template!r} has no values yet; fill it: KEY(value)")
+        return self._name
+
+    def check(self, value: object) -> None:
+        """Raise ValueTypeError unless `value` is of the declared type."""
+        if self.type is None:
+            return
+        if self._check is None:
+            from .typechecks import checker
+
+            self._check = checker(self.type)
+        if not self._check(value):
+            raise ValueTypeError(f"key {self._name or self.template!r} holds {type_name(self.type)}, "
+                                 f"not {type(value).__name__}")
+
+    def matches(self, name: str) -> bool:
+        """Is `name` this key, or one that this template can become?
+
+        >>> Key("user:{}:profile").matches("user:7:profile"), Key("user:{}").matches("user:7:profile")
+        (True, False)
+        """
+        if self._name is not None:
+            return name == self._name
+        pattern = "[^:]+".join(re.escape(part) for part in _HOLE.split(self.template))
+        return re.fullmatch(pattern, name) is not None
+
+    def __repr__(self) -> str:
+        return f"Key({self.template!r}{''.join(f', {type_name(self.type)}' if self.type else '')})" + (
+            repr(self.values) if self.values else "")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and (self.template, self.values, self.type) == (
+            other.template, other.values, other.type)
+
+    def __hash__(self) -> int:
+        return hash((self.template, self.values))
+
+
+def type_name(declared: Any) -> str:
+    """A type as one would write it: `User`, `list[User]`."""
+    return declared.__name__ if isinstance(declared, type) and not hasattr(declared, "__args__") else str(declared)

@@ -1,0 +1,130 @@
+"""Layers: decorators around a backend, and the fold that makes a stack of them.
+
+One class is layer, options and recipe. An instance without an inner is a recipe: data with a useful repr. `build` copies
+it over its inner. Operations that it doesn't override are bound straight to the inner one: idle layers cost nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from typing_extensions import dataclass_transform
+
+from .backend import NO_EXPECTATIONS, Backend, Change, Entry
+from .errors import ConfigError
+
+# What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
+# layer overrides nothing of what it is derived from.
+_DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
+    "read": (), "read_many": ("read",), "write": (), "scan": (), "version": (), "flush": (), "open": (), "close": (),
+}  # fmt: skip
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(field,))
+class Layer(Backend):
+    """A backend around a backend. Subclass it, annotate the options, override what it changes.
+
+    >>> class Slow(Layer):
+    ...     seconds: float = 0.1
+    >>> Slow(seconds=2)
+    Slow(seconds=2)
+
+    `inline_read`, `inline_write`: set them True where the override adds no suspension of its own. No layer may hold a
+    lock across a call to its inner one.
+    """
+
+    name: ClassVar[str]
+    """What configuration calls it: the class's name in lower case."""
+
+    inner: ClassVar[Backend]  # set by build; a ClassVar only so that it is no option
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "read_many" in cls.__dict__ and cls.read is Layer.read:
+            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+        dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+    def __repr__(self) -> str:
+        options = ((f, getattr(self, f.name)) for f in dataclasses.fields(self) if f.repr)  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={v!r}' for f, v in options if v != f.default)})"
+
+    def build(self, inner: Backend, /) -> Backend:
+        """A copy of this recipe, bound over `inner`. Raises ConfigError where that can't be meant."""
+        if "inner" in self.__dict__:
+            raise ConfigError(f"{self!r} is part of a stack already; a stack is built from recipes")
+        layer = copy.copy(self)
+        layer.__dict__["inner"] = inner
+        layer.clock, layer.durable = inner.clock, inner.durable
+        own = type(layer)
+        changed = {name for name in _DERIVED_FROM if getattr(own, name) is not getattr(Layer, name)}
+        for name, sources in _DERIVED_FROM.items():
+            if changed.isdisjoint((name, *sources)):
+                setattr(layer, name, getattr(inner, name))
+        adds_none = {"read": own.inline_read or not changed & {"read", "read_many", "scan"},
+                     "write": own.inline_write or "write" not in changed}  # fmt: skip
+        layer.inline_read = inner.inline_read and adds_none["read"]
+        layer.inline_write = inner.inline_write and adds_none["write"]
+        layer.needs_loop = inner.needs_loop or (own.needs_loop and not all(adds_none.values()))
+        layer.on_build()
+        return layer
+
+    def on_build(self) -> None:
+        """Make what one stack needs for itself (counters, indexes) here; the recipe stays as it was."""
+
+    async def read(self, key: str) -> Entry | None:
+        """By default the inner one's."""
+        return await self.inner.read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """By default the inner one's."""
+        return await self.inner.write(changes, expect)
+
+    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """By default the inner one's."""
+        return self.inner.scan(prefix)
+
+    async def version(self) -> int:
+        """By default the inner one's."""
+        return await self.inner.version()
+
+    async def flush(self) -> None:
+        """By default the inner one's."""
+        await self.inner.flush()
+
+    async def open(self) -> None:
+        """Open the inner one; an override calls `await super().open()` first."""
+        await self.inner.open()
+
+    async def close(self) -> None:
+        """Close the inner one; an override calls `await super().close()` last."""
+        await self.inner.close()
+
+
+def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
+    """Fold recipes, outermost first as written, over a backend. Raises ConfigError for a stack that can't be meant."""
+    recipes = list(layers)
+    for position, recipe in enumerate(recipes):
+        if isinstance(recipe, type) or not isinstance(recipe, Layer):
+            found = f"the class {recipe.__name__}" if isinstance(recipe, type) else repr(recipe)
+            raise ConfigError(f"layers[{position}] is {found}; give an instance such as Bounding(max_entries=1000), "
+                              "or a name")
+        if any(type(other) is type(recipe) for other in recipes[:position]):
+            raise ConfigError(f"layer {recipe.name!r} stands twice in the stack; the inner one would see what the outer "
+                              "one has already done")
+    for recipe in reversed(recipes):
+        backend = recipe.build(backend)
+    return backend
+
+
+def parts(stack: Backend) -> list[Backend]:
+    """The parts of a built stack, outermost first; the last one is the backend."""
+    found = [stack]
+    while isinstance(found[-1], Layer):
+        found.append(found[-1].inner)
+    return found

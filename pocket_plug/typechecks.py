@@ -1,0 +1,58 @@
+"""Is a value of a declared type? `isinstance` for plain classes, beartype for everything else.
+
+A hint that can't be resolved is unchecked, never an error: the checks serve the user, not the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_origin
+
+_NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
+
+
+def checker(hint: Any) -> Callable[[object], bool]:
+    """A function that tells whether a value fits `hint`. As for type checkers, an int is a float.
+
+    >>> checker(float)(1), checker(list[int])(["a"])
+    (True, False)
+    """
+    if hint is Any or hint is object:
+        return lambda value: True
+    if hint is None:
+        return lambda value: value is None
+    if isinstance(hint, type) and get_origin(hint) is None and not getattr(hint, "_is_protocol", False):
+        classes = _NUMERIC_TOWER.get(hint, hint)
+        return lambda value: isinstance(value, classes)
+    from beartype import BeartypeConf
+    from beartype.door import is_bearable
+    from beartype.roar import BeartypeException
+
+    conf = BeartypeConf(is_pep484_tower=True)
+
+    def check(value: object) -> bool:
+        try:
+            return is_bearable(value, hint, conf=conf)
+        except BeartypeException:
+            return True
+
+    return check
+
+
+def fits(given: Any, wanted: Any) -> bool:
+    """May what is declared as `given` be handed to what is declared as `wanted`? In doubt: yes.
+
+    >>> fits(int, float), fits(str, int), fits(list[int], list[str])
+    (True, False, False)
+    """
+    if given is Any or wanted is Any or wanted is object or given == wanted:
+        return True
+    if isinstance(given, type) and given in _NUMERIC_TOWER.get(wanted, ()):
+        return True
+    from beartype.door import is_subhint
+    from beartype.roar import BeartypeException
+
+    try:
+        return is_subhint(given, wanted)
+    except BeartypeException:
+        return True
