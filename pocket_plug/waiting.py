@@ -104,6 +104,10 @@ def wake(waiters: Iterable[Waiter[Any]]) -> None:
                 continue
 
 
+def _title(coroutine: Coroutine[Any, Any, Any]) -> str:
+    return getattr(coroutine, "__qualname__", repr(coroutine))
+
+
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end in this thread, without a loop; where it waits on a Waiter the thread blocks."""
     outer, _driving.active = _driving.active, True
@@ -112,7 +116,7 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
             waiting = coroutine.send(None)
             if not isinstance(waiting, Waiter):
                 coroutine.close()
-                raise SyncError(f"{coroutine.__qualname__} awaits an event loop ({type(waiting).__name__}); "
+                raise SyncError(f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
                                 "call it with `await`, or let its layer say needs_loop = True")
             waiting.block()
     except StopIteration as done:
@@ -128,7 +132,7 @@ def drive_inline(coroutine: Coroutine[Any, Any, T]) -> T:
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
     coroutine.close()
-    raise SyncError(f"{coroutine.__qualname__} suspended although its part says that it is inline; "
+    raise SyncError(f"{_title(coroutine)} suspended although its part says that it is inline; "
                     "set inline_read or inline_write to False there")
 
 

@@ -1,0 +1,611 @@
+"""What users hold: a store and its views, each derived once from the waist.
+
+A view is a source (a stack, or a transaction over one) and a prefix. `StoreReader` has what only reads, `StoreWriter`
+adds what writes, `Store` owns the stack; `SyncReader`, `SyncWriter` and `SyncStore` are the same without `await`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Set
+from enum import Enum
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar, overload
+
+from .backend import Backend, Change, Clock, Delete, Entry, Put
+from .contention import FREE_TRIES, Combiner, Gates, Step
+from .errors import Conflict, KeyNameError, MissingKeyError, ValueTypeError
+from .keys import RESERVED, Key, check_name, declared_types, type_name
+from .layer import Layer, build_stack, parts
+from .memory import Memory
+from .transaction import Transaction, private
+from .ttl import TTL, seconds
+from .typechecks import checker
+from .waiting import LoopThread, drive, drive_inline, run_on
+
+T = TypeVar("T")
+D = TypeVar("D")
+Name = str | Key[Any]
+
+
+class Missing(Enum):
+    """The type of `MISSING`."""
+
+    MISSING = "MISSING"
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = Missing.MISSING
+"""A default for `get` that no stored value equals: it tells a stored None from nothing stored."""
+
+
+class Stack(Layer):
+    """The outermost part of every store: costs its operations nothing, and keeps what belongs to the stack as one."""
+
+    def on_build(self) -> None:
+        self.combiner = Combiner(self)
+        self.gates = Gates()
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._own_loop: LoopThread | None = None
+        self.run_read = self._runner(self.inline_read)
+        self.run_write = self._runner(self.inline_write)
+
+    def __repr__(self) -> str:
+        return " > ".join(repr(part) for part in parts(self)[1:])
+
+    async def apply(self, name: str, step: Step) -> Any:
+        """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
+        for _ in range(FREE_TRIES if self.inline_write else 0):
+            entry = await self.read(name)
+            change, answer = step(entry)
+            try:
+                if change is not None:
+                    await self.write((change,), {name: entry.version if entry else 0})
+                return answer
+            except Conflict:
+                continue
+        return await self.combiner.apply(name, step)
+
+    async def open(self) -> None:
+        if self.needs_loop and self._home is None:
+            self._home = asyncio.get_running_loop()
+        await self.inner.open()
+
+    def _runner(self, inline: bool) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+        """How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop."""
+        return drive_inline if inline else self._run_at_home if self.needs_loop else drive
+
+    def _run_at_home(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._home is None:
+            self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
+            self._home = self._own_loop.loop
+        return run_on(self._home, coroutine)
+
+    def open_sync(self) -> None:
+        """Open it for callers without a loop."""
+        (self._run_at_home if self.needs_loop else drive)(self.open())
+
+    def close_sync(self) -> None:
+        """Close it, and the loop that was made for it."""
+        try:
+            (self._run_at_home if self.needs_loop else drive)(self.close())
+        finally:
+            if self._own_loop is not None:
+                self._own_loop.close()
+                self._own_loop = self._home = None
+
+
+Source = Stack | Transaction
+
+
+class StoreReader:
+    """Reads. What a node's `prep` is handed, and what `store.reader()` gives."""
+
+    __slots__ = ("_prefix", "_source")
+
+    def __init__(self, source: Source, prefix: str = "") -> None:
+        self._source = source
+        self._prefix = prefix
+
+    def __repr__(self) -> str:
+        scope = f", scope={self._prefix[:-1]!r}" if self._prefix else ""
+        return f"{type(self).__name__}({self._source!r}{scope})"
+
+    def _name(self, key: Name) -> str:
+        if key.__class__ is str and key[:7] != RESERVED and key and key.isascii():
+            return self._prefix + key
+        return self._prefix + (str(key) if isinstance(key, Key) else check_name(key))
+
+    @overload
+    async def get(self, key: Key[T], /) -> T | None: ...
+    @overload
+    async def get(self, key: Key[T], /, default: T) -> T: ...
+    @overload
+    async def get(self, key: Key[T], /, default: D) -> T | D: ...
+    @overload
+    async def get(self, key: str, /, default: Any = None) -> Any: ...
+    async def get(self, key: Any, /, default: Any = None) -> Any:
+        """The value at `key`, else `default`. A failing backend raises StoreError: it never looks like nothing there.
+
+        >>> store = SyncStore()
+        >>> store.get("user:1", MISSING)
+        MISSING
+        """
+        entry = await self._source.read(self._name(key))
+        if entry is None:
+            return default
+        if key.__class__ is Key:
+            key.check(entry.value)
+        return entry.value
+
+    @overload
+    async def require(self, key: Key[T], /) -> T: ...
+    @overload
+    async def require(self, key: str, /) -> Any: ...
+    async def require(self, key: Any, /) -> Any:
+        """The value at `key`; raises MissingKeyError, naming the key and the scope, where there is none."""
+        value = await self.get(key, MISSING)
+        if value is MISSING:
+            scope = f" (scope {self._prefix!r})" if self._prefix else ""
+            raise MissingKeyError(f"nothing at {str(key)!r}{scope}")
+        return value
+
+    async def has(self, key: Name, /) -> bool:
+        """Is there a value, None included?"""
+        return await self._source.read(self._name(key)) is not None
+
+    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
+        """The values that exist, by name, in one go."""
+        names = {self._name(key): str(key) for key in keys}
+        return {names[name]: entry.value for name, entry in (await self._source.read_many(names)).items()}
+
+    async def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """The names that start with `prefix`, in order, without this view's scope."""
+        start = len(self._prefix)
+        async for name in self._source.scan(self._prefix + prefix):
+            if not name.startswith(RESERVED):
+                yield name[start:]
+
+    async def ttl(self, key: Name, /) -> float | None:
+        """Seconds until `key` expires; None where it never does. Raises MissingKeyError where there is nothing."""
+        entry = await self._source.read(self._name(key))
+        if entry is None:
+            raise MissingKeyError(f"nothing at {str(key)!r}, so it has no time to live")
+        return None if entry.expires_at is None else entry.expires_at - self._source.clock()
+
+    def scope(self, prefix: Name, /) -> Self:
+        """A view of the names below `prefix`; its `get("123")` is `get("user:123")` here.
+
+        >>> store = SyncStore()
+        >>> store.scope("user").scope("admin").set("001", "Alice")
+        >>> store.get("user:admin:001")
+        'Alice'
+        """
+        name = self._name(prefix) + ":"
+        if name.startswith(RESERVED):
+            raise KeyNameError(f"the scope {name[:-1]!r} is reserved; choose another one")
+        view = object.__new__(type(self))
+        StoreReader.__init__(view, self._source, name)
+        return view
+
+    def typed(self, type: type[T], /) -> TypedReader[T]:
+        """This view for values of one type, checked when they are read."""
+        return TypedReader(self, type)
+
+
+class StoreWriter(StoreReader):
+    """Reads and writes. What a node's `post` is handed: there, all writes land at once or not at all."""
+
+    __slots__ = ()
+
+    @overload
+    async def set(self, key: Key[T], value: T, /, *, ttl: TTL | None = None) -> None: ...
+    @overload
+    async def set(self, key: str, value: Any, /, *, ttl: TTL | None = None) -> None: ...
+    async def set(self, key: Any, value: Any, /, *, ttl: TTL | None = None) -> None:
+        """Store `value`. `ttl`: seconds, timedelta or "5m"; a set without one lasts for ever, whatever was there.
+
+        Raises ValueTypeError if it isn't what the Key declares, ConfigError for a ttl of 0 and below.
+        """
+        if key.__class__ is Key:
+            key.check(value)
+        await self._source.write((Put(self._name(key), value, self._deadline(ttl)),))
+
+    def _deadline(self, ttl: TTL | None) -> float | None:
+        return None if ttl is None else self._source.clock() + seconds(ttl)
+
+    async def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
+        """Store several values in one write: all or none."""
+        deadline = self._deadline(ttl)
+        for key, value in values.items():
+            if isinstance(key, Key):
+                key.check(value)
+        await self._source.write([Put(self._name(key), value, deadline) for key, value in values.items()])
+
+    async def delete(self, key: Name, /) -> bool:
+        """Remove it; was it there? Of several that delete it at once, one is told True."""
+
+        def step(entry: Entry | None) -> tuple[Change | None, bool]:
+            return (None, False) if entry is None else (Delete(name), True)
+
+        name = self._name(key)
+        return bool(await self._source.apply(name, step))
+
+    async def delete_many(self, keys: Iterable[Name], /) -> None:
+        """Remove several in one write."""
+        await self._source.write([Delete(self._name(key)) for key in keys])
+
+    @overload
+    async def update(self, key: Key[T], fn: Callable[[T], T], /, *, default: T) -> T: ...
+    @overload
+    async def update(self, key: str, fn: Callable[[Any], Any], /, *, default: Any = ...) -> Any: ...
+    async def update(self, key: Any, fn: Callable[[Any], Any], /, *, default: Any = MISSING) -> Any:
+        """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays.
+
+        `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
+        MissingKeyError. Raises Conflict if other processes never let go of the key.
+
+        >>> SyncStore().update("hits", lambda n: n + 1, default=0)
+        1
+        """
+
+        def step(entry: Entry | None) -> tuple[Change, Any]:
+            if entry is not None:
+                old, deadline = private(entry.value), entry.expires_at
+            elif default is MISSING:
+                raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
+            else:
+                old, deadline = private(default), None
+            new = fn(old)
+            if key.__class__ is Key:
+                key.check(new)
+            return Put(name, new, deadline), new
+
+        name = self._name(key)
+        return await self._source.apply(name, step)
+
+    def typed(self, type: type[T], /) -> TypedStore[T]:
+        """This view for values of one type, checked when they are written and read."""
+        return TypedStore(self, type)
+
+
+class Store(StoreWriter):
+    """A store: a stack of layers over a backend. `Store()` is memory and needs no opening.
+
+    `backend` is a URL or a Backend; `layers` are recipes or names, outermost first as written (a set of names is put
+    in the usual order). `clock` gives epoch seconds. Open others with `async with`.
+    """
+
+    __slots__ = ()
+    _source: Stack
+
+    def __init__(self, backend: str | Backend = "memory://", /, *, layers: Collection[str | Layer] = (),
+                 clock: Clock | None = None) -> None:  # fmt: skip
+        super().__init__(_build(backend, layers, clock))
+
+    async def __aenter__(self) -> Self:
+        await self._source.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """What `async with` does first."""
+        await self._source.open()
+
+    async def flush(self) -> None:
+        """Wait until everything acknowledged is as durable as the stack makes it."""
+        await self._source.flush()
+
+    async def close(self) -> None:
+        """What `async with` does last; the store raises StoreClosedError from then on."""
+        await self._source.close()
+
+    def reader(self) -> StoreReader:
+        """The same without the means to write; its scopes are readers too."""
+        return StoreReader(self._source, self._prefix)
+
+    def transaction(self) -> OpenTransaction:
+        """`async with store.transaction() as tx:` repeatable reads, buffered writes, one atomic commit.
+
+        Raises Conflict at the end of the block if anything that it read has been changed by then; an exception in the
+        block discards it.
+        """
+        return OpenTransaction(self)
+
+    @property
+    def sync(self) -> SyncStore:
+        """The same store without `await`."""
+        return SyncStore(self)
+
+    @property
+    def stack(self) -> Stack:
+        """The built stack: `parts(store.stack)` lists it, `str` draws it."""
+        return self._source
+
+
+def _build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock | None) -> Stack:
+    if isinstance(backend, str):
+        backend = Memory() if backend == "memory://" else _resolve(backend)
+    if clock is not None:
+        backend.clock = clock
+    recipes: Iterable[Any] = layers
+    if isinstance(layers, Set):
+        from .pocket import order_names
+
+        recipes = order_names(layers)
+    stack = build_stack(backend, [_recipe(recipe) for recipe in recipes])
+    built = Stack().build(stack)
+    assert isinstance(built, Stack)
+    return built
+
+
+def _resolve(url: str) -> Backend:
+    from .pocket import resolve_backend
+
+    return resolve_backend(url)
+
+
+def _recipe(layer: Any) -> Any:
+    if not isinstance(layer, str | Mapping):
+        return layer
+    from .pocket import resolve_layer
+
+    return resolve_layer(layer)
+
+
+class OpenTransaction:
+    """The context manager behind `store.transaction()`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def __aenter__(self) -> StoreWriter:
+        self._transaction = Transaction(self._store._source)
+        return StoreWriter(self._transaction, self._store._prefix)
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        commit = self._transaction.end()
+        if kind is None and commit is not None:
+            await self._store._source.write(*commit)
+
+
+class TypedReader(Generic[T]):
+    """A view for values of one type; what is of another raises ValueTypeError, naming the key."""
+
+    def __init__(self, view: StoreReader, type: type[T], /) -> None:
+        self._view: Any = view
+        self._type = type
+        self._fits = checker(type)
+        declared_types.append(type)
+
+    def _checked(self, key: Name, value: Any) -> Any:
+        if value is not MISSING and not self._fits(value):
+            raise ValueTypeError(f"{str(key)!r}: this store is typed {type_name(self._type)}, "
+                                 f"the value is {type(value).__name__}")
+        return value
+
+    @overload
+    async def get(self, key: str, /) -> T | None: ...
+    @overload
+    async def get(self, key: str, /, default: D) -> T | D: ...
+    async def get(self, key: str, /, default: Any = None) -> Any:
+        """The value at `key`, else `default`."""
+        value = self._checked(key, await self._view.get(key, MISSING))
+        return default if value is MISSING else value
+
+    async def require(self, key: str, /) -> T:
+        """The value at `key`, else MissingKeyError."""
+        return self._checked(key, await self._view.require(key))  # type: ignore[no-any-return]
+
+
+class TypedStore(TypedReader[T]):
+    """A view for values of one type, checked when they are written too."""
+
+    async def set(self, key: str, value: T, /, *, ttl: TTL | None = None) -> None:
+        """Store a value of the type."""
+        await self._view.set(key, self._checked(key, value), ttl=ttl)
+
+    async def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
+        """Replace the value by `fn(value)`, atomically."""
+        checked: T = await self._view.update(key, lambda old: self._checked(key, fn(self._checked(key, old))),
+                                             default=default)  # fmt: skip
+        return checked
+
+    async def delete(self, key: str, /) -> bool:
+        """Remove it; was it there?"""
+        return await self._view.delete(key)  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------- without await
+class SyncReader:
+    """`StoreReader` without `await`."""
+
+    __slots__ = ("_read", "_view", "_write")
+
+    def __init__(self, view: StoreReader) -> None:
+        self._view: Any = view
+        source = view._source
+        stack = source.stack if isinstance(source, Transaction) else source
+        self._read: Callable[[Coroutine[Any, Any, Any]], Any] = stack.run_read
+        # a transaction's writes are buffered, but an update reads first
+        self._write: Callable[[Coroutine[Any, Any, Any]], Any] = stack.run_read if stack is not source else stack.run_write
+
+    def __repr__(self) -> str:
+        return repr(self._view).replace("Store", "Sync", 1)
+
+    @overload
+    def get(self, key: Key[T], /) -> T | None: ...
+    @overload
+    def get(self, key: Key[T], /, default: T) -> T: ...
+    @overload
+    def get(self, key: Key[T], /, default: D) -> T | D: ...
+    @overload
+    def get(self, key: str, /, default: Any = None) -> Any: ...
+    def get(self, key: Any, /, default: Any = None) -> Any:
+        """The value at `key`, else `default`."""
+        return self._read(self._view.get(key, default))
+
+    @overload
+    def require(self, key: Key[T], /) -> T: ...
+    @overload
+    def require(self, key: str, /) -> Any: ...
+    def require(self, key: Any, /) -> Any:
+        """The value at `key`, else MissingKeyError."""
+        return self._read(self._view.require(key))
+
+    def has(self, key: Name, /) -> bool:
+        """Is there a value, None included?"""
+        return self._read(self._view.has(key))  # type: ignore[no-any-return]
+
+    def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
+        """The values that exist, by name, in one go."""
+        return self._read(self._view.get_many(keys))  # type: ignore[no-any-return]
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """The names that start with `prefix`, in order, without this view's scope."""
+        names = self._view.keys(prefix)
+        while (name := self._read(anext_or_none(names))) is not None:
+            yield name
+
+    def ttl(self, key: Name, /) -> float | None:
+        """Seconds until `key` expires; None where it never does."""
+        return self._read(self._view.ttl(key))  # type: ignore[no-any-return]
+
+    def scope(self, prefix: Name, /) -> Self:
+        """A view of the names below `prefix`."""
+        view = object.__new__(type(self))
+        SyncReader.__init__(view, self._view.scope(prefix))
+        return view
+
+    def typed(self, type: type[T], /) -> SyncTypedReader[T]:
+        """This view for values of one type, checked when they are read."""
+        return SyncTypedReader(self, TypedReader(self._view, type))
+
+
+async def anext_or_none(names: AsyncIterator[str]) -> str | None:
+    """The next one, None after the last: StopAsyncIteration can't leave a driven coroutine."""
+    return await anext(names, None)
+
+
+class SyncWriter(SyncReader):
+    """`StoreWriter` without `await`."""
+
+    __slots__ = ()
+
+    @overload
+    def set(self, key: Key[T], value: T, /, *, ttl: TTL | None = None) -> None: ...
+    @overload
+    def set(self, key: str, value: Any, /, *, ttl: TTL | None = None) -> None: ...
+    def set(self, key: Any, value: Any, /, *, ttl: TTL | None = None) -> None:
+        """Store `value`, for `ttl` seconds, a timedelta or "5m"."""
+        self._write(self._view.set(key, value, ttl=ttl))
+
+    def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
+        """Store several values in one write: all or none."""
+        self._write(self._view.set_many(values, ttl=ttl))
+
+    def delete(self, key: Name, /) -> bool:
+        """Remove it; was it there?"""
+        return self._write(self._view.delete(key))  # type: ignore[no-any-return]
+
+    def delete_many(self, keys: Iterable[Name], /) -> None:
+        """Remove several in one write."""
+        self._write(self._view.delete_many(keys))
+
+    @overload
+    def update(self, key: Key[T], fn: Callable[[T], T], /, *, default: T) -> T: ...
+    @overload
+    def update(self, key: str, fn: Callable[[Any], Any], /, *, default: Any = ...) -> Any: ...
+    def update(self, key: Any, fn: Any, /, *, default: Any = MISSING) -> Any:
+        """Replace the value by `fn(value)`, atomically, and give the new one."""
+        return self._write(self._view.update(key, fn, default=default))
+
+    def typed(self, type: type[T], /) -> SyncTypedStore[T]:
+        """This view for values of one type, checked when they are written and read."""
+        return SyncTypedStore(self, TypedStore(self._view, type))
+
+
+class SyncStore(SyncWriter):
+    """`Store` without `await`. Open it with `with`, unless it is memory."""
+
+    __slots__ = ()
+
+    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
+                 clock: Clock | None = None) -> None:  # fmt: skip
+        super().__init__(backend if isinstance(backend, Store) else Store(backend, layers=layers, clock=clock))
+
+    def __enter__(self) -> Self:
+        self._view.stack.open_sync()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def flush(self) -> None:
+        """Wait until everything acknowledged is as durable as the stack makes it."""
+        self._write(self._view.flush())
+
+    def close(self) -> None:
+        """What `with` does last."""
+        self._view.stack.close_sync()
+
+    def reader(self) -> SyncReader:
+        """The same without the means to write."""
+        return SyncReader(self._view.reader())
+
+    def transaction(self) -> OpenSyncTransaction:
+        """`with store.transaction() as tx:` as on Store."""
+        return OpenSyncTransaction(self._view.transaction(), self._write)
+
+
+class OpenSyncTransaction:
+    """The context manager behind `SyncStore.transaction()`."""
+
+    def __init__(self, transaction: OpenTransaction, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._transaction, self._run = transaction, run
+
+    def __enter__(self) -> SyncWriter:
+        return SyncWriter(drive_inline(self._transaction.__aenter__()))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._run(self._transaction.__aexit__(kind, error, trace))
+
+
+class SyncTypedReader(Generic[T]):
+    """`TypedReader` without `await`."""
+
+    def __init__(self, view: SyncReader, typed: TypedReader[T], /) -> None:
+        self._read, self._write = view._read, view._write
+        self._typed: Any = typed
+
+    @overload
+    def get(self, key: str, /) -> T | None: ...
+    @overload
+    def get(self, key: str, /, default: D) -> T | D: ...
+    def get(self, key: str, /, default: Any = None) -> Any:
+        """The value at `key`, else `default`."""
+        return self._read(self._typed.get(key, default))
+
+    def require(self, key: str, /) -> T:
+        """The value at `key`, else MissingKeyError."""
+        return self._read(self._typed.require(key))  # type: ignore[no-any-return]
+
+
+class SyncTypedStore(SyncTypedReader[T]):
+    """`TypedStore` without `await`."""
+
+    def set(self, key: str, value: T, /, *, ttl: TTL | None = None) -> None:
+        """Store a value of the type."""
+        self._write(self._typed.set(key, value, ttl=ttl))
+
+    def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
+        """Replace the value by `fn(value)`, atomically."""
+        return self._write(self._typed.update(key, fn, default=default))  # type: ignore[no-any-return]
+
+    def delete(self, key: str, /) -> bool:
+        """Remove it; was it there?"""
+        return self._write(self._typed.delete(key))  # type: ignore[no-any-return]
