@@ -69,7 +69,7 @@ class Backend:
     clock: Clock = time.time
     """Epoch seconds. A store that was given a clock hands it to its backend, and the layers take it from there."""
 
-    durable: bool = False
+    survives: bool = False
     """Do entries survive the process? A stack that would delete such entries by accident is refused."""
 
     def __init_subclass__(cls, **options: Any) -> None:
