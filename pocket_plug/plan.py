@@ -1,0 +1,182 @@
+"""A graph made ready to run: each node a `Step` with its phases, colours and ways out looked up once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .errors import GraphError, RouteError, UndeclaredKeyError, suggest
+from .keys import Key, type_name
+from .node import DEFAULT, END, Chain, Node, PostNode, Retry, options_of
+from .phases import HOOKS, PHASES, declared_actions, faults, input_type, is_async, output_type, overridden
+from .typechecks import checker, fits
+
+if TYPE_CHECKING:
+    from .hookspecs import Phase
+
+Function = Callable[..., Any]
+
+
+class Step:
+    """One node of one graph. A phase that the node doesn't override is None."""
+
+    kind: Any = "node"
+
+    def __init__(self, node: Node[Any, Any, Any]) -> None:
+        options = options_of(node)
+        self.node = node
+        self.name = options.name
+        self.title = type(node).__name__ if not isinstance(node, PostNode) else self.name
+        self.retry: Retry | None = options.retry
+        self.timeout = options.timeout
+        self.trace = options.trace
+        self.serializable = options.isolation == "serializable"
+        self.reads, self.writes = options.reads, options.writes
+        self.actions: dict[str, Step | None] = {}
+        functions = {name: overridden(node, name) for name in (*PHASES, *HOOKS)}
+        self.prep, self.exec, self.fallback = functions["prep"], functions["exec"], functions["fallback"]
+        self.post = functions["post"]
+        self.prep_async, self.exec_async = self._colour("prep"), self._colour("exec")
+        self.fallback_async, self.post_async = self._colour("fallback"), self._colour("post")
+        if isinstance(node, PostNode) and self.post is not None:
+            self.post = _of_two(self.post)
+        self.hooks: dict[str, tuple[Function, bool]] = {
+            name: (function, is_async(function)) for name in HOOKS if (function := functions[name]) is not None
+        }
+        self.phases: tuple[Phase, ...] = tuple(name for name in PHASES if functions[name] is not None)  # type: ignore[misc]
+        self.guarded = bool(self.retry or self.timeout or self.fallback)
+        declared = input_type(node)
+        self.input_type = declared
+        self.fits: Function | None = None if declared is Any else checker(declared)
+        # a class that isinstance can check needs no call
+        plain = isinstance(declared, type) and type(declared) is type and declared not in (float, complex, object)
+        self.input_class: type | None = declared if plain else None
+
+    def _colour(self, phase: str) -> bool:
+        function = overridden(self.node, phase)
+        return function is not None and is_async(function)
+
+    @property
+    def is_sync(self) -> bool:
+        """Can it run without an event loop?"""
+        functions = ((self.prep, self.prep_async), (self.exec, self.exec_async), (self.post, self.post_async),
+                     (self.fallback, self.fallback_async), *self.hooks.values())  # fmt: skip
+        return not any(function is not None and colour for function, colour in functions)
+
+    def no_route(self, action: str, graph: str) -> RouteError:
+        """The error for an action that leads nowhere."""
+        known = ", ".join(sorted({*self.actions, DEFAULT}))
+        return RouteError(f"node {self.name!r} of graph {graph!r} left by {action!r}; it has: {known}."
+                          f"{suggest(action, [*self.actions, DEFAULT])}")  # fmt: skip
+
+    def guard(self, prefix: str) -> Callable[[str, bool], None] | None:
+        """What refuses keys outside the declared `reads` and `writes`; None where nothing is declared."""
+        if not self.reads and not self.writes:
+            return None
+        allowed: set[tuple[str, bool]] = set()
+
+        def may_use(name: str, writing: bool) -> None:
+            if (name, writing) in allowed:
+                return
+            key = name.removeprefix(prefix)
+            declared: tuple[Key[Any], ...] = self.writes if writing else (*self.reads, *self.writes)
+            if not name.startswith(prefix) or not any(each.matches(key) for each in declared):
+                verb, option = ("writes", "writes") if writing else ("reads", "reads")
+                raise UndeclaredKeyError(f"node {self.name!r} {verb} {key!r}, which its {option}= does not declare; it "
+                                         f"has: {', '.join(each.template for each in declared) or 'nothing'}")
+            allowed.add((name, writing))
+
+        return may_use
+
+
+def _of_two(function: Function) -> Function:
+    return lambda store, input, prepared, result: function(store, input)
+
+
+class Plan:
+    """The steps of a graph, joined. Faults are collected by `findings`, not raised here."""
+
+    def __init__(self, chains: Iterable[Chain[Any, Any]], name: str, make: Callable[[Any], Step]) -> None:
+        self.name = name
+        self.steps: dict[int, Step] = {}
+        self._make = make
+        self._conflicts: list[str] = []
+        chains = list(chains)
+        self.start = self._step(chains[0].first)
+        for chain in chains:
+            self._step(chain.first)
+            for source, action, target in chain.edges:
+                self._join(self._step(source), action, self._step(target))
+
+    def _step(self, node: Any) -> Step:
+        if id(node) not in self.steps:
+            self.steps[id(node)] = self._make(node)
+        return self.steps[id(node)]
+
+    def _join(self, source: Step, action: str, target: Step) -> None:
+        known = source.actions.setdefault(action, target)
+        if known is not target and known is not None:
+            self._conflicts.append(f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to "
+                                   f"{target.name!r}")  # fmt: skip
+
+    @property
+    def is_sync(self) -> bool:
+        """Can every step run without an event loop?"""
+        return all(step.is_sync for step in self.steps.values())
+
+    def findings(self, exits: Collection[str] = ()) -> list[str]:
+        """Every fault, in words. `exits` are actions that an outer graph takes care of."""
+        found = list(self._conflicts)
+        steps = list(self.steps.values())
+        by_name: dict[str, Step] = {}
+        for step in steps:
+            if step.name in by_name:
+                found.append(f"two nodes are called {step.name!r}: {by_name[step.name].node!r} and {step.node!r}; "
+                             f"name one of them with with_options(name=…)")  # fmt: skip
+            by_name.setdefault(step.name, step)
+            found += faults(step.node, step.name)
+            found += self._unrouted(step, exits)
+            found += self._misfits(step)
+            found += self._idle(step)
+        reached = self._reached()
+        found += [f"node {step.name!r} can't be reached from {self.start.name!r}" for step in steps if step not in reached]
+        return found
+
+    def _reached(self) -> set[Step]:
+        reached, frontier = {self.start}, [self.start]
+        while frontier:
+            for step in frontier.pop().actions.values():
+                if step is not None and step not in reached:
+                    reached.add(step)
+                    frontier.append(step)
+        return reached
+
+    def _unrouted(self, step: Step, exits: Collection[str]) -> list[str]:
+        return [f"node {step.name!r} declares the action {action!r}, which leads nowhere; add node.{action} >> other"
+                for action in declared_actions(step.node) if action not in step.actions and action not in exits]  # fmt: skip
+
+    def _misfits(self, step: Step) -> list[str]:
+        found = []
+        carried = {DEFAULT: output_type(step.node), **declared_actions(step.node)}
+        for action, target in step.actions.items():
+            given = carried.get(action, Any)
+            if target is not None and not fits(given, target.input_type):
+                way = "" if action == DEFAULT else f" by {action!r}"
+                found.append(f"node {step.name!r} leaves{way} with {type_name(given)}, but {target.name!r} takes "
+                             f"{type_name(target.input_type)}")  # fmt: skip
+        return found
+
+    def _idle(self, step: Step) -> list[str]:
+        given, left = step.input_type, output_type(step.node)
+        if step.kind == "node" and not step.phases and not fits(given, left):
+            return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
+        return []
+
+    def check(self, exits: Collection[str] = ()) -> None:
+        """Raise GraphError with every finding at once."""
+        found = self.findings(exits)
+        if found:
+            raise GraphError(f"graph {self.name!r} can't run:", found)
+
+
+END_ACTION = END.name
