@@ -87,6 +87,13 @@ class ConfigError(PocketError, ValueError):
     """A configuration file, an option, or a stack that can't be meant."""
 
 
+class UnknownStoreError(ConfigError, KeyError):
+    """The configuration names no such store."""
+
+    def __str__(self) -> str:  # as in MissingKeyError
+        return str(self.args[0])
+
+
 class PluginError(PocketError):
     """A plugin can't be used; names the plugin and its distribution."""
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .backend import Backend
     from .codec import Codec
+    from .discovery import PluginRecord
     from .layer import Layer
     from .pocket import Pocket
 
@@ -110,6 +111,8 @@ class Observer:
     event: Callable[[str, NodeCall, Mapping[str, Any]], None] | None = None
     outermost: bool = False
     """True for tracing, so that what the others log inside carries its ids."""
+    plugin: PluginRecord = field(init=False, repr=False, compare=False)
+    """Whose it is; set by the Pocket that asked, so that a failure can be put down to it."""
 
 
 class Specs:

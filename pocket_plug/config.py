@@ -1,0 +1,228 @@
+"""`pocket.toml`, or `[tool.pocket_plug]` in pyproject.toml: read, checked, and turned into recipes of layers.
+
+Every message names the file and the path in it. Strings may name environment variables, `"${NAME}"`; they are filled in
+only where a value is used, so what is shown of a configuration is what is written there, without its secrets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from .errors import ConfigError, suggest
+from .keys import type_name
+from .layer import Layer
+from .typechecks import checker
+
+L = TypeVar("L", str, "str | Layer")
+LayerSpec = str | Mapping[str, Any]
+"""A layer by name, or a table with its options: `{"use": "bounding", "max_entries": 10}`."""
+
+_USUAL_ORDER = {"tracing": 0, "metrics": 1, "logging": 2, "persistence": 4, "bounding": 5}
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTable:
+    """One store as it is written in the file."""
+
+    where: str = ""
+    """How messages name the table: `pocket.toml [stores.cache]`."""
+    url: str = "memory://"
+    layers: tuple[LayerSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration file's content. Without a file: one store in memory, and nothing switched off."""
+
+    where: str = ""
+    store: StoreTable = StoreTable()
+    stores: Mapping[str, StoreTable] = field(default_factory=dict[str, StoreTable])
+    disable: tuple[str, ...] = ()
+    """Names of plugins that are not used."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """The tables `[plugins.NAME]`."""
+
+
+def find_config(folder: Path | None = None) -> Path | None:
+    """A folder's configuration, by default the current one's: `pocket.toml`, else a `pyproject.toml` with our table."""
+    folder = folder or Path()
+    own = folder / "pocket.toml"
+    if own.is_file():
+        return own
+    project = folder / "pyproject.toml"
+    if project.is_file() and "pocket_plug" in _text(project) and "pocket_plug" in _toml(project).get("tool", {}):
+        return project
+    return None
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a file. Raises ConfigError, naming the file and the path in it."""
+    path = Path(path)
+    content, prefix = _toml(path), ""
+    if path.name == "pyproject.toml":
+        content, prefix = content.get("tool", {}).get("pocket_plug"), "tool.pocket_plug."
+        if content is None:
+            raise ConfigError(f"{path} has no table [tool.pocket_plug]")
+    top = _Table(str(path), prefix, content)
+    top.allow("store", "stores", "plugins")
+    plugins = top.table("plugins")
+    return Config(
+        where=f"{path} [{prefix}plugins]",
+        store=_store(top.table("store")),
+        stores={name: _store(top.table("stores").table(name)) for name in top.table("stores").content},
+        disable=tuple(plugins.strings("disable")),
+        options={name: plugins.table(name).content for name in plugins.content if name != "disable"},
+    )
+
+
+class _Table:
+    """A table of the file, which knows where it stands."""
+
+    def __init__(self, path: str, name: str, content: Any) -> None:
+        self.path, self.name = path, name
+        self.where = f"{path} [{name.removesuffix('.')}]" if name else path
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{self.where}: this is a table, not {content!r:.80}")
+        self.content: Mapping[str, Any] = content
+
+    def allow(self, *known: str) -> None:
+        for key in self.content:
+            if key not in known:
+                raise ConfigError(f"{self.where}: there is no {key!r} here{alternatives(key, known)}")
+
+    def table(self, key: str) -> _Table:
+        prefix = self.name if not self.name or self.name.endswith(".") else f"{self.name}."
+        return _Table(self.path, prefix + key, self.content.get(key, {}))
+
+    def strings(self, key: str) -> list[str]:
+        value = self.content.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{self.where}.{key} must be a list of strings, not {value!r:.80}")
+        return value
+
+
+def _store(table: _Table) -> StoreTable:
+    table.allow("url", "layers")
+    url, layers = table.content.get("url", "memory://"), table.content.get("layers", [])
+    if not isinstance(url, str):
+        raise ConfigError(f'{table.where}.url must be a string such as "sqlite:///state.db", not {url!r:.80}')
+    if not isinstance(layers, list):
+        raise ConfigError(f"{table.where}.layers must be a list, outermost first, not {layers!r:.80}")
+    return StoreTable(table.where, url, tuple(layers))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def expand(value: Any, where: str) -> Any:
+    """A value with the environment's variables filled in, however nested. Raises ConfigError for one that isn't set.
+
+    >>> os.environ["CACHE_DIR"] = "/var/cache"
+    >>> expand(["sqlite:///${CACHE_DIR}/x.db"], "pocket.toml [store]")
+    ['sqlite:////var/cache/x.db']
+    """
+
+    def variable(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ConfigError(f"{where}: the environment variable {name!r} is not set")
+        return os.environ[name]
+
+    if isinstance(value, str):
+        return _VARIABLE.sub(variable, value)
+    if isinstance(value, Mapping):
+        return {key: expand(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand(item, f"{where}[{position}]") for position, item in enumerate(value)]
+    return value
+
+
+def layer_name(spec: LayerSpec, where: str = "") -> str:
+    """The name in a layer's spec. Raises ConfigError where there is none."""
+    name = spec.get("use") if isinstance(spec, Mapping) else spec
+    if not isinstance(name, str):
+        raise ConfigError(
+            f'{where and f"{where}: "}a layer is a name or a table such as {{ use = "bounding", '
+            f"max_entries = 1000 }}, not {spec!r:.80}"
+        )
+    return name
+
+
+def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") -> Layer:
+    """A layer's recipe from its options, each checked against the field's type. `where` begins the messages."""
+    prefix = f"{where}: " if where else ""
+    fields = {each.name: each for each in dataclasses.fields(kind) if each.init}  # type: ignore[arg-type]
+    hints = _hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in fields:
+            raise ConfigError(f"{prefix}{kind.name} has no option {name!r}{alternatives(name, fields)}")
+        hint = hints.get(name, Any)
+        accepts = checker(hint)
+        # TOML has only lists
+        as_field = next((v for v in (value, *_frozen(value)) if accepts(v)), values)
+        if as_field is values:
+            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} is {type_name(hint)}, not {value!r:.80}")
+        values[name] = as_field
+    missing = [name for name, each in fields.items() if name not in values and each.default is dataclasses.MISSING
+               and each.default_factory is dataclasses.MISSING]  # fmt: skip
+    if missing:
+        raise ConfigError(f"{prefix}{kind.name} needs the option {missing[0]!r}")
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{prefix}{kind.name}: {error}") from error
+
+
+def _frozen(value: Any) -> tuple[Any, ...]:
+    return (tuple(value), frozenset(value)) if isinstance(value, list) else ()
+
+
+def _hints(kind: type[Layer]) -> dict[str, Any]:
+    try:
+        return get_type_hints(kind)
+    except Exception:  # noqa: BLE001 - a hint that can't be resolved here is unchecked, never an error
+        return {}
+
+
+def order_names(layers: Set[L]) -> list[L]:
+    """A set of names in the usual order: tracing, metrics, logging, third parties, persistence, bounding.
+
+    >>> order_names({"bounding", "compress", "tracing"})
+    ['tracing', 'compress', 'bounding']
+    """
+
+    def rank(layer: str | Layer) -> tuple[int, str]:
+        name = layer if isinstance(layer, str) else layer.name
+        return _USUAL_ORDER.get(name, 3), name
+
+    return sorted(layers, key=rank)
+
+
+def alternatives(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown name: what was meant, else what there is.
+
+    >>> alternatives("max_entires", ["max_entries", "ttl"])
+    "; did you mean 'max_entries'?"
+    """
+    meant = suggest(name, known).replace(" Did", "; did")
+    return meant or f"; there is: {', '.join(sorted(known)) or 'nothing'}"
