@@ -25,6 +25,11 @@ class _Driving(threading.local):
 _driving = _Driving()
 
 
+def may_block() -> bool:
+    """May the caller be blocked? True in a plain thread and under `drive`, False in a task: that would stop its loop."""
+    return _driving.active or asyncio._get_running_loop() is None
+
+
 class Waiter(Generic[T]):
     """A result that some other thread or task will give, awaited once by whoever made the waiter.
 
@@ -36,7 +41,7 @@ class Waiter(Generic[T]):
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
-        self._loop = None if _driving.active else asyncio._get_running_loop()
+        self._loop = None if may_block() else asyncio.get_running_loop()
         if self._loop is None:
             self._lock = threading.Lock()
             self._lock.acquire()
@@ -58,6 +63,10 @@ class Waiter(Generic[T]):
             yield self
         else:
             yield from self._future.__await__()
+        return self.outcome()
+
+    def outcome(self) -> T:
+        """What was given, once the waiting is over."""
         if self._error is not None:
             raise self._error
         return self._result
@@ -74,9 +83,9 @@ class Waiter(Generic[T]):
             raise cancelled
         return await self
 
-    def block(self) -> None:
-        """Block the thread until somebody wakes it."""
-        self._lock.acquire()
+    def block(self, timeout: float = -1) -> bool:
+        """Block the thread until somebody wakes it, at most `timeout` seconds; was it woken?"""
+        return self._lock.acquire(timeout=timeout)
 
 
 def _wake_here(waiters: list[Waiter[Any]]) -> None:

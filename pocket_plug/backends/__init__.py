@@ -1,0 +1,1 @@
+"""The backends that come along, each a plugin module of its own."""

@@ -1,0 +1,527 @@
+"""The backend in one SQLite file, which any number of threads, loops and processes may share.
+
+Reads happen in place. A write is one transaction: in place where that stops nobody, else in one writer thread, which
+commits all that wait as one. Values are the codec's bytes. A plugin module, as any third party's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import parse_qsl, unquote
+
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreClosedError, StoreError, suggest
+from pocket_plug.hookspecs import hookimpl
+from pocket_plug.waiting import Waiter, may_block, wake
+
+Durability = Literal["power", "process"]
+
+APPLICATION_ID = 0x504B5047
+SCHEMA_VERSION = 1
+
+# A rowid table: WITHOUT ROWID saves nothing on small values and doubles the time from half a kilobyte on, since its
+# tree moves all but the smallest rows to overflow pages.
+_SCHEMA = (
+    """CREATE TABLE entries
+       (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, expires_at REAL)""",
+    "CREATE INDEX entries_by_expiry ON entries (expires_at) WHERE expires_at IS NOT NULL",
+    "CREATE TABLE counter (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)",
+    "INSERT INTO counter VALUES (1, 0)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
+            FROM pragma_application_id, pragma_user_version"""
+_READ = "SELECT key, value, version, expires_at FROM entries WHERE key = ?"
+_ALIVE = "(expires_at IS NULL OR expires_at > ?)"
+_SEEN = f"SELECT version FROM entries WHERE key = ? AND {_ALIVE}"  # noqa: S608 - constants only
+# No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
+_SCAN = f"""SELECT key FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT) AND {_ALIVE}
+            ORDER BY key LIMIT 256"""  # noqa: S608
+_VERSION = "SELECT version FROM counter"
+_COUNT = "UPDATE counter SET version = ?"
+_PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
+          SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at"""
+_PUT_IF_NEWER = f"{_PUT} WHERE excluded.version > entries.version"
+_DELETE = "DELETE FROM entries WHERE key = ? AND version <= ?"
+_REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?)"
+
+REAP_EVERY = 16
+"""After so many changes, up to twice as many expired entries are removed."""
+
+
+class _Request:
+    """One write: what is asked, and what became of it."""
+
+    __slots__ = ("changes", "done", "error", "expect", "version", "waiter")
+    waiter: Waiter[None]
+
+    def __init__(self, changes: Sequence[Change], expect: Mapping[str, int]) -> None:
+        self.changes = changes
+        self.expect = expect
+        self.done = False
+        self.version = 0
+        self.error: Exception | None = None
+
+    def outcome(self) -> int:
+        if self.error is not None:
+            raise self.error
+        return self.version
+
+
+class SQLite(Backend):
+    """Entries in the SQLite file at `path`, made with its folder where there is none.
+
+    `durability` names the failure that an acknowledged write survives: "power" (also a crash of the machine) or
+    "process" (a crash of this process; about five times as fast). `timeout`, in seconds, is how long a write waits for
+    another process that is writing, before StoreBusyError.
+
+    As a URL: `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///state.db?durability=process&timeout=30`.
+    Raises ConfigError for options that can't be meant; `open` raises StoreError for a file that is not ours.
+
+    >>> SQLite.from_url("sqlite:///state.db?durability=process")
+    SQLite('state.db', durability='process')
+    """
+
+    inline_read = True
+    needs_loop = False
+    survives = True
+
+    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "power", timeout: float = 5.0) -> None:
+        allowed = get_args(Durability)
+        if durability not in allowed:
+            raise ConfigError(
+                f"sqlite: durability is {durability!r}; allowed: {', '.join(allowed)}.{suggest(durability, allowed)}"
+            )
+        if not (math.isfinite(timeout) and timeout >= 0):
+            raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, 0 or more")
+        self.path = os.fspath(path)
+        self.durability: Durability = durability
+        self.timeout = timeout
+        self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
+        self._open = False
+        self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
+        self._writer: sqlite3.Cursor
+        self._writing = threading.Lock()  # held by whoever uses the writer
+        self._unreaped = 0
+        self._queue: list[_Request] = []
+        self._queued = threading.Condition(threading.Lock())  # guards the queue, each request's waiter, and `_open`
+        self._thread: threading.Thread | None = None
+        self._finished: Waiter[None]
+
+    @classmethod
+    def from_url(cls, url: str) -> SQLite:
+        """The backend that a URL names. Raises ConfigError, with the option that was probably meant."""
+        address, _, query = url.partition("?")
+        path = unquote(address.removeprefix("sqlite:///"))
+        if not address.startswith("sqlite:///") or not path or path == ":memory:":
+            raise ConfigError(
+                f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db (memory:// for memory)"
+            )
+        options: dict[str, Any] = {}
+        for name, text in parse_qsl(query, keep_blank_values=True):
+            if name == "durability":
+                options[name] = text
+            elif name == "timeout":
+                try:
+                    options[name] = float(text)
+                except ValueError:
+                    raise ConfigError(f"{url!r}: timeout is {text!r}; give seconds, such as timeout=5") from None
+            else:
+                known = ("durability", "timeout")
+                raise ConfigError(
+                    f"{url!r}: sqlite has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}"
+                )
+        return cls(path, **options)
+
+    def __repr__(self) -> str:
+        return f"SQLite({self.path!r}, durability={self.durability!r})"
+
+    # ------------------------------------------------------------ opening and closing
+    async def open(self) -> None:
+        """Open the file; make it where there is none. Raises StoreError for a foreign file or a newer schema."""
+        if self._open:
+            return
+        try:
+            self._absolute.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.path}: its folder can't be made: {error}") from error
+        deadline = time.monotonic() + self.timeout
+        while True:
+            connection = self._connect("rwc")
+            try:
+                self._prepare(connection)
+                break
+            except sqlite3.Error as error:
+                connection.close()
+                # Of two processes that turn on WAL at once, SQLite refuses one without waiting.
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise self._explained(error) from error
+                time.sleep(0.005)  # noqa: ASYNC251 - some milliseconds, once in a file's life
+            except BaseException:
+                connection.close()
+                raise
+        self._writer = connection.cursor()
+        self._open = True
+
+    def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(
+                f"{self._absolute.as_uri()}?mode={mode}",
+                uri=True,
+                timeout=self.timeout,
+                isolation_level=None,
+                check_same_thread=False,  # used by one thread at a time, but not always by the same
+            )
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Check that the file is ours, make the tables where it is new, and leave the connection ready to write."""
+        if self._is_new(connection):
+            connection.execute("BEGIN IMMEDIATE")
+            if self._is_new(connection):  # nobody else has made them in the meantime
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+            connection.execute("COMMIT")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreError(f"{self.path}: SQLite can't use a write-ahead log here; put the file on a local disk")
+        power = self.durability == "power"
+        connection.execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
+        for name in ("fullfsync", "checkpoint_fullfsync"):  # on macOS nothing less reaches the disk
+            connection.execute(f"PRAGMA {name} = {int(power)}")
+        connection.execute("PRAGMA busy_timeout = 0")  # only the writer thread waits, and says so
+
+    def _is_new(self, connection: sqlite3.Connection) -> bool:
+        application, schema, tables = connection.execute(_WHOSE).fetchone()
+        if (application, schema, tables) == (0, 0, 0):
+            return True
+        if application != APPLICATION_ID:
+            raise StoreError(f"{self.path} is the SQLite file of another program; give pocket_plug one of its own")
+        if schema != SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path} has schema {schema}, and this pocket_plug knows {SCHEMA_VERSION}; install the newer one"
+            )
+        return False
+
+    async def close(self) -> None:
+        """Do what is queued, then let go of the file."""
+        with self._queued:
+            if not self._open:
+                return
+            self._open = False
+            thread, self._thread = self._thread, None
+            self._finished = Waiter()
+            self._queued.notify()
+        try:
+            if thread is not None:
+                await self._finished.shielded()
+                thread.join()
+        finally:
+            self._close_readers()
+            with self._writing:
+                self._writer.connection.close()
+
+    def _close_readers(self) -> None:
+        while self._readers:
+            with suppress(IndexError):  # another thread has just taken the last one, and will close it
+                self._readers.pop().connection.close()
+
+    # ------------------------------------------------------------ reading
+    async def read(self, key: str) -> Entry | None:
+        """One look-up in place, about as dear as decoding what it finds."""
+        for _, value, version, expires_at in self._rows(_READ, ((key,),)):
+            if expires_at is None or self.clock() < expires_at:
+                return Entry(self._decoded(key, value), version, expires_at)
+        return None
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """All as they were at one moment."""
+        now = self.clock()
+        return {
+            key: Entry(self._decoded(key, value), version, expires_at)
+            for key, value, version, expires_at in self._rows(_READ, [(key,) for key in keys])
+            if expires_at is None or now < expires_at
+        }
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """Page by page, so that a slow reader keeps no old state of the file alive."""
+        start = prefix
+        while page := self._rows(_SCAN, ((start, prefix, self.clock()),)):
+            for (key,) in page:
+                yield key
+            start = page[-1][0] + "\0"  # the name that comes next
+
+    async def version(self) -> int:
+        """The stored counter."""
+        return self._rows(_VERSION, ((),))[0][0]  # type: ignore[no-any-return]
+
+    def _rows(self, statement: str, parameters: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """What a statement gives for each of its parameters in turn, all at one moment."""
+        try:
+            cursor = self._readers.pop()
+        except IndexError:
+            cursor = self._reader()
+        try:
+            if len(parameters) == 1:
+                return cursor.execute(statement, parameters[0]).fetchall()
+            cursor.execute("BEGIN")
+            try:
+                return [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
+            finally:
+                cursor.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        finally:
+            self._readers.append(cursor)
+            if not self._open:
+                self._close_readers()
+
+    def _reader(self) -> sqlite3.Cursor:
+        if not self._open:
+            raise self._not_open()
+        connection = self._connect("rw")
+        connection.execute("PRAGMA query_only = 1")
+        return connection.cursor()
+
+    # ------------------------------------------------------------ writing
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """One transaction, committed before this returns; StoreBusyError where the file stays locked."""
+        if not changes:
+            return await self._check(expect)
+        request = _Request([self._encoded(change) for change in changes], expect)
+        if (self.durability == "process" or may_block()) and self._done_in_place(request):
+            return request.outcome()
+        await self._done_by_thread(request)
+        return request.outcome()
+
+    async def _check(self, expect: Mapping[str, int]) -> int:
+        version = await self.version()  # before the rest, so that it is no newer than what was checked
+        if expect:
+            now = self.clock()
+            seen = {
+                key: 0 if expires_at is not None and now >= expires_at else version
+                for key, _, version, expires_at in self._rows(_READ, [(key,) for key in expect])
+            }
+            if changed := [key for key, expected in expect.items() if seen.get(key, 0) != expected]:
+                raise Conflict(changed)
+        return version
+
+    def _done_in_place(self, request: _Request) -> bool:
+        """Commit in the caller's thread, unless somebody is writing: then nothing was done."""
+        if self._queue or not self._writing.acquire(blocking=False):
+            return False
+        try:
+            if not self._open:
+                raise self._not_open()
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                self._commit([request])
+            except sqlite3.Error as error:
+                if _is_busy(error):
+                    return False
+                raise self._explained(error) from error
+            finally:
+                self._roll_back()  # a keyboard interrupt may have come between
+        finally:
+            self._writing.release()
+        return True
+
+    async def _done_by_thread(self, request: _Request) -> None:
+        request.waiter = waiter = Waiter[None]()
+        with self._queued:
+            if not self._open:
+                raise self._not_open()
+            self._queue.append(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
+                self._thread.start()
+            self._queued.notify()
+        try:
+            await waiter
+        except BaseException as stopped:
+            outcome = self._withdrawn(request)
+            if outcome is not None and isinstance(stopped, asyncio.CancelledError):
+                await outcome.shielded()
+            raise
+
+    def _withdrawn(self, request: _Request) -> Waiter[None] | None:
+        """Take a request back. Where it has been begun, what to wait for instead: the first waiter was cancelled."""
+        with self._queued:
+            if request in self._queue:
+                self._queue.remove(request)
+            elif not request.done:
+                request.waiter = Waiter()
+                return request.waiter
+        return None
+
+    def _write_queued(self) -> None:
+        """The writer thread: everything that has queued up while it was at the last commit goes into the next one."""
+        while True:
+            with self._queued:
+                while not self._queue and self._open:
+                    self._queued.wait()
+                if not self._queue:
+                    wake([self._finished.give(None)])
+                    return
+                waiting = self._queue[:]
+            with self._writing:
+                batch = self._write_batch(waiting)
+            with self._queued:
+                for request in batch:
+                    request.done = True
+                waiters = [request.waiter.give(None) for request in batch]
+            wake(waiters)
+
+    def _write_batch(self, waiting: list[_Request]) -> list[_Request]:
+        """Begin, and only then take the queue, so that what waits for another process can still be withdrawn."""
+        try:
+            self._writer.execute(f"PRAGMA busy_timeout = {round(self.timeout * 1000)}")
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            with self._queued:
+                batch = [request for request in self._queue if request in waiting]
+                self._queue = [request for request in self._queue if request not in waiting]
+            for request in batch:
+                request.error = self._explained(error)
+            return batch
+        finally:
+            self._writer.execute("PRAGMA busy_timeout = 0")
+        with self._queued:
+            batch, self._queue = self._queue, []
+        self._commit(batch)
+        return batch
+
+    def _commit(self, batch: list[_Request]) -> None:
+        """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
+        execute = self._writer.execute
+        try:
+            now = self.clock()
+            before = version = execute(_VERSION).fetchone()[0]
+            for request in batch:
+                version = self._apply(request, version, now)
+            if version != before:
+                execute(_COUNT, (version,))
+                if self._unreaped >= REAP_EVERY:
+                    execute(_REAP, (now, 2 * self._unreaped))
+                    self._unreaped = 0
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
+            self._roll_back()
+            if len(batch) == 1:
+                batch[0].error = self._explained(error)
+            else:
+                self._commit_singly(batch)
+            return
+        try:
+            execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            for request in batch:
+                request.error = self._explained(error)
+
+    def _commit_singly(self, batch: list[_Request]) -> None:
+        """Something in the batch can't be done: each in a transaction of its own, so that no other pays for it."""
+        for request in batch:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                request.error = self._explained(error)
+            else:
+                self._commit([request])
+
+    def _apply(self, request: _Request, version: int, now: float) -> int:
+        """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
+        execute = self._writer.execute
+        request.error = None
+        changed: list[str] = []
+        for key, expected in request.expect.items():
+            row = execute(_SEEN, (key, now)).fetchone()
+            if (row[0] if row else 0) != expected:
+                changed.append(key)
+        if changed:
+            request.error = Conflict(changed)
+            return version
+        version += 1
+        highest = request.version = version
+        for change in request.changes:
+            own = version if change.version is None else change.version
+            highest = max(highest, own)
+            if isinstance(change, Put):
+                statement = _PUT if change.version is None else _PUT_IF_NEWER
+                execute(statement, (change.key, change.value, own, change.expires_at))
+            else:
+                execute(_DELETE, (change.key, own))
+        self._unreaped += len(request.changes)
+        return highest
+
+    def _roll_back(self) -> None:
+        if self._writer.connection.in_transaction:  # SQLite has done it already where the disk was full
+            with suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+
+    # ------------------------------------------------------------ values and errors
+    def _encoded(self, change: Change) -> Change:
+        if not isinstance(change, Put):
+            return change
+        try:
+            return Put(change.key, default_codec.encode(change.value), change.expires_at, change.version)
+        except CodecError as error:
+            raise type(error)(f"key {change.key!r}: {error}") from error
+
+    def _decoded(self, key: str, value: bytes) -> Any:
+        try:
+            return default_codec.decode(value)
+        except CodecError as error:
+            raise type(error)(f"{self.path}, key {key!r}: {error}") from error
+
+    def _not_open(self) -> StoreClosedError:
+        return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet (async with Store(…))")
+
+    def _explained(self, error: Exception) -> Exception:
+        """What SQLite says, as our own exception that names the file and the way out."""
+        if not isinstance(error, sqlite3.Error):
+            return error
+        if _is_busy(error):
+            return StoreBusyError(
+                f"{self.path} is being written by another connection, and was for all of the {self.timeout:g} s that "
+                "were waited for it; try again, or wait longer (timeout=…)"
+            )
+        way_out = _WAYS_OUT.get(_code(error), "SQLite refuses")
+        explained = StoreError(f"{self.path}: {way_out} ({type(error).__name__}: {error})")
+        explained.__cause__ = error
+        return explained
+
+
+_WAYS_OUT = {
+    sqlite3.SQLITE_FULL: "the disk is full and nothing of the write was kept; free some space and try again",
+    sqlite3.SQLITE_READONLY: "the file can't be written; check the permissions of it and its folder",
+    sqlite3.SQLITE_CANTOPEN: "the file can't be opened; check its path, and the permissions of it and its folder",
+    sqlite3.SQLITE_IOERR: "the disk reports an error; check it, and the limits on file size, and try again",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; put a copy in its place, or try `.recover` of the sqlite3 shell",
+    sqlite3.SQLITE_NOTADB: "this is no SQLite file; give pocket_plug one of its own",
+}
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what the extended code adds
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+@hookimpl
+def pocket_backends() -> Mapping[str, Callable[[str], Backend]]:
+    """The scheme `sqlite`."""
+    return {"sqlite": SQLite.from_url}

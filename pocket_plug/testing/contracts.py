@@ -1,0 +1,644 @@
+"""The promises of the waist as tests: whoever writes a backend inherits `BackendContract` and gets the whole suite.
+
+Nothing here knows a particular backend, and nothing waits on a clock: time is the `ManualClock` that tests move.
+"""
+
+# ruff: noqa: S101 - asserts are what a test is made of
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from pocket_plug.backend import Backend, Delete, Entry, Put
+from pocket_plug.errors import Conflict, StoreClosedError
+from pocket_plug.waiting import drive, drive_inline, run_on
+
+Scenario = Callable[[Backend], Awaitable[None]]
+
+ODD_KEYS = (
+    "%", "_", "a%b", "a_b", "a:b", "axb", "'", "''; --", '"', "\\", "[a]", "*", "?", " ", "\t\n", "A", "a", "Ä", "ä",
+    "a\u0308", "ß", "\u017f", "日本", "🙂", "\ud7ff", "\uffff", "\U00010000", "\U0010ffff", "\x00", "a\x00b", "a\x00",
+    "k" * 5_000,
+)  # fmt: skip
+"""Names that a pattern, a collation, a quoting or a length limit would trip over."""
+
+
+class ManualClock:
+    """Epoch seconds that stand still until a test moves them.
+
+    >>> clock = ManualClock()
+    >>> before = clock()
+    >>> clock.now += 60
+    >>> clock() - before
+    60.0
+    """
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def increment(backend: Backend, key: str, times: int) -> None:
+    """Add 1 to a counter so many times, each by a write that expects what was read."""
+    for _ in range(times):
+        while True:
+            entry = await backend.read(key)
+            value, version = (entry.value, entry.version) if entry else (0, 0)
+            try:
+                await backend.write([Put(key, value + 1)], {key: version})
+                break
+            except Conflict as conflict:
+                if conflict.keys != frozenset({key}):
+                    raise
+
+
+async def keys_of(backend: Backend, prefix: str = "") -> list[str]:
+    """All that a scan gives."""
+    return [key async for key in backend.scan(prefix)]
+
+
+class BackendContract:
+    """Inherit it, override one fixture, and every promise of `Backend` is tested.
+
+        class TestMine(BackendContract):
+            @pytest.fixture
+            def make_backend(self, tmp_path):
+                return lambda: Mine(tmp_path / "state")
+
+    The fixture gives what makes a backend, not yet opened, that has nothing in it when a test begins. Where the backend
+    says `survives = True`, calling it again within a test must give one over the same data, as a restart would.
+    """
+
+    @pytest.fixture
+    def make_backend(self) -> Callable[[], Backend]:
+        """What makes the backend under test; to be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} must override the fixture make_backend")
+
+    @pytest.fixture
+    def clock(self) -> ManualClock:
+        """The clock that every backend of the test goes by."""
+        return ManualClock()
+
+    @pytest.fixture
+    def run(self, make_backend: Callable[[], Backend], clock: ManualClock) -> Callable[[Scenario], None]:
+        """Runs a scenario with an open backend, on an event loop of its own. Called again, it is a restart."""
+
+        def run(scenario: Scenario) -> None:
+            async def main() -> None:
+                backend = make_backend()
+                backend.clock = clock
+                await backend.open()
+                try:
+                    await scenario(backend)
+                finally:
+                    await backend.close()
+
+            asyncio.run(main())
+
+        return run
+
+    # ------------------------------------------------------------ values and versions
+    def test_reads_back_what_was_put(self, run: Callable[[Scenario], None]) -> None:
+        """An entry has the value, the version that its write gave, and no deadline where none was set."""
+
+        async def scenario(backend: Backend) -> None:
+            assert await backend.read("a") is None
+            version = await backend.write([Put("a", {"n": [1, "two"]})])
+            assert await backend.read("a") == Entry({"n": [1, "two"]}, version)
+            assert version > 0
+
+        run(scenario)
+
+    def test_a_stored_none_is_not_absent(self, run: Callable[[Scenario], None]) -> None:
+        """None is a value: read, read_many and scan have it, and it has a version."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("nothing", None)])
+            assert await backend.read("nothing") == Entry(None, version)
+            assert await backend.read_many(["nothing", "absent"]) == {"nothing": Entry(None, version)}
+            assert await keys_of(backend) == ["nothing"]
+            with pytest.raises(Conflict):
+                await backend.write([], {"nothing": 0})
+
+        run(scenario)
+
+    def test_each_write_gets_a_higher_version(self, run: Callable[[Scenario], None]) -> None:
+        """Versions rise with every write; `version` is the last one given, and one write's entries share it."""
+
+        async def scenario(backend: Backend) -> None:
+            given = [await backend.write([Put("a", n), Put(f"b{n}", n)]) for n in range(5)]
+            assert given == sorted(set(given))
+            assert await backend.version() == given[-1]
+            entries = await backend.read_many(["a", "b4", "b0"])
+            assert {key: entry.version for key, entry in entries.items()} == {
+                "a": given[4],
+                "b4": given[4],
+                "b0": given[0],
+            }
+
+        run(scenario)
+
+    def test_versions_never_go_back(self, run: Callable[[Scenario], None]) -> None:
+        """Deleting the newest entry, or all, doesn't free its number: whoever saw it would take a new one for it."""
+
+        async def scenario(backend: Backend) -> None:
+            newest = await backend.write([Put("a", 1)])
+            deleted = await backend.write([Delete("a")])
+            assert deleted > newest
+            assert await backend.version() >= deleted
+            assert await backend.write([Put("a", 2)]) > deleted
+
+        run(scenario)
+
+    def test_changes_are_done_in_their_order(self, run: Callable[[Scenario], None]) -> None:
+        """Of two changes of one key in a write the later one stands."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1), Put("a", 2), Put("b", 1), Delete("b"), Delete("c"), Put("c", 3)])
+            found = await backend.read_many(["a", "b", "c"])
+            assert {key: entry.value for key, entry in found.items()} == {"a": 2, "c": 3}
+
+        run(scenario)
+
+    def test_delete_removes_and_may_find_nothing(self, run: Callable[[Scenario], None]) -> None:
+        """A deleted key is absent everywhere; deleting an absent one is no error."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1), Put("b", 2)])
+            await backend.write([Delete("a"), Delete("never there")])
+            assert await backend.read("a") is None
+            assert list(await backend.read_many(["a", "b"])) == ["b"]
+            assert await keys_of(backend) == ["b"]
+            await backend.write([], {"a": 0})
+
+        run(scenario)
+
+    def test_many_changes_in_one_write(self, run: Callable[[Scenario], None]) -> None:
+        """A write has no limit that a batch of a thousand would meet; nor has a read of them."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put(f"n:{n:04}", n) for n in range(1000)])
+            entries = await backend.read_many(f"n:{n:04}" for n in range(1000))
+            assert entries == {f"n:{n:04}": Entry(n, version) for n in range(1000)}
+            await backend.write([], {key: version for key in entries})
+
+        run(scenario)
+
+    def test_read_many_gives_what_is_there(self, run: Callable[[Scenario], None]) -> None:
+        """Absent keys are left out; any iterable will do, empty ones and repeated keys too."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1), Put("b", 2)])
+            assert await backend.read_many([]) == {}
+            assert {k: e.value for k, e in (await backend.read_many(iter(["b", "x", "b", "a"]))).items()} == {
+                "a": 1,
+                "b": 2,
+            }
+
+        run(scenario)
+
+    # ------------------------------------------------------------ expectations
+    def test_expected_versions_let_a_write_through(self, run: Callable[[Scenario], None]) -> None:
+        """Where each key has the version expected, 0 for an absent one, the write is done."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 1)], {"a": 0, "other": 0})
+            version = await backend.write([Put("a", 2)], {"a": version})
+            assert await backend.read("a") == Entry(2, version)
+
+        run(scenario)
+
+    def test_a_conflict_names_the_keys_and_does_nothing(self, run: Callable[[Scenario], None]) -> None:
+        """All or none: the keys that differ are named, no other, and no change was made, nor a version used."""
+
+        async def scenario(backend: Backend) -> None:
+            old = await backend.write([Put("a", 1), Put("b", 1)])
+            new = await backend.write([Put("b", 2)])
+            with pytest.raises(Conflict) as caught:
+                await backend.write(
+                    [Put("a", 9), Put("c", 9), Delete("b")], {"a": old, "b": old, "gone": new, "absent": 0}
+                )
+            assert caught.value.keys == {"b", "gone"}
+            found = await backend.read_many(["a", "b", "c"])
+            assert found == {"a": Entry(1, old), "b": Entry(2, new)}
+            assert await backend.version() == new
+
+        run(scenario)
+
+    def test_absence_is_expected_as_0(self, run: Callable[[Scenario], None]) -> None:
+        """Only one of two that both saw nothing can create a key."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", "first")], {"a": 0})
+            with pytest.raises(Conflict):
+                await backend.write([Put("a", "second")], {"a": 0})
+            entry = await backend.read("a")
+            assert entry is not None
+            assert entry.value == "first"
+
+        run(scenario)
+
+    def test_an_entry_put_back_is_another_one(self, run: Callable[[Scenario], None]) -> None:
+        """Who saw an entry before it was deleted and set anew, even to the same value, meets a conflict."""
+
+        async def scenario(backend: Backend) -> None:
+            seen = await backend.write([Put("a", 1)])
+            await backend.write([Delete("a")])
+            await backend.write([Put("a", 1)])
+            with pytest.raises(Conflict):
+                await backend.write([Put("a", 2)], {"a": seen})
+
+        run(scenario)
+
+    def test_without_changes_it_is_a_pure_check(self, run: Callable[[Scenario], None]) -> None:
+        """`write([], expect)` gives the current version or raises Conflict; it makes no version."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 1), Put("b", 2)])
+            assert await backend.write([], {"a": version, "absent": 0}) == version
+            assert await backend.write([]) == version
+            with pytest.raises(Conflict) as caught:
+                await backend.write([], {"a": version, "b": version + 1, "absent": version})
+            assert caught.value.keys == {"b", "absent"}
+            assert await backend.version() == version
+
+        run(scenario)
+
+    # ------------------------------------------------------------ changes with a version
+    def test_the_newer_version_wins_per_key(self, run: Callable[[Scenario], None]) -> None:
+        """A Put with a version stands only over an older entry, and keeps the version that it came with."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", "ten", version=10), Put("b", "ten", version=10)])
+            await backend.write([Put("a", "nine", version=9), Put("b", "eleven", version=11)])
+            await backend.write([Put("a", "ten again", version=10)])
+            assert await backend.read_many(["a", "b"]) == {"a": Entry("ten", 10), "b": Entry("eleven", 11)}
+
+        run(scenario)
+
+    def test_the_counter_passes_a_version_it_was_given(self, run: Callable[[Scenario], None]) -> None:
+        """After a fill with version 500 the next version is above it: else the older entry would look newer."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", "filled", version=500)])
+            assert await backend.version() >= 500
+            version = await backend.write([Put("a", "set")])
+            assert version > 500
+            assert await backend.read("a") == Entry("set", version)
+
+        run(scenario)
+
+    def test_a_delete_with_a_version_spares_what_is_newer(self, run: Callable[[Scenario], None]) -> None:
+        """It removes the version that it names and older ones."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(key, key, version=10) for key in ("older", "same", "newer")])
+            await backend.write([Delete("older", 11), Delete("same", 10), Delete("newer", 9)])
+            assert await keys_of(backend) == ["newer"]
+
+        run(scenario)
+
+    # ------------------------------------------------------------ expiry
+    def test_an_entry_is_there_until_its_deadline(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+        """It is expired as soon as `now >= expires_at`, for read, read_many and scan alike."""
+
+        async def scenario(backend: Backend) -> None:
+            deadline = clock.now + 60.5
+            version = await backend.write([Put("mortal", 1, deadline), Put("lasting", 2)])
+            clock.now = deadline - 0.25
+            assert await backend.read("mortal") == Entry(1, version, deadline)
+            assert await keys_of(backend) == ["lasting", "mortal"]
+            clock.now = deadline
+            assert await backend.read("mortal") is None
+            assert list(await backend.read_many(["mortal", "lasting"])) == ["lasting"]
+            assert await keys_of(backend) == ["lasting"]
+
+        run(scenario)
+
+    def test_an_expired_entry_is_expected_as_absent(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+        """In `expect` it counts as version 0, in checks and in writes."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 1, clock.now + 1)])
+            clock.now += 1
+            for changes in ([], [Put("b", 1)]):
+                with pytest.raises(Conflict):
+                    await backend.write(changes, {"a": version})
+            await backend.write([], {"a": 0})
+            renewed = await backend.write([Put("a", 2)], {"a": 0})
+            assert await backend.read("a") == Entry(2, renewed)
+
+        run(scenario)
+
+    def test_an_expired_put_still_replaces_the_older_value(
+        self, run: Callable[[Scenario], None], clock: ManualClock
+    ) -> None:
+        """A write that was queued past its deadline is done all the same: else the older value would come back."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", "old")])
+            await backend.write([Put("a", "new", clock.now - 1)])
+            assert await backend.read("a") is None
+
+        run(scenario)
+
+    def test_a_put_sets_the_deadline_anew(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+        """Overwriting renews the deadline, or lifts it; a key once expired can be used again."""
+
+        async def scenario(backend: Backend) -> None:
+            start = clock.now
+            for key in ("longer", "lifted", "reused"):
+                await backend.write([Put(key, "old", start + 1)])
+            await backend.write([Put("longer", "new", start + 10)])
+            await backend.write([Put("lifted", "new")])
+            clock.now = start + 5
+            await backend.write([Put("reused", "new")])
+            # Enough writes for a backend that clears away a few expired entries with each.
+            for n in range(100):
+                await backend.write([Put("n", n)])
+            found = await backend.read_many(["longer", "lifted", "reused"])
+            assert {key: (entry.value, entry.expires_at) for key, entry in found.items()} == {
+                "longer": ("new", start + 10),
+                "lifted": ("new", None),
+                "reused": ("new", None),
+            }
+
+        run(scenario)
+
+    def test_expired_entries_never_hide_live_ones(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+        """However many have expired, the live ones among them are all found."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(f"{n:04}", n, clock.now + 1 if n % 3 else None) for n in range(900)])
+            clock.now += 1
+            alive = [f"{n:04}" for n in range(0, 900, 3)]
+            for n in range(100):
+                assert await keys_of(backend) == alive[n:]
+                await backend.write([Delete(alive[n])])
+
+        run(scenario)
+
+    # ------------------------------------------------------------ keys
+    def test_scan_gives_the_keys_in_code_point_order(self, run: Callable[[Scenario], None]) -> None:
+        """The order is that of Python's `sorted`, whatever the backend's own collation is."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(key, 0) for key in reversed(ODD_KEYS)])
+            assert await keys_of(backend) == sorted(ODD_KEYS)
+
+        run(scenario)
+
+    def test_odd_keys_are_told_apart(self, run: Callable[[Scenario], None]) -> None:
+        """Case, accents, patterns, quotes, NUL, length: each key is itself, for every operation."""
+
+        async def scenario(backend: Backend) -> None:
+            for number, key in enumerate(ODD_KEYS):
+                await backend.write([Put(key, number)], {key: 0})
+            versions: dict[str, int] = {}
+            for number, key in enumerate(ODD_KEYS):
+                entry = await backend.read(key)
+                assert entry is not None
+                assert entry.value == number
+                versions[key] = entry.version
+            assert {k: e.value for k, e in (await backend.read_many(ODD_KEYS)).items()} == {
+                key: number for number, key in enumerate(ODD_KEYS)
+            }
+            await backend.write([], versions)
+            for gone in range(len(ODD_KEYS)):
+                await backend.write([Delete(ODD_KEYS[gone])])
+                assert await keys_of(backend) == sorted(ODD_KEYS[gone + 1 :])
+
+        run(scenario)
+
+    def test_a_prefix_is_taken_literally(self, run: Callable[[Scenario], None]) -> None:
+        """Scan gives what `str.startswith` says, and no prefix is a pattern."""
+        names = {*ODD_KEYS, *(f"{key}:{key}" for key in ODD_KEYS), *(f"user:{n}:{k}" for n in range(12) for k in "ab")}
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(name, 0) for name in names])
+            for prefix in (*ODD_KEYS, "user:", "user:1", "user:10:", "nothing such"):
+                assert await keys_of(backend, prefix) == sorted(name for name in names if name.startswith(prefix))
+
+        run(scenario)
+
+    def test_a_scan_bears_writes_in_between(self, run: Callable[[Scenario], None]) -> None:
+        """Keys that are there all the while are given once each and in order, whatever else is written meanwhile."""
+
+        async def scenario(backend: Backend) -> None:
+            staying = [f"k:{n:04}" for n in range(600)]
+            await backend.write([Put(key, 0) for key in staying])
+            given: list[str] = []
+            async for key in backend.scan("k:"):
+                given.append(key)
+                if len(given) % 50 == 0:
+                    await backend.write([Put(f"{key}+", 0), Put(f"{key[:-1]}", 0), Put(staying[-1], len(given))])
+            assert given == sorted(set(given))
+            assert set(staying) <= set(given)
+
+        run(scenario)
+
+    # ------------------------------------------------------------ many at once
+    def test_no_increment_is_lost(self, run: Callable[[Scenario], None]) -> None:
+        """Threads, tasks and several event loops count on the same keys by expectations: every one is counted."""
+
+        async def scenario(backend: Backend) -> None:
+            home = asyncio.get_running_loop()
+
+            async def tasks(count: int, times: int) -> None:
+                await asyncio.gather(*(increment(backend, f"c{n % 2}", times) for n in range(count)))
+
+            def loop_of_its_own() -> None:
+                asyncio.run(tasks(4, 5))
+
+            def plain_thread() -> None:
+                drive(tasks_in_turn())
+
+            async def tasks_in_turn() -> None:
+                await increment(backend, "c0", 10)
+                await increment(backend, "c1", 10)
+
+            def on_its_home() -> None:
+                run_on(home, tasks_in_turn())
+
+            workers = [on_its_home] if backend.needs_loop else [loop_of_its_own, plain_thread]
+            await asyncio.gather(tasks(20, 3), *(asyncio.to_thread(worker) for worker in 2 * workers))
+            counted = sum(entry.value for entry in (await backend.read_many(["c0", "c1"])).values())
+            assert counted == 20 * 3 + 2 * (20 if backend.needs_loop else 4 * 5 + 20)
+
+        run(scenario)
+
+    def test_a_write_is_seen_whole_or_not_at_all(self, run: Callable[[Scenario], None]) -> None:
+        """While two keys are always written together, a check of both never finds just one of them changed."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 0), Put("b", 0)])
+
+            async def write() -> None:
+                for n in range(50):
+                    await backend.write([Put("a", n), Put("b", n)])
+
+            async def check(version: int) -> None:
+                for _ in range(50):
+                    try:
+                        await backend.write([], {"a": version, "b": version})
+                    except Conflict as conflict:
+                        if conflict.keys != frozenset({"a", "b"}):
+                            raise
+                        seen = await backend.read("a")
+                        assert seen is not None
+                        version = seen.version
+                    await asyncio.sleep(0)
+
+            if backend.needs_loop:
+                await asyncio.gather(write(), check(version), check(version))
+            else:
+                in_thread = asyncio.to_thread(lambda: asyncio.run(check(version)))
+                await asyncio.gather(write(), check(version), in_thread)
+
+        run(scenario)
+
+    def test_a_conflict_is_its_own_writers_only(self, run: Callable[[Scenario], None]) -> None:
+        """Of many writes that are under way together, some in conflict, the others land."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("taken", 0)])
+            outcomes = await asyncio.gather(
+                *(backend.write([Put(f"k{n}", n)], {"taken": 0} if n % 3 == 0 else {}) for n in range(60)),
+                return_exceptions=True,
+            )
+            assert [isinstance(outcome, Conflict) for outcome in outcomes] == [n % 3 == 0 for n in range(60)]
+            assert await keys_of(backend, "k") == sorted(f"k{n}" for n in range(60) if n % 3)
+
+        run(scenario)
+
+    # ------------------------------------------------------------ cancellation
+    @pytest.mark.parametrize("cancels", [1, 2])
+    def test_a_cancelled_write_never_lands_later(self, run: Callable[[Scenario], None], cancels: int) -> None:
+        """Once the caller is told, cancelled or not, what it can read of the write stays so."""
+
+        async def scenario(backend: Backend) -> None:
+            told: dict[str, bool] = {}
+
+            async def one(key: str, patience: int) -> None:
+                writing = asyncio.ensure_future(backend.write([Put(key, 0), Put(f"{key}'", 0)]))
+                for _ in range(patience):
+                    await asyncio.sleep(0)
+                for _ in range(cancels):
+                    writing.cancel()
+                    await asyncio.sleep(0)
+                try:
+                    await writing
+                    acknowledged = True
+                except asyncio.CancelledError:
+                    acknowledged = False
+                told[key] = await backend.read(key) is not None
+                assert told[key] or not acknowledged
+                assert (await backend.read(f"{key}'") is not None) == told[key]
+
+            for turn in range(8):
+                await asyncio.gather(*(one(f"{turn}.{patience}", patience) for patience in range(12)))
+            await backend.write([Put("after all of them", 0)])
+            await backend.flush()
+            assert {key: await backend.read(key) is not None for key in told} == told
+
+        run(scenario)
+
+    # ------------------------------------------------------------ callers of every kind
+    def test_it_is_as_inline_as_it_says(self, run: Callable[[Scenario], None]) -> None:
+        """What is said to be inline never suspends; what needs no loop can be driven from a thread without one."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1)])
+            if backend.inline_read:
+                assert drive_inline(backend.read("a")) == await backend.read("a")
+                assert drive_inline(backend.read_many(["a"])) == await backend.read_many(["a"])
+                assert drive_inline(keys_of(backend)) == ["a"]
+            if backend.inline_write:
+                drive_inline(backend.write([Put("inline", 1)]))
+            in_thread: Callable[..., int] = drive
+            if backend.needs_loop:
+                in_thread = functools.partial(run_on, asyncio.get_running_loop())
+            else:
+                drive(backend.write([Put("while this loop is blocked", 1)]))
+            version = await asyncio.to_thread(in_thread, backend.write([Put("from a thread", 1)]))
+            assert await backend.read("from a thread") == Entry(1, version)
+
+        run(scenario)
+
+    # ------------------------------------------------------------ opening and closing
+    def test_after_close_everything_is_refused(self, run: Callable[[Scenario], None]) -> None:
+        """StoreClosedError at once, never an answer that looks like missing data; closing twice is fine."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1)])
+            await backend.close()
+            await backend.close()
+            uses: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+                lambda: backend.read("a"),
+                lambda: backend.read_many(["a"]),
+                lambda: backend.write([Put("b", 1)]),
+                lambda: backend.write([Put("b", 1)], {"a": 0}),
+                lambda: backend.write([Delete("a")]),
+                lambda: backend.write([], {"a": 0}),
+                lambda: keys_of(backend),
+            ]
+            for use in uses:
+                with pytest.raises(StoreClosedError):
+                    await use()
+
+        run(scenario)
+
+    def test_a_write_under_way_at_close_lands_or_says_so(self, run: Callable[[Scenario], None]) -> None:
+        """Each write that meets a close is either acknowledged or refused, and after a restart it shows which."""
+        landed: set[str] = set()
+        survives = True
+
+        async def closing(backend: Backend) -> None:
+            nonlocal survives
+            survives = backend.survives
+            writing = {f"k{n}": asyncio.ensure_future(backend.write([Put(f"k{n}", n)])) for n in range(30)}
+            await asyncio.sleep(0)
+            late = asyncio.ensure_future(backend.close())
+            writing["late"] = asyncio.ensure_future(backend.write([Put("late", 0)]))
+            outcomes = await asyncio.gather(*writing.values(), return_exceptions=True)
+            await late
+            for key, outcome in zip(writing, outcomes, strict=True):
+                if isinstance(outcome, int):
+                    landed.add(key)
+                else:
+                    assert isinstance(outcome, StoreClosedError)
+
+        async def restarted(backend: Backend) -> None:
+            assert set(await keys_of(backend)) == (landed if survives else set[str]())
+
+        run(closing)
+        run(restarted)
+
+    def test_what_survives_is_there_after_a_restart(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+        """Entries, deadlines and the counter are as they were; where `survives` is False, nothing is there."""
+        entries: dict[str, Entry] = {}
+        versions: list[int] = []
+
+        async def before(backend: Backend) -> None:
+            await backend.write([Put("lasting", [1]), Put("mortal", 2, clock.now + 60), Put("dead", 3, clock.now + 1)])
+            await backend.write([Put("deleted", 4)])
+            versions.append(await backend.write([Delete("deleted")]))
+            entries.update(await backend.read_many(["lasting", "mortal"]) if backend.survives else {})
+            clock.now += 1
+
+        async def after(backend: Backend) -> None:
+            assert await backend.read_many(["lasting", "mortal", "dead", "deleted"]) == entries
+            if backend.survives:
+                assert await backend.version() >= versions[-1]
+                assert await backend.write([Put("new", 5)]) > versions[-1]
+            clock.now += 59
+            assert await backend.read("mortal") is None
+
+        run(before)
+        run(after)

@@ -1,0 +1,17 @@
+"""Memory keeps every promise of the waist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pocket_plug.backend import Backend
+from pocket_plug.memory import Memory
+from pocket_plug.testing.contracts import BackendContract
+
+
+class TestMemory(BackendContract):
+    @pytest.fixture
+    def make_backend(self) -> Callable[[], Backend]:
+        return Memory
