@@ -24,6 +24,9 @@ RESERVED = "pocket:"
 declared_types: list[Any] = []
 """The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
 
+declared_templates: dict[str, None] = {}
+"""The templates of all keys that were declared, in order: the only names that telemetry may show."""
+
 _HOLE = re.compile(r"\{\w*\}")
 
 
@@ -67,6 +70,7 @@ class Key(Generic[K]):
         self.values: tuple[object, ...] = ()
         self._name: str | None = None if _HOLE.search(template) else template
         self._check: Callable[[object], bool] | None = None
+        declared_templates[template] = None
         if type is not None:
             declared_types.append(type)
 
@@ -98,6 +102,11 @@ class Key(Generic[K]):
         if self._name is None:
             raise KeyNameError(f"key template {self.template!r} has no values yet; fill it: KEY(value)")
         return self._name
+
+    @property
+    def is_filled(self) -> bool:
+        """Has it no holes (any more)?"""
+        return self._name is not None
 
     def check(self, value: object) -> None:
         """Raise ValueTypeError unless `value` is of the declared type."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import GraphError, RouteError, UndeclaredKeyError, suggest
 from .keys import Key, type_name
@@ -12,7 +12,8 @@ from .phases import HOOKS, PHASES, declared_actions, faults, input_type, is_asyn
 from .typechecks import checker, fits
 
 if TYPE_CHECKING:
-    from .hookspecs import Phase
+    from .hookspecs import NodeCall, Phase
+    from .runner import Execution
 
 Function = Callable[..., Any]
 
@@ -20,7 +21,9 @@ Function = Callable[..., Any]
 class Step:
     """One node of one graph. A phase that the node doesn't override is None."""
 
-    kind: Any = "node"
+    kind: Literal["node", "graph", "fan_out"] = "node"
+    perform: Callable[[Execution, Any, NodeCall | None], Awaitable[Any]] | None = None
+    """What stands in for exec where the step is more than one node."""
 
     def __init__(self, node: Node[Any, Any, Any]) -> None:
         options = options_of(node)
@@ -32,7 +35,7 @@ class Step:
         self.trace = options.trace
         self.serializable = options.isolation == "serializable"
         self.reads, self.writes = options.reads, options.writes
-        self.actions: dict[str, Step | None] = {}
+        self.actions: dict[str, Step] = {}
         functions = {name: overridden(node, name) for name in (*PHASES, *HOOKS)}
         self.prep, self.exec, self.fallback = functions["prep"], functions["exec"], functions["fallback"]
         self.post = functions["post"]
@@ -62,6 +65,10 @@ class Step:
         functions = ((self.prep, self.prep_async), (self.exec, self.exec_async), (self.post, self.post_async),
                      (self.fallback, self.fallback_async), *self.hooks.values())  # fmt: skip
         return not any(function is not None and colour for function, colour in functions)
+
+    def faults(self, exits: Collection[str]) -> list[str]:
+        """What is wrong with the node itself, in words. `exits` are actions that an outer graph takes care of."""
+        return faults(self.node, self.name)
 
     def no_route(self, action: str, graph: str) -> RouteError:
         """The error for an action that leads nowhere."""
@@ -115,7 +122,7 @@ class Plan:
 
     def _join(self, source: Step, action: str, target: Step) -> None:
         known = source.actions.setdefault(action, target)
-        if known is not target and known is not None:
+        if known is not target:
             self._conflicts.append(f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to "
                                    f"{target.name!r}")  # fmt: skip
 
@@ -134,7 +141,7 @@ class Plan:
                 found.append(f"two nodes are called {step.name!r}: {by_name[step.name].node!r} and {step.node!r}; "
                              f"name one of them with with_options(name=…)")  # fmt: skip
             by_name.setdefault(step.name, step)
-            found += faults(step.node, step.name)
+            found += step.faults(exits)
             found += self._unrouted(step, exits)
             found += self._misfits(step)
             found += self._idle(step)
@@ -146,7 +153,7 @@ class Plan:
         reached, frontier = {self.start}, [self.start]
         while frontier:
             for step in frontier.pop().actions.values():
-                if step is not None and step not in reached:
+                if step not in reached:
                     reached.add(step)
                     frontier.append(step)
         return reached
@@ -160,7 +167,7 @@ class Plan:
         carried = {DEFAULT: output_type(step.node), **declared_actions(step.node)}
         for action, target in step.actions.items():
             given = carried.get(action, Any)
-            if target is not None and not fits(given, target.input_type):
+            if not fits(given, target.input_type):
                 way = "" if action == DEFAULT else f" by {action!r}"
                 found.append(f"node {step.name!r} leaves{way} with {type_name(given)}, but {target.name!r} takes "
                              f"{type_name(target.input_type)}")  # fmt: skip
@@ -177,6 +184,3 @@ class Plan:
         found = self.findings(exits)
         if found:
             raise GraphError(f"graph {self.name!r} can't run:", found)
-
-
-END_ACTION = END.name

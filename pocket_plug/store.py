@@ -47,6 +47,7 @@ class Stack(Layer):
     def on_build(self) -> None:
         self.combiner = Combiner(self)
         self.gates = Gates()
+        self.is_new = True
         self._home: asyncio.AbstractEventLoop | None = None
         self._own_loop: LoopThread | None = None
         self.run_read = self._runner(self.inline_read)
@@ -72,6 +73,17 @@ class Stack(Layer):
         if self.needs_loop and self._home is None:
             self._home = asyncio.get_running_loop()
         await self.inner.open()
+        self.is_new = False
+
+    async def ensure_open(self) -> None:
+        """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
+        async with self.gates.hold(("open",)):
+            if self.is_new:
+                await self.open()
+
+    async def close(self) -> None:
+        self.is_new = False
+        await self.inner.close()
 
     def _runner(self, inline: bool) -> Callable[[Coroutine[Any, Any, Any]], Any]:
         """How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop."""

@@ -28,6 +28,10 @@ class _Job:
         self.running = self.abandoned = False
 
 
+class Late(Exception):  # noqa: N818 - a signal to the runner
+    """The function is not done in time."""
+
+
 class Workers:
     """A pool of daemon threads, started as they are needed and kept.
 
@@ -46,6 +50,26 @@ class Workers:
         Cancelled while it waits, the function is not begun; while it runs, its thread is abandoned: it goes on, its
         result is dropped, and another thread takes its place.
         """
+        job = self._submit(function, arguments)
+        try:
+            return await job.waiter
+        except BaseException:
+            self._abandon(job)
+            raise
+
+    def call_blocking(self, timeout: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The same for a caller without a loop: it waits `timeout` seconds at most, then raises Late."""
+        job = self._submit(function, arguments)
+        try:
+            if job.waiter.block(timeout):
+                return job.waiter.outcome()
+        except BaseException:
+            self._abandon(job)
+            raise
+        self._abandon(job)
+        raise Late
+
+    def _submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Job:
         job = _Job(function, arguments)
         with self._lock:
             self._busy += 1
@@ -53,16 +77,15 @@ class Workers:
                 self._threads += 1
                 threading.Thread(target=self._work, name=f"pocket_plug-{self._threads}", daemon=True).start()
         self._jobs.put(job)
-        try:
-            return await job.waiter
-        except BaseException:
-            with self._lock:
-                job.abandoned = True
-                if job.running:
-                    self._busy -= 1
-                    self._threads -= 1
-                    self.abandoned += 1
-            raise
+        return job
+
+    def _abandon(self, job: _Job) -> None:
+        with self._lock:
+            job.abandoned = True
+            if job.running:
+                self._busy -= 1
+                self._threads -= 1
+                self.abandoned += 1
 
     def _work(self) -> None:
         while True:

@@ -1,0 +1,133 @@
+"""Many items through one node: a fixed number of workers over one iterator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from .graph import Graph, make_step
+from .node import Node, Options, X, Y, options_of
+from .plan import Step
+
+if TYPE_CHECKING:
+    from .hookspecs import NodeCall
+    from .runner import Execution
+    from .store import Store
+
+CONCURRENCY = 10
+
+
+class Each(Node[Iterable[X], list[Y]]):
+    """A node that takes every item of its input through another node; made by `each`."""
+
+    def __init__(self, node: Node[X, Y, Any], concurrency: int, errors: Literal["raise", "collect"]) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency={concurrency}: at least one item at a time")
+        self.node, self.concurrency, self.errors = node, concurrency, errors
+        self._options = Options(name=f"each_{options_of(node).name}")
+
+
+class EachStep(Step):
+    """The step of an `Each`. Its items' node is a step of its own, which leads nowhere."""
+
+    kind = "fan_out"
+
+    def __init__(self, node: Each[Any, Any]) -> None:
+        super().__init__(node)
+        self.inner = make_step(node.node)
+        self.concurrency, self.collects = node.concurrency, node.errors == "collect"
+
+    @property
+    def is_sync(self) -> bool:
+        return self.inner.is_sync
+
+    def faults(self, exits: Collection[str]) -> list[str]:
+        return [f"in {self.name!r}: {fault}" for fault in self.inner.faults(exits)]
+
+    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:  # type: ignore[override]
+        results: list[Any] = []
+        items = _Items(value, results)
+        if not execution.threads or self.concurrency == 1:
+            await self._work(execution, items)
+            return results
+        workers: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.concurrency):
+                    workers.append(group.create_task(self._work(execution, items)))
+                    # let it take an item, so that no more workers start than there are items
+                    await asyncio.sleep(0)
+                    if items.exhausted:
+                        break
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return results
+
+    async def _work(self, execution: Execution, items: _Items) -> None:
+        visit, step = (execution.watch if execution.watched else _unwatched(execution)), self.inner
+        for position, item in items:
+            try:
+                _, output, cancelled = await visit(step, item)
+            except Exception as error:
+                if not self.collects:
+                    raise
+                output, cancelled = error, None
+            items.results[position] = output
+            if cancelled is not None:
+                raise cancelled
+
+
+class _Items:
+    """One iterator that all workers draw from, and the results in the items' order."""
+
+    def __init__(self, items: Iterable[Any], results: list[Any]) -> None:
+        self._items, self.results = iter(items), results
+        self.exhausted = False
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        for item in self._items:
+            self.results.append(None)
+            yield len(self.results) - 1, item
+        self.exhausted = True
+
+
+def _unwatched(execution: Execution) -> Any:
+    def visit(step: Step, item: Any) -> Coroutine[Any, Any, Any]:
+        return execution.visit(step, item, None)
+
+    return visit
+
+
+@overload
+def each(node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["raise"] = ...) -> Node[Iterable[X], list[Y]]: ...
+@overload
+def each(node: Node[X, Y, Any], /, *, concurrency: int = ...,
+         errors: Literal["collect"]) -> Node[Iterable[X], list[Y | Exception]]: ...  # fmt: skip
+def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise", "collect"] = "raise") -> Any:
+    """A node that takes every item of its input through `node`, up to `concurrency` at a time; results in order.
+
+    Items are drawn as workers become free, so an iterator of any length is fine. They share the graph's store. The first
+    error cancels the rest; with `errors="collect"` it stands among the results instead.
+
+    >>> from pocket_plug import node
+    >>> @node
+    ... def double(n: int) -> int:
+    ...     return 2 * n
+    >>> Graph(each(double)).run_sync([1, 2, 3])
+    [2, 4, 6]
+    """
+    return Each(node, concurrency, errors)
+
+
+@overload
+async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
+                  store: Store | None = ...) -> list[Y]: ...  # fmt: skip
+@overload
+async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
+                  store: Store | None = ...) -> list[Y | Exception]: ...  # fmt: skip
+async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
+                  errors: Literal["raise", "collect"] = "raise", store: Store | None = None) -> Any:  # fmt: skip
+    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`."""
+    everything: Any = each(node, concurrency=concurrency, errors=errors)
+    return await Graph(everything, store=store, name=options_of(everything).name).run(items)

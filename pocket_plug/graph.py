@@ -1,0 +1,176 @@
+"""Graphs: chains of nodes joined into something that runs, and that is a node itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, overload
+
+from .errors import SyncError
+from .keys import Key
+from .node import DEFAULT, Chain, I, Next, Node, O, Options, as_chain
+from .plan import Plan, Step
+from .runner import Budget, Execution, InOwnContext
+from .store import Stack, Store, StoreReader, SyncStore
+from .ttl import TTL, seconds
+from .waiting import drive
+
+if TYPE_CHECKING:
+    from .hookspecs import NodeCall
+    from .pocket import Pocket
+
+MAX_STEPS = 10_000
+MAX_DEPTH = 32
+CLEAN_UP_GRACE = 5.0
+
+
+class Graph(Node[I, O]):
+    """A graph of nodes over a store; frozen once made. It begins with the first chain's first node.
+
+    >>> from pocket_plug import node
+    >>> @node
+    ... def shout(word: str) -> str:
+    ...     return word.upper()
+    >>> Graph(shout, name="demo").run_sync("hello")
+    'HELLO'
+
+    - `store`: where its nodes read and write. Without one it has its own in memory, or as part of another graph, that
+      graph's; `scope` then gives it a part of that.
+    - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
+    - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
+
+    Raises GraphError, with every finding, when it is first validated or run.
+    """
+
+    @overload
+    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *, store: Store | SyncStore | None = None, name: str = "",
+                 scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
+                 clean_up_grace: TTL = CLEAN_UP_GRACE) -> None: ...  # fmt: skip
+    @overload
+    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *more: Chain[Any, O], store: Store | SyncStore | None = None,
+                 name: str = "", scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS,
+                 max_depth: int = MAX_DEPTH, clean_up_grace: TTL = CLEAN_UP_GRACE) -> None: ...  # fmt: skip
+    def __init__(self, main: Any, /, *more: Any, store: Store | SyncStore | None = None, name: str = "",
+                 scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
+                 clean_up_grace: TTL = CLEAN_UP_GRACE) -> None:  # fmt: skip
+        self.name = name or "graph"
+        self._options = Options(name=self.name)
+        self._chains = tuple(as_chain(chain) for chain in (main, *more))
+        self._store = store._view if isinstance(store, SyncStore) else store  # pyright: ignore[reportPrivateUsage]
+        self._scope = scope
+        self._max_steps, self._max_depth, self._grace = max_steps, max_depth, seconds(clean_up_grace)
+        self.plan = Plan(self._chains, self.name, make_step)
+        self._valid = False
+        self._is_sync = self.plan.is_sync
+
+    def __repr__(self) -> str:
+        return f"<graph {self.name}: {', '.join(step.name for step in self.plan.steps.values())}>"
+
+    async def run(self, input: I, /, *, pocket: Pocket | None = None) -> O:
+        """Run it from the first node to the last and give what that left with.
+
+        A run is driven in a context of its own, in the caller's task. `pocket` brings the plugins that watch it; without one
+        the process's default is used. Raises what a node raises, GraphError, RouteError, InputError, StepLimitError.
+        """
+        execution = self._execution(input, pocket, loop=True, threads=True)
+        if execution.stack.is_new:
+            await execution.stack.ensure_open()
+        return await InOwnContext(execution.go(input))  # type: ignore[no-any-return]
+
+    def run_sync(self, input: I, /, *, pocket: Pocket | None = None) -> O:
+        """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
+
+        Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs.
+        """
+        execution = self._execution(input, pocket, loop=False, threads=False)
+        if self._is_sync and not execution.stack.needs_loop:
+            if execution.stack.is_new:
+                execution.stack.open_sync()
+            return copy_context().run(drive, execution.go(input))  # type: ignore[arg-type,return-value]
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._run_in_place(input, pocket))
+        raise SyncError(f"graph {self.name!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`")
+
+    async def _run_in_place(self, input: I, pocket: Pocket | None) -> O:
+        execution = self._execution(input, pocket, loop=True, threads=False)
+        if execution.stack.is_new:
+            await execution.stack.ensure_open()
+        return await execution.go(input)  # type: ignore[no-any-return]
+
+    def _execution(self, input: I, pocket: Pocket | None, *, loop: bool, threads: bool) -> Execution:
+        if not self._valid:
+            self.validate()
+        if pocket is None:
+            from .pocket import default_pocket
+
+            pocket = default_pocket()
+        if self._store is None:
+            self._store = Store()
+        stack, prefix = self.place(self._store)
+        return Execution(self.plan, stack, prefix, input, pocket, Budget(self._max_steps, self._max_depth),
+                         loop=loop, threads=threads, grace=self._grace)  # fmt: skip
+
+    def place(self, outer: StoreReader) -> tuple[Stack, str]:
+        """Where its nodes read and write, given the outer graph's store."""
+        store = self._store if self._store is not None else outer
+        if self._scope is not None:
+            store = store.scope(self._scope)
+        stack = store._source  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(stack, Stack)
+        return stack, store._prefix  # pyright: ignore[reportPrivateUsage]
+
+    def validate(self) -> None:
+        """Raise GraphError with every fault of the graph and those within it at once. The first run does it too."""
+        self.plan.check()
+        self._valid = True
+
+    def mermaid(self) -> str:
+        """The graph as a Mermaid flow chart."""
+        from .mermaid import flow_chart
+
+        return flow_chart(self.plan)
+
+
+class GraphStep(Step):
+    """A graph as a node of another."""
+
+    kind = "graph"
+
+    def __init__(self, graph: Graph[Any, Any]) -> None:
+        super().__init__(graph)
+        self.graph = graph
+        first = graph.plan.start
+        self.input_type, self.fits, self.input_class = first.input_type, None, None
+
+    @property
+    def is_sync(self) -> bool:
+        return self.graph.plan.is_sync
+
+    def faults(self, exits: Collection[str]) -> list[str]:
+        found = [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
+        if self.guarded:
+            found.append(f"graph {self.name!r} can't have a retry or a timeout; give them to its nodes")
+        return found
+
+    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:  # type: ignore[override]
+        graph = self.graph
+        stack, prefix = graph.place(StoreReader(execution.stack, execution.prefix))
+        if stack.is_new:
+            await stack.ensure_open()
+        inner = Execution(graph.plan, stack, prefix, value, execution.pocket, execution.budget, loop=execution.loop,
+                          threads=execution.threads, grace=graph._grace, parent=execution,  # pyright: ignore
+                          exits={**execution.exits, **self.actions})  # fmt: skip
+        output = await InOwnContext(inner.go(value))
+        return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
+
+
+def make_step(node: Node[Any, Any, Any]) -> Step:
+    """The step for a node of whatever kind."""
+    from .concurrency import Each, EachStep
+
+    if isinstance(node, Graph):
+        return GraphStep(node)
+    return EachStep(node) if isinstance(node, Each) else Step(node)

@@ -1,0 +1,545 @@
+"""How a run travels through a graph: the phases of each node, its commit, its hooks, and what observers see of them.
+
+An `Execution` is one run of one graph. Nothing of it is kept on a node, and nothing it sets leaks into the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
+from contextvars import copy_context
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .backend import Change
+from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, StepLimitError
+from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
+from .keys import type_name
+from .node import DEFAULT, END, Next
+from .plan import Plan, Step
+from .store import Stack, StoreReader, StoreWriter, SyncReader, SyncWriter
+from .transaction import Transaction
+from .workers import Late, pool, wrapped
+
+if TYPE_CHECKING:
+    from .pocket import Pocket
+
+T = TypeVar("T")
+
+FREE_CONFLICTS = 3
+"""How often a node is tried again at once after a conflict; from then on it queues for the keys it lost."""
+MAX_CONFLICTS = 20
+"""After so many it is an error."""
+STEPS_PER_TURN = 64
+"""A run that never suspends gives way to the event loop after so many steps."""
+
+Visited = tuple[Step | None, Any, asyncio.CancelledError | None]
+"""Where to go (None: the run ends), with what, and a cancellation that came while the node was past stopping."""
+
+
+class _RunIds:
+    """Unique without asking the system each time; a forked child gets a prefix of its own."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self._prefix, self._count = os.urandom(6).hex(), itertools.count(1)
+
+    def next(self) -> str:
+        return f"{self._prefix}{next(self._count):08x}"
+
+
+_run_ids = _RunIds()
+os.register_at_fork(after_in_child=_run_ids.renew)
+
+
+class Budget:
+    """The steps and the depth that a run and its nested runs share."""
+
+    __slots__ = ("max_depth", "max_steps", "steps")
+
+    def __init__(self, max_steps: int, max_depth: int) -> None:
+        self.max_steps, self.max_depth, self.steps = max_steps, max_depth, 0
+
+    def spend(self, graph: str, step: Step) -> int:
+        """Count one step; raises StepLimitError where that is one too many."""
+        self.steps += 1
+        if self.steps > self.max_steps:
+            raise StepLimitError(f"graph {graph!r} is about to enter {step.name!r} as step {self.steps}, and may take "
+                                 f"{self.max_steps}: a loop that never ends? Else raise Graph(…, max_steps=…)")
+        return self.steps
+
+
+class Execution:
+    """One run of one graph over one store."""
+
+    def __init__(self, plan: Plan, stack: Stack, prefix: str, input: Any, pocket: Pocket, budget: Budget, *,
+                 loop: bool, threads: bool, grace: float, parent: Execution | None = None,
+                 exits: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+        self.plan, self.stack, self.prefix, self.pocket, self.budget = plan, stack, prefix, pocket, budget
+        self.loop, self.threads, self.grace = loop, threads, grace
+        self.exits = exits or {}
+        self.left_by = DEFAULT
+        self.visits: dict[str, int] = {}
+        outer = parent.run if parent is not None else None
+        self.run = run = Run(_run_ids.next(), plan.name, outer, outer.depth + 1 if outer is not None else 0, input)
+        if run.depth > budget.max_depth:
+            raise StepLimitError(f"graph {plan.name!r} is nested {run.depth} deep, and may be {budget.max_depth}: does "
+                                 "it contain itself? Else raise Graph(…, max_depth=…)")
+        self.observers = observers = pocket.observers(run)
+        self.on_node: Sequence[Observer] = ()
+        self.on_phase: Sequence[Observer] = ()
+        if observers:
+            self.on_node = [observer for observer in observers if observer.node is not None]
+            self.on_phase = [observer for observer in observers if observer.phase is not None]
+        self.watched = bool(observers)
+
+    # ------------------------------------------------------------ the run
+    async def go(self, value: Any) -> Any:
+        """Run from the start to the end, and give the output of the last node."""
+        if not self.watched:
+            return await self._walk(value)
+        run = self.run
+        entered: list[tuple[Observer, AbstractContextManager[Any]]] = []
+        failed: BaseException | None = None
+        try:
+            _enter(entered, self.observers, "run", run)
+            run.output = await self._walk(value)
+            run.outcome = "success"
+        except BaseException as error:
+            run.error = failed = error
+            cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+            run.outcome = "cancelled" if cancelled else "timeout" if isinstance(error, NodeTimeout) else "failure"
+            raise
+        finally:
+            _leave(entered, failed)
+        return run.output
+
+    async def _walk(self, value: Any) -> Any:
+        step: Step | None = self.plan.start
+        run, budget, watched, yields = self.run, self.budget, self.watched, self.loop
+        while step is not None:
+            steps = budget.spend(run.graph, step)
+            run.steps += 1
+            if yields and not steps % STEPS_PER_TURN:
+                await asyncio.sleep(0)
+            step, value, cancelled = await (self.watch(step, value) if watched else self.visit(step, value, None))
+            if cancelled is not None:
+                raise cancelled
+        return value
+
+    # ------------------------------------------------------------ one node
+    async def watch(self, step: Step, value: Any) -> Visited:
+        """`visit`, between what the observers do before and after."""
+        visit = self.visits[step.name] = self.visits.get(step.name, 0) + 1
+        call = NodeCall(self.run, step.name, step.kind, visit, step.trace, step.guarded, step.phases, value)
+        entered: list[tuple[Observer, AbstractContextManager[Any]]] = []
+        failed: BaseException | None = None
+        try:
+            _enter(entered, self.on_node, "node", call)
+            visited = await self.visit(step, value, call)
+            call.output = visited[1]
+            call.outcome = call.outcome or "ok"
+            return visited
+        except BaseException as error:
+            call.error = failed = error
+            call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
+            raise
+        finally:
+            _leave(entered, failed)
+
+    async def visit(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
+        """Take a value through a node: check it, run the phases, commit, then the hooks."""
+        wanted = step.input_class
+        if wanted is not None and not isinstance(value, wanted) or (
+                wanted is None and step.fits is not None and not step.fits(value)):  # fmt: skip
+            raise InputError(f"node {step.name!r} of graph {self.run.graph!r} takes {type_name(step.input_type)}, "
+                             f"not {type(value).__name__}")
+        if not step.hooks:
+            return await self._work(step, value, call)
+        try:
+            visited = await self._work(step, value, call)
+        except GeneratorExit:
+            raise  # the run is being garbage-collected: nothing can be awaited any more
+        except BaseException as error:
+            await self._clean_up(step, call, ("on_failure", "on_complete"), error)
+            raise
+        cancelled = await self._clean_up(step, call, ("on_success", "on_complete"), visited[1])
+        return (*visited[:2], visited[2] or cancelled)
+
+    async def _work(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
+        """One try at the node, and others where its commit meets conflicts."""
+        try:
+            return await self._try(step, value, call, None)
+        except _Lost as lost:
+            return await self._try_again(step, value, call, lost)
+
+    async def _try_again(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost) -> Visited:
+        """After a conflict: at once a few times, then in line for the keys that were lost."""
+        contested: set[str] = set()
+        for tries in range(1, MAX_CONFLICTS):
+            self.event("conflict", call, {"tries": tries})
+            contested |= lost.conflict.keys
+            async with AsyncExitStack() as held:
+                if tries >= FREE_CONFLICTS:
+                    await held.enter_async_context(self.stack.gates.hold(contested))
+                try:
+                    return await self._try(step, value, call, lost)
+                except _Lost as again:
+                    lost = again
+        raise lost.conflict
+
+    async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
+        """prep, exec, post and the commit. After a conflict on what prep had not read, from post on."""
+        transaction: Transaction | None = None
+        if lost is not None and lost.transaction.unread_by_prep(lost.conflict.keys):
+            transaction, prepared, result = lost.transaction.again(), lost.prepared, lost.result
+        else:
+            if step.prep is not None or step.post is not None:
+                transaction = Transaction(self.stack, step.guard(self.prefix))
+            prepared = value
+            if step.prep is not None:
+                assert transaction is not None
+                if step.reads:
+                    await transaction.read_many([self.prefix + str(key) for key in step.reads if key.is_filled])
+                prepared = await self._phase(step, "prep", step.prep, step.prep_async, call, transaction, value)
+            if step.perform is not None:
+                result = await step.perform(self, value, call)
+            elif step.exec is not None:
+                result = await self._exec(step, step.exec, prepared, call)
+            else:
+                result = prepared
+        output = result
+        if step.post is not None:
+            assert transaction is not None
+            transaction.begin_post()
+            output = await self._phase(step, "post", step.post, step.post_async, call, transaction, value, prepared, result)
+        action = DEFAULT
+        if output.__class__ is Next:
+            action, output = output.action, output.output
+        target = step.actions.get(action) or self._leave(step, action)  # before anything is committed
+        if call is not None:
+            call.action, call.next = action, target.name if target is not None else None
+        if transaction is None or (commit := transaction.end(serializable=step.serializable)) is None:
+            return target, output, None
+        try:
+            return target, output, await self._commit(*commit)
+        except Conflict as conflict:
+            raise _Lost(conflict, transaction, prepared, result) from conflict
+
+    def _leave(self, step: Step, action: str) -> None:
+        """The run ends here, by this action, or it may not."""
+        if action == END.name:
+            action = DEFAULT
+        elif action != DEFAULT and action not in self.exits:
+            raise step.no_route(action, self.run.graph)
+        self.left_by = action
+
+    async def _commit(self, changes: Sequence[Change], expect: Mapping[str, int]) -> asyncio.CancelledError | None:
+        """Write; once begun it is awaited to its end, and a cancellation that came meanwhile is handed back."""
+        writing = self.stack.write(changes, expect)
+        if self.stack.inline_write or not self.loop:
+            await writing
+            return None
+        task, cancelled = await _to_its_end(writing, None)
+        if cancelled is not None and (task.cancelled() or task.exception() is not None):
+            raise cancelled  # nothing landed, so the run may end here
+        task.result()
+        return cancelled
+
+    # ------------------------------------------------------------ phases
+    async def _phase(self, step: Step, phase: Phase, function: Callable[..., Any], is_async: bool, call: NodeCall | None,
+                     transaction: Transaction, *arguments: Any) -> Any:  # fmt: skip
+        """prep or post: with a store of its colour, watched."""
+        view: Any = (StoreReader if phase == "prep" else StoreWriter)(transaction, self.prefix)
+        if not is_async:
+            view = (SyncReader if phase == "prep" else SyncWriter)(view)
+        try:
+            if call is not None:
+                with _Watching(self.on_phase, PhaseCall(call, phase)):
+                    return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
+            if is_async:
+                result = await function(view, *arguments)
+                if result.__class__ is CoroutineType:
+                    raise _unawaited(step, phase, result)
+                return result
+            return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
+        except MissingKeyError as error:
+            if "needed by" not in str(error):
+                error.args = (f"{error}, needed by {step.title}.{phase}",)
+            raise
+
+    async def _call(self, step: Step, phase: str, function: Callable[..., Any], is_async: bool, in_place: bool,
+                    *arguments: Any) -> Any:  # fmt: skip
+        """The function itself: awaited, called in place, or in a worker thread."""
+        if is_async:
+            result = await function(*arguments)
+        elif in_place or not self.threads:
+            try:
+                result = function(*arguments)
+            except StopIteration as error:
+                raise wrapped(error) from error
+        else:
+            result = await pool().call(function, *arguments)
+        if result.__class__ is CoroutineType:
+            raise _unawaited(step, phase, result)
+        return result
+
+    async def _exec(self, step: Step, function: Callable[..., Any], prepared: Any, call: NodeCall | None) -> Any:
+        """`exec`, as often as its retry allows, then the fallback."""
+        if call is None and step.exec_async and not step.guarded:
+            result = await function(prepared)
+            if result.__class__ is CoroutineType:
+                raise _unawaited(step, "exec", result)
+            return result
+        attempt = 0
+        while True:
+            attempt += 1
+            if call is not None:
+                call.attempts += 1
+            phase = PhaseCall(call, "exec", attempt, step.timeout) if call is not None else None
+            try:
+                with _Watching(self.on_phase, phase) as watching:
+                    try:
+                        return await self._attempt(step, function, prepared)
+                    except Exception as error:
+                        retry = step.retry
+                        watching.retry(retry is not None and attempt < retry.attempts and retry.covers(error)
+                                       and not isinstance(error, PhaseError), retry, attempt)  # fmt: skip
+                        raise
+            except Exception as error:
+                if isinstance(error, NodeTimeout):
+                    self.event("timeout", call, {"attempt": attempt, "timeout": step.timeout, "error": error})
+                if watching.delay is None:
+                    return await self._fall_back(step, prepared, error, call)
+                self.event("retry", call, {"attempt": attempt, "delay": watching.delay, "error": error})
+            if watching.delay and self.loop:
+                await asyncio.sleep(watching.delay)
+            elif watching.delay:
+                time.sleep(watching.delay)
+
+    async def _attempt(self, step: Step, function: Callable[..., Any], prepared: Any) -> Any:
+        if step.timeout is None:
+            return await self._call(step, "exec", function, step.exec_async, False, prepared)
+        if not self.loop:
+            try:
+                return pool().call_blocking(step.timeout, function, prepared)
+            except Late as error:
+                raise _timed_out(step) from error
+        try:
+            async with asyncio.timeout(step.timeout) as deadline:
+                return await self._call(step, "exec", function, step.exec_async, False, prepared)
+        except TimeoutError as error:
+            if deadline.expired():
+                raise _timed_out(step) from error
+            raise
+
+    async def _fall_back(self, step: Step, prepared: Any, error: Exception, call: NodeCall | None) -> Any:
+        if step.fallback is None or isinstance(error, PhaseError):
+            raise error
+        phase = PhaseCall(call, "fallback") if call is not None else None
+        with _Watching(self.on_phase, phase):
+            result = await self._call(step, "fallback", step.fallback, step.fallback_async, False, prepared, error)
+        if call is not None:
+            call.outcome = "fallback"
+        self.event("fallback", call, {"error": error})
+        return result
+
+    # ------------------------------------------------------------ hooks
+    async def _clean_up(self, step: Step, call: NodeCall | None, hooks: tuple[str, str],
+                        outcome: Any) -> asyncio.CancelledError | None:  # fmt: skip
+        """Run the node's hooks, whatever happens meanwhile; a cancellation that comes is handed back.
+
+        What they raise is reported: it must not hide the node's own error, nor undo what has landed.
+        """
+        cancelled = None
+        for name in hooks:
+            if name not in step.hooks:
+                continue
+            arguments = () if name == "on_complete" else (outcome,)
+            hook = self._hook(step, name, *step.hooks[name], *arguments)
+            try:
+                if self.loop:
+                    task, stopped = await _to_its_end(hook, self.grace)
+                    cancelled = stopped or cancelled
+                    task.result()
+                else:
+                    await hook
+            except (Exception, asyncio.CancelledError) as error:
+                self.event("clean_up_failed", call, {"hook": name, "error": error})
+                _report(f"{step.title}.{name}", error)
+        return cancelled
+
+    async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
+        for _ in range(MAX_CONFLICTS):
+            transaction = Transaction(self.stack, step.guard(self.prefix))
+            view: Any = StoreWriter(transaction, self.prefix)
+            await self._call(step, name, function, is_async, self.stack.inline_read,
+                             view if is_async else SyncWriter(view), *arguments)  # fmt: skip
+            try:
+                if (commit := transaction.end()) is not None:
+                    await self.stack.write(*commit)
+                return
+            except Conflict as error:
+                conflict = error
+        raise conflict
+
+    def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
+        """Tell the observers."""
+        if call is not None:
+            for observer in self.observers:
+                if observer.event is not None:
+                    try:
+                        observer.event(name, call, attributes)
+                    except _PLUGIN_FAULTS as error:
+                        _report_observer(observer, "event", error)
+
+
+class _Lost(Exception):  # noqa: N818 - a signal within this module
+    """The commit met a conflict: what another try needs to know."""
+
+    def __init__(self, conflict: Conflict, transaction: Transaction, prepared: Any, result: Any) -> None:
+        self.conflict, self.transaction, self.prepared, self.result = conflict, transaction, prepared, result
+
+
+def _timed_out(step: Step) -> NodeTimeout:
+    return NodeTimeout(f"node {step.name!r}: exec took longer than timeout={step.timeout:g} seconds")
+
+
+def _unawaited(step: Step, phase: str, coroutine: Coroutine[Any, Any, Any]) -> PhaseError:
+    coroutine.close()
+    name = getattr(coroutine, "__qualname__", "a coroutine")
+    return PhaseError(f"{step.title}.{phase} returned a coroutine: a call lacks `await` (probably {name})")
+
+
+async def _to_its_end(coroutine: Coroutine[Any, Any, T],
+                      grace: float | None) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:  # fmt: skip
+    """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
+
+    With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    deadline: asyncio.TimerHandle | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            if cancelled is None and grace is not None:
+                deadline = loop.call_later(grace, task.cancel, f"still running {grace:g} seconds after a cancellation")
+            cancelled = error
+    if deadline is not None:
+        deadline.cancel()
+    return task, cancelled
+
+
+# ---------------------------------------------------------------- observers
+_PLUGIN_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
+_Entered = list[tuple[Observer, AbstractContextManager[Any]]]
+
+
+def _enter(entered: _Entered, observers: Sequence[Observer], part: str, about: Any) -> None:
+    """Enter what each observer gives for a run, node or phase; one that fails is reported and left out."""
+    for observer in observers:
+        make = getattr(observer, part)
+        if make is None:
+            continue
+        try:
+            manager = make(about)
+            if manager is not None:
+                manager.__enter__()
+                entered.append((observer, manager))
+        except _PLUGIN_FAULTS as error:
+            _report_observer(observer, part, error)
+
+
+def _leave(entered: _Entered, error: BaseException | None) -> None:
+    """Leave them, the last entered first. What `__exit__` returns is ignored: nobody can swallow an error."""
+    while entered:
+        observer, manager = entered.pop()
+        try:
+            if error is None:
+                manager.__exit__(None, None, None)
+            else:
+                manager.__exit__(type(error), error, error.__traceback__)
+        except _PLUGIN_FAULTS as failed:
+            if failed is not error:
+                _report_observer(observer, "exit", failed)
+
+
+class _Watching:
+    """`with` what the observers do around a phase; without a PhaseCall, nothing. Measures the phase as well."""
+
+    __slots__ = ("_entered", "_observers", "_phase", "_started", "delay")
+
+    def __init__(self, observers: Sequence[Observer], phase: PhaseCall | None) -> None:
+        self._observers, self._phase = observers, phase
+        self.delay: float | None = None
+
+    def __enter__(self) -> _Watching:
+        if self._phase is not None:
+            self._entered: _Entered = []
+            self._started = time.perf_counter()
+            if self._observers:
+                _enter(self._entered, self._observers, "phase", self._phase)
+        return self
+
+    def retry(self, will_retry: bool, retry: Any, attempt: int) -> None:
+        """Note what comes after a failed attempt, before the observers leave it."""
+        self.delay = retry.pause(attempt) if will_retry else None
+        if self._phase is not None:
+            self._phase.will_retry, self._phase.delay = will_retry, self.delay
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if (phase := self._phase) is not None:
+            durations = phase.node.durations
+            durations[phase.phase] = durations.get(phase.phase, 0.0) + time.perf_counter() - self._started
+            _leave(self._entered, error)
+
+
+def _report_observer(observer: Observer, part: str, error: BaseException) -> None:
+    from .manager import report_failure
+
+    report_failure(observer.plugin, f"pocket_observe ({part})", error)
+
+
+def _report(what: str, error: BaseException) -> None:
+    import logging
+
+    logging.getLogger("pocket_plug").error("%s failed; the run goes on", what, exc_info=error)
+
+
+class InOwnContext(Awaitable[T]):
+    """Awaits a coroutine in a copied context of its own, within the caller's task.
+
+    So nothing that a run sets in context variables leaks into the caller, and spans close in the context that they were
+    opened in. A task would do the same for ten times the price, and would not be the caller's to cancel.
+    """
+
+    __slots__ = ("_coroutine",)
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        context, coroutine = copy_context(), self._coroutine
+        step: Callable[[Any], Any] = coroutine.send
+        argument: Any = None
+        while True:
+            try:
+                waiting = context.run(step, argument)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            try:
+                step, argument = coroutine.send, (yield waiting)
+            except GeneratorExit:
+                context.run(coroutine.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is handed on to the coroutine
+                step, argument = coroutine.throw, error
