@@ -13,13 +13,14 @@ import tomllib
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeGuard, TypeVar, cast, get_type_hints
 
 from .errors import ConfigError, suggest
 from .keys import type_name
 from .layer import Layer
 from .typechecks import checker
 
+T = TypeVar("T")
 L = TypeVar("L", str, "str | Layer")
 LayerSpec = str | Mapping[str, Any]
 """A layer by name, or a table with its options: `{"use": "bounding", "max_entries": 10}`."""
@@ -78,7 +79,7 @@ def load_config(path: str | Path) -> Config:
         where=f"{path} [{prefix}plugins]",
         store=_store(top.table("store")),
         stores={name: _store(top.table("stores").table(name)) for name in top.table("stores").content},
-        disable=tuple(plugins.strings("disable")),
+        disable=_names(plugins, "disable"),
         options={name: plugins.table(name).content for name in plugins.content if name != "disable"},
     )
 
@@ -102,21 +103,28 @@ class _Table:
         prefix = self.name if not self.name or self.name.endswith(".") else f"{self.name}."
         return _Table(self.path, prefix + key, self.content.get(key, {}))
 
-    def strings(self, key: str) -> list[str]:
-        value = self.content.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{self.where}.{key} must be a list of strings, not {value!r:.80}")
+    def value(self, key: str, kind: type[T], default: T, wanted: str) -> T:
+        value = self.content.get(key, default)
+        if not isinstance(value, kind):
+            raise ConfigError(f"{self.where}.{key} must be {wanted}, not {value!r:.80}")
         return value
 
 
 def _store(table: _Table) -> StoreTable:
     table.allow("url", "layers")
-    url, layers = table.content.get("url", "memory://"), table.content.get("layers", [])
-    if not isinstance(url, str):
-        raise ConfigError(f'{table.where}.url must be a string such as "sqlite:///state.db", not {url!r:.80}')
-    if not isinstance(layers, list):
-        raise ConfigError(f"{table.where}.layers must be a list, outermost first, not {layers!r:.80}")
+    url = table.value("url", str, "memory://", 'a string such as "sqlite:///state.db"')
+    layers: list[Any] = table.value("layers", list, [], "a list, outermost first")
+    for position, layer in enumerate(layers):
+        layer_name(layer, f"{table.where}.layers[{position}]")
     return StoreTable(table.where, url, tuple(layers))
+
+
+def _names(table: _Table, key: str) -> tuple[str, ...]:
+    names: list[Any] = table.value(key, list, [], "a list of names")
+    for position, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ConfigError(f"{table.where}.{key}[{position}] must be a name, not {name!r:.80}")
+    return tuple(names)
 
 
 def _text(path: Path) -> str:
@@ -150,10 +158,15 @@ def expand(value: Any, where: str) -> Any:
     if isinstance(value, str):
         return _VARIABLE.sub(variable, value)
     if isinstance(value, Mapping):
-        return {key: expand(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list):
+        table = cast("Mapping[str, Any]", value)
+        return {key: expand(item, f"{where}.{key}") for key, item in table.items()}
+    if _is_list(value):
         return [expand(item, f"{where}[{position}]") for position, item in enumerate(value)]
     return value
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
 
 
 def layer_name(spec: LayerSpec, where: str = "") -> str:
@@ -178,11 +191,11 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
             raise ConfigError(f"{prefix}{kind.name} has no option {name!r}{alternatives(name, fields)}")
         hint = hints.get(name, Any)
         accepts = checker(hint)
-        # TOML has only lists
-        as_field = next((v for v in (value, *_frozen(value)) if accepts(v)), values)
-        if as_field is values:
+        if _is_list(value) and not accepts(value):
+            value = tuple(value)  # TOML has no tuples
+        if not accepts(value):
             raise ConfigError(f"{prefix}{kind.name}'s option {name!r} is {type_name(hint)}, not {value!r:.80}")
-        values[name] = as_field
+        values[name] = value
     missing = [name for name, each in fields.items() if name not in values and each.default is dataclasses.MISSING
                and each.default_factory is dataclasses.MISSING]  # fmt: skip
     if missing:
@@ -191,10 +204,6 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
         return kind(**values)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{prefix}{kind.name}: {error}") from error
-
-
-def _frozen(value: Any) -> tuple[Any, ...]:
-    return (tuple(value), frozenset(value)) if isinstance(value, list) else ()
 
 
 def _hints(kind: type[Layer]) -> dict[str, Any]:

@@ -50,6 +50,17 @@ class PluginRecord:
     failures: Counter[str] = field(default_factory=Counter[str], compare=False, repr=False)
     """How often it raised or answered wrongly since, by hook or part: `{"pocket_observe": 3}`."""
 
+    @property
+    def verdict(self) -> str:
+        """What became of it, in words: `can't be used: ModuleNotFoundError: …`."""
+        words = {
+            "active": "is in use",
+            "disabled": "is disabled",
+            "declined": "stepped back",
+            "failed": "can't be used",
+        }
+        return words[self.status] + (f": {self.reason}" if self.reason else "")
+
     def __str__(self) -> str:
         """The name as messages give it: `'compress' (pocket-plug-compress 0.1.0)`."""
         where = f" ({self.distribution}{f' {self.version}' if self.version else ''})" if self.distribution else ""

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 import pluggy
 
@@ -78,8 +78,9 @@ class Manager:
         """Import a candidate and register it. Whatever goes wrong becomes its record and one warning."""
         record = candidate.record
         if taken := self._taken(record.name):
-            self._nameless.append(replace(record, status="failed", reason=taken))
-            _logger.warning("plugin %s can't be used: %s", record, taken)
+            record = replace(record, status="failed", reason=taken)
+            self._nameless.append(record)
+            _logger.warning("plugin %s %s", record, record.verdict)
             return
         try:
             self.register(candidate.load(), record)
@@ -112,8 +113,7 @@ class Manager:
             self._records[record.name] = record
             self._changed()
         if status != "disabled":
-            verb = "stepped back" if status == "declined" else "can't be used"
-            _logger.warning("plugin %s %s: %s", record, verb, reason)
+            _logger.warning("plugin %s %s", record, record.verdict)
         return record
 
     def _taken(self, name: str) -> str:
@@ -156,7 +156,7 @@ class Manager:
 
     def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
         """In the order of `records`, but for `tryfirst` and `trylast`. (pluggy itself would ask the last one first.)"""
-        found = getattr(self._pm.hook, hook).get_hookimpls()
+        found: list[pluggy.HookImpl] = getattr(self._pm.hook, hook).get_hookimpls()
         found.sort(key=lambda implementation: (not implementation.tryfirst, implementation.trylast))
         return [(self._records[each.plugin_name], each.function, each.argnames) for each in found]
 
@@ -249,10 +249,13 @@ class Manager:
 
 
 def _check_function(hook: str, function: Callable[..., Any]) -> None:
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise PluginError(
-            f"{hook} is `async def`; hooks are plain functions, asked when a stack is built or a run starts"
-        )
+    for kind, is_kind in (
+        ("`async def`", inspect.iscoroutinefunction),
+        ("an async generator", inspect.isasyncgenfunction),
+        ("a generator", inspect.isgeneratorfunction),
+    ):
+        if is_kind(function):
+            raise PluginError(f"{hook} is {kind}; hooks are plain functions that return what they have to give")
     allowed = [name for name in inspect.signature(getattr(Specs, hook)).parameters if name != "self"]
     takes = f"it takes {' and '.join(allowed)}, or less" if allowed else "it takes no argument"
     for name, parameter in inspect.signature(function).parameters.items():
@@ -281,10 +284,10 @@ def _layers(answer: Any) -> Iterable[tuple[str, type[Layer]]]:
 def _backends(answer: Any) -> Iterable[tuple[str, Callable[[str], Backend]]]:
     if not isinstance(answer, Mapping):
         raise TypeError(f"it gave {type(answer).__name__}, not a mapping of URL schemes: {{'redis': RedisBackend}}")
-    for scheme, make in answer.items():
+    for scheme, make in cast("Mapping[str, Any]", answer).items():
         if not callable(make):
             raise TypeError(f"{scheme!r} leads to {make!r:.80}, which can't be called with a URL")
-        yield scheme, make
+        yield scheme, cast("Callable[[str], Backend]", make)
 
 
 def _commands(answer: Any) -> Iterable[tuple[str, click.Command]]:
@@ -297,6 +300,10 @@ def _commands(answer: Any) -> Iterable[tuple[str, click.Command]]:
 
 
 def _items(answer: Any) -> Sequence[Any]:
-    if not isinstance(answer, Sequence) or isinstance(answer, str):
+    if not _is_sequence(answer):
         raise TypeError(f"it gave {type(answer).__name__}, not a list")
     return answer
+
+
+def _is_sequence(answer: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(answer, Sequence) and not isinstance(answer, str)

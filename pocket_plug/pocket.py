@@ -80,7 +80,7 @@ class Pocket:
             self._manager.drop(record, "failed", record.reason)
         for candidate in candidates:
             if candidate.record.name in unwanted:
-                self._manager.drop(candidate.record, "disabled", unwanted[candidate.record.name])
+                self._manager.drop(candidate.record, "disabled", f"by {unwanted[candidate.record.name]}")
             else:
                 self._manager.load(candidate)
         for plugin in plugins:
@@ -90,6 +90,7 @@ class Pocket:
             except PLUGIN_FAULTS as error:
                 self._manager.drop(PluginRecord(name), "failed", error)
         self._warn_of_unknown(unwanted)
+        self._check_options()
         self._manager.configure(self, self._options)
         self._insist(strict, required)
 
@@ -146,23 +147,34 @@ class Pocket:
 
     def _warn_of_unknown(self, unwanted: Mapping[str, str]) -> None:
         known = [record.name for record in self.plugins]
-        said_by = {name: f"{self.config.where.removesuffix(']')}.{name}]" for name in self.config.options}
+        said_by = {name: self._table_of(name) for name in self.config.options}
         for name, where in {**said_by, **unwanted}.items():
             if name not in known:
                 _logger.warning("%s: there is no plugin %r%s", where, name, alternatives(name, known))
 
+    def _check_options(self) -> None:
+        for record in self.plugins:
+            if (
+                record.name in self.config.options
+                and record.status == "active"
+                and "pocket_configure" not in record.hooks
+            ):
+                raise ConfigError(f"{self._table_of(record.name)}: this plugin takes no options")
+
+    def _table_of(self, name: str) -> str:
+        return f"{self.config.where.removesuffix(']')}.{name}]"
+
     def _options(self, name: str) -> Mapping[str, Any]:
-        where = f"{self.config.where.removesuffix(']')}.{name}]"
-        return expand(self.config.options.get(name, {}), where)  # type: ignore[no-any-return]
+        return expand(self.config.options.get(name, {}), self._table_of(name))  # type: ignore[no-any-return]
 
     def _insist(self, strict: bool, required: Iterable[str]) -> None:
         for record in self.plugins:
             if strict and record.status == "failed":
-                raise PluginError(f"plugin {record} can't be used: {record.reason}")
+                raise PluginError(f"plugin {record} {record.verdict}")
         for name in required:
             record = self.plugin(name)
             if record.status != "active":
-                raise PluginError(f"plugin {record} is required, but {record.status}: {record.reason}")
+                raise PluginError(f"plugin {record} is required, but {record.verdict}")
 
     # ---------------------------------------------------------------- parts by name
     def backend(self, url: str, /) -> Backend:
@@ -185,7 +197,7 @@ class Pocket:
             raise ConfigError(f"{public_url(url)!r}: no plugin offers {scheme}://{why}")
         record, make = known[scheme]
         try:
-            backend = make(url)
+            backend: Any = make(url)
         except PocketError:
             raise
         except PLUGIN_FAULTS as error:
@@ -210,7 +222,7 @@ class Pocket:
     def _out_of_use(self, name: str) -> str:
         """Where a plugin of this name is there, but not active: what became of it."""
         named = (each for each in self.plugins if each.name == name and each.status != "active")
-        return next((f": plugin {each} is {each.status} ({each.reason})" for each in named), "")
+        return next((f": plugin {each} {each.verdict}" for each in named), "")
 
     def _ask_types(self) -> None:
         with self._lock:
