@@ -1,0 +1,457 @@
+"""Spans for runs, nodes, phases and store operations. It speaks the OpenTelemetry API only and sets nothing up.
+
+Whether anybody listens is decided as a run starts, and, for store operations outside of runs, as a stack is built or
+opened: without a provider a run costs one look at it. Spans never carry keys or values, only declared key templates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextvars import Token
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    NoOpTracerProvider,
+    ProxyTracerProvider,
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    TracerProvider,
+)
+from typing_extensions import Unpack
+
+from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
+from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run, hookimpl
+from pocket_plug.layer import Layer, parts
+from pocket_plug.reporting import (
+    SCHEMA_URL,
+    capped,
+    error_text,
+    error_type,
+    own_version,
+    say_once,
+    stack_of,
+    system_of,
+    template_of,
+)
+
+if TYPE_CHECKING:
+    from pocket_plug.pocket import Pocket
+
+Detail = Literal["run", "node", "phase"]
+Attributes = dict[str, str | bool | int | float]
+
+
+# ---------------------------------------------------------------- settings
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the process's tracing does. `tracer_provider` None: OpenTelemetry's global one.
+
+    `detail` "run": one span per run. "node": also one per node, with its phases' durations, per attempt where a node
+    has a retry, a time-out or a fallback, and per store operation. "phase": one for each phase, instead of durations.
+    """
+
+    detail: Detail = "node"
+    tracer_provider: TracerProvider | None = None
+
+
+class Changes(TypedDict, total=False):
+    """What `configure` takes."""
+
+    detail: Detail
+    tracer_provider: TracerProvider | None
+
+
+def configure(**changes: Unpack[Changes]) -> Settings:
+    """Change the process's tracing, from the next run on; gives the former settings.
+
+    `[plugins.tracing] detail = "phase"` does the same. Raises ConfigError for what isn't an option.
+    """
+    global _settings, _live
+    for name in changes:
+        if name not in Changes.__annotations__:
+            known = ", ".join(Changes.__annotations__)
+            raise ConfigError(f"tracing has no option {name!r}; it has: {known}.{suggest(name, known.split(', '))}")
+    detail = changes.get("detail", "node")
+    if detail not in get_args(Detail):
+        raise ConfigError(f"tracing's detail is one of {', '.join(get_args(Detail))}, not {detail!r}.")
+    former, _settings = _settings, replace(_settings, **changes)
+    _live = None
+    look()
+    return former
+
+
+class _Live:
+    """Where spans go while somebody listens. Made whole, never changed."""
+
+    __slots__ = ("detail", "graph", "phase", "provider", "store")
+
+    def __init__(self, provider: TracerProvider, detail: Detail) -> None:
+        self.provider, self.detail = provider, detail
+        self.graph, self.phase, self.store = [
+            provider.get_tracer(f"pocket_plug.{part}", own_version(), SCHEMA_URL)
+            for part in ("graph", "phase", "store")
+        ]
+
+
+_settings = Settings()
+_live: _Live | None = None
+
+
+def look() -> _Live | None:
+    """See whether somebody listens; None where nobody does. Costs a fraction of a microsecond."""
+    global _live
+    provider = _settings.tracer_provider or trace.get_tracer_provider()
+    live = _live
+    if live is None or live.provider is not provider:
+        silent = isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
+        live = _live = None if silent else _Live(provider, _settings.detail)
+    return live
+
+
+# ---------------------------------------------------------------- hooks
+@hookimpl
+def pocket_configure(pocket: Pocket, options: Mapping[str, Any]) -> None:
+    """The table `[plugins.tracing]`; without one, settings stay as they are."""
+    if options:
+        configure(**options)
+
+
+@hookimpl
+def pocket_layers() -> Sequence[type[Layer]]:
+    """The layer `tracing`."""
+    return [Tracing]
+
+
+@hookimpl
+def pocket_observe(run: Run) -> Observer | None:
+    """Watch a run while a provider is set."""
+    live = look()
+    if live is None:
+        return None
+    spans = _RunSpan(live, run)
+    if live.detail == "run":
+        return Observer(run=spans.of_run, event=spans.event, outermost=True)
+    return Observer(run=spans.of_run, node=spans.of_node, phase=spans.of_phase, event=spans.event, outermost=True)
+
+
+# ---------------------------------------------------------------- what all spans share
+_RECORDED: Final = otel_context.create_key("pocket_plug.recorded")
+"""In a run's context: the exceptions that have their event already, so that none is recorded again on its way up."""
+
+
+def _record(span: Span, error: BaseException) -> None:
+    """The exception event, by hand, unless the exception has one in this run."""
+    recorded = cast("deque[BaseException] | None", otel_context.get_value(_RECORDED))
+    if recorded is not None:
+        if any(other is error for other in recorded):
+            return
+        recorded.append(error)
+    span.add_event("exception", {"exception.type": error_type(error), "exception.message": error_text(error),
+                                 "exception.stacktrace": stack_of(error)})  # fmt: skip
+
+
+def _fail(span: Span, error: BaseException, *, cancelled: bool) -> None:
+    """A cancellation is no failure: it has its type, but no status and no event."""
+    span.set_attribute("error.type", error_type(error))
+    if not cancelled:
+        _record(span, error)
+        span.set_status(StatusCode.ERROR, error_text(error))
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    return isinstance(error, asyncio.CancelledError | GeneratorExit)
+
+
+class _SpanManager:
+    """A span that is current within its block. Whatever happens while it is closed, it is detached and ended."""
+
+    __slots__ = ("span", "token")
+    span: Span
+    token: Token[Context]
+
+    def open(self, span: Span, context: Context | None = None) -> None:
+        self.span = span
+        self.token = otel_context.attach(trace.set_span_in_context(span, context))
+
+    def finish(self, error: BaseException | None) -> None:
+        raise NotImplementedError
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
+        try:
+            self.finish(error)
+        finally:
+            otel_context.detach(self.token)
+            self.span.end()
+
+
+# ---------------------------------------------------------------- runs, nodes, phases
+class _RunSpan(_SpanManager):
+    """`run {graph}`, and what gives the spans inside it."""
+
+    __slots__ = ("live", "recorded", "recording", "run")
+
+    def __init__(self, live: _Live, run: Run) -> None:
+        self.live, self.run, self.recording = live, run, False
+        self.recorded: deque[BaseException] = deque(maxlen=64)
+
+    def of_run(self, run: Run) -> _RunSpan:
+        return self
+
+    def of_node(self, call: NodeCall) -> _NodeSpan | None:
+        return _NodeSpan(self.live, call) if self.recording and call.trace else None
+
+    def of_phase(self, call: PhaseCall) -> _PhaseSpan | None:
+        wanted = self.live.detail == "phase" or (call.phase == "exec" and call.node.guarded)
+        return _PhaseSpan(self.live, call) if wanted and self.recording and call.node.trace else None
+
+    def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
+        """What no span shows by itself: conflicts and failed clean-ups, on the span in which they happened."""
+        if self.recording and name in ("conflict", "clean_up_failed"):
+            error = attributes.get("error")
+            kind = {"error.type": error_type(error)} if isinstance(error, BaseException) else {}
+            trace.get_current_span().add_event(f"pocket_plug.{name}", kind)
+
+    def __enter__(self) -> None:
+        run = self.run
+        attributes: Attributes = {"pocket_plug.graph.name": capped(run.graph), "pocket_plug.run.id": capped(run.id)}
+        if run.parent is not None:
+            attributes["pocket_plug.run.parent_id"] = capped(run.parent.id)
+        span = self.live.graph.start_span(f"run {run.graph}", attributes=attributes)
+        self.recording = span.is_recording()
+        outer = otel_context.get_value(_RECORDED)
+        self.open(span, otel_context.set_value(_RECORDED, self.recorded) if outer is None else None)
+
+    def finish(self, error: BaseException | None) -> None:
+        if not self.recording:
+            return
+        run, span = self.run, self.span
+        outcome = run.outcome or "success"
+        span.set_attributes({"pocket_plug.run.outcome": outcome, "pocket_plug.run.steps": run.steps})
+        error = error or run.error
+        if error is not None and outcome != "success":
+            _fail(span, error, cancelled=outcome == "cancelled" or _is_cancellation(error))
+        self.recorded.clear()  # its tracebacks lead to the run's context, which holds this
+
+
+class _NodeSpan(_SpanManager):
+    """`node {node}`."""
+
+    __slots__ = ("call", "live")
+
+    def __init__(self, live: _Live, call: NodeCall) -> None:
+        self.live, self.call = live, call
+
+    def __enter__(self) -> None:
+        call = self.call
+        run = call.run
+        self.open(self.live.graph.start_span(f"node {call.name}", attributes={
+            "pocket_plug.node.name": call.name, "pocket_plug.node.type": call.type,
+            "pocket_plug.node.visit": call.visit, "pocket_plug.run.id": run.id, "pocket_plug.graph.name": run.graph,
+        }))  # fmt: skip
+
+    def finish(self, error: BaseException | None) -> None:
+        call, span = self.call, self.span
+        attributes: Attributes = {"pocket_plug.node.attempts": call.attempts}
+        outcome = call.outcome
+        if outcome is not None:
+            attributes["pocket_plug.node.outcome"] = outcome
+        if call.action is not None:
+            attributes["pocket_plug.node.action"] = capped(call.action)
+        if call.next is not None:
+            attributes["pocket_plug.node.next"] = call.next
+        if self.live.detail == "node":
+            for phase, seconds in call.durations.items():
+                attributes[f"pocket_plug.node.{phase}.duration"] = seconds
+        span.set_attributes(attributes)
+        error = error or call.error
+        if error is not None and outcome not in ("ok", "fallback"):
+            _fail(span, error, cancelled=outcome == "cancelled" or _is_cancellation(error))
+
+
+class _PhaseSpan(_SpanManager):
+    """`prep|exec|fallback|post {node}`: one attempt."""
+
+    __slots__ = ("call", "live")
+
+    def __init__(self, live: _Live, call: PhaseCall) -> None:
+        self.live, self.call = live, call
+
+    def __enter__(self) -> None:
+        call = self.call
+        phase, node = call.phase, call.node.name
+        attributes: Attributes = {"pocket_plug.phase": phase, "pocket_plug.node.name": node}
+        if phase == "exec":
+            attributes["pocket_plug.attempt"] = call.attempt
+            if call.timeout is not None:
+                attributes["pocket_plug.timeout"] = call.timeout
+        self.open(self.live.phase.start_span(f"{phase} {node}", attributes=attributes))
+
+    def finish(self, error: BaseException | None) -> None:
+        if error is None:
+            return
+        call, span = self.call, self.span
+        span.set_attribute("pocket_plug.attempt.will_retry", call.will_retry)
+        if call.delay is not None:
+            span.set_attribute("pocket_plug.retry.delay", call.delay)
+        _fail(span, error, cancelled=_is_cancellation(error))
+
+
+# ---------------------------------------------------------------- store operations
+class Tracing(Layer):
+    """One span for each operation that reaches the stack, named by the declared template of its key: `get user:{}`.
+
+    Where a provider is set after the stack was built, spans begin with the next run, `open`, `observe()`, or in the
+    first recorded span. Keys and values are never shown; a name that no `Key` declares is left out. Inner operations
+    that suspend run with the span as their current one; those in memory have nothing below them to show.
+    """
+
+    inline_read = inline_write = True
+
+    def on_build(self) -> None:
+        backend = parts(self.inner)[-1]
+        network = backend.needs_loop and not backend.inline_read
+        self._kind = SpanKind.CLIENT if network else SpanKind.INTERNAL
+        self._system = system_of(backend)
+        self._of_get = self._attributes("get")
+        look()
+
+    def _attributes(self, operation: str) -> Attributes:
+        return {"db.system.name": self._system, "db.operation.name": operation}
+
+    async def open(self) -> None:
+        look()
+        await super().open()
+
+    async def read(self, key: str) -> Entry | None:
+        tracer = _store_tracer()
+        if tracer is None:
+            return await self.inner.read(key)
+        span = self._start(tracer, "get", template_of(key), self._of_get)
+        if span is None:
+            return await self.inner.read(key)
+        with _Operation(span, attach=not self.inner.inline_read) as operation:
+            entry = await self.inner.read(key)
+            operation.result = ("pocket_plug.store.hit", entry is not None)
+            return entry
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        tracer = _store_tracer()
+        if tracer is None:
+            return await self.inner.read_many(keys)
+        keys = list(keys)
+        span = self._start(
+            tracer, "get_many", "", self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
+        )
+        if span is None:
+            return await self.inner.read_many(keys)
+        with _Operation(span, attach=not self.inner.inline_read) as operation:
+            entries = await self.inner.read_many(keys)
+            operation.result = ("db.response.returned_rows", len(entries))
+            return entries
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        tracer = _store_tracer()
+        if tracer is None:
+            return await self.inner.write(changes, expect)
+        if len(changes) == 1:
+            name = "set" if isinstance(changes[0], Put) else "delete"
+            span = self._start(tracer, name, template_of(changes[0].key), self._attributes(name))
+        else:
+            name = "write" if changes else "check"
+            size = len(changes) or len(expect)
+            span = self._start(tracer, name, "", self._attributes(name) | {"db.operation.batch.size": size})
+        if span is None:
+            return await self.inner.write(changes, expect)
+        with _Operation(span, attach=not self.inner.inline_write):
+            return await self.inner.write(changes, expect)
+
+    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        tracer = _store_tracer()
+        return self.inner.scan(prefix) if tracer is None else self._scanned(tracer, prefix)
+
+    async def _scanned(self, tracer: Tracer, prefix: str) -> AsyncIterator[str]:
+        """The span is made at the end, as long as the store worked: none is open while the caller has the key."""
+        parent, start = otel_context.get_current(), time.time_ns()
+        busy, count, error = 0, 0, None
+        began = time.perf_counter_ns()
+        try:
+            async for key in self.inner.scan(prefix):
+                busy += time.perf_counter_ns() - began
+                count += 1
+                yield key
+                began = time.perf_counter_ns()
+            busy += time.perf_counter_ns() - began
+        except Exception as failure:
+            busy += time.perf_counter_ns() - began
+            error = failure
+            raise
+        finally:
+            attributes = self._attributes("scan") | {"db.response.returned_rows": count}
+            span = self._start(tracer, "scan", template_of(prefix.removesuffix(":")), attributes, parent, start)
+            if span is not None:
+                _finish(span, error, None, start + busy)
+
+    def _start(self, tracer: Tracer, operation: str, template: str, attributes: Attributes,
+               parent: Context | None = None, start: int | None = None) -> Span | None:  # fmt: skip
+        """A recording span, or None. A tracing that fails must not fail the store."""
+        try:
+            name = f"{operation} {template}" if template else operation
+            span = tracer.start_span(name, parent, self._kind, attributes, start_time=start)
+        except Exception as error:  # noqa: BLE001 - a user's sampler or processor may raise anything
+            say_once("tracing a store operation", error)
+            return None
+        return span if span.is_recording() else None
+
+
+def _store_tracer() -> Tracer | None:
+    """Where a store operation's span goes; None where nobody listens, or the span around it isn't recorded."""
+    parent = trace.get_current_span()
+    if parent.is_recording():
+        live = _live or look()
+    elif (live := _live) is not None:
+        context = parent.get_span_context()
+        if context.is_valid and not context.is_remote:
+            return None
+    return None if live is None or live.detail == "run" else live.store
+
+
+class _Operation:
+    """The block in which a store operation runs. What it raises itself is said once, never raised."""
+
+    __slots__ = ("result", "span", "token")
+
+    def __init__(self, span: Span, *, attach: bool) -> None:
+        self.span = span
+        self.result: tuple[str, bool | int] | None = None
+        self.token = otel_context.attach(trace.set_span_in_context(span)) if attach else None
+
+    def __enter__(self) -> _Operation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
+        if self.token is not None:
+            otel_context.detach(self.token)
+        _finish(self.span, error, self.result, None)
+
+
+def _finish(span: Span, error: BaseException | None, result: tuple[str, bool | int] | None, end: int | None) -> None:
+    try:
+        try:
+            if result is not None:
+                span.set_attribute(*result)
+            if error is not None:
+                _fail(span, error, cancelled=_is_cancellation(error) or isinstance(error, Conflict))
+        finally:
+            span.end(end)
+    except Exception as failure:  # noqa: BLE001 - a user's span processor may raise anything
+        say_once("tracing a store operation", failure)

@@ -1,0 +1,162 @@
+"""What telemetry may say: of keys their template, of errors their type and a capped text, of a backend its name.
+
+And how a layer of telemetry says that it failed itself: once, through the `pocket_plug` logger, never by raising.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+
+from .backend import Backend
+from .keys import declared_templates
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+"""The semantic conventions that the names of attributes and metrics follow."""
+
+MAX_BYTES = 4096
+"""Of one attribute. A single oversized one makes some backends refuse the whole batch it is in."""
+
+MAX_FRAMES = 16
+"""Of a stack trace: the innermost ones."""
+
+_MAX_NAMES = 4096
+
+_logger = logging.getLogger("pocket_plug")
+
+
+# ---------------------------------------------------------------- keys
+class _Templates:
+    """The declared templates as patterns, and which of them a name is, remembered for the names seen last."""
+
+    def __init__(self) -> None:
+        self.count = len(declared_templates)
+        self.names: dict[str, str] = {}
+        self._by_start: dict[str, list[tuple[re.Pattern[str], str]]] = {}
+        # the longest first, and of one length the most literal
+        for template in sorted(declared_templates, key=lambda t: (-t.count(":"), t.count("{"))):
+            start = template.partition(":")[0]
+            pattern = "[^:]+".join(map(re.escape, re.split(r"\{\w*\}", template)))
+            entry = (re.compile(f"{pattern}(?::|\\Z)"), template)
+            self._by_start.setdefault("" if "{" in start else start, []).append(entry)
+
+    def find(self, name: str) -> str:
+        """A key within scopes is the templates of each, joined; what follows the last declared one is left out."""
+        found: list[str] = []
+        position = 0
+        while position < len(name):
+            start = name[position:].partition(":")[0]
+            for pattern, template in (*self._by_start.get(start, ()), *self._by_start.get("", ())):
+                if match := pattern.match(name, position):
+                    found.append(template)
+                    position = match.end()
+                    break
+            else:
+                break
+        if len(self.names) >= _MAX_NAMES:
+            self.names.clear()
+        answer = self.names[name] = capped(":".join(found))
+        return answer
+
+
+_templates = _Templates()
+
+
+def template_of(name: str) -> str:
+    """The declared template of a raw key, that of the scope around it, or "" where neither was declared.
+
+    >>> from pocket_plug.keys import Key
+    >>> TENANT, INVOICE = Key("tenant:{}"), Key("invoice:{}")
+    >>> template_of("tenant:acme:invoice:17"), template_of("tenant:acme:secret"), template_of("secret")
+    ('tenant:{}:invoice:{}', 'tenant:{}', '')
+    """
+    global _templates
+    if _templates.count != len(declared_templates):
+        _templates = _Templates()
+    templates = _templates
+    found = templates.names.get(name)
+    return templates.find(name) if found is None else found
+
+
+# ---------------------------------------------------------------- texts and errors
+def capped(text: str) -> str:
+    """`text` as any exporter can send it: at most 4 KiB of valid UTF-8."""
+    if len(text) <= MAX_BYTES and text.isascii():
+        return text
+    return text.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
+
+
+def error_type(error: BaseException) -> str:
+    """The `error.type` of an exception: its class's full name.
+
+    >>> error_type(ValueError("x"))
+    'ValueError'
+    """
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def error_text(error: BaseException) -> str:
+    """Its message, capped, whatever its `__str__` does."""
+    try:
+        return capped(str(error))
+    except Exception:  # noqa: BLE001 - a user's exception may do anything when asked for its text
+        return "(its text can't be had)"
+
+
+def stack_of(error: BaseException) -> str:
+    """The innermost frames and what it was caused by. Reads no source file: that would cost five times as much."""
+    lines = ["Traceback (most recent call last):", *_frames(error.__traceback__), _headline(error)]
+    cause = error.__cause__ or error.__context__
+    while cause is not None and len(lines) < 2 * MAX_FRAMES:
+        lines.append(f"caused by {_headline(cause)}")
+        cause = cause.__cause__ or cause.__context__
+    return capped("\n".join(lines))
+
+
+def _headline(error: BaseException) -> str:
+    return f"{error_type(error)}: {error_text(error)[:512]}"
+
+
+def _frames(trace: TracebackType | None) -> list[str]:
+    frames: list[tuple[str, int | None, str]] = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append((code.co_filename, trace.tb_lineno, code.co_qualname))
+        trace = trace.tb_next
+    return [f'  File "{file}", line {line}, in {name}' for file, line, name in frames[-MAX_FRAMES:]]
+
+
+# ---------------------------------------------------------------- parts
+@cache
+def own_version() -> str:
+    """pocket_plug's version, for the instrumentation scopes."""
+    try:
+        return version("pocket-plug")
+    except PackageNotFoundError:  # run from a source tree that isn't installed
+        return ""
+
+
+def system_of(backend: Backend) -> str:
+    """The `db.system.name` of a backend: its class's name in lower case.
+
+    >>> from pocket_plug.memory import Memory
+    >>> system_of(Memory())
+    'memory'
+    """
+    return type(backend).__name__.removesuffix("Backend").lower()
+
+
+# ---------------------------------------------------------------- failures of telemetry's own
+_said: set[tuple[str, str]] = set()
+
+
+def say_once(what: str, error: BaseException) -> None:
+    """Say that a part of telemetry failed, the first time it does so in this way. Never raises."""
+    kind = (what, error_type(error))
+    if kind not in _said:
+        _said.add(kind)
+        _logger.warning("%s failed: %s: %s. The store goes on without; said once", what, kind[1], error_text(error))

@@ -1,0 +1,130 @@
+"""Spans as OTLP in JSON: the encoding, and a file with one export request per line that any OTLP tool can read."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import Link, SpanContext, SpanKind
+
+_KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
+
+
+def encode(spans: Iterable[ReadableSpan]) -> dict[str, Any]:
+    """An `ExportTraceServiceRequest` as OTLP/JSON has it: ids in hex, enums as numbers, 64-bit integers as strings."""
+    resources: dict[Any, dict[Any, list[ReadableSpan]]] = {}
+    for span in spans:
+        resources.setdefault(span.resource, {}).setdefault(span.instrumentation_scope, []).append(span)
+    return {"resourceSpans": [_resource(resource, scopes) for resource, scopes in resources.items()]}
+
+
+def _resource(resource: Any, scopes: Mapping[Any, list[ReadableSpan]]) -> dict[str, Any]:
+    encoded: dict[str, Any] = {
+        "resource": {"attributes": _attributes(resource.attributes)},
+        "scopeSpans": [_scope(scope, spans) for scope, spans in scopes.items()],
+    }
+    return encoded | ({"schemaUrl": resource.schema_url} if resource.schema_url else {})
+
+
+def _scope(scope: Any, spans: list[ReadableSpan]) -> dict[str, Any]:
+    encoded: dict[str, Any] = {"spans": [_span(span) for span in spans]}
+    if scope is not None:
+        encoded["scope"] = {"name": scope.name} | ({"version": scope.version} if scope.version else {})
+        if scope.schema_url:
+            encoded["schemaUrl"] = scope.schema_url
+    return encoded
+
+
+def _span(span: ReadableSpan) -> dict[str, Any]:
+    encoded: dict[str, Any] = {
+        **_ids(span.get_span_context()),
+        "name": span.name,
+        "kind": _KINDS[span.kind],
+        "startTimeUnixNano": str(span.start_time or 0),
+        "endTimeUnixNano": str(span.end_time or 0),
+        "attributes": _attributes(span.attributes),
+        "status": {"code": span.status.status_code.value},
+    }
+    # the flags: the parent's W3C ones, then "it is known whether the parent is remote", then whether it is
+    encoded["flags"] = 0x100
+    if span.parent is not None:
+        encoded["parentSpanId"] = f"{span.parent.span_id:016x}"
+        encoded["flags"] |= span.parent.trace_flags | (0x200 if span.parent.is_remote else 0)
+    if span.status.description:
+        encoded["status"]["message"] = span.status.description
+    if span.events:
+        encoded["events"] = [
+            {"timeUnixNano": str(event.timestamp), "name": event.name, "attributes": _attributes(event.attributes)}
+            for event in span.events
+        ]
+    if span.links:
+        encoded["links"] = [_link(link) for link in span.links]
+    for name in ("attributes", "events", "links"):
+        if dropped := getattr(span, f"dropped_{name}"):
+            encoded[f"dropped{name.capitalize()}Count"] = dropped
+    return encoded
+
+
+def _link(link: Link) -> dict[str, Any]:
+    flags = 0x100 | link.context.trace_flags | (0x200 if link.context.is_remote else 0)
+    return {**_ids(link.context), "attributes": _attributes(link.attributes), "flags": flags}
+
+
+def _ids(context: SpanContext | None) -> dict[str, str]:
+    if context is None:
+        return {}
+    state = context.trace_state.to_header()
+    ids = {"traceId": f"{context.trace_id:032x}", "spanId": f"{context.span_id:016x}"}
+    return ids | ({"traceState": state} if state else {})
+
+
+def _attributes(attributes: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    return [{"key": key, "value": _value(value)} for key, value in (attributes or {}).items()]
+
+
+def _value(value: Any) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"boolValue": value}
+    if isinstance(value, int):
+        return {"intValue": str(value)}
+    if isinstance(value, float):
+        special = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return {"doubleValue": value if math.isfinite(value) else special}
+    if isinstance(value, bytes):
+        return {"bytesValue": base64.b64encode(value).decode()}
+    if isinstance(value, Mapping):
+        return {"kvlistValue": {"values": _attributes(value)}}  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return {"arrayValue": {"values": [_value(item) for item in value]}}  # pyright: ignore[reportUnknownVariableType]
+    return {} if value is None else {"stringValue": str(value)}
+
+
+class FileExporter(SpanExporter):
+    """Appends batches to a file, each as one line in one write, so that several processes may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = -1
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Raises OSError where the file can't be written; the processor says so."""
+        line = json.dumps(encode(spans), separators=(",", ":")).encode() + b"\n"
+        if self._file < 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o644)
+        while line:  # one write, but where the system takes only a part of it
+            line = line[os.write(self._file, line) :]
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

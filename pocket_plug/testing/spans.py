@@ -1,0 +1,93 @@
+"""`SpanCapture`: the spans of a block of a test, without a global provider and without an exporter to set up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+
+from pocket_plug.layers import tracing
+
+Tree = str | tuple[str, list[Any]]
+"""A span's name; with spans below it, its name and theirs."""
+
+
+class SpanCapture(SpanProcessor):
+    """Sends what pocket_plug traces inside the block to itself; the process's own tracing is restored after it.
+
+    Spans that the test makes with `capture.tracer_provider` join the same tree.
+
+    >>> from pocket_plug.keys import Key
+    >>> from pocket_plug.layers.tracing import Tracing
+    >>> from pocket_plug.store import SyncStore
+    >>> GUEST = Key("guest:{}", str)
+    >>> with SpanCapture() as capture:
+    ...     SyncStore(layers=[Tracing()]).set(GUEST("17"), "Alice")
+    >>> capture.tree()
+    ['set guest:{}']
+    """
+
+    def __init__(self, detail: tracing.Detail = "phase") -> None:
+        self.tracer_provider = TracerProvider(shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(self)
+        self._detail: tracing.Detail = detail
+        self._began: dict[int, int] = {}  # span ids, each with its place in the order
+        self._ended: list[ReadableSpan] = []
+
+    def __enter__(self) -> Self:
+        self._former = tracing.configure(detail=self._detail, tracer_provider=self.tracer_provider)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        tracing.configure(detail=self._former.detail, tracer_provider=self._former.tracer_provider)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Called by the SDK."""
+        self._began[span.get_span_context().span_id] = len(self._began)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Called by the SDK."""
+        self._ended.append(span)
+
+    @property
+    def open(self) -> int:
+        """How many spans were begun and have not ended."""
+        return len(self._began) - len(self._ended)
+
+    @property
+    def spans(self) -> Sequence[ReadableSpan]:
+        """The spans that have ended, in the order in which they began."""
+        return sorted(self._ended, key=lambda span: self._began[_id(span)])
+
+    def one(self, name: str) -> ReadableSpan:
+        """The only span of this name; raises AssertionError, saying what there is, otherwise."""
+        found = [span for span in self.spans if span.name == name]
+        if len(found) != 1:
+            names = ", ".join(span.name for span in self.spans) or "none"
+            raise AssertionError(f"{len(found)} spans are named {name!r}; the spans are: {names}")
+        return found[0]
+
+    def tree(self) -> list[Tree]:
+        """The names of all spans by parent, in the order in which they began: `[("run g", ["node a", "node b"])]`."""
+        spans = self.spans
+        ids = {_id(span) for span in spans}
+        children: dict[int | None, list[ReadableSpan]] = {}
+        for span in spans:
+            parent = span.parent.span_id if span.parent is not None and span.parent.span_id in ids else None
+            children.setdefault(parent, []).append(span)
+
+        def names(parent: int | None) -> list[Tree]:
+            found: list[Tree] = []
+            for span in children.get(parent, ()):
+                below = names(_id(span))
+                found.append((span.name, below) if below else span.name)
+            return found
+
+        return names(None)
+
+
+def _id(span: ReadableSpan) -> int:
+    context = span.get_span_context()
+    return context.span_id if context is not None else 0

@@ -1,0 +1,541 @@
+"""Tracing: one correct tree of spans, whatever happens, and nothing at all where nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
+
+from pocket_plug.backend import Backend, Change, Entry
+from pocket_plug.errors import ConfigError, Conflict, StoreError
+from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run
+from pocket_plug.keys import Key
+from pocket_plug.layers import tracing
+from pocket_plug.layers.tracing import Tracing
+from pocket_plug.memory import Memory
+from pocket_plug.store import Store, SyncStore
+from pocket_plug.testing.spans import SpanCapture
+
+PERSON = Key("person:{}", str)
+TENANT = Key("firm:{}")
+
+
+@pytest.fixture
+def capture() -> Iterator[SpanCapture]:
+    with SpanCapture() as spans:
+        yield spans
+
+
+def observe(run: Run) -> Observer:
+    observer = tracing.pocket_observe(run)
+    assert observer is not None
+    return observer
+
+
+def enter(manager: AbstractContextManager[Any] | None) -> AbstractContextManager[Any]:
+    assert manager is not None
+    return manager
+
+
+@contextmanager
+def running(run: Run) -> Iterator[Observer]:
+    """A run as the runner drives it: the outcome is set before the observer's manager is left."""
+    observer = observe(run)
+    assert observer.run is not None
+    with enter(observer.run(run)):
+        try:
+            yield observer
+        except BaseException as error:
+            run.outcome, run.error = "failure", error
+            raise
+        run.outcome = "success"
+
+
+def test_a_run_is_one_tree_with_the_documented_names_and_attributes(capture: SpanCapture) -> None:
+    """Run, node and phases nest, and carry what they had at start and at end."""
+    run = Run("r1", "shop")
+    call = NodeCall(run, "charge", "node", 1, phases=("exec", "post"))
+    with running(run) as observer:
+        assert observer.node
+        assert observer.phase
+        with enter(observer.node(call)):
+            run.steps += 1
+            with enter(observer.phase(PhaseCall(call, "exec", attempt=1, timeout=3.0))):
+                pass
+            with enter(observer.phase(PhaseCall(call, "post"))):
+                pass
+            call.outcome, call.action, call.next, call.attempts = "ok", "default", "ship", 1
+            call.durations.update(exec=0.5)
+    assert capture.tree() == [("run shop", [("node charge", ["exec charge", "post charge"])])]
+    assert capture.one("run shop").attributes == {
+        "pocket_plug.graph.name": "shop", "pocket_plug.run.id": "r1", "pocket_plug.run.outcome": "success",
+        "pocket_plug.run.steps": 1}  # fmt: skip
+    assert capture.one("node charge").attributes == {
+        "pocket_plug.node.name": "charge", "pocket_plug.node.type": "node", "pocket_plug.node.visit": 1,
+        "pocket_plug.run.id": "r1", "pocket_plug.graph.name": "shop", "pocket_plug.node.attempts": 1,
+        "pocket_plug.node.outcome": "ok", "pocket_plug.node.action": "default", "pocket_plug.node.next": "ship"}  # fmt: skip
+    assert capture.one("exec charge").attributes == {
+        "pocket_plug.phase": "exec", "pocket_plug.node.name": "charge", "pocket_plug.attempt": 1,
+        "pocket_plug.timeout": 3.0}  # fmt: skip
+    scopes = {span.name.split()[0]: span.instrumentation_scope.name for span in capture.spans}  # type: ignore[union-attr]
+    assert scopes == {"run": "pocket_plug.graph", "node": "pocket_plug.graph", "exec": "pocket_plug.phase",
+                      "post": "pocket_plug.phase"}  # fmt: skip
+    assert all(span.instrumentation_scope.schema_url for span in capture.spans)  # type: ignore[union-attr]
+    assert capture.open == 0
+
+
+@pytest.mark.parametrize(("guarded", "below"), [(False, "node a"), (True, ("node a", ["exec a"]))])
+def test_at_detail_node_only_guarded_attempts_have_spans(guarded: bool, below: object) -> None:
+    """`detail="node"` shows durations as attributes, and attempts where there may be several."""
+    run = Run("r", "g")
+    call = NodeCall(run, "a", "node", 1, guarded=guarded)
+    with SpanCapture(detail="node") as capture, running(run) as observer:
+        assert observer.node
+        assert observer.phase
+        with enter(observer.node(call)):
+            for phase in ("prep", "exec", "post"):
+                with observer.phase(PhaseCall(call, phase)) or ExitStack():
+                    pass
+            call.durations.update(prep=0.25, exec=0.5, post=1.0)
+    assert capture.tree() == [("run g", [below])]
+    attributes = capture.one("node a").attributes
+    assert attributes is not None
+    assert [attributes[f"pocket_plug.node.{phase}.duration"] for phase in ("prep", "exec", "post")] == [0.25, 0.5, 1.0]
+
+
+def test_at_detail_run_a_run_is_one_span() -> None:
+    """`detail="run"` asks nothing of nodes and shows no store operations."""
+    store = SyncStore(layers=[Tracing()])
+    with SpanCapture(detail="run") as capture, running(Run("r", "g")) as observer:
+        assert observer.node is None
+        assert observer.phase is None
+        store.get("k")
+    assert capture.tree() == ["run g"]
+
+
+def test_a_node_declared_untraced_has_no_spans_and_its_children_hang_under_the_run(capture: SpanCapture) -> None:
+    """`trace=False` leaves out the node and its phases, not what they cause."""
+    run = Run("r", "g")
+    call = NodeCall(run, "a", "node", 1, trace=False)
+    store = SyncStore(layers=[Tracing()])
+    with running(run) as observer:
+        assert observer.node
+        assert observer.phase
+        assert observer.node(call) is None
+        assert observer.phase(PhaseCall(call, "exec")) is None
+        store.get("k")
+    assert capture.tree() == [("run g", ["get"])]
+
+
+def test_an_error_is_recorded_once_where_it_happened_and_marks_all_that_it_passed(capture: SpanCapture) -> None:
+    """The exception event stands on the innermost span only; every span that failed has status and `error.type`."""
+    run = Run("r", "g")
+    call = NodeCall(run, "a", "node", 1)
+    error = ValueError("no funds")
+    with pytest.raises(ValueError, match="no funds"), running(run) as observer:
+        assert observer.node
+        assert observer.phase
+        with enter(observer.node(call)):
+            try:
+                with enter(observer.phase(PhaseCall(call, "exec"))):
+                    raise error
+            except ValueError:
+                call.outcome = "failed"
+                raise
+    assert capture.tree() == [("run g", [("node a", ["exec a"])])]
+    for span in capture.spans:
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.status.description == "no funds"
+        assert span.attributes is not None
+        assert span.attributes["error.type"] == "ValueError"
+    assert [(span.name, [event.name for event in span.events]) for span in capture.spans] == [
+        ("run g", []), ("node a", []), ("exec a", ["exception"])]  # fmt: skip
+    event = dict(capture.one("exec a").events[0].attributes or {})
+    assert event["exception.type"] == "ValueError"
+    assert event["exception.message"] == "no funds"
+    assert "test_an_error_is_recorded_once" in str(event["exception.stacktrace"])
+
+
+def test_an_exception_shared_by_two_runs_is_recorded_in_each(capture: SpanCapture) -> None:
+    """ "Once" is kept per run, not marked on the exception."""
+    error = ValueError("shared")
+    for name in ("one", "two"):
+        with pytest.raises(ValueError, match="shared"), running(Run(name, name)):
+            raise error
+    assert [len(span.events) for span in capture.spans] == [1, 1]
+
+
+def test_an_error_passes_nested_runs_with_one_event(capture: SpanCapture) -> None:
+    """An inner run is a run below its node and shares the outer one's memory of what was recorded."""
+    outer = Run("o", "outer")
+    call = NodeCall(outer, "sub", "graph", 1)
+    with pytest.raises(ValueError, match="deep"), running(outer) as observer:
+        assert observer.node
+        with enter(observer.node(call)), running(Run("i", "inner", parent=outer, depth=1)):
+            call.outcome = "failed"
+            raise ValueError("deep")
+    assert capture.tree() == [("run outer", [("node sub", ["run inner"])])]
+    assert (capture.one("run inner").attributes or {})["pocket_plug.run.parent_id"] == "o"
+    assert [len(span.events) for span in capture.spans] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("outcome", ["ok", "fallback"])
+def test_a_retried_or_replaced_error_leaves_its_node_unset(capture: SpanCapture, outcome: Any) -> None:
+    """The attempt failed and says so; the node did not."""
+    run = Run("r", "g")
+    call = NodeCall(run, "a", "node", 1, guarded=True)
+    with running(run) as observer:
+        assert observer.node
+        assert observer.phase
+        with enter(observer.node(call)):
+            attempt = PhaseCall(call, "exec")
+            with pytest.raises(OSError, match="flaky"), enter(observer.phase(attempt)):
+                attempt.will_retry, attempt.delay = True, 0.2
+                raise OSError("flaky")
+            call.outcome = outcome
+    attributes = capture.one("exec a").attributes or {}
+    assert capture.one("exec a").status.status_code is StatusCode.ERROR
+    assert attributes["pocket_plug.attempt.will_retry"] is True
+    assert attributes["pocket_plug.retry.delay"] == 0.2
+    assert capture.one("node a").status.status_code is StatusCode.UNSET
+    assert "error.type" not in (capture.one("node a").attributes or {})
+
+
+def test_a_cancellation_has_its_type_but_is_no_failure(capture: SpanCapture) -> None:
+    """Cancelled spans stay UNSET, with `error.type` and without an event."""
+    run = Run("r", "g")
+    call = NodeCall(run, "a", "node", 1)
+    observer = observe(run)
+    assert observer.run
+    assert observer.node
+    with pytest.raises(asyncio.CancelledError), enter(observer.run(run)):
+        run.outcome = "cancelled"
+        with enter(observer.node(call)):
+            call.outcome = "cancelled"
+            raise asyncio.CancelledError
+    for span in capture.spans:
+        assert span.status.status_code is StatusCode.UNSET
+        assert (span.attributes or {})["error.type"] == "asyncio.exceptions.CancelledError"
+        assert not span.events
+
+
+class Unspeakable(Exception):
+    """Its text can't be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_exception_whose_str_raises_leaves_no_span_open(capture: SpanCapture) -> None:
+    """It is recorded by its type, and the context is as before."""
+    before = otel_context.get_current()
+    with pytest.raises(Unspeakable), running(Run("r", "g")):
+        raise Unspeakable
+    assert capture.open == 0
+    assert otel_context.get_current() is before
+    assert (capture.one("run g").events[0].attributes or {})["exception.message"] == "(its text can't be had)"
+
+
+def test_every_text_is_capped_and_sendable(capture: SpanCapture) -> None:
+    """4 KiB of valid UTF-8 at most: one oversized or malformed attribute makes a backend refuse a whole batch."""
+
+    def deep(n: int) -> None:
+        if n:
+            deep(n - 1)
+        raise ValueError("ü" * 100_000 + "\ud800")
+
+    with pytest.raises(ValueError, match="ü"), running(Run("r" * 5000, "g")):
+        deep(200)
+    span = capture.one("run g")
+    texts = [*(span.attributes or {}).values(), *(span.events[0].attributes or {}).values(), span.status.description]
+    assert all(len(str(text).encode()) <= 4096 for text in texts)
+    assert str((span.events[0].attributes or {})["exception.stacktrace"]).count("in test_every") == 16
+
+
+def test_whoever_fails_inside_a_span_the_context_is_restored(capture: SpanCapture) -> None:
+    """A processor of the user's that raises as a span ends does so after the span was detached."""
+
+    class Raising(SpanCapture):
+        def on_end(self, span: Any) -> None:
+            raise RuntimeError("exporter")
+
+    before = otel_context.get_current()
+    with Raising(), pytest.raises(RuntimeError, match="exporter"), running(Run("r", "g")):
+        assert otel_context.get_current() is not before
+    assert otel_context.get_current() is before
+
+
+def test_without_a_provider_a_run_is_silent() -> None:
+    """Nobody listens: no observer, so the run costs one look."""
+    with SpanCapture():
+        tracing.configure(tracer_provider=trace.NoOpTracerProvider())
+        assert tracing.pocket_observe(Run("r", "g")) is None
+        assert SyncStore(layers=[Tracing()]).get("k") is None
+
+
+def test_an_unsampled_run_has_no_spans_inside() -> None:
+    """A run span that isn't recorded silences its nodes, phases and store operations."""
+    provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+    store = SyncStore(layers=[Tracing()])
+    run = Run("r", "g")
+    call = NodeCall(run, "a", "node", 1)
+    with SpanCapture() as capture:
+        provider.add_span_processor(capture)
+        tracing.configure(tracer_provider=provider)
+        with running(run) as observer:
+            assert observer.node
+            assert observer.phase
+            assert observer.node(call) is None
+            assert observer.phase(PhaseCall(call, "exec")) is None
+            store.get("k")
+    assert capture.tree() == []
+
+
+def test_options_are_checked() -> None:
+    """What isn't an option is refused, with what is allowed."""
+    with pytest.raises(ConfigError, match="no option 'detial'.* Did you mean 'detail'"):
+        tracing.configure(detial="phase")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="one of run, node, phase, not 'fine'"):
+        tracing.configure(detail="fine")  # type: ignore[typeddict-item]
+
+
+def test_importing_the_layer_does_not_import_the_sdk() -> None:
+    """The SDK is for set-up and tests only."""
+    code = ("import sys, pocket_plug.layers.tracing, pocket_plug.layers.metrics, pocket_plug.layers.logging;"
+            "print([m for m in sys.modules if m.startswith(('opentelemetry.sdk', 'structlog'))])")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------- the store
+def attributes_of(capture: SpanCapture, name: str) -> Mapping[str, Any]:
+    return capture.one(name).attributes or {}
+
+
+def test_each_store_operation_is_one_span_named_by_its_template(capture: SpanCapture) -> None:
+    """Names are low in cardinality; what the key was filled with is never shown."""
+
+    async def main() -> None:
+        store = Store(layers=[Tracing()])
+        await store.set(PERSON("secret-1"), "Alice")
+        await store.get(PERSON("secret-1"))
+        await store.get(PERSON("secret-2"))
+        await store.scope(TENANT("secret-3")).get(PERSON("secret-4"))
+        await store.scope(TENANT("secret-3")).get("secret-5")
+        await store.get("secret-6")
+        await store.get_many([PERSON("secret-1"), "secret-7"])
+        await store.set_many({"secret-8": 1, "secret-9": 2})
+        await store.delete(PERSON("secret-1"))
+        assert [key async for key in store.keys()] == ["secret-8", "secret-9"]
+
+    asyncio.run(main())
+    assert [span.name for span in capture.spans] == [
+        "set person:{}", "get person:{}", "get person:{}", "get firm:{}:person:{}", "get firm:{}", "get", "get_many",
+        "write", "get person:{}", "delete person:{}", "scan"]  # fmt: skip
+    assert attributes_of(capture, "set person:{}") == {"db.system.name": "memory", "db.operation.name": "set"}
+    hits = [
+        (span.attributes or {}).get("pocket_plug.store.hit") for span in capture.spans if span.name == "get person:{}"
+    ]
+    assert hits == [True, False, True]
+    assert attributes_of(capture, "get_many")["db.operation.batch.size"] == 2
+    assert attributes_of(capture, "get_many")["db.response.returned_rows"] == 1
+    assert attributes_of(capture, "write")["db.operation.batch.size"] == 2
+    assert attributes_of(capture, "scan")["db.response.returned_rows"] == 2
+    assert "secret" not in repr([(span.name, dict(span.attributes or {})) for span in capture.spans])
+    assert all(span.status.status_code is StatusCode.UNSET for span in capture.spans)
+    assert capture.open == 0
+
+
+def test_store_spans_are_children_of_the_task_and_the_thread_they_are_in(capture: SpanCapture) -> None:
+    """Parents are right under gather and in threads that were handed the context."""
+    store = Store(layers=[Tracing()])
+    tracer = capture.tracer_provider.get_tracer("test")
+
+    async def branch(name: str) -> None:
+        with tracer.start_as_current_span(name):
+            await asyncio.sleep(0)
+            await store.set("x", name)
+            await asyncio.to_thread(store.sync.get, "x")
+
+    async def main() -> None:
+        await asyncio.gather(*map(branch, "abc"))
+
+    asyncio.run(main())
+    assert sorted(capture.tree()) == [("a", ["set", "get"]), ("b", ["set", "get"]), ("c", ["set", "get"])]
+
+
+class Network(Backend):
+    """Suspends, as a backend across a network does, and fails on demand."""
+
+    def __init__(self) -> None:
+        self.fails: BaseException | None = None
+        self.seen: list[str] = []
+
+    def _seen(self) -> None:
+        self.seen.append(getattr(trace.get_current_span(), "name", "nothing"))
+
+    async def read(self, key: str) -> Entry | None:
+        self._seen()
+        await asyncio.sleep(0)
+        if self.fails is not None:
+            raise self.fails
+        return Entry("v", 1)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        self._seen()
+        if self.fails is not None:
+            raise self.fails
+        return 1
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        for key in ("a", "b"):
+            self._seen()
+            await asyncio.sleep(0)
+            yield key
+        if self.fails is not None:
+            raise self.fails
+
+
+def test_what_a_network_backend_does_is_below_its_operation(capture: SpanCapture) -> None:
+    """The operation's span is current inside, and of kind CLIENT."""
+    backend = Network()
+    asyncio.run(Store(backend, layers=[Tracing()]).get("k"))
+    assert backend.seen == ["get"]
+    assert capture.one("get").kind is SpanKind.CLIENT
+    assert attributes_of(capture, "get")["db.system.name"] == "network"
+
+
+def test_a_failing_backend_is_an_error_and_a_miss_is_not(capture: SpanCapture) -> None:
+    """Status, `error.type` and the event stand on the operation, and not again on the run that it ends."""
+    backend = Network()
+    backend.fails = StoreError("disk on fire")
+    store = Store(backend, layers=[Tracing()])
+    with pytest.raises(StoreError), running(Run("r", "g")):
+        asyncio.run(store.get("k"))
+    span = capture.one("get")
+    assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] == "pocket_plug.errors.StoreError"
+    assert [event.name for event in span.events] == ["exception"]
+    assert not capture.one("run g").events
+
+
+@pytest.mark.parametrize("error", [Conflict(["k"]), asyncio.CancelledError()])
+def test_conflicts_and_cancellations_are_told_but_no_failures(capture: SpanCapture, error: BaseException) -> None:
+    """They are part of a store's ordinary work: UNSET, with their type."""
+    backend = Network()
+    backend.fails = error
+    with pytest.raises(type(error)):
+        asyncio.run(Store(backend, layers=[Tracing()]).set("k", 1))
+    span = capture.one("set")
+    assert span.status.status_code is StatusCode.UNSET
+    assert str((span.attributes or {})["error.type"]).endswith(type(error).__name__)
+    assert not span.events
+
+
+def test_a_scan_holds_no_span_while_the_caller_has_the_key(capture: SpanCapture) -> None:
+    """What the caller does between two keys is neither below the scan nor in its duration; an early end is traced."""
+
+    async def main() -> None:
+        store = Store(Network(), layers=[Tracing()])
+        async for _ in store.keys():
+            assert capture.open == 0
+            assert not trace.get_current_span().is_recording()
+            break
+
+    asyncio.run(main())
+    assert attributes_of(capture, "scan")["db.response.returned_rows"] == 1
+    assert capture.open == 0
+
+
+def test_a_scan_that_fails_says_so(capture: SpanCapture) -> None:
+    """The error of a scan is on its span."""
+    backend = Network()
+    backend.fails = StoreError("gone")
+
+    async def main() -> None:
+        async for _ in Store(backend, layers=[Tracing()]).keys():
+            pass
+
+    with pytest.raises(StoreError):
+        asyncio.run(main())
+    assert capture.one("scan").status.status_code is StatusCode.ERROR
+
+
+def test_a_remote_parent_is_continued(capture: SpanCapture) -> None:
+    """A traceparent from another process makes the operation part of its trace."""
+    remote = NonRecordingSpan(SpanContext(7, 9, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)))
+    token = otel_context.attach(trace.set_span_in_context(remote))
+    try:
+        SyncStore(layers=[Tracing()]).get("k")
+    finally:
+        otel_context.detach(token)
+    context = capture.one("get").get_span_context()
+    assert context is not None
+    assert context.trace_id == 7
+
+
+class RaisingSampler(Sampler):
+    """A user's sampler with a bug."""
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("sampler")
+
+    def get_description(self) -> str:
+        return "raises"
+
+
+def test_tracing_that_fails_never_fails_the_store(caplog: pytest.LogCaptureFixture) -> None:
+    """A raising sampler, or a raising span processor, costs the span, not the operation; it is said once."""
+
+    class RaisingProcessor(SpanCapture):
+        def on_end(self, span: Any) -> None:
+            raise LookupError("exporter")
+
+    with SpanCapture():
+        tracing.configure(tracer_provider=TracerProvider(sampler=RaisingSampler(), shutdown_on_exit=False))
+        store = SyncStore(layers=[Tracing()])
+        store.set("k", 1)
+        assert store.get("k") == 1
+    with RaisingProcessor():
+        assert store.get("k") == 1
+    said = [record.getMessage() for record in caplog.records if record.name == "pocket_plug"]
+    assert [text.split(": ")[1] for text in said] == ["RuntimeError", "LookupError"]
+
+
+def test_threads_share_one_traced_store(capture: SpanCapture) -> None:
+    """Eight threads, one store: every operation has its span, none stays open."""
+    store = SyncStore(layers=[Tracing()])
+
+    def work() -> None:
+        for _ in range(50):
+            store.update("hits", lambda n: n + 1, default=0)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.get("hits") == 400
+    assert capture.open == 0
+    assert sum(span.name == "set" for span in capture.spans) >= 400
+
+
+def test_a_scan_without_tracing_is_the_inner_one() -> None:
+    """Nobody listens: the layer is not between the caller and the keys."""
+    memory = Memory()
+    with SpanCapture():
+        tracing.configure(tracer_provider=trace.NoOpTracerProvider())
+        layer = Tracing().build(memory)
+        assert type(layer.scan()) is type(memory.scan())
+        assert layer.scan().__class__.__name__ == "async_generator"
