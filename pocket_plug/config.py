@@ -191,11 +191,9 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
             raise ConfigError(f"{prefix}{kind.name} has no option {name!r}{alternatives(name, fields)}")
         hint = hints.get(name, Any)
         accepts = checker(hint)
-        if _is_list(value) and not accepts(value):
-            value = tuple(value)  # TOML has no tuples
-        if not accepts(value):
-            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} is {type_name(hint)}, not {value!r:.80}")
-        values[name] = value
+        values[name] = tuple(value) if _is_list(value) and not accepts(value) else value  # TOML has no tuples
+        if not accepts(values[name]):
+            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {type_name(hint)}, not {value!r:.80}")
     missing = [name for name, each in fields.items() if name not in values and each.default is dataclasses.MISSING
                and each.default_factory is dataclasses.MISSING]  # fmt: skip
     if missing:
