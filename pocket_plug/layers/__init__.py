@@ -1,0 +1,23 @@
+"""The layers that come along. Each is a plugin as any other's, in one file, imported when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pocket_plug.layer import Layer
+
+if TYPE_CHECKING:
+    from .bounding import Bounding
+    from .logging import Logging
+    from .metrics import Metrics
+    from .persistence import Persistence
+    from .tracing import Tracing
+
+__all__ = ["Bounding", "Layer", "Logging", "Metrics", "Persistence", "Tracing"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{name.lower()}"), name)
