@@ -1,0 +1,757 @@
+"""Values to bytes and back, exactly: what comes out equals what went in and is of the same type, or an error is raised.
+
+MessagePack by msgspec, with an explicit registry of types. Nothing is pickled, nothing imported by a name that stands
+in data, and there is no fallback. This is the one module that imports msgspec; import it where it is first needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import struct
+import threading
+import typing
+import zlib
+from collections import deque
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
+    Sequence,
+)
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from enum import Enum, Flag
+from functools import cached_property
+from itertools import chain
+from operator import is_
+from types import MemberDescriptorType
+from typing import Any, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+from msgspec.msgpack import Ext
+
+from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
+from .keys import declared_types
+
+T = TypeVar("T")
+
+# A record: format, depth of nesting, CRC-32 of the payload, payload. The checksum makes a flipped bit an error rather
+# than another value; the depth lets a reader with a lower limit refuse before it parses.
+FORMAT = 1
+_HEADER = struct.Struct(">BBI")
+
+# What MessagePack itself holds exactly. Everything else goes into an Ext, whose codes are part of the format.
+_LEAVES: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
+_JSON = _LEAVES | {list, dict}
+_ALL_BUT_INT = _LEAVES - {int}
+_RECORD, _TUPLE, _SET, _FROZENSET, _PAIRS, _BIG_INT, _COMPLEX, _BYTEARRAY = range(1, 9)
+_DATETIME, _TIME, _AWARE_DATETIME, _AWARE_TIME, _DATE, _TIMEDELTA, _TIMEZONE, _ZONE_INFO, _DECIMAL, _UUID = range(9, 19)
+_MSGPACK_INTS = range(-(2**63), 2**64)
+
+_ARRAYS: dict[type, int] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
+_CLOCKS: dict[type, tuple[int, int]] = {datetime: (_DATETIME, _AWARE_DATETIME), time: (_TIME, _AWARE_TIME)}
+_COMPLEX_PARTS = struct.Struct(">dd")
+_TIMEDELTA_PARTS = struct.Struct(">iii")
+_ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")  # no dots: neither paths nor module names
+
+_MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
+
+_type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
+_to_msgpack = msgspec.msgpack.Encoder().encode
+
+
+# ---------------------------------------------------------------- single values
+def _write_int(value: int) -> bytes:
+    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _write_timedelta(value: timedelta) -> bytes:
+    return _TIMEDELTA_PARTS.pack(value.days, value.seconds, value.microseconds)
+
+
+def _read_timedelta(data: memoryview) -> timedelta:
+    return timedelta(*_TIMEDELTA_PARTS.unpack(data))
+
+
+def _write_timezone(value: timezone) -> bytes:
+    offset, name = value.utcoffset(None), value.tzname(None)
+    named = name != timezone(offset).tzname(None)
+    return _write_timedelta(offset) + (b"=" + name.encode() if named else b"")
+
+
+def _read_timezone(data: memoryview) -> timezone:
+    offset = _read_timedelta(data[: _TIMEDELTA_PARTS.size])
+    name = str(data[_TIMEDELTA_PARTS.size :], "utf-8")
+    return timezone(offset, name[1:]) if name else timezone(offset)
+
+
+def _write_zone_info(value: ZoneInfo) -> bytes:
+    if not _ZONE_KEY.fullmatch(value.key or ""):
+        raise CodecError(f"a ZoneInfo is stored by its key, and this one's is {value.key!r}")
+    return value.key.encode()
+
+
+def _read_zone_info(data: memoryview) -> ZoneInfo:
+    key = str(data, "ascii")
+    if not _ZONE_KEY.fullmatch(key):
+        raise CorruptRecordError(f"{key!r:.80} is no key of a time zone")
+    try:
+        return ZoneInfo(key)
+    except ZoneInfoNotFoundError:
+        raise CodecError(f"this machine knows no time zone {key!r:.80}; install the distribution tzdata") from None
+
+
+_SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
+    complex: (_COMPLEX, lambda value: _COMPLEX_PARTS.pack(value.real, value.imag)),
+    bytearray: (_BYTEARRAY, bytes),
+    date: (_DATE, lambda value: value.isoformat().encode()),
+    timedelta: (_TIMEDELTA, _write_timedelta),
+    timezone: (_TIMEZONE, _write_timezone),
+    ZoneInfo: (_ZONE_INFO, _write_zone_info),
+    Decimal: (_DECIMAL, lambda value: str(value).encode()),
+    UUID: (_UUID, lambda value: value.bytes),
+}
+_SCALAR_READERS: dict[int, Callable[[memoryview], Any]] = {
+    _BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
+    _COMPLEX: lambda data: complex(*_COMPLEX_PARTS.unpack(data)),
+    _BYTEARRAY: bytearray,
+    _DATETIME: lambda data: datetime.fromisoformat(str(data, "ascii")),
+    _TIME: lambda data: time.fromisoformat(str(data, "ascii")),
+    _DATE: lambda data: date.fromisoformat(str(data, "ascii")),
+    _TIMEDELTA: _read_timedelta,
+    _TIMEZONE: _read_timezone,
+    _ZONE_INFO: _read_zone_info,
+    _DECIMAL: lambda data: Decimal(str(data, "ascii")),
+    _UUID: lambda data: UUID(bytes=bytes(data)),
+}
+
+
+def _clock(kind: type[datetime] | type[time], text: str, fold: int, zone: tzinfo | None) -> datetime | time:
+    return kind.fromisoformat(text).replace(fold=fold, tzinfo=zone)
+
+
+# What is made of other values is read from their list.
+_COMPOSITE_READERS: dict[int, Callable[[list[Any]], Any]] = {
+    _TUPLE: tuple,
+    _SET: set,
+    _FROZENSET: frozenset,
+    _PAIRS: lambda flat: dict(zip(flat[::2], flat[1::2], strict=True)),
+    _AWARE_DATETIME: lambda parts: _clock(datetime, *parts),
+    _AWARE_TIME: lambda parts: _clock(time, *parts),
+}
+
+_BUILT_IN = frozenset({*_LEAVES, list, dict, *_ARRAYS, *_CLOCKS, *_SCALARS})
+_ATOMS = _BUILT_IN - {list, dict, bytearray, *_ARRAYS}
+_DEEPCOPIED = (MutableMapping, MutableSequence, MutableSet, tuple, frozenset, msgspec.Struct)
+
+
+# ---------------------------------------------------------------- registered types
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How the objects of a class become a value that the codec knows, and are made of it again."""
+
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+    names: tuple[str, ...] = ()
+    """The fields, where that value is a dict of them."""
+    frozen: bool = False
+    """May an object be shared once all in its state may?"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One registered type."""
+
+    type: type
+    tag: str
+    version: int
+    form: _Form
+    head: bytes
+    """A record is an array of tag, version and state; this is all of it but the state."""
+
+
+def _form(cls: Any) -> _Form | None:
+    """None for a class that can be registered with functions only."""
+    if issubclass(cls, Flag):
+        return _Form(lambda member: member.value, cls, frozen=True)
+    if issubclass(cls, Enum):
+        return _Form(lambda member: member.name, cls.__getitem__, frozen=True)
+    if issubclass(cls, msgspec.Struct):
+        return _struct_form(cls)
+    if tuple in cls.__mro__ and hasattr(cls, "_make"):
+        return _Form(_items_of_named, cls._make, frozen=True)
+    if hasattr(cls, "__dataclass_params__") and _is_plain(cls):
+        parts = _Fields(cls)
+        return _Form(parts.encode, parts.decode, tuple(parts.specs), cls.__dataclass_params__.frozen)
+    return None
+
+
+def _is_plain(cls: type[Any]) -> bool:
+    """Are a dataclass's fields all that its objects hold? Not in a subclass of `dict`, or with slots beside them."""
+    bases = cls.__mro__[:-1]
+    slots = {name for base in bases for name, part in vars(base).items() if isinstance(part, MemberDescriptorType)}
+    return all(base.__flags__ & _MADE_IN_PYTHON for base in bases) and slots <= {spec.name for spec in fields(cls)}
+
+
+def _check_attributes(value: Any, names: Iterable[str]) -> None:
+    """Refuse an object with state outside its fields, which would be lost. Cached properties are made again."""
+    for name in getattr(value, "__dict__", {}).keys() - set(names):
+        if not isinstance(getattr(_type_of(value), name, None), cached_property) and not name.startswith("__"):
+            raise CodecError(f"its attribute {name!r} is no field and would be lost; give {_WITH_FUNCTIONS}")
+
+
+def _items_of_named(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    _check_attributes(value, ())
+    return tuple(value)
+
+
+def _struct_form(cls: type[msgspec.Struct]) -> _Form:
+    names = cls.__struct_fields__
+
+    def encode(value: msgspec.Struct) -> dict[str, Any]:
+        _check_attributes(value, names)
+        return {name: getattr(value, name) for name in names}
+
+    def decode(state: dict[str, Any]) -> msgspec.Struct:
+        value = cls(**state)
+        if hasattr(cls, "__post_init__"):  # it ran just now, once more than for the original
+            for name, item in state.items():
+                msgspec.structs.force_setattr(value, name, item)
+        return value
+
+    return _Form(encode, decode, names, cls.__struct_config__.frozen)
+
+
+class _Fields:
+    """A dataclass taken apart and put together by its fields, `init=False` ones too; no `__init__` is called."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        self.cls = cls
+        self.specs = {spec.name: spec for spec in fields(cls)}
+        descriptors: list[Any] = [getattr(cls, name, None) for name in self.specs]
+        self.in_dict = not any(hasattr(descriptor, "__set__") for descriptor in descriptors)  # slots have it
+
+    def encode(self, value: Any) -> dict[str, Any]:
+        specs = self.specs
+        if self.in_dict:
+            state: dict[str, Any] = value.__dict__
+            if state.keys() == specs.keys():
+                return state
+        _check_attributes(value, specs)
+        state = {name: getattr(value, name, MISSING) for name in specs}
+        for name in [name for name, item in state.items() if item is MISSING]:
+            if specs[name].init or self._default(name) is not MISSING:
+                raise CodecError(f"its field {name!r} is not set")
+            del state[name]
+        return state
+
+    def decode(self, state: dict[str, Any]) -> Any:
+        if state.keys() != self.specs.keys():
+            state = self._complete(state)
+        value: Any = object.__new__(self.cls)
+        if self.in_dict:
+            value.__dict__.update(state)
+        else:
+            for name, item in state.items():
+                object.__setattr__(value, name, item)
+        return value
+
+    def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of an object that was stored when its class had other fields."""
+        specs = self.specs
+        if gone := state.keys() - specs.keys():
+            raise CodecError(f"it was stored with fields that the class has not: {', '.join(sorted(gone))}")
+        missing = {name: self._default(name) for name in specs if name not in state}
+        for name, default in missing.items():
+            if default is MISSING and specs[name].init:
+                raise CodecError(f"it was stored without field {name!r}, which has no default")
+        return state | {name: default for name, default in missing.items() if default is not MISSING}
+
+    def _default(self, name: str) -> Any:
+        spec = self.specs[name]
+        return spec.default if spec.default_factory is MISSING else spec.default_factory()
+
+
+def _classes_in(declared: Any) -> Iterator[type]:
+    """The classes that a declared type speaks of: `dict[str, User | None]` speaks of `User`."""
+    if isinstance(declared, type):
+        yield declared
+    for part in (typing.get_origin(declared), getattr(declared, "__value__", None), *typing.get_args(declared)):
+        if part is not None:
+            yield from _classes_in(part)
+
+
+def _hints(cls: type) -> Iterable[Any]:
+    """The types of a class's fields; none where they can't be resolved."""
+    try:
+        return typing.get_type_hints(cls).values()
+    except Exception:  # noqa: BLE001 - a hint may evaluate to anything, and a declaration is no place to fail
+        return ()
+
+
+# ---------------------------------------------------------------- the codec
+def _json_depth(value: Any, limit: int) -> int:
+    """How deep lists and dicts nest in a value of nothing but them and leaves, which msgspec can take as it is.
+
+    0 for any other value, and beyond `limit`. It goes level by level, so that the loops over items are C's.
+    """
+    leaves = _LEAVES
+    depth, lists, dicts = 0, [value], []
+    if type(value) is dict:
+        lists, dicts = dicts, lists
+    elif leaves.issuperset(map(type, value)):
+        return 1  # the same as below, without the copy
+    while depth < limit:
+        depth += 1
+        if not leaves.issuperset(map(type, chain.from_iterable(dicts))):
+            return 0
+        level = [*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))]
+        kinds = set(map(type, level))
+        if kinds <= leaves:
+            return depth
+        if not kinds <= _JSON:
+            return 0
+        lists = [item for item in level if type(item) is list] if list in kinds else []
+        dicts = [item for item in level if type(item) is dict] if dict in kinds else []
+    return 0
+
+
+class _Walk:
+    """One pass over a value, on which all that MessagePack would not keep exactly is put into an Ext."""
+
+    __slots__ = ("deepest", "entry_of", "leaves", "max_depth")
+
+    def __init__(self, entry_of: Callable[[type], _Entry], leaves: frozenset[type], max_depth: int) -> None:
+        self.entry_of = entry_of
+        self.leaves = leaves
+        self.max_depth = max_depth
+        self.deepest = 0
+
+    def wrap(self, value: Any, depth: int) -> Any:
+        """`depth` is the number of containers around the value."""
+        kind = _type_of(value)
+        if kind in self.leaves:
+            return value
+        if (scalar := _SCALARS.get(kind)) is not None:
+            return Ext(scalar[0], scalar[1](value))
+        if kind is int:  # only walked over where some int is too big
+            return value if value in _MSGPACK_INTS else Ext(_BIG_INT, _write_int(value))
+        if kind in _CLOCKS:
+            return self.clock(value, *_CLOCKS[kind], depth)
+        if kind is list or kind is dict or kind in _ARRAYS:
+            depth += 1
+            if depth > self.deepest:
+                if depth > self.max_depth:
+                    raise RecursionError
+                self.deepest = depth
+            if kind is list:
+                return self.items(value, depth)
+            if kind is dict:
+                return self.mapping(value, depth)
+            return Ext(_ARRAYS[kind], _to_msgpack(self.items(value, depth)))
+        return self.record(value, depth)
+
+    def items(self, values: Any, depth: int) -> Any:
+        leaves = self.leaves
+        if leaves.issuperset(map(type, values)):
+            return values
+        wrap = self.wrap
+        return [value if type(value) in leaves else wrap(value, depth) for value in values]
+
+    def mapping(self, values: Any, depth: int) -> Any:
+        leaves = self.leaves
+        if not leaves.issuperset(map(type, values)):
+            return Ext(_PAIRS, _to_msgpack(self.items(list(chain.from_iterable(values.items())), depth)))
+        if leaves.issuperset(map(type, values.values())):
+            return values
+        wrap = self.wrap
+        return {key: value if type(value) in leaves else wrap(value, depth) for key, value in values.items()}
+
+    def clock(self, value: datetime | time, naive: int, aware: int, depth: int) -> Ext:
+        zone = value.tzinfo
+        if zone is None and not value.fold:
+            return Ext(naive, value.isoformat().encode())
+        text = value.replace(tzinfo=None).isoformat()
+        return Ext(aware, _to_msgpack((text, value.fold, self.wrap(zone, depth))))
+
+    def record(self, value: Any, depth: int) -> Ext:
+        entry = self.entry_of(_type_of(value))
+        return Ext(_RECORD, entry.head + _to_msgpack(self.wrap(_state(entry, value), depth)))
+
+
+def _state(entry: _Entry, value: Any) -> Any:
+    try:
+        return entry.form.encode(value)
+    except Exception as error:
+        raise CodecError(f"taking a {_name(entry.type)} apart failed: {_text(error)}") from error
+
+
+def _object(entry: _Entry, state: Any) -> Any:
+    try:
+        return entry.form.decode(state)
+    except Exception as error:
+        raise CodecError(
+            f"making a {_name(entry.type)} of what is stored under {entry.tag!r} failed: {_text(error)}"
+        ) from error
+
+
+def _deepcopy(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - whatever the user's class raises, there is no copy to be had
+        return value
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, CodecError) else f"{type(error).__name__}: {error}"
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+class Codec:
+    """Turns values into records of bytes and back, exactly.
+
+    It knows None, bool, int of any size, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict with
+    any keys, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal and UUID, nested in any way, and the types
+    that are registered. A subclass never passes for its base. Objects that stand in a value twice become two.
+
+    `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255); both on the way in and
+    out. `declared` is a list of types that are registered when they are first needed.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Point:
+    ...     x: int
+    ...     y: int
+    >>> codec = Codec()
+    >>> codec.register(Point, tag="point")
+    <class '...Point'>
+    >>> codec.decode(codec.encode({(1, 2): {Point(3, 4).x}, "at": [Point(5, 6)]}))
+    {(1, 2): {3}, 'at': [Point(x=5, y=6)]}
+    """
+
+    def __init__(
+        self, *, max_bytes: int = 64 * 1024 * 1024, max_depth: int = 100, declared: Sequence[Any] = ()
+    ) -> None:
+        if not 1 <= max_depth <= 255:
+            raise ValueError(f"max_depth is from 1 to 255, not {max_depth}")
+        self.max_bytes = max_bytes
+        self.max_depth = max_depth
+        self._declared = declared
+        self._adopted = 0
+        self._types: dict[type, _Entry] = {}
+        self._tags: dict[str, _Entry] = {}
+        self._lock = threading.RLock()
+        self._from_msgpack = msgspec.msgpack.Decoder(ext_hook=self._from_ext).decode
+
+    # ---------------------------------------------------------------- the registry
+    def register(
+        self,
+        type: type[T],
+        *,
+        tag: str | None = None,
+        version: int = 1,
+        encode: Callable[[T], Any] | None = None,
+        decode: Callable[[Any], T] | None = None,
+    ) -> type[T]:
+        """Take a class into the registry; gives the class back, so that it can decorate one.
+
+        Dataclasses, Enums, msgspec Structs and named tuples need no functions. Any other class gives `encode`, which
+        makes of an object a value that the codec knows, and `decode`, which makes an object of such a value.
+
+        A dataclass is its fields: `decode` sets them and calls no `__init__`. A stored field that the class no longer
+        has is an error; a field that was not stored gets its default. `tag` is the name that stands in records, the
+        class's qualified name without its module unless given. `version` is that of what `encode` makes: to read a
+        record of a later version is an error.
+
+        The same class, or one of the same module and name (a module reloaded), may be registered again: the later
+        registration holds, and older tags stay readable. Raises CodecError if the tag is another class's.
+
+        >>> codec = Codec()
+        >>> codec.register(range, encode=lambda r: (r.start, r.stop, r.step), decode=lambda parts: range(*parts))
+        <class 'range'>
+        >>> codec.decode(codec.encode(range(5)))
+        range(0, 5)
+        """
+        tag = type.__qualname__ if tag is None else tag
+        if type in _BUILT_IN:
+            raise CodecError(f"{type.__qualname__} is built into the codec and can't be registered")
+        if version < 1:
+            raise CodecError(f"{_name(type)}: version is 1 or more, not {version}")
+        if (encode is None) != (decode is None):
+            raise CodecError(f"{_name(type)}: encode and decode go together; give both or neither")
+        form = _form(type) if encode is None or decode is None else _Form(encode, decode)
+        if form is None:
+            raise CodecError(
+                f"{_name(type)} is no plain dataclass, Enum, Struct or named tuple: give {_WITH_FUNCTIONS}"
+            )
+        head = b"\x93" + _to_msgpack(tag) + _to_msgpack(version)
+        with self._lock:
+            held = self._tags.get(tag)
+            if held is not None and _name(held.type) != _name(type):
+                raise CodecError(
+                    f"tag {tag!r} is taken by {_name(held.type)}, so {_name(type)} needs one of its own: "
+                    f"register_type({type.__name__}, tag=…)"
+                )
+            if held is not None and held.type is not type:
+                self._types.pop(held.type, None)
+            self._types[type] = self._tags[tag] = _Entry(type, tag, version, form, head)
+        return type
+
+    def knows(self, type: type) -> bool:
+        """Can objects of exactly this class be encoded?
+
+        >>> Codec().knows(dict), Codec().knows(range)
+        (True, False)
+        """
+        return type in _BUILT_IN or self._entry(type) is not None
+
+    def _entry(self, type: type) -> _Entry | None:
+        entry = self._types.get(type)
+        if entry is None and self._adopt():
+            entry = self._types.get(type)
+        return entry
+
+    def _adopt(self) -> bool:
+        """Register what was declared since last time, and the classes of its fields. Was there anything?
+
+        A class whose tag is taken is left out: it's an error once that class is used, not whichever is used next.
+        """
+        with self._lock:
+            new = self._declared[self._adopted :]
+            self._adopted += len(new)
+            queue = deque(new)
+            seen: set[type] = set()
+            while queue:
+                for cls in _classes_in(queue.popleft()):
+                    if cls in seen or cls in _BUILT_IN:
+                        continue
+                    seen.add(cls)
+                    if cls not in self._types:
+                        held = self._tags.get(cls.__qualname__)
+                        if _form(cls) is not None and (held is None or _name(held.type) == _name(cls)):
+                            self.register(cls)
+                    if cls in self._types or typing.is_typeddict(cls):
+                        queue.extend(_hints(cls))
+            return bool(new)
+
+    def _require(self, cls: type) -> _Entry:
+        entry = self._entry(cls)
+        if entry is None:
+            raise UnregisteredTypeError(self._way_out(cls))
+        return entry
+
+    def _way_out(self, cls: type) -> str:
+        """Why objects of a class can't be encoded, and what to do."""
+        held = self._tags.get(cls.__qualname__)
+        if held is None:
+            if _form(cls) is None:
+                return f"{_name(cls)} is not registered; call {_WITH_FUNCTIONS.replace('…', cls.__name__, 1)}"
+            return (
+                f"{_name(cls)} is not registered; call register_type({cls.__name__}), "
+                f'or declare it: Key("…", {cls.__name__})'
+            )
+        if _name(held.type) == _name(cls):
+            return f"{_name(cls)} was defined again since this object was made; make the object anew"
+        return (
+            f"{_name(cls)} is not registered, and its tag {held.tag!r} is taken by {_name(held.type)}; "
+            f"give it one of its own: register_type({cls.__name__}, tag=…)"
+        )
+
+    # ---------------------------------------------------------------- values to bytes
+    def encode(self, value: Any) -> bytes:
+        """The record of a value.
+
+        Raises UnregisteredTypeError, naming the path to the object and its type, and CodecError for what can't be
+        stored otherwise: a lone surrogate, a container within itself, what is over a limit.
+        """
+        try:
+            payload, depth = self._pack(value)
+        except (CodecError, UnicodeEncodeError) as error:
+            path, culprit = self._culprit(value, error)
+            raise type(culprit)(f"value{path}: {culprit}") from error.__cause__
+        except RecursionError:
+            raise CodecError(
+                f"the value has more than {self.max_depth} containers in each other (max_depth), "
+                "or one that contains itself"
+            ) from None
+        if len(payload) + _HEADER.size > self.max_bytes:
+            raise CodecError(
+                f"the record takes {len(payload) + _HEADER.size:,} bytes; {self.max_bytes:,} are allowed (max_bytes)"
+            )
+        return _HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload
+
+    def _pack(self, value: Any) -> tuple[bytes, int]:
+        try:
+            if type(value) in (list, dict) and (depth := _json_depth(value, self.max_depth)):
+                return _to_msgpack(value), depth
+            walk = _Walk(self._require, _LEAVES, self.max_depth)
+            return _to_msgpack(walk.wrap(value, 0)), walk.deepest
+        except OverflowError:  # an int that MessagePack does not hold: look at each
+            walk = _Walk(self._require, _ALL_BUT_INT, self.max_depth)
+            return _to_msgpack(walk.wrap(value, 0)), walk.deepest
+
+    def _culprit(self, value: Any, error: Exception) -> tuple[str, CodecError]:
+        """The path to the innermost part that can't be encoded, and why it can't."""
+        for step, part in self._parts(value):
+            try:
+                self._pack(part)
+            except (CodecError, UnicodeEncodeError) as inner:
+                path, culprit = self._culprit(part, inner)
+                return step + path, culprit
+        if isinstance(error, UnicodeEncodeError):
+            return "", CodecError(
+                f"{value!r:.80} has a lone surrogate, which is no text; encode it to bytes with errors='surrogatepass'"
+            )
+        return "", typing.cast(CodecError, error)
+
+    def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
+        kind = _type_of(value)
+        entry = self._types.get(kind)
+        if kind is dict:
+            for key, item in value.items():
+                name = f"{key!r:.80}" if type(key) in _ATOMS else kind.__name__
+                yield f"[key {name}]", key
+                yield f"[{name}]", item
+        elif kind is list or kind is tuple:
+            for index, item in enumerate(value):
+                yield f"[{index}]", item
+        elif kind in _ARRAYS:
+            for item in value:
+                yield "{…}", item
+        elif kind in _CLOCKS:
+            yield ".tzinfo", value.tzinfo
+        elif entry is not None and entry.form.names:
+            for name, item in _state(entry, value).items():
+                yield f".{name}", item
+        elif entry is not None:
+            yield "", _state(entry, value)
+
+    # ---------------------------------------------------------------- bytes to values
+    def decode(self, data: bytes) -> Any:
+        """The value of a record.
+
+        Raises CorruptRecordError for bytes that are no whole record or break a limit, UnknownTypeError where a type
+        is not registered here, and CodecError where an object can't be made of what was stored.
+        """
+        if not _HEADER.size < len(data) <= self.max_bytes:
+            raise CorruptRecordError(
+                f"a record has {_HEADER.size + 1} to {self.max_bytes:,} bytes (max_bytes); this has {len(data):,}"
+            )
+        format, depth, checksum = _HEADER.unpack_from(data)
+        payload = memoryview(data)[_HEADER.size :]
+        if format != FORMAT:
+            raise CorruptRecordError(f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x}")
+        if zlib.crc32(payload, depth) != checksum:
+            raise CorruptRecordError("the record's checksum does not fit its content: it was damaged or cut off")
+        if depth > self.max_depth:
+            raise CorruptRecordError(
+                f"the record has {depth} containers in each other; {self.max_depth} are allowed (max_depth)"
+            )
+        try:
+            return self._from_msgpack(payload)
+        except (CodecError, MemoryError):
+            raise
+        except Exception as error:  # the checksum was right, so somebody made it up
+            raise CorruptRecordError(f"no record of this codec: {type(error).__name__}: {error}") from error
+
+    def _from_ext(self, code: int, data: memoryview) -> Any:
+        if (scalar := _SCALAR_READERS.get(code)) is not None:
+            return scalar(data)
+        parts = self._from_msgpack(data)
+        if (composite := _COMPOSITE_READERS.get(code)) is not None:
+            return composite(parts)
+        if code != _RECORD:
+            raise CorruptRecordError(f"no record of this codec: it holds an extension of code {code}")
+        tag, version, state = parts
+        entry = self._tags.get(tag)
+        if entry is None and self._adopt():
+            entry = self._tags.get(tag)
+        if entry is None:
+            raise UnknownTypeError(
+                f"the record holds an object of type {tag!r:.80}, which is not registered here; "
+                f"import the module that declares it, or call register_type(…, tag={tag!r:.80})"
+            )
+        if version > entry.version:
+            raise CodecError(
+                f"the record holds version {version} of type {tag!r}; {_name(entry.type)} is registered "
+                f"as version {entry.version}, so a newer program wrote it"
+            )
+        return _object(entry, state)
+
+    # ---------------------------------------------------------------- private copies
+    def private(self, value: Any) -> Any:
+        """A copy that can be changed without changing the original.
+
+        What can't change comes back as it is: numbers, text, dates, and tuples, frozensets and frozen registered
+        objects that hold nothing else. Built-in containers and registered objects are copied part by part, as the
+        codec would store them. Other containers, dataclasses and Structs are copied by `copy.deepcopy`. Any other
+        object (a socket, a session) is shared, and so is what deepcopy fails on.
+
+        >>> rows = [{"n": 1}]
+        >>> mine = Codec().private(rows)
+        >>> mine[0]["n"] = 2
+        >>> rows
+        [{'n': 1}]
+        """
+        if type(value) in _ATOMS:
+            return value
+        if type(value) in (list, dict) and (depth := _json_depth(value, self.max_depth)):
+            if depth == 1:
+                return value.copy()
+            with suppress(OverflowError, UnicodeEncodeError):
+                return self._from_msgpack(_to_msgpack(value))
+        try:
+            return self._copy(value)
+        except RecursionError:  # it contains itself, which deepcopy can follow
+            return _deepcopy(value)
+
+    def _copy(self, value: Any) -> Any:
+        kind = _type_of(value)
+        if kind in _ATOMS:
+            return value
+        if kind is list:
+            return self._copies(value)
+        if kind is dict:
+            return dict(zip(self._copies(value), self._copies(value.values()), strict=True))
+        if kind in _ARRAYS:
+            copies = self._copies(value)
+            if kind is not set and all(map(is_, value, copies)):
+                return value
+            return _COMPOSITE_READERS[_ARRAYS[kind]](copies)
+        if kind is bytearray:
+            return bytearray(value)
+        if (entry := self._entry(kind)) is not None:
+            state = _state(entry, value)
+            copied = self._copy(state)
+            if entry.form.frozen and (
+                copied is state or (entry.form.names and all(map(is_, state.values(), copied.values())))
+            ):
+                return value
+            return _object(entry, copied)
+        if issubclass(kind, _DEEPCOPIED) or is_dataclass(kind):
+            return _deepcopy(value)
+        return value
+
+    def _copies(self, values: Collection[Any]) -> list[Any]:
+        if _ATOMS.issuperset(map(type, values)):
+            return list(values)
+        return [value if type(value) in _ATOMS else self._copy(value) for value in values]
+
+
+default_codec = Codec(declared=declared_types)
+"""The codec of this process: what is not given another one uses it. It takes the types of every `Key` by itself."""
+
+register_type = default_codec.register
