@@ -67,6 +67,7 @@ _MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
 
 _type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
+_values_of: Callable[[Any], Iterable[Any]] = dict.values
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
 
@@ -306,24 +307,20 @@ def _json_depth(value: Any, limit: int) -> int:
     0 for any other value, and beyond `limit`. It goes level by level, so that the loops over items are C's.
     """
     leaves = _LEAVES
-    depth, lists, dicts = 0, [value], []
-    if type(value) is dict:
-        lists, dicts = dicts, lists
-    elif leaves.issuperset(map(type, value)):
-        return 1  # the same as below, without the copy
-    while depth < limit:
+    if type(value) is list and leaves.issuperset(map(_type_of, value)):
+        return 1  # what the loop would say, without a copy
+    depth = 0
+    level: list[Any] = [value]
+    while not (kinds := set(map(_type_of, level))) <= leaves:
+        if not kinds <= _JSON or depth == limit:
+            return 0
         depth += 1
-        if not leaves.issuperset(map(type, chain.from_iterable(dicts))):
+        lists = [item for item in level if _type_of(item) is list] if list in kinds else []
+        dicts = [item for item in level if _type_of(item) is dict] if dict in kinds else []
+        if not leaves.issuperset(map(_type_of, chain.from_iterable(dicts))):
             return 0
-        level = [*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))]
-        kinds = set(map(type, level))
-        if kinds <= leaves:
-            return depth
-        if not kinds <= _JSON:
-            return 0
-        lists = [item for item in level if type(item) is list] if list in kinds else []
-        dicts = [item for item in level if type(item) is dict] if dict in kinds else []
-    return 0
+        level = [*chain.from_iterable(lists), *chain.from_iterable(map(_values_of, dicts))]
+    return depth
 
 
 class _Walk:
