@@ -12,7 +12,7 @@ from .keys import Key
 from .node import DEFAULT, Chain, I, Next, Node, O, Options, as_chain
 from .plan import Plan, Step
 from .runner import Budget, Execution, InOwnContext
-from .store import Stack, Store, StoreReader, SyncStore
+from .store import Stack, Store, StoreReader, SyncStore, View
 from .ttl import TTL, seconds
 from .waiting import drive
 
@@ -57,7 +57,7 @@ class Graph(Node[I, O]):
         self.name = name or "graph"
         self._options = Options(name=self.name)
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
-        self._store = store._view if isinstance(store, SyncStore) else store  # pyright: ignore[reportPrivateUsage]
+        self._store: Store | SyncStore | None = store
         self._scope = scope
         self._max_steps, self._max_depth, self._grace = max_steps, max_depth, seconds(clean_up_grace)
         self.plan = Plan(self._chains, self.name, make_step)
@@ -113,14 +113,10 @@ class Graph(Node[I, O]):
         return Execution(self.plan, stack, prefix, input, pocket, Budget(self._max_steps, self._max_depth),
                          loop=loop, threads=threads, grace=self._grace)  # fmt: skip
 
-    def place(self, outer: StoreReader) -> tuple[Stack, str]:
+    def place(self, outer: View) -> tuple[Stack, str]:
         """Where its nodes read and write, given the outer graph's store."""
-        store = self._store if self._store is not None else outer
-        if self._scope is not None:
-            store = store.scope(self._scope)
-        stack = store._source  # pyright: ignore[reportPrivateUsage]
-        assert isinstance(stack, Stack)
-        return stack, store._prefix  # pyright: ignore[reportPrivateUsage]
+        view = self._store if self._store is not None else outer
+        return (view if self._scope is None else view.scope(self._scope)).place
 
     def validate(self) -> None:
         """Raise GraphError with every fault of the graph and those within it at once. The first run does it too."""

@@ -36,6 +36,7 @@ class Step:
         self.serializable = options.isolation == "serializable"
         self.reads, self.writes = options.reads, options.writes
         self.actions: dict[str, Step] = {}
+        self.next: Step | None = None  # where "default" leads; None: the run ends
         functions = {name: overridden(node, name) for name in (*PHASES, *HOOKS)}
         self.prep, self.exec, self.fallback = functions["prep"], functions["exec"], functions["fallback"]
         self.post = functions["post"]
@@ -50,10 +51,17 @@ class Step:
         self.guarded = bool(self.retry or self.timeout or self.fallback)
         declared = input_type(node)
         self.input_type = declared
-        self.fits: Function | None = None if declared is Any else checker(declared)
         # a class that isinstance can check needs no call
-        plain = isinstance(declared, type) and type(declared) is type and declared not in (float, complex, object)
-        self.input_class: type | None = declared if plain else None
+        plain_class = isinstance(declared, type) and type(declared) is type and declared not in (float, complex, object)
+        self.input_class: type | None = declared if plain_class else None
+        self.fits: Function | None = None if declared is Any else checker(declared)
+        # prep, exec and post where there is nothing else to a visit of this node: what the runner does in one go
+        colours = {is_async(function) for name in PHASES if (function := functions[name]) is not None}
+        simple = not (self.hooks or self.guarded or self.reads or self.writes or self.perform) and (
+            self.fits is None or self.input_class is not None)  # fmt: skip
+        plain = (self.prep, self.exec, self.post)
+        self.plain_async = plain if simple and colours == {True} else None
+        self.plain_def = plain if simple and colours == {False} else None
 
     def _colour(self, phase: str) -> bool:
         function = overridden(self.node, phase)
@@ -122,6 +130,8 @@ class Plan:
 
     def _join(self, source: Step, action: str, target: Step) -> None:
         known = source.actions.setdefault(action, target)
+        if action == DEFAULT:
+            source.next = known
         if known is not target:
             self._conflicts.append(f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to "
                                    f"{target.name!r}")  # fmt: skip

@@ -21,7 +21,7 @@ from .memory import Memory
 from .transaction import Transaction, private
 from .ttl import TTL, seconds
 from .typechecks import checker
-from .waiting import LoopThread, drive, drive_inline, run_on
+from .waiting import LoopThread, Runner, drive, drive_inline, run_on
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -45,6 +45,7 @@ class Stack(Layer):
     """The outermost part of every store: costs its operations nothing, and keeps what belongs to the stack as one."""
 
     def on_build(self) -> None:
+        self.stack = self
         self.combiner = Combiner(self)
         self.gates = Gates()
         self.is_new = True
@@ -85,7 +86,7 @@ class Stack(Layer):
         self.is_new = False
         await self.inner.close()
 
-    def _runner(self, inline: bool) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    def _runner(self, inline: bool) -> Runner:
         """How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop."""
         return drive_inline if inline else self._run_at_home if self.needs_loop else drive
 
@@ -112,8 +113,8 @@ class Stack(Layer):
 Source = Stack | Transaction
 
 
-class StoreReader:
-    """Reads. What a node's `prep` is handed, and what `store.reader()` gives."""
+class View:
+    """What every view is: a source and a prefix."""
 
     __slots__ = ("_prefix", "_source")
 
@@ -129,6 +130,32 @@ class StoreReader:
         if key.__class__ is str and key[:7] != RESERVED and key and key.isascii():
             return self._prefix + key
         return self._prefix + (str(key) if isinstance(key, Key) else check_name(key))
+
+    @property
+    def place(self) -> tuple[Stack, str]:
+        """The stack that it is a view of, and the prefix there."""
+        return self._source.stack, self._prefix
+
+    def scope(self, prefix: Name, /) -> Self:
+        """A view of the names below `prefix`; its `get("123")` is `get("user:123")` here.
+
+        >>> store = SyncStore()
+        >>> store.scope("user").scope("admin").set("001", "Alice")
+        >>> store.get("user:admin:001")
+        'Alice'
+        """
+        name = self._name(prefix) + ":"
+        if name.startswith(RESERVED):
+            raise KeyNameError(f"the scope {name[:-1]!r} is reserved; choose another one")
+        view = object.__new__(type(self))
+        view._source, view._prefix = self._source, name
+        return view
+
+
+class StoreReader(View):
+    """Reads. What a node's `prep` is handed, and what `store.reader()` gives."""
+
+    __slots__ = ()
 
     @overload
     async def get(self, key: Key[T], /) -> T | None: ...
@@ -187,21 +214,6 @@ class StoreReader:
             raise MissingKeyError(f"nothing at {str(key)!r}, so it has no time to live")
         return None if entry.expires_at is None else entry.expires_at - self._source.clock()
 
-    def scope(self, prefix: Name, /) -> Self:
-        """A view of the names below `prefix`; its `get("123")` is `get("user:123")` here.
-
-        >>> store = SyncStore()
-        >>> store.scope("user").scope("admin").set("001", "Alice")
-        >>> store.get("user:admin:001")
-        'Alice'
-        """
-        name = self._name(prefix) + ":"
-        if name.startswith(RESERVED):
-            raise KeyNameError(f"the scope {name[:-1]!r} is reserved; choose another one")
-        view = object.__new__(type(self))
-        StoreReader.__init__(view, self._source, name)
-        return view
-
     def typed(self, type: type[T], /) -> TypedReader[T]:
         """This view for values of one type, checked when they are read."""
         return TypedReader(self, type)
@@ -223,14 +235,11 @@ class StoreWriter(StoreReader):
         """
         if key.__class__ is Key:
             key.check(value)
-        await self._source.write((Put(self._name(key), value, self._deadline(ttl)),))
-
-    def _deadline(self, ttl: TTL | None) -> float | None:
-        return None if ttl is None else self._source.clock() + seconds(ttl)
+        await self._source.write((Put(self._name(key), value, _deadline(self._source, ttl)),))
 
     async def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
         """Store several values in one write: all or none."""
-        deadline = self._deadline(ttl)
+        deadline = _deadline(self._source, ttl)
         for key, value in values.items():
             if isinstance(key, Key):
                 key.check(value)
@@ -281,6 +290,10 @@ class StoreWriter(StoreReader):
     def typed(self, type: type[T], /) -> TypedStore[T]:
         """This view for values of one type, checked when they are written and read."""
         return TypedStore(self, type)
+
+
+def _deadline(source: Source, ttl: TTL | None) -> float | None:
+    return None if ttl is None else source.clock() + seconds(ttl)
 
 
 class Store(StoreWriter):
@@ -372,7 +385,7 @@ def _recipe(layer: Any) -> Any:
 class OpenTransaction:
     """The context manager behind `store.transaction()`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | SyncStore) -> None:
         self._store = store
 
     async def __aenter__(self) -> StoreWriter:
@@ -433,21 +446,15 @@ class TypedStore(TypedReader[T]):
 
 
 # ---------------------------------------------------------------- without await
-class SyncReader:
+class SyncReader(View):
     """`StoreReader` without `await`."""
 
-    __slots__ = ("_read", "_view", "_write")
+    __slots__ = ()
 
-    def __init__(self, view: StoreReader) -> None:
-        self._view: Any = view
-        source = view._source
-        stack = source.stack if isinstance(source, Transaction) else source
-        self._read: Callable[[Coroutine[Any, Any, Any]], Any] = stack.run_read
-        # a transaction's writes are buffered, but an update reads first
-        self._write: Callable[[Coroutine[Any, Any, Any]], Any] = stack.run_read if stack is not source else stack.run_write
-
-    def __repr__(self) -> str:
-        return repr(self._view).replace("Store", "Sync", 1)
+    @property
+    def _view(self) -> Any:
+        """The same with `await`; made for each call, since most views of nodes see one call or none."""
+        return StoreWriter(self._source, self._prefix)
 
     @overload
     def get(self, key: Key[T], /) -> T | None: ...
@@ -459,7 +466,7 @@ class SyncReader:
     def get(self, key: str, /, default: Any = None) -> Any: ...
     def get(self, key: Any, /, default: Any = None) -> Any:
         """The value at `key`, else `default`."""
-        return self._read(self._view.get(key, default))
+        return self._source.run_read(_get(self, key, default))
 
     @overload
     def require(self, key: Key[T], /) -> T: ...
@@ -467,35 +474,34 @@ class SyncReader:
     def require(self, key: str, /) -> Any: ...
     def require(self, key: Any, /) -> Any:
         """The value at `key`, else MissingKeyError."""
-        return self._read(self._view.require(key))
+        return self._source.run_read(self._view.require(key))
 
     def has(self, key: Name, /) -> bool:
         """Is there a value, None included?"""
-        return self._read(self._view.has(key))  # type: ignore[no-any-return]
+        return self._source.run_read(self._view.has(key))  # type: ignore[no-any-return]
 
     def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
         """The values that exist, by name, in one go."""
-        return self._read(self._view.get_many(keys))  # type: ignore[no-any-return]
+        return self._source.run_read(self._view.get_many(keys))  # type: ignore[no-any-return]
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """The names that start with `prefix`, in order, without this view's scope."""
         names = self._view.keys(prefix)
-        while (name := self._read(anext_or_none(names))) is not None:
+        while (name := self._source.run_read(anext_or_none(names))) is not None:
             yield name
 
     def ttl(self, key: Name, /) -> float | None:
         """Seconds until `key` expires; None where it never does."""
-        return self._read(self._view.ttl(key))  # type: ignore[no-any-return]
-
-    def scope(self, prefix: Name, /) -> Self:
-        """A view of the names below `prefix`."""
-        view = object.__new__(type(self))
-        SyncReader.__init__(view, self._view.scope(prefix))
-        return view
+        return self._source.run_read(self._view.ttl(key))  # type: ignore[no-any-return]
 
     def typed(self, type: type[T], /) -> SyncTypedReader[T]:
         """This view for values of one type, checked when they are read."""
         return SyncTypedReader(self, TypedReader(self._view, type))
+
+
+# The two most used need nothing that SyncReader has not, so they are spared the view in between.
+_get: Any = StoreReader.get
+_set: Any = StoreWriter.set
 
 
 async def anext_or_none(names: AsyncIterator[str]) -> str | None:
@@ -514,19 +520,19 @@ class SyncWriter(SyncReader):
     def set(self, key: str, value: Any, /, *, ttl: TTL | None = None) -> None: ...
     def set(self, key: Any, value: Any, /, *, ttl: TTL | None = None) -> None:
         """Store `value`, for `ttl` seconds, a timedelta or "5m"."""
-        self._write(self._view.set(key, value, ttl=ttl))
+        self._source.run_write(_set(self, key, value, ttl=ttl))
 
     def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
         """Store several values in one write: all or none."""
-        self._write(self._view.set_many(values, ttl=ttl))
+        self._source.run_write(self._view.set_many(values, ttl=ttl))
 
     def delete(self, key: Name, /) -> bool:
         """Remove it; was it there?"""
-        return self._write(self._view.delete(key))  # type: ignore[no-any-return]
+        return self._source.run_write(self._view.delete(key))  # type: ignore[no-any-return]
 
     def delete_many(self, keys: Iterable[Name], /) -> None:
         """Remove several in one write."""
-        self._write(self._view.delete_many(keys))
+        self._source.run_write(self._view.delete_many(keys))
 
     @overload
     def update(self, key: Key[T], fn: Callable[[T], T], /, *, default: T) -> T: ...
@@ -534,7 +540,7 @@ class SyncWriter(SyncReader):
     def update(self, key: str, fn: Callable[[Any], Any], /, *, default: Any = ...) -> Any: ...
     def update(self, key: Any, fn: Any, /, *, default: Any = MISSING) -> Any:
         """Replace the value by `fn(value)`, atomically, and give the new one."""
-        return self._write(self._view.update(key, fn, default=default))
+        return self._source.run_write(self._view.update(key, fn, default=default))
 
     def typed(self, type: type[T], /) -> SyncTypedStore[T]:
         """This view for values of one type, checked when they are written and read."""
@@ -545,13 +551,15 @@ class SyncStore(SyncWriter):
     """`Store` without `await`. Open it with `with`, unless it is memory."""
 
     __slots__ = ()
+    _source: Stack
 
     def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
                  clock: Clock | None = None) -> None:  # fmt: skip
-        super().__init__(backend if isinstance(backend, Store) else Store(backend, layers=layers, clock=clock))
+        store = backend if isinstance(backend, Store) else Store(backend, layers=layers, clock=clock)
+        super().__init__(store._source, store._prefix)
 
     def __enter__(self) -> Self:
-        self._view.stack.open_sync()
+        self._source.open_sync()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -559,29 +567,30 @@ class SyncStore(SyncWriter):
 
     def flush(self) -> None:
         """Wait until everything acknowledged is as durable as the stack makes it."""
-        self._write(self._view.flush())
+        self._source.run_write(self._source.flush())
 
     def close(self) -> None:
         """What `with` does last."""
-        self._view.stack.close_sync()
+        self._source.close_sync()
 
     def reader(self) -> SyncReader:
         """The same without the means to write."""
-        return SyncReader(self._view.reader())
+        return SyncReader(self._source, self._prefix)
 
     def transaction(self) -> OpenSyncTransaction:
         """`with store.transaction() as tx:` as on Store."""
-        return OpenSyncTransaction(self._view.transaction(), self._write)
+        return OpenSyncTransaction(OpenTransaction(self), self._source.run_write)
 
 
 class OpenSyncTransaction:
     """The context manager behind `SyncStore.transaction()`."""
 
-    def __init__(self, transaction: OpenTransaction, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(self, transaction: OpenTransaction, run: Runner) -> None:
         self._transaction, self._run = transaction, run
 
     def __enter__(self) -> SyncWriter:
-        return SyncWriter(drive_inline(self._transaction.__aenter__()))
+        view = drive_inline(self._transaction.__aenter__())
+        return SyncWriter(view._source, view._prefix)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._run(self._transaction.__aexit__(kind, error, trace))
@@ -591,7 +600,7 @@ class SyncTypedReader(Generic[T]):
     """`TypedReader` without `await`."""
 
     def __init__(self, view: SyncReader, typed: TypedReader[T], /) -> None:
-        self._read, self._write = view._read, view._write
+        self._read, self._write = view._source.run_read, view._source.run_write
         self._typed: Any = typed
 
     @overload

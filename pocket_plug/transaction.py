@@ -11,12 +11,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from .backend import NO_EXPECTATIONS, Change, Clock, Entry, Put
 from .contention import Step
 from .errors import TransactionError
 
 if TYPE_CHECKING:
     from .store import Stack
+    from .waiting import Runner
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, datetime, date, time, timedelta, Decimal, UUID})
 
@@ -30,68 +31,74 @@ def private(value: Any) -> Any:
     return default_codec.private(value)
 
 
-class Transaction(Backend):
+class Transaction:
     """What a transaction has read and wants to write. The first version seen of a key is the one expected at commit.
 
     Keys found by a scan are not tracked: one that somebody else adds meanwhile is no conflict.
 
     A node's transaction has two parts, `prep` and then `post`; what only prep read is checked where post writes it, or
-    everywhere if `serializable`.
+    everywhere if `serializable`. Every visit of a node makes one, so it is slotted, and its dicts are made when needed.
     """
 
-    inline_write = True
+    __slots__ = ("_may_use", "_read_by_prep", "_read_in_post", "changes", "ended", "in_post", "seen", "stack")
 
     def __init__(self, stack: Stack, may_use: Callable[[str, bool], None] | None = None) -> None:
         self.stack = stack
-        self._seen: dict[str, Entry | None] = {}
-        self._read_by_prep: Set[str] = frozenset()
-        self._read_in_post: set[str] | None = None
-        self._changes: dict[str, Change] = {}
         self._may_use = may_use
-        self._ended = False
+        self.seen: dict[str, Entry | None] | None = None
+        self._read_by_prep: set[str]  # known once post has read
+        self.changes: dict[str, Change] | None = None
+        self._read_in_post: set[str] | None = None
+        self.in_post = False
+        """Set when a node comes to its `post`: reads are post's from then on."""
+        self.ended = False
 
     @property
-    def inline_read(self) -> bool:  # type: ignore[override]
-        """As the stack's."""
-        return self.stack.inline_read
-
-    @property
-    def needs_loop(self) -> bool:  # type: ignore[override]
-        """As the stack's."""
-        return self.stack.needs_loop
-
-    @property
-    def clock(self) -> Callable[[], float]:  # type: ignore[override]
+    def clock(self) -> Clock:
         """As the stack's."""
         return self.stack.clock
 
+    @property
+    def run_read(self) -> Runner:
+        """How a sync view runs a read: as the stack does."""
+        return self.stack.run_read
+
+    run_write = run_read  # writes are buffered, but an update reads first
+
     def _check(self, key: str, writing: bool = False) -> None:
-        if self._ended:
+        if self.ended:
             raise TransactionError(f"{key!r}: this transaction has ended; its store must not be kept beyond it")
         if self._may_use is not None:
             self._may_use(key, writing)
 
     def _known(self, key: str) -> bool:
-        if self._read_in_post is not None and key not in self._changes:
+        if self.changes is not None and key in self.changes:
+            return True
+        if self.in_post:
+            if self._read_in_post is None:
+                self._read_by_prep, self._read_in_post = set(self.seen or ()), set()
             self._read_in_post.add(key)
-        return key in self._changes or key in self._seen
+        return self.seen is not None and key in self.seen
 
     def _entry(self, key: str) -> Entry | None:
-        change = self._changes.get(key)
+        change = self.changes.get(key) if self.changes is not None else None
         if change is None:
-            return self._seen[key]
+            return self.seen[key] if self.seen is not None else None
         if isinstance(change, Put) and (change.expires_at is None or self.clock() < change.expires_at):
             return Entry(change.value, 1, change.expires_at)
         return None
 
     def _see(self, key: str, entry: Entry | None) -> Entry | None:
-        if entry is not None:
+        if self.seen is None:
+            self.seen = {}
+        if entry is not None and entry.value.__class__ not in _ATOMS:
             entry = Entry(private(entry.value), entry.version, entry.expires_at)
-        return self._seen.setdefault(key, entry)
+        return self.seen.setdefault(key, entry)
 
     async def read(self, key: str) -> Entry | None:
         """Its own write, else what it saw first, else a private copy of what the stack has."""
-        self._check(key)
+        if self.ended or self._may_use is not None:
+            self._check(key)
         return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -108,18 +115,22 @@ class Transaction(Backend):
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Buffer the changes; `expect` is left to the commit, which knows the versions first seen."""
+        if self.ended or self._may_use is not None:
+            for change in changes:
+                self._check(change.key, writing=True)
+        if self.changes is None:
+            self.changes = {}
         for change in changes:
-            self._check(change.key, writing=True)
-        for change in changes:
-            self._changes[change.key] = change
+            self.changes[change.key] = change
         return 1
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """The stack's keys with its own writes applied."""
-        self._check(prefix)
-        changed = {key for key in self._changes if key.startswith(prefix)}
-        keys = {key async for key in self.stack.scan(prefix) if key not in changed}
-        for key in sorted(keys | {key for key in changed if self._entry(key) is not None}):
+        if self.ended:
+            self._check(prefix)
+        own = {key for key in self.changes or () if key.startswith(prefix)}
+        keys = {key async for key in self.stack.scan(prefix) if key not in own}
+        for key in sorted(keys | {key for key in own if self._entry(key) is not None}):
             yield key
 
     async def apply(self, name: str, step: Step) -> Any:
@@ -129,32 +140,31 @@ class Transaction(Backend):
             await self.write((change,))
         return answer
 
-    def begin_post(self) -> None:
-        """From now on reads are post's."""
-        if self._seen:
-            self._read_by_prep = set(self._seen)
-        self._read_in_post = set()
+    def _prep_read(self) -> Set[str]:
+        return self._read_by_prep if self._read_in_post is not None else (self.seen or {}).keys()
 
     def again(self) -> Transaction:
         """A fresh one for another try at post, which knows what prep has read."""
         fresh = Transaction(self.stack, self._may_use)
-        fresh._seen = {key: self._seen[key] for key in self._read_by_prep}
+        if self.seen is not None:
+            fresh.seen = {key: self.seen[key] for key in self._prep_read()}
+        fresh.in_post = True
         return fresh
 
     def unread_by_prep(self, keys: Iterable[str]) -> bool:
         """Did prep read none of these? Then post alone can be tried again."""
-        return self._read_by_prep.isdisjoint(keys)
-
-    def expected(self, *, serializable: bool = True) -> dict[str, int]:
-        """The versions that must be unchanged at commit."""
-        checked: Iterable[str] = self._seen
-        if self._read_in_post is not None and not serializable:
-            checked = self._read_in_post | (self._changes.keys() & self._seen.keys())
-        return {key: entry.version if (entry := self._seen[key]) else 0 for key in checked}
+        return self._prep_read().isdisjoint(keys)
 
     def end(self, *, serializable: bool = True) -> tuple[Sequence[Change], Mapping[str, int]] | None:
         """End it, and give what is to be written; None where nothing was used that would need a check."""
-        self._ended = True
-        changes = tuple(self._changes.values())
-        expect = self.expected(serializable=serializable)
-        return (changes, expect) if changes or len(expect) > 1 else None
+        self.ended = True
+        seen, changes = self.seen, self.changes
+        if seen is None:
+            return None if changes is None else (tuple(changes.values()), NO_EXPECTATIONS)
+        checked: Iterable[str] = seen
+        if self.in_post and not serializable:
+            checked = (self._read_in_post or set()) | ((changes or {}).keys() & seen.keys())
+        expect = {key: entry.version if (entry := seen[key]) is not None else 0 for key in checked}
+        if changes is not None:
+            return tuple(changes.values()), expect
+        return ((), expect) if len(expect) > 1 else None

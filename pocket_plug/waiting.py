@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 from .errors import SyncError
 
 T = TypeVar("T")
+Runner = Callable[[Coroutine[Any, Any, Any]], Any]
+"""How a sync caller runs a coroutine: `drive_inline`, `drive`, or on its home loop."""
 
 
 class _Driving(threading.local):
