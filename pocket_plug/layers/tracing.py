@@ -18,6 +18,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import (
+    NonRecordingSpan,
     NoOpTracerProvider,
     ProxyTracerProvider,
     Span,
@@ -172,6 +173,21 @@ def _is_cancellation(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError | GeneratorExit)
 
 
+class _FanOut:
+    """In the context of a fan-out's items: whose they are, and how many of them have begun and had no span."""
+
+    __slots__ = ("began", "failed", "run", "suppressed")
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.began, self.failed, self.suppressed = run, 0, 0, 0
+
+
+_FAN_OUT: Final = otel_context.create_key("pocket_plug.fan_out")
+
+MAX_ITEMS = 100
+"""Of one fan-out: so many items have spans, and so many more if they fail. Its span says how many had none."""
+
+
 class _SpanManager:
     """A span that is current within its block. Whatever happens while it is closed, it is detached and ended."""
 
@@ -204,15 +220,27 @@ class _RunSpan(_SpanManager):
         self.live, self.run, self.recording = live, run, False
         self.recorded: deque[BaseException] = deque(maxlen=64)
 
-    def of_run(self, run: Run) -> _RunSpan:
-        return self
+    def of_run(self, run: Run) -> _RunSpan | None:
+        # a sampler would let a nested run in an item without a span pass: its parent, the fan-out, is sampled
+        silent = run.parent is not None and not trace.get_current_span().is_recording()
+        return None if silent else self
 
-    def of_node(self, call: NodeCall) -> _NodeSpan | None:
-        return _NodeSpan(self.live, call) if self.recording and call.trace else None
+    def of_node(self, call: NodeCall) -> _NodeSpan | _Suppressed | None:
+        if not self.recording or not call.trace:
+            return None
+        fan_out = cast("_FanOut | None", otel_context.get_value(_FAN_OUT))
+        if fan_out is None or fan_out.run is not call.run:
+            return _NodeSpan(self.live, call)
+        index = fan_out.began
+        fan_out.began += 1
+        return _NodeSpan(self.live, call, index) if index < MAX_ITEMS else _Suppressed(self.live, call, index, fan_out)
 
     def of_phase(self, call: PhaseCall) -> _PhaseSpan | None:
-        wanted = self.live.detail == "phase" or (call.phase == "exec" and call.node.guarded)
-        return _PhaseSpan(self.live, call) if wanted and self.recording and call.node.trace else None
+        if not self.recording or not call.node.trace:
+            return None
+        if self.live.detail != "phase" and (call.phase != "exec" or not call.node.guarded):
+            return None
+        return _PhaseSpan(self.live, call) if trace.get_current_span().is_recording() else None
 
     def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
         """What no span shows by itself: conflicts and failed clean-ups, on the span in which they happened."""
@@ -246,18 +274,26 @@ class _RunSpan(_SpanManager):
 class _NodeSpan(_SpanManager):
     """`node {node}`."""
 
-    __slots__ = ("call", "live")
+    __slots__ = ("call", "fan_out", "index", "live")
 
-    def __init__(self, live: _Live, call: NodeCall) -> None:
-        self.live, self.call = live, call
+    def __init__(self, live: _Live, call: NodeCall, index: int | None = None) -> None:
+        self.live, self.call, self.index = live, call, index
+        self.fan_out = _FanOut(call.run) if call.type == "fan_out" else None
 
-    def __enter__(self) -> None:
+    def start(self, start: int | None = None) -> Span:
         call = self.call
         run = call.run
-        self.open(self.live.graph.start_span(f"node {call.name}", attributes={
+        attributes: Attributes = {
             "pocket_plug.node.name": call.name, "pocket_plug.node.type": call.type,
             "pocket_plug.node.visit": call.visit, "pocket_plug.run.id": run.id, "pocket_plug.graph.name": run.graph,
-        }))  # fmt: skip
+        }  # fmt: skip
+        if self.index is not None:
+            attributes["pocket_plug.fan_out.index"] = self.index
+        return self.live.graph.start_span(f"node {call.name}", attributes=attributes, start_time=start)
+
+    def __enter__(self) -> None:
+        fan_out = self.fan_out
+        self.open(self.start(), otel_context.set_value(_FAN_OUT, fan_out) if fan_out is not None else None)
 
     def finish(self, error: BaseException | None) -> None:
         call, span = self.call, self.span
@@ -272,10 +308,40 @@ class _NodeSpan(_SpanManager):
         if self.live.detail == "node":
             for phase, seconds in call.durations.items():
                 attributes[f"pocket_plug.node.{phase}.duration"] = seconds
+        if self.fan_out is not None and self.fan_out.suppressed:
+            attributes["pocket_plug.fan_out.suppressed"] = self.fan_out.suppressed
         span.set_attributes(attributes)
         error = error or call.error
         if error is not None and outcome not in ("ok", "fallback"):
             _fail(span, error, cancelled=outcome == "cancelled" or _is_cancellation(error))
+
+
+class _Suppressed:
+    """An item that is one too many: neither it nor what we do inside has spans. If it fails, it gets one afterwards."""
+
+    __slots__ = ("call", "fan_out", "index", "live", "started", "token")
+
+    def __init__(self, live: _Live, call: NodeCall, index: int, fan_out: _FanOut) -> None:
+        self.live, self.call, self.index, self.fan_out = live, call, index, fan_out
+
+    def __enter__(self) -> None:
+        self.started = time.time_ns()
+        # not recording, but valid: what others trace inside becomes a child of the fan-out
+        parent = NonRecordingSpan(trace.get_current_span().get_span_context())
+        self.token = otel_context.attach(trace.set_span_in_context(parent))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
+        otel_context.detach(self.token)
+        if error is None or self.call.outcome == "cancelled" or self.fan_out.failed >= MAX_ITEMS:
+            self.fan_out.suppressed += 1
+            return
+        self.fan_out.failed += 1
+        late = _NodeSpan(self.live, self.call, self.index)
+        late.span = late.start(self.started)
+        try:
+            late.finish(error)
+        finally:
+            late.span.end()
 
 
 class _PhaseSpan(_SpanManager):

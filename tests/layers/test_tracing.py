@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
+import pocket_plug as pp
 from pocket_plug.backend import Backend, Change, Entry
 from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run
@@ -304,7 +305,7 @@ def test_an_unsampled_run_has_no_spans_inside() -> None:
 
 def test_options_are_checked() -> None:
     """What isn't an option is refused, with what is allowed."""
-    with pytest.raises(ConfigError, match="no option 'detial'.* Did you mean 'detail'"):
+    with pytest.raises(ConfigError, match=r"no option 'detial'.* Did you mean 'detail'"):
         tracing.configure(detial="phase")  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="one of run, node, phase, not 'fine'"):
         tracing.configure(detail="fine")  # type: ignore[typeddict-item]
@@ -539,3 +540,136 @@ def test_a_scan_without_tracing_is_the_inner_one() -> None:
         layer = Tracing().build(memory)
         assert type(layer.scan()) is type(memory.scan())
         assert layer.scan().__class__.__name__ == "async_generator"
+
+
+# ---------------------------------------------------------------- through the runner
+@pp.node
+async def double(n: int) -> int:
+    return 2 * n
+
+
+@pp.node(retry=pp.Retry(attempts=2))
+async def picky(n: int) -> int:
+    if n >= 150:
+        raise ValueError(f"{n} is too many")
+    return n
+
+
+class Remember(pp.Node[int, int]):
+    """Reads, works, writes."""
+
+    async def prep(self, store: pp.StoreReader, n: int, /) -> int:
+        return n + (await store.get(PERSON("last"), "") == "x")
+
+    async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: int, /) -> int:
+        await store.set(PERSON("last"), str(result))
+        return result
+
+
+def test_a_real_run_gives_the_whole_tree(capture: SpanCapture) -> None:
+    """Nested graphs, phases and store operations stand where they belong; the commit is the node's."""
+    inner = pp.Graph(Remember(), name="inner")
+    graph = pp.Graph(double >> inner, store=Store(layers=[Tracing()]), name="outer")
+    assert asyncio.run(graph.run(4)) == 8
+    remember = [("prep remember", ["get person:{}"]), "post remember", "set person:{}"]
+    assert capture.tree() == [
+        (
+            "run outer",
+            [("node double", ["exec double"]), ("node inner", [("run inner", [("node remember", remember)])])],
+        )
+    ]
+    assert capture.open == 0
+
+
+def test_sync_runs_and_their_threads_give_the_same_tree(capture: SpanCapture) -> None:
+    """`run_sync` and `def` phases in worker threads keep their parents."""
+
+    @pp.node
+    def work(n: int) -> int:
+        store.get(PERSON("x"))
+        return n
+
+    store = SyncStore(layers=[Tracing()])
+    graph = pp.Graph(work, name="g")
+    graph.run_sync(1)
+    asyncio.run(graph.run(1))
+    assert capture.tree() == 2 * [("run g", [("node work", [("exec work", ["get person:{}"])])])]
+
+
+def test_a_wide_fan_out_is_cut_and_says_so_but_errors_stay(capture: SpanCapture) -> None:
+    """The first 100 items have spans, those after only if they failed, retries and all; memory stays flat."""
+    graph = pp.Graph(pp.each(picky, concurrency=4, errors="collect"), name="g")
+    results = asyncio.run(graph.run(range(160)))
+    assert sum(isinstance(result, ValueError) for result in results) == 10
+    items = [span for span in capture.spans if span.name == "node picky"]
+    assert sorted(int(str((span.attributes or {})["pocket_plug.fan_out.index"])) for span in items) == [
+        *range(100), *range(150, 160)]  # fmt: skip
+    failed = [span for span in items if span.status.status_code is StatusCode.ERROR]
+    assert len(failed) == 10
+    assert all([event.name for event in span.events] == ["exception"] for span in failed)
+    each = capture.one("node each_picky")
+    assert (each.attributes or {})["pocket_plug.fan_out.suppressed"] == 50
+    assert each.status.status_code is StatusCode.UNSET
+    assert {span.parent.span_id for span in items if span.parent} == {each.get_span_context().span_id}  # type: ignore[union-attr]
+    assert capture.open == 0
+
+
+def test_an_item_without_a_span_has_no_nested_runs_either(capture: SpanCapture) -> None:
+    """What we trace inside a cut item is cut with it; what the user traces hangs under the fan-out."""
+    tracer = capture.tracer_provider.get_tracer("user")
+
+    @pp.node
+    async def own(n: int) -> int:
+        with tracer.start_as_current_span("own"):
+            return n
+
+    graph = pp.Graph(pp.each(pp.Graph(own, name="inner")), name="outer")
+    asyncio.run(graph.run(range(103)))
+    names = [span.name for span in capture.spans]
+    assert [names.count(name) for name in ("node inner", "run inner", "node own", "own")] == [100, 100, 100, 103]
+    each = capture.one("node each_inner").get_span_context()
+    parents = [span.parent.span_id for span in capture.spans if span.name == "own" and span.parent]
+    assert parents.count(each.span_id if each else 0) == 3
+
+
+def test_a_retry_that_helps_leaves_the_node_and_the_run_unset(capture: SpanCapture) -> None:
+    """Each attempt is a span of its own below the node."""
+    tries = iter([OSError("flaky"), None])
+
+    @pp.node(retry=pp.Retry(attempts=2))
+    async def flaky(n: int) -> int:
+        if error := next(tries):
+            raise error
+        return n
+
+    asyncio.run(pp.Graph(flaky, name="g").run(1))
+    assert capture.tree() == [("run g", [("node flaky", ["exec flaky", "exec flaky"])])]
+    assert [span.status.status_code for span in capture.spans] == [
+        StatusCode.UNSET, StatusCode.UNSET, StatusCode.ERROR, StatusCode.UNSET]  # fmt: skip
+    assert (capture.one("node flaky").attributes or {})["pocket_plug.node.attempts"] == 2
+
+
+def test_a_cancelled_run_closes_every_span_and_leaks_no_context(capture: SpanCapture) -> None:
+    """Cancelled in the middle of exec: outcome cancelled, nothing open, the caller's context as before."""
+
+    async def main() -> None:
+        entered = asyncio.Event()
+
+        @pp.node
+        async def wait(n: int) -> int:
+            entered.set()
+            await asyncio.Event().wait()
+            return n
+
+        task = asyncio.create_task(pp.Graph(wait, name="g").run(1))
+        await entered.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not trace.get_current_span().is_recording()
+
+    asyncio.run(main())
+    assert capture.tree() == [("run g", [("node wait", ["exec wait"])])]
+    assert capture.open == 0
+    assert (capture.one("run g").attributes or {})["pocket_plug.run.outcome"] == "cancelled"
+    assert all(span.status.status_code is StatusCode.UNSET for span in capture.spans)

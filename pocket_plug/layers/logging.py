@@ -1,0 +1,315 @@
+"""Log events of runs, nodes and stores through structlog, which is imported only where it is used.
+
+Which logger and which levels count is looked at as a run starts, and as a stack is built or opened; a level that is
+filtered out then costs next to nothing. Events never hold a key or a value, only declared key templates.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from opentelemetry import trace
+from typing_extensions import Unpack
+
+from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
+from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
+from pocket_plug.layer import Layer
+from pocket_plug.reporting import error_type, say_once, template_of
+
+if TYPE_CHECKING:
+    from pocket_plug.pocket import Pocket
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+
+
+# ---------------------------------------------------------------- settings
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`events`: are runs and nodes logged? None: where the program has configured structlog.
+
+    Unconfigured, structlog would print every event of a library that never was asked to print anything.
+    """
+
+    events: bool | None = None
+
+
+class Changes(TypedDict, total=False):
+    """What `configure` takes."""
+
+    events: bool | None
+
+
+def configure(**changes: Unpack[Changes]) -> Settings:
+    """Change the process's log events, from the next run on; gives the former settings.
+
+    `[plugins.logging] events = true` does the same. Raises ConfigError for what isn't an option.
+    """
+    global _settings
+    for name in changes:
+        if name not in Changes.__annotations__:
+            known = list(Changes.__annotations__)
+            raise ConfigError(f"logging has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}")
+    former, _settings = _settings, replace(_settings, **changes)
+    return former
+
+
+_settings = Settings()
+
+
+# ---------------------------------------------------------------- hooks
+@hookimpl
+def pocket_configure(pocket: Pocket, options: Mapping[str, Any]) -> None:
+    """The table `[plugins.logging]`; without one, settings stay as they are."""
+    if options:
+        configure(**options)
+
+
+@hookimpl
+def pocket_layers() -> Sequence[type[Layer]]:
+    """The layer `logging`."""
+    return [Logging]
+
+
+@hookimpl
+def pocket_observe(run: Run) -> Observer | None:
+    """Log a run where that is wanted."""
+    events = _settings.events
+    if events is None:
+        structlog = sys.modules.get("structlog")  # whoever configures it has imported it
+        events = structlog is not None and structlog.is_configured()
+    if not events:
+        if _looked:
+            look()  # a layer logs: for it too, a changed configuration counts from here on
+        return None
+    log = look()
+    return Observer(
+        run=lambda run: _RunLog(log, run),
+        node=lambda call: _NodeLog(log, call),
+        event=lambda name, call, attributes: _event(log, name, call, attributes),
+    )
+
+
+# ---------------------------------------------------------------- the logger
+Method = Callable[..., Any]
+Methods = Mapping[str, Method | None]
+"""What logs at each level; None where that is filtered out."""
+
+_methods: Methods = dict.fromkeys(LEVELS)
+_looked = False
+
+
+def look() -> Methods:
+    """See how structlog is configured now."""
+    global _methods, _looked
+    import structlog
+
+    logger: Any = structlog.get_logger("pocket_plug").bind()
+    enabled = getattr(logger, "is_enabled_for", None) or getattr(logger, "isEnabledFor", None)
+    _methods, _looked = (
+        {
+            name: getattr(logger, name) if enabled is None or enabled(number) else None
+            for name, number in LEVELS.items()
+        },
+        True,
+    )
+    return _methods
+
+
+def add_ids(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor that adds the current span's `trace_id` and `span_id` to every event of the program.
+
+    `run_id`, `graph` and `node` come by structlog's own `merge_contextvars`.
+    """
+    event.update(_ids())
+    return event
+
+
+def _ids() -> dict[str, str]:
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": trace.format_trace_id(context.trace_id), "span_id": trace.format_span_id(context.span_id)}
+
+
+# ---------------------------------------------------------------- runs and nodes
+def _say(log: Methods, level: str, event: str, **fields: Any) -> None:
+    method = log[level]
+    if method is not None:
+        method(event, **_ids(), **fields)
+
+
+_escaped: ContextVar[deque[BaseException] | None] = ContextVar("escaped", default=None)
+"""In a run's context: the exceptions that were told already, so that none is told again by the graph around."""
+
+
+class _RunLog:
+    """Binds the run's id and graph for all that is logged inside, and says when it starts and finishes."""
+
+    __slots__ = ("log", "run", "started", "tokens")
+
+    def __init__(self, log: Methods, run: Run) -> None:
+        self.log, self.run = log, run
+
+    def __enter__(self) -> None:
+        from structlog.contextvars import bind_contextvars
+
+        run = self.run
+        self.tokens = bind_contextvars(run_id=run.id, graph=run.graph)
+        if run.parent is None:
+            _escaped.set(deque(maxlen=64))  # in the run's own context: there is nothing to reset
+        self.started = time.perf_counter()
+        parent = {"parent_id": run.parent.id} if run.parent is not None else {}
+        _say(self.log, "info", "pocket_plug.run.started", run_id=run.id, graph=run.graph, **parent)
+
+    def __exit__(self, *_: object) -> None:
+        from structlog.contextvars import reset_contextvars
+
+        run = self.run
+        failure = {} if run.error is None else {"error_type": error_type(run.error)}
+        level = "info" if run.outcome in ("success", "cancelled") else "warning"
+        try:
+            _say(self.log, level, "pocket_plug.run.finished", run_id=run.id, graph=run.graph, outcome=run.outcome,
+                 steps=run.steps, duration=time.perf_counter() - self.started, **failure)  # fmt: skip
+        finally:
+            reset_contextvars(**self.tokens)
+            if run.parent is None and (escaped := _escaped.get()) is not None:
+                escaped.clear()  # its tracebacks lead to the run's context, which holds this
+
+
+class _NodeLog:
+    """Binds the node's name for all that is logged inside, and says what escapes it, once per run."""
+
+    __slots__ = ("call", "log", "tokens")
+
+    def __init__(self, log: Methods, call: NodeCall) -> None:
+        self.log, self.call = log, call
+
+    def __enter__(self) -> None:
+        from structlog.contextvars import bind_contextvars
+
+        self.tokens = bind_contextvars(node=self.call.name)
+
+    def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
+        from structlog.contextvars import reset_contextvars
+
+        try:
+            if error is not None and self.call.outcome == "failed" and not _told(error):
+                about = _about(self.call)
+                _say(
+                    self.log,
+                    "error",
+                    "pocket_plug.node.exception",
+                    **about,
+                    error_type=error_type(error),
+                    exc_info=error,
+                )
+        finally:
+            reset_contextvars(**self.tokens)
+
+
+def _told(error: BaseException) -> bool:
+    escaped = _escaped.get()
+    if escaped is None or any(other is error for other in escaped):
+        return escaped is not None
+    escaped.append(error)
+    return False
+
+
+def _about(call: NodeCall) -> dict[str, Any]:
+    return {"run_id": call.run.id, "graph": call.run.graph, "node": call.name, "visit": call.visit}
+
+
+def _event(log: Methods, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
+    """Retries, fallbacks and time-outs, at warning; conflicts, which are ordinary, at debug."""
+    if name in ("retry", "fallback", "timeout", "conflict"):
+        fields = {key: value for key, value in attributes.items() if key != "error"}
+        if isinstance(error := attributes.get("error"), BaseException):
+            fields["error_type"] = error_type(error)
+        _say(log, "debug" if name == "conflict" else "warning", f"pocket_plug.node.{name}", **_about(call), **fields)
+
+
+# ---------------------------------------------------------------- the layer
+class Logging(Layer):
+    """Logs each operation that reaches the stack, with its key's template, hit and duration in seconds.
+
+    `level` is the one that it logs at: "debug", "info", "warning" or "error". It goes where structlog's configuration
+    says (to stdout, if there is none); a changed one counts from the next `open`, stack or logged run on.
+    """
+
+    level: str = "debug"
+
+    inline_read = inline_write = True
+
+    def on_build(self) -> None:
+        if self.level not in LEVELS:
+            raise ConfigError(
+                f"logging: level {self.level!r} is none of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
+            )
+        look()
+
+    async def open(self) -> None:
+        look()
+        await super().open()
+
+    async def read(self, key: str) -> Entry | None:
+        method = _methods[self.level]
+        if method is None:
+            return await self.inner.read(key)
+        started = time.perf_counter()
+        try:
+            entry = await self.inner.read(key)
+        except BaseException as error:
+            _say_done(method, started, error, op="get", template=template_of(key))
+            raise
+        _say_done(method, started, None, op="get", template=template_of(key), hit=entry is not None)
+        return entry
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        method = _methods[self.level]
+        if method is None:
+            return await self.inner.read_many(keys)
+        keys = list(keys)
+        started = time.perf_counter()
+        try:
+            entries = await self.inner.read_many(keys)
+        except BaseException as error:
+            _say_done(method, started, error, op="get_many", size=len(keys))
+            raise
+        _say_done(method, started, None, op="get_many", size=len(keys), hits=len(entries))
+        return entries
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        method = _methods[self.level]
+        if method is None:
+            return await self.inner.write(changes, expect)
+        if len(changes) == 1:
+            op = "set" if isinstance(changes[0], Put) else "delete"
+            fields: dict[str, Any] = {"op": op, "template": template_of(changes[0].key)}
+        else:
+            fields = {"op": "write" if changes else "check", "size": len(changes) or len(expect)}
+        started = time.perf_counter()
+        try:
+            version = await self.inner.write(changes, expect)
+        except BaseException as error:
+            _say_done(method, started, error, **fields)
+            raise
+        _say_done(method, started, None, **fields)
+        return version
+
+
+def _say_done(method: Callable[..., Any], started: float, error: BaseException | None, **fields: Any) -> None:
+    """What structlog's processors raise is said once: a log that fails must not fail the store."""
+    duration = time.perf_counter() - started
+    if error is not None:
+        fields["error_type"] = error_type(error)
+    try:
+        method("pocket_plug.store", duration=duration, **_ids(), **fields)
+    except Exception as failure:  # noqa: BLE001 - a user's processor may raise anything
+        say_once("logging a store operation", failure)

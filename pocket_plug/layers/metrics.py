@@ -1,0 +1,413 @@
+"""Figures of runs, nodes and stores. It speaks the OpenTelemetry API only and sets nothing up.
+
+A store operation in memory is counted in integers of our own, which are published when metrics are collected: the SDK's
+own counters cost thirty times a read. Attributes never hold a key, a value, a run's id or a message.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+from typing_extensions import Unpack
+
+from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
+from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
+from pocket_plug.layer import Layer, parts
+from pocket_plug.reporting import SCHEMA_URL, capped, error_type, own_version, say_once, system_of
+
+if TYPE_CHECKING:
+    from pocket_plug.pocket import Pocket
+
+Attributes = dict[str, str | bool | int | float]
+_RUN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_DB_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+
+
+# ---------------------------------------------------------------- settings
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the process's metrics do. `meter_provider` None: OpenTelemetry's global one.
+
+    `node_duration` False leaves out the histogram of nodes, which costs about 10 µs for each visit.
+    """
+
+    meter_provider: MeterProvider | None = None
+    node_duration: bool = True
+
+
+class Changes(TypedDict, total=False):
+    """What `configure` takes."""
+
+    meter_provider: MeterProvider | None
+    node_duration: bool
+
+
+def configure(**changes: Unpack[Changes]) -> Settings:
+    """Change the process's metrics, from the next run and the next stack on; gives the former settings.
+
+    `[plugins.metrics] node_duration = false` does the same. Raises ConfigError for what isn't an option.
+    """
+    global _settings
+    for name in changes:
+        if name not in Changes.__annotations__:
+            known = list(Changes.__annotations__)
+            raise ConfigError(f"metrics has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}")
+    former, _settings = _settings, replace(_settings, **changes)
+    return former
+
+
+_settings = Settings()
+
+
+# ---------------------------------------------------------------- hooks
+@hookimpl
+def pocket_configure(pocket: Pocket, options: Mapping[str, Any]) -> None:
+    """The table `[plugins.metrics]`; without one, settings stay as they are."""
+    if options:
+        configure(**options)
+
+
+@hookimpl
+def pocket_layers() -> Sequence[type[Layer]]:
+    """The layer `metrics`."""
+    return [Metrics]
+
+
+@hookimpl
+def pocket_observe(run: Run) -> Observer | None:
+    """Measure a run while a meter provider is set."""
+    provider = _settings.meter_provider or metrics.get_meter_provider()
+    if type(provider).__module__.startswith("opentelemetry.metrics"):  # the API's own: it stands in, or does nothing
+        return None
+    instruments = _instruments(_settings.meter_provider)
+    return Observer(
+        run=lambda run: _RunTimer(instruments, run),
+        node=(lambda call: _NodeTimer(instruments, call)) if _settings.node_duration else None,
+        event=instruments.event,
+    )
+
+
+class _RunTimer:
+    __slots__ = ("graph", "instruments", "run", "started")
+
+    def __init__(self, instruments: _Instruments, run: Run) -> None:
+        self.instruments, self.run = instruments, run
+        self.graph: Attributes = {"pocket_plug.graph.name": capped(run.graph)}
+
+    def __enter__(self) -> None:
+        self.instruments.run_active.add(1, self.graph)
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self.started
+        self.instruments.run_active.add(-1, self.graph)
+        attributes = self.graph | _failure(self.run.error)
+        attributes["pocket_plug.run.outcome"] = self.run.outcome or "success"
+        self.instruments.run_duration.record(seconds, attributes)
+
+
+class _NodeTimer:
+    __slots__ = ("call", "instruments", "started")
+
+    def __init__(self, instruments: _Instruments, call: NodeCall) -> None:
+        self.instruments, self.call = instruments, call
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self.started
+        call = self.call
+        attributes = _about(call) | _failure(call.error)
+        attributes["pocket_plug.node.outcome"] = call.outcome or "ok"
+        if call.action is not None:
+            # one that leads to a node stands in the graph; others may come from anywhere, a language model say
+            known = call.next is not None or call.action in ("default", "end")
+            attributes["pocket_plug.node.action"] = capped(call.action) if known else "_OTHER"
+        self.instruments.node_duration.record(seconds, attributes)
+
+
+def _about(call: NodeCall) -> Attributes:
+    return {"pocket_plug.graph.name": capped(call.run.graph), "pocket_plug.node.name": capped(call.name)}
+
+
+def _failure(error: BaseException | None) -> Attributes:
+    return {} if error is None else {"error.type": error_type(error)}
+
+
+# ---------------------------------------------------------------- instruments
+class _Instruments:
+    """One set for each meter provider: of a second set of observable ones, the SDK silently takes nothing."""
+
+    def __init__(self, meter_provider: MeterProvider | None) -> None:
+        meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
+        self.tallies: dict[tuple[str, str], Tally] = {}
+        self._lock = threading.Lock()
+        self.run_duration = meter.create_histogram(
+            "pocket_plug.run.duration", "s", "How long runs take",
+            explicit_bucket_boundaries_advisory=_RUN_BUCKETS)  # fmt: skip
+        self.node_duration = meter.create_histogram(
+            "pocket_plug.node.duration", "s", "How long visits of nodes take",
+            explicit_bucket_boundaries_advisory=_RUN_BUCKETS)  # fmt: skip
+        self.run_active = meter.create_up_down_counter("pocket_plug.run.active", "{run}", "Runs that go on")
+        self.node_retries = meter.create_counter(
+            "pocket_plug.node.retries", "{retry}", "Attempts at exec after the first"
+        )
+        self.commit_conflicts = meter.create_counter(
+            "pocket_plug.commit.conflicts", "{conflict}", "Commits of nodes that met somebody else's"
+        )
+        self.operation_duration = meter.create_histogram(
+            "db.client.operation.duration", "s", "How long operations on disk or a network take",
+            explicit_bucket_boundaries_advisory=_DB_BUCKETS)  # fmt: skip
+        for name, unit, description in (
+            ("lookups", "{lookup}", "Keys looked up"),
+            ("writes", "{entry}", "Entries set or deleted"),
+            ("conflicts", "{conflict}", "Writes that expected another version"),
+            ("errors", "{error}", "Operations that failed"),
+        ):
+            meter.create_observable_counter(f"pocket_plug.store.{name}", [self._counts(name)], unit, description)
+
+    def tally(self, namespace: str, system: str) -> Tally:
+        """What the stores of one namespace over one kind of backend count together."""
+        with self._lock:
+            return self.tallies.setdefault((namespace, system), Tally())
+
+    def _counts(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def collect(options: CallbackOptions) -> Iterable[Observation]:
+            with self._lock:
+                tallies = list(self.tallies.items())
+            for (namespace, system), tally in tallies:
+                for value, attributes in getattr(tally, name)():
+                    yield Observation(value, _store(namespace, system) | attributes)
+
+        return collect
+
+    def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
+        """Retries and conflicts are counted."""
+        if name == "retry":
+            self.node_retries.add(1, _about(call) | _failure(attributes.get("error")))
+        elif name == "conflict":
+            self.commit_conflicts.add(1, _about(call))
+
+
+def _store(namespace: str, system: str) -> Attributes:
+    attributes: Attributes = {"db.system.name": system}
+    if namespace:
+        attributes["db.namespace"] = namespace
+    return attributes
+
+
+_for_global: _Instruments | None = None
+_for_providers: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def _instruments(meter_provider: MeterProvider | None) -> _Instruments:
+    """The set of a provider; of the global one, which may be set later: the API's stand-ins then become real."""
+    global _for_global
+    with _making:
+        if meter_provider is None:
+            _for_global = _for_global or _Instruments(None)
+            return _for_global
+        if meter_provider not in _for_providers:
+            _for_providers[meter_provider] = _Instruments(meter_provider)
+        return _for_providers[meter_provider]
+
+
+# ---------------------------------------------------------------- counting
+class Count:
+    """An integer that any number of threads may add to without a lock: the next item of a counter is one step in C.
+
+    >>> count = Count()
+    >>> _ = count.add(), count.add(), count.add_many(40)
+    >>> count.value(), count.value()
+    (42, 42)
+    """
+
+    __slots__ = ("_counter", "_lock", "_looks", "add")
+
+    def __init__(self) -> None:
+        self._counter = itertools.count()
+        self.add: Callable[[], int] = self._counter.__next__
+        self._lock = threading.Lock()
+        self._looks = 0  # each look takes an item too
+
+    def add_many(self, number: int) -> None:
+        """Add several."""
+        deque(itertools.islice(self._counter, number), maxlen=0)
+
+    def value(self) -> int:
+        """What was added so far."""
+        with self._lock:
+            value = next(self._counter) - self._looks
+            self._looks += 1
+            return value
+
+    def reset(self) -> None:
+        """Begin at 0 again, in a forked child: what it inherited, its parent reports."""
+        self._lock = threading.Lock()
+        self._looks = next(self._counter) + 1
+
+
+class Tally:
+    """What is counted of stores."""
+
+    def __init__(self) -> None:
+        self.hits, self.misses, self.puts, self.deletes, self.lost = Count(), Count(), Count(), Count(), Count()
+        self._failed: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+        _tallies.add(self)
+
+    def failed(self, operation: str, error: Exception) -> None:
+        """Count a failed operation."""
+        if isinstance(error, Conflict):
+            self.lost.add()
+            return
+        with self._lock:
+            self._failed[operation, error_type(error)] += 1
+
+    def lookups(self) -> Iterable[tuple[int, Attributes]]:
+        """For `pocket_plug.store.lookups`."""
+        yield self.hits.value(), {"pocket_plug.store.hit": True}
+        yield self.misses.value(), {"pocket_plug.store.hit": False}
+
+    def writes(self) -> Iterable[tuple[int, Attributes]]:
+        """For `pocket_plug.store.writes`."""
+        yield self.puts.value(), {"db.operation.name": "set"}
+        yield self.deletes.value(), {"db.operation.name": "delete"}
+
+    def conflicts(self) -> Iterable[tuple[int, Attributes]]:
+        """For `pocket_plug.store.conflicts`."""
+        yield self.lost.value(), {}
+
+    def errors(self) -> Iterable[tuple[int, Attributes]]:
+        """For `pocket_plug.store.errors`."""
+        with self._lock:
+            failed = list(self._failed.items())
+        for (operation, kind), number in failed:
+            yield number, {"db.operation.name": operation, "error.type": kind}
+
+    def reset(self) -> None:
+        """Begin again, in a forked child."""
+        for count in (self.hits, self.misses, self.puts, self.deletes, self.lost):
+            count.reset()
+        self._failed.clear()
+        self._lock = threading.Lock()
+
+
+_tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
+
+
+def _reset() -> None:
+    for tally in list(_tallies):
+        tally.reset()
+
+
+os.register_at_fork(after_in_child=_reset)
+
+
+# ---------------------------------------------------------------- the layer
+class Metrics(Layer):
+    """Counts lookups with hits and misses, writes, conflicts and errors; times operations that suspend.
+
+    `namespace` names the store in what is published (`db.namespace`); stores without one are counted together.
+    """
+
+    namespace: str = ""
+
+    inline_read = inline_write = True
+
+    def on_build(self) -> None:
+        self._system = system_of(parts(self.inner)[-1])
+        self._instruments = _instruments(_settings.meter_provider)
+        self._tally = tally = self._instruments.tally(self.namespace, self._system)
+        self._hit, self._miss, self._put = tally.hits.add, tally.misses.add, tally.puts.add
+        self._inner_read = self.inner.read
+        if not self.inner.inline_read:
+            setattr(self, "read", self._timed_read)  # noqa: B010 - decided here once, not at each call
+        self._timed_write = not self.inner.inline_write
+
+    async def read(self, key: str) -> Entry | None:
+        try:
+            entry = await self._inner_read(key)
+        except Exception as error:
+            self._tally.failed("get", error)
+            raise
+        if entry is None:
+            self._miss()
+        else:
+            self._hit()
+        return entry
+
+    async def _timed_read(self, key: str) -> Entry | None:
+        started = time.perf_counter()
+        try:
+            entry = await Metrics.read(self, key)
+        except BaseException as error:
+            self._record("get", started, error)
+            raise
+        self._record("get", started, None)
+        return entry
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        keys = list(keys)
+        started = time.perf_counter()
+        failed: BaseException | None = None
+        try:
+            entries = await self.inner.read_many(keys)
+        except BaseException as error:
+            failed = error
+            if isinstance(error, Exception):
+                self._tally.failed("get_many", error)
+            raise
+        finally:
+            if not self.inner.inline_read:
+                self._record("get_many", started, failed)
+        self._tally.hits.add_many(len(entries))
+        self._tally.misses.add_many(len(keys) - len(entries))
+        return entries
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        started = time.perf_counter() if self._timed_write else 0.0
+        failed: BaseException | None = None
+        try:
+            version = await self.inner.write(changes, expect)
+        except BaseException as error:
+            failed = error
+            if isinstance(error, Exception):
+                self._tally.failed(_operation(changes), error)
+            raise
+        finally:
+            if self._timed_write:
+                self._record(_operation(changes), started, failed)
+        for change in changes:
+            if change.__class__ is Put:
+                self._put()
+            else:
+                self._tally.deletes.add()
+        return version
+
+    def _record(self, operation: str, started: float, error: BaseException | None) -> None:
+        attributes = _store(self.namespace, self._system) | _failure(error)
+        attributes["db.operation.name"] = operation
+        try:
+            self._instruments.operation_duration.record(time.perf_counter() - started, attributes)
+        except Exception as failure:  # noqa: BLE001 - a failing meter must not fail the store
+            say_once("measuring a store operation", failure)
+
+
+def _operation(changes: Sequence[Change]) -> str:
+    if len(changes) == 1:
+        return "set" if isinstance(changes[0], Put) else "delete"
+    return "write" if changes else "check"
