@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from itertools import chain, count
 from pathlib import Path
@@ -34,7 +34,7 @@ from .discovery import PluginRecord, find_plugins
 from .errors import ConfigError, PluginError, PocketError, StoreClosedError, UnknownStoreError, suggest
 from .hookspecs import Observer, Run
 from .layer import Layer
-from .manager import PLUGIN_FAULTS, Manager, describe
+from .manager import PLUGIN_FAULTS, Manager, describe, report_failure
 from .memory import Memory
 
 if TYPE_CHECKING:
@@ -128,9 +128,15 @@ class Pocket:
         """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
         return self._manager.observers(run)
 
-    def commands(self) -> dict[str, click.Command]:
-        """The commands that plugins add to `pocket-plug`, by name."""
-        return {name: command for name, (_, command) in self._manager.commands().items()}
+    def commands(self, taken: Collection[str] = ()) -> dict[str, click.Command]:
+        """The commands that plugins add to `pocket-plug`, by name. One with a `taken` name is reported and left out."""
+        commands: dict[str, click.Command] = {}
+        for name, (record, command) in self._manager.commands().items():
+            if name in taken:
+                report_failure(record, "pocket_commands", PluginError(f"pocket-plug has a command {name!r} of its own"))
+            else:
+                commands[name] = command
+        return commands
 
     def _free_name(self, plugin: object) -> str:
         named = plugin if isinstance(plugin, ModuleType | type) else type(plugin)
@@ -253,10 +259,12 @@ class Pocket:
             return self._stores[name]
 
     def _configured(self) -> list[Store]:
+        with self._lock:
+            self._closed = self._told = False
         return [self.store, *self.stores.values()]
 
     async def __aenter__(self) -> Self:
-        """Open every store of the configuration."""
+        """Open every store of the configuration. After a `close` it begins anew."""
         try:
             for store in self._configured():
                 await store.open()

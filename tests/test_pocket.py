@@ -110,9 +110,11 @@ def test_opens_and_closes_all(log):
             assert log == ["open main", "open a"]
         assert log[2:] == ["close a", "close main", "shutdown"]
         await pocket.close()
-        assert len(log) == 5
+        assert len(log) == 5, "closing twice does nothing"
         with pytest.raises(StoreClosedError, match="is closed"):
             pocket.store  # noqa: B018
+        async with pocket:
+            assert log[5:] == ["open main", "open a"]
 
     asyncio.run(main())
 

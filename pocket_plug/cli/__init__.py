@@ -1,0 +1,81 @@
+"""The command line, `pocket-plug`: what it prints goes to stdout, what it has to say to stderr.
+
+Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import IO, Any
+
+import click
+
+from pocket_plug.errors import ConfigError, PocketError
+from pocket_plug.pocket import default_pocket
+
+from .run import graph, run
+from .show import plugins, stack
+
+
+class Failure(click.ClickException):
+    """What went wrong, in one message."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, file, err=True)
+
+
+class Misconfigured(Failure):
+    """The same for what is wrong before anything ran."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Our commands, then those of plugins, which are asked for theirs only where a name is none of ours."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *self._of_plugins()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self._of_plugins().get(cmd_name)
+
+    def _of_plugins(self) -> dict[str, click.Command]:
+        try:
+            return default_pocket().commands(taken=self.commands)
+        except PocketError as error:  # the help must not depend on the configuration
+            click.echo(f"commands of plugins are left out. {type(error).__name__}: {error}", err=True)
+            return {}
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PocketError as error:
+            if ctx.params["debug"]:
+                traceback.print_exception(error)
+            kind = Misconfigured if isinstance(error, ConfigError) else Failure
+            raise kind(f"{type(error).__name__}: {error}") from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pocket-plug")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """State management for workflows: stores, graphs, plugins."""
+
+
+for command in (run, graph, plugins, stack):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and give its exit code."""
+    try:
+        code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return 130
+    return code if isinstance(code, int) else 0

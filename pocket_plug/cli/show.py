@@ -1,0 +1,122 @@
+"""Commands that show what is there: `plugins` and `stack`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from pocket_plug.config import StoreTable, layer_name
+from pocket_plug.discovery import PluginRecord
+from pocket_plug.errors import PocketError
+from pocket_plug.pocket import Pocket, default_pocket, public_url
+
+as_json = click.option("--json", "as_json", is_flag=True, help="For machines: JSON.")
+
+
+@click.command
+@as_json
+def plugins(as_json: bool) -> None:
+    """List the plugins that were found, used or not, and why."""
+    records = _some_pocket().plugins
+    if as_json:
+        _print_json([_plugin(record) for record in records])
+        return
+    rows = [
+        (
+            record.name,
+            record.status,
+            f"{record.distribution or record.origin} {record.version or ''}".rstrip(),
+            ", ".join(hook.removeprefix("pocket_") for hook in record.hooks),
+            record.reason,
+        )
+        for record in records
+    ]
+    print_table(("name", "status", "from", "hooks", "reason"), rows)
+
+
+def _some_pocket() -> Pocket:
+    """The default Pocket; where its configuration can't be meant, one without it: this command finds out why."""
+    for make in (default_pocket, Pocket):
+        try:
+            return make()
+        except PocketError as error:
+            click.echo(f"{type(error).__name__}: {error}\nlisted without that:", err=True)
+    return Pocket(autoload=False)
+
+
+def _plugin(record: PluginRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "distribution": record.distribution,
+        "version": record.version,
+        "origin": record.origin,
+        "hooks": list(record.hooks),
+        "status": record.status,
+        "reason": record.reason,
+    }
+
+
+@click.command
+@click.argument("name", required=False)
+@as_json
+def stack(name: str | None, as_json: bool) -> None:
+    """Draw the configured store stacks.
+
+    Outermost layer first: the stack of [stores.NAME], without NAME all of them. Options are shown as they are written,
+    with the names of environment variables instead of what they hold.
+    """
+    pocket = default_pocket()
+    tables: dict[str, StoreTable] = dict(pocket.config.stores)
+    if name is not None:
+        pocket.stores[name]  # refused here, with a suggestion, where there is none
+        tables = {name: tables[name]}
+    else:
+        pocket.store  # noqa: B018 - built so that a stack that can't be meant is refused
+        for each in tables:
+            pocket.stores[each]
+        tables = {"": pocket.config.store, **tables}
+    if as_json:
+        _print_json([{"store": each or None, **_stack(table)} for each, table in tables.items()])
+        return
+    for each, table in tables.items():
+        click.echo(f"{f'stores.{each}' if each else 'store'}{f'  ({table.where})' if table.where else ''}")
+        drawn = _stack(table)
+        width = max((len(layer["name"]) for layer in drawn["layers"]), default=0)
+        for layer in drawn["layers"]:
+            options = ", ".join(f"{option}={value!r}" for option, value in layer["options"].items())
+            click.echo(f"  {layer['name']:{width}}  {options}".rstrip())
+        click.echo(f"  {drawn['url']}")
+
+
+def _stack(table: StoreTable) -> dict[str, Any]:
+    layers: list[dict[str, Any]] = []
+    for spec in table.layers:
+        options = {} if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "use"}
+        layers.append({"name": layer_name(spec), "options": options})
+    return {"url": public_url(table.url), "layers": layers}
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on a terminal; else aligned text, a line a row, that `grep` and `awk` can use."""
+    rows = list(rows)
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*columns, box=box.SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,471 @@
+"""`pocket-plug`: results on stdout, one clear message on stderr, and an exit code that scripts can trust."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from pocket_plug import telemetry
+from pocket_plug.cli import main
+from pocket_plug.pocket import set_default_pocket
+
+POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+
+ORDERS = """
+    from dataclasses import dataclass
+    import pocket_plug as pp
+
+    @dataclass
+    class Order:
+        id: str
+        total: float
+
+    class Charge(pp.Node[Order, Order]):
+        declined = pp.Action[str]()
+        def post(self, store, order, prepared, result):
+            return self.declined("too much") if order.total > 1000 else order
+
+    @pp.node
+    def receipt(order: Order) -> str:
+        return f"{order.id}: paid {order.total}"
+
+    @pp.node
+    def apologise(reason: str) -> str:
+        return f"sorry, {reason}"
+
+    charge = Charge()
+    graph = pp.Graph(charge >> receipt, charge.declined >> apologise, name="orders")
+    broken = pp.Graph(charge >> receipt, name="broken")
+    @pp.node
+    def same(order: Order) -> Order:
+        return order
+    echo = pp.Graph(same, name="echo")
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Each test in a folder of its own, with a default Pocket and imports of its own."""
+    place = tmp_path / "project"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    set_default_pocket(None)
+    yield place
+    set_default_pocket(None)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def write(path: str, source: str) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(dedent(source))
+    return path
+
+
+# ---------------------------------------------------------------- plugins
+def test_plugins_as_text(capsys):
+    """Piped, it is a line for each plugin under a heading, without colour or frames."""
+    assert main(["plugins"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["name", "status", "from", "hooks", "reason"]
+    assert "bounding" in [line.split()[0] for line in lines]
+    assert not set("".join(lines)) & set("\x1b│─")
+
+
+def test_plugins_as_json(install, capsys):
+    """For machines: all that is known of each plugin, a broken one with its reason."""
+    install("pocket-plug-bad", "import no_such_module")
+    assert main(["plugins", "--json"]) == 0
+    plugins = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert plugins["bad"] == {
+        "name": "bad",
+        "distribution": "pocket-plug-bad",
+        "version": "1.0",
+        "origin": "entry point",
+        "hooks": [],
+        "status": "failed",
+        "reason": "ModuleNotFoundError: No module named 'no_such_module'",
+    }
+    assert plugins["bounding"]["hooks"] == ["pocket_layers"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("pocket.toml", "[stor", "ConfigError: pocket.toml is not valid TOML"),
+        ("pocket.toml", "[plugins.bounding]\nx = 1", "this plugin takes no options"),
+    ],
+)
+def test_plugins_whatever_the_configuration(capsys, file, text, said):
+    """The command that tells what is wrong works however broken the configuration is, and says that it is."""
+    write(file, text)
+    assert main(["plugins", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "bounding" in [each["name"] for each in json.loads(out)]
+
+
+def test_plugins_whatever_the_environment(capsys, monkeypatch):
+    """Nor does a switch in the environment that can't be meant keep it from working."""
+    monkeypatch.setenv("POCKET_PLUG_AUTOLOAD", "perhaps")
+    assert main(["plugins"]) == 0
+    out, err = capsys.readouterr()
+    assert "POCKET_PLUG_AUTOLOAD is 0 or 1" in err
+    assert "bounding" in out
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What a command prints to a terminal."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
+    with subprocess.Popen([*POCKET_PLUG, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env):  # noqa: S603
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 65_536):
+                shown += data
+        except OSError:  # how Linux says that the other side is gone
+            pass
+    os.close(ours)
+    return shown.decode()
+
+
+def test_plugins_on_a_terminal():
+    """On a terminal it is a table with highlighting; NO_COLOR takes the colour away."""
+    shown = on_a_terminal("plugins")
+    assert "─" in shown
+    assert "bounding" in shown
+    assert "\x1b[3" not in on_a_terminal("plugins", NO_COLOR="1")
+
+
+# ---------------------------------------------------------------- stack
+STACKS = """
+    [store]
+    url = "sqlite:///${STATE}/state.db"
+    layers = ["tracing", { use = "bounding", max_entries = 10, durable = true }]
+    [stores.cache]
+    layers = [{ use = "bounding", ttl = "5m" }]
+"""
+
+
+def test_stack_is_drawn(capsys, monkeypatch, tmp_path):
+    """Outermost first, with the options as they are written: variables by name, so no secret is shown."""
+    monkeypatch.setenv("STATE", str(tmp_path))
+    write("pocket.toml", STACKS)
+    assert main(["stack"]) == 0
+    assert capsys.readouterr().out == dedent("""\
+        store  (pocket.toml [store])
+          tracing
+          bounding  max_entries=10, durable=True
+          sqlite:///${STATE}/state.db
+        stores.cache  (pocket.toml [stores.cache])
+          bounding  ttl='5m'
+          memory://
+    """)
+    assert main(["stack", "cache", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"store": "cache", "url": "memory://", "layers": [{"name": "bounding", "options": {"ttl": "5m"}}]}
+    ]
+
+
+def test_stack_without_configuration(capsys):
+    """Without a configuration it is the store in memory that one gets."""
+    assert main(["stack"]) == 0
+    assert capsys.readouterr().out == "store\n  memory://\n"
+
+
+def test_stack_hides_passwords(capsys, install):
+    """A password in a URL is not shown."""
+    install("pocket-plug-net", """
+        from pocket_plug.hookspecs import hookimpl
+        from pocket_plug.memory import Memory
+        @hookimpl
+        def pocket_backends():
+            return {"net": lambda url: Memory()}
+    """)  # fmt: skip
+    write("pocket.toml", "[store]\nurl = 'net://me:secret@host/0'")
+    assert main(["stack"]) == 0
+    assert "net://me:***@host/0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("[store]\nlayers = ['bonding']", [], "there is no layer 'bonding'; did you mean 'bounding'?"),
+        ("[stores.a]\n", ["b"], "there is no [stores.b] in pocket.toml"),
+        ("[store]\nurl = '${NOT_SET_ANYWHERE}'", [], "the environment variable 'NOT_SET_ANYWHERE' is not set"),
+        ("[", [], "pocket.toml is not valid TOML"),
+    ],
+)
+def test_stack_that_can_not_be_meant(capsys, text, arguments, message):
+    """A stack that can't be built is one message on stderr, nothing on stdout, and exit code 2."""
+    write("pocket.toml", text)
+    assert main(["stack", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+
+
+# ---------------------------------------------------------------- graph
+def test_graph_as_mermaid(capsys):
+    """The graph as a Mermaid chart, and as JSON with its name."""
+    write("flow.py", ORDERS)
+    assert main(["graph", "flow.py"]) == 0
+    chart = capsys.readouterr().out
+    assert chart.startswith("flowchart")
+    assert "receipt" in chart
+    assert main(["graph", "flow.py", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "orders", "mermaid": chart.rstrip("\n")}
+
+
+def test_graph_with_faults(capsys):
+    """A graph that can't run is drawn, then every fault is said, with exit code 1."""
+    write("flow.py", ORDERS)
+    assert main(["graph", "flow.py:broken"]) == 1
+    out, err = capsys.readouterr()
+    assert "flowchart" in out
+    assert "GraphError: graph 'broken' can't run:\n  - node" in err
+
+
+# ---------------------------------------------------------------- run: a graph
+def test_run_a_graph(capsys):
+    """A graph is run with --input, taken as the type that its first node declares, and its result is printed."""
+    write("flow.py", ORDERS)
+    assert main(["run", "flow.py", "--input", '{"id": "o-1", "total": 42}']) == 0
+    assert capsys.readouterr().out == "o-1: paid 42.0\n"
+    assert main(["run", "flow.py:echo", "--input", '{"id": "o-1", "total": 42}', "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"id": "o-1", "total": 42.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", '{"id": "o-1", "total": "x"}'], "--input: Expected `float`, got `str` - at `$.total`"),
+        (["--input", "{"], "--input: Input data was truncated"),
+        (["extra"], "flow.py:graph is a graph; it takes --input, not extra"),
+    ],
+)
+def test_input_that_does_not_fit(capsys, arguments, message):
+    """Input of another type, no JSON, or arguments that a graph has no use for: usage, exit code 2."""
+    write("flow.py", ORDERS)
+    assert main(["run", "flow.py", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_run_with_the_configured_stores(capsys):
+    """While a graph runs, the stores of the configuration are open, for its nodes to use by name."""
+    write("pocket.toml", "[stores.state]\nurl = 'sqlite:///state.db'")
+    write("flow.py", """
+        import pocket_plug as pp
+        from pocket_plug.pocket import default_pocket
+        @pp.node
+        async def count(start: int) -> int:
+            return await default_pocket().stores["state"].update("n", lambda n: n + 1, default=start)
+        graph = pp.Graph(count)
+    """)  # fmt: skip
+    for expected in ("6\n", "7\n"):
+        assert main(["run", "flow.py", "--input", "5"]) == 0
+        assert capsys.readouterr().out == expected
+        set_default_pocket(None)
+
+
+# ---------------------------------------------------------------- run: an application
+def test_run_a_click_command(capsys):
+    """`main` may be a click command: it gets the arguments that are left, its own options too, and --json with them."""
+    write("tool.py", """
+        import click
+        @click.command
+        @click.argument("name")
+        @click.option("--loud", is_flag=True)
+        @click.option("--json", "as_json", is_flag=True)
+        def main(name, loud, as_json):
+            click.echo(f"{name} {loud} {as_json}")
+            return 3
+    """)  # fmt: skip
+    assert main(["run", "tool.py", "ann", "--loud", "--json"]) == 3
+    assert capsys.readouterr().out == "ann True True\n"
+    assert main(["run", "tool.py", "--", "--help"]) == 0
+    assert "Usage: pocket-plug run tool.py [OPTIONS] NAME" in capsys.readouterr().out
+    assert main(["run", "tool.py", "--sideways"]) == 2
+    assert "No such option '--sideways'" in capsys.readouterr().err.replace("No such option: --", "No such option '--")
+
+
+def test_run_a_function(capsys):
+    """`main` may be a function of the list of arguments or of none, `async def` too; an int is the exit code."""
+    write("one.py", "def main(arguments):\n    print(arguments)\n    return len(arguments)")
+    write("two.py", "async def main():\n    print('two')")
+    assert main(["run", "one.py", "a", "-b"]) == 2
+    assert main(["run", "two.py"]) == 0
+    assert capsys.readouterr().out == "['a', '-b']\ntwo\n"
+    assert main(["run", "two.py", "a"]) == 2
+    assert "two.py:main takes no arguments, but was given a" in capsys.readouterr().err
+    assert main(["run", "two.py", "--input", "1"]) == 2
+    assert "--input is for a graph, and two.py:main is none" in capsys.readouterr().err
+
+
+def test_run_a_folder(capsys):
+    """A folder means its app.py, else its __init__.py; in a package relative imports work."""
+    write("census/__init__.py", "")
+    write("census/words.py", "WORD = 'relative'")
+    write("census/app.py", "from .words import WORD\ndef main():\n    print(WORD)")
+    write("plain/app.py", "import helper\ndef main():\n    print(helper.WORD)")
+    write("plain/helper.py", "WORD = 'beside it'")
+    write("single/__init__.py", "def main():\n    print(__name__)")
+    for target in ("census", "census/app.py", "plain/", "single"):
+        assert main(["run", target]) == 0
+    assert capsys.readouterr().out == "relative\nrelative\nbeside it\nsingle\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere.py", "there is no file or folder nowhere.py"),
+        ("empty", "the folder empty has neither app.py nor __init__.py"),
+        ("notes.txt", "notes.txt is no Python file; its name must end in .py"),
+        ("nothing.py", "nothing.py defines no main and no graph; name what is meant: nothing.py:name"),
+        ("nothing.py:grap", "nothing.py has no 'grap'. Did you mean 'graph_'?"),
+        ("nothing.py:graph_", "nothing.py:graph_ is int, not a graph, a function or a click command"),
+        ("json.py", "can't be imported as 'json', which is"),
+    ],
+)
+def test_target_that_is_none(capsys, target, message):
+    """What can't be run is said in the user's terms, with exit code 2."""
+    Path("empty").mkdir()
+    write("notes.txt", "")
+    write("json.py", "")
+    write("nothing.py", "graph_ = 3")
+    assert main(["run", target]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_trace(capsys, monkeypatch):
+    """--trace observes the run, and has ended by the time the command returns, whatever became of the run."""
+    write("flow.py", ORDERS)
+    log: list[str] = []
+
+    class Handle:
+        def close(self) -> None:
+            log.append("closed")
+
+    def observe() -> Handle:
+        log.append("observing")
+        return Handle()
+
+    monkeypatch.setattr(telemetry, "observe", observe)
+    assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
+    assert main(["run", "flow.py", "--trace", "--input", "3"]) == 2
+    assert log == ["observing", "closed"] * 2
+
+
+# ---------------------------------------------------------------- what goes wrong
+FAILING = """
+    from pocket_plug import StoreError
+    def main(arguments):
+        raise StoreError("the disk is full") if not arguments else ValueError("a bug")
+"""
+
+
+def test_an_error_is_one_message(capsys):
+    """An error of ours is one message without a traceback and exit code 1; --debug shows the traceback."""
+    write("failing.py", FAILING)
+    assert main(["run", "failing.py"]) == 1
+    assert capsys.readouterr().err == "StoreError: the disk is full\n"
+    assert main(["--debug", "run", "failing.py"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    """An exception of the user's code is a bug of theirs: its traceback is shown, exit code 1."""
+    write("failing.py", FAILING)
+    result = subprocess.run([*POCKET_PLUG, "run", "failing.py", "x"], capture_output=True, text=True, check=False)  # noqa: S603
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("ValueError: a bug")
+
+
+def test_interrupt():
+    """Ctrl-C ends a run with exit code 130 and no traceback."""
+    write("waiting.py", """
+        import asyncio
+        async def main():
+            print("waiting", flush=True)
+            await asyncio.Event().wait()
+    """)  # fmt: skip
+    command = [*POCKET_PLUG, "run", "waiting.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:  # noqa: S603
+        assert run.stdout is not None
+        assert run.stdout.readline() == "waiting\n"
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate()
+    assert run.returncode == 130
+    assert err.strip() == "interrupted"
+
+
+def test_usage(capsys):
+    """An unknown command or option is usage: exit code 2."""
+    assert main(["frobnicate"]) == 2
+    assert main(["plugins", "--frobnicate"]) == 2
+    assert "No such command 'frobnicate'" in capsys.readouterr().err
+
+
+def test_help_whatever_the_configuration(capsys):
+    """The help works however broken the configuration is."""
+    write("pocket.toml", "[")
+    assert main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert "plugins" in out
+    assert "commands of plugins are left out. ConfigError: pocket.toml is not valid TOML" in err
+
+
+# ---------------------------------------------------------------- commands of plugins
+GREETING = """
+    import click
+    from pocket_plug.hookspecs import hookimpl
+
+    @click.command
+    def greet():
+        click.echo("hello")
+
+    @click.command("plugins")
+    def ours():
+        click.echo("not ours")
+
+    @hookimpl
+    def pocket_commands():
+        return [greet, ours]
+"""
+
+
+def test_command_of_a_plugin(install, capsys, caplog):
+    """A plugin's command is there as ours are; one that takes the name of ours is reported and ours stays."""
+    install("pocket-plug-greet", GREETING)
+    assert main(["greet"]) == 0
+    assert capsys.readouterr().out == "hello\n"
+    assert main(["--help"]) == 0
+    assert "greet" in capsys.readouterr().out
+    assert main(["plugins"]) == 0
+    assert "not ours" not in capsys.readouterr().out
+    said = [record.getMessage() for record in caplog.records if "'greet'" in record.getMessage()]
+    assert said == [
+        "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: pocket-plug has a command 'plugins' of its "
+        "own (said once; later ones are counted)"
+    ]
+
+
+def test_failing_commands_of_a_plugin(install, capsys, caplog):
+    """A plugin whose hook fails is reported; the other commands work."""
+    install("pocket-plug-greet", GREETING.replace("return [greet, ours]", "raise RuntimeError('boom')"))
+    assert main(["greet"]) == 2
+    assert main(["plugins"]) == 0
+    assert "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: RuntimeError: boom" in caplog.text
