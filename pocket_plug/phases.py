@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
 
 from .node import Action, FunctionNode, Node
 from .store import StoreReader, StoreWriter, SyncReader, SyncWriter
@@ -45,7 +45,9 @@ def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
 
 
 def _plain(hint: Any) -> Any:
-    return Any if isinstance(hint, TypeVar | str) or type(hint).__name__ == "ForwardRef" else hint
+    """The hint where it says something: not a string nor a type variable, nor one that has such a variable in it."""
+    unclear = isinstance(hint, TypeVar | str | ForwardRef) or getattr(hint, "__parameters__", ())
+    return Any if unclear else hint
 
 
 def _class_arguments(node: Node[Any, Any, Any]) -> tuple[Any, ...]:

@@ -50,7 +50,7 @@ class Step:
         self.phases: tuple[Phase, ...] = tuple(name for name in PHASES if functions[name] is not None)  # type: ignore[misc]
         self.guarded = bool(self.retry or self.timeout or self.fallback)
         declared = input_type(node)
-        self.input_type = declared
+        self.input_type, self.output_type = declared, output_type(node)
         # a class that isinstance can check needs no call
         plain_class = isinstance(declared, type) and type(declared) is type and declared not in (float, complex, object)
         self.input_class: type | None = declared if plain_class else None
@@ -174,7 +174,7 @@ class Plan:
 
     def _misfits(self, step: Step) -> list[str]:
         found = []
-        carried = {DEFAULT: output_type(step.node), **declared_actions(step.node)}
+        carried = {DEFAULT: step.output_type, **declared_actions(step.node)}
         for action, target in step.actions.items():
             given = carried.get(action, Any)
             if not fits(given, target.input_type):
@@ -184,7 +184,7 @@ class Plan:
         return found
 
     def _idle(self, step: Step) -> list[str]:
-        given, left = step.input_type, output_type(step.node)
+        given, left = step.input_type, step.output_type
         if step.kind == "node" and not step.phases and not fits(given, left):
             return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
         return []

@@ -1,0 +1,94 @@
+"""What the census keeps: a record for each distribution, and the totals that they add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pocket_plug import Key
+
+
+@dataclass(frozen=True)
+class Found:
+    """A distribution that is there; the fingerprint changes when anything in it does."""
+
+    name: str
+    version: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the census knows of one distribution."""
+
+    found: Found
+    files: int
+    bytes: int
+    licence: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Total:
+    """What many distributions add up to."""
+
+    distributions: int = 0
+    files: int = 0
+    bytes: int = 0
+
+    def plus(self, facts: Facts, sign: int = 1) -> Total:
+        """This total with one distribution more, or one less."""
+        return Total(self.distributions + sign, self.files + sign * facts.files, self.bytes + sign * facts.bytes)
+
+
+RECORD = Key("census:record:{}", Facts)
+TOTAL = Key("census:total", Total)
+BY_LICENCE = Key("census:licence:{}", Total)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a census comes to."""
+
+    total: Total
+    licences: dict[str, Total]
+    records: list[Facts]
+    missing: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+
+# how classifiers and free texts spell what SPDX has one name for
+_SPDX = {
+    "MIT License": "MIT",
+    "MIT license": "MIT",
+    "Apache Software License": "Apache-2.0",
+    "Apache License 2.0": "Apache-2.0",
+    "Apache License, Version 2.0": "Apache-2.0",
+    "Apache 2.0": "Apache-2.0",
+    "BSD License": "BSD-3-Clause",
+    "BSD 3-Clause License": "BSD-3-Clause",
+    "3-Clause BSD License": "BSD-3-Clause",
+    "ISC License (ISCL)": "ISC",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+    "The Unlicense (Unlicense)": "Unlicense",
+}
+
+# sentences that only one licence has
+MARKS = {
+    "Apache-2.0": "Apache License Version 2.0",
+    "MPL-2.0": "Mozilla Public License Version 2.0",
+    "GPL-3.0-or-later": "GNU GENERAL PUBLIC LICENSE Version 3",
+    "BSD-3-Clause": "Neither the name of",
+    "BSD-2-Clause": "Redistributions in binary form must reproduce",
+    "MIT": "Permission is hereby granted, free of charge",
+    "ISC": "Permission to use, copy, modify, and/or distribute this software",
+    "PSF-2.0": "PYTHON SOFTWARE FOUNDATION LICENSE",
+}
+
+
+def spdx(stated: str) -> str:
+    """The SPDX name of a licence as metadata states it; "" where it states nothing of use.
+
+    >>> spdx("MIT License"), spdx("UNKNOWN"), spdx("MIT OR Apache-2.0")
+    ('MIT', '', 'MIT OR Apache-2.0')
+    """
+    return "" if stated in ("UNKNOWN", "OSI Approved") else _SPDX.get(stated, stated)

@@ -1,0 +1,104 @@
+"""What people see of the census: a progress bar while it runs, a report in two formats, a table at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
+from rich.table import Table
+
+from pocket_plug import hookimpl
+from pocket_plug.hookspecs import NodeCall, Observer, Run
+
+from .facts import Summary, Total
+
+
+class Progress:
+    """A plugin: it watches the census and moves a bar, on a terminal."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console,
+                        disable=not console.is_terminal, transient=True)  # fmt: skip
+        self._task = self._bar.add_task("looking around", total=None)
+
+    def __enter__(self) -> None:
+        self._bar.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    @hookimpl
+    def pocket_observe(self, run: Run) -> Observer | None:
+        """Runs of the whole census know how many there are; each run of a survey is one done."""
+        return Observer(run=self._advance) if run.graph == "survey" else Observer(node=self._begin)
+
+    @contextmanager
+    def _begin(self, call: NodeCall) -> Generator[None]:
+        yield
+        if call.name == "find" and isinstance(call.output, list):
+            self._bar.update(self._task, total=len(call.output), description="surveying")
+
+    @contextmanager
+    def _advance(self, run: Run) -> Generator[None]:
+        yield
+        self._bar.advance(self._task)
+
+
+def write(summary: Summary, folder: Path) -> Summary:
+    """The report, as census.md and census.json in a folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "census.json").write_text(json.dumps(asdict(summary), indent=1), "utf-8")
+    (folder / "census.md").write_text("\n".join(_markdown(summary)) + "\n", "utf-8")
+    return summary
+
+
+def _markdown(summary: Summary) -> Iterator[str]:
+    total = summary.total
+    yield f"# {total.distributions} distributions, {decimal(total.bytes)} in {total.files} files\n"
+    yield "| licence | distributions | size |\n|---|---:|---:|"
+    for licence, part in _largest_first(summary):
+        yield f"| {licence} | {part.distributions} | {decimal(part.bytes)} |"
+    yield "\n| distribution | version | licence | files | size | requires | missing |\n|---|---|---|---:|---:|---:|---|"
+    for facts in summary.records:
+        missing = ", ".join(summary.missing.get(facts.found.name, ()))
+        yield (f"| {facts.found.name} | {facts.found.version} | {facts.licence} | {facts.files} | {decimal(facts.bytes)} "
+               f"| {len(facts.requires)} | {missing} |")  # fmt: skip
+
+
+def _largest_first(summary: Summary) -> list[tuple[str, Total]]:
+    return sorted(((name, part) for name, part in summary.licences.items() if part.distributions),
+                  key=lambda each: -each[1].bytes)  # fmt: skip
+
+
+def show(summary: Summary, as_json: bool) -> None:
+    """The totals on stdout: a table on a terminal, plain lines when piped, or JSON."""
+    if as_json:
+        print(json.dumps({"total": asdict(summary.total), "missing": summary.missing,
+                          "licences": {name: asdict(part) for name, part in _largest_first(summary)}}))  # fmt: skip
+        return
+    console, total = Console(), summary.total
+    rows = [(name, str(part.distributions), decimal(part.bytes)) for name, part in _largest_first(summary)]
+    if console.is_terminal:
+        table = Table("licence", *_right("distributions", "size"), title="the distributions around this Python")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        print("\n".join("\t".join(row) for row in rows))
+    print(f"{total.distributions} distributions, {total.files} files, {decimal(total.bytes)}; "
+          f"{len(summary.missing)} lack something that they require")  # fmt: skip
+    print("report: .pocket_plug/census.md, .pocket_plug/census.json")
+
+
+def _right(*titles: str) -> Iterator[Any]:
+    from rich.table import Column
+
+    return (Column(title, justify="right") for title in titles)
