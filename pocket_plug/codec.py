@@ -67,7 +67,7 @@ _MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
 
 _type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
-_values_of: Callable[[Any], Iterable[Any]] = dict.values
+_values_of: Callable[[Any], Iterable[Any]] = dict[Any, Any].values
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
 
@@ -186,7 +186,7 @@ def _form(cls: Any) -> _Form | None:
     if issubclass(cls, Flag):
         return _Form(lambda member: member.value, cls, frozen=True)
     if issubclass(cls, Enum):
-        return _Form(lambda member: member.name, cls.__getitem__, frozen=True)
+        return _Form(lambda member: member.name, lambda name: cls[name], frozen=True)
     if issubclass(cls, msgspec.Struct):
         return _struct_form(cls)
     if tuple in cls.__mro__ and hasattr(cls, "_make"):
@@ -307,7 +307,7 @@ def _json_depth(value: Any, limit: int) -> int:
     0 for any other value, and beyond `limit`. It goes level by level, so that the loops over items are C's.
     """
     leaves = _LEAVES
-    if type(value) is list and leaves.issuperset(map(_type_of, value)):
+    if _type_of(value) is list and leaves.issuperset(map(_type_of, value)):
         return 1  # what the loop would say, without a copy
     depth = 0
     level: list[Any] = [value]
@@ -616,10 +616,9 @@ class Codec:
 
     def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         kind = _type_of(value)
-        entry = self._types.get(kind)
         if kind is dict:
             for key, item in value.items():
-                name = f"{key!r:.80}" if type(key) in _ATOMS else kind.__name__
+                name = f"{key!r:.80}" if type(key) in _ATOMS else f"<{type(key).__name__}>"
                 yield f"[key {name}]", key
                 yield f"[{name}]", item
         elif kind is list or kind is tuple:
@@ -630,11 +629,10 @@ class Codec:
                 yield "{…}", item
         elif kind in _CLOCKS:
             yield ".tzinfo", value.tzinfo
-        elif entry is not None and entry.form.names:
-            for name, item in _state(entry, value).items():
-                yield f".{name}", item
-        elif entry is not None:
-            yield "", _state(entry, value)
+        elif entry := self._types.get(kind):
+            with suppress(CodecError):  # then the object itself is the culprit
+                state = _state(entry, value)
+                yield from ((f".{name}", state[name]) for name in state) if entry.form.names else [("", state)]
 
     # ---------------------------------------------------------------- bytes to values
     def decode(self, data: bytes) -> Any:
