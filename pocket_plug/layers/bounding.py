@@ -17,7 +17,6 @@ import types
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from math import inf
 from typing import Any
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
@@ -31,6 +30,9 @@ from pocket_plug.ttl import TTL, seconds
 __all__ = ["Bounding", "Reason", "size_of"]
 
 _logger = logging.getLogger("pocket_plug")
+
+_UNKNOWN = 0
+"""The version of an entry that is there, or may be, while nobody has looked."""
 
 _telling: ContextVar[tuple[Layer, ...]] = ContextVar("pocket_plug.telling", default=())
 """The layers whose `on_evict` is being called here: what it evicts itself isn't told again."""
@@ -80,7 +82,7 @@ class Bounding(Layer):
         """How often `on_evict` raised, and how often an eviction failed."""
         self._awaits = _is_async(self.on_evict)
         self._lock = threading.Lock()
-        self._writes = 0
+        self._going: dict[str, tuple[Any, Reason]] = {}  # chosen, but not deleted yet
         self._index = index = _Bounded(self)
         inner = self.inner
         if type(inner) is Memory:
@@ -117,108 +119,108 @@ class Bounding(Layer):
         await super().open()
         with self._lock:
             self._index.clear()
+            self._going.clear()
         async for key in self.inner.scan():
             if self.max_bytes is None:
-                self._note([Put(key, None)], 0)  # which version, is seen when it matters
+                self._note([Put(key, None)], _UNKNOWN)
             elif entry := await self.inner.read(key):
                 self._note([Put(key, entry.value, entry.expires_at)], entry.version)
         await self._evict()
 
     async def read(self, key: str) -> Entry | None:
         """The inner one's, unless it has been there for too long."""
-        index = self._index
-        known = index.entries.get(key)
+        known = self._known(key)
         entry = await self.inner.read(key)
         if entry is None:
-            if known is not None:
-                with self._lock:
-                    if index.entries.get(key) is known:  # else it was set in the meantime
-                        index.delete(key, known, -inf)
+            with self._lock:
+                if known is not None and self._index.entries.get(key) is known:  # not set in the meantime
+                    self._index.take(key)
+        elif known is None or _UNKNOWN < known.version < entry.version:
+            self._note([Put(key, entry.value, entry.expires_at)], entry.version)  # set by somebody else
+        elif not self._index.alive(known, self.clock()):
             return None
-        if known is None or 0 < known.version < entry.version:  # set by somebody else
-            self._note([Put(key, entry.value, entry.expires_at)], entry.version)
-            return entry
-        if known.deadline is not None and self.clock() >= known.deadline:
-            return None
-        known.version = entry.version
-        index.touch(key)
+        else:
+            known.version = entry.version
+            self._index.touch(key)
         return entry
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """The inner one's; then whatever is over the bounds is deleted."""
         if self.ttl is not None:
             # What has expired here is still there for the inner one, which would say Conflict to "expect nothing".
-            await self._evict([*expect, *(change.key for change in changes)])
+            self._choose_expired([*expect, *(change.key for change in changes)])
+            await self._evict()
         try:
             version = await self.inner.write(changes, expect)
         except Conflict:
             raise
         except BaseException:
-            self._note([change for change in changes if isinstance(change, Put)], 0)  # it may have landed
+            self._note([change for change in changes if isinstance(change, Put)], _UNKNOWN)  # it may have landed
             raise
-        if changes:
-            self._note(changes, version)
-            await self._evict()
+        self._note(changes, version)
+        await self._evict()
         return version
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """The inner one's, without what has been there for too long."""
         async for key in self.inner.scan(prefix):
-            known = self._index.entries.get(key)
-            if known is None or known.deadline is None or self.clock() < known.deadline:
+            known = self._known(key)
+            if known is None or self._index.alive(known, self.clock()):
                 yield key
 
-    def _note(self, changes: Iterable[Change], version: int) -> None:
-        """Writes may come back in another order than they were done in: the newest one counts."""
-        now = self.clock()
-        index = self._index
-        with self._lock:
-            for change in changes:
-                known = index.entries.get(change.key)
-                newest = change.version or version
-                if known is None or known.version < newest:
-                    if isinstance(change, Put):
-                        index.put(change, known, newest, now)
-                    elif known is not None:
-                        index.delete(change.key, known, now)
+    def _known(self, key: str) -> Any:
+        """What the index has, or had until it was chosen to go."""
+        known = self._index.entries.get(key)
+        return known if known is not None or (going := self._going.get(key)) is None else going[0]
 
-    async def _evict(self, keys: Iterable[str] | None = None) -> None:
-        """Delete what is over the bounds; of `keys`, if given, what has expired. It fails no write."""
-        now = self.clock()
+    def _note(self, changes: Iterable[Change], version: int) -> None:
+        """Enter what was written. Writes may come back in another order than they were done in: the newest counts."""
+        index = self._index
+        versioned = [_with_version(change, change.version or version) for change in changes]
         with self._lock:
-            self._writes += 1
-            index = self._index
-            chosen = list(index.settle(now, self._writes) if keys is None else index.take_expired(keys, now))
+            index.version += 1  # here it only counts the writes
+            self._choose(index.apply(versioned, version, self.clock()))
+
+    def _choose_expired(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            self._choose(self._index.take_expired(keys, self.clock()))
+
+    def _choose(self, dropped: Sequence[Dropped]) -> None:
+        self._going.update((key, (known, reason)) for key, known, reason in dropped)
+
+    async def _evict(self) -> None:
+        """Delete what was chosen. That fails no write: what can't be deleted now is tried again after the next one."""
         dropped: list[Dropped] = []
-        try:
-            while chosen:
-                key, known, reason = chosen[-1]
-                entry = await self._delete(key, known)
-                chosen.pop()
-                if entry is not None:
-                    dropped.append((key, entry, reason))
-        except Exception as error:  # noqa: BLE001 - whatever the backend raises: it is tried again with the next write
-            self._report(f"could not evict {chosen[-1][0]!r}", error)
-        finally:
+        while self._going:
             with self._lock:
-                index.put_back(chosen)
+                key, chosen = next(iter(self._going.items()), ("", None))
+            if chosen is None:
+                break
+            try:
+                entry = await self._delete(key, chosen[0])
+            except Exception as error:  # noqa: BLE001 - whatever a backend may raise
+                self._report(f"could not evict {key!r}", error)
+                break
+            with self._lock:
+                if self._going.get(key) is chosen:
+                    del self._going[key]
+            if entry is not None:
+                dropped.append((key, entry, chosen[1]))
         if dropped and self.on_evict is not None:
             await self._tell(dropped)
 
-    async def _delete(self, key: str, known: Entry) -> Entry | None:
+    async def _delete(self, key: str, known: Any) -> Entry | None:
         """Delete the version that was chosen and give its entry; None where somebody else has changed it since."""
         while (entry := await self.inner.read(key)) is not None:
-            if known.version not in (0, entry.version):
+            if known.version == _UNKNOWN and key not in self._index.entries:
+                known.version = entry.version
+            if known.version != entry.version:
                 self._note([Put(key, entry.value, entry.expires_at)], entry.version)
                 return None
             try:
                 await self.inner.write((Delete(key),), {key: entry.version})
             except Conflict:
                 continue
-            with self._lock:
-                seen = self._index.entries.get(key)  # by a read, just before it was deleted
-                if seen is not None and seen.version <= entry.version:
-                    self._index.delete(key, seen, -inf)
             return entry
         return None
 
@@ -258,7 +260,14 @@ class _Kept(Entry):
     """An entry with its own deadline: the earlier one of `expires_at` and the layer's ttl."""
 
     __slots__ = ("deadline",)
-    deadline: float | None
+
+    def __init__(
+        self: Any, value: Any, version: int, expires_at: float | None = None, deadline: float | None = None
+    ) -> None:
+        self.value = value
+        self.version = version
+        self.expires_at = expires_at
+        self.deadline = deadline
 
     def __eq__(self, other: object) -> bool:
         """As the Entry that it is."""
@@ -283,12 +292,13 @@ class _Bounded(Keeping):
 
     def __init__(self, limits: Bounding) -> None:
         super().__init__()
-        self._max_entries = inf if limits.max_entries is None else limits.max_entries
-        self._max_bytes = inf if limits.max_bytes is None else limits.max_bytes
+        self._max_entries = limits.max_entries or sys.maxsize
+        self._max_bytes = limits.max_bytes or sys.maxsize
         self._weighs = limits.max_bytes is not None
         self._ttl = None if limits.ttl is None else seconds(limits.ttl)
         self._values = type(limits.inner) is Memory
-        self._record: Callable[..., Any] = _Kept if limits.max_bytes is None else _Weighed
+        self._simple = self._values and not self._weighs and limits.on_evict is None  # nobody asks what was evicted
+        self._record: Callable[..., Any] = _Weighed if self._weighs else _Kept
         self._clock = limits.clock
 
     def clear(self) -> None:
@@ -317,86 +327,103 @@ class _Bounded(Keeping):
     def deadline(self, entry: Any) -> float | None:
         return entry.deadline  # type: ignore[no-any-return]
 
-    def put(self, change: Put, old: Any, version: int, now: float) -> None:
-        key, deadline = change.key, change.expires_at
-        exempt = key.startswith(RESERVED)
-        if self._ttl is not None and not exempt and (deadline is None or now + self._ttl < deadline):
-            deadline = now + self._ttl
-        record = self._record(change.value if self._values else None, version, change.expires_at)
-        record.deadline = deadline
-        if deadline is not None and deadline < self.sweeps.earliest:
-            self.sweeps.earliest = deadline
-        if self._weighs:
-            record.size = 0 if exempt else sys.getsizeof(key) + size_of(change.value)
-        self.entries[key] = record
-        self._count(key, record, 1)
-        if old is not None:
-            self._note_end(key, old, now)
-            self._count(key, old, -1)
-            self.entries.move_to_end(key)
-        if self._weighs and record.size > self._max_bytes:
-            self.entries.move_to_end(key, last=False)  # it can't stay, so nothing else shall go for it
+    def apply(self, changes: Iterable[Change], version: int, now: float) -> Sequence[Dropped]:
+        entries, ttl = self.entries, self._ttl
+        dropped: list[Dropped] = []
+        for change in changes:
+            old = entries.get(key := change.key)
+            if change.version is not None and not self.takes(change, change.version, old, now):
+                continue
+            if old is not None and old.deadline is not None and old.deadline <= now:
+                dropped.append((key, old, "expired"))
+            if isinstance(change, Put):
+                deadline = change.expires_at
+                exempt = key.startswith(RESERVED)
+                if ttl is not None and not exempt and (deadline is None or now + ttl < deadline):
+                    deadline = now + ttl
+                value = change.value if self._values else None
+                record = entries[key] = self._record(value, change.version or version, change.expires_at, deadline)
+                if old is not None:
+                    entries.move_to_end(key)
+                else:
+                    self.sorted = None
+                    if exempt:
+                        self._exempt += 1
+                if deadline is not None and deadline < self.earliest:
+                    self.earliest = deadline
+                if self._weighs:
+                    self._weigh(change, record, old)
+            elif old is not None:
+                self.take(key)
+        if now >= self.earliest:
+            dropped += self.take_expired(self.expired(now), now)
+        while len(entries) - self._exempt > self._max_entries:
+            if self._simple and not self._exempt:
+                entries.popitem(last=False)
+            else:
+                dropped.append(self._take_oldest("size", now))
+        while self._bytes > self._max_bytes:
+            dropped.append(self._take_oldest("bytes", now))
+        return dropped
 
-    def delete(self, key: str, old: Any, now: float) -> None:
-        self._note_end(key, old, now)
-        self._take(key)
+    def _weigh(self, change: Put, record: Any, old: Any) -> None:
+        exempt = change.key.startswith(RESERVED)
+        record.size = 0 if exempt else sys.getsizeof(change.key) + size_of(change.value)
+        self._bytes += record.size - (0 if old is None else old.size)
+        if record.size > self._max_bytes:
+            self.entries.move_to_end(change.key, last=False)  # it can't stay, so nothing else shall go for it
 
-    def _note_end(self, key: str, old: Any, now: float) -> None:
-        if old.deadline is not None and old.deadline <= now:
-            self._ended.append((key, old, "expired"))
-
-    def _take(self, key: str) -> Any:
+    def take(self, key: str) -> Any:
+        """Take an entry out."""
         record: Any = self.entries.pop(key)
-        self._count(key, record, -1)
+        self.sorted = None
+        if self._exempt and key.startswith(RESERVED):
+            self._exempt -= 1
+        if self._weighs:
+            self._bytes -= record.size
         return record
 
-    def _count(self, key: str, record: Any, sign: int) -> None:
-        if self._weighs:
-            self._bytes += sign * record.size
-        if key.startswith(RESERVED):
-            self._exempt += sign
-
-    def settle(self, now: float, writes: int) -> list[Dropped]:
+    def _take_oldest(self, reason: Reason, now: float) -> Dropped:
+        """Take out the entry that wasn't used for longest; pocket_plug's own records move on."""
         entries: OrderedDict[str, Any] = self.entries
-        sweeps = self.sweeps
-        dropped, self._ended = self._ended, []
-        if now >= sweeps.earliest and sweeps.due(writes, len(entries)):
-            # dict.items: an OrderedDict's own iterator refuses to go on once a read in another thread has reordered it
-            deadlines = ((key, record.deadline) for key, record in dict.items(entries))
-            dropped += self.take_expired(sweeps.expired(deadlines, now, writes), now)
-        while (too_many := len(entries) - self._exempt > self._max_entries) or self._bytes > self._max_bytes:
+        if self._exempt:
+            key = self._oldest()
+            record = entries.pop(key)
+        else:
+            key, record = entries.popitem(last=False)
+        self.sorted = None
+        if self._weighs:
+            self._bytes -= record.size
+        return key, record, reason if record.deadline is None or now < record.deadline else "expired"
+
+    def _oldest(self) -> str:
+        while True:
             try:
-                key = next(iter(entries))
+                key: str = next(iter(self.entries))
             except RuntimeError:  # reordered by a read in another thread, just now
                 continue
-            if key.startswith(RESERVED):
-                entries.move_to_end(key)
-                continue
-            record = self._take(key)
-            expired = record.deadline is not None and record.deadline <= now
-            dropped.append((key, record, "expired" if expired else "size" if too_many else "bytes"))
-        return dropped
+            if not key.startswith(RESERVED):
+                return key
+            self.entries.move_to_end(key)
 
     def take_expired(self, keys: Iterable[str], now: float) -> list[Dropped]:
         """Take out those of `keys` that have expired."""
         taken: list[Dropped] = []
         for key in keys:
             record: Any = self.entries.get(key)
-            if record is not None and record.deadline is not None and record.deadline <= now:
-                taken.append((key, self._take(key), "expired"))
+            if record is not None and not self.alive(record, now):
+                taken.append((key, self.take(key), "expired"))
         return taken
 
-    def put_back(self, chosen: Sequence[Dropped]) -> None:
-        """Those could not be evicted: they are the first ones next time, unless they were set again."""
-        for key, record, _ in chosen:
-            if key not in self.entries:
-                self.entries[key] = record
-                self.entries.move_to_end(key, last=False)
-                self._count(key, record, 1)
+
+def _with_version(change: Change, version: int) -> Change:
+    if isinstance(change, Put):
+        return Put(change.key, change.value, change.expires_at, version)
+    return Delete(change.key, version)
 
 
-def _is_async(function: Any) -> bool:
-    call = getattr(type(function), "__call__", None)  # noqa: B004 - an object may have an async one
+def _is_async(function: object) -> bool:
+    call = getattr(function.__class__, "__call__", None)  # noqa: B004 - an object may have an async one
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
