@@ -1,0 +1,170 @@
+"""A layer that keeps large values compressed. The whole plugin: a layer, its marker in the store, one hook."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from pocket_plug import (
+    Change,
+    CodecError,
+    ConfigError,
+    CorruptRecordError,
+    Entry,
+    Layer,
+    Put,
+    StoreError,
+    hookimpl,
+    register_type,
+)
+from pocket_plug.codec import default_codec
+
+LEVELS = {"zlib": range(1, 10), "zstd": range(1, 23)}
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """What stands in the store instead of a large value: its record, compressed."""
+
+    algorithm: str
+    size: int
+    """Bytes of the record before it was compressed."""
+    data: bytes
+
+
+register_type(Compressed, tag="pocket_plug_compress.Compressed")
+
+
+class Compress(Layer):
+    """Keeps values compressed whose record has at least `min_bytes`, if that makes them smaller.
+
+    `algorithm` is "zlib", "zstd" (with zstandard installed), or "auto": zstd where it can be had. `level` is 1 to 9 for
+    zlib and 1 to 22 for zstd; without it, the algorithm's own default. What either algorithm wrote is read. Values
+    pass the codec: one of an unregistered type raises UnregisteredTypeError when it is set.
+
+    >>> from pocket_plug import SyncStore
+    >>> store = SyncStore(layers=[Compress(level=9)])
+    >>> store.set("page", "state " * 10_000)
+    >>> store.get("page") == "state " * 10_000
+    True
+    """
+
+    level: int | None = None
+    min_bytes: int = 1024
+    algorithm: Literal["auto", "zlib", "zstd"] = "auto"
+
+    inline_read = inline_write = True
+
+    def on_build(self) -> None:
+        """Settle on an algorithm. Raises ConfigError where it isn't installed, or has no such level."""
+        if self.algorithm == "auto":
+            self.algorithm = "zstd" if _has_zstandard() else "zlib"
+        levels = LEVELS.get(self.algorithm)
+        if levels is None:
+            raise ConfigError(f"compress: algorithm is 'auto', 'zlib' or 'zstd', not {self.algorithm!r}")
+        if self.algorithm == "zstd" and not _has_zstandard():
+            raise ConfigError(
+                "compress: algorithm 'zstd' needs zstandard; do: pip install 'pocket-plug-compress[zstd]'"
+            )
+        if self.level is not None and self.level not in levels:
+            raise ConfigError(
+                f"compress: {self.algorithm} has the levels {levels[0]} to {levels[-1]}, not {self.level}"
+            )
+
+    async def read(self, key: str) -> Entry | None:
+        entry = await self.inner.read(key)
+        return entry if entry is None else _unpacked(key, entry)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        entries = await self.inner.read_many(keys)
+        return {key: _unpacked(key, entry) for key, entry in entries.items()}
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        return await self.inner.write([self._packed(change) for change in changes], expect)
+
+    def _packed(self, change: Change) -> Change:
+        if not isinstance(change, Put) or self._is_small(change.value):
+            return change
+        try:
+            record = default_codec.encode(change.value)
+        except CodecError as error:
+            raise type(error)(f"key {change.key!r}: {error}") from error
+        is_marker = isinstance(change.value, Compressed)  # a user's own, which must come back as it is
+        if len(record) < self.min_bytes and not is_marker:
+            return change
+        data = _compress(record, self.algorithm, self.level)
+        if len(data) >= len(record) and not is_marker:
+            return change
+        return replace(change, value=Compressed(self.algorithm, len(record), data))
+
+    def _is_small(self, value: Any) -> bool:
+        """Is it for certain too small, so that it need not be encoded?"""
+        if isinstance(value, str | bytes):
+            return len(value) * 4 < self.min_bytes
+        return value is None or isinstance(value, bool | float)
+
+
+def _has_zstandard() -> bool:
+    try:
+        return find_spec("zstandard") is not None
+    except ValueError:  # it was made impossible to import
+        return False
+
+
+def _compress(record: bytes, algorithm: str, level: int | None) -> bytes:
+    if algorithm == "zlib":
+        return zlib.compress(record, -1 if level is None else level)
+    import zstandard
+
+    return zstandard.compress(record, 3 if level is None else level)
+
+
+def _unpacked(key: str, entry: Entry) -> Entry:
+    found = entry.value
+    if not isinstance(found, Compressed):
+        return entry
+    if not 0 <= found.size <= default_codec.max_bytes:
+        raise CorruptRecordError(
+            f"{key!r} claims to unpack to {found.size} bytes; the limit is {default_codec.max_bytes}"
+        )
+    unpack = {"zlib": _from_zlib, "zstd": _from_zstd}.get(found.algorithm)
+    if unpack is None:
+        raise StoreError(f"{key!r} was compressed by {found.algorithm!r}, which this version can't read; upgrade "
+                         "pocket-plug-compress")  # fmt: skip
+    record = unpack(key, found)
+    if record is None:
+        raise CorruptRecordError(f"{key!r} is damaged: its {found.algorithm} data is not what was written")
+    return replace(entry, value=default_codec.decode(record))
+
+
+# Neither takes more memory than the size that is claimed, which was checked: a few bytes can stand for gigabytes.
+def _from_zlib(key: str, found: Compressed) -> bytes | None:
+    stream = zlib.decompressobj()
+    try:
+        record = stream.decompress(found.data, found.size + 1)
+    except zlib.error:
+        return None
+    return record if stream.eof and len(record) == found.size else None
+
+
+def _from_zstd(key: str, found: Compressed) -> bytes | None:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise StoreError(f"{key!r} was compressed by zstd, and zstandard is not installed here; do: "
+                         "pip install 'pocket-plug-compress[zstd]'") from error  # fmt: skip
+    try:
+        if zstandard.frame_content_size(found.data) != found.size:
+            return None
+        return zstandard.decompress(found.data, max_output_size=found.size)
+    except zstandard.ZstdError:
+        return None
+
+
+@hookimpl
+def pocket_layers() -> list[type[Layer]]:
+    """The layer `compress`."""
+    return [Compress]
