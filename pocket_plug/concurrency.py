@@ -65,7 +65,7 @@ class EachStep(Step):
         return results
 
     async def _work(self, execution: Execution, items: _Items) -> None:
-        visit, step = (execution.watch if execution.watched else _unwatched(execution)), self.inner
+        visit, step = (execution.watch if execution.observers else _unwatched(execution)), self.inner
         for position, item in items:
             try:
                 _, output, cancelled = await visit(step, item)

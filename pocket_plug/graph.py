@@ -11,7 +11,7 @@ from .errors import SyncError
 from .keys import Key
 from .node import DEFAULT, Chain, I, Next, Node, O, Options, as_chain
 from .plan import Plan, Step
-from .runner import Budget, Execution, InOwnContext
+from .runner import Execution, InOwnContext
 from .store import Stack, Store, StoreReader, SyncStore, View
 from .ttl import TTL, seconds
 from .waiting import drive
@@ -59,8 +59,9 @@ class Graph(Node[I, O]):
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
         self._store: Store | SyncStore | None = store
         self._scope = scope
-        self._max_steps, self._max_depth, self._grace = max_steps, max_depth, seconds(clean_up_grace)
+        self.max_steps, self.max_depth, self.clean_up_grace = max_steps, max_depth, seconds(clean_up_grace)
         self.plan = Plan(self._chains, self.name, make_step)
+        self._placed: tuple[Stack, str] | None = None
         self._valid = False
         self._is_sync = self.plan.is_sync
 
@@ -107,11 +108,9 @@ class Graph(Node[I, O]):
             from .pocket import default_pocket
 
             pocket = default_pocket()
-        if self._store is None:
-            self._store = Store()
-        stack, prefix = self.place(self._store)
-        return Execution(self.plan, stack, prefix, input, pocket, Budget(self._max_steps, self._max_depth),
-                         loop=loop, threads=threads, grace=self._grace)  # fmt: skip
+        if self._placed is None:
+            self._placed = self.place(Store())
+        return Execution(self, self._placed, input, pocket, loop, threads)
 
     def place(self, outer: View) -> tuple[Stack, str]:
         """Where its nodes read and write, given the outer graph's store."""
@@ -153,12 +152,11 @@ class GraphStep(Step):
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:  # type: ignore[override]
         graph = self.graph
-        stack, prefix = graph.place(StoreReader(execution.stack, execution.prefix))
-        if stack.is_new:
-            await stack.ensure_open()
-        inner = Execution(graph.plan, stack, prefix, value, execution.pocket, execution.budget, loop=execution.loop,
-                          threads=execution.threads, grace=graph._grace, parent=execution,  # pyright: ignore
-                          exits={**execution.exits, **self.actions})  # fmt: skip
+        place = graph.place(StoreReader(execution.stack, execution.prefix))
+        if place[0].is_new:
+            await place[0].ensure_open()
+        inner = Execution(graph, place, value, execution.pocket, execution.loop, execution.threads, parent=execution)
+        inner.exits = {**execution.exits, **self.actions}
         output = await InOwnContext(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
 

@@ -34,7 +34,8 @@ NodeOutcome = Literal["ok", "fallback", "failed", "cancelled"]
 Phase = Literal["prep", "exec", "fallback", "post"]
 
 
-@dataclass(slots=True, eq=False)
+# The views of a run have no slots: what is None until later is the class's until then, which saves setting it.
+@dataclass(eq=False)
 class Run:
     """One run of a graph, as plugins see it. Read it, don't write it."""
 
@@ -43,15 +44,15 @@ class Run:
     parent: Run | None = None
     depth: int = 0
     input: Any = field(default=None, repr=False)
-    output: Any = field(default=None, repr=False)
-    steps: int = 0
+    output: Any = field(default=None, repr=False, init=False)
+    steps: int = field(default=0, init=False)
     """How many nodes it has entered; a nested graph counts its own, the budget is shared."""
-    outcome: RunOutcome | None = None
+    outcome: RunOutcome | None = field(default=None, init=False)
     """None while it goes on."""
-    error: BaseException | None = field(default=None, repr=False)
+    error: BaseException | None = field(default=None, repr=False, init=False)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class NodeCall:
     """One visit of a node. Read it, don't write it. What happens later is None until then."""
 
@@ -67,18 +68,18 @@ class NodeCall:
     phases: tuple[Phase, ...] = ()
     """The phases that it overrides."""
     input: Any = field(default=None, repr=False)
-    output: Any = field(default=None, repr=False)
-    action: str | None = None
-    next: str | None = None
+    output: Any = field(default=None, repr=False, init=False)
+    action: str | None = field(default=None, init=False)
+    next: str | None = field(default=None, init=False)
     """The node that the action leads to; None where the run ends."""
-    attempts: int = 0
-    outcome: NodeOutcome | None = None
-    error: BaseException | None = field(default=None, repr=False)
-    durations: dict[str, float] = field(default_factory=dict[str, float])
+    attempts: int = field(default=0, init=False)
+    outcome: NodeOutcome | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, repr=False, init=False)
+    durations: dict[str, float] = field(default_factory=dict, init=False)
     """Seconds by phase, of all attempts together."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class PhaseCall:
     """One attempt at a phase. Read it, don't write it."""
 

@@ -20,12 +20,13 @@ from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseErr
 from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
 from .keys import type_name
 from .node import DEFAULT, END, Next
-from .plan import Plan, Step
+from .plan import Step
 from .store import Stack, StoreReader, StoreWriter, SyncReader, SyncWriter
 from .transaction import Transaction
 from .workers import Late, pool, wrapped
 
 if TYPE_CHECKING:
+    from .graph import Graph
     from .pocket import Pocket
 
 T = TypeVar("T")
@@ -38,6 +39,8 @@ TURN = 0.001
 """Seconds after which a run that never suspends gives way to the event loop."""
 STEPS_PER_LOOK = 16
 """How often it looks at the clock for that."""
+
+NO_EXITS: Mapping[str, Any] = {}
 
 Visited = tuple[Step | None, Any, asyncio.CancelledError | None]
 """Where to go (None: the run ends), with what, and a cancellation that came while the node was past stopping."""
@@ -60,51 +63,47 @@ _run_ids = _RunIds()
 os.register_at_fork(after_in_child=_run_ids.renew)
 
 
-class Budget:
-    """The steps and the depth that a run and its nested runs share."""
-
-    __slots__ = ("max_depth", "max_steps", "steps")
-
-    def __init__(self, max_steps: int, max_depth: int) -> None:
-        self.max_steps, self.max_depth, self.steps = max_steps, max_depth, 0
-
-    def spent(self, graph: str, step: Step) -> StepLimitError:
-        """The error for one step too many."""
-        return StepLimitError(f"graph {graph!r} is about to enter {step.name!r} as step {self.steps}, and may take "
-                              f"{self.max_steps}: a loop that never ends? Else raise Graph(…, max_steps=…)")
-
-
 class Execution:
-    """One run of one graph over one store."""
+    """One run of one graph over one store. The outermost one keeps the steps that nested ones share."""
 
-    def __init__(self, plan: Plan, stack: Stack, prefix: str, input: Any, pocket: Pocket, budget: Budget, *,
-                 loop: bool, threads: bool, grace: float, parent: Execution | None = None,
-                 exits: Mapping[str, Any] | None = None) -> None:  # fmt: skip
-        self.plan, self.stack, self.prefix, self.pocket, self.budget = plan, stack, prefix, pocket, budget
-        self.loop, self.threads, self.grace = loop, threads, grace
-        self.exits = exits or {}
+    __slots__ = ("exits", "grace", "left_by", "loop", "max_steps", "observers", "on_node", "on_phase", "outermost", "plan",
+                 "pocket", "prefix", "run", "stack", "steps", "threads", "visits")  # fmt: skip
+
+    def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
+                 threads: bool, parent: Execution | None = None) -> None:  # fmt: skip
+        self.plan, self.grace, self.max_steps = graph.plan, graph.clean_up_grace, graph.max_steps
+        self.stack, self.prefix = place
+        self.pocket, self.loop, self.threads = pocket, loop, threads
         self.left_by = DEFAULT
-        self.visits: dict[str, int] = {}
-        outer = parent.run if parent is not None else None
-        self.run = run = Run(_run_ids.next(), plan.name, outer, outer.depth + 1 if outer is not None else 0, input)
-        if run.depth > budget.max_depth:
-            raise StepLimitError(f"graph {plan.name!r} is nested {run.depth} deep, and may be {budget.max_depth}: does "
-                                 "it contain itself? Else raise Graph(…, max_depth=…)")
+        self.steps = 0
+        if parent is None:
+            self.outermost, self.exits = self, NO_EXITS
+            self.run = run = Run(_run_ids.next(), self.plan.name, input=input)
+        else:
+            self.outermost, self.exits = parent.outermost, parent.exits
+            self.run = run = Run(_run_ids.next(), self.plan.name, parent.run, parent.run.depth + 1, input)
+            if run.depth > graph.max_depth:
+                raise StepLimitError(f"graph {self.plan.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
+                                     "does it contain itself? Else raise Graph(…, max_depth=…)")
         self.observers = observers = pocket.observers(run)
-        self.on_node: Sequence[Observer] = ()
-        self.on_phase: Sequence[Observer] = ()
         if observers:
+            self.visits: dict[str, int] = {}
             self.on_node = [observer for observer in observers if observer.node is not None]
             self.on_phase = [observer for observer in observers if observer.phase is not None]
-        self.watched = bool(observers)
+
+    def too_many(self, step: Step) -> StepLimitError:
+        """The error for one step more than the run may take."""
+        limit = self.outermost.max_steps
+        return StepLimitError(f"graph {self.plan.name!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
+                              f"{limit}: a loop that never ends? Else raise Graph(…, max_steps=…)")
 
     # ------------------------------------------------------------ the run
     async def go(self, value: Any) -> Any:
         """Run from the start to the end, and give the output of the last node."""
-        if not self.watched:
+        if not self.observers:
             return await self._walk(value)
         run = self.run
-        entered: list[tuple[Observer, AbstractContextManager[Any]]] = []
+        entered: _Entered = []
         failed: BaseException | None = None
         try:
             _enter(entered, self.observers, "run", run)
@@ -121,20 +120,21 @@ class Execution:
 
     async def _walk(self, value: Any) -> Any:
         step: Step | None = self.plan.start
-        budget, stack, prefix, yields = self.budget, self.stack, self.prefix, self.loop
-        watched, in_place = self.watched, not self.threads and self.stack.inline_read
-        clock = time.perf_counter
+        counter, stack, prefix, yields = self.outermost, self.stack, self.prefix, self.loop
+        watched, new, clock = self.observers, object.__new__, time.perf_counter
+        in_place = not self.threads and stack.inline_read
         turn_ends = clock() + TURN
         while step is not None:
-            budget.steps = steps = budget.steps + 1
-            if steps > budget.max_steps:
-                raise budget.spent(self.run.graph, step)
+            counter.steps = steps = counter.steps + 1
+            if steps > counter.max_steps:
+                raise self.too_many(step)
             if yields and not steps % STEPS_PER_LOOK and clock() > turn_ends:
                 await asyncio.sleep(0)
                 turn_ends = clock() + TURN
             # Where nothing watches and there is nothing to the node but prep, exec and post, what `visit` and `_try` do
-            # is done right here: it takes a fifth of the time. Keep it in step with `_try`.
-            if watched or step.input_class is not None and not isinstance(value, step.input_class):
+            # is done right here, with the store's objects made by hand: it takes a fifth of the time. Keep it in step
+            # with `_try`.
+            if watched or (step.input_class is not None and not isinstance(value, step.input_class)):
                 plain = None
             else:
                 plain = step.plain_async or (step.plain_def if in_place else None)
@@ -150,7 +150,9 @@ class Execution:
                 if step.plain_async is not None:
                     if prep is not None:
                         transaction = Transaction(stack)
-                        prepared = await prep(StoreReader(transaction, prefix), value)
+                        reader = new(StoreReader)
+                        reader._source, reader._prefix = transaction, prefix
+                        prepared = await prep(reader, value)
                         if prepared.__class__ is CoroutineType:
                             raise _unawaited(step, phase, prepared)
                     phase = "exec"
@@ -160,7 +162,9 @@ class Execution:
                         if transaction is None:
                             transaction = Transaction(stack)
                         transaction.in_post = True
-                        output = await post(StoreWriter(transaction, prefix), value, prepared, result)
+                        writer = new(StoreWriter)
+                        writer._source, writer._prefix = transaction, prefix
+                        output = await post(writer, value, prepared, result)
                 else:
                     if prep is not None:
                         transaction = Transaction(stack)
@@ -208,23 +212,27 @@ class Execution:
     # ------------------------------------------------------------ one node
     async def watch(self, step: Step, value: Any) -> Visited:
         """`visit`, between what the observers do before and after."""
-        self.run.steps += 1
-        visit = self.visits[step.name] = self.visits.get(step.name, 0) + 1
-        call = NodeCall(self.run, step.name, step.kind, visit, step.trace, step.guarded, step.phases, value)
-        entered: list[tuple[Observer, AbstractContextManager[Any]]] = []
+        run, visits, name = self.run, self.visits, step.name
+        run.steps += 1
+        visits[name] = visit = visits.get(name, 0) + 1
+        call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value)
+        entered: _Entered = []
         failed: BaseException | None = None
         try:
-            _enter(entered, self.on_node, "node", call)
+            if self.on_node:
+                _enter(entered, self.on_node, "node", call)
             visited = await self.visit(step, value, call)
             call.output = visited[1]
-            call.outcome = call.outcome or "ok"
+            if call.outcome is None:
+                call.outcome = "ok"
             return visited
         except BaseException as error:
             call.error = failed = error
             call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
             raise
         finally:
-            _leave(entered, failed)
+            if entered:
+                _leave(entered, failed)
 
     async def visit(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
         """Take a value through a node: check it, run the phases, commit, then the hooks."""
@@ -233,24 +241,21 @@ class Execution:
                 wanted is None and step.fits is not None and not step.fits(value)):  # fmt: skip
             raise InputError(f"node {step.name!r} of graph {self.run.graph!r} takes {type_name(step.input_type)}, "
                              f"not {type(value).__name__}")
-        if not step.hooks:
-            return await self._work(step, value, call)
         try:
-            visited = await self._work(step, value, call)
+            try:
+                visited = await self._try(step, value, call, None)
+            except _Lost as lost:
+                visited = await self._try_again(step, value, call, lost)
         except GeneratorExit:
             raise  # the run is being garbage-collected: nothing can be awaited any more
         except BaseException as error:
-            await self._clean_up(step, call, ("on_failure", "on_complete"), error)
+            if step.hooks:
+                await self._clean_up(step, call, ("on_failure", "on_complete"), error)
             raise
-        cancelled = await self._clean_up(step, call, ("on_success", "on_complete"), visited[1])
-        return (*visited[:2], visited[2] or cancelled)
-
-    async def _work(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
-        """One try at the node, and others where its commit meets conflicts."""
-        try:
-            return await self._try(step, value, call, None)
-        except _Lost as lost:
-            return await self._try_again(step, value, call, lost)
+        if step.hooks:
+            cancelled = await self._clean_up(step, call, ("on_success", "on_complete"), visited[1])
+            return (*visited[:2], visited[2] or cancelled)
+        return visited
 
     async def _try_again(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost) -> Visited:
         """After a conflict: at once a few times, then in line for the keys that were lost."""
@@ -329,19 +334,19 @@ class Execution:
     async def _phase(self, step: Step, phase: Phase, function: Callable[..., Any], is_async: bool, call: NodeCall | None,
                      transaction: Transaction, *arguments: Any) -> Any:  # fmt: skip
         """prep or post: with a store of its colour, watched."""
-        view: Any = (StoreReader if phase == "prep" else StoreWriter)(transaction, self.prefix)
-        if not is_async:
-            view = (SyncReader if phase == "prep" else SyncWriter)(view)
+        view: Any = _VIEWS[phase, is_async](transaction, self.prefix)
         try:
-            if call is not None:
-                with _Watching(self.on_phase, PhaseCall(call, phase)):
-                    return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
-            if is_async:
+            if call is None:
+                return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
+            if not self.on_phase and is_async:  # what nobody watches is only measured
+                started = time.perf_counter()
                 result = await function(view, *arguments)
+                call.durations[phase] = time.perf_counter() - started
                 if result.__class__ is CoroutineType:
                     raise _unawaited(step, phase, result)
                 return result
-            return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
+            with _Watching(self.on_phase, PhaseCall(call, phase)):
+                return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
         except MissingKeyError as error:
             _name_the_phase(error, step, phase)
             raise
@@ -364,8 +369,12 @@ class Execution:
 
     async def _exec(self, step: Step, function: Callable[..., Any], prepared: Any, call: NodeCall | None) -> Any:
         """`exec`, as often as its retry allows, then the fallback."""
-        if call is None and step.exec_async and not step.guarded:
+        if step.exec_async and not step.guarded and (call is None or not self.on_phase):
+            started = time.perf_counter()
             result = await function(prepared)
+            if call is not None:
+                call.attempts += 1
+                call.durations["exec"] = call.durations.get("exec", 0.0) + time.perf_counter() - started
             if result.__class__ is CoroutineType:
                 raise _unawaited(step, "exec", result)
             return result
@@ -450,9 +459,8 @@ class Execution:
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
         for _ in range(MAX_CONFLICTS):
             transaction = Transaction(self.stack, step.guard(self.prefix))
-            view: Any = StoreWriter(transaction, self.prefix)
-            await self._call(step, name, function, is_async, self.stack.inline_read,
-                             view if is_async else SyncWriter(view), *arguments)  # fmt: skip
+            view: Any = _VIEWS["post", is_async](transaction, self.prefix)
+            await self._call(step, name, function, is_async, self.stack.inline_read, view, *arguments)
             try:
                 if (commit := transaction.end()) is not None:
                     await self.stack.write(*commit)
@@ -514,6 +522,11 @@ async def _to_its_end(coroutine: Coroutine[Any, Any, T],
     if deadline is not None:
         deadline.cancel()
     return task, cancelled
+
+
+_VIEWS: dict[tuple[str, bool], Callable[[Transaction, str], Any]] = {
+    ("prep", True): StoreReader, ("prep", False): SyncReader, ("post", True): StoreWriter, ("post", False): SyncWriter,
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- observers
