@@ -86,10 +86,12 @@ class Execution:
                 raise StepLimitError(f"graph {self.plan.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
                                      "does it contain itself? Else raise Graph(…, max_depth=…)")
         self.observers = observers = pocket.observers(run)
+        self.on_node: Sequence[_Part] = ()
+        self.on_phase: Sequence[_Part] = ()
         if observers:
             self.visits: dict[str, int] = {}
-            self.on_node = [observer for observer in observers if observer.node is not None]
-            self.on_phase = [observer for observer in observers if observer.phase is not None]
+            self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
+            self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
 
     def too_many(self, step: Step) -> StepLimitError:
         """The error for one step more than the run may take."""
@@ -106,7 +108,7 @@ class Execution:
         entered: _Entered = []
         failed: BaseException | None = None
         try:
-            _enter(entered, self.observers, "run", run)
+            _enter(entered, [(observer, observer.run) for observer in self.observers if observer.run is not None], run)
             run.output = await self._walk(value)
             run.outcome = "success"
         except BaseException as error:
@@ -121,8 +123,9 @@ class Execution:
     async def _walk(self, value: Any) -> Any:
         step: Step | None = self.plan.start
         counter, stack, prefix, yields = self.outermost, self.stack, self.prefix, self.loop
-        watched, new, clock = self.observers, object.__new__, time.perf_counter
+        watched, new, clock = bool(self.observers), object.__new__, time.perf_counter
         in_place = not self.threads and stack.inline_read
+        simply = not watched or not self.on_phase
         turn_ends = clock() + TURN
         while step is not None:
             counter.steps = steps = counter.steps + 1
@@ -131,12 +134,11 @@ class Execution:
             if yields and not steps % STEPS_PER_LOOK and clock() > turn_ends:
                 await asyncio.sleep(0)
                 turn_ends = clock() + TURN
-            # Where nothing watches and there is nothing to the node but prep, exec and post, what `visit` and `_try` do
-            # is done right here, with the store's objects made by hand: it takes a fifth of the time. Keep it in step
-            # with `_try`.
-            if watched or (step.input_class is not None and not isinstance(value, step.input_class)):
-                plain = None
-            else:
+            # Where no phase is watched, and there is nothing to the node but prep, exec and post, what `watch`, `visit` and
+            # `_try` do is done right here, with the store's objects made by hand: it takes a fifth of the time. Keep it in
+            # step with them.
+            plain = None
+            if simply and (step.input_class is None or isinstance(value, step.input_class)):
                 plain = step.plain_async or (step.plain_def if in_place else None)
             if plain is None:
                 step, value, cancelled = await (self.watch(step, value) if watched else self.visit(step, value, None))
@@ -144,9 +146,13 @@ class Execution:
                     raise cancelled
                 continue
             prep, exec, post = plain
-            transaction = None
+            call = transaction = None
             prepared, phase = value, "prep"
             try:
+                if watched:
+                    entered: _Entered = []
+                    call = self._begin(step, value, entered)
+                    started = clock()
                 if step.plain_async is not None:
                     if prep is not None:
                         transaction = Transaction(stack)
@@ -155,8 +161,15 @@ class Execution:
                         prepared = await prep(reader, value)
                         if prepared.__class__ is CoroutineType:
                             raise _unawaited(step, phase, prepared)
+                        if call is not None:
+                            started = _measure(call, phase, started)
                     phase = "exec"
-                    output = result = prepared if exec is None else await exec(prepared)
+                    output = result = prepared
+                    if exec is not None:
+                        output = result = await exec(prepared)
+                        if call is not None:
+                            call.attempts = 1
+                            started = _measure(call, phase, started)
                     if post is not None:
                         phase = "post"
                         if transaction is None:
@@ -165,74 +178,93 @@ class Execution:
                         writer = new(StoreWriter)
                         writer._source, writer._prefix = transaction, prefix
                         output = await post(writer, value, prepared, result)
+                        if call is not None:
+                            _measure(call, phase, started)
                 else:
                     if prep is not None:
                         transaction = Transaction(stack)
                         prepared = prep(SyncReader(transaction, prefix), value)
                         if prepared.__class__ is CoroutineType:
                             raise _unawaited(step, phase, prepared)
+                        if call is not None:
+                            started = _measure(call, phase, started)
                     phase = "exec"
-                    output = result = prepared if exec is None else exec(prepared)
+                    output = result = prepared
+                    if exec is not None:
+                        output = result = exec(prepared)
+                        if call is not None:
+                            call.attempts = 1
+                            started = _measure(call, phase, started)
                     if post is not None:
                         phase = "post"
                         if transaction is None:
                             transaction = Transaction(stack)
                         transaction.in_post = True
                         output = post(SyncWriter(transaction, prefix), value, prepared, result)
+                        if call is not None:
+                            _measure(call, phase, started)
                 if output.__class__ is CoroutineType or result.__class__ is CoroutineType:
                     raise _unawaited(step, phase, output)
-            except MissingKeyError as error:
-                _name_the_phase(error, step, phase)
-                raise
-            except StopIteration as error:
-                raise wrapped(error) from error
-            if output.__class__ is Next:
-                action, output = output.action, output.output
-                target = step.actions.get(action) or self._leave(step, action)
-            else:
-                target = step.next
-            if transaction is None:
-                pass
-            elif transaction.changes is None and transaction.seen is None:
-                transaction.ended = True
-            elif (commit := transaction.end(serializable=step.serializable)) is not None:
-                try:
-                    if stack.inline_write:
-                        await stack.write(*commit)
-                    elif (cancelled := await self._commit(*commit)) is not None:
-                        raise cancelled
-                except Conflict as conflict:
-                    lost = _Lost(conflict, transaction, prepared, result)
-                    target, output, cancelled = await self._try_again(step, value, None, lost)
-                    if cancelled is not None:
-                        raise cancelled from None
+                action, target = DEFAULT, step.next
+                if output.__class__ is Next:
+                    action, output = output.action, output.output
+                    target = step.actions.get(action) or self._leave(step, action)
+                if call is not None:
+                    call.action, call.next = action, target.name if target is not None else None
+                cancelled = None
+                if transaction is None:
+                    pass
+                elif transaction.changes is None and transaction.seen is None:
+                    transaction.ended = True
+                elif (commit := transaction.end(serializable=step.serializable)) is not None:
+                    try:
+                        if stack.inline_write:
+                            await stack.write(*commit)
+                        else:
+                            cancelled = await self._commit(*commit)
+                    except Conflict as conflict:
+                        lost = _Lost(conflict, transaction, prepared, result)
+                        target, output, cancelled = await self._try_again(step, value, call, lost)
+            except BaseException as error:
+                if isinstance(error, MissingKeyError):
+                    _name_the_phase(error, step, phase)
+                elif isinstance(error, StopIteration):
+                    error = wrapped(error)
+                if watched:
+                    _end(call, entered, error)
+                raise error
+            if call is not None:
+                call.output = output
+                _end(call, entered, None)
+            if cancelled is not None:
+                raise cancelled
             step, value = target, output
         return value
 
     # ------------------------------------------------------------ one node
-    async def watch(self, step: Step, value: Any) -> Visited:
-        """`visit`, between what the observers do before and after."""
+    def _begin(self, step: Step, value: Any, entered: _Entered) -> NodeCall:
+        """What observers see of a visit, and what they do before it."""
         run, visits, name = self.run, self.visits, step.name
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
         call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value)
+        if self.on_node:
+            _enter(entered, self.on_node, call)
+        return call
+
+    async def watch(self, step: Step, value: Any) -> Visited:
+        """`visit`, between what the observers do before and after."""
         entered: _Entered = []
-        failed: BaseException | None = None
+        call = None
         try:
-            if self.on_node:
-                _enter(entered, self.on_node, "node", call)
+            call = self._begin(step, value, entered)
             visited = await self.visit(step, value, call)
-            call.output = visited[1]
-            if call.outcome is None:
-                call.outcome = "ok"
-            return visited
         except BaseException as error:
-            call.error = failed = error
-            call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
+            _end(call, entered, error)
             raise
-        finally:
-            if entered:
-                _leave(entered, failed)
+        call.output = visited[1]
+        _end(call, entered, None)
+        return visited
 
     async def visit(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
         """Take a value through a node: check it, run the phases, commit, then the hooks."""
@@ -341,7 +373,7 @@ class Execution:
             if not self.on_phase and is_async:  # what nobody watches is only measured
                 started = time.perf_counter()
                 result = await function(view, *arguments)
-                call.durations[phase] = time.perf_counter() - started
+                _measure(call, phase, started)
                 if result.__class__ is CoroutineType:
                     raise _unawaited(step, phase, result)
                 return result
@@ -374,7 +406,7 @@ class Execution:
             result = await function(prepared)
             if call is not None:
                 call.attempts += 1
-                call.durations["exec"] = call.durations.get("exec", 0.0) + time.perf_counter() - started
+                _measure(call, "exec", started)
             if result.__class__ is CoroutineType:
                 raise _unawaited(step, "exec", result)
             return result
@@ -531,22 +563,38 @@ _VIEWS: dict[tuple[str, bool], Callable[[Transaction, str], Any]] = {
 
 # ---------------------------------------------------------------- observers
 _PLUGIN_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
+_Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]
 _Entered = list[tuple[Observer, AbstractContextManager[Any]]]
 
 
-def _enter(entered: _Entered, observers: Sequence[Observer], part: str, about: Any) -> None:
+def _enter(entered: _Entered, observers: Sequence[_Part], about: Any) -> None:
     """Enter what each observer gives for a run, node or phase; one that fails is reported and left out."""
-    for observer in observers:
-        make = getattr(observer, part)
-        if make is None:
-            continue
+    for observer, make in observers:
         try:
             manager = make(about)
             if manager is not None:
                 manager.__enter__()
                 entered.append((observer, manager))
         except _PLUGIN_FAULTS as error:
-            _report_observer(observer, part, error)
+            _report_observer(observer, "enter", error)
+
+
+def _measure(call: NodeCall, phase: str, started: float) -> float:
+    now = time.perf_counter()
+    call.durations[phase] = call.durations.get(phase, 0.0) + now - started
+    return now
+
+
+def _end(call: NodeCall | None, entered: _Entered, error: BaseException | None) -> None:
+    """Note how the visit ended, and let the observers leave it."""
+    if call is not None:
+        if error is not None:
+            call.error = error
+            call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
+        elif call.outcome is None:
+            call.outcome = "ok"
+    if entered:
+        _leave(entered, error)
 
 
 def _leave(entered: _Entered, error: BaseException | None) -> None:
@@ -568,7 +616,7 @@ class _Watching:
 
     __slots__ = ("_entered", "_observers", "_phase", "_started", "delay")
 
-    def __init__(self, observers: Sequence[Observer], phase: PhaseCall | None) -> None:
+    def __init__(self, observers: Sequence[_Part], phase: PhaseCall | None) -> None:
         self._observers, self._phase = observers, phase
         self.delay: float | None = None
 
@@ -577,7 +625,7 @@ class _Watching:
             self._entered: _Entered = []
             self._started = time.perf_counter()
             if self._observers:
-                _enter(self._entered, self._observers, "phase", self._phase)
+                _enter(self._entered, self._observers, self._phase)
         return self
 
     def retry(self, will_retry: bool, retry: Any, attempt: int) -> None:
@@ -588,8 +636,7 @@ class _Watching:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if (phase := self._phase) is not None:
-            durations = phase.node.durations
-            durations[phase.phase] = durations.get(phase.phase, 0.0) + time.perf_counter() - self._started
+            _measure(phase.node, phase.phase, self._started)
             _leave(self._entered, error)
 
 
