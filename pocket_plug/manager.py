@@ -99,8 +99,8 @@ class Manager:
                 self._pm.register(plugin, record.name)
             except (ValueError, pluggy.PluginValidationError) as error:
                 raise PluginError(str(error)) from error
-            record = self._records[record.name] = replace(record, hooks=hooks, status="active", reason="")
-            self._changed()
+            record = replace(record, hooks=hooks, status="active", reason="")
+            self._keep(record)
         return record
 
     def drop(self, record: PluginRecord, status: Status, why: object) -> PluginRecord:
@@ -110,11 +110,22 @@ class Manager:
         with self._lock:
             if self._pm.has_plugin(record.name):
                 self._pm.unregister(name=record.name)
-            self._records[record.name] = record
-            self._changed()
+            self._keep(record)
         if status != "disabled":
             _logger.warning("plugin %s %s", record, record.verdict)
         return record
+
+    def _keep(self, record: PluginRecord) -> None:
+        """Note a record, and rebuild what is kept of the plugins' hooks. A disabled namesake stays listed."""
+        owner = self._records.get(record.name)
+        if owner is not None and owner.distribution != record.distribution:
+            self._nameless.append(owner)
+        self._records[record.name] = record
+        self._offers = {}
+        self._observing = tuple(
+            (record, function if names else _without_argument(function))
+            for record, function, names in self._implementations("pocket_observe")
+        )
 
     def _taken(self, name: str) -> str:
         """Why a plugin can't have this name; empty where it can."""
@@ -145,14 +156,6 @@ class Manager:
         if not hooks:
             raise PluginError(f"it implements no hook; mark functions with @hookimpl: {', '.join(specs)}")
         return tuple(hooks)
-
-    def _changed(self) -> None:
-        """Rebuild what is kept of the plugins' hooks."""
-        self._offers = {}
-        self._observing = tuple(
-            (record, function if names else _without_argument(function))
-            for record, function, names in self._implementations("pocket_observe")
-        )
 
     def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
         """In the order of `records`, but for `tryfirst` and `trylast`. (pluggy itself would ask the last one first.)"""
@@ -230,12 +233,12 @@ class Manager:
                 pass
 
     def configure(self, pocket: Pocket, options: Callable[[str], Mapping[str, Any]], only: str | None = None) -> None:
-        """Hand each plugin its options. One that steps back or fails is no longer used."""
+        """Hand each plugin its options; what `options` raises is the user's. One that fails is no longer used."""
         for record, function, names in self._implementations("pocket_configure"):
             if only not in (None, record.name):
                 continue
+            arguments = {"pocket": pocket, "options": options(record.name)}
             try:
-                arguments = {"pocket": pocket, "options": options(record.name)}
                 function(*[arguments[name] for name in names])
             except NotConfigured as error:
                 self.drop(record, "declined", error)

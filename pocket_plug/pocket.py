@@ -141,7 +141,7 @@ class Pocket:
     def _free_name(self, plugin: object) -> str:
         named = plugin if isinstance(plugin, ModuleType | type) else type(plugin)
         base = named.__name__.rpartition(".")[2].removeprefix("pocket_plug_").lower()
-        taken = {record.name for record in self.plugins}
+        taken = {record.name for record in self.plugins if record.status != "disabled"}
         return next(name for name in chain([base], (f"{base}-{n}" for n in count(2))) if name not in taken)
 
     def _unwanted(self, block: Iterable[str]) -> dict[str, str]:

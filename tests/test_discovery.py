@@ -12,6 +12,7 @@ import pytest
 
 from pocket_plug.discovery import BUILT_IN, PluginRecord, find_plugins
 from pocket_plug.errors import PluginError
+from pocket_plug.hookspecs import hookimpl
 from pocket_plug.pocket import Pocket
 
 GOOD = """
@@ -273,6 +274,24 @@ def test_a_builtin_can_be_disabled():
     pocket = Pocket(block=["bounding"])
     with pytest.raises(Exception, match=r"there is no layer 'bounding': plugin 'bounding' .* is disabled: by Pocket"):
         pocket.layer("bounding")
+
+
+def test_namesake_of_a_disabled_one(install):
+    """Where one of ours is disabled, its name is free for a plugin given in code; both are listed."""
+
+    class Logging:
+        @hookimpl
+        def pocket_observe(self, run): ...
+
+    install("pocket-plug-log", GOOD, entry_points="logging = pocket_plug_log")
+    pocket = Pocket(block=["logging"], plugins=[Logging()])
+    assert sorted(
+        (each.name, str(each.distribution), each.status) for each in pocket.plugins if "log" in each.name
+    ) == [
+        ("logging", "None", "active"),
+        ("logging", "pocket-plug", "disabled"),
+        ("logging", "pocket-plug-log", "disabled"),
+    ]
 
 
 def test_unknown_name_to_disable(caplog):

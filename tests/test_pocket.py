@@ -237,6 +237,15 @@ def test_one_that_steps_back(caplog, error, status, reason):
     assert [r.getMessage() for r in caplog.records] == [f"plugin 'configured' {record.verdict}"]
 
 
+def test_variable_of_a_plugin_that_is_not_set(monkeypatch):
+    """A variable that is missing in a plugin's table is the configuration's fault, not the plugin's."""
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"pocket\.toml \[plugins\.configured\]\.token: the environment variable 'NOWHERE'"
+    ):
+        configured("[plugins.configured]\ntoken = '${NOWHERE}'\n", plugins=[Configured()])
+
+
 def test_options_for_one_that_takes_none():
     """A table for a plugin that takes no options would do nothing, so it is refused."""
     with pytest.raises(ConfigError, match=r"pocket\.toml \[plugins\.bounding\]: this plugin takes no options"):
