@@ -9,7 +9,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from math import inf
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from .errors import ConfigError, Conflict, StoreClosedError
@@ -17,6 +17,10 @@ from .errors import ConfigError, Conflict, StoreClosedError
 Reason = Literal["size", "bytes", "expired"]
 Dropped = tuple[str, Any, Reason]
 """A key, the entry that was there, and why it had to go."""
+
+
+# dict's own: an OrderedDict's iterator refuses to go on once a read in another thread has moved an entry
+_items: Callable[[Any], Iterable[tuple[str, Any]]] = cast("Any", dict).items
 
 
 class Keeping:
@@ -81,9 +85,7 @@ class Keeping:
             return []
         self._swept, self.earliest = self.version, inf
         found: list[str] = []
-        # dict's own: an OrderedDict's iterator refuses to go on once a read in another thread has moved an entry
-        entries: dict[str, Any] = self.entries
-        for key, entry in dict.items(entries):
+        for key, entry in _items(self.entries):
             deadline = self.deadline(entry)
             if deadline is not None:
                 if deadline <= now:

@@ -176,7 +176,8 @@ class Bounding(Layer):
     def _note(self, changes: Iterable[Change], version: int) -> None:
         """Enter what was written. Writes may come back in another order than they were done in: the newest counts."""
         index = self._index
-        versioned = [_with_version(change, change.version or version) for change in changes]
+        last = {change.key: change for change in changes}  # of two with one version, the second would not be taken
+        versioned = [_with_version(change, change.version or version) for change in last.values()]
         with self._lock:
             index.version += 1  # here it only counts the writes
             self._choose(index.apply(versioned, version, self.clock()))

@@ -1,0 +1,260 @@
+"""The persistence layer: the stack inside is a cache, and another backend, `to`, is the authority.
+
+The near tier never answers for the durable one where the two might differ: a key that is being written, or whose write
+didn't end well, is read from the durable tier until the near one has dropped it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from typing import Literal
+
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.hookspecs import hookimpl
+from pocket_plug.layer import Layer
+
+_logger = logging.getLogger("pocket_plug")
+
+
+class Persistence(Layer):
+    """Keeps everything in a durable backend too, and answers from the stack inside what that has.
+
+    - `to`: a URL such as "sqlite:///orders.db", or a Backend that isn't open yet.
+    - `mode="through"`: a write is done when the durable tier has it. A read asks the near tier first, and fills it with
+      what the durable one has.
+
+    What other processes write is seen when the near tier has dropped its own copy: bound it by a `ttl`
+    (`layers=[Persistence(to=…), Bounding(ttl="1m")]`), or write, which then meets a Conflict instead of losing theirs.
+
+    Raises ConfigError when it is built over a backend that is durable itself, or with a mode there isn't.
+
+    >>> from pocket_plug.memory import Memory
+    >>> from pocket_plug.store import SyncStore
+    >>> shelf = Memory()  # a file, in earnest
+    >>> SyncStore(layers=[Persistence(to=shelf)]).set("a", 1)
+    >>> SyncStore(layers=[Persistence(to=shelf)]).get("a")
+    1
+    """
+
+    to: str | Backend
+    mode: Literal["through", "behind"] = "through"
+
+    def on_build(self) -> None:
+        self._refuse_nonsense()
+        self._durable = durable = self._resolved()
+        durable.clock = self.clock
+        self.survives = durable.survives
+        near = self.inner
+        self.inline_write = near.inline_write and durable.inline_write
+        self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
+        self.needs_loop = near.needs_loop or durable.needs_loop
+        self._lock = threading.Lock()
+        self._writes: dict[str, _Write] = {}  # under way, by key
+        self._unsure: dict[str, object] = {}  # keys that the near tier has yet to drop, each with a mark of its own
+        self._leases: dict[str, list[set[str]]] = {}  # for each key, the fills that a write of it has to stop
+
+    def _refuse_nonsense(self) -> None:
+        if self.mode == "behind":
+            raise ConfigError("persistence: mode 'behind' is not available yet; use mode='through'")
+        if self.mode != "through":
+            raise ConfigError(
+                f"persistence has no mode {self.mode!r:.80}; it has: 'through'.{suggest(str(self.mode), ['through'])}"
+            )
+        if self.inner.survives:
+            raise ConfigError(
+                f"persistence over {self.inner!r}: what it is put around is a cache, which must not outlive the "
+                "process; put it over memory, and give the durable backend as `to`"
+            )
+
+    def _resolved(self) -> Backend:
+        if isinstance(self.to, Backend):
+            if self.to is self.inner:
+                raise ConfigError("persistence: `to` is the very backend that it is put around; give another one")
+            return self.to
+        from pocket_plug.pocket import resolve_backend  # late: it imports the layers that are configured
+
+        return resolve_backend(self.to)
+
+    # ------------------------------------------------------------ reading
+    async def read(self, key: str) -> Entry | None:
+        """The near tier's entry, else the durable one's."""
+        if key not in self._writes and key not in self._unsure:
+            entry = await self.inner.read(key)
+            if entry is not None:
+                return entry
+        return (await self._load((key,))).get(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The near tier's entries; one look into the durable one for all the others."""
+        names = list(dict.fromkeys(keys))
+        found = await self.inner.read_many(
+            [key for key in names if key not in self._writes and key not in self._unsure]
+        )
+        missing = [key for key in names if key not in found]
+        return {**found, **await self._load(missing)} if missing else found
+
+    async def _load(self, keys: Collection[str]) -> dict[str, Entry]:
+        """Read from the durable tier and fill the near one, unless a write of the key comes in between."""
+        if not self._unsure.keys().isdisjoint(keys):
+            await self._drop([key for key in keys if key in self._unsure])
+        with self._lock:
+            lease = {key for key in keys if key not in self._writes and key not in self._unsure}
+            for key in lease:
+                self._leases.setdefault(key, []).append(lease)
+        leased = list(lease)
+        try:
+            found = await self._durable.read_many(keys)
+            fill = [
+                Put(key, entry.value, entry.expires_at, entry.version) for key, entry in found.items() if key in lease
+            ]
+            try:
+                if fill:
+                    await self.inner.write(fill)
+            finally:
+                # Written while the fill was on its way: the near tier may have got the old entry after the new one.
+                late = [put.key for put in fill if put.key not in lease]
+                self._mark(late)
+        finally:
+            self._end_lease(lease, leased)
+        if late:
+            await self._drop(late)
+        return found
+
+    def _end_lease(self, lease: set[str], keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                leases = [other for other in self._leases[key] if other is not lease]
+                if leases:
+                    self._leases[key] = leases
+                else:
+                    del self._leases[key]
+
+    # ------------------------------------------------------------ writing
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """Durable first, then near with the version that it got there. What is expected, the durable tier answers."""
+        last = {change.key: change for change in changes}
+        doubtful = set(last)
+        self._begin(last)
+        try:
+            version = await self._durable.write(changes, expect)
+            if await self._follow(last.values(), version):
+                doubtful = {key for key, change in last.items() if change.version is not None}  # was it taken?
+        except Conflict as conflict:
+            doubtful |= conflict.keys
+            raise
+        finally:
+            doubtful |= self._end(last)
+            self._mark(doubtful)
+            if doubtful:
+                await self._drop_quietly(doubtful)
+        return version
+
+    async def _follow(self, changes: Iterable[Change], version: int) -> bool:
+        """Let the near tier have what the durable one has; did it take it? The write is done either way."""
+        near: list[Change] = [
+            Put(change.key, change.value, change.expires_at, version)
+            if isinstance(change, Put)
+            else Delete(change.key, version)
+            for change in changes
+        ]
+        try:
+            if near:
+                await self.inner.write(near)
+        except Exception as error:  # whatever it is, the durable tier has the write
+            _logger.warning("persistence: the near tier failed to follow a write", exc_info=error)
+            return False
+        return True
+
+    def _begin(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                if key in self._writes:
+                    self._writes[key].overlapped = True
+                    self._writes[key].count += 1
+                else:
+                    self._writes[key] = _Write()
+                for lease in self._leases.get(key, ()):
+                    lease.discard(key)
+
+    def _end(self, keys: Iterable[str]) -> set[str]:
+        """The keys that were written by several at once: the near tier may have got them in another order."""
+        overlapped: set[str] = set()
+        with self._lock:
+            for key in keys:
+                write = self._writes[key]
+                write.count -= 1
+                if not write.count:
+                    del self._writes[key]
+                if write.overlapped:
+                    overlapped.add(key)
+                    self._unsure[key] = object()
+        return overlapped
+
+    def _mark(self, keys: Iterable[str]) -> None:
+        """From now on these are read from the durable tier, until the near one has dropped them."""
+        with self._lock:
+            for key in keys:
+                self._unsure[key] = object()
+
+    async def _drop(self, keys: Collection[str]) -> None:
+        with self._lock:
+            marks = {key: self._unsure.get(key) for key in keys}
+        await self.inner.write([Delete(key) for key in keys])
+        with self._lock:
+            for key, mark in marks.items():
+                if mark is not None and self._unsure.get(key) is mark:
+                    del self._unsure[key]
+
+    async def _drop_quietly(self, keys: Collection[str]) -> None:
+        try:
+            await self._drop(keys)
+        except Exception as error:  # the keys stay marked: the next read of them tries again
+            _logger.warning("persistence: the near tier failed to drop %d key(s)", len(keys), exc_info=error)
+
+    # ------------------------------------------------------------ the rest
+    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """The durable tier's."""
+        return self._durable.scan(prefix)
+
+    async def version(self) -> int:
+        """The durable tier's."""
+        return await self._durable.version()
+
+    async def flush(self) -> None:
+        """Both tiers."""
+        await self.inner.flush()
+        await self._durable.flush()
+
+    async def open(self) -> None:
+        """Both tiers, or neither."""
+        await self._durable.open()
+        try:
+            await self.inner.open()
+        except BaseException:
+            await self._durable.close()
+            raise
+
+    async def close(self) -> None:
+        """Both tiers, whatever becomes of the other one."""
+        try:
+            await self.inner.close()
+        finally:
+            await self._durable.close()
+
+
+class _Write:
+    """The writes of one key that are under way."""
+
+    __slots__ = ("count", "overlapped")
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.overlapped = False
+
+
+@hookimpl
+def pocket_layers() -> list[type[Layer]]:
+    return [Persistence]
