@@ -80,7 +80,7 @@ class Candidate:
         point = self.entry_point
         try:
             extras = point.extras
-        except AttributeError:
+        except (AttributeError, AssertionError):  # Python 3.11 and 3.13, where the value has no such form
             raise PluginError(f"its entry point {point.value!r} is neither 'module' nor 'module:object'") from None
         if self.source is not None and self.record.origin == "entry point":
             missing = missing_requirements(self.source, extras)
