@@ -17,6 +17,7 @@ from typing_extensions import LiteralString, TypeVar
 from .errors import KeyNameError, ValueTypeError
 
 K = TypeVar("K", default=Any)
+V_co = TypeVar("V_co", covariant=True)
 
 RESERVED = "pocket:"
 """The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""
@@ -50,7 +51,16 @@ def check_name(name: object) -> str:
     return name
 
 
-class Key(Generic[K]):
+class ReadAs(Generic[V_co, K]):
+    """How signatures see a `Key[K]`: what is read at it will do wherever something wider is asked for.
+
+    With the invariant `Key[T]` alone, mypy refuses `print(await store.require(AGE))`, since it takes T from the context.
+    """
+
+    __slots__ = ()
+
+
+class Key(ReadAs[K, K], Generic[K]):
     """A typed key, or a template for many: what stands at it, how it is spelt, and the name telemetry may show.
 
     >>> REVENUE = Key("revenue:{}", float)
