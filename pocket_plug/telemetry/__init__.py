@@ -50,10 +50,10 @@ def observe(*, detail: tracing.Detail = "phase", file: str | os.PathLike[str] | 
             terminal: bool | None = None) -> Telemetry:  # fmt: skip
     """Trace all runs and traced stores of this process from now on.
 
-    Where they go: to the tracer provider that the program has set already, which is left as it is; else, where
-    `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` is set, where that says;
-    else to `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree
-    to it. `file` and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
+    Where they go: to the tracer provider that the program has set already, which is left as it is. Else where
+    `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` says. Else to
+    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it. `file`
+    and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
     `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
 
     Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM

@@ -52,11 +52,9 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
         "attributes": _attributes(span.attributes),
         "status": {"code": span.status.status_code.value},
     }
-    # the flags: the parent's W3C ones, then "it is known whether the parent is remote", then whether it is
-    encoded["flags"] = 0x100
+    encoded["flags"] = _flags(span.parent)
     if span.parent is not None:
         encoded["parentSpanId"] = f"{span.parent.span_id:016x}"
-        encoded["flags"] |= span.parent.trace_flags | (0x200 if span.parent.is_remote else 0)
     if span.status.description:
         encoded["status"]["message"] = span.status.description
     if span.events:
@@ -73,8 +71,12 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
 
 
 def _link(link: Link) -> dict[str, Any]:
-    flags = 0x100 | link.context.trace_flags | (0x200 if link.context.is_remote else 0)
-    return {**_ids(link.context), "attributes": _attributes(link.attributes), "flags": flags}
+    return {**_ids(link.context), "attributes": _attributes(link.attributes), "flags": _flags(link.context)}
+
+
+def _flags(context: SpanContext | None) -> int:
+    """It is known whether the other span is remote, and whether it is."""
+    return 0x300 if context is not None and context.is_remote else 0x100
 
 
 def _ids(context: SpanContext | None) -> dict[str, str]:

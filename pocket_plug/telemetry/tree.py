@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TextIO
@@ -23,6 +24,12 @@ MAX_HELD = 20_000
 STORE_SCOPE = "pocket_plug.store"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise it. By default rich ends the process."""
+        raise BrokenPipeError("the terminal is gone")
+
+
 class TreeProcessor(SpanProcessor):
     """Holds the spans of each trace until its root in this process ends, and then draws them.
 
@@ -30,7 +37,8 @@ class TreeProcessor(SpanProcessor):
     """
 
     def __init__(self, file: TextIO | None, footer: Callable[[], str]) -> None:
-        self._console = Console(file=file, stderr=file is None, highlight=False, soft_wrap=False)
+        self._file = file
+        self._console = _Console(file=file, stderr=file is None, highlight=False, soft_wrap=False)
         self._footer = footer
         self._lock = threading.Lock()
         self._held: dict[int, tuple[int, list[ReadableSpan], int]] = {}  # by trace: its root, spans, how many more
@@ -66,14 +74,25 @@ class TreeProcessor(SpanProcessor):
             except Exception as error:  # noqa: BLE001 - a closed or broken terminal must not end a run
                 say_once("drawing a trace", error)
 
+    @property
+    def held(self) -> int:
+        """How many spans wait for their root."""
+        with self._lock:
+            return sum(len(spans) for _, spans, _ in self._held.values())
+
     def _draw(self, root: ReadableSpan, spans: Sequence[ReadableSpan], more: int) -> None:
         plain = self._console.options.ascii_only
         lines = [*draw(root, spans, width=self._console.width, plain=plain)]
         if more:
             lines.append(Text(f"{'...' if plain else '…'} {more:,} more spans"))
         lines.append(Text(printable(self._footer()), style="dim"))
-        with self._console:  # all of it in one write
+        # rich makes the text and we write it, since what it can't encode it doesn't replace
+        with self._console.capture() as drawn:
             self._console.print(Text("\n").join(lines), no_wrap=True, overflow="ellipsis", crop=True)
+        encoding = self._console.encoding
+        file = self._file or sys.stderr
+        file.write(drawn.get().encode(encoding, "replace").decode(encoding))
+        file.flush()
 
 
 def draw(root: ReadableSpan, spans: Sequence[ReadableSpan], *, width: int = 80, plain: bool = False) -> list[Text]:

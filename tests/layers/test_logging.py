@@ -1,0 +1,240 @@
+"""Logging: events with ids and templates, never keys or values, and silence where nobody asked for any."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+import pocket_plug as pp
+from pocket_plug.errors import ConfigError, StoreError
+from pocket_plug.hookspecs import Run
+from pocket_plug.layers import logging as pocket_logging
+from pocket_plug.layers.logging import Logging, add_ids
+from pocket_plug.layers.tracing import Tracing
+from pocket_plug.store import Store, SyncStore
+from pocket_plug.testing.spans import SpanCapture
+
+GUEST = pp.Key("guest:{}", str)
+
+
+@pytest.fixture
+def logs() -> Iterator[LogCapture]:
+    """What the program's structlog gets, at every level."""
+    capture = LogCapture()
+    configured(capture, "debug")
+    yield capture
+    structlog.reset_defaults()
+
+
+def configured(capture: LogCapture, level: str) -> None:
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, capture],
+                        wrapper_class=structlog.make_filtering_bound_logger(pocket_logging.LEVELS[level]),
+                        cache_logger_on_first_use=False)  # fmt: skip
+
+
+def shown(capture: LogCapture, *fields: str) -> list[tuple[Any, ...]]:
+    return [(entry["log_level"], entry["event"], *[entry.get(field) for field in fields]) for entry in capture.entries]
+
+
+def test_store_operations_are_logged_by_template(logs: LogCapture) -> None:
+    """op, template, hit, size and duration; no key and no value."""
+    store = SyncStore(layers=[Logging()])
+    store.set(GUEST("secret-1"), "secret-2")
+    store.get(GUEST("secret-1"))
+    store.get("secret-3")
+    store.get_many(["secret-3", GUEST("secret-1")])
+    store.set_many({"secret-4": "secret-5", "secret-6": 1})
+    store.delete(GUEST("secret-1"))
+    assert shown(logs, "op", "template", "hit", "size") == [
+        ("debug", "pocket_plug.store", "set", "guest:{}", None, None),
+        ("debug", "pocket_plug.store", "get", "guest:{}", True, None),
+        ("debug", "pocket_plug.store", "get", "", False, None),
+        ("debug", "pocket_plug.store", "get_many", None, None, 2),
+        ("debug", "pocket_plug.store", "write", None, None, 2),
+        ("debug", "pocket_plug.store", "get", "guest:{}", True, None),
+        ("debug", "pocket_plug.store", "delete", "guest:{}", None, None),
+    ]
+    assert all(entry["duration"] >= 0 for entry in logs.entries)
+    assert "secret" not in repr(logs.entries)
+
+
+def test_a_failing_backend_is_logged_with_its_type_and_still_raised(logs: LogCapture) -> None:
+    """The layer adds a line and changes nothing."""
+
+    class Broken(pp.Memory):
+        async def read(self, key: str) -> pp.Entry | None:
+            raise StoreError("secret")
+
+    with pytest.raises(StoreError, match="secret"):
+        SyncStore(Broken(), layers=[Logging(level="warning")]).get("k")
+    assert shown(logs, "op", "error_type") == [("warning", "pocket_plug.store", "get", "pocket_plug.errors.StoreError")]
+    assert "secret" not in repr(logs.entries)
+
+
+def test_a_filtered_level_says_nothing_and_a_changed_one_counts_from_the_next_look(logs: LogCapture) -> None:
+    """Looked at when a stack is built or opened, and as a logged run starts."""
+    configured(logs, "info")
+    store = Store(layers=[Logging()])
+
+    async def get() -> None:
+        await store.get("k")
+
+    asyncio.run(get())
+    assert logs.entries == []
+    configured(logs, "debug")
+    asyncio.run(store.open())
+    asyncio.run(get())
+    assert len(logs.entries) == 1
+
+
+def test_a_processor_that_raises_does_not_fail_the_store(caplog: pytest.LogCaptureFixture, logs: LogCapture) -> None:
+    """It is said once."""
+
+    def broken(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        raise RuntimeError("processor")
+
+    structlog.configure(processors=[broken])
+    store = SyncStore(layers=[Logging()])
+    store.set("k", 1)
+    assert store.get("k") == 1
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["RuntimeError"]
+
+
+def test_a_level_that_does_not_exist_is_refused() -> None:
+    """With what is allowed."""
+    with pytest.raises(ConfigError, match=r"level 'warn' is none of debug, info, warning.* Did you mean 'warning'"):
+        SyncStore(layers=[Logging(level="warn")])
+
+
+def test_runs_and_nodes_are_logged_with_their_ids(logs: LogCapture) -> None:
+    """Started, finished, retries, and what the user logs inside carries run, graph and node."""
+    tries = iter([OSError("secret"), None])
+    own = structlog.get_logger()
+
+    @pp.node(retry=pp.Retry(attempts=2))
+    async def flaky(n: int) -> int:
+        if error := next(tries):
+            raise error
+        own.info("mine")
+        return n
+
+    async def main() -> None:
+        await pp.Graph(flaky, name="shop").run(1)
+        own.info("outside")
+
+    with SpanCapture() as capture:
+        asyncio.run(main())
+    assert shown(logs, "graph", "node") == [
+        ("info", "pocket_plug.run.started", "shop", None),
+        ("warning", "pocket_plug.node.retry", "shop", "flaky"),
+        ("info", "mine", "shop", "flaky"),
+        ("info", "pocket_plug.run.finished", "shop", None),
+        ("info", "outside", None, None),
+    ]
+    started, retry, mine, finished, outside = logs.entries
+    assert retry["error_type"] == "OSError"
+    assert retry["attempt"] == 1
+    assert (finished["outcome"], finished["steps"]) == ("success", 1)
+    assert started["run_id"] == retry["run_id"] == mine["run_id"] == finished["run_id"]
+    assert "run_id" not in outside
+    context = capture.one("run shop").get_span_context()
+    assert context is not None
+    assert started["trace_id"] == retry["trace_id"] == f"{context.trace_id:032x}"
+    assert started["span_id"] == f"{context.span_id:016x}"
+    assert "secret" not in repr(logs.entries)
+
+
+def test_an_error_that_escapes_is_logged_once_by_the_node_where_it_did(logs: LogCapture) -> None:
+    """Not again by the graph and the fan-out around it; the run's end is a warning that says how."""
+
+    @pp.node
+    async def fail(n: int) -> int:
+        raise ValueError("no funds")
+
+    graph = pp.Graph(pp.each(pp.Graph(fail, name="inner")), name="outer")
+    with pytest.raises(ValueError, match="no funds"):
+        asyncio.run(graph.run([1]))
+    assert shown(logs, "graph", "node", "outcome", "error_type")[2:] == [
+        ("error", "pocket_plug.node.exception", "inner", "fail", None, "ValueError"),
+        ("warning", "pocket_plug.run.finished", "inner", "inner", "failure", "ValueError"),
+        ("warning", "pocket_plug.run.finished", "outer", None, "failure", "ValueError"),
+    ]
+    assert isinstance(logs.entries[2]["exc_info"], ValueError)
+
+
+def test_fallbacks_and_timeouts_are_warnings(logs: LogCapture) -> None:
+    """They are what somebody on call looks for."""
+
+    class Slow(pp.Node[int, int], timeout=0.01):
+        async def exec(self, n: int, /) -> int:
+            await asyncio.Event().wait()
+            return n
+
+        async def fallback(self, n: int, error: Exception, /) -> int:
+            return -n
+
+    assert asyncio.run(pp.Graph(Slow(), name="g").run(1)) == -1
+    warnings = [entry["event"] for entry in logs.entries if entry["log_level"] == "warning"]
+    assert warnings == ["pocket_plug.node.timeout", "pocket_plug.node.fallback"]
+
+
+def test_nothing_is_printed_unless_structlog_is_configured_or_it_is_asked_for() -> None:
+    """A library keeps quiet; `events=True` lets structlog's own defaults print."""
+    code = """
+import asyncio, pocket_plug as pp
+from pocket_plug.layers import logging
+@pp.node
+async def work(n: int) -> int: return n
+graph = pp.Graph(work, name="g")
+graph.run_sync(1)
+import structlog
+graph.run_sync(1)
+logging.configure(events=True)
+print("---")
+graph.run_sync(1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    quiet, loud = done.stdout.split("---\n")
+    assert quiet == ""
+    assert "pocket_plug.run.started" in loud
+    assert "pocket_plug.run.finished" in loud
+
+
+def test_events_can_be_switched_off(logs: LogCapture) -> None:
+    """Configured structlog or not."""
+    former = pocket_logging.configure(events=False)
+    try:
+        assert pocket_logging.pocket_observe(Run("r", "g")) is None
+    finally:
+        pocket_logging.configure(events=former.events)
+
+
+def test_the_processor_adds_the_ids_of_the_current_span() -> None:
+    """For the program's own events; without a span it adds nothing."""
+    assert add_ids(None, "info", {"event": "e"}) == {"event": "e"}
+    with SpanCapture() as capture, capture.tracer_provider.get_tracer("t").start_as_current_span("s") as span:
+        event = add_ids(None, "info", {"event": "e"})
+    assert event["span_id"] == f"{span.get_span_context().span_id:016x}"
+
+
+def test_logged_operations_carry_the_ids_of_their_span(logs: LogCapture) -> None:
+    """tracing > logging: a line leads to its trace."""
+    tracer_store = Store(layers=[Tracing(), Logging()])
+    with SpanCapture() as capture, capture.tracer_provider.get_tracer("t").start_as_current_span("s"):
+        asyncio.run(tracer_store.get("k"))
+    context = capture.one("s").get_span_context()
+    assert context is not None
+    assert logs.entries[0]["trace_id"] == f"{context.trace_id:032x}"
+
+
+def test_options_are_checked() -> None:
+    """What isn't an option is refused, with what is allowed."""
+    with pytest.raises(ConfigError, match=r"no option 'event'.* Did you mean 'events'"):
+        pocket_logging.configure(event=True)  # type: ignore[call-arg]

@@ -1,0 +1,116 @@
+"""The trace file: OTLP/JSON that a collector would take, one request per line."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
+
+from pocket_plug.telemetry.local import FileExporter, encode
+
+
+def spans_of_every_kind() -> Any:
+    """Spans with parents, links, events, states, and attributes of all types."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource({"service.name": "test"}, "https://res"), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("one", "1.2", "https://schema")
+    remote = SpanContext(2**127 + 5, 2**63 + 7, is_remote=True, trace_flags=TraceFlags(1))
+    outer = tracer.start_span("outer", set_span_in_context(NonRecordingSpan(remote)), kind=SpanKind.CLIENT)
+    for name, value in {
+        "s": "ü\n",
+        "i": -(2**62),
+        "b": True,
+        "f": 0.5,
+        "l": ["a", "b"],
+        "n": (1, 2),
+        "y": b"\x00\xff",
+    }.items():
+        outer.set_attribute(name, value)  # type: ignore[arg-type]
+    outer.add_event("exception", {"exception.type": "ValueError"})
+    with provider.get_tracer("two").start_as_current_span(
+        "inner", set_span_in_context(outer), links=[Link(remote, {"why": "resume"})]
+    ) as inner:
+        inner.set_status(StatusCode.ERROR, "no funds")
+    outer.end()
+    return exporter.get_finished_spans()
+
+
+def as_protobuf(request: dict[str, Any]) -> ExportTraceServiceRequest:
+    """Parse it, after the one thing that OTLP/JSON writes otherwise than protobuf's JSON does: ids in hex."""
+
+    def rewrite(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rewrite(item) for item in value]
+        if isinstance(value, dict):
+            ids = ("traceId", "spanId", "parentSpanId")
+            return {
+                k: base64.b64encode(bytes.fromhex(v)).decode() if k in ids else rewrite(v) for k, v in value.items()
+            }
+        return value
+
+    return json_format.ParseDict(rewrite(json.loads(json.dumps(request))), ExportTraceServiceRequest())
+
+
+def test_the_encoding_is_what_the_official_exporter_would_send() -> None:
+    """Parsed strictly, it equals the protobuf request for the same spans, field by field."""
+    spans = spans_of_every_kind()
+    ours, theirs = as_protobuf(encode(spans)), encode_spans(spans)
+    assert json_format.MessageToDict(ours) == json_format.MessageToDict(theirs)
+
+
+def test_ids_enums_and_64_bit_integers_are_written_as_otlp_json_asks() -> None:
+    """Hex, numbers, strings."""
+    (resource,) = encode(spans_of_every_kind())["resourceSpans"]
+    spans = {span["name"]: span for scope in resource["scopeSpans"] for span in scope["spans"]}
+    assert spans["outer"]["traceId"] == "80000000000000000000000000000005"
+    assert spans["outer"]["parentSpanId"] == "8000000000000007"
+    assert spans["outer"]["kind"] == 3
+    assert spans["inner"]["status"] == {"code": 2, "message": "no funds"}
+    assert isinstance(spans["outer"]["startTimeUnixNano"], str)
+    assert {"key": "i", "value": {"intValue": str(-(2**62))}} in spans["outer"]["attributes"]
+
+
+@pytest.mark.parametrize(("number", "written"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")])
+def test_numbers_that_json_lacks_are_written_as_protobuf_does(number: float, written: str) -> None:
+    """A line stays valid JSON for every reader."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.get_tracer("t").start_span("s", attributes={"f": number}).end()
+    text = json.dumps(encode(exporter.get_finished_spans()), allow_nan=False)
+    assert f'{{"doubleValue": "{written}"}}' in text
+
+
+def test_batches_are_appended_a_line_each_to_a_file_made_on_demand(tmp_path: Path) -> None:
+    """Two exporters, as of two processes, share a file; what was there stays."""
+    path = tmp_path / "deep" / "traces.jsonl"
+    spans = spans_of_every_kind()
+    exporters = [FileExporter(path), FileExporter(path)]
+    assert not path.exists()
+    for exporter in (*exporters, *exporters):
+        exporter.export(spans)
+    for exporter in exporters:
+        exporter.shutdown()
+    lines = path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == 4 * [encode(spans)]

@@ -1,0 +1,300 @@
+"""observe(): where traces go, that they arrive, and that nothing of it slows or breaks a run.
+
+It sets the process's global provider, so each case is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+WORKFLOW = """
+import asyncio, sys
+import pocket_plug as pp
+from pocket_plug.layers.tracing import Tracing
+from pocket_plug.telemetry import observe
+
+PRICE = pp.Key("price:{}", int)
+
+@pp.node
+async def look(name: str) -> str:
+    return name
+
+class Pay(pp.Node[str, int]):
+    async def prep(self, store: pp.StoreReader, name: str, /) -> int:
+        return await store.get(PRICE(name), 3)
+
+    async def post(self, store: pp.StoreWriter, name: str, prepared: int, result: int, /) -> int:
+        await store.set(PRICE(name), result + 1)
+        return result
+
+store = pp.Store(layers=[Tracing()])
+graph = pp.Graph(look >> Pay(), store=store, name="shop")
+"""
+SHOP = ["get price:{}", "node look", "exec look", "node pay", "prep pay", "post pay", "run shop", "set price:{}"]
+
+
+def python(code: str, cwd: Path, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", WORKFLOW + code]
+    return subprocess.run(command, cwd=cwd, env=environment(env), text=True, capture_output=True, timeout=timeout,
+                          check=False)  # fmt: skip
+
+
+def environment(env: dict[str, str]) -> dict[str, str]:
+    ours = ("OTEL_", "POCKET_PLUG_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return kept | {"COLUMNS": "100"} | env
+
+
+def spans_in(path: Path) -> list[dict[str, Any]]:
+    """All spans of a trace file."""
+    requests = [json.loads(line) for line in path.read_text().splitlines()]
+    return [span for request in requests for resource in request["resourceSpans"]
+            for scope in resource["scopeSpans"] for span in scope["spans"]]  # fmt: skip
+
+
+def names_in(path: Path) -> list[str]:
+    return sorted(span["name"] for span in spans_in(path))
+
+
+# ---------------------------------------------------------------- here
+def test_one_line_gives_a_trace_file_flushed_at_exit(tmp_path: Path) -> None:
+    """Piped, there is no tree; the spans lie in .pocket_plug/traces.jsonl, phases and store operations included."""
+    done = python('observe(); print(asyncio.run(graph.run("tea")))', tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+    path = tmp_path / ".pocket_plug" / "traces.jsonl"
+    assert names_in(path) == sorted(SHOP)
+    assert len({span["traceId"] for span in spans_in(path)}) == 1
+
+
+def test_it_is_idempotent_closable_and_starts_again(tmp_path: Path) -> None:
+    """The second call gives the first one's; after `close` nothing is traced; a new one goes where it is told."""
+    done = python(
+        """
+first = observe(detail="run", file="one.jsonl")
+assert observe(file="other.jsonl") is first and first.mode == "local"
+graph.run_sync("a")
+assert first.flush() and first.unsent == 0
+first.close(); first.close()
+graph.run_sync("b")
+with observe(file="two.jsonl") as second:
+    assert second is not first
+    graph.run_sync("c")
+graph.run_sync("d")
+""", tmp_path)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names_in(tmp_path / "one.jsonl") == ["run shop"]
+    assert names_in(tmp_path / "two.jsonl") == sorted(SHOP)
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_a_tree_on_demand_ends_in_where_the_file_lies(tmp_path: Path) -> None:
+    """terminal=True draws it even when piped: plain, on stderr."""
+    done = python('observe(terminal=True); asyncio.run(graph.run("tea"))', tmp_path)
+    lines = done.stderr.splitlines()
+    assert [line.split()[1:3] for line in lines if "node" in line] == [["node", "look"], ["node", "pay"]]
+    assert lines[-1] == "trace: .pocket_plug/traces.jsonl"
+    assert "\x1b" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_provider_of_the_program_is_used_and_left_as_it_is(tmp_path: Path) -> None:
+    """Nothing is added to it, no file is written, and closing doesn't shut it down."""
+    done = python(
+        """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+memory, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(memory))
+trace.set_tracer_provider(provider)
+with observe() as telemetry:
+    graph.run_sync("a")
+assert telemetry.mode == "yours" and telemetry.file is None
+assert trace.get_tracer_provider() is provider
+graph.run_sync("b")
+print(len(memory.get_finished_spans()))
+""", tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")  # fmt: skip
+    assert (done.stdout, done.stderr) == ("16\n", "")
+    assert not (tmp_path / ".pocket_plug").exists()
+
+
+def test_the_sdk_can_be_switched_off(tmp_path: Path) -> None:
+    """OTEL_SDK_DISABLED=true: nothing is set up."""
+    code = 'print(observe(terminal=True).mode); asyncio.run(graph.run("tea"))'
+    done = python(code, tmp_path, OTEL_SDK_DISABLED="true")
+    assert (done.stdout, done.stderr) == ("off\n", "")
+    assert not (tmp_path / ".pocket_plug").exists()
+
+
+def test_a_node_that_seeds_the_global_random_merges_no_traces(tmp_path: Path) -> None:
+    """Ids come from a source of their own; a forked child draws others than its parent."""
+    done = python(
+        """
+import os, random
+from opentelemetry import trace
+observe(file="t.jsonl", detail="run")
+for _ in range(2):
+    random.seed(42)
+    graph.run_sync("a")
+def ids():
+    return trace.get_tracer("t").start_span("s").get_span_context()
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.write(writing, str(ids().trace_id).encode())
+    os._exit(0)
+os.wait()
+assert str(ids().trace_id) != os.read(reading, 100).decode()
+""", tmp_path)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len({span["traceId"] for span in spans_in(tmp_path / "t.jsonl")}) == 2
+
+
+def test_spans_are_flushed_on_sigterm_which_still_kills(tmp_path: Path) -> None:
+    """The process dies of the signal, after its spans are written."""
+    code = 'observe(file="t.jsonl"); graph.run_sync("a"); print("ready", flush=True); import time; time.sleep(60)'
+    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, env=environment({}), text=True,
+                          stdout=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == -signal.SIGTERM
+    assert names_in(tmp_path / "t.jsonl") == sorted(SHOP)
+
+
+def test_a_file_that_cannot_be_written_breaks_nothing_and_is_said(tmp_path: Path) -> None:
+    """The run's result is unchanged; the cause is said once, and how many spans were not exported."""
+    (tmp_path / ".pocket_plug").write_text("in the way")
+    done = python('observe(); print(asyncio.run(graph.run("tea")))', tmp_path)
+    assert (done.returncode, done.stdout) == (0, "3\n")
+    assert done.stderr.count("exporting spans by FileExporter failed") == 1
+    assert "8 spans were not exported" in done.stderr
+
+
+# ---------------------------------------------------------------- over the network
+class Sink:
+    """An OTLP/HTTP endpoint in this process; keeps the requests, or answers as it is told."""
+
+    def __init__(self) -> None:
+        self.requests: list[ExportTraceServiceRequest] = []
+        self.hold = threading.Event()
+        self.hold.set()
+        sink = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                sink.hold.wait(60)
+                if self.path == "/v1/traces":
+                    sink.requests.append(ExportTraceServiceRequest.FromString(body))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
+        self.thread.start()
+
+    def spans(self) -> dict[bytes, Any]:
+        """By id."""
+        return {span.span_id: span for request in self.requests for resource in request.resource_spans
+                for scope in resource.scope_spans for span in scope.spans}  # fmt: skip
+
+    def close(self) -> None:
+        self.hold.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    sink = Sink()
+    yield sink
+    sink.close()
+
+
+def test_with_an_endpoint_in_the_environment_a_collector_gets_the_tree(tmp_path: Path, sink: Sink) -> None:
+    """One trace, every parent right, scopes and resource as they should be, and no local file."""
+    done = python('print(observe().mode); asyncio.run(graph.run("tea"))', tmp_path,
+                  OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint, OTEL_SERVICE_NAME="shop-service")  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "otlp\n", "")
+    spans = sink.spans()
+    tree = {span.name: spans[span.parent_span_id].name if span.parent_span_id else "" for span in spans.values()}
+    assert tree == {
+        "run shop": "", "node look": "run shop", "exec look": "node look", "node pay": "run shop",
+        "prep pay": "node pay", "get price:{}": "prep pay", "post pay": "node pay",
+        "set price:{}": "node pay"}  # fmt: skip
+    assert len({span.trace_id for span in spans.values()}) == 1
+    (resource,) = {resource.resource.SerializeToString(True) for request in sink.requests
+                   for resource in request.resource_spans}  # fmt: skip
+    assert b"shop-service" in resource
+    scopes = {scope.scope.name: scope.schema_url for request in sink.requests for resource in request.resource_spans
+              for scope in resource.scope_spans}  # fmt: skip
+    assert set(scopes) == {"pocket_plug.graph", "pocket_plug.phase", "pocket_plug.store"}
+    assert all(scopes.values())
+    assert not (tmp_path / ".pocket_plug").exists()
+
+
+def test_a_burst_of_runs_arrives_whole(tmp_path: Path, sink: Sink) -> None:
+    """2,000 runs at once, more spans than the SDK's own queue would hold: none is lost."""
+    code = """
+async def main():
+    await asyncio.gather(*[graph.run("tea") for _ in range(2000)])
+observe(detail="node")
+asyncio.run(main())
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = [span.name for span in sink.spans().values()]
+    assert {name: names.count(name) for name in ("run shop", "node look", "node pay")} == {
+        "run shop": 2000, "node look": 2000, "node pay": 2000}  # fmt: skip
+
+
+def test_a_collector_that_hangs_delays_the_end_of_the_process_by_a_limit(tmp_path: Path, sink: Sink) -> None:
+    """The run is not slowed; closing gives up in time and says what was not exported."""
+    sink.hold.clear()
+    code = 'telemetry = observe(); print(asyncio.run(graph.run("tea")), flush=True); telemetry.close(timeout=0.1)'
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
+    assert (done.returncode, done.stdout) == (0, "3\n")
+    assert "8 spans were not exported; exporting took longer than 0.1 s and was given up" in done.stderr
+
+
+def test_what_the_environment_asks_for_and_cannot_be_done_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    """An unknown exporter, another protocol, a missing extra."""
+    code = """
+for name, value in (("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), ("", "")):
+    os.environ["OTEL_TRACES_EXPORTER"] = "otlp"
+    if name:
+        os.environ[name] = value
+    else:
+        del os.environ["OTEL_EXPORTER_OTLP_PROTOCOL"]
+        sys.modules["opentelemetry.exporter.otlp.proto.http.trace_exporter"] = None
+    try:
+        observe()
+    except pp.ConfigError as error:
+        print(error)
+"""
+    done = python("import os" + code, tmp_path)
+    assert done.stderr == ""
+    exporter, protocol, extra = done.stdout.splitlines()
+    assert "'zipkin'" in exporter
+    assert "otlp, console and none" in exporter
+    assert "'grpc'" in protocol
+    assert "http/protobuf" in protocol
+    assert "pip install 'pocket-plug[otlp]'" in extra
