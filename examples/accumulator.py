@@ -1,0 +1,54 @@
+"""Collect along the way, sum up at the end: several nodes, or many items at a time, add to one list.
+
+`update` is atomic, and `post` lands whole or not at all, so nothing is lost however many add at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from pocket_plug import Graph, Key, Node, Store, StoreReader, StoreWriter, each, node
+
+
+@dataclass(frozen=True)
+class Reading:
+    station: str
+    celsius: float
+
+
+READINGS = Key("accumulated:readings", list[Reading])
+
+
+@node.post
+async def collect(store: StoreWriter, reading: Reading) -> Reading:
+    await store.update(READINGS, lambda readings: [*readings, reading], default=[])
+    return reading
+
+
+class Summarise(Node[object, str]):
+    """Takes whatever came before: what it needs stands in the store."""
+
+    async def prep(self, store: StoreReader, _: object) -> list[Reading]:
+        return await store.get(READINGS, default=[])
+
+    async def exec(self, readings: list[Reading]) -> str:
+        warmest = max(readings, key=lambda reading: reading.celsius)
+        mean = sum(reading.celsius for reading in readings) / len(readings)
+        return f"{len(readings)} readings, {mean:.1f} °C on average, warmest at {warmest.station}"
+
+
+async def main() -> None:
+    store = Store()
+    summarise = Summarise()
+
+    one_by_one = Graph(collect >> summarise, store=store.scope("one"), name="one_by_one")
+    for station, celsius in [("harbour", 11.5), ("airport", 9.0), ("forest", 8.0)]:
+        print(await one_by_one.run(Reading(station, celsius)))
+
+    at_once = Graph(each(collect, concurrency=25) >> summarise, store=store.scope("many"), name="at_once")
+    print(await at_once.run(Reading(f"station {n}", n / 10) for n in range(200)))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

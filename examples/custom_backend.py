@@ -1,0 +1,93 @@
+"""A backend of one's own: read, write, scan and a version make one; all that a store can do comes along.
+
+This one forgets nothing: it is a ledger of every value that a key has had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from threading import Lock
+
+from pocket_plug import Backend, Change, Conflict, Entry, Put, Store, StoreClosedError
+
+
+class Ledger(Backend):
+    """Every version of every key, in memory; None where it was deleted."""
+
+    inline_read = inline_write = True  # nothing in here waits, so sync callers are served in place
+    needs_loop = False
+
+    def __init__(self) -> None:
+        self.entries: defaultdict[str, list[Entry | None]] = defaultdict(lambda: [None])
+        self._version = 0
+        self._lock = Lock()
+        self._is_closed = False
+
+    async def read(self, key: str) -> Entry | None:
+        if self._is_closed:
+            raise StoreClosedError("the ledger is closed")
+        return self._live(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        if self._is_closed:
+            raise StoreClosedError("the ledger is closed")
+        with self._lock:
+            found = {key: entry.version if (entry := self._live(key)) else 0 for key in expect}
+            if found != expect:
+                raise Conflict(key for key in expect if found[key] != expect[key])
+            self._version += bool(changes)
+            for change in changes:
+                if self._supersedes(change):
+                    self._version = max(self._version, change.version or 0)
+                    entry = (
+                        Entry(change.value, change.version or self._version, change.expires_at)
+                        if isinstance(change, Put)
+                        else None
+                    )
+                    self.entries[change.key].append(entry)
+            return self._version
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        for key in sorted(self.entries):
+            if key.startswith(prefix) and await self.read(key):
+                yield key
+
+    async def version(self) -> int:
+        return self._version
+
+    async def close(self) -> None:
+        self._is_closed = True
+
+    def _live(self, key: str) -> Entry | None:
+        entry = self.entries[key][-1] if key in self.entries else None
+        return entry if entry and (entry.expires_at is None or self.clock() < entry.expires_at) else None
+
+    def _supersedes(self, change: Change) -> bool:
+        """A change with a version comes from another tier, and must not undo what is newer here."""
+        last = self.entries[change.key][-1]
+        if change.version is None or last is None or last.version < change.version:
+            return True
+        return last.version == change.version and not (isinstance(change, Put) and self._live(change.key))
+
+
+async def main() -> None:
+    ledger = Ledger()
+    store = Store(ledger)
+    prices = store.scope("price")
+    await prices.set("tea", 3)
+    await prices.update("tea", lambda price: price + 1, default=0)
+    async with store.transaction() as tx:
+        await tx.set("price:tea", 5)
+        await tx.set("price:milk", 1)
+    await store.delete("price:milk")
+    store.sync.set("price:tea", 6)
+
+    print("now:   ", {name: await store.get(name) for name in [name async for name in store.keys()]})
+    for key, entries in ledger.entries.items():
+        print(f"before: {key}:", [entry and entry.value for entry in entries[1:]])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

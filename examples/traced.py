@@ -1,0 +1,43 @@
+"""One line, and every run is traced: a tree in the terminal, a file beside it, or a collector that `OTEL_*` names.
+
+Spans nest as the calls do: a nested graph in its node, an attempt at exec in its node's visit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pocket_plug import Graph, Key, Node, Retry, Store, StoreWriter, each, node, observe
+
+
+class Ask(Node[str, int], retry=Retry(attempts=2)):
+    def __init__(self) -> None:
+        self._refused: set[str] = set()
+
+    async def exec(self, name: str) -> int:
+        if name == "Bob" and name not in self._refused:
+            self._refused.add(name)
+            raise TimeoutError("Bob is on the phone")
+        return len(name)
+
+
+VOTES = Key("votes", int)
+
+
+@node.post
+async def add_up(store: StoreWriter, votes: list[int]) -> int:
+    return await store.update(VOTES, lambda total: total + sum(votes), default=0)
+
+
+def main() -> None:
+    poll = Graph(each(Ask()), name="poll")
+    survey = Graph(poll >> add_up, store=Store(layers=["tracing"]), name="survey")
+    with tempfile.TemporaryDirectory() as folder:
+        with observe(file=Path(folder, "traces.jsonl"), terminal=True):  # in a program just: observe()
+            print("votes:", survey.run_sync(["Alice", "Bob"]))
+        print("lines in the file:", len(Path(folder, "traces.jsonl").read_text().splitlines()))
+
+
+if __name__ == "__main__":
+    main()
