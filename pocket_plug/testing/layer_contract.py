@@ -1,0 +1,220 @@
+"""The promises of a layer as tests: whoever writes one inherits `LayerContract` and gets the whole suite.
+
+A layer must be no obstacle: around a backend, it keeps all that `BackendContract` asks of that one.
+"""
+
+# ruff: noqa: S101 - asserts are what a test is made of
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+import pytest
+
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.errors import ConfigError, Conflict, StoreError
+from pocket_plug.layer import Layer, parts
+from pocket_plug.memory import Memory
+from pocket_plug.testing.contracts import BackendContract, ManualClock, keys_of
+
+
+class FaultyMemory(Memory):
+    """A Memory that suspends before and after each operation, as a network would, and fails when it is told to.
+
+    It needs an event loop. Set `error`, and from then on every operation raises just that.
+    """
+
+    inline_read = inline_write = False
+    needs_loop = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: Exception | None = None
+        self.used: list[str] = []
+        """The operations that were begun: "read a", "write a b"."""
+
+    async def _reach(self, what: str) -> None:
+        self.used.append(what)
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+
+    async def read(self, key: str) -> Entry | None:
+        """The entry, after a while."""
+        await self._reach(f"read {key}")
+        return await super().read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """Done at once after a while; told after another one, so that a cancellation may find it done."""
+        await self._reach(" ".join(["write", *(change.key for change in changes)]))
+        version = await super().write(changes, expect)
+        await asyncio.sleep(0)
+        return version
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """The keys, each after a while."""
+        async for key in super().scan(prefix):
+            await self._reach("scan")
+            yield key
+
+    async def version(self) -> int:
+        """The last version given, after a while."""
+        await self._reach("version")
+        return await super().version()
+
+
+class LayerContract(BackendContract):
+    """Inherit it, give a recipe, and every promise of the waist is tested around two backends.
+
+        class TestMine(LayerContract):
+            def recipe(self):
+                return Mine(option=1)
+
+    One backend is Memory, the other one suspends in each operation and fails when it is told to. It is for layers that
+    leave keys, values and versions as the user sees them.
+    """
+
+    make_inner: Callable[[], Backend] = FaultyMemory
+
+    def recipe(self) -> Layer:
+        """What is tested, with options that don't get in the way of some thousand small entries; to be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} must override recipe()")
+
+    def build(self, backend: Backend) -> Backend:
+        """What is built of the recipe over a backend. Override it if yours stands to the backend in another way."""
+        return self.recipe().build(backend)
+
+    @pytest.fixture(autouse=True, params=[Memory, FaultyMemory], ids=["memory", "suspending"])
+    def over(self, request: pytest.FixtureRequest, clock: ManualClock) -> None:
+        """The backend that the layer is put around."""
+        kind: type[Memory] = request.param
+
+        def make_inner() -> Backend:
+            inner = kind()
+            inner.clock = clock
+            return inner
+
+        self.make_inner = make_inner
+
+    @pytest.fixture
+    def make_backend(self) -> Callable[[], Backend]:
+        """What makes the stack under test."""
+        return lambda: self.build(self.make_inner())
+
+    # ------------------------------------------------------------ what passes through
+    @pytest.mark.parametrize("error", [StoreError("the disk is full"), ZeroDivisionError("a bug")], ids=["ours", "any"])
+    def test_errors_of_the_inner_one_pass_unchanged(self, error: Exception) -> None:
+        """What the backend raises is what the caller gets, the very object: never an answer, never another error."""
+
+        async def main() -> None:
+            inner = FaultyMemory()
+            layer = self.build(inner)
+            await layer.open()
+            await layer.write([Put("a", 1)])
+            inner.error = error
+            uses: list[Callable[[], Awaitable[object]]] = [
+                lambda: layer.read("not read so far"),
+                lambda: layer.read_many(["nor this", "nor that"]),
+                lambda: layer.write([Put("b", 1)]),
+                lambda: layer.write([], {"a": 0}),
+                lambda: keys_of(layer),
+                layer.version,
+            ]
+            for use in uses:
+                with pytest.raises(type(error)) as caught:
+                    await use()
+                assert caught.value is error
+            inner.error = None
+            assert (await layer.read_many(["a", "b"])).keys() == {"a"}
+
+        asyncio.run(main())
+
+    def test_a_conflict_passes_with_its_keys(self) -> None:
+        """Whoever retries relies on the type and on the names."""
+
+        async def main() -> None:
+            layer = self.build(self.make_inner())
+            await layer.open()
+            await layer.write([Put("a", 1), Put("b", 1)])
+            with pytest.raises(Conflict) as caught:
+                await layer.write([Put("a", 2)], {"a": 0, "b": 0, "c": 0})
+            assert caught.value.keys == {"a", "b"}
+
+        asyncio.run(main())
+
+    def test_read_many_does_not_pass_the_read_by(self) -> None:
+        """A layer that changes `read` is not gone round by a batch: what one gives, the other gives."""
+
+        async def main() -> None:
+            layer = self.build(self.make_inner())
+            await layer.open()
+            await layer.write([Put(key, [key]) for key in "abc"])
+            one_by_one = {key: await layer.read(key) for key in "abc"}
+            assert await layer.read_many("abcd") == one_by_one
+
+        asyncio.run(main())
+        layer = self.build(self.make_inner())
+        if isinstance(layer, Layer) and type(layer).read is not Layer.read:
+            assert layer.read_many != layer.inner.read_many
+
+    def test_a_cancelled_read_leaves_nothing_behind(self) -> None:
+        """A read that was cancelled, at whichever point, raises just that, and the next one is right."""
+
+        async def main() -> None:
+            for patience in range(12):
+                layer = self.build(FaultyMemory())
+                await layer.open()
+                await layer.write([Put("a", "old")])
+                reading = asyncio.ensure_future(layer.read("a"))
+                for _ in range(patience):
+                    await asyncio.sleep(0)
+                reading.cancel()
+                (outcome,) = await asyncio.gather(reading, return_exceptions=True)
+                assert isinstance(outcome, asyncio.CancelledError | Entry)
+                version = await layer.write([Put("a", "new")])
+                assert await layer.read("a") == Entry("new", version)
+
+        asyncio.run(main())
+
+    # ------------------------------------------------------------ recipes
+    def test_a_recipe_stays_as_it_was(self) -> None:
+        """Building copies it: the recipe has no inner, no counters, and prints the same."""
+        recipe = self.recipe()
+        before, text = dict(vars(recipe)), repr(recipe)
+        recipe.build(self.make_inner())
+        assert vars(recipe) == before
+        assert repr(recipe) == text
+
+    def test_two_stacks_of_one_recipe_share_nothing(self) -> None:
+        """What is written to one is not in the other, and no container belongs to both."""
+
+        async def main() -> None:
+            recipe = self.recipe()
+            first, second = recipe.build(self.make_inner()), recipe.build(self.make_inner())
+            await first.open()
+            await second.open()
+            await first.write([Put("a", 1)])
+            options = vars(recipe).values()
+            for name, value in vars(first).items():
+                if isinstance(value, list | dict | set | bytearray) and not any(value is option for option in options):
+                    assert value is not vars(second).get(name), f"{name} is shared"
+            if not first.survives:
+                assert await second.read("a") is None
+
+        asyncio.run(main())
+
+    def test_a_built_layer_is_no_recipe(self) -> None:
+        """Building it again is refused: it would have two inners."""
+        layer = self.recipe().build(self.make_inner())
+        assert isinstance(layer, Layer)
+        with pytest.raises(ConfigError, match="recipe"):
+            layer.build(self.make_inner())
+
+    def test_it_says_what_it_is(self) -> None:
+        """The repr is the class and the options that were given; the built one's is the same, and a stack lists it."""
+        recipe = self.recipe()
+        assert repr(recipe).startswith(f"{type(recipe).__name__}(")
+        layer = recipe.build(self.make_inner())
+        assert repr(layer) == repr(recipe)
+        assert parts(layer)[0] is layer
+        assert recipe.name in type(recipe).__name__.lower()

@@ -1,0 +1,151 @@
+"""The contract that layers inherit: our own keep it, an idle one does, and broken ones are caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry
+from pocket_plug.errors import Conflict, StoreError
+from pocket_plug.layer import Layer
+from pocket_plug.layers.bounding import Bounding
+from pocket_plug.layers.persistence import Persistence
+from pocket_plug.memory import Memory
+from pocket_plug.testing.layer_contract import FaultyMemory, LayerContract
+
+
+class Idle(Layer):
+    """Overrides nothing."""
+
+
+class Passing(Layer):
+    """Overrides all, and hands all on."""
+
+    async def read(self, key: str):
+        return await self.inner.read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        return await self.inner.write(changes, expect)
+
+    async def scan(self, prefix: str = ""):
+        async for key in self.inner.scan(prefix):
+            yield key
+
+
+class TestIdle(LayerContract):
+    def recipe(self) -> Layer:
+        return Idle()
+
+
+class TestPassing(LayerContract):
+    def recipe(self) -> Layer:
+        return Passing()
+
+
+class TestBoundingEntries(LayerContract):
+    def recipe(self) -> Layer:
+        return Bounding(max_entries=100_000)
+
+
+class TestBoundingAll(LayerContract):
+    def recipe(self) -> Layer:
+        return Bounding(max_entries=100_000, max_bytes=10**9, ttl="30d", on_evict=lambda key, value, reason: None)
+
+
+class TestPersistenceAroundACache(LayerContract):
+    """The backend of the contract is the near tier."""
+
+    def recipe(self) -> Layer:
+        return Persistence(to=Memory())
+
+    # what the near tier raises in a write can't undo what the durable one has done: tested in test_persistence
+    test_errors_of_the_inner_one_pass_unchanged = None
+    # both stacks of one recipe have one durable tier, on purpose
+    test_two_stacks_of_one_recipe_share_nothing = None
+
+
+class TestPersistenceTo(LayerContract):
+    """The backend of the contract is the durable tier."""
+
+    def recipe(self) -> Layer:
+        return Persistence(to=self.make_inner())
+
+    def build(self, backend: Backend) -> Backend:
+        near = Memory()
+        near.clock = backend.clock
+        return Persistence(to=backend).build(near)
+
+    test_two_stacks_of_one_recipe_share_nothing = None
+
+
+class TestPersistenceOverBounding(LayerContract):
+    """A cache of three entries in front: the rest comes from the durable tier."""
+
+    def recipe(self) -> Layer:
+        return Persistence(to=self.make_inner())
+
+    def build(self, backend: Backend) -> Backend:
+        near = Memory()
+        near.clock = backend.clock
+        return Persistence(to=backend).build(Bounding(max_entries=3, ttl=30).build(near))
+
+    test_two_stacks_of_one_recipe_share_nothing = None
+
+
+# ---------------------------------------------------------------- what the contract is there to catch
+class Swallows(Layer):
+    """Takes a failing backend for an empty one."""
+
+    async def read(self, key: str):
+        try:
+            return await self.inner.read(key)
+        except StoreError:
+            return None
+
+
+class Retries(Layer):
+    """Turns a conflict into an error of its own."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        try:
+            return await self.inner.write(changes, expect)
+        except Conflict as error:
+            raise RuntimeError("try again") from error
+
+
+class Shares(Layer):
+    """Keeps what it saw on the recipe."""
+
+    def on_build(self) -> None:
+        self.seen = SEEN
+
+
+class Halves(Layer):
+    """Changes what `read` gives, and not what `read_many` gives."""
+
+    async def read(self, key: str):
+        entry = await self.inner.read(key)
+        return entry and Entry(entry.value * 2, entry.version)
+
+    async def read_many(self, keys):
+        return await self.inner.read_many(keys)
+
+
+SEEN: list[str] = []
+FAULTS: list[tuple[type[Layer], Callable[..., None], tuple[object, ...]]] = [
+    (Swallows, LayerContract.test_errors_of_the_inner_one_pass_unchanged, (StoreError("full"),)),
+    (Retries, LayerContract.test_a_conflict_passes_with_its_keys, ()),
+    (Shares, LayerContract.test_two_stacks_of_one_recipe_share_nothing, ()),
+    (Halves, LayerContract.test_read_many_does_not_pass_the_read_by, ()),
+]
+
+
+@pytest.mark.parametrize(("layer", "test", "arguments"), FAULTS, ids=[layer.__name__ for layer, *_ in FAULTS])
+def test_a_faulty_layer_is_found(layer: type[Layer], test: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    """Each of the contract's own promises fails for a layer that breaks it."""
+    contract = LayerContract()
+    contract.make_inner = FaultyMemory
+    contract.recipe = layer
+    with pytest.raises((AssertionError, RuntimeError, pytest.fail.Exception)):
+        test(contract, *arguments)
