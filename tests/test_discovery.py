@@ -6,10 +6,12 @@ import logging
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
+from pocket_plug import discovery
 from pocket_plug.discovery import BUILT_IN, PluginRecord, find_plugins
 from pocket_plug.errors import PluginError
 from pocket_plug.hookspecs import hookimpl
@@ -345,13 +347,29 @@ def test_built_in_table_is_the_entry_points():
 
 
 def test_built_in_without_metadata(install, monkeypatch):
-    """Where pocket_plug was never installed, or its metadata is older than the code, its own parts are there."""
-    from pocket_plug import discovery
+    """Where pocket_plug was never installed its own parts are there, and plugins that require it work."""
+    original = discovery.distribution
 
-    monkeypatch.setattr(discovery, "OUR_DISTRIBUTION", "never-installed")
+    def uninstalled(name: str) -> Distribution:
+        if name == "pocket-plug":
+            raise PackageNotFoundError(name)
+        return original(name)
+
+    monkeypatch.setattr(discovery, "distribution", uninstalled)
     candidates, _ = find_plugins(third_party=False)
     assert [each.record.name for each in candidates] == sorted(BUILT_IN)
     assert {each.record.version for each in candidates} == {None}
+    install("pocket-plug-good", GOOD, requires=("pocket-plug>=0.1",))
+    assert Pocket().plugin("good").status == "active"
+
+
+def test_built_in_with_older_metadata(install):
+    """Where the metadata is older than the code, the code counts: nothing is missing, nothing that is gone looked for."""
+    install(
+        "pocket-plug", "", entry_points="gone = pocket_plug.gone\nbounding = pocket_plug.was_there", version="0.0.1"
+    )
+    ours = [record for record in Pocket(strict=True).plugins if record.origin == "built-in"]
+    assert [record.name for record in ours] == sorted(BUILT_IN)
 
 
 def test_built_in_are_all_active():

@@ -275,6 +275,15 @@ def test_register_refuses_at_once():
         pocket.register(Offering(), name="mine")
 
 
+def test_register_configures_the_new_one_only():
+    """A plugin that is registered later is configured as the others were; those are not asked again."""
+    first, second = Configured(), Configured()
+    pocket = Pocket(autoload=False, plugins=[first])
+    first.options = "untouched"
+    record = pocket.register(second)
+    assert (first.options, second.options, record.name) == ("untouched", {}, "configured-2")
+
+
 def test_failing_shutdown_harms_nobody(log, caplog):
     """What pocket_shutdown raises is said, and the others are told as well."""
 
