@@ -7,7 +7,6 @@ commits all that wait as one. Values are the codec's bytes. A plugin module, as 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sqlite3
 import threading
@@ -56,6 +55,8 @@ _PUT_IF_NEWER = f"{_PUT} WHERE excluded.version > entries.version"
 _DELETE = "DELETE FROM entries WHERE key = ? AND version <= ?"
 _REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?)"
 
+_LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
+
 REAP_EVERY = 16
 """After so many changes, up to twice as many expired entries are removed."""
 
@@ -103,8 +104,8 @@ class SQLite(Backend):
             raise ConfigError(
                 f"sqlite: durability is {durability!r}; allowed: {', '.join(allowed)}.{suggest(durability, allowed)}"
             )
-        if not (math.isfinite(timeout) and timeout >= 0):
-            raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, 0 or more")
+        if not 0 <= timeout <= _LONGEST:
+            raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, from 0 to {_LONGEST:,}")
         self.path = os.fspath(path)
         self.durability: Durability = durability
         self.timeout = timeout

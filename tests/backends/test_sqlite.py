@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from pocket_plug.backend import Backend
+from pocket_plug.backend import Backend, Delete, Entry, Put
+from pocket_plug.backends import sqlite
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.testing.contracts import BackendContract
+from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreError, UnregisteredTypeError
+from pocket_plug.testing.contracts import BackendContract, keys_of
+from pocket_plug.waiting import drive
+
+MODES: tuple[sqlite.Durability, ...] = ("power", "process")
 
 
 class TestPower(BackendContract):
@@ -22,3 +35,683 @@ class TestProcess(BackendContract):
     @pytest.fixture
     def make_backend(self, tmp_path: Path) -> Callable[[], Backend]:
         return lambda: SQLite(tmp_path / "state.db", durability="process")
+
+
+class Traced(SQLite):
+    """Notes each statement with the thread that ran it, and lets a test prepare every connection."""
+
+    prepare = ""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, **options)
+        self.statements: list[tuple[str, str]] = []
+
+    def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
+        connection = super()._connect(mode)
+        connection.set_trace_callback(lambda text: self.statements.append((text, threading.current_thread().name)))
+        connection.execute(self.prepare)
+        return connection
+
+    def threads_of(self, statement: str) -> list[str]:
+        return [thread for text, thread in self.statements if text == statement]
+
+
+def run(backend: SQLite, scenario: Callable[[], Awaitable[None]]) -> None:
+    """The scenario on an event loop, with the backend open."""
+
+    async def main() -> None:
+        await backend.open()
+        try:
+            await scenario()
+        finally:
+            await backend.close()
+
+    asyncio.run(main())
+
+
+async def opened_then(backend: SQLite, scenario: Callable[[], Awaitable[None]]) -> None:
+    """As `run`, but for the close."""
+    await backend.open()
+    await scenario()
+
+
+@contextmanager
+def another_writer(path: Path) -> Iterator[sqlite3.Connection]:
+    """Another connection in the middle of a write, as a second process would be; it can end it by a commit."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+
+
+async def settle(turns: int = 20) -> None:
+    """Let everything on this loop that can go on do so."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+# ---------------------------------------------------------------- how it is named
+def test_a_url_names_the_file_and_the_options() -> None:
+    """Three slashes are relative, four absolute; escapes are undone; options are typed."""
+    relative = SQLite.from_url("sqlite:///folder/state%20one.db?durability=process&timeout=2.5")
+    assert (relative.path, relative.durability, relative.timeout) == ("folder/state one.db", "process", 2.5)
+    absolute = SQLite.from_url("sqlite:////var/lib/state.db")
+    assert (absolute.path, absolute.durability, absolute.timeout) == ("/var/lib/state.db", "power", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite:///x.db?durabilty=power", "Did you mean 'durability'?"),
+        ("sqlite:///x.db?cache=shared", "sqlite has no option 'cache'; it has: durability, timeout"),
+        ("sqlite:///x.db?durability=proces", "allowed: power, process. Did you mean 'process'?"),
+        ("sqlite:///x.db?durability=", "durability is ''"),
+        ("sqlite:///x.db?timeout=soon", "timeout is 'soon'"),
+        ("sqlite:///x.db?timeout=-1", "timeout is -1.0"),
+        ("sqlite:///x.db?timeout=nan", "timeout is nan"),
+        ("sqlite:///x.db?timeout=1e12", "timeout is 1000000000000.0"),
+        ("sqlite://x.db", "'sqlite://x.db' names no file; write sqlite:///relative.db"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "memory:// for memory"),
+    ],
+)
+def test_what_a_url_cant_mean_is_refused(url: str, said: str) -> None:
+    """The message names what was found, what is allowed, and what was probably meant."""
+    with pytest.raises(ConfigError) as caught:
+        SQLite.from_url(url)
+    assert said in str(caught.value)
+
+
+def test_it_is_registered_by_the_hook() -> None:
+    """The module is a plugin that gives the scheme `sqlite`."""
+    made = sqlite.pocket_backends()["sqlite"]("sqlite:///state.db")
+    assert isinstance(made, SQLite)
+
+
+# ---------------------------------------------------------------- the file
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    """A path such as .pocket_plug/state.db needs no mkdir."""
+    path = tmp_path / "not yet" / "there" / "state.db"
+    backend = SQLite(path)
+    drive(backend.open())
+    drive(backend.close())
+    assert path.exists()
+
+
+def test_a_folder_that_cant_be_made_is_named(tmp_path: Path) -> None:
+    """Where a file stands in the way, the error names the store and the cause."""
+    (tmp_path / "file").write_text("in the way")
+    backend = SQLite(tmp_path / "file" / "state.db")
+    with pytest.raises(StoreError, match=r"state\.db: its folder can't be made.*file"):
+        drive(backend.open())
+
+
+def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+    """What can't be opened is an error that names it."""
+    with pytest.raises(StoreError, match="can't be opened") as caught:
+        drive(SQLite(tmp_path).open())
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later chdir leads neither reads nor writes to another file."""
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    backend = SQLite("state.db")
+    monkeypatch.chdir(tmp_path / "there")
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    assert drive(backend.read("a")) is not None
+    drive(backend.close())
+    assert (tmp_path / "here" / "state.db").exists()
+    assert not list((tmp_path / "there").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        ("CREATE TABLE users (id INTEGER)", "is the SQLite file of another program"),
+        ("PRAGMA application_id = 77", "is the SQLite file of another program"),
+        (f"PRAGMA application_id = {sqlite.APPLICATION_ID}; PRAGMA user_version = 99", "has schema 99"),
+        (None, "is no SQLite file"),
+    ],
+)
+def test_a_foreign_file_is_refused_untouched(tmp_path: Path, make: str | None, said: str) -> None:
+    """Another program's file, a newer schema, no database at all: named, and not a byte of it changed."""
+    path = tmp_path / "state.db"
+    if make is None:
+        path.write_bytes(b"Dear diary, " * 500)
+    else:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(make)
+    before = path.read_bytes()
+    with pytest.raises(StoreError) as caught:
+        drive(SQLite(path).open())
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
+
+
+def test_it_can_be_opened_again(tmp_path: Path) -> None:
+    """A closed backend that is opened again goes on with the same data; opening an open one changes nothing."""
+    backend = SQLite(tmp_path / "state.db")
+    for n in range(3):
+        drive(backend.open())
+        drive(backend.open())
+        drive(backend.write([Put(f"k{n}", n)]))
+        drive(backend.close())
+    drive(backend.open())
+    assert drive(keys_of(backend)) == ["k0", "k1", "k2"]
+    drive(backend.close())
+
+
+def test_close_leaves_one_file(tmp_path: Path) -> None:
+    """After a close the log is in the file, so that copying it copies everything."""
+    backend = SQLite(tmp_path / "state.db")
+
+    async def scenario() -> None:
+        await asyncio.gather(*(backend.write([Put(f"k{n}", n)]) for n in range(10)))
+        await backend.read("k1")
+
+    run(backend, scenario)
+    assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
+
+
+def test_before_open_everything_is_refused(tmp_path: Path) -> None:
+    """Neither a read nor a write makes a file by accident; the message says what to do."""
+    backend = SQLite(tmp_path / "state.db")
+    for use in (backend.read("a"), backend.write([Put("a", 1)]), backend.write([])):
+        with pytest.raises(StoreError, match="not opened yet"):
+            drive(use)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- who commits, and where
+def test_power_syncs_and_process_does_not(tmp_path: Path) -> None:
+    """`power` commits with synchronous=FULL, which syncs the log before a commit returns; `process` with NORMAL."""
+    found = {}
+    for durability in MODES:
+        backend = Traced(tmp_path / f"{durability}.db", durability=durability)
+        drive(backend.open())
+        found[durability] = [text for text, _ in backend.statements if "synchronous" in text]
+        drive(backend.close())
+    assert found == {"power": ["PRAGMA synchronous = FULL"], "process": ["PRAGMA synchronous = NORMAL"]}
+
+
+def test_writes_that_wait_together_share_a_commit(tmp_path: Path) -> None:
+    """A hundred tasks pay for a few commits, each still with its own version and its own outcome."""
+    backend = Traced(tmp_path / "state.db")
+
+    async def scenario() -> None:
+        versions = await asyncio.gather(*(backend.write([Put(f"k{n}", n)]) for n in range(100)))
+        assert len(set(versions)) == 100
+        assert len(backend.threads_of("COMMIT")) < 20
+
+    run(backend, scenario)
+
+
+def test_no_write_is_acknowledged_before_its_commit(tmp_path: Path) -> None:
+    """While the transaction is open, nobody who is part of it has been told."""
+    backend = SQLite(tmp_path / "state.db")
+    with Gate(backend) as gate:
+
+        async def scenario() -> None:
+            writing = [asyncio.ensure_future(backend.write([Put(f"k{n}", n)])) for n in range(5)]
+            await gate.reached()
+            await settle()
+            assert not any(task.done() for task in writing)
+            assert await keys_of(backend) == []
+            gate.open()
+            await asyncio.gather(*writing)
+            assert len(await keys_of(backend)) == 5
+
+        run(backend, scenario)
+
+
+def test_a_lone_sync_caller_commits_in_its_own_thread(tmp_path: Path) -> None:
+    """Nobody is stopped by it, so no thread hop is paid; a task's write goes to the writer thread instead."""
+    backend = Traced(tmp_path / "state.db", durability="power")
+    here = threading.current_thread().name
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    assert set(backend.threads_of("BEGIN IMMEDIATE")) == {here}
+    asyncio.run(write_and_close(backend))
+    assert backend.threads_of("BEGIN IMMEDIATE")[-1].startswith("writer of ")
+
+
+def test_process_writes_in_place(tmp_path: Path) -> None:
+    """A task's write is done in its own thread, without a suspension, while nobody else is writing."""
+    backend = Traced(tmp_path / "state.db", durability="process")
+    drive(backend.open())
+    asyncio.run(write_and_close(backend))
+    assert set(backend.threads_of("BEGIN IMMEDIATE")) == {threading.current_thread().name}
+
+
+async def write_and_close(backend: Backend) -> None:
+    await backend.write([Put("b", 2)])
+    await backend.close()
+
+
+@pytest.mark.parametrize("durability", MODES)
+def test_another_writer_never_stops_the_loop(tmp_path: Path, durability: sqlite.Durability) -> None:
+    """While another process is writing, tasks go on and reads are answered; the write lands when its turn comes."""
+    backend = SQLite(tmp_path / "state.db", durability=durability)
+
+    async def scenario() -> None:
+        await backend.write([Put("a", 1)])
+        with another_writer(tmp_path / "state.db") as other:
+            writing = [asyncio.ensure_future(backend.write([Put("a", 2 + n)])) for n in range(3)]
+            await settle()
+            entry = await backend.read("a")
+            assert entry is not None
+            assert entry.value == 1
+            assert not any(task.done() for task in writing)
+            other.execute("COMMIT")
+            versions = await asyncio.gather(*writing)
+        assert await backend.read("a") == Entry(4, versions[-1])
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize("durability", MODES)
+def test_a_file_that_stays_busy_is_an_error(tmp_path: Path, durability: sqlite.Durability) -> None:
+    """After the time-out StoreBusyError names the file and the option, to tasks and threads; then it works again."""
+    backend = SQLite(tmp_path / "state.db", durability=durability, timeout=0.02)
+
+    async def scenario() -> None:
+        with another_writer(tmp_path / "state.db"):
+            for writing in (backend.write([Put("a", 1)]), asyncio.to_thread(drive, backend.write([Put("a", 1)]))):
+                with pytest.raises(StoreBusyError, match=r"state\.db.*0\.02 s.*timeout="):
+                    await writing
+        assert await backend.read("a") is None
+        await backend.write([Put("a", 2)])
+
+    run(backend, scenario)
+
+
+def test_a_commit_of_another_process_is_seen_at_once(tmp_path: Path) -> None:
+    """Two backends on one file read each other's writes, and conflict where they should."""
+    one, other = SQLite(tmp_path / "state.db"), SQLite(tmp_path / "state.db", durability="process")
+    drive(one.open())
+    drive(other.open())
+    seen = drive(one.write([Put("a", 1)]))
+    assert drive(other.read("a")) == Entry(1, seen)
+    newer = drive(other.write([Put("a", 2)], {"a": seen}))
+    assert newer > seen
+    assert drive(one.read("a")) == Entry(2, newer)
+    with pytest.raises(Conflict):
+        drive(one.write([Put("a", 3)], {"a": seen}))
+    drive(one.close())
+    assert drive(other.read("a")) == Entry(2, newer)
+    drive(other.close())
+
+
+# ---------------------------------------------------------------- cancellation and the end
+class Gate:
+    """Holds the writer thread inside a transaction that it has begun, by the clock that it asks there."""
+
+    def __init__(self, backend: SQLite) -> None:
+        self._begun, self._go = threading.Event(), threading.Event()
+        backend.clock = self._clock
+
+    def _clock(self) -> float:
+        if threading.current_thread().name.startswith("writer of "):
+            self._begun.set()
+            assert self._go.wait(30)
+        return 1_700_000_000.0
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._begun.wait, 30)
+
+    def open(self) -> None:
+        self._go.set()
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._go.set()
+
+
+@pytest.mark.parametrize("cancels", [1, 3])
+def test_cancelled_in_the_queue_it_is_withdrawn(tmp_path: Path, cancels: int) -> None:
+    """Behind a write under way, and behind another process, a cancelled write is taken back at once."""
+    backend = SQLite(tmp_path / "state.db")
+
+    async def scenario() -> None:
+        with another_writer(tmp_path / "state.db") as other:
+            kept = asyncio.ensure_future(backend.write([Put("kept", 1)]))
+            writing = asyncio.ensure_future(backend.write([Put("withdrawn", 1)]))
+            await settle()
+            for _ in range(cancels):
+                writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            other.execute("COMMIT")
+            await kept
+        assert await keys_of(backend) == ["kept"]
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize("cancels", [1, 3])
+def test_cancelled_in_the_transaction_its_outcome_comes_first(tmp_path: Path, cancels: int) -> None:
+    """Begun, it is awaited through any number of cancellations: when the caller is told, it has landed."""
+    backend = SQLite(tmp_path / "state.db")
+    with Gate(backend) as gate:
+
+        async def scenario() -> None:
+            writing = asyncio.ensure_future(backend.write([Put("landed", 1)]))
+            await gate.reached()
+            for _ in range(cancels):
+                writing.cancel()
+                await settle()
+                assert not writing.done()
+            gate.open()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            assert await keys_of(backend) == ["landed"]
+
+        run(backend, scenario)
+
+
+def test_a_sync_write_given_up_in_the_queue_is_withdrawn(tmp_path: Path) -> None:
+    """What a keyboard interrupt does to a blocked thread: its coroutine is closed, and the write never lands."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    with another_writer(tmp_path / "state.db"):
+        writing = backend.write([Put("withdrawn", 1)])
+        writing.send(None)
+        writing.close()
+    drive(backend.write([Put("later", 1)]))
+    assert drive(keys_of(backend)) == ["later"]
+    drive(backend.close())
+
+
+def test_an_interrupt_inside_a_transaction_rolls_it_back(tmp_path: Path) -> None:
+    """A keyboard interrupt in a commit in place leaves no transaction open, and no lock held."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+
+    def interrupted() -> float:
+        raise KeyboardInterrupt
+
+    backend.clock = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        drive(backend.write([Put("a", 1)]))
+    del backend.clock
+    drive(backend.write([Put("b", 1)]))
+    assert drive(keys_of(backend)) == ["b"]
+    drive(backend.close())
+
+
+def test_close_does_what_is_queued_first(tmp_path: Path) -> None:
+    """Writes accepted before the close are done and acknowledged, whoever else is writing; later ones are refused."""
+    backend = SQLite(tmp_path / "state.db")
+
+    async def scenario() -> None:
+        with another_writer(tmp_path / "state.db") as other:
+            writing = [asyncio.ensure_future(backend.write([Put(f"k{n}", n)])) for n in range(5)]
+            await settle()
+            ending = asyncio.ensure_future(backend.close())
+            await settle()
+            with pytest.raises(StoreError):
+                await backend.write([Put("late", 1)])
+            assert not ending.done()
+            other.execute("COMMIT")
+            await asyncio.gather(*writing)
+            await ending
+        await backend.open()
+        assert await keys_of(backend) == [f"k{n}" for n in range(5)]
+
+    run(backend, scenario)
+
+
+def test_a_cancelled_close_still_closes(tmp_path: Path) -> None:
+    """The queue is done and the file let go of before the cancellation is raised."""
+    backend = SQLite(tmp_path / "state.db")
+    with Gate(backend) as gate:
+
+        async def scenario() -> None:
+            writing = asyncio.ensure_future(backend.write([Put("a", 1)]))
+            await gate.reached()
+            ending = asyncio.ensure_future(backend.close())
+            await settle()
+            ending.cancel()
+            await settle()
+            gate.open()
+            with pytest.raises(asyncio.CancelledError):
+                await ending
+            await writing
+
+        asyncio.run(opened_then(backend, scenario))
+    assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
+
+
+# ---------------------------------------------------------------- what goes wrong
+def test_one_write_that_cant_be_done_spoils_no_other(tmp_path: Path) -> None:
+    """Of a batch that shares a commit only the impossible write fails, with its own error."""
+    backend = SQLite(tmp_path / "state.db")
+
+    async def scenario() -> None:
+        with another_writer(tmp_path / "state.db") as other:
+            impossible = asyncio.ensure_future(backend.write([Put("half", 1), Put("huge", 1, version=2**70)]))
+            others = [asyncio.ensure_future(backend.write([Put(f"k{n}", n)], {"half": 0})) for n in range(5)]
+            await settle()
+            other.execute("COMMIT")
+            with pytest.raises(OverflowError):
+                await impossible
+            await asyncio.gather(*others)
+        assert await keys_of(backend) == [f"k{n}" for n in range(5)]
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize("durability", MODES)
+def test_a_full_disk_loses_nothing_and_passes(tmp_path: Path, durability: sqlite.Durability) -> None:
+    """All writes that no longer fit fail with an error that says so, none by half; with room again they work."""
+
+    class Small(Traced):
+        prepare = "PRAGMA max_page_count = 40"
+
+    backend = Small(tmp_path / "state.db", durability=durability)
+    said: list[str] = []
+
+    async def fill() -> int:
+        for n in range(1000):
+            try:
+                await backend.write([Put(f"k{n:03}", "x" * 2000), Put(f"l{n:03}", "x" * 2000)])
+            except StoreError as error:
+                said.append(str(error))
+                return n
+        return 1000
+
+    async def scenario() -> None:
+        landed = await fill()
+        assert 0 < landed < 100
+        assert "state.db: the disk is full" in said[0]
+        refused = await asyncio.gather(
+            *(backend.write([Put(f"m{n}", "x" * 50_000)]) for n in range(3)), return_exceptions=True
+        )
+        assert all(isinstance(outcome, StoreError) for outcome in refused)
+        assert await keys_of(backend) == [f"{letter}{n:03}" for letter in "kl" for n in range(landed)]
+        assert await backend.version() == landed
+        await backend.write([Delete(f"k{n:03}") for n in range(landed)])
+        await backend.write([Put("m", "x" * 2000)])
+
+    run(backend, scenario)
+
+
+def test_a_damaged_file_is_an_error_not_a_miss(tmp_path: Path) -> None:
+    """Reads and writes name the file and the way out; none says that the key is absent."""
+    path = tmp_path / "state.db"
+    backend = SQLite(path)
+    drive(backend.open())
+    drive(backend.write([Put(f"k{n:03}", "x" * 500) for n in range(100)]))
+    drive(backend.close())
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xa5" * (len(content) - 4096)
+    path.write_bytes(content)
+    drive(backend.open())
+    for use in (backend.read("k050"), backend.write([Put("k050", 1)]), keys_of(backend), backend.version()):
+        with pytest.raises(StoreError, match=r"state\.db: the file is damaged.*recover"):
+            drive(use)
+    drive(backend.close())
+
+
+class Unregistered:
+    """A type that the codec has never heard of."""
+
+
+@pytest.mark.parametrize("durability", MODES)
+def test_a_value_that_cant_be_encoded_is_refused_at_once(tmp_path: Path, durability: sqlite.Durability) -> None:
+    """The error names the key, and nothing of the write was done."""
+    backend = SQLite(tmp_path / "state.db", durability=durability)
+
+    async def scenario() -> None:
+        with pytest.raises(UnregisteredTypeError, match=r"'bad'.*Unregistered"):
+            await backend.write([Put("good", 1), Put("bad", [Unregistered()])])
+        assert await keys_of(backend) == []
+
+    run(backend, scenario)
+
+
+def test_a_record_that_cant_be_decoded_names_its_key(tmp_path: Path) -> None:
+    """A damaged value is an error with file and key; the others are readable, and it can be overwritten."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.write([Put("bad", "x" * 50), Put("good", 1)]))
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE entries SET value = ? WHERE key = 'bad'", (b"\xc1 nonsense",))
+    for use in (backend.read("bad"), backend.read_many(["good", "bad"])):
+        with pytest.raises(CodecError, match=r"state\.db.*'bad'"):
+            drive(use)
+    assert drive(backend.read("good")) is not None
+    drive(backend.write([Put("bad", "mended")]))
+    assert drive(backend.read("bad")) is not None
+    drive(backend.close())
+
+
+LIMITED = """
+import resource, sys
+from pocket_plug.backend import Put
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.errors import StoreError
+from pocket_plug.waiting import drive
+
+backend = SQLite(sys.argv[1], durability=sys.argv[2])
+drive(backend.open())
+drive(backend.write([Put("before", 1)]))
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+try:
+    drive(backend.write([Put("big", "x" * 300_000), Put("before", 2)]))
+except StoreError as error:
+    print(error)
+assert drive(backend.read("before")).value == 1 and drive(backend.read("big")) is None
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+drive(backend.write([Put("after", "x" * 300_000)]))
+drive(backend.close())
+drive(backend.open())
+assert drive(backend.read("after")).value == "x" * 300_000
+print("works again")
+"""
+
+READ_ONLY = """
+import os, sys
+from pocket_plug.backend import Put
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.errors import StoreError
+from pocket_plug.waiting import drive
+
+path = sys.argv[1]
+backend = SQLite(path, durability=sys.argv[2])
+drive(backend.open())
+drive(backend.write([Put("a", 1)]))
+drive(backend.close())
+folder = os.path.dirname(path)
+os.chmod(path, 0o444)
+os.chmod(folder, 0o555)
+if os.getuid() == 0:
+    os.seteuid(65534)  # permissions don't bind root
+try:
+    drive(backend.open())
+    drive(backend.write([Put("a", 2)]))
+except StoreError as error:
+    print(error)
+if os.getuid() == 0:
+    os.seteuid(0)
+os.chmod(folder, 0o755)
+os.chmod(path, 0o644)
+drive(backend.close())
+drive(backend.open())
+assert drive(backend.read("a")).value == 1
+drive(backend.write([Put("a", 2)]))
+drive(backend.close())
+print("works again")
+"""
+
+
+@pytest.mark.parametrize("durability", MODES)
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [(LIMITED, "the disk reports an error"), (READ_ONLY, "check the permissions of it and its folder")],
+    ids=["file size limit", "read only"],
+)
+def test_what_the_system_refuses_is_an_error_that_passes(program: str, said: str, durability: str) -> None:
+    """A write error and a read-only file: named with the way out, nothing half-applied; then it works again."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own lets nobody else in
+        path = Path(folder) / "state.db"
+        command = [sys.executable, "-c", program, str(path), durability]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    error, works = done.stdout.splitlines()
+    assert error.startswith(f"{path}: ")
+    assert said in error
+    assert works == "works again"
+
+
+# ---------------------------------------------------------------- housekeeping
+def test_expired_entries_are_cleared_away_little_by_little(tmp_path: Path) -> None:
+    """Writes remove them, faster than they can be made, so that a store of short-lived entries doesn't grow."""
+    backend = SQLite(tmp_path / "state.db", durability="process")
+    now = 1_700_000_000.0
+    backend.clock = lambda: now
+    drive(backend.open())
+    for n in range(600):
+        now += 1
+        drive(backend.write([Put(f"mortal:{n}", n, now + 50)]))
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
+        (rows,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+    assert 50 <= rows <= 50 + 2 * sqlite.REAP_EVERY
+    assert len(drive(keys_of(backend))) == 50
+    drive(backend.close())
+
+
+def test_many_threads_read_what_was_committed(tmp_path: Path) -> None:
+    """A thread that was told of a write sees it, or a newer one, whatever connection it reads with."""
+    backend = SQLite(tmp_path / "state.db", durability="process")
+    drive(backend.open())
+    told = [drive(backend.write([Put("n", 0)]))]
+    done = threading.Event()
+    stale: list[tuple[int, int]] = []
+
+    def read() -> None:
+        while not done.is_set():
+            at_least = told[0]
+            entry = drive(backend.read("n"))
+            if entry is None or entry.version < at_least:
+                stale.append((at_least, entry.version if entry else 0))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for n in range(300):
+        told[0] = drive(backend.write([Put("n", n)]))
+    done.set()
+    for thread in threads:
+        thread.join()
+    drive(backend.close())
+    assert stale == []
