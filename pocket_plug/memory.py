@@ -40,6 +40,10 @@ class Keeping:
         self.earliest = inf  # no entry expires before
         self._swept = 0  # the version at which it was last looked for expired ones
 
+    def take_over(self, entries: Mapping[str, Entry], now: float) -> None:
+        """Begin with what was kept in another way."""
+        self.apply([Put(key, e.value, e.expires_at, e.version) for key, e in entries.items()], self.version, now)
+
     def deadline(self, entry: Any) -> float | None:
         """When the entry stops being readable."""
         return entry.expires_at  # type: ignore[no-any-return]
@@ -121,9 +125,8 @@ class Memory(Backend):
                 raise ConfigError(
                     "this Memory is bounded by another stack already; share that stack's store, or use another Memory"
                 )
-            puts = [Put(key, entry.value, entry.expires_at, entry.version) for key, entry in former.entries.items()]
             keeping.version = former.version
-            keeping.apply(puts, former.version, now)
+            keeping.take_over({key: entry for key, entry in former.entries.items() if former.alive(entry, now)}, now)
             self._keeping = keeping
 
     async def read(self, key: str) -> Entry | None:

@@ -309,6 +309,13 @@ class _Bounded(Keeping):
         self._exempt = 0
         self._ended: list[Dropped] = []  # found expired by a change to the same key
 
+    def take_over(self, entries: Mapping[str, Entry], now: float) -> None:
+        """As if they were set now. What is too much goes with the next write, which can tell of it."""
+        limits = self._max_entries, self._max_bytes
+        self._max_entries = self._max_bytes = sys.maxsize
+        super().take_over(entries, now)
+        self._max_entries, self._max_bytes = limits
+
     async def read(self, key: str) -> Entry | None:
         """The entry, which is then the last one used. Without a lock: each call on an OrderedDict is atomic."""
         entry: Any = self.entries.get(key)

@@ -1,0 +1,762 @@
+"""The bounding layer: over Memory, as its own policy, and over another backend, by an index."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import weakref
+from collections import OrderedDict
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from pocket_plug.backend import Backend, Delete, Entry, Put
+from pocket_plug.errors import ConfigError, Conflict, StoreError
+from pocket_plug.layer import Layer, build_stack
+from pocket_plug.layers.bounding import Bounding, size_of
+from pocket_plug.layers.persistence import Persistence
+from pocket_plug.memory import Memory
+from pocket_plug.store import Store, SyncStore
+from pocket_plug.testing.contracts import ManualClock, keys_of
+from pocket_plug.testing.layer_contract import FaultyMemory
+from pocket_plug.waiting import drive_inline
+
+
+class Plain(Memory):
+    """As inline as Memory, but not it: bounding has to keep an index."""
+
+
+class Surviving(Memory):
+    """Says that it is durable."""
+
+    survives = True
+
+
+class Record:
+    """An `on_evict` that remembers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any, str]] = []
+
+    def __call__(self, key: str, value: Any, reason: str) -> None:
+        self.calls.append((key, value, reason))
+
+
+@pytest.fixture(params=[Memory, Plain], ids=["memory", "other"])
+def backend(request: pytest.FixtureRequest) -> Memory:
+    """Both ways of bounding keep the same promises."""
+    return request.param()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def stacked(backend: Backend, clock: ManualClock, **options: Any) -> Backend:
+    """What a store with the layer speaks to."""
+    return Store(backend, layers=[Bounding(**options)], clock=clock).stack
+
+
+def bounded(backend: Backend, clock: ManualClock, **options: Any) -> SyncStore:
+    return SyncStore(backend, layers=[Bounding(**options)], clock=clock)
+
+
+# ---------------------------------------------------------------- what stays
+def test_the_least_recently_used_goes_first(backend: Memory, clock: ManualClock) -> None:
+    """Setting and reading both count as use; the order of use decides, not that of arrival."""
+    evicted = Record()
+    store = bounded(backend, clock, max_entries=3, on_evict=evicted)
+    for key in "abc":
+        store.set(key, key)
+    store.get("a")
+    store.set("b", "B")
+    store.set("d", "d")
+    assert evicted.calls == [("c", "c", "size")]
+    assert list(store.keys()) == ["a", "b", "d"]
+
+
+def test_a_batch_beyond_the_bound_keeps_its_last(backend: Memory, clock: ManualClock) -> None:
+    """One write of more keys than there is room for is done, and leaves the newest."""
+    store = bounded(backend, clock, max_entries=2)
+    store.set_many({"a": 1, "b": 2, "c": 3})
+    assert list(store.keys()) == ["b", "c"]
+
+
+def test_bytes_are_bounded_by_the_estimate(backend: Memory, clock: ManualClock) -> None:
+    """Values count as `size_of` says when set; overwriting and deleting give the room back."""
+    evicted = Record()
+    room = 3 * (size_of("x" * 1000) + size_of("a"))
+    store = bounded(backend, clock, max_bytes=room, on_evict=evicted)
+    for key in "abc":
+        store.set(key, "x" * 1000)
+    store.set("a", "x" * 1000)
+    store.delete("b")
+    store.set("d", "x" * 1000)
+    assert evicted.calls == []
+    store.set("e", "x" * 1000)
+    assert [(key, reason) for key, _, reason in evicted.calls] == [("c", "bytes")]
+
+
+def test_a_value_too_big_for_all_the_room_evicts_only_itself(backend: Memory, clock: ManualClock) -> None:
+    """It can't stay; emptying the cache for it first would lose everything and gain nothing."""
+    evicted = Record()
+    store = bounded(backend, clock, max_bytes=2000, on_evict=evicted)
+    store.set("small", "s")
+    store.set("big", "x" * 5000)
+    assert [(key, reason) for key, _, reason in evicted.calls] == [("big", "bytes")]
+    assert store.get("small") == "s"
+
+
+def test_size_of_follows_what_a_value_holds() -> None:
+    """Containers and objects count with their parts, shared parts once, and a raising __sizeof__ does no harm."""
+
+    class Heavy:
+        def __init__(self) -> None:
+            self.payload = bytes(10_000)
+
+        def __sizeof__(self) -> int:
+            raise RuntimeError("no")
+
+    part = "x" * 10_000
+    assert size_of({"k": [part]}) > 10_000
+    assert size_of([part, part]) < 11_000
+    assert 10_000 < size_of(Heavy()) < 12_000
+    assert size_of(int) < 10_000
+
+
+def test_records_of_pocket_plug_are_exempt(backend: Memory, clock: ManualClock) -> None:
+    """A checkpoint that is evicted, or pushes out the user's data, breaks what runs rely on: they aren't counted."""
+    stack = stacked(backend, clock, max_entries=2, max_bytes=100_000, ttl=10)
+    drive_inline(stack.write([Put(f"pocket:{n}", "x" * 50_000) for n in range(5)]))
+    drive_inline(stack.write([Put(key, 0) for key in "abc"]))
+    clock.now += 100
+    drive_inline(stack.write([Put("d", 0)]))
+    assert drive_inline(keys_of(stack, "pocket:")) == [f"pocket:{n}" for n in range(5)]
+    drive_inline(stack.write([Delete("pocket:0"), Put("pocket:1", 1)]))
+    drive_inline(stack.write([Put(key, 0) for key in "efg"]))
+    assert drive_inline(keys_of(stack)) == ["f", "g", *(f"pocket:{n}" for n in range(1, 5))]
+
+
+# ---------------------------------------------------------------- how long
+def test_the_ttl_counts_from_the_last_set(backend: Memory, clock: ManualClock) -> None:
+    """Overwriting renews the expiry, reading doesn't."""
+    store = bounded(backend, clock, ttl=10)
+    store.set_many({"read": 1, "set": 1})
+    clock.now += 9
+    assert store.get("read") == 1
+    store.set("set", 2)
+    clock.now += 1
+    assert store.get("read") is None
+    assert store.get("set") == 2
+    assert list(store.keys()) == ["set"]
+
+
+@pytest.mark.parametrize("ttl", [600, timedelta(minutes=10), "10m"])
+def test_a_ttl_is_written_in_three_ways(clock: ManualClock, ttl: Any) -> None:
+    """Seconds, a timedelta and a text mean the same."""
+    store = bounded(Memory(), clock, ttl=ttl)
+    store.set("a", 1)
+    clock.now += 599
+    assert store.has("a")
+    clock.now += 1
+    assert not store.has("a")
+
+
+def test_the_earlier_deadline_counts(backend: Memory, clock: ManualClock) -> None:
+    """A ttl of its own makes an entry live shorter, never longer than the layer allows."""
+    store = bounded(backend, clock, ttl=10)
+    store.set("shorter", 1, ttl=5)
+    store.set("longer", 1, ttl=50)
+    clock.now += 5
+    assert list(store.keys()) == ["longer"]
+    clock.now += 5
+    assert list(store.keys()) == []
+
+
+def test_the_layers_deadline_is_in_no_entry(backend: Memory, clock: ManualClock) -> None:
+    """Put into Entry, it would be copied into a durable tier by whoever writes back what it read, and delete there."""
+    store = Store(backend, layers=[Bounding(ttl=10)], clock=clock)
+    store.sync.set("a", 1)
+    entry = drive_inline(store.stack.read("a"))
+    assert entry is not None
+    assert entry.expires_at is None
+    assert store.sync.ttl("a") is None
+    assert entry == Entry(1, entry.version)
+    assert replace(entry, value=2) == Entry(2, entry.version)
+
+
+def test_a_set_after_an_expired_entry_is_readable(backend: Memory, clock: ManualClock) -> None:
+    """An expired entry still in the index must not hide its successor, nor stop a write that expects nothing."""
+    root = Store(backend, layers=[Bounding(max_entries=5, ttl=10)], clock=clock)
+    store = root.sync
+    store.set("a", "old")
+    store.update("b", lambda n: n + 1, default=0)
+    clock.now += 10
+    store.set("a", "new")
+    assert store.get("a") == "new"
+    assert store.update("b", lambda n: n + 1, default=0) == 1
+    assert drive_inline(root.stack.write([Put("c", 1)], {"c": 0})) > 0
+
+
+def test_an_expired_entry_counts_as_absent_for_expectations(backend: Memory, clock: ManualClock) -> None:
+    """Who saw it alive and writes after its end meets a conflict; who saw nothing doesn't."""
+    stack = stacked(backend, clock, ttl=10)
+    version = drive_inline(stack.write([Put("a", 1)]))
+    clock.now += 10
+    with pytest.raises(Conflict) as caught:
+        drive_inline(stack.write([Put("a", 2)], {"a": version}))
+    assert caught.value.keys == {"a"}
+    drive_inline(stack.write([], {"a": 0}))
+
+
+def test_a_store_full_of_expired_entries_evicts_no_live_one(backend: Memory, clock: ManualClock) -> None:
+    """Dead entries that were used last must go before live ones that weren't used for longer."""
+    evicted = Record()
+    store = bounded(backend, clock, max_entries=40, ttl=10, on_evict=evicted)
+    store.set_many({f"dying{n}": n for n in range(20)})
+    clock.now += 5
+    store.set_many({f"live{n}": n for n in range(20)})
+    for n in range(20):
+        store.get(f"dying{n}")
+    clock.now += 5
+    for n in range(20):
+        store.set(f"new{n}", n)
+    assert {reason for _, _, reason in evicted.calls} == {"expired"}
+    assert len([key for key in store.keys() if key.startswith("live")]) == 20
+
+
+def test_in_a_large_store_a_sweep_finds_all_that_died_together(clock: ManualClock) -> None:
+    """Looked for a few at a time, they would outlive many live ones."""
+    evicted = Record()
+    store = bounded(Memory(), clock, max_entries=2000, ttl=10, on_evict=evicted)
+    store.set_many({f"dying{n}": n for n in range(1000)})
+    clock.now += 5
+    for n in range(1000):
+        store.set(f"live{n}", n)
+    for n in range(1000):
+        store.get(f"dying{n}")
+    clock.now += 5
+    store.set("new", 1)
+    assert len(evicted.calls) == 1000
+    assert {reason for _, _, reason in evicted.calls} == {"expired"}
+
+
+@pytest.mark.parametrize("layers", [[], [Bounding(ttl=1000)]], ids=["plain", "bounded"])
+def test_expired_entries_are_swept_out(clock: ManualClock, layers: list[Layer]) -> None:
+    """Memory doesn't grow with what has expired, nor with how often a key with a deadline is overwritten."""
+
+    class Big:
+        pass
+
+    store = SyncStore(layers=layers, clock=clock)
+    alive: list[weakref.ref[Big]] = []
+    for n in range(300):
+        big = Big()
+        alive.append(weakref.ref(big))
+        store.set(f"k{n % 150}", big, ttl=5)
+        del big
+        clock.now += 1
+    gc.collect()
+    assert sum(ref() is not None for ref in alive) <= 40
+
+
+# ---------------------------------------------------------------- on_evict
+def test_neither_delete_nor_overwrite_is_an_eviction(backend: Memory, clock: ManualClock) -> None:
+    """`on_evict` closes what the store let go by itself; what the user removed is the user's."""
+    evicted = Record()
+    store = bounded(backend, clock, max_entries=2, max_bytes=10_000, ttl=10, on_evict=evicted)
+    store.set("a", 1)
+    store.set("a", 2)
+    store.delete("a")
+    store.set("a", 3)
+    store.delete_many(["a", "absent"])
+    assert evicted.calls == []
+
+
+def test_what_expired_is_told_once(backend: Memory, clock: ManualClock) -> None:
+    """Whether a sweep, a set or a delete comes upon it: one call each, with the value that expired."""
+    evicted = Record()
+    store = bounded(backend, clock, ttl=10, on_evict=evicted)
+    store.set_many({"swept": 1, "set": 2, "deleted": 3})
+    clock.now += 10
+    store.set("set", "new")
+    store.delete_many(["deleted"])
+    store.set("another", 1)
+    assert sorted(evicted.calls) == [("deleted", 3, "expired"), ("set", 2, "expired"), ("swept", 1, "expired")]
+
+
+def test_on_evict_may_use_the_store(backend: Memory, clock: ManualClock) -> None:
+    """Called under the store's lock it would wait for itself for ever."""
+    seen: list[Any] = []
+
+    def on_evict(key: str, value: Any, reason: str) -> None:
+        seen.append((key, store.get(key), store.get("c")))
+        store.set("count", len(seen))
+
+    store = bounded(backend, clock, max_entries=2, on_evict=on_evict)
+    for key in "abc":
+        store.set(key, key)
+    assert seen == [("a", None, "c")]
+    assert store.get("count") == 1
+
+
+def test_evictions_of_on_evict_are_not_told(backend: Memory, clock: ManualClock) -> None:
+    """An `on_evict` that sets a key would otherwise call itself for ever."""
+    calls: list[str] = []
+
+    def on_evict(key: str, value: Any, reason: str) -> None:
+        calls.append(key)
+        store.set(f"gone:{key}", value)
+
+    store = bounded(backend, clock, max_entries=2, on_evict=on_evict)
+    for key in "abcd":
+        store.set(key, key)
+    assert calls == ["a", "c"]
+    assert list(store.keys()) == ["d", "gone:c"]
+
+
+def test_what_on_evict_raises_is_said_once_and_fails_nothing(
+    backend: Memory, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The write has landed: told of a failure, the caller would do it again."""
+
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("not even that")
+
+    def on_evict(key: str, value: Any, reason: str) -> None:
+        raise Unprintable
+
+    root = Store(backend, layers=[Bounding(max_entries=1, on_evict=on_evict)], clock=clock)
+    store = root.sync
+    with caplog.at_level(logging.WARNING, "pocket_plug"):
+        for key in "abcd":
+            store.set(key, key)
+    assert store.get("d") == "d"
+    assert [record.name for record in caplog.records] == ["pocket_plug"]
+    assert "on_evict" in caplog.records[0].getMessage()
+    layer = root.stack.inner
+    assert isinstance(layer, Bounding)
+    assert layer.failures == 3
+
+
+def test_an_async_on_evict_is_awaited_by_the_write(backend: Memory, clock: ManualClock) -> None:
+    """When `set` is back, what it evicted has been dealt with, on the caller's loop and with the store at hand."""
+    done: list[tuple[str, Any]] = []
+
+    async def main() -> None:
+        async def on_evict(key: str, value: Any, reason: str) -> None:
+            await asyncio.sleep(0)
+            done.append((key, await store.get("c")))
+
+        store = Store(backend, layers=[Bounding(max_entries=2, on_evict=on_evict)], clock=clock)
+        for key in "abc":
+            await store.set(key, key)
+        assert done == [("a", "c")]
+        assert not store.stack.inline_write
+
+    asyncio.run(main())
+
+
+def test_an_async_on_evict_works_for_sync_callers(clock: ManualClock) -> None:
+    """The write goes through the store's loop, since nobody else would await the callback."""
+    done: list[str] = []
+
+    class Callback:
+        async def __call__(self, key: str, value: Any, reason: str) -> None:
+            await asyncio.sleep(0)
+            done.append(key)
+
+    with bounded(Memory(), clock, max_entries=1, on_evict=Callback()) as store:
+        store.set("a", 1)
+        store.set("b", 1)
+        assert done == ["a"]
+
+
+def test_a_callback_that_hands_back_a_coroutine_is_reported(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lambda around an async function can't be awaited where writes are inline: said, not silently dropped."""
+
+    async def end(key: str) -> None:
+        raise AssertionError("never awaited")
+
+    store = bounded(Memory(), clock, max_entries=1, on_evict=lambda key, value, reason: end(key))
+    with caplog.at_level(logging.WARNING, "pocket_plug"):
+        store.set_many({"a": 1, "b": 2})
+    assert caplog.records[0].exc_info is not None
+    assert "async def" in str(caplog.records[0].exc_info[1])
+
+
+def test_a_cancellation_leaves_none_untold(clock: ManualClock) -> None:
+    """Cancelled while one eviction is dealt with, the write still tells of the others, then raises."""
+    told: list[str] = []
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def on_evict(key: str, value: Any, reason: str) -> None:
+            told.append(key)
+            begun.set()
+            await asyncio.sleep(0)
+
+        store = Store(layers=[Bounding(max_entries=1, on_evict=on_evict)], clock=clock)
+        writing = asyncio.ensure_future(store.set_many({"a": 1, "b": 2, "c": 3}))
+        await begun.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert told == ["a", "b"]
+        assert await store.get("c") == 3
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- over another backend
+def test_only_the_version_that_was_chosen_is_evicted() -> None:
+    """Between choosing a key and deleting it somebody may set it anew: that new value must stay."""
+
+    async def main() -> None:
+        inner = FaultyMemory()
+        stack = Bounding(max_entries=1).build(inner)
+        await stack.write([Put("a", "old")])
+        writing = asyncio.ensure_future(stack.write([Put("b", 1)]))
+        while inner.used[-1:] != ["read a"]:  # noqa: ASYNC110 - about to be evicted
+            await asyncio.sleep(0)
+        await Memory.write(inner, [Put("a", "new")])  # another process
+        await writing
+        entry = await stack.read("a")
+        assert entry is not None
+        assert entry.value == "new"
+
+    asyncio.run(main())
+
+
+def test_an_eviction_that_fails_is_reported_and_done_later(caplog: pytest.LogCaptureFixture) -> None:
+    """The write that caused it has landed, so it isn't failed; the bound holds again once the backend works."""
+
+    async def main() -> None:
+        class Flaky(Plain):
+            broken = False
+
+            async def write(self, changes: Any, expect: Any = {}) -> int:  # noqa: B006
+                if self.broken and isinstance(changes[0], Delete):
+                    raise StoreError("no deletes today")
+                return await super().write(changes, expect)
+
+        inner = Flaky()
+        stack = Bounding(max_entries=1).build(inner)
+        await stack.write([Put("a", 1)])
+        inner.broken = True
+        await stack.write([Put("b", 1)])
+        assert await keys_of(stack) == ["a", "b"]
+        inner.broken = False
+        await stack.write([Put("c", 1)])
+        assert await keys_of(stack) == ["c"]
+
+    with caplog.at_level(logging.WARNING, "pocket_plug"):
+        asyncio.run(main())
+    assert "could not evict 'a'" in caplog.text
+
+
+def test_what_is_there_when_it_opens_is_bounded_too() -> None:
+    """A durable backend has entries from the last time: uncounted, they would never go."""
+
+    async def main() -> None:
+        for options in ({"max_entries": 2}, {"max_bytes": 2 * size_of("x" * 1000) + 500}):
+            inner = Surviving()
+            await inner.write([Put(f"k{n}", "x" * 1000) for n in range(5)])
+            stack = Bounding(durable=True, **options).build(inner)
+            await stack.open()
+            assert len(await keys_of(stack)) == 2
+            await stack.write([Put("new", "x" * 1000)])
+            assert len(await keys_of(stack)) == 2
+
+    asyncio.run(main())
+
+
+def test_what_others_write_is_counted_when_it_is_seen() -> None:
+    """Two processes over one backend: each bounds what it knows of, and a read makes it known."""
+
+    async def main() -> None:
+        inner = Plain()
+        stack = Bounding(max_entries=2).build(inner)
+        await inner.write([Put(key, 0) for key in "abc"])
+        for key in "abc":
+            assert await stack.read(key) is not None
+        await stack.write([Put("d", 0)])
+        assert await keys_of(stack) == ["c", "d"]
+
+    asyncio.run(main())
+
+
+def test_a_write_that_may_have_landed_is_counted() -> None:
+    """Cancelled after it was done, its key must not be forgotten: it would stay for ever."""
+
+    async def main() -> None:
+        inner = FaultyMemory()
+        stack = Bounding(max_entries=1).build(inner)
+        writing = asyncio.ensure_future(stack.write([Put("a", 1)]))
+        while await Memory.read(inner, "a") is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        await stack.write([Put("b", 1)])
+        assert await keys_of(stack) == ["b"]
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- threads
+def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
+    """Eight threads set, read, update and delete, with a callback that uses the store; never more than the bound and
+    what is in flight, nothing raised, no deadlock, no update lost."""
+    threads, bound = 8, 20
+    most = 0
+
+    def on_evict(key: str, value: Any, reason: str) -> None:
+        store.get(key)
+        store.set("evicted", value)
+
+    root = Store(backend, layers=[Bounding(max_entries=bound, ttl=3600, on_evict=on_evict)])
+    store = root.sync
+    errors: list[BaseException] = []
+
+    def work(me: int) -> None:
+        nonlocal most
+        try:
+            for n in range(150):
+                store.set(f"k{(n * 7 + me * 13) % 60}", n)
+                store.get(f"k{(n * 5 + me) % 60}")
+                store.get("hits")
+                store.update("hits", lambda n: n + 1, default=0)
+                if n % 10 == 0:
+                    store.delete(f"k{n % 60}")
+                    most = max(most, len(list(store.keys())))
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(me,)) for me in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert not any(worker.is_alive() for worker in workers)
+    assert errors == []
+    assert most <= bound + 2 * threads
+    assert len(list(store.keys())) <= bound
+    layer = root.stack.inner
+    assert isinstance(layer, Bounding)
+    assert layer.failures == 0
+
+
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "max_entries, max_bytes or ttl"),
+        ({"max_entries": 0}, "max_entries can't be 0"),
+        ({"max_entries": -5, "ttl": 1}, "max_entries can't be -5"),
+        ({"max_entries": True}, "max_entries can't be True"),
+        ({"max_entries": 2.5}, "max_entries can't be 2.5"),
+        ({"max_bytes": "1MB"}, "max_bytes can't be '1MB'"),
+        ({"ttl": 0}, "TTL can't be 0"),
+        ({"ttl": "soon"}, "TTL can't be 'soon'"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(options: dict[str, Any], says: str) -> None:
+    """A bound that bounds nothing, or everything away, is an error where the stack is built."""
+    with pytest.raises(ConfigError, match=says):
+        build_stack(Memory(), [Bounding(**options)])
+
+
+def test_durable_data_is_deleted_only_on_demand() -> None:
+    """Over a durable backend it would delete what the user wanted kept: it takes `durable=True` to say so."""
+    with pytest.raises(ConfigError, match="durable=True"):
+        build_stack(Surviving(), [Bounding(max_entries=1)])
+    stack = build_stack(Surviving(), [Bounding(max_entries=1, durable=True)])
+    assert stack.survives
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_persistence_inside_bounding_is_refused(durable: bool) -> None:
+    """Evicting from around it would delete from the authority; `durable=True` doesn't make sense of that."""
+    layers = [Bounding(max_entries=1, durable=durable), Persistence(to=Memory())]
+    with pytest.raises(ConfigError, match="persistence first"):
+        build_stack(Memory(), layers)
+
+
+def test_one_memory_has_one_bound() -> None:
+    """Two stacks with bounds of their own over one Memory would contradict each other."""
+    memory = Memory()
+    Bounding(max_entries=1).build(memory)
+    with pytest.raises(ConfigError, match="bounded"):
+        Bounding(max_entries=2).build(memory)
+
+
+# ---------------------------------------------------------------- costs
+def test_over_memory_there_is_no_second_index() -> None:
+    """A second index costs more than twice per set, 40 bytes per entry, and a race: the layer is passed straight by."""
+    memory = Memory()
+    stack = Bounding(max_entries=10).build(memory)
+    assert stack.write == memory.write
+    assert stack.inline_read
+    assert stack.inline_write
+    drive_inline(stack.write([Put("a", 1)]))
+    assert drive_inline(stack.read("a")) is drive_inline(memory.read("a"))
+
+
+def test_entries_that_were_there_before_are_bounded(clock: ManualClock) -> None:
+    """A Memory may be filled before a store is put on it."""
+    memory = Memory()
+    drive_inline(memory.write([Put(key, key) for key in "abc"]))
+    evicted = Record()
+    store = bounded(memory, clock, max_entries=2, on_evict=evicted)
+    assert store.get("a") == "a"
+    store.set("d", "d")
+    assert list(store.keys()) == ["a", "d"]
+    assert evicted.calls == [("b", "b", "size"), ("c", "c", "size")]
+
+
+def test_a_closed_memory_refuses_and_begins_anew(clock: ManualClock) -> None:
+    """Closing is seen by the bounded read too; opened again it is empty, and bounded as before."""
+
+    async def main() -> None:
+        stack = Bounding(max_entries=1).build(Memory())
+        await stack.write([Put("a", 1)])
+        await stack.close()
+        with pytest.raises(StoreError):
+            await stack.read("a")
+        await stack.open()
+        assert await stack.read("a") is None
+        await stack.write([Put("b", 1), Put("c", 1)])
+        assert await keys_of(stack) == ["c"]
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- against a model
+KEYS = st.sampled_from("abcdefgh")
+TTLS = st.one_of(st.none(), st.integers(1, 12))
+
+
+class AgainstAModel(RuleBasedStateMachine):
+    """Whatever is done in whatever order, the store has what an OrderedDict with deadlines has."""
+
+    backend: type[Memory]
+
+    @initialize(most=st.integers(1, 5), ttl=st.one_of(st.none(), st.integers(3, 10)))
+    def begin(self, most: int, ttl: int | None) -> None:
+        self.clock = ManualClock()
+        self.told: list[tuple[str, Any, str]] = []
+        self.model: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self.pushed_out: list[tuple[str, Any]] = []
+        self.expired: set[tuple[str, Any]] = set()
+        self.most, self.ttl, self.count = most, ttl, 0
+        layer = Bounding(max_entries=most, ttl=ttl, on_evict=lambda *told: self.told.append(told))
+        self.store = SyncStore(self.backend(), layers=[layer], clock=self.clock)
+
+    # ------------------------------------------------------------ the model
+    def forget_expired(self) -> None:
+        for key, (value, deadline) in list(self.model.items()):
+            if deadline <= self.clock.now:
+                self.expired.add((key, value))
+                del self.model[key]
+
+    def put(self, keys: list[str], ttl: float | None) -> dict[str, int]:
+        self.forget_expired()
+        values = {}
+        for key in dict.fromkeys(keys):
+            self.count += 1
+            values[key] = self.count
+            lives = min(ttl or float("inf"), self.ttl or float("inf"))
+            self.model[key] = self.count, self.clock.now + lives
+            self.model.move_to_end(key)
+        while len(self.model) > self.most:
+            key, (value, _) = self.model.popitem(last=False)
+            self.pushed_out.append((key, value))
+        return values
+
+    def found(self, key: str) -> int | None:
+        self.forget_expired()
+        if key not in self.model:
+            return None
+        self.model.move_to_end(key)
+        return self.model[key][0]
+
+    # ------------------------------------------------------------ what is done
+    @rule(key=KEYS, ttl=TTLS)
+    def set(self, key: str, ttl: int | None) -> None:
+        value = self.put([key], ttl)[key]
+        self.store.set(key, value, ttl=ttl)
+
+    @rule(keys=st.lists(KEYS, max_size=7), ttl=TTLS)
+    def set_many(self, keys: list[str], ttl: int | None) -> None:
+        if keys:
+            self.store.set_many(self.put(keys, ttl), ttl=ttl)
+
+    @rule(key=KEYS)
+    def get(self, key: str) -> None:
+        assert self.store.get(key) == self.found(key)
+
+    @rule(keys=st.lists(KEYS, unique=True))
+    def get_many(self, keys: list[str]) -> None:
+        found = {key: self.found(key) for key in keys}
+        assert self.store.get_many(keys) == {key: value for key, value in found.items() if value is not None}
+
+    @rule(key=KEYS)
+    def delete(self, key: str) -> None:
+        there = self.found(key) is not None
+        self.model.pop(key, None)
+        assert self.store.delete(key) is there
+
+    @rule(key=KEYS)
+    def update(self, key: str) -> None:
+        """It keeps a ttl of the entry's own; the layer's counts anew."""
+        before = self.found(key)
+        ttl = self.store.ttl(key) if before is not None else None
+        value = self.put([key], ttl)[key]
+        assert self.store.update(key, lambda old: value if old == before else -1, default=None) == value
+
+    @rule(seconds=st.integers(1, 6))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    # ------------------------------------------------------------ what holds
+    @invariant()
+    def it_has_what_the_model_has(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        self.forget_expired()
+        assert list(self.store.keys()) == sorted(self.model)
+        assert [(key, value) for key, value, reason in self.told if reason == "size"] == self.pushed_out
+        told = [(key, value) for key, value, reason in self.told if reason == "expired"]
+        assert len(set(told)) == len(told)
+        assert set(told) <= self.expired
+
+    def teardown(self) -> None:
+        if self.backend is Memory and hasattr(self, "store"):
+            self.set("a", None)
+            assert {(key, value) for key, value, reason in self.told if reason == "expired"} == self.expired
+
+
+class OverMemory(AgainstAModel):
+    backend = Memory
+
+
+class OverAnother(AgainstAModel):
+    backend = Plain
+
+
+TestOverMemory = OverMemory.TestCase
+TestOverAnother = OverAnother.TestCase
+TestOverMemory.settings = TestOverAnother.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
