@@ -574,6 +574,11 @@ class SyncStore(SyncWriter):
         """What `with` does last."""
         self._source.close_sync()
 
+    @property
+    def stack(self) -> Stack:
+        """The built stack, as on Store."""
+        return self._source
+
     def reader(self) -> SyncReader:
         """The same without the means to write."""
         return SyncReader(self._source, self._prefix)
