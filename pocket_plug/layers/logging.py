@@ -163,7 +163,7 @@ class _RunLog:
         run = self.run
         self.tokens = bind_contextvars(run_id=run.id, graph=run.graph)
         if run.parent is None:
-            _escaped.set(deque(maxlen=64))  # in the run's own context: there is nothing to reset
+            _escaped.set(deque(maxlen=64))  # in the outermost run's own context: there is nothing to reset
         self.started = time.perf_counter()
         parent = {"parent_id": run.parent.id} if run.parent is not None else {}
         _say(self.log, "info", "pocket_plug.run.started", run_id=run.id, graph=run.graph, **parent)
@@ -172,15 +172,14 @@ class _RunLog:
         from structlog.contextvars import reset_contextvars
 
         run = self.run
+        reset_contextvars(**self.tokens)
+        if run.parent is None and (escaped := _escaped.get()) is not None:
+            escaped.clear()  # its tracebacks lead to the run's context, which holds this
         failure = {} if run.error is None else {"error_type": error_type(run.error)}
         level = "info" if run.outcome in ("success", "cancelled") else "warning"
-        try:
-            _say(self.log, level, "pocket_plug.run.finished", run_id=run.id, graph=run.graph, outcome=run.outcome,
-                 steps=run.steps, duration=time.perf_counter() - self.started, **failure)  # fmt: skip
-        finally:
-            reset_contextvars(**self.tokens)
-            if run.parent is None and (escaped := _escaped.get()) is not None:
-                escaped.clear()  # its tracebacks lead to the run's context, which holds this
+        duration = time.perf_counter() - self.started
+        _say(self.log, level, "pocket_plug.run.finished", run_id=run.id, graph=run.graph, outcome=run.outcome,
+             steps=run.steps, duration=duration, **failure)  # fmt: skip
 
 
 class _NodeLog:

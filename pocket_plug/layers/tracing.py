@@ -265,8 +265,7 @@ class _RunSpan(_SpanManager):
         run, span = self.run, self.span
         outcome = run.outcome or "success"
         span.set_attributes({"pocket_plug.run.outcome": outcome, "pocket_plug.run.steps": run.steps})
-        error = error or run.error
-        if error is not None and outcome != "success":
+        if error is not None:
             _fail(span, error, cancelled=outcome == "cancelled" or _is_cancellation(error))
         self.recorded.clear()  # its tracebacks lead to the run's context, which holds this
 
@@ -311,8 +310,7 @@ class _NodeSpan(_SpanManager):
         if self.fan_out is not None and self.fan_out.suppressed:
             attributes["pocket_plug.fan_out.suppressed"] = self.fan_out.suppressed
         span.set_attributes(attributes)
-        error = error or call.error
-        if error is not None and outcome not in ("ok", "fallback"):
+        if error is not None:
             _fail(span, error, cancelled=outcome == "cancelled" or _is_cancellation(error))
 
 

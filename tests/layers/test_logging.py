@@ -151,6 +151,25 @@ def test_runs_and_nodes_are_logged_with_their_ids(logs: LogCapture) -> None:
     assert "secret" not in repr(logs.entries)
 
 
+def test_what_follows_a_nested_run_is_logged_as_of_the_outer_one(logs: LogCapture) -> None:
+    """The inner run's id and graph end with it."""
+    own = structlog.get_logger()
+
+    @pp.node
+    async def inside(n: int) -> int:
+        own.info("inside")
+        return n
+
+    @pp.node
+    async def after(n: int) -> int:
+        own.info("after")
+        return n
+
+    asyncio.run(pp.Graph(pp.Graph(inside, name="inner") >> after, name="outer").run(1))
+    own_events = [entry for entry in shown(logs, "graph", "node") if not entry[1].startswith("pocket_plug")]
+    assert own_events == [("info", "inside", "inner", "inside"), ("info", "after", "outer", "after")]
+
+
 def test_an_error_that_escapes_is_logged_once_by_the_node_where_it_did(logs: LogCapture) -> None:
     """Not again by the graph and the fan-out around it; the run's end is a warning that says how."""
 
