@@ -86,9 +86,7 @@ class Candidate:
             missing = missing_requirements(self.source, extras)
             if missing:
                 arguments = " ".join(f'"{requirement}"' for requirement in missing)
-                raise PluginError(
-                    f"it requires {', '.join(missing)}, which is not installed; do: pip install {arguments}"
-                )
+                raise PluginError(f"it requires {', '.join(missing)}, which is not there; do: pip install {arguments}")
         loaded: object = point.load()
         return loaded
 

@@ -198,7 +198,7 @@ def test_missing_requirement(install, caplog, requirement, missing):
     install("pocket-plug-good", GOOD)
     source = "raise AssertionError('imported')"
     install("pocket-plug-bad", source, entry_points="bad = pocket_plug_bad [fast]", requires=(requirement,))
-    check_failed(caplog, f'it requires {missing}, which is not installed; do: pip install "{missing}"')
+    check_failed(caplog, f'it requires {missing}, which is not there; do: pip install "{missing}"')
 
 
 def test_requirements_that_do_not_count_here(install):
@@ -364,10 +364,9 @@ def test_built_in_without_metadata(install, monkeypatch):
 
 
 def test_built_in_with_older_metadata(install):
-    """Where the metadata is older than the code, the code counts: nothing is missing, nothing that is gone looked for."""
-    install(
-        "pocket-plug", "", entry_points="gone = pocket_plug.gone\nbounding = pocket_plug.was_there", version="0.0.1"
-    )
+    """Where the metadata is older than the code, the code counts: nothing is missing, nothing that is gone is tried."""
+    entry_points = "gone = pocket_plug.gone\nbounding = pocket_plug.was_there"
+    install("pocket-plug", "", entry_points=entry_points, version="0.1.0")
     ours = [record for record in Pocket(strict=True).plugins if record.origin == "built-in"]
     assert [record.name for record in ours] == sorted(BUILT_IN)
 
