@@ -28,6 +28,7 @@ from pocket_plug import (
 )
 from pocket_plug.codec import default_codec
 from pocket_plug.pocket import Pocket
+from pocket_plug.testing.layer_contract import LayerContract
 
 LARGE = {"text": "state " * 1_000, "numbers": list(range(1_000)), "pair": (1, {2.5})}
 NOISE = random.Random(1).randbytes(5_000)  # noqa: S311
@@ -44,6 +45,13 @@ def pair(**options) -> tuple[SyncStore, Memory]:
     """A store, and the backend below the layer."""
     backend = Memory()
     return SyncStore(backend, layers=[Compress(**options)]), backend
+
+
+class TestContract(LayerContract):
+    """Around any backend, and compressing whatever it can, it keeps all that a backend promises."""
+
+    def recipe(self) -> Compress:
+        return Compress(min_bytes=1)
 
 
 @pytest.fixture

@@ -60,19 +60,17 @@ class Compress(Layer):
 
     def on_build(self) -> None:
         """Settle on an algorithm. Raises ConfigError where it isn't installed, or has no such level."""
-        if self.algorithm == "auto":
-            self.algorithm = "zstd" if _has_zstandard() else "zlib"
-        levels = LEVELS.get(self.algorithm)
+        best = "zstd" if _has_zstandard() else "zlib"
+        self.using = best if self.algorithm == "auto" else self.algorithm
+        levels = LEVELS.get(self.using)
         if levels is None:
             raise ConfigError(f"compress: algorithm is 'auto', 'zlib' or 'zstd', not {self.algorithm!r}")
-        if self.algorithm == "zstd" and not _has_zstandard():
+        if self.using == "zstd" and best != "zstd":
             raise ConfigError(
                 "compress: algorithm 'zstd' needs zstandard; do: pip install 'pocket-plug-compress[zstd]'"
             )
         if self.level is not None and self.level not in levels:
-            raise ConfigError(
-                f"compress: {self.algorithm} has the levels {levels[0]} to {levels[-1]}, not {self.level}"
-            )
+            raise ConfigError(f"compress: {self.using} has the levels {levels[0]} to {levels[-1]}, not {self.level}")
 
     async def read(self, key: str) -> Entry | None:
         entry = await self.inner.read(key)
@@ -95,10 +93,10 @@ class Compress(Layer):
         is_marker = isinstance(change.value, Compressed)  # a user's own, which must come back as it is
         if len(record) < self.min_bytes and not is_marker:
             return change
-        data = _compress(record, self.algorithm, self.level)
+        data = _compress(record, self.using, self.level)
         if len(data) >= len(record) and not is_marker:
             return change
-        return replace(change, value=Compressed(self.algorithm, len(record), data))
+        return replace(change, value=Compressed(self.using, len(record), data))
 
     def _is_small(self, value: Any) -> bool:
         """Is it for certain too small, so that it need not be encoded?"""
