@@ -42,7 +42,8 @@ def main() -> None:
             with Pocket(file):
                 pass
         except ConfigError as error:
-            print("refused:", str(error).replace(folder, "…"))
+            print("refused:")
+            print(str(error).replace(folder, "…"))
 
 
 if __name__ == "__main__":

@@ -41,12 +41,7 @@ class Ledger(Backend):
             for change in changes:
                 if self._supersedes(change):
                     self._version = max(self._version, change.version or 0)
-                    entry = (
-                        Entry(change.value, change.version or self._version, change.expires_at)
-                        if isinstance(change, Put)
-                        else None
-                    )
-                    self.entries[change.key].append(entry)
+                    self.entries[change.key].append(self._entry(change))
             return self._version
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
@@ -59,6 +54,11 @@ class Ledger(Backend):
 
     async def close(self) -> None:
         self._is_closed = True
+
+    def _entry(self, change: Change) -> Entry | None:
+        if isinstance(change, Put):
+            return Entry(change.value, change.version or self._version, change.expires_at)
+        return None
 
     def _live(self, key: str) -> Entry | None:
         entry = self.entries[key][-1] if key in self.entries else None

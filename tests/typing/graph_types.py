@@ -1,0 +1,263 @@
+"""What type checkers make of nodes and graphs. Nothing here runs: mypy and pyright, both strict, are the test."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, assert_type
+
+from pocket_plug import (
+    END,
+    Action,
+    Chain,
+    Graph,
+    Key,
+    Next,
+    Node,
+    Pocket,
+    Retry,
+    Store,
+    StoreReader,
+    StoreWriter,
+    SyncReader,
+    SyncStore,
+    SyncWriter,
+    each,
+    fan_out,
+    node,
+)
+from pocket_plug.node import FunctionNode, Out
+
+
+@dataclass(frozen=True)
+class Order:
+    id: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    order: Order
+
+
+TOTAL = Key("total", float)
+
+
+# ---------------------------------------------------------------- functions as nodes
+@node
+async def price(order: Order) -> float:
+    return 1.0
+
+
+@node
+def render(amount: float) -> str:
+    return str(amount)
+
+
+@node(name="flaky", retry=Retry(attempts=5, delay="500ms", on=(OSError,)), timeout=30)
+async def fetch(url: str) -> bytes:
+    return b""
+
+
+@node(trace=False)
+def measure(page: bytes) -> int:
+    return len(page)
+
+
+@node.post
+async def keep(store: StoreWriter, amount: float) -> float:
+    return await store.update(TOTAL, lambda total: total + amount, default=0.0)
+
+
+@node.post
+def keep_sync(store: SyncWriter, amount: float) -> float:
+    return store.update(TOTAL, lambda total: total + amount, default=0.0)
+
+
+@node.post
+async def keep_or_leave(store: StoreWriter, order: Order) -> Receipt | Next[str]:
+    return Receipt(order) if order.id else END("nothing")
+
+
+@node.post
+def keep_or_leave_sync(store: SyncWriter, order: Order) -> Receipt | Next[str]:
+    return Receipt(order) if order.id else END("nothing")
+
+
+@node.post
+async def always_leave(store: StoreWriter, order: Order) -> Next[Order]:
+    return Next("elsewhere", order)
+
+
+@node.post(name="declared", reads=[TOTAL], writes=[TOTAL])
+async def declared(store: StoreWriter, order: Order) -> Receipt:
+    return Receipt(order)
+
+
+async def load(store: StoreReader, order: Order) -> float:
+    return await store.get(TOTAL, 0.0)
+
+
+async def think(total: float) -> int:
+    return round(total)
+
+
+async def save(store: StoreWriter, order: Order, total: float, rounded: int) -> Receipt:
+    return Receipt(order)
+
+
+def load_sync(store: SyncReader, order: Order) -> float:
+    return store.get(TOTAL, 0.0)
+
+
+def think_sync(total: float) -> int:
+    return round(total)
+
+
+def save_sync(store: SyncWriter, order: Order, total: float, rounded: int) -> Receipt:
+    return Receipt(order)
+
+
+def function_nodes() -> None:
+    assert_type(price, FunctionNode[Order, float, Coroutine[Any, Any, float]])
+    assert_type(render, FunctionNode[float, str, str])
+    assert_type(fetch, FunctionNode[str, bytes, Coroutine[Any, Any, bytes]])
+    assert_type(measure, FunctionNode[bytes, int, int])
+    assert_type(keep, Node[float, float])
+    assert_type(keep_sync, Node[float, float])
+    assert_type(keep_or_leave, Node[Order, Receipt])
+    assert_type(keep_or_leave_sync, Node[Order, Receipt])
+    assert_type(always_leave, Node[Order, Any])
+    assert_type(declared, Node[Order, Receipt])
+    assert_type(node.of(prep=load, exec=think, post=save), Node[Order, Receipt, int])
+    assert_type(node.of(prep=load, exec=think, name="rounded", timeout="5s"), Node[Order, int])
+    assert_type(node.of(prep=load_sync, exec=think_sync, post=save_sync), Node[Order, Receipt, int])
+    assert_type(node.of(prep=load_sync, exec=think_sync), Node[Order, int])
+
+
+async def called_as_functions() -> None:
+    assert_type(await price(Order("1")), float)
+    assert_type(render(1.0), str)
+    assert_type(await fetch("/"), bytes)
+    assert_type(measure(b""), int)
+
+
+# ---------------------------------------------------------------- classes as nodes
+class Charge(Node[Order, Receipt, int], retry=Retry(attempts=3), timeout=30, reads=(TOTAL,), writes=(TOTAL,)):
+    """Its exec gives something else than its output; its phases are of both colours."""
+
+    declined = Action[str]()
+    again = Action[Order]("another name")
+
+    async def prep(self, store: StoreReader, order: Order) -> float:
+        return await store.require(TOTAL)
+
+    def exec(self, total: float) -> int:
+        return round(total)
+
+    async def fallback(self, total: float, error: Exception) -> int:
+        return 0
+
+    async def post(
+        self, store: StoreWriter, order: Order, total: float, rounded: int
+    ) -> Receipt | Next[str] | Next[Order]:
+        if rounded:
+            return self.declined("too much")
+        return self.again(order) if total else Receipt(order)
+
+    async def on_success(self, store: StoreWriter, output: Receipt) -> None: ...
+    def on_failure(self, store: SyncWriter, error: BaseException) -> None: ...
+    async def on_complete(self, store: StoreWriter) -> None: ...
+
+
+@dataclass
+class Configured(Node[Order, Order], name="configured", timeout="1m"):
+    """The options of a node and the fields of a dataclass stay apart."""
+
+    timeout: int
+    name: str = "mine"
+
+    def exec(self, order: Order) -> Order:
+        return order
+
+
+@node
+def apologise(reason: str) -> str:
+    return reason
+
+
+@node
+def file(receipt: Receipt) -> str:
+    return receipt.order.id
+
+
+charge = Charge()
+
+
+def class_nodes() -> None:
+    assert_type(Configured(timeout=5).name, str)
+    assert_type(charge.with_options(name="other", retry=Retry(attempts=1)), Charge)
+    assert_type(Charge.declined, Action[str])
+    assert_type(charge.declined, Out[Order, str])
+    assert_type(Charge.declined("no"), Next[str])
+    assert_type(charge.on("anything"), Out[Order, Any])
+    assert_type(charge.on(Charge.declined), Out[Order, str])
+    assert_type(END("over"), Next[Any])
+    assert_type(Next("anywhere", 7), Next[int])
+
+
+# ---------------------------------------------------------------- chains and graphs
+def chains() -> None:
+    assert_type(price >> render, Chain[Order, str])
+    assert_type(price >> keep >> render, Chain[Order, str])
+    assert_type(price >> (keep >> render), Chain[Order, str])
+    assert_type((price >> keep) >> (keep >> render), Chain[Order, str])
+    assert_type(charge >> file, Chain[Order, str])
+    assert_type(charge.declined >> apologise, Chain[Order, str])
+    assert_type(charge.again >> charge >> file, Chain[Order, str])
+    assert_type(charge.on(Charge.again) >> charge, Chain[Order, Receipt])
+    assert_type(charge.on("anything") >> price, Chain[Order, float])
+
+
+async def graphs(store: Store, sync: SyncStore) -> None:
+    one = Graph(price)
+    assert_type(one, Graph[Order, float])
+    assert_type(await one.run(Order("1")), float)
+    assert_type(one.run_sync(Order("1")), float)
+
+    chain = Graph(price >> render, store=sync, name="chain", scope="a part", max_steps=10, clean_up_grace="1s")
+    assert_type(chain, Graph[Order, str])
+    branched = Graph(
+        charge >> file,
+        charge.declined >> apologise,
+        charge.again >> charge >> file,
+        store=store,
+        name="orders",
+    )
+    assert_type(branched, Graph[Order, str])
+    assert_type(await branched.run(Order("1")), str)
+
+    nested = Graph(one >> render)
+    assert_type(await nested.run(Order("1")), str)
+    async with Pocket(plugins=[object()]) as pocket:
+        assert_type(await pocket.run(nested, Order("1")), str)
+        assert_type(await nested.run(Order("1"), pocket=pocket), str)
+        assert_type(pocket.store, Store)
+        assert_type(pocket.stores["cache"], Store)
+
+
+async def many(store: Store) -> None:
+    assert_type(each(fetch), Node[Iterable[str], list[bytes]])
+    assert_type(each(fetch, concurrency=5, errors="raise"), Node[Iterable[str], list[bytes]])
+    assert_type(each(fetch, errors="collect"), Node[Iterable[str], list[bytes | Exception]])
+    assert_type(each(charge), Node[Iterable[Order], list[Receipt]])
+    assert_type(await fan_out(fetch, ["/"]), list[bytes])
+    assert_type(await fan_out(charge, iter([Order("1")]), concurrency=5, store=store), list[Receipt])
+    assert_type(await fan_out(fetch, ["/"], errors="collect"), list[bytes | Exception])
+
+    @node
+    def total(sizes: list[int]) -> int:
+        return sum(sizes)
+
+    crawl = Graph(each(fetch) >> each(measure) >> total)
+    assert_type(await crawl.run(["/", "/about"]), int)
+    assert_type(await crawl.run(f"/{n}" for n in range(9)), int)

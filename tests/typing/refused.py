@@ -1,0 +1,209 @@
+"""What type checkers must refuse: each line as its comment says. A comment that isn't needed fails `make lint`.
+
+Nothing here runs. mypy takes any str for a LiteralString, so f-strings in keys are refused by pyright alone. A template
+that was not filled is refused by neither, but at run time.
+"""
+
+# What follows from an error is left out: that its result is of an unknown type.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pocket_plug import (
+    Action,
+    Graph,
+    Key,
+    Next,
+    Node,
+    Retry,
+    Store,
+    StoreReader,
+    StoreWriter,
+    SyncReader,
+    SyncStore,
+    SyncWriter,
+    each,
+    fan_out,
+    node,
+)
+from pocket_plug.layers import Bounding, Persistence
+
+
+@dataclass(frozen=True)
+class Order:
+    id: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    order: Order
+
+
+AGE = Key("age", int)
+ORDER = Key("order:{}", Order)
+
+
+class Charge(Node[Order, Receipt]):
+    declined = Action[str]()
+
+    async def exec(self, order: Order) -> Receipt:
+        return Receipt(order)
+
+
+@node
+def file(receipt: Receipt) -> str:
+    return receipt.order.id
+
+
+@node
+def apologise(reason: str) -> str:
+    return reason
+
+
+@node
+def price(order: Order) -> float:
+    return 1.0
+
+
+charge = Charge()
+
+
+# ---------------------------------------------------------------- the store
+class WritesInPrep(Node[Order, Order]):
+    """prep has no means to write, not by a scope or a typed view either."""
+
+    async def prep(self, store: StoreReader, order: Order) -> Order:
+        await store.set("a", 1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        await store.scope("a").set("x", 1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        await store.typed(Order).set("x", order)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        await store.update(AGE, lambda age: age, default=0)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        await store.delete("a")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        return order
+
+
+class WritesInSyncPrep(Node[Order, Order]):
+    def prep(self, store: SyncReader, order: Order) -> Order:
+        store.set("a", 1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        store.scope("a").set("x", 1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        store.typed(Order).set("x", order)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        return order
+
+
+async def store_operations(store: Store, writer: StoreWriter) -> None:
+    store.set(AGE, 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    writer.set(AGE, 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    store.delete(AGE)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    print(store.reader().set)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    await store.set(AGE, "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.set(ORDER(1), "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.update(AGE, lambda age: str(age), default=0)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.update(AGE, lambda age: age + 1, default="0")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    text: str = await store.require(AGE)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
+    text = await store.get(AGE, "")  # type: ignore[misc, arg-type]  # pyright: ignore[reportAssignmentType]
+    number: int = await store.get(AGE)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    await store.typed(Order).set("x", "y")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await store.get(7)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.set("a", 1, ttl=[5])  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.set("a", 1, 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    print(text, number)
+
+
+def sync_store_operations(store: SyncStore, writer: SyncWriter) -> None:
+    store.set(AGE, "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    writer.update(AGE, lambda age: age + 1, default="0")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    text: str = store.require(AGE)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    number: int = store.get(AGE)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    print(store.reader().set)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    print(text, number)
+
+
+def keys(user: str) -> None:
+    Key(f"user:{user}")  # pyright: ignore[reportArgumentType]
+    Key(user, Order)  # pyright: ignore[reportArgumentType]
+    Key("user:{}", "Order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def stacks() -> None:
+    Bounding(max_entris=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Bounding(max_entries="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Bounding(3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Persistence(to="sqlite:///a.db", mode="behnd")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Persistence()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Store(layers=[Bounding])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    Store(layer=[Bounding(max_entries=3)])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# ---------------------------------------------------------------- nodes
+class WrongResult(Node[Order, Order]):
+    async def exec(self, order: Order) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ""
+
+
+class WrongOutput(Node[Order, Order]):
+    async def post(self, store: StoreWriter, order: Order, prepared: Order, result: Order) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ""
+
+
+class WrongInput(Node[Order, Order]):
+    def prep(self, store: SyncReader, order: Receipt) -> Order:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return order.order
+
+
+def options() -> None:
+    class Typo(Node[Order, Order], timout=30): ...  # type: ignore[call-arg]  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
+
+    class WrongOption(Node[Order, Order], retry=3): ...  # type: ignore[arg-type]  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+
+    print(Typo, WrongOption, charge.with_options(timout=30))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    print(Retry(3))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def actions() -> None:
+    charge.declind("x")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    charge.declined(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Charge.declined(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Action[int]("a")("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@node.post
+async def loses(store: StoreWriter, order: Order) -> Receipt | Next[str]:
+    return order  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+def joints() -> None:
+    async def prep(store: StoreReader, order: Order) -> int:
+        return 1
+
+    async def exec(prepared: str) -> str:
+        return prepared
+
+    def prep_sync(store: SyncReader, order: Order) -> int:
+        return 1
+
+    def exec_sync(prepared: str) -> str:
+        return prepared
+
+    node.of(prep=prep, exec=exec)  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    node.of(prep=prep_sync, exec=exec_sync)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+# ---------------------------------------------------------------- graphs
+async def graphs() -> None:
+    print(charge >> apologise)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    print(charge >> file >> price)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    print(charge.declined >> file)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    print(charge.on(Charge.declined) >> file)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    Graph(charge >> file).run_sync("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await Graph(charge >> file).run(Receipt(Order("1")))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    number: int = await Graph(charge >> file).run(Order("1"))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    Graph(charge >> file).run(Order("1"))  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    Graph(charge >> file, store="sqlite:///a.db")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    Graph(charge >> file, max_step=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    Graph(Charge)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    each(charge, errors="ignore")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await Graph(each(charge)).run(Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await fan_out(charge, ["x"])  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+    receipts: list[Receipt] = await fan_out(charge, [Order("1")], errors="collect")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    print(number, receipts)

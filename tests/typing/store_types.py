@@ -1,0 +1,196 @@
+"""What type checkers make of stores and keys. Nothing here runs: mypy and pyright, both strict, are the test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any, assert_type
+
+from pocket_plug import (
+    MISSING,
+    Backend,
+    Entry,
+    Key,
+    Layer,
+    Memory,
+    Store,
+    StoreReader,
+    StoreWriter,
+    SyncReader,
+    SyncStore,
+    SyncWriter,
+    TypedReader,
+    TypedStore,
+)
+from pocket_plug.layers import Bounding, Metrics, Persistence
+from pocket_plug.store import SyncTypedReader, SyncTypedStore
+
+
+@dataclass(frozen=True)
+class User:
+    id: str
+
+
+class Colour(Enum):
+    RED = 1
+
+
+AGE = Key("age", int)
+USER = Key("user:{}", User)
+FRIENDS = Key("user:{}:friends", list[User])
+ANYTHING = Key("anything:{}")
+
+
+def keys() -> None:
+    assert_type(AGE, Key[int])
+    assert_type(USER, Key[User])
+    assert_type(USER(7), Key[User])
+    assert_type(FRIENDS("7"), Key[list[User]])
+    assert_type(ANYTHING(Colour.RED), Key[Any])
+    assert_type(str(AGE), str)
+    assert_type(USER.matches("user:7"), bool)
+
+
+async def get(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
+    assert_type(await store.get(AGE), int | None)
+    assert_type(await store.get(AGE, 0), int)
+    assert_type(await store.get(AGE, default=0), int)
+    assert_type(await store.get(AGE, "unknown"), int | str)
+    assert_type(await store.get(FRIENDS(1), []), list[User])
+    assert_type(await reader.get(USER(1)), User | None)
+    assert_type(await writer.get(USER(1), User("nobody")), User)
+    assert_type(await store.get("age"), Any)
+    assert_type(await store.get("age", 0), Any)
+    assert_type(await store.get(ANYTHING(1)), Any | None)
+
+    found = await store.get(USER(1), MISSING)
+    if found is not MISSING:
+        assert_type(found, User)
+
+
+async def other_reads(store: Store, reader: StoreReader) -> None:
+    assert_type(await store.require(USER(1)), User)
+    assert_type(await reader.require("user:1"), Any)
+    assert_type(await reader.has(USER(1)), bool)
+    assert_type(await reader.get_many([AGE, USER(1), "name"]), dict[str, Any])
+    assert_type([name async for name in reader.keys("user:")], list[str])
+    assert_type(await reader.ttl(USER(1)), float | None)
+
+
+async def writes(store: Store, writer: StoreWriter) -> None:
+    await store.set(AGE, 7)
+    await store.set(AGE, True)  # a bool is an int
+    await store.set("age", 7, ttl=60)
+    await writer.set(USER(1), User("1"), ttl=timedelta(hours=1))
+    await writer.set_many({AGE: 7, "name": "Alice"}, ttl="5m")
+    assert_type(await writer.delete(AGE), bool)
+    await writer.delete_many([AGE, "name"])
+    assert_type(await store.update(AGE, lambda age: age + 1, default=0), int)
+    assert_type(await writer.update(FRIENDS(1), lambda friends: [*friends, User("2")], default=[]), list[User])
+    assert_type(await writer.update("age", lambda age: age + 1, default=0), Any)
+    await writer.update("age", lambda age: age + 1)
+
+
+def takes(number: float | None) -> None: ...
+
+
+async def wider_than_the_key(store: Store, sync: SyncStore) -> None:
+    """What is read at a key will do wherever something wider is asked for."""
+    print(await store.require(AGE), await store.get(AGE, 0), await store.update(AGE, lambda age: age + 1, default=0))
+    print(f"{await store.require(AGE)} {sync.require(AGE)}")
+    takes(await store.get(AGE))
+    takes(await store.require(AGE))
+    takes(await store.get(AGE, 0))
+    takes(await store.update(AGE, lambda age: age + 1, default=0))
+    takes(sync.get(AGE, 0))
+    takes(sync.update(AGE, lambda age: age + 1, default=0))
+    number: float = await store.get(AGE, 0.5)
+    takes(number)
+
+
+async def views(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
+    assert_type(store.scope("user"), Store)
+    assert_type(store.scope(ANYTHING("a:b")).scope("c"), Store)
+    assert_type(reader.scope("user"), StoreReader)
+    assert_type(writer.scope("user"), StoreWriter)
+    assert_type(store.reader(), StoreReader)
+    assert_type(store.sync, SyncStore)
+    async with store.transaction() as transaction:
+        assert_type(transaction, StoreWriter)
+        assert_type(await transaction.get(AGE, 0), int)
+    async with Store("sqlite:///users.db") as opened:
+        assert_type(opened, Store)
+
+
+async def typed(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
+    users = store.typed(User)
+    assert_type(users, TypedStore[User])
+    assert_type(writer.typed(User), TypedStore[User])
+    assert_type(reader.typed(User), TypedReader[User])
+    assert_type(await users.get("1"), User | None)
+    assert_type(await users.get("1", User("nobody")), User)
+    assert_type(await users.get("1", "nobody"), User | str)
+    assert_type(await users.require("1"), User)
+    assert_type(await users.update("1", lambda user: user, default=User("1")), User)
+    assert_type(await users.delete("1"), bool)
+    await users.set("1", User("1"), ttl=60)
+
+
+def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
+    assert_type(store.get(AGE), int | None)
+    assert_type(store.get(AGE, 0), int)
+    assert_type(reader.get(AGE, "unknown"), int | str)
+    assert_type(writer.get("age"), Any)
+    assert_type(reader.require(USER(1)), User)
+    assert_type(reader.require("age"), Any)
+    assert_type(reader.has(AGE), bool)
+    assert_type(reader.get_many([AGE]), dict[str, Any])
+    assert_type(list(reader.keys()), list[str])
+    assert_type(reader.ttl(AGE), float | None)
+    writer.set(AGE, 7, ttl="5m")
+    writer.set("age", 7)
+    writer.set_many({AGE: 7})
+    assert_type(writer.delete(AGE), bool)
+    assert_type(writer.update(AGE, lambda age: age + 1, default=0), int)
+    assert_type(writer.update("age", lambda age: age + 1), Any)
+    assert_type(store.scope("user"), SyncStore)
+    assert_type(reader.scope("user"), SyncReader)
+    assert_type(writer.scope("user"), SyncWriter)
+    assert_type(store.reader(), SyncReader)
+    assert_type(reader.typed(User), SyncTypedReader[User])
+    assert_type(store.typed(User), SyncTypedStore[User])
+    assert_type(store.typed(User).get("1"), User | None)
+    assert_type(store.typed(User).get("1", "nobody"), User | str)
+    assert_type(store.typed(User).require("1"), User)
+    assert_type(store.typed(User).update("1", lambda user: user, default=User("1")), User)
+    with store.transaction() as transaction:
+        assert_type(transaction, SyncWriter)
+    with SyncStore("sqlite:///users.db") as opened:
+        assert_type(opened, SyncStore)
+
+
+class Slow(Layer):
+    """A layer's annotated fields are its keyword-only options."""
+
+    seconds: float = 0.1
+
+    async def read(self, key: str) -> Entry | None:
+        assert_type(self.inner, Backend)
+        return await self.inner.read(key)
+
+
+def stacks(names: list[str], mixed: list[str | Layer]) -> None:
+    def tell(key: str, value: Any, reason: str) -> None: ...
+    async def tell_slowly(key: str, value: Any, reason: str) -> None: ...
+
+    Store()
+    Store(Memory(), layers=[Slow(seconds=2), Metrics(), Bounding(max_entries=10, ttl="5m", on_evict=tell)])
+    Store("sqlite:///users.db", layers=["tracing", "metrics"])
+    Store(layers=["tracing", Bounding(max_bytes=1_000, on_evict=tell_slowly)])
+    Store(layers=names)
+    Store(layers=mixed)
+    Store(layers={"tracing", "metrics"}, clock=lambda: 0.0)
+    Store(layers=[Persistence(to="sqlite:///users.db"), Bounding(ttl=timedelta(hours=1))])
+    SyncStore(Store())
+    SyncStore(layers=["metrics", Slow()])
