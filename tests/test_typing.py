@@ -16,11 +16,13 @@ from pocket_plug import StoreReader, StoreWriter, SyncReader, SyncWriter, TypedR
 from pocket_plug.store import SyncTypedReader, SyncTypedStore
 
 SURFACE = [
-    "Store", "SyncStore", "StoreReader", "StoreWriter", "SyncReader", "SyncWriter", "TypedReader", "TypedStore", "Key", "TTL", "MISSING",
+    "Store", "SyncStore", "StoreReader", "StoreWriter", "SyncReader", "SyncWriter", "TypedReader",
+    "TypedStore", "Key", "TTL", "MISSING",
     "Backend", "Layer", "Memory", "Entry", "Put", "Delete", "Change",
     "Node", "Graph", "Chain", "Action", "Next", "END", "Retry", "node", "each", "fan_out",
     "Pocket", "observe", "hookimpl", "register_type",
-    "PocketError", "MissingKeyError", "RouteError", "Conflict", "StoreError", "ConfigError", "GraphError", "PhaseError", "InputError", "NodeTimeout",
+    "PocketError", "MissingKeyError", "RouteError", "Conflict", "StoreError", "ConfigError",
+    "GraphError", "PhaseError", "InputError", "NodeTimeout",
 ]  # fmt: skip
 LAYERS = ["Bounding", "Layer", "Logging", "Metrics", "Persistence", "Tracing"]
 HOOKS = ["NodeCall", "Observer", "PhaseCall", "Run", "Specs", "hookimpl"]
