@@ -9,12 +9,12 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from .backend import Backend, Change, Entry, Put
-from .errors import Conflict
-from .waiting import Waiter, wake
+from .errors import CodecError, Conflict, StoreError, SyncError
+from .waiting import Waiter, blocked_loop, wake
 
 Step = Callable[[Entry | None], tuple[Change | None, Any]]
 """What an update does: from the entry to the change that is wanted (None: none) and the caller's answer. It may be
@@ -24,78 +24,104 @@ FREE_TRIES = 3
 TRIES = 20
 
 
+Place = tuple[str, asyncio.AbstractEventLoop | None]
+"""Callers that may combine: of one key, on one event loop or all in threads. So no loop's end is another one's."""
+
+
 class _Request:
-    __slots__ = ("step", "waiter")
+    __slots__ = ("leads", "step", "waiter")
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self.waiter: Waiter[tuple[bool, Any]] = Waiter()  # (is it done?, the answer); not done: take the lead
+        self.leads = False
+        self.waiter: Waiter[tuple[bool, Any]] = Waiter()  # (is it served?, the answer); not served: take the lead
 
 
 class Combiner:
     """Applies concurrent updates of one key in one write.
 
-    The first to come leads: it serves everybody queued so far as one batch, then hands the lead on.
+    The first to come leads: it serves everybody queued so far as one batch, then hands the lead on. Leaders on several
+    event loops, and those in threads, take turns at a gate.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._gates = Gates()
         self._lock = threading.Lock()
-        self._queues: dict[str, list[_Request]] = {}
+        self._queues: dict[Place, list[_Request]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def apply(self, name: str, step: Step) -> Any:
         """The caller's answer. Raises what `step` raised, or Conflict when other processes never let go of the key."""
         request = _Request(step)
+        if blocked_loop() is not None:  # whoever leads may be a task that can't go on before this call is over
+            await self._apply_all(name, [request])
+            return request.waiter.outcome()[1]
+        place = (name, request.waiter.loop)
         with self._lock:
-            leads = name not in self._queues
-            self._queues.setdefault(name, []).append(request)
-        while True:
-            if leads:
-                await self._start(name)
-            try:
-                leads_next, answer = await request.waiter
-            except asyncio.CancelledError:
-                with self._lock:
-                    waiting = request in self._queues.get(name, ())
-                    if waiting:
-                        self._queues[name].remove(request)
-                if not waiting:  # its step may be in a write by now: it must not land after we said it did not
-                    await request.waiter.shielded()
-                raise
-            if not leads_next:
-                return answer
-            leads, request.waiter = True, Waiter()
-
-    async def _start(self, name: str) -> None:
-        """Serve in a task of its own, so that the leader's cancellation is not everybody's."""
+            request.leads = place not in self._queues
+            self._queues.setdefault(place, []).append(request)
         try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            await self._serve(name)
+            while True:
+                if request.leads:
+                    request.leads = False
+                    await self._start(place)
+                served, answer = await request.waiter
+                if served:
+                    return answer
+                request.waiter = Waiter()
+        except BaseException as stopped:
+            if not self._withdrawn(place, request) and isinstance(stopped, asyncio.CancelledError):
+                with suppress(Exception):  # it is being written: it must not land after we said that it did not
+                    await request.waiter.shielded()
+            raise
+
+    def _withdrawn(self, place: Place, request: _Request) -> bool:
+        with self._lock:
+            if request not in self._queues.get(place, ()):
+                return False
+            self._queues[place].remove(request)
+        if request.leads:  # handed over while it was being stopped
+            self._hand_on(place)
+        return True
+
+    async def _start(self, place: Place) -> None:
+        """Serve in a task of its own where a loop runs, so that the leader's cancellation is not everybody's."""
+        if place[1] is None:
+            await self._serve(place)
             return
-        task = loop.create_task(self._serve(name))
+        task = place[1].create_task(self._serve(place))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, name: str) -> None:
-        with self._lock:
-            batch, self._queues[name] = self._queues[name], []
+    async def _serve(self, place: Place) -> None:
+        name = place[0]
+        batch: list[_Request] = []
         try:
-            await self._apply_all(name, batch)
-        except BaseException as error:
+            async with self._gates.hold((name,)):
+                with self._lock:
+                    batch, self._queues[place] = self._queues[place], []
+                await self._apply_all(name, batch)
+        except Exception as error:  # noqa: BLE001 - each of them raises it
             for request in batch:
                 request.waiter.fail(error)
-            if not isinstance(error, Exception):
-                raise
+        except BaseException:
+            stopped = StoreError(f"{name!r}: who wrote for several callers was stopped; whether it landed is not known")
+            for request in batch:
+                request.waiter.fail(stopped)
+            raise
         finally:
-            with self._lock:
-                queued = self._queues[name]
-                if not queued:
-                    del self._queues[name]
             wake(request.waiter for request in batch)
-            if queued:
-                wake([queued[0].waiter.give((True, None))])
+            self._hand_on(place)
+
+    def _hand_on(self, place: Place) -> None:
+        with self._lock:
+            queue = self._queues[place]
+            if not queue:
+                del self._queues[place]
+                return
+            queue[0].leads = True
+            wake([queue[0].waiter.give((False, None))])
 
     async def _apply_all(self, name: str, batch: list[_Request]) -> None:
         for _ in range(TRIES):
@@ -104,10 +130,10 @@ class Combiner:
             for request in batch:
                 try:
                     change, answer = request.step(latest)
-                except Exception as error:  # one caller's bug is that caller's alone
+                except Exception as error:  # noqa: BLE001 - one caller's bug is that caller's alone
                     request.waiter.fail(error)
                     continue
-                request.waiter.give((False, answer))
+                request.waiter.give((True, answer))
                 if change is not None:
                     wanted = change
                     latest = Entry(change.value, 1, change.expires_at) if isinstance(change, Put) else None
@@ -117,53 +143,79 @@ class Combiner:
                 return
             except Conflict:
                 continue
+            except CodecError:  # somebody's value can't be stored, so nothing was
+                if len(batch) == 1:
+                    raise
+                await self._apply_singly(name, batch)
+                return
         raise Conflict([name], f"{name!r} was changed by somebody else at each of {TRIES} tries")
+
+    async def _apply_singly(self, name: str, batch: list[_Request]) -> None:
+        for request in batch:
+            try:
+                await self._apply_all(name, [request])
+            except Exception as error:  # noqa: BLE001 - this caller's alone
+                request.waiter.fail(error)
 
 
 class Gates:
-    """Fair locks by name, for tasks and threads alike; taken by those who have lost a few conflicts already."""
+    """Fair locks by name, for tasks and threads alike; taken by those who have lost a few conflicts already.
+
+    They order callers and guard nothing: where an event loop stops while one of its tasks holds a gate, others pass.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queues: dict[str, deque[Waiter[None]]] = {}
+        self._queues: dict[str, deque[Waiter[None]]] = {}  # the first one holds the gate
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str]) -> AsyncGenerator[None]:
-        """Hold the gates of these names; taken in order, so that two holders never wait for each other."""
-        held: list[str] = []
+        """Hold the gates of these names; taken in order, so that two holders never wait for each other.
+
+        Raises SyncError where it would wait for a task of the event loop that the caller blocks.
+        """
+        held: dict[str, Waiter[None]] = {}
         try:
-            for name in sorted(names):
-                await self._enter(name)
-                held.append(name)
+            for name in sorted(set(names)):
+                held[name] = await self._enter(name)
             yield
         finally:
-            for name in held:
-                self._leave(name)
+            for name, ticket in held.items():
+                self._leave(name, ticket)
 
-    async def _enter(self, name: str) -> None:
+    async def _enter(self, name: str) -> Waiter[None]:
+        ticket: Waiter[None] = Waiter()
+        blocked = blocked_loop()
+        with self._lock:
+            queue = self._queues.setdefault(name, deque())
+            if blocked is not None and any(other.loop is blocked for other in queue):
+                raise SyncError(f"{name!r} is held by a task of the event loop that this sync call blocks; use `await`")
+            queue.append(ticket)
+            if queue[0] is ticket or queue[0].is_orphaned:
+                self._admit(queue)
+        try:
+            await ticket
+        except BaseException:
+            self._leave(name, ticket)
+            raise
+        return ticket
+
+    def _leave(self, name: str, ticket: Waiter[None]) -> None:
         with self._lock:
             queue = self._queues.get(name)
-            if queue is None:
-                self._queues[name] = deque()
+            if queue is None or ticket not in queue:  # it was passed by
                 return
-            waiter: Waiter[None] = Waiter()
-            queue.append(waiter)
-        try:
-            await waiter
-        except BaseException:
-            with self._lock:
-                queued = waiter in self._queues.get(name, ())
-                if queued:
-                    self._queues[name].remove(waiter)
-            if not queued:
-                self._leave(name)  # the gate was handed to us while we were being cancelled
-            raise
-
-    def _leave(self, name: str) -> None:
-        with self._lock:
-            queue = self._queues[name]
+            held = queue[0] is ticket
+            queue.remove(ticket)
+            if held:
+                self._admit(queue)
             if not queue:
                 del self._queues[name]
-                return
-            waiter = queue.popleft()
-        wake([waiter.give(None)])
+
+    def _admit(self, queue: deque[Waiter[None]]) -> None:
+        """Let the first one in, and pass by those who wait on a loop that has stopped: they may never leave."""
+        admitted: list[Waiter[None]] = []
+        while queue and queue[0].is_orphaned:
+            admitted.append(queue.popleft())
+        admitted.extend(list(queue)[:1])
+        wake(ticket.give(None) for ticket in admitted)

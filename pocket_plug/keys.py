@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable
 from datetime import date
 from enum import Enum
-from typing import Any, Generic
+from typing import Any, Generic, LiteralString, final
 from uuid import UUID
 
-from typing_extensions import LiteralString, TypeVar
+from typing_extensions import TypeVar
 
 from .errors import KeyNameError, ValueTypeError
 
@@ -54,12 +54,13 @@ def check_name(name: object) -> str:
 class ReadAs(Generic[V_co, K]):
     """How signatures see a `Key[K]`: what is read at it will do wherever something wider is asked for.
 
-    With the invariant `Key[T]` alone, mypy refuses `print(await store.require(AGE))`, since it takes T from the context.
+    With the invariant `Key[T]` alone, mypy refuses `print(await store.require(AGE))`: it takes T from the context.
     """
 
     __slots__ = ()
 
 
+@final
 class Key(ReadAs[K, K], Generic[K]):
     """A typed key, or a template for many: what stands at it, how it is spelt, and the name telemetry may show.
 
@@ -92,7 +93,7 @@ class Key(ReadAs[K, K], Generic[K]):
         filled: Key[K] = object.__new__(type(self))
         filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
         texts = [self._text(value) for value in values]
-        filled._name = parts[0] + "".join([text + part for text, part in zip(texts, parts[1:], strict=True)])
+        filled._name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
         return filled
 
     def _text(self, value: object) -> str:
@@ -104,8 +105,6 @@ class Key(ReadAs[K, K], Generic[K]):
         text = str(value)
         if not text:
             raise KeyNameError(f"Key({self.template!r}) can't be filled with an empty value")
-        if not text.isascii():
-            check_name(text)
         return text.replace("%", "%25").replace(":", "%3A")
 
     def __str__(self) -> str:

@@ -66,8 +66,11 @@ class Layer(Backend):
         for name, sources in _DERIVED_FROM.items():
             if changed.isdisjoint((name, *sources)):
                 setattr(layer, name, getattr(inner, name))
-        adds_none = {"read": own.inline_read or not changed & {"read", "read_many", "scan"},
-                     "write": own.inline_write or "write" not in changed}  # fmt: skip
+        adds_none = {
+            "read": own.inline_read or not changed & {"read", "read_many", "scan"},
+            "write": own.inline_write or "write" not in changed,
+            "rest": (own.inline_read and own.inline_write) or not changed & {"flush", "open", "close"},
+        }
         layer.inline_read = inner.inline_read and adds_none["read"]
         layer.inline_write = inner.inline_write and adds_none["write"]
         layer.needs_loop = inner.needs_loop or (own.needs_loop and not all(adds_none.values()))

@@ -7,6 +7,7 @@ adds what writes, `Store` owns the stack; `SyncReader`, `SyncWriter` and `SyncSt
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Set
 from enum import Enum
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from .backend import Backend, Change, Clock, Delete, Entry, Put
 from .contention import FREE_TRIES, Combiner, Gates, Step
-from .errors import Conflict, KeyNameError, MissingKeyError, ValueTypeError
+from .errors import ConfigError, Conflict, KeyNameError, MissingKeyError, StoreClosedError, ValueTypeError
 from .keys import RESERVED, Key, ReadAs, check_name, declared_types, type_name
 from .layer import Layer, build_stack, parts
 from .memory import Memory
@@ -52,8 +53,12 @@ class Stack(Layer):
         self.is_new = True
         self._home: asyncio.AbstractEventLoop | None = None
         self._own_loop: LoopThread | None = None
-        self.run_read = self._runner(self.inline_read)
-        self.run_write = self._runner(self.inline_write)
+        self._own_loop_lock = threading.Lock()
+        # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
+        self._run: Runner = self._run_at_home if self.needs_loop else drive
+        self.run_read: Runner = drive_inline if self.inline_read else self._run
+        self.run_write: Runner = drive_inline if self.inline_write else self._run
+        self.run_update: Runner = drive if self.inline_read and self.inline_write else self._run  # it may queue for the key
 
     def __repr__(self) -> str:
         return " > ".join(repr(part) for part in parts(self)[1:])
@@ -72,7 +77,7 @@ class Stack(Layer):
         return await self.combiner.apply(name, step)
 
     async def open(self) -> None:
-        if self.needs_loop and self._home is None:
+        if self.needs_loop:
             self._home = asyncio.get_running_loop()
         await self.inner.open()
         self.is_new = False
@@ -84,31 +89,45 @@ class Stack(Layer):
                 await self.open()
 
     async def close(self) -> None:
-        self.is_new = False
+        self.is_new, self._home = False, None
         await self.inner.close()
 
-    def _runner(self, inline: bool) -> Runner:
-        """How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop."""
-        return drive_inline if inline else self._run_at_home if self.needs_loop else drive
-
     def _run_at_home(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._home is None:
-            self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
+        home = self._home
+        if home is None:
+            if not self.is_new:
+                coroutine.close()
+                raise StoreClosedError(f"this store is closed: {self!r}")
+            home = self._make_home()
+        return run_on(home, coroutine)
+
+    def _make_home(self) -> asyncio.AbstractEventLoop:
+        with self._own_loop_lock:
+            if self._own_loop is None:
+                self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
             self._home = self._own_loop.loop
-        return run_on(self._home, coroutine)
+        return self._home
 
     def open_sync(self) -> None:
         """Open it for callers without a loop."""
-        (self._run_at_home if self.needs_loop else drive)(self.open())
+        if self.needs_loop and self._home is None:
+            self._make_home()
+        self._run(self.open())
+
+    def flush_sync(self) -> None:
+        """Flush it for callers without a loop."""
+        self._run(self.flush())
 
     def close_sync(self) -> None:
         """Close it, and the loop that was made for it."""
         try:
-            (self._run_at_home if self.needs_loop else drive)(self.close())
+            if not self.needs_loop or self.is_new or self._home is not None:  # else it is closed already
+                self._run(self.close())
         finally:
-            if self._own_loop is not None:
-                self._own_loop.close()
-                self._own_loop = self._home = None
+            with self._own_loop_lock:
+                own, self._own_loop = self._own_loop, None
+            if own is not None:
+                own.close()
 
 
 Source = Stack | Transaction
@@ -130,7 +149,9 @@ class View:
     def _name(self, key: Name) -> str:
         if key.__class__ is str and key[:7] != RESERVED and key and key.isascii():
             return self._prefix + key
-        return self._prefix + (str(key) if isinstance(key, Key) else check_name(key))
+        if isinstance(key, Key):
+            return self._prefix + str(key)
+        return check_name(self._prefix + key if key and isinstance(key, str) else key)
 
     @property
     def place(self) -> tuple[Stack, str]:
@@ -198,8 +219,14 @@ class StoreReader(View):
 
     async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
         """The values that exist, by name, in one go."""
-        names = {self._name(key): str(key) for key in keys}
-        return {names[name]: entry.value for name, entry in (await self._source.read_many(names)).items()}
+        names = {self._name(key): key for key in keys}
+        entries = await self._source.read_many(names)
+        for name, entry in entries.items():
+            key = names[name]
+            if isinstance(key, Key):
+                key.check(entry.value)
+        start = len(self._prefix)
+        return {name[start:]: entry.value for name, entry in entries.items()}
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
         """The names that start with `prefix`, in order, without this view's scope."""
@@ -356,6 +383,11 @@ class Store(StoreWriter):
 def _build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock | None) -> Stack:
     if isinstance(backend, str):
         backend = Memory() if backend == "memory://" else _resolve(backend)
+    if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):
+        raise ConfigError(f"a store's backend can't be {backend!r:.80}; give a URL such as 'sqlite:///state.db' or a "
+                          "Backend, and layers in a list: layers=[…]")  # fmt: skip
+    if isinstance(layers, str | Layer):
+        raise ConfigError(f"layers is {layers!r:.80}; give a list: layers=[{layers!r:.80}]")
     if clock is not None:
         backend.clock = clock
     recipes: Iterable[Any] = layers
@@ -529,7 +561,7 @@ class SyncWriter(SyncReader):
 
     def delete(self, key: Name, /) -> bool:
         """Remove it; was it there?"""
-        return self._source.run_write(self._view.delete(key))  # type: ignore[no-any-return]
+        return self._source.run_update(self._view.delete(key))  # type: ignore[no-any-return]
 
     def delete_many(self, keys: Iterable[Name], /) -> None:
         """Remove several in one write."""
@@ -541,7 +573,7 @@ class SyncWriter(SyncReader):
     def update(self, key: str, fn: Callable[[Any], Any], /, *, default: Any = ...) -> Any: ...
     def update(self, key: Any, fn: Any, /, *, default: Any = MISSING) -> Any:
         """Replace the value by `fn(value)`, atomically, and give the new one."""
-        return self._source.run_write(self._view.update(key, fn, default=default))
+        return self._source.run_update(self._view.update(key, fn, default=default))
 
     def typed(self, type: type[T], /) -> SyncTypedStore[T]:
         """This view for values of one type, checked when they are written and read."""
@@ -556,8 +588,11 @@ class SyncStore(SyncWriter):
 
     def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
                  clock: Clock | None = None) -> None:  # fmt: skip
-        store = backend if isinstance(backend, Store) else Store(backend, layers=layers, clock=clock)
-        super().__init__(store._source, store._prefix)
+        if not isinstance(backend, Store):
+            backend = Store(backend, layers=layers, clock=clock)
+        elif layers or clock is not None:
+            raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
+        super().__init__(backend._source, backend._prefix)
 
     def __enter__(self) -> Self:
         self._source.open_sync()
@@ -568,7 +603,7 @@ class SyncStore(SyncWriter):
 
     def flush(self) -> None:
         """Wait until everything acknowledged is as durable as the stack makes it."""
-        self._source.run_write(self._source.flush())
+        self._source.flush_sync()
 
     def close(self) -> None:
         """What `with` does last."""
@@ -606,7 +641,8 @@ class SyncTypedReader(Generic[T]):
     """`TypedReader` without `await`."""
 
     def __init__(self, view: SyncReader, typed: TypedReader[T], /) -> None:
-        self._read, self._write = view._source.run_read, view._source.run_write
+        source = view._source
+        self._read, self._write, self._update = source.run_read, source.run_write, source.run_update
         self._typed: Any = typed
 
     @overload
@@ -631,8 +667,8 @@ class SyncTypedStore(SyncTypedReader[T]):
 
     def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
         """Replace the value by `fn(value)`, atomically."""
-        return self._write(self._typed.update(key, fn, default=default))  # type: ignore[no-any-return]
+        return self._update(self._typed.update(key, fn, default=default))  # type: ignore[no-any-return]
 
     def delete(self, key: str, /) -> bool:
         """Remove it; was it there?"""
-        return self._write(self._typed.delete(key))  # type: ignore[no-any-return]
+        return self._update(self._typed.delete(key))  # type: ignore[no-any-return]

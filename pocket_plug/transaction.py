@@ -63,7 +63,7 @@ class Transaction:
         """How a sync view runs a read: as the stack does."""
         return self.stack.run_read
 
-    run_write = run_read  # writes are buffered, but an update reads first
+    run_write = run_update = run_read  # writes are buffered, and an update reads first
 
     def _check(self, key: str, writing: bool = False) -> None:
         if self.ended:

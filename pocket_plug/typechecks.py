@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_origin
 
+from typing_extensions import is_typeddict
+
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 
@@ -21,7 +23,7 @@ def checker(hint: Any) -> Callable[[object], bool]:
         return lambda value: True
     if hint is None:
         return lambda value: value is None
-    if isinstance(hint, type) and get_origin(hint) is None and not getattr(hint, "_is_protocol", False):
+    if isinstance(hint, type) and get_origin(hint) is None and not _is_structural(hint):
         classes = _NUMERIC_TOWER.get(hint, hint)
         return lambda value: isinstance(value, classes)
     from beartype import BeartypeConf
@@ -37,6 +39,11 @@ def checker(hint: Any) -> Callable[[object], bool]:
             return True
 
     return check
+
+
+def _is_structural(hint: type) -> bool:
+    """A TypedDict or a Protocol: `isinstance` can't tell."""
+    return is_typeddict(hint) or getattr(hint, "_is_protocol", False)
 
 
 def fits(given: Any, wanted: Any) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable
+from concurrent.futures import CancelledError
 from typing import Any, Generic, TypeVar
 
-from .errors import SyncError
+from .errors import StoreError, SyncError
 
 T = TypeVar("T")
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -19,40 +20,49 @@ Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 class _Driving(threading.local):
-    """Is this thread inside `drive`? Then waiters block it, even where an event loop runs below."""
+    """The event loop that this thread's `drive` keeps from running, if there is one below it."""
 
-    active = False
+    over: asyncio.AbstractEventLoop | None = None
 
 
 _driving = _Driving()
 
 
 def may_block() -> bool:
-    """May the caller be blocked? True in a plain thread and under `drive`, False in a task: that would stop its loop."""
-    return _driving.active or asyncio._get_running_loop() is None
+    """May the caller be blocked? Yes in a plain thread and under `drive`, not in a task: that would stop its loop."""
+    loop = asyncio._get_running_loop()
+    return loop is None or loop is _driving.over
+
+
+def blocked_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that stands still while the caller is driven: waiting for one of its tasks would never end."""
+    return _driving.over
 
 
 class Waiter(Generic[T]):
-    """A result that some other thread or task will give, awaited once by whoever made the waiter.
+    """A result that some other thread or task will give, awaited by whoever made the waiter.
 
-    Made where a loop runs, it suspends the task; made under `drive`, it blocks the thread.
+    Made where a loop runs, it suspends the task; made under `drive`, it blocks the thread. A cancelled await of it may
+    be followed by another one.
     """
 
-    __slots__ = ("_error", "_future", "_lock", "_loop", "_result")
+    __slots__ = ("_error", "_future", "_lock", "_result", "_woken", "loop")
     _result: T
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
-        self._loop = None if may_block() else asyncio.get_running_loop()
-        if self._loop is None:
+        self._woken = False
+        self.loop = None if may_block() else asyncio.get_running_loop()
+        """Where it is awaited; None for a thread."""
+        if self.loop is None:
             self._lock = threading.Lock()
             self._lock.acquire()
         else:
-            self._future: asyncio.Future[None] = self._loop.create_future()
+            self._future: asyncio.Future[None] = self.loop.create_future()
 
     def give(self, result: T) -> Waiter[T]:
         """Note the result; `wake` then lets the waiting side see it."""
-        self._result = result
+        self._result, self._error = result, None
         return self
 
     def fail(self, error: BaseException) -> Waiter[T]:
@@ -61,9 +71,13 @@ class Waiter(Generic[T]):
         return self
 
     def __await__(self) -> Generator[Any, None, T]:
-        if self._loop is None:
+        if self._woken:
+            pass
+        elif self.loop is None:
             yield self
         else:
+            if self._future.cancelled():  # with the task that awaited it before
+                self._future = self.loop.create_future()
             yield from self._future.__await__()
         return self.outcome()
 
@@ -76,22 +90,31 @@ class Waiter(Generic[T]):
     async def shielded(self) -> T:
         """Await the outcome through any number of cancellations; the last one is raised once it is known."""
         cancelled: asyncio.CancelledError | None = None
-        while self._loop is not None and not self._future.done():
+        while not self._woken:
             try:
-                await asyncio.shield(self._future)
+                await self
             except asyncio.CancelledError as error:
                 cancelled = error
+            except Exception:
+                if not self._woken:
+                    raise
         if cancelled is not None:
             raise cancelled
-        return await self
+        return self.outcome()
 
     def block(self, timeout: float = -1) -> bool:
         """Block the thread until somebody wakes it, at most `timeout` seconds; was it woken?"""
-        return self._lock.acquire(timeout=timeout)
+        return self._woken or self._lock.acquire(timeout=timeout)
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Has the loop stopped on which it is awaited? Then it may be that nobody ever goes on from here."""
+        return self.loop is not None and not self.loop.is_running()
 
 
 def _wake_here(waiters: list[Waiter[Any]]) -> None:
     for waiter in waiters:
+        waiter._woken = True
         if not waiter._future.done():
             waiter._future.set_result(None)
 
@@ -100,10 +123,11 @@ def wake(waiters: Iterable[Waiter[Any]]) -> None:
     """Let the waiting sides go on, from any thread; one wake-up call per event loop, however many wait there."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Waiter[Any]]] = {}
     for waiter in waiters:
-        if waiter._loop is None:
+        if waiter.loop is None:
+            waiter._woken = True
             waiter._lock.release()
         else:
-            by_loop.setdefault(waiter._loop, []).append(waiter)
+            by_loop.setdefault(waiter.loop, []).append(waiter)
     here = asyncio._get_running_loop()
     for loop, group in by_loop.items():
         if loop is here:
@@ -120,20 +144,28 @@ def _title(coroutine: Coroutine[Any, Any, Any]) -> str:
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end in this thread, without a loop; where it waits on a Waiter the thread blocks."""
-    outer, _driving.active = _driving.active, True
+    """Run a coroutine to its end in this thread, without a loop; where it waits on a Waiter the thread blocks.
+
+    What interrupts the blocked thread (Ctrl-C) is raised in the coroutine, so that it can withdraw what it waits for.
+    """
+    outer, _driving.over = _driving.over, asyncio._get_running_loop()
     try:
+        waiting = coroutine.send(None)
         while True:
-            waiting = coroutine.send(None)
             if not isinstance(waiting, Waiter):
                 coroutine.close()
                 raise SyncError(f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
                                 "call it with `await`, or let its layer say needs_loop = True")
-            waiting.block()
+            try:
+                waiting.block()
+            except BaseException as interrupt:  # noqa: BLE001 - raised again by the coroutine
+                waiting = coroutine.throw(interrupt)
+            else:
+                waiting = coroutine.send(None)
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
     finally:
-        _driving.active = outer
+        _driving.over = outer
 
 
 def drive_inline(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -150,22 +182,40 @@ def drive_inline(coroutine: Coroutine[Any, Any, T]) -> T:
 class LoopThread:
     """An event loop in a daemon thread: the home of loop-bound parts whose user has no loop."""
 
+    loop: asyncio.AbstractEventLoop
+
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._runs = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name=name, daemon=True)
         self._thread.start()
+        self._runs.wait()
+
+    async def _live(self) -> None:
+        self.loop, self._closed = asyncio.get_running_loop(), asyncio.Event()
+        self._runs.set()
+        await self._closed.wait()
 
     def close(self) -> None:
-        """Stop the loop and wait for its thread."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        """Cancel what is still going on there, stop the loop and wait for its thread."""
+        self.loop.call_soon_threadsafe(self._closed.set)
         self._thread.join()
-        self.loop.close()
 
 
 def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the loop that it belongs to, and block this thread until it is done."""
+    """Run a coroutine on the loop that it belongs to, and block this thread until it is done.
+
+    Raises SyncError from that loop's own thread and where it doesn't run, StoreError where it is stopped meanwhile.
+    """
     if asyncio._get_running_loop() is loop:
         coroutine.close()
         raise SyncError("a sync call on a store whose home is this very event loop would wait for itself; "
                         "use `await` here, or call it from another thread")
-    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+    if not loop.is_running():
+        coroutine.close()
+        raise SyncError(f"{_title(coroutine)} belongs to an event loop that doesn't run any more, or not yet; "
+                        "make sync calls while the loop that opened the store runs, or open it with SyncStore")
+    try:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+    except CancelledError:
+        raise StoreError(f"{_title(coroutine)} was cut off: the event loop that it ran on was stopped; "
+                         "if it was a write, whether it landed is not known") from None
