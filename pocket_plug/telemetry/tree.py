@@ -15,8 +15,11 @@ from rich.text import Text
 
 from pocket_plug.reporting import say_once
 
-SHOWN = 8
-"""Siblings of one name are shown up to this many; the rest is summed up in a line."""
+MANY = 8
+"""Siblings of one name are all shown up to this many."""
+
+FAILED = 3
+"""Of more than that the first is shown, and so many of those that failed. The rest is summed up in a line."""
 
 MAX_HELD = 20_000
 """Spans of one trace that are held until its root ends; what is beyond is counted only."""
@@ -116,25 +119,33 @@ def draw(root: ReadableSpan, spans: Sequence[ReadableSpan], *, width: int = 80, 
             if isinstance(item, ReadableSpan):
                 add(item, here, deeper)
             else:
-                rows.append((Text(here) + _summary(item, plain), "", None))
+                rows.append((Text().append(here, style="dim").append(_summary(item, plain)), "", None))
 
     add(root, "", "")
     return _layout(rows, root, width, plain)
 
 
 def _fold(siblings: Sequence[ReadableSpan]) -> list[ReadableSpan | list[ReadableSpan]]:
-    """The first few of each name in the order in which they began; after the last of those, the rest of that name."""
+    """In the order in which they began; where there are many of a name, the last one shown is followed by the rest."""
     by_name: dict[str, list[ReadableSpan]] = {}
-    shown: list[ReadableSpan | list[ReadableSpan]] = []
     for span in siblings:
-        same = by_name.setdefault(span.name, [])
-        same.append(span)
-        if len(same) <= SHOWN:
-            shown.append(span)
+        by_name.setdefault(span.name, []).append(span)
+    shown: dict[int, list[ReadableSpan]] = {}  # by id, each with what is summed up after it
     for same in by_name.values():
-        if len(same) > SHOWN:
-            shown.insert(shown.index(same[SHOWN - 1]) + 1, same[SHOWN:])
-    return shown
+        failed = [span for span in same[1:] if span.status.status_code is StatusCode.ERROR]
+        kept = {_id(span) for span in (same if len(same) <= MANY else [same[0], *failed[:FAILED]])}
+        last = max(position for position, span in enumerate(same) if _id(span) in kept)
+        for position, span in enumerate(same):
+            if _id(span) in kept:
+                rest = [other for other in same if _id(other) not in kept] if position == last else []
+                shown[_id(span)] = rest
+    folded: list[ReadableSpan | list[ReadableSpan]] = []
+    for span in siblings:
+        if _id(span) in shown:
+            folded.append(span)
+            if rest := shown[_id(span)]:
+                folded.append(rest)
+    return folded
 
 
 def _summary(spans: Sequence[ReadableSpan], plain: bool) -> Text:
@@ -143,17 +154,19 @@ def _summary(spans: Sequence[ReadableSpan], plain: bool) -> Text:
     text = (
         f"{'...' if plain else '…'} {len(spans):,} more: {printable(spans[0].name)}, {seconds(total, plain)} in all, "
     )
-    return Text(text, style="dim").append(f"{failed} errors", style="red" if failed else "dim")
+    return Text().append(text, style="dim").append(f"{failed} errors", style="red" if failed else "dim")
 
 
 def _label(span: ReadableSpan, lead: str, plain: bool) -> Text:
-    label = Text(lead, style="dim").append(printable(span.name), style="none")
+    label = Text().append(lead, style="dim").append(printable(span.name))
     attributes = span.attributes or {}
     attempt = attributes.get("pocket_plug.attempt", 1)
     if attempt != 1:
         label.append(f" #{attempt}", style="dim")
     if span.status.status_code is StatusCode.ERROR:
         label.append(f" {'x' if plain else '✗'} {printable(str(attributes.get('error.type', 'error')))}", style="red")
+    elif suppressed := attributes.get("pocket_plug.fan_out.suppressed"):
+        label.append(f" ({suppressed} more items without spans)", style="dim")
     elif "error.type" in attributes:
         label.append(f" {printable(str(attributes['error.type']).rpartition('.')[2])}", style="yellow")
     return label

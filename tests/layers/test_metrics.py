@@ -16,7 +16,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 import pocket_plug as pp
 from pocket_plug.backend import Backend, Change, Entry
 from pocket_plug.errors import ConfigError, Conflict, StoreError
-from pocket_plug.hookspecs import Run
+from pocket_plug.hookspecs import NodeCall, Run
 from pocket_plug.layers import metrics
 from pocket_plug.layers.metrics import Metrics
 from pocket_plug.store import Store, SyncStore
@@ -155,6 +155,7 @@ def test_operations_that_suspend_are_timed(published: Published) -> None:
     assert published.values("pocket_plug.store.errors") == {attributes(**disk, **failure): 1}
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork beside threads of other tests
 def test_a_forked_child_begins_at_zero(published: Published) -> None:
     """What it inherited, its parent reports."""
     store = Store(layers=[Metrics()])
@@ -216,7 +217,7 @@ def test_an_action_of_an_edge_is_named_and_any_other_is_not(published: Published
     assert observer is not None
     assert observer.node is not None
     for action, following in (("act", "tool"), ("made up", None), ("default", None)):
-        call = metrics.NodeCall(run, "think", "node", 1)
+        call = NodeCall(run, "think", "node", 1)
         call.action, call.next, call.outcome = action, following, "ok"
         manager = observer.node(call)
         assert manager is not None

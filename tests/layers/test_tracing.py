@@ -309,7 +309,7 @@ def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"no option 'detial'.* Did you mean 'detail'"):
         tracing.configure(detial="phase")  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="one of run, node, phase, not 'fine'"):
-        tracing.configure(detail="fine")  # type: ignore[typeddict-item]
+        tracing.configure(detail="fine")  # type: ignore[arg-type]
 
 
 def test_importing_the_layer_does_not_import_the_sdk() -> None:

@@ -145,8 +145,9 @@ def test_a_node_that_seeds_the_global_random_merges_no_traces(tmp_path: Path) ->
     """Ids come from a source of their own; a forked child draws others than its parent."""
     done = python(
         """
-import os, random
+import os, random, warnings
 from opentelemetry import trace
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 observe(file="t.jsonl", detail="run")
 for _ in range(2):
     random.seed(42)

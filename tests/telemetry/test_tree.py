@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,7 +19,7 @@ MS = 1_000_000
 class Terminal:
     """A tracer whose traces are drawn to a string, and spans with times of the test's choice."""
 
-    def __init__(self, file: io.TextIOBase | None = None, footer: Callable[[], str] = lambda: "trace: t.jsonl") -> None:
+    def __init__(self, file: TextIO | None = None, footer: Callable[[], str] = lambda: "trace: t.jsonl") -> None:
         self.file: Any = file or io.StringIO()
         self.processor = TreeProcessor(self.file, footer)
         provider = TracerProvider(shutdown_on_exit=False)
@@ -69,20 +69,23 @@ def test_a_tree_shows_names_durations_bars_errors_and_where_the_file_lies() -> N
 
 
 def test_many_siblings_of_one_name_are_summed_up() -> None:
-    """Eight are shown; the rest is one line with their number, time and errors."""
+    """Up to eight are shown; of more the first and three that failed, then one line with number, time and errors."""
     terminal = Terminal()
     root = terminal.span("run g", 0)
     for number in range(220):
         span = terminal.span("node measure", number, root)
-        if number in (100, 101):
+        if number in (1, 100, 101, 102, 103):
             span.set_status(StatusCode.ERROR)
         span.end((number + 10) * MS)
-    terminal.span("node report", 300, root).end(310 * MS)
+    for number in range(8):
+        terminal.span("node report", 300 + number, root).end(310 * MS)
+    root.set_attribute("pocket_plug.fan_out.suppressed", 17)
     root.end(400 * MS)
     lines = terminal.text().splitlines()
-    assert sum("node measure" in line for line in lines) == 9
-    assert lines[9] == "├─ … 212 more: node measure, 2.12 s in all, 2 errors"
-    assert lines[10].startswith("└─ node report")
+    assert ["✗" in line for line in lines[1:5]] == [False, True, True, True]
+    assert lines[5] == "├─ … 216 more: node measure, 2.16 s in all, 2 errors"
+    assert sum("node report" in line for line in lines) == 8
+    assert lines[0].startswith("run g (17 more items without spans)")
 
 
 def test_what_ends_after_its_root_or_never_is_not_kept() -> None:
@@ -135,7 +138,7 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
         terminal.span("node ü", 0, root).end(1 * MS)
     root.end(2 * MS)
     text = raw.getvalue().decode("ascii")
-    assert "`- ... 2 more" in text
+    assert "`- ... 9 more" in text
     assert "#" in text
 
 
