@@ -43,7 +43,10 @@ class StoreTable:
 class Config:
     """A configuration file's content. Without a file: one store in memory, and nothing switched off."""
 
+    source: str = ""
+    """The file."""
     where: str = ""
+    """How messages name the table of plugins: `pocket.toml [plugins]`."""
     store: StoreTable = StoreTable()
     stores: Mapping[str, StoreTable] = field(default_factory=dict[str, StoreTable])
     disable: tuple[str, ...] = ()
@@ -67,16 +70,17 @@ def find_config(folder: Path | None = None) -> Path | None:
 def load_config(path: str | Path) -> Config:
     """Read and check a file. Raises ConfigError, naming the file and the path in it."""
     path = Path(path)
-    content, prefix = _toml(path), ""
+    content, name = _toml(path), ""
     if path.name == "pyproject.toml":
-        content, prefix = content.get("tool", {}).get("pocket_plug"), "tool.pocket_plug."
+        content, name = content.get("tool", {}).get("pocket_plug"), "tool.pocket_plug"
         if content is None:
             raise ConfigError(f"{path} has no table [tool.pocket_plug]")
-    top = _Table(str(path), prefix, content)
+    top = _Table(str(path), name, content)
     top.allow("store", "stores", "plugins")
     plugins = top.table("plugins")
     return Config(
-        where=f"{path} [{prefix}plugins]",
+        source=str(path),
+        where=plugins.where,
         store=_store(top.table("store")),
         stores={name: _store(top.table("stores").table(name)) for name in top.table("stores").content},
         disable=_names(plugins, "disable"),
@@ -89,7 +93,7 @@ class _Table:
 
     def __init__(self, path: str, name: str, content: Any) -> None:
         self.path, self.name = path, name
-        self.where = f"{path} [{name.removesuffix('.')}]" if name else path
+        self.where = f"{path} [{name}]" if name else path
         if not isinstance(content, Mapping):
             raise ConfigError(f"{self.where}: this is a table, not {content!r:.80}")
         self.content: Mapping[str, Any] = content
@@ -100,8 +104,8 @@ class _Table:
                 raise ConfigError(f"{self.where}: there is no {key!r} here{alternatives(key, known)}")
 
     def table(self, key: str) -> _Table:
-        prefix = self.name if not self.name or self.name.endswith(".") else f"{self.name}."
-        return _Table(self.path, prefix + key, self.content.get(key, {}))
+        name = f"{self.name}.{key}" if self.name else key
+        return _Table(self.path, name, self.content.get(key, {}))
 
     def value(self, key: str, kind: type[T], default: T, wanted: str) -> T:
         value = self.content.get(key, default)
@@ -183,7 +187,8 @@ def layer_name(spec: LayerSpec, where: str = "") -> str:
 def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") -> Layer:
     """A layer's recipe from its options, each checked against the field's type. `where` begins the messages."""
     prefix = f"{where}: " if where else ""
-    fields = {each.name: each for each in dataclasses.fields(kind) if each.init}  # type: ignore[arg-type]
+    a_dataclass: Any = kind  # which Layer makes of every subclass, unseen by type checkers
+    fields = {each.name: each for each in dataclasses.fields(a_dataclass) if each.init}
     hints = _hints(kind)
     values: dict[str, Any] = {}
     for name, value in options.items():

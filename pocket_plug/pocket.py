@@ -96,7 +96,7 @@ class Pocket:
 
     def __repr__(self) -> str:
         active = [record.name for record in self.plugins if record.status == "active"]
-        return f"Pocket({self.config.where!r}, plugins={active})"
+        return f"Pocket({self.config.source!r}, plugins={active})"
 
     # ---------------------------------------------------------------- plugins
     @property
@@ -329,7 +329,7 @@ class _Stores(Mapping[str, "Store"]):
 
     def __getitem__(self, name: str) -> Store:
         if name not in self._tables:
-            where = self._pocket.config.where or "this Pocket, which has no configuration"
+            where = self._pocket.config.source or "this Pocket, which has no configuration"
             raise UnknownStoreError(f"there is no [stores.{name}] in {where}{alternatives(name, self._tables)}")
         return self._pocket._build(name, self._tables[name])  # pyright: ignore[reportPrivateUsage]
 
