@@ -398,6 +398,30 @@ def test_no_fill_while_a_write_is_under_way() -> None:
     asyncio.run(main())
 
 
+def test_a_read_during_a_write_fills_nothing() -> None:
+    """It may have seen the durable tier before the write: its fill would arrive when the write is over."""
+
+    async def main() -> None:
+        near, durable = Gated(), Gated()
+        stack, _, _ = tiers(near, durable)
+        await durable.write([Put("a", "old")])
+        durable.gated = near.gated = ("write",)
+        writing = asyncio.ensure_future(stack.write([Delete("a")]))
+        await durable.reached.wait()  # not done yet
+        reading = asyncio.ensure_future(stack.read("a"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        near.gated = ()
+        for gate in (durable.go, durable.back):
+            gate.set()
+        await writing
+        near.go.set()
+        await reading
+        assert await near.read("a") is None
+
+    asyncio.run(main())
+
+
 def test_writes_that_overlap_leave_the_near_tier_right() -> None:
     """They may reach the near tier in another order than the durable one: the earlier value must not stay there."""
 
