@@ -56,11 +56,11 @@ from .store import MISSING as MISSING
 from .store import Store as Store
 from .store import StoreReader as StoreReader
 from .store import StoreWriter as StoreWriter
-from .store import SyncReader as SyncReader
-from .store import SyncStore as SyncStore
-from .store import SyncWriter as SyncWriter
 from .store import TypedReader as TypedReader
 from .store import TypedStore as TypedStore
+from .sync import SyncReader as SyncReader
+from .sync import SyncStore as SyncStore
+from .sync import SyncWriter as SyncWriter
 from .ttl import TTL as TTL
 
 if TYPE_CHECKING:

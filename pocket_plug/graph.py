@@ -12,7 +12,8 @@ from .keys import Key
 from .node import DEFAULT, Chain, I, Next, Node, O, Options, as_chain
 from .plan import Plan, Step
 from .runner import Execution, InOwnContext
-from .store import Stack, Store, StoreReader, SyncStore, View
+from .store import Stack, Store, StoreReader, View
+from .sync import SyncStore
 from .ttl import TTL, seconds
 from .waiting import drive
 

@@ -10,12 +10,13 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, cast, overload
 
 from typing_extensions import TypeVar
 
 from .keys import Key
-from .store import StoreReader, StoreWriter, SyncReader, SyncWriter
+from .store import StoreReader, StoreWriter
+from .sync import SyncReader, SyncWriter
 from .ttl import TTL, seconds
 
 I = TypeVar("I", contravariant=True)  # noqa: E741 - input
@@ -69,7 +70,7 @@ class Action(Generic[T]):
     def __get__(self, node: None, owner: type, /) -> Self: ...
     @overload
     def __get__(self, node: Node[X, Any, Any], owner: type, /) -> Out[X, T]: ...
-    def __get__(self, node: Any, owner: type, /) -> Any:
+    def __get__(self, node: Node[Any, Any, Any] | None, owner: type, /) -> Self | Out[Any, Any]:
         return self if node is None else Out(node, self.name)
 
 
@@ -80,7 +81,7 @@ END: Action[Any] = Action("END")
 class Out(Generic[I, T_contra]):
     """One way out of one node: call it to leave by it, `>>` says where it leads."""
 
-    def __init__(self, node: Any, action: str) -> None:
+    def __init__(self: Out[Any, Any], node: Node[Any, Any, Any], action: str) -> None:
         self._node, self._action = node, action
 
     def __call__(self, output: T_contra, /) -> Next[Any]:
@@ -94,7 +95,7 @@ class Out(Generic[I, T_contra]):
 class Chain(Generic[I, O]):
     """Edges as an immutable value: `a >> b >> c`. Nothing is written on the nodes."""
 
-    def __init__(self, first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
+    def __init__(self: Chain[Any, Any], first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
         self.first, self.last, self.edges = first, last, edges
 
     def __rshift__(self, other: Node[O, Y, Any] | Chain[O, Y]) -> Chain[I, Y]:
@@ -102,7 +103,7 @@ class Chain(Generic[I, O]):
         return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
 
 
-def as_chain(node: Any) -> Chain[Any, Any]:
+def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
     """A chain as it is; a node as a chain of one."""
     if not isinstance(node, Node | Chain):
         hint = "; it is a class: make an instance of it" if isinstance(node, type) else ""
@@ -137,8 +138,7 @@ class Retry:
     def covers(self, error: BaseException) -> bool:
         """Is this error one to try again after?"""
         if isinstance(error, BaseExceptionGroup):
-            leaves: tuple[BaseException, ...] = error.exceptions
-            return all(self.covers(leaf) for leaf in leaves)
+            return all(self.covers(leaf) for leaf in cast("BaseExceptionGroup[BaseException]", error).exceptions)
         return isinstance(error, self.on)
 
     def pause(self, attempt: int) -> float:
@@ -247,7 +247,7 @@ class Node(Generic[I, O, R]):
     def on(self, action: Action[T], /) -> Out[I, T]: ...
     @overload
     def on(self, action: str, /) -> Out[I, Any]: ...
-    def on(self, action: Any, /) -> Any:
+    def on(self, action: Action[Any] | str, /) -> Out[Any, Any]:
         """The way out by that action, for `>>`: `node.on("retry") >> other`."""
         return Out(self, action.name if isinstance(action, Action) else action)
 
@@ -284,7 +284,7 @@ class FunctionNode(Node[I, O], Generic[I, O, C]):
 class PostNode(FunctionNode[I, O, Any]):
     """What `@node.post` gives: one function of (store, input)."""
 
-    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]
+    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore
         """Call the function itself, as a unit test does."""
         assert self.__wrapped__ is not None
         return self.__wrapped__(store, input)
@@ -328,8 +328,8 @@ class _NodeFactory:
     def __call__(self, fn: Any = None, **options: Any) -> Any:
         """A node whose `exec` is the function."""
         if fn is None:
-            return lambda fn: self(fn, **options)
-        return FunctionNode({"exec": fn}, options)
+            return partial(self.__call__, **options)
+        return cast("FunctionNode[Any, Any, Any]", FunctionNode({"exec": fn}, options))
 
     @overload
     def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
@@ -345,8 +345,8 @@ class _NodeFactory:
     def post(self, fn: Any = None, **options: Any) -> Any:
         """A node whose `post` is the function, called with (store, input)."""
         if fn is None:
-            return lambda fn: self.post(fn, **options)
-        return PostNode({"post": fn}, options)
+            return partial(self.post, **options)
+        return cast("PostNode[Any, Any]", PostNode({"post": fn}, options))
 
     @overload
     def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Q]],

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
 
 from .node import Action, FunctionNode, Node
-from .store import StoreReader, StoreWriter, SyncReader, SyncWriter
+from .store import StoreReader, StoreWriter
+from .sync import SyncReader, SyncWriter
 
 PHASES = ("prep", "exec", "fallback", "post")
 HOOKS = ("on_success", "on_failure", "on_complete")

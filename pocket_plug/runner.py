@@ -21,7 +21,8 @@ from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
 from .keys import type_name
 from .node import DEFAULT, END, Next
 from .plan import Step
-from .store import Stack, StoreReader, StoreWriter, SyncReader, SyncWriter
+from .store import Stack, StoreReader, StoreWriter
+from .sync import SyncReader, SyncWriter
 from .transaction import Transaction
 from .workers import Late, pool, wrapped
 

@@ -1,17 +1,16 @@
 """What users hold: a store and its views, each derived once from the waist.
 
 A view is a source (a stack, or a transaction over one) and a prefix. `StoreReader` has what only reads, `StoreWriter`
-adds what writes, `Store` owns the stack; `SyncReader`, `SyncWriter` and `SyncStore` are the same without `await`.
+adds what writes, `Store` owns the stack. `sync` has the same without `await`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Set
 from enum import Enum
-from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from .backend import Backend, Change, Clock, Delete, Entry, Put
 from .contention import FREE_TRIES, Combiner, Gates, Step
@@ -23,6 +22,9 @@ from .transaction import Transaction, private
 from .ttl import TTL, seconds
 from .typechecks import checker
 from .waiting import LoopThread, Runner, drive, drive_inline, run_on
+
+if TYPE_CHECKING:
+    from .sync import SyncStore
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -161,6 +163,7 @@ class View:
     def scope(self, prefix: Name, /) -> Self:
         """A view of the names below `prefix`; its `get("123")` is `get("user:123")` here.
 
+        >>> from pocket_plug import SyncStore
         >>> store = SyncStore()
         >>> store.scope("user").scope("admin").set("001", "Alice")
         >>> store.get("user:admin:001")
@@ -190,6 +193,7 @@ class StoreReader(View):
     async def get(self, key: Any, /, default: Any = None) -> Any:
         """The value at `key`, else `default`. A failing backend raises StoreError: it never looks like nothing there.
 
+        >>> from pocket_plug import SyncStore
         >>> store = SyncStore()
         >>> store.get("user:1", MISSING)
         MISSING
@@ -296,6 +300,7 @@ class StoreWriter(StoreReader):
         `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
         MissingKeyError. Raises Conflict if other processes never let go of the key.
 
+        >>> from pocket_plug import SyncStore
         >>> SyncStore().update("hits", lambda n: n + 1, default=0)
         1
         """
@@ -372,6 +377,8 @@ class Store(StoreWriter):
     @property
     def sync(self) -> SyncStore:
         """The same store without `await`."""
+        from .sync import SyncStore
+
         return SyncStore(self)
 
     @property
@@ -476,199 +483,3 @@ class TypedStore(TypedReader[T]):
     async def delete(self, key: str, /) -> bool:
         """Remove it; was it there?"""
         return await self._view.delete(key)  # type: ignore[no-any-return]
-
-
-# ---------------------------------------------------------------- without await
-class SyncReader(View):
-    """`StoreReader` without `await`."""
-
-    __slots__ = ()
-
-    @property
-    def _view(self) -> Any:
-        """The same with `await`; made for each call, since most views of nodes see one call or none."""
-        return StoreWriter(self._source, self._prefix)
-
-    @overload
-    def get(self, key: ReadAs[T, Any], /) -> T | None: ...
-    @overload
-    def get(self, key: ReadAs[R, T], /, default: T) -> R: ...
-    @overload
-    def get(self, key: ReadAs[T, Any], /, default: D) -> T | D: ...
-    @overload
-    def get(self, key: str, /, default: Any = None) -> Any: ...
-    def get(self, key: Any, /, default: Any = None) -> Any:
-        """The value at `key`, else `default`."""
-        return self._source.run_read(_get(self, key, default))
-
-    @overload
-    def require(self, key: ReadAs[T, Any], /) -> T: ...
-    @overload
-    def require(self, key: str, /) -> Any: ...
-    def require(self, key: Any, /) -> Any:
-        """The value at `key`, else MissingKeyError."""
-        return self._source.run_read(self._view.require(key))
-
-    def has(self, key: Name, /) -> bool:
-        """Is there a value, None included?"""
-        return self._source.run_read(self._view.has(key))  # type: ignore[no-any-return]
-
-    def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
-        """The values that exist, by name, in one go."""
-        return self._source.run_read(self._view.get_many(keys))  # type: ignore[no-any-return]
-
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """The names that start with `prefix`, in order, without this view's scope."""
-        names = self._view.keys(prefix)
-        while (name := self._source.run_read(anext_or_none(names))) is not None:
-            yield name
-
-    def ttl(self, key: Name, /) -> float | None:
-        """Seconds until `key` expires; None where it never does."""
-        return self._source.run_read(self._view.ttl(key))  # type: ignore[no-any-return]
-
-    def typed(self, type: type[T], /) -> SyncTypedReader[T]:
-        """This view for values of one type, checked when they are read."""
-        return SyncTypedReader(self, TypedReader(self._view, type))
-
-
-# The two most used need nothing that SyncReader has not, so they are spared the view in between.
-_get: Any = StoreReader.get
-_set: Any = StoreWriter.set
-
-
-async def anext_or_none(names: AsyncIterator[str]) -> str | None:
-    """The next one, None after the last: StopAsyncIteration can't leave a driven coroutine."""
-    return await anext(names, None)
-
-
-class SyncWriter(SyncReader):
-    """`StoreWriter` without `await`."""
-
-    __slots__ = ()
-
-    @overload
-    def set(self, key: Key[T], value: T, /, *, ttl: TTL | None = None) -> None: ...
-    @overload
-    def set(self, key: str, value: Any, /, *, ttl: TTL | None = None) -> None: ...
-    def set(self, key: Any, value: Any, /, *, ttl: TTL | None = None) -> None:
-        """Store `value`, for `ttl` seconds, a timedelta or "5m"."""
-        self._source.run_write(_set(self, key, value, ttl=ttl))
-
-    def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
-        """Store several values in one write: all or none."""
-        self._source.run_write(self._view.set_many(values, ttl=ttl))
-
-    def delete(self, key: Name, /) -> bool:
-        """Remove it; was it there?"""
-        return self._source.run_update(self._view.delete(key))  # type: ignore[no-any-return]
-
-    def delete_many(self, keys: Iterable[Name], /) -> None:
-        """Remove several in one write."""
-        self._source.run_write(self._view.delete_many(keys))
-
-    @overload
-    def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T) -> R: ...
-    @overload
-    def update(self, key: str, fn: Callable[[Any], Any], /, *, default: Any = ...) -> Any: ...
-    def update(self, key: Any, fn: Any, /, *, default: Any = MISSING) -> Any:
-        """Replace the value by `fn(value)`, atomically, and give the new one."""
-        return self._source.run_update(self._view.update(key, fn, default=default))
-
-    def typed(self, type: type[T], /) -> SyncTypedStore[T]:
-        """This view for values of one type, checked when they are written and read."""
-        return SyncTypedStore(self, TypedStore(self._view, type))
-
-
-class SyncStore(SyncWriter):
-    """`Store` without `await`. Open it with `with`, unless it is memory."""
-
-    __slots__ = ()
-    _source: Stack
-
-    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
-                 clock: Clock | None = None) -> None:  # fmt: skip
-        if not isinstance(backend, Store):
-            backend = Store(backend, layers=layers, clock=clock)
-        elif layers or clock is not None:
-            raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
-        super().__init__(backend._source, backend._prefix)
-
-    def __enter__(self) -> Self:
-        self._source.open_sync()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def flush(self) -> None:
-        """Wait until everything acknowledged is as durable as the stack makes it."""
-        self._source.flush_sync()
-
-    def close(self) -> None:
-        """What `with` does last."""
-        self._source.close_sync()
-
-    @property
-    def stack(self) -> Stack:
-        """The built stack, as on Store."""
-        return self._source
-
-    def reader(self) -> SyncReader:
-        """The same without the means to write."""
-        return SyncReader(self._source, self._prefix)
-
-    def transaction(self) -> OpenSyncTransaction:
-        """`with store.transaction() as tx:` as on Store."""
-        return OpenSyncTransaction(OpenTransaction(self), self._source.run_write)
-
-
-class OpenSyncTransaction:
-    """The context manager behind `SyncStore.transaction()`."""
-
-    def __init__(self, transaction: OpenTransaction, run: Runner) -> None:
-        self._transaction, self._run = transaction, run
-
-    def __enter__(self) -> SyncWriter:
-        view = drive_inline(self._transaction.__aenter__())
-        return SyncWriter(view._source, view._prefix)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._run(self._transaction.__aexit__(kind, error, trace))
-
-
-class SyncTypedReader(Generic[T]):
-    """`TypedReader` without `await`."""
-
-    def __init__(self, view: SyncReader, typed: TypedReader[T], /) -> None:
-        source = view._source
-        self._read, self._write, self._update = source.run_read, source.run_write, source.run_update
-        self._typed: Any = typed
-
-    @overload
-    def get(self, key: str, /) -> T | None: ...
-    @overload
-    def get(self, key: str, /, default: D) -> T | D: ...
-    def get(self, key: str, /, default: Any = None) -> Any:
-        """The value at `key`, else `default`."""
-        return self._read(self._typed.get(key, default))
-
-    def require(self, key: str, /) -> T:
-        """The value at `key`, else MissingKeyError."""
-        return self._read(self._typed.require(key))  # type: ignore[no-any-return]
-
-
-class SyncTypedStore(SyncTypedReader[T]):
-    """`TypedStore` without `await`."""
-
-    def set(self, key: str, value: T, /, *, ttl: TTL | None = None) -> None:
-        """Store a value of the type."""
-        self._write(self._typed.set(key, value, ttl=ttl))
-
-    def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
-        """Replace the value by `fn(value)`, atomically."""
-        return self._update(self._typed.update(key, fn, default=default))  # type: ignore[no-any-return]
-
-    def delete(self, key: str, /) -> bool:
-        """Remove it; was it there?"""
-        return self._update(self._typed.delete(key))  # type: ignore[no-any-return]
