@@ -59,7 +59,7 @@ class Bounding(Layer):
     Built without a limit, with one below 1, over a durable backend without `durable=True`, or around persistence, it
     raises ConfigError.
 
-    >>> from pocket_plug.store import SyncStore
+    >>> from pocket_plug import SyncStore
     >>> store = SyncStore(layers=[Bounding(max_entries=2, on_evict=print)])
     >>> store.set_many({"a": 1, "b": 2})
     >>> store.get("a")

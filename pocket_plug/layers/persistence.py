@@ -31,8 +31,8 @@ class Persistence(Layer):
 
     Raises ConfigError when it is built over a backend that is durable itself, or with a mode there isn't.
 
-    >>> from pocket_plug.memory import Memory
-    >>> from pocket_plug.store import SyncStore
+    >>> from pocket_plug import Memory
+    >>> from pocket_plug import SyncStore
     >>> shelf = Memory()  # a file, in earnest
     >>> SyncStore(layers=[Persistence(to=shelf)]).set("a", 1)
     >>> SyncStore(layers=[Persistence(to=shelf)]).get("a")
