@@ -7,12 +7,12 @@ BIN    := $(VENV)/bin
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[demo,otlp]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[otlp]'
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready plugins/pocket-plug-compress/pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-	    --editable '.[demo,otlp,dev]' --editable 'plugins/pocket-plug-compress[zstd]'
+	    --editable '.[otlp,dev]' --editable 'plugins/pocket-plug-compress[zstd]'
 	touch $@
 
 demo: $(VENV)/ready

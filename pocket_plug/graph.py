@@ -36,8 +36,8 @@ class Graph(Node[I, O]):
     >>> Graph(shout, name="demo").run_sync("hello")
     'HELLO'
 
-    - `store`: where its nodes read and write. Without one it has its own in memory, or as part of another graph, that
-      graph's; `scope` then gives it a part of that.
+    - `store`: where its nodes read and write. Without one that is, as part of another graph, that graph's; else the
+      `[store]` of the Pocket's configuration; else one of its own in memory. `scope` gives it a part of that.
     - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
     - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
 
@@ -109,9 +109,11 @@ class Graph(Node[I, O]):
             from .pocket import default_pocket
 
             pocket = default_pocket()
-        if self._placed is None:
-            self._placed = self.place(Store())
-        return Execution(self, self._placed, input, pocket, loop, threads)
+        if self._store is None and pocket.config.store.where:
+            place = self.place(pocket.store)
+        else:
+            place = self._placed = self._placed or self.place(Store())
+        return Execution(self, place, input, pocket, loop, threads)
 
     def place(self, outer: View) -> tuple[Stack, str]:
         """Where its nodes read and write, given the outer graph's store."""
