@@ -144,7 +144,10 @@ class Retry:
     def pause(self, attempt: int) -> float:
         """Seconds to wait after failed attempt number `attempt`."""
         assert isinstance(self.delay, float)
-        pause = min(self.delay * self.backoff ** (attempt - 1), self.max_delay)
+        try:
+            pause = min(self.delay * self.backoff ** (attempt - 1), self.max_delay)
+        except OverflowError:
+            pause = self.max_delay if self.delay else 0.0
         return pause * (1 + self.jitter * self._random.random()) if self.jitter else pause
 
 
@@ -327,9 +330,11 @@ class _NodeFactory:
                  trace: bool | None = None) -> _Decorator: ...  # fmt: skip
     def __call__(self, fn: Any = None, **options: Any) -> Any:
         """A node whose `exec` is the function."""
-        if fn is None:
-            return partial(self.__call__, **options)
-        return cast("FunctionNode[Any, Any, Any]", FunctionNode({"exec": fn}, options))
+
+        def make(fn: Any) -> FunctionNode[Any, Any, Any]:
+            return FunctionNode({"exec": fn}, dict(options))
+
+        return make if fn is None else make(fn)
 
     @overload
     def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
@@ -344,9 +349,11 @@ class _NodeFactory:
              trace: bool | None = None) -> _PostDecorator: ...  # fmt: skip
     def post(self, fn: Any = None, **options: Any) -> Any:
         """A node whose `post` is the function, called with (store, input)."""
-        if fn is None:
-            return partial(self.post, **options)
-        return cast("PostNode[Any, Any]", PostNode({"post": fn}, options))
+
+        def make(fn: Any) -> PostNode[Any, Any]:
+            return PostNode({"post": fn}, dict(options))
+
+        return make if fn is None else make(fn)
 
     @overload
     def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Q]],
@@ -364,7 +371,7 @@ class _NodeFactory:
     def of(self, *, prep: Any = None, exec: Any = None, post: Any = None, **options: Any) -> Any:
         """A node from one function for each phase; type checkers check that they fit each other."""
         functions = {"prep": prep, "exec": exec, "post": post}
-        return FunctionNode({phase: fn for phase, fn in functions.items() if fn is not None}, options)
+        return FunctionNode[Any, Any, Any]({phase: fn for phase, fn in functions.items() if fn is not None}, options)
 
 
 node = _NodeFactory()
