@@ -83,7 +83,7 @@ class Backend:
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries that exist. Derived from `read`; override it where a batch is cheaper."""
-        entries = {}
+        entries: dict[str, Entry] = {}
         for key in keys:
             entry = await self.read(key)
             if entry is not None:

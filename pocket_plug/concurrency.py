@@ -45,7 +45,7 @@ class EachStep(Step):
     def faults(self, exits: Collection[str]) -> list[str]:
         return [f"in {self.name!r}: {fault}" for fault in self.inner.faults(exits)]
 
-    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:  # type: ignore[override]
+    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         results: list[Any] = []
         items = _Items(value, results)
         if not execution.threads or self.concurrency == 1:

@@ -78,7 +78,7 @@ class Graph(Node[I, O]):
         execution = self._execution(input, pocket, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
-        return await InOwnContext(execution.go(input))  # type: ignore[no-any-return]
+        return await InOwnContext(execution.go(input))
 
     def run_sync(self, input: I, /, *, pocket: Pocket | None = None) -> O:
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
@@ -89,7 +89,7 @@ class Graph(Node[I, O]):
         if self._is_sync and not execution.stack.needs_loop:
             if execution.stack.is_new:
                 execution.stack.open_sync()
-            return copy_context().run(drive, execution.go(input))  # type: ignore[arg-type,return-value]
+            return copy_context().run(drive, execution.go(input))  # type: ignore[no-any-return]
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -153,7 +153,7 @@ class GraphStep(Step):
             found.append(f"graph {self.name!r} can't have a retry or a timeout; give them to its nodes")
         return found
 
-    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:  # type: ignore[override]
+    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         graph = self.graph
         place = graph.place(StoreReader(execution.stack, execution.prefix))
         if place[0].is_new:

@@ -47,7 +47,7 @@ def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
 
 def _plain(hint: Any) -> Any:
     """The hint where it says something: not a string nor a type variable, nor one that has such a variable in it."""
-    unclear = isinstance(hint, TypeVar | str | ForwardRef) or getattr(hint, "__parameters__", ())
+    unclear = isinstance(hint, TypeVar | str | ForwardRef) or bool(getattr(hint, "__parameters__", ()))
     return Any if unclear else hint
 
 
@@ -81,18 +81,18 @@ def output_type(node: Node[Any, Any, Any]) -> Any:
 
 def declared_actions(node: Node[Any, Any, Any]) -> dict[str, Any]:
     """The actions that the node's class declares, each with the type that it carries."""
-    found = {}
+    found: dict[str, Any] = {}
     for cls in type(node).__mro__:
-        for value in vars(cls).values():
-            if isinstance(value, Action):
-                arguments = get_args(getattr(value, "__orig_class__", None))
-                found.setdefault(value.name, _plain(arguments[0]) if arguments else Any)
+        actions: list[Action[Any]] = [value for value in vars(cls).values() if isinstance(value, Action)]
+        for action in actions:
+            arguments = get_args(getattr(action, "__orig_class__", None))
+            found.setdefault(action.name, _plain(arguments[0]) if arguments else Any)
     return found
 
 
 def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
     """What is wrong with the node's phases, in words."""
-    found = []
+    found: list[str] = []
     for phase in (*PHASES, *HOOKS):
         function = overridden(node, phase)
         if function is None:
