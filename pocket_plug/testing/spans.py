@@ -19,9 +19,8 @@ class SpanCapture(SpanProcessor):
 
     Spans that the test makes with `capture.tracer_provider` join the same tree.
 
-    >>> from pocket_plug.keys import Key
+    >>> from pocket_plug import Key, SyncStore
     >>> from pocket_plug.layers.tracing import Tracing
-    >>> from pocket_plug.store import SyncStore
     >>> GUEST = Key("guest:{}", str)
     >>> with SpanCapture() as capture:
     ...     SyncStore(layers=[Tracing()]).set(GUEST("17"), "Alice")

@@ -13,12 +13,12 @@ import structlog
 from structlog.testing import LogCapture
 
 import pocket_plug as pp
+from pocket_plug import Store, SyncStore
 from pocket_plug.errors import ConfigError, StoreError
 from pocket_plug.hookspecs import Run
 from pocket_plug.layers import logging as pocket_logging
 from pocket_plug.layers.logging import Logging, add_ids
 from pocket_plug.layers.tracing import Tracing
-from pocket_plug.store import Store, SyncStore
 from pocket_plug.testing.spans import SpanCapture
 
 GUEST = pp.Key("guest:{}", str)

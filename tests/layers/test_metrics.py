@@ -14,12 +14,12 @@ from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import pocket_plug as pp
+from pocket_plug import Store, SyncStore
 from pocket_plug.backend import Backend, Change, Entry
 from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.hookspecs import NodeCall, Run
 from pocket_plug.layers import metrics
 from pocket_plug.layers.metrics import Metrics
-from pocket_plug.store import Store, SyncStore
 
 Point = tuple[frozenset[tuple[str, Any]], Any]
 

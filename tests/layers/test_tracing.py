@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 import pocket_plug as pp
+from pocket_plug import Store, SyncStore
 from pocket_plug.backend import Backend, Change, Entry
 from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run
@@ -25,7 +26,6 @@ from pocket_plug.keys import Key
 from pocket_plug.layers import tracing
 from pocket_plug.layers.tracing import Tracing
 from pocket_plug.memory import Memory
-from pocket_plug.store import Store, SyncStore
 from pocket_plug.testing.spans import SpanCapture
 
 PERSON = Key("person:{}", str)
