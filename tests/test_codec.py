@@ -182,18 +182,23 @@ def same(codec: Codec, value: Any) -> bool:
 
 
 # ---------------------------------------------------------------- exact round trips
-zones = (
+def named(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """The strategy with a short repr: Hypothesis builds that often, and warns where it grows long."""
+    return st.composite(lambda draw: draw(strategy))()
+
+
+zones = named(
     st.none()
     | st.just(UTC)
     | st.sampled_from(["Europe/Berlin", "America/New_York", "UTC"]).map(ZoneInfo)
     | st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)))
     | st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)), st.sampled_from(["", "CET", "ü"]))
 )
-atoms = (
+hashable_atoms = named(
     st.none()
     | st.booleans()
     | st.integers()
-    | st.sampled_from([2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**400, -(10**400)])
+    | st.sampled_from([2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**40, -(10**40)])
     | st.floats()
     | st.complex_numbers()
     | st.text(st.characters(exclude_categories=["Cs"]))
@@ -203,26 +208,28 @@ atoms = (
     | st.builds(lambda value, fold, zone: value.replace(fold=fold, tzinfo=zone), st.times(), st.integers(0, 1), zones)
     | st.dates()
     | st.timedeltas()
-    | st.decimals()
+    | st.decimals(allow_nan=False)
     | st.uuids()
     | zones
     | st.sampled_from([*Color, *Level, *Word, *Access, Access.READ | Access.WRITE, Access(0)])
     | st.text(st.characters(exclude_categories=["Cs"])).map(Text)
 )
-hashables = st.recursive(
-    atoms.filter(lambda value: not (type(value) is Decimal and value.is_snan())),
-    lambda parts: (
-        st.tuples(parts, parts)
-        | st.frozensets(parts, max_size=3)
-        | st.builds(Frozen, parts, parts)
-        | st.builds(Slotted, parts)
-        | st.builds(Pair, parts, parts)
-        | st.builds(Fixed, id=parts)
-    ),
-    max_leaves=4,
+hashables = named(
+    st.recursive(
+        hashable_atoms,
+        lambda parts: (
+            st.tuples(parts, parts)
+            | st.frozensets(parts, max_size=3)
+            | st.builds(Frozen, parts, parts)
+            | st.builds(Slotted, parts)
+            | st.builds(Pair, parts, parts)
+            | st.builds(Fixed, id=parts)
+        ),
+        max_leaves=4,
+    )
 )
 values = st.recursive(
-    atoms | hashables | st.binary().map(bytearray),
+    hashables | st.decimals() | st.binary().map(bytearray),
     lambda parts: (
         st.lists(parts, max_size=4)
         | st.lists(parts, max_size=4).map(tuple)
@@ -786,8 +793,8 @@ def test_made_up_records_raise_codec_errors_only(codec: Codec) -> None:
 
 
 WRONG = [
-    b"", b"\x00", b"\xc0", b"\x93\x01\x02\x03", b"\x93\xa1x\xa1y\xc0", b"\x91\x91\x00", b"\x92\x90\x00", b"\x93\xa1x\x00\xc0",
-    b"2024-99-99", b"../../etc/passwd", b"os.path", b"\xff" * 12, b"\x7f" * 16, b"\x80",
+    b"", b"\x00", b"\xc0", b"\x93\x01\x02\x03", b"\x93\xa1x\xa1y\xc0", b"\x91\x91\x00", b"\x92\x90\x00",
+    b"\x93\xa1x\x00\xc0", b"2024-99-99", b"../../etc/passwd", b"os.path", b"\xff" * 12, b"\x7f" * 16, b"\x80",
 ]  # fmt: skip
 
 
