@@ -75,7 +75,7 @@ class NodeCall:
     attempts: int = field(default=0, init=False)
     outcome: NodeOutcome | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, repr=False, init=False)
-    durations: dict[str, float] = field(default_factory=dict, init=False)
+    durations: dict[str, float] = field(default_factory=dict, init=False)  # pyright: ignore[reportUnknownVariableType]
     """Seconds by phase, of all attempts together."""
 
 
@@ -124,11 +124,11 @@ class Specs:
         """Asked once as each run starts, nested ones too. None: stay silent for this whole run."""
 
     @hookspec
-    def pocket_layers(self) -> Sequence[type[Layer]]:  # type: ignore[empty-body]
+    def pocket_layers(self) -> Sequence[type[Layer]]:  # type: ignore[empty-body]  # pyright: ignore[reportReturnType]
         """The layers that the plugin offers; asked when a name is first looked up. A layer's name is its `name`."""
 
     @hookspec
-    def pocket_backends(self) -> Mapping[str, Callable[[str], Backend]]:  # type: ignore[empty-body]
+    def pocket_backends(self) -> Mapping[str, Callable[[str], Backend]]:  # type: ignore[empty-body]  # pyright: ignore[reportReturnType]
         """URL schemes, each with what makes a backend of a whole URL: `{"redis": RedisBackend}`."""
 
     @hookspec
@@ -136,7 +136,7 @@ class Specs:
         """Register types with the codec; asked when the codec is first needed by this Pocket."""
 
     @hookspec
-    def pocket_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]
+    def pocket_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]  # pyright: ignore[reportReturnType]
         """Commands for `pocket-plug`; asked when the command line starts."""
 
     @hookspec

@@ -51,7 +51,8 @@ class Layer(Backend):
         dataclass(kw_only=True, eq=False, repr=False)(cls)
 
     def __repr__(self) -> str:
-        options = ((f, getattr(self, f.name)) for f in dataclasses.fields(self) if f.repr)  # type: ignore[arg-type]
+        recipe: Any = self  # a dataclass, unseen by type checkers
+        options = ((f, getattr(self, f.name)) for f in dataclasses.fields(recipe) if f.repr)
         return f"{type(self).__name__}({', '.join(f'{f.name}={v!r}' for f, v in options if v != f.default)})"
 
     def build(self, inner: Backend, /) -> Backend:

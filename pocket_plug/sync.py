@@ -3,6 +3,8 @@
 Nothing is implemented a second time here; each call drives the coroutine that the async view makes.
 """
 
+# These views are friends of the async ones.
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping

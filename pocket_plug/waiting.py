@@ -4,6 +4,8 @@ Parts of a store use thread primitives inside and the caller's loop outside, so 
 share one. (An asyncio lock or queue kept on a store would belong to one loop only.)
 """
 
+# What wakes a Waiter is a friend of it.
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import asyncio
