@@ -174,7 +174,7 @@ def _is_cancellation(error: BaseException) -> bool:
 
 
 class _FanOut:
-    """In the context of a fan-out's items: whose they are, and how many of them have begun and had no span."""
+    """In the context of a fan-out's items: whose they are, how many began (an item's index), how many had no span."""
 
     __slots__ = ("began", "failed", "run", "suppressed")
 
