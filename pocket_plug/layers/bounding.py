@@ -277,8 +277,6 @@ class _Kept(Entry):
         mine, its = (self.value, self.version, self.expires_at), (other.value, other.version, other.expires_at)
         return mine == its
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 class _Weighed(_Kept):
     __slots__ = ("size",)
@@ -307,7 +305,6 @@ class _Bounded(Keeping):
         self.entries = OrderedDict[str, Any]()
         self._bytes = 0
         self._exempt = 0
-        self._ended: list[Dropped] = []  # found expired by a change to the same key
 
     def take_over(self, entries: Mapping[str, Entry], now: float) -> None:
         """As if they were set now. What is too much goes with the next write, which can tell of it."""
@@ -365,11 +362,12 @@ class _Bounded(Keeping):
                 self.take(key)
         if now >= self.earliest:
             dropped += self.take_expired(self.expired(now), now)
-        while len(entries) - self._exempt > self._max_entries:
-            if self._simple and not self._exempt:
+        if self._simple and not self._exempt:
+            while len(entries) > self._max_entries:
                 entries.popitem(last=False)
-            else:
-                dropped.append(self._take_oldest("size", now))
+            return dropped
+        while len(entries) - self._exempt > self._max_entries:
+            dropped.append(self._take_oldest("size", now))
         while self._bytes > self._max_bytes:
             dropped.append(self._take_oldest("bytes", now))
         return dropped
