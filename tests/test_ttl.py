@@ -39,5 +39,5 @@ def test_a_ttl_means_seconds(ttl: Any, meant: float) -> None:
 )  # fmt: skip
 def test_anything_else_is_refused(ttl: Any) -> None:
     """0 and below would be gone before they are there, nan never; the message says what was given and what may be."""
-    with pytest.raises(ConfigError, match="a TTL can't be .*; give seconds above 0, a timedelta, or text"):
+    with pytest.raises(ConfigError, match=r"a TTL can't be .*; give seconds above 0, a timedelta, or text"):
         seconds(ttl)
