@@ -7,8 +7,11 @@ from collections.abc import Collection, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .graph import Graph, make_step
-from .node import Node, Options, X, Y, options_of
+from .node import Chain, Node, Options, X, Y, as_chain, options_of
+from .phases import declared_actions
 from .plan import Step
+from .runner import STEPS_PER_LOOK
+from .typechecks import checker
 
 if TYPE_CHECKING:
     from .hookspecs import NodeCall
@@ -22,8 +25,12 @@ class Each(Node[Iterable[X], list[Y]]):
     """A node that takes every item of its input through another node; made by `each`."""
 
     def __init__(self, node: Node[X, Y, Any], concurrency: int, errors: Literal["raise", "collect"]) -> None:
+        if as_chain(node).edges or isinstance(node, Chain):
+            raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
         if concurrency < 1:
             raise ValueError(f"concurrency={concurrency}: at least one item at a time")
+        if errors not in ("raise", "collect"):
+            raise ValueError(f"errors={errors!r}: it is 'raise' or 'collect'")
         self.node, self.concurrency, self.errors = node, concurrency, errors
         self._options = Options(name=f"each_{options_of(node).name}")
 
@@ -35,7 +42,9 @@ class EachStep(Step):
 
     def __init__(self, node: Each[Any, Any]) -> None:
         super().__init__(node)
+        self.input_type, self.fits = Iterable, checker(Iterable)
         self.inner = make_step(node.node)
+        self.inner.is_item = True
         self.concurrency, self.collects = node.concurrency, node.errors == "collect"
 
     @property
@@ -43,7 +52,9 @@ class EachStep(Step):
         return self.inner.is_sync
 
     def faults(self, exits: Collection[str]) -> list[str]:
-        return [f"in {self.name!r}: {fault}" for fault in self.inner.faults(exits)]
+        unrouted = [f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
+                    "graph: each(Graph(…))" for action in declared_actions(self.inner.node)]  # fmt: skip
+        return [f"in {self.name!r}: {fault}" for fault in (*self.inner.faults(()), *unrouted)]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         results: list[Any] = []
@@ -76,6 +87,8 @@ class EachStep(Step):
             items.results[position] = output
             if cancelled is not None:
                 raise cancelled
+            if execution.loop and not (position + 1) % STEPS_PER_LOOK:
+                await execution.outermost.give_way()
 
 
 class _Items:

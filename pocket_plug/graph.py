@@ -7,9 +7,9 @@ from collections.abc import Collection
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, overload
 
-from .errors import SyncError
+from .errors import GraphError, SyncError
 from .keys import Key
-from .node import DEFAULT, Chain, I, Next, Node, O, Options, as_chain
+from .node import DEFAULT, Chain, I, Next, Node, O, Options, as_chain, options_of
 from .plan import Plan, Step
 from .runner import Execution, InOwnContext
 from .store import Stack, Store, StoreReader, View
@@ -63,7 +63,7 @@ class Graph(Node[I, O]):
         self.max_steps, self.max_depth, self.clean_up_grace = max_steps, max_depth, seconds(clean_up_grace)
         self.plan = Plan(self._chains, self.name, make_step)
         self._placed: tuple[Stack, str] | None = None
-        self._valid = False
+        self._validated: Options | None = None
         self._is_sync = self.plan.is_sync
 
     def __repr__(self) -> str:
@@ -93,17 +93,21 @@ class Graph(Node[I, O]):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run(self._run_in_place(input, pocket))
+            execution.loop = True
+            if execution.stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
+                if execution.stack.is_new:
+                    execution.stack.open_sync()
+                return execution.stack.run(execution.go(input))  # type: ignore[no-any-return]
+            return asyncio.run(self._run_in_place(execution, input))
         raise SyncError(f"graph {self.name!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`")
 
-    async def _run_in_place(self, input: I, pocket: Pocket | None) -> O:
-        execution = self._execution(input, pocket, loop=True, threads=False)
+    async def _run_in_place(self, execution: Execution, input: I) -> O:
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await execution.go(input)  # type: ignore[no-any-return]
 
     def _execution(self, input: I, pocket: Pocket | None, *, loop: bool, threads: bool) -> Execution:
-        if not self._valid:
+        if self._validated is not self._options:  # a copy may have others
             self.validate()
         if pocket is None:
             from .pocket import default_pocket
@@ -122,8 +126,9 @@ class Graph(Node[I, O]):
 
     def validate(self) -> None:
         """Raise GraphError with every fault of the graph and those within it at once. The first run does it too."""
-        self.plan.check()
-        self._valid = True
+        if found := [*self.plan.findings(), *_guards(self)]:
+            raise GraphError(f"graph {self.name!r} can't run:", found)
+        self._validated = self._options
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flow chart."""
@@ -149,9 +154,7 @@ class GraphStep(Step):
 
     def faults(self, exits: Collection[str]) -> list[str]:
         found = [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
-        if self.guarded:
-            found.append(f"graph {self.name!r} can't have a retry or a timeout; give them to its nodes")
-        return found
+        return [*found, *_guards(self.graph)]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         graph = self.graph
@@ -162,6 +165,13 @@ class GraphStep(Step):
         inner.exits = {**execution.exits, **self.actions}
         output = await InOwnContext(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
+
+
+def _guards(graph: Graph[Any, Any]) -> list[str]:
+    options = options_of(graph)
+    if options.retry is None and options.timeout is None:
+        return []
+    return [f"graph {options.name!r} can't have a retry or a timeout; give them to its nodes"]
 
 
 def make_step(node: Node[Any, Any, Any]) -> Step:

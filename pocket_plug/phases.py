@@ -41,7 +41,10 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
-    parameters = list(inspect.signature(function).parameters)
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except ValueError:  # some of Python's own, such as int, have none
+        return Any
     return hints(function).get(parameters[position], Any) if position < len(parameters) else Any
 
 
@@ -52,12 +55,26 @@ def _plain(hint: Any) -> Any:
 
 
 def _class_arguments(node: Node[Any, Any, Any]) -> tuple[Any, ...]:
-    for cls in type(node).__mro__:
-        for base in getattr(cls, "__orig_bases__", ()):
-            origin = get_origin(base)
-            if isinstance(origin, type) and issubclass(origin, Node) and get_args(base):
-                return tuple(_plain(argument) for argument in get_args(base))
+    return tuple(_plain(argument) for argument in _of_node(type(node), ()))
+
+
+def _of_node(cls: type, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What Node's own parameters are in a subclass of it that was given these."""
+    if cls is Node:
+        return given
+    values = dict(zip(getattr(cls, "__parameters__", ()), given, strict=False))
+    for base in cls.__dict__.get("__orig_bases__", cls.__bases__):
+        origin = get_origin(base) or base
+        if isinstance(origin, type) and issubclass(origin, Node):
+            return _of_node(origin, tuple(_filled(argument, values) for argument in get_args(base)))
     return ()
+
+
+def _filled(hint: Any, values: dict[Any, Any]) -> Any:
+    if isinstance(hint, TypeVar):
+        return values.get(hint, hint)
+    parameters = getattr(hint, "__parameters__", ())
+    return hint[tuple(values.get(each, each) for each in parameters)] if parameters else hint
 
 
 def input_type(node: Node[Any, Any, Any]) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import GraphError, RouteError, UndeclaredKeyError, suggest
+from .errors import RouteError, UndeclaredKeyError, suggest
 from .keys import Key, type_name
-from .node import DEFAULT, END, Chain, Node, PostNode, Retry, options_of
+from .node import DEFAULT, Chain, FunctionNode, Node, PostNode, Retry, options_of
 from .phases import HOOKS, PHASES, declared_actions, faults, input_type, is_async, output_type, overridden
 from .typechecks import checker, fits
 
@@ -22,6 +22,8 @@ class Step:
     """One node of one graph. A phase that the node doesn't override is None."""
 
     kind: Literal["node", "graph", "fan_out"] = "node"
+    is_item = False
+    """Is it what an `each` takes its items through? No action leads out of it."""
     perform: Callable[[Execution, Any, NodeCall | None], Awaitable[Any]] | None = None
     """What stands in for exec where the step is more than one node."""
 
@@ -29,7 +31,7 @@ class Step:
         options = options_of(node)
         self.node = node
         self.name = options.name
-        self.title = type(node).__name__ if not isinstance(node, PostNode) else self.name
+        self.title = type(node).__name__ if not isinstance(node, FunctionNode) else self.name
         self.retry: Retry | None = options.retry
         self.timeout = options.timeout
         self.trace = options.trace
@@ -188,9 +190,3 @@ class Plan:
         if step.kind == "node" and not step.phases and not fits(given, left):
             return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
         return []
-
-    def check(self, exits: Collection[str] = ()) -> None:
-        """Raise GraphError with every finding at once."""
-        found = self.findings(exits)
-        if found:
-            raise GraphError(f"graph {self.name!r} can't run:", found)

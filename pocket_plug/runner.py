@@ -67,8 +67,8 @@ os.register_at_fork(after_in_child=_run_ids.renew)
 class Execution:
     """One run of one graph over one store. The outermost one keeps the steps that nested ones share."""
 
-    __slots__ = ("exits", "grace", "left_by", "loop", "max_steps", "observers", "on_node", "on_phase", "outermost", "plan",
-                 "pocket", "prefix", "run", "stack", "steps", "threads", "visits")  # fmt: skip
+    __slots__ = ("exits", "grace", "left_by", "loop", "max_steps", "observers", "on_every_phase", "on_node",
+                 "on_phase", "outermost", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends", "visits")  # fmt: skip
 
     def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
                  threads: bool, parent: Execution | None = None) -> None:  # fmt: skip
@@ -77,6 +77,7 @@ class Execution:
         self.pocket, self.loop, self.threads = pocket, loop, threads
         self.left_by = DEFAULT
         self.steps = 0
+        self.turn_ends = 0.0
         if parent is None:
             self.outermost, self.exits = self, NO_EXITS
             self.run = run = Run(_run_ids.next(), self.plan.name, input=input)
@@ -88,17 +89,25 @@ class Execution:
                                      "does it contain itself? Else raise Graph(…, max_depth=…)")
         self.observers = observers = pocket.observers(run)
         self.on_node: Sequence[_Part] = ()
-        self.on_phase: Sequence[_Part] = ()
+        self.on_phase: Sequence[_Part] = ()  # of guarded nodes
+        self.on_every_phase: Sequence[_Part] = ()
         if observers:
             self.visits: dict[str, int] = {}
             self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
             self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
+            self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
 
     def too_many(self, step: Step) -> StepLimitError:
         """The error for one step more than the run may take."""
         limit = self.outermost.max_steps
         return StepLimitError(f"graph {self.plan.name!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
                               f"{limit}: a loop that never ends? Else raise Graph(…, max_steps=…)")
+
+    async def give_way(self) -> None:
+        """Let the event loop go on where this run has kept it for long enough. Of nested runs the outermost one asks."""
+        if time.perf_counter() > self.turn_ends:
+            await asyncio.sleep(0)
+            self.turn_ends = time.perf_counter() + TURN
 
     # ------------------------------------------------------------ the run
     async def go(self, value: Any) -> Any:
@@ -126,15 +135,15 @@ class Execution:
         counter, stack, prefix, yields = self.outermost, self.stack, self.prefix, self.loop
         watched, new, clock = bool(self.observers), object.__new__, time.perf_counter
         in_place = not self.threads and stack.inline_read
-        simply = not watched or not self.on_phase
-        turn_ends = clock() + TURN
+        simply = not watched or not self.on_every_phase
+        if not counter.turn_ends:
+            counter.turn_ends = clock() + TURN
         while step is not None:
             counter.steps = steps = counter.steps + 1
             if steps > counter.max_steps:
                 raise self.too_many(step)
-            if yields and not steps % STEPS_PER_LOOK and clock() > turn_ends:
-                await asyncio.sleep(0)
-                turn_ends = clock() + TURN
+            if yields and not steps % STEPS_PER_LOOK:
+                await counter.give_way()
             # Where no phase is watched, and there is nothing to the node but prep, exec and post, what `watch`, `visit` and
             # `_try` do is done right here, with the store's objects made by hand: it takes a fifth of the time. Keep it in
             # step with them.
@@ -168,6 +177,8 @@ class Execution:
                     output = result = prepared
                     if exec is not None:
                         output = result = await exec(prepared)
+                        if result.__class__ is CoroutineType:
+                            raise _unawaited(step, phase, result)
                         if call is not None:
                             call.attempts = 1
                             started = _measure(call, phase, started)
@@ -179,6 +190,8 @@ class Execution:
                         writer = new(StoreWriter)
                         writer._source, writer._prefix = transaction, prefix
                         output = await post(writer, value, prepared, result)
+                        if output.__class__ is CoroutineType:
+                            raise _unawaited(step, phase, output)
                         if call is not None:
                             _measure(call, phase, started)
                 else:
@@ -193,6 +206,8 @@ class Execution:
                     output = result = prepared
                     if exec is not None:
                         output = result = exec(prepared)
+                        if result.__class__ is CoroutineType:
+                            raise _unawaited(step, phase, result)
                         if call is not None:
                             call.attempts = 1
                             started = _measure(call, phase, started)
@@ -202,10 +217,10 @@ class Execution:
                             transaction = Transaction(stack)
                         transaction.in_post = True
                         output = post(SyncWriter(transaction, prefix), value, prepared, result)
+                        if output.__class__ is CoroutineType:
+                            raise _unawaited(step, phase, output)
                         if call is not None:
                             _measure(call, phase, started)
-                if output.__class__ is CoroutineType or result.__class__ is CoroutineType:
-                    raise _unawaited(step, phase, output)
                 action, target = DEFAULT, step.next
                 if output.__class__ is Next:
                     action, output = output.action, output.output
@@ -227,6 +242,8 @@ class Execution:
                         lost = _Lost(conflict, transaction, prepared, result)
                         target, output, cancelled = await self._try_again(step, value, call, lost)
             except BaseException as error:
+                if transaction is not None:
+                    transaction.ended = True
                 if isinstance(error, MissingKeyError):
                     _name_the_phase(error, step, phase)
                 elif isinstance(error, StopIteration):
@@ -283,7 +300,9 @@ class Execution:
             raise  # the run is being garbage-collected: nothing can be awaited any more
         except BaseException as error:
             if step.hooks:
-                await self._clean_up(step, call, ("on_failure", "on_complete"), error)
+                cancelled = await self._clean_up(step, call, ("on_failure", "on_complete"), error)
+                if cancelled is not None and isinstance(error, Exception):
+                    raise cancelled from error  # whoever cancelled must not take the run for one that goes on
             raise
         if step.hooks:
             cancelled = await self._clean_up(step, call, ("on_success", "on_complete"), visited[1])
@@ -316,38 +335,50 @@ class Execution:
             prepared = value
             if step.prep is not None:
                 assert transaction is not None
-                if step.reads:
-                    await transaction.read_many([self.prefix + str(key) for key in step.reads if key.is_filled])
+                await self._prefetch(step, transaction)
                 prepared = await self._phase(step, "prep", step.prep, step.prep_async, call, transaction, value)
             if step.perform is not None:
                 result = await step.perform(self, value, call)
             elif step.exec is not None:
-                result = await self._exec(step, step.exec, prepared, call)
+                try:
+                    result = await self._exec(step, step.exec, prepared, call)
+                except MissingKeyError as error:
+                    _name_the_phase(error, step, "exec")
+                    raise
             else:
                 result = prepared
         output = result
         if step.post is not None:
             assert transaction is not None
+            if step.prep is None:
+                await self._prefetch(step, transaction)
             transaction.in_post = True
             output = await self._phase(step, "post", step.post, step.post_async, call, transaction, value, prepared, result)
+        commit = transaction.end(serializable=step.serializable) if transaction is not None else None
         action, target = DEFAULT, step.next
         if output.__class__ is Next:
             action, output = output.action, output.output
             target = step.actions.get(action) or self._leave(step, action)  # before anything is committed
         if call is not None:
             call.action, call.next = action, target.name if target is not None else None
-        if transaction is None or (commit := transaction.end(serializable=step.serializable)) is None:
+        if commit is None:
             return target, output, None
+        assert transaction is not None
         try:
             return target, output, await self._commit(*commit)
         except Conflict as conflict:
             raise _Lost(conflict, transaction, prepared, result) from conflict
 
+    async def _prefetch(self, step: Step, transaction: Transaction) -> None:
+        """Read the keys that the node declares to read, templates aside, in one go."""
+        if names := [self.prefix + str(key) for key in step.reads if key.is_filled]:
+            await transaction.read_many(names)
+
     def _leave(self, step: Step, action: str) -> None:
         """The run ends here, by this action, or it may not."""
         if action == END.name or action == DEFAULT:
             action = DEFAULT
-        elif action not in self.exits:
+        elif step.is_item or action not in self.exits:
             raise step.no_route(action, self.run.graph)
         self.left_by = action
 
@@ -371,17 +402,20 @@ class Execution:
         try:
             if call is None:
                 return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
-            if not self.on_phase and is_async:  # what nobody watches is only measured
+            watching = self.on_phase if step.guarded else self.on_every_phase
+            if not watching and is_async:  # what nobody watches is only measured
                 started = time.perf_counter()
                 result = await function(view, *arguments)
                 _measure(call, phase, started)
                 if result.__class__ is CoroutineType:
                     raise _unawaited(step, phase, result)
                 return result
-            with _Watching(self.on_phase, PhaseCall(call, phase)):
+            with _Watching(watching, PhaseCall(call, phase)):
                 return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
-        except MissingKeyError as error:
-            _name_the_phase(error, step, phase)
+        except BaseException as error:
+            transaction.ended = True
+            if isinstance(error, MissingKeyError):
+                _name_the_phase(error, step, phase)
             raise
 
     async def _call(self, step: Step, phase: str, function: Callable[..., Any], is_async: bool, in_place: bool,
@@ -402,7 +436,7 @@ class Execution:
 
     async def _exec(self, step: Step, function: Callable[..., Any], prepared: Any, call: NodeCall | None) -> Any:
         """`exec`, as often as its retry allows, then the fallback."""
-        if step.exec_async and not step.guarded and (call is None or not self.on_phase):
+        if step.exec_async and not step.guarded and (call is None or not self.on_every_phase):
             started = time.perf_counter()
             result = await function(prepared)
             if call is not None:
@@ -418,7 +452,7 @@ class Execution:
                 call.attempts += 1
             phase = PhaseCall(call, "exec", attempt, step.timeout) if call is not None else None
             try:
-                with _Watching(self.on_phase, phase) as watching:
+                with _Watching(self.on_phase if step.guarded else self.on_every_phase, phase) as watching:
                     try:
                         return await self._attempt(step, function, prepared)
                     except Exception as error:

@@ -57,10 +57,10 @@ class Stack(Layer):
         self._own_loop: LoopThread | None = None
         self._own_loop_lock = threading.Lock()
         # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
-        self._run: Runner = self._run_at_home if self.needs_loop else drive
-        self.run_read: Runner = drive_inline if self.inline_read else self._run
-        self.run_write: Runner = drive_inline if self.inline_write else self._run
-        self.run_update: Runner = drive if self.inline_read and self.inline_write else self._run  # it may queue for the key
+        self.run: Runner = self._run_at_home if self.needs_loop else drive
+        self.run_read: Runner = drive_inline if self.inline_read else self.run
+        self.run_write: Runner = drive_inline if self.inline_write else self.run
+        self.run_update: Runner = drive if self.inline_read and self.inline_write else self.run  # it may queue for the key
 
     def __repr__(self) -> str:
         return " > ".join(repr(part) for part in parts(self)[1:])
@@ -114,17 +114,17 @@ class Stack(Layer):
         """Open it for callers without a loop."""
         if self.needs_loop and self._home is None:
             self._make_home()
-        self._run(self.open())
+        self.run(self.open())
 
     def flush_sync(self) -> None:
         """Flush it for callers without a loop."""
-        self._run(self.flush())
+        self.run(self.flush())
 
     def close_sync(self) -> None:
         """Close it, and the loop that was made for it."""
         try:
             if not self.needs_loop or self.is_new or self._home is not None:  # else it is closed already
-                self._run(self.close())
+                self.run(self.close())
         finally:
             with self._own_loop_lock:
                 own, self._own_loop = self._own_loop, None

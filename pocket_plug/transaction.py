@@ -152,8 +152,14 @@ class Transaction:
         return fresh
 
     def unread_by_prep(self, keys: Iterable[str]) -> bool:
-        """Did prep read none of these? Then post alone can be tried again."""
-        return self._prep_read().isdisjoint(keys)
+        """Did prep read none of these? Then post alone can be tried again.
+
+        Not where post was handed a value of prep's that it may have changed: the next try must not find it so.
+        """
+        of_prep = self._prep_read()
+        shared = of_prep & (self._read_in_post or set())
+        return of_prep.isdisjoint(keys) and all(
+            (entry := (self.seen or {})[key]) is None or entry.value.__class__ in _ATOMS for key in shared)
 
     def end(self, *, serializable: bool = True) -> tuple[Sequence[Change], Mapping[str, int]] | None:
         """End it, and give what is to be written; None where nothing was used that would need a check."""
@@ -162,7 +168,7 @@ class Transaction:
         if seen is None:
             return None if changes is None else (tuple(changes.values()), NO_EXPECTATIONS)
         checked: Iterable[str] = seen
-        if self.in_post and not serializable:
+        if not serializable:
             checked = (self._read_in_post or set()) | ((changes or {}).keys() & seen.keys())
         expect = {key: entry.version if (entry := seen[key]) is not None else 0 for key in checked}
         if changes is not None:

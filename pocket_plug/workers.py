@@ -73,11 +73,14 @@ class Workers:
         job = _Job(function, arguments)
         with self._lock:
             self._busy += 1
-            if self._busy > self._threads < self._most:
-                self._threads += 1
-                threading.Thread(target=self._work, name=f"pocket_plug-{self._threads}", daemon=True).start()
+            self._start_if_needed()
         self._jobs.put(job)
         return job
+
+    def _start_if_needed(self) -> None:
+        if self._busy > self._threads < self._most:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"pocket_plug-{self._threads}", daemon=True).start()
 
     def _abandon(self, job: _Job) -> None:
         with self._lock:
@@ -86,6 +89,7 @@ class Workers:
                 self._busy -= 1
                 self._threads -= 1
                 self.abandoned += 1
+                self._start_if_needed()  # for those that queue behind it
 
     def _work(self) -> None:
         while True:
