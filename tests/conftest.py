@@ -1,15 +1,25 @@
-"""What tests of several folders share: distributions that are installed for one test."""
+"""What tests of several files share: distributions that are installed for one test, and stores of every kind."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from textwrap import dedent
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
+
+from pocket_plug import Memory, Store, StoreReader, SyncStore, TypedReader
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.testing.layer_contract import FaultyMemory
+from pocket_plug.waiting import Waiter, wake
 
 
 class Install(Protocol):
@@ -45,3 +55,105 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(site)):
             del sys.modules[name]
+
+
+# ---------------------------------------------------------------- stores of every kind
+class ThreadedMemory(Memory):
+    """A Memory that suspends in each operation until another thread wakes it: it needs no event loop, as SQLite."""
+
+    inline_read = inline_write = False
+
+    async def _elsewhere(self) -> None:
+        waiter: Waiter[None] = Waiter()
+        threading.Thread(target=wake, args=([waiter.give(None)],)).start()
+        await waiter
+
+    async def read(self, key: str) -> Entry | None:
+        await self._elsewhere()
+        return await super().read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        await self._elsewhere()
+        version = await super().write(changes, expect)
+        await self._elsewhere()
+        return version
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        async for key in super().scan(prefix):
+            await self._elsewhere()
+            yield key
+
+
+class Awaited:
+    """A store with `await`, used as one without: each call is run to its end on the test's event loop."""
+
+    def __init__(self, view: Any, run: Callable[[Any], Any]) -> None:
+        self._view, self._run = view, run
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._view, name)
+        return self._called(member) if callable(member) else member
+
+    def _called(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = method(*arguments, **options)
+            if inspect.iscoroutine(result):
+                return self._run(result)
+            if inspect.isasyncgen(result):
+                return iter(self._run(_listed(result)))
+            return Awaited(result, self._run) if isinstance(result, StoreReader | TypedReader) else result
+
+        return call
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        opened = self._view.transaction()
+        view = self._run(opened.__aenter__())
+        try:
+            yield Awaited(view, self._run)
+        except BaseException as error:
+            self._run(opened.__aexit__(type(error), error, None))
+            raise
+        self._run(opened.__aexit__(None, None, None))
+
+
+async def _listed(items: AsyncIterator[str]) -> list[str]:
+    return [item async for item in items]
+
+
+KINDS: dict[str, tuple[type[Backend], bool]] = {
+    "memory": (Memory, False),
+    "memory, sync": (Memory, True),
+    "suspending": (FaultyMemory, False),
+    "suspending, sync": (FaultyMemory, True),
+    "threaded, sync": (ThreadedMemory, True),
+    "sqlite": (SQLite, False),
+}
+
+
+@pytest.fixture(params=KINDS)
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens a store for one test: with and without `await`, over backends that suspend or don't.
+
+    `open_store(clock=…, layers=…)`; every call on what it gives is written as on a SyncStore.
+    """
+    kind, is_sync = KINDS[request.param]
+    with ExitStack() as stack:
+
+        def open_store(**options: Any) -> Any:
+            backend = SQLite(tmp_path / "state.db", durability="process") if kind is SQLite else kind()
+            if is_sync:
+                return stack.enter_context(SyncStore(backend, **options))
+            run = stack.enter_context(asyncio.Runner()).run
+            store = Store(backend, **options)
+            run(store.open())
+            stack.callback(lambda: run(store.close()))
+            return Awaited(store, run)
+
+        yield open_store
+
+
+@pytest.fixture
+def threaded() -> type[Backend]:
+    """The kind of backend that suspends and needs no event loop."""
+    return ThreadedMemory
