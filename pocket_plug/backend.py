@@ -37,12 +37,17 @@ class Entry:
 
 @_record
 class Put:
-    """Set a key. With a `version` (a tier filling another) it is done only where that is newer than what is there."""
+    """Set a key. With a `version` (a tier filling another) it is done only where that is newer than what is there.
+
+    An update doesn't `renew`: a layer with a deadline of its own leaves that as it was. A layer that changes a value
+    hands on the rest: `dataclasses.replace(put, value=…)`.
+    """
 
     key: str
     value: Any
     expires_at: float | None = None
     version: int | None = None
+    renews: bool = True
 
 
 @_record

@@ -112,6 +112,8 @@ class Observer:
     event: Callable[[str, NodeCall, Mapping[str, Any]], None] | None = None
     outermost: bool = False
     """True for tracing, so that what the others log inside carries its ids."""
+    guarded_only: bool = False
+    """True where `phase` has something to say for nodes with a retry, time-out or fallback only: the others are spared it."""
     plugin: PluginRecord = field(init=False, repr=False, compare=False)
     """Whose it is; set by the Pocket that asked, so that a failure can be put down to it."""
 

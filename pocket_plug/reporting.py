@@ -140,6 +140,21 @@ def own_version() -> str:
         return ""
 
 
+_asked: set[type] = set()
+
+
+def nobody_can(provider: type) -> bool:
+    """Is there no class yet, but the API's own two, that could be set as the provider?
+
+    Asking the API who is set costs four times as much, since it looks at the environment each time. The first time the
+    answer is no: what the environment names is loaded by asking.
+    """
+    if provider not in _asked:
+        _asked.add(provider)
+        return False
+    return len(provider.__subclasses__()) <= 2
+
+
 def system_of(backend: Backend) -> str:
     """The `db.system.name` of a backend: its class's name in lower case.
 

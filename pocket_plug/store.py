@@ -315,7 +315,7 @@ class StoreWriter(StoreReader):
             new = fn(old)
             if key.__class__ is Key:
                 key.check(new)
-            return Put(name, new, deadline), new
+            return Put(name, new, deadline, None, entry is None), new
 
         name = self._name(key)
         return await self._source.apply(name, step)

@@ -44,7 +44,8 @@ class Bounding(Layer):
     - `max_entries`: how many keys. The one least recently set or read goes first.
     - `max_bytes`: how much all keys and values take together, as `size_of` estimates each when it is set.
     - `ttl`: how long an entry lives after a set (seconds, timedelta or "5m"), besides a ttl that it may have itself.
-      Reading doesn't renew it, and nothing below this layer learns of it.
+      Neither reading nor `update` renews it, so a counter is back at its default once in so long; nothing below this
+      layer learns of it.
     - `on_evict(key, value, reason)`: called for what had to go, with reason "size", "bytes" or "expired"; never for a
       delete, nor where a live value is overwritten. It is called after the write that evicted, with no lock held, and
       may use the store; what it evicts itself is not told. What it raises goes to the `pocket_plug` logger the first
@@ -344,8 +345,10 @@ class _Bounded(Keeping):
             if isinstance(change, Put):
                 deadline = change.expires_at
                 exempt = key.startswith(RESERVED)
-                if ttl is not None and not exempt and (deadline is None or now + ttl < deadline):
-                    deadline = now + ttl
+                if ttl is not None and not exempt:
+                    kept = None if change.renews or old is None or not self.alive(old, now) else old.deadline
+                    own = now + ttl if kept is None else kept
+                    deadline = own if deadline is None or own < deadline else deadline
                 value = change.value if self._values else None
                 record = entries[key] = self._record(value, change.version or version, change.expires_at, deadline)
                 if old is not None:
@@ -424,7 +427,7 @@ class _Bounded(Keeping):
 
 def _with_version(change: Change, version: int) -> Change:
     if isinstance(change, Put):
-        return Put(change.key, change.value, change.expires_at, version)
+        return Put(change.key, change.value, change.expires_at, version, change.renews)
     return Delete(change.key, version)
 
 

@@ -24,7 +24,7 @@ from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer, parts
-from pocket_plug.reporting import SCHEMA_URL, capped, error_type, own_version, say_once, system_of
+from pocket_plug.reporting import SCHEMA_URL, capped, error_type, nobody_can, own_version, say_once, system_of
 
 if TYPE_CHECKING:
     from pocket_plug.pocket import Pocket
@@ -87,6 +87,8 @@ def pocket_layers() -> Sequence[type[Layer]]:
 @hookimpl
 def pocket_observe(run: Run) -> Observer | None:
     """Measure a run while a meter provider is set."""
+    if _settings.meter_provider is None and nobody_can(metrics.MeterProvider):
+        return None
     provider = _settings.meter_provider or metrics.get_meter_provider()
     if type(provider).__module__.startswith("opentelemetry.metrics"):  # the API's own: it stands in, or does nothing
         return None

@@ -155,7 +155,7 @@ class Persistence(Layer):
     async def _follow(self, changes: Iterable[Change], version: int) -> bool:
         """Let the near tier have what the durable one has; did it take it? The write is done either way."""
         near: list[Change] = [
-            Put(change.key, change.value, change.expires_at, version)
+            Put(change.key, change.value, change.expires_at, version, change.renews)
             if isinstance(change, Put)
             else Delete(change.key, version)
             for change in changes

@@ -38,6 +38,7 @@ from pocket_plug.reporting import (
     capped,
     error_text,
     error_type,
+    nobody_can,
     own_version,
     say_once,
     stack_of,
@@ -111,8 +112,12 @@ _live: _Live | None = None
 def look() -> _Live | None:
     """See whether somebody listens; None where nobody does. Costs a fraction of a microsecond."""
     global _live
-    provider = _settings.tracer_provider or trace.get_tracer_provider()
     live = _live
+    provider = _settings.tracer_provider
+    if provider is None:
+        if live is None and nobody_can(TracerProvider):
+            return None
+        provider = trace.get_tracer_provider()
     if live is None or live.provider is not provider:
         silent = isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
         live = _live = None if silent else _Live(provider, _settings.detail)
@@ -142,7 +147,8 @@ def pocket_observe(run: Run) -> Observer | None:
     spans = _RunSpan(live, run)
     if live.detail == "run":
         return Observer(run=spans.of_run, event=spans.event, outermost=True)
-    return Observer(run=spans.of_run, node=spans.of_node, phase=spans.of_phase, event=spans.event, outermost=True)
+    return Observer(run=spans.of_run, node=spans.of_node, phase=spans.of_phase, event=spans.event, outermost=True,
+                    guarded_only=live.detail == "node")  # fmt: skip
 
 
 # ---------------------------------------------------------------- what all spans share

@@ -159,6 +159,16 @@ def test_the_ttl_counts_from_the_last_set(backend: Memory, clock: ManualClock) -
     assert list(store.keys()) == ["set"]
 
 
+def test_an_update_does_not_renew(backend: Memory, clock: ManualClock) -> None:
+    """A rate limiter counts within a window: steady hits must not keep a new one from beginning."""
+    hits = bounded(backend, clock, ttl="1m")
+    counts: list[int] = []
+    for _ in range(4):
+        counts.append(hits.update("hits:me", lambda n: n + 1, default=0))
+        clock.now += 25
+    assert counts == [1, 2, 3, 1]
+
+
 @pytest.mark.parametrize("ttl", [600, timedelta(minutes=10), "10m"])
 def test_a_ttl_is_written_in_three_ways(clock: ManualClock, ttl: Any) -> None:
     """Seconds, a timedelta and a text mean the same."""
@@ -721,10 +731,12 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def update(self, key: str) -> None:
-        """It keeps a ttl of the entry's own; the layer's counts anew."""
+        """It keeps every deadline, the entry's own and the layer's."""
         before = self.found(key)
-        ttl = self.store.ttl(key) if before is not None else None
-        value = self.put([key], ttl)[key]
+        deadline = self.model[key][1] if before is not None else None
+        value = self.put([key], None)[key]
+        if deadline is not None:
+            self.model[key] = value, deadline
         assert self.store.update(key, lambda old: value if old == before else -1, default=None) == value
 
     @rule(seconds=st.integers(1, 6))
