@@ -6,7 +6,6 @@ commits all that wait as one. Values are the codec's bytes. A plugin module, as 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import threading
@@ -64,13 +63,12 @@ REAP_EVERY = 16
 class _Request:
     """One write: what is asked, and what became of it."""
 
-    __slots__ = ("changes", "done", "error", "expect", "version", "waiter")
+    __slots__ = ("changes", "error", "expect", "version", "waiter")
     waiter: Waiter[None]
 
     def __init__(self, changes: Sequence[Change], expect: Mapping[str, int]) -> None:
         self.changes = changes
         self.expect = expect
-        self.done = False
         self.version = 0
         self.error: Exception | None = None
 
@@ -116,7 +114,7 @@ class SQLite(Backend):
         self._writing = threading.Lock()  # held by whoever uses the writer
         self._unreaped = 0
         self._queue: list[_Request] = []
-        self._queued = threading.Condition(threading.Lock())  # guards the queue, each request's waiter, and `_open`
+        self._queued = threading.Condition()  # guards the queue and `_open`; reentrant, as garbage collection withdraws
         self._thread: threading.Thread | None = None
         self._finished: Waiter[None]
 
@@ -281,7 +279,7 @@ class SQLite(Backend):
             try:
                 return [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
             finally:
-                cursor.execute("ROLLBACK")
+                _roll_back(cursor)
         except sqlite3.Error as error:
             raise self._explained(error) from error
         finally:
@@ -308,16 +306,16 @@ class SQLite(Backend):
         return request.outcome()
 
     async def _check(self, expect: Mapping[str, int]) -> int:
-        version = await self.version()  # before the rest, so that it is no newer than what was checked
-        if expect:
-            now = self.clock()
-            seen = {
-                key: 0 if expires_at is not None and now >= expires_at else version
-                for key, _, version, expires_at in self._rows(_READ, [(key,) for key in expect])
-            }
-            if changed := [key for key, expected in expect.items() if seen.get(key, 0) != expected]:
-                raise Conflict(changed)
-        return version
+        current = await self.version()  # before the rest, so that it is no newer than what was checked
+        now = self.clock()
+        seen = {
+            key: version
+            for key, _, version, expires_at in self._rows(_READ, [(key,) for key in expect])
+            if expires_at is None or now < expires_at
+        }
+        if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
+            raise Conflict(changed)
+        return current
 
     def _done_in_place(self, request: _Request) -> bool:
         """Commit in the caller's thread, unless somebody is writing: then nothing was done."""
@@ -334,7 +332,7 @@ class SQLite(Backend):
                     return False
                 raise self._explained(error) from error
             finally:
-                self._roll_back()  # a keyboard interrupt may have come between
+                _roll_back(self._writer)  # a keyboard interrupt may have come between
         finally:
             self._writing.release()
         return True
@@ -351,21 +349,22 @@ class SQLite(Backend):
             self._queued.notify()
         try:
             await waiter
-        except BaseException as stopped:
-            outcome = self._withdrawn(request)
-            if outcome is not None and isinstance(stopped, asyncio.CancelledError):
-                await outcome.shielded()
+        except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
+            self._withdraw(request)
+            raise
+        except BaseException:  # cancelled or interrupted
+            if not self._withdraw(request):
+                await waiter.shielded()
             raise
 
-    def _withdrawn(self, request: _Request) -> Waiter[None] | None:
-        """Take a request back. Where it has been begun, what to wait for instead: the first waiter was cancelled."""
+    def _withdraw(self, request: _Request) -> bool:
+        """Take a request back, unless it has been begun."""
         with self._queued:
-            if request in self._queue:
+            try:
                 self._queue.remove(request)
-            elif not request.done:
-                request.waiter = Waiter()
-                return request.waiter
-        return None
+            except ValueError:
+                return False
+        return True
 
     def _write_queued(self) -> None:
         """The writer thread: everything that has queued up while it was at the last commit goes into the next one."""
@@ -379,11 +378,7 @@ class SQLite(Backend):
                 waiting = self._queue[:]
             with self._writing:
                 batch = self._write_batch(waiting)
-            with self._queued:
-                for request in batch:
-                    request.done = True
-                waiters = [request.waiter.give(None) for request in batch]
-            wake(waiters)
+            wake([request.waiter.give(None) for request in batch])
 
     def _write_batch(self, waiting: list[_Request]) -> list[_Request]:
         """Begin, and only then take the queue, so that what waits for another process can still be withdrawn."""
@@ -391,9 +386,7 @@ class SQLite(Backend):
             self._writer.execute(f"PRAGMA busy_timeout = {round(self.timeout * 1000)}")
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            with self._queued:
-                batch = [request for request in self._queue if request in waiting]
-                self._queue = [request for request in self._queue if request not in waiting]
+            batch = [request for request in waiting if self._withdraw(request)]
             for request in batch:
                 request.error = self._explained(error)
             return batch
@@ -418,7 +411,7 @@ class SQLite(Backend):
                     execute(_REAP, (now, 2 * self._unreaped))
                     self._unreaped = 0
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
-            self._roll_back()
+            _roll_back(self._writer)
             if len(batch) == 1:
                 batch[0].error = self._explained(error)
             else:
@@ -427,7 +420,7 @@ class SQLite(Backend):
         try:
             execute("COMMIT")
         except sqlite3.Error as error:
-            self._roll_back()
+            _roll_back(self._writer)
             for request in batch:
                 request.error = self._explained(error)
 
@@ -465,11 +458,6 @@ class SQLite(Backend):
                 execute(_DELETE, (change.key, own))
         self._unreaped += len(request.changes)
         return highest
-
-    def _roll_back(self) -> None:
-        if self._writer.connection.in_transaction:  # SQLite has done it already where the disk was full
-            with suppress(sqlite3.Error):
-                self._writer.execute("ROLLBACK")
 
     # ------------------------------------------------------------ values and errors
     def _encoded(self, change: Change) -> Change:
@@ -512,6 +500,12 @@ _WAYS_OUT = {
     sqlite3.SQLITE_CORRUPT: "the file is damaged; put a copy in its place, or try `.recover` of the sqlite3 shell",
     sqlite3.SQLITE_NOTADB: "this is no SQLite file; give pocket_plug one of its own",
 }
+
+
+def _roll_back(cursor: sqlite3.Cursor) -> None:
+    if cursor.connection.in_transaction:  # after some errors, such as a full disk, SQLite has done it already
+        with suppress(sqlite3.Error):
+            cursor.execute("ROLLBACK")
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -7,7 +7,6 @@ Nothing here knows a particular backend, and nothing waits on a clock: time is t
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -561,12 +560,15 @@ class BackendContract:
                 assert drive_inline(keys_of(backend)) == ["a"]
             if backend.inline_write:
                 drive_inline(backend.write([Put("inline", 1)]))
-            in_thread: Callable[..., int] = drive
-            if backend.needs_loop:
-                in_thread = functools.partial(run_on, asyncio.get_running_loop())
-            else:
+            if not backend.needs_loop:
                 drive(backend.write([Put("while this loop is blocked", 1)]))
-            version = await asyncio.to_thread(in_thread, backend.write([Put("from a thread", 1)]))
+            home = asyncio.get_running_loop()
+
+            def from_a_thread() -> int:
+                writing = backend.write([Put("from a thread", 1)])
+                return run_on(home, writing) if backend.needs_loop else drive(writing)
+
+            version = await asyncio.to_thread(from_a_thread)
             assert await backend.read("from a thread") == Entry(1, version)
 
         run(scenario)

@@ -194,6 +194,56 @@ def test_a_foreign_file_is_refused_untouched(tmp_path: Path, make: str | None, s
     assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
 
 
+def test_two_that_make_the_same_file_agree(tmp_path: Path) -> None:
+    """Overtaken between looking and making, it takes what the other one has made."""
+    path = tmp_path / "state.db"
+
+    class Overtaken(SQLite):
+        looks = 0
+
+        def _is_new(self, connection: sqlite3.Connection) -> bool:
+            new = super()._is_new(connection)
+            self.looks += 1
+            if self.looks == 1:
+                other = SQLite(path)
+                drive(other.open())
+                drive(other.write([Put("a", "the other's")]))
+                drive(other.close())
+            return new
+
+    backend = Overtaken(path)
+    drive(backend.open())
+    entry = drive(backend.read("a"))
+    drive(backend.close())
+    assert entry is not None
+
+
+def test_open_waits_for_another_one_that_opens(tmp_path: Path) -> None:
+    """While the file is not yet in WAL mode, SQLite refuses at once where another connection is writing."""
+    path = tmp_path / "state.db"
+    made = SQLite(path)
+    drive(made.open())
+    drive(made.close())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    with another_writer(path) as other:
+        refusals: list[sqlite3.Error] = []
+
+        class Second(SQLite):
+            def _prepare(self, connection: sqlite3.Connection) -> None:
+                try:
+                    super()._prepare(connection)
+                except sqlite3.Error as error:
+                    refusals.append(error)
+                    other.execute("COMMIT")
+                    raise
+
+        backend = Second(path)
+        drive(backend.open())
+        drive(backend.close())
+    assert len(refusals) == 1
+
+
 def test_it_can_be_opened_again(tmp_path: Path) -> None:
     """A closed backend that is opened again goes on with the same data; opening an open one changes nothing."""
     backend = SQLite(tmp_path / "state.db")
@@ -297,12 +347,16 @@ async def write_and_close(backend: Backend) -> None:
 @pytest.mark.parametrize("durability", MODES)
 def test_another_writer_never_stops_the_loop(tmp_path: Path, durability: sqlite.Durability) -> None:
     """While another process is writing, tasks go on and reads are answered; the write lands when its turn comes."""
-    backend = SQLite(tmp_path / "state.db", durability=durability)
+    backend = Traced(tmp_path / "state.db", durability=durability)
 
     async def scenario() -> None:
         await backend.write([Put("a", 1)])
         with another_writer(tmp_path / "state.db") as other:
-            writing = [asyncio.ensure_future(backend.write([Put("a", 2 + n)])) for n in range(3)]
+            begun = len(backend.threads_of("BEGIN IMMEDIATE"))
+            writing = [asyncio.ensure_future(backend.write([Put("a", 2)]))]
+            while not any(name.startswith("writer") for name in backend.threads_of("BEGIN IMMEDIATE")[begun:]):
+                await asyncio.sleep(0)  # until the writer thread waits for the file
+            writing += [asyncio.ensure_future(backend.write([Put("a", 3 + n)])) for n in range(2)]
             await settle()
             entry = await backend.read("a")
             assert entry is not None
