@@ -92,6 +92,8 @@ class Awaited:
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self._view, name)
+        if name == "transaction":
+            return self._transaction
         return self._called(member) if callable(member) else member
 
     def _called(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,7 +108,7 @@ class Awaited:
         return call
 
     @contextmanager
-    def transaction(self) -> Iterator[Any]:
+    def _transaction(self) -> Iterator[Any]:
         opened = self._view.transaction()
         view = self._run(opened.__aenter__())
         try:

@@ -52,7 +52,8 @@ def test_a_template_is_filled_in_order() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ("Alice", "Alice"), ("a:b", "a%3Ab"), ("50%", "50%25"), ("a%3Ab", "a%253Ab"), ("{}", "{}"), (" ", " "), ("é🙂", "é🙂"),
+        ("Alice", "Alice"), ("a:b", "a%3Ab"), ("50%", "50%25"), ("a%3Ab", "a%253Ab"), ("{}", "{}"), (" ", " "),
+        ("é🙂", "é🙂"),
         (7, "7"), (-1, "-1"), (0, "0"), (10**30, str(10**30)),
         (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
         (date(2026, 11, 24), "2026-11-24"), (datetime(2026, 11, 24, 3, 25), "2026-11-24 03%3A25%3A00"),
@@ -228,7 +229,8 @@ def test_what_is_declared_is_known() -> None:
 @pytest.mark.parametrize(
     ("type_", "good", "bad"),
     [
-        (int, 1, "1"), (float, 1, "1.0"), (str, "a", b"a"), (dict, {}, []), (Size, Size.XL, 42), (list[int], [1], ["a"]),
+        (int, 1, "1"), (float, 1, "1.0"), (str, "a", b"a"), (dict, {}, []), (Size, Size.XL, 42),
+        (list[int], [1], ["a"]),
         (int | None, None, "none"), (Any, object(), None), (object, None, None), (tuple[int, str], (1, "a"), (1, 2)),
     ],
 )  # fmt: skip

@@ -1,0 +1,703 @@
+"""What a user of a store is promised, whatever is below it and with or without `await`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import pytest
+
+from pocket_plug import (
+    MISSING,
+    Backend,
+    Change,
+    ConfigError,
+    Entry,
+    Key,
+    KeyNameError,
+    Layer,
+    Memory,
+    MissingKeyError,
+    Put,
+    Store,
+    StoreClosedError,
+    StoreReader,
+    StoreWriter,
+    SyncReader,
+    SyncStore,
+    SyncWriter,
+    ValueTypeError,
+)
+from pocket_plug.layers.bounding import Bounding
+from pocket_plug.testing.contracts import ManualClock
+from pocket_plug.testing.layer_contract import FaultyMemory
+
+Open = Callable[..., Any]
+COUNT = Key("count:{}", int)
+TENANT = Key("tenant:{}")
+
+
+class Label(str, Enum):  # noqa: UP042 - its `str` is not its value: "Label.A"
+    A = "label:a"
+
+
+def run_like(store: Any, coroutine: Any) -> Any:
+    """Run it where the store's own operations run."""
+    return store.place[0].run(coroutine) if isinstance(store, SyncStore) else store._run(coroutine)
+
+
+# ------------------------------------------------------------ the guide's operations
+def test_set_get_delete(open_store: Open) -> None:
+    """A value is there from its set to its delete, which says whether it was."""
+    store = open_store()
+    assert store.get("user:123") is None
+    store.set("user:123", {"id": "123", "name": "Alice"})
+    assert store.get("user:123") == {"id": "123", "name": "Alice"}
+    store.set("user:123", "Bob")
+    assert store.get("user:123") == "Bob"
+    assert store.delete("user:123") is True
+    assert store.delete("user:123") is False
+    assert store.get("user:123") is None
+
+
+def test_none_is_a_value(open_store: Open) -> None:
+    """A stored None is not absent: `has`, `require`, `get_many` and MISSING tell the two apart."""
+    store = open_store()
+    store.set("nothing", None)
+    assert store.get("nothing", "default") is None
+    assert store.get("nothing", MISSING) is None
+    assert store.get("absent", MISSING) is MISSING
+    assert store.get("absent", "default") == "default"
+    assert store.has("nothing")
+    assert not store.has("absent")
+    assert store.require("nothing") is None
+    assert store.get_many(["nothing", "absent"]) == {"nothing": None}
+    assert store.update("nothing", lambda value: [value], default="unused") == [None]
+
+
+def test_missing_shows_itself() -> None:
+    """In a message or a REPL it reads as what it is."""
+    assert repr(MISSING) == "MISSING"
+
+
+def test_require_names_the_key_and_the_scope(open_store: Open) -> None:
+    """The error is a KeyError whose text is a sentence, not a quoted one."""
+    store = open_store()
+    with pytest.raises(MissingKeyError) as caught:
+        store.require("config:pricing")
+    assert str(caught.value) == "nothing at 'config:pricing'"
+    with pytest.raises(KeyError) as scoped:
+        store.scope("tenant:7").require(COUNT("a"))
+    assert str(scoped.value) == "nothing at 'count:a' (scope 'tenant:7:')"
+
+
+def test_several_at_once(open_store: Open) -> None:
+    """set_many, get_many and delete_many take names and Keys, and give names as they are in the scope."""
+    store = open_store()
+    scope = store.scope("s")
+    scope.set_many({"a": 1, COUNT("b"): 2, "c:d": 3})
+    assert store.get_many(["s:a", "s:count:b", "s:c:d"]) == {"s:a": 1, "s:count:b": 2, "s:c:d": 3}
+    assert scope.get_many(iter(["a", COUNT("b"), "a", "absent"])) == {"a": 1, "count:b": 2}
+    scope.delete_many(["a", COUNT("b"), "never there"])
+    assert list(store.keys()) == ["s:c:d"]
+    store.set_many({})
+    store.delete_many([])
+    assert store.get_many([]) == {}
+
+
+def test_a_string_of_another_kind_is_its_text(open_store: Open) -> None:
+    """A str-Enum stands for its value in every operation."""
+    store = open_store()
+    store.set(Label.A, 1)
+    assert store.get("label:a") == 1
+    assert store.get_many([Label.A]) == {"label:a": 1}
+    assert list(store.scope(Label.A).keys()) == []
+
+
+def test_set_many_is_all_or_none(open_store: Open) -> None:
+    """One name or value that can't be leaves everything as it was."""
+    store = open_store()
+    for bad, error in (({"": 1}, KeyNameError), ({COUNT("x"): "one"}, ValueTypeError), ({"pocket:x": 1}, KeyNameError)):
+        with pytest.raises(error):
+            store.set_many({"a": 1, **bad, "b": 2})
+    with pytest.raises(ConfigError):
+        store.set_many({"a": 1}, ttl=0)
+    assert list(store.keys()) == []
+
+
+def test_keys_are_in_order_and_by_prefix(open_store: Open) -> None:
+    """Names come as this view would write them, and a prefix is just text."""
+    store = open_store()
+    for name in ("user:2", "user:10", "user:1:profile", "users", "config", "user:%", "user:_"):
+        store.set(name, 0)
+    assert list(store.keys()) == sorted(["user:2", "user:10", "user:1:profile", "users", "config", "user:%", "user:_"])
+    assert list(store.keys("user:1")) == ["user:10", "user:1:profile"]
+    assert list(store.keys("user:_")) == ["user:_"]
+    assert list(store.scope("user").keys()) == ["%", "10", "1:profile", "2", "_"]
+    assert list(store.scope("user").keys("1")) == ["10", "1:profile"]
+    assert list(store.keys("nothing such")) == []
+
+
+def test_a_scan_may_be_left_early(open_store: Open) -> None:
+    """Who has found what he looked for goes, and the store serves on."""
+    store = open_store()
+    store.set_many({f"k{n}": n for n in range(10)})
+    for name in store.keys():  # noqa: B007
+        break
+    assert name == "k0"
+    assert store.get("k9") == 9
+
+
+# ------------------------------------------------------------ scopes
+def test_a_scope_and_the_root_meet(open_store: Open) -> None:
+    """What the guide's `parent.Scope("user").Set("123", …)` stores is `user:123` from the root, and the other way."""
+    store = open_store()
+    user = store.scope("user")
+    user.set("123", "Alice")
+    store.set("user:7", "Bob")
+    admin = user.scope("admin")
+    admin.set("001", "Root")
+    assert store.get("user:123") == "Alice"
+    assert user.get("7") == "Bob"
+    assert store.get("user:admin:001") == user.get("admin:001") == store.scope("user:admin").get("001") == "Root"
+    assert user.update("123", str.upper) == "ALICE"
+    assert admin.delete("001")
+    assert list(store.keys()) == ["user:123", "user:7"]
+
+
+def test_nested_scopes_are_flat() -> None:
+    """However deep, a scope is one prefix over the one stack: a read costs the same."""
+    store = Store()
+    deep: Any = store
+    for n in range(500):
+        deep = deep.scope(str(n))
+    assert deep.place == (store.stack, "".join(f"{n}:" for n in range(500)))
+    assert type(deep) is Store
+
+
+def test_tenants_never_meet(open_store: Open) -> None:
+    """`scope(TENANT("a:b"))` is another place than `scope(TENANT("a")).scope("b")`, and so is every look-alike."""
+    store = open_store()
+    views = [
+        store.scope(TENANT("a:b")),
+        store.scope(TENANT("a")).scope("b"),
+        store.scope(TENANT("a%3Ab")),
+        store.scope(TENANT("a")),
+        store.scope(TENANT("a%")),
+        store.scope(TENANT("a:b:c")),
+    ]
+    for number, view in enumerate(views):
+        view.set("x", number)
+    assert [view.get("x") for view in views] == list(range(len(views)))
+    assert list(views[0].keys()) == ["x"]
+    assert store.get("tenant:a%3Ab:x") == 0
+    assert store.get("tenant:a:b:x") == 1
+
+
+BAD_NAMES = ["", None, 7, b"bytes", ("a",), "lone\ud800", "pocket:run", TENANT]
+USES: dict[str, Callable[[Any, Any], object]] = {
+    "get": lambda store, key: store.get(key),
+    "require": lambda store, key: store.require(key),
+    "has": lambda store, key: store.has(key),
+    "get_many": lambda store, key: store.get_many([key]),
+    "ttl": lambda store, key: store.ttl(key),
+    "set": lambda store, key: store.set(key, 1),
+    "set_many": lambda store, key: store.set_many({key: 1}),
+    "update": lambda store, key: store.update(key, lambda n: n, default=0),
+    "delete": lambda store, key: store.delete(key),
+    "delete_many": lambda store, key: store.delete_many([key]),
+    "scope": lambda store, key: store.scope(key),
+    "typed get": lambda store, key: store.typed(int).get(key),
+    "typed set": lambda store, key: store.typed(int).set(key, 1),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+def test_a_name_that_cant_be_is_refused_everywhere(use: Callable[[Any, Any], object]) -> None:
+    """Empty, no string, a lone surrogate, reserved, an unfilled template: by every operation, in scopes too."""
+    store = SyncStore()
+    for name in BAD_NAMES:
+        with pytest.raises(KeyNameError):
+            use(store, name)
+    for name in BAD_NAMES[:-2]:
+        with pytest.raises(KeyNameError):
+            use(store.scope("s"), name)
+    assert list(store.keys()) == []
+
+
+def test_the_reserved_prefix_is_out_of_reach(open_store: Open) -> None:
+    """pocket_plug's own records are hidden from `keys`, and no scope leads to them."""
+    store = open_store()
+    store.set("plain", 1)
+    store.set("pocket", 2)
+    run_like(store, store.place[0].write([Put("pocket:run:7", "ours")]))
+    assert list(store.keys()) == ["plain", "pocket"]
+    assert list(store.keys("pocket:")) == []
+    for way in ("pocket", "pocket:run"):
+        with pytest.raises(KeyNameError, match="reserved"):
+            store.scope(way)
+    with pytest.raises(KeyNameError, match="reserved"):
+        store.scope(Key("{}")("pocket"))
+
+
+def test_within_a_scope_nothing_is_reserved(open_store: Open) -> None:
+    """`a:pocket:x` is a name like any other: what `keys` gives there can be read there."""
+    store = open_store()
+    store.set("a:pocket:x", 1)
+    scope = store.scope("a")
+    assert list(scope.keys()) == ["pocket:x"]
+    assert scope.get("pocket:x") == 1
+    scope.scope("pocket").set("x", 2)
+    assert store.get("a:pocket:x") == 2
+
+
+# ------------------------------------------------------------ types
+class Sized(Protocol):
+    """One that isinstance can't check."""
+
+    size: int
+
+
+class Movie(TypedDict):
+    title: str
+
+
+def test_a_typed_store_checks_on_set_and_on_get(open_store: Open) -> None:
+    """The Go original checked on get only. The error names the key, the type and what was given."""
+    store = open_store()
+    users = store.typed(dict)
+    users.set("user:1", {"name": "Alice"})
+    assert users.get("user:1") == users.require("user:1") == {"name": "Alice"}
+    with pytest.raises(ValueTypeError) as caught:
+        users.set("user:2", "Bob")
+    assert str(caught.value) == "'user:2': this store is typed dict, the value is str"
+    assert not store.has("user:2")
+    store.set("user:3", None)
+    for read in (users.get, users.require):
+        with pytest.raises(ValueTypeError, match="typed dict, the value is NoneType"):
+            read("user:3")
+    assert users.get("absent") is None
+    assert users.get("absent", "default") == "default"
+    with pytest.raises(MissingKeyError):
+        users.require("absent")
+    assert users.delete("user:1")
+
+
+def test_a_typed_update_checks_what_goes_in_and_out(open_store: Open) -> None:
+    """The value that is there, the default and the new value: none of another type passes."""
+    store = open_store()
+    counts = store.typed(int)
+    assert counts.update("n", lambda n: n + 1, default=0) == 1
+    with pytest.raises(ValueTypeError):
+        counts.update("n", str, default=0)
+    with pytest.raises(ValueTypeError):
+        counts.update("m", lambda n: 0, default="none")
+    store.set("s", "text")
+    with pytest.raises(ValueTypeError):
+        counts.update("s", len, default=0)
+    assert store.get_many(["n", "m", "s"]) == {"n": 1, "s": "text"}
+
+
+@pytest.mark.parametrize(
+    ("type_", "good", "bad"),
+    [
+        (list[int], [1], ["a"]),
+        (int | None, None, "a"),
+        (float, 1, "a"),
+        (Movie, {"title": "M"}, 7),
+        (dict[str, int], {}, {1: 1}),
+    ],
+)
+def test_typed_stores_know_more_than_classes(type_: Any, good: object, bad: object) -> None:
+    """Generics, unions, TypedDicts; an int is a float, as type checkers have it."""
+    store = SyncStore().typed(type_)
+    store.set("a", good)
+    assert store.get("a") == good
+    with pytest.raises(ValueTypeError):
+        store.set("a", bad)
+
+
+def test_what_cant_be_checked_is_let_through() -> None:
+    """A protocol that is not for run time checks nothing, and fails nothing."""
+    store = SyncStore().typed(Sized)
+    store.set("a", 1)
+    assert store.get("a") == 1
+
+
+def test_a_keys_type_is_checked_wherever_it_is_used(open_store: Open) -> None:
+    """On set, set_many, update, get, require and get_many: no value of another type goes in or comes out by a Key."""
+    store = open_store()
+    key = COUNT("a")
+    for write in (
+        lambda: store.set(key, "one"),
+        lambda: store.set_many({key: "one"}),
+        lambda: store.update(key, str, default=0),
+    ):
+        with pytest.raises(ValueTypeError, match="'count:a' holds int, not str"):
+            write()
+    assert not store.has(key)
+    store.set("count:a", "written by its plain name")
+    for read in (lambda: store.get(key), lambda: store.require(key), lambda: store.get_many([key])):
+        with pytest.raises(ValueTypeError, match="'count:a' holds int, not str"):
+            read()
+    assert store.get("count:a") == "written by its plain name"
+    assert store.get(COUNT("b"), "default") == "default"
+
+
+# ------------------------------------------------------------ readers
+def test_a_reader_cannot_write(open_store: Open) -> None:
+    """It has no means to, nor have its scopes and its typed views: in the Go original the reader's scope could."""
+    store = open_store()
+    store.set("s:a", 1)
+    reader = store.reader()
+    assert reader.get("s:a") == reader.scope("s").get("a") == reader.scope("s").typed(int).get("a") == 1
+    for view in (
+        reader,
+        reader.scope("s"),
+        reader.scope("s").scope("t"),
+        reader.typed(int),
+        reader.scope("s").typed(int),
+    ):
+        for name in ("set", "set_many", "delete", "delete_many", "update", "transaction", "close"):
+            with pytest.raises(AttributeError):
+                getattr(view, name)
+
+
+def test_with_and_without_await_are_the_same() -> None:
+    """Each public method has its twin, with the same parameters and defaults."""
+    for awaited, plain in ((StoreReader, SyncReader), (StoreWriter, SyncWriter), (Store, SyncStore)):
+        names = {name for name in dir(awaited) if not name.startswith("_")} - {"sync", "open"}
+        assert names == {name for name in dir(plain) if not name.startswith("_")}
+        for name in names - {"place", "stack"}:
+            ours, theirs = (inspect.signature(getattr(kind, name)) for kind in (awaited, plain))
+            assert [str(p.replace(annotation=p.empty)) for p in ours.parameters.values()] == [
+                str(p.replace(annotation=p.empty)) for p in theirs.parameters.values()
+            ]
+
+
+# ------------------------------------------------------------ time to live
+def test_a_value_expires_exactly_at_its_deadline(open_store: Open) -> None:
+    """It is there until `now >= expires_at`, for every read; reading doesn't renew it."""
+    clock = ManualClock()
+    store = open_store(clock=clock)
+    store.set("guest", "Alice", ttl=60)
+    clock.now += 59.75
+    assert store.get("guest") == "Alice"
+    assert store.ttl("guest") == 0.25
+    clock.now += 0.25
+    assert store.get("guest", MISSING) is MISSING
+    assert not store.has("guest")
+    assert store.get_many(["guest"]) == {}
+    assert list(store.keys()) == []
+    assert store.delete("guest") is False
+    with pytest.raises(MissingKeyError):
+        store.require("guest")
+    with pytest.raises(MissingKeyError, match="nothing at 'guest', so it has no time to live"):
+        store.ttl("guest")
+
+
+def test_a_set_after_the_end_is_readable(open_store: Open) -> None:
+    """The Go original kept the dead deadline: whatever was set again was gone at once."""
+    clock = ManualClock()
+    store = open_store(clock=clock)
+    store.set("k", "old", ttl=10)
+    clock.now += 10
+    store.set("k", "new")
+    assert store.get("k") == "new"
+    clock.now += 1000
+    assert store.get("k") == "new"
+    assert store.ttl("k") is None
+
+
+def test_a_set_sets_the_deadline_anew(open_store: Open) -> None:
+    """Overwriting with a ttl counts from now; without one the value lives for ever, whatever was there."""
+    clock = ManualClock()
+    store = open_store(clock=clock)
+    store.set_many({"longer": 1, "lifted": 1}, ttl=10)
+    clock.now += 9
+    store.set("longer", 2, ttl=10)
+    store.set("lifted", 2)
+    assert (store.ttl("longer"), store.ttl("lifted")) == (10, None)
+    clock.now += 9
+    assert store.get_many(["longer", "lifted"]) == {"longer": 2, "lifted": 2}
+    clock.now += 1
+    assert store.get_many(["longer", "lifted"]) == {"lifted": 2}
+
+
+def test_an_update_keeps_the_deadline(open_store: Open) -> None:
+    """A counter of five minutes ends after five minutes, however often it counts; then it begins anew, for ever."""
+    clock = ManualClock()
+    store = open_store(clock=clock)
+    store.set("hits", 0, ttl=10)
+    clock.now += 9
+    assert store.update("hits", lambda n: n + 1) == 1
+    assert store.ttl("hits") == 1
+    clock.now += 1
+    with pytest.raises(MissingKeyError):
+        store.update("hits", lambda n: n + 1)
+    assert store.update("hits", lambda n: n + 1, default=100) == 101
+    assert store.ttl("hits") is None
+
+
+@pytest.mark.parametrize(
+    ("ttl", "left"), [(60, 60), (0.5, 0.5), ("5m", 300), ("500ms", 0.5), (timedelta(hours=1), 3600)]
+)
+def test_a_ttl_may_be_written_in_several_ways(ttl: Any, left: float) -> None:
+    """Seconds, text with units, a timedelta."""
+    store = SyncStore(clock=ManualClock())
+    store.set("k", 1, ttl=ttl)
+    assert store.ttl("k") == left
+
+
+@pytest.mark.parametrize(
+    "ttl", [0, -1, 0.0, float("nan"), float("inf"), "0s", "", "soon", "5", True, timedelta(0), [5]]
+)
+def test_a_ttl_that_makes_no_sense_is_refused(ttl: Any) -> None:
+    """0 and below included: nothing is stored, and the message tells what may be given."""
+    store = SyncStore()
+    for write in (lambda: store.set("k", 1, ttl=ttl), lambda: store.set_many({"k": 1}, ttl=ttl)):
+        with pytest.raises(ConfigError, match="give seconds above 0"):
+            write()
+    assert not store.has("k")
+
+
+# ------------------------------------------------------------ update
+def test_update_gives_the_new_value(open_store: Open) -> None:
+    """From the default where nothing is; without one that is an error naming the key, and nothing is stored."""
+    store = open_store()
+    assert store.update("n", lambda n: n + 1, default=0) == 1
+    assert store.update("n", lambda n: n + 1, default=0) == 2
+    assert store.update("n", lambda n: n + 1) == 3
+    with pytest.raises(MissingKeyError, match="nothing at 'm' to update; give a default"):
+        store.scope("s").update("m", lambda n: n + 1)
+    assert store.get_many(["n", "s:m"]) == {"n": 3}
+
+
+def test_a_failing_update_changes_nothing(open_store: Open) -> None:
+    """What the function raises is what the caller gets; a value that it had mutated by then is as it was."""
+    store = open_store()
+    store.set("items", [1])
+    error = RuntimeError("no")
+
+    def spoil(items: list[int]) -> list[int]:
+        items.append(2)
+        raise error
+
+    with pytest.raises(RuntimeError) as caught:
+        store.update("items", spoil)
+    assert caught.value is error
+    assert store.get("items") == [1]
+    with pytest.raises(RuntimeError):  # StopIteration may not leave a coroutine, nor be taken for its end
+        store.update("items", lambda items: next(iter(())))
+    assert store.update("items", len) == 1
+
+
+def test_an_update_works_on_a_copy(open_store: Open) -> None:
+    """A function that mutates its argument, the default too, touches nothing that somebody else may hold."""
+    store = open_store()
+    store.set("items", {"list": [1]})
+    held = store.get("items")
+    default: list[int] = []
+
+    def grow(items: dict[str, list[int]]) -> dict[str, list[int]]:
+        items["list"].append(2)
+        return items
+
+    assert store.update("items", grow) == {"list": [1, 2]}
+    assert held == {"list": [1]}
+    store.update("new", lambda items: items.append(1) or items, default=default)
+    assert default == []
+    assert store.get_many(["items", "new"]) == {"items": {"list": [1, 2]}, "new": [1]}
+
+
+# ------------------------------------------------------------ failures are not misses
+OPERATIONS: dict[str, Callable[[Any], Any]] = {
+    "get": lambda store: store.get("a"),
+    "get with default": lambda store: store.get("a", MISSING),
+    "has": lambda store: store.has("a"),
+    "require": lambda store: store.require("a"),
+    "get_many": lambda store: store.get_many(["a", "b"]),
+    "keys": lambda store: list(store.keys()),
+    "ttl": lambda store: store.ttl("a"),
+    "set": lambda store: store.set("a", 2),
+    "set_many": lambda store: store.set_many({"a": 2, "b": 2}),
+    "update": lambda store: store.update("a", lambda n: n + 1, default=0),
+    "delete": lambda store: store.delete("a"),
+    "delete_many": lambda store: store.delete_many(["a"]),
+    "typed get": lambda store: store.typed(int).get("a"),
+    "typed update": lambda store: store.typed(int).update("a", lambda n: n + 1, default=0),
+    "scoped get": lambda store: store.scope("s").get("a"),
+    "transaction that reads": lambda store: in_transaction(store, lambda tx: tx.get("a")),
+    "transaction that writes": lambda store: in_transaction(store, lambda tx: tx.set("a", 2)),
+    "transaction that scans": lambda store: in_transaction(store, lambda tx: list(tx.keys())),
+    "transaction that only checks": lambda store: in_transaction(store, lambda tx: tx.get_many(["a", "b"])),
+}
+
+
+def in_transaction(store: Any, use: Callable[[Any], object]) -> None:
+    with store.transaction() as tx:
+        use(tx)
+
+
+class Failing(Layer):
+    """Fails as a lost connection would, as soon as it is told to."""
+
+    error: list[Exception]
+    inline_read = inline_write = True
+
+    async def read(self, key: str) -> Entry | None:
+        self._fail()
+        return await self.inner.read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        self._fail()
+        return await self.inner.write(changes, expect)
+
+    def scan(self, prefix: str = "") -> Any:
+        self._fail()
+        return self.inner.scan(prefix)
+
+    def _fail(self) -> None:
+        for error in self.error:
+            raise error
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
+def test_a_failing_backend_is_an_error_not_a_miss(open_store: Open, operation: Callable[[Any], Any]) -> None:
+    """In every operation the caller gets the very error; the Go original answered "not there"."""
+    errors: list[Exception] = []
+    store = open_store(layers=[Failing(error=errors)])
+    store.set_many({"a": 1, "b": 1})
+    errors.append(ConnectionError("lost"))
+    with pytest.raises(ConnectionError) as caught:
+        operation(store)
+    assert caught.value is errors[0]
+    errors.clear()
+    assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
+    assert store.update("a", lambda n: n + 1) == 2  # nobody is left queueing for the key
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
+@pytest.mark.parametrize("kind", [Memory, FaultyMemory])
+def test_after_close_every_operation_says_so(kind: Callable[[], Backend], operation: Callable[[Any], Any]) -> None:
+    """StoreClosedError at once, never an answer as if nothing were there; closing again is fine."""
+    with SyncStore(kind()) as store:
+        store.set("a", 1)
+    with pytest.raises(StoreClosedError):
+        operation(store)
+    store.close()
+    with pytest.raises(StoreClosedError):
+        operation(store)
+
+
+def test_a_closed_store_may_be_opened_again(open_store: Open) -> None:
+    """Memory then begins empty, as its entries went with it."""
+    with SyncStore() as store:
+        store.set("a", 1)
+    with store:
+        assert store.get("a") is None
+        store.set("a", 2)
+        assert store.get("a") == 2
+
+
+# ------------------------------------------------------------ no way round a layer
+class Rot(Layer):
+    """Keeps secrets: overrides nothing but `read` and `write`."""
+
+    inline_read = inline_write = True
+
+    async def read(self, key: str) -> Entry | None:
+        entry = await self.inner.read(key)
+        return entry and Entry(turned(entry.value), entry.version, entry.expires_at)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        turned_changes = [
+            Put(c.key, turned(c.value), c.expires_at, c.version) if isinstance(c, Put) else c for c in changes
+        ]
+        return await self.inner.write(turned_changes, expect)
+
+
+def turned(text: str) -> str:
+    return "".join(chr(ord(letter) ^ 1) for letter in text)
+
+
+def test_an_encrypting_layer_leaks_nothing(open_store: Open) -> None:
+    """Whatever the operation, no plain text reaches the backend, and everything reads back through the layer."""
+    store = open_store(layers=[Rot()])
+    plain = "secret"
+    store.set("set", plain)
+    store.set_many({"many:1": plain, "many:2": plain})
+    store.update("updated", lambda text: text, default=plain)
+    store.update("updated", lambda text: text + plain)
+    store.typed(str).set("typed", plain)
+    store.scope("scope").set("k", plain, ttl=60)
+    with store.transaction() as tx:
+        tx.set("tx", plain)
+        tx.update("updated", lambda text: text + plain)
+        assert tx.get("updated") == 3 * plain
+    names = list(store.keys())
+    assert store.get_many(names) == dict.fromkeys(names, plain) | {"updated": 3 * plain}
+    assert all(store.get(name) == store.require(name) for name in names)
+    below = store.place[0].inner.inner
+
+    async def stored() -> list[str]:
+        return [entry.value for entry in (await below.read_many(names)).values()]
+
+    found = run_like(store, stored())
+    assert len(found) == len(names) == 7
+    assert not [text for text in found if plain in text]
+
+
+# ------------------------------------------------------------ making a store
+@pytest.mark.parametrize("backend", [Path("state.db"), None, 7, Memory, Bounding(max_entries=1), {"url": "memory://"}])
+def test_what_is_no_backend_is_refused(backend: Any) -> None:
+    """A path, a class, a layer's recipe: the error shows it and the way out."""
+    for kind in (Store, SyncStore):
+        with pytest.raises(ConfigError, match=r"a store's backend can't be .*; give a URL"):
+            kind(backend)
+
+
+@pytest.mark.parametrize("layers", ["tracing", Bounding(max_entries=1)])
+def test_layers_come_in_a_list(layers: Any) -> None:
+    """A name alone would be read letter by letter."""
+    with pytest.raises(ConfigError, match=r"layers is .*; give a list: layers=\["):
+        Store(layers=layers)
+
+
+def test_a_sync_store_over_a_store_takes_it_as_it_is() -> None:
+    """Layers and a clock that would be ignored are refused instead."""
+    store = Store()
+    SyncStore(store).set("a", 1)
+    assert store.sync.scope("s").place == (store.stack, "s:")
+    assert store.scope("s").sync.place == (store.stack, "s:")
+    assert store.sync.get("a") == 1
+    for options in ({"layers": [Bounding(max_entries=1)]}, {"clock": ManualClock()}):
+        with pytest.raises(ConfigError, match="give them to the Store"):
+            SyncStore(store, **options)  # type: ignore[arg-type]
+
+
+def test_a_store_shows_its_stack() -> None:
+    """`repr` draws the layers, outermost first, and the scope."""
+    store = Store(layers=[Rot(), Bounding(max_entries=5)])
+    assert repr(store) == "Store(Rot() > Bounding(max_entries=5) > memory)"
+    assert repr(store.reader().scope("a").scope("b")) == f"StoreReader({store.stack!r}, scope='a:b')"
+
+
+def test_memory_needs_no_opening() -> None:
+    """`Store()` and `SyncStore()` work at once, and `async with` closes."""
+
+    async def main() -> None:
+        store = Store()
+        await store.set("a", 1)
+        async with store:
+            assert await store.get("a") == 1
+            await store.flush()
+        with pytest.raises(StoreClosedError):
+            await store.get("a")
+
+    asyncio.run(main())
