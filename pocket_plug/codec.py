@@ -283,13 +283,12 @@ class _Fields:
         return spec.default if spec.default_factory is MISSING else spec.default_factory()
 
 
-def _classes_in(declared: Any) -> Iterator[type]:
-    """The classes that a declared type speaks of: `dict[str, User | None]` speaks of `User`."""
-    if isinstance(declared, type):
-        yield declared
-    for part in (typing.get_origin(declared), getattr(declared, "__value__", None), *typing.get_args(declared)):
-        if part is not None:
-            yield from _classes_in(part)
+def _parts_of(declared: Any) -> Iterator[Any]:
+    """What a declared type is built of: of `dict[str, User | None]` first dict, str and `User | None`."""
+    yield typing.get_origin(declared)
+    yield from typing.get_args(declared)
+    with suppress(Exception):  # `type Users = list[User]`; its value may name what does not exist
+        yield declared.__value__
 
 
 def _hints(cls: type) -> Iterable[Any]:
@@ -517,32 +516,35 @@ class Codec:
 
     def _entry(self, type: type) -> _Entry | None:
         entry = self._types.get(type)
-        if entry is None and self._adopt():
+        if entry is None:
+            self._adopt()
             entry = self._types.get(type)
         return entry
 
-    def _adopt(self) -> bool:
-        """Register what was declared since last time, and the classes of its fields. Was there anything?
+    def _adopt(self) -> None:
+        """Register what was declared since last time, and the classes of its fields.
 
-        A class whose tag is taken is left out: it's an error once that class is used, not whichever is used next.
+        A class whose tag is taken is left out: it's an error once that class is used, not whichever is used next. Look
+        again afterwards even if there was nothing new: another thread may have dealt with it at this very moment.
         """
         with self._lock:
-            new = self._declared[self._adopted :]
-            self._adopted += len(new)
-            queue = deque(new)
-            seen: set[type] = set()
+            queue = deque(self._declared[self._adopted :])
+            self._adopted += len(queue)
+            seen: dict[int, Any] = {}  # by id: a hint need not be hashable, and may contain itself
             while queue:
-                for cls in _classes_in(queue.popleft()):
-                    if cls in seen or cls in _BUILT_IN:
-                        continue
-                    seen.add(cls)
-                    if cls not in self._types:
-                        held = self._tags.get(cls.__qualname__)
-                        if _form(cls) is not None and (held is None or _name(held.type) == _name(cls)):
-                            self.register(cls)
-                    if cls in self._types or typing.is_typeddict(cls):
-                        queue.extend(_hints(cls))
-            return bool(new)
+                part = queue.popleft()
+                if id(part) in seen:
+                    continue
+                seen[id(part)] = part
+                queue.extend(_parts_of(part))
+                if not isinstance(part, type) or part in _BUILT_IN:
+                    continue
+                held = self._tags.get(part.__qualname__)
+                free = held is None or _name(held.type) == _name(part)
+                if part not in self._types and free and _form(part) is not None:
+                    self.register(part)
+                if part in self._types or typing.is_typeddict(part):
+                    queue.extend(_hints(part))
 
     def _require(self, cls: type) -> _Entry:
         entry = self._entry(cls)
@@ -672,7 +674,8 @@ class Codec:
             raise CorruptRecordError(f"no record of this codec: it holds an extension of code {code}")
         tag, version, state = parts
         entry = self._tags.get(tag)
-        if entry is None and self._adopt():
+        if entry is None:
+            self._adopt()
             entry = self._tags.get(tag)
         if entry is None:
             raise UnknownTypeError(
@@ -692,8 +695,9 @@ class Codec:
 
         What can't change comes back as it is: numbers, text, dates, and tuples, frozensets and frozen registered
         objects that hold nothing else. Built-in containers and registered objects are copied part by part, as the
-        codec would store them. Other containers, dataclasses and Structs are copied by `copy.deepcopy`. Any other
-        object (a socket, a session) is shared, and so is what deepcopy fails on.
+        codec would store them: an object that stands in the value twice becomes two. Other containers, dataclasses
+        and Structs are copied by `copy.deepcopy`. Any other object (a socket, a session) is shared, and so is what
+        deepcopy fails on. Raises CodecError where a function that a type was registered with fails.
 
         >>> rows = [{"n": 1}]
         >>> mine = Codec().private(rows)

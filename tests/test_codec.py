@@ -12,11 +12,12 @@ import tracemalloc
 import weakref
 import zlib
 from collections import OrderedDict, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import InitVar, dataclass, field, make_dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -24,6 +25,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import TypeAliasType
 
 from pocket_plug.codec import Codec, default_codec, register_type
 from pocket_plug.errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
@@ -459,6 +461,25 @@ def test_an_attribute_that_is_no_field_is_refused_rather_than_lost(codec: Codec)
         codec.encode([circle])
 
 
+def test_structs_and_named_tuples_lose_no_attribute_either() -> None:
+    """A Struct with a `__dict__` and a subclass of a named tuple can hold more than fields, too."""
+
+    class Open(msgspec.Struct, dict=True):
+        x: int
+
+    class Wide(Pair):
+        pass
+
+    codec = Codec()
+    for cls in (Open, Wide):
+        codec.register(cls)
+        value = cls(1)
+        assert type(again(codec, value)) is cls
+        value.more = 2  # type: ignore[attr-defined]
+        with pytest.raises(CodecError, match="attribute 'more' is no field and would be lost"):
+            codec.encode(value)
+
+
 def test_a_dataclass_that_holds_more_than_fields_needs_functions() -> None:
     """A dict or a slot beside the fields would be lost, so such a class is not taken without functions."""
 
@@ -633,6 +654,29 @@ def test_a_declared_type_is_known_with_all_that_its_fields_hold() -> None:
     assert not codec.knows(socket.socket)
 
 
+def test_declarations_that_cannot_be_resolved_do_no_harm() -> None:
+    """An alias of itself, one of what does not exist, hints of what can't be imported: the rest is registered."""
+
+    class Alias:
+        @property
+        def __value__(self) -> Any:
+            raise NameError("name 'Missing' is not defined")
+
+    class Loop:
+        @property
+        def __value__(self) -> Any:
+            return self
+
+    @dataclass
+    class Unresolved:
+        x: Missing  # type: ignore[name-defined]  # noqa: F821
+
+    users = TypeAliasType("users", list[Pair])  # type: ignore[misc]
+    codec = Codec(declared=[Alias(), Loop(), Unresolved, users, Annotated[Row, []], [], Plain])
+    for cls in (Unresolved, Pair, Row, Plain):
+        assert codec.knows(cls)
+
+
 def test_a_type_declared_later_is_taken_when_it_is_first_met() -> None:
     """At an unregistered type and at an unknown tag, the codec looks what has been declared meanwhile."""
     declared: list[Any] = []
@@ -696,24 +740,39 @@ def test_two_declared_classes_with_one_tag_are_an_error_where_the_second_is_used
 
 
 def test_threads_that_meet_a_declared_type_together_all_know_it() -> None:
-    """While one thread takes the declared types in, another must not find them missing."""
-    for _ in range(20):
-        codec = Codec(declared=[make_dataclass(f"C{i}", ["x"]) for i in range(20)] + [Plain])
-        start, failed = threading.Barrier(4), []
+    """While one thread takes the declared types in, or just has, another must not find them missing."""
+    threads = 4
+    for _ in range(100):
+        codec = Codec(declared=[Bill, Plain])
+        start = threading.Barrier(threads)
 
-        def meet(codec: Codec = codec, start: threading.Barrier = start, failed: list[Exception] = failed) -> None:
+        def meet(codec: Codec = codec, start: threading.Barrier = start) -> bytes:
             start.wait()
-            try:
-                codec.encode(Plain("x"))
-            except CodecError as error:
-                failed.append(error)
+            return codec.encode(Plain("x"))
 
-        threads = [threading.Thread(target=meet) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert failed == []
+        with ThreadPoolExecutor(threads) as pool:
+            meetings = [pool.submit(meet) for _ in range(threads)]
+            assert len({meeting.result() for meeting in meetings}) == 1
+
+
+def test_a_type_that_another_thread_takes_in_at_that_very_moment_is_known() -> None:
+    """Between looking a type up and looking for new declarations, another thread may have dealt with them."""
+
+    class Racing(dict[type, Any]):
+        raced = False
+
+        def get(self, key: type, default: Any = None) -> Any:
+            found = super().get(key, default)
+            if not self.raced:
+                self.raced = True
+                thread = threading.Thread(target=codec.knows, args=(Plain,))
+                thread.start()
+                thread.join()
+            return found
+
+    codec = Codec(declared=[Plain])
+    codec._types = Racing()
+    assert again(codec, Plain("x")) == Plain("x")
 
 
 # ---------------------------------------------------------------- hostile bytes and limits
