@@ -66,7 +66,7 @@ def _of_node(cls: type, given: tuple[Any, ...]) -> tuple[Any, ...]:
     for base in cls.__dict__.get("__orig_bases__", cls.__bases__):
         origin = get_origin(base) or base
         if isinstance(origin, type) and issubclass(origin, Node):
-            return _of_node(origin, tuple(_filled(argument, values) for argument in get_args(base)))
+            return _of_node(origin, tuple(_filled(argument, values) for argument in get_args(base)))  # pyright: ignore[reportUnknownArgumentType]
     return ()
 
 
@@ -114,9 +114,10 @@ def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
         function = overridden(node, phase)
         if function is None:
             continue
-        title = f"{type(node).__name__}.{phase}" if not isinstance(node, FunctionNode) else f"{phase} of {name!r}"
+        title = f"{phase} of {name!r}" if issubclass(type(node), FunctionNode) else f"{type(node).__name__}.{phase}"
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             found.append(f"{title} is a generator; a phase returns one value")
+            continue
         if phase in ("exec", "fallback"):
             continue
         declared = _store_annotation(function)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import RouteError, UndeclaredKeyError, suggest
@@ -12,8 +12,7 @@ from .phases import HOOKS, PHASES, declared_actions, faults, input_type, is_asyn
 from .typechecks import checker, fits
 
 if TYPE_CHECKING:
-    from .hookspecs import NodeCall, Phase
-    from .runner import Execution
+    from .hookspecs import Phase
 
 Function = Callable[..., Any]
 
@@ -24,14 +23,14 @@ class Step:
     kind: Literal["node", "graph", "fan_out"] = "node"
     is_item = False
     """Is it what an `each` takes its items through? No action leads out of it."""
-    perform: Callable[[Execution, Any, NodeCall | None], Awaitable[Any]] | None = None
-    """What stands in for exec where the step is more than one node."""
+    perform: Any = None
+    """What stands in for exec where the step is more than one node: async, of (execution, value, call)."""
 
     def __init__(self, node: Node[Any, Any, Any]) -> None:
         options = options_of(node)
         self.node = node
         self.name = options.name
-        self.title = type(node).__name__ if not isinstance(node, FunctionNode) else self.name
+        self.title = self.name if issubclass(type(node), FunctionNode) else type(node).__name__
         self.retry: Retry | None = options.retry
         self.timeout = options.timeout
         self.trace = options.trace
@@ -44,7 +43,7 @@ class Step:
         self.post = functions["post"]
         self.prep_async, self.exec_async = self._colour("prep"), self._colour("exec")
         self.fallback_async, self.post_async = self._colour("fallback"), self._colour("post")
-        if isinstance(node, PostNode) and self.post is not None:
+        if issubclass(type(node), PostNode) and self.post is not None:
             self.post = _of_two(self.post)
         self.hooks: dict[str, tuple[Function, bool]] = {
             name: (function, is_async(function)) for name in HOOKS if (function := functions[name]) is not None
@@ -107,7 +106,10 @@ class Step:
 
 
 def _of_two(function: Function) -> Function:
-    return lambda store, input, prepared, result: function(store, input)
+    def post(store: Any, input: Any, prepared: Any, result: Any) -> Any:
+        return function(store, input)
+
+    return post
 
 
 class Plan:
@@ -175,7 +177,7 @@ class Plan:
                 for action in declared_actions(step.node) if action not in step.actions and action not in exits]  # fmt: skip
 
     def _misfits(self, step: Step) -> list[str]:
-        found = []
+        found: list[str] = []
         carried = {DEFAULT: step.output_type, **declared_actions(step.node)}
         for action, target in step.actions.items():
             given = carried.get(action, Any)

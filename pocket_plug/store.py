@@ -4,6 +4,8 @@ A view is a source (a stack, or a transaction over one) and a prefix. `StoreRead
 adds what writes, `Store` owns the stack. `sync` has the same without `await`.
 """
 
+# What makes views of views is a friend of theirs.
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import asyncio
@@ -47,6 +49,8 @@ MISSING: Final = Missing.MISSING
 
 class Stack(Layer):
     """The outermost part of every store: costs its operations nothing, and keeps what belongs to the stack as one."""
+
+    needs_loop = False  # of its own; the parts below may
 
     def on_build(self) -> None:
         self.stack = self
@@ -148,11 +152,11 @@ class View:
         scope = f", scope={self._prefix[:-1]!r}" if self._prefix else ""
         return f"{type(self).__name__}({self._source!r}{scope})"
 
-    def _name(self, key: Name) -> str:
+    def _name(self, key: Any) -> str:
         if key.__class__ is str and key[:7] != RESERVED and key and key.isascii():
             return self._prefix + key
         if isinstance(key, Key):
-            return self._prefix + str(key)
+            return self._prefix + str(key)  # pyright: ignore[reportUnknownArgumentType]
         return check_name(self._prefix + key if key and isinstance(key, str) else key)
 
     @property
@@ -414,7 +418,7 @@ def _resolve(url: str) -> Backend:
     return resolve_backend(url)
 
 
-def _recipe(layer: Any) -> Any:
+def _recipe(layer: str | Mapping[str, Any] | Layer) -> Layer:
     if not isinstance(layer, str | Mapping):
         return layer
     from .pocket import resolve_layer
@@ -476,9 +480,11 @@ class TypedStore(TypedReader[T]):
 
     async def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
         """Replace the value by `fn(value)`, atomically."""
-        checked: T = await self._view.update(key, lambda old: self._checked(key, fn(self._checked(key, old))),
-                                             default=default)  # fmt: skip
-        return checked
+
+        def checked(old: T) -> T:
+            return self._checked(key, fn(self._checked(key, old)))  # type: ignore[no-any-return]
+
+        return await self._view.update(key, checked, default=default)  # type: ignore[no-any-return]
 
     async def delete(self, key: str, /) -> bool:
         """Remove it; was it there?"""
