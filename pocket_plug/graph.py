@@ -7,11 +7,12 @@ from collections.abc import Collection
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, overload
 
+from .context import in_own_context
 from .errors import GraphError, SyncError
 from .keys import Key
 from .node import DEFAULT, Chain, I, Next, Node, O, Options, as_chain, options_of
 from .plan import Plan, Step
-from .runner import Execution, InOwnContext
+from .runner import Execution
 from .store import Stack, Store, StoreReader, View
 from .sync import SyncStore
 from .ttl import TTL, seconds
@@ -58,7 +59,7 @@ class Graph(Node[I, O]):
         self.name = name or "graph"
         self._options = Options(name=self.name)
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
-        self._store: Store | SyncStore | None = store
+        self.own_store: Store | SyncStore | None = store
         self._scope = scope
         self.max_steps, self.max_depth, self.clean_up_grace = max_steps, max_depth, seconds(clean_up_grace)
         self.plan = Plan(self._chains, self.name, make_step)
@@ -78,12 +79,13 @@ class Graph(Node[I, O]):
         execution = self._execution(input, pocket, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
-        return await InOwnContext(execution.go(input))
+        return await in_own_context(execution.go(input))
 
     def run_sync(self, input: I, /, *, pocket: Pocket | None = None) -> O:
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
 
-        Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs.
+        Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
+        store that is bound to an event loop it is `run` on that loop.
         """
         execution = self._execution(input, pocket, loop=False, threads=False)
         if self._is_sync and not execution.stack.needs_loop:
@@ -95,6 +97,7 @@ class Graph(Node[I, O]):
         except RuntimeError:
             execution.loop = True
             if execution.stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
+                execution.threads = True
                 if execution.stack.is_new:
                     execution.stack.open_sync()
                 return execution.stack.run(execution.go(input))  # type: ignore[no-any-return]
@@ -121,7 +124,7 @@ class Graph(Node[I, O]):
 
     def place(self, outer: View) -> tuple[Stack, str]:
         """Where its nodes read and write, given the outer graph's store."""
-        view = self._store if self._store is not None else outer
+        view = self.own_store if self.own_store is not None else outer
         return (view if self._scope is None else view.scope(self._scope)).place
 
     def validate(self) -> None:
@@ -150,7 +153,8 @@ class GraphStep(Step):
 
     @property
     def is_sync(self) -> bool:
-        return self.graph.plan.is_sync
+        store = self.graph.own_store
+        return self.graph.plan.is_sync and (store is None or not store.place[0].needs_loop)
 
     def faults(self, exits: Collection[str]) -> list[str]:
         found = [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
@@ -163,7 +167,7 @@ class GraphStep(Step):
             await place[0].ensure_open()
         inner = Execution(graph, place, value, execution.pocket, execution.loop, execution.threads, parent=execution)
         inner.exits = {**execution.exits, **self.actions}
-        output = await InOwnContext(inner.go(value))
+        output = await in_own_context(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
 
 
@@ -180,4 +184,4 @@ def make_step(node: Node[Any, Any, Any]) -> Step:
 
     if isinstance(node, Graph):
         return GraphStep(node)
-    return EachStep(node) if isinstance(node, Each) else Step(node)
+    return EachStep(node) if isinstance(node, Each) else Step(node)  # pyright: ignore[reportUnknownArgumentType]

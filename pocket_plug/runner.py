@@ -3,19 +3,22 @@
 An `Execution` is one run of one graph. Nothing of it is kept on a node, and nothing it sets leaks into the caller.
 """
 
+# What drives a node makes its views; what is measured is set wherever there is a call.
+# pyright: reportPrivateUsage=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import asyncio
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
-from contextvars import copy_context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backend import Change
+from .context import to_its_end
 from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, StepLimitError
 from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
 from .keys import type_name
@@ -67,7 +70,7 @@ os.register_at_fork(after_in_child=_run_ids.renew)
 class Execution:
     """One run of one graph over one store. The outermost one keeps the steps that nested ones share."""
 
-    __slots__ = ("exits", "grace", "left_by", "loop", "max_steps", "observers", "on_every_phase", "on_node",
+    __slots__ = ("exits", "grace", "in_place", "left_by", "loop", "max_steps", "observers", "on_every_phase", "on_node",
                  "on_phase", "outermost", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends", "visits")  # fmt: skip
 
     def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
@@ -75,6 +78,8 @@ class Execution:
         self.plan, self.grace, self.max_steps = graph.plan, graph.clean_up_grace, graph.max_steps
         self.stack, self.prefix = place
         self.pocket, self.loop, self.threads = pocket, loop, threads
+        # `def` prep and post run where they are called if the stack reads inline, or else if they may block there
+        self.in_place = self.stack.inline_read or not (threads or self.stack.needs_loop)
         self.left_by = DEFAULT
         self.steps = 0
         self.turn_ends = 0.0
@@ -374,13 +379,14 @@ class Execution:
         if names := [self.prefix + str(key) for key in step.reads if key.is_filled]:
             await transaction.read_many(names)
 
-    def _leave(self, step: Step, action: str) -> None:
-        """The run ends here, by this action, or it may not."""
+    def _leave(self, step: Step, action: str) -> Step | None:
+        """The run ends here, by this action, or it may not: there is no next step."""
         if action == END.name or action == DEFAULT:
             action = DEFAULT
         elif step.is_item or action not in self.exits:
             raise step.no_route(action, self.run.graph)
         self.left_by = action
+        return None
 
     async def _commit(self, changes: Sequence[Change], expect: Mapping[str, int]) -> asyncio.CancelledError | None:
         """Write; once begun it is awaited to its end, and a cancellation that came meanwhile is handed back."""
@@ -388,7 +394,7 @@ class Execution:
         if self.stack.inline_write or not self.loop:
             await writing
             return None
-        task, cancelled = await _to_its_end(writing, None)
+        task, cancelled = await to_its_end(writing, None)
         if cancelled is not None and (task.cancelled() or task.exception() is not None):
             raise cancelled  # nothing landed, so the run may end here
         task.result()
@@ -401,7 +407,7 @@ class Execution:
         view: Any = _VIEWS[phase, is_async](transaction, self.prefix)
         try:
             if call is None:
-                return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
+                return await self._call(step, phase, function, is_async, self.in_place, view, *arguments)
             watching = self.on_phase if step.guarded else self.on_every_phase
             if not watching and is_async:  # what nobody watches is only measured
                 started = time.perf_counter()
@@ -411,7 +417,7 @@ class Execution:
                     raise _unawaited(step, phase, result)
                 return result
             with _Watching(watching, PhaseCall(call, phase)):
-                return await self._call(step, phase, function, is_async, self.stack.inline_read, view, *arguments)
+                return await self._call(step, phase, function, is_async, self.in_place, view, *arguments)
         except BaseException as error:
             transaction.ended = True
             if isinstance(error, MissingKeyError):
@@ -423,7 +429,7 @@ class Execution:
         """The function itself: awaited, called in place, or in a worker thread."""
         if is_async:
             result = await function(*arguments)
-        elif in_place or not self.threads:
+        elif in_place:
             try:
                 result = function(*arguments)
             except StopIteration as error:
@@ -473,12 +479,15 @@ class Execution:
 
     async def _attempt(self, step: Step, function: Callable[..., Any], prepared: Any) -> Any:
         if step.timeout is None:
-            return await self._call(step, "exec", function, step.exec_async, False, prepared)
+            return await self._call(step, "exec", function, step.exec_async, not self.threads, prepared)
         if not self.loop:
             try:
-                return pool().call_blocking(step.timeout, function, prepared)
+                result = pool().call_blocking(step.timeout, function, prepared)
             except Late as error:
                 raise _timed_out(step) from error
+            if result.__class__ is CoroutineType:
+                raise _unawaited(step, "exec", result)
+            return result
         try:
             async with asyncio.timeout(step.timeout) as deadline:
                 return await self._call(step, "exec", function, step.exec_async, False, prepared)
@@ -492,7 +501,7 @@ class Execution:
             raise error
         phase = PhaseCall(call, "fallback") if call is not None else None
         with _Watching(self.on_phase, phase):
-            result = await self._call(step, "fallback", step.fallback, step.fallback_async, False, prepared, error)
+            result = await self._call(step, "fallback", step.fallback, step.fallback_async, not self.threads, prepared, error)
         if call is not None:
             call.outcome = "fallback"
         self.event("fallback", call, {"error": error})
@@ -513,7 +522,7 @@ class Execution:
             hook = self._hook(step, name, *step.hooks[name], *arguments)
             try:
                 if self.loop:
-                    task, stopped = await _to_its_end(hook, self.grace)
+                    task, stopped = await to_its_end(hook, self.grace)
                     cancelled = stopped or cancelled
                     task.result()
                 else:
@@ -524,17 +533,17 @@ class Execution:
         return cancelled
 
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
-        for _ in range(MAX_CONFLICTS):
+        for tries in range(1, MAX_CONFLICTS + 1):
             transaction = Transaction(self.stack, step.guard(self.prefix))
             view: Any = _VIEWS["post", is_async](transaction, self.prefix)
-            await self._call(step, name, function, is_async, self.stack.inline_read, view, *arguments)
+            await self._call(step, name, function, is_async, self.in_place, view, *arguments)
             try:
                 if (commit := transaction.end()) is not None:
                     await self.stack.write(*commit)
                 return
-            except Conflict as error:
-                conflict = error
-        raise conflict
+            except Conflict:
+                if tries == MAX_CONFLICTS:
+                    raise
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
         """Tell the observers."""
@@ -567,28 +576,6 @@ def _unawaited(step: Step, phase: str, coroutine: Coroutine[Any, Any, Any]) -> P
     coroutine.close()
     name = getattr(coroutine, "__qualname__", "a coroutine")
     return PhaseError(f"{step.title}.{phase} returned a coroutine: a call lacks `await` (probably {name})")
-
-
-async def _to_its_end(coroutine: Coroutine[Any, Any, T],
-                      grace: float | None) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:  # fmt: skip
-    """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
-
-    With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
-    """
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(coroutine)
-    cancelled: asyncio.CancelledError | None = None
-    deadline: asyncio.TimerHandle | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            if cancelled is None and grace is not None:
-                deadline = loop.call_later(grace, task.cancel, f"still running {grace:g} seconds after a cancellation")
-            cancelled = error
-    if deadline is not None:
-        deadline.cancel()
-    return task, cancelled
 
 
 _VIEWS: dict[tuple[str, bool], Callable[[Transaction, str], Any]] = {
@@ -685,33 +672,3 @@ def _report(what: str, error: BaseException) -> None:
     import logging
 
     logging.getLogger("pocket_plug").error("%s failed; the run goes on", what, exc_info=error)
-
-
-class InOwnContext(Awaitable[T]):
-    """Awaits a coroutine in a copied context of its own, within the caller's task.
-
-    So nothing that a run sets in context variables leaks into the caller, and spans close in the context that they were
-    opened in. A task would do the same for ten times the price, and would not be the caller's to cancel.
-    """
-
-    __slots__ = ("_coroutine",)
-
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        context, coroutine = copy_context(), self._coroutine
-        step: Callable[[Any], Any] = coroutine.send
-        argument: Any = None
-        while True:
-            try:
-                waiting = context.run(step, argument)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            try:
-                step, argument = coroutine.send, (yield waiting)
-            except GeneratorExit:
-                context.run(coroutine.close)
-                raise
-            except BaseException as error:  # noqa: BLE001 - it is handed on to the coroutine
-                step, argument = coroutine.throw, error

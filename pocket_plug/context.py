@@ -1,0 +1,57 @@
+"""How a run holds on to the task that it is awaited in: a context of its own, and what must be awaited to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@types.coroutine
+def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Await a coroutine in a copied context of its own, within the caller's task.
+
+    So nothing that a run sets in context variables leaks into the caller, and spans close in the context that they were
+    opened in. A task would do the same for ten times the price, and would not be the caller's to cancel.
+    """
+    context = copy_context()
+    step: Callable[[Any], Any] = coroutine.send
+    argument: Any = None
+    while True:
+        try:
+            waiting = context.run(step, argument)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        try:
+            step, argument = coroutine.send, (yield waiting)
+        except GeneratorExit:
+            context.run(coroutine.close)
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is handed on to the coroutine
+            step, argument = coroutine.throw, error
+
+
+async def to_its_end(coroutine: Coroutine[Any, Any, T],
+                      grace: float | None) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:  # fmt: skip
+    """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
+
+    With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    deadline: asyncio.TimerHandle | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            if cancelled is None and grace is not None:
+                deadline = loop.call_later(grace, task.cancel, f"still running {grace:g} seconds after a cancellation")
+            cancelled = error
+    if deadline is not None:
+        deadline.cancel()
+    return task, cancelled
