@@ -59,7 +59,7 @@ class Graph(Node[I, O]):
         self.name = name or "graph"
         self._options = Options(name=self.name)
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
-        self.own_store: Store | SyncStore | None = store
+        self._store: Store | SyncStore | None = store
         self._scope = scope
         self.max_steps, self.max_depth, self.clean_up_grace = max_steps, max_depth, seconds(clean_up_grace)
         self.plan = Plan(self._chains, self.name, make_step)
@@ -124,7 +124,7 @@ class Graph(Node[I, O]):
 
     def place(self, outer: View) -> tuple[Stack, str]:
         """Where its nodes read and write, given the outer graph's store."""
-        view = self.own_store if self.own_store is not None else outer
+        view = self._store if self._store is not None else outer
         return (view if self._scope is None else view.scope(self._scope)).place
 
     def validate(self) -> None:
@@ -153,7 +153,7 @@ class GraphStep(Step):
 
     @property
     def is_sync(self) -> bool:
-        store = self.graph.own_store
+        store = self.graph._store
         return self.graph.plan.is_sync and (store is None or not store.place[0].needs_loop)
 
     def faults(self, exits: Collection[str]) -> list[str]:
