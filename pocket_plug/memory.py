@@ -57,14 +57,16 @@ class Keeping:
         entries = self.entries
         for change in changes:
             old = entries.get(key := change.key)
-            if change.version is not None and not self.takes(change, change.version, old, now):
+            own = change.version
+            if own is not None and not self.takes(change, own, old, now):
                 continue
             if isinstance(change, Put):
-                entries[key] = Entry(change.value, change.version or version, change.expires_at)
+                expires_at = change.expires_at
+                entries[key] = Entry(change.value, own or version, expires_at)
                 if old is None:
                     self.sorted = None
-                if change.expires_at is not None and change.expires_at < self.earliest:
-                    self.earliest = change.expires_at
+                if expires_at is not None and expires_at < self.earliest:
+                    self.earliest = expires_at
             elif old is not None:
                 del entries[key]
                 self.sorted = None
@@ -139,7 +141,8 @@ class Memory(Backend):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """All under the lock; nothing in it can fail half way."""
         now = self.clock()
-        with self._lock:
+        self._lock.acquire()  # half the price of `with`
+        try:
             keeping = self._keeping
             if expect:
                 self._check(expect, now)
@@ -147,6 +150,8 @@ class Memory(Backend):
                 return keeping.version
             version = keeping.version = keeping.version + 1
             dropped = keeping.apply(changes, version, now)
+        finally:
+            self._lock.release()
         if dropped and keeping.tell is not None:
             await keeping.tell(dropped)
         return version

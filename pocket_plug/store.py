@@ -271,7 +271,8 @@ class StoreWriter(StoreReader):
         """
         if key.__class__ is Key:
             key.check(value)
-        await self._source.write((Put(self._name(key), value, _deadline(self._source, ttl)),))
+        deadline = None if ttl is None else _deadline(self._source, ttl)
+        await self._source.write((Put(self._name(key), value, deadline),))
 
     async def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
         """Store several values in one write: all or none."""
