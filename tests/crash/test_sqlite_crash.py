@@ -49,7 +49,7 @@ def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path, durability:
     highest = 0
     for _ in range(5):
         command = [sys.executable, "-c", COUNTING, str(path), durability]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603 - our own
             assert child.stdout is not None
             kill_after = moments.randrange(1, 400)
             for number, line in enumerate(child.stdout, 1):
@@ -103,7 +103,7 @@ def test_processes_that_share_a_file_lose_no_update(tmp_path: Path) -> None:
     """Four processes make a new file at the same moment and count on one key: the sum is exact."""
     path = tmp_path / "state.db"
     children = [
-        subprocess.Popen(
+        subprocess.Popen(  # noqa: S603 - our own
             [sys.executable, "-c", INCREMENTING, str(path), durability],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
