@@ -434,7 +434,7 @@ class Codec:
     >>> codec = Codec()
     >>> codec.register(Point, tag="point")
     <class '...Point'>
-    >>> codec.decode(codec.encode({(1, 2): {Point(3, 4).x}, "at": [Point(5, 6)]}))
+    >>> codec.decode(codec.encode({(1, 2): {3}, "at": [Point(5, 6)]}))
     {(1, 2): {3}, 'at': [Point(x=5, y=6)]}
     """
 
