@@ -485,6 +485,24 @@ def test_a_sync_write_given_up_in_the_queue_is_withdrawn(tmp_path: Path) -> None
     drive(backend.close())
 
 
+def test_a_sync_write_interrupted_in_the_transaction_has_landed(tmp_path: Path) -> None:
+    """A keyboard interrupt that comes while the writer thread commits is raised once the outcome is known."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    with Gate(backend) as gate:
+        with another_writer(tmp_path / "state.db"):
+            writing = backend.write([Put("landed", 1)])
+            writing.send(None)
+        asyncio.run(gate.reached())
+        waiter = writing.throw(KeyboardInterrupt())
+        gate.open()
+        assert waiter.block()
+        with pytest.raises(KeyboardInterrupt):
+            writing.send(None)
+    assert drive(keys_of(backend)) == ["landed"]
+    drive(backend.close())
+
+
 def test_an_interrupt_inside_a_transaction_rolls_it_back(tmp_path: Path) -> None:
     """A keyboard interrupt in a commit in place leaves no transaction open, and no lock held."""
     backend = SQLite(tmp_path / "state.db")
