@@ -113,7 +113,9 @@ def _unwatched(execution: Execution) -> Any:
 
 
 @overload
-def each(node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["raise"] = ...) -> Node[Iterable[X], list[Y]]: ...
+def each(
+    node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["raise"] = ...
+) -> Node[Iterable[X], list[Y]]: ...
 @overload
 def each(node: Node[X, Y, Any], /, *, concurrency: int = ...,
          errors: Literal["collect"]) -> Node[Iterable[X], list[Y | Exception]]: ...  # fmt: skip

@@ -43,7 +43,7 @@ class StoreBusyError(StoreError):
     """Somebody else held the store for longer than the time-out. Trying again is sensible."""
 
 
-class Conflict(StoreError):  # noqa: N818 - the field's name for it
+class Conflict(StoreError):
     """A key's version is no longer the one expected; nothing of the write was done.
 
     `keys` are the names, as the backend knows them, whose version differed.
@@ -98,7 +98,7 @@ class PluginError(PocketError):
     """A plugin can't be used; names the plugin and its distribution."""
 
 
-class NotConfigured(PocketError):  # noqa: N818 - Scrapy's name for it
+class NotConfigured(PocketError):
     """Raised by a plugin's `pocket_configure` to step back; the message says why."""
 
 
@@ -134,7 +134,7 @@ class StepLimitError(PocketError, RuntimeError):
     """A run took more steps than `max_steps`, or nested deeper than `max_depth`."""
 
 
-class NodeTimeout(PocketError, TimeoutError):  # noqa: N818 - as TimeoutError
+class NodeTimeout(PocketError, TimeoutError):
     """An attempt at `exec` took longer than the node's `timeout` (seconds).
 
     It is a TimeoutError, hence an OSError: `Retry(on=(OSError,))` retries it.

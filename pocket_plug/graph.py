@@ -102,7 +102,9 @@ class Graph(Node[I, O]):
                     execution.stack.open_sync()
                 return execution.stack.run(execution.go(input))  # type: ignore[no-any-return]
             return asyncio.run(self._run_in_place(execution, input))
-        raise SyncError(f"graph {self.name!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`")
+        raise SyncError(
+            f"graph {self.name!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`"
+        )
 
     async def _run_in_place(self, execution: Execution, input: I) -> O:
         if execution.stack.is_new:

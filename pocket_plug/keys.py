@@ -100,8 +100,10 @@ class Key(ReadAs[K, K], Generic[K]):
         if isinstance(value, Enum):
             return self._text(value.value)
         if isinstance(value, bool) or not isinstance(value, str | int | UUID | date):
-            raise KeyNameError(f"Key({self.template!r}) can't be filled with {type(value).__name__} {value!r:.80}; "
-                               "give a str, int, UUID, date or Enum")
+            raise KeyNameError(
+                f"Key({self.template!r}) can't be filled with {type(value).__name__} {value!r:.80}; "
+                "give a str, int, UUID, date or Enum"
+            )
         text = str(value)
         if not text:
             raise KeyNameError(f"Key({self.template!r}) can't be filled with an empty value")
@@ -126,8 +128,9 @@ class Key(ReadAs[K, K], Generic[K]):
 
             self._check = checker(self.type)
         if not self._check(value):
-            raise ValueTypeError(f"key {self._name or self.template!r} holds {type_name(self.type)}, "
-                                 f"not {type(value).__name__}")
+            raise ValueTypeError(
+                f"key {self._name or self.template!r} holds {type_name(self.type)}, not {type(value).__name__}"
+            )
 
     def matches(self, name: str) -> bool:
         """Is `name` this key, or one that this template can become?
@@ -142,11 +145,15 @@ class Key(ReadAs[K, K], Generic[K]):
 
     def __repr__(self) -> str:
         return f"Key({self.template!r}{''.join(f', {type_name(self.type)}' if self.type else '')})" + (
-            repr(self.values) if self.values else "")
+            repr(self.values) if self.values else ""
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key) and (self.template, self.values, self.type) == (
-            other.template, other.values, other.type)
+            other.template,
+            other.values,
+            other.type,
+        )
 
     def __hash__(self) -> int:
         return hash((self.template, self.values))

@@ -116,11 +116,14 @@ def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
     for position, recipe in enumerate(recipes):
         if isinstance(recipe, type) or not isinstance(recipe, Layer):
             found = f"the class {recipe.__name__}" if isinstance(recipe, type) else repr(recipe)
-            raise ConfigError(f"layers[{position}] is {found}; give an instance such as Bounding(max_entries=1000), "
-                              "or a name")
+            raise ConfigError(
+                f"layers[{position}] is {found}; give an instance such as Bounding(max_entries=1000), or a name"
+            )
         if any(type(other) is type(recipe) for other in recipes[:position]):
-            raise ConfigError(f"layer {recipe.name!r} stands twice in the stack; the inner one would see what the outer "
-                              "one has already done")
+            raise ConfigError(
+                f"layer {recipe.name!r} stands twice in the stack; the inner one would see what the outer "
+                "one has already done"
+            )
     for recipe in reversed(recipes):
         backend = recipe.build(backend)
     return backend

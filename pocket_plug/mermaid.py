@@ -29,6 +29,13 @@ def _label(step: Step) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    for character, code in (("&", "&amp;"), ('"', "&quot;"), ("<", "&lt;"), (">", "&gt;"), ("{", "&#123;"), ("}", "&#125;")):
+    for character, code in (
+        ("&", "&amp;"),
+        ('"', "&quot;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("{", "&#123;"),
+        ("}", "&#125;"),
+    ):
         text = text.replace(character, code)
     return text

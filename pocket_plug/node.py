@@ -202,7 +202,8 @@ class Node(Generic[I, O, R]):
 
     def __init_subclass__(cls, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
                           reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-                          trace: bool | None = None, isolation: Literal["default", "serializable"] | None = None) -> None:  # fmt: skip
+                          trace: bool | None = None,
+                          isolation: Literal["default", "serializable"] | None = None) -> None:  # fmt: skip
         super().__init_subclass__()
         cls._options = cls._options.changed(name=name or _snake_case(cls.__name__), retry=retry, timeout=timeout,
                                             reads=reads, writes=writes, trace=trace, isolation=isolation)  # fmt: skip

@@ -37,7 +37,9 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function)
     except Exception:  # noqa: BLE001 - a hint is the user's code, and may raise anything
-        return {name: hint for name, hint in getattr(function, "__annotations__", {}).items() if not isinstance(hint, str)}
+        return {
+            name: hint for name, hint in getattr(function, "__annotations__", {}).items() if not isinstance(hint, str)
+        }
 
 
 def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
@@ -81,7 +83,9 @@ def input_type(node: Node[Any, Any, Any]) -> Any:
     """What the node declares to take; Any where it doesn't say."""
     if isinstance(node, FunctionNode):
         for phase, position in (("prep", 1), ("post", 1), ("exec", 0)):
-            if (function := node.functions.get(phase)) is not None and (phase != "exec" or "prep" not in node.functions):
+            if (function := node.functions.get(phase)) is not None and (
+                phase != "exec" or "prep" not in node.functions
+            ):
                 return _plain(_hint_of_parameter(function, position))
         return Any
     return (*_class_arguments(node), Any)[0]
@@ -122,11 +126,15 @@ def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
             continue
         declared = _store_annotation(function)
         if is_async(function) and declared in _SYNC_VIEWS:
-            found.append(f"{title} is `async def` but takes {declared} (sync); annotate "
-                         f"{declared.replace('Sync', 'Store')} or write `def {phase}`")
+            found.append(
+                f"{title} is `async def` but takes {declared} (sync); annotate "
+                f"{declared.replace('Sync', 'Store')} or write `def {phase}`"
+            )
         elif not is_async(function) and declared in _ASYNC_VIEWS:
-            found.append(f"{title} is `def` but takes {declared} (async); annotate "
-                         f"{declared.replace('Store', 'Sync')} or write `async def {phase}`")
+            found.append(
+                f"{title} is `def` but takes {declared} (async); annotate "
+                f"{declared.replace('Store', 'Sync')} or write `async def {phase}`"
+            )
     return found
 
 

@@ -98,8 +98,10 @@ class Step:
             declared: tuple[Key[Any], ...] = self.writes if writing else (*self.reads, *self.writes)
             if not name.startswith(prefix) or not any(each.matches(key) for each in declared):
                 verb, option = ("writes", "writes") if writing else ("reads", "reads")
-                raise UndeclaredKeyError(f"node {self.name!r} {verb} {key!r}, which its {option}= does not declare; it "
-                                         f"has: {', '.join(each.template for each in declared) or 'nothing'}")
+                raise UndeclaredKeyError(
+                    f"node {self.name!r} {verb} {key!r}, which its {option}= does not declare; it "
+                    f"has: {', '.join(each.template for each in declared) or 'nothing'}"
+                )
             allowed.add((name, writing))
 
         return may_use
@@ -160,7 +162,9 @@ class Plan:
             found += self._misfits(step)
             found += self._idle(step)
         reached = self._reached()
-        found += [f"node {step.name!r} can't be reached from {self.start.name!r}" for step in steps if step not in reached]
+        found += [
+            f"node {step.name!r} can't be reached from {self.start.name!r}" for step in steps if step not in reached
+        ]
         return found
 
     def _reached(self) -> set[Step]:

@@ -71,7 +71,8 @@ class Execution:
     """One run of one graph over one store. The outermost one keeps the steps that nested ones share."""
 
     __slots__ = ("exits", "grace", "in_place", "left_by", "loop", "max_steps", "observers", "on_every_phase", "on_node",
-                 "on_phase", "outermost", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends", "visits")  # fmt: skip
+                 "on_phase", "outermost", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends",
+                 "visits")  # fmt: skip
 
     def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
                  threads: bool, parent: Execution | None = None) -> None:  # fmt: skip
@@ -90,8 +91,10 @@ class Execution:
             self.outermost, self.exits = parent.outermost, parent.exits
             self.run = run = Run(_run_ids.next(), self.plan.name, parent.run, parent.run.depth + 1, input)
             if run.depth > graph.max_depth:
-                raise StepLimitError(f"graph {self.plan.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
-                                     "does it contain itself? Else raise Graph(…, max_depth=…)")
+                raise StepLimitError(
+                    f"graph {self.plan.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
+                    "does it contain itself? Else raise Graph(…, max_depth=…)"
+                )
         self.observers = observers = pocket.observers(run)
         self.on_node: Sequence[_Part] = ()
         self.on_phase: Sequence[_Part] = ()  # of guarded nodes
@@ -105,8 +108,10 @@ class Execution:
     def too_many(self, step: Step) -> StepLimitError:
         """The error for one step more than the run may take."""
         limit = self.outermost.max_steps
-        return StepLimitError(f"graph {self.plan.name!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
-                              f"{limit}: a loop that never ends? Else raise Graph(…, max_steps=…)")
+        return StepLimitError(
+            f"graph {self.plan.name!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
+            f"{limit}: a loop that never ends? Else raise Graph(…, max_steps=…)"
+        )
 
     async def give_way(self) -> None:
         """Let the event loop go on where this run has kept it for long enough. Of nested runs the outermost one asks."""
@@ -292,10 +297,12 @@ class Execution:
     async def visit(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
         """Take a value through a node: check it, run the phases, commit, then the hooks."""
         wanted = step.input_class
-        if wanted is not None and not isinstance(value, wanted) or (
+        if (wanted is not None and not isinstance(value, wanted)) or (
                 wanted is None and step.fits is not None and not step.fits(value)):  # fmt: skip
-            raise InputError(f"node {step.name!r} of graph {self.run.graph!r} takes {type_name(step.input_type)}, "
-                             f"not {type(value).__name__}")
+            raise InputError(
+                f"node {step.name!r} of graph {self.run.graph!r} takes {type_name(step.input_type)}, "
+                f"not {type(value).__name__}"
+            )
         try:
             try:
                 visited = await self._try(step, value, call, None)
@@ -358,7 +365,9 @@ class Execution:
             if step.prep is None:
                 await self._prefetch(step, transaction)
             transaction.in_post = True
-            output = await self._phase(step, "post", step.post, step.post_async, call, transaction, value, prepared, result)
+            output = await self._phase(
+                step, "post", step.post, step.post_async, call, transaction, value, prepared, result
+            )
         commit = transaction.end(serializable=step.serializable) if transaction is not None else None
         action, target = DEFAULT, step.next
         if output.__class__ is Next:
@@ -466,7 +475,7 @@ class Execution:
                         watching.retry(retry is not None and attempt < retry.attempts and retry.covers(error)
                                        and not isinstance(error, PhaseError), retry, attempt)  # fmt: skip
                         raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - what exec raises is the fallback's to answer, or raised again
                 if isinstance(error, NodeTimeout):
                     self.event("timeout", call, {"attempt": attempt, "timeout": step.timeout, "error": error})
                 if watching.delay is None:
@@ -475,7 +484,7 @@ class Execution:
             if watching.delay and self.loop:
                 await asyncio.sleep(watching.delay)
             elif watching.delay:
-                time.sleep(watching.delay)
+                time.sleep(watching.delay)  # noqa: ASYNC251 - no event loop runs here
 
     async def _attempt(self, step: Step, function: Callable[..., Any], prepared: Any) -> Any:
         if step.timeout is None:
@@ -501,7 +510,9 @@ class Execution:
             raise error
         phase = PhaseCall(call, "fallback") if call is not None else None
         with _Watching(self.on_phase, phase):
-            result = await self._call(step, "fallback", step.fallback, step.fallback_async, not self.threads, prepared, error)
+            result = await self._call(
+                step, "fallback", step.fallback, step.fallback_async, not self.threads, prepared, error
+            )
         if call is not None:
             call.outcome = "fallback"
         self.event("fallback", call, {"error": error})
@@ -527,7 +538,7 @@ class Execution:
                     task.result()
                 else:
                     await hook
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - reported, as the docstring says
                 self.event("clean_up_failed", call, {"hook": name, "error": error})
                 _report(f"{step.title}.{name}", error)
         return cancelled
@@ -556,7 +567,7 @@ class Execution:
                         _report_observer(observer, "event", error)
 
 
-class _Lost(Exception):  # noqa: N818 - a signal within this module
+class _Lost(Exception):
     """The commit met a conflict: what another try needs to know."""
 
     def __init__(self, conflict: Conflict, transaction: Transaction, prepared: Any, result: Any) -> None:

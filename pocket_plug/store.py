@@ -64,7 +64,9 @@ class Stack(Layer):
         self.run: Runner = self._run_at_home if self.needs_loop else drive
         self.run_read: Runner = drive_inline if self.inline_read else self.run
         self.run_write: Runner = drive_inline if self.inline_write else self.run
-        self.run_update: Runner = drive if self.inline_read and self.inline_write else self.run  # it may queue for the key
+        self.run_update: Runner = (
+            drive if self.inline_read and self.inline_write else self.run
+        )  # it may queue for the key
 
     def __repr__(self) -> str:
         return " > ".join(repr(part) for part in parts(self)[1:])
@@ -454,8 +456,9 @@ class TypedReader(Generic[T]):
 
     def _checked(self, key: Name, value: Any) -> Any:
         if value is not MISSING and not self._fits(value):
-            raise ValueTypeError(f"{str(key)!r}: this store is typed {type_name(self._type)}, "
-                                 f"the value is {type(value).__name__}")
+            raise ValueTypeError(
+                f"{str(key)!r}: this store is typed {type_name(self._type)}, the value is {type(value).__name__}"
+            )
         return value
 
     @overload

@@ -178,7 +178,9 @@ class OpenSyncTransaction:
         view = drive_inline(self._transaction.__aenter__())
         return SyncWriter(view._source, view._prefix)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._run(self._transaction.__aexit__(kind, error, trace))
 
 

@@ -159,7 +159,8 @@ class Transaction:
         of_prep = self._prep_read()
         shared = of_prep & (self._read_in_post or set())
         return of_prep.isdisjoint(keys) and all(
-            (entry := (self.seen or {})[key]) is None or entry.value.__class__ in _ATOMS for key in shared)
+            (entry := (self.seen or {})[key]) is None or entry.value.__class__ in _ATOMS for key in shared
+        )
 
     def end(self, *, serializable: bool = True) -> tuple[Sequence[Change], Mapping[str, int]] | None:
         """End it, and give what is to be written; None where nothing was used that would need a check."""

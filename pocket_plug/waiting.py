@@ -156,8 +156,10 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         while True:
             if not isinstance(waiting, Waiter):
                 coroutine.close()
-                raise SyncError(f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
-                                "call it with `await`, or let its layer say needs_loop = True")
+                raise SyncError(
+                    f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
+                    "call it with `await`, or let its layer say needs_loop = True"
+                )
             try:
                 waiting.block()
             except BaseException as interrupt:  # noqa: BLE001 - raised again by the coroutine
@@ -177,8 +179,10 @@ def drive_inline(coroutine: Coroutine[Any, Any, T]) -> T:
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
     coroutine.close()
-    raise SyncError(f"{_title(coroutine)} suspended although its part says that it is inline; "
-                    "set inline_read or inline_write to False there")
+    raise SyncError(
+        f"{_title(coroutine)} suspended although its part says that it is inline; "
+        "set inline_read or inline_write to False there"
+    )
 
 
 class LoopThread:
@@ -210,14 +214,20 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -
     """
     if asyncio._get_running_loop() is loop:
         coroutine.close()
-        raise SyncError("a sync call on a store whose home is this very event loop would wait for itself; "
-                        "use `await` here, or call it from another thread")
+        raise SyncError(
+            "a sync call on a store whose home is this very event loop would wait for itself; "
+            "use `await` here, or call it from another thread"
+        )
     if not loop.is_running():
         coroutine.close()
-        raise SyncError(f"{_title(coroutine)} belongs to an event loop that doesn't run any more, or not yet; "
-                        "make sync calls while the loop that opened the store runs, or open it with SyncStore")
+        raise SyncError(
+            f"{_title(coroutine)} belongs to an event loop that doesn't run any more, or not yet; "
+            "make sync calls while the loop that opened the store runs, or open it with SyncStore"
+        )
     try:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
     except CancelledError:
-        raise StoreError(f"{_title(coroutine)} was cut off: the event loop that it ran on was stopped; "
-                         "if it was a write, whether it landed is not known") from None
+        raise StoreError(
+            f"{_title(coroutine)} was cut off: the event loop that it ran on was stopped; "
+            "if it was a write, whether it landed is not known"
+        ) from None

@@ -28,7 +28,7 @@ class _Job:
         self.running = self.abandoned = False
 
 
-class Late(Exception):  # noqa: N818 - a signal to the runner
+class Late(Exception):
     """The function is not done in time."""
 
 

@@ -64,7 +64,9 @@ async def count(store: StoreWriter, facts: Facts, sign: int) -> None:
 class Forget(Node[list[Found], list[Found]]):
     """Takes what is installed no more off the totals."""
 
-    async def post(self, store: StoreWriter, input: list[Found], prepared: list[Found], result: list[Found]) -> list[Found]:
+    async def post(
+        self, store: StoreWriter, input: list[Found], prepared: list[Found], result: list[Found]
+    ) -> list[Found]:
         here = {found.name for found in input}
         for key in [key async for key in store.keys("census:record:")]:
             facts: Facts = await store.require(key)
@@ -105,7 +107,9 @@ class Classify(Node[Facts, Facts]):
 
     def exec(self, facts: Facts) -> Facts:
         metadata = distribution(facts.found.name).metadata
-        classifiers = [line.rpartition(":: ")[2] for line in metadata.get_all("Classifier") or () if "License ::" in line]
+        classifiers = [
+            line.rpartition(":: ")[2] for line in metadata.get_all("Classifier") or () if "License ::" in line
+        ]
         text = (metadata["License"] or "").strip()
         stated = metadata["License-Expression"] or " OR ".join(classifiers) or (text if len(text) < 40 else "")
         return replace(facts, licence=spdx(stated))
@@ -168,7 +172,10 @@ graph = Graph(whole, name="census")
 async def census() -> Summary:
     """One census, over a store below the current folder."""
     progress = Progress()
-    async with Store(f"sqlite:///{STATE}/census.db", layers=["tracing", "metrics"]) as store, Pocket(plugins=[progress]) as pocket:
+    async with (
+        Store(f"sqlite:///{STATE}/census.db", layers=["tracing", "metrics"]) as store,
+        Pocket(plugins=[progress]) as pocket,
+    ):
         with progress:
             return await Graph(whole, store=store, name="census").run(None, pocket=pocket)
 
