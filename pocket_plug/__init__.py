@@ -40,6 +40,7 @@ from .errors import UnknownTypeError as UnknownTypeError
 from .errors import UnregisteredTypeError as UnregisteredTypeError
 from .errors import ValueTypeError as ValueTypeError
 from .errors import WrappedStopIteration as WrappedStopIteration
+from .functions import node as node
 from .graph import Graph as Graph
 from .hookspecs import hookimpl as hookimpl
 from .keys import Key as Key
@@ -50,18 +51,17 @@ from .node import Action as Action
 from .node import Chain as Chain
 from .node import Next as Next
 from .node import Node as Node
-from .node import Retry as Retry
-from .node import node as node
+from .retry import Retry as Retry
 from .store import MISSING as MISSING
 from .store import Store as Store
 from .store import StoreReader as StoreReader
 from .store import StoreWriter as StoreWriter
-from .store import TypedReader as TypedReader
-from .store import TypedStore as TypedStore
 from .sync import SyncReader as SyncReader
 from .sync import SyncStore as SyncStore
 from .sync import SyncWriter as SyncWriter
 from .ttl import TTL as TTL
+from .typed import TypedReader as TypedReader
+from .typed import TypedStore as TypedStore
 
 if TYPE_CHECKING:
     from .codec import register_type as register_type

@@ -6,17 +6,15 @@ A node keeps no edges and no state of a run, so one node may stand in many graph
 from __future__ import annotations
 
 import copy
-import random
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, cast, overload
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 from typing_extensions import TypeVar
 
 from .keys import Key
-from .store import StoreReader, StoreWriter
-from .sync import SyncReader, SyncWriter
+from .retry import Retry
 from .ttl import TTL, seconds
 
 I = TypeVar("I", contravariant=True)  # noqa: E741 - input
@@ -109,46 +107,6 @@ def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
         hint = "; it is a class: make an instance of it" if isinstance(node, type) else ""
         raise TypeError(f"{node!r:.80} is no node and no chain of nodes{hint}")
     return node if isinstance(node, Chain) else Chain(node, node)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retry:
-    """How often, and after what pause, a failed `exec` is tried again.
-
-    The pause before attempt n+1 is `delay * backoff ** (n - 1)` seconds, at most `max_delay`, with a random part of up
-    to `jitter` of it added. `on` are the errors worth it; an exception group counts if all its leaves do.
-
-    >>> Retry(delay=0.5, backoff=2).pause(3)
-    2.0
-    """
-
-    attempts: int = 3
-    delay: TTL = 0.0
-    backoff: float = 1.0
-    max_delay: float = 60.0
-    jitter: float = 0.0
-    on: tuple[type[BaseException], ...] = (Exception,)
-    _random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or self.backoff < 1 or self.max_delay < 0 or not 0 <= self.jitter <= 1:
-            raise ValueError(f"{self}: attempts and backoff are 1 or more, max_delay 0 or more, jitter 0 to 1")
-        object.__setattr__(self, "delay", 0.0 if self.delay == 0 else seconds(self.delay))
-
-    def covers(self, error: BaseException) -> bool:
-        """Is this error one to try again after?"""
-        if isinstance(error, BaseExceptionGroup):
-            return all(self.covers(leaf) for leaf in cast("BaseExceptionGroup[BaseException]", error).exceptions)
-        return isinstance(error, self.on)
-
-    def pause(self, attempt: int) -> float:
-        """Seconds to wait after failed attempt number `attempt`."""
-        assert isinstance(self.delay, float)
-        try:
-            pause = min(self.delay * self.backoff ** (attempt - 1), self.max_delay)
-        except OverflowError:
-            pause = self.max_delay if self.delay else 0.0
-        return pause * (1 + self.jitter * self._random.random()) if self.jitter else pause
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,117 +221,3 @@ def options_of(node: Node[Any, Any, Any]) -> Options:
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-class FunctionNode(Node[I, O], Generic[I, O, C]):
-    """What `@node` gives: a node that can still be called as the function that it was."""
-
-    def __init__(self, functions: dict[str, Callable[..., Any]], options: dict[str, Any]) -> None:
-        self.functions = functions
-        self.__wrapped__ = functions.get("exec") or functions.get("post") or functions.get("prep")
-        name = options.pop("name", None) or getattr(self.__wrapped__, "__name__", "node")
-        self.__name__ = name
-        self.__doc__ = self.__wrapped__.__doc__
-        self._options = Options().changed(name=name, **options)
-
-    def __call__(self, input: I, /) -> C:
-        """Call the function itself, as a unit test does."""
-        assert self.__wrapped__ is not None
-        return self.__wrapped__(input)  # type: ignore[no-any-return]
-
-    def __repr__(self) -> str:
-        return f"<node {self._options.name}>"
-
-
-class PostNode(FunctionNode[I, O, Any]):
-    """What `@node.post` gives: one function of (store, input)."""
-
-    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore
-        """Call the function itself, as a unit test does."""
-        assert self.__wrapped__ is not None
-        return self.__wrapped__(store, input)
-
-
-class _Decorator(Protocol):
-    @overload
-    def __call__(self, fn: Callable[[X], Coroutine[Any, Any, Y]], /) -> FunctionNode[X, Y, Coroutine[Any, Any, Y]]: ...
-    @overload
-    def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
-
-
-class _PostDecorator(Protocol):
-    @overload
-    def __call__(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
-    @overload
-    def __call__(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Y | Next[Any]]], /) -> Node[X, Y]: ...
-    @overload
-    def __call__(self, fn: Callable[[SyncWriter, X], Next[Any]], /) -> Node[X, Any]: ...
-    @overload
-    def __call__(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
-
-
-class _NodeFactory:
-    """`@node`, `@node.post` and `node.of`: nodes from functions.
-
-    >>> @node
-    ... async def greet(name: str) -> str:
-    ...     return f"Hello, {name}"
-    >>> greet
-    <node greet>
-    """
-
-    @overload
-    def __call__(self, fn: Callable[[X], Coroutine[Any, Any, Y]], /) -> FunctionNode[X, Y, Coroutine[Any, Any, Y]]: ...
-    @overload
-    def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
-    @overload
-    def __call__(self, *, name: str = "", retry: Retry | None = None, timeout: TTL | None = None,
-                 trace: bool | None = None) -> _Decorator: ...  # fmt: skip
-    def __call__(self, fn: Any = None, **options: Any) -> Any:
-        """A node whose `exec` is the function."""
-
-        def make(fn: Any) -> FunctionNode[Any, Any, Any]:
-            return FunctionNode({"exec": fn}, dict(options))
-
-        return make if fn is None else make(fn)
-
-    @overload
-    def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
-    @overload
-    def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Y | Next[Any]]], /) -> Node[X, Y]: ...
-    @overload
-    def post(self, fn: Callable[[SyncWriter, X], Next[Any]], /) -> Node[X, Any]: ...
-    @overload
-    def post(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
-    @overload
-    def post(self, *, name: str = "", reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-             trace: bool | None = None) -> _PostDecorator: ...  # fmt: skip
-    def post(self, fn: Any = None, **options: Any) -> Any:
-        """A node whose `post` is the function, called with (store, input)."""
-
-        def make(fn: Any) -> PostNode[Any, Any]:
-            return PostNode({"post": fn}, dict(options))
-
-        return make if fn is None else make(fn)
-
-    @overload
-    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Q]],
-           post: Callable[[StoreWriter, X, P, Q], Coroutine[Any, Any, Y]], name: str = "", retry: Retry | None = None,
-           timeout: TTL | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
-    @overload
-    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Y]],
-           name: str = "", retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y]: ...  # fmt: skip
-    @overload
-    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Q], post: Callable[[SyncWriter, X, P, Q], Y],
-           name: str = "", retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
-    @overload
-    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Y], name: str = "",
-           retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y]: ...  # fmt: skip
-    def of(self, *, prep: Any = None, exec: Any = None, post: Any = None, **options: Any) -> Any:
-        """A node from one function for each phase; type checkers check that they fit each other."""
-        functions = {"prep": prep, "exec": exec, "post": post}
-        return FunctionNode[Any, Any, Any]({phase: fn for phase, fn in functions.items() if fn is not None}, options)
-
-
-node = _NodeFactory()
-"""Makes nodes from functions."""

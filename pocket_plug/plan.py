@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import RouteError, UndeclaredKeyError, suggest
+from .functions import FunctionNode, PostNode
 from .keys import Key, type_name
-from .node import DEFAULT, Chain, FunctionNode, Node, PostNode, Retry, options_of
+from .node import DEFAULT, Chain, Node, options_of
 from .phases import HOOKS, PHASES, declared_actions, faults, input_type, is_async, output_type, overridden
+from .retry import Retry
 from .typechecks import checker, fits
 
 if TYPE_CHECKING:

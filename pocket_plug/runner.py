@@ -13,20 +13,21 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backend import Change
 from .context import to_its_end
 from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, StepLimitError
-from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
+from .hookspecs import NodeCall, Phase, PhaseCall, Run
 from .keys import type_name
 from .node import DEFAULT, END, Next
 from .plan import Step
 from .store import Stack, StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
 from .transaction import Transaction
+from .watching import PLUGIN_FAULTS, Entered, Part, Watching, end, enter, leave, measure, report, report_observer
 from .workers import Late, pool, wrapped
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ class Execution:
                     "does it contain itself? Else raise Graph(…, max_depth=…)"
                 )
         self.observers = observers = pocket.observers(run)
-        self.on_node: Sequence[_Part] = ()
-        self.on_phase: Sequence[_Part] = ()  # of guarded nodes
-        self.on_every_phase: Sequence[_Part] = ()
+        self.on_node: Sequence[Part] = ()
+        self.on_phase: Sequence[Part] = ()  # of guarded nodes
+        self.on_every_phase: Sequence[Part] = ()
         if observers:
             self.visits: dict[str, int] = {}
             self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
@@ -125,10 +126,10 @@ class Execution:
         if not self.observers:
             return await self._walk(value)
         run = self.run
-        entered: _Entered = []
+        entered: Entered = []
         failed: BaseException | None = None
         try:
-            _enter(entered, [(observer, observer.run) for observer in self.observers if observer.run is not None], run)
+            enter(entered, [(observer, observer.run) for observer in self.observers if observer.run is not None], run)
             run.output = await self._walk(value)
             run.outcome = "success"
         except BaseException as error:
@@ -137,7 +138,7 @@ class Execution:
             run.outcome = "cancelled" if cancelled else "timeout" if isinstance(error, NodeTimeout) else "failure"
             raise
         finally:
-            _leave(entered, failed)
+            leave(entered, failed)
         return run.output
 
     async def _walk(self, value: Any) -> Any:
@@ -170,7 +171,7 @@ class Execution:
             prepared, phase = value, "prep"
             try:
                 if watched:
-                    entered: _Entered = []
+                    entered: Entered = []
                     call = self._begin(step, value, entered)
                     started = clock()
                 if step.plain_async is not None:
@@ -182,7 +183,7 @@ class Execution:
                         if prepared.__class__ is CoroutineType:
                             raise _unawaited(step, phase, prepared)
                         if call is not None:
-                            started = _measure(call, phase, started)
+                            started = measure(call, phase, started)
                     phase = "exec"
                     output = result = prepared
                     if exec is not None:
@@ -191,7 +192,7 @@ class Execution:
                             raise _unawaited(step, phase, result)
                         if call is not None:
                             call.attempts = 1
-                            started = _measure(call, phase, started)
+                            started = measure(call, phase, started)
                     if post is not None:
                         phase = "post"
                         if transaction is None:
@@ -203,7 +204,7 @@ class Execution:
                         if output.__class__ is CoroutineType:
                             raise _unawaited(step, phase, output)
                         if call is not None:
-                            _measure(call, phase, started)
+                            measure(call, phase, started)
                 else:
                     if prep is not None:
                         transaction = Transaction(stack)
@@ -211,7 +212,7 @@ class Execution:
                         if prepared.__class__ is CoroutineType:
                             raise _unawaited(step, phase, prepared)
                         if call is not None:
-                            started = _measure(call, phase, started)
+                            started = measure(call, phase, started)
                     phase = "exec"
                     output = result = prepared
                     if exec is not None:
@@ -220,7 +221,7 @@ class Execution:
                             raise _unawaited(step, phase, result)
                         if call is not None:
                             call.attempts = 1
-                            started = _measure(call, phase, started)
+                            started = measure(call, phase, started)
                     if post is not None:
                         phase = "post"
                         if transaction is None:
@@ -230,7 +231,7 @@ class Execution:
                         if output.__class__ is CoroutineType:
                             raise _unawaited(step, phase, output)
                         if call is not None:
-                            _measure(call, phase, started)
+                            measure(call, phase, started)
                 action, target = DEFAULT, step.next
                 if output.__class__ is Next:
                     action, output = output.action, output.output
@@ -259,39 +260,39 @@ class Execution:
                 elif isinstance(error, StopIteration):
                     error = wrapped(error)
                 if watched:
-                    _end(call, entered, error)
+                    end(call, entered, error)
                 raise error
             if call is not None:
                 call.output = output
-                _end(call, entered, None)
+                end(call, entered, None)
             if cancelled is not None:
                 raise cancelled
             step, value = target, output
         return value
 
     # ------------------------------------------------------------ one node
-    def _begin(self, step: Step, value: Any, entered: _Entered) -> NodeCall:
+    def _begin(self, step: Step, value: Any, entered: Entered) -> NodeCall:
         """What observers see of a visit, and what they do before it."""
         run, visits, name = self.run, self.visits, step.name
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
         call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value)
         if self.on_node:
-            _enter(entered, self.on_node, call)
+            enter(entered, self.on_node, call)
         return call
 
     async def watch(self, step: Step, value: Any) -> Visited:
         """`visit`, between what the observers do before and after."""
-        entered: _Entered = []
+        entered: Entered = []
         call = None
         try:
             call = self._begin(step, value, entered)
             visited = await self.visit(step, value, call)
         except BaseException as error:
-            _end(call, entered, error)
+            end(call, entered, error)
             raise
         call.output = visited[1]
-        _end(call, entered, None)
+        end(call, entered, None)
         return visited
 
     async def visit(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
@@ -421,11 +422,11 @@ class Execution:
             if not watching and is_async:  # what nobody watches is only measured
                 started = time.perf_counter()
                 result = await function(view, *arguments)
-                _measure(call, phase, started)
+                measure(call, phase, started)
                 if result.__class__ is CoroutineType:
                     raise _unawaited(step, phase, result)
                 return result
-            with _Watching(watching, PhaseCall(call, phase)):
+            with Watching(watching, PhaseCall(call, phase)):
                 return await self._call(step, phase, function, is_async, self.in_place, view, *arguments)
         except BaseException as error:
             transaction.ended = True
@@ -456,7 +457,7 @@ class Execution:
             result = await function(prepared)
             if call is not None:
                 call.attempts += 1
-                _measure(call, "exec", started)
+                measure(call, "exec", started)
             if result.__class__ is CoroutineType:
                 raise _unawaited(step, "exec", result)
             return result
@@ -467,7 +468,7 @@ class Execution:
                 call.attempts += 1
             phase = PhaseCall(call, "exec", attempt, step.timeout) if call is not None else None
             try:
-                with _Watching(self.on_phase if step.guarded else self.on_every_phase, phase) as watching:
+                with Watching(self.on_phase if step.guarded else self.on_every_phase, phase) as watching:
                     try:
                         return await self._attempt(step, function, prepared)
                     except Exception as error:
@@ -509,7 +510,7 @@ class Execution:
         if step.fallback is None or isinstance(error, PhaseError):
             raise error
         phase = PhaseCall(call, "fallback") if call is not None else None
-        with _Watching(self.on_phase, phase):
+        with Watching(self.on_phase, phase):
             result = await self._call(
                 step, "fallback", step.fallback, step.fallback_async, not self.threads, prepared, error
             )
@@ -540,7 +541,7 @@ class Execution:
                     await hook
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - reported, as the docstring says
                 self.event("clean_up_failed", call, {"hook": name, "error": error})
-                _report(f"{step.title}.{name}", error)
+                report(f"{step.title}.{name}", error)
         return cancelled
 
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
@@ -563,8 +564,8 @@ class Execution:
                 if observer.event is not None:
                     try:
                         observer.event(name, call, attributes)
-                    except _PLUGIN_FAULTS as error:
-                        _report_observer(observer, "event", error)
+                    except PLUGIN_FAULTS as error:
+                        report_observer(observer, "event", error)
 
 
 class _Lost(Exception):
@@ -592,94 +593,3 @@ def _unawaited(step: Step, phase: str, coroutine: Coroutine[Any, Any, Any]) -> P
 _VIEWS: dict[tuple[str, bool], Callable[[Transaction, str], Any]] = {
     ("prep", True): StoreReader, ("prep", False): SyncReader, ("post", True): StoreWriter, ("post", False): SyncWriter,
 }  # fmt: skip
-
-
-# ---------------------------------------------------------------- observers
-_PLUGIN_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
-_Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]
-_Entered = list[tuple[Observer, AbstractContextManager[Any]]]
-
-
-def _enter(entered: _Entered, observers: Sequence[_Part], about: Any) -> None:
-    """Enter what each observer gives for a run, node or phase; one that fails is reported and left out."""
-    for observer, make in observers:
-        try:
-            manager = make(about)
-            if manager is not None:
-                manager.__enter__()
-                entered.append((observer, manager))
-        except _PLUGIN_FAULTS as error:
-            _report_observer(observer, "enter", error)
-
-
-def _measure(call: NodeCall, phase: str, started: float) -> float:
-    now = time.perf_counter()
-    call.durations[phase] = call.durations.get(phase, 0.0) + now - started
-    return now
-
-
-def _end(call: NodeCall | None, entered: _Entered, error: BaseException | None) -> None:
-    """Note how the visit ended, and let the observers leave it."""
-    if call is not None:
-        if error is not None:
-            call.error = error
-            call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
-        elif call.outcome is None:
-            call.outcome = "ok"
-    if entered:
-        _leave(entered, error)
-
-
-def _leave(entered: _Entered, error: BaseException | None) -> None:
-    """Leave them, the last entered first. What `__exit__` returns is ignored: nobody can swallow an error."""
-    while entered:
-        observer, manager = entered.pop()
-        try:
-            if error is None:
-                manager.__exit__(None, None, None)
-            else:
-                manager.__exit__(type(error), error, error.__traceback__)
-        except _PLUGIN_FAULTS as failed:
-            if failed is not error:
-                _report_observer(observer, "exit", failed)
-
-
-class _Watching:
-    """`with` what the observers do around a phase; without a PhaseCall, nothing. Measures the phase as well."""
-
-    __slots__ = ("_entered", "_observers", "_phase", "_started", "delay")
-
-    def __init__(self, observers: Sequence[_Part], phase: PhaseCall | None) -> None:
-        self._observers, self._phase = observers, phase
-        self.delay: float | None = None
-
-    def __enter__(self) -> _Watching:
-        if self._phase is not None:
-            self._entered: _Entered = []
-            self._started = time.perf_counter()
-            if self._observers:
-                _enter(self._entered, self._observers, self._phase)
-        return self
-
-    def retry(self, will_retry: bool, retry: Any, attempt: int) -> None:
-        """Note what comes after a failed attempt, before the observers leave it."""
-        self.delay = retry.pause(attempt) if will_retry else None
-        if self._phase is not None:
-            self._phase.will_retry, self._phase.delay = will_retry, self.delay
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if (phase := self._phase) is not None:
-            _measure(phase.node, phase.phase, self._started)
-            _leave(self._entered, error)
-
-
-def _report_observer(observer: Observer, part: str, error: BaseException) -> None:
-    from .manager import report_failure
-
-    report_failure(observer.plugin, f"pocket_observe ({part})", error)
-
-
-def _report(what: str, error: BaseException) -> None:
-    import logging
-
-    logging.getLogger("pocket_plug").error("%s failed; the run goes on", what, exc_info=error)

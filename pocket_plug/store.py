@@ -12,21 +12,21 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Set
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from .backend import Backend, Change, Clock, Delete, Entry, Put
 from .contention import FREE_TRIES, Combiner, Gates, Step
-from .errors import ConfigError, Conflict, KeyNameError, MissingKeyError, StoreClosedError, ValueTypeError
-from .keys import RESERVED, Key, ReadAs, check_name, declared_types, type_name
+from .errors import ConfigError, Conflict, KeyNameError, MissingKeyError, StoreClosedError
+from .keys import RESERVED, Key, ReadAs, check_name
 from .layer import Layer, build_stack, parts
 from .memory import Memory
 from .transaction import Transaction, private
 from .ttl import TTL, seconds
-from .typechecks import checker
 from .waiting import LoopThread, Runner, drive, drive_inline, run_on
 
 if TYPE_CHECKING:
     from .sync import SyncStore
+    from .typed import TypedReader, TypedStore
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -254,6 +254,8 @@ class StoreReader(View):
 
     def typed(self, type: type[T], /) -> TypedReader[T]:
         """This view for values of one type, checked when they are read."""
+        from .typed import TypedReader
+
         return TypedReader(self, type)
 
 
@@ -329,6 +331,8 @@ class StoreWriter(StoreReader):
 
     def typed(self, type: type[T], /) -> TypedStore[T]:
         """This view for values of one type, checked when they are written and read."""
+        from .typed import TypedStore
+
         return TypedStore(self, type)
 
 
@@ -443,53 +447,3 @@ class OpenTransaction:
         commit = self._transaction.end()
         if kind is None and commit is not None:
             await self._store._source.write(*commit)
-
-
-class TypedReader(Generic[T]):
-    """A view for values of one type; what is of another raises ValueTypeError, naming the key."""
-
-    def __init__(self, view: StoreReader, type: type[T], /) -> None:
-        self._view: Any = view
-        self._type = type
-        self._fits = checker(type)
-        declared_types.append(type)
-
-    def _checked(self, key: Name, value: Any) -> Any:
-        if value is not MISSING and not self._fits(value):
-            raise ValueTypeError(
-                f"{str(key)!r}: this store is typed {type_name(self._type)}, the value is {type(value).__name__}"
-            )
-        return value
-
-    @overload
-    async def get(self, key: str, /) -> T | None: ...
-    @overload
-    async def get(self, key: str, /, default: D) -> T | D: ...
-    async def get(self, key: str, /, default: Any = None) -> Any:
-        """The value at `key`, else `default`."""
-        value = self._checked(key, await self._view.get(key, MISSING))
-        return default if value is MISSING else value
-
-    async def require(self, key: str, /) -> T:
-        """The value at `key`, else MissingKeyError."""
-        return self._checked(key, await self._view.require(key))  # type: ignore[no-any-return]
-
-
-class TypedStore(TypedReader[T]):
-    """A view for values of one type, checked when they are written too."""
-
-    async def set(self, key: str, value: T, /, *, ttl: TTL | None = None) -> None:
-        """Store a value of the type."""
-        await self._view.set(key, self._checked(key, value), ttl=ttl)
-
-    async def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
-        """Replace the value by `fn(value)`, atomically."""
-
-        def checked(old: T) -> T:
-            return self._checked(key, fn(self._checked(key, old)))  # type: ignore[no-any-return]
-
-        return await self._view.update(key, checked, default=default)  # type: ignore[no-any-return]
-
-    async def delete(self, key: str, /) -> bool:
-        """Remove it; was it there?"""
-        return await self._view.delete(key)  # type: ignore[no-any-return]

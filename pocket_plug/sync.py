@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from .backend import Backend, Clock
 from .errors import ConfigError
 from .keys import Key, ReadAs
 from .layer import Layer
-from .store import MISSING, Name, OpenTransaction, Stack, Store, StoreReader, StoreWriter, TypedReader, TypedStore, View
+from .store import MISSING, Name, OpenTransaction, Stack, Store, StoreReader, StoreWriter, View
 from .ttl import TTL
+from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
 from .waiting import Runner, drive_inline
 
 T = TypeVar("T")
@@ -182,40 +183,3 @@ class OpenSyncTransaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._run(self._transaction.__aexit__(kind, error, trace))
-
-
-class SyncTypedReader(Generic[T]):
-    """`TypedReader` without `await`."""
-
-    def __init__(self, view: SyncReader, typed: TypedReader[T], /) -> None:
-        source = view._source
-        self._read, self._write, self._update = source.run_read, source.run_write, source.run_update
-        self._typed: Any = typed
-
-    @overload
-    def get(self, key: str, /) -> T | None: ...
-    @overload
-    def get(self, key: str, /, default: D) -> T | D: ...
-    def get(self, key: str, /, default: Any = None) -> Any:
-        """The value at `key`, else `default`."""
-        return self._read(self._typed.get(key, default))
-
-    def require(self, key: str, /) -> T:
-        """The value at `key`, else MissingKeyError."""
-        return self._read(self._typed.require(key))  # type: ignore[no-any-return]
-
-
-class SyncTypedStore(SyncTypedReader[T]):
-    """`TypedStore` without `await`."""
-
-    def set(self, key: str, value: T, /, *, ttl: TTL | None = None) -> None:
-        """Store a value of the type."""
-        self._write(self._typed.set(key, value, ttl=ttl))
-
-    def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
-        """Replace the value by `fn(value)`, atomically."""
-        return self._update(self._typed.update(key, fn, default=default))  # type: ignore[no-any-return]
-
-    def delete(self, key: str, /) -> bool:
-        """Remove it; was it there?"""
-        return self._update(self._typed.delete(key))  # type: ignore[no-any-return]

@@ -13,7 +13,8 @@ from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.errors import ConfigError
 from pocket_plug.layer import Layer, build_stack, parts
 from pocket_plug.memory import Memory
-from pocket_plug.testing.contracts import ManualClock, keys_of
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import keys_of
 from pocket_plug.waiting import drive_inline
 
 OPERATIONS = ("read", "read_many", "write", "scan", "version", "flush", "open", "close")
@@ -172,7 +173,7 @@ def test_clock_and_survival_come_from_inside() -> None:
     class Durable(Memory):
         survives = True
 
-    clock = ManualClock()
+    clock = FakeClock()
     stack = Store(Durable(), layers=[Idle()], clock=clock).stack
     for part in parts(stack):
         assert part.clock is clock

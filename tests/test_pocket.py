@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from pocket_plug.errors import ConfigError, NotConfigured, PluginError, StoreClosedError, UnknownStoreError
+from pocket_plug.functions import node
 from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import Observer, hookimpl
 from pocket_plug.layer import parts
 from pocket_plug.memory import Memory
-from pocket_plug.node import node
 from pocket_plug.pocket import Pocket, default_pocket, resolve_backend, resolve_layer, set_default_pocket
 from pocket_plug.store import Store
 
@@ -155,7 +155,7 @@ def test_one_that_does_not_close(log, sync):
         async with pocket:
             pass
 
-    with pytest.raises(OSError, match="can't close"):  # noqa: PT012
+    with pytest.raises(OSError, match="can't close"):
         if sync:
             with pocket:
                 pass
@@ -363,5 +363,5 @@ class Telling:
     def pocket_shutdown(self, pocket): print("told")
 set_default_pocket(Pocket(autoload=False, plugins=[Telling()]))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "told\n"

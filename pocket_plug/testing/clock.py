@@ -16,7 +16,7 @@ T = TypeVar("T")
 class FakeClock:
     """Epoch seconds that stand still until `advance` moves them. What a Store takes as its `clock`.
 
-    >>> from pocket_plug.store import SyncStore
+    >>> from pocket_plug import SyncStore
     >>> clock = FakeClock()
     >>> store = SyncStore(clock=clock)
     >>> store.set("guest", "Alice", ttl=60)

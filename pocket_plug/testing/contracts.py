@@ -1,9 +1,8 @@
 """The promises of the waist as tests: whoever writes a backend inherits `BackendContract` and gets the whole suite.
 
-Nothing here knows a particular backend, and nothing waits on a clock: time is the `ManualClock` that tests move.
+Nothing here knows a particular backend, and nothing waits on a clock: time is the `FakeClock` that tests move.
 """
 
-# ruff: noqa: S101 - asserts are what a test is made of
 from __future__ import annotations
 
 import asyncio
@@ -14,6 +13,7 @@ import pytest
 
 from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.errors import Conflict, StoreClosedError
+from pocket_plug.testing.clock import FakeClock
 from pocket_plug.waiting import drive, drive_inline, run_on
 
 Scenario = Callable[[Backend], Awaitable[None]]
@@ -24,23 +24,6 @@ ODD_KEYS = (
     "k" * 5_000,
 )  # fmt: skip
 """Names that a pattern, a collation, a quoting or a length limit would trip over."""
-
-
-class ManualClock:
-    """Epoch seconds that stand still until a test moves them.
-
-    >>> clock = ManualClock()
-    >>> before = clock()
-    >>> clock.now += 60
-    >>> clock() - before
-    60.0
-    """
-
-    def __init__(self, now: float = 1_700_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def increment(backend: Backend, key: str, times: int) -> None:
@@ -80,12 +63,12 @@ class BackendContract:
         raise NotImplementedError(f"{type(self).__name__} must override the fixture make_backend")
 
     @pytest.fixture
-    def clock(self) -> ManualClock:
+    def clock(self) -> FakeClock:
         """The clock that every backend of the test goes by."""
-        return ManualClock()
+        return FakeClock()
 
     @pytest.fixture
-    def run(self, make_backend: Callable[[], Backend], clock: ManualClock) -> Callable[[Scenario], None]:
+    def run(self, make_backend: Callable[[], Backend], clock: FakeClock) -> Callable[[Scenario], None]:
         """Runs a scenario with an open backend, on an event loop of its own. Called again, it is a restart."""
 
         def run(scenario: Scenario) -> None:
@@ -304,28 +287,28 @@ class BackendContract:
         run(scenario)
 
     # ------------------------------------------------------------ expiry
-    def test_an_entry_is_there_until_its_deadline(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+    def test_an_entry_is_there_until_its_deadline(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
         """It is expired as soon as `now >= expires_at`, for read, read_many and scan alike."""
 
         async def scenario(backend: Backend) -> None:
-            deadline = clock.now + 60.5
+            deadline = clock() + 60.5
             version = await backend.write([Put("mortal", 1, deadline), Put("lasting", 2)])
-            clock.now = deadline - 0.25
+            clock.advance(deadline - 0.25 - clock())
             assert await backend.read("mortal") == Entry(1, version, deadline)
             assert await keys_of(backend) == ["lasting", "mortal"]
-            clock.now = deadline
+            clock.advance(deadline - clock())
             assert await backend.read("mortal") is None
             assert list(await backend.read_many(["mortal", "lasting"])) == ["lasting"]
             assert await keys_of(backend) == ["lasting"]
 
         run(scenario)
 
-    def test_an_expired_entry_is_expected_as_absent(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+    def test_an_expired_entry_is_expected_as_absent(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
         """In `expect` it counts as version 0, in checks and in writes."""
 
         async def scenario(backend: Backend) -> None:
-            version = await backend.write([Put("a", 1, clock.now + 1)])
-            clock.now += 1
+            version = await backend.write([Put("a", 1, clock() + 1)])
+            clock.advance(1)
             for changes in ([], [Put("b", 1)]):
                 with pytest.raises(Conflict):
                     await backend.write(changes, {"a": version})
@@ -336,27 +319,27 @@ class BackendContract:
         run(scenario)
 
     def test_an_expired_put_still_replaces_the_older_value(
-        self, run: Callable[[Scenario], None], clock: ManualClock
+        self, run: Callable[[Scenario], None], clock: FakeClock
     ) -> None:
         """A write that was queued past its deadline is done all the same: else the older value would come back."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", "old")])
-            await backend.write([Put("a", "new", clock.now - 1)])
+            await backend.write([Put("a", "new", clock() - 1)])
             assert await backend.read("a") is None
 
         run(scenario)
 
-    def test_a_put_sets_the_deadline_anew(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+    def test_a_put_sets_the_deadline_anew(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
         """Overwriting renews the deadline, or lifts it; a key once expired can be used again."""
 
         async def scenario(backend: Backend) -> None:
-            start = clock.now
+            start = clock()
             for key in ("longer", "lifted", "reused"):
                 await backend.write([Put(key, "old", start + 1)])
             await backend.write([Put("longer", "new", start + 10)])
             await backend.write([Put("lifted", "new")])
-            clock.now = start + 5
+            clock.advance(start + 5 - clock())
             await backend.write([Put("reused", "new")])
             # Enough writes for a backend that clears away a few expired entries with each.
             for n in range(100):
@@ -370,12 +353,12 @@ class BackendContract:
 
         run(scenario)
 
-    def test_expired_entries_never_hide_live_ones(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+    def test_expired_entries_never_hide_live_ones(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
         """However many have expired, the live ones among them are all found."""
 
         async def scenario(backend: Backend) -> None:
-            await backend.write([Put(f"{n:04}", n, clock.now + 1 if n % 3 else None) for n in range(900)])
-            clock.now += 1
+            await backend.write([Put(f"{n:04}", n, clock() + 1 if n % 3 else None) for n in range(900)])
+            clock.advance(1)
             alive = [f"{n:04}" for n in range(0, 900, 3)]
             for n in range(100):
                 assert await keys_of(backend) == alive[n:]
@@ -622,24 +605,24 @@ class BackendContract:
         run(closing)
         run(restarted)
 
-    def test_what_survives_is_there_after_a_restart(self, run: Callable[[Scenario], None], clock: ManualClock) -> None:
+    def test_what_survives_is_there_after_a_restart(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
         """Entries, deadlines and the counter are as they were; where `survives` is False, nothing is there."""
         entries: dict[str, Entry] = {}
         versions: list[int] = []
 
         async def before(backend: Backend) -> None:
-            await backend.write([Put("lasting", [1]), Put("mortal", 2, clock.now + 60), Put("dead", 3, clock.now + 1)])
+            await backend.write([Put("lasting", [1]), Put("mortal", 2, clock() + 60), Put("dead", 3, clock() + 1)])
             await backend.write([Put("deleted", 4)])
             versions.append(await backend.write([Delete("deleted")]))
             entries.update(await backend.read_many(["lasting", "mortal"]) if backend.survives else {})
-            clock.now += 1
+            clock.advance(1)
 
         async def after(backend: Backend) -> None:
             assert await backend.read_many(["lasting", "mortal", "dead", "deleted"]) == entries
             if backend.survives:
                 assert await backend.version() >= versions[-1]
                 assert await backend.write([Put("new", 5)]) > versions[-1]
-            clock.now += 59
+            clock.advance(59)
             assert await backend.read("mortal") is None
 
         run(before)

@@ -3,7 +3,6 @@
 A layer must be no obstacle: around a backend, it keeps all that `BackendContract` asks of that one.
 """
 
-# ruff: noqa: S101 - asserts are what a test is made of
 from __future__ import annotations
 
 import asyncio
@@ -15,7 +14,8 @@ from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.layer import Layer, parts
 from pocket_plug.memory import Memory
-from pocket_plug.testing.contracts import BackendContract, ManualClock, keys_of
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import BackendContract, keys_of
 
 
 class FaultyMemory(Memory):
@@ -85,7 +85,7 @@ class LayerContract(BackendContract):
         return self.recipe().build(backend)
 
     @pytest.fixture(autouse=True, params=[Memory, FaultyMemory], ids=["memory", "suspending"])
-    def over(self, request: pytest.FixtureRequest, clock: ManualClock) -> None:
+    def over(self, request: pytest.FixtureRequest, clock: FakeClock) -> None:
         """The backend that the layer is put around."""
         kind: type[Memory] = request.param
 

@@ -24,7 +24,8 @@ from pocket_plug.layer import Layer, build_stack
 from pocket_plug.layers.bounding import Bounding, size_of
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.memory import Memory
-from pocket_plug.testing.contracts import ManualClock, keys_of
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import keys_of
 from pocket_plug.testing.layer_contract import FaultyMemory
 from pocket_plug.waiting import drive_inline
 
@@ -56,21 +57,21 @@ def backend(request: pytest.FixtureRequest) -> Memory:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
-def stacked(backend: Backend, clock: ManualClock, **options: Any) -> Backend:
+def stacked(backend: Backend, clock: FakeClock, **options: Any) -> Backend:
     """What a store with the layer speaks to."""
     return Store(backend, layers=[Bounding(**options)], clock=clock).stack
 
 
-def bounded(backend: Backend, clock: ManualClock, **options: Any) -> SyncStore:
+def bounded(backend: Backend, clock: FakeClock, **options: Any) -> SyncStore:
     return SyncStore(backend, layers=[Bounding(**options)], clock=clock)
 
 
 # ---------------------------------------------------------------- what stays
-def test_the_least_recently_used_goes_first(backend: Memory, clock: ManualClock) -> None:
+def test_the_least_recently_used_goes_first(backend: Memory, clock: FakeClock) -> None:
     """Setting and reading both count as use; the order of use decides, not that of arrival."""
     evicted = Record()
     store = bounded(backend, clock, max_entries=3, on_evict=evicted)
@@ -83,14 +84,14 @@ def test_the_least_recently_used_goes_first(backend: Memory, clock: ManualClock)
     assert list(store.keys()) == ["a", "b", "d"]
 
 
-def test_a_batch_beyond_the_bound_keeps_its_last(backend: Memory, clock: ManualClock) -> None:
+def test_a_batch_beyond_the_bound_keeps_its_last(backend: Memory, clock: FakeClock) -> None:
     """One write of more keys than there is room for is done, and leaves the newest."""
     store = bounded(backend, clock, max_entries=2)
     store.set_many({"a": 1, "b": 2, "c": 3})
     assert list(store.keys()) == ["b", "c"]
 
 
-def test_bytes_are_bounded_by_the_estimate(backend: Memory, clock: ManualClock) -> None:
+def test_bytes_are_bounded_by_the_estimate(backend: Memory, clock: FakeClock) -> None:
     """Values count as `size_of` says when set; overwriting and deleting give the room back."""
     evicted = Record()
     room = 3 * (size_of("x" * 1000) + size_of("a"))
@@ -105,7 +106,7 @@ def test_bytes_are_bounded_by_the_estimate(backend: Memory, clock: ManualClock) 
     assert [(key, reason) for key, _, reason in evicted.calls] == [("c", "bytes")]
 
 
-def test_a_value_too_big_for_all_the_room_evicts_only_itself(backend: Memory, clock: ManualClock) -> None:
+def test_a_value_too_big_for_all_the_room_evicts_only_itself(backend: Memory, clock: FakeClock) -> None:
     """It can't stay; emptying the cache for it first would lose everything and gain nothing."""
     evicted = Record()
     store = bounded(backend, clock, max_bytes=2000, on_evict=evicted)
@@ -132,12 +133,12 @@ def test_size_of_follows_what_a_value_holds() -> None:
     assert size_of(int) < 10_000
 
 
-def test_records_of_pocket_plug_are_exempt(backend: Memory, clock: ManualClock) -> None:
+def test_records_of_pocket_plug_are_exempt(backend: Memory, clock: FakeClock) -> None:
     """A checkpoint that is evicted, or pushes out the user's data, breaks what runs rely on: they aren't counted."""
     stack = stacked(backend, clock, max_entries=2, max_bytes=100_000, ttl=10)
     drive_inline(stack.write([Put(f"pocket:{n}", "x" * 50_000) for n in range(5)]))
     drive_inline(stack.write([Put(key, 0) for key in "abc"]))
-    clock.now += 100
+    clock.advance(100)
     drive_inline(stack.write([Put("d", 0)]))
     assert drive_inline(keys_of(stack, "pocket:")) == [f"pocket:{n}" for n in range(5)]
     drive_inline(stack.write([Delete("pocket:0"), Put("pocket:1", 1)]))
@@ -146,52 +147,52 @@ def test_records_of_pocket_plug_are_exempt(backend: Memory, clock: ManualClock) 
 
 
 # ---------------------------------------------------------------- how long
-def test_the_ttl_counts_from_the_last_set(backend: Memory, clock: ManualClock) -> None:
+def test_the_ttl_counts_from_the_last_set(backend: Memory, clock: FakeClock) -> None:
     """Overwriting renews the expiry, reading doesn't."""
     store = bounded(backend, clock, ttl=10)
     store.set_many({"read": 1, "set": 1})
-    clock.now += 9
+    clock.advance(9)
     assert store.get("read") == 1
     store.set("set", 2)
-    clock.now += 1
+    clock.advance(1)
     assert store.get("read") is None
     assert store.get("set") == 2
     assert list(store.keys()) == ["set"]
 
 
-def test_an_update_does_not_renew(backend: Memory, clock: ManualClock) -> None:
+def test_an_update_does_not_renew(backend: Memory, clock: FakeClock) -> None:
     """A rate limiter counts within a window: steady hits must not keep a new one from beginning."""
     hits = bounded(backend, clock, ttl="1m")
     counts: list[int] = []
     for _ in range(4):
         counts.append(hits.update("hits:me", lambda n: n + 1, default=0))
-        clock.now += 25
+        clock.advance(25)
     assert counts == [1, 2, 3, 1]
 
 
 @pytest.mark.parametrize("ttl", [600, timedelta(minutes=10), "10m"])
-def test_a_ttl_is_written_in_three_ways(clock: ManualClock, ttl: Any) -> None:
+def test_a_ttl_is_written_in_three_ways(clock: FakeClock, ttl: Any) -> None:
     """Seconds, a timedelta and a text mean the same."""
     store = bounded(Memory(), clock, ttl=ttl)
     store.set("a", 1)
-    clock.now += 599
+    clock.advance(599)
     assert store.has("a")
-    clock.now += 1
+    clock.advance(1)
     assert not store.has("a")
 
 
-def test_the_earlier_deadline_counts(backend: Memory, clock: ManualClock) -> None:
+def test_the_earlier_deadline_counts(backend: Memory, clock: FakeClock) -> None:
     """A ttl of its own makes an entry live shorter, never longer than the layer allows."""
     store = bounded(backend, clock, ttl=10)
     store.set("shorter", 1, ttl=5)
     store.set("longer", 1, ttl=50)
-    clock.now += 5
+    clock.advance(5)
     assert list(store.keys()) == ["longer"]
-    clock.now += 5
+    clock.advance(5)
     assert list(store.keys()) == []
 
 
-def test_the_layers_deadline_is_in_no_entry(backend: Memory, clock: ManualClock) -> None:
+def test_the_layers_deadline_is_in_no_entry(backend: Memory, clock: FakeClock) -> None:
     """Put into Entry, it would be copied into a durable tier by whoever writes back what it read, and delete there."""
     store = Store(backend, layers=[Bounding(ttl=10)], clock=clock)
     store.sync.set("a", 1)
@@ -203,64 +204,64 @@ def test_the_layers_deadline_is_in_no_entry(backend: Memory, clock: ManualClock)
     assert replace(entry, value=2) == Entry(2, entry.version)
 
 
-def test_a_set_after_an_expired_entry_is_readable(backend: Memory, clock: ManualClock) -> None:
+def test_a_set_after_an_expired_entry_is_readable(backend: Memory, clock: FakeClock) -> None:
     """An expired entry still in the index must not hide its successor, nor stop a write that expects nothing."""
     root = Store(backend, layers=[Bounding(max_entries=5, ttl=10)], clock=clock)
     store = root.sync
     store.set("a", "old")
     store.update("b", lambda n: n + 1, default=0)
-    clock.now += 10
+    clock.advance(10)
     store.set("a", "new")
     assert store.get("a") == "new"
     assert store.update("b", lambda n: n + 1, default=0) == 1
     assert drive_inline(root.stack.write([Put("c", 1)], {"c": 0})) > 0
 
 
-def test_an_expired_entry_counts_as_absent_for_expectations(backend: Memory, clock: ManualClock) -> None:
+def test_an_expired_entry_counts_as_absent_for_expectations(backend: Memory, clock: FakeClock) -> None:
     """Who saw it alive and writes after its end meets a conflict; who saw nothing doesn't."""
     stack = stacked(backend, clock, ttl=10)
     version = drive_inline(stack.write([Put("a", 1)]))
-    clock.now += 10
+    clock.advance(10)
     with pytest.raises(Conflict) as caught:
         drive_inline(stack.write([Put("a", 2)], {"a": version}))
     assert caught.value.keys == {"a"}
     drive_inline(stack.write([], {"a": 0}))
 
 
-def test_a_store_full_of_expired_entries_evicts_no_live_one(backend: Memory, clock: ManualClock) -> None:
+def test_a_store_full_of_expired_entries_evicts_no_live_one(backend: Memory, clock: FakeClock) -> None:
     """Dead entries that were used last must go before live ones that weren't used for longer."""
     evicted = Record()
     store = bounded(backend, clock, max_entries=40, ttl=10, on_evict=evicted)
     store.set_many({f"dying{n}": n for n in range(20)})
-    clock.now += 5
+    clock.advance(5)
     store.set_many({f"live{n}": n for n in range(20)})
     for n in range(20):
         store.get(f"dying{n}")
-    clock.now += 5
+    clock.advance(5)
     for n in range(20):
         store.set(f"new{n}", n)
     assert {reason for _, _, reason in evicted.calls} == {"expired"}
     assert len([key for key in store.keys() if key.startswith("live")]) == 20
 
 
-def test_in_a_large_store_a_sweep_finds_all_that_died_together(clock: ManualClock) -> None:
+def test_in_a_large_store_a_sweep_finds_all_that_died_together(clock: FakeClock) -> None:
     """Looked for a few at a time, they would outlive many live ones."""
     evicted = Record()
     store = bounded(Memory(), clock, max_entries=2000, ttl=10, on_evict=evicted)
     store.set_many({f"dying{n}": n for n in range(1000)})
-    clock.now += 5
+    clock.advance(5)
     for n in range(1000):
         store.set(f"live{n}", n)
     for n in range(1000):
         store.get(f"dying{n}")
-    clock.now += 5
+    clock.advance(5)
     store.set("new", 1)
     assert len(evicted.calls) == 1000
     assert {reason for _, _, reason in evicted.calls} == {"expired"}
 
 
 @pytest.mark.parametrize("layers", [[], [Bounding(ttl=1000)]], ids=["plain", "bounded"])
-def test_expired_entries_are_swept_out(clock: ManualClock, layers: list[Layer]) -> None:
+def test_expired_entries_are_swept_out(clock: FakeClock, layers: list[Layer]) -> None:
     """Memory doesn't grow with what has expired, nor with how often a key with a deadline is overwritten."""
 
     class Big:
@@ -273,13 +274,13 @@ def test_expired_entries_are_swept_out(clock: ManualClock, layers: list[Layer]) 
         alive.append(weakref.ref(big))
         store.set(f"k{n % 150}", big, ttl=5)
         del big
-        clock.now += 1
+        clock.advance(1)
     gc.collect()
     assert sum(ref() is not None for ref in alive) <= 40
 
 
 # ---------------------------------------------------------------- on_evict
-def test_neither_delete_nor_overwrite_is_an_eviction(backend: Memory, clock: ManualClock) -> None:
+def test_neither_delete_nor_overwrite_is_an_eviction(backend: Memory, clock: FakeClock) -> None:
     """`on_evict` closes what the store let go by itself; what the user removed is the user's."""
     evicted = Record()
     store = bounded(backend, clock, max_entries=2, max_bytes=10_000, ttl=10, on_evict=evicted)
@@ -291,19 +292,19 @@ def test_neither_delete_nor_overwrite_is_an_eviction(backend: Memory, clock: Man
     assert evicted.calls == []
 
 
-def test_what_expired_is_told_once(backend: Memory, clock: ManualClock) -> None:
+def test_what_expired_is_told_once(backend: Memory, clock: FakeClock) -> None:
     """Whether a sweep, a set or a delete comes upon it: one call each, with the value that expired."""
     evicted = Record()
     store = bounded(backend, clock, ttl=10, on_evict=evicted)
     store.set_many({"swept": 1, "set": 2, "deleted": 3})
-    clock.now += 10
+    clock.advance(10)
     store.set("set", "new")
     store.delete_many(["deleted"])
     store.set("another", 1)
     assert sorted(evicted.calls) == [("deleted", 3, "expired"), ("set", 2, "expired"), ("swept", 1, "expired")]
 
 
-def test_on_evict_may_use_the_store(backend: Memory, clock: ManualClock) -> None:
+def test_on_evict_may_use_the_store(backend: Memory, clock: FakeClock) -> None:
     """Called under the store's lock it would wait for itself for ever."""
     seen: list[Any] = []
 
@@ -318,7 +319,7 @@ def test_on_evict_may_use_the_store(backend: Memory, clock: ManualClock) -> None
     assert store.get("count") == 1
 
 
-def test_evictions_of_on_evict_are_not_told(backend: Memory, clock: ManualClock) -> None:
+def test_evictions_of_on_evict_are_not_told(backend: Memory, clock: FakeClock) -> None:
     """An `on_evict` that sets a key would otherwise call itself for ever."""
     calls: list[str] = []
 
@@ -334,7 +335,7 @@ def test_evictions_of_on_evict_are_not_told(backend: Memory, clock: ManualClock)
 
 
 def test_what_on_evict_raises_is_said_once_and_fails_nothing(
-    backend: Memory, clock: ManualClock, caplog: pytest.LogCaptureFixture
+    backend: Memory, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The write has landed: told of a failure, the caller would do it again."""
 
@@ -358,7 +359,7 @@ def test_what_on_evict_raises_is_said_once_and_fails_nothing(
     assert layer.failures == 3
 
 
-def test_an_async_on_evict_is_awaited_by_the_write(backend: Memory, clock: ManualClock) -> None:
+def test_an_async_on_evict_is_awaited_by_the_write(backend: Memory, clock: FakeClock) -> None:
     """When `set` is back, what it evicted has been dealt with, on the caller's loop and with the store at hand."""
     done: list[tuple[str, Any]] = []
 
@@ -376,7 +377,7 @@ def test_an_async_on_evict_is_awaited_by_the_write(backend: Memory, clock: Manua
     asyncio.run(main())
 
 
-def test_an_async_on_evict_works_for_sync_callers(clock: ManualClock) -> None:
+def test_an_async_on_evict_works_for_sync_callers(clock: FakeClock) -> None:
     """The write goes through the store's loop, since nobody else would await the callback."""
     done: list[str] = []
 
@@ -391,9 +392,7 @@ def test_an_async_on_evict_works_for_sync_callers(clock: ManualClock) -> None:
         assert done == ["a"]
 
 
-def test_a_callback_that_hands_back_a_coroutine_is_reported(
-    clock: ManualClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_callback_that_hands_back_a_coroutine_is_reported(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     """A lambda around an async function can't be awaited where writes are inline: said, not silently dropped."""
 
     async def end(key: str) -> None:
@@ -406,7 +405,7 @@ def test_a_callback_that_hands_back_a_coroutine_is_reported(
     assert "async def" in str(caplog.records[0].exc_info[1])
 
 
-def test_a_cancellation_leaves_none_untold(clock: ManualClock) -> None:
+def test_a_cancellation_leaves_none_untold(clock: FakeClock) -> None:
     """Cancelled while one eviction is dealt with, the write still tells of the others, then raises."""
     told: list[str] = []
 
@@ -439,7 +438,7 @@ def test_only_the_version_that_was_chosen_is_evicted() -> None:
         stack = Bounding(max_entries=1).build(inner)
         await stack.write([Put("a", "old")])
         writing = asyncio.ensure_future(stack.write([Put("b", 1)]))
-        while inner.used[-1:] != ["read a"]:  # noqa: ASYNC110 - about to be evicted
+        while inner.used[-1:] != ["read a"]:
             await asyncio.sleep(0)
         await Memory.write(inner, [Put("a", "new")])  # another process
         await writing
@@ -515,7 +514,7 @@ def test_a_write_that_may_have_landed_is_counted() -> None:
         inner = FaultyMemory()
         stack = Bounding(max_entries=1).build(inner)
         writing = asyncio.ensure_future(stack.write([Put("a", 1)]))
-        while await Memory.read(inner, "a") is None:  # noqa: ASYNC110
+        while await Memory.read(inner, "a") is None:
             await asyncio.sleep(0)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -625,7 +624,7 @@ def test_over_memory_there_is_no_second_index() -> None:
     assert drive_inline(stack.read("a")) is drive_inline(memory.read("a"))
 
 
-def test_entries_that_were_there_before_are_bounded(clock: ManualClock) -> None:
+def test_entries_that_were_there_before_are_bounded(clock: FakeClock) -> None:
     """A Memory may be filled before a store is put on it."""
     memory = Memory()
     drive_inline(memory.write([Put(key, key) for key in "abc"]))
@@ -637,7 +636,7 @@ def test_entries_that_were_there_before_are_bounded(clock: ManualClock) -> None:
     assert evicted.calls == [("b", "b", "size"), ("c", "c", "size")]
 
 
-def test_a_closed_memory_refuses_and_begins_anew(clock: ManualClock) -> None:
+def test_a_closed_memory_refuses_and_begins_anew(clock: FakeClock) -> None:
     """Closing is seen by the bounded read too; opened again it is empty, and bounded as before."""
 
     async def main() -> None:
@@ -666,7 +665,7 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @initialize(most=st.integers(1, 5), ttl=st.one_of(st.none(), st.integers(3, 10)))
     def begin(self, most: int, ttl: int | None) -> None:
-        self.clock = ManualClock()
+        self.clock = FakeClock()
         self.told: list[tuple[str, Any, str]] = []
         self.model: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self.pushed_out: list[tuple[str, Any]] = []
@@ -678,7 +677,7 @@ class AgainstAModel(RuleBasedStateMachine):
     # ------------------------------------------------------------ the model
     def forget_expired(self) -> None:
         for key, (value, deadline) in list(self.model.items()):
-            if deadline <= self.clock.now:
+            if deadline <= self.clock():
                 self.expired.add((key, value))
                 del self.model[key]
 
@@ -689,7 +688,7 @@ class AgainstAModel(RuleBasedStateMachine):
             self.count += 1
             values[key] = self.count
             lives = min(ttl or float("inf"), self.ttl or float("inf"))
-            self.model[key] = self.count, self.clock.now + lives
+            self.model[key] = self.count, self.clock() + lives
             self.model.move_to_end(key)
         while len(self.model) > self.most:
             key, (value, _) = self.model.popitem(last=False)
@@ -741,7 +740,7 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @rule(seconds=st.integers(1, 6))
     def wait(self, seconds: int) -> None:
-        self.clock.now += seconds
+        self.clock.advance(seconds)
 
     # ------------------------------------------------------------ what holds
     @invariant()

@@ -17,7 +17,8 @@ from pocket_plug.layer import build_stack
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.memory import Memory
-from pocket_plug.testing.contracts import ManualClock, keys_of
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import keys_of
 from pocket_plug.testing.layer_contract import FaultyMemory
 from pocket_plug.waiting import drive_inline
 
@@ -98,19 +99,19 @@ def test_a_read_fills_the_near_tier() -> None:
 
     async def main() -> None:
         durable = FaultyMemory()
-        clock = ManualClock()
+        clock = FakeClock()
         near = Memory()
         near.clock = clock
         stack = Persistence(to=durable).build(near)
-        version = await durable.write([Put("a", 1, clock.now + 10), Put("b", 2)])
+        version = await durable.write([Put("a", 1, clock() + 10), Put("b", 2)])
         await durable.write([Put("c", 3)])
         durable.used.clear()
         for _ in range(2):
-            assert await stack.read("a") == Entry(1, version, clock.now + 10)
+            assert await stack.read("a") == Entry(1, version, clock() + 10)
             assert (await stack.read_many(["a", "b", "absent"])).keys() == {"a", "b"}
         assert durable.used.count("read a") == 1
         assert durable.used.count("read b") == 1
-        clock.now += 10
+        clock.advance(10)
         assert await stack.read("a") is None
 
     asyncio.run(main())
@@ -198,12 +199,12 @@ def test_it_is_inline_where_both_tiers_are(near: type[Memory], durable: type[Mem
 
 def test_both_tiers_go_by_the_stores_clock() -> None:
     """With clocks of their own, an entry would be alive in one and dead in the other."""
-    clock = ManualClock()
+    clock = FakeClock()
     durable = Memory()
     store = SyncStore(layers=[Persistence(to=durable), Bounding(max_entries=1)], clock=clock)
     store.set("a", 1, ttl=5)
     store.set("b", 1)
-    clock.now += 5
+    clock.advance(5)
     assert store.get("a") is None
     assert list(store.keys()) == ["b"]
 

@@ -26,7 +26,8 @@ from pocket_plug import (
     fan_out,
     node,
 )
-from pocket_plug.node import FunctionNode, Out
+from pocket_plug.node import Out
+from pocket_plug.functions import FunctionNode
 
 
 @dataclass(frozen=True)

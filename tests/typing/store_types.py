@@ -24,7 +24,7 @@ from pocket_plug import (
     TypedStore,
 )
 from pocket_plug.layers import Bounding, Metrics, Persistence
-from pocket_plug.sync import SyncTypedReader, SyncTypedStore
+from pocket_plug.typed import SyncTypedReader, SyncTypedStore
 
 
 @dataclass(frozen=True)
