@@ -216,7 +216,7 @@ def test_it_shows_what_it_is_there_for(
 def test_tracing_takes_one_line(tmp_path: Path) -> None:
     """`traced.py` draws runs, nodes, attempts and store operations as one tree, and keeps them in a file."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    done = subprocess.run(  # noqa: S603 - our own file; a process of its own, since the tracer provider is the process's
+    done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / "traced.py"],
         cwd=tmp_path,
         env=environment | {"PYTHONIOENCODING": "utf-8"},

@@ -13,7 +13,7 @@ import pytest
 
 import pocket_plug
 from pocket_plug import StoreReader, StoreWriter, SyncReader, SyncWriter, TypedReader, TypedStore
-from pocket_plug.sync import SyncTypedReader, SyncTypedStore
+from pocket_plug.typed import SyncTypedReader, SyncTypedStore
 
 SURFACE = [
     "Store", "SyncStore", "StoreReader", "StoreWriter", "SyncReader", "SyncWriter", "TypedReader",
