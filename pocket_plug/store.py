@@ -98,28 +98,39 @@ class Stack(Layer):
 
     async def close(self) -> None:
         self.is_new, self._home = False, None
-        await self.inner.close()
+        try:
+            await self.inner.close()
+        finally:
+            self._leave_own_loop()
 
     def _run_at_home(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        home = self._home
-        if home is None:
-            if not self.is_new:
-                coroutine.close()
-                raise StoreClosedError(f"this store is closed: {self!r}")
-            home = self._make_home()
-        return run_on(home, coroutine)
+        if self._home is None and not self.is_new:
+            coroutine.close()
+            raise StoreClosedError(f"this store is closed: {self!r}")
+        return run_on(self._find_home(), coroutine)
 
-    def _make_home(self) -> asyncio.AbstractEventLoop:
+    def _find_home(self) -> asyncio.AbstractEventLoop:
+        """The loop that opened it; one in a thread where there is none, or where it has ended."""
+        home = self._home
+        if home is None or not home.is_running():
+            with self._own_loop_lock:
+                if self._own_loop is None:
+                    self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
+                self._home = home = self._own_loop.loop
+        return home
+
+    def _leave_own_loop(self) -> None:
         with self._own_loop_lock:
-            if self._own_loop is None:
-                self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
-            self._home = self._own_loop.loop
-        return self._home
+            own = self._own_loop
+            if own is None or own.loop is asyncio._get_running_loop():  # then whoever called close_sync closes it
+                return
+            self._own_loop = None
+        own.close()
 
     def open_sync(self) -> None:
         """Open it for callers without a loop."""
-        if self.needs_loop and self._home is None:
-            self._make_home()
+        if self.needs_loop:
+            self._find_home()
         self.run(self.open())
 
     def flush_sync(self) -> None:
@@ -132,10 +143,7 @@ class Stack(Layer):
             if not self.needs_loop or self.is_new or self._home is not None:  # else it is closed already
                 self.run(self.close())
         finally:
-            with self._own_loop_lock:
-                own, self._own_loop = self._own_loop, None
-            if own is not None:
-                own.close()
+            self._leave_own_loop()
 
 
 Source = Stack | Transaction
