@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_EXPECTED = re.compile(r"^print\(.*\)  +# (.+)$", re.MULTILINE)
+_EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
 
 # Commands that set a machine up, or need a server: `make test` itself, the wheel's test and the collector's test run these.
 _ELSEWHERE = ("make ", "pip ", "OTEL_EXPORTER_OTLP_ENDPOINT=", "git ", "python -m venv")
