@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Collection, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from .chain import Chain
 from .graph import Graph, make_step
-from .node import Chain, Node, Options, X, Y, as_chain, options_of
+from .node import Node, Options, X, Y, as_chain, options_of
 from .phases import declared_actions
 from .plan import Step
 from .runner import STEPS_PER_LOOK

@@ -7,10 +7,11 @@ from collections.abc import Collection
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, overload
 
+from .chain import DEFAULT, Chain, Next
 from .context import in_own_context
 from .errors import GraphError, SyncError
 from .keys import Key
-from .node import DEFAULT, Chain, I, Next, Node, O, Options, as_chain, options_of
+from .node import I, Node, O, Options, as_chain, options_of
 from .plan import Plan, Step
 from .runner import Execution
 from .store import Stack, Store, StoreReader, View
@@ -155,7 +156,7 @@ class GraphStep(Step):
 
     @property
     def is_sync(self) -> bool:
-        store = self.graph._store
+        store = self.graph._store  # pyright: ignore[reportPrivateUsage]
         return self.graph.plan.is_sync and (store is None or not store.place[0].needs_loop)
 
     def faults(self, exits: Collection[str]) -> list[str]:

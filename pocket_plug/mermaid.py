@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .node import DEFAULT
+from .chain import DEFAULT
 from .plan import Plan, Step
 
 _SHAPES = {"node": ('["', '"]'), "graph": ('[["', '"]]'), "fan_out": ('[/"', '"/]')}

@@ -1,4 +1,4 @@
-"""Nodes: what they are made of (phases, options, ways out) and how they are joined into chains.
+"""Nodes: their phases and options, as classes and from functions.
 
 A node keeps no edges and no state of a run, so one node may stand in many graphs and run many times at once.
 """
@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, overload
 
 from typing_extensions import TypeVar
 
+from .chain import Action, Chain, Next, Out
 from .keys import Key
 from .retry import Retry
+from .store import StoreReader, StoreWriter
+from .sync import SyncReader, SyncWriter
 from .ttl import TTL, seconds
 
 I = TypeVar("I", contravariant=True)  # noqa: E741 - input
@@ -25,80 +28,10 @@ else:  # on 3.11 a default that names another TypeVar raises in generic subclass
     R = TypeVar("R", covariant=True, default=Any)
 C = TypeVar("C", covariant=True)
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-T_contra = TypeVar("T_contra", contravariant=True)
 X = TypeVar("X")
 Y = TypeVar("Y")
 P = TypeVar("P")
 Q = TypeVar("Q")
-
-DEFAULT = "default"
-"""The action by which a node leaves that names none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Next(Generic[T_co]):
-    """Leave by `action`, with `output` for the node that it leads to."""
-
-    action: str
-    output: T_co
-
-
-class Action(Generic[T]):
-    """A way out of a node and the type that it carries. As a class attribute it takes the attribute's name.
-
-    >>> reject = Action[str]("reject")
-    >>> reject("too late")
-    Next(action='reject', output='too late')
-    """
-
-    def __init__(self, name: str = "") -> None:
-        self.name = name
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = self.name or name
-
-    def __repr__(self) -> str:
-        return f"Action({self.name!r})"
-
-    def __call__(self, output: T, /) -> Next[T]:
-        return Next(self.name, output)
-
-    @overload
-    def __get__(self, node: None, owner: type, /) -> Self: ...
-    @overload
-    def __get__(self, node: Node[X, Any, Any], owner: type, /) -> Out[X, T]: ...
-    def __get__(self, node: Node[Any, Any, Any] | None, owner: type, /) -> Self | Out[Any, Any]:
-        return self if node is None else Out(node, self.name)
-
-
-END: Action[Any] = Action("END")
-"""`return END(output)` ends the run from anywhere; a nested graph then leaves by "default"."""
-
-
-class Out(Generic[I, T_contra]):
-    """One way out of one node: call it to leave by it, `>>` says where it leads."""
-
-    def __init__(self: Out[Any, Any], node: Node[Any, Any, Any], action: str) -> None:
-        self._node, self._action = node, action
-
-    def __call__(self, output: T_contra, /) -> Next[Any]:
-        return Next(self._action, output)
-
-    def __rshift__(self, other: Node[T_contra, Y, Any] | Chain[T_contra, Y]) -> Chain[I, Y]:
-        chain = as_chain(other)
-        return Chain(self._node, chain.last, ((self._node, self._action, chain.first), *chain.edges))
-
-
-class Chain(Generic[I, O]):
-    """Edges as an immutable value: `a >> b >> c`. Nothing is written on the nodes."""
-
-    def __init__(self: Chain[Any, Any], first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
-        self.first, self.last, self.edges = first, last, edges
-
-    def __rshift__(self, other: Node[O, Y, Any] | Chain[O, Y]) -> Chain[I, Y]:
-        chain = as_chain(other)
-        return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
 
 
 def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
@@ -221,3 +154,117 @@ def options_of(node: Node[Any, Any, Any]) -> Options:
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+class FunctionNode(Node[I, O], Generic[I, O, C]):
+    """What `@node` gives: a node that can still be called as the function that it was."""
+
+    def __init__(self, functions: dict[str, Callable[..., Any]], options: dict[str, Any]) -> None:
+        self.functions = functions
+        self.__wrapped__ = functions.get("exec") or functions.get("post") or functions.get("prep")
+        name = options.pop("name", None) or getattr(self.__wrapped__, "__name__", "node")
+        self.__name__ = name
+        self.__doc__ = self.__wrapped__.__doc__
+        self._options = Options().changed(name=name, **options)
+
+    def __call__(self, input: I, /) -> C:
+        """Call the function itself, as a unit test does."""
+        assert self.__wrapped__ is not None
+        return self.__wrapped__(input)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"<node {self._options.name}>"
+
+
+class PostNode(FunctionNode[I, O, Any]):
+    """What `@node.post` gives: one function of (store, input)."""
+
+    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore
+        """Call the function itself, as a unit test does."""
+        assert self.__wrapped__ is not None
+        return self.__wrapped__(store, input)
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, fn: Callable[[X], Coroutine[Any, Any, Y]], /) -> FunctionNode[X, Y, Coroutine[Any, Any, Y]]: ...
+    @overload
+    def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
+
+
+class _PostDecorator(Protocol):
+    @overload
+    def __call__(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
+    @overload
+    def __call__(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Y | Next[Any]]], /) -> Node[X, Y]: ...
+    @overload
+    def __call__(self, fn: Callable[[SyncWriter, X], Next[Any]], /) -> Node[X, Any]: ...
+    @overload
+    def __call__(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
+
+
+class _NodeFactory:
+    """`@node`, `@node.post` and `node.of`: nodes from functions.
+
+    >>> @node
+    ... async def greet(name: str) -> str:
+    ...     return f"Hello, {name}"
+    >>> greet
+    <node greet>
+    """
+
+    @overload
+    def __call__(self, fn: Callable[[X], Coroutine[Any, Any, Y]], /) -> FunctionNode[X, Y, Coroutine[Any, Any, Y]]: ...
+    @overload
+    def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
+    @overload
+    def __call__(self, *, name: str = "", retry: Retry | None = None, timeout: TTL | None = None,
+                 trace: bool | None = None) -> _Decorator: ...  # fmt: skip
+    def __call__(self, fn: Any = None, **options: Any) -> Any:
+        """A node whose `exec` is the function."""
+
+        def make(fn: Any) -> FunctionNode[Any, Any, Any]:
+            return FunctionNode({"exec": fn}, dict(options))
+
+        return make if fn is None else make(fn)
+
+    @overload
+    def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
+    @overload
+    def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Y | Next[Any]]], /) -> Node[X, Y]: ...
+    @overload
+    def post(self, fn: Callable[[SyncWriter, X], Next[Any]], /) -> Node[X, Any]: ...
+    @overload
+    def post(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
+    @overload
+    def post(self, *, name: str = "", reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
+             trace: bool | None = None) -> _PostDecorator: ...  # fmt: skip
+    def post(self, fn: Any = None, **options: Any) -> Any:
+        """A node whose `post` is the function, called with (store, input)."""
+
+        def make(fn: Any) -> PostNode[Any, Any]:
+            return PostNode({"post": fn}, dict(options))
+
+        return make if fn is None else make(fn)
+
+    @overload
+    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Q]],
+           post: Callable[[StoreWriter, X, P, Q], Coroutine[Any, Any, Y]], name: str = "", retry: Retry | None = None,
+           timeout: TTL | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
+    @overload
+    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Y]],
+           name: str = "", retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y]: ...  # fmt: skip
+    @overload
+    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Q], post: Callable[[SyncWriter, X, P, Q], Y],
+           name: str = "", retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
+    @overload
+    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Y], name: str = "",
+           retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y]: ...  # fmt: skip
+    def of(self, *, prep: Any = None, exec: Any = None, post: Any = None, **options: Any) -> Any:
+        """A node from one function for each phase; type checkers check that they fit each other."""
+        functions = {"prep": prep, "exec": exec, "post": post}
+        return FunctionNode[Any, Any, Any]({phase: fn for phase, fn in functions.items() if fn is not None}, options)
+
+
+node = _NodeFactory()
+"""Makes nodes from functions."""

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
 
-from .functions import FunctionNode
-from .node import Action, Node
+from .chain import Action
+from .node import FunctionNode, Node
 from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
 

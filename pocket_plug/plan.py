@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
+from .chain import DEFAULT, Chain
 from .errors import RouteError, UndeclaredKeyError, suggest
-from .functions import FunctionNode, PostNode
 from .keys import Key, type_name
-from .node import DEFAULT, Chain, Node, options_of
+from .node import FunctionNode, Node, PostNode, options_of
 from .phases import HOOKS, PHASES, declared_actions, faults, input_type, is_async, output_type, overridden
 from .retry import Retry
 from .typechecks import checker, fits

@@ -18,11 +18,11 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backend import Change
+from .chain import DEFAULT, END, Next
 from .context import to_its_end
 from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, StepLimitError
 from .hookspecs import NodeCall, Phase, PhaseCall, Run
 from .keys import type_name
-from .node import DEFAULT, END, Next
 from .plan import Step
 from .store import Stack, StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter

@@ -72,7 +72,7 @@ class SyncTypedReader(Generic[T]):
     """`TypedReader` without `await`."""
 
     def __init__(self, view: SyncReader, typed: TypedReader[T], /) -> None:
-        source = view._source
+        source = view._source  # pyright: ignore[reportPrivateUsage]
         self._read, self._write, self._update = source.run_read, source.run_write, source.run_update
         self._typed: Any = typed
 

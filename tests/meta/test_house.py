@@ -18,7 +18,7 @@ READ_FIRST = [
 ]
 CORE = READ_FIRST + [PACKAGE / f"{name}.py" for name in (
     "backend", "sync", "transaction", "contention", "waiting", "ttl", "typechecks", "errors",
-    "phases", "plan", "typed", "retry", "functions", "context", "watching", "concurrency", "workers", "mermaid",
+    "phases", "plan", "typed", "retry", "chain", "context", "watching", "concurrency", "workers", "mermaid",
 )]  # fmt: skip
 
 

@@ -26,8 +26,8 @@ from pocket_plug import (
     fan_out,
     node,
 )
-from pocket_plug.node import Out
-from pocket_plug.functions import FunctionNode
+from pocket_plug.chain import Out
+from pocket_plug.node import FunctionNode
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""Ways out of nodes, and chains: the edges of a graph as immutable values. Nothing is written on the nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
+
+from typing_extensions import TypeVar
+
+if TYPE_CHECKING:
+    from .node import Node
+
+I = TypeVar("I", contravariant=True)  # noqa: E741 - input
+O = TypeVar("O", covariant=True)  # noqa: E741 - output
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+X = TypeVar("X")
+Y = TypeVar("Y")
+
+DEFAULT = "default"
+"""The action by which a node leaves that names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Next(Generic[T_co]):
+    """Leave by `action`, with `output` for the node that it leads to."""
+
+    action: str
+    output: T_co
+
+
+class Action(Generic[T]):
+    """A way out of a node and the type that it carries. As a class attribute it takes the attribute's name.
+
+    >>> reject = Action[str]("reject")
+    >>> reject("too late")
+    Next(action='reject', output='too late')
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = self.name or name
+
+    def __repr__(self) -> str:
+        return f"Action({self.name!r})"
+
+    def __call__(self, output: T, /) -> Next[T]:
+        return Next(self.name, output)
+
+    @overload
+    def __get__(self, node: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(self, node: Node[X, Any, Any], owner: type, /) -> Out[X, T]: ...
+    def __get__(self, node: Node[Any, Any, Any] | None, owner: type, /) -> Self | Out[Any, Any]:
+        return self if node is None else Out(node, self.name)
+
+
+END: Action[Any] = Action("END")
+"""`return END(output)` ends the run from anywhere; a nested graph then leaves by "default"."""
+
+
+class Out(Generic[I, T_contra]):
+    """One way out of one node: call it to leave by it, `>>` says where it leads."""
+
+    def __init__(self: Out[Any, Any], node: Node[Any, Any, Any], action: str) -> None:
+        self._node, self._action = node, action
+
+    def __call__(self, output: T_contra, /) -> Next[Any]:
+        return Next(self._action, output)
+
+    def __rshift__(self, other: Node[T_contra, Y, Any] | Chain[T_contra, Y]) -> Chain[I, Y]:
+        chain = _as_chain(other)
+        return Chain(self._node, chain.last, ((self._node, self._action, chain.first), *chain.edges))
+
+
+class Chain(Generic[I, O]):
+    """Edges as an immutable value: `a >> b >> c`. Nothing is written on the nodes."""
+
+    def __init__(self: Chain[Any, Any], first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
+        self.first, self.last, self.edges = first, last, edges
+
+    def __rshift__(self, other: Node[O, Y, Any] | Chain[O, Y]) -> Chain[I, Y]:
+        chain = _as_chain(other)
+        return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
+
+
+def _as_chain(node: Any) -> Chain[Any, Any]:
+    from .node import as_chain
+
+    return as_chain(node)
