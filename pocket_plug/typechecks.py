@@ -6,11 +6,14 @@ A hint that can't be resolved is unchecked, never an error: the checks serve the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_origin
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import is_typeddict
 
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
+
+_UNIONS = (Union, UnionType)
 
 
 def checker(hint: Any) -> Callable[[object], bool]:
@@ -49,13 +52,18 @@ def _is_structural(hint: type) -> bool:
 def fits(given: Any, wanted: Any) -> bool:
     """May what is declared as `given` be handed to what is declared as `wanted`? In doubt: yes.
 
-    >>> fits(int, float), fits(str, int), fits(list[int], list[str])
+    >>> fits(int, float | None), fits(str, int), fits(list[int], list[str])
     (True, False, False)
     """
-    if given is Any or wanted is Any or wanted is object or given == wanted:
+    if any(hint is Any or isinstance(hint, TypeVar) for hint in (given, wanted)) or wanted is object or given == wanted:
         return True
-    if isinstance(given, type) and given in _NUMERIC_TOWER.get(wanted, ()):
-        return True
+    if get_origin(given) in _UNIONS:
+        return all(fits(part, wanted) for part in get_args(given))
+    if get_origin(wanted) in _UNIONS:
+        return any(fits(given, part) for part in get_args(wanted))
+    for number, narrower in _NUMERIC_TOWER.items():
+        if wanted is number and isinstance(given, type) and get_origin(given) is None:
+            return issubclass(given, narrower)
     from beartype.door import is_subhint
     from beartype.roar import BeartypeException
 
