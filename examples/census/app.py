@@ -9,50 +9,35 @@ next run goes on with what was recorded, and skips what has not changed.
 from __future__ import annotations
 
 import asyncio
-import re
+import logging
 from dataclasses import replace
-from hashlib import sha256
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 
 import click
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from pocket_plug import END, Action, Graph, Next, Node, Pocket, Store, StoreReader, StoreWriter, each, node
 
-from .facts import BY_LICENCE, MARKS, RECORD, TOTAL, Facts, Found, Summary, Total, spdx
+from .facts import BY_LICENCE, MARKS, RECORD, TOTAL, UNKNOWN, Facts, Found, Summary, Total, spdx
+from .installed import field, is_met, licence_text, look_at, sizes
 from .report import Progress, show, write
 
 STATE = Path(".pocket_plug")
-
-
-def fingerprint(dist: Distribution) -> str:
-    """Of the metadata and the list of files with their hashes, as the installer wrote them."""
-    texts = (dist.read_text("METADATA") or dist.read_text("PKG-INFO") or "", dist.read_text("RECORD") or "")
-    return sha256("".join(texts).encode()).hexdigest()[:16]
+log = logging.getLogger("census")
 
 
 @node
 def find(_: None) -> list[Found]:
-    """Every distribution on the path, the first of each name."""
+    """Every distribution on the path, the first of each name. One that can't even be named is said and left out."""
     found: dict[str, Found] = {}
     for dist in distributions():
-        if name := canonicalize_name(dist.metadata["Name"] or ""):
-            found.setdefault(name, Found(name, dist.version, fingerprint(dist)))
-    return sorted(found.values(), key=lambda each: each.name)
-
-
-def unmet(requires: tuple[str, ...]) -> list[str]:
-    """Those that are not installed in a version that fits."""
-
-    def is_met(wanted: Requirement) -> bool:
         try:
-            return wanted.specifier.contains(distribution(wanted.name).version, prereleases=True)
-        except PackageNotFoundError:
-            return False
-
-    return [line for line in requires if not is_met(Requirement(line))]
+            one = look_at(dist)
+            found.setdefault(one.name, one)
+        except Exception as error:  # noqa: BLE001 - anybody writes metadata
+            log.warning("a distribution in %s is left out: %s", dist.locate_file(""), error)
+    return sorted(found.values(), key=lambda one: one.name)
 
 
 async def count(store: StoreWriter, facts: Facts, sign: int) -> None:
@@ -62,77 +47,82 @@ async def count(store: StoreWriter, facts: Facts, sign: int) -> None:
 
 
 class Forget(Node[list[Found], list[Found]]):
-    """Takes what is installed no more off the totals."""
+    """Takes what is not installed any more, or not as it was, off the totals."""
 
     async def post(
         self, store: StoreWriter, input: list[Found], prepared: list[Found], result: list[Found]
     ) -> list[Found]:
-        here = {found.name for found in input}
+        here = set(input)
         for key in [key async for key in store.keys("census:record:")]:
             facts: Facts = await store.require(key)
-            if facts.found.name not in here:
+            if facts.found not in here:
                 await count(store, facts, -1)
                 await store.delete(key)
         return input
 
 
-class Recall(Node[Found, Found, bool]):
+class Recall(Node[Found, Facts, bool]):
     """Is it recorded already, as it is now? Then there is nothing to do."""
 
     async def prep(self, store: StoreReader, found: Found) -> bool:
         recorded = await store.get(RECORD(found.name))
         return recorded is not None and recorded.found == found
 
-    async def post(self, store: StoreWriter, input: Found, prepared: bool, result: bool) -> Found | Next[Found]:
-        return END(input) if prepared else input
+    async def post(self, store: StoreWriter, input: Found, prepared: bool, result: bool) -> Facts | Next[Found]:
+        return END(input) if prepared else Facts(input)
 
 
-@node
-def measure(found: Found) -> Facts:
-    """How many files, and how large. RECORD may lack a size; then the file is asked."""
-    files = distribution(found.name).files or []
-    sizes = [file.size if file.size is not None else size_on_disk(Path(str(file.locate()))) for file in files]
-    return Facts(found, len(files), sum(sizes))
+class Reading(Node[Facts, Facts]):
+    """Reads what others wrote. Where that is broken the record says so, and the survey goes on with the rest."""
+
+    def fallback(self, facts: Facts, error: Exception) -> Facts:
+        faults = dict.fromkeys([*facts.faults, f"{type(error).__name__}: {error}"])  # each once
+        return replace(facts, faults=tuple(faults))
 
 
-def size_on_disk(path: Path) -> int:
-    """In bytes; 0 for what RECORD lists and is not there, such as compiled files."""
-    return path.stat().st_size if path.is_file() else 0
+class Measure(Reading):
+    """How many files, and how large."""
+
+    def exec(self, facts: Facts) -> Facts:
+        found = sizes(facts.found.name)
+        return replace(facts, files=len(found), bytes=sum(found))
 
 
-class Classify(Node[Facts, Facts]):
+class Classify(Reading):
     """The licence as the metadata states it; what it leaves open goes another way."""
 
     unclear = Action[Facts]()
 
     def exec(self, facts: Facts) -> Facts:
-        metadata = distribution(facts.found.name).metadata
-        classifiers = [
-            line.rpartition(":: ")[2] for line in metadata.get_all("Classifier") or () if "License ::" in line
-        ]
-        text = (metadata["License"] or "").strip()
-        stated = metadata["License-Expression"] or " OR ".join(classifiers) or (text if len(text) < 40 else "")
-        return replace(facts, licence=spdx(stated))
+        dist = distribution(facts.found.name)
+        classifiers = [line for line in dist.metadata.get_all("Classifier") or () if line.startswith("License ::")]
+        text = field(dist, "License")
+        stated = (
+            spdx([field(dist, "License-Expression")])
+            or spdx([line.rpartition(":: ")[2] for line in classifiers])
+            or spdx([text if len(text) < 40 else ""])
+        )
+        return replace(facts, licence=stated or UNKNOWN)
 
     async def post(self, store: StoreWriter, input: Facts, prepared: Facts, result: Facts) -> Facts | Next[Facts]:
-        return result if result.licence else self.unclear(result)
+        return self.unclear(result) if result.licence == UNKNOWN else result
 
 
-@node
-def read_licence(facts: Facts) -> Facts:
+class ReadLicence(Reading):
     """Recognises the licence by its text, in the files of that name."""
-    files = distribution(facts.found.name).files or []
-    licences = [file for file in files if re.match(r"(LICEN[CS]E|COPYING)", file.name, re.IGNORECASE)]
-    text = " ".join(" ".join(Path(str(file.locate())).read_text("utf-8", "replace").split()) for file in licences)
-    return replace(facts, licence=next((name for name, mark in MARKS.items() if mark in text), "unknown"))
+
+    def exec(self, facts: Facts) -> Facts:
+        text = licence_text(facts.found.name)
+        return replace(facts, licence=next((name for name, mark in MARKS.items() if mark in text), UNKNOWN))
 
 
-@node
-def list_requirements(facts: Facts) -> Facts:
+class ListRequirements(Reading):
     """What it requires on this interpreter, without extras."""
-    wanted = [Requirement(line) for line in distribution(facts.found.name).requires or ()]
-    here = [str(each) for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
-    return replace(facts, requires=tuple(here))
+
+    def exec(self, facts: Facts) -> Facts:
+        wanted = [Requirement(line) for line in distribution(facts.found.name).requires or ()]
+        here = [str(each) for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+        return replace(facts, requires=tuple(here))
 
 
 @node.post
@@ -151,20 +141,20 @@ class Report(Node[list[Found], Summary]):
 
     async def prep(self, store: StoreReader, input: list[Found]) -> Summary:
         records = [await store.require(RECORD(found.name)) for found in input]
-        licences = {key.rpartition(":")[2]: await store.require(key) async for key in store.keys("census:licence:")}
+        names = {facts.licence for facts in records}
+        licences = {name: await store.require(BY_LICENCE(name)) for name in names}
         return Summary(await store.get(TOTAL, default=Total()), licences, records)
 
     def exec(self, summary: Summary) -> Summary:
-        missing = {facts.found.name: gone for facts in summary.records if (gone := unmet(facts.requires))}
-        return write(replace(summary, missing=missing), STATE)
+        versions = {facts.found.name: facts.found.version for facts in summary.records}
+        for facts in summary.records:
+            if gone := [line for line in facts.requires if not is_met(line, versions)]:
+                summary.missing[facts.found.name] = gone
+        return write(summary, STATE)
 
 
-recall, classify = Recall(), Classify()
-survey = Graph(
-    recall >> measure >> classify >> list_requirements >> record,
-    classify.unclear >> read_licence >> list_requirements,
-    name="survey",
-)
+classify, rest = Classify(), ListRequirements() >> record
+survey = Graph(Recall() >> Measure() >> classify >> rest, classify.unclear >> ReadLicence() >> rest, name="survey")
 whole = find >> Forget() >> each(survey, concurrency=8) >> Report()
 graph = Graph(whole, name="census")
 
@@ -184,4 +174,8 @@ async def census() -> Summary:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def main(as_json: bool) -> None:
     """Count the Python distributions around this interpreter."""
-    show(asyncio.run(census()), as_json)
+    try:
+        summary = asyncio.run(census())
+    except OSError as error:
+        raise click.ClickException(f"the report can't be written: {error}") from error
+    show(summary, as_json)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pocket_plug import Key
+
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,12 @@ class Facts:
     """What the census knows of one distribution."""
 
     found: Found
-    files: int
-    bytes: int
-    licence: str = ""
+    files: int = 0
+    bytes: int = 0
+    licence: str = UNKNOWN
     requires: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    """What could not be read."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,10 @@ MARKS = {
 }
 
 
-def spdx(stated: str) -> str:
-    """The SPDX name of a licence as metadata states it; "" where it states nothing of use.
+def spdx(stated: Sequence[str]) -> str:
+    """The SPDX name of licences as metadata states them; "" where it states nothing of use.
 
-    >>> spdx("MIT License"), spdx("UNKNOWN"), spdx("MIT OR Apache-2.0")
-    ('MIT', '', 'MIT OR Apache-2.0')
+    >>> spdx(["MIT License"]), spdx(["UNKNOWN"]), spdx(["ISC License (ISCL)", "Apache 2.0"])
+    ('MIT', '', 'ISC OR Apache-2.0')
     """
-    return "" if stated in ("UNKNOWN", "OSI Approved") else _SPDX.get(stated, stated)
+    return " OR ".join(_SPDX.get(name, name) for name in stated if name not in ("", "UNKNOWN", "OSI Approved"))

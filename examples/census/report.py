@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.table import Table
 from pocket_plug import hookimpl
 from pocket_plug.hookspecs import NodeCall, Observer, Run
 
-from .facts import Summary, Total
+from .facts import Facts, Summary, Total
 
 
 class Progress:
@@ -44,7 +44,7 @@ class Progress:
     @contextmanager
     def _begin(self, call: NodeCall) -> Generator[None]:
         yield
-        if call.name == "find" and isinstance(call.output, list):
+        if call.name == "find" and isinstance(call.output, Sized):
             self._bar.update(self._task, total=len(call.output), description="surveying")
 
     @contextmanager
@@ -66,12 +66,24 @@ def _markdown(summary: Summary) -> Iterator[str]:
     yield f"# {total.distributions} distributions, {decimal(total.bytes)} in {total.files} files\n"
     yield "| licence | distributions | size |\n|---|---:|---:|"
     for licence, part in _largest_first(summary):
-        yield f"| {licence} | {part.distributions} | {decimal(part.bytes)} |"
+        yield f"| {_cell(licence)} | {part.distributions} | {decimal(part.bytes)} |"
     yield "\n| distribution | version | licence | files | size | requires | missing |\n|---|---|---|---:|---:|---:|---|"
     for facts in summary.records:
         missing = ", ".join(summary.missing.get(facts.found.name, ()))
-        yield (f"| {facts.found.name} | {facts.found.version} | {facts.licence} | {facts.files} | {decimal(facts.bytes)} "
-               f"| {len(facts.requires)} | {missing} |")  # fmt: skip
+        yield (f"| {facts.found.name} | {_cell(facts.found.version)} | {_cell(facts.licence)} | {facts.files} "
+               f"| {decimal(facts.bytes)} | {len(facts.requires)} | {_cell(missing)} |")  # fmt: skip
+    if faulty := _faulty(summary):
+        yield "\n## Not read whole\n"
+        for facts in faulty:
+            yield f"- {facts.found.name}: {' '.join('; '.join(facts.faults).split())}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _faulty(summary: Summary) -> list[Facts]:
+    return [facts for facts in summary.records if facts.faults]
 
 
 def _largest_first(summary: Summary) -> list[tuple[str, Total]]:
@@ -83,6 +95,7 @@ def show(summary: Summary, as_json: bool) -> None:
     """The totals on stdout: a table on a terminal, plain lines when piped, or JSON."""
     if as_json:
         print(json.dumps({"total": asdict(summary.total), "missing": summary.missing,
+                          "faults": {facts.found.name: facts.faults for facts in _faulty(summary)},
                           "licences": {name: asdict(part) for name, part in _largest_first(summary)}}))  # fmt: skip
         return
     console, total = Console(), summary.total
@@ -96,6 +109,8 @@ def show(summary: Summary, as_json: bool) -> None:
         print("\n".join("\t".join(row) for row in rows))
     print(f"{total.distributions} distributions, {total.files} files, {decimal(total.bytes)}; "
           f"{len(summary.missing)} lack something that they require")  # fmt: skip
+    if faulty := _faulty(summary):
+        print(f"not read whole: {', '.join(facts.found.name for facts in faulty)}")
     print("report: .pocket_plug/census.md, .pocket_plug/census.json")
 
 
