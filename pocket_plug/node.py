@@ -79,7 +79,8 @@ class Node(Generic[I, O, R]):
     - `post(store, input, prepared, result)` writes, and gives the output, or `self.action(output)` to leave by another
       way. Its writes land at once when it returns, or not at all; it may be called again after a conflict.
 
-    `on_success(store, output)`, `on_failure(store, error)` and then `on_complete(store)` run once the outcome is known.
+    `on_success(store, output)`, `on_failure(store, error)` and then `on_complete(store)` run once the outcome is known;
+    as post, each may be called again after a conflict.
 
     Options are class keywords, so they never meet a subclass's own fields:
 
