@@ -42,6 +42,8 @@ class Missing(Enum):
     def __repr__(self) -> str:
         return "MISSING"
 
+    __str__ = __repr__
+
 
 MISSING: Final = Missing.MISSING
 """A default for `get` that no stored value equals: it tells a stored None from nothing stored."""
