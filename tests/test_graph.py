@@ -17,7 +17,7 @@ from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
 from pocket_plug.layer import Layer
 from pocket_plug.memory import Memory
-from pocket_plug.node import Node, node
+from pocket_plug import Node, node
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter

@@ -20,7 +20,7 @@ from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import Run
 from pocket_plug.keys import Key
 from pocket_plug.memory import Memory
-from pocket_plug.node import Node, Retry, node
+from pocket_plug import Node, Retry, node
 from pocket_plug.runner import Execution
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
