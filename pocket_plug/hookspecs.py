@@ -101,7 +101,7 @@ class Observer:
     `run`, `node` and `phase` give a context manager (or None) that is entered before and left after, in the context in
     which the user's code runs, so what they set in context variables is seen there. They are synchronous; what
     `__exit__` returns is ignored. `event` tells of what has no duration: "retry", "fallback", "timeout", "conflict",
-    "exception", "clean_up_failed".
+    "clean_up_failed".
 
     Whatever an observer raises is caught and said once; the run goes on as if it were not there.
     """
