@@ -27,8 +27,15 @@ lint: $(VENV)/ready-dev
 	$(BIN)/mypy pocket_plug examples tests/typing
 	$(BIN)/pyright
 
-bench: $(VENV)/ready-dev
-	$(BIN)/python tests/bench/run.py
+# Some rows, and in a hurry: make bench ARGS='--only store --quick'
+bench: .venv-bench/ready
+	.venv-bench/bin/python -m tests.bench $(ARGS)
+
+.venv-bench/ready: pyproject.toml .ci/constraints.txt tests/bench/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
+	    --editable . --requirement tests/bench/requirements.txt
+	touch $@
 
 test-all:
 	@for python in python3.11 python3.12 python3.13; do \

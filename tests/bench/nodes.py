@@ -1,0 +1,211 @@
+"""Nodes and runs while nothing listens: what pocket_plug itself costs around the user's code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pocket_plug as pp
+from pocket_plug.hookspecs import NodeCall, Observer, Run
+
+from . import peers
+from .harness import Bench, row
+
+NODES = 1000
+"""In a chain of ours and of PocketFlow's."""
+FEW = 50
+"""In a chain of those that take a hundred times as long."""
+
+
+class Phases(pp.Node[int, int]):
+    """prep, exec and post, none of which does anything."""
+
+    async def prep(self, store: pp.StoreReader, n: int) -> int:
+        return n
+
+    async def exec(self, n: int) -> int:
+        return n
+
+    async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: int) -> int:
+        return result
+
+
+class Writes(Phases):
+    """The same, and post writes one key."""
+
+    async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: int) -> int:
+        await store.set("key", result)
+        return result
+
+
+class SyncPhases(pp.Node[int, int]):
+    """The same three, as plain functions."""
+
+    def prep(self, store: pp.SyncReader, n: int) -> int:
+        return n
+
+    def exec(self, n: int) -> int:
+        return n
+
+    def post(self, store: pp.SyncWriter, n: int, prepared: int, result: int) -> int:
+        return result
+
+
+class SyncExec(pp.Node[int, int]):
+    """One plain function, which a run takes to a thread."""
+
+    def exec(self, n: int) -> int:
+        return n
+
+
+def chain(node: pp.Node[int, int], length: int) -> pp.Graph[int, int]:
+    """A graph of so many copies of a node in a row."""
+    nodes = [node.with_options(name=f"node_{n}") for n in range(length)]
+    joined: Any = nodes[0]
+    for each in nodes[1:]:
+        joined = joined >> each
+    return pp.Graph(joined, store=pp.Store())
+
+
+class Watching:
+    """A plugin whose observer watches nodes and does nothing."""
+
+    @staticmethod
+    @pp.hookimpl
+    def pocket_observe(run: Run) -> Observer:
+        return Observer(node=NoOp)
+
+
+class NoOp:
+    """A context manager that does nothing."""
+
+    def __init__(self, call: NodeCall) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@row
+def node(bench: Bench) -> None:
+    """a node with prep, exec and post, nothing listening"""
+    watched = pp.Pocket(plugins=[Watching])
+    bench.case("pocket_plug", "await graph.run(1)", graph=chain(Phases(), NODES), per=NODES)
+    bench.case("pocket_plug, post writes a key", "await graph.run(1)", graph=chain(Writes(), NODES), per=NODES)
+    bench.case("pocket_plug, a no-op observer", "await graph.run(1, pocket=pocket)", graph=chain(Phases(), NODES),
+               pocket=watched, per=NODES)  # fmt: skip
+    bench.case("three awaits", three_awaits)
+    bench.case("PocketFlow AsyncFlow", "await flow.run_async({})", flow=peers.pocketflow_async(NODES), per=NODES)
+    bench.case("PocketFlow AsyncFlow, post writes a key", "await flow.run_async({})",
+               flow=peers.pocketflow_async(NODES, writes=True), per=NODES)  # fmt: skip
+    bench.target("pocket_plug", 0.3, "PocketFlow AsyncFlow")
+    bench.target("pocket_plug, post writes a key", 0.7, "PocketFlow AsyncFlow, post writes a key")
+    bench.target("pocket_plug, a no-op observer", 0.9, "PocketFlow AsyncFlow")
+    for name, body in peers.workflows(FEW).items():
+        bench.case(name, body, per=FEW)
+
+
+async def three_awaits(times: int) -> None:
+    phases, store, value = Phases(), None, 1
+    for _ in range(times):
+        prepared = await phases.prep(store, value)  # type: ignore[arg-type]
+        result = await phases.exec(prepared)
+        value = await phases.post(store, value, prepared, result)  # type: ignore[arg-type]
+
+
+@row
+def node_sync(bench: Bench) -> None:
+    """a node with prep, exec and post as plain functions, under run_sync"""
+    bench.case("pocket_plug", "graph.run_sync(1)", graph=chain(SyncPhases(), NODES), per=NODES)
+    bench.case("PocketFlow Flow", "flow.run({})", flow=peers.pocketflow(NODES), per=NODES)
+    bench.target("pocket_plug", 0.4, "PocketFlow Flow")
+
+
+@row
+def sync_exec(bench: Bench) -> None:
+    """a plain exec under run(): in a thread"""
+    bench.case("pocket_plug", "await graph.run(1)", graph=chain(SyncExec(), NODES), per=NODES)
+    bench.case(
+        "asyncio.to_thread", "await to_thread(function, 1)", to_thread=asyncio.to_thread, function=SyncExec().exec
+    )
+    bench.target("pocket_plug", 0.7, "asyncio.to_thread")
+
+
+@row
+def run_of_one_node(bench: Bench) -> None:
+    """a run of one node"""
+    bench.case("pocket_plug", "await graph.run(1)", graph=chain(Phases(), 1))
+    bench.case("PocketFlow AsyncFlow", "await flow.run_async({})", flow=peers.pocketflow_async(1))
+    bench.target("pocket_plug", 1, "PocketFlow AsyncFlow")
+    for name, body in peers.workflows(1).items():
+        bench.case(name, body)
+
+
+# ---------------------------------------------------------------- fan-out
+ITEMS = 1000
+WIDE = 100
+
+
+@pp.node
+async def item(n: int) -> int:
+    return n
+
+
+@pp.node
+async def suspending_item(n: int) -> int:
+    await asyncio.sleep(0)
+    return n
+
+
+async def workers(function: Any, items: range, wide: int) -> list[Any]:
+    """So many tasks that draw from one iterator: the least that keeps to a width."""
+    results: list[Any] = [None] * len(items)
+    positions: Iterator[tuple[int, int]] = iter(enumerate(items))
+
+    async def work() -> None:
+        for position, each in positions:
+            results[position] = await function(each)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(wide):
+            group.create_task(work())
+    return results
+
+
+async def with_semaphore(function: Any, items: range, wide: int) -> list[Any]:
+    """What is often written instead: a task for each item."""
+    semaphore = asyncio.Semaphore(wide)
+
+    async def work(each: int) -> Any:
+        async with semaphore:
+            return await function(each)
+
+    return await asyncio.gather(*map(work, items))
+
+
+def fan_out_cases(bench: Bench, node: Any, floor: str) -> None:
+    graph = pp.Graph(pp.each(node, concurrency=WIDE), store=pp.Store())
+    items = range(ITEMS)
+    bench.case("pocket_plug", "await graph.run(items)", graph=graph, items=items, per=ITEMS)
+    bench.case(floor, f"await workers(function, items, {WIDE})", workers=workers, function=node, items=items, per=ITEMS)
+    bench.target("pocket_plug", 2, floor)
+    bench.case("gather + semaphore", f"await gather(function, items, {WIDE})", gather=with_semaphore, function=node, items=items,
+               per=ITEMS)  # fmt: skip
+
+
+@row
+def fan_out(bench: Bench) -> None:
+    """an item of a fan-out of 1,000, 100 wide"""
+    fan_out_cases(bench, item, "100 workers over one iterator")
+    for name, body in peers.fan_outs(ITEMS, WIDE).items():
+        bench.case(name, body, per=ITEMS)
+
+
+@row
+def fan_out_suspending(bench: Bench) -> None:
+    """an item of a fan-out of 1,000, 100 wide, that suspends once"""
+    fan_out_cases(bench, suspending_item, "100 workers over one iterator")

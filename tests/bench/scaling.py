@@ -1,0 +1,151 @@
+"""As work grows tenfold, a unit of it costs what it did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from pocket_plug import Graph, Store, StoreWriter, each, node
+
+from .harness import Bench, Body, row
+from .nodes import Phases, chain, item
+
+LINEAR = 1.3
+
+
+def grow(bench: Bench, name: str, unit: str, many: int, body: Callable[[int], Body], *, per: int | None = None) -> None:
+    """The same with a tenth and with all of so many, per unit; or in all, of what should not depend on how many there are."""
+    fewer, more = f"{name}, {many // 10:,} {unit}", f"{name}, {many:,} {unit}"
+    bench.case(fewer, body(many // 10), per=per or many // 10)
+    bench.case(more, body(many), per=per or many)
+    bench.target(more, LINEAR, fewer)
+
+
+@row
+def nodes(bench: Bench) -> None:
+    """a node of a chain: joined by >>, made a graph of and validated; and run"""
+
+    def make(length: int) -> Body:
+        def body(times: int) -> None:
+            for _ in range(times):
+                chain(Phases(), length).validate()
+
+        return body
+
+    def run(length: int) -> Body:
+        async def body(times: int) -> None:
+            for _ in range(times):
+                await graph.run(1)
+
+        graph = chain(Phases(), length)
+        return body
+
+    grow(bench, "made", "nodes", 10_000, make)
+    grow(bench, "run", "nodes", 10_000, run)
+
+
+@row
+def entries(bench: Bench) -> None:
+    """an entry of a store in memory: set, get, scanned; and the scan of a scope of ten"""
+
+    def names(number: int) -> list[str]:
+        return [f"user:{n // 10}:{n % 10}" for n in range(number)]
+
+    def filled(number: int) -> tuple[Store, list[str]]:
+        store, keys = Store(), names(number)
+        for key in keys:
+            store.sync.set(key, 1)
+        return store, keys
+
+    def set(number: int) -> Body:
+        async def body(times: int) -> None:
+            for _ in range(times):
+                store = Store()
+                for key in keys:
+                    await store.set(key, 1)
+
+        keys = names(number)
+        return body
+
+    def get(number: int) -> Body:
+        async def body(times: int) -> None:
+            for _ in range(times):
+                for key in keys:
+                    await store.get(key)
+
+        store, keys = filled(number)
+        return body
+
+    def scan(number: int) -> Body:
+        async def body(times: int) -> None:
+            for _ in range(times):
+                async for _key in store.keys():
+                    pass
+
+        store, _ = filled(number)
+        return body
+
+    def scan_scope(number: int) -> Body:
+        async def body(times: int) -> None:
+            for _ in range(times):
+                async for _key in scope.keys():
+                    pass
+
+        store, _ = filled(number)
+        scope = store.scope("user:77")
+        return body
+
+    many = bench.effort.many
+    grow(bench, "set", "entries", many, set)
+    grow(bench, "get", "entries", many, get)
+    grow(bench, "scan", "entries", many, scan)
+    grow(bench, "scan of a scope of ten", "entries", many, scan_scope, per=10)
+
+
+@row
+def items(bench: Bench) -> None:
+    """an item of a fan-out, 100 wide"""
+
+    def run(number: int) -> Body:
+        async def body(times: int) -> None:
+            for _ in range(times):
+                await graph.run(range(number))
+
+        graph = Graph(each(item, concurrency=100), store=Store())
+        return body
+
+    grow(bench, "fan-out", "items", bench.effort.many, run)
+
+
+@node.post
+async def count(store: StoreWriter, n: int) -> int:
+    await asyncio.sleep(0)
+    await store.update(f"count:{n}", lambda count: count + 1, default=0)
+    return n
+
+
+@row
+def concurrent(bench: Bench) -> None:
+    """concurrent work on one store: runs of three nodes that each suspend and write; and updates of one key"""
+
+    def runs(number: int) -> Body:
+        async def body(times: int) -> None:
+            for _ in range(times):
+                await asyncio.gather(*(graph.run(n) for n in range(number)))
+
+        first, second, third = (count.with_options(name=name) for name in ("first", "second", "third"))
+        graph = Graph(first >> second >> third, store=Store())
+        return body
+
+    def updates(number: int) -> Body:
+        async def body(times: int) -> None:
+            for _ in range(times):
+                await asyncio.gather(
+                    *(store.update("count", lambda count: count + 1, default=0) for _ in range(number))
+                )
+
+        store = Store()
+        return body
+
+    grow(bench, "runs", "runs", 1000, runs)
+    grow(bench, "updates", "updates", 1000, updates)

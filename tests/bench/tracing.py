@@ -1,0 +1,169 @@
+"""What a recorded span costs, against a bare one of OpenTelemetry's SDK with the same attributes. Nothing is exported."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Tracer
+
+from pocket_plug import Graph
+from pocket_plug.layers import Tracing, tracing
+
+from . import peers
+from .harness import Bench, Body, row
+from .nodes import FEW, NODES, Phases, chain
+from .store import stack
+
+Attributes = dict[str, Any]
+
+
+def listening(processor: SpanProcessor | None = None) -> TracerProvider:
+    """A provider that takes every span; by default its processor does nothing with them."""
+    provider = TracerProvider()
+    provider.add_span_processor(processor or SpanProcessor())
+    return provider
+
+
+def spans_of(bench: Bench, body: Body, spans: InMemorySpanExporter) -> list[tuple[str, list[str]]]:
+    """The name and the attributes' names of every span that a case makes when done once, in the order of their ends."""
+    spans.clear()
+    bench.run(body(1))
+    found: tuple[ReadableSpan, ...] = spans.get_finished_spans()
+    return [(span.name, sorted(span.attributes or ())) for span in found]
+
+
+# ---------------------------------------------------------------- a store operation
+@row
+def get_recorded(bench: Bench) -> None:
+    """get through a stack with the tracing layer, recorded"""
+
+    async def bare(times: int) -> None:
+        for _ in range(times):
+            span = tracer.start_span("get", attributes={"db.system.name": "memory", "db.operation.name": "get"})
+            span.set_attribute("pocket_plug.store.hit", True)
+            span.end()
+
+    async def ours(times: int) -> None:
+        for _ in range(times):
+            await store.get("key")
+
+    store = stack(Tracing())
+    spans = InMemorySpanExporter()
+    recording = listening(SimpleSpanProcessor(spans))
+    bench.run(store.set("key", 1))
+    tracing.configure(tracer_provider=recording)
+    tracer = recording.get_tracer("bare")
+    assert spans_of(bench, ours, spans) == spans_of(bench, bare, spans)
+
+    provider = listening()
+    tracing.configure(tracer_provider=provider)
+    tracer = provider.get_tracer("bare")
+    bench.case("pocket_plug", ours)
+    bench.case("a bare span", bare)
+    bench.target("pocket_plug", 1.15, "a bare span")
+
+
+# ---------------------------------------------------------------- a node
+def traced(graph: Graph[int, int], provider: TracerProvider, detail: Literal["node", "phase"]) -> Body:
+    """Runs of a graph, so traced."""
+
+    async def body(times: int) -> None:
+        tracing.configure(tracer_provider=provider, detail=detail)
+        for _ in range(times):
+            await graph.run(1)
+
+    return body
+
+
+def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Body:
+    """The same spans with the same attributes, each opened and closed as the manual of OpenTelemetry has it."""
+
+    async def body(times: int) -> None:
+        for _ in range(times):
+            with tracer.start_as_current_span("run graph", attributes={
+                "pocket_plug.graph.name": "graph", "pocket_plug.run.id": "1f0c",
+            }) as run:  # fmt: skip
+                for n in range(nodes):
+                    name = f"node_{n}"
+                    with tracer.start_as_current_span(f"node {name}", attributes={
+                        "pocket_plug.node.name": name, "pocket_plug.node.type": "node", "pocket_plug.node.visit": 1,
+                        "pocket_plug.run.id": "1f0c", "pocket_plug.graph.name": "graph",
+                    }) as node:  # fmt: skip
+                        if detail == "phase":
+                            phases(name)
+                        end = ends[:]
+                        if n < nodes - 1:
+                            end.append(("pocket_plug.node.next", f"node_{n + 1}"))
+                        node.set_attributes(dict(end))
+                run.set_attributes({"pocket_plug.run.outcome": "success", "pocket_plug.run.steps": nodes})
+
+    def phases(name: str) -> None:
+        with tracer.start_as_current_span(f"prep {name}", attributes={
+            "pocket_plug.phase": "prep", "pocket_plug.node.name": name,
+        }):  # fmt: skip
+            pass
+        with tracer.start_as_current_span(f"exec {name}", attributes={
+            "pocket_plug.phase": "exec", "pocket_plug.node.name": name, "pocket_plug.attempt": 1,
+        }):  # fmt: skip
+            pass
+        with tracer.start_as_current_span(f"post {name}", attributes={
+            "pocket_plug.phase": "post", "pocket_plug.node.name": name,
+        }):  # fmt: skip
+            pass
+
+    ends: list[tuple[str, Any]] = [
+        ("pocket_plug.node.attempts", 1), ("pocket_plug.node.outcome", "ok"), ("pocket_plug.node.action", "default"),
+    ]  # fmt: skip
+    if detail == "node":
+        ends += [(f"pocket_plug.node.{phase}.duration", 1e-6) for phase in ("prep", "exec", "post")]
+    return body
+
+
+def compare(bench: Bench, nodes: int, per: int, limits: dict[Literal["node", "phase"], float | None]) -> None:
+    spans = InMemorySpanExporter()
+    recording, provider = listening(SimpleSpanProcessor(spans)), listening()
+    graph = chain(Phases(), nodes)
+    for detail, limit in limits.items():
+        ours, bare = traced(graph, recording, detail), bare_run(recording.get_tracer("bare"), nodes, detail)
+        assert spans_of(bench, ours, spans) == spans_of(bench, bare, spans)
+        name, floor = f"pocket_plug, detail={detail!r}", f"{'bare span' if detail == 'node' else 'four bare spans'}"
+        bench.case(name, traced(graph, provider, detail), per=per)
+        bench.case(floor, bare_run(provider.get_tracer("bare"), nodes, detail), per=per)
+        if limit is not None:
+            bench.target(name, limit, floor)
+
+
+@row
+def node_traced(bench: Bench) -> None:
+    """a node with prep, exec and post, traced"""
+    import logfire
+    from burr.integrations.opentelemetry import OpenTelemetryBridge
+    from openinference.instrumentation.langchain import LangChainInstrumentor
+
+    compare(bench, NODES, NODES, {"node": 1.2, "phase": 1.1})
+    provider = listening()
+    bridge: Any = OpenTelemetryBridge(tracer=provider.get_tracer("burr"))
+    bench.case("Burr + its OpenTelemetryBridge", peers.burr(FEW, bridge), per=FEW)
+    logfire.configure(send_to_logfire=False, console=False, additional_span_processors=[SpanProcessor()])
+    bench.case("pydantic-graph + Logfire", peers.pydantic_graph(FEW, traced=True), per=FEW)
+    LangChainInstrumentor().instrument(tracer_provider=provider)
+    bench.case("LangGraph + OpenInference", peers.langgraph(FEW), per=FEW)
+
+
+@row
+def run_of_one_node_traced(bench: Bench) -> None:
+    """a run of one node, traced"""
+    compare(bench, 1, 1, {"node": None})
+
+
+@row
+def get_unheard(bench: Bench) -> None:
+    """get through a stack with the tracing layer, nobody listening"""
+    store, without = stack(Tracing()), stack()
+    for each in (store, without):
+        bench.run(each.set("key", 1))
+    bench.case("pocket_plug", "await store.get('key')", store=store)
+    bench.case("without the layer", "await store.get('key')", store=without)
