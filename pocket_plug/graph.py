@@ -96,16 +96,18 @@ class Graph(Node[I, O]):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            execution.loop = True
-            if execution.stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
-                execution.threads = True
-                if execution.stack.is_new:
-                    execution.stack.open_sync()
-                return execution.stack.run(execution.go(input))  # type: ignore[no-any-return]
-            return asyncio.run(self._run_in_place(execution, input))
-        raise SyncError(
-            f"graph {self.name!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`"
-        )
+            pass
+        else:
+            raise SyncError(
+                f"graph {self.name!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`"
+            )
+        execution.loop = True
+        if execution.stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
+            execution.threads = True
+            if execution.stack.is_new:
+                execution.stack.open_sync()
+            return execution.stack.run(execution.go(input))  # type: ignore[no-any-return]
+        return asyncio.run(self._run_in_place(execution, input))
 
     async def _run_in_place(self, execution: Execution, input: I) -> O:
         if execution.stack.is_new:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from pocket_plug import Node, Retry, node
 from pocket_plug.backend import Backend, Put
 from pocket_plug.concurrency import each
 from pocket_plug.errors import StoreError
 from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run, hookimpl
 from pocket_plug.memory import Memory
-from pocket_plug import Node, Retry, node
 from pocket_plug.pocket import Pocket
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter

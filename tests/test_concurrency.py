@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from pocket_plug import END, Action, Next, Node, Retry, node
 from pocket_plug.backend import Backend
 from pocket_plug.concurrency import CONCURRENCY, each, fan_out
 from pocket_plug.errors import InputError
 from pocket_plug.graph import Graph
 from pocket_plug.memory import Memory
-from pocket_plug import END, Action, Next, Node, Retry, node
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
 from pocket_plug.testing.clock import FakeClock, run_virtual

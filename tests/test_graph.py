@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NewType
 
 import pytest
 
+from pocket_plug import Node, node
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.chain import END, Action, Next
 from pocket_plug.concurrency import each
@@ -17,7 +18,6 @@ from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
 from pocket_plug.layer import Layer
 from pocket_plug.memory import Memory
-from pocket_plug import Node, node
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
@@ -195,7 +195,9 @@ def test_two_nodes_of_one_name_are_a_finding_that_shows_both() -> None:
     """Names address nodes, so they must differ within a graph; the same node twice is no fault."""
     other = double.with_options(name="plus")
     (found,) = findings(Graph(plus >> other))
-    assert found.startswith("two nodes are called 'plus': <node plus> and <node plus>; name one of them with with_options")
+    assert found.startswith(
+        "two nodes are called 'plus': <node plus> and <node plus>; name one of them with with_options"
+    )
     Graph(plus >> double, plus.on("again") >> plus).validate()
 
 
@@ -311,7 +313,9 @@ def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
     fork = Fork()
     inner = Graph(fork, fork.act >> plus, name="inner")
     (found,) = findings(Graph(inner >> double))
-    assert found == "in graph 'inner': node 'fork' declares the action 'stop', which leads nowhere; add node.stop >> other"
+    assert (
+        found == "in graph 'inner': node 'fork' declares the action 'stop', which leads nowhere; add node.stop >> other"
+    )
     Graph(inner >> double, inner.on("stop") >> plus).validate()
     (found,) = findings(Graph(each(inner)))
     assert found.startswith("in 'each_inner': in graph 'inner': node 'fork' declares the action 'stop'")
@@ -399,9 +403,13 @@ def _async_method(function: Any) -> Any:
 
 @pytest.mark.parametrize("phase", ["prep", "exec", "post"])
 @pytest.mark.parametrize("colour", ["async", "def"])
-@pytest.mark.parametrize("options", [{}, {"retry": Retry(attempts=3)}, {"timeout": 5.0}], ids=["plain", "retry", "timeout"])
+@pytest.mark.parametrize(
+    "options", [{}, {"retry": Retry(attempts=3)}, {"timeout": 5.0}], ids=["plain", "retry", "timeout"]
+)
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
-def test_a_missing_await_is_an_error_that_names_node_and_phase(phase: str, colour: str, options: Any, sync: bool) -> None:
+def test_a_missing_await_is_an_error_that_names_node_and_phase(
+    phase: str, colour: str, options: Any, sync: bool
+) -> None:
     """PhaseError, not retried, without a warning of a coroutine that was never awaited; no later phase sees it."""
     graph: Graph[Any, Any] = Graph(forgetful(phase, colour).with_options(**options))
     with warnings.catch_warnings(record=True) as caught, pytest.raises(PhaseError) as error:
@@ -537,7 +545,9 @@ def test_a_graph_draws_itself() -> None:
 
     charge = Charge()
     inner = Graph(plus, name="inner")
-    graph: Graph[Any, Any] = Graph(charge >> inner >> each(double), charge.declined >> apologise, charge.on('say "hi"') >> charge)
+    graph: Graph[Any, Any] = Graph(
+        charge >> inner >> each(double), charge.declined >> apologise, charge.on('say "hi"') >> charge
+    )
     assert graph.mermaid() == "\n".join([
         "flowchart TD",
         '    n0["charge<br/>reads price:&#123;&#125;<br/>writes order"]',

@@ -277,7 +277,9 @@ def test_jitter_adds_up_to_its_part() -> None:
     assert min(pauses) < 2.1
 
 
-@pytest.mark.parametrize("options", [{"attempts": 0}, {"backoff": 0.5}, {"jitter": 2}, {"max_delay": -1}, {"delay": -1}])
+@pytest.mark.parametrize(
+    "options", [{"attempts": 0}, {"backoff": 0.5}, {"jitter": 2}, {"max_delay": -1}, {"delay": -1}]
+)
 def test_a_retry_that_cannot_be_meant_is_refused(options: Any) -> None:
     """Numbers outside their range raise when the Retry is made."""
     with pytest.raises(ValueError, match=r".+"):

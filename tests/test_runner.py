@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pocket_plug import Node, Retry, node
 from pocket_plug.backend import Backend, Entry
 from pocket_plug.chain import Action, Next
 from pocket_plug.errors import Conflict, MissingKeyError, NodeTimeout, PhaseError, TransactionError, UndeclaredKeyError
@@ -20,7 +21,6 @@ from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import Run
 from pocket_plug.keys import Key
 from pocket_plug.memory import Memory
-from pocket_plug import Node, Retry, node
 from pocket_plug.runner import Execution
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
@@ -726,11 +726,11 @@ def test_a_store_kept_beyond_the_node_raises(ending: str, options: Any) -> None:
         if ending == "raise in exec":
             return
         reader, writer = kept
-        with pytest.raises(TransactionError, match="'k'.*ended"):
+        with pytest.raises(TransactionError, match=r"'k'.*ended"):
             await writer.set("k", 1)
-        with pytest.raises(TransactionError, match="'s:k'.*ended"):
+        with pytest.raises(TransactionError, match=r"'s:k'.*ended"):
             await writer.scope("s").get("k")
-        with pytest.raises(TransactionError, match="'k'.*ended"):
+        with pytest.raises(TransactionError, match=r"'k'.*ended"):
             await reader.get("k")
 
     asyncio.run(main())

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import workers
+from pocket_plug import Node, node, workers
 from pocket_plug.concurrency import fan_out
 from pocket_plug.errors import NodeTimeout, WrappedStopIteration
 from pocket_plug.graph import Graph
-from pocket_plug import Node, node
 from pocket_plug.store import Store
 from pocket_plug.testing.clock import run_virtual
 from pocket_plug.workers import Late, Workers, pool
@@ -183,7 +182,9 @@ def test_two_event_loops_share_the_pool() -> None:
 
 
 # ---------------------------------------------------------------- abandoned threads
-def test_a_hundred_timeouts_in_a_row_do_not_starve_the_pool(own_pool: Callable[[int], Workers], holding: Holding) -> None:
+def test_a_hundred_timeouts_in_a_row_do_not_starve_the_pool(
+    own_pool: Callable[[int], Workers], holding: Holding
+) -> None:
     """Each abandoned thread is replaced and counted; other nodes go on, and the count falls as the threads end."""
     threads = own_pool(4)
 
@@ -223,7 +224,9 @@ def test_run_sync_abandons_threads_as_well(own_pool: Callable[[int], Workers], h
     assert threads.call_blocking(60, len, "ab") == 2
 
 
-def test_what_queues_behind_abandoned_threads_gets_new_ones(own_pool: Callable[[int], Workers], holding: Holding) -> None:
+def test_what_queues_behind_abandoned_threads_gets_new_ones(
+    own_pool: Callable[[int], Workers], holding: Holding
+) -> None:
     """Jobs that wait for a thread are not lost with those who had one; nothing else needs to be submitted first."""
     threads = own_pool(2)
 
