@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Node, node, workers
+from pocket_plug import Node, Retry, node, workers
 from pocket_plug.concurrency import fan_out
 from pocket_plug.errors import NodeTimeout, WrappedStopIteration
 from pocket_plug.graph import Graph
@@ -93,12 +93,14 @@ def test_interrupts_go_through_and_the_thread_lives(error: type[BaseException]) 
     assert threads.call_blocking(60, len, "abc") == 3
 
 
-@pytest.mark.parametrize("timeout", [None, 600])
+@pytest.mark.parametrize(
+    "options", [{}, {"timeout": 600}, {"retry": Retry(attempts=1)}], ids=["plain", "timeout", "retry"]
+)
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
-def test_stop_iteration_does_not_hang_the_run(timeout: Any, sync: bool) -> None:
+def test_stop_iteration_does_not_hang_the_run(options: Any, sync: bool) -> None:
     """A bare `next()` in a `def exec` is an error that says what it is; no future could carry StopIteration."""
 
-    @node(timeout=timeout)
+    @node(**options)
     def take(n: int) -> int:
         return next(iter(()))
 
