@@ -1,0 +1,313 @@
+"""The reference lists what there is, no more and no less: names, hooks, options, commands, variables, exceptions."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_overloads
+
+import click
+import pytest
+
+from pocket_plug import backend, config, errors, hookspecs, layer
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.cli import cli
+from pocket_plug.codec import Codec
+from pocket_plug.concurrency import each, fan_out
+from pocket_plug.discovery import PluginRecord
+from pocket_plug.graph import Graph
+from pocket_plug.keys import Key
+from pocket_plug.layers import bounding, logging, metrics, persistence, tracing
+from pocket_plug.node import Node, node
+from pocket_plug.pocket import Pocket
+from pocket_plug.retry import Retry
+from pocket_plug.store import Store, StoreReader, StoreWriter
+from pocket_plug.sync import SyncStore
+from pocket_plug.telemetry import Telemetry, observe
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "pocket_plug"
+TEXT = (ROOT / "docs" / "reference.md").read_text("utf-8")
+
+
+# ---------------------------------------------------------------- the page
+def headings() -> list[str]:
+    """The titles of all sections, without their marks of code."""
+    return [title.replace("`", "") for title in re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)]
+
+
+def section(title: str) -> str:
+    """What stands below a heading, up to the next one."""
+    _, *parts = re.split(r"^#+ (.+)\n", TEXT, flags=re.MULTILINE)
+    found = [body for name, body in zip(parts[::2], parts[1::2], strict=True) if name.replace("`", "") == title]
+    assert len(found) == 1, f"{len(found)} sections are called {title!r}; there are: {headings()}"
+    return found[0]
+
+
+def rows(title: str, table: int = 0) -> dict[str, str]:
+    """The rows of a section's table: what its first column names, each with the whole row."""
+    tables = re.findall(r"(?:^\|.*\n)+", section(title), re.MULTILINE)
+    found: dict[str, str] = {}
+    for row in tables[table].splitlines()[2:]:
+        first = row.split(" |")[0]
+        for name in re.findall(r"`(-*\w[\w.-]*)[^`]*`", first):
+            assert name not in found, f"{name!r} stands twice in {title!r}"
+            found[name] = row
+    return found
+
+
+def of_signature(function: Any, *, keywords_only: bool = False) -> set[str]:
+    """The names of its parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name for each in parameters
+            if each.name != "self" and (each.kind is each.KEYWORD_ONLY or not keywords_only)}  # fmt: skip
+
+
+def public(*classes: type) -> set[str]:
+    """The names that classes define themselves and that don't begin with an underscore."""
+    return {name for cls in classes for name in vars(cls) if not name.startswith("_")}
+
+
+def fields_of(cls: Any) -> set[str]:
+    """A dataclass's public fields."""
+    return {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+
+
+# ---------------------------------------------------------------- names
+def names_of_the_package() -> set[str]:
+    """What `pocket_plug/__init__.py` imports for its users, lazily or not."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    imports = [item for item in ast.walk(tree) if isinstance(item, ast.ImportFrom) and item.level]
+    return {alias.asname for item in imports for alias in item.names if alias.asname}
+
+
+def exceptions() -> dict[str, type[BaseException]]:
+    """Those that errors.py defines."""
+    return {name: kind for name, kind in vars(errors).items()
+            if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == errors.__name__}  # fmt: skip
+
+
+def test_every_name_of_the_package() -> None:
+    """What `from pocket_plug import` gives is listed, and what is listed can be imported."""
+    assert rows("Names").keys() | exceptions().keys() == names_of_the_package()
+
+
+def test_every_exception_with_its_bases() -> None:
+    """Each exception is listed with the classes that `except` may name for it."""
+    listed = rows("Exceptions")
+    assert listed.keys() == exceptions().keys()
+    for name, kind in exceptions().items():
+        bases = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
+        assert listed[name].startswith(f"| `{name}` | {bases} | "), name
+
+
+# ---------------------------------------------------------------- hooks and observers
+def signature(hook: str) -> str:
+    """A hook as plugins write it, without self."""
+    declared = inspect.signature(getattr(hookspecs.Specs, hook))
+    arguments = [parameter for name, parameter in declared.parameters.items() if name != "self"]
+    return f"{hook}{declared.replace(parameters=arguments)}".replace("'", "")
+
+
+def test_every_hook_with_its_signature() -> None:
+    """A heading for each hook, with exactly what it takes and gives."""
+    hooks = [name for name in dir(hookspecs.Specs) if name.startswith("pocket_")]
+    assert {title for title in headings() if title.startswith("pocket_")} == {signature(hook) for hook in hooks}
+
+
+@pytest.mark.parametrize(
+    "view", [hookspecs.Observer, hookspecs.Run, hookspecs.NodeCall, hookspecs.PhaseCall], ids=lambda v: v.__name__
+)
+def test_every_field_that_an_observer_sees(view: type) -> None:
+    """The observer and its views have a row for each field."""
+    assert rows(view.__name__).keys() == fields_of(view)
+
+
+def test_every_event() -> None:
+    """The events that a run tells of are those listed."""
+    source = (PACKAGE / "runner.py").read_text("utf-8")
+    assert rows("Events").keys() == set(re.findall(r"self\.event\(\s*\"(\w+)\"", source))
+
+
+def test_every_field_of_a_plugin_record() -> None:
+    """As `Pocket.plugins` gives them."""
+    assert rows("Plugin records").keys() == fields_of(PluginRecord)
+
+
+# ---------------------------------------------------------------- options and members
+MEMBERS: dict[str, tuple[str, int, set[str]]] = {
+    "Store": ("Stores", 0, of_signature(Store)),
+    "views": ("Stores", 1, public(StoreReader, StoreWriter, Store) | {"scope", "place"}),
+    "Key": ("Keys", 0, public(Key) | {"KEY", "str"}),
+    "phases": ("Phases", 0, public(Node) - {"with_options", "on"}),
+    "Node": ("Node options", 0, of_signature(Node.with_options, keywords_only=True)),
+    "Retry": ("Retry options", 0, fields_of(Retry)),
+    "Graph options": ("Graph options", 0, of_signature(Graph, keywords_only=True)),
+    "Graph methods": ("Graph methods", 0, public(Graph)),
+    "each": ("Many items", 0, of_signature(each, keywords_only=True) | of_signature(fan_out, keywords_only=True)),
+    "Pocket": ("Pocket", 0, of_signature(Pocket)),
+    "Pocket's": ("Pocket", 1, public(Pocket) | {"async", "stores", "config"}),
+    "Layer": ("Writing a layer", 0, public(layer.Layer) | {"inner", "read_many", "inline_read", "inline_write"}),
+    "Backend": ("Writing a backend", 0, public(backend.Backend)),
+    "records": ("Writing a backend", 1, {"Entry", "Put", "Delete"}),
+    "types": ("Types", 0, of_signature(Codec.register, keywords_only=True)),
+    "observe": ("Telemetry", 0, of_signature(observe)),
+    "Telemetry": ("Telemetry", 1, public(Telemetry) | {"mode", "file"}),
+    "SQLite": ("sqlite:///", 0, of_signature(SQLite, keywords_only=True)),
+    "metrics layer": ("metrics", 0, fields_of(metrics.Metrics)),
+    "logging layer": ("logging", 0, fields_of(logging.Logging)),
+    "persistence layer": ("persistence", 0, fields_of(persistence.Persistence)),
+    "bounding layer": ("bounding", 0, fields_of(bounding.Bounding)),
+    "tracing settings": ("Settings of tracing", 0, fields_of(tracing.Settings)),
+    "metrics settings": ("Settings of metrics", 0, fields_of(metrics.Settings)),
+    "logging settings": ("Settings of logging", 0, fields_of(logging.Settings)),
+}
+
+
+@pytest.mark.parametrize("what", MEMBERS)
+def test_every_option_and_member(what: str) -> None:
+    """Each table of options or members has a row for each that there is."""
+    title, table, there = MEMBERS[what]
+    assert rows(title, table).keys() == there
+
+
+def test_every_option_of_a_function_node() -> None:
+    """What `@node`, `@node.post` and `node.of` take besides functions, as type checkers know it."""
+    forms = {"node": "__call__", "node.post": "post", "node.of": "of"}
+    for form, method in forms.items():
+        typed = get_overloads(getattr(type(node), method))
+        taken = {name for each in typed for name in of_signature(each, keywords_only=True)} - {"prep", "exec", "post"}
+        (row,) = [line for line in section("Functions as nodes").splitlines() if re.match(rf"\| `@?{form}[`(]", line)]
+        assert set(re.findall(r"`(\w+)`", row.partition("options:")[2])) == taken, form
+
+
+def test_every_key_of_a_configuration_file() -> None:
+    """The tables and keys that a file may have."""
+    source = Path(config.__file__).read_text("utf-8")
+    allowed = {key for call in re.findall(r"\.allow\((.*)\)", source) for key in re.findall(r'"(\w+)"', call)}
+    listed = {part for key in rows("Configuration file") for part in key.split(".")}
+    assert listed == allowed | {"NAME", "disable"}
+
+
+def test_the_testing_kit_is_there() -> None:
+    """Each part can be imported from where the page says."""
+    for name in rows("Testing kit"):
+        module, _, part = name.rpartition(".")
+        assert hasattr(import_module(module), part), name
+
+
+def test_the_two_colours_have_the_same_methods() -> None:
+    """One table is for both: what a Store can do its SyncStore can do, but for what the table says."""
+    with_await = {name for name in dir(Store) if not name.startswith("_")}
+    without = {name for name in dir(SyncStore) if not name.startswith("_")}
+    assert with_await - without == {"open", "sync"}
+    assert without <= with_await
+
+
+def test_the_tracing_layer_has_no_options() -> None:
+    """As its section says."""
+    assert fields_of(tracing.Tracing) == set()
+    assert section("tracing").lstrip().startswith("No options.")
+
+
+def test_every_field_of_a_record() -> None:
+    """Entries and changes are listed with what they hold."""
+    for kind in (backend.Entry, backend.Put, backend.Delete):
+        row = rows("Writing a backend", 1)[kind.__name__]
+        assert re.findall(r"`(\w+)`", row)[1:] == [field.name for field in dataclasses.fields(kind)]
+
+
+# ---------------------------------------------------------------- commands and the environment
+def options(command: click.Command) -> set[str]:
+    """A command's own options, as they are typed."""
+    return {name for each in command.params if isinstance(each, click.Option) for name in each.opts}
+
+
+def usage(command: click.Command) -> str:
+    """How it is called, without its options."""
+    pieces = command.collect_usage_pieces(click.Context(command))
+    return " ".join(["pocket-plug", command.name or "", *(piece for piece in pieces if piece != "[OPTIONS]")])
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_with_its_options(name: str) -> None:
+    """A heading that says how it is called, and a row for each option."""
+    command = cli.commands[name]
+    assert rows(usage(command)).keys() == options(command)
+
+
+def test_no_command_that_is_not_there() -> None:
+    """Nor an option of all of them."""
+    assert {title for title in headings() if title.startswith("pocket-plug ")} == {
+        usage(each) for each in cli.commands.values()
+    }
+    assert rows("pocket-plug").keys() == options(cli) | {"--help", "-h"}
+
+
+def test_every_environment_variable() -> None:
+    """Those that the package names, and no other."""
+    sources = [file.read_text("utf-8") for file in PACKAGE.rglob("*.py")]
+    there = {name for source in sources for name in re.findall(r"\b(?:POCKET_PLUG|OTEL)_[A-Z_]+[A-Z]\b", source)}
+    assert rows("Environment").keys() == there
+
+
+# ---------------------------------------------------------------- what telemetry is called
+def literals(module: Any, pattern: str) -> set[str]:
+    """The strings in a module's code that match, with what is computed in them as `*`."""
+    found: set[str] = set()
+    tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+    inner = {id(part) for item in ast.walk(tree) if isinstance(item, ast.JoinedStr) for part in item.values}
+    for item in ast.walk(tree):
+        if isinstance(item, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "*" for part in item.values]
+            found.add("".join(map(str, parts)))
+        elif isinstance(item, ast.Constant) and isinstance(item.value, str) and id(item) not in inner:
+            found.add(item.value)
+    return {text for text in found if re.fullmatch(pattern, text)}
+
+
+def unlisted(names: Iterable[str], text: str) -> list[str]:
+    """Those of the names that no code span of the text holds."""
+    spans = re.findall(r"`([^`]+)`", text)
+    return [
+        name
+        for name in names
+        if not any(re.fullmatch(re.escape(name).replace(r"\*", r"[\w.]+"), span) for span in spans)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "title"),
+    [(tracing, "Spans"), (metrics, "Metrics published"), (logging, "Log events")],
+    ids=["tracing", "metrics", "logging"],
+)
+def test_every_name_that_telemetry_uses(module: Any, title: str) -> None:
+    """Spans' attributes and events, metrics and log events are listed under the names that the code has."""
+    names = literals(module, r"(pocket_plug|db|exception|error)(\.[\w*]+)+") - {
+        "pocket_plug.recorded",
+        "pocket_plug.fan_out",
+    }
+    assert names
+    assert unlisted(names, section(title)) == []
+
+
+# ---------------------------------------------------------------- links into the page
+def anchor(title: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def test_links_into_the_reference_lead_to_a_heading() -> None:
+    """Of all pages, its own included."""
+    anchors = {anchor(title) for title in headings()}
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    links = [
+        link for page in pages for link in re.findall(r"\]\([^)\s]*reference\.md#([^)]+)\)", page.read_text("utf-8"))
+    ]
+    links += re.findall(r"\]\(#([^)]+)\)", TEXT)
+    assert [link for link in links if link not in anchors] == []
