@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from typing import Any
 
 from .backend import Backend, Change, Entry, Put
@@ -41,12 +42,12 @@ class Combiner:
     """Applies concurrent updates of one key in one write.
 
     The first to come leads: it serves everybody queued so far as one batch, then hands the lead on. Leaders on several
-    event loops, and those in threads, take turns at a gate.
+    event loops, those in threads, and nodes that were in conflict take turns at a gate.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, gates: Gates) -> None:
         self._backend = backend
-        self._gates = Gates()
+        self._gates = gates
         self._lock = threading.Lock()
         self._queues: dict[Place, list[_Request]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -54,7 +55,8 @@ class Combiner:
     async def apply(self, name: str, step: Step) -> Any:
         """The caller's answer. Raises what `step` raised, or Conflict when other processes never let go of the key."""
         request = _Request(step)
-        if blocked_loop() is not None:  # whoever leads may be a task that can't go on before this call is over
+        # whoever leads may be a task that can't go on before this call is over, or wait for a gate held around it
+        if blocked_loop() is not None or self._gates.is_held_here(name):
             await self._apply_all(name, [request])
             return request.waiter.outcome()[1]
         place = (name, request.waiter.loop)
@@ -158,6 +160,10 @@ class Combiner:
                 request.waiter.fail(error)
 
 
+_held: ContextVar[frozenset[tuple[Gates, str]]] = ContextVar("pocket_plug.held", default=frozenset())
+"""The gates held around the current call, by a node that is tried again and by what it calls."""
+
+
 class Gates:
     """Fair locks by name, for tasks and threads alike; taken by those who have lost a few conflicts already.
 
@@ -172,16 +178,37 @@ class Gates:
     async def hold(self, names: Iterable[str]) -> AsyncGenerator[None]:
         """Hold the gates of these names; taken in order, so that two holders never wait for each other.
 
-        Raises SyncError where it would wait for a task of the event loop that the caller blocks.
+        Whoever holds some already, around this call, has them. Raises SyncError where it would wait for a task of the
+        event loop that the caller blocks.
         """
         held: dict[str, Waiter[None]] = {}
+        around = _held.get()
         try:
-            for name in sorted(set(names)):
+            for name in sorted({name for name in names if (self, name) not in around}):
                 held[name] = await self._enter(name)
+            _held.set(around | {(self, name) for name in held})
             yield
         finally:
+            _held.set(around)
             for name, ticket in held.items():
                 self._leave(name, ticket)
+
+    def is_held_here(self, name: str) -> bool:
+        """Does a node around this call hold this gate?"""
+        return (self, name) in _held.get()
+
+    def taken(self, names: Iterable[str]) -> list[str]:
+        """Those of these names whose gate somebody else holds."""
+        return [name for name in names if name in self._queues and not self.is_held_here(name)] if self._queues else []
+
+    def turn(self, names: Collection[str], in_line: bool) -> AbstractAsyncContextManager[None]:
+        """In which to try again: in line for these names; at once where nobody queues and the caller need not."""
+        return self.hold(names) if in_line or self.taken(names) else nullcontext()
+
+    def let_go_first(self, names: Iterable[str]) -> None:
+        """Raise Conflict where others queue for one of these: newcomers that pass them by would make them lose for ever."""
+        if self._queues and (taken := self.taken(names)):
+            raise Conflict(taken)
 
     async def _enter(self, name: str) -> Waiter[None]:
         ticket: Waiter[None] = Waiter()

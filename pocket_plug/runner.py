@@ -13,7 +13,6 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -245,6 +244,7 @@ class Execution:
                     transaction.ended = True
                 elif (commit := transaction.end(serializable=step.serializable)) is not None:
                     try:
+                        stack.gates.let_go_first(commit[1])
                         if stack.inline_write:
                             await stack.write(*commit)
                         else:
@@ -328,9 +328,7 @@ class Execution:
         for tries in range(1, MAX_CONFLICTS):
             self.event("conflict", call, {"tries": tries})
             contested |= lost.conflict.keys
-            async with AsyncExitStack() as held:
-                if tries >= FREE_CONFLICTS:
-                    await held.enter_async_context(self.stack.gates.hold(contested))
+            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
                 try:
                     return await self._try(step, value, call, lost)
                 except _Lost as again:
@@ -380,6 +378,7 @@ class Execution:
             return target, output, None
         assert transaction is not None
         try:
+            self.stack.gates.let_go_first(commit[1])
             return target, output, await self._commit(*commit)
         except Conflict as conflict:
             raise _Lost(conflict, transaction, prepared, result) from conflict
@@ -545,17 +544,21 @@ class Execution:
         return cancelled
 
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
+        contested: set[str] = set()
         for tries in range(1, MAX_CONFLICTS + 1):
-            transaction = Transaction(self.stack, step.guard(self.prefix))
-            view: Any = _VIEWS["post", is_async](transaction, self.prefix)
-            await self._call(step, name, function, is_async, self.in_place, view, *arguments)
-            try:
-                if (commit := transaction.end()) is not None:
-                    await self.stack.write(*commit)
-                return
-            except Conflict:
-                if tries == MAX_CONFLICTS:
-                    raise
+            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
+                transaction = Transaction(self.stack, step.guard(self.prefix))
+                view: Any = _VIEWS["post", is_async](transaction, self.prefix)
+                await self._call(step, name, function, is_async, self.in_place, view, *arguments)
+                try:
+                    if (commit := transaction.end()) is not None:
+                        self.stack.gates.let_go_first(commit[1])
+                        await self.stack.write(*commit)
+                    return
+                except Conflict as conflict:
+                    contested |= conflict.keys
+                    if tries == MAX_CONFLICTS:
+                        raise
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
         """Tell the observers."""

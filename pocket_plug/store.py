@@ -56,8 +56,8 @@ class Stack(Layer):
 
     def on_build(self) -> None:
         self.stack = self
-        self.combiner = Combiner(self)
         self.gates = Gates()
+        self.combiner = Combiner(self, self.gates)
         self.is_new = True
         self._home: asyncio.AbstractEventLoop | None = None
         self._own_loop: LoopThread | None = None

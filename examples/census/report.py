@@ -88,7 +88,7 @@ def _faulty(summary: Summary) -> list[Facts]:
 
 def _largest_first(summary: Summary) -> list[tuple[str, Total]]:
     return sorted(((name, part) for name, part in summary.licences.items() if part.distributions),
-                  key=lambda each: -each[1].bytes)  # fmt: skip
+                  key=lambda each: (-each[1].bytes, each[0]))  # fmt: skip
 
 
 def show(summary: Summary, as_json: bool) -> None:
