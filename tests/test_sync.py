@@ -216,6 +216,7 @@ def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go() -> None:
     assert threading.active_count() == before
     with pytest.raises(StoreClosedError):
         store.get("a")
+    assert threading.active_count() == before
     store.close()
     assert threading.active_count() == before
 

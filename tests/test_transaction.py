@@ -1,6 +1,5 @@
 """Transactions: what they read stays so, what they write lands whole or not at all."""
 
-# ruff: noqa: PT012 - a conflict is raised at the end of the block
 from __future__ import annotations
 
 import asyncio
@@ -14,11 +13,11 @@ from pocket_plug import (
     MISSING,
     Backend,
     Conflict,
+    Entry,
     Key,
     KeyNameError,
     Memory,
     MissingKeyError,
-    Put,
     Store,
     StoreError,
     SyncStore,
@@ -26,7 +25,7 @@ from pocket_plug import (
     ValueTypeError,
 )
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.testing.contracts import ManualClock
+from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 Open = Callable[..., Any]
@@ -278,14 +277,14 @@ def test_its_views_are_as_a_stores(open_store: Open) -> None:
 
 def test_a_deadline_in_it_counts_from_its_set(open_store: Open) -> None:
     """A value of its own expires within it as in the store; an update keeps the deadline that it saw."""
-    clock = ManualClock()
+    clock = FakeClock()
     store = open_store(clock=clock)
     store.set("hits", 0, ttl=10)
     with store.transaction() as tx:
         tx.set("short", 1, ttl=5)
         tx.update("hits", lambda n: n + 1)
         assert tx.ttl("short") == 5
-        clock.now += 5
+        clock.advance(5)
         assert not tx.has("short")
         assert list(tx.keys()) == ["hits"]
         tx.set("later", 1, ttl=5)
@@ -295,12 +294,12 @@ def test_a_deadline_in_it_counts_from_its_set(open_store: Open) -> None:
 
 def test_what_has_expired_meanwhile_is_a_conflict(open_store: Open) -> None:
     """A decision that rests on a value which is gone by the commit does not land."""
-    clock = ManualClock()
+    clock = FakeClock()
     store = open_store(clock=clock)
     store.set("offer", 1, ttl=10)
     with pytest.raises(Conflict) as caught, store.transaction() as tx:
         tx.set("accepted", tx.get("offer"))
-        clock.now += 10
+        clock.advance(10)
         assert tx.get("offer") == 1
     assert caught.value.keys == {"offer"}
     assert not store.has("accepted")
@@ -419,17 +418,34 @@ def test_a_cancelled_commit_has_landed_or_never_will() -> None:
 
 
 def test_two_tasks_may_read_in_one_transaction() -> None:
-    """Both see the same first version, though the backend gave them different ones."""
+    """Both are given the version that was known first, though the backend answered them with different ones."""
+
+    class Delayed(FaultyMemory):
+        """Each read waits until the test lets it go on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.held: list[asyncio.Event] = []
+
+        async def read(self, key: str) -> Entry | None:
+            self.held.append(asyncio.Event())
+            await self.held[-1].wait()
+            return await super().read(key)
 
     async def main() -> None:
-        async with Store(FaultyMemory()) as store:
+        backend = Delayed()
+        async with Store(backend) as store:
             await store.set("a", 1)
             with pytest.raises(Conflict):
                 async with store.transaction() as tx:
-                    first = asyncio.ensure_future(tx.get("a"))
-                    await first
-                    await store.stack.write([Put("a", 2)])
-                    assert await asyncio.gather(tx.get("a"), tx.get("a")) == [1, 1]
+                    slow, quick = (asyncio.ensure_future(tx.get("a")) for _ in range(2))
+                    while len(backend.held) < 2:
+                        await asyncio.sleep(0)
+                    backend.held[1].set()
+                    assert await quick == 1
+                    await store.set("a", 2)
+                    backend.held[0].set()
+                    assert await slow == 1
                     await tx.set("b", 1)
 
     asyncio.run(main())
