@@ -55,7 +55,10 @@ class EachStep(Step):
     def faults(self, exits: Collection[str]) -> list[str]:
         unrouted = [f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
                     "graph: each(Graph(…))" for action in declared_actions(self.inner.node)]  # fmt: skip
-        return [f"in {self.name!r}: {fault}" for fault in (*self.inner.faults(()), *unrouted)]
+        found = [*self.inner.faults(()), *unrouted]
+        if self.guarded:
+            found.append(f"each({self.inner.name}) can't have a retry or a timeout; give them to {self.inner.name!r}")
+        return [f"in {self.name!r}: {fault}" for fault in found]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         results: list[Any] = []

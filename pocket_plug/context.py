@@ -1,8 +1,10 @@
-"""How a run holds on to the task that it is awaited in: a context of its own, and what must be awaited to its end."""
+"""What a run needs around it: an id, a context of its own in the caller's task, and to await some things to their end."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
@@ -55,3 +57,22 @@ async def to_its_end(coroutine: Coroutine[Any, Any, T],
     if deadline is not None:
         deadline.cancel()
     return task, cancelled
+
+
+class _RunIds:
+    """Unique without asking the system each time; a forked child gets a prefix of its own."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew."""
+        self._prefix, self._count = os.urandom(6).hex(), itertools.count(1)
+
+    def next(self) -> str:
+        """The next id."""
+        return f"{self._prefix}{next(self._count):08x}"
+
+
+run_ids = _RunIds()
+os.register_at_fork(after_in_child=run_ids.renew)

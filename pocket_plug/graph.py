@@ -57,8 +57,7 @@ class Graph(Node[I, O]):
     def __init__(self, main: Any, /, *more: Any, store: Store | SyncStore | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
                  clean_up_grace: TTL = CLEAN_UP_GRACE) -> None:  # fmt: skip
-        self.name = name or "graph"
-        self._options = Options(name=self.name)
+        self._options = Options(name=name or "graph")
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
         self._store: Store | SyncStore | None = store
         self._scope = scope
@@ -67,6 +66,11 @@ class Graph(Node[I, O]):
         self._placed: tuple[Stack, str] | None = None
         self._validated: Options | None = None
         self._is_sync = self.plan.is_sync
+
+    @property
+    def name(self) -> str:
+        """What traces, errors and drawings call it."""
+        return self._options.name
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {', '.join(step.name for step in self.plan.steps.values())}>"

@@ -74,7 +74,8 @@ class Node(Generic[I, O, R]):
     """One step of a graph. Override some of the phases, each `async def` or `def`:
 
     - `prep(store, input)` reads from the store and gives what `exec` needs;
-    - `exec(prepared)` works, without the store; it alone is retried and timed out, and should hold all side effects;
+    - `exec(prepared)` works, without the store; it alone is retried and timed out. What it does to the world outside may be
+      done again: by a retry, and after a conflict over something that prep has read;
     - `fallback(prepared, error)` answers when `exec` is out of attempts;
     - `post(store, input, prepared, result)` writes, and gives the output, or `self.action(output)` to leave by another
       way. Its writes land at once when it returns, or not at all; it may be called again after a conflict.

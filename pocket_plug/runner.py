@@ -9,8 +9,6 @@ An `Execution` is one run of one graph. Nothing of it is kept on a node, and not
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import CoroutineType
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backend import Change
 from .chain import DEFAULT, END, Next
-from .context import to_its_end
+from .context import run_ids, to_its_end
 from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, StepLimitError
 from .hookspecs import NodeCall, Phase, PhaseCall, Run
 from .keys import type_name
@@ -50,23 +48,6 @@ Visited = tuple[Step | None, Any, asyncio.CancelledError | None]
 """Where to go (None: the run ends), with what, and a cancellation that came while the node was past stopping."""
 
 
-class _RunIds:
-    """Unique without asking the system each time; a forked child gets a prefix of its own."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        self._prefix, self._count = os.urandom(6).hex(), itertools.count(1)
-
-    def next(self) -> str:
-        return f"{self._prefix}{next(self._count):08x}"
-
-
-_run_ids = _RunIds()
-os.register_at_fork(after_in_child=_run_ids.renew)
-
-
 class Execution:
     """One run of one graph over one store. The outermost one keeps the steps that nested ones share."""
 
@@ -86,13 +67,13 @@ class Execution:
         self.turn_ends = 0.0
         if parent is None:
             self.outermost, self.exits = self, NO_EXITS
-            self.run = run = Run(_run_ids.next(), self.plan.name, input=input)
+            self.run = run = Run(run_ids.next(), graph.name, input=input)
         else:
             self.outermost, self.exits = parent.outermost, parent.exits
-            self.run = run = Run(_run_ids.next(), self.plan.name, parent.run, parent.run.depth + 1, input)
+            self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input)
             if run.depth > graph.max_depth:
                 raise StepLimitError(
-                    f"graph {self.plan.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
+                    f"graph {graph.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
                     "does it contain itself? Else raise Graph(…, max_depth=…)"
                 )
         self.observers = observers = pocket.observers(run)
@@ -109,7 +90,7 @@ class Execution:
         """The error for one step more than the run may take."""
         limit = self.outermost.max_steps
         return StepLimitError(
-            f"graph {self.plan.name!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
+            f"graph {self.run.graph!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
             f"{limit}: a loop that never ends? Else raise Graph(…, max_steps=…)"
         )
 

@@ -404,7 +404,7 @@ class Store(StoreWriter):
 
     @property
     def stack(self) -> Stack:
-        """The built stack: `parts(store.stack)` lists it, `str` draws it."""
+        """The built stack: `parts(store.stack)[1:]` lists its parts, `str` draws it."""
         return self._source
 
 

@@ -135,7 +135,7 @@ class _NodeTimer:
         attributes["pocket_plug.node.outcome"] = call.outcome or "ok"
         if call.action is not None:
             # one that leads to a node stands in the graph; others may come from anywhere, a language model say
-            known = call.next is not None or call.action in ("default", "end")
+            known = call.next is not None or call.action in ("default", "END")
             attributes["pocket_plug.node.action"] = capped(call.action) if known else "_OTHER"
         self.instruments.node_duration.record(seconds, attributes)
 
