@@ -316,6 +316,6 @@ def test_a_warning_reaches_a_terminal():
         "from pocket_plug.pocket import Pocket\n"
         "Pocket(autoload=False, plugins=[object()])\n"
     )  # fmt: skip
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "plugin 'object' can't be used: it implements no hook" in result.stderr
     assert logging.getLogger("pocket_plug").level == logging.NOTSET

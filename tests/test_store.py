@@ -34,7 +34,7 @@ from pocket_plug import (
     ValueTypeError,
 )
 from pocket_plug.layers.bounding import Bounding
-from pocket_plug.testing.contracts import ManualClock
+from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 Open = Callable[..., Any]
@@ -383,13 +383,13 @@ def test_with_and_without_await_are_the_same() -> None:
 # ------------------------------------------------------------ time to live
 def test_a_value_expires_exactly_at_its_deadline(open_store: Open) -> None:
     """It is there until `now >= expires_at`, for every read; reading doesn't renew it."""
-    clock = ManualClock()
+    clock = FakeClock()
     store = open_store(clock=clock)
     store.set("guest", "Alice", ttl=60)
-    clock.now += 59.75
+    clock.advance(59.75)
     assert store.get("guest") == "Alice"
     assert store.ttl("guest") == 0.25
-    clock.now += 0.25
+    clock.advance(0.25)
     assert store.get("guest", MISSING) is MISSING
     assert not store.has("guest")
     assert store.get_many(["guest"]) == {}
@@ -403,41 +403,41 @@ def test_a_value_expires_exactly_at_its_deadline(open_store: Open) -> None:
 
 def test_a_set_after_the_end_is_readable(open_store: Open) -> None:
     """The Go original kept the dead deadline: whatever was set again was gone at once."""
-    clock = ManualClock()
+    clock = FakeClock()
     store = open_store(clock=clock)
     store.set("k", "old", ttl=10)
-    clock.now += 10
+    clock.advance(10)
     store.set("k", "new")
     assert store.get("k") == "new"
-    clock.now += 1000
+    clock.advance(1000)
     assert store.get("k") == "new"
     assert store.ttl("k") is None
 
 
 def test_a_set_sets_the_deadline_anew(open_store: Open) -> None:
     """Overwriting with a ttl counts from now; without one the value lives for ever, whatever was there."""
-    clock = ManualClock()
+    clock = FakeClock()
     store = open_store(clock=clock)
     store.set_many({"longer": 1, "lifted": 1}, ttl=10)
-    clock.now += 9
+    clock.advance(9)
     store.set("longer", 2, ttl=10)
     store.set("lifted", 2)
     assert (store.ttl("longer"), store.ttl("lifted")) == (10, None)
-    clock.now += 9
+    clock.advance(9)
     assert store.get_many(["longer", "lifted"]) == {"longer": 2, "lifted": 2}
-    clock.now += 1
+    clock.advance(1)
     assert store.get_many(["longer", "lifted"]) == {"lifted": 2}
 
 
 def test_an_update_keeps_the_deadline(open_store: Open) -> None:
     """A counter of five minutes ends after five minutes, however often it counts; then it begins anew, for ever."""
-    clock = ManualClock()
+    clock = FakeClock()
     store = open_store(clock=clock)
     store.set("hits", 0, ttl=10)
-    clock.now += 9
+    clock.advance(9)
     assert store.update("hits", lambda n: n + 1) == 1
     assert store.ttl("hits") == 1
-    clock.now += 1
+    clock.advance(1)
     with pytest.raises(MissingKeyError):
         store.update("hits", lambda n: n + 1)
     assert store.update("hits", lambda n: n + 1, default=100) == 101
@@ -449,7 +449,7 @@ def test_an_update_keeps_the_deadline(open_store: Open) -> None:
 )
 def test_a_ttl_may_be_written_in_several_ways(ttl: Any, left: float) -> None:
     """Seconds, text with units, a timedelta."""
-    store = SyncStore(clock=ManualClock())
+    store = SyncStore(clock=FakeClock())
     store.set("k", 1, ttl=ttl)
     assert store.ttl("k") == left
 
@@ -676,7 +676,7 @@ def test_a_sync_store_over_a_store_takes_it_as_it_is() -> None:
     assert store.sync.scope("s").place == (store.stack, "s:")
     assert store.scope("s").sync.place == (store.stack, "s:")
     assert store.sync.get("a") == 1
-    for options in ({"layers": [Bounding(max_entries=1)]}, {"clock": ManualClock()}):
+    for options in ({"layers": [Bounding(max_entries=1)]}, {"clock": FakeClock()}):
         with pytest.raises(ConfigError, match="give them to the Store"):
             SyncStore(store, **options)  # type: ignore[arg-type]
 

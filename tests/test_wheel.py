@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def run(*command: object, folder: Path) -> str:
     """Run a command outside of the checkout, without what this environment sets for Python."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "POCKET_PLUG"))}
-    done = subprocess.run([str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -355,7 +355,7 @@ def test_another_writer_never_stops_the_loop(tmp_path: Path, durability: sqlite.
             begun = len(backend.threads_of("BEGIN IMMEDIATE"))
             writing = [asyncio.ensure_future(backend.write([Put("a", 2)]))]
             # Until the writer thread waits for the file.
-            while not any(name.startswith("writer") for name in backend.threads_of("BEGIN IMMEDIATE")[begun:]):  # noqa: ASYNC110
+            while not any(name.startswith("writer") for name in backend.threads_of("BEGIN IMMEDIATE")[begun:]):
                 await asyncio.sleep(0)
             writing += [asyncio.ensure_future(backend.write([Put("a", 3 + n)])) for n in range(2)]
             await settle()
@@ -738,7 +738,7 @@ def test_what_the_system_refuses_is_an_error_that_passes(program: str, said: str
     with tempfile.TemporaryDirectory() as folder:  # pytest's own lets nobody else in
         path = Path(folder) / "state.db"
         command = [sys.executable, "-c", program, str(path), durability]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - our own
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
     error, works = done.stdout.splitlines()
     assert error.startswith(f"{path}: ")

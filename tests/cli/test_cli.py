@@ -129,7 +129,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> str:
     """What a command prints to a terminal."""
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
-    with subprocess.Popen([*POCKET_PLUG, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env):  # noqa: S603
+    with subprocess.Popen([*POCKET_PLUG, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env):
         os.close(theirs)
         shown = b""
         try:
@@ -389,7 +389,7 @@ def test_an_error_is_one_message(capsys):
 def test_a_bug_keeps_its_traceback():
     """An exception of the user's code is a bug of theirs: its traceback is shown, exit code 1."""
     write("failing.py", FAILING)
-    result = subprocess.run([*POCKET_PLUG, "run", "failing.py", "x"], capture_output=True, text=True, check=False)  # noqa: S603
+    result = subprocess.run([*POCKET_PLUG, "run", "failing.py", "x"], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.rstrip().endswith("ValueError: a bug")
 
@@ -403,7 +403,7 @@ def test_interrupt():
             await asyncio.Event().wait()
     """)  # fmt: skip
     command = [*POCKET_PLUG, "run", "waiting.py"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "waiting\n"
         run.send_signal(signal.SIGINT)

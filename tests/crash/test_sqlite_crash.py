@@ -44,12 +44,12 @@ asyncio.run(main())
 def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path, durability: str) -> None:
     """Killed at random moments: every acknowledged write is there, whole, and versions go on from above it."""
     path = tmp_path / "state.db"
-    moments = random.Random(17)  # noqa: S311 - no secret
+    moments = random.Random(17)
     acknowledged: dict[str, int] = {}
     highest = 0
     for _ in range(5):
         command = [sys.executable, "-c", COUNTING, str(path), durability]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603 - our own
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             kill_after = moments.randrange(1, 400)
             for number, line in enumerate(child.stdout, 1):
@@ -103,7 +103,7 @@ def test_processes_that_share_a_file_lose_no_update(tmp_path: Path) -> None:
     """Four processes make a new file at the same moment and count on one key: the sum is exact."""
     path = tmp_path / "state.db"
     children = [
-        subprocess.Popen(  # noqa: S603 - our own
+        subprocess.Popen(
             [sys.executable, "-c", INCREMENTING, str(path), durability],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
