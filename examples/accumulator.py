@@ -47,7 +47,7 @@ async def main() -> None:
         print(await one_by_one.run(Reading(station, celsius)))
 
     at_once = Graph(each(collect, concurrency=25) >> summarise, store=store.scope("many"), name="at_once")
-    print(await at_once.run(Reading(f"station {n}", n / 10) for n in range(200)))
+    print(await at_once.run(Reading(f"station {n}", n / 10) for n in range(201)))
 
 
 if __name__ == "__main__":

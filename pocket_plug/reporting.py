@@ -39,9 +39,10 @@ class _Templates:
         # the longest first, and of one length the most literal
         for template in sorted(declared_templates, key=lambda t: (-t.count(":"), t.count("{"))):
             start = template.partition(":")[0]
+            if "{" in start:
+                continue  # it would be found in every name
             pattern = "[^:]+".join(map(re.escape, re.split(r"\{\w*\}", template)))
-            entry = (re.compile(f"{pattern}(?::|\\Z)"), template)
-            self._by_start.setdefault("" if "{" in start else start, []).append(entry)
+            self._by_start.setdefault(start, []).append((re.compile(f"{pattern}(?::|\\Z)"), template))
 
     def find(self, name: str) -> str:
         """A key within scopes is the templates of each, joined; what follows the last declared one is left out."""
@@ -49,7 +50,7 @@ class _Templates:
         position = 0
         while position < len(name):
             start = name[position:].partition(":")[0]
-            for pattern, template in (*self._by_start.get(start, ()), *self._by_start.get("", ())):
+            for pattern, template in self._by_start.get(start, ()):
                 if match := pattern.match(name, position):
                     found.append(template)
                     position = match.end()

@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SHOWN = {
     "accumulator": """
         3 readings, 9.5 °C on average, warmest at harbour
-        200 readings, 10.0 °C on average, warmest at station 199
+        201 readings, 10.0 °C on average, warmest at station 200
     """,
     "agent": """
         answer: about 3.8 people per km²
