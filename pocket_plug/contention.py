@@ -55,8 +55,9 @@ class Combiner:
     async def apply(self, name: str, step: Step) -> Any:
         """The caller's answer. Raises what `step` raised, or Conflict when other processes never let go of the key."""
         request = _Request(step)
-        # whoever leads may be a task that can't go on before this call is over, or wait for a gate held around it
-        if blocked_loop() is not None or self._gates.is_held_here(name):
+        # whoever leads may be a task that can't go on before this call is over, or wait for one who waits for a gate
+        # held around it
+        if blocked_loop() is not None or self._gates.held_here():
             await self._apply_all(name, [request])
             return request.waiter.outcome()[1]
         place = (name, request.waiter.loop)
@@ -193,13 +194,16 @@ class Gates:
             for name, ticket in held.items():
                 self._leave(name, ticket)
 
-    def is_held_here(self, name: str) -> bool:
-        """Does a node around this call hold this gate?"""
-        return (self, name) in _held.get()
+    def held_here(self) -> set[str]:
+        """The gates that a node around this call holds."""
+        return {name for gates, name in _held.get() if gates is self}
 
     def taken(self, names: Iterable[str]) -> list[str]:
         """Those of these names whose gate somebody else holds."""
-        return [name for name in names if name in self._queues and not self.is_held_here(name)] if self._queues else []
+        if not self._queues:
+            return []
+        mine = self.held_here()
+        return [name for name in names if name in self._queues and name not in mine]
 
     def turn(self, names: Collection[str], in_line: bool) -> AbstractAsyncContextManager[None]:
         """In which to try again: in line for these names; at once where nobody queues and the caller need not."""

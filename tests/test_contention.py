@@ -547,6 +547,20 @@ def test_a_sync_update_never_waits_for_its_own_loop(threaded: type[Backend], tmp
     without_hanging(lambda: main(SQLite(tmp_path / "state.db")))
 
 
+def test_an_update_within_an_update_ends(threaded: type[Backend]) -> None:
+    """Of another key it is done; of the same key it overtakes the outer one each time: a Conflict, not a hang."""
+
+    def nested() -> None:
+        with Store(threaded()).sync as store:
+            store.update("k", lambda items: (*items, store.update("other", add(1), default=())), default=())
+            assert store.get_many(["k", "other"]) == {"k": ((1,),), "other": (1,)}
+            with pytest.raises(Conflict, match="'k' was changed by somebody else"):
+                store.update("k", lambda items: store.update("k", add("inner")) and (*items, "outer"), default=())
+            assert "outer" not in store.get("k")
+
+    all_of([nested])
+
+
 # ------------------------------------------------------------ gates
 def test_a_gate_is_held_by_one(threaded: type[Backend]) -> None:
     """By one task or thread at a time, on whatever loop."""
@@ -646,6 +660,26 @@ def test_a_call_that_blocks_its_loop_does_not_wait_for_its_tasks() -> None:
                 Context().run(drive, enter("a"))  # called by another than the one who holds it
             assert drive(enter("a")) == drive(enter("b")) == "entered"
         assert drive(enter("a")) == "entered"
+
+    without_hanging(main)
+
+
+def test_who_holds_a_gate_waits_for_no_other() -> None:
+    """Two nodes in their turn, each updating what the other one is in line for, are both done."""
+
+    async def main() -> None:
+        async with Store(FaultyMemory()) as store:
+
+            async def in_turn(mine: str, other: str) -> None:
+                async with store.stack.gates.hold([mine]):
+                    for n in range(5):
+                        await store.update(other, add(n), default=())
+                        await store.update(mine, add(n), default=())
+
+            background = [asyncio.ensure_future(store.update(key, add("x"), default=())) for key in "abab"]
+            await asyncio.gather(in_turn("a", "b"), in_turn("b", "a"), *background)
+            for key in "ab":
+                assert Counter(await store.get(key)) == {**dict.fromkeys(range(5), 2), "x": 2}
 
     without_hanging(main)
 
