@@ -56,17 +56,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Target:
-    """`case` takes at most `limit` times what `of` take together; without `of`, at most `limit`."""
+    """`case` takes at most `limit` times what `of` take together; without `of`, at most `limit`.
+
+    With `beyond` two cases, it may take as much more as the second takes more than the first.
+    """
 
     case: str
     limit: float
     of: tuple[str, ...]
+    beyond: tuple[str, str] | None = None
 
     def __str__(self) -> str:
-        return f"≤ {self.limit:g}" + (f" x {' + '.join(self.of)}" if self.of else "")
+        said = f"≤ {self.limit:g}" + (f" x {' + '.join(self.of)}" if self.of else "")
+        return f"{said}, beyond what {self.beyond[1]} loses" if self.beyond else said
 
     def ratio(self, values: dict[str, float]) -> float:
-        return values[self.case] / (sum(values[name] for name in self.of) if self.of else 1)
+        value = values[self.case]
+        if self.beyond:
+            value -= values[self.beyond[1]] - values[self.beyond[0]]
+        return value / (sum(values[name] for name in self.of) if self.of else 1)
 
 
 @dataclass(frozen=True)
@@ -114,9 +122,9 @@ class Bench:
         """A value that the row measured itself."""
         self.values[name] = value
 
-    def target(self, case: str, limit: float, *of: str) -> None:
-        """What is to be reached: at most `limit` times what the cases `of` take together; without them, `limit`."""
-        self.targets.append(Target(case, limit, of))
+    def target(self, case: str, limit: float, *of: str, beyond: tuple[str, str] | None = None) -> None:
+        """What is to be reached: see `Target`."""
+        self.targets.append(Target(case, limit, of, beyond))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a step of the set-up on the loop that the async cases run on."""
@@ -146,8 +154,9 @@ class Bench:
             self.values[case.name] = median(case.least) / (case.times * case.per) * 1e6
 
     def _calibrate(self, case: Case) -> None:
-        """How often is it to be repeated for one sample? What takes longer than its budget has been measured with this."""
-        while (seconds := self._sample(case)) < self.effort.seconds:
+        """Warm it up, and see how often to repeat it for one sample. What has spent its budget by then is measured."""
+        seconds = self._sample(case)
+        while case.spent < self.effort.budget and (seconds := self._sample(case)) < self.effort.seconds:
             case.times = max(case.times * 2, int(case.times * self.effort.seconds / max(seconds, 1e-7)))
         if case.spent >= self.effort.budget:
             case.least.append(seconds)

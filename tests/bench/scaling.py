@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from pocket_plug import Graph, Store, StoreWriter, each, node
+from pocket_plug import Entry, Graph, Store, StoreWriter, each, node
 
 from .harness import Bench, Body, row
 from .nodes import Phases, chain, item
@@ -13,12 +13,20 @@ from .nodes import Phases, chain, item
 LINEAR = 1.3
 
 
-def grow(bench: Bench, name: str, unit: str, many: int, body: Callable[[int], Body], *, per: int | None = None) -> None:
-    """The same with a tenth and with all of so many, per unit; or in all, of what should not depend on how many there are."""
+Pair = tuple[str, str]
+
+
+def grow(bench: Bench, name: str, unit: str, many: int, body: Callable[[int], Body], *, per: int | None = None) -> Pair:
+    """The same with a tenth and with all of so many, per unit; or per so many, where it should not depend on all."""
     fewer, more = f"{name}, {many // 10:,} {unit}", f"{name}, {many:,} {unit}"
     bench.case(fewer, body(many // 10), per=per or many // 10)
     bench.case(more, body(many), per=per or many)
-    bench.target(more, LINEAR, fewer)
+    return fewer, more
+
+
+def linear(bench: Bench, pair: Pair, *, beyond: Pair | None = None) -> None:
+    """It is linear if the unit costs the same. What outgrows the processor's caches takes longer by that alone: see `beyond`."""
+    bench.target(pair[1], LINEAR, pair[0], beyond=beyond)
 
 
 @row
@@ -40,22 +48,23 @@ def nodes(bench: Bench) -> None:
         graph = chain(Phases(), length)
         return body
 
-    grow(bench, "made", "nodes", 10_000, make)
-    grow(bench, "run", "nodes", 10_000, run)
+    linear(bench, grow(bench, "made", "nodes", 10_000, make))
+    linear(bench, grow(bench, "run", "nodes", 10_000, run))
+
+
+def names(number: int) -> list[str]:
+    return [f"user:{n // 10}:{n % 10}" for n in range(number)]
+
+
+def filled(number: int) -> tuple[Store, list[str]]:
+    store, keys = Store(), names(number)
+    store.sync.set_many(dict.fromkeys(keys, 1))
+    return store, keys
 
 
 @row
 def entries(bench: Bench) -> None:
-    """an entry of a store in memory: set, get, scanned; and the scan of a scope of ten"""
-
-    def names(number: int) -> list[str]:
-        return [f"user:{n // 10}:{n % 10}" for n in range(number)]
-
-    def filled(number: int) -> tuple[Store, list[str]]:
-        store, keys = Store(), names(number)
-        for key in keys:
-            store.sync.set(key, 1)
-        return store, keys
+    """an entry of a store in memory: set, got and scanned; beside the same object in a dict"""
 
     def set(number: int) -> Body:
         async def body(times: int) -> None:
@@ -85,7 +94,40 @@ def entries(bench: Bench) -> None:
         store, _ = filled(number)
         return body
 
-    def scan_scope(number: int) -> Body:
+    def set_in_dict(number: int) -> Body:
+        def body(times: int) -> None:
+            for _ in range(times):
+                items: dict[str, Entry] = {}
+                for version, key in enumerate(keys):
+                    items[key] = Entry(1, version, None)
+
+        keys = names(number)
+        return body
+
+    def get_from_dict(number: int, keys: Callable[[list[str]], list[str]] = list) -> Body:
+        def body(times: int) -> None:
+            for _ in range(times):
+                for key in wanted:
+                    _entry = items[key]
+
+        items = {key: Entry(1, version, None) for version, key in enumerate(names(number))}
+        wanted = keys(list(items))
+        return body
+
+    many = bench.effort.many
+    dict_set = grow(bench, "a dict's set", "entries", many, set_in_dict)
+    dict_get = grow(bench, "a dict's get", "entries", many, get_from_dict)
+    dict_scan = grow(bench, "a dict's get in order", "entries", many, lambda number: get_from_dict(number, sorted))
+    linear(bench, grow(bench, "set", "entries", many, set), beyond=dict_set)
+    linear(bench, grow(bench, "get", "entries", many, get), beyond=dict_get)
+    linear(bench, grow(bench, "scan", "entries", many, scan), beyond=dict_scan)
+
+
+@row
+def scopes(bench: Bench) -> None:
+    """the scan of a scope of ten in a store in memory"""
+
+    def scan(number: int) -> Body:
         async def body(times: int) -> None:
             for _ in range(times):
                 async for _key in scope.keys():
@@ -95,11 +137,7 @@ def entries(bench: Bench) -> None:
         scope = store.scope("user:77")
         return body
 
-    many = bench.effort.many
-    grow(bench, "set", "entries", many, set)
-    grow(bench, "get", "entries", many, get)
-    grow(bench, "scan", "entries", many, scan)
-    grow(bench, "scan of a scope of ten", "entries", many, scan_scope, per=10)
+    linear(bench, grow(bench, "scan", "entries", bench.effort.many, scan, per=10))
 
 
 @row
@@ -114,7 +152,7 @@ def items(bench: Bench) -> None:
         graph = Graph(each(item, concurrency=100), store=Store())
         return body
 
-    grow(bench, "fan-out", "items", bench.effort.many, run)
+    linear(bench, grow(bench, "fan-out", "items", bench.effort.many, run))
 
 
 @node.post
@@ -147,5 +185,5 @@ def concurrent(bench: Bench) -> None:
         store = Store()
         return body
 
-    grow(bench, "runs", "runs", 1000, runs)
-    grow(bench, "updates", "updates", 1000, updates)
+    linear(bench, grow(bench, "runs", "runs", 1000, runs))
+    linear(bench, grow(bench, "updates", "updates", 1000, updates))
