@@ -7,6 +7,7 @@ from collections.abc import Collection, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .chain import Chain
+from .errors import ConfigError
 from .graph import Graph, make_step
 from .node import Node, Options, X, Y, as_chain, options_of
 from .phases import declared_actions
@@ -29,9 +30,9 @@ class Each(Node[Iterable[X], list[Y]]):
         if as_chain(node).edges or isinstance(node, Chain):
             raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
         if concurrency < 1:
-            raise ValueError(f"concurrency={concurrency}: at least one item at a time")
+            raise ConfigError(f"concurrency={concurrency}: at least one item at a time")
         if errors not in ("raise", "collect"):
-            raise ValueError(f"errors={errors!r}: it is 'raise' or 'collect'")
+            raise ConfigError(f"errors={errors!r}: it is 'raise' or 'collect'")
         self.node, self.concurrency, self.errors = node, concurrency, errors
         self._options = Options(name=f"each_{options_of(node).name}")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, overloa
 from typing_extensions import TypeVar
 
 from .chain import Action, Chain, Next, Out
+from .errors import ConfigError
 from .keys import Key
 from .retry import Retry
 from .store import StoreReader, StoreWriter
@@ -66,7 +67,7 @@ class Options:
                     if not isinstance(key, Key):
                         raise TypeError(f"{name}=({key!r},): give Keys, such as Key('user:{{}}', User)")
         if given.get("isolation", "default") not in ("default", "serializable"):
-            raise ValueError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
+            raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
         return replace(self, **given)
 
 

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import cast
 
+from .errors import ConfigError
 from .ttl import TTL, seconds
 
 
@@ -30,7 +31,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.backoff < 1 or self.max_delay < 0 or not 0 <= self.jitter <= 1:
-            raise ValueError(f"{self}: attempts and backoff are 1 or more, max_delay 0 or more, jitter 0 to 1")
+            raise ConfigError(f"{self}: attempts and backoff are 1 or more, max_delay 0 or more, jitter 0 to 1")
         object.__setattr__(self, "delay", 0.0 if self.delay == 0 else seconds(self.delay))
 
     def covers(self, error: BaseException) -> bool:
