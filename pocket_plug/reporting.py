@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backend import Backend
+from .errors import ConfigError, suggest
 from .keys import declared_templates
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    S = TypeVar("S", bound=DataclassInstance)
+else:
+    S = TypeVar("S")
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 """The semantic conventions that the names of attributes and metrics follow."""
@@ -129,6 +140,16 @@ def _frames(trace: TracebackType | None) -> list[str]:
         frames.append((code.co_filename, trace.tb_lineno, code.co_qualname))
         trace = trace.tb_next
     return [f'  File "{file}", line {line}, in {name}' for file, line, name in frames[-MAX_FRAMES:]]
+
+
+# ---------------------------------------------------------------- settings
+def changed(layer: str, settings: S, changes: Mapping[str, Any]) -> S:
+    """A layer's settings (a dataclass) with the changes made. Raises ConfigError for what isn't one of them."""
+    known = [field.name for field in fields(settings)]
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"{layer} has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}")
+    return replace(settings, **changes)
 
 
 # ---------------------------------------------------------------- parts

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from opentelemetry import trace
@@ -21,7 +21,7 @@ from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer
-from pocket_plug.reporting import error_type, say_once, template_of
+from pocket_plug.reporting import changed, error_type, say_once, template_of
 
 if TYPE_CHECKING:
     from pocket_plug.pocket import Pocket
@@ -52,11 +52,7 @@ def configure(**changes: Unpack[Changes]) -> Settings:
     `[plugins.logging] events = true` does the same. Raises ConfigError for what isn't an option.
     """
     global _settings
-    for name in changes:
-        if name not in Changes.__annotations__:
-            known = list(Changes.__annotations__)
-            raise ConfigError(f"logging has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}")
-    former, _settings = _settings, replace(_settings, **changes)
+    former, _settings = _settings, changed("logging", _settings, changes)
     return former
 
 

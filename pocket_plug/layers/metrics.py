@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from opentelemetry import metrics
@@ -21,10 +21,10 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from typing_extensions import Unpack
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
-from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.errors import Conflict
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer, parts
-from pocket_plug.reporting import SCHEMA_URL, capped, error_type, nobody_can, own_version, say_once, system_of
+from pocket_plug.reporting import SCHEMA_URL, capped, changed, error_type, nobody_can, own_version, say_once, system_of
 
 if TYPE_CHECKING:
     from pocket_plug.pocket import Pocket
@@ -59,11 +59,7 @@ def configure(**changes: Unpack[Changes]) -> Settings:
     `[plugins.metrics] node_duration = false` does the same. Raises ConfigError for what isn't an option.
     """
     global _settings
-    for name in changes:
-        if name not in Changes.__annotations__:
-            known = list(Changes.__annotations__)
-            raise ConfigError(f"metrics has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}")
-    former, _settings = _settings, replace(_settings, **changes)
+    former, _settings = _settings, changed("metrics", _settings, changes)
     return former
 
 

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextvars import Token
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
 
 from opentelemetry import context as otel_context
@@ -30,12 +30,13 @@ from opentelemetry.trace import (
 from typing_extensions import Unpack
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
-from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.errors import ConfigError, Conflict
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run, hookimpl
 from pocket_plug.layer import Layer, parts
 from pocket_plug.reporting import (
     SCHEMA_URL,
     capped,
+    changed,
     error_text,
     error_type,
     nobody_can,
@@ -79,14 +80,11 @@ def configure(**changes: Unpack[Changes]) -> Settings:
     `[plugins.tracing] detail = "phase"` does the same. Raises ConfigError for what isn't an option.
     """
     global _settings, _live
-    for name in changes:
-        if name not in Changes.__annotations__:
-            known = ", ".join(Changes.__annotations__)
-            raise ConfigError(f"tracing has no option {name!r}; it has: {known}.{suggest(name, known.split(', '))}")
-    detail = changes.get("detail", "node")
+    settings = changed("tracing", _settings, changes)
+    detail = settings.detail
     if detail not in get_args(Detail):
         raise ConfigError(f"tracing's detail is one of {', '.join(get_args(Detail))}, not {detail!r}.")
-    former, _settings = _settings, replace(_settings, **changes)
+    former, _settings = _settings, settings
     _live = None
     look()
     return former
