@@ -276,15 +276,15 @@ class Export(SpanProcessor):
     @property
     def unsent(self) -> int:
         """Spans that ended and are not exported."""
-        return self._ended - self._counted.sent
+        return max(self._ended - self._counted.sent, 0)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue it."""
         context = span.get_span_context()
         if context is not None and context.trace_flags.sampled:
-            with self._lock:
-                self._ended += 1
             self._batch.on_end(span)
+            with self._lock:  # not before: a SIGTERM between the two would have it counted as lost
+                self._ended += 1
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Export what waits."""

