@@ -214,7 +214,8 @@ class Execution:
                             measure(call, phase, started)
                 action, target = DEFAULT, step.next
                 if output.__class__ is Next:
-                    action, output = output.action, output.output
+                    way: Next[Any] = output
+                    action, output = way.action, way.output
                     target = step.actions.get(action) or self._leave(step, action)
                 if call is not None:
                     call.action, call.next = action, target.name if target is not None else None
@@ -351,7 +352,8 @@ class Execution:
         commit = transaction.end(serializable=step.serializable) if transaction is not None else None
         action, target = DEFAULT, step.next
         if output.__class__ is Next:
-            action, output = output.action, output.output
+            way: Next[Any] = output
+            action, output = way.action, way.output
             target = step.actions.get(action) or self._leave(step, action)  # before anything is committed
         if call is not None:
             call.action, call.next = action, target.name if target is not None else None
