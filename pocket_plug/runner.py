@@ -214,8 +214,7 @@ class Execution:
                             measure(call, phase, started)
                 action, target = DEFAULT, step.next
                 if output.__class__ is Next:
-                    way: Next[Any] = output
-                    action, output = way.action, way.output
+                    action, output = _way(output)
                     target = step.actions.get(action) or self._leave(step, action)
                 if call is not None:
                     call.action, call.next = action, target.name if target is not None else None
@@ -352,8 +351,7 @@ class Execution:
         commit = transaction.end(serializable=step.serializable) if transaction is not None else None
         action, target = DEFAULT, step.next
         if output.__class__ is Next:
-            way: Next[Any] = output
-            action, output = way.action, way.output
+            action, output = _way(output)
             target = step.actions.get(action) or self._leave(step, action)  # before anything is committed
         if call is not None:
             call.action, call.next = action, target.name if target is not None else None
@@ -559,6 +557,10 @@ class _Lost(Exception):
 
     def __init__(self, conflict: Conflict, transaction: Transaction, prepared: Any, result: Any) -> None:
         self.conflict, self.transaction, self.prepared, self.result = conflict, transaction, prepared, result
+
+
+def _way(left: Next[Any]) -> tuple[str, Any]:
+    return left.action, left.output
 
 
 def _timed_out(step: Step) -> NodeTimeout:
