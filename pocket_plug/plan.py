@@ -56,7 +56,7 @@ class Step:
         self.input_type, self.output_type = declared, output_type(node)
         # a class that isinstance can check needs no call
         plain_class = isinstance(declared, type) and type(declared) is type and declared not in (float, complex, object)
-        self.input_class: type | None = declared if plain_class else None
+        self.input_class: Any = declared if plain_class else None
         self.fits: Function | None = None if declared is Any else checker(declared)
         # prep, exec and post where there is nothing else to a visit of this node: what the runner does in one go
         colours = {is_async(function) for name in PHASES if (function := functions[name]) is not None}
