@@ -139,7 +139,7 @@ class Execution:
             # `_try` do is done right here, with the store's objects made by hand: it takes a fifth of the time. Keep it in
             # step with them.
             plain = None
-            if simply and (step.input_class is None or isinstance(value, step.input_class)):
+            if simply and (step.input_class is None or issubclass(value.__class__, step.input_class)):
                 plain = step.plain_async or (step.plain_def if in_place else None)
             if plain is None:
                 step, value, cancelled = await (self.watch(step, value) if watched else self.visit(step, value, None))

@@ -28,7 +28,8 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 def environment(folder: Path) -> dict[str, str]:
     """As a user's shell has it, with our command on the path and nothing sent anywhere."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
-    return clean | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder), "NO_COLOR": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return clean | {"PATH": path, "HOME": str(folder), "NO_COLOR": "1"}
 
 
 def name_of(page: Path) -> str:

@@ -31,7 +31,7 @@ from pocket_plug.pocket import Pocket
 from pocket_plug.testing.layer_contract import LayerContract
 
 LARGE = {"text": "state " * 1_000, "numbers": list(range(1_000)), "pair": (1, {2.5})}
-NOISE = random.Random(1).randbytes(5_000)  # noqa: S311
+NOISE = random.Random(1).randbytes(5_000)
 
 
 def stored(backend: Memory, key: str) -> object:
