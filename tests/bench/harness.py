@@ -233,8 +233,12 @@ def select(pattern: str) -> list[Row]:
 
 def measure(row: Row, effort: Effort) -> Result:
     """Set a row up and measure it, here and now."""
+    silenced = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with Bench(effort) as bench:
-        row.function(bench)
-        bench.measure()
+    try:
+        with Bench(effort) as bench:
+            row.function(bench)
+            bench.measure()
+    finally:
+        logging.disable(silenced)
     return Result(row.name, row.title, bench.unit, bench.values, bench.targets)
