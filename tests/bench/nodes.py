@@ -105,8 +105,6 @@ def node(bench: Bench) -> None:
     bench.target("pocket_plug", 0.3, "PocketFlow AsyncFlow")
     bench.target("pocket_plug, post writes a key", 0.7, "PocketFlow AsyncFlow, post writes a key")
     bench.target("pocket_plug, a no-op observer", 0.9, "PocketFlow AsyncFlow")
-    for name, body in peers.workflows(FEW).items():
-        bench.case(name, body, per=FEW)
 
 
 async def three_awaits(times: int) -> None:
@@ -141,8 +139,15 @@ def run_of_one_node(bench: Bench) -> None:
     bench.case("pocket_plug", "await graph.run(1)", graph=chain(Phases(), 1))
     bench.case("PocketFlow AsyncFlow", "await flow.run_async({})", flow=peers.pocketflow_async(1))
     bench.target("pocket_plug", 1, "PocketFlow AsyncFlow")
+
+
+@row
+def node_of_peers(bench: Bench) -> None:
+    """a node of the peers, and a run of one; in a row of its own, for some of them import an SDK that listens to nobody"""
+    for name, body in peers.workflows(FEW).items():
+        bench.case(f"{name}, a node", body, per=FEW)
     for name, body in peers.workflows(1).items():
-        bench.case(name, body)
+        bench.case(f"{name}, a run", body)
 
 
 # ---------------------------------------------------------------- fan-out

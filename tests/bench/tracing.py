@@ -139,11 +139,16 @@ def compare(bench: Bench, nodes: int, per: int, limits: dict[Literal["node", "ph
 @row
 def node_traced(bench: Bench) -> None:
     """a node with prep, exec and post, traced"""
+    compare(bench, NODES, NODES, {"node": 1.2, "phase": 1.1})
+
+
+@row
+def node_traced_by_peers(bench: Bench) -> None:
+    """a node of the peers, traced; in a row of its own, for Logfire sets the process's providers"""
     import logfire
     from burr.integrations.opentelemetry import OpenTelemetryBridge
     from openinference.instrumentation.langchain import LangChainInstrumentor
 
-    compare(bench, NODES, NODES, {"node": 1.2, "phase": 1.1})
     provider = listening()
     bridge: Any = OpenTelemetryBridge(tracer=provider.get_tracer("burr"))
     bench.case("Burr + its OpenTelemetryBridge", peers.burr(FEW, bridge), per=FEW)
