@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import sys
 from contextlib import ExitStack
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 import msgspec
@@ -16,6 +17,9 @@ from pocket_plug.pocket import default_pocket
 
 from .show import as_json
 from .target import load
+
+if TYPE_CHECKING:
+    from pocket_plug.telemetry import Telemetry
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -36,7 +40,9 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, trace: 
         if trace:
             from pocket_plug.telemetry import observe
 
-            closing.callback(observe().close)
+            telemetry = observe()
+            closing.push(lambda kind, *_: _say_where(telemetry) if kind is None else None)
+            closing.callback(telemetry.close)
         if not _is_graph(found):
             if input_json is not None:
                 raise click.UsageError(f"--input is for a graph, and {title} is none")
@@ -45,6 +51,12 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, trace: 
             raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}")
         _print_result(_run_graph(found, input_json), as_json)
         return 0
+
+
+def _say_where(telemetry: Telemetry) -> None:
+    """Where the trace lies. On a terminal the tree ends with that."""
+    if telemetry.file is not None and not sys.stderr.isatty():
+        click.echo(f"trace: {telemetry.file}", err=True)
 
 
 def _is_graph(found: Any) -> TypeGuard[Graph[Any, Any]]:

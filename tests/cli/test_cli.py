@@ -356,6 +356,8 @@ def test_trace(capsys, monkeypatch):
     log: list[str] = []
 
     class Handle:
+        file = "traces.jsonl"
+
         def close(self) -> None:
             log.append("closed")
 
@@ -367,6 +369,7 @@ def test_trace(capsys, monkeypatch):
     assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
     assert main(["run", "flow.py", "--trace", "--input", "3"]) == 2
     assert log == ["observing", "closed"] * 2
+    assert "trace: traces.jsonl" in capsys.readouterr().err.splitlines()
 
 
 # ---------------------------------------------------------------- what goes wrong
