@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
@@ -41,7 +42,7 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, trace: 
             from pocket_plug.telemetry import observe
 
             telemetry = observe()
-            closing.push(lambda kind, *_: _say_where(telemetry) if kind is None else None)
+            closing.push(partial(_say_where, telemetry))
             closing.callback(telemetry.close)
         if not _is_graph(found):
             if input_json is not None:
@@ -53,9 +54,9 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, trace: 
         return 0
 
 
-def _say_where(telemetry: Telemetry) -> None:
-    """Where the trace lies. On a terminal the tree ends with that."""
-    if telemetry.file is not None and not sys.stderr.isatty():
+def _say_where(telemetry: Telemetry, error: type[BaseException] | None, *_: object) -> None:
+    """After a run that went well, where its trace lies. On a terminal the tree ends with that."""
+    if error is None and telemetry.file is not None and not sys.stderr.isatty():
         click.echo(f"trace: {telemetry.file}", err=True)
 
 
