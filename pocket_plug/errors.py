@@ -6,7 +6,6 @@ built-in exception says the same, the class is also that one, so `except KeyErro
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -151,5 +150,7 @@ def suggest(name: str, known: Collection[str]) -> str:
     >>> suggest("max_entires", ["max_entries", "ttl"])
     " Did you mean 'max_entries'?"
     """
+    import difflib  # only what has gone wrong needs it
+
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import date
 from enum import Enum
 from typing import Any, Generic, LiteralString, final
-from uuid import UUID
 
 from typing_extensions import TypeVar
 
@@ -49,6 +47,13 @@ def check_name(name: object) -> str:
         except UnicodeEncodeError:
             raise KeyNameError(f"{name!r:.80} has a lone surrogate, which no store can write") from None
     return name
+
+
+def _is_date_or_uuid(value: object) -> bool:
+    from datetime import date  # seldom needed, and not cheap to import
+    from uuid import UUID
+
+    return isinstance(value, date | UUID)
 
 
 class ReadAs(Generic[V_co, K]):
@@ -99,7 +104,7 @@ class Key(ReadAs[K, K], Generic[K]):
     def _text(self, value: object) -> str:
         if isinstance(value, Enum):
             return self._text(value.value)
-        if isinstance(value, bool) or not isinstance(value, str | int | UUID | date):
+        if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
             raise KeyNameError(
                 f"Key({self.template!r}) can't be filled with {type(value).__name__} {value!r:.80}; "
                 "give a str, int, UUID, date or Enum"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from .errors import ConfigError
 from .ttl import TTL, seconds
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +29,16 @@ class Retry:
     max_delay: float = 60.0
     jitter: float = 0.0
     on: tuple[type[BaseException], ...] = (Exception,)
-    _random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+    _random: Random | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.backoff < 1 or self.max_delay < 0 or not 0 <= self.jitter <= 1:
             raise ConfigError(f"{self}: attempts and backoff are 1 or more, max_delay 0 or more, jitter 0 to 1")
         object.__setattr__(self, "delay", 0.0 if self.delay == 0 else seconds(self.delay))
+        if self.jitter and self._random is None:
+            from random import Random  # its own: a user's random.seed() is not for this
+
+            object.__setattr__(self, "_random", Random())  # noqa: S311 - a pause is no secret
 
     def covers(self, error: BaseException) -> bool:
         """Is this error one to try again after?"""
@@ -47,4 +53,4 @@ class Retry:
             pause = min(self.delay * self.backoff ** (attempt - 1), self.max_delay)
         except OverflowError:
             pause = self.max_delay if self.delay else 0.0
-        return pause * (1 + self.jitter * self._random.random()) if self.jitter else pause
+        return pause if self._random is None else pause * (1 + self.jitter * self._random.random())

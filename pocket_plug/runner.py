@@ -96,7 +96,10 @@ class Execution:
 
     async def give_way(self) -> None:
         """Let the event loop go on where this run has kept it for long enough. Of nested runs the outermost one asks."""
-        if time.perf_counter() > self.turn_ends:
+        now = time.perf_counter()
+        if not self.turn_ends:
+            self.turn_ends = now + TURN
+        elif now > self.turn_ends:
             await asyncio.sleep(0)
             self.turn_ends = time.perf_counter() + TURN
 
@@ -127,8 +130,6 @@ class Execution:
         watched, new, clock = bool(self.observers), object.__new__, time.perf_counter
         in_place = not self.threads and stack.inline_read
         simply = not watched or not self.on_every_phase
-        if not counter.turn_ends:
-            counter.turn_ends = clock() + TURN
         while step is not None:
             counter.steps = steps = counter.steps + 1
             if steps > counter.max_steps:

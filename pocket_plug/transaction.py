@@ -6,10 +6,7 @@ A transaction is a backend itself, so the views of `store` work over it as they 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from .backend import NO_EXPECTATIONS, Change, Clock, Entry, Put
 from .contention import Step
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
     from .store import Stack
     from .waiting import Runner
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, datetime, date, time, timedelta, Decimal, UUID})
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # the codec knows the others
 
 
 def private(value: Any) -> Any:
@@ -99,6 +96,15 @@ class Transaction:
         """Its own write, else what it saw first, else a private copy of what the stack has."""
         if self.ended or self._may_use is not None:
             self._check(key)
+        if self.changes is None and not self.in_post:  # the common case, without calls
+            if self.seen is None:
+                self.seen = {}
+            elif key in self.seen:
+                return self.seen[key]
+            entry = await self.stack.read(key)
+            if entry is not None and entry.value.__class__ not in _ATOMS:
+                return self._see(key, entry)
+            return self.seen.setdefault(key, entry)
         return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
