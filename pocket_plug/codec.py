@@ -303,20 +303,26 @@ def _hints(cls: type) -> Iterable[Any]:
 def _json_depth(value: Any, limit: int) -> int:
     """How deep lists and dicts nest in a value of nothing but them and leaves, which msgspec can take as it is.
 
-    0 for any other value, and beyond `limit`. It goes level by level, so that the loops over items are C's.
+    `value` is a list or dict. 0 where there is something else in it, and beyond `limit`. It goes level by level, so
+    that the loops over items are C's; what is flat, as most values are, needs no copy of a level.
     """
     leaves = _LEAVES
-    if _type_of(value) is list and leaves.issuperset(map(_type_of, value)):
-        return 1  # what the loop would say, without a copy
-    depth = 0
-    level: list[Any] = [value]
+    level: Iterable[Any] = value
+    if _type_of(value) is dict:
+        for key in value:
+            if type(key) not in leaves:
+                return 0
+        level = _values_of(value)
+    if leaves.issuperset(map(_type_of, level)):
+        return 1
+    depth = 1
     while not (kinds := set(map(_type_of, level))) <= leaves:
         if not kinds <= _JSON or depth == limit:
             return 0
         depth += 1
         lists = [item for item in level if _type_of(item) is list] if list in kinds else []
         dicts = [item for item in level if _type_of(item) is dict] if dict in kinds else []
-        if not leaves.issuperset(map(_type_of, chain.from_iterable(dicts))):
+        if dicts and not leaves.issuperset(map(_type_of, chain.from_iterable(dicts))):
             return 0
         level = [*chain.from_iterable(lists), *chain.from_iterable(map(_values_of, dicts))]
     return depth
@@ -593,8 +599,11 @@ class Codec:
         return _HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload
 
     def _pack(self, value: Any) -> tuple[bytes, int]:
+        kind = _type_of(value)
         try:
-            if type(value) in (list, dict) and (depth := _json_depth(value, self.max_depth)):
+            if kind in _LEAVES:
+                return _to_msgpack(value), 0
+            if (kind is dict or kind is list) and (depth := _json_depth(value, self.max_depth)):
                 return _to_msgpack(value), depth
             walk = _Walk(self._require, _LEAVES, self.max_depth)
             return _to_msgpack(walk.wrap(value, 0)), walk.deepest
