@@ -161,13 +161,11 @@ graph = Graph(whole, name="census")
 
 async def census() -> Summary:
     """One census, over a store below the current folder."""
-    progress = Progress()
     async with (
         Store(f"sqlite:///{STATE}/census.db", layers=["tracing", "metrics"]) as store,
-        Pocket(plugins=[progress]) as pocket,
+        Pocket(plugins=[Progress()]) as pocket,
     ):
-        with progress:
-            return await Graph(whole, store=store, name="census").run(None, pocket=pocket)
+        return await Graph(whole, store=store, name="census").run(None, pocket=pocket)
 
 
 @click.command()

@@ -30,16 +30,15 @@ class Progress:
                         disable=not console.is_terminal, transient=True)  # fmt: skip
         self._task = self._bar.add_task("looking around", total=None)
 
-    def __enter__(self) -> None:
-        self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     @hookimpl
     def pocket_observe(self, run: Run) -> Observer | None:
         """Runs of the whole census know how many there are; each run of a survey is one done."""
-        return Observer(run=self._advance) if run.graph == "survey" else Observer(node=self._begin)
+        return Observer(run=self._advance) if run.graph == "survey" else Observer(run=self._show, node=self._begin)
+
+    @contextmanager
+    def _show(self, run: Run) -> Generator[None]:
+        with self._bar:
+            yield
 
     @contextmanager
     def _begin(self, call: NodeCall) -> Generator[None]:
