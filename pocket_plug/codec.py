@@ -433,7 +433,8 @@ class Codec:
     that are registered. A subclass never passes for its base. Objects that stand in a value twice become two.
 
     `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255); both on the way in and
-    out. `declared` is a list of types that are registered when they are first needed.
+    out. `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move
+    what they don't understand: while it is True, a record that can't be made a value here is read as `Sealed`.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -454,6 +455,7 @@ class Codec:
             raise ValueError(f"max_depth is from 1 to 255, not {max_depth}")
         self.max_bytes = max_bytes
         self.max_depth = max_depth
+        self.seals = False
         self._declared = declared
         self._adopted = 0
         self._types: dict[type, _Entry] = {}
@@ -588,6 +590,8 @@ class Codec:
         try:
             payload, depth = self._pack(value)
         except (CodecError, UnicodeEncodeError) as error:
+            if isinstance(value, Sealed):
+                return value.record
             path, culprit = self._culprit(value, error)
             raise type(culprit)(f"value{path}: {culprit}") from error.__cause__
         except RecursionError:
@@ -671,8 +675,12 @@ class Codec:
             )
         try:
             return self._from_msgpack(payload)
-        except (CodecError, MemoryError):
+        except (CorruptRecordError, MemoryError):
             raise
+        except CodecError as error:
+            if not self.seals:
+                raise
+            return Sealed(bytes(data), error)
         except Exception as error:  # the checksum was right, so somebody made it up
             raise CorruptRecordError(f"no record of this codec: {type(error).__name__}: {error}") from error
 
@@ -762,6 +770,42 @@ class Codec:
         return [value if type(value) in _ATOMS else self._copy(value) for value in values]
 
 
+# ---------------------------------------------------------------- records without their types
+class Sealed:
+    """A whole record that can't be made a value here: of an unknown type, say, or of a newer version of one.
+
+    Stored as a value, it is that `record` again, byte for byte. `error` says what is missing.
+    """
+
+    def __init__(self, record: bytes, error: CodecError) -> None:
+        self.record = record
+        self.error = error
+
+
+class Opaque:
+    """What a record says about an object: the `tag` and `version` of its type, and its `state`."""
+
+    def __init__(self, tag: Any, version: Any, state: Any) -> None:
+        self.tag, self.version, self.state = tag, version, state
+
+    def __repr__(self) -> str:
+        return f"<{self.tag} {self.state!r}>"
+
+
+class _Inspector(Codec):
+    def _from_ext(self, code: int, data: memoryview) -> Any:
+        return Opaque(*self._from_msgpack(data)) if code == _RECORD else super()._from_ext(code, data)
+
+
+inspect_record = _Inspector().decode
+"""What a record holds, whatever types are registered: objects are seen as `Opaque`, and no code of theirs runs.
+
+>>> Weekday = Enum("Weekday", ["MON", "TUE"])
+>>> inspect_record(Codec(declared=[Weekday]).encode([Weekday.TUE, Decimal("1.5")]))
+[<Weekday 'TUE'>, Decimal('1.5')]
+"""
+
+# ---------------------------------------------------------------- this process's
 default_codec = Codec(declared=declared_types)
 """The codec of this process: what is not given another one uses it. It takes the types of every `Key` by itself."""
 
