@@ -52,6 +52,24 @@ class Keeping:
         """Can the entry be read?"""
         return (deadline := self.deadline(entry)) is None or now < deadline
 
+    def check(self, expect: Mapping[str, int], now: float) -> None:
+        """Raise Conflict with the keys that have another version than is expected of them."""
+        entries = self.entries
+        if now < self.earliest:  # nothing has expired, so there is no need to ask `alive`: half the time
+            for key, version in expect.items():
+                entry = entries.get(key)
+                if (0 if entry is None else entry.version) != version:
+                    break
+            else:
+                return
+        changed: list[str] = []
+        for key, version in expect.items():
+            entry = entries.get(key)
+            if (entry.version if entry is not None and self.alive(entry, now) else 0) != version:
+                changed.append(key)
+        if changed:
+            raise Conflict(changed)
+
     def apply(self, changes: Iterable[Change], version: int, now: float) -> Sequence[Dropped]:
         """Do all changes, then drop what has to go."""
         entries = self.entries
@@ -114,14 +132,14 @@ class Memory(Backend):
 
     def __init__(self) -> None:
         self._keeping = Keeping()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def __repr__(self) -> str:
         return "memory"
 
     def adopt(self, keeping: Keeping) -> None:
         """Keep the entries in another way from now on. Raises ConfigError where that was done before."""
-        with self._lock:
+        with self.lock:
             former, now = self._keeping, self.clock()
             if type(former) is not Keeping:
                 raise ConfigError(
@@ -141,35 +159,25 @@ class Memory(Backend):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """All under the lock; nothing in it can fail half way."""
         now = self.clock()
-        self._lock.acquire()  # half the price of `with`
+        self.lock.acquire()  # half the price of `with`
         try:
             keeping = self._keeping
             if expect:
-                self._check(expect, now)
+                keeping.check(expect, now)
             if not changes:
                 return keeping.version
             version = keeping.version = keeping.version + 1
             dropped = keeping.apply(changes, version, now)
         finally:
-            self._lock.release()
+            self.lock.release()
         if dropped and keeping.tell is not None:
             await keeping.tell(dropped)
         return version
 
-    def _check(self, expect: Mapping[str, int], now: float) -> None:
-        keeping = self._keeping
-        changed: list[str] = []
-        for key, version in expect.items():
-            entry = keeping.entries.get(key)
-            if (entry.version if entry is not None and keeping.alive(entry, now) else 0) != version:
-                changed.append(key)
-        if changed:
-            raise Conflict(changed)
-
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """The live keys as they were when the scan began, less those gone when it comes to them."""
         keeping = self._keeping
-        with self._lock:
+        with self.lock:
             if keeping.sorted is None:
                 keeping.sorted = sorted(keeping.entries)
             keys = keeping.sorted
@@ -192,7 +200,7 @@ class Memory(Backend):
 
     async def close(self) -> None:
         """Forget everything."""
-        with self._lock:
+        with self.lock:
             self._keeping.clear()
             self._keeping.entries = Closed()
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -613,11 +613,48 @@ def test_one_memory_has_one_bound() -> None:
 
 
 # ---------------------------------------------------------------- costs
+@given(data=st.data(), ttl=st.sampled_from([None, 5]))
+def test_the_shortest_way_is_the_same_way(data: st.DataObject, ttl: int | None) -> None:
+    """One put takes a way of its own where nobody asks what goes: the same stays, in the same order."""
+    clock, gone = FakeClock(), list[str]()
+    short, long = Memory(), Memory()
+    short.clock = long.clock = clock
+    stacks = [
+        Bounding(max_entries=3, ttl=ttl).build(short),
+        Bounding(max_entries=3, ttl=ttl, on_evict=lambda key, value, reason: gone.append(key)).build(long),
+    ]
+    assert stacks[0].write != short.write
+    assert stacks[1].write == long.write
+    keys = st.sampled_from(["a", "b", "c", "d", "e", "pocket:x"])
+    for _ in range(data.draw(st.integers(1, 30))):
+        clock.advance(data.draw(st.sampled_from([0, 0, 1, 6])))
+        key = data.draw(keys)
+        deadline = data.draw(st.sampled_from([None, None, clock() + 2, clock() + 8]))
+        change = Put(key, object(), deadline, renews=data.draw(st.booleans()))
+        seen = drive_inline(long.read(key)) if data.draw(st.booleans()) else None
+        expect = {key: seen.version} if seen else data.draw(st.sampled_from([{}, {key: 0}]))
+        outcomes: list[object] = []
+        for stack in stacks:
+            try:
+                outcomes.append(drive_inline(stack.write([change], expect)))
+            except Conflict as conflict:
+                outcomes.append(conflict.keys)
+        assert outcomes[0] == outcomes[1]
+        read = data.draw(keys)
+        assert drive_inline(stacks[0].read(read)) == drive_inline(stacks[1].read(read))
+        assert ordered(short) == ordered(long)
+
+
+def ordered(memory: Memory) -> list[tuple[str, Any, float | None]]:
+    """What it keeps, the least recently used first, with the deadlines."""
+    kept: Any = memory._keeping
+    return [(key, entry, kept.deadline(entry)) for key, entry in kept.entries.items()]
+
+
 def test_over_memory_there_is_no_second_index() -> None:
     """A second index costs more than twice per set, 40 bytes per entry, and a race: the layer is passed straight by."""
     memory = Memory()
     stack = Bounding(max_entries=10).build(memory)
-    assert stack.write == memory.write
     assert stack.inline_read
     assert stack.inline_write
     drive_inline(stack.write([Put("a", 1)]))
