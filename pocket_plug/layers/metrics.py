@@ -233,29 +233,30 @@ class Count:
     (42, 42)
     """
 
-    __slots__ = ("_counter", "_lock", "_looks", "add")
+    __slots__ = ("_lock", "_looks", "add", "counter")
 
     def __init__(self) -> None:
-        self._counter = itertools.count()
-        self.add: Callable[[], int] = self._counter.__next__
+        self.counter = itertools.count()
+        """`next(count.counter)` is `add`, in two thirds of the time."""
+        self.add: Callable[[], int] = self.counter.__next__
         self._lock = threading.Lock()
         self._looks = 0  # each look takes an item too
 
     def add_many(self, number: int) -> None:
         """Add several."""
-        deque(itertools.islice(self._counter, number), maxlen=0)
+        deque(itertools.islice(self.counter, number), maxlen=0)
 
     def value(self) -> int:
         """What was added so far."""
         with self._lock:
-            value = next(self._counter) - self._looks
+            value = next(self.counter) - self._looks
             self._looks += 1
             return value
 
     def reset(self) -> None:
         """Begin at 0 again, in a forked child: what it inherited, its parent reports."""
         self._lock = threading.Lock()
-        self._looks = next(self._counter) + 1
+        self._looks = next(self.counter) + 1
 
 
 class Tally:
@@ -397,7 +398,7 @@ def _counting(
     inner_read: Callable[[str], Awaitable[Entry | None]], tally: Tally
 ) -> Callable[[str], Awaitable[Entry | None]]:
     """A read that is counted. What it calls are local names: a third of what it costs would be to find them."""
-    hit, miss = tally.hits.add, tally.misses.add
+    hits, misses = tally.hits.counter, tally.misses.counter
 
     async def read(key: str) -> Entry | None:
         try:
@@ -406,9 +407,9 @@ def _counting(
             tally.failed("get", error)
             raise
         if entry is None:
-            miss()
+            next(misses)
         else:
-            hit()
+            next(hits)
         return entry
 
     return read
