@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from typing_extensions import dataclass_transform
 
+from .errors import ConfigError
+
 T = TypeVar("T")
 Clock = Callable[[], float]
 """Gives epoch seconds, as `time.time` does; injected wherever time matters, so that tests own it."""
@@ -77,6 +79,9 @@ class Backend:
     survives: bool = False
     """Do entries survive the process? A stack that would delete such entries by accident is refused."""
 
+    buffered: bool = False
+    """May a write that was acknowledged still be lost with the process, until `flush` or `close`?"""
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Backend.read:
@@ -119,6 +124,13 @@ class Backend:
 
     async def open(self) -> None:
         """Acquire what is needed. Called once, before the first operation."""
+
+    async def own(self) -> None:
+        """Once open: keep whoever else would own the same data off it, until `close` or the end of the process.
+
+        Raises StoreBusyError where somebody owns it. The owner's writes get consecutive versions.
+        """
+        raise ConfigError(f"{self!r} can't be owned by one process, as persistence mode='behind' needs it")
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""

@@ -61,7 +61,7 @@ class Layer(Backend):
             raise ConfigError(f"{self!r} is part of a stack already; a stack is built from recipes")
         layer = copy.copy(self)
         layer.__dict__["inner"] = inner
-        layer.clock, layer.survives = inner.clock, inner.survives
+        layer.clock, layer.survives, layer.buffered = inner.clock, inner.survives, inner.buffered
         own = type(layer)
         changed = {name for name in _DERIVED_FROM if getattr(own, name) is not getattr(Layer, name)}
         for name, sources in _DERIVED_FROM.items():

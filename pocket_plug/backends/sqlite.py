@@ -109,6 +109,7 @@ class SQLite(Backend):
         self.timeout = timeout
         self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
         self._open = False
+        self._ownership: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
         self._writer: sqlite3.Cursor
         self._writing = threading.Lock()  # held by whoever uses the writer
@@ -173,6 +174,22 @@ class SQLite(Backend):
         self._writer = connection.cursor()
         self._open = True
 
+    async def own(self) -> None:
+        """Hold SQLite's own lock on an empty file beside this one, `state.db-owner`: it ends with the process."""
+        path = f"{self._absolute.resolve()}-owner"
+        lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            lock.close()
+            if not _is_busy(error):
+                raise self._explained(error) from error
+            raise StoreBusyError(
+                f"{self.path} is owned by another store that writes behind, here or in another process; close that one, "
+                "or share it"
+            ) from error
+        self._ownership = lock
+
     def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
         try:
             return sqlite3.connect(
@@ -231,6 +248,9 @@ class SQLite(Backend):
             self._close_readers()
             with self._writing:
                 self._writer.connection.close()
+            if self._ownership is not None:
+                self._ownership.close()
+                self._ownership = None
 
     def _close_readers(self) -> None:
         while self._readers:

@@ -1,7 +1,8 @@
 """The persistence layer: the stack inside is a cache, and another backend, `to`, is the authority.
 
-The near tier never answers for the durable one where the two might differ: a key that is being written, or whose write
-didn't end well, is read from the durable tier until the near one has dropped it.
+With `mode="behind"` the authority is that backend with a queue in front (`write_behind`). The near tier never answers
+for the durable one where the two might differ: a key that is being written, or whose write didn't end well, is read from
+the durable tier until the near one has dropped it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, suggest
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.layer import Layer
 
+if TYPE_CHECKING:
+    from pocket_plug.layers.write_behind import WriteBehind
+
 _logger = logging.getLogger("pocket_plug")
+
+Mode = Literal["through", "behind"]
+MAX_PENDING = 10_000
 
 
 class Persistence(Layer):
@@ -25,8 +32,12 @@ class Persistence(Layer):
     - `to`: a URL such as "sqlite:///orders.db", or a Backend that isn't open yet.
     - `mode="through"`: a write is done when the durable tier has it. A read asks the near tier first, and fills it with
       what the durable one has.
+    - `mode="behind"`: a write is done when it is queued, and its values are encoded; a thread writes to the durable tier,
+      which it has for itself. What is queued is lost if the process is killed: never a part of a write, and never one
+      without all those before it. `flush` waits until nothing is; `close` and the end of the process do so too.
+    - `max_pending`: how many keys may be queued, with `behind`; further writes wait.
 
-    What other processes write is seen when the near tier has dropped its own copy: bound it by a `ttl`
+    With `through`, what other processes write is seen when the near tier has dropped its own copy: bound it by a `ttl`
     (`layers=[Persistence(to=…), Bounding(ttl="1m")]`), or write, which then meets a Conflict instead of losing theirs.
 
     Raises ConfigError when it is built over a backend that is durable itself, or with a mode there isn't.
@@ -40,13 +51,19 @@ class Persistence(Layer):
     """
 
     to: str | Backend
-    mode: Literal["through", "behind"] = "through"
+    mode: Mode = "through"
+    max_pending: int | None = None
 
     def on_build(self) -> None:
         self._refuse_nonsense()
         self._durable = durable = self._resolved()
         durable.clock = self.clock
-        self.survives = durable.survives
+        self.queue: WriteBehind | None = None
+        if self.mode == "behind":
+            from pocket_plug.layers.write_behind import WriteBehind  # late: the codec comes with it
+
+            self._durable = durable = self.queue = WriteBehind(durable, self.max_pending or MAX_PENDING)
+        self.survives, self.buffered = durable.survives, durable.buffered
         near = self.inner
         self.inline_write = near.inline_write and durable.inline_write
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
@@ -57,11 +74,16 @@ class Persistence(Layer):
         self._leases: dict[str, list[set[str]]] = {}  # for each key, the fills that a write of it has to stop
 
     def _refuse_nonsense(self) -> None:
-        if self.mode == "behind":
-            raise ConfigError("persistence: mode 'behind' is not available yet; use mode='through'")
-        if self.mode != "through":
+        modes = get_args(Mode)
+        if self.mode not in modes:
             raise ConfigError(
-                f"persistence has no mode {self.mode!r:.80}; it has: 'through'.{suggest(str(self.mode), ['through'])}"
+                f"persistence has no mode {self.mode!r:.80}; it has: {', '.join(map(repr, modes))}."
+                f"{suggest(str(self.mode), modes)}"
+            )
+        if self.max_pending is not None and (self.mode != "behind" or self.max_pending < 1):
+            raise ConfigError(
+                f"persistence: max_pending is {self.max_pending!r} with mode={self.mode!r}; give a number of keys, "
+                "1 or more, with mode='behind', which alone has a queue"
             )
         if self.inner.survives:
             raise ConfigError(

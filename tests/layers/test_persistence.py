@@ -1,4 +1,4 @@
-"""The persistence layer, `through`: a near tier that caches, a durable one that decides."""
+"""The persistence layer, `through` (`behind`: test_write_behind): a near tier that caches, a durable one that decides."""
 
 from __future__ import annotations
 
@@ -474,13 +474,7 @@ def test_threads_read_what_was_written_last() -> None:
 
 
 # ---------------------------------------------------------------- what is refused
-def test_behind_is_not_available_yet() -> None:
-    """None is better than a lossy one; the message says what to use."""
-    with pytest.raises(ConfigError, match="not available yet; use mode='through'"):
-        build_stack(Memory(), [Persistence(to=Memory(), mode="behind")])
-
-
-def test_an_unknown_mode_is_refused_with_the_known_one() -> None:
+def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
     """With a hint where it was misspelt."""
     with pytest.raises(ConfigError, match="Did you mean 'through'"):
         build_stack(Memory(), [Persistence(to=Memory(), mode="trough")])  # type: ignore[arg-type]

@@ -1,0 +1,512 @@
+"""What `Persistence(mode="behind")` writes to: a queue in front of a durable backend, and the thread that drains it.
+
+All that is queued goes into one atomic write, so what the durable backend has is always a prefix of history. Whatever is
+asked is answered by the queue, else by the durable backend: together they are one backend, the caller of `write` merely
+doesn't wait for the second half of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.codec import Sealed, default_codec
+from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreClosedError, StoreError
+from pocket_plug.waiting import Waiter, drive, wake
+
+_logger = logging.getLogger("pocket_plug")
+
+DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""Seconds between the tries of a batch that meets a busy backend; after the last of them it has failed."""
+
+_open: weakref.WeakSet[WriteBehind] = weakref.WeakSet()
+
+
+class _Queued:
+    """The last change of a key: a Put's record in the codec's bytes, or None for a Delete."""
+
+    __slots__ = ("expires_at", "key", "record", "version")
+
+    def __init__(self, key: str, record: bytes | None, expires_at: float | None, version: int) -> None:
+        self.key = key
+        self.record = record
+        self.expires_at = expires_at
+        self.version = version
+
+    def alive(self, now: float) -> bool:
+        return self.record is not None and (self.expires_at is None or now < self.expires_at)
+
+    def entry(self, now: float) -> Entry | None:
+        """What a reader gets: a value of its own."""
+        if self.record is None or not self.alive(now):
+            return None
+        try:
+            return Entry(default_codec.decode(self.record), self.version, self.expires_at)
+        except CodecError as error:
+            raise type(error)(f"key {self.key!r}: {error}") from error
+
+    def change(self) -> Change:
+        """What the durable backend gets. An expired one too, or the value before it would come back."""
+        if self.record is None:
+            return Delete(self.key, self.version)
+        try:
+            value = default_codec.decode(self.record)
+        except CodecError as error:  # it is its reader's to fail, not that of all that is queued with it
+            value = Sealed(self.record, error)
+        return Put(self.key, value, self.expires_at, self.version)
+
+
+Queue = dict[str, _Queued]
+
+
+class _Ticket:
+    """A write that waits for room."""
+
+    __slots__ = ("admitted", "slots", "waiter")
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.admitted = False
+        self.waiter = Waiter[None]()
+
+
+class WriteBehind(Backend):
+    """A backend whose writes are done when they are queued; a thread hands them on to `durable`.
+
+    It owns `durable`: from `open` to `close` nothing else may write there. `max_pending` bounds the keys that are queued
+    or on their way; writes beyond it wait for room. A busy backend is tried again after `DELAYS`, by `sleep`. What else
+    goes wrong there is raised by the next write, flush or close, and each of them has it tried again; nothing that is
+    queued is given up before `close`.
+    """
+
+    needs_loop = False
+    buffered = True
+
+    def __init__(self, durable: Backend, max_pending: int, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        if durable.needs_loop:
+            raise ConfigError(
+                f"persistence mode='behind' to {durable!r}: that backend needs an event loop, and what is queued has to "
+                "be written when there is none any more; use mode='through'"
+            )
+        self.durable = durable
+        self.clock = durable.clock
+        self.survives = durable.survives
+        self.inline_read = durable.inline_read
+        self.max_pending = max_pending
+        self._sleep = sleep
+        self._is_open = False
+        self._begin_empty()
+
+    def __repr__(self) -> str:
+        return f"WriteBehind({self.durable!r})"
+
+    def _begin_empty(self) -> None:
+        self._state = threading.Condition()  # guards all of these; reentrant, as garbage collection withdraws
+        self._pending: Queue = {}
+        self._in_flight: Queue = {}
+        self._since = self._in_flight_since = 0.0
+        self._reserved = 0  # slots of writes that are about to be queued
+        self._tickets: deque[_Ticket] = deque()
+        self._flushes: list[tuple[int, Waiter[None]]] = []
+        self._looks: list[set[str]] = []  # for each look into the durable backend, the keys written meanwhile
+        self._version = 0  # the last one given
+        self._landed: int | None = 0  # the durable backend's counter, as far as it is known
+        self._failure: Exception | None = None
+        self._intrusion: StoreError | None = None
+        self._try_again = False
+
+    # ------------------------------------------------------------ what can be seen from outside
+    @property
+    def length(self) -> int:
+        """How many keys have a write that the durable backend doesn't have yet."""
+        with self._state:
+            return len({**self._in_flight, **self._pending})
+
+    @property
+    def age(self) -> float:
+        """How many seconds the oldest write has been waiting; 0 where none is."""
+        with self._state:
+            if not self._in_flight and not self._pending:
+                return 0.0
+            return max(0.0, self.clock() - (self._in_flight_since if self._in_flight else self._since))
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the last try to write ended with; None where it went well."""
+        return self._failure
+
+    # ------------------------------------------------------------ opening and closing
+    async def open(self) -> None:
+        """Open the durable backend and own it. Raises StoreBusyError where somebody else does."""
+        if self._is_open:
+            return
+        if any(other.durable is self.durable for other in list(_open)):
+            raise StoreBusyError(
+                f"{self.durable!r} is owned by another stack that writes behind; share that one's store"
+            )
+        await self.durable.open()
+        try:
+            if self.durable.survives:
+                await self.durable.own()
+            self._begin_empty()
+            self._version = self._landed = await self.durable.version()
+        except BaseException:
+            await self.durable.close()
+            raise
+        self._is_open = True
+        _open.add(self)
+        self._thread = threading.Thread(target=self._drain, name=f"drain to {self.durable!r}"[:60], daemon=True)
+        self._thread.start()
+        atexit.register(self._close_at_exit)  # daemon threads end with the process, whatever is queued
+
+    async def close(self) -> None:
+        """Write what is queued, then let go of the durable backend. Raises StoreError where that can't be written."""
+        with self._state:
+            if not self._is_open:
+                return
+            self._is_open = False
+            self._try_again = True
+            self._finished = Waiter[None]()
+            refused = [ticket.waiter.fail(self._not_open()) for ticket in self._tickets]
+            self._tickets.clear()
+            self._state.notify_all()
+        wake(refused)
+        atexit.unregister(self._close_at_exit)
+        try:
+            await self._finished.shielded()
+            self._thread.join()
+        finally:
+            _open.discard(self)
+            await self.durable.close()
+        lost, self._pending = len(self._pending), {}
+        if lost:
+            raise StoreError(
+                f"{self.durable!r} was closed without the last writes of {lost} key(s), which are lost: {self._failure}"
+            ) from self._failure
+        self._tell_of_intrusion()
+
+    def _close_at_exit(self) -> None:
+        try:
+            drive(self.close())
+        except Exception as error:  # nobody is left who could catch it
+            _logger.error("persistence: at the end of the process: %s", error, exc_info=error)
+
+    def forget(self) -> None:
+        """In a forked child: what is queued is its parent's, which has the thread and owns the durable backend."""
+        atexit.unregister(self._close_at_exit)
+        self._is_open = False
+        self._begin_empty()
+
+    def _not_open(self) -> StoreClosedError:
+        return StoreClosedError(
+            f"{self.durable!r} is not open for writing behind: it was closed, or not opened yet (async with Store(…)), "
+            "or it was opened by the process that this one was forked from"
+        )
+
+    def _refuse_unless_usable(self) -> None:
+        """Raise what the last try to write ended with, and have it tried again."""
+        if not self._is_open:
+            raise self._not_open()
+        self._tell_of_intrusion()
+        if self._failure is not None:
+            self._try_again = True
+            self._state.notify_all()
+            raise self._refusal(self._failure)
+
+    def _refusal(self, failure: Exception) -> StoreError:
+        kind = StoreBusyError if isinstance(failure, StoreBusyError) else StoreError
+        error = kind(
+            f"what was queued for {self.durable!r} could not be written: {failure}. It stays queued ({self.length} "
+            "key(s)); each write, flush and close has it tried again, and writes are refused until that has gone well"
+        )
+        error.__cause__ = failure
+        return error
+
+    def _tell_of_intrusion(self) -> None:
+        """Raise, once, that somebody else was there."""
+        intrusion, self._intrusion = self._intrusion, None
+        if intrusion is not None:
+            raise intrusion
+
+    # ------------------------------------------------------------ reading
+    def _find(self, key: str) -> _Queued | None:
+        with self._state:
+            return self._pending.get(key) or self._in_flight.get(key)
+
+    async def read(self, key: str) -> Entry | None:
+        """What is queued for the key, else what the durable backend has."""
+        queued = self._find(key)
+        return await self.durable.read(key) if queued is None else queued.entry(self.clock())
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The same of several, with one look into the durable backend."""
+        names = list(dict.fromkeys(keys))
+        with self._state:
+            queued = {key: found for key in names if (found := self._pending.get(key) or self._in_flight.get(key))}
+        entries = await self.durable.read_many([key for key in names if key not in queued])
+        now = self.clock()
+        return entries | {key: entry for key, found in queued.items() if (entry := found.entry(now)) is not None}
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """The keys of both in one order, each as it is when the scan comes to it."""
+        with self._state:
+            queued = sorted(key for key in {**self._in_flight, **self._pending} if key.startswith(prefix))
+        before = iter(queued)
+        upcoming = next(before, None)
+        async for key in self.durable.scan(prefix):
+            while upcoming is not None and upcoming < key:
+                if await self._is_alive(upcoming):
+                    yield upcoming
+                upcoming = next(before, None)
+            if upcoming == key:
+                upcoming = next(before, None)
+                if await self._is_alive(key):
+                    yield key
+            elif (found := self._find(key)) is None or found.alive(self.clock()):
+                yield key
+        while upcoming is not None:
+            if await self._is_alive(upcoming):
+                yield upcoming
+            upcoming = next(before, None)
+
+    async def _is_alive(self, key: str) -> bool:
+        """Is a key there that was queued when the scan began? It may have landed since."""
+        queued = self._find(key)
+        return await self.durable.read(key) is not None if queued is None else queued.alive(self.clock())
+
+    async def version(self) -> int:
+        """The last version given. The durable backend's counter follows it."""
+        if not self._is_open:
+            raise self._not_open()
+        return self._version
+
+    # ------------------------------------------------------------ writing
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """Queue all changes or none, once there is room. Raises CodecError for a value that can't be stored."""
+        if not changes:
+            if not self._is_open:
+                raise self._not_open()
+            return await self._enter((), expect)
+        records = [self._record(change) for change in changes]
+        slots = min(len({change.key for change in changes}), self.max_pending)
+        await self._reserve(slots)
+        try:
+            return await self._enter([*zip(changes, records, strict=True)], expect)
+        finally:
+            with self._state:
+                self._reserved -= slots  # from here on what is queued counts
+                admitted = self._admit()
+            wake(admitted)
+
+    def _record(self, change: Change) -> bytes | None:
+        """The bytes of a value: so that it can be changed from now on, and what can't be stored is refused here."""
+        if not isinstance(change, Put):
+            return None
+        try:
+            return default_codec.encode(change.value)
+        except CodecError as error:
+            raise type(error)(f"key {change.key!r}: {error}") from error
+
+    async def _reserve(self, slots: int) -> None:
+        """Wait for room, in line."""
+        with self._state:
+            self._refuse_unless_usable()
+            if not self._tickets and self._fits(slots):
+                self._reserved += slots
+                return
+            ticket = _Ticket(slots)
+            self._tickets.append(ticket)
+        try:
+            await ticket.waiter
+        except BaseException:
+            with self._state:
+                if ticket.admitted:
+                    self._reserved -= slots
+                elif ticket in self._tickets:
+                    self._tickets.remove(ticket)
+                admitted = self._admit()
+            wake(admitted)
+            raise
+
+    def _fits(self, slots: int) -> bool:
+        return self._reserved + len(self._pending) + len(self._in_flight) + slots <= self.max_pending
+
+    def _admit(self) -> list[Waiter[None]]:
+        """Those that there is room for now; to be woken."""
+        admitted: list[Waiter[None]] = []
+        while self._tickets and self._fits(self._tickets[0].slots):
+            ticket = self._tickets.popleft()
+            ticket.admitted = True
+            self._reserved += ticket.slots
+            admitted.append(ticket.waiter.give(None))
+        return admitted
+
+    async def _enter(self, changes: Sequence[tuple[Change, bytes | None]], expect: Mapping[str, int]) -> int:
+        """Check and queue in one step, after a look at what the durable backend has of the keys that matter."""
+        asked = {*expect, *(change.key for change, _ in changes if change.version is not None)}
+        if not asked:
+            with self._state:
+                return self._queue(changes, {})
+        while True:
+            written: set[str] = set()
+            with self._state:
+                missing = [key for key in asked if key not in self._pending and key not in self._in_flight]
+                self._looks.append(written)
+            try:
+                found = await self.durable.read_many(missing) if missing else {}
+            except BaseException:
+                with self._state:
+                    self._end_look(written)
+                raise
+            with self._state:
+                self._end_look(written)
+                if written.isdisjoint(missing):
+                    self._check(expect, found)
+                    return self._queue(changes, found)
+
+    def _end_look(self, written: set[str]) -> None:
+        self._looks = [look for look in self._looks if look is not written]
+
+    def _check(self, expect: Mapping[str, int], durable: Mapping[str, Entry]) -> None:
+        now = self.clock()
+        changed: list[str] = []
+        for key, expected in expect.items():
+            found = self._pending.get(key) or self._in_flight.get(key) or durable.get(key)
+            alive = found is not None and (not isinstance(found, _Queued) or found.alive(now))
+            if (found.version if found is not None and alive else 0) != expected:
+                changed.append(key)
+        if changed:
+            raise Conflict(changed)
+
+    def _queue(self, changes: Iterable[tuple[Change, bytes | None]], durable: Mapping[str, Entry]) -> int:
+        """Let the changes in, under the next version, and tell the thread."""
+        if not self._is_open:
+            raise self._not_open()
+        if not changes:
+            return self._version
+        version = highest = self._version + 1
+        if not self._pending:
+            self._since = self.clock()
+        for change, record in changes:
+            key, own = change.key, version
+            if change.version is not None:
+                own = change.version
+                found = self._pending.get(key) or self._in_flight.get(key) or durable.get(key)
+                if found is not None and (found.version > own or (found.version == own and record is not None)):
+                    continue
+                highest = max(highest, own)
+            self._pending[key] = _Queued(key, record, change.expires_at if isinstance(change, Put) else None, own)
+            for look in self._looks:
+                look.add(key)
+        self._version = highest
+        self._state.notify_all()
+        return version
+
+    async def flush(self) -> None:
+        """Wait until the durable backend has what was queued when this was called, and has flushed it too."""
+        waiter = Waiter[None]()
+        with self._state:
+            if not self._is_open:
+                raise self._not_open()
+            if not self._pending and not self._in_flight:
+                wake([waiter.give(None)])
+            else:
+                self._flushes.append((self._version, waiter))
+                self._try_again = self._failure is not None
+                self._state.notify_all()
+        try:
+            await waiter
+        finally:
+            with self._state:
+                self._flushes = [flush for flush in self._flushes if flush[1] is not waiter]
+        self._tell_of_intrusion()
+        await self.durable.flush()
+
+    # ------------------------------------------------------------ draining
+    def _drain(self) -> None:
+        """The thread: all that has been queued while the last batch was written goes into the next one."""
+        while (taken := self._take()) is not None:
+            version, batch = taken
+            failure: Exception | None = None
+            try:
+                self._land(batch)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next caller is told
+                failure = error
+            except BaseException as error:  # noqa: BLE001 - nor may the thread end and leave all waiting
+                failure = StoreError(f"{type(error).__name__}: {error}")
+            wake(self._failed(batch, failure) if failure else self._done(version))
+        wake([self._finished.give(None)])
+
+    def _take(self) -> tuple[int, Queue] | None:
+        with self._state:
+            while not self._pending or (self._failure is not None and not self._try_again):
+                if not self._is_open:
+                    return None
+                self._state.wait()
+            self._try_again = False
+            self._in_flight, self._pending = self._pending, {}
+            self._in_flight_since = self._since
+            return self._version, self._in_flight
+
+    def _land(self, batch: Queue) -> None:
+        version = self._write([queued.change() for queued in batch.values()])
+        expected, self._landed = self._landed, max(version, *(queued.version for queued in batch.values()))
+        if expected is not None and version != expected + 1:
+            self._note_intrusion()
+
+    def _write(self, changes: Sequence[Change]) -> int:
+        """One atomic write, tried again while the backend is busy."""
+        for delay in DELAYS:
+            try:
+                return drive(self.durable.write(changes))
+            except StoreBusyError as busy:
+                _logger.warning("persistence: %r is busy, next try in %g s: %s", self.durable, delay, busy)
+                self._sleep(delay)
+        return drive(self.durable.write(changes))
+
+    def _note_intrusion(self) -> None:
+        """The counter has moved on by another hand: whatever that wrote may be newer than what we gave a version."""
+        self._intrusion = StoreError(
+            f"somebody else has written to {self.durable!r}, which this process owns; where both wrote a key, theirs may "
+            "stand. Open it there without mode='behind' only while nobody writes behind here"
+        )
+        _logger.error("persistence: %s", self._intrusion)
+        with self._state:
+            self._version = max(self._version, self._landed or 0)
+
+    def _done(self, version: int) -> list[Waiter[Any]]:
+        with self._state:
+            self._in_flight = {}
+            self._failure = None
+            done = [waiter.give(None) for wanted, waiter in self._flushes if wanted <= version]
+            self._flushes = [flush for flush in self._flushes if flush[0] > version]
+            return [*done, *self._admit()]
+
+    def _failed(self, batch: Queue, failure: Exception) -> list[Waiter[Any]]:
+        """Keep the batch, under what was queued since, and tell all that wait for it."""
+        _logger.error("persistence: %r refuses what is queued: %s", self.durable, failure, exc_info=failure)
+        with self._state:
+            self._pending, self._in_flight = {**batch, **self._pending}, {}
+            self._since = self._in_flight_since
+            self._failure, self._landed = failure, None
+            waiting = [waiter for _, waiter in self._flushes] + [ticket.waiter for ticket in self._tickets]
+            self._flushes.clear()
+            self._tickets.clear()
+            return [waiter.fail(self._refusal(failure)) for waiter in waiting]
+
+
+def _forget_all() -> None:
+    for queue in list(_open):
+        queue.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
