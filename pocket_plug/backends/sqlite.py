@@ -40,7 +40,8 @@ _SCHEMA = (
 )
 _WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
             FROM pragma_application_id, pragma_user_version"""
-_READ = "SELECT key, value, version, expires_at FROM entries WHERE key = ?"
+_READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
+_READ_MANY = "SELECT key, value, version, expires_at FROM entries WHERE key = ?"
 _ALIVE = "(expires_at IS NULL OR expires_at > ?)"
 _SEEN = f"SELECT version FROM entries WHERE key = ? AND {_ALIVE}"  # noqa: S608 - constants only
 # No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
@@ -259,18 +260,35 @@ class SQLite(Backend):
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
-        """One look-up in place, about as dear as decoding what it finds."""
-        for _, value, version, expires_at in self._rows(_READ, ((key,),)):
-            if expires_at is None or self.clock() < expires_at:
-                return Entry(self._decoded(key, value), version, expires_at)
-        return None
+        """One look-up in place."""
+        try:  # as in `_rows`, whose call would be felt here
+            cursor = self._readers.pop()
+        except IndexError:
+            cursor = self._reader()
+        try:
+            row = cursor.execute(_READ, (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        finally:
+            self._readers.append(cursor)
+            if not self._open:
+                self._close_readers()
+        if row is None:
+            return None
+        record, version, expires_at = row
+        if expires_at is not None and expires_at <= self.clock():
+            return None
+        try:
+            return Entry(default_codec.decode(record), version, expires_at)
+        except CodecError as error:
+            raise self._of_record(key, error) from error
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """All as they were at one moment."""
         now = self.clock()
         return {
             key: Entry(self._decoded(key, value), version, expires_at)
-            for key, value, version, expires_at in self._rows(_READ, [(key,) for key in keys])
+            for key, value, version, expires_at in self._rows(_READ_MANY, [(key,) for key in keys])
             if expires_at is None or now < expires_at
         }
 
@@ -330,7 +348,7 @@ class SQLite(Backend):
         now = self.clock()
         seen = {
             key: version
-            for key, _, version, expires_at in self._rows(_READ, [(key,) for key in expect])
+            for key, _, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
             if expires_at is None or now < expires_at
         }
         if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
@@ -347,12 +365,13 @@ class SQLite(Backend):
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 self._commit([request])
-            except sqlite3.Error as error:
-                if _is_busy(error):
-                    return False
-                raise self._explained(error) from error
-            finally:
+            except BaseException as error:
                 _roll_back(self._writer)  # a keyboard interrupt may have come between
+                if isinstance(error, sqlite3.Error):
+                    if _is_busy(error):
+                        return False
+                    raise self._explained(error) from error
+                raise
         finally:
             self._writing.release()
         return True
@@ -470,7 +489,8 @@ class SQLite(Backend):
         highest = request.version = version
         for change in request.changes:
             own = version if change.version is None else change.version
-            highest = max(highest, own)
+            if own > highest:
+                highest = own
             if isinstance(change, Put):
                 statement = _PUT if change.version is None else _PUT_IF_NEWER
                 execute(statement, (change.key, change.value, own, change.expires_at))
@@ -492,7 +512,10 @@ class SQLite(Backend):
         try:
             return default_codec.decode(value)
         except CodecError as error:
-            raise type(error)(f"{self.path}, key {key!r}: {error}") from error
+            raise self._of_record(key, error) from error
+
+    def _of_record(self, key: str, error: CodecError) -> CodecError:
+        return type(error)(f"{self.path}, key {key!r}: {error}")
 
     def _not_open(self) -> StoreClosedError:
         return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet (async with Store(…))")
