@@ -16,6 +16,7 @@ from pocket_plug.pocket import default_pocket
 
 from .run import graph, run
 from .show import plugins, stack
+from .store import store
 
 
 class Failure(click.ClickException):
@@ -64,7 +65,7 @@ def cli(debug: bool) -> None:
     """State management for workflows: stores, graphs, plugins."""
 
 
-for command in (run, graph, plugins, stack):
+for command in (run, graph, plugins, stack, store):
     cli.add_command(command)
 
 

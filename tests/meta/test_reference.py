@@ -228,24 +228,29 @@ def options(command: click.Command) -> set[str]:
     return {name for each in command.params if isinstance(each, click.Option) for name in each.opts}
 
 
-def usage(command: click.Command) -> str:
-    """How it is called, without its options."""
-    pieces = command.collect_usage_pieces(click.Context(command))
-    return " ".join(["pocket-plug", command.name or "", *(piece for piece in pieces if piece != "[OPTIONS]")])
+def commands(group: click.Group, path: str = "pocket-plug") -> dict[str, click.Command]:
+    """All of a group, those of its groups too, by how they are called, without their options."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
+        found[" ".join([path, name, *pieces])] = command
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{path} {name}")
+    return found
 
 
-@pytest.mark.parametrize("name", cli.commands)
-def test_every_command_with_its_options(name: str) -> None:
+COMMANDS = commands(cli)
+
+
+@pytest.mark.parametrize("usage", COMMANDS)
+def test_every_command_with_its_options(usage: str) -> None:
     """A heading that says how it is called, and a row for each option."""
-    command = cli.commands[name]
-    assert rows(usage(command)).keys() == options(command)
+    assert rows(usage).keys() == options(COMMANDS[usage])
 
 
 def test_no_command_that_is_not_there() -> None:
     """Nor an option of all of them."""
-    assert {title for title in headings() if title.startswith("pocket-plug ")} == {
-        usage(each) for each in cli.commands.values()
-    }
+    assert {title for title in headings() if title.startswith("pocket-plug ")} == COMMANDS.keys()
     assert rows("pocket-plug").keys() == options(cli) | {"--help", "-h"}
 
 

@@ -1,0 +1,643 @@
+"""`pocket-plug store`: entries of any backend are listed, read, changed, counted, and moved without a loss."""
+
+from __future__ import annotations
+
+import base64
+import enum
+import importlib
+import io
+import json
+import os
+import pty
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import UTC, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocket_plug import SyncStore, register_type
+from pocket_plug.backend import Put
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.cli import main
+from pocket_plug.codec import Codec, default_codec
+from pocket_plug.pocket import set_default_pocket
+from pocket_plug.waiting import drive
+
+POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+URL = "sqlite:///state.db?durability=process"
+
+
+@dataclass(frozen=True)
+class Order:
+    id: str
+    total: Decimal
+
+
+class Colour(enum.Enum):
+    RED = "r"
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Row(msgspec.Struct, frozen=True):
+    cells: Any
+
+
+for each in (Order, Colour, Pair, Row):
+    register_type(each, tag=f"store_cli.{each.__name__}")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A type of another program, which this process's codec doesn't know."""
+
+    amount: Decimal
+
+
+THEIRS = Codec()
+THEIRS.register(Foreign, tag="foreign")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Each test in a folder and with a default Pocket of its own."""
+    monkeypatch.chdir(tmp_path)
+    set_default_pocket(None)
+    yield tmp_path
+    set_default_pocket(None)
+
+
+def run(*arguments: str, code: int = 0, url: str | None = URL) -> tuple[str, str]:
+    """What a command says on stdout and stderr."""
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        got = main(["store", *(("--url", url) if url else ()), *arguments])
+    out.seek(0)
+    text = out.read()
+    assert got == code, (text, err.getvalue())
+    return text, err.getvalue()
+
+
+def fill(values: dict[str, Any], path: str = "state.db", **expiries: float) -> None:
+    """Entries in a file, through the backend, so with any key."""
+    backend = SQLite(path, durability="process")
+    drive(backend.open())
+    drive(backend.write([Put(key, value, expiries.get(key)) for key, value in values.items()]))
+    drive(backend.close())
+
+
+def content(path: str = "state.db") -> dict[str, tuple[bytes, float | None]]:
+    """The records that a file holds, with when they expire."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT key, value, expires_at FROM entries").fetchall()
+    return {key: (value, expires_at) for key, value, expires_at in rows}
+
+
+def fill_foreign(key: str, value: Any) -> bytes:
+    """A record that another program wrote."""
+    fill({key: None})
+    record = THEIRS.encode(value)
+    overwrite(key, record)
+    return record
+
+
+def overwrite(key: str, record: bytes) -> None:
+    with closing(sqlite3.connect("state.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE entries SET value = ? WHERE key = ?", (record, key))
+
+
+# ---------------------------------------------------------------- ls
+def test_ls_lists_keys_in_order() -> None:
+    """One a line, those with the prefix, without pocket_plug's own unless they are asked for."""
+    fill({"user:2": 1, "user:1": 1, "order": 1, "pocket:run:1": 1})
+    assert run("ls")[0] == "order\nuser:1\nuser:2\n"
+    assert run("ls", "user:")[0] == "user:1\nuser:2\n"
+    assert run("ls", "--all")[0] == "order\npocket:run:1\nuser:1\nuser:2\n"
+    assert run("ls", "nobody")[0] == ""
+
+
+def test_ls_long_shows_type_size_and_time() -> None:
+    """A registered type by its tag, an unknown one too; bytes are those of the record."""
+    now = time.time()
+    fill({"a": 1, "b": Order("o", Decimal(1)), "c": [Decimal(1)]}, a=now + 3630, c=now + 90_000 + 5)
+    fill_foreign("d", Foreign(Decimal(2)))
+    heading, *lines = run("ls", "-l")[0].splitlines()
+    assert heading.split() == ["key", "type", "bytes", "ttl"]
+    rows = {key: rest for key, *rest in (line.split() for line in lines)}
+    assert rows["a"] == ["int", "7", rows["a"][2]]
+    assert rows["a"][2] in ("1h30s", "1h29s", "1h28s", "1h27s")
+    assert rows["b"] == ["store_cli.Order", str(len(default_codec.encode(Order("o", Decimal(1)))))]
+    assert rows["c"][0] == "list"
+    assert rows["c"][2] == "1d1h"
+    assert rows["d"] == ["foreign", str(len(THEIRS.encode(Foreign(Decimal(2)))))]
+
+
+def test_ls_as_json() -> None:
+    """For machines: all that is known of each entry."""
+    fill({"a": (1,)}, a=4e9)
+    assert json.loads(run("ls", "--json")[0]) == [
+        {"key": "a", "type": "tuple", "bytes": len(default_codec.encode((1,))), "version": 1, "expires_at": 4e9}
+    ]
+
+
+def test_a_key_never_breaks_a_line() -> None:
+    """Names with line breaks or escape sequences are quoted."""
+    fill({"a\nb": 1, "c\x1b[31m": 2, "ü": 3})
+    assert run("ls")[0].splitlines() == [r'"a\nb"', r'"c\u001b[31m"', "ü"]
+
+
+def test_ls_ends_where_its_reader_ends() -> None:
+    """`| head` is no error with a traceback."""
+    fill({f"{n:05}": 1 for n in range(20_000)})
+    with subprocess.Popen(
+        [*POCKET_PLUG, "store", "--url", URL, "ls"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as ls:
+        assert ls.stdout is not None
+        assert ls.stderr is not None
+        assert ls.stdout.readline() == b"00000\n"
+        ls.stdout.close()
+        assert ls.stderr.read() == b""
+    assert ls.returncode == 1
+
+
+# ---------------------------------------------------------------- get and set
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("spam & eggs", "spam & eggs\n"),
+        (None, "null\n"),
+        ({"a": [1, 2.5], "ü": True}, '{\n  "a": [\n    1,\n    2.5\n  ],\n  "ü": true\n}\n'),
+        (Decimal("1.50"), "Decimal('1.50')\n"),
+        ((1, "x"), "(1, 'x')\n"),
+        ({1: {2}}, "{1: {2}}\n"),
+        (float("nan"), "nan\n"),
+        (2**70, f"{2**70}\n"),
+        (Order("o-1", Decimal("42.0")), "Order(id='o-1', total=Decimal('42.0'))\n"),
+    ],
+)
+def test_get_shows_what_is_there(value: Any, shown: str) -> None:
+    """Text as it is, JSON where that is exact, else what Python would write."""
+    fill({"k": value})
+    assert run("get", "k") == (shown, "")
+
+
+def test_get_as_json() -> None:
+    """For machines: the value, or the record with its type and a text for people."""
+    fill({"a": [1], "b": Decimal("1.5")}, b=4e9)
+    assert json.loads(run("get", "a", "--json")[0]) == {"key": "a", "value": [1], "version": 1, "expires_at": None}
+    record = base64.b64encode(default_codec.encode(Decimal("1.5"))).decode()
+    assert json.loads(run("get", "b", "--json")[0]) == {
+        "key": "b", "type": "Decimal", "record": record, "version": 1, "expires_at": 4e9, "text": "Decimal('1.5')",
+    }  # fmt: skip
+
+
+def test_get_of_an_unknown_type_shows_what_is_stored() -> None:
+    """Tag and state on stdout; which type is unknown, and the way out, on stderr. Nothing of it is decoded."""
+    fill_foreign("order:1", [Foreign(Decimal("2.50"))])
+    out, err = run("get", "order:1")
+    assert out == "[<foreign {'amount': Decimal('2.50')}>]\n"
+    assert "'order:1' is shown as it is stored" in err
+    assert "'foreign', which is not registered here" in err
+    assert "pocket_types" in err
+    shown = json.loads(run("get", "order:1", "--json")[0])
+    assert (shown["type"], shown["text"]) == ("list", out.strip())
+
+
+def test_get_of_nothing() -> None:
+    """A key that isn't there is an error that names it, exit code 1, nothing on stdout."""
+    fill({"a": 1})
+    assert run("get", "b", code=1) == ("", f"MissingKeyError: nothing at 'b' in {URL}\n")
+
+
+def test_set_takes_json_or_text() -> None:
+    """The value is JSON; --text takes it as it is; --ttl says how long it lasts."""
+    run("set", "a", '{"n": [1, 2.0, null]}')
+    run("set", "b", "{not json", "--text")
+    run("set", "c", "18446744073709551616", "--ttl", "1h")
+    run("set", "d", "-1", "--ttl", "30")
+    before = time.time()
+    with SyncStore(URL) as store:
+        assert store.get("a") == {"n": [1, 2.0, None]}
+        assert store.get("b") == "{not json"
+        assert store.get("c") == 2**64
+        assert store.get("d") == -1
+    held = content()
+    assert held["a"][1] is None
+    assert held["c"][1] == pytest.approx(before + 3600, abs=60)
+    assert held["d"][1] == pytest.approx(before + 30, abs=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["set", "a", "{"], "For a plain text add --text"),
+        (["set", "a", "NaN"], "VALUE is no JSON"),
+        (["set", "a", "[" * 100_000], "VALUE is no JSON"),
+        (["set", "a", "1", "--ttl", "soon"], "a TTL can't be 'soon'"),
+        (["set", "pocket:x", "1"], "the prefix 'pocket:' is reserved"),
+        (["set", "", "1"], "a key must not be empty"),
+        (["rm", "pocket:x"], "the prefix 'pocket:' is reserved"),
+        (["rm"], "give the keys to remove, or --prefix"),
+        (["rm", "a", "--prefix", "b"], "give the keys to remove, or --prefix"),
+        (["import", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_what_can_not_be_meant_changes_nothing(arguments: list[str], said: str) -> None:
+    """Wrong usage is one message and exit code 2; not even a file is made."""
+    out, err = run(*arguments, code=2)
+    assert out == ""
+    assert said in err
+    assert not Path("state.db").exists()
+
+
+# ---------------------------------------------------------------- rm
+def test_rm_removes_and_says_what_was_not_there() -> None:
+    """Each key once; one that isn't there is named, and the exit code is 1."""
+    fill({"a": 1, "ab": 2, "c": 3})
+    assert run("rm", "a", "c", "a")[1] == "removed 2 entries\n"
+    assert run("rm", "a", "ab", code=1)[1] == "nothing at 'a'\nremoved 1 entry\n"
+    assert content() == {}
+
+
+def test_rm_by_prefix_needs_a_yes() -> None:
+    """Without it, it says how many would go; pocket_plug's own entries stay in any case."""
+    fill({f"user:{n}": n for n in range(2500)} | {"usher": 1, "pocket:run": 1})
+    assert "2,500 entries would be removed" in run("rm", "--prefix", "user:", code=2)[1]
+    assert len(content()) == 2502
+    assert run("rm", "--prefix", "user:", "--yes")[1] == "removed 2,500 entries\n"
+    assert run("rm", "--prefix", "", "--yes")[1] == "removed 1 entry\n"
+    assert list(content()) == ["pocket:run"]
+
+
+# ---------------------------------------------------------------- export and import
+zones = st.sampled_from([None, UTC, timezone(timedelta(hours=2), "CEST"), ZoneInfo("Europe/Berlin")])
+atoms = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**80), 2**80)
+    | st.floats()
+    | st.complex_numbers()
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.binary(max_size=8)
+    | st.datetimes(timezones=zones)
+    | st.dates()
+    | st.times()
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+    | zones
+    | st.just(Colour.RED)
+)
+hashables = st.recursive(
+    atoms, lambda part: st.tuples(part, part) | st.frozensets(part, max_size=3) | st.builds(Row, part), max_leaves=4
+)
+values = st.recursive(
+    hashables | st.binary(max_size=8).map(bytearray) | st.builds(Order, st.text("abc"), st.decimals(allow_nan=False)),
+    lambda part: (
+        st.lists(part, max_size=3)
+        | st.tuples(part)
+        | st.sets(hashables, max_size=3)
+        | st.dictionaries(hashables, part, max_size=3)
+        | st.dictionaries(st.text("ab", max_size=3), part, max_size=3)
+        | st.builds(Pair, part, part)
+    ),
+    max_leaves=8,
+)
+
+
+def exact(value: Any) -> Any:
+    """Equal only for what is equal and of the same types all through; NaN equals NaN."""
+    if isinstance(value, list | tuple):
+        return type(value), [exact(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return type(value), sorted(repr(exact(item)) for item in value)
+    if isinstance(value, dict):
+        return dict, [(exact(key), exact(item)) for key, item in value.items()]
+    if isinstance(value, Row):
+        return Row, exact(value.cells)
+    return type(value), repr(value)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.text("abc:ü\n", min_size=1, max_size=4), values, min_size=1, max_size=6))
+def test_every_value_comes_through(values: dict[str, Any]) -> None:
+    """Whatever the codec knows is the same, of the same types, behind export and import."""
+    for file in ("from.db", "to.db"):
+        Path(file).unlink(missing_ok=True)
+    fill(values, "from.db")
+    exported, said = run("export", url="sqlite:///from.db")
+    assert said == f"exported {len(values)} {'entry' if len(values) == 1 else 'entries'}\n"
+    assert len(exported.splitlines()) == len(values)
+    Path("all.jsonl").write_text(exported, "utf-8")
+    run("import", "all.jsonl", url="sqlite:///to.db?durability=process")
+    with SyncStore("sqlite:///to.db") as store:
+        found = {key: store.get(key) for key in store.keys()}
+    assert {key: exact(value) for key, value in found.items()} == {key: exact(value) for key, value in values.items()}
+
+
+def test_an_export_is_for_people_too() -> None:
+    """JSON where that is exact, a named type where it isn't, the deadline as absolute time: as the reference says."""
+    fill({"a": {"n": [1, 2.5, "ü"]}, "b": (1, 2), "c": Order("o", Decimal(1)), "d": 2**64}, a=4e9)
+    lines = [json.loads(line) for line in run("export")[0].splitlines()]
+    assert lines[0] == {"key": "a", "value": {"n": [1, 2.5, "ü"]}, "expires_at": 4e9}
+    assert [(line["key"], line["type"]) for line in lines[1:]] == [
+        ("b", "tuple"),
+        ("c", "store_cli.Order"),
+        ("d", "int"),
+    ]
+    assert base64.b64decode(lines[1]["record"]) == default_codec.encode((1, 2))
+
+
+def test_an_unknown_type_comes_through_byte_for_byte() -> None:
+    """Neither its class nor its module need be there; it is exported with its tag."""
+    record = fill_foreign("order", {"x": [Foreign(Decimal(1)), {3, 1, 2}]})
+    Path("all.jsonl").write_text(run("export")[0])
+    run("import", "all.jsonl", url="sqlite:///to.db")
+    assert content("to.db") == {"order": (record, None)}
+    assert not default_codec.seals, "it ends with the command"
+
+
+def test_deadlines_come_through() -> None:
+    """They are absolute: what has expired by the time of the import is left out, and said."""
+    fill({"a": 1, "b": 2}, a=4_000_000_000.25)
+    text = run("export")[0] + '{"key": "old", "value": 1, "expires_at": 5}\n\n'
+    Path("all.jsonl").write_text(text)
+    said = run("import", "all.jsonl", url="sqlite:///to.db")[1]
+    assert said == "imported 2 entries; left out 1 that had expired\n"
+    assert content("to.db") == {
+        "a": (default_codec.encode(1), 4_000_000_000.25),
+        "b": (default_codec.encode(2), None),
+    }
+
+
+def test_reserved_entries_come_through_if_both_say_so() -> None:
+    """Without --all an export has none, and an import refuses them."""
+    fill({"a": 1, "pocket:run": 2})
+    assert "pocket:run" not in run("export")[0]
+    Path("all.jsonl").write_text(run("export", "--all")[0])
+    assert "all.jsonl, line 2: 'pocket:run'" in run("import", "all.jsonl", url="sqlite:///to.db", code=1)[1]
+    assert not Path("to.db").exists()
+    run("import", "--all", "all.jsonl", url="sqlite:///to.db")
+    assert content("to.db") == content()
+
+
+def in_base64(value: Any) -> str:
+    return base64.b64encode(default_codec.encode(value)).decode()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "Input data was truncated"),
+        ("[1]", "Expected `object`, got `array`"),
+        ('{"value": 1}', "missing required field `key`"),
+        ('{"key": "a"}', "an entry has a value or a record"),
+        ('{"key": "a", "value": 1, "record": "AA=="}', "an entry has a value or a record"),
+        ('{"key": "a", "value": 1, "ttl": 5}', "unknown field `ttl`"),
+        ('{"key": 1, "value": 1}', "Expected `str`, got `int` - at `$.key`"),
+        ('{"key": "", "value": 1}', "a key must not be empty"),
+        ('{"key": "a", "value": 1, "expires_at": "soon"}', "Expected `float | null`, got `str`"),
+        ('{"key": "a", "value": NaN}', "invalid character"),
+        ('{"key": "a", "value": 1, "type": "int"}', "a type is said of a record"),
+        ('{"key": "a", "record": "A"}', "Invalid base64"),
+        ('{"key": "a", "record": "AAAA"}', "a record has"),
+        ('{"key": "a", "record": "AAAAAAAAAAAA"}', "no record of this codec"),
+        (json.dumps({"key": "a", "record": in_base64({1}), "type": "tuple"}), "'tuple', and holds 'set'"),
+        ('{"key": "a", "value": %s}' % ("[" * 100_000), "recursion"),
+    ],
+)  # fmt: skip
+def test_a_malformed_line_is_refused(line: str, said: str) -> None:
+    """File and line are named, exit code 1, and nothing at all is stored: every line is looked at first."""
+    Path("bad.jsonl").write_text('{"key": "good", "value": 1}\n\n' + line + "\n")
+    out, err = run("import", "bad.jsonl", code=1)
+    assert out == ""
+    assert err.startswith("CorruptRecordError: bad.jsonl, line 3: ")
+    assert said in err
+    assert not Path("state.db").exists()
+
+
+def test_a_long_import_is_chunked() -> None:
+    """Entries are written a thousand at a time, or with --atomic all at once, as their versions show."""
+    Path("many.jsonl").write_text("".join(f'{{"key": "{n:04}", "value": {n}}}\n' for n in range(2500)))
+    assert run("import", "many.jsonl")[1] == "imported 2,500 entries\n"
+    run("import", "--atomic", "many.jsonl", url="sqlite:///one.db")
+    for path, versions in (("state.db", [1, 2, 3]), ("one.db", [1])):
+        with closing(sqlite3.connect(path)) as connection:
+            assert [v for (v,) in connection.execute("SELECT DISTINCT version FROM entries ORDER BY 1")] == versions
+
+
+def test_an_import_that_fails_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written stays and is counted; importing again does the rest."""
+    Path("many.jsonl").write_text("".join(f'{{"key": "{n:04}", "value": {n}}}\n' for n in range(2500)))
+    fill({"x": 1})
+    with closing(sqlite3.connect("state.db", isolation_level=None)) as other:
+        other.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON entries WHEN new.key = '1700' BEGIN SELECT RAISE(FAIL, 'no'); END"
+        )
+        err = run("import", "many.jsonl", code=1)[1]
+        assert err.splitlines()[0] == "1,000 of 2,500 are stored; it may be imported again as a whole"
+        assert err.splitlines()[1].startswith("StoreError: state.db")
+        assert len(content()) == 1001
+        other.execute("DROP TRIGGER full")
+    run("import", "many.jsonl")
+    assert len(content()) == 2501
+
+
+def test_import_reads_a_pipe() -> None:
+    """`export | import -` copies a store."""
+    fill({"a": 1, "b": (2,)})
+    shell = [*POCKET_PLUG, "store", "--url"]
+    with subprocess.Popen([*shell, URL, "export"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as exporting:
+        done = subprocess.run([*shell, "sqlite:///to.db", "import", "-"], stdin=exporting.stdout, check=True,
+                              capture_output=True, text=True)  # fmt: skip
+    assert done.stderr == "imported 2 entries\n"
+    assert content("to.db") == content()
+
+
+def test_a_damaged_record_keeps_no_other_back() -> None:
+    """It is listed, counted, left out of an export with exit code 1, and can be removed."""
+    fill({"a": 1, "b": 2, "c": 3})
+    overwrite("b", b"\x01nonsense")
+    assert [line.split()[:2] for line in run("ls", "-l")[0].splitlines()[1:]] == [
+        ["a", "int"], ["b", "damaged"], ["c", "int"],
+    ]  # fmt: skip
+    out, err = run("export", code=1)
+    assert [json.loads(line)["key"] for line in out.splitlines()] == ["a", "c"]
+    assert re.search(r"left out: state\.db, key 'b': .*\nexported 2 entries\n", err)
+    assert json.loads(run("stats", "--json")[0])["damaged"] == 1
+    assert "state.db, key 'b'" in run("get", "b", code=1)[1]
+    run("rm", "b")
+    assert len(run("export")[0].splitlines()) == 2
+
+
+def test_an_export_during_which_something_changed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not a snapshot, so it must not look like one."""
+    fill({"a": 1})
+    module = importlib.import_module("pocket_plug.cli.store")  # the package's `store` is the command
+    line_of = module.line_of
+
+    def written_to_meanwhile(*arguments: Any) -> Any:
+        fill({"b": 2})
+        return line_of(*arguments)
+
+    monkeypatch.setattr(module, "line_of", written_to_meanwhile)
+    assert "the store was written to meanwhile" in run("export")[1]
+
+
+def test_progress_is_shown_on_a_terminal() -> None:
+    """Of a long import, to people only, and on stderr."""
+    Path("many.jsonl").write_text("".join(f'{{"key": "{n:04}", "value": {n}}}\n' for n in range(1001)))
+    ours, theirs = pty.openpty()
+    command = [*POCKET_PLUG, "store", "--url", URL, "import", "many.jsonl"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.PIPE, env=environment) as importing:
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 65_536):
+                shown += data
+        except OSError:  # how Linux says that the other side is gone
+            pass
+        assert importing.stdout is not None
+        assert importing.stdout.read() == b""
+    os.close(ours)
+    assert b"importing" in shown
+    assert b"100%" in shown
+    assert b"imported 1,001 entries" in shown
+
+
+# ---------------------------------------------------------------- stats
+def test_stats_count_what_there_is() -> None:
+    """Live entries with their bytes, those that have expired but are still there, the version, the file."""
+    values = {"a": "x" * 100, "b": Order("o", Decimal(1)), "pocket:run": 1}
+    fill(values)
+    fill({"old": 1, "older": 2}, old=5.0, older=4.0)
+    numbers = json.loads(run("stats", "--json")[0])
+    assert numbers == {
+        "entries": 3,
+        "bytes": sum(len(default_codec.encode(value)) for value in values.values()),
+        "expired": 2,
+        "damaged": 0,
+        "version": 2,
+        "file_bytes": numbers["file_bytes"],
+    }
+    assert numbers["file_bytes"] >= Path("state.db").stat().st_size >= 4096
+    assert ["expired", "2"] in [line.split() for line in run("stats")[0].splitlines()]
+
+
+# ---------------------------------------------------------------- which store
+def test_the_configured_stores_by_name() -> None:
+    """[store] without a name, [stores.NAME] with one, each through its layers."""
+    Path("pocket.toml").write_text("""
+        [store]
+        url = "sqlite:///main.db"
+        layers = ["metrics"]
+        [stores.pages]
+        layers = ["metrics", { use = "persistence", to = "sqlite:///pages.db" }, { use = "bounding", max_entries = 10 }]
+        [stores.scratch]
+    """)
+    run("set", "a", "1", url=None)
+    run("--name", "pages", "set", "b", "2", url=None)
+    assert list(content("main.db")) == ["a"]
+    assert list(content("pages.db")) == ["b"]
+    set_default_pocket(None)
+    assert run("--name", "pages", "get", "b", url=None)[0] == "2\n"
+    set_default_pocket(None)
+    assert json.loads(run("--name", "pages", "stats", "--json", url=None)[0])["entries"] == 1
+    for arguments, said in (
+        (["--name", "scratch", "ls"], "stores.scratch is in memory"),
+        (["--name", "pagse", "ls"], "there is no [stores.pagse] in pocket.toml; did you mean 'pages'?"),
+        (["--name", "pages", "--url", "x", "ls"], "--url and --name each name a store"),
+    ):
+        assert said in run(*arguments, url=None, code=2)[1]
+
+
+def test_a_layer_of_a_plugin_is_undone(install: Any) -> None:
+    """What a configured layer did to the values is undone on the way out, and done on the way in."""
+    install("pocket-plug-shout", """
+        from dataclasses import replace
+        from pocket_plug import Layer, hookimpl
+        class Shout(Layer):
+            async def read(self, key):
+                entry = await self.inner.read(key)
+                return entry and replace(entry, value=entry.value.lower())
+            async def write(self, changes, expect={}):
+                return await self.inner.write([replace(c, value=c.value.upper()) for c in changes], expect)
+        @hookimpl
+        def pocket_layers():
+            return [Shout]
+    """)  # fmt: skip
+    Path("pocket.toml").write_text('[store]\nurl = "sqlite:///state.db"\nlayers = ["shout"]')
+    run("set", "a", "quiet", "--text", url=None)
+    assert content()["a"][0] == default_codec.encode("QUIET")
+    set_default_pocket(None)
+    assert run("get", "a", url=None)[0] == "quiet\n"
+
+
+def test_a_backend_of_a_plugin(install: Any) -> None:
+    """Any scheme that a plugin offers will do, and the types that it registers are known."""
+    install("pocket-plug-shelf", """
+        from dataclasses import dataclass
+        from pocket_plug import Memory, hookimpl
+        @dataclass
+        class Book:
+            title: str
+        class Shelf(Memory):
+            async def open(self):
+                await self.write([__import__("pocket_plug").Put("book", Book("Emma"))])
+        @hookimpl
+        def pocket_types(codec):
+            codec.register(Book, tag="shelf.Book")
+        @hookimpl
+        def pocket_backends():
+            return {"shelf": lambda url: Shelf()}
+    """)  # fmt: skip
+    assert run("get", "book", url="shelf://")[0] == "Book(title='Emma')\n"
+    assert json.loads(run("export", url="shelf://")[0])["type"] == "shelf.Book"
+    assert "file_bytes" not in json.loads(run("stats", "--json", url="shelf://")[0])
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["get", "a"], ["rm", "a"], ["export"], ["stats"]])
+def test_a_file_that_is_not_there_is_not_made(arguments: list[str]) -> None:
+    """A misspelt path is said, exit code 2; only what writes makes a file."""
+    assert "there is no file state.db" in run(*arguments, code=2)[1]
+    assert not Path("state.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "said"),
+    [
+        ("memory://", 2, "memory:// is in memory, and each process has one of its own"),
+        ("sqlte:///x.db", 2, "Did you mean 'sqlite'?"),
+        ("sqlite:///foreign.db", 1, "StoreError: foreign.db: this is no SQLite file"),
+    ],
+)
+def test_a_store_that_is_none(url: str, code: int, said: str) -> None:
+    """What can't be opened is one message and an exit code, no traceback."""
+    Path("foreign.db").write_text("no database " * 100)
+    out, err = run("ls", url=url, code=code)
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_no_store_at_all() -> None:
+    """Without a configuration the default store is in memory; the way out is said."""
+    assert "name another store, such as --url sqlite:///state.db" in run("ls", url=None, code=2)[1]
