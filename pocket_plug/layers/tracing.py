@@ -193,13 +193,16 @@ MAX_ITEMS = 100
 
 
 class _SpanManager:
-    """A span that is current within its block. Whatever happens while it is closed, it is detached and ended."""
+    """A span that is current within its block. Whatever happens while it is closed, it is detached and ended.
+
+    The context is handed on to all that need it: the SDK would ask for the current one three times more.
+    """
 
     __slots__ = ("span", "token")
     span: Span
     token: Token[Context]
 
-    def open(self, span: Span, context: Context | None = None) -> None:
+    def open(self, span: Span, context: Context) -> None:
         self.span = span
         self.token = otel_context.attach(trace.set_span_in_context(span, context))
 
@@ -218,10 +221,11 @@ class _SpanManager:
 class _RunSpan(_SpanManager):
     """`run {graph}`, and what gives the spans inside it."""
 
-    __slots__ = ("live", "recorded", "recording", "run")
+    __slots__ = ("live", "recorded", "recording", "run", "silent")
 
     def __init__(self, live: _Live, run: Run) -> None:
         self.live, self.run, self.recording = live, run, False
+        self.silent: set[NodeCall] = set()  # those under way whose span isn't recorded: neither are their phases'
         self.recorded: deque[BaseException] = deque(maxlen=64)
 
     def of_run(self, run: Run) -> _RunSpan | None:
@@ -234,17 +238,17 @@ class _RunSpan(_SpanManager):
             return None
         fan_out = cast("_FanOut | None", otel_context.get_value(_FAN_OUT))
         if fan_out is None or fan_out.run is not call.run:
-            return _NodeSpan(self.live, call)
+            return _NodeSpan(self, call)
         index = fan_out.began
         fan_out.began += 1
-        return _NodeSpan(self.live, call, index) if index < MAX_ITEMS else _Suppressed(self.live, call, index, fan_out)
+        return _NodeSpan(self, call, index) if index < MAX_ITEMS else _Suppressed(self, call, index, fan_out)
 
     def of_phase(self, call: PhaseCall) -> _PhaseSpan | None:
         if not self.recording or not call.node.trace:
             return None
         if self.live.detail != "phase" and (call.phase != "exec" or not call.node.guarded):
             return None
-        return _PhaseSpan(self.live, call) if trace.get_current_span().is_recording() else None
+        return None if call.node in self.silent else _PhaseSpan(self.live, call)
 
     def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
         """What no span shows by itself: conflicts and failed clean-ups, on the span in which they happened."""
@@ -258,10 +262,11 @@ class _RunSpan(_SpanManager):
         attributes: Attributes = {"pocket_plug.graph.name": capped(run.graph), "pocket_plug.run.id": capped(run.id)}
         if run.parent is not None:
             attributes["pocket_plug.run.parent_id"] = capped(run.parent.id)
-        span = self.live.graph.start_span(f"run {run.graph}", attributes=attributes)
+        context = otel_context.get_current()
+        span = self.live.graph.start_span(f"run {run.graph}", context, attributes=attributes)
         self.recording = span.is_recording()
-        outer = otel_context.get_value(_RECORDED)
-        self.open(span, otel_context.set_value(_RECORDED, self.recorded) if outer is None else None)
+        outer = otel_context.get_value(_RECORDED, context)
+        self.open(span, otel_context.set_value(_RECORDED, self.recorded, context) if outer is None else context)
 
     def finish(self, error: BaseException | None) -> None:
         if not self.recording:
@@ -277,13 +282,13 @@ class _RunSpan(_SpanManager):
 class _NodeSpan(_SpanManager):
     """`node {node}`."""
 
-    __slots__ = ("call", "fan_out", "index", "live")
+    __slots__ = ("call", "fan_out", "index", "run")
 
-    def __init__(self, live: _Live, call: NodeCall, index: int | None = None) -> None:
-        self.live, self.call, self.index = live, call, index
+    def __init__(self, run: _RunSpan, call: NodeCall, index: int | None = None) -> None:
+        self.run, self.call, self.index = run, call, index
         self.fan_out = _FanOut(call.run) if call.type == "fan_out" else None
 
-    def start(self, start: int | None = None) -> Span:
+    def start(self, context: Context, start: int | None = None) -> Span:
         call = self.call
         run = call.run
         attributes: Attributes = {
@@ -292,14 +297,18 @@ class _NodeSpan(_SpanManager):
         }  # fmt: skip
         if self.index is not None:
             attributes["pocket_plug.fan_out.index"] = self.index
-        return self.live.graph.start_span(f"node {call.name}", attributes=attributes, start_time=start)
+        return self.run.live.graph.start_span(f"node {call.name}", context, attributes=attributes, start_time=start)
 
     def __enter__(self) -> None:
-        fan_out = self.fan_out
-        self.open(self.start(), otel_context.set_value(_FAN_OUT, fan_out) if fan_out is not None else None)
+        context, fan_out = otel_context.get_current(), self.fan_out
+        span = self.start(context)
+        if not span.is_recording():
+            self.run.silent.add(self.call)
+        self.open(span, context if fan_out is None else otel_context.set_value(_FAN_OUT, fan_out, context))
 
     def finish(self, error: BaseException | None) -> None:
         call, span = self.call, self.span
+        self.run.silent.discard(call)
         attributes: Attributes = {"pocket_plug.node.attempts": call.attempts}
         outcome = call.outcome
         if outcome is not None:
@@ -308,7 +317,7 @@ class _NodeSpan(_SpanManager):
             attributes["pocket_plug.node.action"] = capped(call.action)
         if call.next is not None:
             attributes["pocket_plug.node.next"] = call.next
-        if self.live.detail == "node":
+        if self.run.live.detail == "node":
             for phase, seconds in call.durations.items():
                 attributes[f"pocket_plug.node.{phase}.duration"] = seconds
         if self.fan_out is not None and self.fan_out.suppressed:
@@ -321,25 +330,27 @@ class _NodeSpan(_SpanManager):
 class _Suppressed:
     """An item that is one too many: neither it nor what we do inside has spans. If it fails, it gets one afterwards."""
 
-    __slots__ = ("call", "fan_out", "index", "live", "started", "token")
+    __slots__ = ("call", "fan_out", "index", "run", "started", "token")
 
-    def __init__(self, live: _Live, call: NodeCall, index: int, fan_out: _FanOut) -> None:
-        self.live, self.call, self.index, self.fan_out = live, call, index, fan_out
+    def __init__(self, run: _RunSpan, call: NodeCall, index: int, fan_out: _FanOut) -> None:
+        self.run, self.call, self.index, self.fan_out = run, call, index, fan_out
 
     def __enter__(self) -> None:
         self.started = time.time_ns()
+        self.run.silent.add(self.call)
         # not recording, but valid: what others trace inside becomes a child of the fan-out
         parent = NonRecordingSpan(trace.get_current_span().get_span_context())
         self.token = otel_context.attach(trace.set_span_in_context(parent))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
         otel_context.detach(self.token)
+        self.run.silent.discard(self.call)
         if error is None or self.call.outcome == "cancelled" or self.fan_out.failed >= MAX_ITEMS:
             self.fan_out.suppressed += 1
             return
         self.fan_out.failed += 1
-        late = _NodeSpan(self.live, self.call, self.index)
-        late.span = late.start(self.started)
+        late = _NodeSpan(self.run, self.call, self.index)
+        late.span = late.start(otel_context.get_current(), self.started)
         try:
             late.finish(error)
         finally:
@@ -362,7 +373,8 @@ class _PhaseSpan(_SpanManager):
             attributes["pocket_plug.attempt"] = call.attempt
             if call.timeout is not None:
                 attributes["pocket_plug.timeout"] = call.timeout
-        self.open(self.live.phase.start_span(f"{phase} {node}", attributes=attributes))
+        context = otel_context.get_current()
+        self.open(self.live.phase.start_span(f"{phase} {node}", context, attributes=attributes), context)
 
     def finish(self, error: BaseException | None) -> None:
         if error is None:
@@ -401,25 +413,34 @@ class Tracing(Layer):
         await super().open()
 
     async def read(self, key: str) -> Entry | None:
-        tracer = _store_tracer()
+        context = otel_context.get_current()
+        tracer = _store_tracer(context)
         if tracer is None:
             return await self.inner.read(key)
-        span = self._start(tracer, "get", template_of(key), self._of_get)
+        span = self._start(tracer, "get", template_of(key), self._of_get, context)
         if span is None:
             return await self.inner.read(key)
-        with _Operation(span, attach=not self.inner.inline_read) as operation:
+        if not self.inner.inline_read:
+            with _Operation(span, attach=True) as operation:
+                entry = await self.inner.read(key)
+                operation.result = ("pocket_plug.store.hit", entry is not None)
+                return entry
+        try:  # what the block above does, without it: that would be as much again as the read itself
             entry = await self.inner.read(key)
-            operation.result = ("pocket_plug.store.hit", entry is not None)
-            return entry
+        except BaseException as error:
+            _finish(span, error, None, None)
+            raise
+        _finish(span, None, ("pocket_plug.store.hit", entry is not None), None)
+        return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        tracer = _store_tracer()
+        context = otel_context.get_current()
+        tracer = _store_tracer(context)
         if tracer is None:
             return await self.inner.read_many(keys)
         keys = list(keys)
-        span = self._start(
-            tracer, "get_many", "", self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
-        )
+        attributes = self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
+        span = self._start(tracer, "get_many", "", attributes, context)
         if span is None:
             return await self.inner.read_many(keys)
         with _Operation(span, attach=not self.inner.inline_read) as operation:
@@ -428,23 +449,24 @@ class Tracing(Layer):
             return entries
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        tracer = _store_tracer()
+        context = otel_context.get_current()
+        tracer = _store_tracer(context)
         if tracer is None:
             return await self.inner.write(changes, expect)
         if len(changes) == 1:
             name = "set" if isinstance(changes[0], Put) else "delete"
-            span = self._start(tracer, name, template_of(changes[0].key), self._attributes(name))
+            span = self._start(tracer, name, template_of(changes[0].key), self._attributes(name), context)
         else:
             name = "write" if changes else "check"
             size = len(changes) or len(expect)
-            span = self._start(tracer, name, "", self._attributes(name) | {"db.operation.batch.size": size})
+            span = self._start(tracer, name, "", self._attributes(name) | {"db.operation.batch.size": size}, context)
         if span is None:
             return await self.inner.write(changes, expect)
         with _Operation(span, attach=not self.inner.inline_write):
             return await self.inner.write(changes, expect)
 
     def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        tracer = _store_tracer()
+        tracer = _store_tracer(otel_context.get_current())
         return self.inner.scan(prefix) if tracer is None else self._scanned(tracer, prefix)
 
     async def _scanned(self, tracer: Tracer, prefix: str) -> AsyncIterator[str]:
@@ -470,7 +492,7 @@ class Tracing(Layer):
                 _finish(span, error, None, start + busy)
 
     def _start(self, tracer: Tracer, operation: str, template: str, attributes: Attributes,
-               parent: Context | None = None, start: int | None = None) -> Span | None:  # fmt: skip
+               parent: Context, start: int | None = None) -> Span | None:  # fmt: skip
         """A recording span, or None. A tracing that fails must not fail the store."""
         try:
             name = f"{operation} {template}" if template else operation
@@ -481,15 +503,17 @@ class Tracing(Layer):
         return span if span.is_recording() else None
 
 
-def _store_tracer() -> Tracer | None:
+def _store_tracer(context: Context) -> Tracer | None:
     """Where a store operation's span goes; None where nobody listens, or the span around it isn't recorded."""
-    parent = trace.get_current_span()
-    if parent.is_recording():
-        live = _live or look()
-    elif (live := _live) is not None:
-        context = parent.get_span_context()
-        if context.is_valid and not context.is_remote:
-            return None
+    live = _live
+    if context:  # an empty one, as outside of runs and requests, has no span: to look would cost as much as the read
+        parent = trace.get_current_span(context)
+        if parent.is_recording():
+            live = live or look()
+        elif live is not None:
+            around = parent.get_span_context()
+            if around.is_valid and not around.is_remote:
+                return None
     return None if live is None or live.detail == "run" else live.store
 
 
