@@ -151,6 +151,9 @@ class Stack(Layer):
 Source = Stack | Transaction
 
 
+_PAST_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)  # names in between begin with it; cheaper than a slice
+
+
 class View:
     """What every view is: a source and a prefix."""
 
@@ -165,7 +168,7 @@ class View:
         return f"{type(self).__name__}({self._source!r}{scope})"
 
     def _name(self, key: Any) -> str:
-        if key.__class__ is str and key[:7] != RESERVED and key and key.isascii():
+        if key.__class__ is str and not (RESERVED <= key < _PAST_RESERVED) and key and key.isascii():
             return self._prefix + key
         if isinstance(key, Key):
             return self._prefix + str(key)  # pyright: ignore[reportUnknownArgumentType]
