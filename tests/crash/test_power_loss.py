@@ -1,0 +1,102 @@
+"""What an acknowledged write survives when the machine loses power: each durability's promise, no more and no less."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pocket_plug.backend import Put
+from pocket_plug.backends.sqlite import Durability, SQLite
+from pocket_plug.waiting import drive
+
+if TYPE_CHECKING:
+    from conftest import LosingDisk
+
+pytestmark = pytest.mark.crash
+
+Told = tuple[str, int, int]
+"""Who was told of a write, the number written, and its version."""
+
+
+async def work(path: Path, durability: Durability, disk: LosingDisk, told: list[Told]) -> None:
+    """Three tasks write, each two keys at once, so much that the log is moved into the file several times."""
+    backend = SQLite(path, durability=durability)
+    await backend.open()
+    chance = random.Random(3)
+
+    async def count(name: str, writes: int) -> None:
+        for number in range(1, writes + 1):
+            ballast = Put(f"ballast:{name}:{number % 4}", chance.randbytes(150_000))
+            version = await backend.write([Put(f"left:{name}", number), ballast, Put(f"right:{name}", number)])
+            told.append((name, number, version))
+            disk.log.append(len(told))  # so many have been told by now
+
+    await asyncio.gather(*(count(name, 25) for name in "abc"))
+    await backend.close()
+
+
+def state_of(path: Path) -> tuple[dict[str, Any], int]:
+    """What is found after the failure, by an ordinary SQLite; that it is sound, and can be written."""
+    backend = SQLite(path)
+    drive(backend.open())
+    names = [f"{side}:{name}" for side in ("left", "right") for name in "abc"]
+    found = {key: entry.value for key, entry in drive(backend.read_many(names)).items()}
+    version = drive(backend.version())
+    assert drive(backend.write([Put("after", 1)])) > version
+    drive(backend.close())
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    return found, version
+
+
+def fail_often(
+    folder: Path, durability: Durability, disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, int]:
+    """How many failures there were, and after how many of them something acknowledged was missing."""
+    live, left = folder / "live", folder / "left"
+    left.mkdir()
+    told: list[Told] = []
+    with disk.recording(monkeypatch):
+        asyncio.run(work(live / "state.db", durability, disk, told))
+    chance = random.Random(5)
+    steps = len(disk.log)
+    moments = {*chance.sample(range(steps), 200), *chance.sample(range(40), 20)}  # in the making of the file, too
+    moved = [what for file, what in (each for each in disk.log if isinstance(each, tuple)) if file == "state.db"]
+    assert moved.count("sync") > 3, "the log must have been moved into the file"
+    missing = 0
+    for noted in disk.power_failures(left, moments, chance):
+        found, version = state_of(left / "state.db")
+        # No write is there by half, or without one that came before it: it is the state of some moment.
+        expected = {
+            f"{side}:{name}": max(numbers)
+            for name in "abc"
+            if (numbers := [number for who, number, written in told if who == name and written <= version])
+            for side in ("left", "right")
+        }
+        assert found == expected
+        acknowledged = told[: noted[-1]] if noted else []
+        missing += any(written > version for _, _, written in acknowledged)
+    return len(moments), missing
+
+
+def test_power_loses_nothing_acknowledged(
+    tmp_path: Path, losing_disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`power`: whatever was not synced is lost at any moment, and no write that somebody was told of is missing."""
+    failures, missing = fail_often(tmp_path, "power", losing_disk, monkeypatch)
+    assert failures > 200
+    assert missing == 0
+
+
+def test_process_may_lose_the_tail_and_stays_whole(
+    tmp_path: Path, losing_disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`process`: the last writes may be missing (here they are), but what is found is whole, and of one moment."""
+    failures, missing = fail_often(tmp_path, "process", losing_disk, monkeypatch)
+    assert missing > failures / 4
