@@ -14,7 +14,8 @@ from .keys import Key
 from .node import I, Node, O, Options, as_chain, options_of
 from .plan import Plan, Step
 from .runner import Execution
-from .store import Stack, Store, StoreReader, View
+from .stack import Stack
+from .store import Store, StoreReader, View
 from .sync import SyncStore
 from .ttl import TTL, seconds
 from .waiting import drive

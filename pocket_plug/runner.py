@@ -21,7 +21,8 @@ from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseErr
 from .hookspecs import NodeCall, Phase, PhaseCall, Run
 from .keys import type_name
 from .plan import Step
-from .store import Stack, StoreReader, StoreWriter
+from .stack import Stack
+from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
 from .transaction import Transaction
 from .watching import PLUGIN_FAULTS, Entered, Part, Watching, end, enter, leave, measure, report, report_observer

@@ -8,21 +8,17 @@ adds what writes, `Store` owns the stack. `sync` has the same without `await`.
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from .backend import Backend, Change, Clock, Delete, Entry, Put
-from .contention import FREE_TRIES, Combiner, Gates, Step
-from .errors import ConfigError, Conflict, KeyNameError, MissingKeyError, StoreClosedError
+from .errors import KeyNameError, MissingKeyError
 from .keys import RESERVED, Key, ReadAs, check_name
-from .layer import Layer, build_stack, parts
-from .memory import Memory
+from .layer import Layer
+from .stack import Stack, build
 from .transaction import Transaction, private
 from .ttl import TTL, seconds
-from .waiting import LoopThread, Runner, drive, drive_inline, run_on
 
 if TYPE_CHECKING:
     from .sync import SyncStore
@@ -47,105 +43,6 @@ class Missing(Enum):
 
 MISSING: Final = Missing.MISSING
 """A default for `get` that no stored value equals: it tells a stored None from nothing stored."""
-
-
-class Stack(Layer):
-    """The outermost part of every store: costs its operations nothing, and keeps what belongs to the stack as one."""
-
-    needs_loop = False  # of its own; the parts below may
-
-    def on_build(self) -> None:
-        self.stack = self
-        self.gates = Gates()
-        self.combiner = Combiner(self, self.gates)
-        self.is_new = True
-        self._home: asyncio.AbstractEventLoop | None = None
-        self._own_loop: LoopThread | None = None
-        self._own_loop_lock = threading.Lock()
-        # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
-        self.run: Runner = self._run_at_home if self.needs_loop else drive
-        self.run_read: Runner = drive_inline if self.inline_read else self.run
-        self.run_write: Runner = drive_inline if self.inline_write else self.run
-        self.run_update: Runner = (
-            drive if self.inline_read and self.inline_write else self.run
-        )  # it may queue for the key
-
-    def __repr__(self) -> str:
-        return " > ".join(repr(part) for part in parts(self)[1:])
-
-    async def apply(self, name: str, step: Step) -> Any:
-        """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
-        for _ in range(FREE_TRIES if self.inline_write else 0):
-            entry = await self.read(name)
-            change, answer = step(entry)
-            try:
-                if change is not None:
-                    await self.write((change,), {name: entry.version if entry else 0})
-                return answer
-            except Conflict:
-                continue
-        return await self.combiner.apply(name, step)
-
-    async def open(self) -> None:
-        if self.needs_loop:
-            self._home = asyncio.get_running_loop()
-        await self.inner.open()
-        self.is_new = False
-
-    async def ensure_open(self) -> None:
-        """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
-        async with self.gates.hold(("open",)):
-            if self.is_new:
-                await self.open()
-
-    async def close(self) -> None:
-        self.is_new, self._home = False, None
-        try:
-            await self.inner.close()
-        finally:
-            self._leave_own_loop()
-
-    def _run_at_home(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._home is None and not self.is_new:
-            coroutine.close()
-            raise StoreClosedError(f"this store is closed: {self!r}")
-        return run_on(self._find_home(), coroutine)
-
-    def _find_home(self) -> asyncio.AbstractEventLoop:
-        """The loop that opened it; one in a thread where there is none, or where it has ended."""
-        home = self._home
-        if home is None or not home.is_running():
-            with self._own_loop_lock:
-                if self._own_loop is None:
-                    self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
-                self._home = home = self._own_loop.loop
-        return home
-
-    def _leave_own_loop(self) -> None:
-        with self._own_loop_lock:
-            own = self._own_loop
-            if own is None or own.loop is asyncio._get_running_loop():  # then whoever called close_sync closes it
-                return
-            self._own_loop = None
-        own.close()
-
-    def open_sync(self) -> None:
-        """Open it for callers without a loop."""
-        if self.needs_loop:
-            self._find_home()
-        self.run(self.open())
-
-    def flush_sync(self) -> None:
-        """Flush it for callers without a loop."""
-        self.run(self.flush())
-
-    def close_sync(self) -> None:
-        """Close it, and the loop that was made for it."""
-        try:
-            if not self.needs_loop or self.is_new or self._home is not None:  # else it is closed already
-                self.run(self.close())
-        finally:
-            self._leave_own_loop()
 
 
 Source = Stack | Transaction
@@ -365,7 +262,7 @@ class Store(StoreWriter):
 
     def __init__(self, backend: str | Backend = "memory://", /, *, layers: Collection[str | Layer] = (),
                  clock: Clock | None = None) -> None:  # fmt: skip
-        super().__init__(_build(backend, layers, clock))
+        super().__init__(build(backend, layers, clock))
 
     async def __aenter__(self) -> Self:
         await self._source.open()
@@ -409,41 +306,6 @@ class Store(StoreWriter):
     def stack(self) -> Stack:
         """The built stack: `parts(store.stack)[1:]` lists its parts, `str` draws it."""
         return self._source
-
-
-def _build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock | None) -> Stack:
-    if isinstance(backend, str):
-        backend = Memory() if backend == "memory://" else _resolve(backend)
-    if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):
-        raise ConfigError(f"a store's backend can't be {backend!r:.80}; give a URL such as 'sqlite:///state.db' or a "
-                          "Backend, and layers in a list: layers=[…]")  # fmt: skip
-    if isinstance(layers, str | Layer):
-        raise ConfigError(f"layers is {layers!r:.80}; give a list: layers=[{layers!r:.80}]")
-    if clock is not None:
-        backend.clock = clock
-    recipes: Iterable[Any] = layers
-    if isinstance(layers, Set):
-        from .pocket import order_names
-
-        recipes = order_names(layers)
-    stack = build_stack(backend, [_recipe(recipe) for recipe in recipes])
-    built = Stack().build(stack)
-    assert isinstance(built, Stack)
-    return built
-
-
-def _resolve(url: str) -> Backend:
-    from .pocket import resolve_backend
-
-    return resolve_backend(url)
-
-
-def _recipe(layer: str | Mapping[str, Any] | Layer) -> Layer:
-    if not isinstance(layer, str | Mapping):
-        return layer
-    from .pocket import resolve_layer
-
-    return resolve_layer(layer)
 
 
 class OpenTransaction:

@@ -15,7 +15,8 @@ from .backend import Backend, Clock
 from .errors import ConfigError
 from .keys import Key, ReadAs
 from .layer import Layer
-from .store import MISSING, Name, OpenTransaction, Stack, Store, StoreReader, StoreWriter, View
+from .stack import Stack
+from .store import MISSING, Name, OpenTransaction, Store, StoreReader, StoreWriter, View
 from .ttl import TTL
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
 from .waiting import Runner, drive_inline

@@ -13,7 +13,7 @@ from .contention import Step
 from .errors import TransactionError
 
 if TYPE_CHECKING:
-    from .store import Stack
+    from .stack import Stack
     from .waiting import Runner
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # the codec knows the others

@@ -49,6 +49,7 @@ _SCAN = f"""SELECT key FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS 
             ORDER BY key LIMIT 256"""  # noqa: S608
 _VERSION = "SELECT version FROM counter"
 _COUNT = "UPDATE counter SET version = ?"
+_COUNT_FROM = "UPDATE counter SET version = ? WHERE version = ?"
 _PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
           SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at"""
 _PUT_IF_NEWER = f"{_PUT} WHERE excluded.version > entries.version"
@@ -114,6 +115,7 @@ class SQLite(Backend):
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
         self._writer: sqlite3.Cursor
         self._writing = threading.Lock()  # held by whoever uses the writer
+        self._counter = 0  # where its own last commit has put the counter
         self._unreaped = 0
         self._queue: list[_Request] = []
         self._queued = threading.Condition()  # guards the queue and `_open`; reentrant, as garbage collection withdraws
@@ -337,7 +339,7 @@ class SQLite(Backend):
         """One transaction, committed before this returns; StoreBusyError where the file stays locked."""
         if not changes:
             return await self._check(expect)
-        request = _Request([self._encoded(change) for change in changes], expect)
+        request = _Request(list(map(self._encoded, changes)), expect)
         if (self.durability == "process" or may_block()) and self._done_in_place(request):
             return request.outcome()
         await self._done_by_thread(request)
@@ -381,11 +383,12 @@ class SQLite(Backend):
         with self._queued:
             if not self._open:
                 raise self._not_open()
-            self._queue.append(request)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
                 self._thread.start()
-            self._queued.notify()
+            elif not self._queue:  # else it has been told already, or is at work and will look
+                self._queued.notify()
+            self._queue.append(request)
         try:
             await waiter
         except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
@@ -441,14 +444,18 @@ class SQLite(Backend):
         execute = self._writer.execute
         try:
             now = self.clock()
-            before = version = execute(_VERSION).fetchone()[0]
+            before = version = self._count(len(batch))
             for request in batch:
                 version = self._apply(request, version, now)
-            if version != before:
+            if version == before:  # nothing but conflicts
+                _roll_back(self._writer)
+                return
+            if version != before + len(batch):
                 execute(_COUNT, (version,))
-                if self._unreaped >= REAP_EVERY:
-                    execute(_REAP, (now, 2 * self._unreaped))
-                    self._unreaped = 0
+            self._counter = version
+            if self._unreaped >= REAP_EVERY:
+                execute(_REAP, (now, 2 * self._unreaped))
+                self._unreaped = 0
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
             _roll_back(self._writer)
             if len(batch) == 1:
@@ -462,6 +469,18 @@ class SQLite(Backend):
             _roll_back(self._writer)
             for request in batch:
                 request.error = self._explained(error)
+
+    def _count(self, more: int) -> int:
+        """Raise the counter by so many in the open transaction; gives what it was.
+
+        It is where this backend's last commit left it, unless another one has written since; then it must be read.
+        """
+        execute = self._writer.execute
+        before = self._counter
+        if not execute(_COUNT_FROM, (before + more, before)).rowcount:
+            before = execute(_VERSION).fetchone()[0]
+            execute(_COUNT, (before + more,))
+        return before
 
     def _commit_singly(self, batch: list[_Request]) -> None:
         """Something in the batch can't be done: each in a transaction of its own, so that no other pays for it."""
@@ -477,14 +496,15 @@ class SQLite(Backend):
         """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
         execute = self._writer.execute
         request.error = None
-        changed: list[str] = []
-        for key, expected in request.expect.items():
-            row = execute(_SEEN, (key, now)).fetchone()
-            if (row[0] if row else 0) != expected:
-                changed.append(key)
-        if changed:
-            request.error = Conflict(changed)
-            return version
+        if request.expect:
+            changed: list[str] = []
+            for key, expected in request.expect.items():
+                row = execute(_SEEN, (key, now)).fetchone()
+                if (row[0] if row else 0) != expected:
+                    changed.append(key)
+            if changed:
+                request.error = Conflict(changed)
+                return version
         version += 1
         highest = request.version = version
         for change in request.changes:

@@ -28,7 +28,8 @@ from pocket_plug.layer import parts
 from pocket_plug.layers import Persistence
 from pocket_plug.memory import Memory
 from pocket_plug.pocket import default_pocket, public_url
-from pocket_plug.store import Stack, Store
+from pocket_plug.stack import Stack
+from pocket_plug.store import Store
 from pocket_plug.ttl import seconds
 
 from .jsonlines import entries_of, is_json, line_of, type_in

@@ -27,7 +27,8 @@ _logger = logging.getLogger("pocket_plug")
 DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds between the tries of a batch that meets a busy backend; after the last of them it has failed."""
 
-_open: weakref.WeakSet[WriteBehind] = weakref.WeakSet()
+_owners: weakref.WeakSet[WriteBehind] = weakref.WeakSet()
+_claiming = threading.Lock()
 
 
 class _Queued:
@@ -102,7 +103,7 @@ class WriteBehind(Backend):
         self.inline_read = durable.inline_read
         self.max_pending = max_pending
         self._sleep = sleep
-        self._is_open = False
+        self._is_open = self._drains = False
         self._begin_empty()
 
     def __repr__(self) -> str:
@@ -116,9 +117,10 @@ class WriteBehind(Backend):
         self._reserved = 0  # slots of writes that are about to be queued
         self._tickets: deque[_Ticket] = deque()
         self._flushes: list[tuple[int, Waiter[None]]] = []
+        self._closers: list[Waiter[None]] = []
         self._looks: list[set[str]] = []  # for each look into the durable backend, the keys written meanwhile
         self._version = 0  # the last one given
-        self._landed: int | None = 0  # the durable backend's counter, as far as it is known
+        self._counters = {0}  # what the durable backend's counter may be; after a lost answer there are several
         self._failure: Exception | None = None
         self._intrusion: StoreError | None = None
         self._try_again = False
@@ -148,44 +150,55 @@ class WriteBehind(Backend):
         """Open the durable backend and own it. Raises StoreBusyError where somebody else does."""
         if self._is_open:
             return
-        if any(other.durable is self.durable for other in list(_open)):
-            raise StoreBusyError(
-                f"{self.durable!r} is owned by another stack that writes behind; share that one's store"
-            )
-        await self.durable.open()
+        self._claim()
         try:
-            if self.durable.survives:
-                await self.durable.own()
-            self._begin_empty()
-            self._version = self._landed = await self.durable.version()
+            await self.durable.open()
+            try:
+                if self.durable.survives:
+                    await self.durable.own()
+                self._begin_empty()
+                self._version = await self.durable.version()
+                self._counters = {self._version}
+            except BaseException:
+                await self.durable.close()
+                raise
         except BaseException:
-            await self.durable.close()
+            _owners.discard(self)
             raise
-        self._is_open = True
-        _open.add(self)
-        self._thread = threading.Thread(target=self._drain, name=f"drain to {self.durable!r}"[:60], daemon=True)
-        self._thread.start()
+        self._is_open = self._drains = True
+        threading.Thread(target=self._drain, name=f"drain to {self.durable!r}"[:60], daemon=True).start()
         atexit.register(self._close_at_exit)  # daemon threads end with the process, whatever is queued
+
+    def _claim(self) -> None:
+        with _claiming:
+            if any(owner.durable is self.durable for owner in _owners):
+                raise StoreBusyError(
+                    f"{self.durable!r} is owned by another stack that writes behind; share that one's store"
+                )
+            _owners.add(self)
 
     async def close(self) -> None:
         """Write what is queued, then let go of the durable backend. Raises StoreError where that can't be written."""
+        waiter = Waiter[None]()
+        refused: list[Waiter[None]] = []
         with self._state:
-            if not self._is_open:
-                return
-            self._is_open = False
-            self._try_again = True
-            self._finished = Waiter[None]()
-            refused = [ticket.waiter.fail(self._not_open()) for ticket in self._tickets]
-            self._tickets.clear()
-            self._state.notify_all()
+            if self._is_open:
+                self._is_open, self._try_again = False, True
+                refused = [ticket.waiter.fail(self._not_open()) for ticket in self._tickets]
+                self._tickets.clear()
+                self._state.notify_all()
+            if self._drains:
+                self._closers.append(waiter)
+            else:
+                wake([waiter.give(None)])
         wake(refused)
-        atexit.unregister(self._close_at_exit)
         try:
-            await self._finished.shielded()
-            self._thread.join()
+            await waiter.shielded()
         finally:
-            _open.discard(self)
-            await self.durable.close()
+            if not self._drains:  # else it was interrupted, and what is queued is written at exit
+                atexit.unregister(self._close_at_exit)
+                _owners.discard(self)
+                await self.durable.close()
         lost, self._pending = len(self._pending), {}
         if lost:
             raise StoreError(
@@ -202,7 +215,7 @@ class WriteBehind(Backend):
     def forget(self) -> None:
         """In a forked child: what is queued is its parent's, which has the thread and owns the durable backend."""
         atexit.unregister(self._close_at_exit)
-        self._is_open = False
+        self._is_open = self._drains = False
         self._begin_empty()
 
     def _not_open(self) -> StoreClosedError:
@@ -239,6 +252,8 @@ class WriteBehind(Backend):
     # ------------------------------------------------------------ reading
     def _find(self, key: str) -> _Queued | None:
         with self._state:
+            if not self._is_open:
+                raise self._not_open()
             return self._pending.get(key) or self._in_flight.get(key)
 
     async def read(self, key: str) -> Entry | None:
@@ -250,6 +265,8 @@ class WriteBehind(Backend):
         """The same of several, with one look into the durable backend."""
         names = list(dict.fromkeys(keys))
         with self._state:
+            if not self._is_open:
+                raise self._not_open()
             queued = {key: found for key in names if (found := self._pending.get(key) or self._in_flight.get(key))}
         entries = await self.durable.read_many([key for key in names if key not in queued])
         now = self.clock()
@@ -258,6 +275,8 @@ class WriteBehind(Backend):
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """The keys of both in one order, each as it is when the scan comes to it."""
         with self._state:
+            if not self._is_open:
+                raise self._not_open()
             queued = sorted(key for key in {**self._in_flight, **self._pending} if key.startswith(prefix))
         before = iter(queued)
         upcoming = next(before, None)
@@ -443,7 +462,10 @@ class WriteBehind(Backend):
             except BaseException as error:  # noqa: BLE001 - nor may the thread end and leave all waiting
                 failure = StoreError(f"{type(error).__name__}: {error}")
             wake(self._failed(batch, failure) if failure else self._done(version))
-        wake([self._finished.give(None)])
+        with self._state:
+            self._drains = False
+            closers = [waiter.give(None) for waiter in self._closers]
+        wake(closers)
 
     def _take(self) -> tuple[int, Queue] | None:
         with self._state:
@@ -457,30 +479,34 @@ class WriteBehind(Backend):
             return self._version, self._in_flight
 
     def _land(self, batch: Queue) -> None:
-        version = self._write([queued.change() for queued in batch.values()])
-        expected, self._landed = self._landed, max(version, *(queued.version for queued in batch.values()))
-        if expected is not None and version != expected + 1:
-            self._note_intrusion()
-
-    def _write(self, changes: Sequence[Change]) -> int:
         """One atomic write, tried again while the backend is busy."""
+        changes = [queued.change() for queued in batch.values()]
+        highest = max(queued.version for queued in batch.values())
         for delay in DELAYS:
             try:
-                return drive(self.durable.write(changes))
+                return self._write(changes, highest)
             except StoreBusyError as busy:
                 _logger.warning("persistence: %r is busy, next try in %g s: %s", self.durable, delay, busy)
                 self._sleep(delay)
-        return drive(self.durable.write(changes))
+        return self._write(changes, highest)
 
-    def _note_intrusion(self) -> None:
-        """The counter has moved on by another hand: whatever that wrote may be newer than what we gave a version."""
-        self._intrusion = StoreError(
-            f"somebody else has written to {self.durable!r}, which this process owns; where both wrote a key, theirs may "
-            "stand. Open it there without mode='behind' only while nobody writes behind here"
-        )
-        _logger.error("persistence: %s", self._intrusion)
-        with self._state:
-            self._version = max(self._version, self._landed or 0)
+    def _write(self, changes: Sequence[Change], highest: int) -> None:
+        """Write, and look at the counter: if it has moved on by another hand, theirs may stand where both wrote."""
+        try:
+            version = drive(self.durable.write(changes))
+        except BaseException:  # it may have landed all the same
+            self._counters |= {max(counter + 1, highest) for counter in self._counters}
+            raise
+        expected, self._counters = self._counters, {max(version, highest)}
+        if version - 1 not in expected:
+            intrusion = StoreError(
+                f"somebody else has written to {self.durable!r}, which this process owns to write behind; where both "
+                "wrote a key, theirs may stand, and memory may have ours. Let only one store at a time write there"
+            )
+            _logger.error("persistence: %s", intrusion)
+            with self._state:
+                self._intrusion = intrusion
+                self._version = max(self._version, *self._counters)
 
     def _done(self, version: int) -> list[Waiter[Any]]:
         with self._state:
@@ -496,7 +522,7 @@ class WriteBehind(Backend):
         with self._state:
             self._pending, self._in_flight = {**batch, **self._pending}, {}
             self._since = self._in_flight_since
-            self._failure, self._landed = failure, None
+            self._failure = failure
             waiting = [waiter for _, waiter in self._flushes] + [ticket.waiter for ticket in self._tickets]
             self._flushes.clear()
             self._tickets.clear()
@@ -504,8 +530,11 @@ class WriteBehind(Backend):
 
 
 def _forget_all() -> None:
-    for queue in list(_open):
+    global _claiming
+    _claiming = threading.Lock()
+    for queue in list(_owners):
         queue.forget()
+        _owners.discard(queue)
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,7 +17,7 @@ READ_FIRST = [
     PACKAGE / f"{name}.py" for name in ("store", "keys", "memory", "layer", "node", "graph", "runner", "hookspecs")
 ]
 CORE = READ_FIRST + [PACKAGE / f"{name}.py" for name in (
-    "backend", "sync", "transaction", "contention", "waiting", "ttl", "typechecks", "errors",
+    "backend", "stack", "sync", "transaction", "contention", "waiting", "ttl", "typechecks", "errors",
     "phases", "plan", "typed", "retry", "chain", "context", "watching", "concurrency", "workers", "mermaid",
 )]  # fmt: skip
 
