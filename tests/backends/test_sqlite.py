@@ -403,6 +403,54 @@ def test_a_commit_of_another_process_is_seen_at_once(tmp_path: Path) -> None:
     drive(other.close())
 
 
+@pytest.mark.parametrize("durability", MODES)
+def test_two_in_turn_count_on(tmp_path: Path, durability: sqlite.Durability) -> None:
+    """Each write's version is the next one, whoever wrote before; what conflicts takes none."""
+    one, other = (SQLite(tmp_path / "state.db", durability=durability) for _ in range(2))
+    drive(one.open())
+    drive(other.open())
+    versions: list[int] = []
+    for backend in (one, one, other, one, other, other):
+        versions.append(drive(backend.write([Put("a", backend is one)])))
+        with pytest.raises(Conflict):
+            drive(backend.write([Put("b", 1)], {"a": 99}))
+        assert drive(backend.version()) == versions[-1]
+    assert versions == [1, 2, 3, 4, 5, 6]
+    drive(one.close())
+    drive(other.close())
+
+
+def test_of_a_shared_commit_conflicts_take_no_version(tmp_path: Path) -> None:
+    """Of writes that wait together some conflict: the others are counted, and only they."""
+    backend = SQLite(tmp_path / "state.db")
+
+    async def scenario() -> None:
+        with another_writer(tmp_path / "state.db") as other:
+            writes = [backend.write([Put(f"k{n}", n)], {"absent": n % 2}) for n in range(6)]
+            writing = asyncio.gather(*writes, return_exceptions=True)
+            await settle()
+            other.execute("COMMIT")
+            outcomes = await writing
+        assert outcomes[::2] == [1, 2, 3]
+        assert all(isinstance(outcome, Conflict) for outcome in outcomes[1::2])
+        assert await backend.version() == 3
+        assert await backend.write([Put("next", 1)]) == 4
+
+    run(backend, scenario)
+
+
+def test_a_read_holds_no_old_state(tmp_path: Path) -> None:
+    """Once a value was read, its connection stands in the way of nobody who clears the log."""
+    backend = SQLite(tmp_path / "state.db", durability="process")
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    assert drive(backend.read("a")) == Entry(1, 1)
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA busy_timeout = 0")
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+    drive(backend.close())
+
+
 # ---------------------------------------------------------------- cancellation and the end
 class Gate:
     """Holds the writer thread inside a transaction that it has begun, by the clock that it asks there."""
