@@ -503,10 +503,10 @@ class WriteBehind(Backend):
                 f"somebody else has written to {self.durable!r}, which this process owns to write behind; where both "
                 "wrote a key, theirs may stand, and memory may have ours. Let only one store at a time write there"
             )
-            _logger.error("persistence: %s", intrusion)
             with self._state:
                 self._intrusion = intrusion
                 self._version = max(self._version, *self._counters)
+            _logger.error("persistence: %s", intrusion)
 
     def _done(self, version: int) -> list[Waiter[Any]]:
         with self._state:

@@ -1,0 +1,1048 @@
+"""Persistence `behind`: done when queued, written by a thread. Each test loses data where its rule is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocket_plug import SyncStore, register_type
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.errors import (
+    CodecError,
+    ConfigError,
+    Conflict,
+    StoreBusyError,
+    StoreClosedError,
+    StoreError,
+    UnregisteredTypeError,
+)
+from pocket_plug.layer import Layer, build_stack
+from pocket_plug.layers.bounding import Bounding
+from pocket_plug.layers.persistence import MAX_PENDING, Persistence
+from pocket_plug.layers.write_behind import DELAYS, WriteBehind
+from pocket_plug.memory import Memory
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import keys_of
+from pocket_plug.testing.layer_contract import FaultyMemory
+from pocket_plug.waiting import drive
+
+T = TypeVar("T")
+LONG = 30
+"""Seconds after which something that was to happen never will."""
+
+
+class Shelf(Memory):
+    """A durable tier whose writes wait while the gate is shut, and then fail as they are told to."""
+
+    survives = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.reached = threading.Semaphore(0)  # released by each write that begins
+        self.errors: list[Exception] = []
+        self.landed = True  # whether a write that fails has landed all the same
+        self.batches: list[dict[str, Any]] = []
+        self.owned = 0
+
+    async def own(self) -> None:
+        self.owned += 1
+
+    async def close(self) -> None:
+        """What is durable stays."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        self.reached.release()
+        assert self.gate.wait(LONG)
+        if self.errors:
+            raise self.errors.pop(0)
+        version = await super().write(changes, expect)
+        self.batches.append({change.key: getattr(change, "value", None) for change in changes})
+        return version
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Nothing lands meanwhile."""
+        self.gate.clear()
+        try:
+            yield
+        finally:
+            self.gate.set()
+
+    def has(self) -> dict[str, Any]:
+        """The live values."""
+        return drive(self._live())
+
+    async def _live(self) -> dict[str, Any]:
+        found = await self.read_many(await keys_of(self))
+        return {key: entry.value for key, entry in found.items()}
+
+
+def behind(shelf: Backend, max_pending: int = MAX_PENDING, **options: Any) -> WriteBehind:
+    """An open queue."""
+    queue = WriteBehind(shelf, max_pending, **options)
+    drive(queue.open())
+    return queue
+
+
+def no_sleep(seconds: float) -> None:
+    raise AssertionError("this was not to be tried again")
+
+
+def put(queue: Backend, key: str, value: Any, **expect: int) -> int:
+    return drive(queue.write([Put(key, value)], expect))
+
+
+def value_of(backend: Backend, key: str) -> Any:
+    return getattr(drive(backend.read(key)), "value", None)
+
+
+def in_thread(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin it in a thread; what is given waits for its outcome."""
+    outcome: list[Any] = []
+
+    def target() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:  # noqa: BLE001
+            outcome.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+
+    def join() -> T:
+        thread.join(LONG)
+        assert outcome, "it never came to an end"
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+    return join
+
+
+# ---------------------------------------------------------------- queued, then written
+def test_a_write_does_not_wait_for_the_durable_tier() -> None:
+    """It is done, and read, while the durable tier has none of it; `flush` returns when that has all."""
+    shelf = Shelf()
+    with SyncStore(layers=[Persistence(to=shelf, mode="behind")]) as store:
+        with shelf.shut():
+            store.set("a", 1)
+            store.set("b", 2)
+            assert store.get("a") == 1
+            assert shelf.has() == {}
+        store.flush()
+        assert shelf.has() == {"a": 1, "b": 2}
+
+
+def test_flush_waits_for_what_was_queued_at_the_call() -> None:
+    """Not for what came later: under steady writing it would never return. A flush of nothing returns at once."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    drive(queue.flush())
+
+    async def main() -> None:
+        shelf.gate.clear()
+        await queue.write([Put("before", 1)])
+        flushing = asyncio.ensure_future(queue.flush())
+        await asyncio.sleep(0)
+        assert shelf.reached.acquire(timeout=LONG)
+        await queue.write([Put("after", 1)])
+        assert not flushing.done()
+        shelf.gate.set()
+        await flushing
+        assert shelf.batches[0] == {"before": 1}
+
+    asyncio.run(main())
+    drive(queue.close())
+
+
+def test_a_cancelled_flush_leaves_no_waiter() -> None:
+    """And the writes land all the same: flushing only waits."""
+    shelf = Shelf()
+    queue = behind(shelf)
+
+    async def main() -> None:
+        with shelf.shut():
+            await queue.write([Put("a", 1)])
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(queue.flush(), 0)
+            flushing = asyncio.ensure_future(queue.flush())
+            await asyncio.sleep(0)
+            flushing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await flushing
+        await queue.flush()
+
+    asyncio.run(main())
+    assert shelf.has() == {"a": 1}
+    drive(queue.close())
+
+
+def test_what_is_changed_after_the_set_is_not_stored() -> None:
+    """Encoded by the thread, a list that the program goes on with would be stored as it never was when it was set."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    items = [1]
+    with shelf.shut():
+        put(queue, "a", items)
+        items.append(2)
+        value_of(queue, "a").append(3)
+        assert value_of(queue, "a") == [1]
+    drive(queue.close())
+    assert shelf.has() == {"a": [1]}
+
+
+def test_what_cannot_be_stored_is_an_error_at_the_set() -> None:
+    """The key is named, nothing of the write is queued, and others go on."""
+    shelf = Shelf()
+    with SyncStore(layers=[Persistence(to=shelf, mode="behind")]) as store:
+        with pytest.raises(UnregisteredTypeError, match="'bad'"):
+            store.set_many({"good": 1, "bad": object()})
+        assert store.get_many(["good", "bad"]) == {}
+        store.set("other", 2)
+    assert shelf.has() == {"other": 2}
+
+
+class Fragile:
+    """Can be stored, but not read."""
+
+
+def test_a_record_that_cannot_be_read_holds_nothing_up(tmp_path: Path) -> None:
+    """It is its reader's to fail: it lands byte for byte, with all that is queued before and after it."""
+
+    def decode(state: Any) -> Fragile:
+        raise ValueError("no")
+
+    register_type(Fragile, tag=f"fragile {tmp_path}", encode=lambda value: 1, decode=decode)
+    file = SQLite(tmp_path / "state.db", durability="process")
+    queue = behind(file)
+    put(queue, "a", 1)
+    put(queue, "fragile", Fragile())
+    put(queue, "b", 2)
+    with pytest.raises(CodecError, match="'fragile'"):
+        drive(queue.read("fragile"))
+    drive(queue.flush())
+    assert (value_of(file, "a"), value_of(file, "b")) == (1, 2)
+    assert drive(keys_of(file)) == ["a", "b", "fragile"]
+    drive(queue.close())
+
+
+# ---------------------------------------------------------------- a prefix of history
+def test_all_that_is_queued_is_one_atomic_write() -> None:
+    """In parts, the durable tier would at times hold a later write without an earlier one."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    with shelf.shut():
+        put(queue, "first", 0)
+        assert shelf.reached.acquire(timeout=LONG)
+        for n in range(10):
+            drive(queue.write([Put("left", n), Put("right", n), Put(f"k{n}", n)]))
+        drive(queue.write([Delete("k3")]))
+    drive(queue.flush())
+    assert shelf.batches == [
+        {"first": 0},
+        {"left": 9, "right": 9, **{f"k{n}": n for n in range(10)}, "k3": None},
+    ]
+    drive(queue.close())
+
+
+WRITES = st.lists(
+    st.tuples(
+        st.dictionaries(st.sampled_from("abcd"), st.none() | st.integers(0, 9), min_size=1),
+        st.sampled_from(["hold", "let go", "fail", "busy"]),
+    ),
+    max_size=40,
+)
+
+
+@given(WRITES)
+@settings(max_examples=60, deadline=None)
+def test_the_durable_state_is_always_a_prefix_of_history(writes: list[tuple[dict[str, int | None], str]]) -> None:
+    """Whatever is written, held up, or fails: what lands is the state as it was after one of the writes, in order.
+
+    And at every moment reads, scans and versions are as if there were one store.
+    """
+    shelf = Shelf()
+    queue = behind(shelf, sleep=lambda seconds: None)
+    history: dict[int, dict[str, Any]] = {0: {}}
+    seen: list[dict[str, Any]] = []
+
+    landing = shelf.write
+
+    async def watched(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        version = await landing(changes, expect)
+        seen.append(await shelf._live())
+        return version
+
+    shelf.write = watched  # type: ignore[method-assign]
+    state: dict[str, Any] = {}
+    for write, then in writes:
+        changes = [Delete(key) if value is None else Put(key, value) for key, value in write.items()]
+        try:
+            version = drive(queue.write(changes))
+        except StoreError:
+            continue  # refused, as the last try has failed; this one has it tried again
+        state = {key: value for key, value in {**state, **write}.items() if value is not None}
+        history[version] = state
+        if then == "hold":
+            shelf.gate.clear()
+        elif then == "fail":
+            shelf.errors.append(StoreError("no"))
+        elif then == "busy":
+            shelf.errors.append(StoreBusyError("busy"))
+        else:
+            shelf.gate.set()
+        assert drive(keys_of(queue)) == sorted(state)
+        found = drive(queue.read_many("abcd"))
+        assert {key: entry.value for key, entry in found.items()} == state
+    shelf.gate.set()
+    shelf.errors.clear()
+    drive(queue.close())
+    states = list(history.values())
+    at = 0
+    for landed in seen:
+        at = next((n for n in range(at, len(states)) if states[n] == landed), -1)
+        assert at >= 0, f"{landed} is no state that came after the one before"
+    assert shelf.has() == state
+
+
+def test_an_expired_write_is_still_written() -> None:
+    """Left out, the value that it replaced would come back, for good."""
+    shelf, clock = Shelf(), FakeClock()
+    shelf.clock = clock
+    queue = behind(shelf)
+    put(queue, "a", "old")
+    drive(queue.flush())
+    with shelf.shut():
+        drive(queue.write([Put("a", "new", clock() + 1)]))
+        clock.advance(1)
+        assert drive(queue.read("a")) is None
+        assert drive(queue.read_many(["a"])) == {}
+        assert drive(keys_of(queue)) == []
+    drive(queue.close())
+    assert shelf.has() == {}
+    assert len(shelf.batches) == 2
+
+
+# ---------------------------------------------------------------- reads
+@pytest.mark.parametrize("taken", [False, True], ids=["queued", "in flight"])
+def test_what_the_near_tier_has_dropped_is_found_in_the_queue(taken: bool) -> None:
+    """Asked of the durable tier only, it would be missing, or old, until it lands."""
+    shelf = Shelf()
+    with SyncStore(layers=[Persistence(to=shelf, mode="behind"), Bounding(max_entries=1)]) as store:
+        store.set("a", "old")
+        store.flush()
+        while shelf.reached.acquire(blocking=False):
+            pass
+        with shelf.shut():
+            if not taken:
+                store.set("the thread is busy with this", 0)
+                assert shelf.reached.acquire(timeout=LONG)
+            store.set("a", "new")
+            if taken:
+                assert shelf.reached.acquire(timeout=LONG)
+            store.set("b", 1)  # pushes a out
+            assert store.get("a") == "new"
+            assert store.get_many(["a", "b", "c"]) == {"a": "new", "b": 1}
+
+
+def test_a_queued_delete_hides_what_the_durable_tier_has() -> None:
+    """Else what was deleted is there again until the delete lands."""
+    shelf = Shelf()
+    with SyncStore(layers=[Persistence(to=shelf, mode="behind")]) as store:
+        store.set_many({"a": 1, "b": 2})
+        store.flush()
+        with shelf.shut():
+            store.delete("a")
+            assert store.get("a") is None
+            assert store.get_many(["a", "b"]) == {"b": 2}
+            assert list(store.keys()) == ["b"]
+
+
+def test_a_scan_merges_queue_and_durable_tier() -> None:
+    """In one order, each key once, those that only one of them has too."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    drive(queue.write([Put(key, 0) for key in ("k:b", "k:d", "k:f", "other")]))
+    drive(queue.flush())
+    with shelf.shut():
+        drive(queue.write([Put(key, 1) for key in ("k:a", "k:b", "k:e", "k:g", "later")]))
+        drive(queue.write([Delete("k:d"), Delete("k:z")]))
+        assert drive(keys_of(queue, "k:")) == ["k:a", "k:b", "k:e", "k:f", "k:g"]
+    drive(queue.close())
+
+
+def test_a_scan_bears_landing_in_between() -> None:
+    """A key that was queued when the scan began, and has landed or gone since, is given once, or not at all."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    drive(queue.write([Put("b", 0), Put("d", 0)]))
+    drive(queue.flush())
+
+    async def main() -> None:
+        shelf.gate.clear()
+        await queue.write([Put("a", 1), Put("c", 1), Put("e", 1), Put("f", 1), Delete("d")])
+        found: list[str] = []
+        async for key in queue.scan():
+            found.append(key)
+            if key == "a":
+                shelf.gate.set()
+                await queue.flush()
+                await queue.write([Delete("e")])
+                await queue.flush()
+        assert found == ["a", "b", "c", "f"]
+
+    asyncio.run(main())
+    drive(queue.close())
+
+
+# ---------------------------------------------------------------- expectations
+class Stuck(Memory):
+    """A near tier that takes only the first write of each key."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        new = [change for change in changes if await self.read(change.key) is None]
+        return await super().write(new, expect)
+
+
+def test_expectations_are_not_answered_by_the_near_tier() -> None:
+    """The near tier may be behind: a write that rests on it would undo what is queued."""
+    shelf = Shelf()
+
+    async def main() -> None:
+        near = Stuck()
+        stack = Persistence(to=shelf, mode="behind").build(near)
+        await stack.open()
+        first = await stack.write([Put("a", 1)])
+        with shelf.shut():
+            second = await stack.write([Put("a", 2)])
+            assert await near.read("a") == Entry(1, first)
+            with pytest.raises(Conflict) as caught:
+                await stack.write([Put("a", 3)], {"a": first})
+            assert caught.value.keys == {"a"}
+            await stack.write([Put("a", 3)], {"a": second})
+        await stack.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("landed", [False, True], ids=["queued", "landed"])
+def test_expectations_are_answered_by_queue_or_durable_tier(landed: bool) -> None:
+    """Wherever the last write of a key is, it is that one's version which counts."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    old = put(queue, "a", 1)
+    gone = put(queue, "gone", 1)
+    drive(queue.flush())
+    with shelf.shut():
+        new = put(queue, "a", 2)
+        drive(queue.write([Delete("gone")]))
+        if landed:
+            shelf.gate.set()
+            drive(queue.flush())
+        for wrong in ({"a": old}, {"a": 0}, {"gone": gone}, {"b": new}):
+            for changes in ([Put("x", 1)], []):
+                with pytest.raises(Conflict):
+                    drive(queue.write(changes, wrong))
+        put(queue, "x", 1, a=new, gone=0, b=0)
+    drive(queue.close())
+
+
+def test_a_write_that_lands_during_the_look_is_no_older_one() -> None:
+    """It was in neither place: not queued yet when the queue was asked, landed after the durable tier was."""
+
+    class Slow(Shelf):
+        def __init__(self) -> None:
+            super().__init__()
+            self.looks, self.looked = threading.Event(), threading.Event()
+
+        async def read_many(self, keys: Any) -> dict[str, Entry]:
+            found = await super().read_many(keys)
+            if threading.current_thread() is not threading.main_thread():
+                self.looks.set()
+                assert self.looked.wait(LONG)
+            return found
+
+    shelf = Slow()
+    queue = behind(shelf)
+    creating = in_thread(lambda: put(queue, "a", "late", a=0))
+    assert shelf.looks.wait(LONG)
+    put(queue, "a", "first")
+    drive(queue.flush())
+    shelf.looked.set()
+    with pytest.raises(Conflict):
+        creating()
+    drive(queue.close())
+    assert shelf.has() == {"a": "first"}
+
+
+def test_threads_lose_no_update_while_it_drains(tmp_path: Path) -> None:
+    """Eight threads count through a cache of three entries and a queue of four; a file has the sum in the end."""
+    url = f"sqlite:///{tmp_path}/state.db?durability=process"
+    with SyncStore(layers=[Persistence(to=url, mode="behind", max_pending=4), Bounding(max_entries=3)]) as store:
+
+        def work() -> None:
+            for n in range(60):
+                store.update(f"k{n % 6}", lambda n: n + 1, default=0)
+
+        for join in [in_thread(work) for _ in range(8)]:
+            join()
+    with SyncStore(url) as store:
+        assert store.get_many([f"k{n}" for n in range(6)]) == {f"k{n}": 80 for n in range(6)}
+
+
+# ---------------------------------------------------------------- versions
+def test_versions_are_those_that_land() -> None:
+    """Read from the near tier, the queue or the durable one, an entry has one version: else each update conflicts."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    with shelf.shut():
+        version = put(queue, "a", 1)
+        put(queue, "b", 1)
+        queued = drive(queue.read("a"))
+    drive(queue.flush())
+    assert queued == drive(shelf.read("a")) == drive(queue.read("a")) == Entry(1, version)
+    assert drive(queue.version()) == drive(shelf.version())
+    drive(queue.close())
+
+
+def test_versions_go_on_after_a_restart(tmp_path: Path) -> None:
+    """From above the durable tier's counter, deletes and coalesced writes included."""
+    given = 0
+    for turn in range(3):
+        file = SQLite(tmp_path / "state.db", durability="process")
+        queue = behind(file)
+        assert drive(queue.version()) == given
+        for n in range(5):
+            version = put(queue, "a", n)
+            assert version > given
+            given = version
+        given = drive(queue.write([Delete("a"), Put(f"turn {turn}", 0)]))
+        drive(queue.close())
+
+
+# ---------------------------------------------------------------- back-pressure
+def test_a_full_queue_makes_writes_wait() -> None:
+    """What is on its way counts too: else a slow durable tier has the queue grow without bound."""
+    shelf = Shelf()
+    queue = behind(shelf, 2)
+
+    async def main() -> None:
+        shelf.gate.clear()
+        await queue.write([Put("in flight", 0)])
+        assert shelf.reached.acquire(timeout=LONG)
+        await queue.write([Put("queued", 0)])
+        waiting = [asyncio.ensure_future(queue.write([Put(key, 0)])) for key in "ab"]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not any(write.done() for write in waiting)
+        assert queue.length == 2
+        shelf.gate.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(main())
+    drive(queue.close())
+    assert shelf.has().keys() == {"in flight", "queued", "a", "b"}
+
+
+def test_threads_wait_for_room_too() -> None:
+    """With room for one key nothing is queued while another one is on its way, however many threads write."""
+    shelf = Shelf()
+    queue = behind(shelf, 1)
+    for join in [in_thread(lambda me=me: [put(queue, f"{me}.{n}", n) for n in range(10)]) for me in range(4)]:
+        join()
+    drive(queue.close())
+    assert len(shelf.has()) == 40
+    assert {len(batch) for batch in shelf.batches} == {1}
+
+
+def test_a_large_write_waits_for_an_empty_queue_and_is_not_overtaken() -> None:
+    """More keys at once than the queue may have are let in alone; small writes that come later stand behind."""
+    shelf = Shelf()
+    queue = behind(shelf, 3)
+
+    async def main() -> None:
+        shelf.gate.clear()
+        await queue.write([Put("first", 0)])
+        assert shelf.reached.acquire(timeout=LONG)
+        large = asyncio.ensure_future(queue.write([Put(f"k{n}", n) for n in range(10)]))
+        await asyncio.sleep(0)
+        small = asyncio.ensure_future(queue.write([Put("small", 0)]))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not large.done()
+        assert not small.done()
+        shelf.gate.set()
+        assert await large < await small
+
+    asyncio.run(main())
+    drive(queue.close())
+    assert shelf.has() == {"first": 0, "small": 0, **{f"k{n}": n for n in range(10)}}
+
+
+@pytest.mark.parametrize("room", [False, True], ids=["waiting", "let in"])
+def test_cancelled_while_it_waits_for_room_it_never_lands(room: bool) -> None:
+    """Neither while it stands in line nor at the moment it is let in; and its place goes to the next."""
+    shelf = Shelf()
+    queue = behind(shelf, 1)
+
+    async def main() -> None:
+        shelf.gate.clear()
+        await queue.write([Put("a", 0)])
+        cancelled = asyncio.ensure_future(queue.write([Put("cancelled", 0)]))
+        await asyncio.sleep(0)
+        following = asyncio.ensure_future(queue.write([Put("following", 0)]))
+        await asyncio.sleep(0)
+        if room:
+            shelf.gate.set()
+            drive(queue.flush())  # keeps this loop from running while the thread lets the next one in
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        shelf.gate.set()
+        await following
+
+    asyncio.run(main())
+    in_thread(lambda: put(queue, "again", 0))()
+    drive(queue.close())
+    assert shelf.has() == {"a": 0, "following": 0, "again": 0}
+
+
+# ---------------------------------------------------------------- what goes wrong
+def test_a_busy_durable_tier_is_tried_again() -> None:
+    """With growing pauses, and nobody is told."""
+    shelf = Shelf()
+    slept: list[float] = []
+    queue = behind(shelf, sleep=slept.append)
+    shelf.errors = [StoreBusyError("busy")] * 3
+    put(queue, "a", 1)
+    drive(queue.flush())
+    assert slept == list(DELAYS[:3])
+    assert shelf.has() == {"a": 1}
+    drive(queue.close())
+
+
+def fail(queue: WriteBehind, shelf: Shelf, *errors: Exception, then: Sequence[Change] = ()) -> StoreError:
+    """Let a try to write `a` fail, with something `then` queued meanwhile; gives what the flush of it raised."""
+
+    async def main() -> StoreError:
+        shelf.errors = list(errors)
+        shelf.gate.clear()
+        await queue.write([Put("a", 1), Put("b", 1)])
+        assert shelf.reached.acquire(timeout=LONG)
+        if then:
+            await queue.write(then)
+        flushing = asyncio.ensure_future(queue.flush())
+        await asyncio.sleep(0)
+        shelf.gate.set()
+        with pytest.raises(StoreError) as caught:
+            await flushing
+        return caught.value
+
+    return asyncio.run(main())
+
+
+def test_one_that_stays_busy_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Tried for ever in silence, the queue would be full and every write wait without being told why."""
+    shelf = Shelf()
+    queue = behind(shelf, sleep=lambda seconds: None)
+    assert isinstance(fail(queue, shelf, *[StoreBusyError("busy")] * (len(DELAYS) + 1)), StoreBusyError)
+    drive(queue.flush())
+    assert shelf.has() == {"a": 1, "b": 1}
+    drive(queue.close())
+    assert "busy" in caplog.text
+
+
+@pytest.mark.parametrize("error", [StoreError("the disk is full"), ZeroDivisionError("a bug")], ids=["ours", "any"])
+def test_other_errors_are_raised_and_nothing_is_given_up(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """Not tried again by itself, logged, raised by the next write; what is queued is read, and lands when it can."""
+    shelf = Shelf()
+    queue = behind(shelf, sleep=no_sleep)
+    fail(queue, shelf, error)
+    assert queue.failure is error
+    assert str(error) in caplog.text
+    assert value_of(queue, "a") == 1
+    assert drive(keys_of(queue)) == ["a", "b"]
+    with shelf.shut():
+        for _ in range(2):
+            with pytest.raises(StoreError, match="stays queued") as caught:
+                put(queue, "c", 2)
+            assert caught.value.__cause__ is error
+        assert drive(queue.read("c")) is None
+    drive(queue.flush())  # those writes had it tried again
+    assert queue.failure is None
+    put(queue, "c", 2)
+    drive(queue.close())
+    assert shelf.has() == {"a": 1, "b": 1, "c": 2}
+
+
+def test_a_flush_that_fails_says_so_each_time() -> None:
+    """It tries again, and raises as long as that fails: never an answer that looks like safety."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    fail(queue, shelf, StoreError("full"), StoreError("still full"))
+    with pytest.raises(StoreError, match="still full"):
+        drive(queue.flush())
+    drive(queue.flush())
+    drive(queue.close())
+    assert shelf.has() == {"a": 1, "b": 1}
+
+
+def test_a_close_that_cannot_write_says_what_is_lost() -> None:
+    """It is the last chance: tried once more, then raised, with how much is gone; and the durable tier is let go."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    fail(queue, shelf, StoreError("full"), StoreError("still full"))
+    with pytest.raises(StoreError, match=r"2 key\(s\), which are lost: still full"):
+        drive(queue.close())
+    drive(behind(shelf).close())
+
+
+def test_what_is_written_while_a_batch_fails_stands_over_it() -> None:
+    """Put back in front of it, the failed batch would take the newer value's place."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    fail(queue, shelf, StoreError("full"), then=[Put("a", "newer")])
+    assert {key: value_of(queue, key) for key in "ab"} == {"a": "newer", "b": 1}
+    drive(queue.close())
+    assert shelf.has() == {"a": "newer", "b": 1}
+    assert len(shelf.batches) == 1
+
+
+def test_those_that_wait_for_room_are_told_of_a_failure() -> None:
+    """Nothing will make room: they would wait for ever."""
+    shelf = Shelf()
+    queue = behind(shelf, 1)
+    shelf.errors = [StoreError("full")]
+
+    async def main() -> None:
+        shelf.gate.clear()
+        await queue.write([Put("a", 1)])
+        waiting = [asyncio.ensure_future(queue.write([Put(key, 0)])) for key in "bc"]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        shelf.gate.set()
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, StoreError)
+            assert "full" in str(outcome)
+
+    asyncio.run(main())
+    drive(queue.close())
+    assert shelf.has() == {"a": 1}
+
+
+def test_an_answer_that_got_lost_does_no_harm() -> None:
+    """The batch had landed, is written again, and nobody is told of an intruder."""
+
+    class Forgetful(Shelf):
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            errors, self.errors = self.errors, []
+            version = await super().write(changes, expect)
+            if errors:
+                raise errors[0]
+            return version
+
+    shelf = Forgetful()
+    queue = behind(shelf)
+    fail(queue, shelf, StoreError("connection lost"))
+    drive(queue.flush())
+    versions = [put(queue, "b", n) for n in range(3)]
+    drive(queue.flush())
+    assert drive(shelf.read("b")) == Entry(2, versions[-1])
+    drive(queue.close())
+    assert shelf.has() == {"a": 1, "b": 2}
+
+
+# ---------------------------------------------------------------- closing, and the end of the process
+def test_close_writes_what_is_queued_and_refuses_the_rest() -> None:
+    """What waits for room when it is closed is told so: it neither hangs nor lands."""
+    shelf = Shelf()
+    queue = behind(shelf, 1)
+
+    async def main() -> None:
+        shelf.gate.clear()
+        await queue.write([Put("a", 1)])
+        waiting = asyncio.ensure_future(queue.write([Put("b", 2)]))
+        await asyncio.sleep(0)
+        closing = [asyncio.ensure_future(queue.close()) for _ in range(2)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not any(each.done() for each in closing)
+        with pytest.raises(StoreClosedError):
+            await waiting
+        with pytest.raises(StoreClosedError):
+            await queue.write([Put("c", 3)])
+        shelf.gate.set()
+        await asyncio.gather(*closing)
+
+    asyncio.run(main())
+    assert shelf.has() == {"a": 1}
+
+
+def test_a_cancelled_close_still_writes_all() -> None:
+    """It is done before the cancellation is raised."""
+    shelf = Shelf()
+    queue = behind(shelf)
+
+    async def main() -> None:
+        shelf.gate.clear()
+        await queue.write([Put("a", 1)])
+        closing = asyncio.ensure_future(queue.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.sleep(0)
+        shelf.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+
+    asyncio.run(main())
+    assert shelf.has() == {"a": 1}
+
+
+def test_it_can_be_opened_again() -> None:
+    """After a close it goes on where it was."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    put(queue, "a", 1)
+    drive(queue.close())
+    drive(queue.open())
+    put(queue, "b", value_of(queue, "a") + 1)
+    drive(queue.close())
+    assert shelf.has() == {"a": 1, "b": 2}
+    assert shelf.owned == 2
+
+
+ENDINGS = {
+    "its end": "",
+    "an error": "raise SystemError('as it is meant to be')",
+    "sys.exit": "sys.exit(1)",
+    "Ctrl-C": "raise KeyboardInterrupt",
+    "no loop": "",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_is_queued_is_written_at_exit(tmp_path: Path, ending: str) -> None:
+    """However the program ends, with nobody closing the store: a daemon thread alone would end with it."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    use = "store.sync.set" if ending == "no loop" else "await store.set"
+    main = "def main():" if ending == "no loop" else "async def main():"
+    begin = "store.sync.open()" if ending == "no loop" else "await store.open()"
+    go = "main()" if ending == "no loop" else "asyncio.run(main())"
+    begin = "store.sync.__enter__()" if ending == "no loop" else begin
+    code = f"""
+import asyncio, sys
+from pocket_plug import Store
+from pocket_plug.layers import Persistence
+
+store = Store(layers=[Persistence(to={url!r}, mode="behind")])
+
+{main}
+    {begin}
+    for n in range(500):
+        {use}(f"k{{n}}", n)
+    {ENDINGS[ending]}
+
+{go}
+"""
+    subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    with SyncStore(url) as store:
+        assert len(list(store.keys())) == 500
+
+
+def test_what_could_not_be_written_at_exit_is_said(tmp_path: Path) -> None:
+    """On stderr, with how much is lost: nobody is left to catch an exception."""
+    code = """
+from pocket_plug import SyncStore, Memory
+from pocket_plug.errors import StoreError
+from pocket_plug.layers import Persistence
+
+class Full(Memory):
+    async def write(self, changes, expect={}):
+        raise StoreError("the disk is full")
+
+store = SyncStore(layers=[Persistence(to=Full(), mode="behind")])
+store.__enter__()
+store.set("a", 1)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "at the end of the process" in answer.stderr
+    assert "1 key(s), which are lost: the disk is full" in answer.stderr
+
+
+def test_a_forked_child_leaves_the_queue_to_its_parent(tmp_path: Path) -> None:
+    """It has no thread: what it queued would be lost in silence; and what its parent queued, written twice."""
+    code = f"""
+import os, sys
+from pocket_plug import SyncStore
+from pocket_plug.errors import StoreClosedError
+from pocket_plug.layers import Persistence
+
+store = SyncStore(layers=[Persistence(to="sqlite:///{tmp_path}/state.db", mode="behind")])
+with store:
+    for n in range(100):
+        store.set(f"k{{n}}", n)
+    child = os.fork()
+    if not child:
+        for use in (lambda: store.set("child", 1), store.flush, lambda: store.get("nothing"), lambda: list(store.keys())):
+            try:
+                use()
+            except StoreClosedError:
+                continue
+            os._exit(1)
+        sys.exit(0)
+    _, status = os.waitpid(child, 0)
+    store.set("parent", 1)
+print(os.waitstatus_to_exitcode(status))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout == "0\n", answer.stderr
+    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        assert len(list(store.keys())) == 101
+        assert not store.has("child")
+
+
+# ---------------------------------------------------------------- owned exclusively
+def test_one_backend_has_one_queue() -> None:
+    """Two would give the same versions to different writes. After a close the next one may have it."""
+    shelf = Memory()
+    queue = behind(shelf)
+    with pytest.raises(StoreBusyError, match="share that one's store"):
+        behind(shelf)
+    put(queue, "a", 1)
+    drive(queue.close())
+    drive(behind(shelf).close())
+
+
+def test_one_file_has_one_queue(tmp_path: Path) -> None:
+    """By whatever path: the second open raises, at once, and leaves the first alone; after a close it is free."""
+    path = tmp_path / "state.db"
+    first = behind(SQLite(path))
+    (tmp_path / "link.db").symlink_to(path)
+    for name in ("state.db", "link.db"):
+        with pytest.raises(StoreBusyError, match="owned by another store"):
+            behind(SQLite(tmp_path / name))
+    put(first, "a", 1)
+    drive(first.close())
+    second = behind(SQLite(path))
+    assert value_of(second, "a") == 1
+    drive(second.close())
+
+
+def test_another_process_cannot_open_the_file_either(tmp_path: Path) -> None:
+    """And says so."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    code = f"""
+from pocket_plug import SyncStore
+from pocket_plug.errors import StoreBusyError
+from pocket_plug.layers import Persistence
+try:
+    SyncStore(layers=[Persistence(to={url!r}, mode="behind")]).__enter__()
+except StoreBusyError as error:
+    print(error)
+"""
+
+    def answer() -> str:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout
+
+    with SyncStore(layers=[Persistence(to=url, mode="behind")]):
+        assert "owned by another store" in answer()
+    assert answer() == ""
+
+
+@pytest.mark.parametrize("told", ["write", "flush", "close"])
+def test_an_intruder_is_noticed(
+    tmp_path: Path, told: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes to the owned file without asking may have won over what was queued: that is said, once."""
+    url = f"sqlite:///{tmp_path}/state.db?durability=process"
+    noticed = threading.Event()
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: noticed.set())
+    raised = pytest.raises(StoreError, match="somebody else has written") if told == "close" else nullcontext()
+    with raised, SyncStore(layers=[Persistence(to=url, mode="behind")]) as store:
+        store.set("a", 1)
+        store.flush()
+        with SyncStore(url) as intruder:
+            intruder.set("a", "theirs")
+        store.set("a", 2)
+        if told == "flush":
+            with pytest.raises(StoreError, match="somebody else has written"):
+                store.flush()
+        if told == "write":
+            assert noticed.wait(LONG)
+            with pytest.raises(StoreError, match="somebody else has written"):
+                store.set("b", 1)
+        if told != "close":
+            store.set("a", 3)
+            store.flush()
+    assert noticed.is_set()
+    if told != "close":
+        with SyncStore(url) as store:
+            assert store.get("a") == 3, "versions go on above what the intruder was given"
+
+
+def test_what_cannot_be_owned_is_refused() -> None:
+    """A backend that survives, and that two processes might write behind to at once."""
+
+    class Plain(Memory):
+        survives = True
+
+    with pytest.raises(ConfigError, match="can't be owned"):
+        behind(Plain())
+
+
+def test_what_needs_a_loop_is_refused() -> None:
+    """At exit there is none, and with it the queue would be lost."""
+    with pytest.raises(ConfigError, match=r"needs an event loop.*mode='through'"):
+        build_stack(Memory(), [Persistence(to=FaultyMemory(), mode="behind")])
+
+
+@pytest.mark.parametrize("options", [{"max_pending": 0, "mode": "behind"}, {"max_pending": 5}])
+def test_nonsense_is_refused(options: dict[str, Any]) -> None:
+    """A queue without room, and room without a queue."""
+    with pytest.raises(ConfigError, match="max_pending"):
+        build_stack(Memory(), [Persistence(to=Memory(), **options)])
+
+
+# ---------------------------------------------------------------- what can be seen
+def test_it_says_that_it_is_buffered() -> None:
+    """Through every layer above: a durable run must not take what is queued for what is durable."""
+
+    class Idle(Layer):
+        pass
+
+    stack = build_stack(Memory(), [Idle(), Persistence(to=Shelf(), mode="behind")])
+    assert stack.buffered
+    assert stack.survives
+    assert not build_stack(Memory(), [Idle(), Persistence(to=Shelf())]).buffered
+
+
+def test_length_and_age_of_the_queue() -> None:
+    """Keys that have a write to land, and how long the oldest one has been waiting."""
+    shelf, clock = Shelf(), FakeClock()
+    shelf.clock = clock
+    queue = behind(shelf)
+    assert (queue.length, queue.age) == (0, 0)
+    with shelf.shut():
+        put(queue, "a", 1)
+        assert shelf.reached.acquire(timeout=LONG)
+        clock.advance(2)
+        drive(queue.write([Put("a", 2), Put("b", 2)]))
+        clock.advance(3)
+        assert (queue.length, queue.age) == (2, 5)
+    drive(queue.flush())
+    assert (queue.length, queue.age) == (0, 0)
+    drive(queue.close())
