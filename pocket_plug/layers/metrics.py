@@ -14,7 +14,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
@@ -24,9 +24,11 @@ from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
 from pocket_plug.errors import Conflict
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer, parts
+from pocket_plug.layers.persistence import Persistence
 from pocket_plug.reporting import SCHEMA_URL, capped, changed, error_type, nobody_can, own_version, say_once, system_of
 
 if TYPE_CHECKING:
+    from pocket_plug.layers.write_behind import WriteBehind
     from pocket_plug.pocket import Pocket
 
 Attributes = dict[str, str | bool | int | float]
@@ -175,6 +177,13 @@ class _Instruments:
             ("errors", "{error}", "Operations that failed"),
         ):
             meter.create_observable_counter(f"pocket_plug.store.{name}", [self._counts(name)], unit, description)
+        self.queues: weakref.WeakKeyDictionary[WriteBehind, Attributes] = weakref.WeakKeyDictionary()
+        meter.create_observable_gauge(
+            "pocket_plug.store.queue", [self._of_queues("length")], "{write}", "Keys that are yet to be written behind"
+        )
+        meter.create_observable_gauge(
+            "pocket_plug.store.queue.age", [self._of_queues("age")], "s", "How long the oldest of them has been waiting"
+        )
 
     def tally(self, namespace: str, system: str) -> Tally:
         """What the stores of one namespace over one kind of backend count together."""
@@ -188,6 +197,25 @@ class _Instruments:
             for (namespace, system), tally in tallies:
                 for value, attributes in getattr(tally, name)():
                     yield Observation(value, _store(namespace, system) | attributes)
+
+        return collect
+
+    def watch(self, queue: WriteBehind, namespace: str, system: str) -> None:
+        """Publish the length and the age of a queue."""
+        with self._lock:
+            self.queues[queue] = _store(namespace, system)
+
+    def _of_queues(self, figure: Literal["length", "age"]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def collect(options: CallbackOptions) -> Iterable[Observation]:
+            with self._lock:
+                queues = list(self.queues.items())
+            found: dict[tuple[tuple[str, Any], ...], float] = {}
+            for queue, attributes in queues:
+                key, value = tuple(attributes.items()), getattr(queue, figure)
+                former = found.get(key, 0)
+                found[key] = former + value if figure == "length" else max(former, value)
+            for key, value in found.items():
+                yield Observation(value, dict(key))
 
         return collect
 
@@ -335,6 +363,10 @@ class Metrics(Layer):
         self._counted_read = counted_read = _counting(self.inner.read, tally)
         if self.inner.inline_read:
             setattr(self, "read", counted_read)  # noqa: B010 - decided here once, not at each call
+        for part in parts(self.inner):
+            queue = part.queue if isinstance(part, Persistence) else None
+            if queue is not None:
+                self._instruments.watch(queue, self.namespace, system_of(queue.durable))
         self._timed_write = not self.inner.inline_write
 
     async def read(self, key: str) -> Entry | None:

@@ -15,11 +15,14 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import pocket_plug as pp
 from pocket_plug import Store, SyncStore
-from pocket_plug.backend import Backend, Change, Entry
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.hookspecs import NodeCall, Run
 from pocket_plug.layers import metrics
 from pocket_plug.layers.metrics import Metrics
+from pocket_plug.layers.persistence import Persistence
+from pocket_plug.memory import Memory
+from pocket_plug.testing.clock import FakeClock
 
 Point = tuple[frozenset[tuple[str, Any]], Any]
 
@@ -256,3 +259,32 @@ def test_options_are_checked() -> None:
     """What isn't an option is refused, with what is allowed."""
     with pytest.raises(ConfigError, match=r"no option 'node_durations'.* Did you mean 'node_duration'"):
         metrics.configure(node_durations=False)  # type: ignore[call-arg]
+
+
+def test_the_queue_of_persistence_behind_is_a_gauge(published: Published) -> None:
+    """How many keys are yet to be written, and for how long: of all stores of one name together."""
+
+    class Held(Memory):
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            assert gate.wait(30)
+            return await super().write(changes, expect)
+
+    gate, clock = threading.Event(), FakeClock()
+    length, age = "pocket_plug.store.queue", "pocket_plug.store.queue.age"
+    held = frozenset({("db.system.name", "held"), ("db.namespace", "orders")})
+    stores = [
+        SyncStore(layers=[Metrics(namespace="orders"), Persistence(to=Held(), mode="behind")], clock=clock)
+        for _ in range(2)
+    ]
+    with stores[0], stores[1]:
+        assert published.values(length) == {held: 0}
+        stores[0].set_many({"a": 1, "b": 2})
+        clock.advance(3)
+        stores[1].set("a", 1)
+        clock.advance(2)
+        assert published.values(length) == {held: 3}
+        assert published.values(age) == {held: 5}
+        gate.set()
+        for store in stores:
+            store.flush()
+        assert published.values(length) == published.values(age) == {held: 0}
