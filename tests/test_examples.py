@@ -185,6 +185,12 @@ SHOWN = {
         [r-2] Bob, about “Thanks a lot!”: at your service
         kept: Bob was the last to ask
     """,
+    "write_behind": """
+        counted, although memory holds two: [100, 100, 100]
+        in the database after a flush:      [100, 100, 100]
+        not queued: key 'session': value: builtins.object is not registered
+        after a restart: ['visits:0', 'visits:1', 'visits:2']
+    """,
 }
 
 
