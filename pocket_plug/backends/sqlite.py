@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.codec import default_codec
-from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreClosedError, StoreError, suggest
+from pocket_plug.errors import CodecError, ConfigError, Conflict, CorruptRecordError, StoreBusyError, StoreClosedError, StoreError, suggest
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.waiting import Waiter, may_block, wake
 
@@ -53,9 +53,11 @@ _COUNT_FROM = "UPDATE counter SET version = ? WHERE version = ?"
 _PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
           SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at"""
 _PUT_IF_NEWER = f"{_PUT} WHERE excluded.version > entries.version"
-_DELETE = "DELETE FROM entries WHERE key = ? AND version <= ?"
+_DELETE = "DELETE FROM entries WHERE key = ?"
+_DELETE_IF_NOT_NEWER = f"{_DELETE} AND version <= ?"
 _REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?)"
 
+_LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
 _LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
 
 REAP_EVERY = 16
@@ -118,7 +120,8 @@ class SQLite(Backend):
         self._counter = 0  # where its own last commit has put the counter
         self._unreaped = 0
         self._queue: list[_Request] = []
-        self._queued = threading.Condition()  # guards the queue and `_open`; reentrant, as garbage collection withdraws
+        self._lock = threading.RLock()  # guards the queue and `_open`; reentrant, as garbage collection withdraws
+        self._queued = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._finished: Waiter[None]
 
@@ -236,7 +239,7 @@ class SQLite(Backend):
 
     async def close(self) -> None:
         """Do what is queued, then let go of the file."""
-        with self._queued:
+        with self._lock:
             if not self._open:
                 return
             self._open = False
@@ -278,21 +281,24 @@ class SQLite(Backend):
         if row is None:
             return None
         record, version, expires_at = row
-        if expires_at is not None and expires_at <= self.clock():
-            return None
         try:
-            return Entry(default_codec.decode(record), version, expires_at)
-        except CodecError as error:
+            if expires_at is not None and expires_at <= self.clock():
+                return None
+            return Entry(default_codec.decode(record), version + 0, expires_at)
+        except (CodecError, TypeError) as error:
             raise self._of_record(key, error) from error
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """All as they were at one moment."""
         now = self.clock()
-        return {
-            key: Entry(self._decoded(key, value), version, expires_at)
-            for key, value, version, expires_at in self._rows(_READ_MANY, [(key,) for key in keys])
-            if expires_at is None or now < expires_at
-        }
+        entries: dict[str, Entry] = {}
+        for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in keys]):
+            try:
+                if expires_at is None or now < expires_at:
+                    entries[key] = Entry(default_codec.decode(record), version + 0, expires_at)
+            except (CodecError, TypeError) as error:
+                raise self._of_record(key, error) from error
+        return entries
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """Page by page, so that a slow reader keeps no old state of the file alive."""
@@ -304,7 +310,7 @@ class SQLite(Backend):
 
     async def version(self) -> int:
         """The stored counter."""
-        return self._rows(_VERSION, ((),))[0][0]  # type: ignore[no-any-return]
+        return self._counter_of(self._rows(_VERSION, ((),)))
 
     def _rows(self, statement: str, parameters: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """What a statement gives for each of its parameters in turn, all at one moment."""
@@ -342,7 +348,18 @@ class SQLite(Backend):
         request = _Request(list(map(self._encoded, changes)), expect)
         if (self.durability == "process" or may_block()) and self._done_in_place(request):
             return request.outcome()
-        await self._done_by_thread(request)
+        waiter: Waiter[None] = Waiter()  # `Waiter[None]()` goes through `typing` and takes twice as long
+        request.waiter = waiter
+        self._enqueue(request)
+        try:
+            await waiter
+        except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
+            self._withdraw(request)
+            raise
+        except BaseException:  # cancelled or interrupted
+            if not self._withdraw(request):
+                await waiter.shielded()
+            raise
         return request.outcome()
 
     async def _check(self, expect: Mapping[str, int]) -> int:
@@ -378,9 +395,9 @@ class SQLite(Backend):
             self._writing.release()
         return True
 
-    async def _done_by_thread(self, request: _Request) -> None:
-        request.waiter = waiter = Waiter[None]()
-        with self._queued:
+    def _enqueue(self, request: _Request) -> None:
+        """Hand a request to the writer thread, which is started for the first one."""
+        with self._lock:
             if not self._open:
                 raise self._not_open()
             if self._thread is None:
@@ -389,19 +406,10 @@ class SQLite(Backend):
             elif not self._queue:  # else it has been told already, or is at work and will look
                 self._queued.notify()
             self._queue.append(request)
-        try:
-            await waiter
-        except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
-            self._withdraw(request)
-            raise
-        except BaseException:  # cancelled or interrupted
-            if not self._withdraw(request):
-                await waiter.shielded()
-            raise
 
     def _withdraw(self, request: _Request) -> bool:
         """Take a request back, unless it has been begun."""
-        with self._queued:
+        with self._lock:
             try:
                 self._queue.remove(request)
             except ValueError:
@@ -411,7 +419,7 @@ class SQLite(Backend):
     def _write_queued(self) -> None:
         """The writer thread: everything that has queued up while it was at the last commit goes into the next one."""
         while True:
-            with self._queued:
+            with self._lock:
                 while not self._queue and self._open:
                     self._queued.wait()
                 if not self._queue:
@@ -434,7 +442,7 @@ class SQLite(Backend):
             return batch
         finally:
             self._writer.execute("PRAGMA busy_timeout = 0")
-        with self._queued:
+        with self._lock:
             batch, self._queue = self._queue, []
         self._commit(batch)
         return batch
@@ -478,7 +486,7 @@ class SQLite(Backend):
         execute = self._writer.execute
         before = self._counter
         if not execute(_COUNT_FROM, (before + more, before)).rowcount:
-            before = execute(_VERSION).fetchone()[0]
+            before = self._counter_of(execute(_VERSION).fetchall())
             execute(_COUNT, (before + more,))
         return before
 
@@ -514,8 +522,10 @@ class SQLite(Backend):
             if isinstance(change, Put):
                 statement = _PUT if change.version is None else _PUT_IF_NEWER
                 execute(statement, (change.key, change.value, own, change.expires_at))
+            elif change.version is None:
+                execute(_DELETE, (change.key,))
             else:
-                execute(_DELETE, (change.key, own))
+                execute(_DELETE_IF_NOT_NEWER, (change.key, own))
         self._unreaped += len(request.changes)
         return highest
 
@@ -528,14 +538,15 @@ class SQLite(Backend):
         except CodecError as error:
             raise type(error)(f"key {change.key!r}: {error}") from error
 
-    def _decoded(self, key: str, value: bytes) -> Any:
-        try:
-            return default_codec.decode(value)
-        except CodecError as error:
-            raise self._of_record(key, error) from error
-
-    def _of_record(self, key: str, error: CodecError) -> CodecError:
+    def _of_record(self, key: str, error: CodecError | TypeError) -> CodecError:
+        if isinstance(error, TypeError):  # where SQLite has a text for a number, say: we never write such a thing
+            error = CorruptRecordError("its fields are of the wrong types, so another program has written it")
         return type(error)(f"{self.path}, key {key!r}: {error}")
+
+    def _counter_of(self, rows: list[tuple[Any, ...]]) -> int:
+        if len(rows) == 1 and type(rows[0][0]) is int and 0 <= rows[0][0] < _LAST_VERSION:
+            return rows[0][0]
+        raise StoreError(f"{self.path}: its counter is damaged ({rows!r:.80}); put a copy of the file in its place")
 
     def _not_open(self) -> StoreClosedError:
         return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet (async with Store(…))")
