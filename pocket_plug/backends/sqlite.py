@@ -18,7 +18,16 @@ from urllib.parse import parse_qsl, unquote
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.codec import default_codec
-from pocket_plug.errors import CodecError, ConfigError, Conflict, CorruptRecordError, StoreBusyError, StoreClosedError, StoreError, suggest
+from pocket_plug.errors import (
+    CodecError,
+    ConfigError,
+    Conflict,
+    CorruptRecordError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreError,
+    suggest,
+)
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.waiting import Waiter, may_block, wake
 
@@ -198,7 +207,7 @@ class SQLite(Backend):
 
     def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
         try:
-            return sqlite3.connect(
+            connection = sqlite3.connect(
                 f"{self._absolute.as_uri()}?mode={mode}",
                 uri=True,
                 timeout=self.timeout,
@@ -207,6 +216,9 @@ class SQLite(Backend):
             )
         except sqlite3.Error as error:
             raise self._explained(error) from error
+        # No room is made for what the codec would refuse, and some is for the key beside it.
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, default_codec.max_bytes + 1024 * 1024)
+        return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Check that the file is ours, make the tables where it is new, and leave the connection ready to write."""
@@ -284,7 +296,9 @@ class SQLite(Backend):
         try:
             if expires_at is not None and expires_at <= self.clock():
                 return None
-            return Entry(default_codec.decode(record), version + 0, expires_at)
+            if type(version) is not int:
+                raise TypeError
+            return Entry(default_codec.decode(record), version, expires_at)
         except (CodecError, TypeError) as error:
             raise self._of_record(key, error) from error
 
@@ -295,7 +309,9 @@ class SQLite(Backend):
         for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in keys]):
             try:
                 if expires_at is None or now < expires_at:
-                    entries[key] = Entry(default_codec.decode(record), version + 0, expires_at)
+                    if type(version) is not int:
+                        raise TypeError
+                    entries[key] = Entry(default_codec.decode(record), version, expires_at)
             except (CodecError, TypeError) as error:
                 raise self._of_record(key, error) from error
         return entries
@@ -572,6 +588,7 @@ _WAYS_OUT = {
     sqlite3.SQLITE_CANTOPEN: "the file can't be opened; check its path, and the permissions of it and its folder",
     sqlite3.SQLITE_IOERR: "the disk reports an error; check it, and the limits on file size, and try again",
     sqlite3.SQLITE_CORRUPT: "the file is damaged; put a copy in its place, or try `.recover` of the sqlite3 shell",
+    sqlite3.SQLITE_TOOBIG: "an entry is larger than any of ours may be; remove it (pocket-plug store rm)",
     sqlite3.SQLITE_NOTADB: "this is no SQLite file; give pocket_plug one of its own",
 }
 

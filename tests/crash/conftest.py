@@ -56,6 +56,13 @@ class Cursor(apsw.Cursor):
         return self.connection.changes()
 
 
+class Connection(apsw.Connection):
+    """The same."""
+
+    def setlimit(self, category: int, limit: int) -> int:
+        return self.limit(category, limit)
+
+
 class LosingDisk:
     """Records all that SQLite does to its files, by a VFS, and says what may be left of them at any moment.
 
@@ -99,7 +106,7 @@ class LosingDisk:
                 log.append((Path(filename).name, "delete"))
 
         def connect(url: str, **_: Any) -> apsw.Connection:
-            connection = apsw.Connection(url, flags=WRITING, vfs=name)
+            connection = Connection(url, flags=WRITING, vfs=name)
             connection.cursor_factory = Cursor
             return connection
 

@@ -1,0 +1,225 @@
+"""Hostile bytes in every field of SQLite's records: `python tests/crash/hostile_records.py [CASES] [SEED]`.
+
+Another connection alters a record's value, version and deadline, its key, and the counter, to what a program of ours would never
+write; then the store is used. Each use must end in an answer or in an error of ours. An audit hook ends the process where
+a module is imported, code compiled or a program started; the memory is limited, and so is the time.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import resource
+import signal
+import sqlite3
+import struct
+import sys
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+
+import pocket_plug as pp
+from pocket_plug.backend import Delete, Put
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.codec import default_codec, register_type
+from pocket_plug.waiting import drive
+
+SECONDS = 5
+"""How long one case may take."""
+
+ROOM = 200 * 1024 * 1024
+"""Bytes of memory that all cases together may take, beyond what there was before the first one."""
+
+FORBIDDEN = {"compile", "exec", "os.exec", "os.posix_spawn", "os.system", "pickle.find_class", "socket.connect",
+             "subprocess.Popen", "ctypes.dlopen", "marshal.loads"}  # fmt: skip
+
+
+@dataclass
+class Order:
+    id: str
+    parts: Any
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Row(msgspec.Struct):
+    cells: Any
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+for each in (Order, Pair, Row, Colour):
+    register_type(each, tag=f"hostile.{each.__name__}")
+
+VALUES: list[Any] = [
+    5, "text", [1, 2.5, None, {"a": b"b"}], (1, {2, 3}, frozenset({4})), {(1, 2): [3]}, 2**80, 1 + 2j, Decimal("1.5"),
+    datetime(2024, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")), time(1, tzinfo=UTC), date(2024, 1, 1), timedelta(1),
+    UUID(int=1), bytearray(b"x"), Colour.RED, Order("x", [Pair(1, 2), Row([Colour.RED])]), [[[[(((1,),),)]]]],
+]  # fmt: skip
+RECORDS = [default_codec.encode(value) for value in VALUES]
+SCALARS: list[Any] = [
+    0, 1, -1, 2**63 - 1, -(2**63), 0.5, 1e308, float("inf"), float("-inf"), "", "1", "abc", "2**9", b"", b"\0", b"\xff" * 9,
+]  # fmt: skip
+TEXTS = [b"", b"\xff\xfe", b"\xed\xa0\x80", b"k\x00k", b"pocket:", "k\u202e".encode(), b"'; DROP TABLE entries; --"]
+CLAIMS = [
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xdb\xff\xff\xff\xff",
+    b"\xc9\xff\xff\xff\xff\x01",
+    b"\xc1",
+]
+
+
+def mutated(chance: random.Random, data: bytes) -> bytes:
+    """One to three bytes changed, left out or put in, or a length claimed that isn't there."""
+    found = bytearray(data)
+    for _ in range(chance.randint(1, 3)):
+        place = chance.randrange(len(found) + 1)
+        match chance.randrange(4):
+            case 0:
+                found[place : place + 1] = chance.randbytes(1)
+            case 1:
+                del found[place : place + chance.randint(1, 4)]
+            case 2:
+                found[place:place] = chance.randbytes(chance.randint(1, 4))
+            case _:
+                found[place : place + 1] = chance.choice(CLAIMS)
+    return bytes(found)
+
+
+def hostile_value(chance: random.Random) -> Any:
+    """A record, damaged, or made up with a checksum that is right; or something that is no blob at all."""
+    record = chance.choice(RECORDS)
+    match chance.randrange(10):
+        case 0:
+            return chance.choice(SCALARS)
+        case 1:
+            return chance.randbytes(chance.randrange(40))
+        case 2:
+            return mutated(chance, record)
+        case 3:
+            return record.decode("latin-1")
+        case 4:
+            payload = chance.choice([b"\x91", b"\xd4\x02", b"\x81\xa1k"]) * chance.choice([10, 1000, 100_000])
+        case _:
+            payload = mutated(chance, record[6:])
+    depth = chance.choice([record[1], 0, 255])
+    return struct.pack(">BBI", 1, depth, zlib.crc32(payload, depth)) + payload
+
+
+def alter(chance: random.Random, other: sqlite3.Connection) -> str:
+    """Write one record, and perhaps the counter, as nobody of ours would; says how."""
+    key = chance.choice(TEXTS) if chance.random() < 0.1 else b"k"
+    value = hostile_value(chance)
+    version = chance.choice(SCALARS) if chance.random() < 0.3 else 1
+    expires_at = chance.choice(SCALARS) if chance.random() < 0.3 else None
+    other.execute("INSERT INTO entries VALUES (CAST(? AS TEXT), ?, ?, ?)", (key, value, version, expires_at))
+    counter: Any = 10
+    if chance.random() < 0.1:
+        counter = chance.choice([None, *SCALARS])
+        if counter is None:
+            other.execute("DELETE FROM counter")
+        else:
+            other.execute("UPDATE counter SET version = ?", (counter,))
+    return f"key {key!r}, value {value!r:.200}, version {version!r}, expires_at {expires_at!r}, counter {counter!r}"
+
+
+async def keys_of(backend: SQLite) -> list[str]:
+    return [key async for key in backend.scan("")]
+
+
+def uses(backend: SQLite, store: pp.SyncStore) -> list[Callable[[], Any]]:
+    """What a program does with a record."""
+    return [
+        lambda: store.get("k"),
+        lambda: drive(backend.read_many(["k", "there"])),
+        lambda: store.ttl("k"),
+        lambda: drive(keys_of(backend)),
+        lambda: drive(backend.version()),
+        lambda: store.update("k", lambda value: value),
+        lambda: drive(backend.write([Put("there", 1)], {"k": 1})),
+        lambda: drive(backend.write([Put("k", 2, None, 3)])),
+        lambda: drive(backend.write([Delete("k", 3)])),
+        lambda: drive(backend.write([Put("there", 1)])),
+        lambda: store.delete("k"),
+    ]
+
+
+def restore(other: sqlite3.Connection) -> None:
+    other.execute("DELETE FROM entries")
+    other.execute("INSERT OR REPLACE INTO counter VALUES (1, 10)")
+
+
+watching = False
+
+
+def refuse_code(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: while the store is used, nothing is imported, compiled or started."""
+    if watching and (event in FORBIDDEN or (event == "import" and not str(arguments[0]).startswith("tzdata"))):
+        raise SystemExit(f"code ran: {event} {arguments!r:.200}")
+
+
+def used_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def attempt(case: int, store: pp.SyncStore, backend: SQLite, other: sqlite3.Connection, ended: Counter[str]) -> None:
+    """One case: a record is altered, and used in every way. Raises SystemExit where that ends otherwise than it should."""
+    global watching
+    chance = random.Random(case)
+    restore(other)
+    altered = alter(chance, other)
+    for number, use in enumerate(uses(backend, store)):
+        watching = True
+        try:
+            use()
+            ended["an answer"] += 1
+        except pp.PocketError as error:
+            ended[type(error).__name__] += 1
+        except Exception as error:
+            raise SystemExit(f"case {case}, use {number}: {type(error).__name__}: {error}, of {altered}") from error
+        finally:
+            watching = False
+
+
+def main(cases: int, seed: int) -> None:
+    """Try so many cases."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.db"
+        backend = SQLite(path, durability="process")
+        ended: Counter[str] = Counter()
+        with pp.SyncStore(backend) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("PRAGMA synchronous = OFF")
+            with suppress(ZoneInfoNotFoundError):
+                ZoneInfo("Mars/Base")
+            for case in range(seed, seed + 200):  # what is imported when it is first needed has been, from here on
+                attempt(case, store, backend, other, ended)
+            sys.addaudithook(refuse_code)
+            before = used_memory()
+            for case in range(seed, seed + cases):
+                signal.alarm(SECONDS)  # without a handler it ends the process
+                attempt(case, store, backend, other, ended)
+                if used_memory() > before + ROOM:
+                    raise SystemExit(f"case {case}: {used_memory() - before:,} bytes of memory were taken")
+    print(f"{cases:,} cases:", ", ".join(f"{number:,} {what}" for what, number in ended.most_common()))
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    main(*(numbers + [3000, 1][len(numbers) :]))
