@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint bench test-all clean
+.PHONY: demo test lint bench fuzz test-all clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,11 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pocket_plug examples tests/typing
 	$(BIN)/pyright
+
+# A million hostile records, of which `make test` tries a few thousand. Fewer: make fuzz CASES=10000
+CASES ?= 1000000
+fuzz: $(VENV)/ready-dev
+	$(BIN)/python tests/crash/hostile_records.py $(CASES)
 
 # Some rows, and in a hurry: make bench ARGS='--only store --quick'
 bench: .venv-bench/ready

@@ -1,4 +1,4 @@
-"""Hostile bytes in every field of SQLite's records: `python tests/crash/hostile_records.py [CASES] [SEED]`.
+"""Hostile bytes in every field of SQLite's records: `make fuzz`, or `python tests/crash/hostile_records.py [CASES] [SEED]`.
 
 Another connection alters a record's value, version and deadline, its key, and the counter, to what a program of ours would never
 write; then the store is used. Each use must end in an answer or in an error of ours. An audit hook ends the process where
@@ -176,7 +176,8 @@ def refuse_code(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def used_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def attempt(case: int, store: pp.SyncStore, backend: SQLite, other: sqlite3.Connection, ended: Counter[str]) -> None:
