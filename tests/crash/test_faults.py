@@ -267,25 +267,32 @@ import pocket_plug as pp
 path, number = sys.argv[1], int(sys.argv[2])
 chance = random.Random(number)
 durability = ("power", "process")[number % 2]
-print("ready", flush=True)
-sys.stdin.readline()
-conflicts = 0
+lost = 0
+
+def transfer(source, target, amount, before_commit=lambda: None):
+    global lost
+    while True:
+        try:
+            with store.transaction() as tx:
+                if tx.require(f"account:{source}") >= amount:
+                    tx.update(f"account:{source}", lambda money: money - amount)
+                    tx.update(f"account:{target}", lambda money: money + amount)
+                before_commit()
+            return
+        except pp.Conflict:
+            lost += 1
+            before_commit = lambda: None
+
+def meet():
+    print("ready", flush=True)
+    sys.stdin.readline()
+
 with pp.SyncStore(f"sqlite:///{path}?durability={durability}&timeout=30") as store:
+    transfer(0, 1 + number % 4, 1, meet)  # all of them have read the same account when the first one commits
     for turn in range(25):
         store.update(f"counter:{turn % 3}", lambda n: n + 1, default=0)
-        source, target = chance.sample(range(5), 2)
-        amount = chance.randrange(1, 20)
-        while True:
-            try:
-                with store.transaction() as tx:
-                    if tx.require(f"account:{source}") >= amount:
-                        tx.update(f"account:{source}", lambda money: money - amount)
-                        tx.update(f"account:{target}", lambda money: money + amount)
-                        tx.update(f"moved:{number}", lambda money: money + amount, default=0)
-                break
-            except pp.Conflict:
-                conflicts += 1
-print(conflicts)
+        transfer(*chance.sample(range(5), 2), chance.randrange(1, 20))
+print(lost)
 """
 
 
@@ -314,4 +321,4 @@ def test_processes_that_count_and_transfer_are_exact(tmp_path: Path) -> None:
     assert counters == [8 * 9, 8 * 8, 8 * 8]
     assert sum(accounts) == 500
     assert min(accounts) >= 0
-    assert sum(int(out) for out, _ in said) > 0, "they must have got in each other's way"
+    assert sum(int(out) for out, _ in said) >= 7, "of the first transactions only one can have been in time"
