@@ -1,37 +1,25 @@
 """Values to bytes and back, exactly: what comes out equals what went in and is of the same type, or an error is raised.
 
 MessagePack by msgspec, with an explicit registry of types. Nothing is pickled, nothing imported by a name that stands
-in data, and there is no fallback. This is the one module that imports msgspec; import it where it is first needed.
+in data, and there is no fallback. This module and `forms` import msgspec; import them where they are first needed.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 import struct
 import threading
 import typing
 import zlib
 from collections import deque
-from collections.abc import (
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    MutableMapping,
-    MutableSequence,
-    MutableSet,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from enum import Enum, Flag
-from functools import cached_property
 from itertools import chain
 from operator import is_
-from types import MemberDescriptorType
 from typing import Any, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -40,6 +28,7 @@ import msgspec
 from msgspec.msgpack import Ext
 
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
+from .forms import WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
 from .keys import declared_types
 
 T = TypeVar("T")
@@ -65,9 +54,6 @@ _CLOCKS: dict[type, tuple[int, int]] = {datetime: (_DATETIME, _AWARE_DATETIME), 
 _COMPLEX_PARTS = struct.Struct(">dd")
 _TIMEDELTA_PARTS = struct.Struct(">iii")
 _ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")  # no dots: neither paths nor module names
-
-_MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
-_WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
 
 _type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
 _values_of: Callable[[Any], Iterable[Any]] = dict[Any, Any].values
@@ -156,22 +142,14 @@ _COMPOSITE_READERS: dict[int, Callable[[list[Any]], Any]] = {
 
 _BUILT_IN = frozenset({*_LEAVES, list, dict, *_ARRAYS, *_CLOCKS, *_SCALARS})
 _ATOMS = _BUILT_IN - {list, dict, bytearray, *_ARRAYS}
-_DEEPCOPIED = (MutableMapping, MutableSequence, MutableSet, tuple, frozenset, msgspec.Struct)
+Upgrade = Callable[[Any], Any]
+"""Makes of the state of one version of a type that of the next."""
+
+upgraded: ContextVar[list[str] | None] = ContextVar("upgraded", default=None)
+"""Set it to a list, and each object that is upgraded while a record is read in this context leaves its tag there."""
 
 
 # ---------------------------------------------------------------- registered types
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """How the objects of a class become a value that the codec knows, and are made of it again."""
-
-    encode: Callable[[Any], Any]
-    decode: Callable[[Any], Any]
-    names: tuple[str, ...] = ()
-    """The fields, where that value is a dict of them."""
-    frozen: bool = False
-    """May an object be shared once all in its state may?"""
-
-
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """One registered type."""
@@ -179,127 +157,10 @@ class _Entry:
     type: type
     tag: str
     version: int
-    form: _Form
+    form: Form
+    upgrade: Mapping[int, Upgrade]
     head: bytes
     """A record is an array of tag, version and state; this is all of it but the state."""
-
-
-def _form(cls: Any) -> _Form | None:
-    """None for a class that can be registered with functions only."""
-    if issubclass(cls, Flag):
-        return _Form(lambda member: member.value, cls, frozen=True)
-    if issubclass(cls, Enum):
-        return _Form(lambda member: member.name, lambda name: cls[name], frozen=True)
-    if issubclass(cls, msgspec.Struct):
-        return _struct_form(cls)
-    if tuple in cls.__mro__ and hasattr(cls, "_make"):
-        return _Form(_items_of_named, cls._make, frozen=True)
-    if hasattr(cls, "__dataclass_params__") and _is_plain(cls):
-        parts = _Fields(cls)
-        return _Form(parts.encode, parts.decode, tuple(parts.specs), cls.__dataclass_params__.frozen)
-    return None
-
-
-def _is_plain(cls: type[Any]) -> bool:
-    """Are a dataclass's fields all that its objects hold? Not in a subclass of `dict`, or with slots beside them."""
-    bases = cls.__mro__[:-1]
-    slots = {name for base in bases for name, part in vars(base).items() if isinstance(part, MemberDescriptorType)}
-    return all(base.__flags__ & _MADE_IN_PYTHON for base in bases) and slots <= {spec.name for spec in fields(cls)}
-
-
-def _check_attributes(value: Any, names: Iterable[str]) -> None:
-    """Refuse an object with state outside its fields, which would be lost. Cached properties are made again."""
-    for name in getattr(value, "__dict__", {}).keys() - set(names):
-        if not isinstance(getattr(_type_of(value), name, None), cached_property) and not name.startswith("__"):
-            raise CodecError(f"its attribute {name!r} is no field and would be lost; give {_WITH_FUNCTIONS}")
-
-
-def _items_of_named(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    _check_attributes(value, ())
-    return tuple(value)
-
-
-def _struct_form(cls: type[msgspec.Struct]) -> _Form:
-    names = cls.__struct_fields__
-
-    def encode(value: msgspec.Struct) -> dict[str, Any]:
-        _check_attributes(value, names)
-        return {name: getattr(value, name) for name in names}
-
-    def decode(state: dict[str, Any]) -> msgspec.Struct:
-        value = cls(**state)
-        if hasattr(cls, "__post_init__"):  # it ran just now, once more than for the original
-            for name, item in state.items():
-                msgspec.structs.force_setattr(value, name, item)
-        return value
-
-    return _Form(encode, decode, names, cls.__struct_config__.frozen)
-
-
-class _Fields:
-    """A dataclass taken apart and put together by its fields, `init=False` ones too; no `__init__` is called."""
-
-    def __init__(self, cls: type[Any]) -> None:
-        self.cls = cls
-        self.specs = {spec.name: spec for spec in fields(cls)}
-        descriptors: list[Any] = [getattr(cls, name, None) for name in self.specs]
-        self.in_dict = not any(hasattr(descriptor, "__set__") for descriptor in descriptors)  # slots have it
-
-    def encode(self, value: Any) -> dict[str, Any]:
-        specs = self.specs
-        if self.in_dict:
-            state: dict[str, Any] = value.__dict__
-            if state.keys() == specs.keys():
-                return state
-        _check_attributes(value, specs)
-        state = {name: getattr(value, name, MISSING) for name in specs}
-        for name in [name for name, item in state.items() if item is MISSING]:
-            if specs[name].init or self._default(name) is not MISSING:
-                raise CodecError(f"its field {name!r} is not set")
-            del state[name]
-        return state
-
-    def decode(self, state: dict[str, Any]) -> Any:
-        if state.keys() != self.specs.keys():
-            state = self._complete(state)
-        value: Any = object.__new__(self.cls)
-        if self.in_dict:
-            value.__dict__.update(state)
-        else:
-            for name, item in state.items():
-                object.__setattr__(value, name, item)
-        return value
-
-    def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state of an object that was stored when its class had other fields."""
-        specs = self.specs
-        if gone := state.keys() - specs.keys():
-            raise CodecError(f"it was stored with fields that the class has not: {', '.join(sorted(gone))}")
-        missing = {name: self._default(name) for name in specs if name not in state}
-        for name, default in missing.items():
-            if default is MISSING and specs[name].init:
-                raise CodecError(f"it was stored without field {name!r}, which has no default")
-        return state | {name: default for name, default in missing.items() if default is not MISSING}
-
-    def _default(self, name: str) -> Any:
-        spec = self.specs[name]
-        return spec.default if spec.default_factory is MISSING else spec.default_factory()
-
-
-def _parts_of(declared: Any) -> Iterator[Any]:
-    """What a declared type is built of: of `dict[str, User | None]` first dict, str and `User | None`."""
-    yield typing.get_origin(declared)
-    yield from typing.get_args(declared)
-    with suppress(Exception):  # `type Users = list[User]`; its value may name what does not exist
-        yield declared.__value__
-
-
-def _hints(cls: type) -> Iterable[Any]:
-    """The types of a class's fields; none where they can't be resolved."""
-    try:
-        return typing.get_type_hints(cls).values()
-    except Exception:  # noqa: BLE001 - a hint may evaluate to anything, and a declaration is no place to fail
-        return ()
 
 
 # ---------------------------------------------------------------- the codec
@@ -410,11 +271,31 @@ def _object(entry: _Entry, state: Any) -> Any:
         ) from error
 
 
-def _deepcopy(value: Any) -> Any:
-    try:
-        return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - whatever the user's class raises, there is no copy to be had
-        return value
+def _upgraded(entry: _Entry, version: int, state: Any) -> Any:
+    """The state of an older version, made one of today's step by step."""
+    if version > entry.version:
+        raise CodecError(
+            f"the record holds version {version} of type {entry.tag!r}; {_name(entry.type)} is registered "
+            f"as version {entry.version}, so a newer program wrote it"
+        )
+    for step in range(version, entry.version):
+        if step not in entry.upgrade:
+            raise CodecError(
+                f"the record holds version {version} of type {entry.tag!r}; {_name(entry.type)} is registered as "
+                f"version {entry.version}, and nothing upgrades version {step} to {step + 1}; "
+                f"give register_type({entry.type.__name__}, …, upgrade={{{step}: …}})"
+            )
+        try:
+            state = entry.upgrade[step](state)
+            if entry.form.names and _type_of(state) is not dict:
+                raise TypeError(f"it gave {state!r:.80}, not the dict of the fields")
+        except Exception as error:
+            raise CodecError(
+                f"upgrading a {_name(entry.type)} from version {step} to {step + 1} failed: {_text(error)}"
+            ) from error
+    if (seen := upgraded.get()) is not None:
+        seen.append(entry.tag)
+    return state
 
 
 def _text(error: Exception) -> str:
@@ -429,8 +310,9 @@ class Codec:
     """Turns values into records of bytes and back, exactly.
 
     It knows None, bool, int of any size, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict with
-    any keys, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal and UUID, nested in any way, and the types
-    that are registered. A subclass never passes for its base. Objects that stand in a value twice become two.
+    any keys, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal and UUID, numpy's arrays and scalars, nested
+    in any way, and the types that are registered. A subclass never passes for its base. Objects that stand in a value
+    twice become two.
 
     `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255); both on the way in and
     out. `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move
@@ -458,6 +340,7 @@ class Codec:
         self.seals = False
         self._declared = declared
         self._adopted = 0
+        self._libraries: set[str] = set()
         self._types: dict[type, _Entry] = {}
         self._tags: dict[str, _Entry] = {}
         self._lock = threading.RLock()
@@ -470,18 +353,23 @@ class Codec:
         *,
         tag: str | None = None,
         version: int = 1,
+        upgrade: Mapping[int, Upgrade] | None = None,
         encode: Callable[[T], Any] | None = None,
         decode: Callable[[Any], T] | None = None,
     ) -> type[T]:
         """Take a class into the registry; gives the class back, so that it can decorate one.
 
-        Dataclasses, Enums, msgspec Structs and named tuples need no functions. Any other class gives `encode`, which
-        makes of an object a value that the codec knows, and `decode`, which makes an object of such a value.
+        Dataclasses, Enums, msgspec Structs, named tuples and pydantic models need no functions. Any other class gives
+        `encode`, which makes of an object a value that the codec knows, and `decode`, which makes an object of such a
+        value.
 
-        A dataclass is its fields: `decode` sets them and calls no `__init__`. A stored field that the class no longer
-        has is an error; a field that was not stored gets its default. `tag` is the name that stands in records, the
-        class's qualified name without its module unless given. `version` is that of what `encode` makes: to read a
-        record of a later version is an error.
+        A dataclass or model is its fields, which are set as they were: no `__init__` and no validator is called. A
+        stored field that the class no longer has is an error; a field that was not stored gets its default. `tag` is
+        the name that stands in records, the class's qualified name without its module unless given.
+
+        `version` is that of the state, which is a dict of the fields, or what `encode` makes. `upgrade` has for each
+        older version a function that makes of its state that of the next: `upgrade={1: add_currency}`. A record of an
+        older version is upgraded when it is read; without a function for it, and of a later version, it is an error.
 
         The same class, or one of the same module and name (a module reloaded), may be registered again: the later
         registration holds, and older tags stay readable. Raises CodecError if the tag is another class's.
@@ -492,18 +380,25 @@ class Codec:
         >>> codec.decode(codec.encode(range(5)))
         range(0, 5)
         """
-        tag = type.__qualname__ if tag is None else tag
         if type in _BUILT_IN:
             raise CodecError(f"{type.__qualname__} is built into the codec and can't be registered")
         if version < 1:
             raise CodecError(f"{_name(type)}: version is 1 or more, not {version}")
         if (encode is None) != (decode is None):
             raise CodecError(f"{_name(type)}: encode and decode go together; give both or neither")
-        form = _form(type) if encode is None or decode is None else _Form(encode, decode)
+        steps = dict(upgrade or {})
+        if wrong := [step for step in steps if not 1 <= step < version]:
+            raise CodecError(
+                f"{_name(type)}: upgrade has {', '.join(map(repr, wrong))}; it is from versions below {version}, "
+                "which is the one registered (version=…)"
+            )
+        form = form_of(type) if encode is None or decode is None else Form(encode, decode)
         if form is None:
             raise CodecError(
-                f"{_name(type)} is no plain dataclass, Enum, Struct or named tuple: give {_WITH_FUNCTIONS}"
+                advice(type)
+                or f"{_name(type)} is no plain dataclass, Enum, Struct, named tuple or model: give {WITH_FUNCTIONS}"
             )
+        tag = tag or form.tag or type.__qualname__
         head = b"\x93" + _to_msgpack(tag) + _to_msgpack(version)
         with self._lock:
             held = self._tags.get(tag)
@@ -514,7 +409,7 @@ class Codec:
                 )
             if held is not None and held.type is not type:
                 self._types.pop(held.type, None)
-            self._types[type] = self._tags[tag] = _Entry(type, tag, version, form, head)
+            self._types[type] = self._tags[tag] = _Entry(type, tag, version, form, steps, head)
         return type
 
     def knows(self, type: type) -> bool:
@@ -533,7 +428,7 @@ class Codec:
         return entry
 
     def _adopt(self) -> None:
-        """Register what was declared since last time, and the classes of its fields.
+        """Register what was declared since last time, the classes of its fields, and those of libraries imported since.
 
         A class whose tag is taken is left out: it's an error once that class is used, not whichever is used next. Look
         again afterwards even if there was nothing new: another thread may have dealt with it at this very moment.
@@ -541,21 +436,25 @@ class Codec:
         with self._lock:
             queue = deque(self._declared[self._adopted :])
             self._adopted += len(queue)
+            for library in libraries():
+                if library.__name__ not in self._libraries:
+                    self._libraries.add(library.__name__)
+                    queue.extend(library.KNOWN)
             seen: dict[int, Any] = {}  # by id: a hint need not be hashable, and may contain itself
             while queue:
                 part = queue.popleft()
                 if id(part) in seen:
                     continue
                 seen[id(part)] = part
-                queue.extend(_parts_of(part))
+                queue.extend(parts_of(part))
                 if not isinstance(part, type) or part in _BUILT_IN:
                     continue
-                held = self._tags.get(part.__qualname__)
-                free = held is None or _name(held.type) == _name(part)
-                if part not in self._types and free and _form(part) is not None:
-                    self.register(part)
+                if part not in self._types and (form := form_of(part)) is not None:
+                    held = self._tags.get(form.tag or part.__qualname__)
+                    if held is None or _name(held.type) == _name(part):
+                        self.register(part)
                 if part in self._types or typing.is_typeddict(part):
-                    queue.extend(_hints(part))
+                    queue.extend(hints_of(part))
 
     def _require(self, cls: type) -> _Entry:
         entry = self._entry(cls)
@@ -567,8 +466,10 @@ class Codec:
         """Why objects of a class can't be encoded, and what to do."""
         held = self._tags.get(cls.__qualname__)
         if held is None:
-            if _form(cls) is None:
-                return f"{_name(cls)} is not registered; call {_WITH_FUNCTIONS.replace('…', cls.__name__, 1)}"
+            if form_of(cls) is None:
+                return advice(cls) or (
+                    f"{_name(cls)} is not registered; call {WITH_FUNCTIONS.replace('…', cls.__name__, 1)}"
+                )
             return (
                 f"{_name(cls)} is not registered; call register_type({cls.__name__}), "
                 f'or declare it: Key("…", {cls.__name__})'
@@ -702,11 +603,8 @@ class Codec:
                 f"the record holds an object of type {tag!r:.80}, which is not registered here; "
                 f"import the module that declares it, or call register_type(…, tag={tag!r:.80})"
             )
-        if version > entry.version:
-            raise CodecError(
-                f"the record holds version {version} of type {tag!r}; {_name(entry.type)} is registered "
-                f"as version {entry.version}, so a newer program wrote it"
-            )
+        if version != entry.version:
+            state = _upgraded(entry, version, state)
         return _object(entry, state)
 
     # ---------------------------------------------------------------- private copies
@@ -715,8 +613,8 @@ class Codec:
 
         What can't change comes back as it is: numbers, text, dates, and tuples, frozensets and frozen registered
         objects that hold nothing else. Built-in containers and registered objects are copied part by part, as the
-        codec would store them: an object that stands in the value twice becomes two. Other containers, dataclasses
-        and Structs are copied by `copy.deepcopy`. Any other object (a socket, a session) is shared, and so is what
+        codec would store them: an object that stands in the value twice becomes two. Other containers, dataclasses,
+        Structs, models and arrays are copied by `copy.deepcopy`. Any other object (a socket, a session) is shared, and so is what
         deepcopy fails on. Raises CodecError where a function that a type was registered with fails.
 
         >>> rows = [{"n": 1}]
@@ -735,7 +633,7 @@ class Codec:
         try:
             return self._copy(value)
         except RecursionError:  # it contains itself, which deepcopy can follow
-            return _deepcopy(value)
+            return deep_copy(value)
 
     def _copy(self, value: Any) -> Any:
         kind = _type_of(value)
@@ -753,6 +651,8 @@ class Codec:
         if kind is bytearray:
             return bytearray(value)
         if (entry := self._entry(kind)) is not None:
+            if entry.form.copy is not None:
+                return entry.form.copy(value)
             state = _state(entry, value)
             copied = self._copy(state)
             if entry.form.frozen and (
@@ -760,9 +660,7 @@ class Codec:
             ):
                 return value
             return _object(entry, copied)
-        if issubclass(kind, _DEEPCOPIED) or is_dataclass(kind):
-            return _deepcopy(value)
-        return value
+        return deep_copy(value) if is_data(kind) else value
 
     def _copies(self, values: Collection[Any]) -> list[Any]:
         if _ATOMS.issuperset(map(type, values)):
@@ -800,6 +698,7 @@ class _Inspector(Codec):
 inspect_record = _Inspector().decode
 """What a record holds, whatever types are registered: objects are seen as `Opaque`, and no code of theirs runs.
 
+>>> from enum import Enum
 >>> Weekday = Enum("Weekday", ["MON", "TUE"])
 >>> inspect_record(Codec(declared=[Weekday]).encode([Weekday.TUE, Decimal("1.5")]))
 [<Weekday 'TUE'>, Decimal('1.5')]

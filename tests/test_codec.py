@@ -586,13 +586,12 @@ def test_what_cannot_be_registered_is_refused_with_the_reason() -> None:
 
 
 def test_a_record_of_a_newer_version_is_an_error() -> None:
-    """An older program doesn't guess at what a newer one wrote; a newer one reads what an older one wrote."""
+    """An older program doesn't guess at what a newer one wrote."""
     old, new = Codec(), Codec()
     old.register(Plain, version=1)
     new.register(Plain, version=2)
     with pytest.raises(CodecError, match=r"version 2 of type 'Plain'; .*Plain is registered as version 1"):
         old.decode(new.encode(Plain("x")))
-    assert new.decode(old.encode(Plain("x"))) == Plain("x")
 
 
 def test_an_unknown_tag_is_named_with_the_way_out(codec: Codec) -> None:

@@ -1,0 +1,206 @@
+"""How objects of a class become a value that the codec knows, and are made of it again: the classes that need no
+functions of their users. Those of pydantic and numpy are in `forms_pydantic` and `forms_numpy`, which are imported only
+where the program has imported the library.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import Enum, Flag
+from functools import cached_property
+from importlib import import_module
+from types import MemberDescriptorType
+from typing import Any
+
+import msgspec
+
+from .errors import CodecError
+
+WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
+
+_MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_LIBRARIES = ("numpy", "pydantic")
+_DEEPCOPIED = (MutableMapping, MutableSequence, MutableSet, tuple, frozenset, msgspec.Struct)
+
+_type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the objects of a class become a value that the codec knows, and are made of it again."""
+
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+    names: tuple[str, ...] = ()
+    """The fields, where that value is a dict of them."""
+    frozen: bool = False
+    """May an object be shared once all in its state may?"""
+    copy: Callable[[Any], Any] | None = None
+    """Makes a private copy, where there is a better way than through the state."""
+    tag: str | None = None
+    """What it is called in records, unless it is told; else its qualified name."""
+
+
+def libraries() -> Iterator[Any]:
+    """The modules that know the classes of other libraries, of those that the program itself has imported.
+
+    Each has `KNOWN`, the classes that need no declaration; `COPIED`, those whose objects are never shared; and the
+    functions `form`, `hints` and `advice`, which give None for classes of others.
+    """
+    for name in _LIBRARIES:
+        if name in sys.modules:
+            with suppress(ImportError):  # it is older than what our extra asks for: its classes are as any other
+                yield import_module(f".forms_{name}", __package__)
+
+
+def form_of(cls: Any) -> Form | None:
+    """None for a class that can be registered with functions only."""
+    if issubclass(cls, Flag):
+        return Form(lambda member: member.value, cls, frozen=True)
+    if issubclass(cls, Enum):
+        return Form(lambda member: member.name, lambda name: cls[name], frozen=True)
+    if issubclass(cls, msgspec.Struct):
+        return _struct_form(cls)
+    if tuple in cls.__mro__ and hasattr(cls, "_make"):
+        return Form(_items_of_named, cls._make, frozen=True)
+    if hasattr(cls, "__dataclass_params__") and is_plain(cls, {spec.name for spec in fields(cls)}):
+        parts = _Fields(cls)
+        return Form(parts.encode, parts.decode, tuple(parts.specs), cls.__dataclass_params__.frozen)
+    return _asked("form", cls)  # type: ignore[no-any-return]
+
+
+def _asked(function: str, cls: type) -> Any:
+    """What the first of the libraries says that knows the class; None where none does."""
+    answers = (getattr(library, function)(cls) for library in libraries())
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def is_plain(cls: type[Any], names: Collection[str]) -> bool:
+    """Are these attributes all that its objects hold? Not in a subclass of `dict`, or with slots beside them."""
+    bases = cls.__mro__[:-1]
+    slots = {name for base in bases for name, part in vars(base).items() if isinstance(part, MemberDescriptorType)}
+    return all(base.__flags__ & _MADE_IN_PYTHON for base in bases) and slots <= set(names)
+
+
+def check_attributes(value: Any, names: Iterable[str]) -> None:
+    """Refuse an object with state outside its fields, which would be lost. Cached properties are made again."""
+    for name in getattr(value, "__dict__", {}).keys() - set(names):
+        if not isinstance(getattr(_type_of(value), name, None), cached_property) and not name.startswith("__"):
+            raise CodecError(f"its attribute {name!r} is no field and would be lost; give {WITH_FUNCTIONS}")
+
+
+def _items_of_named(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    check_attributes(value, ())
+    return tuple(value)
+
+
+def _struct_form(cls: type[msgspec.Struct]) -> Form:
+    names = cls.__struct_fields__
+
+    def encode(value: msgspec.Struct) -> dict[str, Any]:
+        check_attributes(value, names)
+        return {name: getattr(value, name) for name in names}
+
+    def decode(state: dict[str, Any]) -> msgspec.Struct:
+        value = cls(**state)
+        if hasattr(cls, "__post_init__"):  # it ran just now, once more than for the original
+            for name, item in state.items():
+                msgspec.structs.force_setattr(value, name, item)
+        return value
+
+    return Form(encode, decode, names, cls.__struct_config__.frozen)
+
+
+class _Fields:
+    """A dataclass taken apart and put together by its fields, `init=False` ones too; no `__init__` is called."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        self.cls = cls
+        self.specs = {spec.name: spec for spec in fields(cls)}
+        descriptors: list[Any] = [getattr(cls, name, None) for name in self.specs]
+        self.in_dict = not any(hasattr(descriptor, "__set__") for descriptor in descriptors)  # slots have it
+
+    def encode(self, value: Any) -> dict[str, Any]:
+        specs = self.specs
+        if self.in_dict:
+            state: dict[str, Any] = value.__dict__
+            if state.keys() == specs.keys():
+                return state
+        check_attributes(value, specs)
+        state = {name: getattr(value, name, MISSING) for name in specs}
+        for name in [name for name, item in state.items() if item is MISSING]:
+            if specs[name].init or self._default(name) is not MISSING:
+                raise CodecError(f"its field {name!r} is not set")
+            del state[name]
+        return state
+
+    def decode(self, state: dict[str, Any]) -> Any:
+        if state.keys() != self.specs.keys():
+            state = self._complete(state)
+        value: Any = object.__new__(self.cls)
+        if self.in_dict:
+            value.__dict__.update(state)
+        else:
+            for name, item in state.items():
+                object.__setattr__(value, name, item)
+        return value
+
+    def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of an object that was stored when its class had other fields."""
+        specs = self.specs
+        if gone := state.keys() - specs.keys():
+            raise CodecError(f"it was stored with fields that the class has not: {', '.join(sorted(gone))}")
+        missing = {name: self._default(name) for name in specs if name not in state}
+        for name, default in missing.items():
+            if default is MISSING and specs[name].init:
+                raise CodecError(f"it was stored without field {name!r}, which has no default")
+        return state | {name: default for name, default in missing.items() if default is not MISSING}
+
+    def _default(self, name: str) -> Any:
+        spec = self.specs[name]
+        return spec.default if spec.default_factory is MISSING else spec.default_factory()
+
+
+def parts_of(declared: Any) -> Iterator[Any]:
+    """What a declared type is built of: of `dict[str, User | None]` first dict, str and `User | None`."""
+    yield typing.get_origin(declared)
+    yield from typing.get_args(declared)
+    with suppress(Exception):  # `type Users = list[User]`; its value may name what does not exist
+        yield declared.__value__
+
+
+def hints_of(cls: type) -> Iterable[Any]:
+    """The types of a class's fields; none where they can't be resolved."""
+    if (hints := _asked("hints", cls)) is not None:
+        return hints  # type: ignore[no-any-return]
+    try:
+        return typing.get_type_hints(cls).values()
+    except Exception:  # noqa: BLE001 - a hint may evaluate to anything, and a declaration is no place to fail
+        return ()
+
+
+def advice(cls: type) -> str | None:
+    """What to do about a library's class that can't be stored as it is; None where there is nothing particular to say."""
+    return _asked("advice", cls)  # type: ignore[no-any-return]
+
+
+def is_data(cls: type[Any]) -> bool:
+    """Are its objects containers, or objects that are their fields, of which whoever changes them needs his own?"""
+    return (
+        issubclass(cls, _DEEPCOPIED)
+        or is_dataclass(cls)
+        or any(issubclass(cls, library.COPIED) for library in libraries())
+    )
+
+
+def deep_copy(value: Any) -> Any:
+    """A copy by `copy.deepcopy`; the value itself where that fails."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - whatever the user's class raises, there is no copy to be had
+        return value
