@@ -402,7 +402,10 @@ def test_a_scan_bears_landing_in_between() -> None:
                 await queue.flush()
                 await queue.write([Delete("e")])
                 await queue.flush()
-        assert found == ["a", "b", "c", "f"]
+                shelf.gate.clear()
+                await queue.write([Delete("b")])  # stays queued
+        shelf.gate.set()
+        assert found == ["a", "c", "f"]
 
     asyncio.run(main())
     drive(queue.close())
@@ -686,6 +689,18 @@ def test_other_errors_are_raised_and_nothing_is_given_up(error: Exception, caplo
     put(queue, "c", 2)
     drive(queue.close())
     assert shelf.has() == {"a": 1, "b": 1, "c": 2}
+
+
+def test_a_write_that_is_refused_has_it_tried_again() -> None:
+    """By itself: a program that only writes goes on once the cause is gone."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    fail(queue, shelf, StoreError("full"))
+    with pytest.raises(StoreError, match="full"):
+        put(queue, "c", 1)
+    assert shelf.reached.acquire(timeout=LONG)
+    drive(queue.close())
+    assert shelf.has() == {"a": 1, "b": 1}
 
 
 def test_a_flush_that_fails_says_so_each_time() -> None:
@@ -976,7 +991,8 @@ def test_an_intruder_is_noticed(
         store.set("a", 1)
         store.flush()
         with SyncStore(url) as intruder:
-            intruder.set("a", "theirs")
+            for _ in range(5):
+                intruder.set("a", "theirs")
         store.set("a", 2)
         if told == "flush":
             with pytest.raises(StoreError, match="somebody else has written"):
