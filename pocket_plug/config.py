@@ -25,7 +25,7 @@ L = TypeVar("L", str, "str | Layer")
 LayerSpec = str | Mapping[str, Any]
 """A layer by name, or a table with its options: `{"use": "bounding", "max_entries": 10}`."""
 
-_USUAL_ORDER = {"tracing": 0, "metrics": 1, "logging": 2, "persistence": 4, "bounding": 5}
+_USUAL_ORDER = {"tracing": 0, "metrics": 1, "logging": 2, "migrate": 3, "persistence": 5, "bounding": 6}
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -217,7 +217,7 @@ def _hints(kind: type[Layer]) -> dict[str, Any]:
 
 
 def order_names(layers: Set[L]) -> list[L]:
-    """A set of names in the usual order: tracing, metrics, logging, third parties, persistence, bounding.
+    """A set of names in the usual order: tracing, metrics, logging, migrate, third parties, persistence, bounding.
 
     >>> order_names({"bounding", "compress", "tracing"})
     ['tracing', 'compress', 'bounding']
@@ -225,7 +225,7 @@ def order_names(layers: Set[L]) -> list[L]:
 
     def rank(layer: str | Layer) -> tuple[int, str]:
         name = layer if isinstance(layer, str) else layer.name
-        return _USUAL_ORDER.get(name, 3), name
+        return _USUAL_ORDER.get(name, 4), name
 
     return sorted(layers, key=rank)
 

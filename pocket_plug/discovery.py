@@ -22,6 +22,7 @@ BUILT_IN = {
     "bounding": "pocket_plug.layers.bounding",
     "logging": "pocket_plug.layers.logging",
     "metrics": "pocket_plug.layers.metrics",
+    "migrate": "pocket_plug.layers.migrate",
     "persistence": "pocket_plug.layers.persistence",
     "sqlite": "pocket_plug.backends.sqlite",
     "tracing": "pocket_plug.layers.tracing",

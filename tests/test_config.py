@@ -186,8 +186,9 @@ def test_unknown_layer_and_scheme():
 
 def test_names_in_the_usual_order():
     """A set of names has no order of its own, so it gets the usual one: third parties inside the three that watch."""
-    names = {"bounding", "persistence", "compress", "audit", "logging", "metrics", "tracing"}
-    assert order_names(names) == ["tracing", "metrics", "logging", "audit", "compress", "persistence", "bounding"]
+    names = {"bounding", "persistence", "compress", "audit", "migrate", "logging", "metrics", "tracing"}
+    outside, inside = ["tracing", "metrics", "logging", "migrate"], ["persistence", "bounding"]
+    assert order_names(names) == [*outside, "audit", "compress", *inside]
     slow = Slow(mode="x")
     assert order_names({"bounding", slow, "logging"}) == ["logging", slow, "bounding"]
 

@@ -64,7 +64,7 @@ def test_plugins_of_a_plain_install(installed, tmp_path):
     plugins = {
         each["name"]: each for each in json.loads(run(installed / "pocket-plug", "plugins", "--json", folder=tmp_path))
     }
-    assert set(plugins) == {"bounding", "compress", "logging", "metrics", "persistence", "sqlite", "tracing"}
+    assert set(plugins) == {"bounding", "compress", "logging", "metrics", "migrate", "persistence", "sqlite", "tracing"}
     assert {each["status"] for each in plugins.values()} == {"active"}
     assert plugins["compress"]["distribution"] == "pocket-plug-compress"
     assert plugins["bounding"]["distribution"] == "pocket-plug"

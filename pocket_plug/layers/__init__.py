@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from .bounding import Bounding
     from .logging import Logging
     from .metrics import Metrics
+    from .migrate import Migrate
     from .persistence import Persistence
     from .tracing import Tracing
 
-__all__ = ["Bounding", "Layer", "Logging", "Metrics", "Persistence", "Tracing"]
+__all__ = ["Bounding", "Layer", "Logging", "Metrics", "Migrate", "Persistence", "Tracing"]
 
 
 def __getattr__(name: str) -> Any:

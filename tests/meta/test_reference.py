@@ -22,7 +22,7 @@ from pocket_plug.concurrency import each, fan_out
 from pocket_plug.discovery import PluginRecord
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
-from pocket_plug.layers import bounding, logging, metrics, persistence, tracing
+from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
 from pocket_plug.node import Node, node
 from pocket_plug.pocket import Pocket
 from pocket_plug.retry import Retry
@@ -209,10 +209,11 @@ def test_the_two_colours_have_the_same_methods() -> None:
     assert without <= with_await
 
 
-def test_the_tracing_layer_has_no_options() -> None:
-    """As its section says."""
-    assert fields_of(tracing.Tracing) == set()
-    assert section("tracing").lstrip().startswith("No options.")
+@pytest.mark.parametrize("kind", [tracing.Tracing, migrate.Migrate], ids=lambda kind: kind.name)
+def test_a_layer_without_options_says_so(kind: type[layer.Layer]) -> None:
+    """As its section begins."""
+    assert fields_of(kind) == set()
+    assert section(kind.name).lstrip().startswith("No options.")
 
 
 def test_every_field_of_a_record() -> None:
