@@ -25,6 +25,8 @@ class Step:
     kind: Literal["node", "graph", "fan_out"] = "node"
     is_item = False
     """Is it what an `each` takes its items through? No action leads out of it."""
+    asks = False
+    """May a run have to wait there for an answer?"""
     perform: Any = None
     """What stands in for exec where the step is more than one node: async, of (execution, value, call)."""
 
@@ -124,6 +126,8 @@ class Plan:
         self.steps: dict[int, Step] = {}
         self._make = make
         self._conflicts: list[str] = []
+        self.is_declared = False
+        """Does the codec know the types that its nodes are annotated with?"""
         chains = list(chains)
         self.start = self._step(chains[0].first)
         for chain in chains:
@@ -148,6 +152,15 @@ class Plan:
     def is_sync(self) -> bool:
         """Can every step run without an event loop?"""
         return all(step.is_sync for step in self.steps.values())
+
+    def named(self, name: str) -> Step | None:
+        """The step of that name."""
+        return next((step for step in self.steps.values() if step.name == name), None)
+
+    @property
+    def asks(self) -> bool:
+        """May a run have to wait at one of the steps for an answer?"""
+        return any(step.asks for step in self.steps.values())
 
     def findings(self, exits: Collection[str] = ()) -> list[str]:
         """Every fault, in words. `exits` are actions that an outer graph takes care of."""
