@@ -136,12 +136,16 @@ def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise
 
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
-                  store: Store | None = ...) -> list[Y]: ...  # fmt: skip
+                  store: Store | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
-                  store: Store | None = ...) -> list[Y | Exception]: ...  # fmt: skip
+                  store: Store | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
 async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
-                  errors: Literal["raise", "collect"] = "raise", store: Store | None = None) -> Any:  # fmt: skip
-    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`."""
+                  errors: Literal["raise", "collect"] = "raise", store: Store | None = None,
+                  run_id: str | None = None) -> Any:  # fmt: skip
+    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
+
+    With a `run_id` it is a durable one: what is finished is not done again after a crash.
+    """
     everything: Any = each(node, concurrency=concurrency, errors=errors)
-    return await Graph(everything, store=store, name=options_of(everything).name).run(items)
+    return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)

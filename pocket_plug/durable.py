@@ -53,6 +53,8 @@ RUN = f"{RESERVED}run:"
 PART = f"{RESERVED}run-part:"
 """`pocket:run-part:ID:…` is what else there is of it: `start`, `path:N` for each node that it has passed, and `item:…` for
 each item of a fan-out that is under way."""
+HEADER = 6
+"""The bytes of a codec's record before those of the value."""
 CHUNK = 256
 """How many records are given their deadline in one write."""
 
@@ -75,6 +77,10 @@ def idempotency_key() -> str:
         raise UnknownRunError(
             "idempotency_key(): no durable run goes on here; start it with run(…, run_id=…)"
         ) from None
+
+
+def _payload(value: Any) -> bytes:
+    return default_codec.encode(value)[HEADER:]
 
 
 def _escaped(text: str, marks: str) -> str:
@@ -325,7 +331,7 @@ class Journal:
         """Is it the value that was encoded? The order of a set's members is another one in each process."""
         other = self.encode(value, "the input")
         return other == encoded or (
-            sorted(other[6:]) == sorted(encoded[6:]) and bool(default_codec.decode(encoded) == value)
+            sorted(other[HEADER:]) == sorted(encoded[HEADER:]) and bool(default_codec.decode(encoded) == value)
         )
 
     def _changed(self, start: Mapping[str, Any]) -> list[str] | None:
@@ -547,7 +553,7 @@ class DurableExecution(Execution):
     # ------------------------------------------------------------ items and questions
     def in_order(self, items: Iterable[Any]) -> Iterable[Any]:
         """A set's by their bytes: another process must find the same one at each position."""
-        return sorted(items, key=default_codec.encode) if isinstance(items, Set) else items
+        return sorted(items, key=_payload) if isinstance(items, Set) else items
 
     async def item(self, step: Step, item: Any, position: int) -> Visited:
         """Take an item through its node, under a checkpoint of its own; not again where that is done."""

@@ -208,6 +208,6 @@ class Plan:
 
     def _idle(self, step: Step) -> list[str]:
         given, left = step.input_type, step.output_type
-        if step.kind == "node" and not step.phases and not fits(given, left):
+        if step.perform is None and not step.phases and not fits(given, left):
             return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
         return []
