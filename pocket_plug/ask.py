@@ -52,7 +52,8 @@ class AskStep(Step):
             declared = arguments[0]
             if not isinstance(declared, TypeVar):
                 self.input_type, self.input_class, self.fits = declared, None, checker(declared)
-        self.output_type = Answered[self.input_type, self.answer_type]
+        answered: Any = Answered
+        self.output_type = answered[self.input_type, self.answer_type]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         from .durable import DurableExecution

@@ -137,10 +137,11 @@ class Request:
                   threads: bool) -> DurableExecution:  # fmt: skip
         """What does it. Raises ConfigError where the graph's stores can't keep it."""
         stack = place[0]
-        if not stack.survives:
+        if not stack.survives or stack.buffered:
+            found = "may lose what was acknowledged" if stack.survives else "does not"
             raise ConfigError(
                 f"run_id={self.run_id!r}: the run of graph {graph.name!r} is to survive this process, and its store "
-                f"{stack!r} does not; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
+                f"{stack!r} {found}; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
             )
         _check_stores(graph.plan, place)
         _declare(graph.plan)
@@ -272,6 +273,10 @@ class Journal:
                 changes.append(self._start(start, encoded))
             else:
                 begun = found.get(start)
+                try:  # a tier that is nearer than the authority may be behind it
+                    await self.stack.write((), {checkpoint.key: entry.version})
+                except Conflict:
+                    continue
                 if entry.value.get("format") != FORMAT:
                     raise StoreError(f"run {self.id!r} was written by a newer pocket_plug; go on with that one")
                 if begun is None:
