@@ -26,6 +26,7 @@ from .errors import (
     CodecError,
     ConfigError,
     Conflict,
+    CorruptRecordError,
     InputError,
     KeyNameError,
     RunChanged,
@@ -40,7 +41,8 @@ from .nesting import GraphStep
 from .phases import declared_actions, hints
 from .plan import Plan, Step
 from .runner import Commit, Execution, Visited
-from .store import MISSING, Stack, StoreReader
+from .stack import Stack
+from .store import MISSING, StoreReader
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -89,6 +91,16 @@ def _escaped(text: str, marks: str) -> str:
     return text
 
 
+# What stands in a record: one that somebody else has written must not be taken for a run.
+_ITEM: Mapping[str, Any] = {"owner": str, "commits": int, "frames": list}
+_RUN: Mapping[str, Any] = {
+    **_ITEM, "format": int, "status": str, "graph": str, "epoch": int, "steps": int, "started": float, "updated": float,
+    "question": bytes | None, "answer": bytes | None, "is_answered": bool, "result": bytes | None,
+}  # fmt: skip
+_START: Mapping[str, Any] = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
+_FRAME: Mapping[str, Any] = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """How far one graph has come: the node that comes next and its input, or, where there is none, what it has left with."""
@@ -115,8 +127,25 @@ class Checkpoint:
 
     def load(self, entry: Entry) -> None:
         """Take it from what is stored."""
+        _check(self.key, {name: entry.value.get(name) for name in _ITEM}, _ITEM)
         self.version, self.commits = entry.version, entry.value["commits"]
+        for frame in entry.value["frames"]:
+            _check(self.key, frame, _FRAME)
         self.frames = tuple(Frame(**frame) for frame in entry.value["frames"])
+        if not self.frames:
+            raise CorruptRecordError(f"{self.key!r} is no record of a durable run: it says not where that stands")
+
+
+def _check(key: str, record: Any, fields: Mapping[str, Any]) -> None:
+    """Raise CorruptRecordError unless it is a record of those fields, and StoreError if it is a newer one."""
+    found: dict[Any, Any] = record if isinstance(record, dict) else {}
+    if isinstance(format := found.get("format"), int) and format > FORMAT:
+        raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
+    if found.keys() != fields.keys():
+        raise CorruptRecordError(f"{key!r} is no record of a durable run; once it is removed the run begins anew")
+    for name, kind in fields.items():
+        if not isinstance(found[name], kind):
+            raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {found[name]!r:.80}")
 
 
 class Request:
@@ -232,6 +261,8 @@ class Journal:
         self.started = self.stack.clock()
         self.question: bytes | None = None
         self.answer: bytes | None = None
+        self.is_to_tell = False
+        """Does the run go on, and nobody was told yet?"""
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation that came out of a write which has landed."""
         self.is_answered = False
@@ -277,10 +308,10 @@ class Journal:
                     await self.stack.write((), {checkpoint.key: entry.version})
                 except Conflict:
                     continue
-                if entry.value.get("format") != FORMAT:
-                    raise StoreError(f"run {self.id!r} was written by a newer pocket_plug; go on with that one")
+                _check(checkpoint.key, entry.value, _RUN)
                 if begun is None:
-                    raise StoreError(f"run {self.id!r} has lost its record {start!r}; it can only be removed")
+                    raise CorruptRecordError(f"run {self.id!r} has lost its record {start!r}; it can only be removed")
+                _check(start, begun.value, _START)
                 if (result := self._settled(entry, begun.value, value)) is not None:
                     return result
                 if changed := self._changed(begun.value):
@@ -296,7 +327,8 @@ class Journal:
                 if version is None:
                     raise
                 checkpoint.version = version
-            checkpoint.commits, checkpoint.is_old = record["commits"], entry is not None
+            checkpoint.commits = record["commits"]
+            checkpoint.is_old = self.is_to_tell = entry is not None
             return None
 
     def _start(self, key: str, encoded: bytes) -> Put:
@@ -335,9 +367,12 @@ class Journal:
     def _same(self, encoded: bytes, value: Any) -> bool:
         """Is it the value that was encoded? The order of a set's members is another one in each process."""
         other = self.encode(value, "the input")
-        return other == encoded or (
-            sorted(other[HEADER:]) == sorted(encoded[HEADER:]) and bool(default_codec.decode(encoded) == value)
-        )
+        if other == encoded or sorted(other[HEADER:]) != sorted(encoded[HEADER:]):
+            return other == encoded
+        try:
+            return bool(default_codec.decode(encoded) == value)
+        except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
+            return False
 
     def _changed(self, start: Mapping[str, Any]) -> list[str] | None:
         """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
@@ -497,8 +532,9 @@ class DurableExecution(Execution):
         _key.set(_escaped(self.journal.id, "/") + current)
 
     async def visit(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
-        """As any run's; the first one of a run that goes on is told of."""
-        if self.checkpoint.is_old and call is not None and len(self.checkpoint.frames) <= self.level + 1:
+        """As any run's; where one that goes on does so is told of."""
+        if self.journal.is_to_tell and len(self.checkpoint.frames) <= self.level + 1:
+            self.journal.is_to_tell = False
             self.event("resume", call, {"epoch": self.journal.epoch})
         return await super().visit(step, value, call)
 

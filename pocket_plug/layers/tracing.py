@@ -260,6 +260,8 @@ class _RunSpan(_SpanManager):
     def __enter__(self) -> None:
         run = self.run
         attributes: Attributes = {"pocket_plug.graph.name": capped(run.graph), "pocket_plug.run.id": capped(run.id)}
+        if run.resumed:
+            attributes["pocket_plug.run.resumed"] = True
         if run.parent is not None:
             attributes["pocket_plug.run.parent_id"] = capped(run.parent.id)
         context = otel_context.get_current()
