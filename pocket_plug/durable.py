@@ -136,9 +136,9 @@ class Checkpoint:
             raise CorruptRecordError(f"{self.key!r} is no record of a durable run: it says not where that stands")
 
 
-def _check(key: str, record: Any, fields: Mapping[str, Any]) -> None:
+def _check(key: str, record: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """Raise CorruptRecordError unless it is a record of those fields, and StoreError if it is a newer one."""
-    found: dict[Any, Any] = record if isinstance(record, dict) else {}
+    found = record if isinstance(record, dict) else {}
     if isinstance(format := found.get("format"), int) and format > FORMAT:
         raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
     if found.keys() != fields.keys():
