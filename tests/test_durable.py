@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -40,12 +43,11 @@ from pocket_plug import (
     UnknownRunError,
     UnregisteredTypeError,
     each,
-    fan_out,
     hookimpl,
     idempotency_key,
     node,
 )
-from pocket_plug.backend import NO_EXPECTATIONS, Change
+from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import NodeCall, Observer, Run
 from pocket_plug.layer import Layer
@@ -351,6 +353,35 @@ def test_nested_graphs_that_begin_with_graphs(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("fault", ["refuse", "cancel"])
+@pytest.mark.parametrize("at", range(6))
+def test_the_way_out_of_a_nested_graph_is_kept(tmp_path: Path, fault: str, at: int) -> None:
+    """Stopped between the inner graph's last commit and the outer graph's, it is still left by the same action."""
+
+    @node.post
+    async def choose(store: StoreWriter, n: int) -> Next[int]:
+        await store.update("chosen", lambda old: old + 1, default=0)
+        return Next("out", n + 1)
+
+    @node
+    async def outside(n: int) -> int:
+        return 100 * n
+
+    async def main() -> None:
+        plan = [""] * at + [fault]
+        async with stored(tmp_path, layers=[Faulty(plan=plan)]) as store:
+            innermost: Graph[int, int] = Graph(choose, name="innermost")
+            middle: Graph[int, int] = Graph(innermost, name="middle")
+            graph = Graph(middle, middle.on("out") >> outside, store=store)
+            if at < 5:
+                with pytest.raises((StoreError, asyncio.CancelledError)):
+                    await graph.run(1, run_id="r")
+            assert await graph.run(1, run_id="r") == 200
+            assert await store.get("chosen") == 1
+
+    asyncio.run(main())
+
+
 # ---------------------------------------------------------------- fan-out
 def test_finished_items_are_not_done_again(tmp_path: Path) -> None:
     """Of a fan-out that failed a resume does the rest only, in a graph for each item from where that was left."""
@@ -385,32 +416,35 @@ def test_finished_items_are_not_done_again(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+SPREADING = """
+import os, sys
+from pocket_plug import SyncStore, SyncWriter, fan_out, node, Store
+import asyncio
+
+@node.post
+def work(store: SyncWriter, word: str) -> str:
+    if store.get("taken", 0) == 2 and sys.argv[2] == "stumble":
+        raise SystemExit(3)
+    store.update("taken", lambda n: n + 1, default=0)
+    store.update(word, lambda n: n + 1, default=0)
+    return word + word
+
+async def main():
+    async with Store(f"sqlite:///{sys.argv[1]}/state.db?durability=process") as store:
+        print(sorted(await fan_out(work, {"a", "b", "c", "d"}, store=store, run_id="r", concurrency=1)))
+
+asyncio.run(main())
+"""
+
+
 def test_fan_out_as_a_durable_run(tmp_path: Path) -> None:
-    """fan_out takes a run_id, too; a set's items keep their places in another process."""
-
-    @node
-    async def work(word: str) -> str:
-        if word == "c" and failing:
-            raise Stumble
-        return word + word
-
-    failing = True
-
-    async def main() -> None:
-        nonlocal failing
-        words = {"a", "b", "c", "d"}
-        async with stored(tmp_path) as store:
-            with pytest.raises(Stumble):
-                await fan_out(work, words, store=store, run_id="r", concurrency=1)
-            failing = False
-            assert await fan_out(work, set(sorted(words, reverse=True)), store=store, run_id="r") == [
-                "aa",
-                "bb",
-                "cc",
-                "dd",
-            ]
-
-    asyncio.run(main())
+    """fan_out takes a run_id, too; the members of a set keep their places in a process that orders them in another way."""
+    for seed, mode, code, said in (("1", "stumble", 3, ""), ("2", "finish", 0, "['aa', 'bb', 'cc', 'dd']\n")):
+        ran = subprocess.run([sys.executable, "-c", SPREADING, tmp_path, mode], env={**os.environ, "PYTHONHASHSEED": seed},
+                             capture_output=True, text=True, check=False)  # fmt: skip
+        assert (ran.returncode, ran.stdout) == (code, said), ran.stderr
+    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        assert [store.get(word) for word in "abcd"] == [1, 1, 1, 1]
 
 
 # ---------------------------------------------------------------- what is refused
@@ -554,6 +588,8 @@ class Faulty(Layer):
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         fault = self.plan.pop(0) if self.plan and changes else ""
+        if callable(fault):
+            await fault()
         if fault == "refuse":
             raise StoreError("the server is gone")
         version = await self.inner.write(changes, expect)
@@ -634,17 +670,53 @@ def _in_thread(work: Callable[[], Any]) -> Any:
         return pool.submit(work).result()
 
 
+class Slow(Layer):
+    """Lets others go first before each operation."""
+
+    name = "slow"
+
+    async def read(self, key: str) -> Entry | None:
+        await asyncio.sleep(0)
+        return await self.inner.read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        await asyncio.sleep(0)
+        return await self.inner.write(changes, expect)
+
+
 def test_two_that_race_for_one_run(tmp_path: Path) -> None:
     """Started at once, any number of times: one of them ends it, the others are fenced or get the result."""
 
     async def main() -> None:
-        async with stored(tmp_path) as store:
+        async with stored(tmp_path, layers=[Slow()]) as store:
             for round in range(10):
                 runs = [Worker().graph(store).run(0, run_id=f"r{round}") for _ in range(4)]
                 results = await asyncio.gather(*runs, return_exceptions=True)
                 assert all(result == 30 or isinstance(result, RunFenced) for result in results), results
                 assert 30 in results
                 assert (await store.get("counted"), await store.get("ended")) == (3 * (round + 1), round + 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stumble_at", [-1, 1, 5])
+def test_a_claim_that_comes_late_takes_nothing_back(tmp_path: Path, stumble_at: int) -> None:
+    """Between the look at a run and the claim another execution begins it, or goes on with it: it is looked at again."""
+
+    async def main() -> None:
+        async def other() -> None:
+            async with stored(tmp_path) as store:
+                await Worker().graph(store).run(0, run_id="r")
+
+        async with stored(tmp_path) as store:
+            if stumble_at > 0:
+                with pytest.raises(Stumble):
+                    await Worker(stumble_at).graph(store).run(0, run_id="r")
+        async with stored(tmp_path, layers=[Faulty(plan=[other])]) as store:
+            late = Worker()
+            assert await late.graph(store).run(0, run_id="r") == 30
+            assert late.execs == []
+            assert await state(store) == UNDISTURBED
 
     asyncio.run(main())
 
