@@ -83,9 +83,10 @@ class EachStep(Step):
         return results
 
     async def _work(self, execution: Execution, items: _Items) -> None:
+        take, step = execution.item, self.inner
         for position, item in items:
             try:
-                _, output, cancelled = await execution.item(self.inner, item, position)
+                _, output, cancelled = await take(step, item, position)
             except Exception as error:
                 if not self.collects or isinstance(error, RunFenced):
                     raise

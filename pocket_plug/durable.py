@@ -96,6 +96,7 @@ _ITEM: Mapping[str, Any] = {"owner": str, "commits": int, "frames": list}
 _RUN: Mapping[str, Any] = {
     **_ITEM, "format": int, "status": str, "graph": str, "epoch": int, "steps": int, "started": float, "updated": float,
     "question": bytes | None, "answer": bytes | None, "is_answered": bool, "result": bytes | None,
+    "carrier": dict,
 }  # fmt: skip
 _START: Mapping[str, Any] = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
 _FRAME: Mapping[str, Any] = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
@@ -261,6 +262,7 @@ class Journal:
         self.started = self.stack.clock()
         self.question: bytes | None = None
         self.answer: bytes | None = None
+        self.carrier: dict[str, str] = {}
         self.is_to_tell = False
         """Does the run go on, and nobody was told yet?"""
         self.cancelled: asyncio.CancelledError | None = None
@@ -283,7 +285,7 @@ class Journal:
             "format": FORMAT, "status": status, "graph": self.graph.name, "epoch": self.epoch, "owner": self.owner,
             "commits": self.checkpoint.commits + 1, "steps": self.steps, "started": self.started,
             "updated": self.stack.clock(), "frames": [_plain(frame) for frame in frames], "question": self.question,
-            "answer": self.answer, "is_answered": self.is_answered, "result": result,
+            "answer": self.answer, "is_answered": self.is_answered, "result": result, "carrier": self.carrier,
         }  # fmt: skip
 
     async def claim(self, value: Any) -> bytes | None:
@@ -347,6 +349,7 @@ class Journal:
         self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
         self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
         self.checkpoint.load(entry)
+        self.carrier = record["carrier"]
         answer = self.request.answer
         if record["status"] == "suspended":
             if answer is MISSING:
@@ -480,7 +483,7 @@ class DurableExecution(Execution):
             if result is not None:
                 return default_codec.decode(result)
             self.steps = self.journal.steps
-            self.run.resumed = self.checkpoint.is_old
+            self.run.resumed, self.run.carrier = self.checkpoint.is_old, self.journal.carrier
             if value is MISSING:
                 begun = await self.stack.read(self.journal.part + "start")
                 if begun is not None:

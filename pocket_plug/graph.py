@@ -90,7 +90,8 @@ class Graph(Node[I, O]):
         answer, RunFenced where another execution has taken it over, RunMismatch where the id is another input's or
         graph's, and RunChanged where the graph is no longer what it was, unless `allow_changed`.
         """
-        execution = self._execution(input, pocket, _request(run_id, MISSING, allow_changed), loop=True, threads=True)
+        request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
+        execution = self._execution(input, pocket, request, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
@@ -113,7 +114,7 @@ class Graph(Node[I, O]):
         Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
         store that is bound to an event loop it is `run` on that loop.
         """
-        request = _request(run_id, MISSING, allow_changed)
+        request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
         execution = self._execution(input, pocket, request, loop=False, threads=False)
         return go_in_place(execution, input, self._is_sync)  # type: ignore[no-any-return]
 
@@ -161,10 +162,8 @@ class Graph(Node[I, O]):
         return flow_chart(self.plan)
 
 
-def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request | None:
-    """None for a run that is not durable."""
-    if run_id is None and not allow_changed:
-        return None
+def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:
+    """What is asked of a durable run; its module is not loaded for others."""
     from .durable import Request
 
     return Request(run_id, answer, allow_changed)

@@ -45,6 +45,8 @@ class Run:
     depth: int = 0
     resumed: bool = field(default=False, init=False)
     """Does it go on with what an earlier execution has left? Then `id` is that one's, too: a durable run's own."""
+    carrier: dict[str, str] | None = field(default=None, repr=False, init=False)
+    """Of a durable run: the trace context that its checkpoint keeps. Tracing finds the former execution's and puts its own."""
     input: Any = field(default=None, repr=False)
     output: Any = field(default=None, repr=False, init=False)
     steps: int = field(default=0, init=False)

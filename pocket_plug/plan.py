@@ -134,6 +134,8 @@ class Plan:
             self._step(chain.first)
             for source, action, target in chain.edges:
                 self._join(self._step(source), action, self._step(target))
+        self.asks = any(step.asks for step in self.steps.values())
+        """May a run have to wait at one of the steps for an answer?"""
 
     def _step(self, node: Any) -> Step:
         if id(node) not in self.steps:
@@ -156,11 +158,6 @@ class Plan:
     def named(self, name: str) -> Step | None:
         """The step of that name."""
         return next((step for step in self.steps.values() if step.name == name), None)
-
-    @property
-    def asks(self) -> bool:
-        """May a run have to wait at one of the steps for an answer?"""
-        return any(step.asks for step in self.steps.values())
 
     def findings(self, exits: Collection[str] = ()) -> list[str]:
         """Every fault, in words. `exits` are actions that an outer graph takes care of."""

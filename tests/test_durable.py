@@ -53,6 +53,7 @@ from pocket_plug.hookspecs import NodeCall, Observer, Run
 from pocket_plug.layer import Layer
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.spans import SpanCapture
 
 
 @asynccontextmanager
@@ -1057,5 +1058,33 @@ def test_what_observers_see(tmp_path: Path) -> None:
                 ("resume", "approve", {"epoch": 2}), ("approve", 1, "ok", None), ("decide", 1, "ok", None),
                 ("asking", "success"), ("asking", 1, "ok", None), ("send", 1, "ok", None), ("mail", True, "success"),
             ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+def test_a_run_that_goes_on_is_linked_to_what_it_goes_on_from(tmp_path: Path) -> None:
+    """Each execution is a trace of its own, of the same run id, with a link to the one before, whatever process that was in."""
+
+    async def main() -> None:
+        pocket = Pocket(autoload=False)
+        with SpanCapture("run") as capture:
+            for _ in range(2):
+                async with stored(tmp_path) as store:
+                    with pytest.raises(RunSuspended):
+                        await pocket.run(approval(store), Draft("hi"), run_id="mail")
+            async with stored(tmp_path) as store:
+                await approval(store).resume("mail", answer=True, pocket=pocket)
+        first, second = (span for span in capture.spans if span.name == "run approval")
+        assert first.attributes is not None
+        assert second.attributes is not None
+        assert first.attributes["pocket_plug.run.id"] == second.attributes["pocket_plug.run.id"] == "mail"
+        assert first.attributes["pocket_plug.run.outcome"] == "suspended"
+        assert first.status.is_unset
+        assert "pocket_plug.run.resumed" not in first.attributes
+        assert second.attributes["pocket_plug.run.resumed"] is True
+        linked = [(link.context.trace_id, link.context.span_id) for link in second.links]
+        assert first.context is not None
+        assert linked == [(first.context.trace_id, first.context.span_id)]
+        assert not first.links
 
     asyncio.run(main())
