@@ -149,6 +149,10 @@ def _check(key: str, record: Mapping[str, Any], fields: Mapping[str, Any]) -> No
             raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {found[name]!r:.80}")
 
 
+def _field(entry: Entry, name: str) -> Any:
+    return entry.value.get(name) if isinstance(entry.value, dict) else None
+
+
 class Request:
     """What is asked of a durable run."""
 
@@ -285,7 +289,8 @@ class Journal:
             "format": FORMAT, "status": status, "graph": self.graph.name, "epoch": self.epoch, "owner": self.owner,
             "commits": self.checkpoint.commits + 1, "steps": self.steps, "started": self.started,
             "updated": self.stack.clock(), "frames": [_plain(frame) for frame in frames], "question": self.question,
-            "answer": self.answer, "is_answered": self.is_answered, "result": result, "carrier": self.carrier,
+            "answer": self.answer, "is_answered": self.is_answered, "result": result,
+            "carrier": dict(self.carrier),
         }  # fmt: skip
 
     async def claim(self, value: Any) -> bytes | None:
@@ -349,7 +354,7 @@ class Journal:
         self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
         self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
         self.checkpoint.load(entry)
-        self.carrier = record["carrier"]
+        self.carrier = dict(record["carrier"])
         answer = self.request.answer
         if record["status"] == "suspended":
             if answer is MISSING:
@@ -407,13 +412,13 @@ class Journal:
         except Exception:  # noqa: BLE001 - nothing can be known, so the failure stands as it is
             raise failed from None
         run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
-        if run is None or run.value["owner"] != self.owner:
+        if run is None or _field(run, "owner") != self.owner:
             if not fenced:
                 return None
-            by = "it was removed" if run is None else f"epoch {run.value['epoch']} owns it, this was {self.epoch}"
+            by = "it was removed" if run is None else f"epoch {_field(run, 'epoch')} owns it, this was {self.epoch}"
             raise RunFenced(f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed "
                             "since") from failed  # fmt: skip
-        if own is not None and (own.value["owner"], own.value["commits"]) == (self.owner, commits):
+        if own is not None and (_field(own, "owner"), _field(own, "commits")) == (self.owner, commits):
             return own.version
         return None
 
@@ -501,7 +506,7 @@ class DurableExecution(Execution):
                 raise self.too_many(step)
             if yields:
                 await counter.give_way()
-            self._stand_at(f"{self.within}/{_escaped(step.name, '/#[')}#{self.frame.visits.get(step.name, 0) + 1}")
+            self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
             step, value, cancelled = await (self.watch(step, value) if watched else self.visit(step, value, None))
         if self.outer is None and self.frame.hooks:  # the last node's are done with
             await self._commit(self._save(self.frame, "finished"))
@@ -527,8 +532,12 @@ class DurableExecution(Execution):
         if frame.hooks:
             left = self.plan.named(frame.hooks)
             assert left is not None
+            self._stand_at(self._visit_of(left, frame.visits.get(left.name, 1)))
             cancelled = await self._clean_up(left, None, ("on_success", "on_complete"), value)
         return self.plan.named(frame.node) if frame.node is not None else None, value, cancelled
+
+    def _visit_of(self, step: Step, visit: int) -> str:
+        return f"{self.within}/{_escaped(step.name, '/#[')}#{visit}"
 
     def _stand_at(self, current: str) -> None:
         self.current = current

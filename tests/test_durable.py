@@ -838,7 +838,7 @@ def test_hooks_run_at_least_once(tmp_path: Path) -> None:
             return n + 1
 
         async def on_success(self, store: StoreWriter, output: int) -> None:
-            log.append(f"success {output}")
+            log.append(f"success {output} {idempotency_key()}")
             if len(log) == 1:
                 raise KeyboardInterrupt
 
@@ -852,8 +852,31 @@ def test_hooks_run_at_least_once(tmp_path: Path) -> None:
             graph.run_sync(1, run_id="r")
         assert graph.run_sync(1, run_id="r") == 2
         assert graph.run_sync(1, run_id="r") == 2
-        assert log == ["success 2", "success 2", "complete"]
+        assert log == ["success 2 r/hooked#1", "success 2 r/hooked#1", "complete"]
         assert (store.get("posted"), store.get("completed")) == (1, 1)
+
+
+def test_hooks_of_items_run_at_least_once(tmp_path: Path) -> None:
+    """An item's, too: again only where they were cut off, and never once they have ended."""
+    log: list[str] = []
+
+    class Hooked(Node[int, int], name="hooked"):
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            await store.update("posted", lambda old: old + n, default=0)
+            return n
+
+        async def on_success(self, store: StoreWriter, output: int) -> None:
+            log.append(idempotency_key())
+            if len(log) == 2:
+                raise KeyboardInterrupt
+
+    with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
+        graph = Graph(each(Hooked(), concurrency=1), store=store)
+        with pytest.raises(KeyboardInterrupt):
+            graph.run_sync([1, 2, 4], run_id="r")
+        assert graph.run_sync([1, 2, 4], run_id="r") == [1, 2, 4]
+        assert log == [f"r/each_hooked#1[{position}]" for position in (0, 1, 1, 2)]
+        assert store.get("posted") == 7
 
 
 def test_hooks_of_whoever_is_fenced_write_nothing(tmp_path: Path) -> None:
