@@ -150,7 +150,8 @@ def _check(key: str, record: Mapping[str, Any], fields: Mapping[str, Any]) -> No
 
 
 def _field(entry: Entry, name: str) -> Any:
-    return entry.value.get(name) if isinstance(entry.value, dict) else None
+    record: Mapping[str, Any] = entry.value
+    return record.get(name) if isinstance(record, dict) else None
 
 
 class Request:

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pocket_plug import (
     END,
@@ -74,8 +77,8 @@ class Stumble(Exception):
 class Worker:
     """A graph's nodes, which count what they do and stumble when told to."""
 
-    def __init__(self, stumble_at: int = -1) -> None:
-        self.stumble_at, self.visits = stumble_at, 0
+    def __init__(self, stumble_at: int = -1, concurrency: int = 1) -> None:
+        self.stumble_at, self.concurrency, self.visits = stumble_at, concurrency, 0
         self.execs: list[str] = []
         self.keys: list[str] = []
 
@@ -126,7 +129,7 @@ class Worker:
 
         count = Count()
         inner = Graph(count, count.on("again") >> again >> count, name="inner")
-        return Graph(inner >> spread >> each(Item(), concurrency=1) >> end, store=store, name="work")
+        return Graph(inner >> spread >> each(Item(), concurrency=self.concurrency) >> end, store=store, name="work")
 
 
 async def state(store: Store) -> dict[str, Any]:
@@ -824,6 +827,29 @@ def test_hostile_records_are_refused(tmp_path: Path) -> None:
             assert len(worker.execs) == 4
             assert await graph.resume("r") == 30
 
+    asyncio.run(main())
+
+
+@given(st.lists(st.sampled_from(["", "", "", "refuse", "lose", "repeat", "cancel"]), max_size=40),
+       st.lists(st.integers(1, 12), max_size=5), st.sampled_from([1, 3]))  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_any_mixture_of_faults(plan: list[str], stumbles: list[int], concurrency: int) -> None:
+    """Writes that fail, land unseen or are cancelled, and nodes that raise, in any order: the end is the undisturbed one."""
+
+    async def main() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            async with stored(Path(folder), layers=[Faulty(plan=plan)]) as store:
+                for stumble_at in [*stumbles, *[-1] * (len(plan) + 1)]:
+                    try:
+                        assert await Worker(stumble_at, concurrency).graph(store).run(0, run_id="r") == 30
+                        break
+                    except (Stumble, StoreError, asyncio.CancelledError):
+                        pass
+                assert await Worker().graph(store).resume("r") == 30
+                found = await state(store)
+                assert {**found, "items": sorted(found["items"])} == UNDISTURBED
+
+    plan = list(plan)
     asyncio.run(main())
 
 
