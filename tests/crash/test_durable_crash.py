@@ -22,7 +22,7 @@ RUNNING = """
 import asyncio, os, sys
 from pocket_plug import Graph, Next, Node, Retry, Store, StoreWriter, each, idempotency_key, node
 
-ROUNDS, path, waits_at = 14, sys.argv[1], sys.argv[2]
+ROUNDS, path, durability, waits_at = 14, *sys.argv[1:]
 
 
 class Step(Node[int, int], retry=Retry(attempts=2)):
@@ -86,7 +86,7 @@ way = Graph(item >> Step().with_options(name="after"), name="way")
 
 
 async def main():
-    async with Store(f"sqlite:///{path}?durability=process") as store:
+    async with Store(f"sqlite:///{path}?durability={durability}") as store:
         graph = Graph(inner >> spread >> each(way, concurrency=3) >> gather >> count, count.on("again") >> inner,
                       store=store, name="rounds")
         print("done", await graph.run(1, run_id="r"), flush=True)
@@ -96,8 +96,8 @@ asyncio.run(main())
 """
 
 
-def start(path: Path, waits_at: str = "") -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", RUNNING, str(path), waits_at], text=True,
+def start(path: Path, durability: str = "process", waits_at: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", RUNNING, str(path), durability, waits_at], text=True,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
@@ -117,14 +117,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     return outcome(path), said.splitlines()[:-1]
 
 
+@pytest.mark.parametrize("durability", ["power", "process"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, undisturbed: tuple[dict[str, Any], list[str]]
+    tmp_path: Path, undisturbed: tuple[dict[str, Any], list[str]], durability: str
 ) -> None:
     """Killed at twelve random moments: every effect is there exactly once, and the state is that of an undisturbed run."""
     path, moments = tmp_path / "state.db", random.Random(5)
     kills = 0
     while True:
-        with start(path) as child:
+        with start(path, durability) as child:
             assert child.stdout is not None
             kill_after = moments.randrange(1, 22) if kills < 12 else 0
             said: list[str] = []
@@ -146,7 +147,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 def test_a_stopped_process_finds_itself_fenced(tmp_path: Path, undisturbed: tuple[dict[str, Any], list[str]]) -> None:
     """Stopped before a commit and continued once another process has done the run: it writes nothing any more."""
     path, visits = tmp_path / "state.db", undisturbed[1]
-    with start(path, visits[len(visits) // 2]) as stopped:
+    with start(path, waits_at=visits[len(visits) // 2]) as stopped:
         assert stopped.stdout is not None
         assert stopped.stdin is not None
         assert stopped.stderr is not None
