@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -435,8 +436,7 @@ class Journal:
                 parts = [Put(key, entry.value, deadline) for key, entry in entries.items() if key != start]
                 await self.stack.write(parts, {self.checkpoint.key: self.checkpoint.version})
             begun = await self.stack.read(start)
-            assert begun is not None
-            changes: list[Change] = [Put(start, begun.value, deadline)]
+            changes: list[Change] = [Put(start, begun.value, deadline)] if begun is not None else []
         else:
             changes = []
         return [*changes, Put(self.checkpoint.key, self.record(frames, "finished", result), deadline)], deadline
@@ -492,8 +492,8 @@ class DurableExecution(Execution):
             self.run.resumed, self.run.carrier = self.checkpoint.is_old, self.journal.carrier
             if value is MISSING:
                 begun = await self.stack.read(self.journal.part + "start")
-                if begun is not None:
-                    self.run.input = default_codec.decode(begun.value["input"])
+                with suppress(CodecError):  # only who watches the run wants to know
+                    self.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
         return await super().go(value)
 
     async def _walk(self, value: Any) -> Any:
@@ -535,7 +535,13 @@ class DurableExecution(Execution):
             assert left is not None
             self._stand_at(self._visit_of(left, frame.visits.get(left.name, 1)))
             cancelled = await self._clean_up(left, None, ("on_success", "on_complete"), value)
-        return self.plan.named(frame.node) if frame.node is not None else None, value, cancelled
+        if frame.node is None:
+            return None, value, cancelled
+        step = self.plan.named(frame.node)
+        if step is None:  # in a graph that an item goes through: the others were looked at before
+            raise RunChanged(f"run {self.journal.id!r} stands at node {frame.node!r} in {self.within!r}, which graph "
+                             f"{self.run.graph!r} no longer has; go on with the graph that it was begun by")  # fmt: skip
+        return step, value, cancelled
 
     def _visit_of(self, step: Step, visit: int) -> str:
         return f"{self.within}/{_escaped(step.name, '/#[')}#{visit}"
