@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .ask import Answered as Answered
+from .ask import Ask as Ask
 from .backend import Backend as Backend
 from .backend import Change as Change
 from .backend import Delete as Delete
@@ -32,6 +34,10 @@ from .errors import PhaseError as PhaseError
 from .errors import PluginError as PluginError
 from .errors import PocketError as PocketError
 from .errors import RouteError as RouteError
+from .errors import RunChanged as RunChanged
+from .errors import RunFenced as RunFenced
+from .errors import RunMismatch as RunMismatch
+from .errors import RunSuspended as RunSuspended
 from .errors import StepLimitError as StepLimitError
 from .errors import StoreBusyError as StoreBusyError
 from .errors import StoreClosedError as StoreClosedError
@@ -39,6 +45,7 @@ from .errors import StoreError as StoreError
 from .errors import SyncError as SyncError
 from .errors import TransactionError as TransactionError
 from .errors import UndeclaredKeyError as UndeclaredKeyError
+from .errors import UnknownRunError as UnknownRunError
 from .errors import UnknownStoreError as UnknownStoreError
 from .errors import UnknownTypeError as UnknownTypeError
 from .errors import UnregisteredTypeError as UnregisteredTypeError
@@ -65,10 +72,11 @@ from .typed import TypedStore as TypedStore
 
 if TYPE_CHECKING:
     from .codec import register_type as register_type
+    from .durable import idempotency_key as idempotency_key
     from .pocket import Pocket as Pocket
     from .telemetry import observe as observe
 
-_LAZY = {"Pocket": "pocket", "register_type": "codec", "observe": "telemetry"}
+_LAZY = {"Pocket": "pocket", "idempotency_key": "durable", "register_type": "codec", "observe": "telemetry"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .chain import Chain
-from .errors import ConfigError
+from .errors import ConfigError, RunFenced
 from .graph import Graph, make_step
 from .node import Node, Options, X, Y, as_chain, options_of
 from .phases import declared_actions
@@ -57,13 +57,15 @@ class EachStep(Step):
         unrouted = [f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
                     "graph: each(Graph(…))" for action in declared_actions(self.inner.node)]  # fmt: skip
         found = [*self.inner.faults(()), *unrouted]
+        if self.inner.asks:
+            found.append(f"node {self.inner.name!r} asks, which an item of a fan-out can't; ask before or after it")
         if self.guarded:
             found.append(f"each({self.inner.name}) can't have a retry or a timeout; give them to {self.inner.name!r}")
         return [f"in {self.name!r}: {fault}" for fault in found]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         results: list[Any] = []
-        items = _Items(value, results)
+        items = _Items(execution.in_order(value), results)
         if not execution.threads or self.concurrency == 1:
             await self._work(execution, items)
             return results
@@ -81,12 +83,12 @@ class EachStep(Step):
         return results
 
     async def _work(self, execution: Execution, items: _Items) -> None:
-        visit, step = (execution.watch if execution.observers else _unwatched(execution)), self.inner
+        take, step = execution.item, self.inner
         for position, item in items:
             try:
-                _, output, cancelled = await visit(step, item)
+                _, output, cancelled = await take(step, item, position)
             except Exception as error:
-                if not self.collects:
+                if not self.collects or isinstance(error, RunFenced):
                     raise
                 output, cancelled = error, None
             items.results[position] = output
@@ -108,13 +110,6 @@ class _Items:
             self.results.append(None)
             yield len(self.results) - 1, item
         self.exhausted = True
-
-
-def _unwatched(execution: Execution) -> Any:
-    def visit(step: Step, item: Any) -> Coroutine[Any, Any, Any]:
-        return execution.visit(step, item, None)
-
-    return visit
 
 
 @overload
@@ -142,12 +137,16 @@ def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise
 
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
-                  store: Store | None = ...) -> list[Y]: ...  # fmt: skip
+                  store: Store | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
-                  store: Store | None = ...) -> list[Y | Exception]: ...  # fmt: skip
+                  store: Store | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
 async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
-                  errors: Literal["raise", "collect"] = "raise", store: Store | None = None) -> Any:  # fmt: skip
-    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`."""
+                  errors: Literal["raise", "collect"] = "raise", store: Store | None = None,
+                  run_id: str | None = None) -> Any:  # fmt: skip
+    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
+
+    With a `run_id` it is a durable one: what is finished is not done again after a crash.
+    """
     everything: Any = each(node, concurrency=concurrency, errors=errors)
-    return await Graph(everything, store=store, name=options_of(everything).name).run(items)
+    return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)

@@ -144,6 +144,41 @@ class WrappedStopIteration(PocketError, RuntimeError):
     """A `def` phase raised StopIteration, which no future can carry."""
 
 
+# ---------------------------------------------------------------- durable runs
+class RunSuspended(PocketError):
+    """A durable run waits for an answer: `graph.resume(run_id, answer=…)`. Nothing has failed."""
+
+    def __init__(self, run_id: str, question: Any) -> None:
+        self.run_id, self.question = run_id, question
+        super().__init__(f"run {run_id!r} waits for an answer: {question!r:.200}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.run_id, self.question)
+
+
+class RunFenced(PocketError):
+    """Another execution has taken over this durable run, or it was removed; nothing of this one lands any more."""
+
+
+class RunMismatch(PocketError, ValueError):
+    """A run of that id is there, but with another input, of another graph or scope, or without that question."""
+
+
+class RunChanged(PocketError, ValueError):
+    """A durable run was begun by another form of the graph; `differences` says what has changed."""
+
+    def __init__(self, message: str, differences: Iterable[str] = ()) -> None:
+        self.differences = tuple(differences)
+        super().__init__("\n  ".join([message, *self.differences]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self).split("\n  ", 1)[0], self.differences)
+
+
+class UnknownRunError(PocketError, LookupError):
+    """No durable run has that id."""
+
+
 def suggest(name: str, known: Collection[str]) -> str:
     """' Did you mean …?' where a known name is close, else nothing.
 

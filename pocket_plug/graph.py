@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Collection
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, overload
 
-from .chain import DEFAULT, Chain, Next
-from .context import in_own_context
-from .errors import GraphError, SyncError
+from .ask import Ask, AskStep
+from .chain import Chain
+from .context import go_in_place, in_own_context
+from .errors import ConfigError, GraphError
 from .keys import Key
-from .node import I, Node, O, Options, as_chain, options_of
+from .nesting import GraphStep, guards
+from .node import I, Node, O, Options, as_chain
 from .plan import Plan, Step
 from .runner import Execution
 from .stack import Stack
-from .store import Store, StoreReader, View
+from .store import MISSING, Store, View
 from .sync import SyncStore
 from .ttl import TTL, seconds
-from .waiting import drive
 
 if TYPE_CHECKING:
-    from .hookspecs import NodeCall
+    from .durable import Request
     from .pocket import Pocket
 
 MAX_STEPS = 10_000
@@ -43,6 +41,8 @@ class Graph(Node[I, O]):
       `[store]` of the Pocket's configuration; else one of its own in memory. `scope` gives it a part of that.
     - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
     - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
+    - `keep_finished`: how long the records of a finished durable run are kept; without one until they are removed. Once
+      they are gone, a run of the same id begins anew.
 
     Raises GraphError, with every finding, when it is first validated or run.
     """
@@ -50,19 +50,21 @@ class Graph(Node[I, O]):
     @overload
     def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *, store: Store | SyncStore | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
-                 clean_up_grace: TTL = CLEAN_UP_GRACE) -> None: ...  # fmt: skip
+                 clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None: ...  # fmt: skip
     @overload
     def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *more: Chain[Any, O], store: Store | SyncStore | None = None,
                  name: str = "", scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS,
-                 max_depth: int = MAX_DEPTH, clean_up_grace: TTL = CLEAN_UP_GRACE) -> None: ...  # fmt: skip
+                 max_depth: int = MAX_DEPTH, clean_up_grace: TTL = CLEAN_UP_GRACE,
+                 keep_finished: TTL | None = None) -> None: ...  # fmt: skip
     def __init__(self, main: Any, /, *more: Any, store: Store | SyncStore | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
-                 clean_up_grace: TTL = CLEAN_UP_GRACE) -> None:  # fmt: skip
+                 clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None:  # fmt: skip
         self._options = Options(name=name or "graph")
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
         self._store: Store | SyncStore | None = store
         self._scope = scope
         self.max_steps, self.max_depth, self.clean_up_grace = max_steps, max_depth, seconds(clean_up_grace)
+        self.keep_finished = None if keep_finished is None else seconds(keep_finished)
         self.plan = Plan(self._chains, self.name, make_step)
         self._placed: tuple[Stack, str] | None = None
         self._validated: Options | None = None
@@ -76,50 +78,55 @@ class Graph(Node[I, O]):
     def __repr__(self) -> str:
         return f"<graph {self.name}: {', '.join(step.name for step in self.plan.steps.values())}>"
 
-    async def run(self, input: I, /, *, pocket: Pocket | None = None) -> O:
+    async def run(self, input: I, /, *, pocket: Pocket | None = None, run_id: str | None = None,
+                  allow_changed: bool = False) -> O:  # fmt: skip
         """Run it from the first node to the last and give what that left with.
 
         A run is driven in a context of its own, in the caller's task. `pocket` brings the plugins that watch it; without one
         the process's default is used. Raises what a node raises, GraphError, RouteError, InputError, StepLimitError.
+
+        With a `run_id` the run is durable: the same line starts it, goes on with it after a crash, or gives the result that
+        it had. The store must survive the process, or it is a ConfigError. Raises RunSuspended where it has to wait for an
+        answer, RunFenced where another execution has taken it over, RunMismatch where the id is another input's or
+        graph's, and RunChanged where the graph is no longer what it was, unless `allow_changed`.
         """
-        execution = self._execution(input, pocket, loop=True, threads=True)
+        request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
+        execution = self._execution(input, pocket, request, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
 
-    def run_sync(self, input: I, /, *, pocket: Pocket | None = None) -> O:
+    async def resume(self, run_id: str, /, *, answer: Any = MISSING, pocket: Pocket | None = None,
+                     allow_changed: bool = False) -> O:  # fmt: skip
+        """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
+
+        As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
+        """
+        execution = self._execution(MISSING, pocket, _request(run_id, answer, allow_changed), loop=True, threads=True)
+        if execution.stack.is_new:
+            await execution.stack.ensure_open()
+        return await in_own_context(execution.go(MISSING))
+
+    def run_sync(self, input: I, /, *, pocket: Pocket | None = None, run_id: str | None = None,
+                 allow_changed: bool = False) -> O:  # fmt: skip
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
 
         Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
         store that is bound to an event loop it is `run` on that loop.
         """
-        execution = self._execution(input, pocket, loop=False, threads=False)
-        if self._is_sync and not execution.stack.needs_loop:
-            if execution.stack.is_new:
-                execution.stack.open_sync()
-            return copy_context().run(drive, execution.go(input))  # type: ignore[no-any-return]
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise SyncError(
-                f"graph {self.name!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`"
-            )
-        execution.loop = True
-        if execution.stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
-            execution.threads = True
-            if execution.stack.is_new:
-                execution.stack.open_sync()
-            return execution.stack.run(execution.go(input))  # type: ignore[no-any-return]
-        return asyncio.run(self._run_in_place(execution, input))
+        request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
+        execution = self._execution(input, pocket, request, loop=False, threads=False)
+        return go_in_place(execution, input, self._is_sync)  # type: ignore[no-any-return]
 
-    async def _run_in_place(self, execution: Execution, input: I) -> O:
-        if execution.stack.is_new:
-            await execution.stack.ensure_open()
-        return await execution.go(input)  # type: ignore[no-any-return]
+    def resume_sync(self, run_id: str, /, *, answer: Any = MISSING, pocket: Pocket | None = None,
+                    allow_changed: bool = False) -> O:  # fmt: skip
+        """`resume` for callers without `await`."""
+        request = _request(run_id, answer, allow_changed)
+        execution = self._execution(MISSING, pocket, request, loop=False, threads=False)
+        return go_in_place(execution, MISSING, self._is_sync)  # type: ignore[no-any-return]
 
-    def _execution(self, input: I, pocket: Pocket | None, *, loop: bool, threads: bool) -> Execution:
+    def _execution(self, input: Any, pocket: Pocket | None, request: Request | None, *, loop: bool,
+                   threads: bool) -> Execution:  # fmt: skip
         if self._validated is not self._options:  # a copy may have others
             self.validate()
         if pocket is None:
@@ -130,6 +137,11 @@ class Graph(Node[I, O]):
             place = self.place(pocket.store)
         else:
             place = self._placed = self._placed or self.place(Store())
+        if request is not None:
+            return request.execution(self, place, input, pocket, loop, threads)
+        if self.plan.asks:
+            raise ConfigError(f"graph {self.name!r} has a node that asks, so its run may have to wait for an answer in "
+                              f"another process; give it an id: run(…, run_id=…)")  # fmt: skip
         return Execution(self, place, input, pocket, loop, threads)
 
     def place(self, outer: View) -> tuple[Stack, str]:
@@ -139,7 +151,7 @@ class Graph(Node[I, O]):
 
     def validate(self) -> None:
         """Raise GraphError with every fault of the graph and those within it at once. The first run does it too."""
-        if found := [*self.plan.findings(), *_guards(self)]:
+        if found := [*self.plan.findings(), *guards(self)]:
             raise GraphError(f"graph {self.name!r} can't run:", found)
         self._validated = self._options
 
@@ -150,42 +162,11 @@ class Graph(Node[I, O]):
         return flow_chart(self.plan)
 
 
-class GraphStep(Step):
-    """A graph as a node of another."""
+def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:
+    """What is asked of a durable run; its module is not loaded for others."""
+    from .durable import Request
 
-    kind = "graph"
-
-    def __init__(self, graph: Graph[Any, Any]) -> None:
-        super().__init__(graph)
-        self.graph = graph
-        first = graph.plan.start
-        self.input_type, self.fits, self.input_class = first.input_type, None, None
-
-    @property
-    def is_sync(self) -> bool:
-        store = self.graph._store  # pyright: ignore[reportPrivateUsage]
-        return self.graph.plan.is_sync and (store is None or not store.place[0].needs_loop)
-
-    def faults(self, exits: Collection[str]) -> list[str]:
-        found = [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
-        return [*found, *_guards(self.graph)]
-
-    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
-        graph = self.graph
-        place = graph.place(StoreReader(execution.stack, execution.prefix))
-        if place[0].is_new:
-            await place[0].ensure_open()
-        inner = Execution(graph, place, value, execution.pocket, execution.loop, execution.threads, parent=execution)
-        inner.exits = {**execution.exits, **self.actions}
-        output = await in_own_context(inner.go(value))
-        return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
-
-
-def _guards(graph: Graph[Any, Any]) -> list[str]:
-    options = options_of(graph)
-    if options.retry is None and options.timeout is None:
-        return []
-    return [f"graph {options.name!r} can't have a retry or a timeout; give them to its nodes"]
+    return Request(run_id, answer, allow_changed)
 
 
 def make_step(node: Node[Any, Any, Any]) -> Step:
@@ -194,4 +175,6 @@ def make_step(node: Node[Any, Any, Any]) -> Step:
 
     if isinstance(node, Graph):
         return GraphStep(node)
+    if isinstance(node, Ask):
+        return AskStep(node)  # pyright: ignore[reportUnknownArgumentType]
     return EachStep(node) if isinstance(node, Each) else Step(node)  # pyright: ignore[reportUnknownArgumentType]

@@ -29,8 +29,8 @@ GROUP = "pocket_plug"
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
-RunOutcome = Literal["success", "failure", "timeout", "cancelled"]
-NodeOutcome = Literal["ok", "fallback", "failed", "cancelled"]
+RunOutcome = Literal["success", "failure", "timeout", "cancelled", "suspended"]
+NodeOutcome = Literal["ok", "fallback", "failed", "cancelled", "suspended"]
 Phase = Literal["prep", "exec", "fallback", "post"]
 
 
@@ -43,6 +43,10 @@ class Run:
     graph: str
     parent: Run | None = None
     depth: int = 0
+    resumed: bool = field(default=False, init=False)
+    """Does it go on with what an earlier execution has left? Then `id` is that one's, too: a durable run's own."""
+    carrier: dict[str, str] | None = field(default=None, repr=False, init=False)
+    """Of a durable run: the trace context that its checkpoint keeps. Tracing finds the former execution's and puts its own."""
     input: Any = field(default=None, repr=False)
     output: Any = field(default=None, repr=False, init=False)
     steps: int = field(default=0, init=False)
@@ -101,7 +105,7 @@ class Observer:
     `run`, `node` and `phase` give a context manager (or None) that is entered before and left after, in the context in
     which the user's code runs, so what they set in context variables is seen there. They are synchronous; what
     `__exit__` returns is ignored. `event` tells of what has no duration: "retry", "fallback", "timeout", "conflict",
-    "clean_up_failed".
+    "resume", "clean_up_failed".
 
     Whatever an observer raises is caught and said once; the run goes on as if it were not there.
     """

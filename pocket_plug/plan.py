@@ -25,6 +25,8 @@ class Step:
     kind: Literal["node", "graph", "fan_out"] = "node"
     is_item = False
     """Is it what an `each` takes its items through? No action leads out of it."""
+    asks = False
+    """May a run have to wait there for an answer?"""
     perform: Any = None
     """What stands in for exec where the step is more than one node: async, of (execution, value, call)."""
 
@@ -124,12 +126,16 @@ class Plan:
         self.steps: dict[int, Step] = {}
         self._make = make
         self._conflicts: list[str] = []
+        self.is_declared = False
+        """Does the codec know the types that its nodes are annotated with?"""
         chains = list(chains)
         self.start = self._step(chains[0].first)
         for chain in chains:
             self._step(chain.first)
             for source, action, target in chain.edges:
                 self._join(self._step(source), action, self._step(target))
+        self.asks = any(step.asks for step in self.steps.values())
+        """May a run have to wait at one of the steps for an answer?"""
 
     def _step(self, node: Any) -> Step:
         if id(node) not in self.steps:
@@ -148,6 +154,10 @@ class Plan:
     def is_sync(self) -> bool:
         """Can every step run without an event loop?"""
         return all(step.is_sync for step in self.steps.values())
+
+    def named(self, name: str) -> Step | None:
+        """The step of that name."""
+        return next((step for step in self.steps.values() if step.name == name), None)
 
     def findings(self, exits: Collection[str] = ()) -> list[str]:
         """Every fault, in words. `exits` are actions that an outer graph takes care of."""
@@ -195,6 +205,6 @@ class Plan:
 
     def _idle(self, step: Step) -> list[str]:
         given, left = step.input_type, step.output_type
-        if step.kind == "node" and not step.phases and not fits(given, left):
+        if step.perform is None and not step.phases and not fits(given, left):
             return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
         return []

@@ -315,9 +315,9 @@ class Pocket:
         if not told:
             self._manager.shutdown(self)
 
-    async def run(self, graph: Graph[I, O], input: I, /) -> O:
+    async def run(self, graph: Graph[I, O], input: I, /, *, run_id: str | None = None) -> O:
         """Run a graph, watched by this Pocket's plugins."""
-        return await graph.run(input, pocket=self)
+        return await graph.run(input, pocket=self, run_id=run_id)
 
 
 class _Stores(Mapping[str, "Store"]):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backend import Change
 from .chain import DEFAULT, END, Next
 from .context import run_ids, to_its_end
-from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, StepLimitError
+from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, RunSuspended, StepLimitError
 from .hookspecs import NodeCall, Phase, PhaseCall, Run
 from .keys import type_name
 from .plan import Step
@@ -45,6 +45,8 @@ STEPS_PER_LOOK = 16
 
 NO_EXITS: Mapping[str, Any] = {}
 
+Commit = tuple[Sequence[Change], Mapping[str, int]]
+"""What to write, and the versions that it expects."""
 Visited = tuple[Step | None, Any, asyncio.CancelledError | None]
 """Where to go (None: the run ends), with what, and a cancellation that came while the node was past stopping."""
 
@@ -55,9 +57,11 @@ class Execution:
     __slots__ = ("exits", "grace", "in_place", "left_by", "loop", "max_steps", "observers", "on_every_phase", "on_node",
                  "on_phase", "outermost", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends",
                  "visits")  # fmt: skip
+    fence: Mapping[str, int] = {}
+    """What every write of a durable run expects."""
 
     def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
-                 threads: bool, parent: Execution | None = None) -> None:  # fmt: skip
+                 threads: bool, parent: Execution | None = None, run_id: str = "") -> None:  # fmt: skip
         self.plan, self.grace, self.max_steps = graph.plan, graph.clean_up_grace, graph.max_steps
         self.stack, self.prefix = place
         self.pocket, self.loop, self.threads = pocket, loop, threads
@@ -68,7 +72,7 @@ class Execution:
         self.turn_ends = 0.0
         if parent is None:
             self.outermost, self.exits = self, NO_EXITS
-            self.run = run = Run(run_ids.next(), graph.name, input=input)
+            self.run = run = Run(run_id or run_ids.next(), graph.name, input=input)
         else:
             self.outermost, self.exits = parent.outermost, parent.exits
             self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input)
@@ -116,6 +120,9 @@ class Execution:
             enter(entered, [(observer, observer.run) for observer in self.observers if observer.run is not None], run)
             run.output = await self._walk(value)
             run.outcome = "success"
+        except RunSuspended:
+            run.outcome = "suspended"
+            raise
         except BaseException as error:
             run.error = failed = error
             cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
@@ -231,7 +238,7 @@ class Execution:
                         if stack.inline_write:
                             await stack.write(*commit)
                         else:
-                            cancelled = await self._commit(*commit)
+                            cancelled = await self._commit(stack.write(*commit))
                     except Conflict as conflict:
                         lost = _Lost(conflict, transaction, prepared, result)
                         target, output, cancelled = await self._try_again(step, value, call, lost)
@@ -292,8 +299,8 @@ class Execution:
                 visited = await self._try(step, value, call, None)
             except _Lost as lost:
                 visited = await self._try_again(step, value, call, lost)
-        except GeneratorExit:
-            raise  # the run is being garbage-collected: nothing can be awaited any more
+        except (GeneratorExit, RunSuspended):
+            raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
         except BaseException as error:
             if step.hooks:
                 cancelled = await self._clean_up(step, call, ("on_failure", "on_complete"), error)
@@ -308,6 +315,7 @@ class Execution:
     async def _try_again(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost) -> Visited:
         """After a conflict: at once a few times, then in line for the keys that were lost."""
         contested: set[str] = set()
+        self.left_by = DEFAULT
         for tries in range(1, MAX_CONFLICTS):
             self.event("conflict", call, {"tries": tries})
             contested |= lost.conflict.keys
@@ -357,13 +365,11 @@ class Execution:
             target = step.actions.get(action) or self._leave(step, action)  # before anything is committed
         if call is not None:
             call.action, call.next = action, target.name if target is not None else None
-        if commit is None:
-            return target, output, None
-        assert transaction is not None
         try:
-            self.stack.gates.let_go_first(commit[1])
-            return target, output, await self._commit(*commit)
+            return target, output, await self._land(step, target, output, commit)
         except Conflict as conflict:
+            if transaction is None:
+                raise
             raise _Lost(conflict, transaction, prepared, result) from conflict
 
     async def _prefetch(self, step: Step, transaction: Transaction) -> None:
@@ -380,9 +386,16 @@ class Execution:
         self.left_by = action
         return None
 
-    async def _commit(self, changes: Sequence[Change], expect: Mapping[str, int]) -> asyncio.CancelledError | None:
-        """Write; once begun it is awaited to its end, and a cancellation that came meanwhile is handed back."""
-        writing = self.stack.write(changes, expect)
+    async def _land(self, step: Step, target: Step | None, output: Any,
+                    commit: Commit | None) -> asyncio.CancelledError | None:  # fmt: skip
+        """Write what the node has changed, on its way to `target` with `output`."""
+        if commit is None:
+            return None
+        self.stack.gates.let_go_first(commit[1])
+        return await self._commit(self.stack.write(*commit))
+
+    async def _commit(self, writing: Coroutine[Any, Any, Any]) -> asyncio.CancelledError | None:
+        """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""
         if self.stack.inline_write or not self.loop:
             await writing
             return None
@@ -391,6 +404,14 @@ class Execution:
             raise cancelled  # nothing landed, so the run may end here
         task.result()
         return cancelled
+
+    def in_order(self, items: Iterable[Any]) -> Iterable[Any]:
+        """The items of a fan-out."""
+        return items
+
+    def item(self, step: Step, item: Any, position: int) -> Coroutine[Any, Any, Visited]:
+        """Take one item of a fan-out through its node."""
+        return self.watch(step, item) if self.observers else self.visit(step, item, None)
 
     # ------------------------------------------------------------ phases
     async def _phase(self, step: Step, phase: Phase, function: Callable[..., Any], is_async: bool, call: NodeCall | None,
@@ -536,11 +557,11 @@ class Execution:
                 try:
                     if (commit := transaction.end()) is not None:
                         self.stack.gates.let_go_first(commit[1])
-                        await self.stack.write(*commit)
+                        await self.stack.write(commit[0], {**commit[1], **self.fence})
                     return
                 except Conflict as conflict:
                     contested |= conflict.keys
-                    if tries == MAX_CONFLICTS:
+                    if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
                         raise
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from .errors import RunSuspended
 from .hookspecs import NodeCall, Observer, PhaseCall
 
 PLUGIN_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
@@ -37,7 +38,9 @@ def measure(call: NodeCall, phase: str, started: float) -> float:
 def end(call: NodeCall | None, entered: Entered, error: BaseException | None) -> None:
     """Note how the visit ended, and let the observers leave it."""
     if call is not None:
-        if error is not None:
+        if isinstance(error, RunSuspended):
+            call.outcome, error = "suspended", None  # nothing has failed
+        elif error is not None:
             call.error = error
             call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
         elif call.outcome is None:

@@ -26,6 +26,20 @@ SHOWN = {
         tools:  ['lookup(population of Iceland)', 'lookup(area of Iceland)']
         calls of the model: 4 (one of them failed)
     """,
+    "approval": """
+        agreed
+        submit
+        counting words for hours
+        waiting: send 'All is well, and the cat says hello' (8 words)?
+        submit
+        waiting: send 'All is well, and the cat says hello' (8 words)?
+        answer
+        sent, as number 1
+        answer
+        sent, as number 1
+        refused
+        dropped 8 words
+    """,
     "basics": """
         hello / nothing yet
         Alice stands at user:123, for at most 300 seconds: 300

@@ -172,7 +172,7 @@ class _RunLog:
         if run.parent is None and (escaped := _escaped.get()) is not None:
             escaped.clear()  # its tracebacks lead to the run's context, which holds this
         failure = {} if run.error is None else {"error_type": error_type(run.error)}
-        level = "info" if run.outcome in ("success", "cancelled") else "warning"
+        level = "info" if run.outcome in ("success", "cancelled", "suspended") else "warning"
         duration = time.perf_counter() - self.started
         _say(self.log, level, "pocket_plug.run.finished", run_id=run.id, graph=run.graph, outcome=run.outcome,
              steps=run.steps, duration=duration, **failure)  # fmt: skip

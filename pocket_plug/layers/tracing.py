@@ -18,6 +18,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import (
+    Link,
     NonRecordingSpan,
     NoOpTracerProvider,
     ProxyTracerProvider,
@@ -27,6 +28,7 @@ from opentelemetry.trace import (
     Tracer,
     TracerProvider,
 )
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from typing_extensions import Unpack
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
@@ -150,6 +152,8 @@ def pocket_observe(run: Run) -> Observer | None:
 
 
 # ---------------------------------------------------------------- what all spans share
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+
 _RECORDED: Final = otel_context.create_key("pocket_plug.recorded")
 """In a run's context: the exceptions that have their event already, so that none is recorded again on its way up."""
 
@@ -260,10 +264,16 @@ class _RunSpan(_SpanManager):
     def __enter__(self) -> None:
         run = self.run
         attributes: Attributes = {"pocket_plug.graph.name": capped(run.graph), "pocket_plug.run.id": capped(run.id)}
+        if run.resumed:
+            attributes["pocket_plug.run.resumed"] = True
         if run.parent is not None:
             attributes["pocket_plug.run.parent_id"] = capped(run.parent.id)
         context = otel_context.get_current()
-        span = self.live.graph.start_span(f"run {run.graph}", context, attributes=attributes)
+        links = () if not run.carrier else _links(run.carrier)
+        span = self.live.graph.start_span(f"run {run.graph}", context, attributes=attributes, links=links)
+        if run.carrier is not None:
+            run.carrier.clear()
+            _PROPAGATOR.inject(run.carrier, trace.set_span_in_context(span, context))
         self.recording = span.is_recording()
         outer = otel_context.get_value(_RECORDED, context)
         self.open(span, otel_context.set_value(_RECORDED, self.recorded, context) if outer is None else context)
@@ -277,6 +287,12 @@ class _RunSpan(_SpanManager):
         if error is not None:
             _fail(span, error, cancelled=outcome == "cancelled" or _is_cancellation(error))
         self.recorded.clear()  # its tracebacks lead to the run's context, which holds this
+
+
+def _links(carrier: Mapping[str, str]) -> Sequence[Link]:
+    """To the span of the execution that left a durable run, if that was traced."""
+    former = trace.get_current_span(_PROPAGATOR.extract(carrier, Context())).get_span_context()
+    return [Link(former)] if former.is_valid else []
 
 
 class _NodeSpan(_SpanManager):

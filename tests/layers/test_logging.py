@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +150,17 @@ def test_runs_and_nodes_are_logged_with_their_ids(logs: LogCapture) -> None:
     assert started["trace_id"] == retry["trace_id"] == f"{context.trace_id:032x}"
     assert started["span_id"] == f"{context.span_id:016x}"
     assert "secret" not in repr(logs.entries)
+
+
+def test_a_suspended_run_is_no_warning(logs: LogCapture, tmp_path: Path) -> None:
+    """It waits for somebody; nothing has failed."""
+    ask = pp.Ask[str, bool](bool, question=lambda text: f"{text}?", name="approve")
+    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store, pytest.raises(pp.RunSuspended):
+        pp.Graph(ask, store=store, name="shop").run_sync("send", run_id="mail")
+    assert shown(logs, "graph", "outcome", "run_id") == [
+        ("info", "pocket_plug.run.started", "shop", None, "mail"),
+        ("info", "pocket_plug.run.finished", "shop", "suspended", "mail"),
+    ]
 
 
 def test_what_follows_a_nested_run_is_logged_as_of_the_outer_one(logs: LogCapture) -> None:

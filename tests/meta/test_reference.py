@@ -130,7 +130,7 @@ def test_every_field_that_an_observer_sees(view: type) -> None:
 
 def test_every_event() -> None:
     """The events that a run tells of are those listed."""
-    source = (PACKAGE / "runner.py").read_text("utf-8")
+    source = "".join((PACKAGE / name).read_text("utf-8") for name in ("runner.py", "durable.py"))
     assert rows("Events").keys() == set(re.findall(r"self\.event\(\s*\"(\w+)\"", source))
 
 

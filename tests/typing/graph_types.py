@@ -9,6 +9,8 @@ from typing import Any, assert_type
 from pocket_plug import (
     END,
     Action,
+    Answered,
+    Ask,
     Chain,
     Graph,
     Key,
@@ -16,6 +18,7 @@ from pocket_plug import (
     Node,
     Pocket,
     Retry,
+    RunSuspended,
     Store,
     StoreReader,
     StoreWriter,
@@ -24,6 +27,7 @@ from pocket_plug import (
     SyncWriter,
     each,
     fan_out,
+    idempotency_key,
     node,
 )
 from pocket_plug.chain import Out
@@ -262,3 +266,29 @@ async def many(store: Store) -> None:
     crawl = Graph(each(fetch) >> each(measure) >> total)
     assert_type(await crawl.run(["/", "/about"]), int)
     assert_type(await crawl.run(f"/{n}" for n in range(9)), int)
+
+
+async def durable(store: Store) -> None:
+    ask = Ask[Order, bool](bool, question=lambda order: f"{order.id}?", name="approve")
+    assert_type(ask, Ask[Order, bool])
+
+    @node.post
+    async def decide(store: StoreWriter, answered: Answered[Order, bool]) -> Order | Next[Order]:
+        assert_type(answered.input, Order)
+        assert_type(answered.answer, bool)
+        return answered.input if answered.answer else Next("rejected", answered.input)
+
+    assert_type(ask >> decide, Chain[Order, Order])
+    approval = Graph(ask >> decide >> price, store=store, name="approval", keep_finished="7d")
+    try:
+        assert_type(await approval.run(Order("1"), run_id="r", allow_changed=True), float)
+    except RunSuspended as suspended:
+        assert_type(suspended.run_id, str)
+    assert_type(await approval.resume("r", answer=True), float)
+    assert_type(await approval.resume("r", allow_changed=True), float)
+    assert_type(approval.run_sync(Order("1"), run_id="r"), float)
+    assert_type(approval.resume_sync("r", answer=False), float)
+    assert_type(idempotency_key(), str)
+    assert_type(await fan_out(fetch, ["/"], store=store, run_id="r"), list[bytes])
+    async with Pocket() as pocket:
+        assert_type(await pocket.run(approval, Order("1"), run_id="r"), float)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pocket_plug import (
     Action,
+    Ask,
     Graph,
     Key,
     Next,
@@ -206,4 +207,7 @@ async def graphs() -> None:
     await Graph(each(charge)).run(Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await fan_out(charge, ["x"])  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
     receipts: list[Receipt] = await fan_out(charge, [Order("1")], errors="collect")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    print(Ask[Order, bool](bool, question=str) >> price)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    Ask[Order, bool](str, question=str)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await Graph(charge >> file).run(Order("1"), run_id=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     print(number, receipts)

@@ -1,0 +1,84 @@
+"""A person has the last word, days later and in another process: a run that is suspended until somebody answers.
+
+`approval.py FILE submit TEXT` and `approval.py FILE answer yes` drive it; without arguments both are shown.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocket_plug import Action, Answered, Ask, Graph, Key, Next, RunSuspended, SyncStore, SyncWriter, node
+
+
+@dataclass(frozen=True)
+class Draft:
+    text: str
+    words: int
+
+
+SENT = Key("sent", list[str])
+TEXT = "All is well, and the cat says hello"
+DROPPED = Action[Draft]("dropped")
+
+
+@node
+def count(text: str) -> Draft:
+    print("  counting words for hours")
+    return Draft(text, len(text.split()))
+
+
+approve = Ask[Draft, bool](bool, question=lambda draft: f"send {draft.text!r} ({draft.words} words)?", name="approve")
+
+
+@node.post
+def decide(store: SyncWriter, answered: Answered[Draft, bool]) -> Draft | Next[Draft]:
+    return answered.input if answered.answer else DROPPED(answered.input)
+
+
+@node.post
+def send(store: SyncWriter, draft: Draft) -> str:
+    sent = store.update(SENT, lambda sent: [*sent, draft.text], default=[])  # lands with the checkpoint: once
+    return f"sent, as number {len(sent)}"
+
+
+@node
+def drop(draft: Draft) -> str:
+    return f"dropped {draft.words} words"
+
+
+def workflow(store: SyncStore) -> Graph[str, str]:
+    return Graph(count >> approve >> decide >> send, decide.on(DROPPED) >> drop, store=store, name="approval")
+
+
+def submit(store: SyncStore, text: str) -> None:
+    try:
+        print(" ", workflow(store).run_sync(text, run_id="mail"))  # the same line goes on after a crash, too
+    except RunSuspended as suspended:
+        print(f"  waiting: {suspended.question}")
+
+
+def answer(store: SyncStore, word: str) -> None:
+    print(" ", workflow(store).resume_sync("mail", answer=word == "yes"))
+
+
+def demonstrate() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, word in (("agreed", "yes"), ("refused", "no")):
+            print(name)
+            for command in [["submit", TEXT], ["submit", TEXT], ["answer", word], ["answer", word]]:
+                print(f" {command[0]}", flush=True)
+                script = [sys.executable, __file__, str(Path(folder, f"{name}.db"))]
+                subprocess.run([*script, *command], check=True)  # noqa: S603 - nothing but this file
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        file, command, argument = sys.argv[1:]
+        with SyncStore(f"sqlite:///{file}") as store:
+            {"submit": submit, "answer": answer}[command](store, argument)
+    else:
+        demonstrate()

@@ -1,0 +1,650 @@
+"""Durable runs: what a run has come to is written with what its nodes write, so that it goes on where it was left.
+
+A run's record is its checkpoint: where it stands, with what input, how often each node was visited, and who owns it. Each
+commit expects the version that the one before has got, so whoever was overtaken can write nothing any more. Values stand
+in it as bytes of the codec's, so a record can be looked at without the program's types.
+"""
+
+# What drives a node makes its views; see runner.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from .ask import Answered, AskStep
+from .backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
+from .chain import DEFAULT
+from .codec import default_codec, register_type
+from .context import run_ids
+from .errors import (
+    CodecError,
+    ConfigError,
+    Conflict,
+    CorruptRecordError,
+    InputError,
+    KeyNameError,
+    RunChanged,
+    RunFenced,
+    RunMismatch,
+    RunSuspended,
+    StoreError,
+    UnknownRunError,
+)
+from .keys import RESERVED, declared_types, type_name
+from .nesting import GraphStep
+from .phases import declared_actions, hints
+from .plan import Plan, Step
+from .runner import Commit, Execution, Visited
+from .stack import Stack
+from .store import MISSING, StoreReader
+
+if TYPE_CHECKING:
+    from .graph import Graph
+    from .hookspecs import NodeCall
+    from .pocket import Pocket
+
+FORMAT = 1
+RUN = f"{RESERVED}run:"
+"""`pocket:run:ID` is a run's checkpoint."""
+PART = f"{RESERVED}run-part:"
+"""`pocket:run-part:ID:…` is what else there is of it: `start`, `path:N` for each node that it has passed, and `item:…` for
+each item of a fan-out that is under way."""
+HEADER = 6
+"""The bytes of a codec's record before those of the value."""
+CHUNK = 256
+"""How many records are given their deadline in one write."""
+
+Status = Literal["running", "suspended", "finished"]
+
+register_type(Answered, tag="pocket_plug.Answered")
+
+_key: ContextVar[str] = ContextVar("pocket_plug.idempotency_key")
+
+
+def idempotency_key() -> str:
+    """The same string each time that this visit of this node is tried again, in whatever process, and no other one's.
+
+    For `exec`, which is done at least once: hand it to a service that does nothing twice for one key. It is made of the
+    run's id, the node and the visit. Raises UnknownRunError outside of durable runs.
+    """
+    try:
+        return _key.get()
+    except LookupError:
+        raise UnknownRunError(
+            "idempotency_key(): no durable run goes on here; start it with run(…, run_id=…)"
+        ) from None
+
+
+def _payload(value: Any) -> bytes:
+    return default_codec.encode(value)[HEADER:]
+
+
+def _escaped(text: str, marks: str) -> str:
+    for mark in "%" + marks:
+        text = text.replace(mark, f"%{ord(mark):02X}")
+    return text
+
+
+# What stands in a record: one that somebody else has written must not be taken for a run.
+_ITEM: Mapping[str, Any] = {"owner": str, "commits": int, "frames": list}
+_RUN: Mapping[str, Any] = {
+    **_ITEM, "format": int, "status": str, "graph": str, "epoch": int, "steps": int, "started": float, "updated": float,
+    "question": bytes | None, "answer": bytes | None, "is_answered": bool, "result": bytes | None,
+    "carrier": dict,
+}  # fmt: skip
+_START: Mapping[str, Any] = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
+_FRAME: Mapping[str, Any] = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How far one graph has come: the node that comes next and its input, or, where there is none, what it has left with."""
+
+    node: str | None
+    value: bytes
+    visits: Mapping[str, int] = field(default_factory=dict[str, int])
+    action: str = DEFAULT
+    hooks: str = ""
+    """The node whose commit has landed, and whose `on_success` and `on_complete` have not been seen to end."""
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A run's record, or that of one item of a fan-out, as it was last seen."""
+
+    key: str
+    version: int = 0
+    commits: int = 0
+    frames: Sequence[Frame] = ()
+    """Of the outermost graph first, and then of those that are nested in it at its node."""
+    is_old: bool = False
+    """Was it left by an execution before this one?"""
+
+    def load(self, entry: Entry) -> None:
+        """Take it from what is stored."""
+        _check(self.key, {name: entry.value.get(name) for name in _ITEM}, _ITEM)
+        self.version, self.commits = entry.version, entry.value["commits"]
+        for frame in entry.value["frames"]:
+            _check(self.key, frame, _FRAME)
+        self.frames = tuple(Frame(**frame) for frame in entry.value["frames"])
+        if not self.frames:
+            raise CorruptRecordError(f"{self.key!r} is no record of a durable run: it says not where that stands")
+
+
+def _check(key: str, record: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Raise CorruptRecordError unless it is a record of those fields, and StoreError if it is a newer one."""
+    found = record if isinstance(record, dict) else {}
+    if isinstance(format := found.get("format"), int) and format > FORMAT:
+        raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
+    if found.keys() != fields.keys():
+        raise CorruptRecordError(f"{key!r} is no record of a durable run; once it is removed the run begins anew")
+    for name, kind in fields.items():
+        if not isinstance(found[name], kind):
+            raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {found[name]!r:.80}")
+
+
+def _field(entry: Entry, name: str) -> Any:
+    record: Mapping[str, Any] = entry.value
+    return record.get(name) if isinstance(record, dict) else None
+
+
+class Request:
+    """What is asked of a durable run."""
+
+    def __init__(self, run_id: str | None, answer: Any, allow_changed: bool) -> None:
+        if run_id is None:
+            raise ConfigError("allow_changed is for durable runs; give the run's id: run(…, run_id=…)")
+        if not isinstance(run_id, str) or not run_id:
+            raise KeyNameError(f"a run_id is a string that is not empty, not {type(run_id).__name__} {run_id!r:.80}")
+        try:
+            run_id.encode()
+        except UnicodeEncodeError:
+            raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write") from None
+        self.run_id, self.answer, self.allow_changed = run_id, answer, allow_changed
+
+    def execution(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
+                  threads: bool) -> DurableExecution:  # fmt: skip
+        """What does it. Raises ConfigError where the graph's stores can't keep it."""
+        stack = place[0]
+        if not stack.survives or stack.buffered:
+            found = "may lose what was acknowledged" if stack.survives else "does not"
+            raise ConfigError(
+                f"run_id={self.run_id!r}: the run of graph {graph.name!r} is to survive this process, and its store "
+                f"{stack!r} {found}; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
+            )
+        _check_stores(graph.plan, place)
+        _declare(graph.plan)
+        execution = DurableExecution(graph, place, input, pocket, loop, threads, run_id=self.run_id)
+        execution.journal = Journal(self, graph, place)
+        execution.checkpoint = execution.journal.checkpoint
+        return execution
+
+
+# ---------------------------------------------------------------- what is known of a graph
+def _inner(step: Step) -> Step:
+    """Of a fan-out the step that its items go through, else the step itself."""
+    return getattr(step, "inner", step)
+
+
+def _check_stores(plan: Plan, place: tuple[Stack, str]) -> None:
+    for step in map(_inner, plan.steps.values()):
+        if isinstance(step, GraphStep):
+            inner = step.graph.place(StoreReader(*place))
+            if inner[0] is not place[0]:
+                raise ConfigError(
+                    f"graph {step.name!r} has a store of its own, and a durable run is kept in one: its writes there "
+                    f"and the checkpoint in {plan.name!r}'s store could not land together; use that store, or a scope of it"
+                )
+            _check_stores(step.graph.plan, inner)
+
+
+def _declare(plan: Plan) -> None:
+    """Let the codec know the types that nodes are annotated with: their inputs are stored."""
+    if plan.is_declared:
+        return
+    plan.is_declared = True
+    for step in map(_inner, plan.steps.values()):
+        declared_types.extend((step.input_type, step.output_type, *declared_actions(step.node).values()))
+        for function in (step.prep, step.exec, step.fallback, step.post):
+            if function is not None:
+                declared_types.extend(hints(function).values())
+        if isinstance(step, AskStep):
+            declared_types.append(step.answer_type)
+        if isinstance(step, GraphStep):
+            _declare(step.graph.plan)
+
+
+def shape(plan: Plan, within: str = "") -> list[str]:
+    """A graph's nodes and edges, nested ones too, a line each: what a run relies on."""
+    lines = [f"start {within}{plan.start.name}"]
+    for step in plan.steps.values():
+        name, inner = f"{within}{step.name}", _inner(step)
+        lines.append(f"{'ask' if step.asks and step.kind == 'node' else step.kind} {name}")
+        lines.extend(f"edge {name} -{action}-> {within}{target.name}" for action, target in step.actions.items())
+        if inner is not step:
+            lines.append(f"{inner.kind} {name}/{inner.name}")
+        if isinstance(inner, GraphStep):
+            lines.extend(shape(inner.graph.plan, f"{name}/"))
+    return sorted(lines)
+
+
+def _step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
+    """The step at which the innermost frame stands; its name where the graph has none such."""
+    step: Step | None = None
+    for frame in frames:
+        if isinstance(step, GraphStep):
+            plan = step.graph.plan
+        for name in filter(None, (frame.node, frame.hooks)):
+            found = plan.named(name)
+            if found is None:
+                return name
+            step = found
+        if frame.node is None:
+            step = None
+    return step
+
+
+# ---------------------------------------------------------------- the records of one run
+class Journal:
+    """One execution's hold on a run: its checkpoint, and the token by which it knows its own writes."""
+
+    def __init__(self, request: Request, graph: Graph[Any, Any], place: tuple[Stack, str]) -> None:
+        self.request, self.graph = request, graph
+        self.stack, self.prefix = place
+        self.id = request.run_id
+        name = _escaped(self.id, ":")
+        self.part = f"{PART}{name}:"
+        self.checkpoint = Checkpoint(RUN + name)
+        self.owner = run_ids.next()
+        self.epoch = 1
+        self.steps = 0
+        self.started = self.stack.clock()
+        self.question: bytes | None = None
+        self.answer: bytes | None = None
+        self.carrier: dict[str, str] = {}
+        self.is_to_tell = False
+        """Does the run go on, and nobody was told yet?"""
+        self.cancelled: asyncio.CancelledError | None = None
+        """A cancellation that came out of a write which has landed."""
+        self.is_answered = False
+        """Has an answer been given that the node has not taken yet?"""
+
+    def encode(self, value: Any, what: str) -> bytes:
+        """A value's bytes; the error of one that can't be stored says what it was."""
+        try:
+            return default_codec.encode(value)
+        except CodecError as error:
+            raise type(error)(f"{what} can't be kept for run {self.id!r}: {error}") from error
+
+    def record(
+        self, frames: Sequence[Frame], status: Status = "running", result: bytes | None = None
+    ) -> dict[str, Any]:
+        """The run's checkpoint, as it is stored."""
+        return {
+            "format": FORMAT, "status": status, "graph": self.graph.name, "epoch": self.epoch, "owner": self.owner,
+            "commits": self.checkpoint.commits + 1, "steps": self.steps, "started": self.started,
+            "updated": self.stack.clock(), "frames": [_plain(frame) for frame in frames], "question": self.question,
+            "answer": self.answer, "is_answered": self.is_answered, "result": result,
+            "carrier": dict(self.carrier),
+        }  # fmt: skip
+
+    async def claim(self, value: Any) -> bytes | None:
+        """Make the run this execution's own; give the result where it has one already."""
+        checkpoint, start = self.checkpoint, self.part + "start"
+        while True:
+            found = await self.stack.read_many((checkpoint.key, start))
+            entry = found.get(checkpoint.key)
+            changes: list[Change] = []
+            if entry is None:
+                if value is MISSING:
+                    raise UnknownRunError(
+                        f"there is no run {self.id!r} in {self.stack!r}; start it: run(input, run_id=…)"
+                    )
+                first = self.graph.plan.start.name
+                encoded = self.encode(value, f"the input of graph {self.graph.name!r}")
+                checkpoint.frames = (Frame(first, encoded),)
+                changes.append(self._start(start, encoded))
+            else:
+                begun = found.get(start)
+                try:  # a tier that is nearer than the authority may be behind it
+                    await self.stack.write((), {checkpoint.key: entry.version})
+                except Conflict:
+                    continue
+                _check(checkpoint.key, entry.value, _RUN)
+                if begun is None:
+                    raise CorruptRecordError(f"run {self.id!r} has lost its record {start!r}; it can only be removed")
+                _check(start, begun.value, _START)
+                if (result := self._settled(entry, begun.value, value)) is not None:
+                    return result
+                if changed := self._changed(begun.value):
+                    changes.append(Put(start, {**begun.value, "shape": changed}))
+            record = self.record(checkpoint.frames)
+            changes.append(Put(checkpoint.key, record))
+            try:
+                checkpoint.version = await self.stack.write(changes, {checkpoint.key: entry.version if entry else 0})
+            except Exception as error:
+                version = await self.landed(checkpoint, record["commits"], error, fenced=False)
+                if version is None and isinstance(error, Conflict):
+                    continue  # somebody else was faster: look again
+                if version is None:
+                    raise
+                checkpoint.version = version
+            checkpoint.commits = record["commits"]
+            checkpoint.is_old = self.is_to_tell = entry is not None
+            return None
+
+    def _start(self, key: str, encoded: bytes) -> Put:
+        return Put(key, {"graph": self.graph.name, "scope": self.prefix, "shape": shape(self.graph.plan), "input": encoded,
+                         "started": self.started})  # fmt: skip
+
+    def _settled(self, entry: Entry, start: Mapping[str, Any], value: Any) -> bytes | None:
+        """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
+        record = entry.value
+        if (start["graph"], start["scope"]) != (self.graph.name, self.prefix):
+            raise RunMismatch(f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
+                              f"{self.graph.name!r} in {self.prefix!r}; give this one another run_id")  # fmt: skip
+        if value is not MISSING and not self._same(start["input"], value):
+            raise RunMismatch(f"run {self.id!r} was begun with another input than {value!r:.80}; give this one another "
+                              "run_id, or go on with resume(run_id)")  # fmt: skip
+        self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
+        self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
+        self.checkpoint.load(entry)
+        self.carrier = dict(record["carrier"])
+        answer = self.request.answer
+        if record["status"] == "suspended":
+            if answer is MISSING:
+                raise RunSuspended(self.id, default_codec.decode(record["question"]))
+            self._take(answer)
+        elif answer is not MISSING and (self.answer is None or not self._same(self.answer, answer)):
+            raise RunMismatch(f"run {self.id!r} waits for no answer: it is {record['status']}, and {answer!r:.80} is not "
+                              "what it was last given")  # fmt: skip
+        return record["result"] if record["status"] == "finished" else None
+
+    def _take(self, answer: Any) -> None:
+        step = _step_at(self.graph.plan, self.checkpoint.frames)
+        if isinstance(step, AskStep) and not step.accepts(answer):
+            raise InputError(f"node {step.name!r} of graph {self.graph.name!r} asks for {type_name(step.answer_type)}, "
+                             f"not {type(answer).__name__}; run {self.id!r} still waits")  # fmt: skip
+        self.answer, self.is_answered = self.encode(answer, "the answer"), True
+
+    def _same(self, encoded: bytes, value: Any) -> bool:
+        """Is it the value that was encoded? The order of a set's members is another one in each process."""
+        other = self.encode(value, "the input")
+        if other == encoded or sorted(other[HEADER:]) != sorted(encoded[HEADER:]):
+            return other == encoded
+        try:
+            return bool(default_codec.decode(encoded) == value)
+        except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
+            return False
+
+    def _changed(self, start: Mapping[str, Any]) -> list[str] | None:
+        """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
+        before, now = start["shape"], shape(self.graph.plan)
+        stands = _step_at(self.graph.plan, self.checkpoint.frames)
+        if before == now and not isinstance(stands, str):
+            return None
+        differences = [
+            *(f"- {line}" for line in before if line not in now),
+            *(f"+ {line}" for line in now if line not in before),
+        ]
+        if isinstance(stands, str):
+            raise RunChanged(f"run {self.id!r} stands at node {stands!r}, which graph {self.graph.name!r} no longer has; "
+                             "go on with the graph that it was begun by:", differences)  # fmt: skip
+        if not self.request.allow_changed:
+            raise RunChanged(f"run {self.id!r} was begun by another form of graph {self.graph.name!r}; go on with that, or "
+                             "with this one by allow_changed=True:", differences)  # fmt: skip
+        return now
+
+    async def landed(
+        self, checkpoint: Checkpoint, commits: int, failed: BaseException, *, fenced: bool = True
+    ) -> int | None:
+        """After a failed write: the version that it got if it landed all the same, its answer having been lost.
+
+        Raises RunFenced where the run is somebody else's by now.
+        """
+        try:
+            found = await self.stack.read_many({self.checkpoint.key, checkpoint.key})
+        except Exception:  # noqa: BLE001 - nothing can be known, so the failure stands as it is
+            raise failed from None
+        run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
+        if run is None or _field(run, "owner") != self.owner:
+            if not fenced:
+                return None
+            by = "it was removed" if run is None else f"epoch {_field(run, 'epoch')} owns it, this was {self.epoch}"
+            raise RunFenced(f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed "
+                            "since") from failed  # fmt: skip
+        if own is not None and (_field(own, "owner"), _field(own, "commits")) == (self.owner, commits):
+            return own.version
+        return None
+
+    async def finish(self, frames: Sequence[Frame], result: bytes) -> tuple[list[Change], float | None]:
+        """What is to be written when the run has ended, once all its parts have their deadline."""
+        deadline = None
+        if (keep := self.graph.keep_finished) is not None:
+            deadline = self.stack.clock() + keep
+            start = self.part + "start"
+            keys = [key async for key in self.stack.scan(self.part)]
+            for position in range(0, len(keys), CHUNK):
+                entries = await self.stack.read_many(keys[position : position + CHUNK])
+                parts = [Put(key, entry.value, deadline) for key, entry in entries.items() if key != start]
+                await self.stack.write(parts, {self.checkpoint.key: self.checkpoint.version})
+            begun = await self.stack.read(start)
+            changes: list[Change] = [Put(start, begun.value, deadline)] if begun is not None else []
+        else:
+            changes = []
+        return [*changes, Put(self.checkpoint.key, self.record(frames, "finished", result), deadline)], deadline
+
+
+def _plain(frame: Frame) -> dict[str, Any]:
+    return {
+        "node": frame.node,
+        "value": frame.value,
+        "visits": dict(frame.visits),
+        "action": frame.action,
+        "hooks": frame.hooks,
+    }
+
+
+# ---------------------------------------------------------------- the run
+class DurableExecution(Execution):
+    """An execution whose commits bring the run's checkpoint along; nested ones share its journal."""
+
+    __slots__ = ("checkpoint", "current", "frame", "items", "journal", "level", "outer", "within")
+
+    journal: Journal
+    checkpoint: Checkpoint
+    frame: Frame
+
+    def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
+                 threads: bool, parent: DurableExecution | None = None, run_id: str = "") -> None:  # fmt: skip
+        super().__init__(graph, place, input, pocket, loop, threads, parent, run_id)
+        self.outer = parent
+        self.level = 0
+        """How many graphs of this checkpoint it is nested in."""
+        self.items: list[str] = []
+        """The records of the items of the fan-out under way."""
+        self.within = self.current = ""
+        """Where its nodes are, and which visit of which node it is at: `/outer#1/inner#2`."""
+        if parent is not None:
+            self.journal, self.checkpoint = parent.journal, parent.checkpoint
+            self.level, self.within = parent.level + 1, parent.current
+
+    @property
+    def fence(self) -> Mapping[str, int]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The run is still this execution's."""
+        own = self.journal.checkpoint
+        return {own.key: own.version}
+
+    async def go(self, value: Any) -> Any:
+        """Claim the run, and go on from where it was left; where it is finished, give the result."""
+        if self.outer is None:
+            result = await self.journal.claim(value)
+            if result is not None:
+                return default_codec.decode(result)
+            self.steps = self.journal.steps
+            self.run.resumed, self.run.carrier = self.checkpoint.is_old, self.journal.carrier
+            if value is MISSING:
+                begun = await self.stack.read(self.journal.part + "start")
+                with suppress(CodecError):  # only who watches the run wants to know
+                    self.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
+        return await super().go(value)
+
+    async def _walk(self, value: Any) -> Any:
+        step, value, cancelled = await self._enter(value)
+        counter, yields, watched = self.outermost, self.loop, bool(self.observers)
+        while step is not None:
+            if cancelled is not None:
+                raise cancelled
+            counter.steps = steps = counter.steps + 1
+            if steps > counter.max_steps:
+                raise self.too_many(step)
+            if yields:
+                await counter.give_way()
+            self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
+            step, value, cancelled = await (self.watch(step, value) if watched else self.visit(step, value, None))
+        if self.outer is None and self.frame.hooks:  # the last node's are done with
+            await self._commit(self._save(self.frame, "finished"))
+        if cancelled is not None:
+            raise cancelled
+        return value
+
+    async def _enter(self, value: Any) -> Visited:
+        """Where to begin: at the start, or where the checkpoint says."""
+        checkpoint, start = self.checkpoint, self.plan.start
+        if len(checkpoint.frames) <= self.level:
+            assert self.outer is not None
+            encoded = self.outer.frame.value or self.journal.encode(value, f"the input of graph {self.run.graph!r}")
+            self.frame = Frame(start.name, encoded)
+            return start, value, None
+        self.frame = frame = checkpoint.frames[self.level]
+        if self.outer is None and not checkpoint.is_old:
+            return start, value, None
+        self.visits = dict(frame.visits)
+        self.left_by = frame.action
+        value = default_codec.decode(frame.value)
+        cancelled = None
+        if frame.hooks:
+            left = self.plan.named(frame.hooks)
+            assert left is not None
+            self._stand_at(self._visit_of(left, frame.visits.get(left.name, 1)))
+            cancelled = await self._clean_up(left, None, ("on_success", "on_complete"), value)
+        if frame.node is None:
+            return None, value, cancelled
+        step = self.plan.named(frame.node)
+        if step is None:  # in a graph that an item goes through: the others were looked at before
+            raise RunChanged(f"run {self.journal.id!r} stands at node {frame.node!r} in {self.within!r}, which graph "
+                             f"{self.run.graph!r} no longer has; go on with the graph that it was begun by")  # fmt: skip
+        return step, value, cancelled
+
+    def _visit_of(self, step: Step, visit: int) -> str:
+        return f"{self.within}/{_escaped(step.name, '/#[')}#{visit}"
+
+    def _stand_at(self, current: str) -> None:
+        self.current = current
+        _key.set(_escaped(self.journal.id, "/") + current)
+
+    async def visit(self, step: Step, value: Any, call: NodeCall | None) -> Visited:
+        """As any run's; where one that goes on does so is told of."""
+        if self.journal.is_to_tell and len(self.checkpoint.frames) <= self.level + 1:
+            self.journal.is_to_tell = False
+            self.event("resume", call, {"epoch": self.journal.epoch})
+        return await super().visit(step, value, call)
+
+    # ------------------------------------------------------------ commits
+    async def _land(self, step: Step, target: Step | None, output: Any,
+                    commit: Commit | None) -> asyncio.CancelledError | None:  # fmt: skip
+        changes, expect = commit if commit is not None else ((), NO_EXPECTATIONS)
+        what = f"what node {step.name!r} left with" if target is None else f"the input of node {target.name!r}"
+        visits = {**self.frame.visits, step.name: self.frame.visits.get(step.name, 0) + 1}
+        frame = Frame(target.name if target is not None else None, self.journal.encode(output, what), visits,
+                      self.left_by if target is None else DEFAULT, step.name if step.hooks else "")  # fmt: skip
+        ends = target is None and self.outer is None and not frame.hooks
+        self.stack.gates.let_go_first(expect)
+        if step.kind == "fan_out":
+            changes = [*changes, *(Delete(key) for key in self.items)]
+        cancelled = await self._commit(
+            self._save(frame, "finished" if ends else "running", changes, expect, leaving=True)
+        )
+        self.items = []
+        late, self.journal.cancelled = self.journal.cancelled, None
+        return cancelled or late
+
+    def _frames(self, last: Frame) -> list[Frame]:
+        return [*(self.outer._frames(self.outer.frame) if self.outer is not None and self.level else ()), last]
+
+    async def _save(self, frame: Frame, status: Status = "running", changes: Sequence[Change] = (),
+                    expect: Mapping[str, int] = NO_EXPECTATIONS, leaving: bool = False) -> None:  # fmt: skip
+        """Write the checkpoint, with what a node has changed."""
+        journal, checkpoint = self.journal, self.checkpoint
+        frames, commits = self._frames(frame), checkpoint.commits + 1
+        expect = {**expect, **self.fence, checkpoint.key: checkpoint.version}
+        try:
+            if checkpoint is not journal.checkpoint:
+                record = {"owner": journal.owner, "commits": commits, "frames": [_plain(each) for each in frames]}
+                records: list[Change] = [Put(checkpoint.key, record)]
+            else:
+                journal.steps = self.outermost.steps - self.level  # the nodes around are entered again
+                deadline = None
+                if status == "finished":
+                    records, deadline = await journal.finish(frames, frame.value)
+                else:
+                    records = [Put(checkpoint.key, journal.record(frames, status))]
+                if leaving:
+                    passed = {"node": self.current, "next": frame.node, "at": self.stack.clock()}
+                    records.append(Put(f"{journal.part}path:{commits:09}", passed, deadline))
+            version = await self.stack.write([*changes, *records], expect)
+        except (Exception, asyncio.CancelledError) as error:
+            landed = await journal.landed(checkpoint, commits, error)
+            if landed is None:
+                raise
+            version = landed
+            if isinstance(error, asyncio.CancelledError):
+                journal.cancelled = error
+        checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
+        self.frame = frame
+
+    # ------------------------------------------------------------ items and questions
+    def in_order(self, items: Iterable[Any]) -> Iterable[Any]:
+        """A set's by their bytes: another process must find the same one at each position."""
+        return sorted(items, key=_payload) if isinstance(items, Set) else items
+
+    async def item(self, step: Step, item: Any, position: int) -> Visited:
+        """Take an item through its node, under a checkpoint of its own; not again where that is done."""
+        current = f"{self.current}[{position}]"
+        checkpoint = Checkpoint(f"{self.journal.part}item:{_escaped(current, ':')}", is_old=self.checkpoint.is_old)
+        self.items.append(checkpoint.key)
+        if checkpoint.is_old and (entry := await self.stack.read(checkpoint.key)) is not None:
+            checkpoint.load(entry)
+        own = copy.copy(self)
+        own.checkpoint, own.level, own.outer, own.items = checkpoint, 0, self, []
+        own.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
+        own._stand_at(current)
+        if own.frame.node is not None:
+            visited = await super(DurableExecution, own).item(step, item, position)
+        else:
+            visited = None, default_codec.decode(own.frame.value), None
+            if own.frame.hooks:
+                visited = *visited[:2], await own._clean_up(step, None, ("on_success", "on_complete"), visited[1])
+        if step.hooks and own.frame.hooks:
+            await own._commit(own._save(Frame(None, own.frame.value)))
+        return visited
+
+    async def ask(self, step: AskStep, value: Any) -> Answered[Any, Any]:
+        """The answer, if it was given; else suspend the run."""
+        journal = self.journal
+        if journal.is_answered and journal.answer is not None:
+            journal.is_answered = False
+            return Answered(value, default_codec.decode(journal.answer))
+        question = step.question(value)
+        journal.question = journal.encode(question, f"the question of node {step.name!r}")
+        cancelled = await self._commit(self._save(self.frame, "suspended"))
+        if cancelled is not None:
+            raise cancelled
+        raise RunSuspended(journal.id, question)
