@@ -4,8 +4,13 @@ Each is imported where it is used, so that a row loads only those that it compar
 are made, so here these are no strings.)
 """
 
+import itertools
 import operator
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from .harness import Body
@@ -249,3 +254,125 @@ def fan_outs(items: int, wide: int) -> dict[str, Body]:
     """Each of them with so many items, so many at a time."""
     return {"LangGraph": langgraph_fan_out(items, wide), "pydantic-graph": pydantic_graph_fan_out(items),
             "llama-index-workflows": llama_index_fan_out(items, wide)}  # fmt: skip
+
+
+# ---------------------------------------------------------------- durable runs
+class NumberAndText(TypedDict):
+    """LangGraph's state, with what our nodes write under a key."""
+
+    n: int
+    key: dict[str, Any]
+
+
+def text(n: int) -> dict[str, Any]:
+    """What a node writes: a value of some hundred bytes at most, another one for each number."""
+    return {"n": n, "text": f"{n} " * 10}
+
+
+@contextmanager
+def langgraph_sqlite(length: int, path: Path, synchronous: str) -> Iterator[Body]:
+    """A chain whose checkpoints are written before it goes on; each run is a new thread."""
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    def step(state: NumberAndText) -> NumberAndText:
+        return {"n": state["n"] + 1, "key": text(state["n"])}
+
+    with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        saver = SqliteSaver(connection)
+        saver.setup()
+        graph, configs = _langgraph_chain(length, step, saver)
+
+        def body(times: int) -> None:
+            for _ in range(times):
+                state = graph.invoke({"n": 0}, next(configs), durability="sync")
+                assert state["n"] == length
+
+        yield body
+
+
+@asynccontextmanager
+async def langgraph_sqlite_async(length: int, path: Path, synchronous: str) -> AsyncIterator[Body]:
+    """The same, async."""
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    async def step(state: NumberAndText) -> NumberAndText:
+        return {"n": state["n"] + 1, "key": text(state["n"])}
+
+    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
+        await saver.conn.execute(f"PRAGMA synchronous = {synchronous}")
+        await saver.setup()
+        graph, configs = _langgraph_chain(length, step, saver)
+
+        async def body(times: int) -> None:
+            for _ in range(times):
+                state = await graph.ainvoke({"n": 0}, next(configs), durability="sync")
+                assert state["n"] == length
+
+        yield body
+
+
+def _langgraph_chain(length: int, step: Any, saver: Any) -> tuple[Any, Iterator[dict[str, Any]]]:
+    from langgraph.graph import END, START, StateGraph
+
+    builder: Any = StateGraph(NumberAndText)
+    names = [f"node_{n}" for n in range(length)]
+    for name in names:
+        builder.add_node(name, step)
+    for one, next_one in pairwise([START, *names, END]):
+        builder.add_edge(one, next_one)
+    configs = (
+        {"configurable": {"thread_id": str(thread)}, "recursion_limit": length + 10} for thread in itertools.count()
+    )
+    return builder.compile(checkpointer=saver), configs
+
+
+@contextmanager
+def dbos(length: int, path: Path, synchronous: str) -> Iterator[tuple[Body, Body]]:
+    """A workflow of so many steps, and an async one. There is one DBOS in a process, so they share its file.
+
+    The file gets a log, as those of the others have: DBOS itself leaves SQLite's default, which is slower.
+    """
+    import sqlalchemy
+    from dbos import DBOS
+
+    def prepare(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+
+    @DBOS.step()
+    def step(n: int) -> dict[str, Any]:
+        return text(n)
+
+    @DBOS.workflow()
+    def workflow() -> int:
+        for n in range(length):
+            step(n)
+        return length
+
+    @DBOS.step()
+    async def async_step(n: int) -> dict[str, Any]:
+        return text(n)
+
+    @DBOS.workflow()
+    async def async_workflow() -> int:
+        for n in range(length):
+            await async_step(n)
+        return length
+
+    def body(times: int) -> None:
+        for _ in range(times):
+            assert workflow() == length
+
+    async def async_body(times: int) -> None:
+        for _ in range(times):
+            assert await async_workflow() == length
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", prepare)
+    DBOS(config={"name": "bench", "system_database_url": f"sqlite:///{path}"})
+    DBOS.launch()
+    try:
+        yield body, async_body
+    finally:
+        DBOS.destroy()
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", prepare)
