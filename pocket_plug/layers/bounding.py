@@ -189,7 +189,9 @@ class Bounding(Layer):
             self._choose(self._index.take_expired(keys, self.clock()))
 
     def _choose(self, dropped: Sequence[Dropped]) -> None:
-        self._going.update((key, (known, reason)) for key, known, reason in dropped)
+        for key, known, reason in dropped:
+            self._going.pop(key, None)  # chosen again, by another version: it goes, and is told of, in its new turn
+            self._going[key] = known, reason
 
     async def _evict(self) -> None:
         """Delete what was chosen. That fails no write: what can't be deleted now is tried again after the next one."""
