@@ -50,8 +50,11 @@ def drop(draft: Draft) -> str:
     return f"dropped {draft.words} words"
 
 
-def workflow(store: SyncStore) -> Graph[str, str]:
+def workflow(store: SyncStore | None = None) -> Graph[str, str]:
     return Graph(count >> approve >> decide >> send, decide.on(DROPPED) >> drop, store=store, name="approval")
+
+
+graph = workflow()  # for `pocket-plug run` and `pocket-plug runs`, over the store that they are given
 
 
 def submit(store: SyncStore, text: str) -> None:

@@ -155,18 +155,33 @@ def _field(entry: Entry, name: str) -> Any:
     return record.get(name) if isinstance(record, dict) else None
 
 
+def keys_of(run_id: str) -> tuple[str, str]:
+    """The key of a run's checkpoint, and how those of its parts begin. Raises KeyNameError."""
+    if not isinstance(run_id, str) or not run_id:
+        raise KeyNameError(f"a run_id is a string that is not empty, not {type(run_id).__name__} {run_id!r:.80}")
+    try:
+        run_id.encode()
+    except UnicodeEncodeError:
+        raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write") from None
+    name = _escaped(run_id, ":")
+    return RUN + name, f"{PART}{name}:"
+
+
+def look_at(key: str, entry: Entry) -> tuple[Mapping[str, Any], Checkpoint]:
+    """A run's record as it is stored, and its checkpoint, for whoever only looks. Raises StoreError, CorruptRecordError."""
+    _check(key, entry.value, _RUN)
+    checkpoint = Checkpoint(key)
+    checkpoint.load(entry)
+    return entry.value, checkpoint
+
+
 class Request:
     """What is asked of a durable run."""
 
     def __init__(self, run_id: str | None, answer: Any, allow_changed: bool) -> None:
         if run_id is None:
             raise ConfigError("allow_changed is for durable runs; give the run's id: run(…, run_id=…)")
-        if not isinstance(run_id, str) or not run_id:
-            raise KeyNameError(f"a run_id is a string that is not empty, not {type(run_id).__name__} {run_id!r:.80}")
-        try:
-            run_id.encode()
-        except UnicodeEncodeError:
-            raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write") from None
+        keys_of(run_id)  # refused here where it can be no id
         self.run_id, self.answer, self.allow_changed = run_id, answer, allow_changed
 
     def execution(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
@@ -235,7 +250,7 @@ def shape(plan: Plan, within: str = "") -> list[str]:
     return sorted(lines)
 
 
-def _step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
+def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
     """The step at which the innermost frame stands; its name where the graph has none such."""
     step: Step | None = None
     for frame in frames:
@@ -259,9 +274,8 @@ class Journal:
         self.request, self.graph = request, graph
         self.stack, self.prefix = place
         self.id = request.run_id
-        name = _escaped(self.id, ":")
-        self.part = f"{PART}{name}:"
-        self.checkpoint = Checkpoint(RUN + name)
+        key, self.part = keys_of(self.id)
+        self.checkpoint = Checkpoint(key)
         self.owner = run_ids.next()
         self.epoch = 1
         self.steps = 0
@@ -368,7 +382,7 @@ class Journal:
         return record["result"] if record["status"] == "finished" else None
 
     def _take(self, answer: Any) -> None:
-        step = _step_at(self.graph.plan, self.checkpoint.frames)
+        step = step_at(self.graph.plan, self.checkpoint.frames)
         if isinstance(step, AskStep) and not step.accepts(answer):
             raise InputError(f"node {step.name!r} of graph {self.graph.name!r} asks for {type_name(step.answer_type)}, "
                              f"not {type(answer).__name__}; run {self.id!r} still waits")  # fmt: skip
@@ -387,7 +401,7 @@ class Journal:
     def _changed(self, start: Mapping[str, Any]) -> list[str] | None:
         """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
         before, now = start["shape"], shape(self.graph.plan)
-        stands = _step_at(self.graph.plan, self.checkpoint.frames)
+        stands = step_at(self.graph.plan, self.checkpoint.frames)
         if before == now and not isinstance(stands, str):
             return None
         differences = [

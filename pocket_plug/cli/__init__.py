@@ -1,6 +1,7 @@
 """The command line, `pocket-plug`: what it prints goes to stdout, what it has to say to stderr.
 
-Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or configuration, 130 interrupted.
+Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or configuration,
+3 a run waits for an answer, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError
+from pocket_plug.errors import ConfigError, PocketError, RunSuspended
 from pocket_plug.pocket import default_pocket
 
 from .run import graph, run
+from .runs import runs
 from .show import plugins, stack
 from .store import store
 
@@ -30,6 +32,12 @@ class Misconfigured(Failure):
     """The same for what is wrong before anything ran."""
 
     exit_code = 2
+
+
+class Waiting(Failure):
+    """Nothing went wrong: a durable run asks, and goes on once it is answered."""
+
+    exit_code = 3
 
 
 class Commands(click.Group):
@@ -51,6 +59,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except RunSuspended as suspended:
+            raise Waiting(f"run {suspended.run_id!r} waits for an answer: {suspended.question}") from suspended
         except PocketError as error:
             if ctx.params["debug"]:
                 traceback.print_exception(error)
@@ -65,7 +75,7 @@ def cli(debug: bool) -> None:
     """State management for workflows: stores, graphs, plugins."""
 
 
-for command in (run, graph, plugins, stack, store):
+for command in (run, runs, graph, plugins, stack, store):
     cli.add_command(command)
 
 

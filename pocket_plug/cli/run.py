@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 @click.option("--input", "input_json", metavar="JSON", help="For a graph: its input.")
+@click.option("--run-id", metavar="ID", help="For a graph: the run is durable; the same line goes on with it.")
 @click.option("--trace", is_flag=True, help="Trace it: a tree on a terminal and a file, or as OTEL_* variables say.")
 @as_json
-def run(target: str, arguments: tuple[str, ...], input_json: str | None, trace: bool, as_json: bool) -> int:
+def run(target: str, arguments: tuple[str, ...], input_json: str | None, run_id: str | None, trace: bool,
+        as_json: bool) -> int:  # fmt: skip
     """Run an application or a graph.
 
     TARGET is a Python file or a folder (its app.py, else its __init__.py). It defines `main`, a click command or a
@@ -44,13 +46,14 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, trace: 
             telemetry = observe()
             closing.push(partial(_say_where, telemetry))
             closing.callback(telemetry.close)
-        if not _is_graph(found):
-            if input_json is not None:
-                raise click.UsageError(f"--input is for a graph, and {title} is none")
+        if not is_graph(found):
+            for option, given in (("--input", input_json), ("--run-id", run_id)):
+                if given is not None:
+                    raise click.UsageError(f"{option} is for a graph, and {title} is none")
             return _run_main(found, title, (*arguments, "--json") if as_json else arguments)
         if arguments:
             raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}")
-        _print_result(_run_graph(found, input_json), as_json)
+        print_result(_run_graph(found, input_json, run_id), as_json)
         return 0
 
 
@@ -60,7 +63,8 @@ def _say_where(telemetry: Telemetry, error: type[BaseException] | None, *_: obje
         click.echo(f"trace: {telemetry.file}", err=True)
 
 
-def _is_graph(found: Any) -> TypeGuard[Graph[Any, Any]]:
+def is_graph(found: Any) -> TypeGuard[Graph[Any, Any]]:
+    """Is what a target names a graph?"""
     return isinstance(found, Graph)
 
 
@@ -82,29 +86,27 @@ def _run_main(main: Any, title: str, arguments: tuple[str, ...]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _run_graph(graph: Graph[Any, Any], input_json: str | None) -> Any:
+def _run_graph(graph: Graph[Any, Any], input_json: str | None, run_id: str | None) -> Any:
     async def in_pocket() -> Any:
         async with default_pocket() as pocket:
-            return await pocket.run(graph, value)
+            return await pocket.run(graph, value, run_id=run_id)
 
-    value = _input(graph, input_json)
+    value = None if input_json is None else from_json(input_json, graph.plan.start.input_type, "--input")
     return asyncio.run(in_pocket())
 
 
-def _input(graph: Graph[Any, Any], text: str | None) -> Any:
-    """The graph's input from JSON, as the type that its first node declares."""
-    if text is None:
-        return None
-    wanted = graph.plan.start.input_type
+def from_json(text: str, wanted: Any, what: str) -> Any:
+    """The value that a text means, as the type that a node declares. Refused by the name of `what` was given."""
     try:
         return msgspec.json.decode(text, type=wanted)
-    except msgspec.DecodeError as error:
-        raise click.UsageError(f"--input: {error}") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise click.UsageError(f"{what}: {error}") from error
     except TypeError:  # a type that JSON has no form for
         return json.loads(text)
 
 
-def _print_result(result: Any, as_json: bool) -> None:
+def print_result(result: Any, as_json: bool) -> None:
+    """What a graph has left with: text as it is, anything else as JSON."""
     if isinstance(result, str) and not as_json:
         click.echo(result)
     elif result is not None or as_json:
@@ -122,7 +124,7 @@ def graph(target: str, as_json: bool) -> None:
     another name.
     """
     title, found = load(target, ("graph",))
-    if not _is_graph(found):
+    if not is_graph(found):
         raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph")
     chart = found.mermaid()
     click.echo(json.dumps({"name": found.name, "mermaid": chart}) if as_json else chart)

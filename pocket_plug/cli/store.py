@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from pprint import pformat
 from typing import IO, Any
@@ -22,6 +23,7 @@ import msgspec
 
 from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.codec import Sealed, default_codec, inspect_record
+from pocket_plug.config import StoreTable
 from pocket_plug.errors import CodecError, KeyNameError, MissingKeyError, PocketError
 from pocket_plug.keys import RESERVED, check_name
 from pocket_plug.layer import parts
@@ -44,6 +46,8 @@ class Target:
     """The store that the command line names."""
 
     def __init__(self, url: str | None, name: str | None) -> None:
+        if url is not None and name is not None:
+            raise click.UsageError("--url and --name each name a store; give one of them")
         self.url, self.name = url, name
 
     def __str__(self) -> str:
@@ -70,6 +74,15 @@ class Target:
         if path is not None and not may_be_new and not path.exists():
             raise click.UsageError(f"{self}: there is no file {path}")
         return stack, backend
+
+    def make_default(self) -> None:
+        """Let graphs that have no store of their own run over it."""
+        if self.url is None and self.name is None:
+            return
+        self._found(may_be_new=False)
+        pocket = default_pocket()
+        table = StoreTable("--url", self.url) if self.url is not None else pocket.config.stores[self.name or ""]
+        pocket.config = replace(pocket.config, store=table)
 
     @asynccontextmanager
     async def opened(self, *, may_be_new: bool = False) -> AsyncGenerator[Stack]:
@@ -107,7 +120,8 @@ def _path(backend: Backend) -> Path | None:
 
 
 @contextmanager
-def _sealing() -> Generator[None]:
+def sealing() -> Generator[None]:
+    """Values of types that aren't known here are read as they are stored."""
     former, default_codec.seals = default_codec.seals, True
     try:
         yield
@@ -115,19 +129,21 @@ def _sealing() -> Generator[None]:
         default_codec.seals = former
 
 
+by_url = click.option("--url", metavar="URL", help="The store's backend, such as sqlite:///state.db.")
+by_name = click.option("--name", metavar="NAME", help="The store of [stores.NAME] in the configuration.")
+
+
 @click.group
-@click.option("--url", metavar="URL", help="The store's backend, such as sqlite:///state.db.")
-@click.option("--name", metavar="NAME", help="The store of [stores.NAME] in the configuration.")
+@by_url
+@by_name
 @click.pass_context
 def store(context: click.Context, url: str | None, name: str | None) -> None:
     """Look into a store, and change it.
 
     Without --url and --name it is the store of [store] in the configuration.
     """
-    if url is not None and name is not None:
-        raise click.UsageError("--url and --name each name a store; give one of them")
     context.obj = Target(url, name)
-    context.with_resource(_sealing())
+    context.with_resource(sealing())
 
 
 # ---------------------------------------------------------------- reading entries
@@ -138,7 +154,7 @@ async def _names(stack: Backend, prefix: str, show_all: bool) -> list[str]:
     return [name async for name in stack.scan(prefix) if show_all or not name.startswith(RESERVED)]
 
 
-async def _entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[Found]:
+async def found_entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[Found]:
     """The entries that are still there, a batch at a time; what can't be read is its error, and keeps no other back."""
     for start in range(0, len(names), BATCH):
         batch = names[start : start + BATCH]
@@ -158,7 +174,8 @@ async def _entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[Found]
                     yield name, entries[name]
 
 
-def _json(value: Any) -> bytes:
+def json_of(value: Any) -> bytes:
+    """As JSON for people and programs."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2)
 
 
@@ -198,9 +215,9 @@ def ls(target: Target, prefix: str, is_long: bool, show_all: bool, as_json: bool
                         click.echo(_on_one_line(name))
                 return
             names = await _names(stack, prefix, show_all)
-            found = [_facts(name, entry) async for name, entry in _entries(stack, names)]
+            found = [_facts(name, entry) async for name, entry in found_entries(stack, names)]
             if as_json:
-                click.echo(_json(found))
+                click.echo(json_of(found))
                 return
             now = stack.clock()
             rows = [
@@ -230,10 +247,19 @@ def _on_one_line(name: str) -> str:
 
 
 def _left(expires_at: float | None, now: float) -> str:
-    """The time until then in its two greatest units, as `--ttl` takes it."""
+    """The time until then, as `--ttl` takes it."""
     if expires_at is None:
         return ""
-    rest = max(0, int(expires_at - now))
+    return in_units(expires_at - now)
+
+
+def in_units(seconds: float) -> str:
+    """A time in its two greatest units.
+
+    >>> in_units(90_061)
+    '1d1h'
+    """
+    rest = max(0, int(seconds))
     numbers: list[str] = []
     for unit, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
         number, rest = divmod(rest, size)
@@ -279,14 +305,15 @@ def get(target: Target, key: str, as_json: bool) -> None:
         )
     if as_json:
         facts = msgspec.to_builtins(line_of(key, entry)) | {"version": entry.version, "expires_at": entry.expires_at}
-        click.echo(_json(facts if is_json(value) else facts | {"text": _text(value)}))
+        click.echo(json_of(facts if is_json(value) else facts | {"text": text_of(value)}))
     elif isinstance(value, str):
         click.echo(value)
     else:
-        click.echo(_json(value) if is_json(value) else _text(value))
+        click.echo(json_of(value) if is_json(value) else text_of(value))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """As Python would write it; what is sealed as it is stored."""
     return pformat(inspect_record(value.record) if isinstance(value, Sealed) else value, width=100, sort_dicts=False)
 
 
@@ -373,7 +400,7 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
             before = await stack.version()
             names = await _names(stack, prefix, show_all)
             with _progress("exporting", 0 if sys.stdout.isatty() else len(names)) as advance:
-                async for name, entry in _entries(stack, names):
+                async for name, entry in found_entries(stack, names):
                     if isinstance(entry, CodecError):
                         damaged += 1
                         click.echo(f"left out: {entry}", err=True)
@@ -465,7 +492,7 @@ def stats(target: Target, as_json: bool) -> None:
             numbers["version"] = await backend.version()
             names = await _names(backend, "", show_all=True)
             with _progress("counting", len(names)) as advance:
-                async for _, entry in _entries(backend, names):
+                async for _, entry in found_entries(backend, names):
                     if isinstance(entry, CodecError):
                         numbers["damaged"] += 1
                     elif entry.expires_at is not None and entry.expires_at <= now:
@@ -481,6 +508,6 @@ def stats(target: Target, as_json: bool) -> None:
 
     numbers = asyncio.run(counted())
     if as_json:
-        click.echo(_json(numbers))
+        click.echo(json_of(numbers))
     else:
         print_table(("what", "number"), [(what, str(number)) for what, number in numbers.items()])

@@ -1,0 +1,418 @@
+"""`pocket-plug runs`: durable runs are listed, shown, gone on with, answered and removed, without the program's types."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from pocket_plug import Graph, SyncStore, node
+from pocket_plug.backend import Delete, Put
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.cli import main
+from pocket_plug.durable import RUN, keys_of
+from pocket_plug.errors import RunFenced
+from pocket_plug.pocket import set_default_pocket
+from pocket_plug.waiting import drive
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+URL = "sqlite:///state.db?durability=process"
+
+SHOP = """
+    from dataclasses import dataclass
+    from decimal import Decimal
+    import pathlib
+    import pocket_plug as pp
+
+    @dataclass(frozen=True)
+    class Price:
+        amount: Decimal
+
+    @pp.node
+    def price(word: str) -> Price:
+        return Price(Decimal(len(word)))
+
+    @pp.node
+    def deliver(price: Price) -> str:
+        if not pathlib.Path("open").exists():
+            raise RuntimeError("closed")
+        return f"delivered for {price.amount}"
+
+    ask = pp.Ask[Price, Price](Price, question=lambda price: price, name="ask")
+
+    @pp.node
+    def agree(answered: pp.Answered[Price, Price]) -> str:
+        return f"agreed on {answered.answer.amount}"
+
+    nested = pp.Graph(price >> deliver, name="nested")
+    graph = pp.Graph(nested, name="shop")
+    haggle = pp.Graph(price >> pp.Graph(ask >> agree, name="talk"), name="haggle")
+    graph_of_its_own = pp.Graph(price >> deliver, store=pp.Store("sqlite:///other.db"), name="own")
+    number = 7
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Each test in a folder with a program, a store, and a default Pocket and imports of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("pocket.toml").write_text(f'[store]\nurl = "{URL}"\n')
+    Path("shop.py").write_text(dedent(SHOP))
+    before = set(sys.modules)
+    set_default_pocket(None)
+    yield tmp_path
+    set_default_pocket(None)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+class Ran:
+    """What a command has printed, and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in this process, which knows none of the program's types: what loads it is run elsewhere."""
+
+    def run(*arguments: str) -> Ran:
+        set_default_pocket(None)
+        capsys.readouterr()
+        code = main(arguments)
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+def elsewhere(*arguments: str) -> Ran:
+    """Run a command in a process of its own."""
+    done = subprocess.run([*POCKET_PLUG, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def fill(values: dict[str, Any]) -> None:
+    backend = SQLite("state.db", durability="process")
+    drive(backend.open())
+    drive(backend.write([Put(key, value) for key, value in values.items()]))
+    drive(backend.close())
+
+
+def keys(prefix: str = "") -> list[str]:
+    async def names() -> list[str]:
+        return [name async for name in backend.scan(prefix)]
+
+    backend = SQLite("state.db", durability="process")
+    drive(backend.open())
+    found = drive(names())
+    drive(backend.close())
+    return found
+
+
+def overwrite(key: str, record: bytes) -> None:
+    import sqlite3
+
+    connection = sqlite3.connect("state.db", isolation_level=None)
+    connection.execute("UPDATE entries SET value = ? WHERE key = ?", (record, key))
+    connection.close()
+
+
+def finish(*run_ids: str) -> None:
+    """Durable runs that have come to their end."""
+
+    @node
+    def upper(word: str) -> str:
+        return word.upper()
+
+    with SyncStore(URL) as store:
+        for run_id in run_ids:
+            Graph(upper, store=store, name="plain").run_sync(run_id, run_id=run_id)
+
+
+# ---------------------------------------------------------------- two processes
+def test_an_approval_is_submitted_in_one_process_and_answered_in_another(here: Any) -> None:
+    """The example's run waits in the store, is found, shown and answered by later processes, and sends one mail."""
+    approval = str(EXAMPLES / "approval.py")
+    submitted = elsewhere("run", approval, "--run-id", "mail", "--input", '"All is well"')
+    assert (submitted.code, submitted.out) == (3, "  counting words for hours\n")
+    assert submitted.err == "run 'mail' waits for an answer: send 'All is well' (3 words)?\n"
+
+    (listed,) = here("runs", "ls", "--json").json
+    assert (listed["run"], listed["state"], listed["graph"], listed["node"]) == (
+        "mail", "suspended", "approval", "approve")  # fmt: skip
+    assert here("runs", "show", "mail", "--json").json["question"] == {"value": "send 'All is well' (3 words)?"}
+    assert here("runs", "rm", "nobody").code == 1
+
+    resumed = elsewhere("runs", "resume", approval, "mail")
+    assert (resumed.code, resumed.out) == (3, "")
+    answered = elsewhere("runs", "answer", approval, "mail", "true")
+    assert (answered.code, answered.out, answered.err) == (0, "sent, as number 1\n", "")
+    again = elsewhere("runs", "answer", approval, "mail", "true", "--json")
+    assert (again.code, again.out) == (0, '"sent, as number 1"\n')
+    assert here("runs", "ls", "--json").json[0]["state"] == "finished"
+
+
+# ---------------------------------------------------------------- ls
+def test_ls_has_a_line_for_each_run(here: Any) -> None:
+    """Id, state, graph, node, age and steps, the oldest first; ids are as they were given."""
+    finish("z:1%", "a")
+    elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
+    heading, *lines = here("runs", "ls").out.splitlines()
+    assert heading.split() == ["run", "state", "graph", "node", "age", "steps"]
+    assert [re.sub(r"\b\d+s\b", "AGE", line).split() for line in lines] == [
+        ["z:1%", "finished", "plain", "AGE", "1"],
+        ["a", "finished", "plain", "AGE", "1"],
+        ["order", "running", "shop", "nested/deliver", "AGE", "1"],
+    ]
+
+
+def test_ls_of_a_state(here: Any) -> None:
+    """--state leaves out the others, in JSON too."""
+    finish("done")
+    elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
+    assert [each["run"] for each in here("runs", "ls", "--state", "running", "--json").json] == ["order"]
+    assert here("runs", "ls", "--state", "suspended", "--json").json == []
+    assert here("runs", "ls", "--state", "dead").code == 2
+
+
+def test_ls_survives_records_that_are_none(here: Any) -> None:
+    """A damaged record, a foreign value and a newer format are listed as unreadable, and keep no other run back."""
+    finish("good", "damaged", "newer")
+    fill({f"{RUN}foreign": [1], f"{RUN}newer": {"format": 2}})
+    overwrite(f"{RUN}damaged", b"\xff\x00")
+    states = {each["run"]: each["state"] for each in here("runs", "ls", "--json").json}
+    assert states == {"good": "finished", "damaged": "unreadable", "foreign": "unreadable", "newer": "unreadable"}
+    assert here("runs", "ls").code == 0
+    for run_id in ("damaged", "foreign", "newer"):
+        assert here("runs", "show", run_id).code == 1
+        assert here("runs", "rm", run_id).code == 0
+    assert [each["run"] for each in here("runs", "ls", "--json").json] == ["good"]
+
+
+# ---------------------------------------------------------------- show
+def test_show_shows_types_it_does_not_know(here: Any) -> None:
+    """A value of the program's own type is shown as it is stored, without its module being loaded."""
+    assert elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"').code == 1
+    shown = here("runs", "show", "order")
+    assert "shop" not in sys.modules
+    assert "<Price {'amount': Decimal('5')}>" in shown.out
+    found = here("runs", "show", "order", "--json").json
+    assert found["value"]["type"] == "Price"
+    assert found["input"] == {"value": "hello"}
+    assert found["visits"] == {"nested/price": 1}
+    assert [(each["node"], each["next"]) for each in found["path"]] == [("/nested#1/price#1", "deliver")]
+
+
+def test_show_survives_damaged_parts(here: Any) -> None:
+    """What can't be read of a run's further records is said so, and the rest is shown."""
+    finish("r")
+    _, part = keys_of("r")
+    for key in keys(part):
+        overwrite(key, b"\xff")
+    shown = here("runs", "show", "r")
+    assert shown.code == 0
+    assert "result      'R'" in shown.out
+    assert "unreadable" in shown.out
+    found = here("runs", "show", "r", "--json").json
+    assert (found["input"], found["path"]) == (None, [{"node": None, "next": None, "at": None}])
+
+
+def test_show_names_the_trace(here: Any) -> None:
+    """The trace that the run was begun in is the one in which its spans lie."""
+    traced = elsewhere("run", "shop.py", "--trace", "--run-id", "order", "--input", '"hello"')
+    assert traced.code == 1
+    trace_id = here("runs", "show", "order", "--json").json["trace_id"]
+    assert re.fullmatch(r"[0-9a-f]{32}", trace_id)
+    assert trace_id in Path(".pocket_plug/traces.jsonl").read_text()
+
+
+def test_show_of_no_run(here: Any) -> None:
+    """It says that there is none, and where it has looked."""
+    finish("r")
+    shown = here("runs", "show", "q")
+    assert shown.code == 1
+    assert shown.err == "UnknownRunError: there is no run 'q' in the default store\n"
+    assert here("runs", "show", "q\udc80").err.startswith("KeyNameError: ")
+
+
+# ---------------------------------------------------------------- resume and answer
+def test_resume_goes_on_and_prints_the_result(here: Any) -> None:
+    """Over the store that --url names, once what made the run fail is gone; the result comes as `run` prints it."""
+    assert elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"').code == 1
+    Path("pocket.toml").unlink()
+    assert "RuntimeError: closed" in elsewhere("runs", "--url", URL, "resume", "shop.py", "order").err
+    Path("open").touch()
+    assert elsewhere("runs", "--url", URL, "resume", "shop.py", "order").out == "delivered for 5\n"
+    assert elsewhere("runs", "--url", URL, "resume", "shop.py:graph", "order", "--json").out == '"delivered for 5"\n'
+
+
+def test_resume_over_a_named_store(here: Any) -> None:
+    """--name means the store of that table, to look into and to go on in."""
+    elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
+    Path("pocket.toml").write_text(f'[stores.orders]\nurl = "{URL}"\n')
+    Path("open").touch()
+    ran = elsewhere("runs", "--name", "orders", "resume", "shop.py", "order")
+    assert ran.err == ""
+    assert ran.out == "delivered for 5\n"
+    assert here("runs", "--name", "orders", "ls", "--json").json[0]["state"] == "finished"
+    assert elsewhere("runs", "--name", "order", "resume", "shop.py", "order").code == 2
+
+
+def test_resume_of_a_changed_graph_has_to_be_allowed(here: Any) -> None:
+    """It is refused with the difference, and done with --allow-changed."""
+    elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
+    Path("open").touch()
+    source = Path("shop.py").read_text()
+    Path("shop.py").write_text(source.replace("price >> deliver, name", "price >> deliver >> wrap, name").replace(
+        "nested =", "@pp.node\ndef wrap(what: str) -> str:\n    return f'{what}, wrapped'\n\nnested ="))  # fmt: skip
+    refused = elsewhere("runs", "resume", "shop.py", "order")
+    assert refused.code == 1
+    assert "+ node nested/wrap" in refused.err
+    assert elsewhere("runs", "resume", "shop.py", "order", "--allow-changed").out == "delivered for 5, wrapped\n"
+
+
+def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
+    """In a nested graph too: JSON becomes the object; what can't is refused, and the run still waits."""
+    assert elsewhere("run", "shop.py:haggle", "--run-id", "h", "--input", '"hello"').code == 3
+    for wrong in ("7", '{"amount": "much"}', "{", '{"price": 1}'):
+        refused = elsewhere("runs", "answer", "shop.py:haggle", "h", wrong)
+        assert refused.code == 2
+        assert "ANSWER: " in refused.err
+        assert here("runs", "show", "h", "--json").json["state"] == "suspended"
+    assert elsewhere("runs", "answer", "shop.py:haggle", "h", '{"amount": "3.5"}').out == "agreed on 3.5\n"
+
+
+def test_an_answer_to_no_question(here: Any) -> None:
+    """A run that isn't suspended, and one that isn't there, are refused."""
+    elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
+    assert "RunMismatch: run 'order' waits for no answer" in elsewhere("runs", "answer", "shop.py", "order", "-1").err
+    assert "UnknownRunError" in elsewhere("runs", "answer", "shop.py", "nobody", "1").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--url", "sqlite:///no.db", "resume", "shop.py", "r"), "there is no file no.db"),
+        (("--url", URL, "--name", "x", "ls"), "give one of them"),
+        (("--url", URL, "resume", "shop.py:number", "r"), "is int, not a Graph"),
+        (("--url", URL, "resume", "shop.py:graph_of_its_own", "r"), "has a store of its own"),
+        (("--url", "memory://", "ls"), "is in memory"),
+        (("rm",), "Missing argument"),
+    ],
+)
+def test_wrong_usage(here: Any, arguments: tuple[str, ...], said: str) -> None:
+    """Exit code 2, a message that says what to do, and no file made."""
+    finish("r")
+    ran = here("runs", *arguments)
+    assert ran.code == 2
+    assert said in ran.err
+    assert not Path("no.db").exists()
+    assert not Path("other.db").exists()
+
+
+def test_a_run_id_is_for_graphs(here: Any) -> None:
+    """`run --run-id` of an application is refused rather than ignored."""
+    Path("app.py").write_text("def main():\n    pass\n")
+    assert "--run-id is for a graph" in here("run", "app.py", "--run-id", "r").err
+
+
+def test_run_with_an_id_goes_on_and_gives_the_result_again(here: Any) -> None:
+    """The same line, after the failure, and after the end; another input is refused."""
+    line = ("run", "shop.py", "--run-id", "order", "--input")
+    assert elsewhere(*line, '"hello"').code == 1
+    Path("open").touch()
+    assert elsewhere(*line, '"hello"').out == "delivered for 5\n"
+    Path("open").unlink()
+    assert elsewhere(*line, '"hello"').out == "delivered for 5\n"
+    assert "RunMismatch" in elsewhere(*line, '"other"').err
+
+
+# ---------------------------------------------------------------- rm
+def test_rm_removes_all_of_a_run_and_nothing_else(here: Any) -> None:
+    """Its checkpoint and its parts, not those of a run whose id begins alike, nor entries; what isn't there is said."""
+    finish("r", "r:2", "r2", "s")
+    fill({"mine": 1})
+    removed = here("runs", "rm", "r", "nobody", "s", "s")
+    assert (removed.code, removed.err) == (1, "there is no run 'nobody'\n")
+    left = keys()
+    assert "mine" in left
+    assert {each["run"] for each in here("runs", "ls", "--json").json} == {"r:2", "r2"}
+    for run_id in ("r", "s"):
+        checkpoint, part = keys_of(run_id)
+        assert not [key for key in left if key == checkpoint or key.startswith(part)]
+    assert here("runs", "show", "r:2", "--json").json["input"] == {"value": "r:2"}
+
+
+def test_rm_of_a_running_run_needs_force(here: Any) -> None:
+    """Without it nothing of it is touched."""
+    elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
+    before = keys("pocket:")
+    refused = here("runs", "rm", "order")
+    assert refused.code == 2
+    assert "add --force" in refused.err
+    assert keys("pocket:") == before
+    assert here("runs", "rm", "order", "--force").code == 0
+    assert keys("pocket:") == []
+
+
+def test_rm_fences_off_who_is_at_the_run(here: Any) -> None:
+    """An execution whose run is removed under it commits nothing any more, and leaves no records behind."""
+
+    @node
+    def removed_meanwhile(word: str) -> str:
+        assert here("runs", "rm", "r", "--force").code == 0
+        return word
+
+    @node.post
+    def count(store: Any, word: str) -> str:
+        store.set("counted", 1)
+        return word
+
+    with SyncStore(URL) as store:
+        with pytest.raises(RunFenced):
+            Graph(removed_meanwhile >> count, store=store, name="g").run_sync("x", run_id="r")
+        assert store.get("counted") is None
+    assert keys() == []
+
+
+def test_rm_in_many_writes_ends_with_the_checkpoint(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of many records that is removed in part is still listed, and can be removed again."""
+    finish("r")
+    checkpoint, part = keys_of("r")
+    fill({f"{part}path:{number:09}": {} for number in range(7)})
+    monkeypatch.setattr(sys.modules["pocket_plug.cli.runs"], "BATCH", 3)
+    writes: list[list[str]] = []
+    write = SQLite.write
+
+    async def watched(self: SQLite, changes: Any, expect: Any = {}, /) -> int:  # noqa: B006 - as it is
+        changes = list(changes)
+        if changes and isinstance(changes[0], Delete):
+            if len(writes) == 2:
+                raise OSError("no power")
+            writes.append([change.key for change in changes])
+            assert checkpoint in expect
+        return await write(self, changes, expect)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SQLite, "write", watched)
+        with pytest.raises(OSError, match="no power"):
+            main(["runs", "rm", "r"])
+    assert [len(batch) for batch in writes] == [3, 3]
+    assert [each["run"] for each in here("runs", "ls", "--json").json] == ["r"]
+    assert here("runs", "rm", "r").code == 0
+    assert keys() == []
