@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -14,12 +15,18 @@ from textwrap import dedent
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import settings
 
 from pocket_plug import Memory, Store, StoreReader, SyncStore, TypedReader
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.testing.layer_contract import FaultyMemory
 from pocket_plug.waiting import Waiter, wake
+
+# In CI the examples are the same each time, so that a change is judged by what it changes; elsewhere they vary.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 class Install(Protocol):
