@@ -18,7 +18,7 @@ from pocket_plug.backend import Delete, Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.durable import RUN, keys_of
-from pocket_plug.errors import RunFenced
+from pocket_plug.errors import Conflict, RunFenced
 from pocket_plug.pocket import set_default_pocket
 from pocket_plug.waiting import drive
 
@@ -387,6 +387,28 @@ def test_rm_fences_off_who_is_at_the_run(here: Any) -> None:
         with pytest.raises(RunFenced):
             Graph(removed_meanwhile >> count, store=store, name="g").run_sync("x", run_id="r")
         assert store.get("counted") is None
+    assert keys() == []
+
+
+def test_rm_takes_a_run_over_before_it_removes_its_parts(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No item of an execution that is still at it can land once its parts are being removed."""
+    elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
+    checkpoint, part = keys_of("order")
+    write, owners, versions = SQLite.write, [], [here("store", "get", checkpoint, "--json").json["version"]]
+
+    async def watched(self: SQLite, changes: Any, expect: Any = {}, /) -> int:  # noqa: B006 - as it is
+        if isinstance(changes[0], Delete):
+            entry = await self.read(checkpoint)
+            assert entry is not None
+            owners.append(entry.value["owner"])
+            with pytest.raises(Conflict):
+                await write(self, [Put(f"{part}item:late", {})], {checkpoint: versions[0]})
+        return await write(self, changes, expect)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SQLite, "write", watched)
+        assert here("runs", "rm", "order", "--force").code == 0
+    assert owners == [""]
     assert keys() == []
 
 
