@@ -25,7 +25,7 @@ from pocket_plug.store import MISSING
 from .jsonlines import is_json, type_in
 from .run import from_json, is_graph, print_result
 from .show import as_json, print_table
-from .store import BATCH, Target, by_name, by_url, found_entries, in_units, json_of, sealing, text_of
+from .store import BATCH, Target, by_name, by_url, found_entries, in_units, json_of, on_one_line, sealing, text_of
 from .target import load
 
 UNREADABLE = "unreadable"
@@ -69,10 +69,10 @@ def ls(target: Target, state: str | None, as_json: bool) -> None:
         return
     rows = [
         (
-            each["run"] if each["run"].isprintable() else repr(each["run"]),
+            on_one_line(each["run"]),
             each["state"],
-            each["graph"] or "",
-            each["node"] or "",
+            on_one_line(each["graph"] or ""),
+            on_one_line(each["node"] or ""),
             "" if each["started"] is None else in_units(now - each["started"]),
             "" if each["steps"] is None else str(each["steps"]),
         )
@@ -158,15 +158,15 @@ def _as_text(name: str, fact: Any, now: float) -> str:
     if name == "expires_at":
         return f"in {in_units(fact - now)}"
     if name == "visits":
-        return ", ".join(f"{node} {visits}" for node, visits in fact.items())
+        return on_one_line(", ".join(f"{node} {visits}" for node, visits in fact.items()))
     if isinstance(fact, dict):
         kept = cast(dict[str, Any], fact)
         return str(kept["text"]) if "text" in kept else text_of(kept["value"])
-    return str(fact)
+    return on_one_line(str(fact))
 
 
 def _text(found: object) -> str:
-    return found.removeprefix("/") if isinstance(found, str) else ""
+    return on_one_line(found.removeprefix("/")) if isinstance(found, str) else ""
 
 
 def _ago(found: object, now: float) -> str:

@@ -212,7 +212,7 @@ def ls(target: Target, prefix: str, is_long: bool, show_all: bool, as_json: bool
             if not is_long and not as_json:
                 async for name in stack.scan(prefix):
                     if show_all or not name.startswith(RESERVED):
-                        click.echo(_on_one_line(name))
+                        click.echo(on_one_line(name))
                 return
             names = await _names(stack, prefix, show_all)
             found = [_facts(name, entry) async for name, entry in found_entries(stack, names)]
@@ -221,7 +221,7 @@ def ls(target: Target, prefix: str, is_long: bool, show_all: bool, as_json: bool
                 return
             now = stack.clock()
             rows = [
-                (_on_one_line(each["key"]), each["type"], str(each["bytes"] or ""), _left(each["expires_at"], now))
+                (on_one_line(each["key"]), each["type"], str(each["bytes"] or ""), _left(each["expires_at"], now))
                 for each in found
             ]
             print_table(("key", "type", "bytes", "ttl"), rows)
@@ -242,7 +242,8 @@ def _facts(key: str, entry: Entry | CodecError) -> dict[str, Any]:
     }
 
 
-def _on_one_line(name: str) -> str:
+def on_one_line(name: str) -> str:
+    """A name as it is, but where a terminal would obey it as JSON."""
     return name if name.isprintable() else json.dumps(name)
 
 

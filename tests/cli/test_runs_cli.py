@@ -438,3 +438,20 @@ def test_rm_in_many_writes_ends_with_the_checkpoint(here: Any, monkeypatch: pyte
     assert [each["run"] for each in here("runs", "ls", "--json").json] == ["r"]
     assert here("runs", "rm", "r").code == 0
     assert keys() == []
+
+
+def test_ids_are_shown_as_they_are_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What looks like markup of the library that draws the table is no markup, and what a terminal obeys is quoted."""
+    ids = ["[red]", "[/x]", "a\x1b[2J"]
+    finish(*ids)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["runs", "ls"]) == 0
+    out = capsys.readouterr().out
+    assert "[red]" in out
+    assert "[/x]" in out
+    assert r'"a\u001b[2J"' in out
+    assert "\x1b[2J" not in out
+    assert main(["runs", "show", ids[-1]]) == 0
+    assert "\x1b[2J" not in capsys.readouterr().out
