@@ -176,13 +176,15 @@ class StoreMachine(RuleBasedStateMachine):
         if other is not None:
             self.put(other, "other")
         checked = seen | {self.full(scope, name) for name in reads}
-        lost = other in checked and (len(checked) > 1 or bool(writes or deletes))
+        # a delete of what isn't there changes nothing, and what has read one key and changes nothing needs no check
+        changes = bool(writes) or any(self.full(scope, name) in before for name in deletes)
+        lost = other in checked and (len(checked) > 1 or changes)
         assert outcome == ("abort" if end == "abort" else "conflict" if lost else "commit")
         assert conflicting == ({other} if outcome == "conflict" else set())
         if outcome == "commit":
             for name, value in writes.items():
                 self.put(self.full(scope, name), value)
-            for name in deletes:
+            for name in (name for name in deletes if name in writes or self.full(scope, name) in before):
                 self.model.pop(self.full(scope, name), None)
 
     # ------------------------------------------------------------ what always holds
