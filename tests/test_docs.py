@@ -69,12 +69,16 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
             (tmp_path / name).write_text(code, "utf-8")
     lines = [line[2:] for _, code in blocks(page, "console") for line in code.splitlines() if line.startswith("$ ")]
     for line in lines:
-        command = line.partition("  #")[0].strip()
+        command, _, comment = (part.strip() for part in line.partition("  #"))
         if command.startswith(_ELSEWHERE):
             continue
+        expected = int(code[1]) if (code := re.search(r"exit code (\d)", comment)) else 0
+        command, _, file = (part.strip() for part in command.partition(" > "))
         ran = subprocess.run(shlex.split(command), cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
                              timeout=120, check=False)  # fmt: skip
-        assert ran.returncode == 0, f"{command}: {ran.stdout}{ran.stderr}"
+        assert ran.returncode == expected, f"{command}: {ran.stdout}{ran.stderr}"
+        if file:
+            (tmp_path / file).write_text(ran.stdout, "utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
