@@ -42,6 +42,7 @@ from .nesting import GraphStep
 from .phases import declared_actions, hints
 from .plan import Plan, Step
 from .runner import Commit, Execution, Visited
+from .shape import passed
 from .stack import Stack
 from .store import MISSING, StoreReader
 
@@ -203,13 +204,8 @@ class Request:
 
 
 # ---------------------------------------------------------------- what is known of a graph
-def _inner(step: Step) -> Step:
-    """Of a fan-out the step that its items go through, else the step itself."""
-    return getattr(step, "inner", step)
-
-
 def _check_stores(plan: Plan, place: tuple[Stack, str]) -> None:
-    for step in map(_inner, plan.steps.values()):
+    for step in map(passed, plan.steps.values()):
         if isinstance(step, GraphStep):
             inner = step.graph.place(StoreReader(*place))
             if inner[0] is not place[0]:
@@ -225,7 +221,7 @@ def _declare(plan: Plan) -> None:
     if plan.is_declared:
         return
     plan.is_declared = True
-    for step in map(_inner, plan.steps.values()):
+    for step in map(passed, plan.steps.values()):
         declared_types.extend((step.input_type, step.output_type, *declared_actions(step.node).values()))
         for function in (step.prep, step.exec, step.fallback, step.post):
             if function is not None:
@@ -234,20 +230,6 @@ def _declare(plan: Plan) -> None:
             declared_types.append(step.answer_type)
         if isinstance(step, GraphStep):
             _declare(step.graph.plan)
-
-
-def shape(plan: Plan, within: str = "") -> list[str]:
-    """A graph's nodes and edges, nested ones too, a line each: what a run relies on."""
-    lines = [f"start {within}{plan.start.name}"]
-    for step in plan.steps.values():
-        name, inner = f"{within}{step.name}", _inner(step)
-        lines.append(f"{'ask' if step.asks and step.kind == 'node' else step.kind} {name}")
-        lines.extend(f"edge {name} -{action}-> {within}{target.name}" for action, target in step.actions.items())
-        if inner is not step:
-            lines.append(f"{inner.kind} {name}/{inner.name}")
-        if isinstance(inner, GraphStep):
-            lines.extend(shape(inner.graph.plan, f"{name}/"))
-    return sorted(lines)
 
 
 def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
@@ -355,7 +337,7 @@ class Journal:
             return None
 
     def _start(self, key: str, encoded: bytes) -> Put:
-        return Put(key, {"graph": self.graph.name, "scope": self.prefix, "shape": shape(self.graph.plan), "input": encoded,
+        return Put(key, {"graph": self.graph.name, "scope": self.prefix, "shape": self.graph.plan.shape.lines, "input": encoded,
                          "started": self.started})  # fmt: skip
 
     def _settled(self, entry: Entry, start: Mapping[str, Any], value: Any) -> bytes | None:
@@ -400,7 +382,7 @@ class Journal:
 
     def _changed(self, start: Mapping[str, Any]) -> list[str] | None:
         """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
-        before, now = start["shape"], shape(self.graph.plan)
+        before, now = start["shape"], self.graph.plan.shape.lines
         stands = step_at(self.graph.plan, self.checkpoint.frames)
         if before == now and not isinstance(stands, str):
             return None

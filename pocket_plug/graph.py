@@ -20,6 +20,7 @@ from .ttl import TTL, seconds
 
 if TYPE_CHECKING:
     from .durable import Request
+    from .hookspecs import Carrier
     from .pocket import Pocket
 
 MAX_STEPS = 10_000
@@ -79,7 +80,7 @@ class Graph(Node[I, O]):
         return f"<graph {self.name}: {', '.join(step.name for step in self.plan.steps.values())}>"
 
     async def run(self, input: I, /, *, pocket: Pocket | None = None, run_id: str | None = None,
-                  allow_changed: bool = False) -> O:  # fmt: skip
+                  allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """Run it from the first node to the last and give what that left with.
 
         A run is driven in a context of its own, in the caller's task. `pocket` brings the plugins that watch it; without one
@@ -89,44 +90,47 @@ class Graph(Node[I, O]):
         it had. The store must survive the process, or it is a ConfigError. Raises RunSuspended where it has to wait for an
         answer, RunFenced where another execution has taken it over, RunMismatch where the id is another input's or
         graph's, and RunChanged where the graph is no longer what it was, unless `allow_changed`.
+
+        `traceparent` is a W3C trace context, or what `pocket_plug.propagation.inject` gave elsewhere: its trace goes on.
         """
         request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
-        execution = self._execution(input, pocket, request, loop=True, threads=True)
+        execution = self._execution(input, pocket, request, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
 
     async def resume(self, run_id: str, /, *, answer: Any = MISSING, pocket: Pocket | None = None,
-                     allow_changed: bool = False) -> O:  # fmt: skip
+                     allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
 
         As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
         """
-        execution = self._execution(MISSING, pocket, _request(run_id, answer, allow_changed), loop=True, threads=True)
+        request = _request(run_id, answer, allow_changed)
+        execution = self._execution(MISSING, pocket, request, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(MISSING))
 
     def run_sync(self, input: I, /, *, pocket: Pocket | None = None, run_id: str | None = None,
-                 allow_changed: bool = False) -> O:  # fmt: skip
+                 allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
 
         Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
         store that is bound to an event loop it is `run` on that loop.
         """
         request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
-        execution = self._execution(input, pocket, request, loop=False, threads=False)
+        execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
         return go_in_place(execution, input, self._is_sync)  # type: ignore[no-any-return]
 
     def resume_sync(self, run_id: str, /, *, answer: Any = MISSING, pocket: Pocket | None = None,
-                    allow_changed: bool = False) -> O:  # fmt: skip
+                    allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed)
-        execution = self._execution(MISSING, pocket, request, loop=False, threads=False)
+        execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
         return go_in_place(execution, MISSING, self._is_sync)  # type: ignore[no-any-return]
 
-    def _execution(self, input: Any, pocket: Pocket | None, request: Request | None, *, loop: bool,
-                   threads: bool) -> Execution:  # fmt: skip
+    def _execution(self, input: Any, pocket: Pocket | None, request: Request | None, traceparent: Carrier | None, *,
+                   loop: bool, threads: bool) -> Execution:  # fmt: skip
         if self._validated is not self._options:  # a copy may have others
             self.validate()
         if pocket is None:
@@ -138,11 +142,15 @@ class Graph(Node[I, O]):
         else:
             place = self._placed = self._placed or self.place(Store())
         if request is not None:
-            return request.execution(self, place, input, pocket, loop, threads)
-        if self.plan.asks:
+            execution: Execution = request.execution(self, place, input, pocket, loop, threads)
+        elif self.plan.asks:
             raise ConfigError(f"graph {self.name!r} has a node that asks, so its run may have to wait for an answer in "
                               f"another process; give it an id: run(…, run_id=…)")  # fmt: skip
-        return Execution(self, place, input, pocket, loop, threads)
+        else:
+            execution = Execution(self, place, input, pocket, loop, threads)
+        if traceparent is not None:
+            execution.run.traceparent = {"traceparent": traceparent} if isinstance(traceparent, str) else traceparent
+        return execution
 
     def place(self, outer: View) -> tuple[Stack, str]:
         """Where its nodes read and write, given the outer graph's store."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .discovery import PluginRecord
     from .layer import Layer
     from .pocket import Pocket
+    from .shape import Shape
 
 GROUP = "pocket_plug"
 """The entry-point group, and the name that hook markers carry."""
@@ -32,6 +33,8 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 RunOutcome = Literal["success", "failure", "timeout", "cancelled", "suspended"]
 NodeOutcome = Literal["ok", "fallback", "failed", "cancelled", "suspended"]
 Phase = Literal["prep", "exec", "fallback", "post"]
+Carrier = str | Mapping[str, str]
+"""A trace context from elsewhere: W3C's `traceparent` text, or what `pocket_plug.propagation.inject` gave."""
 
 
 # The views of a run have no slots: what is None until later is the class's until then, which saves setting it.
@@ -43,6 +46,10 @@ class Run:
     graph: str
     parent: Run | None = None
     depth: int = 0
+    shape: Shape | None = field(default=None, repr=False)
+    """The graph's nodes and edges, and their version. Never None in a run; a test of a plugin may leave it out."""
+    traceparent: Mapping[str, str] | None = field(default=None, repr=False, init=False)
+    """The trace context that `run(…, traceparent=…)` was given; there once the run is entered."""
     resumed: bool = field(default=False, init=False)
     """Does it go on with what an earlier execution has left? Then `id` is that one's, too: a durable run's own."""
     carrier: dict[str, str] | None = field(default=None, repr=False, init=False)
@@ -72,6 +79,8 @@ class NodeCall:
     phases: tuple[Phase, ...] = ()
     """The phases that it overrides."""
     input: Any = field(default=None, repr=False)
+    is_item: bool = False
+    """Is it one of the items of a fan-out?"""
     output: Any = field(default=None, repr=False, init=False)
     action: str | None = field(default=None, init=False)
     next: str | None = field(default=None, init=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from .chain import DEFAULT, Chain
@@ -15,6 +16,7 @@ from .typechecks import checker, fits
 
 if TYPE_CHECKING:
     from .hookspecs import Phase
+    from .shape import Shape
 
 Function = Callable[..., Any]
 
@@ -154,6 +156,13 @@ class Plan:
     def is_sync(self) -> bool:
         """Can every step run without an event loop?"""
         return all(step.is_sync for step in self.steps.values())
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Its nodes and edges, for those that watch its runs or go on with them."""
+        from .shape import Shape  # which knows all kinds of steps, and they this
+
+        return Shape(self)
 
     def named(self, name: str) -> Step | None:
         """The step of that name."""

@@ -32,7 +32,7 @@ from .config import (
 from .config import order_names as order_names
 from .discovery import PluginRecord, find_plugins
 from .errors import ConfigError, PluginError, PocketError, StoreClosedError, UnknownStoreError, suggest
-from .hookspecs import Observer, Run
+from .hookspecs import Carrier, Observer, Run
 from .layer import Layer
 from .manager import PLUGIN_FAULTS, Manager, describe, report_failure
 from .memory import Memory
@@ -315,9 +315,10 @@ class Pocket:
         if not told:
             self._manager.shutdown(self)
 
-    async def run(self, graph: Graph[I, O], input: I, /, *, run_id: str | None = None) -> O:
+    async def run(self, graph: Graph[I, O], input: I, /, *, run_id: str | None = None,
+                  traceparent: Carrier | None = None) -> O:  # fmt: skip
         """Run a graph, watched by this Pocket's plugins."""
-        return await graph.run(input, pocket=self, run_id=run_id)
+        return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
 
 
 class _Stores(Mapping[str, "Store"]):

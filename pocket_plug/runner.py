@@ -72,10 +72,10 @@ class Execution:
         self.turn_ends = 0.0
         if parent is None:
             self.outermost, self.exits = self, NO_EXITS
-            self.run = run = Run(run_id or run_ids.next(), graph.name, input=input)
+            self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
         else:
             self.outermost, self.exits = parent.outermost, parent.exits
-            self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input)
+            self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
             if run.depth > graph.max_depth:
                 raise StepLimitError(
                     f"graph {graph.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
@@ -266,7 +266,8 @@ class Execution:
         run, visits, name = self.run, self.visits, step.name
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
-        call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value)
+        call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value,
+                        step.is_item)  # fmt: skip
         if self.on_node:
             enter(entered, self.on_node, call)
         return call

@@ -1,0 +1,100 @@
+"""A trace context that goes elsewhere as plain texts, and what may not go with it unasked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import baggage, context, trace
+
+from pocket_plug import Graph, Pocket, hookimpl, node
+from pocket_plug.hookspecs import Observer, Run
+from pocket_plug.propagation import context_of, current_session, extract, inject, session
+
+ELSEWHERE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@node
+def double(n: int) -> int:
+    return 2 * n
+
+
+class Seen:
+    """Keeps the trace context of each run, as it is entered."""
+
+    def __init__(self) -> None:
+        self.given: list[Mapping[str, str] | None] = []
+
+    @hookimpl
+    def pocket_observe(self, run: Run) -> Observer:
+        def entered(run: Run) -> None:
+            self.given.append(run.traceparent)
+
+        return Observer(run=entered)
+
+
+# ---------------------------------------------------------------- carriers
+def test_what_is_injected_is_extracted() -> None:
+    """Span, state of the trace, and session come out on the other side as they went in."""
+    carrier = {"traceparent": ELSEWHERE, "tracestate": "vendor=1", "session.id": "chat-17"}
+    with extract(carrier):
+        assert inject() == carrier
+    assert inject() == {}
+
+
+def test_headers_are_named_in_any_case() -> None:
+    """As HTTP has it."""
+    with extract({"Traceparent": ELSEWHERE, "SESSION.ID": "chat-17"}):
+        assert inject() == {"traceparent": ELSEWHERE, "session.id": "chat-17"}
+
+
+def test_a_context_is_over_with_its_block() -> None:
+    """Whatever happens in it."""
+    before = context.get_current()
+    with pytest.raises(LookupError), session("chat-17"), extract(ELSEWHERE):
+        raise LookupError
+    assert context.get_current() == before
+    assert current_session() is None
+
+
+def test_baggage_goes_along_only_if_it_is_named() -> None:
+    """On both sides: neither is it sent unasked, nor taken unasked."""
+    token = context.attach(baggage.set_baggage("secret", "s3cret", baggage.set_baggage("tenant", "acme, inc")))
+    try:
+        assert inject() == {}
+        carrier = inject(baggage=["tenant", "absent"])
+    finally:
+        context.detach(token)
+    assert carrier.keys() == {"baggage"}
+    assert "s3cret" not in carrier["baggage"]
+    assert baggage.get_all(context_of(carrier)) == {}
+    assert baggage.get_all(context_of(carrier, baggage=["tenant"])) == {"tenant": "acme, inc"}
+
+
+@given(st.one_of(st.text(), st.dictionaries(st.sampled_from(["traceparent", "tracestate", "baggage", "session.id", "x"]),
+                                            st.one_of(st.text(), st.none(), st.integers()))))  # fmt: skip
+def test_no_carrier_can_do_harm(carrier: Any) -> None:
+    """What can't be read is no context: a message from anywhere must not fail the work that it asks for."""
+    with extract(carrier):
+        found = trace.get_current_span().get_span_context()
+        assert not found.is_valid or found.is_remote
+        inject()
+
+
+# ---------------------------------------------------------------- runs
+@pytest.mark.parametrize("given", [ELSEWHERE, {"traceparent": ELSEWHERE}], ids=["text", "carrier"])
+def test_a_run_tells_its_observers_where_it_comes_from(given: Any) -> None:
+    """In each colour, and by way of a Pocket; a run without has none."""
+    seen = Seen()
+    pocket = Pocket(plugins=[seen])
+    graph = Graph(double)
+    assert graph.run_sync(1, pocket=pocket, traceparent=given) == 2
+    assert asyncio.run(graph.run(1, pocket=pocket, traceparent=given)) == 2
+    assert asyncio.run(pocket.run(graph, 1, traceparent=given)) == 2
+    assert seen.given == 3 * [{"traceparent": ELSEWHERE}]
+    assert graph.run_sync(1, pocket=pocket) == 2
+    assert seen.given[3] is None
