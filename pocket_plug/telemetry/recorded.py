@@ -1,0 +1,352 @@
+"""Reads traces back from a file of OTLP/JSON, one request per line: ours, or that of a collector's file exporter.
+
+No SDK is needed for it. What is read is never written; the file may grow meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from sys import intern
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = ["Event", "RecordedSpan", "SpanLink", "Trace", "TraceFile", "read_traces"]
+
+Status = Literal["unset", "ok", "error"]
+
+
+# ---------------------------------------------------------------- what is read
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened within a span; `time` in nanoseconds since the epoch."""
+
+    name: str
+    time: int
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanLink:
+    """Another span that belongs to this one, mostly in another trace. Ids in hex."""
+
+    trace_id: str
+    span_id: str
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedSpan:
+    """A span as it was written.
+
+    Ids are in hex, `start` and `end` in nanoseconds since the epoch, `end` 0 while it still goes on. `kind` is OTLP's number
+    (1 internal, 2 server, 3 client, 4 producer, 5 consumer), `scope` the name of its instrumentation scope.
+    """
+
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    name: str
+    kind: int
+    scope: str
+    start: int
+    end: int
+    attributes: Mapping[str, Any]
+    status: Status = "unset"
+    message: str = ""
+    events: tuple[Event, ...] = ()
+    links: tuple[SpanLink, ...] = ()
+    resource: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def duration(self) -> int:
+        """Nanoseconds from start to end; 0 while it goes on."""
+        return max(self.end - self.start, 0)
+
+    @property
+    def is_run(self) -> bool:
+        """Is it the span of a graph's run?"""
+        return "pocket_plug.run.id" in self.attributes and "pocket_plug.node.name" not in self.attributes
+
+    @property
+    def retries(self) -> int:
+        """How often a node's work was tried again; 0 for all other spans."""
+        attempts = self.attributes.get("pocket_plug.node.attempts")
+        return max(attempts - 1, 0) if isinstance(attempts, int) else 0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The spans of one trace id, in the order in which they began. There is at least one."""
+
+    id: str
+    spans: tuple[RecordedSpan, ...]
+
+    @cached_property
+    def roots(self) -> tuple[RecordedSpan, ...]:
+        """The spans whose parent isn't here: it has none, or that was recorded elsewhere, lost, or still goes on."""
+        ids = {span.span_id for span in self.spans}
+        return tuple(span for span in self.spans if span.parent_id not in ids)
+
+    @cached_property
+    def runs(self) -> tuple[RecordedSpan, ...]:
+        """The outermost runs, without those of nested graphs."""
+        return tuple(span for span in self.spans if span.is_run and "pocket_plug.run.parent_id" not in span.attributes)
+
+    @property
+    def root(self) -> RecordedSpan:
+        """The first of the outermost runs; in a trace without one, the first span whose parent isn't here."""
+        return (self.runs or self.roots or self.spans)[0]
+
+    @property
+    def graph(self) -> str | None:
+        """The graph of the run, where any span names one."""
+        return self._said("pocket_plug.graph.name")
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run, where any span names one."""
+        return self._said("pocket_plug.run.id")
+
+    @property
+    def outcome(self) -> str | None:
+        """That of the run: success, failure, timeout, cancelled or suspended. None: no run, or it hasn't ended."""
+        outcome = self.root.attributes.get("pocket_plug.run.outcome")
+        return outcome if isinstance(outcome, str) else None
+
+    @property
+    def start(self) -> int:
+        """Nanoseconds since the epoch."""
+        return self.spans[0].start
+
+    @property
+    def duration(self) -> int:
+        """Nanoseconds from when the first span began to when the last one ended."""
+        return max(max(span.end for span in self.spans) - self.start, 0)
+
+    @cached_property
+    def errors(self) -> int:
+        """How many spans failed."""
+        return sum(span.status == "error" for span in self.spans)
+
+    @cached_property
+    def retries(self) -> int:
+        """How often nodes' work was tried again."""
+        return sum(span.retries for span in self.spans)
+
+    def _said(self, name: str) -> str | None:
+        for span in (self.root, *self.spans):
+            if isinstance(value := span.attributes.get(name), str):
+                return value
+        return None
+
+
+def read_traces(path: str | PathLike[str], ids: Collection[str] | None = None) -> list[Trace]:
+    """The traces in a file, that which began last first; with `ids`, only those, so that a large file needs no memory.
+
+    What is no OTLP/JSON is passed over; `TraceFile` tells how many lines that were. Raises OSError where there is no file.
+    """
+    return traces_of(TraceFile(path).spans(ids))
+
+
+def traces_of(spans: Iterator[RecordedSpan] | Sequence[RecordedSpan]) -> list[Trace]:
+    """Spans put together by trace, the trace that began last first. Of a span that comes twice, the last one counts."""
+    traces: dict[str, dict[str, RecordedSpan]] = {}
+    for span in spans:
+        traces.setdefault(span.trace_id, {})[span.span_id] = span
+    found = [Trace(id, tuple(sorted(held.values(), key=lambda span: span.start))) for id, held in traces.items()]
+    return sorted(found, key=lambda trace: trace.start, reverse=True)
+
+
+# ---------------------------------------------------------------- the file
+_BEGIN = b'{"resourceSpans":'
+"""How a request begins. It can't stand within a text of one, where quotes are escaped."""
+
+_TRACE_ID = re.compile(rb'"traceId":\s*"([0-9A-Fa-f]{32})"')
+
+
+class TraceFile:
+    """A file of traces, read from where it was left: asked again, it gives what was added meanwhile.
+
+    `unreadable` counts the lines of which something couldn't be read: no request, or one that a process was killed
+    over. What another process wrote behind such a half is read.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        self.unreadable = 0
+        self._read = 0
+
+    def spans(self, ids: Collection[str] | None = None, *, growing: bool = False) -> Iterator[RecordedSpan]:
+        """Those that weren't read yet, line by line; with `ids`, those of these traces only.
+
+        A last line without its end is left for the next time if the file is `growing`, else read as it is. Raises
+        OSError where there is no file.
+        """
+        wanted = None if ids is None else {id.encode() for id in ids}
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if growing and not line.endswith(b"\n"):
+                    return
+                self._read += len(line)
+                # a look at the bytes is many times faster than to decode what isn't wanted
+                if wanted is None or not wanted.isdisjoint(id.lower() for id in _TRACE_ID.findall(line)):
+                    for span in self._spans_of(line):
+                        if ids is None or span.trace_id in ids:
+                            yield span
+
+    def _spans_of(self, line: bytes) -> list[RecordedSpan]:
+        if not line.strip():
+            return []
+        try:
+            return _spans(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self.unreadable += 1
+        if (begin := line.rfind(_BEGIN)) <= 0:
+            return []
+        try:
+            return _spans(line[begin:])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return []
+
+
+# ---------------------------------------------------------------- OTLP/JSON
+class _Value(msgspec.Struct, rename="camel"):
+    string_value: str | None = None
+    bool_value: bool | None = None
+    int_value: int | None = None
+    double_value: float | None = None
+    array_value: _Array | None = None
+    kvlist_value: _Attributes | None = None
+    bytes_value: str | None = None
+
+
+class _Array(msgspec.Struct):
+    values: list[_Value] = []
+
+
+class _Attribute(msgspec.Struct):
+    key: str = ""
+    value: _Value | None = None
+
+
+class _Attributes(msgspec.Struct):
+    values: list[_Attribute] = []
+
+
+class _Event(msgspec.Struct, rename="camel"):
+    name: str = ""
+    time_unix_nano: int = 0
+    attributes: list[_Attribute] = []
+
+
+class _Link(msgspec.Struct, rename="camel"):
+    trace_id: str = ""
+    span_id: str = ""
+    attributes: list[_Attribute] = []
+
+
+class _Status(msgspec.Struct):
+    code: int | str = 0
+    message: str = ""
+
+
+class _Span(msgspec.Struct, rename="camel"):
+    trace_id: str
+    span_id: str
+    name: str = ""
+    parent_span_id: str = ""
+    kind: int | str = 0
+    start_time_unix_nano: int = 0
+    end_time_unix_nano: int = 0
+    attributes: list[_Attribute] = []
+    status: _Status | None = None
+    events: list[_Event] = []
+    links: list[_Link] = []
+
+
+class _Scope(msgspec.Struct):
+    name: str = ""
+
+
+class _ScopeSpans(msgspec.Struct):
+    scope: _Scope | None = None
+    spans: list[_Span] = []
+
+
+class _Resource(msgspec.Struct):
+    attributes: list[_Attribute] = []
+
+
+class _ResourceSpans(msgspec.Struct, rename="camel"):
+    resource: _Resource | None = None
+    scope_spans: list[_ScopeSpans] = []
+
+
+class _Request(msgspec.Struct, rename="camel"):
+    resource_spans: list[_ResourceSpans]
+
+
+_decode = msgspec.json.Decoder(_Request, strict=False).decode  # not strict: 64-bit integers come as text or as numbers
+
+_KINDS = {
+    f"SPAN_KIND_{name}": number
+    for number, name in enumerate(("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"))
+}
+_STATUSES: dict[int | str, Status] = {1: "ok", 2: "error", "STATUS_CODE_OK": "ok", "STATUS_CODE_ERROR": "error"}
+
+
+def _spans(line: bytes) -> list[RecordedSpan]:
+    return [
+        _span(span, intern(scope_spans.scope.name) if scope_spans.scope else "", resource)
+        for resource_spans in _decode(line).resource_spans
+        for resource in [_attributes(resource_spans.resource.attributes) if resource_spans.resource else {}]
+        for scope_spans in resource_spans.scope_spans
+        for span in scope_spans.spans
+    ]
+
+
+def _span(span: _Span, scope: str, resource: Mapping[str, Any]) -> RecordedSpan:
+    status = span.status or _Status()
+    return RecordedSpan(
+        trace_id=intern(span.trace_id.lower()),
+        span_id=span.span_id.lower(),
+        parent_id=span.parent_span_id.lower() or None,
+        name=intern(span.name),
+        kind=span.kind if isinstance(span.kind, int) else _KINDS.get(span.kind, 0),
+        scope=scope,
+        start=span.start_time_unix_nano,
+        end=span.end_time_unix_nano,
+        attributes=_attributes(span.attributes),
+        status=_STATUSES.get(status.code, "unset"),
+        message=status.message,
+        events=tuple(Event(each.name, each.time_unix_nano, _attributes(each.attributes)) for each in span.events),
+        links=tuple(
+            SpanLink(each.trace_id.lower(), each.span_id.lower(), _attributes(each.attributes)) for each in span.links
+        ),
+        resource=resource,
+    )
+
+
+def _attributes(attributes: Sequence[_Attribute]) -> dict[str, Any]:
+    return {intern(each.key): None if each.value is None else _value(each.value) for each in attributes}
+
+
+def _value(value: _Value) -> Any:
+    if value.array_value is not None:
+        return tuple(_value(item) for item in value.array_value.values)
+    if value.kvlist_value is not None:
+        return _attributes(value.kvlist_value.values)
+    if value.bytes_value is not None:
+        return base64.b64decode(value.bytes_value + "=" * (-len(value.bytes_value) % 4))
+    for plain in (value.string_value, value.bool_value, value.int_value, value.double_value):
+        if plain is not None:
+            return plain
+    return None
