@@ -31,7 +31,11 @@ class Keeping:
 
     def __init__(self) -> None:
         self.version = 0
+        self.evictions: dict[Reason, int] = {"size": 0, "bytes": 0, "expired": 0}
         self.clear()
+
+    def __len__(self) -> int:
+        return 0 if isinstance(self.entries, Closed) else len(self.entries)
 
     def clear(self) -> None:
         """Begin empty; the version goes on."""
@@ -43,6 +47,11 @@ class Keeping:
     def take_over(self, entries: Mapping[str, Entry], now: float) -> None:
         """Begin with what was kept in another way."""
         self.apply([Put(key, e.value, e.expires_at, e.version) for key, e in entries.items()], self.version, now)
+
+    def count(self, dropped: Iterable[Dropped]) -> None:
+        """Note that these had to go."""
+        for _, _, reason in dropped:
+            self.evictions[reason] += 1
 
     def deadline(self, entry: Any) -> float | None:
         """When the entry stops being readable."""
@@ -145,9 +154,19 @@ class Memory(Backend):
                 raise ConfigError(
                     "this Memory is bounded by another stack already; share that stack's store, or use another Memory"
                 )
-            keeping.version = former.version
+            keeping.version, keeping.evictions = former.version, former.evictions
             keeping.take_over({key: entry for key, entry in former.entries.items() if former.alive(entry, now)}, now)
             self._keeping = keeping
+
+    @property
+    def entries(self) -> int:
+        """How many it keeps, expired ones too that no write has swept out yet."""
+        return len(self._keeping)
+
+    @property
+    def evictions(self) -> Mapping[Reason, int]:
+        """How many had to go so far, by reason; what is asked once goes on counting."""
+        return self._keeping.evictions
 
     async def read(self, key: str) -> Entry | None:
         """One dict look-up; no lock, since a dict's `get` is atomic."""
@@ -168,6 +187,8 @@ class Memory(Backend):
                 return keeping.version
             version = keeping.version = keeping.version + 1
             dropped = keeping.apply(changes, version, now)
+            if dropped:
+                keeping.count(dropped)
         finally:
             self.lock.release()
         if dropped and keeping.tell is not None:

@@ -115,6 +115,16 @@ class Bounding(Layer):
                 "meant, say durable=True; to bound what is in memory only: layers=[Persistence(to=…), Bounding(…)]"
             )
 
+    @property
+    def entries(self) -> int:
+        """How many it knows to be there, expired ones too that no write has looked for yet."""
+        return len(self._index)
+
+    @property
+    def evictions(self) -> Mapping[Reason, int]:
+        """How many had to go so far, by reason; what is asked once goes on counting."""
+        return self._index.evictions
+
     # ------------------------------------------------------------ over anything but Memory
     async def open(self) -> None:
         """Count what is there already, as if it were set now."""
@@ -209,8 +219,9 @@ class Bounding(Layer):
             with self._lock:
                 if self._going.get(key) is chosen:
                     del self._going[key]
-            if entry is not None:
-                dropped.append((key, entry, chosen[1]))
+                if entry is not None:
+                    dropped.append((key, entry, chosen[1]))
+                    self._index.count(dropped[-1:])
         if dropped and self.on_evict is not None:
             await self._tell(dropped)
 
@@ -343,6 +354,7 @@ class _Bounded(Keeping):
         if not self._simple:
             return memory.write
         others, lock, clock, ttl, most = memory.write, memory.lock, memory.clock, self._ttl, self._max_entries
+        evictions = self.evictions
 
         async def write(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
             if len(changes) != 1 or not isinstance(change := changes[0], Put) or change.version is not None:
@@ -354,7 +366,7 @@ class _Bounded(Keeping):
                     self.check(expect, now)
                 version = self.version = self.version + 1
                 if now >= self.earliest or self._exempt or RESERVED <= key < _BEYOND_RESERVED:
-                    self.apply(changes, version, now)
+                    self.count(self.apply(changes, version, now))
                     return version
                 entries: OrderedDict[str, Any] = self.entries
                 expires_at = deadline = change.expires_at
@@ -375,6 +387,7 @@ class _Bounded(Keeping):
                     self.sorted = None
                 while len(entries) > most:
                     entries.popitem(False)
+                    evictions["size"] += 1
                 if deadline is not None and deadline < self.earliest:
                     self.earliest = deadline
                 return version
@@ -425,7 +438,8 @@ class _Bounded(Keeping):
             dropped += self.take_expired(self.expired(now), now)
         if self._simple and not self._exempt:
             while len(entries) > self._max_entries:
-                entries.popitem(last=False)
+                _, record = entries.popitem(last=False)
+                self.evictions["size" if self.alive(record, now) else "expired"] += 1
             return dropped
         while len(entries) - self._exempt > self._max_entries:
             dropped.append(self._take_oldest("size", now))

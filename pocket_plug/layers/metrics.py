@@ -1,7 +1,8 @@
 """Figures of runs, nodes and stores. It speaks the OpenTelemetry API only and sets nothing up.
 
 A store operation in memory is counted in integers of our own, which are published when metrics are collected: the SDK's
-own counters cost thirty times a read. Attributes never hold a key, a value, a run's id or a message.
+own counters cost thirty times a read. Attributes never hold a key, a value, a run's id or a message, and of what a
+program names (graphs, nodes, actions, exceptions) they hold so many different ones, then `_OTHER`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
@@ -24,10 +25,13 @@ from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
 from pocket_plug.errors import Conflict
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer, parts
+from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
+from pocket_plug.memory import Memory, Reason
 from pocket_plug.reporting import SCHEMA_URL, capped, changed, error_type, nobody_can, own_version, say_once, system_of
 
 if TYPE_CHECKING:
+    from pocket_plug.backend import Backend
     from pocket_plug.layers.write_behind import WriteBehind
     from pocket_plug.pocket import Pocket
 
@@ -91,59 +95,89 @@ def pocket_observe(run: Run) -> Observer | None:
     if type(provider).__module__.startswith("opentelemetry.metrics"):  # the API's own: it stands in, or does nothing
         return None
     instruments = _instruments(_settings.meter_provider)
-    return Observer(
-        run=lambda run: _RunTimer(instruments, run),
-        node=(lambda call: _NodeTimer(instruments, call)) if _settings.node_duration else None,
-        event=instruments.event,
-    )
+    timed = _settings.node_duration
+
+    def node(call: NodeCall) -> _NodeTimer | None:
+        return _NodeTimer(instruments, call, timed) if timed or call.is_item else None
+
+    return Observer(run=lambda run: _RunTimer(instruments, run), node=node, event=instruments.event)
 
 
 class _RunTimer:
-    __slots__ = ("graph", "instruments", "run", "started")
+    __slots__ = ("active", "graph", "instruments", "run", "started")
 
     def __init__(self, instruments: _Instruments, run: Run) -> None:
         self.instruments, self.run = instruments, run
-        self.graph: Attributes = {"pocket_plug.graph.name": capped(run.graph)}
+        self.graph: Attributes = {"pocket_plug.graph.name": _graphs[run.graph]}
 
     def __enter__(self) -> None:
-        self.instruments.run_active.add(1, self.graph)
+        self.active = self.instruments.runs.begin(self.graph)
         self.started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self.started
-        self.instruments.run_active.add(-1, self.graph)
+        self.active.end()
         attributes = self.graph | _failure(self.run.error)
         attributes["pocket_plug.run.outcome"] = self.run.outcome or "success"
         self.instruments.run_duration.record(seconds, attributes)
 
 
 class _NodeTimer:
-    __slots__ = ("call", "instruments", "started")
+    __slots__ = ("active", "call", "instruments", "started", "timed")
 
-    def __init__(self, instruments: _Instruments, call: NodeCall) -> None:
-        self.instruments, self.call = instruments, call
+    def __init__(self, instruments: _Instruments, call: NodeCall, timed: bool) -> None:
+        self.instruments, self.call, self.timed = instruments, call, timed
+        self.active: Active | None = None
 
     def __enter__(self) -> None:
+        if self.call.is_item:
+            self.active = self.instruments.items.begin(_about(self.call))
         self.started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self.started
+        if self.active is not None:
+            self.active.end()
+        if not self.timed:
+            return
         call = self.call
         attributes = _about(call) | _failure(call.error)
         attributes["pocket_plug.node.outcome"] = call.outcome or "ok"
-        if call.action is not None:
-            # one that leads to a node stands in the graph; others may come from anywhere, a language model say
-            known = call.next is not None or call.action in ("default", "END")
-            attributes["pocket_plug.node.action"] = capped(call.action) if known else "_OTHER"
+        if call.action is not None:  # some edge's: a run refuses what no edge has, whoever made it up
+            attributes["pocket_plug.node.action"] = _actions[call.action]
         self.instruments.node_duration.record(seconds, attributes)
 
 
 def _about(call: NodeCall) -> Attributes:
-    return {"pocket_plug.graph.name": capped(call.run.graph), "pocket_plug.node.name": capped(call.name)}
+    return {"pocket_plug.graph.name": _graphs[call.run.graph], "pocket_plug.node.name": _nodes[call.name]}
 
 
 def _failure(error: BaseException | None) -> Attributes:
-    return {} if error is None else {"error.type": error_type(error)}
+    return {} if error is None else {"error.type": _errors[error_type(error)]}
+
+
+class Names(dict[str, str]):
+    """What attributes call things that a program has named: so many different ones by their names, the rest `_OTHER`.
+
+    A graph that is made anew for each request, with an id in its name, can't fill up the backend.
+
+    >>> names = Names(most=2)
+    >>> [names[name] for name in ("a", "b", "c", "a")]
+    ['a', 'b', '_OTHER', 'a']
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __missing__(self, name: str) -> str:
+        if len(self) >= self._most:
+            return "_OTHER"
+        self[name] = known = capped(name)
+        return known
+
+
+_graphs, _nodes, _actions, _errors = Names(500), Names(1000), Names(500), Names(200)
 
 
 # ---------------------------------------------------------------- instruments
@@ -153,14 +187,22 @@ class _Instruments:
     def __init__(self, meter_provider: MeterProvider | None) -> None:
         meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
         self.tallies: dict[tuple[str, str], Tally] = {}
-        self._lock = threading.Lock()
+        self.queues: weakref.WeakKeyDictionary[WriteBehind, Attributes] = weakref.WeakKeyDictionary()
+        self.reset()
+        _sets.add(self)
         self.run_duration = meter.create_histogram(
             "pocket_plug.run.duration", "s", "How long runs take",
             explicit_bucket_boundaries_advisory=_RUN_BUCKETS)  # fmt: skip
         self.node_duration = meter.create_histogram(
             "pocket_plug.node.duration", "s", "How long visits of nodes take",
             explicit_bucket_boundaries_advisory=_RUN_BUCKETS)  # fmt: skip
-        self.run_active = meter.create_up_down_counter("pocket_plug.run.active", "{run}", "Runs that go on")
+        for name, figure, unit, description in (
+            ("run", "runs", "{run}", "Runs that go on"),
+            ("fan_out", "items", "{item}", "Items of fan-outs that are being worked on"),
+        ):
+            meter.create_observable_up_down_counter(
+                f"pocket_plug.{name}.active", [self._of_active(figure)], unit, description
+            )
         self.node_retries = meter.create_counter(
             "pocket_plug.node.retries", "{retry}", "Attempts at exec after the first"
         )
@@ -175,9 +217,12 @@ class _Instruments:
             ("writes", "{entry}", "Entries set or deleted"),
             ("conflicts", "{conflict}", "Writes that expected another version"),
             ("errors", "{error}", "Operations that failed"),
+            ("evictions", "{entry}", "Entries that had to go"),
         ):
             meter.create_observable_counter(f"pocket_plug.store.{name}", [self._counts(name)], unit, description)
-        self.queues: weakref.WeakKeyDictionary[WriteBehind, Attributes] = weakref.WeakKeyDictionary()
+        meter.create_observable_gauge(
+            "pocket_plug.store.entries", [self._counts("entries")], "{entry}", "Entries kept in memory, or bounded"
+        )
         meter.create_observable_gauge(
             "pocket_plug.store.queue", [self._of_queues("length")], "{write}", "Keys that are yet to be written behind"
         )
@@ -185,10 +230,23 @@ class _Instruments:
             "pocket_plug.store.queue.age", [self._of_queues("age")], "s", "How long the oldest of them has been waiting"
         )
 
+    def reset(self) -> None:
+        """Nothing goes on yet: at the start, and in a forked child, which reports what it begins itself."""
+        self.runs, self.items = Going(), Going()
+        self._lock = threading.Lock()
+
     def tally(self, namespace: str, system: str) -> Tally:
         """What the stores of one namespace over one kind of backend count together."""
         with self._lock:
             return self.tallies.setdefault((namespace, system), Tally())
+
+    def _of_active(self, figure: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def collect(options: CallbackOptions) -> Iterable[Observation]:
+            going: Going = getattr(self, figure)  # a forked child has another one
+            for value, attributes in going.values():
+                yield Observation(value, attributes)
+
+        return collect
 
     def _counts(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def collect(options: CallbackOptions) -> Iterable[Observation]:
@@ -234,21 +292,28 @@ def _store(namespace: str, system: str) -> Attributes:
     return attributes
 
 
+_sets: weakref.WeakSet[_Instruments] = weakref.WeakSet()
 _for_global: _Instruments | None = None
 _for_providers: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 
 
 def _instruments(meter_provider: MeterProvider | None) -> _Instruments:
-    """The set of a provider; of the global one, which may be set later: the API's stand-ins then become real."""
+    """The set of a provider; of the global one, which may be set later: the API's stand-ins then become real.
+
+    The global one has one set too where it is handed over as well.
+    """
     global _for_global
     with _making:
         if meter_provider is None:
-            _for_global = _for_global or _Instruments(None)
+            if _for_global is None:
+                _for_global = _for_providers.get(metrics.get_meter_provider()) or _Instruments(None)
             return _for_global
-        if meter_provider not in _for_providers:
-            _for_providers[meter_provider] = _Instruments(meter_provider)
-        return _for_providers[meter_provider]
+        if (found := _for_providers.get(meter_provider)) is None:
+            is_global = _for_global is not None and metrics.get_meter_provider() is meter_provider
+            found = _for_global if is_global else None
+            found = _for_providers[meter_provider] = found or _Instruments(meter_provider)
+        return found
 
 
 # ---------------------------------------------------------------- counting
@@ -287,14 +352,111 @@ class Count:
         self._looks = next(self.counter) + 1
 
 
+class Active:
+    """How many of a kind go on: those begun, less those ended."""
+
+    __slots__ = ("attributes", "begin", "begun", "end", "ended")
+
+    def __init__(self, attributes: Attributes) -> None:
+        self.attributes = attributes
+        self.begun, self.ended = Count(), Count()
+        self.begin, self.end = self.begun.add, self.ended.add
+
+    def value(self) -> int:
+        """How many there are now."""
+        ended = self.ended.value()  # asked first: what begins and ends meanwhile is no less than none
+        return self.begun.value() - ended
+
+
+class Going:
+    """What goes on, by attributes.
+
+    >>> going = Going()
+    >>> run = going.begin({"graph": "orders"})
+    >>> going.values()
+    [(1, {'graph': 'orders'})]
+    >>> _ = run.end()
+    >>> going.values()
+    [(0, {'graph': 'orders'})]
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[Any, ...], Active] = {}
+
+    def begin(self, attributes: Attributes) -> Active:
+        """One more, until its `end()`."""
+        key = (*attributes.values(),)
+        active = self._kinds.get(key) or self._kinds.setdefault(key, Active(attributes))
+        active.begin()
+        return active
+
+    def values(self) -> list[tuple[int, Attributes]]:
+        """How many there are of each kind that there was."""
+        return [(active.value(), active.attributes) for active in list(self._kinds.values())]
+
+
+class Keeper(Protocol):
+    """A part of a stack that knows what it keeps: Memory, or bounding over something else."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def evictions(self) -> Mapping[Reason, int]: ...
+
+
+class _Watched:
+    """What a keeper evicts from now on, though it goes away itself."""
+
+    __slots__ = ("_evictions", "_start", "keeper")
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = weakref.ref(keeper)
+        self._evictions = keeper.evictions
+        self.reset()
+
+    def evicted(self) -> Counter[Reason]:
+        return Counter({reason: number - self._start[reason] for reason, number in self._evictions.items()})
+
+    def reset(self) -> None:
+        self._start = dict(self._evictions)
+
+
 class Tally:
     """What is counted of stores."""
 
     def __init__(self) -> None:
         self.hits, self.misses, self.puts, self.deletes, self.lost = Count(), Count(), Count(), Count(), Count()
         self._failed: Counter[tuple[str, str]] = Counter()
+        self._watched: list[_Watched] = []
+        self._evicted: Counter[Reason] = Counter()  # by keepers that are gone
         self._lock = threading.Lock()
         _tallies.add(self)
+
+    def watch(self, keeper: Keeper) -> None:
+        """Count what it keeps and evicts, for as long as it is there; stores may share it."""
+        with self._lock:
+            gone = [watched for watched in self._watched if watched.keeper() is None]
+            for watched in gone:
+                self._evicted.update(watched.evicted())
+                self._watched.remove(watched)
+            if not any(watched.keeper() is keeper for watched in self._watched):
+                self._watched.append(_Watched(keeper))
+
+    def entries(self) -> Iterable[tuple[int, Attributes]]:
+        """For `pocket_plug.store.entries`."""
+        with self._lock:
+            keepers = [keeper for watched in self._watched if (keeper := watched.keeper()) is not None]
+        if keepers:
+            yield sum(keeper.entries for keeper in keepers), {}
+
+    def evictions(self) -> Iterable[tuple[int, Attributes]]:
+        """For `pocket_plug.store.evictions`."""
+        with self._lock:
+            evicted = Counter(self._evicted)
+            for watched in self._watched:
+                evicted.update(watched.evicted())
+        for reason, number in evicted.items():
+            yield number, {"pocket_plug.store.eviction.reason": reason}
 
     def failed(self, operation: str, error: Exception) -> None:
         """Count a failed operation."""
@@ -302,7 +464,7 @@ class Tally:
             self.lost.add()
             return
         with self._lock:
-            self._failed[operation, error_type(error)] += 1
+            self._failed[operation, _errors[error_type(error)]] += 1
 
     def lookups(self) -> Iterable[tuple[int, Attributes]]:
         """For `pocket_plug.store.lookups`."""
@@ -330,6 +492,9 @@ class Tally:
         for count in (self.hits, self.misses, self.puts, self.deletes, self.lost):
             count.reset()
         self._failed.clear()
+        self._evicted = Counter(dict.fromkeys(self._evicted, 0))
+        for watched in self._watched:
+            watched.reset()
         self._lock = threading.Lock()
 
 
@@ -337,6 +502,10 @@ _tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
 
 
 def _reset() -> None:
+    global _making
+    _making = threading.Lock()
+    for instruments in list(_sets):
+        instruments.reset()
     for tally in list(_tallies):
         tally.reset()
 
@@ -363,6 +532,9 @@ class Metrics(Layer):
         self._counted_read = counted_read = _counting(self.inner.read, tally)
         if self.inner.inline_read:
             setattr(self, "read", counted_read)  # noqa: B010 - decided here once, not at each call
+        keeper = _keeper_of(self.inner)
+        if keeper is not None:
+            tally.watch(keeper)
         for part in parts(self.inner):
             queue = part.queue if isinstance(part, Persistence) else None
             if queue is not None:
@@ -424,6 +596,14 @@ class Metrics(Layer):
             self._instruments.operation_duration.record(time.perf_counter() - started, attributes)
         except Exception as failure:  # noqa: BLE001 - a failing meter must not fail the store
             say_once("measuring a store operation", failure)
+
+
+def _keeper_of(stack: Backend) -> Keeper | None:
+    """The outermost part that knows what it keeps. Bounding right over Memory is Memory's own way of keeping."""
+    for part in parts(stack):
+        if isinstance(part, Memory) or (isinstance(part, Bounding) and type(part.inner) is not Memory):
+            return part
+    return None
 
 
 def _counting(

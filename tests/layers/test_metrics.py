@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +19,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 import pocket_plug as pp
 from pocket_plug import Store, SyncStore
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry
+from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import ConfigError, Conflict, StoreError
-from pocket_plug.hookspecs import NodeCall, Run
+from pocket_plug.hookspecs import Run
 from pocket_plug.layers import metrics
+from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.metrics import Metrics
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.memory import Memory
@@ -48,6 +53,8 @@ class Published:
 @pytest.fixture
 def published() -> Iterator[Published]:
     found = Published()
+    for names in (metrics._graphs, metrics._nodes, metrics._actions, metrics._errors):
+        names.clear()
     former = metrics.configure(meter_provider=found.provider)
     yield found
     metrics.configure(meter_provider=former.meter_provider, node_duration=former.node_duration)
@@ -213,29 +220,86 @@ def test_runs_and_nodes_are_measured(published: Published) -> None:
     assert list(point.explicit_bounds)[:3] == [0.005, 0.01, 0.025]
 
 
-def test_an_action_of_an_edge_is_named_and_any_other_is_not(published: Published) -> None:
-    """What a model makes up must not become a label."""
-    run = Run("r", "g")
-    observer = metrics.pocket_observe(run)
-    assert observer is not None
-    assert observer.node is not None
-    for action, following in (("act", "tool"), ("made up", None), ("default", None)):
-        call = NodeCall(run, "think", "node", 1)
-        call.action, call.next, call.outcome = action, following, "ok"
-        manager = observer.node(call)
-        assert manager is not None
-        with manager:
-            pass
-    actions = [dict(point)["pocket_plug.node.action"] for point in published.values("pocket_plug.node.duration")]
-    assert sorted(actions) == ["_OTHER", "act", "default"]
+def test_an_action_is_a_label_if_an_edge_has_it(published: Published) -> None:
+    """What a model makes up never becomes one, in a nested graph neither: the run refuses it."""
+    said = iter(["act", "made up", "leave", "made up too"])
+
+    @pp.node
+    def think(n: int) -> pp.Next[int]:
+        return pp.Next(next(said), n)
+
+    @pp.node
+    def act(n: int) -> int:
+        return n
+
+    inner = pp.Graph(think, think.on("act") >> act, name="inner")
+    outer = pp.Graph(inner, inner.on("leave") >> act, name="outer")
+    outer.run_sync(1)
+    with pytest.raises(pp.RouteError, match="made up"):
+        outer.run_sync(1)
+    outer.run_sync(1)
+    with pytest.raises(pp.RouteError, match="made up too"):
+        outer.run_sync(1)
+    actions = {dict(point).get("pocket_plug.node.action") for point in published.values("pocket_plug.node.duration")}
+    assert actions == {"act", "leave", "default", None}
+
+
+def test_names_without_end_become_one(published: Published) -> None:
+    """A graph, a node or an exception class made anew each time, with an id in its name, can't fill up a backend."""
+
+    def failing(number: int) -> pp.Graph[int, int]:
+        @pp.node(name=f"node {number}")
+        def fail(n: int) -> int:
+            raise type(f"Error{number}", (Exception,), {})
+
+        return pp.Graph(fail, name=f"graph {number}")
+
+    for number in range(1100):
+        with pytest.raises(Exception, match=r"^$"):
+            failing(number).run_sync(1)
+    found = [dict(point) for point in published.values("pocket_plug.node.duration")]
+    for name, most in (("pocket_plug.graph.name", 500), ("pocket_plug.node.name", 1000), ("error.type", 200)):
+        values = {point[name] for point in found if name in point}
+        assert "_OTHER" in values
+        assert len(values) <= most + 1
 
 
 def test_the_histogram_of_nodes_can_be_left_out(published: Published) -> None:
-    """It costs most, so it has a switch."""
+    """It costs most, so it has a switch; items of a fan-out are then still counted."""
     metrics.configure(node_duration=False)
-    observer = metrics.pocket_observe(Run("r", "g"))
-    assert observer is not None
-    assert observer.node is None
+    active: list[Any] = []
+
+    @pp.node
+    def look(n: int) -> int:
+        active.extend(published.values("pocket_plug.fan_out.active").values())
+        return n
+
+    pp.Graph(pp.each(look), name="looking").run_sync([1, 2])
+    assert active == [1, 1]
+    assert published.values("pocket_plug.node.duration") == {}
+
+
+def test_items_of_a_fan_out_that_are_being_worked_on(published: Published) -> None:
+    """As many as there are workers, and none once all is over, however the items end."""
+    gate = asyncio.Event()
+    entered: list[int] = []
+
+    @pp.node
+    async def wait(n: int) -> int:
+        entered.append(n)
+        if len(entered) == 3:
+            gate.set()
+        await gate.wait()
+        seen.append(next(iter(published.values("pocket_plug.fan_out.active").values())))
+        if n == 3:
+            raise ValueError(n)
+        return n
+
+    seen: list[int] = []
+    asyncio.run(pp.Graph(pp.each(wait, concurrency=3, errors="collect"), name="waiting").run([1, 2, 3]))
+    assert seen[0] == 3
+    item = frozenset({("pocket_plug.graph.name", "waiting"), ("pocket_plug.node.name", "wait")})
+    assert published.values("pocket_plug.fan_out.active") == {item: 0}
 
 
 def test_without_a_meter_provider_runs_are_not_observed(published: Published) -> None:
@@ -288,3 +352,157 @@ def test_the_queue_of_persistence_behind_is_a_gauge(published: Published) -> Non
         for store in stores:
             store.flush()
         assert published.values(length) == published.values(age) == {held: 0}
+
+
+def evictions(**reasons: int) -> dict[frozenset[tuple[str, Any]], int]:
+    return {attributes() | {("pocket_plug.store.eviction.reason", reason)}: reasons.get(reason, 0)
+            for reason in ("size", "bytes", "expired")}  # fmt: skip
+
+
+def test_entries_and_evictions_over_memory(published: Published) -> None:
+    """What is kept now, and how much had to go and why; by all ways of writing."""
+    clock = FakeClock()
+    small = SyncStore(layers=[Metrics(), Bounding(max_entries=3, ttl=10)], clock=clock)
+    for number in range(5):
+        small.set(f"key {number}", number)
+    small.set_many({"a": 1, "b": 2})
+    assert published.values("pocket_plug.store.entries") == {attributes(): 3}
+    assert published.values("pocket_plug.store.evictions") == evictions(size=4)
+    clock.advance(10)
+    small.set("c", 3)
+    assert published.values("pocket_plug.store.entries") == {attributes(): 1}
+    assert published.values("pocket_plug.store.evictions") == evictions(size=4, expired=3)
+
+    heavy = SyncStore(layers=[Metrics(), Bounding(max_bytes=3000)])
+    heavy.set_many({"a": "x" * 2000, "b": "y" * 2000})
+    assert published.values("pocket_plug.store.evictions") == evictions(size=4, expired=3, bytes=1)
+
+    plain = SyncStore(layers=[Metrics()], clock=clock)
+    plain.set("a", 1, ttl=5)
+    assert published.values("pocket_plug.store.entries") == {attributes(): 3}
+    clock.advance(5)
+    plain.set("b", 2)
+    assert published.values("pocket_plug.store.entries") == {attributes(): 3}
+    assert published.values("pocket_plug.store.evictions") == evictions(size=4, expired=4, bytes=1)
+
+
+def test_entries_and_evictions_over_a_file(published: Published, tmp_path: Path) -> None:
+    """Bounding counts what it has deleted itself. A store that is neither bounded nor in memory says nothing."""
+    with SyncStore(SQLite(tmp_path / "a.db"), layers=[Metrics(), Bounding(max_entries=2, durable=True)]) as bounded:
+        for number in range(5):
+            bounded.set(f"key {number}", number)
+        with SyncStore(SQLite(tmp_path / "b.db"), layers=[Metrics(namespace="plain")]) as plain:
+            plain.set("a", 1)
+        sqlite = {("db.system.name", "sqlite")}
+        assert published.values("pocket_plug.store.entries") == {frozenset(sqlite): 2}
+        size = frozenset(sqlite | {("pocket_plug.store.eviction.reason", "size")})
+        assert published.values("pocket_plug.store.evictions")[size] == 3
+
+
+def test_a_store_that_is_gone_keeps_nothing_and_its_evictions_count(published: Published) -> None:
+    """Stores are held weakly, and a counter never goes down. Stores that share a Memory are one."""
+
+    def use(memory: Memory) -> None:
+        stores = [SyncStore(memory, layers=[Metrics(), Bounding(max_entries=1)]), SyncStore(memory, layers=[Metrics()])]
+        stores[0].set_many({"a": 1, "b": 2, "c": 3})
+
+    for round in range(1, 4):
+        memory = Memory()
+        gone = weakref.ref(memory)
+        use(memory)
+        assert published.values("pocket_plug.store.entries") == {attributes(): 1}
+        del memory
+        gc.collect()
+        assert gone() is None
+        assert published.values("pocket_plug.store.entries") == {}
+        assert published.values("pocket_plug.store.evictions") == evictions(size=2 * round)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork beside threads of other tests
+def test_a_forked_child_reports_what_it_did_itself(published: Published) -> None:
+    """Neither its parent's evictions nor its runs; and no lock that was held at the fork holds it up."""
+    store = SyncStore(layers=[Metrics(), Bounding(max_entries=1)])
+    store.set_many({"a": 1, "b": 2, "c": 3})
+    reading, writing = os.pipe()
+
+    @pp.node
+    def fork(n: int) -> int:
+        instruments: Any = metrics._instruments(published.provider)
+        with instruments._lock:  # as a collection in another thread may hold it just now
+            child = os.fork()
+        if child == 0:
+            try:
+                store.set_many({"d": 1, "e": 2})
+                found = [published.values(f"pocket_plug.{name}") for name in ("run.active", "store.evictions")]
+                os.write(writing, repr([sorted(values.values()) for values in found]).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        return n
+
+    pp.Graph(fork, name="forking").run_sync(1)
+    assert os.read(reading, 100) == b"[[], [0, 0, 2]]"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_provider_has_one_set_of_instruments(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found as the global one or handed over: of a second set the SDK would silently drop what is observed."""
+    monkeypatch.setattr(metrics, "_for_global", None)
+    monkeypatch.setattr(metrics.metrics, "get_meter_provider", lambda: published.provider)
+    handed_over = metrics._instruments(published.provider)
+    assert metrics._instruments(None) is handed_over
+
+    later: MeterProvider = SdkMeterProvider([], shutdown_on_exit=False)
+    monkeypatch.setattr(metrics, "_for_global", None)
+    monkeypatch.setattr(metrics.metrics, "get_meter_provider", lambda: later)
+    found = metrics._instruments(None)
+    assert metrics._instruments(later) is found
+
+
+def test_nothing_of_what_is_stored_or_run_is_an_attribute(published: Published) -> None:
+    """No key, value, run id, input or message, whatever fails; and no attribute but those that the reference names."""
+    secret = "s3cr3t"  # noqa: S105 - of nobody
+    backend = Disk()
+    disk = Store(backend, layers=[Metrics(namespace="orders")])
+
+    async def main() -> None:
+        store = Store(layers=[Metrics(namespace="cache"), Bounding(max_entries=1)])
+        await store.set_many({f"{secret}:{number}": secret for number in range(3)})
+        await store.get(f"user:{secret}")
+        await store.scope(secret).get(secret)
+        backend.fails = StoreError(secret)
+        for call in (disk.get(secret), disk.set(secret, secret), disk.get_many([secret, "b"])):
+            with pytest.raises(StoreError):
+                await call
+
+        @pp.node(retry=pp.Retry(attempts=2))
+        async def fail(n: str) -> str:
+            raise ValueError(n)
+
+        @pp.node
+        async def route(n: str) -> pp.Next[str]:
+            return pp.Next(n, n)
+
+        with pytest.raises(ValueError, match=secret):
+            await pp.Graph(pp.each(fail), store=store, name="failing").run([secret])
+        with pytest.raises(pp.RouteError):
+            await pp.Graph(route, name="routing").run(secret)
+
+        @pp.node
+        async def echo(n: str) -> str:
+            return n
+
+        await pp.Graph(echo, name="echoing").run(secret)
+
+    asyncio.run(main())
+    data = published.reader.get_metrics_data()
+    assert data is not None
+    assert secret not in data.to_json()
+    names = {name for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
+             for point in metric.data.data_points for name in (point.attributes or {})}  # fmt: skip
+    assert names == {
+        "pocket_plug.graph.name", "pocket_plug.node.name", "pocket_plug.node.action", "pocket_plug.node.outcome",
+        "pocket_plug.run.outcome", "error.type", "db.system.name", "db.namespace", "db.operation.name",
+        "pocket_plug.store.hit", "pocket_plug.store.eviction.reason",
+    }  # fmt: skip
