@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pluggy
 
@@ -33,6 +33,10 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 RunOutcome = Literal["success", "failure", "timeout", "cancelled", "suspended"]
 NodeOutcome = Literal["ok", "fallback", "failed", "cancelled", "suspended"]
 Phase = Literal["prep", "exec", "fallback", "post"]
+SILENT: Final = object()
+"""What a run's context manager gives from `__enter__` where its observer has nothing more to say about this run: a trace,
+say, that isn't sampled. The run then goes on as if the observer had no other part; it costs nothing any more."""
+
 Carrier = str | Mapping[str, str]
 """A trace context from elsewhere: W3C's `traceparent` text, or what `pocket_plug.propagation.inject` gave."""
 
@@ -113,8 +117,8 @@ class Observer:
 
     `run`, `node` and `phase` give a context manager (or None) that is entered before and left after, in the context in
     which the user's code runs, so what they set in context variables is seen there. They are synchronous; what
-    `__exit__` returns is ignored. `event` tells of what has no duration: "retry", "fallback", "timeout", "conflict",
-    "resume", "clean_up_failed".
+    `__exit__` returns is ignored; what `__enter__` returns, too, but for `SILENT` from that of `run`. `event` tells of what
+    has no duration: "retry", "fallback", "timeout", "conflict", "resume", "clean_up_failed".
 
     Whatever an observer raises is caught and said once; the run goes on as if it were not there.
     """

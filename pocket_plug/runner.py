@@ -18,7 +18,7 @@ from .backend import Change
 from .chain import DEFAULT, END, Next
 from .context import run_ids, to_its_end
 from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, RunSuspended, StepLimitError
-from .hookspecs import NodeCall, Phase, PhaseCall, Run
+from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
 from .keys import type_name
 from .plan import Step
 from .stack import Stack
@@ -81,15 +81,19 @@ class Execution:
                     f"graph {graph.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
                     "does it contain itself? Else raise Graph(…, max_depth=…)"
                 )
-        self.observers = observers = pocket.observers(run)
         self.on_node: Sequence[Part] = ()
         self.on_phase: Sequence[Part] = ()  # of guarded nodes
         self.on_every_phase: Sequence[Part] = ()
+        self.observers = observers = pocket.observers(run)
         if observers:
             self.visits: dict[str, int] = {}
-            self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
-            self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
-            self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
+            self._listen(observers)
+
+    def _listen(self, observers: list[Observer]) -> None:
+        self.observers = observers
+        self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
+        self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
+        self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
 
     def too_many(self, step: Step) -> StepLimitError:
         """The error for one step more than the run may take."""
@@ -117,7 +121,9 @@ class Execution:
         entered: Entered = []
         failed: BaseException | None = None
         try:
-            enter(entered, [(observer, observer.run) for observer in self.observers if observer.run is not None], run)
+            parts = [(observer, observer.run) for observer in self.observers if observer.run is not None]
+            if silent := enter(entered, parts, run):
+                self._listen([observer for observer in self.observers if all(observer is not each for each in silent)])
             run.output = await self._walk(value)
             run.outcome = "success"
         except RunSuspended:

@@ -9,23 +9,30 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from .errors import RunSuspended
-from .hookspecs import NodeCall, Observer, PhaseCall
+from .hookspecs import SILENT, NodeCall, Observer, PhaseCall
 
 PLUGIN_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
 Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]
 Entered = list[tuple[Observer, AbstractContextManager[Any]]]
 
 
-def enter(entered: Entered, observers: Sequence[Part], about: Any) -> None:
-    """Enter what each observer gives for a run, node or phase; one that fails is reported and left out."""
+def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[Observer]:
+    """Enter what each observer gives for a run, node or phase; one that fails is reported and left out.
+
+    Gives those that have nothing more to say.
+    """
+    silent: Sequence[Observer] = ()
     for observer, make in observers:
         try:
             manager = make(about)
             if manager is not None:
-                manager.__enter__()
+                given = manager.__enter__()
                 entered.append((observer, manager))
+                if given is SILENT:
+                    silent = (*silent, observer)
         except PLUGIN_FAULTS as error:
             report_observer(observer, "enter", error)
+    return silent
 
 
 def measure(call: NodeCall, phase: str, started: float) -> float:

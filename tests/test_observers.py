@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pocket_plug import Action, Graph, InputError, Next, Node, NodeTimeout, Retry, StepLimitError, each, hookimpl, node
-from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run
+from pocket_plug.hookspecs import SILENT, NodeCall, Observer, PhaseCall, Run
 from pocket_plug.memory import Memory
 from pocket_plug.pocket import Pocket
 from pocket_plug.store import Store, StoreReader, StoreWriter
@@ -388,6 +388,36 @@ def test_a_plugin_can_stay_silent_for_a_run() -> None:
     assert Graph(plus, name="quiet").run_sync(1, pocket=pocket) == 2
     assert Graph(plus, name="loud").run_sync(1, pocket=pocket) == 2
     assert asked == ["quiet", "loud"]
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["with another", "alone"])
+def test_a_plugin_can_fall_silent_as_the_run_is_entered(others: bool) -> None:
+    """A run manager that gives SILENT is left as ever; nothing else of that run, retries and failures included, is for it."""
+    left: list[str | None] = []
+
+    class Unsampled:
+        def __init__(self, run: Run) -> None:
+            self.run = run
+
+        def __enter__(self) -> object:
+            return SILENT
+
+        def __exit__(self, *_: object) -> None:
+            left.append(self.run.outcome)
+
+    class Flaky(Node[int, int], retry=Retry(attempts=2)):
+        def exec(self, n: int) -> int:
+            raise LookupError
+
+    silent, other = Journal("silent", run=Unsampled), Journal("other")
+    pocket = a_pocket(silent, *([other] if others else []))
+    with pytest.raises(LookupError):
+        Graph(plus >> Flaky()).run_sync(1, pocket=pocket)
+    assert (silent.lines, left) == ([], ["failure"])
+    alone = Journal("other")
+    with pytest.raises(LookupError):
+        Graph(plus >> Flaky()).run_sync(1, pocket=a_pocket(alone))
+    assert other.lines == (alone.lines if others else [])
 
 
 @pytest.mark.parametrize("colour", ["def", "async"])

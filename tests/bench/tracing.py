@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import Tracer
+from typing import TYPE_CHECKING, Any, Literal
 
 from pocket_plug import Graph
 from pocket_plug.layers import Tracing, tracing
@@ -17,14 +12,30 @@ from .harness import Bench, Body, row
 from .nodes import FEW, NODES, Phases, chain
 from .store import stack
 
+if TYPE_CHECKING:  # the SDK is imported by the rows that need it: others measure what there is without
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from opentelemetry.trace import Tracer
+
 Attributes = dict[str, Any]
 
 
 def listening(processor: SpanProcessor | None = None) -> TracerProvider:
     """A provider that takes every span; by default its processor does nothing with them."""
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
     provider = TracerProvider()
     provider.add_span_processor(processor or SpanProcessor())
     return provider
+
+
+def kept() -> tuple[TracerProvider, InMemorySpanExporter]:
+    """A provider whose spans are kept, and where."""
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    spans = InMemorySpanExporter()
+    return listening(SimpleSpanProcessor(spans)), spans
 
 
 def spans_of(bench: Bench, body: Body, spans: InMemorySpanExporter) -> list[tuple[str, list[str]]]:
@@ -51,8 +62,7 @@ def get_recorded(bench: Bench) -> None:
             await store.get("key")
 
     store = stack(Tracing())
-    spans = InMemorySpanExporter()
-    recording = listening(SimpleSpanProcessor(spans))
+    recording, spans = kept()
     bench.run(store.set("key", 1))
     tracing.configure(tracer_provider=recording)
     tracer = recording.get_tracer("bare")
@@ -123,8 +133,7 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
 
 
 def compare(bench: Bench, nodes: int, per: int, limits: dict[Literal["node", "phase"], float | None]) -> None:
-    spans = InMemorySpanExporter()
-    recording, provider = listening(SimpleSpanProcessor(spans)), listening()
+    (recording, spans), provider = kept(), listening()
     graph = chain(Phases(), nodes)
     for detail, limit in limits.items():
         ours, bare = traced(graph, recording, detail), bare_run(recording.get_tracer("bare"), nodes, detail)
@@ -148,6 +157,7 @@ def node_traced_by_peers(bench: Bench) -> None:
     import logfire
     from burr.integrations.opentelemetry import OpenTelemetryBridge
     from openinference.instrumentation.langchain import LangChainInstrumentor
+    from opentelemetry.sdk.trace import SpanProcessor
 
     provider = listening()
     bridge: Any = OpenTelemetryBridge(tracer=provider.get_tracer("burr"))
@@ -162,13 +172,3 @@ def node_traced_by_peers(bench: Bench) -> None:
 def run_of_one_node_traced(bench: Bench) -> None:
     """a run of one node, traced"""
     compare(bench, 1, 1, {"node": None})
-
-
-@row
-def get_unheard(bench: Bench) -> None:
-    """get through a stack with the tracing layer, nobody listening"""
-    store, without = stack(Tracing()), stack()
-    for each in (store, without):
-        bench.run(each.set("key", 1))
-    bench.case("pocket_plug", "await store.get('key')", store=store)
-    bench.case("without the layer", "await store.get('key')", store=without)
