@@ -50,8 +50,6 @@ class Run:
     graph: str
     parent: Run | None = None
     depth: int = 0
-    shape: Shape | None = field(default=None, repr=False)
-    """The graph's nodes and edges, and their version. Never None in a run; a test of a plugin may leave it out."""
     traceparent: Mapping[str, str] | None = field(default=None, repr=False, init=False)
     """The trace context that `run(…, traceparent=…)` was given; there once the run is entered."""
     resumed: bool = field(default=False, init=False)
@@ -59,6 +57,8 @@ class Run:
     carrier: dict[str, str] | None = field(default=None, repr=False, init=False)
     """Of a durable run: the trace context that its checkpoint keeps. Tracing finds the former execution's and puts its own."""
     input: Any = field(default=None, repr=False)
+    shape: Shape | None = field(default=None, repr=False)
+    """The graph's nodes and edges, and their version. Never None in a run; a test of a plugin may leave it out."""
     output: Any = field(default=None, repr=False, init=False)
     steps: int = field(default=0, init=False)
     """How many nodes it has entered; a nested graph counts its own, the budget is shared."""
@@ -76,8 +76,8 @@ class NodeCall:
     type: Literal["node", "graph", "fan_out"]
     visit: int
     """1 on the node's first visit in this run."""
-    trace: bool = True
-    """False where the node was declared with `trace=False`."""
+    trace: bool | Literal["agent"] = True
+    """As the node was declared: with `trace=False`, or as an agent."""
     guarded: bool = False
     """Does it have a retry, a time-out or a fallback, so that its attempts are worth telling apart?"""
     phases: tuple[Phase, ...] = ()
