@@ -515,7 +515,8 @@ os.register_at_fork(after_in_child=_reset)
 
 # ---------------------------------------------------------------- the layer
 class Metrics(Layer):
-    """Counts lookups with hits and misses, writes, conflicts and errors; times operations that suspend.
+    """Counts lookups with hits and misses, writes, conflicts, errors and evictions; times operations that go to a disk or
+    a network, which are those that may suspend, and those on a durable backend with no cache in front of it.
 
     `namespace` names the store in what is published (`db.namespace`); stores without one are counted together.
     """
@@ -530,7 +531,10 @@ class Metrics(Layer):
         self._tally = tally = self._instruments.tally(self.namespace, self._system)
         self._put = tally.puts.add
         self._counted_read = counted_read = _counting(self.inner.read, tally)
-        if self.inner.inline_read:
+        in_memory = not self.inner.survives or any(isinstance(part, Persistence) for part in parts(self.inner))
+        self._timed_read = not (self.inner.inline_read and in_memory)
+        self._timed_write = not (self.inner.inline_write and in_memory)
+        if not self._timed_read:
             setattr(self, "read", counted_read)  # noqa: B010 - decided here once, not at each call
         keeper = _keeper_of(self.inner)
         if keeper is not None:
@@ -539,7 +543,6 @@ class Metrics(Layer):
             queue = part.queue if isinstance(part, Persistence) else None
             if queue is not None:
                 self._instruments.watch(queue, self.namespace, system_of(queue.durable))
-        self._timed_write = not self.inner.inline_write
 
     async def read(self, key: str) -> Entry | None:
         started = time.perf_counter()
@@ -563,7 +566,7 @@ class Metrics(Layer):
                 self._tally.failed("get_many", error)
             raise
         finally:
-            if not self.inner.inline_read:
+            if self._timed_read:
                 self._record("get_many", started, failed)
         self._tally.hits.add_many(len(entries))
         self._tally.misses.add_many(len(keys) - len(entries))

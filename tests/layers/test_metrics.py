@@ -165,6 +165,20 @@ def test_operations_that_suspend_are_timed(published: Published) -> None:
     assert published.values("pocket_plug.store.errors") == {attributes(**disk, **failure): 1}
 
 
+def test_operations_on_a_file_are_timed_though_they_do_not_suspend(published: Published, tmp_path: Path) -> None:
+    """A disk is a disk. With persistence before it, most reads are of memory, and none is timed."""
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    with SyncStore(url, layers=[Metrics()]) as store:
+        store.set("k", 1)
+        store.get("k")
+        store.get_many(["k"])
+    timed = published.values("db.client.operation.duration")
+    assert timed == {attributes(system="sqlite", operation=name): 1 for name in ("set", "get", "get_many")}
+    with SyncStore(layers=[Metrics(namespace="cached"), Persistence(to=url)]) as store:
+        store.get("k")
+    assert published.values("db.client.operation.duration") == timed
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork beside threads of other tests
 def test_a_forked_child_begins_at_zero(published: Published) -> None:
     """What it inherited, its parent reports."""
