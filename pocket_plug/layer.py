@@ -81,6 +81,10 @@ class Layer(Backend):
     def on_build(self) -> None:
         """Make what one stack needs for itself (counters, indexes) here; the recipe stays as it was."""
 
+    def beneath(self, part: Backend) -> Backend:
+        """What a recipe puts around each part that the stack will have below it, to watch it; by default nothing."""
+        return part
+
     async def read(self, key: str) -> Entry | None:
         """By default the inner one's."""
         return await self.inner.read(key)
@@ -124,8 +128,10 @@ def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
                 f"layer {recipe.name!r} stands twice in the stack; the inner one would see what the outer "
                 "one has already done"
             )
-    for recipe in reversed(recipes):
-        backend = recipe.build(backend)
+    while recipes:
+        for outer in recipes:
+            backend = outer.beneath(backend)
+        backend = recipes.pop().build(backend)
     return backend
 
 

@@ -33,6 +33,7 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 P = TypeVar("P")
 Q = TypeVar("Q")
+Traced = bool | Literal["agent"]
 
 
 def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
@@ -52,7 +53,7 @@ class Options:
     timeout: float | None = None
     reads: tuple[Key[Any], ...] = ()
     writes: tuple[Key[Any], ...] = ()
-    trace: bool = True
+    trace: Traced = True
     isolation: Literal["default", "serializable"] = "default"
 
     def changed(self, **given: Any) -> Options:
@@ -68,7 +69,10 @@ class Options:
                         raise TypeError(f"{name}=({key!r},): give Keys, such as Key('user:{{}}', User)")
         if given.get("isolation", "default") not in ("default", "serializable"):
             raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
-        return replace(self, **given)
+        changed = replace(self, **given)
+        if changed.trace not in (True, False, "agent"):
+            raise ConfigError(f"node {changed.name!r} has trace={changed.trace!r}: it is True, False or 'agent'")
+        return changed
 
 
 class Node(Generic[I, O, R]):
@@ -96,7 +100,7 @@ class Node(Generic[I, O, R]):
 
     def __init_subclass__(cls, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
                           reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-                          trace: bool | None = None,
+                          trace: Traced | None = None,
                           isolation: Literal["default", "serializable"] | None = None) -> None:  # fmt: skip
         super().__init_subclass__()
         cls._options = cls._options.changed(name=name or _snake_case(cls.__name__), retry=retry, timeout=timeout,
@@ -104,7 +108,8 @@ class Node(Generic[I, O, R]):
 
     def with_options(self, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
                      reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-                     trace: bool | None = None, isolation: Literal["default", "serializable"] | None = None) -> Self:  # fmt: skip
+                     trace: Traced | None = None,
+                     isolation: Literal["default", "serializable"] | None = None) -> Self:  # fmt: skip
         """A copy of this node with other options; what is not given stays."""
         node = copy.copy(self)
         options = self._options.changed(name=name, retry=retry, timeout=timeout, reads=reads, writes=writes,
@@ -222,7 +227,7 @@ class _NodeFactory:
     def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
     @overload
     def __call__(self, *, name: str = "", retry: Retry | None = None, timeout: TTL | None = None,
-                 trace: bool | None = None) -> _Decorator: ...  # fmt: skip
+                 trace: Traced | None = None) -> _Decorator: ...  # fmt: skip
     def __call__(self, fn: Any = None, **options: Any) -> Any:
         """A node whose `exec` is the function."""
 
@@ -241,7 +246,7 @@ class _NodeFactory:
     def post(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
     @overload
     def post(self, *, name: str = "", reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-             trace: bool | None = None) -> _PostDecorator: ...  # fmt: skip
+             trace: Traced | None = None) -> _PostDecorator: ...  # fmt: skip
     def post(self, fn: Any = None, **options: Any) -> Any:
         """A node whose `post` is the function, called with (store, input)."""
 

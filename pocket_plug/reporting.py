@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -101,6 +101,19 @@ def capped(text: str) -> str:
     return text.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
 
 
+def capped_all(texts: Iterable[str]) -> list[str]:
+    """As many of the texts as one attribute has room for: 4 KiB together."""
+    found: list[str] = []
+    room = MAX_BYTES
+    for text in texts:
+        text = capped(text)
+        room -= len(text.encode())
+        if room < 0:
+            break
+        found.append(text)
+    return found
+
+
 def error_type(error: BaseException) -> str:
     """The `error.type` of an exception: its class's full name.
 
@@ -119,18 +132,28 @@ def error_text(error: BaseException) -> str:
         return "(its text can't be had)"
 
 
-def stack_of(error: BaseException) -> str:
-    """The innermost frames and what it was caused by. Reads no source file: that would cost five times as much."""
-    lines = ["Traceback (most recent call last):", *_frames(error.__traceback__), _headline(error)]
-    cause = error.__cause__ or error.__context__
+def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
+    """The innermost frames and what it was caused by. Reads no source file: that would cost five times as much.
+
+    `message` gives what may be said of an exception besides its type, or None.
+    """
+    lines = ["Traceback (most recent call last):", *_frames(error.__traceback__), _headline(error, message)]
+    cause = _cause(error)
     while cause is not None and len(lines) < 2 * MAX_FRAMES:
-        lines.append(f"caused by {_headline(cause)}")
-        cause = cause.__cause__ or cause.__context__
+        lines.append(f"caused by {_headline(cause, message)}")
+        cause = _cause(cause)
     return capped("\n".join(lines))
 
 
-def _headline(error: BaseException) -> str:
-    return f"{error_type(error)}: {error_text(error)[:512]}"
+def _cause(error: BaseException) -> BaseException | None:
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    return error.__context__
+
+
+def _headline(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
+    text = message(error)
+    return error_type(error) if text is None else f"{error_type(error)}: {text[:512]}"
 
 
 def _frames(trace: TracebackType | None) -> list[str]:
@@ -191,9 +214,13 @@ def system_of(backend: Backend) -> str:
 _said: set[tuple[str, str]] = set()
 
 
-def say_once(what: str, error: BaseException) -> None:
-    """Say that a part of telemetry failed, the first time it does so in this way. Never raises."""
+def say_once(what: str, error: BaseException, *, silent: bool = False) -> None:
+    """Say that a part of telemetry failed, the first time it does so in this way; `silent` about the message.
+
+    Never raises.
+    """
     kind = (what, error_type(error))
     if kind not in _said:
         _said.add(kind)
-        _logger.warning("%s failed: %s: %s. The store goes on without; said once", what, kind[1], error_text(error))
+        text = kind[1] if silent else f"{kind[1]}: {error_text(error)}"
+        _logger.warning("%s failed: %s. The program goes on without; said once", what, text)

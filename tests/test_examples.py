@@ -256,7 +256,7 @@ def test_tracing_takes_one_line(tmp_path: Path) -> None:
         node poll
         run poll
         node each_ask
-        node ask
+        item ask
         exec ask ✗ TimeoutError
         exec ask #2
         node add_up

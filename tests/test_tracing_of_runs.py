@@ -162,11 +162,11 @@ REFERENCE = """
       node spread -> each_halve
         exec spread
       node each_halve fan_out
-        node halve [0]
+        item halve [0]
           exec halve
-        node halve [1]
+        item halve [1]
           exec halve
-        node halve [2]
+        item halve [2]
           exec halve
     """
 
@@ -227,9 +227,9 @@ def test_every_span_says_which_run_it_belongs_to(capture: SpanCapture) -> None:
                 exec offline won't retry ConnectionError !exception ERROR
               node spread -> each_halve
               node each_halve fan_out
-                node halve [0]
-                node halve [1]
-                node halve [2]
+                item halve [0]
+                item halve [1]
+                item halve [2]
             """,
         ),
     ],
@@ -241,7 +241,7 @@ def test_detail_leaves_out_and_changes_nothing_else(detail: Any, expected: str) 
     assert_drawn(capture, expected)
     for span in capture.spans:
         durations = {name.split(".")[2] for name in attributes(span) if name.endswith(".duration")}
-        wanted = {"node priced": {"prep", "post"}, "node halve": {"exec"}, "node unsteady": {"exec"}, "node spread": {"exec"},
+        wanted = {"node priced": {"prep", "post"}, "item halve": {"exec"}, "node unsteady": {"exec"}, "node spread": {"exec"},
                   "node offline": {"exec", "fallback"}}  # fmt: skip
         assert durations == (wanted.get(span.name, set()) if detail == "node" else set()), span.name
 
@@ -358,9 +358,9 @@ def test_a_fan_out_whose_first_error_cancels_the_rest(capture: SpanCapture) -> N
     assert_drawn(capture, f"""
         run g failure LookupError ERROR
           node each_pick fan_out failed LookupError ERROR
-            node pick [0] cancelled {cancelled}
+            item pick [0] cancelled {cancelled}
               exec pick won't retry {cancelled}
-            node pick [1] failed LookupError ERROR
+            item pick [1] failed LookupError ERROR
               exec pick won't retry LookupError !exception ERROR
     """)  # fmt: skip
 
@@ -471,7 +471,7 @@ def test_a_thread_is_no_hole_in_the_tree(capture: SpanCapture) -> None:
     asyncio.run(pp.Graph(pp.each(Threaded(), concurrency=3), name="g").run([1, 2, 3]))
     assert threading.main_thread() not in threads
     assert_drawn(capture, "run g\n  node each_threaded fan_out\n" + "".join(f"""\
-    node threaded [{n}]
+    item threaded [{n}]
       exec threaded
         own
           run within

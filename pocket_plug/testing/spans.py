@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from typing_extensions import Unpack
 
 from pocket_plug.layers import tracing
 
@@ -17,7 +18,8 @@ Tree = str | tuple[str, list[Any]]
 class SpanCapture(SpanProcessor):
     """Sends what pocket_plug traces inside the block to itself; the process's own tracing is restored after it.
 
-    Spans that the test makes with `capture.tracer_provider` join the same tree.
+    Spans that the test makes with `capture.tracer_provider` join the same tree. `SpanCapture(capture="full")` and so on
+    set the other settings of tracing; those that aren't given are the defaults.
 
     >>> from pocket_plug import Key, SyncStore
     >>> from pocket_plug.layers.tracing import Tracing
@@ -28,19 +30,20 @@ class SpanCapture(SpanProcessor):
     ['set guest:{}']
     """
 
-    def __init__(self, detail: tracing.Detail = "phase") -> None:
+    def __init__(self, detail: tracing.Detail = "phase", **others: Unpack[tracing.Besides]) -> None:
         self.tracer_provider = TracerProvider(shutdown_on_exit=False)
         self.tracer_provider.add_span_processor(self)
-        self._detail: tracing.Detail = detail
+        self._settings: tracing.Changes = {"tracer_provider": self.tracer_provider, **others, "detail": detail}
         self._began: dict[int, int] = {}  # span ids, each with its place in the order
         self._ended: list[ReadableSpan] = []
 
     def __enter__(self) -> Self:
-        self._former = tracing.configure(detail=self._detail, tracer_provider=self.tracer_provider)
+        self._former = tracing.use(tracing.Settings())
+        tracing.configure(**self._settings)
         return self
 
     def __exit__(self, *_: object) -> None:
-        tracing.configure(detail=self._former.detail, tracer_provider=self._former.tracer_provider)
+        tracing.use(self._former)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Called by the SDK."""

@@ -94,7 +94,8 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
     async def body(times: int) -> None:
         for _ in range(times):
             with tracer.start_as_current_span("run graph", attributes={
-                "pocket_plug.graph.name": "graph", "pocket_plug.run.id": "1f0c",
+                "pocket_plug.graph.name": "graph", "pocket_plug.graph.version": "f00d", "pocket_plug.run.id": "1f0c",
+                "pocket_plug.run.resumed": False,
             }) as run:  # fmt: skip
                 for n in range(nodes):
                     name = f"node_{n}"
@@ -108,6 +109,8 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
                         if n < nodes - 1:
                             end.append(("pocket_plug.node.next", f"node_{n + 1}"))
                         node.set_attributes(dict(end))
+                if detail == "phase":
+                    run.set_attributes({"pocket_plug.graph.nodes": ["node"], "pocket_plug.graph.edges": ["edge"]})
                 run.set_attributes({"pocket_plug.run.outcome": "success", "pocket_plug.run.steps": nodes})
 
     def phases(name: str) -> None:

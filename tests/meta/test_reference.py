@@ -163,6 +163,7 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "logging layer": ("logging", 0, fields_of(logging.Logging)),
     "persistence layer": ("persistence", 0, fields_of(persistence.Persistence)),
     "bounding layer": ("bounding", 0, fields_of(bounding.Bounding)),
+    "tracing layer": ("tracing", 0, fields_of(tracing.Tracing)),
     "tracing settings": ("Settings of tracing", 0, fields_of(tracing.Settings)),
     "metrics settings": ("Settings of metrics", 0, fields_of(metrics.Settings)),
     "logging settings": ("Settings of logging", 0, fields_of(logging.Settings)),
@@ -209,7 +210,7 @@ def test_the_two_colours_have_the_same_methods() -> None:
     assert without <= with_await
 
 
-@pytest.mark.parametrize("kind", [tracing.Tracing, migrate.Migrate], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [migrate.Migrate], ids=lambda kind: kind.name)
 def test_a_layer_without_options_says_so(kind: type[layer.Layer]) -> None:
     """As its section begins."""
     assert fields_of(kind) == set()
@@ -264,9 +265,11 @@ def test_every_environment_variable() -> None:
 
 # ---------------------------------------------------------------- what telemetry is called
 def literals(module: Any, pattern: str) -> set[str]:
-    """The strings in a module's code that match, with what is computed in them as `*`."""
+    """The strings in a module's or package's code that match, with what is computed in them as `*`."""
     found: set[str] = set()
-    tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+    file = Path(module.__file__)
+    sources = sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]
+    tree = ast.parse("\n".join(re.sub(r"(?m)^from __future__ .*", "", source.read_text("utf-8")) for source in sources))
     inner = {id(part) for item in ast.walk(tree) if isinstance(item, ast.JoinedStr) for part in item.values}
     for item in ast.walk(tree):
         if isinstance(item, ast.JoinedStr):

@@ -1,0 +1,53 @@
+"""Spans for runs, nodes, phases and store operations. It speaks the OpenTelemetry API only and sets nothing up.
+
+Whether anybody listens is decided as a run starts, and, for store operations outside of runs, as a stack is built or
+opened: without a provider a run costs one look at it. Unless `capture` asks for more, spans carry neither keys nor values
+nor messages: only declared key templates, and the types of exceptions.
+
+`settings` says what is wanted and who listens, `spans` is what all spans share, `runs` and `stores` make them, `capture` and
+`flavours` are what stands on them on request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pocket_plug.hookspecs import Observer, Run, hookimpl
+from pocket_plug.layer import Layer
+
+from .runs import RunSpan
+from .settings import Besides, Capture, Changes, Detail, Flavour, Redact, Scope, Settings, configure, look, use
+from .stores import Tracing
+
+if TYPE_CHECKING:
+    from pocket_plug.pocket import Pocket
+
+__all__ = ["Besides", "Capture", "Changes", "Detail", "Flavour", "Redact", "Scope", "Settings", "Tracing", "configure", "look",
+           "use"]  # fmt: skip
+
+
+@hookimpl
+def pocket_configure(pocket: Pocket, options: Mapping[str, Any]) -> None:
+    """The table `[plugins.tracing]`; without one, settings stay as they are."""
+    if options:
+        configure(**options)
+
+
+@hookimpl
+def pocket_layers() -> Sequence[type[Layer]]:
+    """The layer `tracing`."""
+    return [Tracing]
+
+
+@hookimpl
+def pocket_observe(run: Run) -> Observer | None:
+    """Watch a run while a provider is set."""
+    live = look()
+    if live is None:
+        return None
+    spans = RunSpan(live, run)
+    if live.detail == "run":
+        return Observer(run=spans.of_run, event=spans.event, outermost=True)
+    return Observer(run=spans.of_run, node=spans.of_node, phase=spans.of_phase, event=spans.event, outermost=True,
+                    guarded_only=not live.phases)  # fmt: skip

@@ -1,0 +1,203 @@
+"""What spans say of keys, values and messages where that was asked for. Imported only then.
+
+Nothing in here raises, whatever the user's values and `redact` do: there is always a text, of 4 KiB at most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import FunctionType, ModuleType
+from typing import Any, Literal
+
+from pocket_plug.reporting import MAX_BYTES, capped, capped_all, error_text, say_once
+from pocket_plug.watching import PLUGIN_FAULTS
+
+from .settings import Path, Redact
+
+FAILED = "(redact failed)"
+"""Stands in place of an attribute of which `redact` would not say what may be shown."""
+
+MAX_DEPTH = 12
+"""So deep values are looked into; what lies deeper, or leads back, is `…`."""
+
+SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
+
+
+class Captured:
+    """What may be said at a level above "none"."""
+
+    def __init__(self, level: Literal["keys", "summary", "full"], redact: Redact | None) -> None:
+        self.level, self.redact = level, redact
+        self.messages = level != "keys"
+        self.mime_type = "application/json" if level == "full" else "text/plain"
+
+    def key(self, key: str) -> str:
+        """A raw key."""
+        return self._text(("store", "key"), key)
+
+    def keys(self, keys: Iterable[str]) -> Sequence[str]:
+        """Raw keys, as many as there is room for."""
+        return capped_all(map(self.key, keys))
+
+    def message(self, error: BaseException) -> str | None:
+        """The message of an exception; None at a level that has none."""
+        return self._text(("error", "message"), error_text(error)) if self.messages else None
+
+    def value(self, path: Path, value: Any) -> str | None:
+        """An input, an output or a stored value; None at a level that has none.
+
+        >>> Captured("summary", None).value(("node", "input"), [1, 2, 3])
+        'list[3]'
+        >>> Captured("full", None).value(("node", "input"), {"card": {"number": 4711}})
+        '{"card": {"number": 4711}}'
+        >>> def redact(path, value):
+        ...     return "***" if path[-1] == "number" else value
+        >>> Captured("full", redact).value(("node", "input"), {"card": {"number": 4711}})
+        '{"card": {"number": "***"}}'
+        """
+        if self.level == "keys":
+            return None
+        if self.level == "summary":
+            return summary(value)
+        writer = _Writer(self.redact)
+        try:
+            writer.write(path, value, 0)
+        except _Full:
+            pass
+        except _RedactFailed:
+            return FAILED
+        return capped("".join(writer.texts))
+
+    def _text(self, path: Path, text: str) -> str:
+        try:
+            allowed = _redacted(self.redact, path, text)
+            return capped(allowed if isinstance(allowed, str) else str(allowed))
+        except (_RedactFailed, *PLUGIN_FAULTS):
+            return FAILED
+
+
+class _RedactFailed(Exception):
+    """What is to be captured must not be shown."""
+
+
+class _Full(Exception):
+    """There is no room for more."""
+
+
+def _redacted(redact: Redact | None, path: Path, value: Any) -> Any:
+    if redact is None:
+        return value
+    try:
+        return redact(path, value)
+    except PLUGIN_FAULTS as error:
+        say_once("tracing's redact", error, silent=True)  # its message may hold the very value
+        raise _RedactFailed from None
+
+
+_type: Any = type  # which type checkers then don't follow
+
+
+def _is_a(value: Any, kinds: Any) -> bool:
+    """By its real type: what a value says of itself in `__class__` doesn't count."""
+    return issubclass(_type(value), kinds)
+
+
+# ---------------------------------------------------------------- types and sizes
+def summary(value: Any) -> str:
+    """The type of a value and, where that is cheap to know, its size.
+
+    >>> summary([1, 2, 3]), summary("abc"), summary(4711), summary(None)
+    ('list[3]', 'str[3]', 'int', 'None')
+    """
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    try:
+        if _is_a(value, SIZED):
+            return capped(f"{name}[{len(value)}]")
+        shape: Any = getattr(value, "shape", None)  # an array's, a data frame's
+        if _is_a(shape, tuple) and shape:
+            return capped(f"{name}[{', '.join(str(int(size)) for size in shape)}]")
+    except PLUGIN_FAULTS:
+        pass
+    return capped(name)
+
+
+# ---------------------------------------------------------------- values
+class _Writer:
+    """Writes one value as JSON, or what comes near it, leaf by leaf, until there is no room left."""
+
+    def __init__(self, redact: Redact | None) -> None:
+        self.redact = redact
+        self.texts: list[str] = []
+        self.room = MAX_BYTES
+
+    def put(self, text: str) -> None:
+        self.texts.append(text)
+        self.room -= len(text)
+        if self.room < 0:
+            raise _Full
+
+    def write(self, path: Path, value: Any, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            self.put("…")
+            return
+        try:
+            parts = _parts(value)
+            if parts is None:
+                self.put(_leaf(_redacted(self.redact, path, value)))
+                return
+            named, items = parts
+            self.put("{" if named else "[")
+            for position, (name, item) in enumerate(items):
+                self.put((", " if position else "") + (f"{_leaf(name)}: " if named else ""))
+                self.write((*path, name), item, depth + 1)
+            self.put("}" if named else "]")
+        except (_Full, _RedactFailed):
+            raise
+        except PLUGIN_FAULTS:  # a value may do anything when it is looked into
+            self.put(f"(unreadable {type(value).__name__})")
+
+
+def _parts(value: Any) -> tuple[bool, Iterable[tuple[str, Any]]] | None:
+    """What a value is made of, and whether that has names; None where it is a leaf."""
+    if _is_a(value, dict | Mapping):
+        return True, ((_name(key), item) for key, item in value.items())
+    names = _field_names(value)
+    if names is not None:
+        return True, ((name, getattr(value, name)) for name in names)
+    if _is_a(value, list | tuple | set | frozenset | deque):
+        return False, ((str(index), item) for index, item in enumerate(value))
+    return None
+
+
+def _name(key: Any) -> str:
+    return key if isinstance(key, str) else repr(key)
+
+
+def _field_names(value: Any) -> Sequence[str] | None:
+    """The fields of a record; of any other object the public attributes that it has itself."""
+    kind: Any = _type(value)
+    names: Any = getattr(kind, "__struct_fields__", None) or (_is_a(value, tuple) and getattr(kind, "_fields", None))
+    if names:
+        return tuple(names)
+    if is_dataclass(kind):
+        return [field.name for field in fields(kind)]
+    if _is_a(value, Enum | BaseException | type | FunctionType | ModuleType) or hasattr(kind, "shape"):
+        return None
+    own: Any = getattr(value, "__dict__", None)
+    return [name for name in own if not name.startswith("_")] or None if own else None
+
+
+def _leaf(value: Any) -> str:
+    if value is None or _is_a(value, bool | int | float):
+        return json.dumps(value)
+    if _is_a(value, str):
+        return json.dumps(str.__getitem__(value, slice(MAX_BYTES)), ensure_ascii=False)
+    if _is_a(value, bytes | bytearray):
+        return summary(value)
+    return repr(value)[: MAX_BYTES + 1]

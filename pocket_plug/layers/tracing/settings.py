@@ -1,0 +1,162 @@
+"""What the process's tracing does, and whether anybody listens: decided here, once, and looked at by all spans.
+
+No span is made in this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+from opentelemetry import trace
+from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, TracerProvider
+from typing_extensions import Unpack
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.reporting import SCHEMA_URL, changed, nobody_can, own_version
+
+if TYPE_CHECKING:
+    from .capture import Captured
+
+Detail = Literal["run", "node", "phase", "debug"]
+Capture = Literal["none", "keys", "summary", "full"]
+Flavour = Literal["openinference", "gen_ai"]
+Scope = Literal["graph", "phase", "store"]
+Path = tuple[str, ...]
+Redact = Callable[[Path, Any], Any]
+"""Of where a value stands, such as `("run", "input", "card", "number")`, and the value: what may be said instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the process's tracing does. `tracer_provider` None: OpenTelemetry's global one.
+
+    `detail` "run": one span per run. "node": also one per node, with its phases' durations, per attempt where a node
+    has a retry, a time-out or a fallback, and per store operation. "phase": one for each phase, instead of durations.
+    "debug": also one for each layer that a store operation passes, in stacks that are built from then on.
+
+    `capture` "none": neither keys nor values nor the messages of exceptions. "keys": the keys of store operations.
+    "summary": also messages, and of inputs, outputs and values the type and the size. "full": the values themselves.
+    What `redact(path, value)` gives stands in place of each key, message and value.
+
+    `flavours` adds the attributes that others' tools look for. `baggage` names the entries of baggage that become
+    attributes and go along to other processes. `resume_trace`: is the span of a run that goes on a child of the former
+    execution's ("parent"), or does it begin a trace with a link there ("link")? `scopes` are those that make spans.
+    """
+
+    detail: Detail = "node"
+    capture: Capture = "none"
+    redact: Redact | None = None
+    flavours: tuple[Flavour, ...] = ()
+    baggage: tuple[str, ...] = ()
+    resume_trace: Literal["link", "parent"] = "link"
+    scopes: tuple[Scope, ...] = ("graph", "phase", "store")
+    tracer_provider: TracerProvider | None = None
+
+
+class Besides(TypedDict, total=False):
+    """What can be changed besides the detail."""
+
+    capture: Capture
+    redact: Redact | None
+    flavours: Collection[Flavour]
+    baggage: Collection[str]
+    resume_trace: Literal["link", "parent"]
+    scopes: Collection[Scope]
+    tracer_provider: TracerProvider | None
+
+
+class Changes(Besides, total=False):
+    """What `configure` takes."""
+
+    detail: Detail
+
+
+def configure(**changes: Unpack[Changes]) -> Settings:
+    """Change the process's tracing, from the next run on; gives the former settings.
+
+    `[plugins.tracing] detail = "phase"` does the same. Raises ConfigError for what isn't an option.
+    """
+    return use(changed("tracing", settings, _checked(changes)))
+
+
+def use(chosen: Settings) -> Settings:
+    """Put these settings in place of all that were; gives the former ones."""
+    global settings, live
+    former, settings = settings, chosen
+    live = None
+    look()
+    return former
+
+
+_ONE_OF: Mapping[str, tuple[Any, ...]] = {
+    "detail": get_args(Detail), "capture": get_args(Capture), "resume_trace": ("link", "parent"),
+}  # fmt: skip
+_SOME_OF: Mapping[str, tuple[Any, ...]] = {"flavours": get_args(Flavour), "scopes": get_args(Scope), "baggage": ()}
+
+
+def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The changes, with lists as tuples. Raises ConfigError for a value that an option can't have."""
+    checked = dict(changes)
+    for name, value in changes.items():
+        if name in _ONE_OF and value not in _ONE_OF[name]:
+            raise ConfigError(f"tracing's {name} is one of {', '.join(_ONE_OF[name])}, not {value!r}.")
+        if name in _SOME_OF:
+            allowed = _SOME_OF[name]
+            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+                raise ConfigError(f"tracing's {name} is {value!r}; give a list of texts, such as [{value!r}]")
+            for item in value:
+                if allowed and item not in allowed:
+                    raise ConfigError(f"tracing's {name} are of {', '.join(allowed)}, and {item!r} is none of them.")
+            checked[name] = tuple(value)
+        if name == "redact" and value is not None and not callable(value):
+            raise ConfigError(f"tracing's redact is {value!r}; give a function of (path, value), in Python")
+    return checked
+
+
+class Live:
+    """Where spans go while somebody listens, and what stands on them. Made whole, never changed."""
+
+    __slots__ = ("baggage", "capture", "decorated", "detail", "flavours", "graph", "phase", "phases", "provider",
+                 "resume_trace", "store")  # fmt: skip
+
+    def __init__(self, provider: TracerProvider, chosen: Settings) -> None:
+        self.provider, self.detail, self.resume_trace = provider, chosen.detail, chosen.resume_trace
+        self.phases = chosen.detail in ("phase", "debug")
+        """Has each phase a span?"""
+        self.flavours, self.baggage = frozenset(chosen.flavours), chosen.baggage
+        self.decorated = bool(self.flavours or self.baggage)
+        """Does anything stand on spans besides what is pocket_plug's?"""
+        self.capture: Captured | None = None
+        if chosen.capture != "none":
+            from .capture import Captured
+
+            self.capture = Captured(chosen.capture, chosen.redact)
+        nobody = NoOpTracerProvider()
+        self.graph, self.phase, self.store = [
+            (provider if scope in chosen.scopes else nobody).get_tracer(
+                f"pocket_plug.{scope}", own_version(), SCHEMA_URL)
+            for scope in get_args(Scope)
+        ]  # fmt: skip
+
+
+settings = Settings()
+"""Those in use."""
+live: Live | None = None
+"""Where spans go, as was last seen."""
+
+
+def look() -> Live | None:
+    """See whether somebody listens; None where nobody does. Costs a fraction of a microsecond."""
+    global live
+    known = live
+    provider = settings.tracer_provider
+    if provider is None:
+        if known is None and nobody_can(TracerProvider):
+            return None
+        provider = trace.get_tracer_provider()
+    if known is None or known.provider is not provider:
+        silent = isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
+        known = live = None if silent else Live(provider, settings)
+    return known

@@ -1,0 +1,114 @@
+"""What all spans have in common: how they begin, become current, fail and end, and which of them are not recorded.
+
+A span that isn't recorded has two meanings. Where a sampler dropped it, what we trace inside is dropped with it. Where its
+scope is switched off, it was never begun: what is inside hangs below what is around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import Token
+from typing import TYPE_CHECKING, Final, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, StatusCode
+
+from pocket_plug.propagation import named_baggage
+from pocket_plug.reporting import capped, error_type, stack_of
+
+from .settings import Live
+
+if TYPE_CHECKING:
+    from .capture import Captured
+
+Attributes = dict[str, str | bool | int | float]
+
+RECORDED: Final = otel_context.create_key("pocket_plug.recorded")
+"""In a run's context: the exceptions that have their event already, so that none is recorded again on its way up."""
+
+
+class SpanManager:
+    """A span that is current within its block. Whatever happens while it is closed, it is detached and ended.
+
+    The context is handed on to all that need it: the SDK would ask for the current one three times more.
+    """
+
+    __slots__ = ("span", "token")
+    span: Span
+    token: Token[Context]
+
+    def open(self, span: Span, context: Context) -> None:
+        """Make it current in a context; where its scope is switched off, what is current stays so."""
+        self.span = span
+        if span.is_recording() or not is_off(span, context):
+            context = trace.set_span_in_context(span, context)
+        self.token = otel_context.attach(context)
+
+    def finish(self, error: BaseException | None) -> None:
+        """Say on the span how it went."""
+        raise NotImplementedError
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
+        try:
+            self.finish(error)
+        finally:
+            otel_context.detach(self.token)
+            self.span.end()
+
+
+def is_off(span: Span, context: Context) -> bool:
+    """Was a span that isn't recorded never begun? Then it is what was around it, or nothing at all."""
+    own = span.get_span_context()
+    return not own.is_valid or own.span_id == trace.get_current_span(context).get_span_context().span_id
+
+
+def inside_dropped() -> bool:
+    """Are we inside of a span that was not to be recorded?"""
+    around = trace.get_current_span()
+    if around.is_recording():
+        return False
+    context = around.get_span_context()
+    return context.is_valid and not context.is_remote
+
+
+def carried(live: Live, context: Context) -> Attributes:
+    """The entries of baggage that were asked for, under their own names."""
+    return {name: capped(value) for name, value in named_baggage(live.baggage, context).items()}
+
+
+def fail(live: Live, span: Span, error: BaseException, *, cancelled: bool) -> None:
+    """Mark a span by the error that it was left with.
+
+    A cancellation is no failure: it has its type, but no status and no event.
+    """
+    kind = error_type(error)
+    span.set_attribute("error.type", kind)
+    if not cancelled:
+        record(live.capture, span, error)
+        message = live.capture.message(error) if live.capture is not None else None
+        span.set_status(StatusCode.ERROR, kind if message is None else message)
+
+
+def record(capture: Captured | None, span: Span, error: BaseException) -> None:
+    """The exception event, by hand, unless the exception has one in this run."""
+    recorded = cast("deque[BaseException] | None", otel_context.get_value(RECORDED))
+    if recorded is not None:
+        if any(other is error for other in recorded):
+            return
+        recorded.append(error)
+    message = _none if capture is None else capture.message
+    event = {"exception.type": error_type(error), "exception.stacktrace": stack_of(error, message)}
+    text = message(error)
+    span.add_event("exception", event if text is None else event | {"exception.message": text})
+
+
+def _none(error: BaseException) -> None:
+    """Messages may hold anything: without capture there is none."""
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Did somebody stop it, rather than that it failed?"""
+    return isinstance(error, asyncio.CancelledError | GeneratorExit)

@@ -1,0 +1,312 @@
+"""The layer `tracing`: a span for each operation that reaches a stack; at detail "debug" one for each part it passes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind
+
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.errors import Conflict
+from pocket_plug.layer import Layer, parts
+from pocket_plug.reporting import capped, say_once, system_of, template_of
+from pocket_plug.watching import PLUGIN_FAULTS
+
+from . import flavours, settings
+from .settings import Live
+from .spans import Attributes, carried, fail, is_cancellation
+
+
+class Tracing(Layer):
+    """One span for each operation that reaches the stack, named by the declared template of its key: `get user:{}`.
+
+    `namespace` names the store (`db.namespace`), as the layer `metrics` has it.
+
+    Where a provider is set after the stack was built, spans begin with the next run, `open`, `observe()`, or in the
+    first recorded span. Keys and values are shown only where `capture` says so; a name that no `Key` declares is left
+    out. Inner operations that suspend run with the span as their current one; those in memory have nothing below them to
+    show, but for the layers, if the stack was built at detail "debug".
+    """
+
+    namespace: str = ""
+
+    inline_read = inline_write = True
+
+    def on_build(self) -> None:
+        stack = parts(self.inner)
+        backend = stack[-1]
+        network = backend.needs_loop and not backend.inline_read
+        self._kind = SpanKind.CLIENT if network else SpanKind.INTERNAL
+        self._about: Attributes = {"db.system.name": system_of(backend)}
+        if self.namespace:
+            self._about["db.namespace"] = capped(self.namespace)
+        self._of_get = self._attributes("get")
+        probed = isinstance(self.inner, Probe)
+        self._attach_read, self._attach_write = (
+            probed or not self.inner.inline_read,
+            probed or not self.inner.inline_write,
+        )
+        settings.look()
+
+    def beneath(self, part: Backend) -> Backend:
+        """At detail "debug" each part of the stack is watched."""
+        live = settings.look()
+        return Probe().build(part) if live is not None and live.detail == "debug" else part
+
+    def _attributes(self, operation: str) -> Attributes:
+        return {**self._about, "db.operation.name": operation}
+
+    async def open(self) -> None:
+        settings.look()
+        await super().open()
+
+    async def read(self, key: str) -> Entry | None:
+        context = otel_context.get_current()
+        live = _heard(context)
+        if live is None:
+            return await self.inner.read(key)
+        span = self._start(live, "get", template_of(key), self._of_get, context, key)
+        if span is None:
+            return await self.inner.read(key)
+        if self._attach_read:
+            with _Operation(live, span, attach=True) as operation:
+                entry = await self.inner.read(key)
+                operation.result = ("pocket_plug.store.hit", entry is not None)
+                operation.values = entry
+                return entry
+        try:  # what the block above does, without it: that would be as much again as the read itself
+            entry = await self.inner.read(key)
+        except BaseException as error:
+            _finish(live, span, error, None, None)
+            raise
+        _finish(live, span, None, ("pocket_plug.store.hit", entry is not None), entry)
+        return entry
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        context = otel_context.get_current()
+        live = _heard(context)
+        if live is None:
+            return await self.inner.read_many(keys)
+        keys = list(keys)
+        attributes = self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
+        span = self._start(live, "get_many", "", attributes, context, keys)
+        if span is None:
+            return await self.inner.read_many(keys)
+        with _Operation(live, span, attach=self._attach_read) as operation:
+            entries = await self.inner.read_many(keys)
+            operation.result = ("db.response.returned_rows", len(entries))
+            operation.values = entries
+            return entries
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        context = otel_context.get_current()
+        live = _heard(context)
+        if live is None:
+            return await self.inner.write(changes, expect)
+        if len(changes) == 1:
+            key = changes[0].key
+            name = "set" if isinstance(changes[0], Put) else "delete"
+            span = self._start(live, name, template_of(key), self._attributes(name), context, key)
+        else:
+            keys = [change.key for change in changes] or [*expect]
+            name = "write" if changes else "check"
+            attributes = self._attributes(name) | {"db.operation.batch.size": len(keys)}
+            span = self._start(live, name, "", attributes, context, keys)
+        if span is None:
+            return await self.inner.write(changes, expect)
+        with _Operation(live, span, attach=self._attach_write) as operation:
+            operation.values = changes
+            return await self.inner.write(changes, expect)
+
+    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        live = _heard(otel_context.get_current())
+        return self.inner.scan(prefix) if live is None else self._scanned(live, prefix)
+
+    async def _scanned(self, live: Live, prefix: str) -> AsyncIterator[str]:
+        """The span is made at the end, as long as the store worked: none is open while the caller has the key."""
+        parent, start = otel_context.get_current(), time.time_ns()
+        busy, count, error = 0, 0, None
+        began = time.perf_counter_ns()
+        try:
+            async for key in self.inner.scan(prefix):
+                busy += time.perf_counter_ns() - began
+                count += 1
+                yield key
+                began = time.perf_counter_ns()
+            busy += time.perf_counter_ns() - began
+        except Exception as failure:
+            busy += time.perf_counter_ns() - began
+            error = failure
+            raise
+        finally:
+            attributes = self._attributes("scan") | {"db.response.returned_rows": count}
+            template = template_of(prefix.removesuffix(":"))
+            span = self._start(live, "scan", template, attributes, parent, prefix, start)
+            if span is not None:
+                _finish(live, span, error, None, None, start + busy)
+
+    def _start(self, live: Live, operation: str, template: str, attributes: Attributes, parent: Context,
+               keys: str | Sequence[str], start: int | None = None) -> Span | None:  # fmt: skip
+        """A recording span, or None. A tracing that fails must not fail the store."""
+        try:
+            name = f"{operation} {template}" if template else operation
+            if live.decorated:
+                attributes = carried(live, parent) | flavours.of_operation(live.flavours, operation) | attributes
+            span = live.store.start_span(name, parent, self._kind, attributes, start_time=start)
+            if not span.is_recording():
+                return None
+            if live.capture is not None and keys:
+                _show_keys(live, span, keys)
+        except PLUGIN_FAULTS as error:  # a user's sampler or processor may raise anything
+            say_once("tracing a store operation", error)
+            return None
+        return span
+
+
+def _heard(context: Context) -> Live | None:
+    """Where a store operation's span goes; None where nobody listens, or the span around it isn't recorded."""
+    live = settings.live
+    if context:  # an empty one, as outside of runs and requests, has no span: to look would cost as much as the read
+        parent = trace.get_current_span(context)
+        if parent.is_recording():
+            live = live or settings.look()
+        elif live is not None:
+            around = parent.get_span_context()
+            if around.is_valid and not around.is_remote:
+                return None
+    return None if live is None or live.detail == "run" else live
+
+
+def _show_keys(live: Live, span: Span, keys: str | Sequence[str]) -> None:
+    assert live.capture is not None
+    if isinstance(keys, str):
+        text = live.capture.key(keys)
+        span.set_attribute("pocket_plug.store.key", text)
+    else:
+        shown = live.capture.keys(keys)
+        span.set_attribute("pocket_plug.store.keys", shown)
+        text = "\n".join(shown)
+    span.set_attributes(flavours.of_value(live.flavours, "input", text, "text/plain"))
+
+
+Values = Entry | Mapping[str, Entry] | Sequence[Change] | None
+"""What came of a read, or what was to be written."""
+
+
+def _show_values(live: Live, span: Span, values: Values) -> None:
+    assert live.capture is not None
+    if isinstance(values, Entry):
+        found: Any = values.value
+    elif isinstance(values, Mapping):
+        found = {key: entry.value for key, entry in values.items()}
+    else:
+        puts = {change.key: change.value for change in values or () if isinstance(change, Put)}
+        if not puts:
+            return
+        found = puts if values is not None and len(values) > 1 else next(iter(puts.values()))
+    text = live.capture.value(("store", "value"), found)
+    if text is not None:
+        span.set_attribute("pocket_plug.store.value", text)
+        reads = isinstance(values, Entry | Mapping)
+        if reads:
+            span.set_attributes(flavours.of_value(live.flavours, "output", text, live.capture.mime_type))
+
+
+class _Operation:
+    """The block in which a store operation runs. What it raises itself is said once, never raised."""
+
+    __slots__ = ("live", "result", "span", "token", "values")
+
+    def __init__(self, live: Live, span: Span, *, attach: bool) -> None:
+        self.live, self.span = live, span
+        self.result: tuple[str, bool | int] | None = None
+        self.values: Values = None
+        self.token = otel_context.attach(trace.set_span_in_context(span)) if attach else None
+
+    def __enter__(self) -> _Operation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
+        if self.token is not None:
+            otel_context.detach(self.token)
+        _finish(self.live, self.span, error, self.result, self.values)
+
+
+def _finish(live: Live, span: Span, error: BaseException | None, result: tuple[str, bool | int] | None, values: Values,
+            end: int | None = None) -> None:  # fmt: skip
+    try:
+        try:
+            if result is not None:
+                span.set_attribute(*result)
+            if live.capture is not None and values:
+                _show_values(live, span, values)
+            if error is not None:
+                fail(live, span, error, cancelled=is_cancellation(error) or isinstance(error, Conflict))
+        finally:
+            span.end(end)
+    except PLUGIN_FAULTS as failure:  # a user's span processor may raise anything
+        say_once("tracing a store operation", failure)
+
+
+# ---------------------------------------------------------------- the parts of a stack
+class Probe(Layer):
+    """Put around a part of a stack built at detail "debug": a span for each operation that it has something to do with."""
+
+    inline_read = inline_write = True
+
+    def on_build(self) -> None:
+        part = self.inner
+        self._name = part.name if isinstance(part, Layer) else system_of(part)
+        self._kind = "layer" if isinstance(part, Layer) else "backend"
+        if isinstance(part, Layer):  # what it only hands on shows nothing of it
+            for operation in ("read", "read_many", "write"):
+                own = getattr(part, operation)
+                if own == getattr(part.inner, operation):
+                    setattr(self, operation, own)
+
+    def _watched(self, operation: str) -> _Operation | None:
+        """Only inside of an operation whose span is recorded."""
+        live = settings.live
+        context = otel_context.get_current()
+        if live is None or live.detail != "debug" or not trace.get_current_span(context).is_recording():
+            return None
+        attributes: Attributes = {"pocket_plug.layer": self._name, "db.operation.name": operation}
+        try:
+            span = live.store.start_span(f"{self._kind} {self._name}", context, attributes=attributes)
+        except PLUGIN_FAULTS as error:
+            say_once("tracing a layer", error)
+            return None
+        return _Operation(live, span, attach=True) if span.is_recording() else None
+
+    async def read(self, key: str) -> Entry | None:
+        """The part's, watched."""
+        watched = self._watched("get")
+        if watched is None:
+            return await self.inner.read(key)
+        with watched:
+            entry = await self.inner.read(key)
+            watched.result = ("pocket_plug.store.hit", entry is not None)
+            return entry
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The part's, watched."""
+        watched = self._watched("get_many")
+        if watched is None:
+            return await self.inner.read_many(keys)
+        with watched:
+            entries = await self.inner.read_many(keys)
+            watched.result = ("db.response.returned_rows", len(entries))
+            return entries
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """The part's, watched."""
+        watched = self._watched("write")
+        if watched is None:
+            return await self.inner.write(changes, expect)
+        with watched:
+            return await self.inner.write(changes, expect)
