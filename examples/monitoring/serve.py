@@ -1,0 +1,145 @@
+"""A small shop that Prometheus can watch: orders go through a graph, and the figures are served at /metrics.
+
+It takes orders until it is stopped: `python examples/monitoring/serve.py`. With `--trouble` little goes well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from opentelemetry import metrics
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from prometheus_client import start_http_server
+
+from pocket_plug import Action, Graph, Key, Next, Node, Retry, Store, StoreReader, StoreWriter, each, node
+from pocket_plug.layers import Bounding, Metrics, Persistence
+
+CUSTOMERS = 4  # who order at the same time
+
+
+@dataclass(frozen=True)
+class Order:
+    number: int
+    amount: float
+    items: tuple[str, ...]
+
+
+REVENUE = Key("revenue", float)
+LAST = Key("last:{}", float)
+RECEIPT = Key("receipt:{}")
+
+
+@dataclass
+class Charge(Node[Order, Order], retry=Retry(attempts=3, delay="1ms")):
+    """Asks the bank, whose every fifth answer is lost, and adds to the revenue, as other runs do at the same time."""
+
+    trouble: bool
+    asked: int = 0
+    declined = Action[Order]()
+
+    async def prep(self, store: StoreReader, order: Order) -> tuple[Order, float]:
+        return order, await store.get(REVENUE, 0.0)
+
+    async def exec(self, prepared: tuple[Order, float]) -> Order:
+        order, _ = prepared
+        self.asked += 1
+        await asyncio.sleep(0.002)
+        if self.asked % 5 == 0 or (self.trouble and order.number % 2):
+            raise ConnectionError("the bank does not answer")
+        return order
+
+    async def post(
+        self, store: StoreWriter, order: Order, prepared: tuple[Order, float], charged: Order
+    ) -> Order | Next[Order]:
+        _, revenue = prepared
+        if order.amount > 90:
+            return self.declined(order)
+        await store.set(REVENUE, revenue + order.amount)
+        await store.set(LAST(order.number % 70), order.amount)
+        return charged
+
+
+@node
+def list_items(order: Order) -> tuple[str, ...]:
+    return order.items
+
+
+@node
+async def pack(item: str) -> str:
+    await asyncio.sleep(0.001)
+    return f"{item}, packed"
+
+
+@node
+async def apologise(order: Order) -> str:
+    return f"sorry, {order.amount:.2f} is too much"
+
+
+def shop(state: Store, archive: Store, *, trouble: bool) -> Graph[Order, str]:
+    """An order's way. In trouble the bank never answers every second one, and nothing can be filed of the others."""
+
+    @node
+    async def file(parcel: list[str]) -> str:
+        last = await archive.get(RECEIPT(len(parcel)))
+        await archive.set(RECEIPT(len(parcel)), object() if trouble else parcel)  # an object() can't be stored
+        return f"as the last one: {last == parcel}"
+
+    charge = Charge(trouble)
+    return Graph(charge >> list_items >> each(pack) >> file, charge.declined >> apologise, store=state, name="orders")
+
+
+async def take_orders(graph: Graph[Order, str], orders: int | None, every: float) -> Counter[str]:
+    """Take so many (None: without end) through the graph, one from each customer every so many seconds."""
+    numbers = itertools.count() if orders is None else iter(range(orders))
+    outcomes: Counter[str] = Counter()
+
+    async def customer() -> None:
+        for number in numbers:
+            order = Order(number, amount=7.0 * (number % 14), items=("tea", "mug", "spoon")[: 1 + number % 3])
+            try:
+                await graph.run(order)
+                outcomes["success"] += 1
+            except Exception:  # noqa: BLE001 - the shop goes on, whatever becomes of one order
+                outcomes["failure"] += 1
+            await asyncio.sleep(every)
+
+    await asyncio.gather(*(customer() for _ in range(CUSTOMERS)))
+    return outcomes
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        behind = Persistence(to=f"sqlite:///{folder / 'state.db'}", mode="behind")
+        async with (
+            Store(layers=[Metrics(namespace="state"), behind, Bounding(max_entries=50)]) as state,
+            Store(f"sqlite:///{folder / 'archive.db'}", layers=[Metrics(namespace="archive")]) as archive,
+        ):
+            graph = shop(state, archive, trouble=arguments.trouble)
+            print(dict(await take_orders(graph, arguments.orders, arguments.every)), flush=True)
+            if arguments.stay:
+                await state.flush()
+                await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=9464, help="of /metrics; 0 takes a free one")
+    parser.add_argument("--orders", type=int, help="take so many, then end; without it, take them until stopped")
+    parser.add_argument("--every", type=float, default=0.1, help="seconds between a customer's orders")
+    parser.add_argument("--trouble", action="store_true", help="the bank and the archive fail")
+    parser.add_argument("--stay", action="store_true", help="serve the figures on when all orders are taken")
+    options = parser.parse_args()
+    metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
+    server, _ = start_http_server(options.port, "127.0.0.1")
+    print(f"http://127.0.0.1:{server.server_port}/metrics", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main(options))
