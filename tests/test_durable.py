@@ -1158,7 +1158,7 @@ def test_a_run_that_goes_on_is_linked_to_what_it_goes_on_from(tmp_path: Path) ->
         assert first.attributes["pocket_plug.run.id"] == second.attributes["pocket_plug.run.id"] == "mail"
         assert first.attributes["pocket_plug.run.outcome"] == "suspended"
         assert first.status.is_unset
-        assert "pocket_plug.run.resumed" not in first.attributes
+        assert first.attributes["pocket_plug.run.resumed"] is False
         assert second.attributes["pocket_plug.run.resumed"] is True
         linked = [(link.context.trace_id, link.context.span_id) for link in second.links]
         assert first.context is not None

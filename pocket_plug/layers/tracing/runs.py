@@ -101,7 +101,7 @@ class RunSpan(SpanManager):
         if otel_context.get_value(RECORDED, context) is None:
             context = otel_context.set_value(RECORDED, self.recorded, context)
         self.open(span, context)
-        self.dropped = inside_dropped()
+        self.dropped = not span.is_recording() and inside_dropped()
         if run.carrier is not None:
             run.carrier.clear()
             run.carrier.update(inject(baggage=live.baggage))

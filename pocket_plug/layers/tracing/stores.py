@@ -14,6 +14,7 @@ from opentelemetry.trace import Span, SpanKind
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.errors import Conflict
 from pocket_plug.layer import Layer, parts
+from pocket_plug.memory import Memory
 from pocket_plug.reporting import capped, say_once, system_of, template_of
 from pocket_plug.watching import PLUGIN_FAULTS
 
@@ -54,9 +55,11 @@ class Tracing(Layer):
         settings.look()
 
     def beneath(self, part: Backend) -> Backend:
-        """At detail "debug" each part of the stack is watched."""
+        """At detail "debug" each part of the stack is watched, but for what is merely in memory: layers may be one with it."""
         live = settings.look()
-        return Probe().build(part) if live is not None and live.detail == "debug" else part
+        if live is None or live.detail != "debug":
+            return part
+        return part if type(part) is Memory or isinstance(part, Probe) else Probe().build(part)
 
     def _attributes(self, operation: str) -> Attributes:
         return {**self._about, "db.operation.name": operation}
