@@ -58,9 +58,11 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, run_id:
 
 
 def _say_where(telemetry: Telemetry, error: type[BaseException] | None, *_: object) -> None:
-    """After a run that went well, where its trace lies. On a terminal the tree ends with that."""
-    if error is None and telemetry.file is not None and not sys.stderr.isatty():
-        click.echo(f"trace: {telemetry.file}", err=True)
+    """Where the trace lies, also that of a run that failed. On a terminal the tree ends with that."""
+    if telemetry.file is not None and (error is None or telemetry.run_id is not None) and not sys.stderr.isatty():
+        from pocket_plug.telemetry.local import where_to_look
+
+        click.echo(where_to_look(telemetry.file, telemetry.run_id), err=True)
 
 
 def is_graph(found: Any) -> TypeGuard[Graph[Any, Any]]:

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Literal, Self
@@ -28,14 +29,18 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.layers import tracing
 from pocket_plug.reporting import say_once
 
-from .local import FileExporter
+from .live import OpenSpans
+from .local import DEFAULT_FILE, FileExporter, where_to_look
+from .recorded import RecordedSpan
 from .tree import TreeProcessor
 
 __all__ = ["Telemetry", "observe"]
 
-DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
 QUEUE = 32_768
 """Spans that wait to be exported. At OpenTelemetry's own 2,048 a burst of 2,000 runs loses a third of its spans."""
+
+FILE_DELAY = 200
+"""Milliseconds after which what ended is in the file, where somebody may watch."""
 
 FLUSH_SECONDS = 5.0
 """How long the end of a process may wait for an exporter."""
@@ -92,6 +97,11 @@ class Telemetry:
     def unsent(self) -> int:
         """Spans that ended and are not exported: those that wait, had no room in the queue, or were refused."""
         return sum(processor.unsent for processor in self._processors if isinstance(processor, Export))
+
+    @property
+    def run_id(self) -> str | None:
+        """The outermost run that began last, where a file is written."""
+        return next((each.last_run for each in self._processors if isinstance(each, OpenSpans)), None)
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
         """Export what ended so far; False if that took longer than `timeout` seconds."""
@@ -189,9 +199,10 @@ def _set_up(file: Path | None, terminal: bool | None) -> Telemetry:
     if file is not None:
         exporters.append(FileExporter(file))
     processors: list[SpanProcessor] = [Export(exporter) for exporter in exporters]
+    if file is not None:
+        processors.append(OpenSpans(file))
     if terminal if terminal is not None else not asked and sys.stderr.isatty():
-        where = f"trace: {file}" if file is not None else f"trace: sent to {_endpoint()}"
-        processors.append(TreeProcessor(None, lambda: where))
+        processors.append(TreeProcessor(None, partial(_footer, file)))
     if _provider is None:
         _provider = _Provider()
         trace.set_tracer_provider(_provider)
@@ -200,6 +211,12 @@ def _set_up(file: Path | None, terminal: bool | None) -> Telemetry:
     _provider.fan.processors = processors
     tracing.configure(tracer_provider=None)
     return Telemetry("otlp" if asked else "local", processors, file)
+
+
+def _footer(file: Path | None, root: RecordedSpan) -> str:
+    if file is None:
+        return f"trace: sent to {_endpoint()}"
+    return where_to_look(file, root.attributes.get("pocket_plug.run.id"))
 
 
 def _endpoint() -> str:
@@ -269,7 +286,10 @@ class Export(SpanProcessor):
     def __init__(self, exporter: SpanExporter) -> None:
         self._counted = _Counted(exporter)
         size = None if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else QUEUE
-        self._batch = BatchSpanProcessor(self._counted, max_queue_size=size)
+        soon = isinstance(exporter, FileExporter) and "OTEL_BSP_SCHEDULE_DELAY" not in os.environ
+        self._batch = BatchSpanProcessor(
+            self._counted, max_queue_size=size, schedule_delay_millis=FILE_DELAY if soon else None
+        )
         self._ended = 0
         self._lock = threading.Lock()
 

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,19 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
+DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
+
+
+def where_to_look(file: Path, run_id: object = None) -> str:
+    """Where traces lie, and the command that opens the picture, of one run or of the newest.
+
+    >>> where_to_look(DEFAULT_FILE, "order 7")
+    "trace: .pocket_plug/traces.jsonl · open it: pocket-plug trace show 'order 7' --open"
+    """
+    words = ["pocket-plug", "trace", "show", *([run_id] if isinstance(run_id, str) else []), "--open"]
+    elsewhere = [] if file == DEFAULT_FILE else ["--file", str(file)]
+    return f"trace: {file} · open it: {shlex.join(words + elsewhere)}"
 
 
 def encode(spans: Iterable[ReadableSpan]) -> dict[str, Any]:

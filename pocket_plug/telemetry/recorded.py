@@ -21,6 +21,9 @@ __all__ = ["Event", "RecordedSpan", "SpanLink", "Trace", "TraceFile", "read_trac
 
 Status = Literal["unset", "ok", "error"]
 
+NO_RUN = frozenset(("pocket_plug.node.name", "pocket_plug.run.parent_id"))
+"""Besides the id of a run, nodes have the one, nested runs the other."""
+
 
 # ---------------------------------------------------------------- what is read
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,11 @@ class RecordedSpan:
         return "pocket_plug.run.id" in self.attributes and "pocket_plug.node.name" not in self.attributes
 
     @property
+    def is_outermost(self) -> bool:
+        """Is it that of a run which is none of a nested graph?"""
+        return "pocket_plug.run.id" in self.attributes and not NO_RUN & self.attributes.keys()
+
+    @property
     def retries(self) -> int:
         """How often a node's work was tried again; 0 for all other spans."""
         attempts = self.attributes.get("pocket_plug.node.attempts")
@@ -97,7 +105,7 @@ class Trace:
     @cached_property
     def runs(self) -> tuple[RecordedSpan, ...]:
         """The outermost runs, without those of nested graphs."""
-        return tuple(span for span in self.spans if span.is_run and "pocket_plug.run.parent_id" not in span.attributes)
+        return tuple(span for span in self.spans if span.is_outermost)
 
     @property
     def root(self) -> RecordedSpan:
@@ -316,9 +324,9 @@ def _spans(line: bytes) -> list[RecordedSpan]:
 def _span(span: _Span, scope: str, resource: Mapping[str, Any]) -> RecordedSpan:
     status = span.status or _Status()
     return RecordedSpan(
-        trace_id=intern(span.trace_id.lower()),
-        span_id=span.span_id.lower(),
-        parent_id=span.parent_span_id.lower() or None,
+        trace_id=intern(_id(span.trace_id, 16)),
+        span_id=_id(span.span_id, 8),
+        parent_id=_id(span.parent_span_id, 8) if span.parent_span_id else None,
         name=intern(span.name),
         kind=span.kind if isinstance(span.kind, int) else _KINDS.get(span.kind, 0),
         scope=scope,
@@ -333,6 +341,12 @@ def _span(span: _Span, scope: str, resource: Mapping[str, Any]) -> RecordedSpan:
         ),
         resource=resource,
     )
+
+
+def _id(text: str, size: int) -> str:
+    if len(bytes.fromhex(text)) != size:
+        raise ValueError(f"{text!r:.40} is no id of {size} bytes")
+    return text.lower()
 
 
 def _attributes(attributes: Sequence[_Attribute]) -> dict[str, Any]:

@@ -356,7 +356,7 @@ def test_trace(capsys, monkeypatch):
     log: list[str] = []
 
     class Handle:
-        file = "traces.jsonl"
+        file, run_id = "traces.jsonl", None
 
         def close(self) -> None:
             log.append("closed")
@@ -369,7 +369,8 @@ def test_trace(capsys, monkeypatch):
     assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
     assert main(["run", "flow.py", "--trace", "--input", "3"]) == 2
     assert log == ["observing", "closed"] * 2
-    assert "trace: traces.jsonl" in capsys.readouterr().err.splitlines()
+    opening = "trace: traces.jsonl · open it: pocket-plug trace show --open --file traces.jsonl"
+    assert opening in capsys.readouterr().err.splitlines()
 
 
 # ---------------------------------------------------------------- what goes wrong

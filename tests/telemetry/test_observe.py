@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_a_tree_on_demand_ends_in_where_the_file_lies(tmp_path: Path) -> None:
     done = python('observe(terminal=True); asyncio.run(graph.run("tea"))', tmp_path)
     lines = done.stderr.splitlines()
     assert [line.split()[1:3] for line in lines if "node" in line] == [["node", "look"], ["node", "pay"]]
-    assert lines[-1] == "trace: .pocket_plug/traces.jsonl"
+    assert re.fullmatch(r"trace: \.pocket_plug/traces\.jsonl · open it: pocket-plug trace show \w+ --open", lines[-1])
     assert "\x1b" not in done.stderr
     assert done.stdout == ""
 

@@ -19,7 +19,9 @@ MS = 1_000_000
 class Terminal:
     """A tracer whose traces are drawn to a string, and spans with times of the test's choice."""
 
-    def __init__(self, file: TextIO | None = None, footer: Callable[[], str] = lambda: "trace: t.jsonl") -> None:
+    def __init__(
+        self, file: TextIO | None = None, footer: Callable[[Any], str] = lambda root: f"trace of {root.name}"
+    ) -> None:
         self.file: Any = file or io.StringIO()
         self.processor = TreeProcessor(self.file, footer)
         provider = TracerProvider(shutdown_on_exit=False)
@@ -56,7 +58,7 @@ def test_a_tree_shows_names_durations_bars_errors_and_where_the_file_lies() -> N
     lines = terminal.text().splitlines()
     names = [re.split(r" +[\d.]+ ms ", line)[0].rstrip() for line in lines]
     assert names == ["run shop", "├─ node charge", "│  ├─ exec charge ✗ builtins.ValueError", "│  └─ exec charge #2",
-                     "└─ node ship CancelledError", "trace: t.jsonl"]  # fmt: skip
+                     "└─ node ship CancelledError", "trace of run shop"]  # fmt: skip
     assert "100.0 ms" in lines[0]
     assert "40.0 ms" in lines[2]
     bars = {line.find("▇") - lines[0].find("▇"): line.count("▇") for line in lines[:-1]}

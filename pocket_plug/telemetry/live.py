@@ -1,0 +1,168 @@
+"""What goes on right now, for `pocket-plug trace` in another process: OTLP knows only spans that have ended.
+
+Beside the trace file each process keeps one more, the spans that are open, as OTLP/JSON with an end of 0. It is replaced a
+few times a second while that changes, touched while it doesn't, and gone when nothing is open. What a killed process
+leaves says what it was at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from pocket_plug.reporting import say_once
+
+from .local import encode
+from .recorded import NO_RUN, RecordedSpan, TraceFile
+
+INTERVAL = 0.2
+"""Seconds between two looks at what is open. A run that takes less is never written."""
+
+SILENT = 5.0
+"""Seconds without a sign of life after which a process counts as gone: it touches its file each second."""
+
+LEFT = 24 * 3600.0
+"""Seconds after which what a killed process left is cleared away by the next one."""
+
+LIMIT = 500
+"""So many open spans are told at most, those that began first."""
+
+
+def _beside(file: Path) -> list[Path]:
+    """What processes told, and what one was killed over (`~`)."""
+    return sorted(file.parent.glob(f"{file.name}.open-*"))
+
+
+# ---------------------------------------------------------------- reading
+@dataclass(frozen=True, slots=True)
+class OpenSpan:
+    """A span that has begun. `alive`: its process shows signs of life."""
+
+    span: RecordedSpan
+    alive: bool
+
+
+def open_spans(file: Path, clock: Callable[[], float] = time.time) -> list[OpenSpan]:
+    """Those of all processes that trace to a file, and of those that were killed over it."""
+    found: list[OpenSpan] = []
+    for path in _beside(file):
+        if path.name.endswith("~"):
+            continue
+        try:
+            alive = clock() - path.stat().st_mtime < SILENT
+            found += [OpenSpan(span, alive) for span in TraceFile(path).spans()]
+        except FileNotFoundError:  # all of them have ended meanwhile
+            continue
+    return found
+
+
+# ---------------------------------------------------------------- writing
+class OpenSpans(SpanProcessor):
+    """Tells which spans are open, from a thread of its own that sleeps while none is.
+
+    `last_run` is the id of the outermost run that began last.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.last_run: str | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """In this process nothing is open, and nothing is written: also after a fork, which leaves the thread behind."""
+        self._process = os.getpid()
+        self._path: Path | None = None
+        self._open: dict[int, Span] = {}
+        self._changed = False
+        self._touched = 0.0
+        self._lock = threading.Lock()
+        self._awake, self._ended = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """It is open."""
+        if self._process != os.getpid():
+            self._begin()
+        attributes = span.attributes or {}
+        if "pocket_plug.run.id" in attributes and not NO_RUN & attributes.keys():
+            self.last_run = str(attributes["pocket_plug.run.id"])
+        with self._lock:
+            self._open[span.get_span_context().span_id] = span
+            self._changed = True
+            if self._thread is None and not self._ended.is_set():
+                self._thread = threading.Thread(target=self._work, name="pocket_plug open spans", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # Python 3.12 starts no thread any more while the process ends
+                    self._ended.set()
+        if not self._awake.is_set():
+            self._awake.set()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """It is not."""
+        if self._process != os.getpid():
+            self._begin()
+        context = span.get_span_context()
+        with self._lock:
+            if context is not None and self._open.pop(context.span_id, None) is not None:
+                self._changed = True
+
+    def shutdown(self) -> None:
+        """Nothing is told any more."""
+        self._ended.set()
+        self._awake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._remove()
+
+    def _work(self) -> None:
+        while not self._ended.is_set():
+            self._awake.wait()
+            if not self._ended.wait(INTERVAL):
+                try:
+                    self.tell()
+                except Exception as error:  # noqa: BLE001 - whatever a full disk or an odd attribute does, the run goes on
+                    say_once("telling which spans are open", error)
+
+    def tell(self, clock: Callable[[], float] = time.time) -> None:
+        """Write what is open now, if that changed, or else show that the process lives."""
+        with self._lock:
+            changed, self._changed = self._changed, False
+            spans = [*self._open.values()]
+            if not spans:
+                self._awake.clear()
+        if not spans:
+            self._remove()
+        elif changed or self._path is None:
+            self._replace(spans[:LIMIT], clock)
+        elif clock() - self._touched >= 1:
+            try:
+                os.utime(self._path)
+            except FileNotFoundError:  # somebody cleared the folder
+                self._replace(spans[:LIMIT], clock)
+            self._touched = clock()
+
+    def _replace(self, spans: list[Span], clock: Callable[[], float]) -> None:
+        if self._path is None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            for left in _beside(self._file):
+                if clock() - left.stat().st_mtime > LEFT:
+                    left.unlink(missing_ok=True)
+            self._path = self._file.with_name(f"{self._file.name}.open-{secrets.token_hex(6)}")
+        new = self._path.with_name(f"{self._path.name}~")
+        new.write_text(json.dumps(encode(spans)), "utf-8")
+        new.replace(self._path)
+        self._touched = clock()
+
+    def _remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
