@@ -1,0 +1,257 @@
+"""The example's dashboard and alerts in a real Prometheus, which watches the example's shop while it trades.
+
+It needs the Debian package `prometheus`: `apt-get install -y prometheus`. Run by `make e2e`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+MONITORING = Path(__file__).parents[2] / "examples" / "monitoring"
+DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
+EXPRESSIONS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] if panel["type"] != "row"
+               for target in panel["targets"]]  # fmt: skip
+MAY_BE_ZERO = {"Active runs", "What goes on", "Write-behind queue", "Age of the queue"}  # at any moment
+ORDERS = 300
+DEADLINE = 120.0
+
+
+def program(name: str) -> str:
+    """Where a program of the Debian package lies."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.fail(f"there is no {name} here; it is in the Debian package prometheus: apt-get install -y prometheus")
+    return found
+
+
+def until(what: str, look: Callable[[], T | None]) -> T:
+    """What `look` gives once it gives something; polled, and an error after the deadline."""
+    end = time.monotonic() + DEADLINE
+    while (found := look()) is None:
+        assert time.monotonic() < end, f"waited {DEADLINE:g} seconds for {what}"
+        time.sleep(0.2)
+    return found
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+class Prometheus:
+    """A server of our own: its folder, its targets, and what it answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port, self.well, self.ill = free_port(), free_port(), free_port()
+        settings = (MONITORING / "prometheus.yml").read_text("utf-8").replace("15s", "1s")
+        (folder / "prometheus.yml").write_text(settings.replace('"localhost:9464"', f'"127.0.0.1:{self.well}"'))
+        # the rules as they are, in a hurry
+        rules = re.sub(r"for: \d+m", "for: 2s", (MONITORING / "alerts.yml").read_text("utf-8"))
+        (folder / "alerts.yml").write_text(re.sub(r"\[5m\]", "[20s]", rules))
+
+    def start(self) -> subprocess.Popen[bytes]:
+        log = (self.folder / "log").open("wb")
+        with log:
+            return subprocess.Popen(
+                [program("prometheus"), f"--config.file={self.folder}/prometheus.yml",
+                 f"--storage.tsdb.path={self.folder}/data", f"--web.listen-address=127.0.0.1:{self.port}",
+                 "--web.enable-lifecycle"],
+                stdout=log, stderr=log)  # fmt: skip
+
+    def is_ready(self) -> bool | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=5):
+                return True
+        except OSError:
+            return None
+
+    def watch_too(self, port: int) -> None:
+        """Add a target."""
+        file = self.folder / "prometheus.yml"
+        file.write_text(file.read_text().replace('"]', f'", "127.0.0.1:{port}"]'))
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/reload", data=b"", timeout=30).close()
+
+    def ask(self, path: str, **arguments: str) -> Any:
+        """The data of an answer of its API; an error where it refuses."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{arguments}: {error.read().decode()}") from error
+
+    def values(self, expression: str) -> list[float]:
+        """The values that an expression has now."""
+        answer = self.ask("query", query=expression)
+        return [float(sample["value"][1]) for sample in answer["result"]]
+
+    def firing(self) -> set[tuple[str, str]]:
+        """The names of the alerts that fire, each with the graph, store or instance that it is about."""
+        about = ("pocket_plug_graph_name", "db_namespace", "instance")
+        return {(alert["labels"]["alertname"], next(alert["labels"][name] for name in about if name in alert["labels"]))
+                for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"}  # fmt: skip
+
+
+class Shop:
+    """The example's program, in a process of its own."""
+
+    def __init__(self, *options: str, port: int) -> None:
+        command = [sys.executable, str(MONITORING / "serve.py"), "--port", str(port), *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.instance = f"127.0.0.1:{port}"
+        assert self.said() == f"http://{self.instance}/metrics"
+
+    def said(self) -> str:
+        """Its next line."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    server = Prometheus(tmp_path_factory.mktemp("prometheus"))
+    process = server.start()
+    try:
+        until("Prometheus to be ready", server.is_ready)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def shop(prometheus: Prometheus) -> Iterator[Shop]:
+    """One that is well: all orders are taken, and Prometheus has seen the last of them."""
+    shop = Shop("--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well)
+    try:
+        assert ast.literal_eval(shop.said()) == {"success": ORDERS}
+        last = f'pocket_plug_run_duration_seconds_count{{instance="{shop.instance}"}}'
+        until("the last run", lambda: True if prometheus.values(last) == [ORDERS] else None)
+        yield shop
+    finally:
+        shop.stop()
+
+
+@pytest.fixture(scope="module")
+def troubled(prometheus: Prometheus, shop: Shop) -> Iterator[Shop]:
+    """A second one, which is not well and goes on."""
+    troubled = Shop("--trouble", "--every", "0.05", port=prometheus.ill)
+    prometheus.watch_too(prometheus.ill)
+    try:
+        yield troubled
+    finally:
+        troubled.stop()
+
+
+# In the order of a bad day: all is well, then comes trouble, then silence.
+@pytest.mark.parametrize(
+    "arguments", ["check config prometheus.yml", "check rules alerts.yml", "test rules alerts_test.yml"]
+)
+def test_promtool_finds_nothing_wrong(arguments: str) -> None:
+    """The files are as Prometheus wants them, and each alert fires when it should and not before."""
+    done = subprocess.run(
+        [program("promtool"), *arguments.split()], cwd=MONITORING, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("sum(pocket_plug_run_duration_seconds_count{%s})", ORDERS),
+        ("sum(pocket_plug_run_active{%s})", 0),
+        ("sum(pocket_plug_fan_out_active{%s})", 0),
+        ('sum(pocket_plug_node_duration_seconds_count{%s,pocket_plug_node_name="pack"})',
+         sum(1 + number % 3 for number in range(ORDERS) if number % 14 != 13)),
+        ('pocket_plug_node_duration_seconds_count{%s,pocket_plug_node_action="declined"}', ORDERS // 14),
+        ("sum(pocket_plug_node_retries_total{%s})", ORDERS // 5),
+        ('pocket_plug_store_writes_total{%s,db_namespace="archive",db_operation_name="set"}', ORDERS - ORDERS // 14),
+        ('sum(pocket_plug_store_lookups_total{%s,db_namespace="archive"})', ORDERS - ORDERS // 14),
+        ('sum(db_client_operation_duration_seconds_count{%s,db_namespace="archive",db_operation_name="set"})',
+         ORDERS - ORDERS // 14),
+        ('pocket_plug_store_entries{%s,db_namespace="state"}', 50),
+        ('pocket_plug_store_queue{%s,db_namespace="state"}', 0),
+    ],
+)  # fmt: skip
+def test_prometheus_has_what_the_shop_did(prometheus: Prometheus, shop: Shop, expression: str, expected: int) -> None:
+    """Exactly so many runs, visits, items, retries, writes, lookups and entries."""
+    assert prometheus.values(expression % f'instance="{shop.instance}"') == [expected]
+
+
+def test_no_alert_fires_while_all_is_well(prometheus: Prometheus, shop: Shop) -> None:
+    """Every rule is evaluated without an error, and none has anything to say."""
+
+    def evaluated() -> list[dict[str, Any]] | None:
+        rules: list[dict[str, Any]] = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+        return rules if all(rule["health"] != "unknown" for rule in rules) else None
+
+    rules = until("all rules to be evaluated", evaluated)
+    names = re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yml").read_text("utf-8"))
+    assert [(rule["name"], rule["health"]) for rule in rules] == [(name, "ok") for name in names]
+    assert prometheus.firing() == set()
+
+
+@pytest.mark.parametrize(
+    "alert",
+    [("PocketPlugRunsFail", "orders"), ("PocketPlugRetryStorm", "orders"), ("PocketPlugStoreErrors", "archive")],
+    ids=lambda alert: alert[0],
+)
+def test_trouble_raises_an_alert(prometheus: Prometheus, troubled: Shop, alert: tuple[str, str]) -> None:
+    """A bank that does not answer and a store that refuses what it gets are told of, by the graph's or the store's name."""
+    until(f"{alert} to fire", lambda: True if alert in prometheus.firing() else None)
+
+
+@pytest.mark.parametrize(("title", "expression"), EXPRESSIONS, ids=[title for title, _ in EXPRESSIONS])
+def test_a_panel_shows_what_happened(prometheus: Prometheus, troubled: Shop, title: str, expression: str) -> None:
+    """All variables at "All", each question of the dashboard has an answer; after the trouble, one other than zero."""
+    asked = re.sub(r"\$(job|graph|namespace)\b", ".*", expression).replace("$__rate_interval", "5m")
+
+    def shown() -> list[float] | None:
+        found = [value for value in prometheus.values(asked) if not math.isnan(value)]
+        return found if (found if title in MAY_BE_ZERO else any(found)) else None
+
+    until(f"something to show: {asked}", shown)
+
+
+@pytest.mark.parametrize("name", ["job", "graph", "namespace"])
+def test_a_choice_offers_what_there_is(prometheus: Prometheus, shop: Shop, name: str) -> None:
+    """The dashboard's variables list the jobs, graphs and stores."""
+    [query] = [variable["query"]["query"] for variable in DASHBOARD["templating"]["list"] if variable["name"] == name]
+    series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query.replace("$job", ".*")).groups()  # type: ignore[union-attr]
+    offered = {"job": ["pocket_plug"], "graph": ["orders"], "namespace": ["archive", "state"]}
+    assert prometheus.ask(f"label/{label}/values", **{"match[]": series}) == offered[name]
+
+
+def test_silence_raises_an_alert(prometheus: Prometheus, shop: Shop, troubled: Shop) -> None:
+    """A program that is gone is told of by its address; the one that is still there is not."""
+    shop.stop()
+    gone = ("PocketPlugTelemetryAbsent", shop.instance)
+    until(f"{gone} to fire", lambda: True if gone in prometheus.firing() else None)
+    assert ("PocketPlugTelemetryAbsent", troubled.instance) not in prometheus.firing()
