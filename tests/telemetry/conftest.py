@@ -1,0 +1,20 @@
+"""What tests of telemetry share: an OTLP collector of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for the modules here that scripts use too
+
+from otlp_sink import Sink
+
+
+@pytest.fixture
+def otlp_sink() -> Iterator[Sink]:
+    """A collector that accepts everything, until it is told otherwise."""
+    with Sink() as sink:
+        yield sink
