@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .backend import Backend
 from .errors import ConfigError, suggest
 from .keys import declared_templates
+from .watching import PLUGIN_FAULTS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -128,7 +129,7 @@ def error_text(error: BaseException) -> str:
     """Its message, capped, whatever its `__str__` does."""
     try:
         return capped(str(error))
-    except Exception:  # noqa: BLE001 - a user's exception may do anything when asked for its text
+    except PLUGIN_FAULTS:  # a user's exception may do anything when asked for its text
         return "(its text can't be had)"
 
 

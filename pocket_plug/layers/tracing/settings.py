@@ -5,9 +5,9 @@ No span is made in this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
 
 from opentelemetry import trace
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, TracerProvider
@@ -103,16 +103,24 @@ def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
         if name in _ONE_OF and value not in _ONE_OF[name]:
             raise ConfigError(f"tracing's {name} is one of {', '.join(_ONE_OF[name])}, not {value!r}.")
         if name in _SOME_OF:
-            allowed = _SOME_OF[name]
-            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
-                raise ConfigError(f"tracing's {name} is {value!r}; give a list of texts, such as [{value!r}]")
-            for item in value:
-                if allowed and item not in allowed:
-                    raise ConfigError(f"tracing's {name} are of {', '.join(allowed)}, and {item!r} is none of them.")
-            checked[name] = tuple(value)
+            allowed, texts = _SOME_OF[name], _texts(value)
+            if texts is None:
+                raise ConfigError(f"tracing's {name} is {value!r}; give a list of names")
+            for text in texts:
+                if allowed and text not in allowed:
+                    raise ConfigError(f"tracing's {name} are of {', '.join(allowed)}, and {text!r} is none of them.")
+            checked[name] = texts
         if name == "redact" and value is not None and not callable(value):
             raise ConfigError(f"tracing's redact is {value!r}; give a function of (path, value), in Python")
     return checked
+
+
+def _texts(value: object) -> tuple[str, ...] | None:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return None
+    items = tuple(cast("Iterable[object]", value))
+    texts = tuple(item for item in items if isinstance(item, str))
+    return texts if len(texts) == len(items) else None
 
 
 class Live:

@@ -82,8 +82,11 @@ def carried(live: Live, context: Context) -> Attributes:
 def fail(live: Live, span: Span, error: BaseException, *, cancelled: bool) -> None:
     """Mark a span by the error that it was left with.
 
-    A cancellation is no failure: it has its type, but no status and no event.
+    A cancellation is no failure: it has its type, but no status and no event. What isn't recorded has not seen the error:
+    its event is then that of the next span on its way.
     """
+    if not span.is_recording():
+        return
     kind = error_type(error)
     span.set_attribute("error.type", kind)
     if not cancelled:
