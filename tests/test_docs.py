@@ -16,8 +16,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
 
-# Commands that set a machine up, or need a server: `make test` itself, the wheel's test and the collector's test run these.
-_ELSEWHERE = ("make ", "pip ", "OTEL_EXPORTER_OTLP_ENDPOINT=", "git ", "python -m venv")
+# Commands that set a machine up, or need a server: `make test` itself, the wheel's test, the collector's test and
+# `make e2e` run these.
+_ELSEWHERE = ("make ", "pip ", "OTEL_EXPORTER_OTLP_ENDPOINT=", "git ", "python -m venv",
+              "python examples/monitoring/serve.py", "prometheus ", "promtool ")  # fmt: skip
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:

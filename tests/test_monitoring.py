@@ -167,4 +167,5 @@ def test_an_alert_says_who_is_woken_and_what_to_do() -> None:
             assert re.search(rf'^ {{10}}{annotation}: ".+"$', rule, re.MULTILINE)
         for panel in re.findall(r"'([A-Z][^']+)'", rule):
             assert panel in {shown["title"] for shown in PANELS}, f"the runbook names a panel {panel!r}"
-    assert set(tested) == set(names)
+    page = (MONITORING.parents[1] / "docs" / "howto" / "monitor-with-prometheus.md").read_text("utf-8")
+    assert set(tested) == set(names) == set(re.findall(r"^\| `(PocketPlug\w+)` \|", page, re.MULTILINE))

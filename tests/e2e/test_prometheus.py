@@ -25,7 +25,8 @@ import pytest
 
 T = TypeVar("T")
 
-MONITORING = Path(__file__).parents[2] / "examples" / "monitoring"
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "examples" / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
 EXPRESSIONS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] if panel["type"] != "row"
                for target in panel["targets"]]  # fmt: skip
@@ -133,6 +134,12 @@ class Shop:
         self.process.stdout.close()
 
 
+def commands() -> list[str]:
+    """The commands of the how-to that the tests of the docs leave to this one."""
+    page = (ROOT / "docs" / "howto" / "monitor-with-prometheus.md").read_text("utf-8")
+    return [line.partition("  #")[0].strip() for line in re.findall(r"^\$ (.+)$", page, re.MULTILINE)]
+
+
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     server = Prometheus(tmp_path_factory.mktemp("prometheus"))
@@ -180,6 +187,26 @@ def test_promtool_finds_nothing_wrong(arguments: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
+
+
+def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
+    """They name files and options there are: Prometheus takes its file, promtool its tests, the shop its options."""
+    wanted = {"pip", "python", "prometheus", "promtool"}
+    assert {command.split()[0] for command in commands()} == wanted
+    for command in commands():
+        name, *arguments = command.split()
+        if name == "python":
+            done = subprocess.run([sys.executable, *arguments, "--help"], cwd=ROOT, capture_output=True, check=False)
+        elif name == "promtool":
+            done = subprocess.run([program(name), *arguments], cwd=ROOT, capture_output=True, check=False)
+        elif name == "prometheus":
+            [file] = re.findall(r"^--config.file=(\S+)$", " ".join(arguments))
+            done = subprocess.run(
+                [program("promtool"), "check", "config", file], cwd=ROOT, capture_output=True, check=False
+            )
+        else:
+            continue
+        assert done.returncode == 0, f"{command}: {done.stdout!r}{done.stderr!r}"
 
 
 @pytest.mark.parametrize(
