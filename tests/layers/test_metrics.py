@@ -179,6 +179,43 @@ def test_operations_on_a_file_are_timed_though_they_do_not_suspend(published: Pu
     assert published.values("db.client.operation.duration") == timed
 
 
+def test_operations_in_memory_are_timed_on_request(published: Published) -> None:
+    """`durations=True` times all, and counts them as before."""
+    store = SyncStore(layers=[Metrics(durations=True)])
+    store.set("k", 1)
+    store.get("k")
+    store.get_many(["k", "l"])
+    assert published.values("db.client.operation.duration") == {
+        attributes(operation=name): 1 for name in ("set", "get", "get_many")
+    }
+    assert published.values("pocket_plug.store.lookups") == {attributes(hit=True): 2, attributes(hit=False): 1}
+
+
+def test_conflicts_of_commits_are_counted(published: Published) -> None:
+    """For the node that met them."""
+    tries: list[int] = []
+
+    class Add(pp.Node[int, int]):
+        async def prep(self, store: pp.StoreReader, n: int) -> int:
+            return await store.get("total", 0)
+
+        async def exec(self, total: int) -> int:
+            tries.append(total)
+            if len(tries) == 1:
+                await shared.set("total", 10)
+            return total
+
+        async def post(self, store: pp.StoreWriter, n: int, prepared: int, total: int) -> int:
+            await store.set("total", total + n)
+            return total + n
+
+    shared = Store()
+    assert asyncio.run(pp.Graph(Add(), store=shared, name="adding").run(1)) == 11
+    about = {("pocket_plug.graph.name", "adding"), ("pocket_plug.node.name", "add")}
+    conflict = about | {("error.type", "pocket_plug.errors.Conflict")}
+    assert published.values("pocket_plug.commit.conflicts") == {frozenset(conflict): 1}
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork beside threads of other tests
 def test_a_forked_child_begins_at_zero(published: Published) -> None:
     """What it inherited, its parent reports."""
