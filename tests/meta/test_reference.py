@@ -28,7 +28,7 @@ from pocket_plug.pocket import Pocket
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncStore
-from pocket_plug.telemetry import Telemetry, observe
+from pocket_plug.telemetry import Telemetry, observe, setup
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pocket_plug"
@@ -157,7 +157,8 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "records": ("Writing a backend", 1, {"Entry", "Put", "Delete"}),
     "types": ("Types", 0, of_signature(Codec.register, keywords_only=True)),
     "observe": ("Telemetry", 0, of_signature(observe)),
-    "Telemetry": ("Telemetry", 1, public(Telemetry) | {"mode", "file"}),
+    "setup": ("Telemetry", 1, of_signature(setup)),
+    "Telemetry": ("Telemetry", 2, public(Telemetry) | {"mode", "metrics", "logs", "file"}),
     "SQLite": ("sqlite:///", 0, of_signature(SQLite, keywords_only=True)),
     "metrics layer": ("metrics", 0, fields_of(metrics.Metrics)),
     "logging layer": ("logging", 0, fields_of(logging.Logging)),

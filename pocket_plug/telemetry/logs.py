@@ -1,0 +1,111 @@
+"""structlog, from the program's events to OpenTelemetry's logs: a processor for any chain, and a chain for who has none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+from opentelemetry import _logs
+from opentelemetry._logs import SeverityNumber
+
+from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.layers.logging import LEVELS, add_ids
+from pocket_plug.reporting import SCHEMA_URL, capped, error_text, error_type, own_version, say_once, stack_of
+
+_SEVERITIES = {
+    "debug": SeverityNumber.DEBUG, "info": SeverityNumber.INFO, "warning": SeverityNumber.WARN,
+    "error": SeverityNumber.ERROR, "critical": SeverityNumber.FATAL,
+}  # fmt: skip
+_OTHER_NAMES = {"warn": "warning", "exception": "error", "err": "error", "fatal": "critical", "msg": "info"}
+_OURS = {
+    "run_id": "pocket_plug.run.id", "graph": "pocket_plug.graph.name", "node": "pocket_plug.node.name",
+    "error_type": "error.type",
+}  # fmt: skip
+_ELSEWHERE = ("event", "level", "timestamp", "logger", "trace_id", "span_id", "exc_info", "exception")
+
+
+def export_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor that emits each event as an OpenTelemetry log record, where a logger provider is set.
+
+    The event is the body, its level the severity, its fields the attributes, and the current span's ids are the
+    record's. It changes nothing, so it stands before whatever renders:
+    `structlog.configure(processors=[merge_contextvars, …, export_event, JSONRenderer()])`.
+    """
+    try:
+        _emit(method, event)
+    except Exception as error:  # noqa: BLE001 - a log that can't be exported must not fail who logs
+        say_once("exporting a log event", error, silent=True)
+    return event
+
+
+def _emit(method: str, event: Mapping[str, Any]) -> None:
+    body = str(event.get("event", ""))
+    own = body.startswith("pocket_plug.")
+    name, version, schema = ("pocket_plug", own_version(), SCHEMA_URL) if own else (_named(event), None, None)
+    level = str(event.get("level", method)).lower()
+    level = _OTHER_NAMES.get(level, level)
+    severity = _SEVERITIES.get(level, SeverityNumber.UNSPECIFIED)
+    exporter = _logs.get_logger_provider().get_logger(name, version, schema)
+    if not exporter.enabled(severity_number=severity):
+        return
+    within = "run_id" in event
+    attributes: dict[str, Any] = {
+        _OURS.get(key, key) if within else key: _plain(value) for key, value in event.items() if key not in _ELSEWHERE
+    }
+    if (error := _error(event.get("exc_info"))) is not None:
+        attributes |= {"exception.type": error_type(error), "exception.message": error_text(error),
+                       "exception.stacktrace": stack_of(error, error_text)}  # fmt: skip
+    exporter.emit(severity_number=severity, severity_text=level.upper(), body=capped(body), attributes=attributes,
+                  event_name=body if own else None)  # fmt: skip
+
+
+def _named(event: Mapping[str, Any]) -> str:
+    return str(event.get("logger") or "structlog")
+
+
+def _plain(value: Any) -> str | bool | int | float:
+    if isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return value
+    return capped(value if isinstance(value, str) else repr(value))
+
+
+def _error(exc_info: Any) -> BaseException | None:
+    """As structlog's users give it: the exception, a tuple with it, or True for the one being handled."""
+    if isinstance(exc_info, BaseException):
+        return exc_info
+    if isinstance(exc_info, tuple):
+        return exc_info[1] if len(exc_info) > 1 else None  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+    return sys.exc_info()[1] if exc_info else None
+
+
+def wire_structlog(level: str) -> bool:
+    """Configure structlog, unless that was done: lines to stderr, coloured on a terminal, else JSON; and OpenTelemetry.
+
+    Raises ConfigError for a level that there isn't.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(level, LEVELS)}")
+    if structlog.is_configured():
+        return False
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars, add_ids, structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True), export_event,
+    ]  # fmt: skip
+    if sys.stderr.isatty():
+        plain = structlog.dev.plain_traceback  # the usual one shows the values of local names
+        last: list[Any] = [
+            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=plain)
+        ]
+    else:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    return True

@@ -1,0 +1,367 @@
+"""`observe()` for a developer's first minute, `setup()` for a program in earnest, and what ends with the process.
+
+Both find providers that the program has set, and then add nothing to them. Nothing is set up on import.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Protocol, Self, cast
+
+from opentelemetry import _logs, metrics, trace
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk._logs import LogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
+
+from pocket_plug.layers import metrics as own_metrics
+from pocket_plug.layers import tracing
+
+from .export import (
+    LogExport,
+    MetricExport,
+    Signal,
+    SpanExport,
+    asked,
+    disabled,
+    endpoint,
+    log_exporters,
+    metric_readers,
+    span_exporters,
+)
+from .live import OpenSpans
+from .local import DEFAULT_FILE, FileExporter, where_to_look
+from .logs import wire_structlog
+from .providers import Logs, Spans, make_resource, wants_openinference
+from .recorded import RecordedSpan
+from .tree import TreeProcessor
+
+FLUSH_SECONDS = 5.0
+"""How long the end of a process may wait for exporters."""
+
+INTERRUPT_SECONDS = 1.0
+"""How long, of a SIGTERM, the spans that are open may take to end. One may wait for a lock that the signal interrupted."""
+
+_logger = logging.getLogger("pocket_plug")
+_lock = threading.RLock()  # re-entered by a SIGTERM within
+_observed: Telemetry | None = None
+_in_earnest: Telemetry | None = None
+_spans: Spans | None = None
+_log_records: Logs | None = None
+_meters: MeterProvider | None = None
+
+
+def observe(*, detail: tracing.Detail = "phase", file: str | os.PathLike[str] | None = None,
+            terminal: bool | None = None, capture: tracing.Capture | None = None, redact: tracing.Redact | None = None,
+            flavours: Collection[tracing.Flavour] | None = None,
+            baggage: Collection[str] | None = None) -> Telemetry:  # fmt: skip
+    """Trace all runs and traced stores of this process from now on.
+
+    Where they go: to the tracer provider that the program has set already, which is left as it is. Else where
+    `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` says. Else to
+    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it. `file`
+    and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
+    `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
+
+    The others are settings of tracing; those left None stay as they are, but that `flavours` is "openinference" where
+    traces go to Phoenix or MLflow.
+
+    Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM
+    too. Raises ConfigError for variables that can't be followed.
+    """
+    global _observed
+    with _lock:
+        if _observed is None:
+            chosen = _settings(detail, capture, redact, flavours, baggage)
+            mode, spans, file = _trace_locally(Path(file) if file is not None else None, terminal)
+            tracing.configure(**chosen)
+            _observed = Telemetry({"traces": mode}, spans=spans, file=file)
+        return _observed
+
+
+def setup(*, detail: tracing.Detail | None = None, capture: tracing.Capture | None = None,
+          redact: tracing.Redact | None = None, flavours: Collection[tracing.Flavour] | None = None,
+          baggage: Collection[str] | None = None, log_level: str = "info") -> Telemetry:  # fmt: skip
+    """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
+
+    Of each signal: a provider that the program has set is used and left as it is. Else it goes where
+    `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` says, else to the endpoint named by
+    `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere.
+
+    structlog, unless the program has configured it, writes from `log_level` on to stderr, coloured lines on a terminal
+    and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A program with a chain of its
+    own puts `export_event` into it.
+
+    The others are settings of tracing; those left None stay as they are, but that `flavours` is "openinference" where
+    traces go to Phoenix or MLflow.
+
+    Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM
+    too. Raises ConfigError for variables that can't be followed.
+    """
+    global _in_earnest
+    with _lock:
+        if _in_earnest is None:
+            chosen = _settings(detail, capture, redact, flavours, baggage)
+            wire_structlog(log_level)
+            if disabled():
+                tracing.configure(**chosen)
+                _in_earnest = Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"))
+                return _in_earnest
+            # all are made before any is used: a variable that can't be followed leaves nothing half set up
+            span_mode, exporters = ("yours", []) if _traces_are_taken() else (_mode("traces"), span_exporters())
+            log_mode, log_parts = ("yours", []) if _logs_are_taken() else (_mode("logs"), log_exporters())
+            metric_mode, readers = ("yours", []) if _metrics_are_taken() else (_mode("metrics"), metric_readers())
+            tracing.configure(**chosen)
+            spans = [SpanExport(exporter) for exporter in exporters]
+            records = [LogExport(exporter) for exporter in log_parts]
+            if spans:
+                _use_spans(spans)
+            if records:
+                _use_logs(records)
+            if readers:
+                _use_metrics(readers)
+            modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
+            _in_earnest = Telemetry(modes, spans=spans, records=records, readers=readers)
+        return _in_earnest
+
+
+class Telemetry:
+    """What `observe()` or `setup()` set up. `mode` says where traces go; `file` is where they lie, if in one.
+
+    `metrics` and `logs` say the same of these. Close it, or use it as a block, to end it before the process ends.
+    """
+
+    def __init__(self, modes: dict[Signal, str], *, spans: Sequence[SpanProcessor] = (),
+                 records: Sequence[LogRecordProcessor] = (), readers: Sequence[MetricReader] = (),
+                 file: Path | None = None) -> None:  # fmt: skip
+        self.mode = modes["traces"]
+        self.metrics = modes.get("metrics", "none")
+        self.logs = modes.get("logs", "none")
+        self.file = file
+        self._spans, self._records, self._readers = tuple(spans), tuple(records), tuple(readers)
+        self._closed = False
+
+    def __repr__(self) -> str:
+        others = "" if self is not _in_earnest else f", metrics={self.metrics!r}, logs={self.logs!r}"
+        return f"Telemetry(mode={self.mode!r}, file={str(self.file) if self.file else None!r}{others})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def unsent(self) -> int:
+        """Spans that ended and log records that are not exported: they wait, had no room in the queue, or were refused."""
+        return sum(part.backlog.unsent for part in self._queues())
+
+    def _parts(self) -> list[_Part]:
+        return [*self._spans, *self._records, *self._readers]
+
+    @property
+    def run_id(self) -> str | None:
+        """The outermost run that began last, where a file is written."""
+        return next((part.last_run for part in self._spans if isinstance(part, OpenSpans)), None)
+
+    def _queues(self) -> Iterator[SpanExport | LogExport]:
+        for part in (*self._spans, *self._records):
+            if isinstance(part, SpanExport | LogExport):
+                yield part
+
+    def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
+        """Export what there is so far; False if that took longer than `timeout` seconds."""
+        return _in_time([part.force_flush for part in self._parts()], timeout)
+
+    def close(self, timeout: float = FLUSH_SECONDS) -> None:
+        """Flush, let go, and do no more. Says what wasn't exported, if anything. May be called twice."""
+        global _observed, _in_earnest
+        with _lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self is _observed:
+                _observed = None
+            if self is _in_earnest:
+                _in_earnest = None
+        if self._spans and _spans is not None:
+            fan = _spans.fan
+            fan.processors = tuple(part for part in fan.processors if part not in self._spans)
+            if not fan.processors:
+                tracing.configure(tracer_provider=NoOpTracerProvider())
+        if self._records and _log_records is not None:
+            _log_records.fan.processors = ()
+        in_time = _in_time([part.shutdown for part in self._parts()], timeout)
+        if self._readers:
+            own_metrics.configure(meter_provider=NoOpMeterProvider())
+        self._say_losses("" if in_time else f"; exporting took longer than {timeout:g} s and was given up")
+
+    def _say_losses(self, why: str) -> None:
+        for part in self._queues():
+            if part.backlog.unsent:
+                _logger.warning("telemetry: %d %s were not exported%s", part.backlog.unsent, part.backlog.what, why)
+        if any(isinstance(reader, MetricExport) and reader.is_behind for reader in self._readers):
+            _logger.warning("telemetry: the last metrics were not exported%s", why)
+
+
+class _Part(Protocol):
+    """What can be flushed and shut down."""
+
+    def force_flush(self, timeout_millis: int = ..., /) -> bool: ...
+    def shutdown(self) -> None: ...
+
+
+def _in_time(works: Sequence[Callable[[], object]], timeout: float) -> bool:
+    """Do each in a thread of its own, since an exporter may hang, and wait for them so long all together."""
+    threads: list[threading.Thread] = []
+    for work in works:
+        thread = threading.Thread(target=work, name="pocket_plug telemetry", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # Python 3.12.0 starts no thread any more while the process ends
+            work()
+        else:
+            threads.append(thread)
+    end = time.monotonic() + timeout
+    for thread in threads:
+        thread.join(max(end - time.monotonic(), 0))
+    return not any(thread.is_alive() for thread in threads)
+
+
+# ---------------------------------------------------------------- the end of the process
+_watched = False
+
+
+def _watch_the_end() -> None:
+    """At exit, and at a SIGTERM that nobody handles: end what is open, flush, then die of it as before."""
+    global _watched
+    if not _watched:
+        _watched = True
+        atexit.register(_at_exit)
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _at_exit() -> None:
+    end = time.monotonic() + FLUSH_SECONDS
+    for telemetry in (_observed, _in_earnest):
+        if telemetry is not None:
+            telemetry.close(max(end - time.monotonic(), 0))
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    if _spans is not None:
+        _in_time([partial(_spans.fan.interrupt, "SIGTERM")], INTERRUPT_SECONDS)
+    _at_exit()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+# ---------------------------------------------------------------- set-up
+def _settings(detail: tracing.Detail | None, capture: tracing.Capture | None, redact: tracing.Redact | None,
+              flavours: Collection[tracing.Flavour] | None, baggage: Collection[str] | None) -> tracing.Changes:  # fmt: skip
+    """What was asked for of tracing."""
+    if flavours is None and wants_openinference():
+        flavours = (*tracing.configure().flavours, "openinference")
+    given = {"detail": detail, "capture": capture, "redact": redact, "flavours": flavours, "baggage": baggage}
+    return cast(tracing.Changes, {name: value for name, value in given.items() if value is not None})
+
+
+def _mode(signal: Signal) -> str:
+    """`otlp`, several with commas between, or `none`."""
+    return ",".join(asked(signal)) or "none"
+
+
+def _traces_are_taken() -> bool:
+    """Has the program set a tracer provider, or does `observe()` or `setup()` already send traces?"""
+    chosen = tracing.configure().tracer_provider  # by the program, or what the last close left
+    provider = trace.get_tracer_provider() if chosen is None or isinstance(chosen, NoOpTracerProvider) else chosen
+    if provider is _spans and _spans is not None:
+        return bool(_spans.fan.processors)
+    return not isinstance(provider, ProxyTracerProvider)
+
+
+def _logs_are_taken() -> bool:
+    provider = _logs.get_logger_provider()
+    return provider is not _log_records and not type(provider).__module__.startswith("opentelemetry._logs")
+
+
+def _metrics_are_taken() -> bool:
+    provider = own_metrics.configure().meter_provider
+    if provider is None or isinstance(provider, NoOpMeterProvider):
+        provider = metrics.get_meter_provider()
+    return provider is not _meters and not type(provider).__module__.startswith("opentelemetry.metrics")
+
+
+def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[SpanProcessor], Path | None]:
+    if disabled():
+        return "off", [], None
+    if _traces_are_taken():
+        return "yours", [], None
+    named = asked("traces")
+    exporters: list[SpanExporter] = span_exporters()
+    if file is None and not named:
+        file = DEFAULT_FILE
+    if file is not None:
+        exporters.append(FileExporter(file))
+    processors: list[SpanProcessor] = [SpanExport(exporter) for exporter in exporters]
+    if file is not None:
+        processors.append(OpenSpans(file))
+    if terminal if terminal is not None else not named and sys.stderr.isatty():
+        processors.append(TreeProcessor(None, partial(_footer, file)))
+    _use_spans(processors)
+    return "otlp" if named else "local", processors, file
+
+
+def _footer(file: Path | None, root: RecordedSpan) -> str:
+    if file is None:
+        return f"trace: sent to {endpoint('traces')}"
+    return where_to_look(file, root.attributes.get("pocket_plug.run.id"))
+
+
+def _use_spans(processors: Sequence[SpanProcessor]) -> None:
+    global _spans
+    if _spans is None:
+        _spans = Spans(make_resource(_flavours()))
+        trace.set_tracer_provider(_spans)
+    _watch_the_end()
+    _spans.fan.processors += tuple(processors)
+    tracing.configure(tracer_provider=None)
+
+
+def _use_logs(processors: Sequence[LogRecordProcessor]) -> None:
+    global _log_records
+    if _log_records is None:
+        _log_records = Logs(make_resource(_flavours()))
+        _logs.set_logger_provider(_log_records)
+    _watch_the_end()
+    _log_records.fan.processors = tuple(processors)
+
+
+def _use_metrics(readers: Sequence[MetricReader]) -> None:
+    """A meter provider has its readers for good: after a close there is another one, for pocket_plug's own metrics."""
+    global _meters
+    first = _meters is None
+    _meters = MeterProvider(list(readers), resource=make_resource(_flavours()), shutdown_on_exit=False)
+    if first:
+        metrics.set_meter_provider(_meters)
+    _watch_the_end()
+    own_metrics.configure(meter_provider=None if first else _meters)
+
+
+def _flavours() -> tuple[str, ...]:
+    return tracing.configure().flavours

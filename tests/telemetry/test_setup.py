@@ -1,0 +1,461 @@
+"""setup(): three signals where the environment says, what the program has is left, and nothing holds a run or an exit.
+
+It sets the process's global providers, so each case is a process of its own, with a collector in this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from otlp_sink import Sink
+
+WORKFLOW = """
+import asyncio, os, sys, threading
+import pocket_plug as pp
+import structlog
+from pocket_plug.telemetry import export_event, observe, setup
+
+@pp.node
+async def look(name: str) -> str:
+    structlog.get_logger().info("looked", colour="green")
+    return name
+
+@pp.node
+async def fail(name: str) -> str:
+    raise ValueError("secret")
+
+graph = pp.Graph(look, name="shop", store=pp.Store(layers=["metrics", "tracing"]))
+"""
+
+
+def environment(**env: str) -> dict[str, str]:
+    ours = ("OTEL_", "POCKET_PLUG_", "PHOENIX_", "NO_COLOR")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | env
+
+
+def python(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", WORKFLOW + code]
+    return subprocess.run(command, cwd=cwd, env=environment(**env), text=True, capture_output=True, timeout=60,
+                          check=False)  # fmt: skip
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    """Of JSON."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---------------------------------------------------------------- where it goes
+def test_one_endpoint_gets_all_three_signals_of_one_resource_correlated(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Logs carry the ids of the span they were said in; the script's own events too, with run, graph and node."""
+    done = python('print(setup()); graph.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+                  OTEL_SERVICE_NAME="shop-service")  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "Telemetry(mode='otlp', file=None, metrics='otlp', logs='otlp')\n")
+    run, node = otlp_sink.one("run shop"), otlp_sink.one("node look")
+    logs = {log.body: log for log in otlp_sink.logs}
+    looked, finished = logs["looked"], logs["pocket_plug.run.finished"]
+    assert (looked.trace_id, looked.span_id, looked.severity) == (node.trace_id, node.span_id, "INFO")
+    assert {name: looked.attributes[name] for name in ("colour", "pocket_plug.graph.name", "pocket_plug.node.name")} == {
+        "colour": "green", "pocket_plug.graph.name": "shop", "pocket_plug.node.name": "look"}  # fmt: skip
+    assert looked.attributes["pocket_plug.run.id"] == run["pocket_plug.run.id"]
+    assert (looked.scope.name, looked.event) == ("structlog", "")
+    assert (finished.scope.name, finished.event, finished.span_id) == ("pocket_plug", finished.body, run.span_id)
+    assert "pocket_plug.run.duration" in {metric.name for metric in otlp_sink.metrics}
+    resources = [found.resource for found in (run, looked, otlp_sink.metrics[0])]
+    assert [resource["service.name"] for resource in resources] == ["shop-service"] * 3
+    said = {line["event"]: line for line in lines(done.stderr)}
+    assert (said["looked"]["trace_id"], said["looked"]["level"]) == (node.trace_id, "info")
+
+
+def test_without_variables_nothing_is_sent_and_no_provider_set(tmp_path: Path) -> None:
+    """Events still go to stderr, as JSON; runs cost what they did."""
+    code = """
+from opentelemetry import _logs, metrics, trace
+with setup() as telemetry:
+    print(telemetry)
+    graph.run_sync("tea")
+from pocket_plug.layers import tracing
+print(tracing.look(), [type(each).__module__.split(".")[1] for each in (
+    trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider())])
+"""
+    done = python(code, tmp_path)
+    assert done.stdout.splitlines() == ["Telemetry(mode='none', file=None, metrics='none', logs='none')",
+                                        "None ['trace', 'metrics', '_logs']"]  # fmt: skip
+    assert [line["event"] for line in lines(done.stderr)] == [
+        "pocket_plug.run.started", "looked", "pocket_plug.run.finished"]  # fmt: skip
+
+
+def test_providers_of_the_program_are_used_and_left_as_they_are(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Of each signal; closing shuts none of them down. A logger provider of its own gets structlog's events."""
+    code = """
+from opentelemetry import _logs, metrics, trace
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+spans, records, reader = InMemorySpanExporter(), InMemoryLogRecordExporter(), InMemoryMetricReader()
+tracers, loggers, meters = TracerProvider(), LoggerProvider(), MeterProvider([reader])
+tracers.add_span_processor(SimpleSpanProcessor(spans))
+loggers.add_log_record_processor(SimpleLogRecordProcessor(records))
+trace.set_tracer_provider(tracers); _logs.set_logger_provider(loggers); metrics.set_meter_provider(meters)
+with setup() as telemetry:
+    print(telemetry.mode, telemetry.metrics, telemetry.logs)
+    graph.run_sync("tea")
+graph.run_sync("tea")
+print(len([span for span in spans.get_finished_spans() if span.name == "run shop"]), len(records.get_finished_logs()))
+print(bool(reader.get_metrics_data().resource_metrics))
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.stdout.splitlines() == ["yours yours yours", "2 6", "True"]
+    assert otlp_sink.requests == []
+
+
+def test_called_twice_it_is_wired_once_and_after_closing_again(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The second call gives the first one's; nothing is told twice; what runs while it is closed is not told at all."""
+    code = """
+first = setup()
+assert setup() is first
+graph.run_sync("tea")
+first.close(); first.close()
+graph.run_sync("in between")
+with setup() as second:
+    assert second is not first
+    graph.run_sync("tea")
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.returncode == 0, done.stderr
+    assert otlp_sink.names().count("run shop") == 2
+    assert [log.body for log in otlp_sink.logs].count("looked") == 2
+    counts = [point.count for metric in otlp_sink.metrics if metric.name == "pocket_plug.run.duration"
+              for point in metric.points]  # fmt: skip
+    assert counts == [1, 1]
+
+
+def test_beside_observe_each_does_its_part_and_no_span_is_sent_twice(tmp_path: Path, otlp_sink: Sink) -> None:
+    """`pocket-plug run --trace` over a program that calls setup()."""
+    code = 'observe(file="t.jsonl"); print(setup().mode); graph.run_sync("tea")'
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert (done.returncode, done.stdout) == (0, "yours\n")
+    assert otlp_sink.names().count("run shop") == 1
+    assert [log.body for log in otlp_sink.logs].count("looked") == 1
+    assert otlp_sink.metrics
+
+
+def test_each_signal_goes_its_own_way(tmp_path: Path, otlp_sink: Sink) -> None:
+    """An exporter named for one counts for that one; `none` means none."""
+    done = python('setup(); graph.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+                  OTEL_TRACES_EXPORTER="none", OTEL_LOGS_EXPORTER="console")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {request.path for request in otlp_sink.requests} == {"/v1/metrics"}
+    assert '"body": "looked"' in done.stdout
+
+
+def test_prometheus_finds_metrics_until_it_is_closed(tmp_path: Path) -> None:
+    """At OTEL_EXPORTER_PROMETHEUS_PORT. A port that is taken is said, and breaks nothing."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = str(taken.getsockname()[1])
+        settings = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": port,
+                    "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1"}  # fmt: skip
+        done = python('setup(); print(graph.run_sync("tea"))', tmp_path, **settings)
+        assert (done.returncode, done.stdout) == (0, "tea\n")
+        assert f"serving metrics to Prometheus on 127.0.0.1:{port} failed" in done.stderr
+    code = f"""
+from urllib.request import urlopen
+telemetry = setup()
+graph.run_sync("tea")
+with urlopen("http://127.0.0.1:{port}/metrics") as answer:
+    text = answer.read().decode()
+print("pocket_plug_run_duration_seconds_count{{" in text, 'pocket_plug_graph_name="shop"' in text)
+telemetry.close()
+try:
+    urlopen("http://127.0.0.1:{port}/metrics")
+except OSError as error:
+    print("closed")
+"""
+    done = python(code, tmp_path, **settings)
+    assert done.stdout.splitlines() == ["True True", "closed"], done.stderr
+
+
+def test_what_cannot_be_followed_is_an_error_and_nothing_is_half_set_up(tmp_path: Path) -> None:
+    """An unknown exporter of any signal, a protocol, a port, a level."""
+    code = """
+from opentelemetry import trace
+for name, value in (("OTEL_METRICS_EXPORTER", "statsd"), ("OTEL_LOGS_EXPORTER", "syslog"),
+                    ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "grpc"), ("OTEL_EXPORTER_PROMETHEUS_PORT", "http")):
+    former, os.environ[name] = os.environ.get(name, ""), value
+    try:
+        setup()
+    except pp.ConfigError as error:
+        print(error)
+    os.environ[name] = former
+try:
+    setup(log_level="loud")
+except pp.ConfigError as error:
+    print(error)
+print(type(trace.get_tracer_provider()).__name__)
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_METRICS_EXPORTER="prometheus")
+    metrics, logs, protocol, *others = done.stdout.splitlines()
+    assert "'statsd'; known are otlp, prometheus, console and none" in metrics
+    assert "'syslog'; known are otlp, console and none" in logs
+    assert "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL is 'grpc'" in protocol
+    assert others == ["OTEL_EXPORTER_PROMETHEUS_PORT is 'http'; give a port, 1 to 65535",
+                      "log_level 'loud' is none of debug, info, warning, error, critical.",
+                      "ProxyTracerProvider"]  # fmt: skip
+
+
+def test_switched_off_only_structlog_is_configured(tmp_path: Path) -> None:
+    """OTEL_SDK_DISABLED=true."""
+    done = python('t = setup(); print(t.mode, t.metrics, t.logs); graph.run_sync("tea")', tmp_path,
+                  OTEL_SDK_DISABLED="true", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")  # fmt: skip
+    assert done.stdout == "off off off\n"
+    assert "looked" in [line["event"] for line in lines(done.stderr)]
+
+
+@pytest.mark.parametrize(
+    ("env", "flavoured"),
+    [
+        ({}, False),
+        ({"PHOENIX_PROJECT_NAME": "shop-project"}, True),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "x-mlflow-experiment-id=0"}, True),
+    ],
+    ids=["another collector", "Phoenix", "MLflow"],
+)
+def test_phoenix_and_mlflow_get_their_flavour(
+    tmp_path: Path, otlp_sink: Sink, env: dict[str, str], flavoured: bool
+) -> None:
+    """Known by a variable of Phoenix's or MLflow's header; the resource names the project."""
+    python('setup(); graph.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+           OTEL_SERVICE_NAME="shop-service", **env)  # fmt: skip
+    run = otlp_sink.one("run shop")
+    assert run["openinference.span.kind"] == ("CHAIN" if flavoured else None)
+    project = env.get("PHOENIX_PROJECT_NAME", "shop-service") if flavoured else None
+    assert run.resource.get("openinference.project.name") == project
+
+
+@pytest.mark.parametrize(
+    ("url", "known"),
+    [
+        ("http://localhost:6006", True),
+        ("https://app.phoenix.arize.com/v1/traces", True),
+        ("http://mlflow-server:5000", True),
+        ("http://localhost:4318", False),
+        ("http://[broken", False),
+    ],
+)
+def test_phoenix_and_mlflow_are_known_by_their_endpoint(monkeypatch: pytest.MonkeyPatch, url: str, known: bool) -> None:
+    """By Phoenix's port, or a host that is called after either."""
+    from pocket_plug.telemetry.providers import wants_openinference
+
+    for name in [name for name in os.environ if name.startswith(("OTEL_", "PHOENIX_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    assert wants_openinference() is known
+
+
+# ---------------------------------------------------------------- structlog
+def test_a_chain_of_the_program_is_left_alone_and_export_event_does_its_part(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Attributes are plain, long ones are cut, an exception is told, and the event goes on as it was."""
+    code = """
+kept = []
+structlog.configure(processors=[export_event, lambda logger, method, event: kept.append(dict(event)) or str(event)],
+                    logger_factory=structlog.ReturnLoggerFactory())
+with setup():
+    log = structlog.get_logger()
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        log.exception("broke", many=[1, 2], long="x" * 10_000, huge=2**70, node="mine")
+print(sorted(kept[0]))
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert (done.stdout, done.stderr) == ("['event', 'exc_info', 'huge', 'long', 'many', 'node']\n", "")
+    (log,) = otlp_sink.logs
+    assert (log.body, log.severity, log.trace_id) == ("broke", "ERROR", "")
+    assert log.attributes["many"] == "[1, 2]"
+    assert log.attributes["huge"] == str(2**70)
+    assert log.attributes["node"] == "mine"  # outside of runs a field is called as the program calls it
+    assert len(log.attributes["long"]) == 4096
+    assert log.attributes["exception.type"] == "ZeroDivisionError"
+    assert "division by zero" in log.attributes["exception.stacktrace"]
+
+
+def test_what_cannot_be_exported_of_an_event_fails_nobody(tmp_path: Path, otlp_sink: Sink) -> None:
+    """A field whose repr raises: the program's line is written, and the failure is said once."""
+    code = """
+class Odd:
+    def __repr__(self): raise RuntimeError("secret")
+structlog.configure(processors=[export_event, lambda logger, method, event: event["event"]])
+with setup():
+    for _ in range(2):
+        structlog.get_logger().info("odd", odd=Odd())
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.stdout == "odd\nodd\n"
+    assert done.stderr.count("exporting a log event failed: RuntimeError.") == 1
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)], ids=["colours", "NO_COLOR"])
+def test_a_terminal_gets_lines_for_people(tmp_path: Path, env: dict[str, str], coloured: bool) -> None:
+    """In colours unless NO_COLOR is set."""
+    master, slave = os.openpty()
+    command = [sys.executable, "-c", WORKFLOW + 'setup(); graph.run_sync("tea")']
+    with open(master, "rb", buffering=0) as terminal:
+        done = subprocess.run(command, cwd=tmp_path, env=environment(**env), stderr=slave, timeout=60, check=False)
+        os.close(slave)
+        text = b""
+        while chunk := _read(terminal.fileno()):
+            text += chunk
+    assert done.returncode == 0
+    assert b"looked" in text
+    assert b"{" not in text
+    assert (b"\x1b[" in text) is coloured
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # how Linux says that the other end is closed
+        return b""
+
+
+# ---------------------------------------------------------------- exporters that fail
+def test_a_run_is_over_while_the_collector_still_hangs(tmp_path: Path, otlp_sink: Sink) -> None:
+    """A full queue takes no more; what had no room is counted and said once, of spans and log records alike."""
+    otlp_sink.hang()
+    code = """
+telemetry = setup()
+for _ in range(50):
+    graph.run_sync("tea")
+print("ran", flush=True)
+sys.stdin.readline()
+print(telemetry.unsent > 0, telemetry.flush(0.0))
+telemetry.close(timeout=0.1)
+"""
+    env = environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_BSP_MAX_QUEUE_SIZE="10", OTEL_BLRP_MAX_QUEUE_SIZE="10",
+                      OTEL_BSP_SCHEDULE_DELAY="10", OTEL_BLRP_SCHEDULE_DELAY="10")  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, env=env, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ran\n"
+        otlp_sink.wait_for(lambda: otlp_sink.held)
+        output, errors = process.communicate("go on\n", timeout=60)
+    assert (process.returncode, output) == (0, "True False\n")
+    assert errors.count("10 spans wait to be exported") == 1
+    assert errors.count("10 log records wait to be exported") == 1
+    assert "100 spans were not exported; exporting took longer than 0.1 s and was given up" in errors
+    assert "150 log records were not exported; exporting took longer than 0.1 s and was given up" in errors
+    assert "the last metrics were not exported" in errors
+
+
+@pytest.mark.parametrize("how", ["refuse", "drop", "nobody"])
+def test_a_collector_that_takes_nothing_is_said_once(tmp_path: Path, otlp_sink: Sink, how: str) -> None:
+    """No stack trace, no line for each batch; the run's result is unchanged."""
+    url = otlp_sink.url
+    if how == "refuse":
+        otlp_sink.refuse(400)
+    elif how == "drop":
+        otlp_sink.drop()
+    else:
+        with closing(socket.create_server(("127.0.0.1", 0))) as server:
+            url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    code = """
+structlog.configure(processors=[export_event, lambda *_: ""], logger_factory=structlog.ReturnLoggerFactory())
+telemetry = setup()
+for _ in range(3):
+    print(graph.run_sync("tea"))
+    telemetry.flush(60)
+telemetry.close(0.1)
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=url, OTEL_EXPORTER_OTLP_TIMEOUT="0.5")
+    assert (done.returncode, done.stdout) == (0, "tea\n" * 3)
+    assert "Traceback" not in done.stderr
+    assert "6 spans were not exported" in done.stderr
+    assert "9 log records were not exported" in done.stderr
+    assert "the last metrics were not exported" in done.stderr
+    failed = [line for line in done.stderr.splitlines() if line.startswith("Failed to export")]
+    assert len(failed) == 3  # one of each signal
+
+
+# ---------------------------------------------------------------- the end of the process
+def test_a_forked_child_sends_its_own_and_nothing_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Spans, log records and counts that wait in the parent are sent once, by it."""
+    code = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+telemetry = setup()
+graph.run_sync("parent")
+if os.fork() == 0:
+    assert telemetry.unsent == 0, telemetry.unsent
+    graph.run_sync("child")
+    telemetry.close()
+    os._exit(0)
+os.wait()
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none",
+                  OTEL_BSP_SCHEDULE_DELAY="60000", OTEL_BLRP_SCHEDULE_DELAY="60000")  # fmt: skip
+    assert (done.returncode, "not exported" in done.stderr) == (0, False), done.stderr
+    assert otlp_sink.names().count("run shop") == 2
+    assert len({span.trace_id for span in otlp_sink.spans}) == 2
+    assert [log.body for log in otlp_sink.logs].count("looked") == 2
+
+
+def test_at_a_sigterm_open_spans_are_in_the_trace(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Ended and marked, whole as a tree, without a status; metrics and logs are flushed; the process dies of the signal."""
+    code = """
+@pp.node
+async def wait(name: str) -> str:
+    print("waiting", flush=True)
+    await asyncio.Event().wait()
+    return name
+
+setup(); pp.Graph(look >> wait, name="shop").run_sync("tea")
+"""
+    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL,
+                          env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == -signal.SIGTERM
+    run, look, wait = (otlp_sink.one(name) for name in ("run shop", "node look", "node wait"))
+    assert [span.parent_id for span in (run, look, wait)] == ["", run.span_id, run.span_id]
+    assert [(span["pocket_plug.interrupted"], span["error.type"], span.status) for span in (run, look, wait)] == [
+        (True, "SIGTERM", "UNSET"), (None, None, "UNSET"), (True, "SIGTERM", "UNSET")]  # fmt: skip
+    assert "looked" in [log.body for log in otlp_sink.logs]
+    assert otlp_sink.metrics
+
+
+@pytest.mark.parametrize("how", ["interrupt", "cancel"])
+def test_an_interrupt_and_a_cancellation_end_all_spans_and_flush(tmp_path: Path, otlp_sink: Sink, how: str) -> None:
+    """By themselves: the outcome is `cancelled`, or how Ctrl-C leaves the run."""
+    code = f"""
+@pp.node
+async def wait(name: str) -> str:
+    if {how!r} == "cancel":
+        asyncio.current_task().cancel()
+    else:
+        import signal
+        signal.raise_signal(signal.SIGINT)
+    await asyncio.Event().wait()
+    return name
+
+setup(); asyncio.run(pp.Graph(wait, name="shop").run("tea"))
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.returncode != 0
+    run, wait = otlp_sink.one("run shop"), otlp_sink.one("node wait")
+    assert run["pocket_plug.run.outcome"] == wait["pocket_plug.node.outcome"] == "cancelled"
+    assert run["pocket_plug.interrupted"] is None
+    assert "pocket_plug.run.finished" in [log.body for log in otlp_sink.logs]
