@@ -493,3 +493,25 @@ def test_lists_of_a_configuration_file_will_do() -> None:
         assert tracing.configure() == dataclasses.replace(former, flavours=("gen_ai",), baggage=("tenant",), scopes=())
     finally:
         tracing.use(former)
+
+
+# ---------------------------------------------------------------- whatever happens
+def test_an_interrupt_while_a_value_is_looked_at_leaves_no_span_open() -> None:
+    """Ctrl-C ends the run, as it does anywhere; what had begun of the trace is ended too."""
+
+    @pp.node
+    def same(text: str) -> str:
+        return text
+
+    for place in (("run", "input"), ("node", "input"), ("node", "output"), ("run", "output")):
+
+        def redact(path: tuple[str, ...], value: Any, place: Any = place) -> Any:
+            if path == place:
+                raise KeyboardInterrupt
+            return value
+
+        before = otel_context.get_current()
+        with SpanCapture(capture="full", redact=redact) as capture, pytest.raises(KeyboardInterrupt):
+            pp.Graph(same, name="g").run_sync("x")
+        assert otel_context.get_current() is before
+        assert capture.open == 0, place

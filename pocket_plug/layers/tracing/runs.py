@@ -101,6 +101,16 @@ class RunSpan(SpanManager):
         if otel_context.get_value(RECORDED, context) is None:
             context = otel_context.set_value(RECORDED, self.recorded, context)
         self.open(span, context)
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+        return SILENT if self.dropped else None
+
+    def _begin(self) -> None:
+        """What is to be told or kept once there is a span."""
+        live, run, span = self.live, self.run, self.span
         self.dropped = not span.is_recording() and inside_dropped()
         if run.carrier is not None:
             run.carrier.clear()
@@ -110,7 +120,6 @@ class RunSpan(SpanManager):
                 span.set_attributes(_drawn(run.shape))
             if live.capture is not None:
                 _show(live, span, "pocket_plug.run.input", ("run", "input"), run.input)
-        return SILENT if self.dropped else None
 
     def _place(self, context: Context) -> tuple[Context, Sequence[Link]]:
         """Where the run stands: below what, in which session, and linked to what."""
@@ -191,7 +200,11 @@ class NodeSpan(SpanManager):
             if inside_dropped():
                 self.run.silent.add(self.call)
         elif self.run.live.capture is not None:
-            _show(self.run.live, span, "pocket_plug.node.input", ("node", "input"), self.call.input)
+            try:
+                _show(self.run.live, span, "pocket_plug.node.input", ("node", "input"), self.call.input)
+            except BaseException:
+                self.close()
+                raise
 
     def finish(self, error: BaseException | None) -> None:
         call, span, live = self.call, self.span, self.run.live

@@ -55,7 +55,13 @@ class SpanManager:
         try:
             self.finish(error)
         finally:
+            self.close()
+
+    def close(self) -> None:
+        """Whatever happens: it is current no more, and ended."""
+        try:
             otel_context.detach(self.token)
+        finally:
             self.span.end()
 
 
