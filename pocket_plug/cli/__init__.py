@@ -19,6 +19,7 @@ from .run import graph, run
 from .runs import runs
 from .show import plugins, stack
 from .store import store
+from .trace import trace
 
 
 class Failure(click.ClickException):
@@ -75,7 +76,7 @@ def cli(debug: bool) -> None:
     """State management for workflows: stores, graphs, plugins."""
 
 
-for command in (run, runs, graph, plugins, stack, store):
+for command in (run, runs, trace, graph, plugins, stack, store):
     cli.add_command(command)
 
 

@@ -180,7 +180,7 @@ def json_of(value: Any) -> bytes:
 
 
 @contextmanager
-def _progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
+def progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
     """A bar for what takes long, on a terminal. It is told of so many more that are done."""
     if total <= BATCH or not sys.stderr.isatty():
         yield lambda more: None
@@ -361,7 +361,7 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
                 there = await _names(stack, prefix, show_all=False)
                 if not yes:
                     raise click.UsageError(f"{_count(len(there))} would be removed from {target}; to do so, add --yes")
-            with _progress("removing", len(there)) as advance:
+            with progress("removing", len(there)) as advance:
                 for start in range(0, len(there), BATCH):
                     batch = there[start : start + BATCH]
                     await stack.write([Delete(key) for key in batch])
@@ -400,7 +400,7 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
         async with target.opened() as stack:
             before = await stack.version()
             names = await _names(stack, prefix, show_all)
-            with _progress("exporting", 0 if sys.stdout.isatty() else len(names)) as advance:
+            with progress("exporting", 0 if sys.stdout.isatty() else len(names)) as advance:
                 async for name, entry in found_entries(stack, names):
                     if isinstance(entry, CodecError):
                         damaged += 1
@@ -438,7 +438,7 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
             async with target.opened(may_be_new=True) as stack:
                 now = stack.clock()
                 puts: list[Put] = []
-                with _progress("importing", total) as advance:
+                with progress("importing", total) as advance:
                     for put in entries_of(lines, file.name, reserved=take_all):
                         if put.expires_at is not None and put.expires_at <= now:
                             expired += 1
@@ -492,7 +492,7 @@ def stats(target: Target, as_json: bool) -> None:
         async with target.opened_backend() as backend:
             numbers["version"] = await backend.version()
             names = await _names(backend, "", show_all=True)
-            with _progress("counting", len(names)) as advance:
+            with progress("counting", len(names)) as advance:
                 async for _, entry in found_entries(backend, names):
                     if isinstance(entry, CodecError):
                         numbers["damaged"] += 1

@@ -176,6 +176,7 @@ def traces_of(spans: Iterator[RecordedSpan] | Sequence[RecordedSpan]) -> list[Tr
 _BEGIN = b'{"resourceSpans":'
 """How a request begins. It can't stand within a text of one, where quotes are escaped."""
 
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _TRACE_ID = re.compile(rb'"traceId":\s*"([0-9A-Fa-f]{32})"')
 
 
@@ -198,30 +199,46 @@ class TraceFile:
         OSError where there is no file.
         """
         wanted = None if ids is None else {id.encode() for id in ids}
+        for line in self._lines(growing):
+            # a look at the bytes is many times faster than to decode what isn't wanted
+            if wanted is None or not wanted.isdisjoint(id.lower() for id in _TRACE_ID.findall(line)):
+                for _, spans in self._readable(line):
+                    for span in spans:
+                        if ids is None or span.trace_id in ids:
+                            yield span
+
+    def requests(self) -> Iterator[tuple[bytes, int]]:
+        """The requests that weren't read yet, as they are written, and how many bytes of the file each one stands for."""
+        for line in self._lines(growing=False):
+            for request, _ in self._readable(line):
+                yield request, len(line)
+
+    def skip(self) -> None:
+        """Leave out what is there now."""
+        self._read = self.path.stat().st_size if self.path.exists() else 0
+
+    def _lines(self, growing: bool) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             file.seek(self._read)
             for line in file:
                 if growing and not line.endswith(b"\n"):
                     return
                 self._read += len(line)
-                # a look at the bytes is many times faster than to decode what isn't wanted
-                if wanted is None or not wanted.isdisjoint(id.lower() for id in _TRACE_ID.findall(line)):
-                    for span in self._spans_of(line):
-                        if ids is None or span.trace_id in ids:
-                            yield span
+                yield line
 
-    def _spans_of(self, line: bytes) -> list[RecordedSpan]:
+    def _readable(self, line: bytes) -> list[tuple[bytes, list[RecordedSpan]]]:
+        """The request in a line, if there is one."""
         if not line.strip():
             return []
         try:
-            return _spans(line)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return [(line, _spans(line))]
+        except _UNREADABLE:
             self.unreadable += 1
         if (begin := line.rfind(_BEGIN)) <= 0:
             return []
         try:
-            return _spans(line[begin:])
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return [(line[begin:], _spans(line[begin:]))]
+        except _UNREADABLE:
             return []
 
 

@@ -248,6 +248,9 @@ COMMANDS = commands(cli)
 @pytest.mark.parametrize("usage", COMMANDS)
 def test_every_command_with_its_options(usage: str) -> None:
     """A heading that says how it is called, and a row for each option."""
+    if not options(COMMANDS[usage]):
+        assert "| option |" not in section(usage)
+        return
     assert rows(usage).keys() == options(COMMANDS[usage])
 
 

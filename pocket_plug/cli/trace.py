@@ -1,0 +1,246 @@
+"""`trace`: what was traced into a file is listed, drawn, opened in the browser, watched and sent elsewhere."""
+
+from __future__ import annotations
+
+import os
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+import msgspec
+
+from pocket_plug.errors import ConfigError, UnknownRunError, suggest
+
+from .show import as_json, print_table
+from .store import json_of, on_one_line, progress
+from .trees import follow, local_time, print_tree
+
+if TYPE_CHECKING:
+    from pocket_plug.telemetry.recorded import Trace, TraceFile
+    from pocket_plug.telemetry.summary import RunSummary
+
+in_file = click.option(
+    "--file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="The file of traces; .pocket_plug/traces.jsonl without it.",
+)  # fmt: skip
+
+
+@click.group
+def trace() -> None:
+    """Look at what was traced, open it in the browser, send it to a backend.
+
+    Traces are in a file after `run --trace` or observe(). Files of other tools are read too if they hold OTLP/JSON, a
+    request per line.
+    """
+
+
+def _default() -> Path:
+    from pocket_plug.telemetry.local import DEFAULT_FILE
+
+    return DEFAULT_FILE
+
+
+# ---------------------------------------------------------------- ls
+@trace.command
+@in_file
+@click.option("--graph", metavar="NAME", help="Only runs of this graph.")
+@click.option("--failed", is_flag=True, help="Only runs that did not end well.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Not more than the N newest.")
+@as_json
+def ls(file: Path | None, graph: str | None, failed: bool, limit: int | None, as_json: bool) -> None:
+    """List the runs, the newest at the top; one that was resumed once for each execution.
+
+    A run is "running" while its process says so, and "unfinished" if it neither ended nor goes on.
+    """
+    runs, _ = _runs(file or _default())
+    fine = ("success", "suspended", "running")
+    runs = [run for run in runs if graph in (None, run.graph) and not (failed and run.outcome in fine)][:limit]
+    if as_json:
+        click.echo(json_of([msgspec.to_builtins(run) for run in runs]))
+        return
+    from pocket_plug.telemetry.drawing import seconds
+
+    rows = [
+        (
+            on_one_line(run.run_id),
+            on_one_line(run.graph),
+            _outcome(run),
+            local_time(run.start),
+            seconds(run.duration),
+            f"{run.spans}",
+            f"{run.errors}",
+            f"{run.retries}",
+        )
+        for run in runs
+    ]
+    print_table(("run", "graph", "outcome", "started", "took", "spans", "errors", "retries"), rows)
+
+
+def _runs(path: Path) -> tuple[list[RunSummary], TraceFile]:
+    """What there is; says what could not be read."""
+    from pocket_plug.telemetry.recorded import TraceFile
+    from pocket_plug.telemetry.summary import runs_in
+
+    file = TraceFile(path)
+    try:
+        runs = runs_in(file)
+    except FileNotFoundError:
+        raise UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() make one") from None
+    _say_unreadable(file)
+    return runs, file
+
+
+def _say_unreadable(file: TraceFile) -> None:
+    if file.unreadable:
+        lines = f"{file.unreadable:,} {'line' if file.unreadable == 1 else 'lines'}"
+        click.echo(f"{file.path}: {lines} could not be read, for being no OTLP/JSON or cut off", err=True)
+
+
+def _outcome(run: RunSummary) -> str:
+    if run.error is None or run.outcome == "suspended":
+        return run.outcome
+    return f"✗ {run.outcome}: {on_one_line(run.error.rpartition('.')[2])}"
+
+
+# ---------------------------------------------------------------- show
+@trace.command
+@click.argument("run", required=False)
+@in_file
+@click.option("--html", metavar="FILE", help="Write the page with the picture to FILE; - is stdout.")
+@click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
+@click.option("--watch", is_flag=True, help="Draw it as it goes on, until it has ended.")
+@as_json
+def show(run: str | None, file: Path | None, html: str | None, opens: bool, watch: bool, as_json: bool) -> int:
+    """Show a run as a tree, or as a page for the browser.
+
+    RUN is a run's id or how it begins, the name of a graph (its newest run), or a trace's id; without it, it is the newest
+    run. Of a run that was resumed all executions are shown. With --watch, RUN is a run's id, and without it is the
+    newest run that goes on, or the next that begins.
+    """
+    if watch and (html is not None or opens or as_json):
+        raise click.UsageError(
+            "--watch draws in the terminal; leave out --html, --open and --json, or show it afterwards"
+        )
+    if watch:
+        return follow(file or _default(), run)
+    traces = _found(file or _default(), run)
+    if as_json:
+        click.echo(json_of([{"trace_id": each.id, "spans": each.spans} for each in traces]))
+    elif html is not None or opens:
+        return _paint(traces, html, opens)
+    else:
+        for each in traces:
+            print_tree(each)
+    return 0
+
+
+def _found(path: Path, wanted: str | None) -> list[Trace]:
+    """All traces of the run that is meant, in the order in which they began."""
+    from pocket_plug.telemetry.live import open_spans
+    from pocket_plug.telemetry.recorded import TraceFile, traces_of
+
+    runs, _ = _runs(path)
+    ids = _ids(runs, wanted, path)
+    spans = [each.span for each in open_spans(path) if each.span.trace_id in ids]
+    if path.exists():
+        spans += TraceFile(path).spans(ids)
+    if not spans:
+        raise UnknownRunError(f"there is no trace {wanted} in {path}")
+    return traces_of(spans)[::-1]
+
+
+def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]:
+    if wanted is None:
+        if not runs:
+            raise UnknownRunError(f"there are no runs in {path}. Name a trace's id to see what else is there")
+        wanted = runs[0].run_id
+    if len(wanted) == 32 and all(char in "0123456789abcdef" for char in wanted):
+        return {wanted}
+    names = dict.fromkeys(run.run_id for run in runs)
+    begun = [name for name in names if name.startswith(wanted)]
+    if wanted in names:
+        run_id = wanted
+    elif newest := [run.run_id for run in runs if run.graph == wanted]:
+        run_id = newest[0]
+    elif len(begun) == 1:
+        run_id = begun[0]
+    elif begun:
+        several = ", ".join(map(on_one_line, begun[:5])) + (", …" if len(begun) > 5 else "")
+        raise UnknownRunError(f"{len(begun)} runs in {path} begin with {wanted!r}: {several}. Give more of the id")
+    else:
+        close = suggest(wanted, [*names, *dict.fromkeys(run.graph for run in runs)])
+        raise UnknownRunError(f"there is no run {wanted!r} in {path}, nor a graph of that name.{close} "
+                              "`pocket-plug trace ls` lists them")  # fmt: skip
+    return {run.trace_id for run in runs if run.run_id == run_id}
+
+
+def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
+    from pocket_plug.telemetry.page import page
+
+    text = page(traces)
+    if html == "-":
+        if opens:
+            raise click.UsageError("--open needs a file; leave out --html or give it one")
+        click.echo(text, nl=False)
+        return 0
+    path = Path(html) if html is not None else _cached(traces[-1])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"the page can't be written to {path}: {error.strerror}") from error
+    click.echo(f"page: {path}", err=True)
+    if opens and not webbrowser.open(path.resolve().as_uri()):
+        click.echo("there is no browser here that could be opened", err=True)
+        return 1
+    return 0
+
+
+def _cached(newest: Trace) -> Path:
+    """Where the page of a run goes that nobody gave a place."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocket_plug"
+    return folder / f"trace-{quote(newest.run_id or newest.id, safe='')[:100]}.html"
+
+
+# ---------------------------------------------------------------- send
+@trace.command
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--to", "url", metavar="URL", required=True, help="The backend, such as http://localhost:4318.")
+@click.option(
+    "--header", "headers", metavar="KEY=VALUE", multiple=True, help="A header to send along; may be repeated."
+)
+def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
+    """Send all traces of FILE to a backend that takes OTLP over HTTP.
+
+    /v1/traces is appended to a URL without a path. Headers of OTEL_EXPORTER_OTLP_HEADERS are sent as well. If anything was
+    not taken, the exit code is 1.
+    """
+    from opentelemetry.util.re import parse_env_headers
+
+    from pocket_plug.telemetry.recorded import TraceFile
+
+    try:
+        from pocket_plug.telemetry import send as sending
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"sending needs {error.name}: pip install 'pocket-plug[otlp]'") from None
+    given = dict(parse_env_headers(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""), liberal=True))
+    for header in headers:
+        name, equals, value = header.partition("=")
+        if not equals or not name.strip():
+            raise click.UsageError("--header is KEY=VALUE")  # not shown: it may be a secret
+        given[name.strip()] = value.strip()
+    target = sending.endpoint(url)
+    source = TraceFile(file)
+    try:
+        with progress("sending", file.stat().st_size) as advance:
+            sent = sending.send(source, url, given, advance)
+    except FileNotFoundError:
+        raise UnknownRunError(f"there is no file {file}") from None
+    _say_unreadable(source)
+    click.echo(f"sent {sent.taken:,} spans to {sending.shown(target)}", err=True)
+    for reason, spans in sent.reasons.items():
+        click.echo(f"not taken: {spans:,} spans, {reason}", err=True)
+    return int(bool(sent.refused or source.unreadable))

@@ -1,0 +1,138 @@
+"""A trace on the terminal: drawn once, or again and again while it goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .store import on_one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from pocket_plug.telemetry.recorded import RecordedSpan, Trace
+
+WATCH_SECONDS = 0.2
+"""Between two looks at a run that is watched."""
+
+
+def print_tree(found: Trace) -> None:
+    """A trace on stdout."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    lines = [*_tree(found, console), Text(_caption(found), style="dim")]
+    _print(console, Text("\n").join(lines))
+
+
+def _tree(found: Trace, console: Console) -> list[Text]:
+    from pocket_plug.telemetry.drawing import draw
+
+    return draw(found.spans, width=console.width, plain=console.options.ascii_only, now=time.time_ns())
+
+
+def _caption(found: Trace) -> str:
+    numbers = f"{len(found.spans):,} spans, {found.errors:,} errors, {found.retries:,} retries"
+    run = f"run {on_one_line(found.run_id)}: " if found.run_id is not None else ""
+    outcome = f"{found.outcome or 'not ended'}, " if found.runs else ""
+    return f"{run}{outcome}{local_time(found.start)}, {numbers}, trace {found.id}"
+
+
+def _print(console: Console, text: Text) -> None:
+    """What stdout can't encode is replaced, which rich wouldn't do."""
+    with console.capture() as drawn:
+        console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
+    click.echo(drawn.get().encode(console.encoding, "replace").decode(console.encoding), nl=False, color=True)
+
+
+# ---------------------------------------------------------------- show --watch
+def follow(path: Path, run_id: str | None, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Draw a run while it goes on: again and again on a terminal, else a line for what begins and for what ends."""
+    from pocket_plug.telemetry.watch import Watch
+
+    watch = Watch(path, run_id)
+    shown = _Redrawn() if sys.stdout.isatty() else _Lines()
+    click.echo(f"waiting for {'a run' if run_id is None else f'run {run_id!r}'} in {path}; Ctrl-C ends it", err=True)
+    try:
+        with shown:
+            while True:
+                watch.look()
+                if watch.trace is not None:
+                    shown.show(watch.trace)
+                if watch.ended or watch.lost:
+                    break
+                sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:  # how one stops to watch
+        return 0
+    if watch.lost:
+        click.echo("its process shows no sign of life any more", err=True)
+        return 1
+    return 0
+
+
+class _Redrawn:
+    """The tree in its place on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False)
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, found: Trace) -> None:
+        from rich.text import Text
+
+        lines = [*_tree(found, self._console), Text(_caption(found), style="dim")]
+        room = max(self._console.height - 2, 4)
+        if len(lines) > room:  # what happens now is at the end
+            lines = [lines[0], Text("…", style="dim"), *lines[2 - room :]]
+        self._live.update(Text("\n", no_wrap=True, overflow="ellipsis").join(lines), refresh=True)
+
+
+class _Lines:
+    """A line for each run and node that begins, and for each that ends."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[str, bool]] = set()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, found: Trace) -> None:
+        for span in sorted(found.spans, key=lambda span: span.end or span.start):
+            state = span.span_id, bool(span.end)
+            if span.scope == "pocket_plug.graph" and state not in self._said:
+                self._said.add(state)
+                click.echo(_line(span))
+        sys.stdout.flush()
+
+
+def _line(span: RecordedSpan) -> str:
+    from pocket_plug.telemetry.drawing import printable, seconds
+
+    moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
+    if not span.end:
+        return f"{moment}  {printable(span.name)} began"
+    error = f"  ✗ {printable(str(span.attributes.get('error.type', 'error')))}" if span.status == "error" else ""
+    return f"{moment}  {printable(span.name)} ended after {seconds(span.duration)}{error}"
+
+
+def local_time(nanoseconds: int) -> str:
+    """A time since the epoch as the clock on the wall has it."""
+    return datetime.fromtimestamp(nanoseconds / 1e9).astimezone().isoformat(" ", "seconds")[:19]

@@ -1,0 +1,188 @@
+"""Replays a trace file into a backend: any that takes OTLP over HTTP, as protobuf. Needs the extra `otlp`."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import requests
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from pocket_plug.errors import ConfigError
+
+from .drawing import printable
+from .recorded import TraceFile
+
+BATCH_BYTES = 1_000_000
+"""Of one request; a single span that is larger goes by itself. Collectors take 4 MB, some proxies one."""
+
+TIMEOUT = (5.0, 30.0)
+"""Seconds to connect, and to wait for an answer."""
+
+RETRIES = Retry(5, connect=1, read=1, redirect=0, backoff_factor=1, backoff_jitter=0.5, allowed_methods=None,
+                status_forcelist=(429, 502, 503, 504), raise_on_status=False)  # fmt: skip
+"""What a backend is too busy for is tried again, after the time that it says, else after up to 16 seconds."""
+
+HOPELESS = (401, 403, 404, 405)
+"""Answers that the next request would get as well."""
+
+
+@dataclass
+class Sent:
+    """How many spans were taken, how many were not, and why: each reason with how many it was."""
+
+    taken: int = 0
+    refused: int = 0
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+
+    def refuse(self, spans: int, reason: str) -> None:
+        """Count them."""
+        self.refused += spans
+        self.reasons[reason] = self.reasons.get(reason, 0) + spans
+
+
+def endpoint(url: str) -> SplitResult:
+    """Where to post to: the URL with `/v1/traces` where it has no path. Raises ConfigError for what isn't HTTP.
+
+    >>> endpoint("http://localhost:4318").geturl()
+    'http://localhost:4318/v1/traces'
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{shown(parts)!r} is no URL of a backend; one is http://localhost:4318, for OTLP over HTTP")
+    return parts._replace(path="/v1/traces") if parts.path in ("", "/") else parts
+
+
+def shown(url: SplitResult) -> str:
+    """Without name, password and query.
+
+    >>> shown(urlsplit("https://me:secret@host:4318/v1/traces?key=secret"))
+    'https://host:4318/v1/traces'
+    """
+    return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def send(file: TraceFile, url: str, headers: Mapping[str, str], advance: Callable[[int], None]) -> Sent:
+    """Post all of it. What a backend is too busy for is tried again, for about half a minute.
+
+    `advance` is told of so many bytes more. After an answer that all would get, the rest is refused unsent. Raises
+    ConfigError for a URL that can't be meant, OSError where there is no file.
+    """
+    target = endpoint(url)
+    sent = Sent()
+    hopeless = ""
+    with requests.Session() as session:
+        session.mount(f"{target.scheme}://", HTTPAdapter(max_retries=RETRIES))
+        session.headers.update({**headers, "Content-Type": "application/x-protobuf"})
+        for request, spans in batches(parsed(file, sent, advance)):
+            if not hopeless:
+                hopeless = _post(session, target, request, spans, sent)
+            else:
+                sent.refuse(spans, hopeless)
+    for reason in [*sent.reasons]:
+        clean = reason
+        for secret in headers.values():
+            clean = clean.replace(secret, "***") if secret else clean
+        sent.reasons[clean] = sent.reasons.pop(reason)
+    return sent
+
+
+def _post(session: requests.Session, url: SplitResult, request: bytes, spans: int, sent: Sent) -> str:
+    """Count what became of it; gives the reason if it is one for all others too."""
+    try:
+        answer = session.post(url.geturl(), data=request, timeout=TIMEOUT, allow_redirects=False)
+    except requests.RequestException as error:
+        cause: BaseException = error
+        while cause.__context__ is not None:  # the outer ones would tell the URL with what is secret in it
+            cause = cause.__context__
+        reason = f"no connection: {type(cause).__name__}{f': {cause}' if isinstance(cause, OSError) else ''}"
+        sent.refuse(spans, reason)
+        return reason
+    if answer.status_code != 200:
+        reason = f"HTTP {answer.status_code} {answer.reason}: {_said(answer)}".rstrip(": ")
+        sent.refuse(spans, reason)
+        return reason if answer.status_code in HOPELESS or 300 <= answer.status_code < 400 else ""
+    if answer.headers.get("Content-Type", "").startswith("text/html"):
+        reason = "answered by a web page, so this is no OTLP endpoint"
+        sent.refuse(spans, reason)
+        return reason
+    rejected, why = _partial(answer)
+    sent.taken += spans - rejected
+    if rejected:
+        sent.refuse(rejected, why or "not said why")
+    return ""
+
+
+def _partial(answer: requests.Response) -> tuple[int, str]:
+    """How many spans were not taken, and why."""
+    response = ExportTraceServiceResponse()
+    try:
+        if answer.headers.get("Content-Type", "").startswith("application/json"):
+            json_format.Parse(answer.content, response, ignore_unknown_fields=True)
+        else:
+            response.ParseFromString(answer.content)
+    except (DecodeError, json_format.ParseError, UnicodeDecodeError):
+        return 0, ""  # taken, says the 200
+    return response.partial_success.rejected_spans, printable(response.partial_success.error_message)[:200]
+
+
+def _said(answer: requests.Response) -> str:
+    text = answer.content[:200].decode("utf-8", "replace")
+    return "" if "\ufffd" in text or "<html" in text.lower() else printable(text.strip())
+
+
+# ---------------------------------------------------------------- protobuf
+def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Iterator[ExportTraceServiceRequest]:
+    """The file's requests in protobuf."""
+    for line, size in file.requests():
+        document = json.loads(line)
+        for found in _each_span(document):
+            for part in (found, *(found.get("links") or ())):
+                for name in ("traceId", "spanId", "parentSpanId"):
+                    if part.get(name):  # hex in OTLP/JSON, but base64 where protobuf reads JSON
+                        part[name] = base64.b64encode(bytes.fromhex(part[name])).decode()
+        try:
+            yield json_format.ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
+        except json_format.ParseError as error:
+            sent.refuse(sum(1 for _ in _each_span(document)), f"no OTLP: {printable(str(error))[:200]}")
+        advance(size)
+
+
+def _each_span(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for resource in document["resourceSpans"]:
+        for scope in resource.get("scopeSpans", ()):
+            yield from scope.get("spans", ())
+
+
+def batches(found: Iterable[ExportTraceServiceRequest], limit: int = BATCH_BYTES) -> Iterator[tuple[bytes, int]]:
+    """Requests of about `limit` bytes, each with its number of spans: small ones together, large ones divided."""
+    batch, size, number = ExportTraceServiceRequest(), 0, 0
+    for request in found:
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                place = None
+                around = resource.resource.ByteSize() + scope.scope.ByteSize()
+                for span in scope.spans:
+                    more = span.ByteSize()
+                    if number and size + more + (around if place is None else 0) > limit:
+                        yield batch.SerializeToString(), number
+                        batch, size, number, place = ExportTraceServiceRequest(), 0, 0, None
+                    if place is None:
+                        outer = batch.resource_spans.add(resource=resource.resource, schema_url=resource.schema_url)
+                        place = outer.scope_spans.add(scope=scope.scope, schema_url=scope.schema_url)
+                        size += around
+                    place.spans.append(span)
+                    size, number = size + more, number + 1
+    if number:
+        yield batch.SerializeToString(), number

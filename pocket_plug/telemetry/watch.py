@@ -1,0 +1,76 @@
+"""A run followed while it goes on, from another process: what has ended by the trace file, the rest by what is told beside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .live import SILENT, OpenSpan, open_spans
+from .recorded import RecordedSpan, Trace, TraceFile, traces_of
+from .summary import runs_in
+
+
+class Watch:
+    """The run with an id, or without one the newest that goes on, or else the next that begins.
+
+    `look()` reads what is new. Then `trace` is what is known of it, None while it hasn't begun; `ended` if it did;
+    `lost` if its process shows no sign of life any more.
+    """
+
+    def __init__(self, path: Path, run_id: str | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.path, self.run_id, self.ended, self.lost = path, run_id, False, False
+        self.trace: Trace | None = None
+        self._clock = clock
+        self._spans: dict[str, RecordedSpan] = {}
+        self._news = 0.0
+        self._file = TraceFile(path)
+        if run_id is not None and path.exists():
+            # the latest of its executions may have ended already
+            self._id = next((run.trace_id for run in runs_in(TraceFile(path), clock) if run.run_id == run_id), None)
+        else:
+            self._id = None
+        if self._id is None:
+            self._file.skip()
+
+    def look(self) -> None:
+        """Read what is new."""
+        now = open_spans(self.path, self._clock)
+        new = self._new()
+        if self._id is None:
+            self._id = self._chosen(now, new)
+            if self._id is None:
+                return
+            self._file = TraceFile(self.path)  # from its beginning: parts of it may have ended before we came
+            new = self._new()
+        before = len(self._spans), sum(span.end > 0 for span in self._spans.values())
+        alive = False
+        for each in now:
+            if each.span.trace_id == self._id:
+                self._spans.setdefault(each.span.span_id, each.span)
+                alive = alive or each.alive
+        for span in new:
+            self._spans[span.span_id] = span
+        if not self._spans:
+            return
+        if alive or before != (len(self._spans), sum(span.end > 0 for span in self._spans.values())):
+            self._news = self._clock()
+        (self.trace,) = traces_of([*self._spans.values()])
+        self.ended = bool(self.trace.runs) and all(run.end for run in self.trace.runs)
+        gone = any(each.span.trace_id == self._id for each in now) and not alive
+        self.lost = not self.ended and (gone or self._clock() - self._news > SILENT)
+
+    def _new(self) -> list[RecordedSpan]:
+        try:
+            return [*self._file.spans(None if self._id is None else {self._id}, growing=True)]
+        except FileNotFoundError:  # nothing has ended yet
+            return []
+
+    def _chosen(self, now: list[OpenSpan], new: list[RecordedSpan]) -> str | None:
+        """The trace of the newest run that is meant."""
+        found = [each.span for each in now if each.alive] + new
+        runs = [span for span in found if span.is_outermost and self._is_meant(span)]
+        return max(runs, key=lambda span: span.start).trace_id if runs else None
+
+    def _is_meant(self, span: RecordedSpan) -> bool:
+        return self.run_id in (None, span.attributes.get("pocket_plug.run.id"))

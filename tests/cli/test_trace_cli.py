@@ -1,0 +1,263 @@
+"""`pocket-plug trace`: runs in a trace file are listed, shown, and opened in the browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocket_plug.cli import main
+
+POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+A, B, C, D = (letter * 32 for letter in "abcd")
+S = 1_000_000_000
+BEGIN = 1_700_000_000 * S
+
+
+def span(
+    trace: str, number: int, parent: int, name: str, begin: float, end: float, error: str = "", **said: Any
+) -> Any:
+    """One of OTLP/JSON, times in seconds; attributes of pocket_plug's own, `_` for `.`."""
+    kinds = {str: "stringValue", int: "intValue", bool: "boolValue"}
+    attributes = {f"pocket_plug.{name.replace('_', '.', 1)}": value for name, value in said.items()}
+    attributes |= {"error.type": error} if error else {}
+    return {
+        "traceId": trace, "spanId": f"{number:016x}", "parentSpanId": f"{parent:016x}" if parent else "", "name": name,
+        "startTimeUnixNano": str(BEGIN + int(begin * S)), "endTimeUnixNano": str(BEGIN + int(end * S)),
+        "attributes": [{"key": key, "value": {kinds[type(value)]: value}} for key, value in attributes.items()],
+        "status": {"code": 2 if error else 0},
+    }  # fmt: skip
+
+
+def line(*spans: Any) -> str:
+    """A request."""
+    scope = {"scope": {"name": "pocket_plug.graph"}, "spans": spans}
+    return json.dumps({"resourceSpans": [{"scopeSpans": [scope]}]}) + "\n"
+
+
+def run(trace: str, number: int, begin: float, end: float, run_id: str, graph: str, outcome: str, **more: Any) -> Any:
+    """A run's span."""
+    said = {"run_id": run_id, "graph_name": graph, "run_outcome": outcome}
+    return span(trace, number, more.pop("parent", 0), f"run {graph}", begin, end, **said, **more)
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four traces: a failed run, a request with two runs, a run suspended and resumed in one of its own, a foreign one."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / ".pocket_plug" / "traces.jsonl"
+    path.parent.mkdir()
+    node = {"node_name": "charge", "run_id": "abc-1", "graph_name": "shop", "node_attempts": 3}
+    path.write_text(
+        line(span(A, 2, 1, "node charge", 0.1, 0.9, "builtins.ValueError", **node))
+        + line(run(A, 1, 0, 1, "abc-1", "shop", "failure", error="builtins.ValueError"))
+        + line(
+            span(B, 1, 0, "GET /", 10, 20),
+            run(B, 2, 11, 12, "abd-2", "mail", "suspended", parent=1),
+            run(B, 3, 13, 15, "xyz-3", "ship", "success", parent=1),
+            run(B, 4, 13, 14, "sub-4", "sub", "success", parent=3, run_parent_id="xyz-3"),
+        )
+        + line(run(C, 1, 30, 31, "abd-2", "mail", "success", run_resumed=True))
+        + line(span(D, 1, 0, "GET /other", 40, 41))
+    )
+    return path
+
+
+Says = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def says(capsys: pytest.CaptureFixture[str]) -> Says:
+    """What a command gives: exit code, stdout, stderr."""
+
+    def says(*arguments: str) -> tuple[int, str, str]:
+        code = main(["trace", *arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return says
+
+
+# ---------------------------------------------------------------- ls
+def test_runs_are_listed_newest_first(file: Path, says: Says) -> None:
+    """With what is theirs of a trace that several share; an execution of a resumed run each by itself."""
+    code, out, err = says("ls")
+    assert (code, err) == (0, "")
+    rows = [re.split(r"  +", line) for line in out.splitlines()]
+    assert rows[0] == ["run", "graph", "outcome", "started", "took", "spans", "errors", "retries"]
+    assert [[*row[:3], *row[4:]] for row in rows[1:]] == [
+        ["abd-2", "mail", "success", "1.00 s", "1", "0", "0"],
+        ["xyz-3", "ship", "success", "2.00 s", "2", "0", "0"],
+        ["abd-2", "mail", "suspended", "1.00 s", "1", "0", "0"],
+        ["abc-1", "shop", "✗ failure: ValueError", "1.00 s", "2", "2", "2"],
+    ]
+
+
+def test_runs_are_chosen(file: Path, says: Says) -> None:
+    """By graph, by failure, and not too many; for machines, with all that is known."""
+    assert [each["run_id"] for each in json.loads(says("ls", "--graph", "mail", "--json")[1])] == ["abd-2", "abd-2"]
+    assert [each["run_id"] for each in json.loads(says("ls", "--limit", "2", "--json")[1])] == ["abd-2", "xyz-3"]
+    assert json.loads(says("ls", "--failed", "--json")[1]) == [
+        {"run_id": "abc-1", "graph": "shop", "outcome": "failure", "error": "builtins.ValueError", "start": BEGIN,
+         "duration": S, "spans": 2, "errors": 2, "retries": 2, "trace_id": A}]  # fmt: skip
+
+
+def test_a_run_of_which_the_end_is_missing_is_unfinished(file: Path, says: Says) -> None:
+    """Known from its nodes, where its process was killed."""
+    node = {"node_name": "charge", "run_id": "gone-5", "graph_name": "shop"}
+    file.write_text(line(span("e" * 32, 2, 1, "node charge", 0, 1, **node)))
+    (found,) = json.loads(says("ls", "--json")[1])
+    assert (found["run_id"], found["outcome"], found["spans"]) == ("gone-5", "unfinished", 1)
+
+
+def test_ids_in_a_circle_are_survived(file: Path, says: Says) -> None:
+    """A file may hold anything."""
+    file.write_text(
+        line(span(A, 1, 2, "a", 0, 1), span(A, 2, 1, "b", 0, 1), run(A, 3, 0, 1, "r", "g", "success", parent=3))
+    )
+    assert says("ls")[0] == 0
+    code, out, _ = says("show", "r")
+    assert code == 0
+    assert "run r: success" in out
+
+
+def test_no_file_and_no_runs_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
+    """With the way out; exit code 1."""
+    monkeypatch.chdir(tmp_path)
+    for command in ("ls", "show"):
+        code, _, err = says(command, "--file", "t.jsonl")
+        assert code == 1
+        assert "there is no file t.jsonl. `pocket-plug run --trace` and observe() make one" in err
+    Path("t.jsonl").write_text("noise\n")
+    code, out, err = says("ls", "--file", "t.jsonl")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "t.jsonl: 1 line could not be read" in err
+    code, _, err = says("show", "--file", "t.jsonl")
+    assert code == 1
+    assert "there are no runs in t.jsonl" in err
+
+
+# ---------------------------------------------------------------- show
+def shown(out: str) -> list[str]:
+    """The names in a drawn tree, and the lines below trees up to the run."""
+    return [re.split(r" +[\d.]+ m?s  |: ", line)[0].strip() for line in out.splitlines()]
+
+
+def test_a_run_is_drawn(file: Path, says: Says) -> None:
+    """By its id, by how that begins, or its graph: the tree, and what the run is."""
+    drawn = ["run shop ✗ builtins.ValueError", "└─ node charge ✗ builtins.ValueError", "run abc-1"]
+    for name in ("abc-1", "abc", "shop"):
+        code, out, err = says("show", name)
+        assert (code, shown(out), err) == (0, drawn, "")
+    assert "failure, " in out
+    assert f"2 spans, 2 errors, 2 retries, trace {A}"[:30] in out
+
+
+def test_all_executions_of_a_resumed_run_are_shown(file: Path, says: Says) -> None:
+    """The newest run, in the order of its executions, each with its whole trace; `--json` gives every span."""
+    code, out, _ = says("show")
+    assert code == 0
+    assert shown(out) == ["GET /", "├─ run mail", "└─ run ship", "└─ run sub", "run abd-2", "run mail", "run abd-2"]
+    traces = json.loads(says("show", "--json")[1])
+    assert [(each["trace_id"], len(each["spans"])) for each in traces] == [(B, 4), (C, 1)]
+
+
+def test_any_trace_is_shown_by_its_id(file: Path, says: Says) -> None:
+    """Though it has no run."""
+    code, out, _ = says("show", D)
+    assert code == 0
+    assert shown(out)[0] == "GET /other"
+    code, _, err = says("show", "9" * 32)
+    assert code == 1
+    assert "there is no trace 9999" in err
+
+
+def test_a_run_that_is_not_there_is_said(file: Path, says: Says) -> None:
+    """With what may have been meant, or the choices where a beginning isn't enough."""
+    code, _, err = says("show", "shpo")
+    assert code == 1
+    assert "there is no run 'shpo' in .pocket_plug/traces.jsonl" in err
+    assert "Did you mean 'shop'?" in err
+    code, _, err = says("show", "ab")
+    assert code == 1
+    assert "2 runs in .pocket_plug/traces.jsonl begin with 'ab': abd-2, abc-1" in err
+
+
+# ---------------------------------------------------------------- the page
+def test_the_page_is_written(file: Path, says: Says, tmp_path: Path) -> None:
+    """To a file, of which the path is said, or to stdout."""
+    code, out, err = says("show", "shop", "--html", "deep/page.html")
+    assert (code, out, err) == (0, "", "page: deep/page.html\n")
+    assert "node charge" in Path("deep/page.html").read_text("utf-8")
+    code, out, _ = says("show", "shop", "--html", "-")
+    assert code == 0
+    assert out == Path("deep/page.html").read_text("utf-8")
+    (tmp_path / "taken").write_text("")
+    code, _, err = says("show", "shop", "--html", "taken/page.html")
+    assert code == 2
+    assert "the page can't be written to taken/page.html" in err
+
+
+def test_the_page_is_opened(file: Path, says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the browser, from a cache if nobody said where to; without a browser the path is all there is."""
+    opened: list[str] = []
+    there = True
+
+    def open_(url: str) -> bool:
+        opened.append(url)
+        return there
+
+    monkeypatch.setattr(webbrowser, "open", open_)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, _, err = says("show", "shop", "--open")
+    page = tmp_path / "cache" / "pocket_plug" / "trace-abc-1.html"
+    assert (code, err, opened) == (0, f"page: {page}\n", [page.as_uri()])
+    assert page.is_file()
+    there = False
+    code, _, err = says("show", "shop", "--open", "--html", "p.html")
+    assert code == 1
+    assert opened[1] == (tmp_path / "p.html").as_uri()
+    assert "no browser" in err
+
+
+def test_what_cannot_be_meant_is_refused(file: Path, says: Says) -> None:
+    """Before anything is done."""
+    assert says("show", "--watch", "--json")[0] == 2
+    assert says("show", "--open", "--html", "-")[0] == 2
+
+
+# ---------------------------------------------------------------- run --trace says how to open it
+FLOW = """
+import pocket_plug as pp
+
+@pp.node
+def work(number: int) -> float:
+    return 1 / number
+
+graph = pp.Graph(work, name="flow")
+"""
+
+
+@pytest.mark.parametrize(("number", "code", "outcome"), [("1", 0, "success"), ("0", 1, "✗ failure: ZeroDivisionError")])
+def test_a_traced_run_says_how_to_open_it(tmp_path: Path, number: str, code: int, outcome: str) -> None:
+    """Also where it failed; the command that is said shows that run."""
+    (tmp_path / "flow.py").write_text(FLOW)
+    command = [*POCKET_PLUG, "run", "flow.py", "--trace", "--input", number]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code
+    found = re.search(
+        r"^trace: \.pocket_plug/traces\.jsonl · open it: pocket-plug trace show (\w+) --open$", done.stderr, re.M
+    )
+    assert found is not None
+    listed = subprocess.run(
+        [*POCKET_PLUG, "trace", "ls"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
+    (row,) = listed.stdout.splitlines()[1:]
+    assert row.startswith(f"{found[1]}  flow   {outcome}")

@@ -1,0 +1,248 @@
+"""What goes on right now, seen from another process: open spans are told beside the trace file, and a run is followed."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import set_span_in_context
+
+from pocket_plug.cli.trees import follow
+from pocket_plug.telemetry import live
+from pocket_plug.telemetry.live import OpenSpans, open_spans
+from pocket_plug.telemetry.local import FileExporter
+from pocket_plug.telemetry.recorded import TraceFile
+from pocket_plug.telemetry.summary import runs_in
+from pocket_plug.telemetry.watch import Watch
+
+
+class Traced:
+    """A process that traces to a file; it tells what is open when the test says so."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(live, "INTERVAL", 3600.0)  # its own thread tells nothing
+        self.path = path
+        self.open = OpenSpans(path)
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(FileExporter(path)))
+        provider.add_span_processor(self.open)
+        self._tracer = provider.get_tracer("pocket_plug.graph")
+
+    def run(self, name: str, run_id: str, **attributes: str) -> Any:
+        named = {"pocket_plug.run.id": run_id, "pocket_plug.graph.name": name}
+        return self._tracer.start_span(f"run {name}", attributes=named | attributes)
+
+    def node(self, name: str, parent: Any) -> Any:
+        said = {"pocket_plug.node.name": name, "pocket_plug.run.id": parent.attributes["pocket_plug.run.id"]}
+        return self._tracer.start_span(f"node {name}", set_span_in_context(parent), attributes=said)
+
+
+@pytest.fixture
+def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One such process, whose thread is gone in the end."""
+    traced = Traced(tmp_path / ".pocket_plug" / "traces.jsonl", monkeypatch)
+    yield traced
+    traced.open.shutdown()
+
+
+def test_what_is_open_is_told_and_what_has_ended_is_not(traced: Traced) -> None:
+    """With all that it says so far; when nothing is open there is no file either, and none after the end."""
+    run = traced.run("shop", "r-1")
+    node = traced.node("charge", run)
+    traced.open.tell()
+    assert [(each.span.name, each.span.end, each.alive) for each in open_spans(traced.path)] == [
+        ("run shop", 0, True), ("node charge", 0, True)]  # fmt: skip
+    assert open_spans(traced.path)[1].span.parent_id == f"{run.get_span_context().span_id:016x}"
+    node.end()
+    traced.open.tell()
+    assert [each.span.name for each in open_spans(traced.path)] == ["run shop"]
+    run.end()
+    traced.open.tell()
+    assert [path.name for path in traced.path.parent.iterdir()] == ["traces.jsonl"]
+    traced.run("shop", "r-2")
+    traced.open.tell()
+    traced.open.shutdown()
+    assert [path.name for path in traced.path.parent.iterdir()] == ["traces.jsonl"]
+    assert traced.open.last_run == "r-2"
+
+
+def test_the_thread_tells_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon after a span began, without anybody asking."""
+    told = threading.Event()
+    monkeypatch.setattr(live, "INTERVAL", 0.0)
+    replace = Path.replace
+
+    def replaced(path: Path, target: Path) -> Path:
+        done = replace(path, target)
+        told.set()
+        return done
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    spans = OpenSpans(tmp_path / "traces.jsonl")
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(spans)
+    provider.get_tracer("pocket_plug.graph").start_span("run shop")
+    assert told.wait(60)
+    assert [each.span.name for each in open_spans(tmp_path / "traces.jsonl")] == ["run shop"]
+    spans.shutdown()
+
+
+def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced) -> None:
+    """What it was at is still there, but is no more said to go on; after a day the next process clears it away."""
+    traced.run("shop", "r-1")
+    traced.open.tell()
+    (path,) = traced.path.parent.iterdir()
+    begun = path.stat().st_mtime
+    assert [run.outcome for run in runs_in(TraceFile(traced.path), lambda: begun + live.SILENT - 1)] == ["running"]
+    assert [run.outcome for run in runs_in(TraceFile(traced.path), lambda: begun + live.SILENT + 1)] == ["unfinished"]
+    os.utime(path, (1, 1))
+    traced.open.tell(lambda: begun + 1000)  # nothing has changed, so it is only touched
+    assert path.stat().st_mtime > 1
+    left = path.with_name("traces.jsonl.open-dead")
+    path.rename(left)
+    traced.open.tell(lambda: begun + 2000)
+    assert {each.name for each in traced.path.parent.iterdir()} == {left.name, path.name}
+    os.utime(left, (1, 1))
+    path.unlink()
+    traced.open._path = None  # as another process
+    traced.run("shop", "r-2")
+    traced.open.tell()
+    assert not left.exists()
+
+
+def test_a_child_process_does_not_tell_of_its_parent(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a fork nothing is open, and the parent's file stays the parent's."""
+    traced.run("parent", "r-1")
+    traced.open.tell()
+    (parent,) = traced.path.parent.iterdir()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    traced.run("child", "r-2")
+    traced.open.tell()
+    (child,) = set(traced.path.parent.iterdir()) - {parent}
+    assert [span.name for span in TraceFile(parent).spans()] == ["run parent"]
+    assert [span.name for span in TraceFile(child).spans()] == ["run child"]
+
+
+def test_a_run_is_followed_from_its_beginning_to_its_end(traced: Traced) -> None:
+    """The newest that goes on; what has ended keeps its place while the rest goes on."""
+    traced.run("old", "r-0").end()
+    watch = Watch(traced.path)
+    watch.look()
+    assert watch.trace is None
+    run = traced.run("shop", "r-1")
+    first = traced.node("charge", run)
+    first.end()
+    traced.node("ship", run)
+    traced.open.tell()
+    watch.look()
+    assert watch.trace is not None
+    assert [(span.name, span.end > 0) for span in watch.trace.spans] == [
+        ("run shop", False), ("node charge", True), ("node ship", False)]  # fmt: skip
+    assert not watch.ended
+    run.end()
+    watch.look()
+    assert watch.ended
+    assert not watch.lost
+
+
+def test_a_run_that_ended_already_is_over_at_once(traced: Traced) -> None:
+    """By its id; so is one that took less than the time between two looks."""
+    traced.run("shop", "r-1").end()
+    watch = Watch(traced.path, "r-1")
+    watch.look()
+    assert watch.ended
+    newest = Watch(traced.path)
+    traced.run("shop", "r-2").end()
+    newest.look()
+    assert newest.ended
+    assert newest.trace is not None
+    assert newest.trace.run_id == "r-2"
+
+
+def test_a_run_whose_process_died_is_lost(traced: Traced) -> None:
+    """One doesn't wait for ever."""
+    traced.run("shop", "r-1")
+    traced.open.tell()
+    (path,) = traced.path.parent.iterdir()
+    now = path.stat().st_mtime
+    watch = Watch(traced.path, clock=lambda: now)
+    watch.look()
+    assert not watch.lost
+    now += live.SILENT + 1
+    watch.look()
+    assert watch.lost
+
+
+def test_a_run_that_is_told_of_no_more_is_lost_in_the_end(traced: Traced) -> None:
+    """Its process let go of it, and its end never came into the file."""
+    traced.run("shop", "r-1")
+    traced.open.tell()
+    (path,) = traced.path.parent.iterdir()
+    now = path.stat().st_mtime
+    watch = Watch(traced.path, clock=lambda: now)
+    watch.look()
+    path.unlink()
+    watch.look()
+    assert not watch.lost
+    now += live.SILENT + 1
+    watch.look()
+    assert watch.lost
+
+
+def test_watching_draws_a_line_for_what_begins_and_what_ends(
+    traced: Traced, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where stdout is no terminal; it ends with the run, and Ctrl-C ends it as well."""
+    run, steps = traced.run("shop", "r-1"), iter(range(9))
+    node = traced.node("charge", run)
+    traced.open.tell()
+
+    def sleep(_: float) -> None:
+        if (step := next(steps)) == 0:
+            node.end()
+        elif step == 1:
+            run.end()
+        else:
+            raise KeyboardInterrupt
+
+    assert follow(traced.path, None, sleep) == 0
+    shown = [line.split("  ", 1)[1].partition(" after")[0] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["run shop began", "node charge began", "node charge ended", "run shop ended"]
+    assert follow(traced.path, "r-9", sleep) == 0
+
+
+def test_watching_on_a_terminal_redraws_the_tree(
+    traced: Traced, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What goes on is said to be running."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    run = traced.run("shop", "r-1")
+    traced.node("charge", run)
+    traced.open.tell()
+    assert follow(traced.path, "r-1", lambda _: run.end()) == 0
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", capsys.readouterr().out)
+    assert "node charge … running" in shown
+    assert "run shop … running" in shown
+    assert re.search(r"run shop +[\d.]+ .s", shown)  # the last time
+
+
+def test_an_odd_attribute_or_a_full_disk_breaks_nothing(
+    traced: Traced, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, and the next time it is tried again."""
+
+    def full(*_: object) -> None:
+        traced.open._ended.set()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(traced.open, "tell", full)
+    monkeypatch.setattr(live, "INTERVAL", 0.0)
+    traced.open._awake.set()
+    traced.open._work()
+    assert "telling which spans are open failed: OSError" in caplog.text

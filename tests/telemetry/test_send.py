@@ -1,0 +1,169 @@
+"""`pocket-plug trace send`: a trace file replayed into a backend, span for span."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import Link, StatusCode, set_span_in_context
+from otlp_sink import Sink
+from urllib3.util import Retry
+
+from pocket_plug.cli import main
+from pocket_plug.telemetry import send
+from pocket_plug.telemetry.local import FileExporter
+from pocket_plug.telemetry.recorded import RecordedSpan, TraceFile
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Three traces of two spans, a line each span, with all that a span can say."""
+    path = tmp_path / "traces.jsonl"
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter := FileExporter(path)))
+    tracer = provider.get_tracer("pocket_plug.graph", "1.0", "https://schema")
+    former = None
+    for number in range(3):
+        links = [Link(former.get_span_context(), {"why": "resumed"})] if former else []
+        root = tracer.start_span(f"run {number}", links=links, attributes={"n": number, "f": 0.5, "l": "a,b"})
+        inner = tracer.start_span("node ü", set_span_in_context(root))
+        inner.add_event("exception", {"exception.type": "ValueError"})
+        inner.set_status(StatusCode.ERROR, "no funds")
+        inner.end()
+        root.end()
+        former = root
+    exporter.shutdown()
+    return path
+
+
+def facts(spans: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """What both ends of a transfer should agree on."""
+    kinds = ["UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"]
+    return sorted(
+        (span.trace_id, span.span_id, span.parent_id or "", span.name, span.start, span.end, dict(span.attributes),
+         span.status.lower(), span.message, [(event.name, dict(event.attributes)) for event in span.events],
+         [(link.trace_id, link.span_id, dict(link.attributes)) for link in span.links], dict(span.resource),
+         span.scope if isinstance(span, RecordedSpan) else span.scope.name,
+         kinds[span.kind] if isinstance(span, RecordedSpan) else span.kind)
+        for span in spans
+    )  # fmt: skip
+
+
+def test_the_same_spans_arrive(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
+    """With their ids, parents, links, events, attributes, statuses, times, scopes and resource, in one request."""
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 0
+    assert facts(otlp_sink.spans) == facts(TraceFile(file).spans())
+    assert len(otlp_sink.spans) == 6
+    (request,) = otlp_sink.requests
+    assert request.path == "/v1/traces"
+    assert {(span.scope.version, span.scope.schema_url) for span in otlp_sink.spans} == {("1.0", "https://schema")}
+    assert capsys.readouterr().err == f"sent 6 spans to {otlp_sink.url}/v1/traces\n"
+
+
+def test_requests_are_of_a_bounded_size(file: Path) -> None:
+    """Small ones are put together and large ones divided; no span is lost, nor is its resource or scope."""
+    limit = 900
+    found = [*send.batches(send.parsed(TraceFile(file), send.Sent(), lambda size: None), limit)]
+    requests = [ExportTraceServiceRequest.FromString(body) for body, _ in found]
+    assert 1 < len(found) < 6
+    assert all(len(body) < limit * 1.2 for body, _ in found)
+    assert sum(number for _, number in found) == 6
+    for request in requests:
+        for resource in request.resource_spans:
+            assert resource.resource.attributes
+            assert [scope.scope.name for scope in resource.scope_spans] == ["pocket_plug.graph"]
+
+
+def test_headers_go_along_and_are_never_said(
+    file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the option win over those of the environment; a refusal shows none of them, nor the URL's."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-key=env-secret,x-other=o%20ther")
+    to = otlp_sink.url.replace("//", "//me:pass-secret@") + "/v1/traces?key=query-secret"
+    assert main(["trace", "send", str(file), "--to", to, "--header", "x-key=opt-secret"]) == 1
+    (request,) = otlp_sink.requests
+    assert (request.headers["x-key"], request.headers["x-other"]) == ("opt-secret", "o ther")
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url, "--header", "no-secret"]) == 2
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err
+
+
+def test_a_busy_backend_is_tried_again(file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it answers with 503 is sent once more, and in the end counted as not taken."""
+    monkeypatch.setattr(send, "RETRIES", Retry(2, status_forcelist=(503,), allowed_methods=None, raise_on_status=False))
+    otlp_sink.refuse(503)
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
+    assert [request.status for request in otlp_sink.requests] == [503] * 3
+    assert 503 in send.RETRIES.status_forcelist
+
+
+def test_what_was_not_taken_is_said(
+    file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the number of spans and the answer; after one that all would get, nothing more is sent."""
+    monkeypatch.setattr(send, "batches", lambda found: [(batch.SerializeToString(), 1) for batch in found])
+    otlp_sink.refuse(400)
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
+    assert len(otlp_sink.requests) == 6
+    otlp_sink.refuse(401)
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
+    assert len(otlp_sink.requests) == 7
+    said = capsys.readouterr().err
+    assert "not taken: 6 spans, HTTP 400 Bad Request" in said
+    assert "not taken: 6 spans, HTTP 401 Unauthorized" in said
+
+
+def test_partial_success_is_said(
+    file: Path, monkeypatch: pytest.MonkeyPatch, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backend may take a request and refuse some of its spans."""
+    answer = ExportTraceServiceResponse()
+    answer.partial_success.rejected_spans, answer.partial_success.error_message = 2, "too old"
+    post = send.requests.Session.post
+
+    def answered(*arguments: Any, **options: Any) -> Any:
+        response = post(*arguments, **options)
+        response._content = answer.SerializeToString()
+        return response
+
+    monkeypatch.setattr(send.requests.Session, "post", answered)
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
+    said = capsys.readouterr().err
+    assert "sent 4 spans" in said
+    assert "not taken: 2 spans, too old" in said
+
+
+def test_nobody_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason is said, in one line, and the exit code is 1."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/?key=query-secret"
+        assert main(["trace", "send", str(file), "--to", url]) == 1
+    said = capsys.readouterr().err
+    assert "not taken: 6 spans, no connection: ConnectionRefusedError" in said
+    assert "secret" not in said
+
+
+def test_what_cannot_be_sent(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file, no URL of a backend, a torn line: each is said; the rest of a torn file is sent."""
+    assert main(["trace", "send", "nowhere.jsonl", "--to", otlp_sink.url]) == 1
+    assert "there is no file nowhere.jsonl" in capsys.readouterr().err
+    assert main(["trace", "send", str(file), "--to", "localhost:4318"]) == 2
+    assert "'localhost:4318' is no URL of a backend" in capsys.readouterr().err
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(lines[0][:50] + "".join(lines[1:]) + "noise\n")
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
+    assert len(otlp_sink.spans) == 5
+    assert "2 lines could not be read" in capsys.readouterr().err
+    document = json.loads(lines[0])
+    assert document["resourceSpans"]
