@@ -51,10 +51,13 @@ def installed(wheels, tmp_path_factory) -> Path:
 
 
 def test_wheel_has_what_belongs_in_it(wheels):
-    """The package with its type marker and licence; no tests, no examples, no plugin."""
+    """The package with its type marker, the files of the page of traces and the licence; no tests, no examples, no plugin."""
     _, ours = sorted(wheels, key=lambda wheel: "compress" not in wheel.name)
     names = zipfile.ZipFile(ours).namelist()
     assert "pocket_plug/py.typed" in names
+    viewer = {f"pocket_plug/telemetry/viewer/{path.name}" for path in (ROOT / "pocket_plug/telemetry/viewer").iterdir()}
+    assert len(viewer) == 7
+    assert viewer <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names} == {"pocket_plug", ours.name.split("-py3")[0] + ".dist-info"}
 

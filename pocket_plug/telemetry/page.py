@@ -1,0 +1,135 @@
+"""Traces as one HTML file: a picture to look at, to keep and to send, which fetches nothing.
+
+The page is what lies in the folder `viewer`, by hand and without a build; this module fills in the data and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from .recorded import RecordedSpan, Trace
+
+__all__ = ["page"]
+
+SCRIPTS = ("trace.js", "graph.js", "waterfall.js", "details.js", "page.js")
+"""Put together in this order, they are the page's one script."""
+
+EXACT = 2**53
+"""Up to here JavaScript tells whole numbers apart."""
+
+
+def page(traces: Sequence[Trace]) -> str:
+    """The HTML text of a page that shows these traces, the first of them at once.
+
+    All that is in it came from somewhere else, so nothing in a trace is ever markup or a script to the page, and the page's
+    policy lets the browser run nothing but the page's own script and fetch nothing at all.
+
+    >>> span = RecordedSpan("0" * 31 + "1", "0" * 15 + "2", None, "run <b>", 1, "pocket_plug.graph", 0, 5, {})
+    >>> html = page([Trace(span.trace_id, (span,))])
+    >>> html.startswith("<!doctype html>"), "run <b>" in html
+    (True, False)
+    """
+    style = _file("page.css")
+    script = "\n".join(_file(name) for name in SCRIPTS)
+    policy = (
+        f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    )
+    parts = {"policy": policy, "style": style, "script": script, "data": _data(traces)}
+    # in one pass, so that what stands in the data is no place to fill
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _file("page.html"))
+
+
+def _file(name: str) -> str:
+    return files("pocket_plug.telemetry").joinpath("viewer", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+# ---------------------------------------------------------------- the data
+def _data(traces: Sequence[Trace]) -> str:
+    """JSON that can stand in a script element: no character in it ends the element or a line."""
+    encoder = _Encoder()
+    data = {"traces": [encoder.trace(trace) for trace in traces], "texts": encoder.texts, "pairs": encoder.pairs}
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+class _Encoder:
+    """Numbers names and attributes, which come again and again. How a span is laid out, `trace.js` says, too."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.pairs: list[tuple[int, Any]] = []  # an attribute: its name's number and its value
+        self._texts: dict[str, int] = {}
+        self._pairs: dict[tuple[int, bool, str], int] = {}
+
+    def trace(self, trace: Trace) -> dict[str, Any]:
+        """Times are nanoseconds since the trace's start, which is given in text: as a number it would be rounded."""
+        start = min((span.start for span in trace.spans), default=0)
+        numbers = {span.span_id: number for number, span in enumerate(trace.spans)}
+        return {
+            "id": str(trace.id),
+            "start": str(start),
+            "spans": [self._span(each, start, numbers) for each in trace.spans],
+        }
+
+    def _span(self, span: RecordedSpan, start: int, numbers: Mapping[str, int]) -> list[Any]:
+        parent = numbers.get(span.parent_id, span.parent_id) if span.parent_id else None
+        more: dict[str, Any] = {}
+        if span.message:
+            more["message"] = str(span.message)
+        if span.events:
+            more["events"] = [
+                [str(each.name), max(each.time - start, 0), self._attributes(each.attributes)] for each in span.events
+            ]
+        if span.links:
+            more["links"] = [[each.trace_id, each.span_id, self._attributes(each.attributes)] for each in span.links]
+        return [
+            str(span.span_id), parent, self._text(span.name), self._text(span.scope), span.kind,
+            span.start - start, span.duration if span.end else None, ("unset", "ok", "error").index(span.status),
+            self._attributes(span.attributes), self._attributes(span.resource), *([more] if more else []),
+        ]  # fmt: skip
+
+    def _text(self, text: str) -> int:
+        number = self._texts.setdefault(str(text), len(self.texts))
+        if number == len(self.texts):
+            self.texts.append(str(text))
+        return number
+
+    def _attributes(self, attributes: Mapping[str, Any]) -> list[int]:
+        return [self._pair(self._text(name), _plain(value)) for name, value in attributes.items()]
+
+    def _pair(self, name: int, value: Any) -> int:
+        # as JSON, since 1, 1.0 and True are not the same
+        is_text = isinstance(value, str)
+        same = name, is_text, value if is_text else json.dumps(value)
+        number = self._pairs.setdefault(same, len(self.pairs))
+        if number == len(self.pairs):
+            self.pairs.append((name, value))
+        return number
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold and JavaScript doesn't round; the rest as text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value) if abs(value) < EXACT else str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+    return str(value)

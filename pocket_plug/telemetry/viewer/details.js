@@ -1,0 +1,108 @@
+// The panel that tells all about one span.
+
+function detailsOf(span, { goTo, find, zoom, close }) {
+  const facts = [["begins at", `+${duration(span.start)}`, new Date(span.trace.start.getTime() + span.start / 1e6).toISOString()],
+    ["took", span.goesOn ? "goes on" : duration(span.took), `${count(span.took)} ns`],
+    ["of its own", duration(span.self), "time in which none of its children was under way"],
+    ["share", `${((span.took / span.trace.took) * 100).toFixed(1)} %`, "of the whole trace"]];
+  const panel = [
+    make("header", {},
+      make("span", { class: `kind ${span.type}` }),
+      make("h2", { tabindex: -1 }, span.name),
+      make("button", { class: "quiet", title: "zoom to this span (z)", click: () => zoom(span) }, "zoom"),
+      make("button", { class: "quiet", title: "close (Esc)", "aria-label": "close the details", click: close }, "×")),
+    make("p", { class: "marks" }, ...marksOf(span).map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text))),
+    make("dl", { class: "facts" }, ...facts.map(([name, value, title]) => make("div", { title }, make("dt", {}, name), make("dd", {}, value)))),
+  ];
+  if (span.message && span.message !== span.get("error.type")) panel.push(make("p", { class: `message ${span.failed ? "bad" : "warn"}` }, span.message));
+  if (span.events.length) panel.push(section("Events", ...span.events.map((event) => eventOf(span, event))));
+  panel.push(section("Attributes", table(sorted(span.attributes)), span.pairs.length ? copyButton("copy as JSON", () => JSON.stringify(Object.fromEntries(span.attributes), null, 2)) : ""));
+  if (span.links.length) panel.push(section("Links", ...span.links.map((link) => linkOf(link, goTo, find))));
+  if (span.children.length) {
+    const slow = [...span.children].sort((one, other) => other.took - one.took).slice(0, 5);
+    panel.push(section(`Longest of ${plural(span.children.length, "child").replace("childs", "children")}`,
+      ...slow.map((child) => make("button", { class: "jump", click: () => goTo(child) }, make("span", { class: `kind ${child.type}` }), make("span", { class: "name" }, child.name), make("span", { class: "took" }, duration(child.took))))));
+  }
+  panel.push(section("Ids", table([["trace", span.trace.id], ["span", span.id], ["parent", span.parent?.id ?? span.parentId ?? "none"], ["scope", span.scope], ["kind", ["unspecified", "internal", "server", "client", "producer", "consumer"][span.kind] ?? String(span.kind)], ["status", span.status]])));
+  if (span.resourcePairs.length) panel.push(make("details", {}, make("summary", {}, "Resource"), table(named(span.resourcePairs))));
+  return panel;
+}
+
+function section(title, ...content) {
+  return make("section", {}, make("h3", {}, title), ...content);
+}
+
+// What is long stands below what is short.
+function sorted(attributes) {
+  const long = ([, value]) => textOf(value).length > 120;
+  return [...attributes.filter((each) => !long(each)), ...attributes.filter(long)];
+}
+
+// Attributes by name; ours without what all of them begin with.
+function table(attributes) {
+  if (!attributes.length) return make("p", { class: "none" }, "none");
+  const rows = attributes.map(([name, value]) => {
+    const ours = name.startsWith("pocket_plug.");
+    const text = textOf(value);
+    const long = text.includes("\n") || text.length > 120;
+    return make("tr", {}, make("th", { scope: "row", title: name }, ours ? make("span", { class: "ours" }, "pocket_plug.") : "", ours ? name.slice(12) : name),
+      make("td", {}, make(long ? "pre" : "code", long ? { tabindex: 0 } : {}, text), copyButton("⧉", () => text, name)));
+  });
+  return make("table", {}, make("tbody", {}, ...rows));
+}
+
+// A value as text; JSON in texts, and texts in tabs, as one reads them.
+function textOf(value) {
+  if (Array.isArray(value)) return value.every((each) => typeof each === "string") ? value.map((each) => each.replaceAll("\t", " → ")).join("\n") : JSON.stringify(value, null, 1);
+  if (value !== null && typeof value === "object") return JSON.stringify(value, null, 2);
+  if (typeof value === "string" && /^\s*[[{]/.test(value)) {
+    try {
+      return JSON.stringify(JSON.parse(value), null, 2);
+    } catch {
+      return value; // it only looked like JSON
+    }
+  }
+  return String(value);
+}
+
+function eventOf(span, [name, time, numbers]) {
+  const attributes = named(numbers);
+  const get = (key) => attributes.find(([each]) => each === key)?.[1];
+  const stack = get("exception.stacktrace");
+  const rest = attributes.filter(([key]) => !key.startsWith("exception."));
+  return make("div", { class: "happened" },
+    make("p", {}, make("b", {}, get("exception.type") ?? name), ` at +${duration(time)}`, make("span", { class: "word" }, ` (${duration(Math.max(0, time - span.start))} into the span)`)),
+    get("exception.message") ? make("p", { class: "said" }, String(get("exception.message"))) : "",
+    stack ? make("pre", { class: "stack", tabindex: 0 }, String(stack)) : "",
+    stack ? copyButton("copy the stack", () => String(stack)) : "",
+    rest.length ? table(rest) : "");
+}
+
+function linkOf([traceId, spanId, numbers], goTo, find) {
+  const target = find(traceId, spanId);
+  return make("div", { class: "happened" },
+    target ? make("button", { class: "jump", click: () => goTo(target) }, "↗ ", make("span", { class: "name" }, `${target.name}, ${target.trace.start.toLocaleString()}`)) : make("p", {}, "to a span that is not in this page"),
+    table([["trace", traceId], ["span", spanId], ...named(numbers)]));
+}
+
+function copyButton(text, content, what = "") {
+  const button = make("button", { class: "copy", title: what ? `copy ${what}` : undefined, "aria-label": what ? `copy ${what}` : undefined, click: async () => {
+    button.textContent = (await copy(content())) ? "copied" : "not copied";
+    setTimeout(() => (button.textContent = text), 1200);
+  } }, text);
+  return button;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch { // from a file, or without leave: by a selection, as of old
+    const area = make("textarea", { class: "offscreen", readonly: true }, text);
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+}

@@ -1,0 +1,368 @@
+// The page: which trace, run and span are looked at, and what the reader does.
+
+const at = (id) => document.getElementById(id);
+const traces = data.traces.map((raw) => new Trace(raw)).filter((trace) => trace.spans.length); // newest first
+const traceById = new Map(traces.map((trace) => [trace.id, trace]));
+let trace = null;
+let graphRuns = []; // the runs that the graph shows
+let chart = null;
+
+const waterfall = new Waterfall({
+  onSelect: (span) => selected(span),
+  onOpen: (span) => openDetails(span),
+  onView: () => drawTools(),
+});
+
+// ---------------------------------------------------------------- traces
+function show(next, span = null) {
+  trace = next;
+  document.title = `${trace.title} · ${trace.outcome || duration(trace.took)}`;
+  drawHead();
+  at("levels").replaceChildren(make("option", { value: "" }, "level"), ...[...new Set(trace.tree.map((each) => each.depth))].sort((one, other) => one - other).slice(0, 12).map((depth) => make("option", { value: depth }, `to level ${depth + 1}`)));
+  drawScopes();
+  closeDetails();
+  chart = null;
+  showGraph(trace.runs.length ? [trace.runs[0]] : []);
+  waterfall.show(trace);
+  if (span) goTo(span);
+}
+
+function drawHead() {
+  at("title").textContent = trace.title;
+  const outcome = at("outcome");
+  outcome.textContent = trace.outcome ? `${SIGNS[trace.outcome] ?? ""} ${trace.outcome}` : "";
+  outcome.className = `outcome ${{ failure: "bad", timeout: "bad", success: "good", cancelled: "grey" }[trace.outcome] ?? "blue"}`;
+  outcome.hidden = !trace.outcome;
+  at("run-id").textContent = trace.runId || trace.id;
+  const steps = trace.root?.get("run.steps");
+  const figures = [["took", duration(trace.took)], ["steps", steps === undefined ? "" : count(steps)], ["spans", count(trace.spans.length)],
+    ["errors", count(trace.failed.length), trace.failed.length ? "bad" : ""], ["retried", trace.retried.length ? count(trace.retried.length) : "", "warn"],
+    ["service", trace.service], ["began", trace.start.toLocaleString()]];
+  at("figures").replaceChildren(...figures.filter(([, value]) => value).map(([name, value, look]) => make("div", { class: look }, make("dt", {}, name), make("dd", {}, value))));
+  at("traces").value = trace.id;
+  at("traces").hidden = at("older").hidden = at("newer").hidden = traces.length < 2;
+  at("older").disabled = trace === traces.at(-1);
+  at("newer").disabled = trace === traces[0];
+  drawExecutions();
+}
+
+// A durable run that was suspended or died goes on in a new trace: all of them in a line, by the run's id.
+function drawExecutions() {
+  const same = trace.runId ? traces.filter((other) => other.runId === trace.runId).reverse() : [];
+  at("executions").hidden = same.length < 2;
+  at("executions").replaceChildren(make("span", {}, `${same.length} executions of this run`), ...same.map((other, number) => make("button", { class: "step", "aria-current": other === trace ? "step" : undefined, title: other.start.toLocaleString(), click: () => show(other) }, `${number + 1} ${SIGNS[other.outcome] ?? ""} ${other.outcome || "?"}`)));
+}
+
+function goTo(span) {
+  if (span.trace !== trace) show(span.trace);
+  waterfall.select(span);
+  openDetails(span, false);
+}
+
+function find(traceId, spanId) {
+  return traceById.get(traceId)?.byId.get(spanId);
+}
+
+// ---------------------------------------------------------------- spans
+function selected(span) {
+  if (!span) return closeDetails();
+  if (!at("details").hidden) fillDetails(span);
+  const run = span.type === "run" ? span : span.run;
+  if (run && !graphRuns.includes(run)) showGraph([run]);
+  highlight(span);
+  remember(span);
+}
+
+function openDetails(span, focus = true) {
+  fillDetails(span);
+  at("details").hidden = false;
+  document.body.classList.add("with-details");
+  if (focus) at("details").querySelector("h2").focus({ preventScroll: true });
+}
+
+function fillDetails(span) {
+  at("details").replaceChildren(...detailsOf(span, { goTo, find, zoom: (each) => waterfall.zoomTo(each), close: closeDetails }));
+  at("details").scrollTop = 0;
+}
+
+function closeDetails() {
+  const focused = at("details").contains(document.activeElement);
+  at("details").hidden = true;
+  document.body.classList.remove("with-details");
+  if (focused) at("rows").focus();
+}
+
+// The address names the span, so that it can be sent along with the file.
+function remember(span) {
+  try {
+    history.replaceState(null, "", `#${span.trace.id}/${span.id}`);
+  } catch {
+    // a page without an address
+  }
+}
+
+// ---------------------------------------------------------------- the graph
+function showGraph(runs) {
+  graphRuns = runs;
+  at("graph").hidden = !runs.length;
+  if (!runs.length) return;
+  chart = chartOf(runs);
+  const outcomes = new Set(runs.map((run) => run.get("run.outcome") ?? (run.goesOn ? "running" : "")));
+  const outcome = ["failure", "timeout", "cancelled", "suspended", "running", "success"].find((each) => outcomes.has(each)) ?? "";
+  at("drawing").replaceChildren(chart.nodes.length ? draw(chart, { pick, open: openInner, outcome, many: runs.length > 1 }) : make("p", { class: "none" }, "No node of this run has a span."));
+  drawCrumbs();
+  highlight(waterfall.selected);
+}
+
+// From the outermost run to this one, and this one's siblings in a fan-out.
+function drawCrumbs() {
+  const [run] = graphRuns;
+  const way = [...run.above()].filter((span) => span.type === "run").reverse();
+  const title = (each) => String(each.get("graph.name") ?? each.name);
+  at("crumbs").replaceChildren(
+    ...way.flatMap((each) => [make("button", { class: "quiet", click: () => showGraph([each]) }, title(each)), make("span", { "aria-hidden": "true" }, "›")]),
+    make("b", { "aria-current": "page" }, title(run)));
+  const inner = innerRuns(run);
+  const place = inner.indexOf(run);
+  const step = (by) => {
+    const next = inner[(place + by + inner.length) % inner.length];
+    showGraph([next]);
+    waterfall.select(next);
+  };
+  const all = graphRuns.length > 1;
+  at("siblings").replaceChildren(...(inner.length < 2 ? [] : [
+    make("button", { class: "chip", "aria-pressed": String(all), title: "all runs of this fan-out together", click: () => showGraph(inner) }, `all ${count(inner.length)}`),
+    make("button", { class: "quiet", "aria-label": "the run before", click: () => step(all ? 0 : -1) }, "‹"),
+    make("span", {}, all ? "each" : `${count(place + 1)} of ${count(inner.length)}`),
+    make("button", { class: "quiet", "aria-label": "the run after", click: () => step(all ? 0 : 1) }, "›")]));
+}
+
+// The runs of the same fan-out, or of the visits of the same node.
+function innerRuns(run) {
+  const node = run.owner?.type === "item" ? run.owner.owner : run.owner;
+  if (!node) return [];
+  return [...node.items.flatMap((item) => item.children), ...node.children].filter((span) => span.type === "run");
+}
+
+function pick(node) {
+  if (!node.visits.length) return;
+  const place = node.visits.indexOf(waterfall.selected);
+  waterfall.select(node.visits[(place + 1) % node.visits.length]); // once more: its next visit
+}
+
+function openInner(node) {
+  if (node.inner.length) showGraph(node.inner);
+}
+
+// The node of the selected span stands out, here and in the rows.
+function highlight(span) {
+  if (!chart) return;
+  for (const group of at("drawing").querySelectorAll(".node")) {
+    const node = chart.nodes.find((each) => each.name === group.dataset.node);
+    const inside = Boolean(span && node?.visits.some((visit) => visit.contains(span)));
+    group.classList.toggle("selected", inside);
+    group.setAttribute("aria-pressed", String(inside));
+  }
+}
+
+at("drawing").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  const groups = [...at("drawing").querySelectorAll(".node")];
+  const here = groups.indexOf(document.activeElement);
+  if (!step || here < 0) return;
+  event.preventDefault();
+  const next = groups[(here + step + groups.length) % groups.length];
+  groups[here].setAttribute("tabindex", -1);
+  next.setAttribute("tabindex", 0);
+  next.focus();
+});
+
+function foldGraph(open = at("drawing").hidden) {
+  at("drawing").hidden = !open;
+  at("fold-graph").setAttribute("aria-expanded", String(open));
+  at("graph").classList.toggle("folded", !open);
+}
+
+// ---------------------------------------------------------------- filters
+function drawScopes() {
+  const names = Object.keys(SCOPES).filter((name) => trace.spans.some((span) => SCOPES[name].includes(span.type)));
+  at("scopes").replaceChildren(...names.map((name) => make("button", { class: "chip", "data-scope": name, click: () => {
+    if (!waterfall.hidden.delete(name)) waterfall.hidden.add(name);
+    waterfall.filter();
+  } }, make("span", { class: `kind ${SCOPES[name].at(name === "graph" ? 1 : 0)}` }), name)));
+}
+
+function drawTools() {
+  const { rows, matches, hidden } = waterfall;
+  for (const chip of at("scopes").children) chip.setAttribute("aria-pressed", String(!hidden.has(chip.dataset.scope)));
+  at("errors").setAttribute("aria-pressed", String(waterfall.errorsOnly));
+  at("found").textContent = waterfall.kept ? `${count(matches)} of ${plural(trace.tree.length, "span")}` : rows.length < trace.tree.length ? `${plural(rows.length, "row")} of ${count(trace.tree.length)}` : "";
+  at("nothing").hidden = rows.length > 0;
+  at("zoom").hidden = !waterfall.zoomed;
+}
+
+function search(text) {
+  waterfall.query = text;
+  waterfall.filter();
+}
+
+function errorsOnly() {
+  waterfall.errorsOnly = !waterfall.errorsOnly;
+  waterfall.filter();
+}
+
+function clearFilters() {
+  at("search").value = waterfall.query = "";
+  waterfall.errorsOnly = false;
+  waterfall.hidden.clear();
+  waterfall.filter();
+}
+
+// ---------------------------------------------------------------- light and dark
+const THEMES = { auto: "◐ auto", light: "☀ light", dark: "☾ dark" };
+
+function setTheme(theme) {
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  at("theme").textContent = THEMES[theme];
+  try {
+    localStorage.setItem("pocket_plug.theme", theme);
+  } catch {
+    // forgotten when the page is closed
+  }
+  if (trace) waterfall.drawOverview();
+}
+
+function nextTheme() {
+  const names = Object.keys(THEMES);
+  setTheme(names[(names.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % names.length]);
+}
+
+function storedTheme() {
+  try {
+    const theme = localStorage.getItem("pocket_plug.theme");
+    return theme in THEMES ? theme : "auto";
+  } catch {
+    return "auto";
+  }
+}
+
+// ---------------------------------------------------------------- keys
+const KEYS = [
+  ["↑ ↓ j k", "the span before, after", null],
+  ["← →", "fold or to the parent, unfold or to the children", null],
+  ["Enter", "details of the span; in the graph: the node's spans", null],
+  ["Esc", "close the details, clear the search", null],
+  ["/", "search", () => at("search").focus()],
+  ["e", "errors only", errorsOnly],
+  ["n", "the next error", () => waterfall.nextError(1)],
+  ["p", "the error before", () => waterfall.nextError(-1)],
+  ["z", "zoom to the span", () => waterfall.zoomTo(waterfall.selected)],
+  ["0", "the whole time", () => waterfall.zoom(0, trace.took)],
+  ["+", "unfold all", () => waterfall.foldTo(Infinity)],
+  ["-", "fold all", () => waterfall.foldTo(0)],
+  ["*", "fold or unfold with all siblings", () => waterfall.foldSiblings()],
+  ["1 … 9", "fold to a level", null],
+  ["g", "show or hide the graph", () => foldGraph()],
+  ["[", "the trace before", () => step(1)],
+  ["]", "the trace after", () => step(-1)],
+  ["t", "light or dark", nextTheme],
+  ["?", "these keys", () => at("keys").showModal()],
+];
+
+function step(by) {
+  const next = traces[traces.indexOf(trace) + by];
+  if (next) show(next);
+}
+
+function escape() {
+  if (at("search").value || waterfall.query) {
+    at("search").value = "";
+    search("");
+    at("rows").focus();
+  } else closeDetails();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || at("keys").open || !trace) return;
+  if (event.key === "Escape") return escape();
+  if (event.target.matches("input, select, textarea")) {
+    if (event.target === at("search") && ["ArrowDown", "Enter"].includes(event.key)) {
+      event.preventDefault();
+      search(at("search").value);
+      at("rows").focus();
+    }
+    return;
+  }
+  const action = KEYS.find(([key]) => key === event.key)?.[2];
+  if (/^[1-9]$/.test(event.key)) waterfall.foldTo(Number(event.key) - 1);
+  else if (action) action();
+  else if (["ArrowDown", "ArrowUp", "j", "k"].includes(event.key) && document.activeElement === document.body) {
+    at("rows").focus();
+    waterfall.key(event);
+    return;
+  } else return;
+  event.preventDefault();
+});
+
+// ---------------------------------------------------------------- what is clicked
+function listen() {
+  let typed = null;
+  at("search").addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(() => search(at("search").value), trace.tree.length > 5000 ? 120 : 0);
+  });
+  const clicks = { errors: errorsOnly, clear: clearFilters, theme: nextTheme, older: () => step(1), newer: () => step(-1), help: () => at("keys").showModal(), "fold-graph": () => foldGraph(), "unfold-all": () => waterfall.foldTo(Infinity), "fold-all": () => waterfall.foldTo(0), zoom: () => waterfall.zoom(0, trace.took) };
+  for (const [id, act] of Object.entries(clicks)) at(id).addEventListener("click", act);
+  at("run-id").addEventListener("click", () => copy(at("run-id").textContent));
+  at("traces").addEventListener("change", () => show(traceById.get(at("traces").value)));
+  at("levels").addEventListener("change", () => {
+    if (at("levels").value !== "") waterfall.foldTo(Number(at("levels").value));
+    at("levels").value = "";
+  });
+  addEventListener("beforeprint", () => waterfall.render(true));
+  addEventListener("afterprint", () => waterfall.render());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => waterfall.drawOverview());
+  splitter();
+}
+
+// The border between names and bars: by dragging, or by the arrow keys.
+function splitter() {
+  const bar = at("splitter");
+  let share = 42;
+  const set = (percent) => {
+    share = Math.max(15, Math.min(80, percent));
+    at("waterfall").style.setProperty("--label", `${share}%`);
+    bar.setAttribute("aria-valuenow", Math.round(share));
+    if (trace) waterfall.drawTime();
+  };
+  bar.addEventListener("pointerdown", (event) => bar.setPointerCapture(event.pointerId));
+  bar.addEventListener("pointermove", (event) => {
+    if (!bar.hasPointerCapture(event.pointerId)) return;
+    const { left, width } = at("columns").getBoundingClientRect();
+    set(((event.clientX - left) / width) * 100);
+  });
+  bar.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -2, ArrowRight: 2 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    set(share + by);
+  });
+}
+
+function start() {
+  listen();
+  setTheme(storedTheme());
+  at("keys").querySelector("dl").append(...KEYS.map(([key, what]) => make("div", {}, make("dt", {}, ...key.split(" ").map((each) => make("kbd", {}, each))), make("dd", {}, what))));
+  at("traces").append(...traces.map((each) => make("option", { value: each.id }, `${each.start.toLocaleTimeString()} · ${each.title} · ${SIGNS[each.outcome] ?? ""} ${each.outcome || "?"} · ${duration(each.took)}`)));
+  if (!traces.length) {
+    document.body.classList.add("empty");
+    at("title").textContent = "No traces";
+    return;
+  }
+  const [traceId, spanId] = location.hash.slice(1).split("/");
+  const wanted = find(traceId, spanId);
+  show(wanted?.trace ?? traces[0], wanted);
+}
+
+start();

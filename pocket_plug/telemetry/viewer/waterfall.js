@@ -1,0 +1,422 @@
+// The waterfall: spans as rows in tree order, each with its bar in time. Only the rows in sight are in the document.
+
+const SCOPES = { graph: ["run", "node", "item"], phase: ["phase"], store: ["store"], other: ["foreign"] };
+const OPEN_AT_FIRST = 400; // rows
+
+class Waterfall {
+  constructor({ onSelect, onOpen, onView }) {
+    this.onSelect = onSelect;
+    this.onOpen = onOpen;
+    this.onView = onView;
+    this.body = document.getElementById("rows");
+    this.sizer = document.getElementById("sizer");
+    this.grid = document.getElementById("grid");
+    this.axis = document.getElementById("axis");
+    this.overview = document.getElementById("overview");
+    this.window = document.getElementById("window");
+    this.query = "";
+    this.errorsOnly = false;
+    this.hidden = new Set(); // names of SCOPES
+    this.shown = new Map(); // by row number: its element
+    this.body.addEventListener("scroll", () => this.later());
+    this.body.addEventListener("keydown", (event) => this.key(event));
+    this.body.addEventListener("focus", () => this.selected || this.select(this.rows[0]));
+    this.zoomByDragging(document.getElementById("time"));
+    new ResizeObserver(() => this.resized()).observe(this.body);
+  }
+
+  show(trace) {
+    this.trace = trace;
+    this.folded = new Set();
+    this.selected = null;
+    this.range = [0, trace.took];
+    this.foldAtFirst();
+    this.body.scrollTop = 0;
+    this.filter();
+    this.drawTime();
+  }
+
+  // ---------------------------------------------------------------- which rows there are
+  // Deep levels of a large trace are folded, but for what leads to an error.
+  foldAtFirst() {
+    const { tree } = this.trace;
+    if (tree.length <= OPEN_AT_FIRST) return;
+    const levels = [];
+    for (const span of tree) levels[span.depth] = (levels[span.depth] ?? 0) + 1;
+    let [open, rows] = [0, 0];
+    while (open < levels.length && (rows += levels[open]) <= OPEN_AT_FIRST) open += 1;
+    for (const span of tree) if (span.depth >= open - 1 && span.children.length) this.folded.add(span);
+    for (const span of this.trace.failed.slice(0, 20)) for (const above of span.above()) this.folded.delete(above);
+  }
+
+  // Finds what matches, and keeps what is above it. A filter begins with all unfolded.
+  filter() {
+    const words = this.query.toLowerCase().split(/\s+/).filter(Boolean);
+    const active = words.length > 0 || this.errorsOnly;
+    if (active && !this.unfiltered) [this.unfiltered, this.folded] = [this.folded, new Set()];
+    if (!active && this.unfiltered) {
+      [this.folded, this.unfiltered] = [this.unfiltered, null];
+      if (this.selected) for (const above of this.selected.above()) this.folded.delete(above);
+    }
+    const { tree } = this.trace;
+    this.kept = null;
+    this.matches = tree.length;
+    if (active) {
+      const tests = words.map(matcher);
+      this.kept = new Uint8Array(tree.length); // 2: matches, 1: is above one
+      this.matches = 0;
+      for (const span of tree) {
+        if (this.isHidden(span) || (this.errorsOnly && span.status !== "error") || !tests.every((test) => test(span))) continue;
+        this.matches += 1;
+        this.kept[span.order] = 2;
+        for (let above = span.parent; above && !this.kept[above.order]; above = above.parent) this.kept[above.order] = 1;
+      }
+    }
+    this.arrange();
+  }
+
+  isHidden(span) {
+    return this.hidden.size > 0 && [...this.hidden].some((name) => SCOPES[name].includes(span.type));
+  }
+
+  // The rows: what is neither folded away nor filtered out. Where a scope is off, its spans' children move up.
+  arrange() {
+    const { tree } = this.trace;
+    const { kept, folded } = this;
+    const below = new Uint32Array(tree.length); // the level of a span's children
+    this.rows = [];
+    this.levels = [];
+    for (let at = 0; at < tree.length; at++) {
+      const span = tree[at];
+      const level = span.parent ? below[span.parent.order] : 0;
+      below[at] = level + 1;
+      if (kept && !kept[at]) at = span.last;
+      else if (this.isHidden(span)) below[at] = level;
+      else {
+        this.rows.push(span);
+        this.levels.push(level);
+        if (folded.has(span)) at = span.last;
+      }
+    }
+    this.places = new Map(this.rows.map((span, place) => [span, place]));
+    if (this.selected && !this.places.has(this.selected)) {
+      const visible = [...this.selected.above()].find((above) => this.places.has(above)) ?? null;
+      if (visible || !kept) this.select(visible ?? this.rows[0] ?? null, { scroll: false });
+    }
+    this.redraw();
+    this.onView();
+  }
+
+  toggle(span, open = this.folded.has(span)) {
+    if (open) this.folded.delete(span);
+    else if (span.children.length) this.folded.add(span);
+    this.arrange();
+  }
+
+  foldTo(level) {
+    this.folded.clear();
+    for (const span of this.trace.tree) if (span.depth >= level && span.children.length) this.folded.add(span);
+    this.arrange();
+    this.reveal(this.selected);
+  }
+
+  foldSiblings() {
+    const siblings = this.selected?.parent?.children ?? this.trace.tree.filter((span) => !span.parent);
+    const open = siblings.some((span) => this.folded.has(span));
+    for (const span of siblings) if (open) this.folded.delete(span); else if (span.children.length) this.folded.add(span);
+    this.arrange();
+  }
+
+  // ---------------------------------------------------------------- selection
+  select(span, { scroll = true, quiet = false } = {}) {
+    if (span && !this.places?.has(span) && scroll) this.uncover(span);
+    const former = this.selected;
+    this.selected = span;
+    for (const each of [former, span]) {
+      const place = each && this.places.get(each);
+      const row = this.shown.get(place);
+      if (row) this.mark(row, each);
+    }
+    this.render();
+    if (span && scroll) this.reveal(span);
+    if (span) this.body.setAttribute("aria-activedescendant", `row-${span.order}`);
+    else this.body.removeAttribute("aria-activedescendant");
+    if (!quiet) this.onSelect(span);
+  }
+
+  // Brings a span that is folded away or filtered out into the rows.
+  uncover(span) {
+    for (const above of span.above()) this.folded.delete(above);
+    if (this.kept && !this.kept[span.order]) {
+      this.kept[span.order] = 1;
+      for (const above of span.above()) this.kept[above.order] ||= 1;
+    }
+    for (const [name, types] of Object.entries(SCOPES)) if (types.includes(span.type)) this.hidden.delete(name);
+    this.arrange();
+  }
+
+  reveal(span) {
+    const place = this.places.get(span);
+    if (place === undefined) return;
+    const [top, height] = [place * this.rowHeight, this.body.clientHeight];
+    if (top < this.body.scrollTop) this.body.scrollTop = top;
+    else if (top + this.rowHeight > this.body.scrollTop + height) this.body.scrollTop = top + this.rowHeight - height;
+    this.render();
+  }
+
+  move(steps) {
+    const place = this.places.get(this.selected) ?? -1;
+    this.select(this.rows[Math.max(0, Math.min(this.rows.length - 1, place + steps))] ?? null);
+  }
+
+  // The next span in which something failed or was tried again, from the selected one on, around the end. Those to which
+  // the error only came up are passed over.
+  nextError(step) {
+    const wrong = this.trace.tree.filter((span) => span.status === "error" && !span.children.some((child) => child.failed));
+    if (!wrong.length) return;
+    const here = this.selected?.order ?? -1;
+    const next = step > 0 ? wrong.find((span) => span.order > here) : wrong.findLast((span) => span.order < here);
+    this.select(next ?? wrong.at(step > 0 ? 0 : -1));
+  }
+
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const span = this.selected;
+    const page = Math.max(1, Math.floor(this.body.clientHeight / this.rowHeight) - 1);
+    const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity }[event.key];
+    if (steps !== undefined) this.move(steps);
+    else if (event.key === "ArrowRight" && span) {
+      if (this.folded.has(span)) this.toggle(span, true);
+      else if (span.children.length) this.move(1);
+    } else if (event.key === "ArrowLeft" && span) {
+      const above = [...span.above()].find((each) => this.places.has(each));
+      if (span.children.length && !this.folded.has(span)) this.toggle(span, false);
+      else if (above) this.select(above);
+    } else if (event.key === "Enter" && span) this.onOpen(span);
+    else if (event.key === " " && span) this.toggle(span);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  // ---------------------------------------------------------------- drawing rows
+  resized() {
+    this.rowHeight = parseFloat(getComputedStyle(this.body).getPropertyValue("--row")) || 26;
+    this.body.parentElement.style.setProperty("--scrollbar", `${this.body.offsetWidth - this.body.clientWidth}px`);
+    if (!this.trace) return;
+    this.redraw();
+    this.drawTime();
+  }
+
+  redraw() {
+    this.sizer.style.height = `${this.rows.length * this.rowHeight}px`;
+    this.body.setAttribute("aria-rowcount", this.rows.length);
+    for (const row of this.shown.values()) row.remove();
+    this.shown.clear();
+    this.render();
+  }
+
+  later() {
+    this.waiting ??= requestAnimationFrame(() => {
+      this.waiting = null;
+      this.render();
+    });
+  }
+
+  render(all = false) {
+    const first = all ? 0 : Math.max(0, Math.floor(this.body.scrollTop / this.rowHeight) - 8);
+    const last = all ? Math.min(this.rows.length, 3000) : Math.min(this.rows.length, first + Math.ceil(this.body.clientHeight / this.rowHeight) + 16);
+    const active = this.places.get(this.selected); // stays, so that it is still what assistive technology reads
+    for (const [place, row] of this.shown) {
+      if ((place < first || place >= last) && place !== active) {
+        row.remove();
+        this.shown.delete(place);
+      }
+    }
+    const fresh = document.createDocumentFragment();
+    for (let place = first; place < last; place++) if (!this.shown.has(place)) fresh.append(this.row(place));
+    if (active !== undefined && !this.shown.has(active)) fresh.append(this.row(active));
+    this.sizer.append(fresh);
+  }
+
+  row(place) {
+    const span = this.rows[place];
+    const level = this.levels[place];
+    const open = !this.folded.has(span);
+    const marks = marksOf(span);
+    const row = make("div", { role: "row", id: `row-${span.order}`, class: "row", "data-span": span.id, "aria-rowindex": place + 1, "aria-level": level + 1, "aria-expanded": span.children.length ? String(open) : undefined });
+    row.style.transform = `translateY(${place * this.rowHeight}px)`;
+    row.style.setProperty("--level", Math.min(level, 24));
+    const [word, rest] = wordOf(span);
+    const index = span.get("fan_out.index");
+    const action = span.type === "node" ? span.get("node.action") : undefined;
+    const label = make("div", { class: "label", role: "gridcell" },
+      make("span", { class: `twisty ${span.children.length ? (open ? "open" : "closed") : ""}`, "aria-hidden": "true", click: (event) => { event.stopPropagation(); this.select(span, { scroll: false }); this.toggle(span); } }),
+      make("span", { class: `kind ${span.type}`, title: span.type }),
+      make("span", { class: "name", title: span.name }, word && make("span", { class: "word" }, `${word} `), rest, index === undefined ? "" : make("span", { class: "word" }, ` [${index}]`)),
+      action && action !== "default" ? make("span", { class: "action", title: `action ${action}` }, `→ ${action}`) : "",
+      open || !span.children.length ? "" : make("span", { class: "inside", title: "spans folded away" }, count(span.last - span.order)),
+      ...marks.map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text)));
+    row.append(label, make("div", { class: "took", role: "gridcell" }, span.goesOn ? "…" : duration(span.took)), this.bar(span));
+    row.addEventListener("click", () => this.select(span, { scroll: false }));
+    row.addEventListener("dblclick", () => this.onOpen(span));
+    this.mark(row, span);
+    this.shown.set(place, row);
+    return row;
+  }
+
+  mark(row, span) {
+    row.classList.toggle("selected", span === this.selected);
+    row.classList.toggle("above", this.kept?.[span.order] === 1);
+    row.setAttribute("aria-selected", String(span === this.selected));
+  }
+
+  bar(span) {
+    const track = make("div", { class: "track", role: "gridcell", "aria-label": `begins at ${duration(span.start)}` });
+    const [begin, end] = this.range;
+    const whole = end - begin;
+    const stop = span.goesOn ? this.trace.took : span.end;
+    if (stop < begin || span.start > end) {
+      track.append(make("span", { class: `aside ${stop < begin ? "before" : "after"}` }, stop < begin ? "‹" : "›"));
+      return track;
+    }
+    const left = Math.max(0, (span.start - begin) / whole);
+    const width = Math.min(1, (stop - begin) / whole) - left;
+    const bar = make("div", { class: `bar ${span.type} ${lookOf(span)} ${span.goesOn ? "goes-on" : ""}` });
+    bar.style.left = `${left * 100}%`;
+    bar.style.width = `${width * 100}%`;
+    track.append(bar);
+    for (const [name, time] of span.events) {
+      if (time < begin || time > end) continue;
+      const dot = make("span", { class: "event", title: `${name} at ${duration(time)}` });
+      dot.style.left = `${((time - begin) / whole) * 100}%`;
+      track.append(dot);
+    }
+    return track;
+  }
+
+  // ---------------------------------------------------------------- time
+  zoom(begin, end) {
+    const least = Math.min(100, this.trace.took);
+    const middle = (begin + end) / 2;
+    const half = Math.max(end - begin, least) / 2;
+    this.range = [Math.max(0, middle - half), Math.min(this.trace.took, middle + half)];
+    this.redraw();
+    this.drawTime();
+    this.onView();
+  }
+
+  zoomTo(span) {
+    if (!span) return;
+    const room = Math.max(span.took * 0.04, 50);
+    this.zoom(span.start - room, span.end + room);
+  }
+
+  get zoomed() {
+    return this.range[0] > 0 || this.range[1] < this.trace.took;
+  }
+
+  drawTime() {
+    const [begin, end] = this.range;
+    const width = this.axis.clientWidth;
+    if (!width) return;
+    const step = niceStep((end - begin) / Math.max(2, Math.floor(width / 110)));
+    this.axis.replaceChildren();
+    this.grid.replaceChildren();
+    for (let time = Math.ceil(begin / step) * step; time <= end; time += step) {
+      const at = `${((time - begin) / (end - begin)) * 100}%`;
+      const tick = make("span", { class: "tick" }, (end - time) / (end - begin) * width > 40 ? tickText(time, step) : "");
+      const line = make("span");
+      tick.style.left = line.style.left = at;
+      this.axis.append(tick);
+      this.grid.append(line);
+    }
+    this.drawOverview();
+  }
+
+  // The whole trace at a size where one sees when much went on, and where errors are.
+  drawOverview() {
+    const { tree, took } = this.trace;
+    const [width, height] = [this.overview.clientWidth, this.overview.clientHeight];
+    const scale = window.devicePixelRatio || 1;
+    this.overview.width = width * scale;
+    this.overview.height = height * scale;
+    const paint = this.overview.getContext("2d");
+    paint.scale(scale, scale);
+    const style = getComputedStyle(document.documentElement);
+    const thick = Math.max(1, Math.min(3, height / tree.length));
+    for (const wrong of [false, true]) {
+      for (const span of tree) {
+        if ((span.status === "error") !== wrong) continue;
+        paint.fillStyle = style.getPropertyValue(wrong ? (span.failed ? "--bad" : "--warn") : `--${span.type}`);
+        paint.globalAlpha = wrong ? 1 : 0.55;
+        paint.fillRect((span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width), wrong ? Math.max(thick, 2) : thick);
+      }
+    }
+    this.window.hidden = !this.zoomed;
+    this.window.style.left = `${(this.range[0] / took) * 100}%`;
+    this.window.style.width = `${((this.range[1] - this.range[0]) / took) * 100}%`;
+  }
+
+  // Dragging over the overview chooses a part of the whole time, over the axis a part of what is seen.
+  zoomByDragging(place) {
+    const brush = document.getElementById("brush");
+    let from = null;
+    const share = (event) => {
+      const { left, width } = place.getBoundingClientRect();
+      return Math.max(0, Math.min(1, (event.clientX - left) / width));
+    };
+    place.addEventListener("pointerdown", (event) => {
+      from = { at: share(event), range: event.target === this.axis || this.axis.contains(event.target) ? this.range : [0, this.trace.took] };
+      place.setPointerCapture(event.pointerId);
+    });
+    place.addEventListener("pointermove", (event) => {
+      if (!from) return;
+      const at = share(event);
+      brush.hidden = false;
+      brush.style.left = `${Math.min(from.at, at) * 100}%`;
+      brush.style.width = `${Math.abs(at - from.at) * 100}%`;
+    });
+    place.addEventListener("pointerup", (event) => {
+      const to = share(event);
+      if (from && Math.abs(to - from.at) > 0.005) {
+        const [begin, end] = from.range;
+        const times = [from.at, to].sort((one, other) => one - other).map((at) => begin + at * (end - begin));
+        this.zoom(...times);
+      }
+      from = null;
+      brush.hidden = true;
+    });
+    place.addEventListener("pointercancel", () => ([from, brush.hidden] = [null, true]));
+    place.addEventListener("dblclick", () => this.zoom(0, this.trace.took));
+  }
+}
+
+// The word that says what a span is, and the rest of its name.
+function wordOf(span) {
+  const space = span.name.indexOf(" ");
+  if (span.type === "foreign" || space < 0) return ["", span.name];
+  return [span.name.slice(0, space), span.name.slice(space + 1)];
+}
+
+// Does a span have this in its name, attributes, message or events? Names and attributes are looked at once each.
+function matcher(word) {
+  const has = (text) => String(text).toLowerCase().includes(word);
+  const texts = data.texts.map(has);
+  const pairs = data.pairs.map(([key, value]) => has(`${data.texts[key]}=${typeof value === "object" ? JSON.stringify(value) : value}`));
+  const any = (numbers) => numbers.some((number) => pairs[number]);
+  return (span) => texts[span.nameNumber] || any(span.pairs) || has(span.message) || span.id === word || span.events.some((event) => has(event[0]) || any(event[2]));
+}
+
+function niceStep(least) {
+  const power = 10 ** Math.floor(Math.log10(Math.max(least, 1)));
+  return power * [1, 2, 5, 10].find((factor) => factor * power >= least);
+}
+
+// A time on the axis, in the unit of the step, so that neighbours differ.
+function tickText(time, step) {
+  if (time === 0) return "0";
+  const [unit, size] = time >= 1e9 ? ["s", 1e9] : time >= 1e6 ? ["ms", 1e6] : time >= 1e3 ? ["µs", 1e3] : ["ns", 1];
+  const digits = Math.max(0, Math.ceil(-Math.log10(step / size) - 1e-9));
+  return `${(time / size).toFixed(Math.min(digits, 6))} ${unit}`;
+}

@@ -1,0 +1,163 @@
+"""The page of traces: one file with everything in it, in which what a trace says is data and never markup."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from base64 import b64encode
+from dataclasses import replace
+from hashlib import sha256
+from html.parser import HTMLParser
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocket_plug.telemetry.page import page
+from pocket_plug.telemetry.recorded import Event, RecordedSpan, SpanLink, Trace
+
+HOSTILE = '</script><script>alert(1)</script><!--<script>{{script}}\u2028"\\'
+
+
+def span(number: int, parent: int | None = None, **changes: Any) -> RecordedSpan:
+    """A span by its number; it begins at so many microseconds."""
+    start = 1_800_000_000_000_000_000 + number * 1000
+    plain = RecordedSpan(f"{7:032x}", f"{number:016x}", None if parent is None else f"{parent:016x}", f"node {number}", 1,
+                         "pocket_plug.graph", start, start + 500, {}, resource={"service.name": "tests"})  # fmt: skip
+    return replace(plain, **changes)
+
+
+def trace(*spans: RecordedSpan) -> Trace:
+    """A trace of these spans."""
+    return Trace(f"{7:032x}", spans)
+
+
+class Reader(HTMLParser):
+    """What a browser would see: the tags with their attributes, and the text in each script."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: list[str] = []  # style, data, script
+        self.open = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open = tag in ("script", "style")
+        if self.open:
+            self.inside.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open = False
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.inside[-1] += data
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """The data in a page."""
+    return json.loads(Reader(html).inside[1], parse_constant=refuse)
+
+
+def refuse(text: str) -> None:
+    """NaN and the infinities are no JSON to JavaScript."""
+    raise AssertionError(f"{text} is no JSON")
+
+
+def attributes_of(data: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+    """Attributes by name, put together again."""
+    return {data["texts"][name]: value for name, value in (data["pairs"][number] for number in numbers)}
+
+
+TEXTS = st.text(st.characters(codec=None), max_size=30) | st.sampled_from(
+    [HOSTILE, "\ud800", "{{data}}", "]]>", "<!--"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.binary(max_size=9) | st.just(object()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=TEXTS, attributes=st.dictionaries(TEXTS, VALUES, max_size=4), message=TEXTS)
+def test_no_text_of_a_trace_is_markup(name, attributes, message):
+    """Whatever a name, an attribute or a message holds: the page has the same elements, and its scripts are as ever."""
+    event, link = Event(name, 5, attributes), SpanLink(name, message, attributes)
+    odd = span(1, name=name, attributes=attributes, message=message, scope=name, resource=attributes, events=(event,),
+               links=(link,), span_id=name)  # fmt: skip
+    plain, hostile = Reader(page([trace(span(1))])), Reader(page([trace(odd)]))
+    assert hostile.tags == plain.tags
+    assert hostile.inside[0::2] == plain.inside[0::2]
+    data = data_of(page([trace(odd)]))
+    assert data["texts"][data["traces"][0]["spans"][0][2]] == name
+
+
+def test_page_needs_nothing_else():
+    """No element loads anything, and the policy forbids it: only this style and this script, known by their hashes."""
+    reader = Reader(page([trace(span(1))]))
+    for tag, attributes in reader.tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base")
+        assert not attributes.keys() & {"src", "href", "style"}
+        assert not any(name.startswith("on") for name in attributes)
+    style, _, script = reader.inside
+    for text in (style, script):
+        assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest|innerHTML|import\(|eval\(", text)
+    [policy] = [found["content"] for tag, found in reader.tags if tag == "meta" and "http-equiv" in found]
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    for kind, text in (("style-src", style), ("script-src", script)):
+        assert f"{kind} 'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" in policy
+    assert "unsafe" not in policy
+
+
+def test_all_spans_are_in_the_data():
+    """Each with its parent (its place, or its id where it isn't here), times, status, attributes, events, links, resource."""
+    failed = span(2, 1, status="error", message="no", attributes={"pocket_plug.attempt": 2}, scope="pocket_plug.phase",
+                  events=(Event("exception", span(2).start + 7, {"exception.type": "ValueError"}),),
+                  links=(SpanLink("a" * 32, "b" * 16, {"why": "resumed"}),))  # fmt: skip
+    data = data_of(page([trace(span(1), failed, span(3, 99, end=0))]))
+    [one] = data["traces"]
+    assert (one["id"], one["start"]) == (f"{7:032x}", str(span(1).start))
+    first, second, third = one["spans"]
+    assert first[:2] == [f"{1:016x}", None]
+    assert (second[1], third[1]) == (0, f"{99:016x}")
+    assert (data["texts"][second[2]], data["texts"][second[3]]) == ("node 2", "pocket_plug.phase")
+    assert second[4:8] == [1, 1000, 500, 2]
+    assert third[6] is None  # goes on
+    assert attributes_of(data, second[8]) == {"pocket_plug.attempt": 2}
+    assert attributes_of(data, second[9]) == {"service.name": "tests"}
+    [[name, time, numbers]] = second[10]["events"]
+    assert (name, time, attributes_of(data, numbers)) == ("exception", 1007, {"exception.type": "ValueError"})
+    [[trace_id, span_id, numbers]] = second[10]["links"]
+    assert (trace_id, span_id, attributes_of(data, numbers)) == ("a" * 32, "b" * 16, {"why": "resumed"})
+    assert second[10]["message"] == "no"
+
+
+def test_values_arrive_as_they_are():
+    """What JavaScript would round or JSON can't hold comes as text; 1, 1.0, True and "1" stay four values."""
+    values = {"whole": 2**53, "small": -5, "nan": math.nan, "far": -math.inf, "one": 1, "float": 1.0, "true": True, "text": "1",
+              "none": None, "bytes": b"\x00\x01", "list": ("a\tb", 2**60), "deep": {"k": [math.inf]}}  # fmt: skip
+    data = data_of(page([trace(span(1, attributes=values))]))
+    found = attributes_of(data, data["traces"][0]["spans"][0][8])
+    assert found == {"whole": "9007199254740992", "small": -5, "nan": "nan", "far": "-inf", "one": 1, "float": 1.0,
+                     "true": True, "text": "1", "none": None, "bytes": "AAE=", "list": ["a\tb", str(2**60)],
+                     "deep": {"k": ["inf"]}}  # fmt: skip
+    assert [type(found[name]) for name in ("one", "float", "true")] == [int, float, bool]
+
+
+def test_what_repeats_is_there_once():
+    """A span costs some 80 bytes beside what is its own: names, scopes, resources and equal attributes are shared."""
+    same = {"pocket_plug.run.id": "0123456789abcdef0123", "pocket_plug.graph.name": "a graph with a longer name"}
+    many = [span(number, 0, name="node same", attributes=same) for number in range(2000)]
+    empty, full = len(page([])), len(page([trace(*many)]))
+    assert (full - empty) / len(many) < 80
+
+
+def test_page_without_traces():
+    """No traces, or a trace without spans, is a page that says so, no error."""
+    assert data_of(page([]))["traces"] == []
+    assert data_of(page([trace()]))["traces"][0]["spans"] == []
