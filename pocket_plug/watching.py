@@ -107,7 +107,14 @@ def report_observer(observer: Observer, part: str, error: BaseException) -> None
 
 
 def report(what: str, error: BaseException) -> None:
-    """Say that a hook of a node failed, which neither hides the node's own error nor undoes what has landed."""
+    """Say that a hook of a node failed, which neither hides the node's own error nor undoes what has landed.
+
+    The message of an exception may hold what nobody should read in a log, so only level debug has it.
+    """
     import logging
 
-    logging.getLogger("pocket_plug").error("%s failed; the run goes on", what, exc_info=error)
+    from .reporting import stack_of
+
+    logger = logging.getLogger("pocket_plug")
+    logger.error("%s failed; the run goes on. %s", what, stack_of(error, lambda _: None))
+    logger.debug("%s failed", what, exc_info=error)

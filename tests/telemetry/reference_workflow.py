@@ -162,6 +162,22 @@ async def conflict(scene: Scene) -> None:
     await pp.Graph(Stock(scene.store), name="stocktaking", store=scene.store).run(scene.word)
 
 
+class Untidy(pp.Node[str, str]):
+    """Does its work, and can't clean up."""
+
+    async def on_complete(self, store: pp.StoreWriter, /) -> None:
+        raise OSError(f"{await store.get(PRICE('tea'))} can't be cleaned up")
+
+    async def post(self, store: pp.StoreWriter, word: str, prepared: Any, result: Any, /) -> str:
+        await store.set(PRICE("tea"), word)
+        return word
+
+
+async def untidy(scene: Scene) -> None:
+    """A clean-up that fails, after a run that hasn't."""
+    await pp.Graph(Untidy(), name="untidy", store=scene.store).run(scene.word)
+
+
 # ---------------------------------------------------------------- threads, tasks, no event loop
 
 
@@ -270,7 +286,7 @@ class Scene:
 
 
 PARTS: dict[str, Callable[[Scene], Awaitable[None]]] = {
-    part.__name__: part for part in (nested, failed, cancelled, conflict, threads, sync, suspended, resumed)
+    part.__name__: part for part in (nested, failed, cancelled, conflict, untidy, threads, sync, suspended, resumed)
 }
 
 
