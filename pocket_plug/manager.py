@@ -32,6 +32,9 @@ PLUGIN_FAULTS = (Exception, SystemExit)
 """What is caught where a plugin's code runs. KeyboardInterrupt and cancellation are the user's, and pass."""
 
 _logger = logging.getLogger("pocket_plug")
+
+told_of_failures: list[Callable[[PluginRecord, str, BaseException], None]] = []
+"""Who else is told when a plugin fails for the first time at something. They don't raise."""
 _lock = threading.Lock()
 
 
@@ -45,6 +48,8 @@ def report_failure(plugin: PluginRecord, what: str, error: BaseException) -> Non
         first = plugin.failures[what] == 1
     if first:
         _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, describe(error))
+        for tell in told_of_failures:
+            tell(plugin, what, error)
 
 
 def describe(error: BaseException) -> str:

@@ -1,14 +1,15 @@
 """Log events of runs, nodes and stores through structlog, which is imported only where it is used.
 
 Which logger and which levels count is looked at as a run starts, and as a stack is built or opened; a level that is
-filtered out then costs next to nothing. Events never hold a key or a value, only declared key templates.
+filtered out then costs next to nothing. Events never hold a key or a value, only declared key templates; of exceptions
+the type and where they came from, and what they say only where that is asked for.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from opentelemetry import trace
 from typing_extensions import Unpack
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
-from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.errors import ConfigError, RouteError, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
-from pocket_plug.layer import Layer
-from pocket_plug.reporting import changed, error_type, say_once, template_of
+from pocket_plug.layer import Layer, parts
+from pocket_plug.layers.bounding import Bounding
+from pocket_plug.manager import told_of_failures
+from pocket_plug.reporting import changed, error_type, say_once, stack_of, template_of
 
 if TYPE_CHECKING:
+    from pocket_plug.discovery import PluginRecord
     from pocket_plug.pocket import Pocket
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
@@ -35,15 +39,20 @@ class Settings:
     """`events`: are runs and nodes logged? None: where the program has configured structlog.
 
     Unconfigured, structlog would print every event of a library that never was asked to print anything.
+
+    `exceptions`: is an exception that escapes a node logged whole, as `exc_info`? Its message may hold what nobody
+    should read in a log, so by default its type and its stack are logged, without any message.
     """
 
     events: bool | None = None
+    exceptions: bool = False
 
 
 class Changes(TypedDict, total=False):
     """What `configure` takes."""
 
     events: bool | None
+    exceptions: bool
 
 
 def configure(**changes: Unpack[Changes]) -> Settings:
@@ -76,11 +85,7 @@ def pocket_layers() -> Sequence[type[Layer]]:
 @hookimpl
 def pocket_observe(run: Run) -> Observer | None:
     """Log a run where that is wanted."""
-    events = _settings.events
-    if events is None:
-        structlog = sys.modules.get("structlog")  # whoever configures it has imported it
-        events = structlog is not None and structlog.is_configured()
-    if not events:
+    if not _wanted():
         if _looked:
             look()  # a layer logs: for it too, a changed configuration counts from here on
         return None
@@ -90,6 +95,32 @@ def pocket_observe(run: Run) -> Observer | None:
         node=lambda call: _NodeLog(log, call),
         event=lambda name, call, attributes: _event(log, name, call, attributes),
     )
+
+
+def _wanted() -> bool:
+    if _settings.events is not None:
+        return _settings.events
+    structlog = sys.modules.get("structlog")  # whoever configures it has imported it
+    return structlog is not None and structlog.is_configured()
+
+
+def _plugin_failed(plugin: PluginRecord, what: str, error: BaseException) -> None:
+    """The first time that a plugin fails at something."""
+    if _wanted():
+        try:
+            _say(
+                look(),
+                "warning",
+                "pocket_plug.plugin.failed",
+                plugin=plugin.name,
+                part=what,
+                error_type=error_type(error),
+            )
+        except Exception as failure:  # noqa: BLE001 - a user's processor may raise anything
+            say_once("logging that a plugin failed", failure, silent=True)
+
+
+told_of_failures.append(_plugin_failed)
 
 
 # ---------------------------------------------------------------- the logger
@@ -162,7 +193,8 @@ class _RunLog:
             _escaped.set(deque(maxlen=64))  # in the outermost run's own context: there is nothing to reset
         self.started = time.perf_counter()
         parent = {"parent_id": run.parent.id} if run.parent is not None else {}
-        _say(self.log, "info", "pocket_plug.run.started", run_id=run.id, graph=run.graph, **parent)
+        begun = "pocket_plug.run.resumed" if run.resumed else "pocket_plug.run.started"
+        _say(self.log, "info", begun, run_id=run.id, graph=run.graph, **parent)
 
     def __exit__(self, *_: object) -> None:
         from structlog.contextvars import reset_contextvars
@@ -171,11 +203,14 @@ class _RunLog:
         reset_contextvars(**self.tokens)
         if run.parent is None and (escaped := _escaped.get()) is not None:
             escaped.clear()  # its tracebacks lead to the run's context, which holds this
+        about = {"run_id": run.id, "graph": run.graph, "steps": run.steps,
+                 "duration": time.perf_counter() - self.started}  # fmt: skip
+        if run.outcome == "suspended":  # it waits for somebody; nothing has failed
+            _say(self.log, "info", "pocket_plug.run.suspended", **about)
+            return
         failure = {} if run.error is None else {"error_type": error_type(run.error)}
-        level = "info" if run.outcome in ("success", "cancelled", "suspended") else "warning"
-        duration = time.perf_counter() - self.started
-        _say(self.log, level, "pocket_plug.run.finished", run_id=run.id, graph=run.graph, outcome=run.outcome,
-             steps=run.steps, duration=duration, **failure)  # fmt: skip
+        level = "info" if run.outcome in ("success", "cancelled") else "warning"
+        _say(self.log, level, "pocket_plug.run.finished", **about, outcome=run.outcome, **failure)
 
 
 class _NodeLog:
@@ -196,17 +231,17 @@ class _NodeLog:
 
         try:
             if error is not None and self.call.outcome == "failed" and not _told(error):
-                about = _about(self.call)
-                _say(
-                    self.log,
-                    "error",
-                    "pocket_plug.node.exception",
-                    **about,
-                    error_type=error_type(error),
-                    exc_info=error,
-                )
+                missing = isinstance(error, RouteError)
+                event = "pocket_plug.route.missing" if missing else "pocket_plug.node.exception"
+                _say(self.log, "error", event, **_about(self.call), **_told_of(error))
         finally:
             reset_contextvars(**self.tokens)
+
+
+def _told_of(error: BaseException) -> dict[str, Any]:
+    """What may be said of it."""
+    what = {"exc_info": error} if _settings.exceptions else {"stack": stack_of(error, lambda _: None)}
+    return {"error_type": error_type(error), **what}
 
 
 def _told(error: BaseException) -> bool:
@@ -248,6 +283,7 @@ class Logging(Layer):
                 f"logging: level {self.level!r} is none of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
             )
         look()
+        self._bounded = [(part, Counter(part.evictions)) for part in parts(self.inner) if isinstance(part, Bounding)]
 
     async def open(self) -> None:
         look()
@@ -296,15 +332,29 @@ class Logging(Layer):
             _say_done(method, started, error, **fields)
             raise
         _say_done(method, started, None, **fields)
+        if self._bounded and (debug := _methods["debug"]) is not None:
+            self._say_evictions(debug)
         return version
+
+    def _say_evictions(self, method: Method) -> None:
+        """How many entries the bounding below has evicted since the last write that was logged, and why."""
+        for part, known in self._bounded:
+            for reason, count in part.evictions.items():
+                if (new := count - known[reason]) > 0:
+                    known[reason] = count
+                    _guarded(method, "pocket_plug.store.evicted", reason=reason, entries=new)
 
 
 def _say_done(method: Callable[..., Any], started: float, error: BaseException | None, **fields: Any) -> None:
-    """What structlog's processors raise is said once: a log that fails must not fail the store."""
     duration = time.perf_counter() - started
     if error is not None:
         fields["error_type"] = error_type(error)
+    _guarded(method, "pocket_plug.store", duration=duration, **fields)
+
+
+def _guarded(method: Method, event: str, **fields: Any) -> None:
+    """What structlog's processors raise is said once: a log that fails must not fail the store."""
     try:
-        method("pocket_plug.store", duration=duration, **_ids(), **fields)
+        method(event, **_ids(), **fields)
     except Exception as failure:  # noqa: BLE001 - a user's processor may raise anything
-        say_once("logging a store operation", failure)
+        say_once("logging a store operation", failure, silent=True)

@@ -16,8 +16,9 @@ from structlog.testing import LogCapture
 import pocket_plug as pp
 from pocket_plug import Store, SyncStore
 from pocket_plug.errors import ConfigError, StoreError
-from pocket_plug.hookspecs import Run
+from pocket_plug.hookspecs import Observer, Run
 from pocket_plug.layers import logging as pocket_logging
+from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.logging import Logging, add_ids
 from pocket_plug.layers.tracing import Tracing
 from pocket_plug.testing.spans import SpanCapture
@@ -105,7 +106,8 @@ def test_a_processor_that_raises_does_not_fail_the_store(caplog: pytest.LogCaptu
     store = SyncStore(layers=[Logging()])
     store.set("k", 1)
     assert store.get("k") == 1
-    assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["RuntimeError"]
+    assert [record.getMessage().split(". ")[0] for record in caplog.records] == [
+        "logging a store operation failed: RuntimeError"]  # fmt: skip
 
 
 def test_a_level_that_does_not_exist_is_refused() -> None:
@@ -152,14 +154,19 @@ def test_runs_and_nodes_are_logged_with_their_ids(logs: LogCapture) -> None:
     assert "secret" not in repr(logs.entries)
 
 
-def test_a_suspended_run_is_no_warning(logs: LogCapture, tmp_path: Path) -> None:
-    """It waits for somebody; nothing has failed."""
+def test_a_run_that_waits_is_suspended_and_then_resumed(logs: LogCapture, tmp_path: Path) -> None:
+    """Neither is a warning: nothing has failed."""
     ask = pp.Ask[str, bool](bool, question=lambda text: f"{text}?", name="approve")
-    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store, pytest.raises(pp.RunSuspended):
-        pp.Graph(ask, store=store, name="shop").run_sync("send", run_id="mail")
-    assert shown(logs, "graph", "outcome", "run_id") == [
-        ("info", "pocket_plug.run.started", "shop", None, "mail"),
-        ("info", "pocket_plug.run.finished", "shop", "suspended", "mail"),
+    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        graph = pp.Graph(ask, store=store, name="shop")
+        with pytest.raises(pp.RunSuspended):
+            graph.run_sync("send", run_id="mail")
+        graph.resume_sync("mail", answer=True)
+    assert shown(logs, "graph", "steps", "outcome", "run_id") == [
+        ("info", "pocket_plug.run.started", "shop", None, None, "mail"),
+        ("info", "pocket_plug.run.suspended", "shop", 1, None, "mail"),
+        ("info", "pocket_plug.run.resumed", "shop", None, None, "mail"),
+        ("info", "pocket_plug.run.finished", "shop", 1, "success", "mail"),
     ]
 
 
@@ -197,7 +204,77 @@ def test_an_error_that_escapes_is_logged_once_by_the_node_where_it_did(logs: Log
         ("warning", "pocket_plug.run.finished", "inner", "inner", "failure", "ValueError"),
         ("warning", "pocket_plug.run.finished", "outer", None, "failure", "ValueError"),
     ]
-    assert isinstance(logs.entries[2]["exc_info"], ValueError)
+    assert logs.entries[2]["stack"].splitlines()[-1] == "ValueError"
+    assert ", in test_an_error_that_escapes" in logs.entries[2]["stack"]
+    assert "no funds" not in repr(logs.entries)
+
+
+def test_an_exception_is_logged_whole_only_on_request(logs: LogCapture) -> None:
+    """exceptions=True: as exc_info, with its message; it may hold what nobody should read in a log."""
+
+    @pp.node
+    async def fail(n: int) -> int:
+        raise ValueError("no funds")
+
+    former = pocket_logging.configure(exceptions=True)
+    try:
+        with pytest.raises(ValueError, match="no funds"):
+            asyncio.run(pp.Graph(fail).run(1))
+    finally:
+        pocket_logging.configure(exceptions=former.exceptions)
+    (escaped,) = [entry for entry in logs.entries if entry["event"] == "pocket_plug.node.exception"]
+    assert isinstance(escaped["exc_info"], ValueError)
+    assert "stack" not in escaped
+
+
+def test_a_route_that_is_missing_has_an_event_of_its_own(logs: LogCapture) -> None:
+    """An error, once, in place of the exception's; what the node left by may be anything, and isn't said."""
+
+    @pp.node.post
+    def leave(store: pp.SyncWriter, n: int) -> pp.Next[int]:
+        return pp.Next("secret", n)
+
+    with pytest.raises(pp.RouteError):
+        asyncio.run(pp.Graph(leave, name="shop").run(1))
+    assert shown(logs, "node", "error_type")[1:] == [
+        ("error", "pocket_plug.route.missing", "leave", "pocket_plug.errors.RouteError"),
+        ("warning", "pocket_plug.run.finished", None, "pocket_plug.errors.RouteError"),
+    ]
+    assert "secret" not in repr(logs.entries)
+
+
+def test_a_plugin_that_fails_is_logged_once(logs: LogCapture, caplog: pytest.LogCaptureFixture) -> None:
+    """With its name, the part that failed and the type of what it raised."""
+
+    class Broken:
+        @pp.hookimpl
+        def pocket_observe(self, run: Run) -> Observer:
+            return Observer(node=lambda call: 1 / 0)  # type: ignore[arg-type, return-value]
+
+    @pp.node
+    async def work(n: int) -> int:
+        return n
+
+    with pp.Pocket(plugins=[Broken()]) as pocket:
+        for _ in range(2):
+            assert pp.Graph(work).run_sync(1, pocket=pocket) == 1
+    failed = [entry for entry in logs.entries if entry["event"] == "pocket_plug.plugin.failed"]
+    assert [(entry["log_level"], entry["plugin"], entry["part"], entry["error_type"]) for entry in failed] == [
+        ("warning", "broken", "pocket_observe (enter)", "ZeroDivisionError")]  # fmt: skip
+    assert [record.name for record in caplog.records] == ["pocket_plug"]
+
+
+def test_evictions_are_told_at_debug_by_reason(logs: LogCapture) -> None:
+    """How many, after the write that made them necessary; never which."""
+    store = SyncStore(layers=[Logging(), Bounding(max_entries=2)])
+    for number in range(4):
+        store.set(f"secret-{number}", number)
+    assert shown(logs, "reason", "entries") == [
+        ("debug", "pocket_plug.store", None, None), ("debug", "pocket_plug.store", None, None),
+        ("debug", "pocket_plug.store", None, None), ("debug", "pocket_plug.store.evicted", "size", 1),
+        ("debug", "pocket_plug.store", None, None), ("debug", "pocket_plug.store.evicted", "size", 1),
+    ]  # fmt: skip
+    assert "secret" not in repr(logs.entries)
 
 
 def test_fallbacks_and_timeouts_are_warnings(logs: LogCapture) -> None:
