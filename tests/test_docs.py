@@ -18,7 +18,7 @@ _EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
 
 # Commands that set a machine up, or need a server: `make test` itself, the wheel's test, the collector's test and
 # `make e2e` run these.
-_ELSEWHERE = ("make ", "pip ", "OTEL_EXPORTER_OTLP_ENDPOINT=", "git ", "python -m venv",
+_ELSEWHERE = ("make ", "pip ", "OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_METRICS_EXPORTER=", "git ", "python -m venv",
               "python examples/monitoring/serve.py", "prometheus ", "promtool ")  # fmt: skip
 
 

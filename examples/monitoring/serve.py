@@ -9,18 +9,15 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import os
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from opentelemetry import metrics
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.sdk.metrics import MeterProvider
-from prometheus_client import start_http_server
-
 from pocket_plug import Action, Graph, Key, Next, Node, Retry, Store, StoreReader, StoreWriter, each, node
 from pocket_plug.layers import Bounding, Metrics, Persistence
+from pocket_plug.telemetry import setup
 
 CUSTOMERS = 4  # who order at the same time
 
@@ -133,14 +130,14 @@ async def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=9464, help="of /metrics; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=9464, help="of /metrics")
     parser.add_argument("--orders", type=int, help="take so many, then end; without it, take them until stopped")
     parser.add_argument("--every", type=float, default=0.1, help="seconds between a customer's orders")
     parser.add_argument("--trouble", action="store_true", help="the bank and the archive fail")
     parser.add_argument("--stay", action="store_true", help="serve the figures on when all orders are taken")
     options = parser.parse_args()
-    metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
-    server, _ = start_http_server(options.port, "127.0.0.1")
-    print(f"http://127.0.0.1:{server.server_port}/metrics", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
+    os.environ.setdefault("OTEL_METRICS_EXPORTER", "prometheus")  # else one says so outside
+    os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(options.port)
+    with setup(log_level="critical"), contextlib.suppress(KeyboardInterrupt):
+        print(f"http://localhost:{options.port}/metrics", flush=True)
         asyncio.run(main(options))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -118,9 +119,11 @@ class Shop:
 
     def __init__(self, *options: str, port: int) -> None:
         command = [sys.executable, str(MONITORING / "serve.py"), "--port", str(port), *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
+        environment = clean | {"OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1"}
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         self.instance = f"127.0.0.1:{port}"
-        assert self.said() == f"http://{self.instance}/metrics"
+        assert self.said() == f"http://localhost:{port}/metrics"
 
     def said(self) -> str:
         """Its next line."""
@@ -137,7 +140,7 @@ class Shop:
 def commands() -> list[str]:
     """The commands of the how-to that the tests of the docs leave to this one."""
     page = (ROOT / "docs" / "howto" / "monitor-with-prometheus.md").read_text("utf-8")
-    return [line.partition("  #")[0].strip() for line in re.findall(r"^\$ (.+)$", page, re.MULTILINE)]
+    return [line.partition("  #")[0].strip() for line in re.findall(r"^\$ (?!OTEL_)(.+)$", page, re.MULTILINE)]
 
 
 @pytest.fixture(scope="module")
