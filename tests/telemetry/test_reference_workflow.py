@@ -271,6 +271,22 @@ TREES: dict[str, Tree] = {
             set sold:{}
         """,
     ),
+    # A clean-up that fails undoes nothing.
+    "untidy": Tree(
+        node="""
+        run untidy success in 1 steps
+          node untidy !pocket_plug.clean_up_failed
+            set price:{}
+            get price:{} hit
+        """,
+        phase="""
+        run untidy success in 1 steps
+          node untidy !pocket_plug.clean_up_failed
+            post untidy
+            set price:{}
+            get price:{} hit
+        """,
+    ),
     # The user's own spans, around and inside, in threads and tasks.
     "threads": Tree(
         node="""
@@ -470,6 +486,6 @@ def test_at_no_detail_is_there_an_orphan(play: Play, detail: Detail) -> None:
     ids = {span.span_id for span in spans}
     assert [span.name for span in spans if span.parent_id and span.parent_id not in ids] == []
     roots = [span.name for span in spans if not span.parent_id and span.name not in CLAIM]
-    assert roots == ["run shop", "run failing", "run stopped", "run stocktaking", "request", "run sync", "run approval",
-                     "run approval"]  # fmt: skip
+    assert roots == ["run shop", "run failing", "run stopped", "run stocktaking", "run untidy", "request", "run sync",
+                     "run approval", "run approval"]  # fmt: skip
     assert len({span.trace_id for span in spans if span.name.startswith(("run ", "request"))}) == len(roots)
