@@ -87,7 +87,9 @@ def observe(*, detail: tracing.Detail = "phase", file: str | os.PathLike[str] | 
         if _observed is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
             mode, spans, file = _trace_locally(Path(file) if file is not None else None, terminal)
-            tracing.configure(**chosen)
+            tracing.configure(**chosen)  # first: a flavour may put something on the resource
+            if spans:
+                _use_spans(spans)
             _observed = Telemetry({"traces": mode}, spans=spans, file=file)
         return _observed
 
@@ -323,7 +325,6 @@ def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[
         processors.append(OpenSpans(file))
     if terminal if terminal is not None else not named and sys.stderr.isatty():
         processors.append(TreeProcessor(None, partial(_footer, file)))
-    _use_spans(processors)
     return "otlp" if named else "local", processors, file
 
 

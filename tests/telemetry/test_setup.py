@@ -222,6 +222,7 @@ def test_switched_off_only_structlog_is_configured(tmp_path: Path) -> None:
     assert "looked" in [line["event"] for line in lines(done.stderr)]
 
 
+@pytest.mark.parametrize("call", ["setup", "observe"])
 @pytest.mark.parametrize(
     ("env", "flavoured"),
     [
@@ -232,10 +233,10 @@ def test_switched_off_only_structlog_is_configured(tmp_path: Path) -> None:
     ids=["another collector", "Phoenix", "MLflow"],
 )
 def test_phoenix_and_mlflow_get_their_flavour(
-    tmp_path: Path, otlp_sink: Sink, env: dict[str, str], flavoured: bool
+    tmp_path: Path, otlp_sink: Sink, call: str, env: dict[str, str], flavoured: bool
 ) -> None:
     """Known by a variable of Phoenix's or MLflow's header; the resource names the project."""
-    python('setup(); graph.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+    python(f'{call}(); graph.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
            OTEL_SERVICE_NAME="shop-service", **env)  # fmt: skip
     run = otlp_sink.one("run shop")
     assert run["openinference.span.kind"] == ("CHAIN" if flavoured else None)
