@@ -1,0 +1,40 @@
+"""What `opentelemetry-instrument` finds. It needs `opentelemetry-instrumentation`; nothing of pocket_plug imports it.
+
+pocket_plug speaks to OpenTelemetry by itself: wherever a provider is set, runs are traced and measured. So there is nothing
+to patch, and what can be told here is which providers, and when to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # its module says that it is not to be checked
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider
+
+from pocket_plug.layers import metrics, tracing
+
+
+class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """`instrument(tracer_provider=…, meter_provider=…)`; those left out are the global ones. `uninstrument()` ends it.
+
+    >>> from pocket_plug.layers import tracing
+    >>> PocketPlugInstrumentor().instrument()
+    >>> PocketPlugInstrumentor().uninstrument()
+    >>> tracing.look() is None
+    True
+    >>> _ = tracing.configure(tracer_provider=None), metrics.configure(meter_provider=None)
+    """
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """It comes with what it is for."""
+        return ()
+
+    def _instrument(self, **kwargs: Any) -> None:
+        tracing.configure(tracer_provider=kwargs.get("tracer_provider"))
+        metrics.configure(meter_provider=kwargs.get("meter_provider"))
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        tracing.configure(tracer_provider=NoOpTracerProvider())
+        metrics.configure(meter_provider=NoOpMeterProvider())
