@@ -13,7 +13,7 @@ import pytest
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import NoOpTracer, SpanContext, StatusCode, Tracer, TracerProvider
+from opentelemetry.trace import NoOpTracer, Span, SpanContext, StatusCode, Tracer, TracerProvider
 
 import pocket_plug as pp
 from pocket_plug.backend import Backend, Entry
@@ -487,11 +487,18 @@ def test_without_debug_a_stack_is_as_it_was_written() -> None:
 class Partly(TracerProvider):
     """A provider that gives some scopes a tracer which records nothing, as a tracer configurator does."""
 
-    def __init__(self, inner: TracerProvider, off: Sequence[str]) -> None:
-        self._inner, self._off = inner, [f"pocket_plug.{scope}" for scope in off]
+    def __init__(self, inner: TracerProvider, off: Sequence[str], silent: Tracer) -> None:
+        self._inner, self._off, self._silent = inner, [f"pocket_plug.{scope}" for scope in off], silent
 
     def get_tracer(self, name: str, *others: Any, **more: Any) -> Tracer:
-        return NoOpTracer() if name in self._off else self._inner.get_tracer(name, *others, **more)
+        return self._silent if name in self._off else self._inner.get_tracer(name, *others, **more)
+
+
+class Invalid(NoOpTracer):
+    """One that gives no span at all, as older ones of OpenTelemetry's do."""
+
+    def start_span(self, *arguments: Any, **more: Any) -> Span:
+        return trace.INVALID_SPAN
 
 
 def work() -> pp.Graph[int, Any]:
@@ -543,7 +550,7 @@ def tree(spans: Sequence[ReadableSpan], off: Sequence[str] = ()) -> list[Any]:
 SUBSETS = [off for size in range(4) for off in itertools.combinations(("graph", "phase", "store"), size)]
 
 
-@pytest.mark.parametrize("way", ["option", "provider"])
+@pytest.mark.parametrize("way", ["option", "provider", "older provider"])
 @pytest.mark.parametrize("around", [True, False], ids=["in a request", "alone"])
 @pytest.mark.parametrize("off", SUBSETS, ids="+".join)
 def test_a_scope_that_is_off_orphans_nothing(off: tuple[Any, ...], around: bool, way: str) -> None:
@@ -571,7 +578,9 @@ def test_a_scope_that_is_off_orphans_nothing(off: tuple[Any, ...], around: bool,
             found = traced(capture)
     else:
         with SpanCapture() as capture:
-            tracing.configure(tracer_provider=Partly(capture.tracer_provider, off))
+            tracing.configure(
+                tracer_provider=Partly(capture.tracer_provider, off, NoOpTracer() if way == "provider" else Invalid())
+            )
             found = traced(capture)
     assert tree(found) == tree(whole, off)
 

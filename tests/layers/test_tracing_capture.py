@@ -391,6 +391,13 @@ def test_what_cant_be_read_says_so_and_hides_nothing_else() -> None:
     assert text == '{"a": 1, "b": (unreadable Unreadable), "c": (unreadable Exits), "d": (unreadable Broken), "e": 2}'
 
 
+def test_a_value_is_taken_for_what_it_is_and_not_followed_forever() -> None:
+    """One that pretends to be a text is none; what lies very deep, or leads back to itself, is `…`."""
+    assert Captured("full", None).value(("run", "input"), Liar()) == "liar"
+    assert Captured("full", None).value(("run", "input"), deep()) == f"{'[' * 13}…{']' * 13}"
+    assert Captured("full", None).value(("run", "input"), cycle()) == f"{'[1, ' * 12}[…, …{']' * 13}"
+
+
 def test_summaries_are_types_and_sizes() -> None:
     """No part of the value itself, and nothing that is dear to find out."""
     values = ([1], (1, 2), {"a": 1}, {1}, "abc", b"ab", 7, 1.5, True, None, object(), ValueError("x"))

@@ -124,7 +124,7 @@ class RunSpan(SpanManager):
     def _place(self, context: Context) -> tuple[Context, Sequence[Link]]:
         """Where the run stands: below what, in which session, and linked to what."""
         live, run = self.live, self.run
-        if run.traceparent is not None and run.parent is None:
+        if run.traceparent is not None:
             context = context_of(run.traceparent, context, baggage=live.baggage)
         if run.carrier is None:
             return context, ()
