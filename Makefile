@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint bench fuzz test-all clean
+.PHONY: demo test lint bench fuzz e2e pictures test-all clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,27 @@ bench: .venv-bench/ready
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
 	    --editable . --requirement tests/bench/requirements.txt
+	touch $@
+
+# Against real servers and a real browser, by the Debian packages chromium and prometheus and some 2 GB from PyPI.
+# Some of it: make e2e ARGS='-k phoenix'
+e2e: .venv-e2e/ready .venv-e2e-phoenix/ready .venv-e2e-mlflow/ready
+	.venv-e2e/bin/pytest tests/e2e $(ARGS)
+
+# The same, and docs/pictures is taken anew.
+pictures: ARGS += --pictures
+pictures: e2e
+
+# The servers have requirements that need not go with ours: a venv for each.
+.venv-e2e/ready: pyproject.toml .ci/constraints.txt tests/e2e/requirements.txt
+	$(PYTHON) -m venv .venv-e2e
+	.venv-e2e/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
+	    --editable '.[otlp]' --requirement tests/e2e/requirements.txt
+	touch $@
+
+.venv-e2e-%/ready: tests/e2e/requirements-%.txt
+	$(PYTHON) -m venv .venv-e2e-$*
+	.venv-e2e-$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 test-all:

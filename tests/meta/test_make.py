@@ -20,7 +20,7 @@ PINS = (ROOT / ".ci" / "constraints.txt").read_text("utf-8").splitlines()
 PROJECTS = [ROOT / "pyproject.toml", *sorted((ROOT / "plugins").glob("*/pyproject.toml"))]
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "bench", "test-all"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "bench", "e2e", "test-all"])
 def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
     """Each is declared, is no file's name, and has a recipe."""
     [phony] = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
@@ -37,6 +37,8 @@ def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
         ("lint", "ruff check ."),
         ("lint", "mypy"),
         ("lint", "pyright"),
+        ("e2e", "pytest tests/e2e"),
+        ("pictures", "pytest tests/e2e --pictures"),
     ],
 )
 def test_a_target_does_what_its_name_says(target: str, command: str) -> None:
