@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, cast
+from weakref import WeakKeyDictionary
 
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
@@ -150,12 +151,18 @@ class RunSpan(SpanManager):
         self.recorded.clear()  # its tracebacks lead to the run's context, which holds this
 
 
+_shapes: WeakKeyDictionary[Shape, Mapping[str, Sequence[str]]] = WeakKeyDictionary()
+
+
 def _drawn(shape: Shape) -> Mapping[str, Sequence[str]]:
-    """The graph, so that the ways that the run didn't take can be drawn as well."""
-    return {
-        "pocket_plug.graph.nodes": capped_all("\t".join(node) for node in shape.nodes.items()),
-        "pocket_plug.graph.edges": capped_all("\t".join(edge) for edge in shape.edges),
-    }
+    """The graph, so that the ways that the run didn't take can be drawn as well. Made once for each."""
+    drawn = _shapes.get(shape)
+    if drawn is None:
+        drawn = _shapes[shape] = {
+            "pocket_plug.graph.nodes": capped_all("\t".join(node) for node in shape.nodes.items()),
+            "pocket_plug.graph.edges": capped_all("\t".join(edge) for edge in shape.edges),
+        }
+    return drawn
 
 
 def _show(live: Live, span: Span, name: str, path: tuple[str, str], value: Any) -> None:
