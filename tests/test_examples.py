@@ -194,6 +194,19 @@ SHOWN = {
         t-3 is still pending
         alice still has money in it: alice 30, bob 70, nobody 0
     """,
+    "two_processes": """
+        taken: two cups
+        shipped: a parcel with two cups, sent
+        traces: 1
+          run orders [two_processes]
+            node check [two_processes]
+            node enqueue [two_processes]
+              exec enqueue [two_processes]
+                run shipping [warehouse]
+                  node pack [warehouse]
+                  node send [warehouse]
+              post enqueue [two_processes]
+    """,
     "workflow_context": """
         [r-1] Alice, about “Where is my parcel, …”: à votre service
         [r-2] Bob, about “Thanks a lot!”: at your service
@@ -263,6 +276,16 @@ def test_tracing_takes_one_line(tmp_path: Path) -> None:
         set votes
         """,
     )
+
+
+def test_work_in_another_process_is_a_child_of_what_sent_it(tmp_path: Path) -> None:
+    """`two_processes.py` has one trace: the worker's run stands, by its indentation, below the attempt that sent it."""
+    said, _ = run("two_processes", tmp_path)
+    tree = said.partition("traces: 1\n")[2]
+    depths = {line.split("[")[0].strip(): len(line) - len(line.lstrip()) for line in tree.splitlines()}
+    assert depths == {"run orders": 2, "node check": 4, "exec check": 6, "node enqueue": 4, "exec enqueue": 6,
+                      "run shipping": 8, "node pack": 10, "exec pack": 12, "node send": 10, "exec send": 12,
+                      "post enqueue": 6}  # fmt: skip
 
 
 def test_every_example_is_tested_and_listed() -> None:
