@@ -585,6 +585,15 @@ def test_a_scope_that_is_off_orphans_nothing(off: tuple[Any, ...], around: bool,
     assert tree(found) == tree(whole, off)
 
 
+def test_where_phases_have_no_spans_their_durations_stand_on_the_nodes() -> None:
+    """At any detail; the graph is drawn all the same."""
+    with SpanCapture("phase", scopes=["graph"]) as capture:
+        pp.Graph(halve, name="g").run_sync(4)
+    assert capture.tree() == [("run g", ["node halve"])]
+    assert "pocket_plug.node.exec.duration" in attributes(capture.one("node halve"))
+    assert "pocket_plug.graph.nodes" in attributes(capture.one("run g"))
+
+
 def test_a_scope_that_is_off_hides_no_error() -> None:
     """It is recorded on what there is, and the run raises it."""
 

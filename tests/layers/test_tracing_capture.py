@@ -179,6 +179,21 @@ def test_by_default_nothing_of_what_goes_through_is_in_any_span() -> None:
     assert [text for text in texts(capture) if secret in text] == []
 
 
+def test_an_item_that_gets_its_span_because_it_failed_shows_what_it_was_given() -> None:
+    """As those that had one from the start."""
+
+    @pp.node
+    async def picky(n: int) -> int:
+        if n == 120:
+            raise ValueError(n)
+        return n
+
+    with SpanCapture(capture="full") as capture:
+        asyncio.run(pp.Graph(pp.each(picky, errors="collect"), name="g").run(range(130)))
+    shown = [attributes(span)["pocket_plug.node.input"] for span in capture.spans if span.name == "item picky"]
+    assert sorted(map(int, shown)) == [*range(100), 120]
+
+
 # ---------------------------------------------------------------- redact
 def test_redact_is_asked_for_each_leaf_by_its_path() -> None:
     """Fields of records and of objects, keys of mappings and positions, as texts; what it gives is shown."""

@@ -117,7 +117,7 @@ class RunSpan(SpanManager):
             run.carrier.clear()
             run.carrier.update(inject(baggage=live.baggage))
         if span.is_recording():
-            if live.phases and run.shape is not None:
+            if live.draws and run.shape is not None:
                 span.set_attributes(_drawn(run.shape))
             if live.capture is not None:
                 _show(live, span, "pocket_plug.run.input", ("run", "input"), run.input)
@@ -208,10 +208,14 @@ class NodeSpan(SpanManager):
                 self.run.silent.add(self.call)
         elif self.run.live.capture is not None:
             try:
-                _show(self.run.live, span, "pocket_plug.node.input", ("node", "input"), self.call.input)
+                self.show_input()
             except BaseException:
                 self.close()
                 raise
+
+    def show_input(self) -> None:
+        """What the node was given, where that is captured."""
+        _show(self.run.live, self.span, "pocket_plug.node.input", ("node", "input"), self.call.input)
 
     def finish(self, error: BaseException | None) -> None:
         call, span, live = self.call, self.span, self.run.live
@@ -261,6 +265,7 @@ class Suppressed:
         late = NodeSpan(self.run, self.call, self.index)
         late.span = late.start(otel_context.get_current(), self.started)
         try:
+            late.show_input()
             late.finish(error)
         finally:
             late.span.end()

@@ -126,13 +126,17 @@ def _texts(value: object) -> tuple[str, ...] | None:
 class Live:
     """Where spans go while somebody listens, and what stands on them. Made whole, never changed."""
 
-    __slots__ = ("baggage", "capture", "decorated", "detail", "flavours", "graph", "phase", "phases", "provider",
-                 "resume_trace", "store")  # fmt: skip
+    __slots__ = ("baggage", "capture", "decorated", "detail", "draws", "flavours", "graph", "phase", "phases", "provider",
+                 "resume_trace", "store", "stores")  # fmt: skip
 
     def __init__(self, provider: TracerProvider, chosen: Settings) -> None:
         self.provider, self.detail, self.resume_trace = provider, chosen.detail, chosen.resume_trace
-        self.phases = chosen.detail in ("phase", "debug")
-        """Has each phase a span?"""
+        self.draws = chosen.detail in ("phase", "debug")
+        """Have runs their graph's nodes and edges?"""
+        self.phases = self.draws and "phase" in chosen.scopes
+        """Has each phase a span, rather than that its duration stands on the node's?"""
+        self.stores = chosen.detail != "run" and "store" in chosen.scopes
+        """Have store operations spans?"""
         self.flavours, self.baggage = frozenset(chosen.flavours), chosen.baggage
         self.decorated = bool(self.flavours or self.baggage)
         """Does anything stand on spans besides what is pocket_plug's?"""

@@ -182,7 +182,7 @@ def _heard(context: Context) -> Live | None:
             around = parent.get_span_context()
             if around.is_valid and not around.is_remote:
                 return None
-    return None if live is None or live.detail == "run" else live
+    return live if live is not None and live.stores else None
 
 
 def _show_keys(live: Live, span: Span, keys: str | Sequence[str]) -> None:
