@@ -16,7 +16,7 @@ from typing import get_args
 import pytest
 from otlp_sink import Sink
 
-from pocket_plug.layers.tracing.settings import Detail
+from pocket_plug.layers.tracing.settings import Detail, Flavour
 
 HERE = Path(__file__).parent
 WORD = "TheSecret4711"
@@ -40,7 +40,7 @@ def python(folder: Path, *command: str | Path, **environment: str) -> subprocess
                           capture_output=True, timeout=120, check=False)  # fmt: skip
 
 
-def play(sink: Sink, folder: Path, detail: Detail, **options: str) -> str:
+def play(sink: Sink, folder: Path, detail: Detail, **options: object) -> str:
     """Plays all parts in a process of its own; gives what it printed, which is its log."""
     done = python(folder, "-c", PLAY, HERE, detail, repr(options), WORD, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url)
     assert done.returncode == 0, done.stderr
@@ -51,10 +51,18 @@ def lines_with(secret: str, text: str) -> list[str]:
     return [line for line in text.splitlines() if secret.lower() in line.lower()]
 
 
-@pytest.mark.parametrize("detail", get_args(Detail))
-def test_at_the_default_settings_no_secret_leaves_the_process(otlp_sink: Sink, tmp_path: Path, detail: Detail) -> None:
+DEFAULTS: list[tuple[Detail, dict[str, object]]] = [
+    *((detail, {}) for detail in get_args(Detail)),
+    ("phase", {"flavours": get_args(Flavour)}),  # what others look for is no reason to show more
+]
+
+
+@pytest.mark.parametrize(("detail", "options"), DEFAULTS)
+def test_at_the_default_settings_no_secret_leaves_the_process(
+    otlp_sink: Sink, tmp_path: Path, detail: Detail, options: dict[str, object]
+) -> None:
     """Neither in traces, nor in metrics, nor in logs: as OTLP, on stderr as JSON, and by the logger `pocket_plug`."""
-    said = play(otlp_sink, tmp_path, detail)
+    said = play(otlp_sink, tmp_path, detail, **options)
     shown = {span.name for span in otlp_sink.spans}
     assert {"run shop", "run failing", "run stopped", "run approval", "run untidy"} <= shown  # there was what may leak
     assert ("exec fetch" in shown) == (detail != "run")
