@@ -209,7 +209,7 @@ class Telemetry:
         in_time = _in_time([part.shutdown for part in self._parts()], timeout)
         if self._readers:
             own_metrics.configure(meter_provider=NoOpMeterProvider())
-        self._say_losses("" if in_time else f"; exporting took longer than {timeout:g} s and was given up")
+        self._say_losses("" if in_time else f"; exporting took longer than {timeout:.2g} s and was given up")
 
     def _say_losses(self, why: str) -> None:
         for part in self._queues():

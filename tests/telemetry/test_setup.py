@@ -128,6 +128,10 @@ assert setup() is first
 graph.run_sync("tea")
 first.close(); first.close()
 graph.run_sync("in between")
+assert first.unsent == 0
+from pocket_plug.layers import metrics, tracing
+from opentelemetry.metrics import NoOpMeterProvider
+assert tracing.look() is None and isinstance(metrics.configure().meter_provider, NoOpMeterProvider)  # it costs nothing
 with setup() as second:
     assert second is not first
     graph.run_sync("tea")
@@ -386,7 +390,8 @@ telemetry.close(0.1)
     assert "9 log records were not exported" in done.stderr
     assert "the last metrics were not exported" in done.stderr
     failed = [line for line in done.stderr.splitlines() if line.startswith("Failed to export")]
-    assert len(failed) == 3  # one of each signal
+    assert len(failed) >= 3  # of each signal,
+    assert len(failed) == len(set(failed))  # and each once
 
 
 # ---------------------------------------------------------------- the end of the process
@@ -436,6 +441,23 @@ setup(); pp.Graph(look >> wait, name="shop").run_sync("tea")
         (True, "SIGTERM", "UNSET"), (None, None, "UNSET"), (True, "SIGTERM", "UNSET")]  # fmt: skip
     assert "looked" in [log.body for log in otlp_sink.logs]
     assert otlp_sink.metrics
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGTERM"])
+def test_a_collector_that_hangs_holds_no_process_that_ends(tmp_path: Path, otlp_sink: Sink, how: str) -> None:
+    """After the limit it is given up, which is said; how the process ends is unchanged."""
+    otlp_sink.hang()
+    code = f"""
+from pocket_plug.telemetry import wiring
+wiring.FLUSH_SECONDS = 0.1
+setup(); graph.run_sync("tea")
+if {how!r} == "SIGTERM":
+    import signal
+    signal.raise_signal(signal.SIGTERM)
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.returncode == (0 if how == "exit" else -signal.SIGTERM)
+    assert "2 spans were not exported; exporting took longer than 0.1 s and was given up" in done.stderr
 
 
 @pytest.mark.parametrize("how", ["interrupt", "cancel"])
