@@ -17,7 +17,7 @@ from servers import ROOT, program
 
 PICTURES = ROOT / "docs" / "pictures"
 LARGEST = 200_000
-SIZE = (1280, 800)
+SIZE = (1440, 900)
 
 QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync",
          "--disable-default-apps", "--no-first-run", "--disable-dev-shm-usage")  # fmt: skip

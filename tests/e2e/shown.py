@@ -1,0 +1,193 @@
+"""The reference workflow, run in processes of its own as the how-to says, and what a backend must show of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+from servers import ROOT
+
+HOWTO = ROOT / "docs" / "howto" / "send-traces-to-a-backend.md"
+WORKFLOW = ROOT / "tests" / "telemetry" / "reference_workflow.py"
+COMMANDS = Path(sys.executable).parent
+
+BEFORE = ("nested", "failed", "cancelled", "conflict", "threads", "sync", "suspended")
+"""The parts that one process plays; another one goes on with the suspended run."""
+
+
+def clean(environment: Mapping[str, str]) -> dict[str, str]:
+    """Ours, without what says where telemetry goes, and with this."""
+    prefixes = ("OTEL_", "POCKET_PLUG_", "PHOENIX_", "MLFLOW_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    return {**kept, "PATH": f"{COMMANDS}{os.pathsep}{kept['PATH']}", **environment}
+
+
+def told(backend: str, port: int) -> dict[str, str]:
+    """The variables that the how-to says to set for a backend, which listens at this port rather than at its usual one."""
+    [block] = re.findall(rf"^```sh {backend}\n(.*?)^```$", HOWTO.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    variables = dict(re.findall(r"^export (\w+)=(\S+)$", block, re.MULTILINE))
+    assert len(variables) == len(block.splitlines()), f"not all of it is read: {block}"
+    moved = {name: re.sub(r"//localhost:\d+", f"//127.0.0.1:{port}", value) for name, value in variables.items()}
+    assert moved != variables
+    return moved
+
+
+def play(folder: Path, environment: Mapping[str, str], capture: str = "none") -> None:
+    """Play the workflow in this folder; a second process resumes what the first one left."""
+    (folder / "pocket.toml").write_text(f'[plugins.tracing]\ncapture = "{capture}"\n')
+    for parts in (BEFORE, ("resumed",)):
+        for part in parts:
+            done = subprocess.run([sys.executable, "-W", "error", WORKFLOW, "tea", "reference.db", part], cwd=folder,
+                                  env=clean(environment), capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A span as a backend gives it back. Ids are hexadecimal, a root's parent is ""; `start` is what it sorts by."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    name: str
+    kind: str
+    status: str
+    start: Any
+    attributes: Mapping[str, Any]
+    events: Sequence[str] = ()
+    links: Sequence[tuple[str, str]] = field(default=())
+
+
+def trees(spans: Iterable[Shown]) -> dict[str, str]:
+    """Each trace, by the name of its root: a span is a line, with its kind, its events, and ERROR where it failed.
+
+    The operations by which a durable run is claimed are traces of their own; they are left out: only "run …" and "request"
+    are drawn.
+    """
+    spans = sorted(spans, key=lambda span: span.start)
+    known = {span.span_id for span in spans}
+    assert [span.name for span in spans if span.parent_id and span.parent_id not in known] == [], "orphans"
+
+    def draw(parent: Shown) -> str:
+        words = [parent.name, parent.kind, *(f"!{event}" for event in parent.events)]
+        line = " ".join(words + (["ERROR"] if parent.status == "ERROR" else [])) + "\n"
+        return line + "".join(indent(draw(span), "  ") for span in spans if span.parent_id == parent.span_id)
+
+    roots = [span for span in spans if not span.parent_id and span.name.startswith(("run ", "request"))]
+    return {f"{span.name}, resumed" if span.attributes.get("pocket_plug.run.resumed") else span.name: draw(span)
+            for span in roots}  # fmt: skip
+
+
+EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
+    "run shop": """
+        run shop CHAIN
+          node checkout CHAIN
+            run checkout CHAIN
+              node fetch CHAIN
+                exec fetch TOOL !exception ERROR
+                exec fetch TOOL !exception ERROR
+                exec fetch TOOL
+              node price CHAIN
+                prep price CHAIN
+                  get price:{} RETRIEVER
+                exec price TOOL
+                post price CHAIN
+                set price:{} CHAIN
+              node price CHAIN
+                prep price CHAIN
+                  get price:{} RETRIEVER
+                exec price TOOL
+                post price CHAIN
+                  get sold:{} RETRIEVER
+                set sold:{} CHAIN
+          node hurry CHAIN
+            exec hurry TOOL !exception ERROR
+            fallback hurry CHAIN
+          node split CHAIN
+            exec split TOOL
+          node each_pack CHAIN
+            item pack CHAIN
+              exec pack TOOL
+            item pack CHAIN ERROR
+              exec pack TOOL !exception ERROR
+            item pack CHAIN
+              exec pack TOOL
+        """,
+    "run failing": """
+        run failing CHAIN ERROR
+          node draft CHAIN
+            exec draft TOOL
+          node within CHAIN ERROR
+            run within CHAIN ERROR
+              node refuse CHAIN ERROR
+                exec refuse TOOL !exception ERROR
+        """,
+    "run stopped": """
+        run stopped CHAIN
+          node draft CHAIN
+            exec draft TOOL
+          node wait CHAIN
+            exec wait TOOL
+        """,
+    "run stocktaking": """
+        run stocktaking CHAIN
+          node stock CHAIN !pocket_plug.conflict
+            post stock CHAIN
+              get sold:{} RETRIEVER
+              set sold:{} CHAIN
+            set sold:{} CHAIN
+            post stock CHAIN
+              get sold:{} RETRIEVER
+            set sold:{} CHAIN
+        """,
+    "request": """
+        request UNKNOWN
+          run foreign CHAIN
+            node weigh CHAIN
+              exec weigh TOOL
+                own work in a thread UNKNOWN
+            node hand_on CHAIN
+              exec hand_on TOOL
+                own work UNKNOWN
+                  own work in a task UNKNOWN
+                own work by to_thread UNKNOWN
+        """,
+    "run sync": """
+        run sync CHAIN
+          node weigh CHAIN
+            exec weigh TOOL
+              own work in a thread UNKNOWN
+          node count CHAIN
+            prep count CHAIN
+              get sold:{} RETRIEVER
+            post count CHAIN
+            set sold:{} CHAIN
+        """,
+    "run approval": """
+        run approval CHAIN
+          node draft CHAIN
+            exec draft TOOL
+            write CHAIN
+          node approve CHAIN
+            set CHAIN
+        """,
+    "run approval, resumed": """
+        run approval CHAIN
+          node approve CHAIN
+            write CHAIN
+          node send CHAIN
+            post send CHAIN
+            write CHAIN
+        """,
+}.items()}  # fmt: skip
+"""At detail "phase"; of the user's own spans the kind is not known."""
+
+SPANS = sum(tree.count("\n") for tree in EXPECTED.values()) + 6
+"""How many there are in all: six are of the two claims of the durable run."""
