@@ -9,8 +9,10 @@ from base64 import b64encode
 from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
+from importlib.resources import files
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,3 +163,45 @@ def test_page_without_traces():
     """No traces, or a trace without spans, is a page that says so, no error."""
     assert data_of(page([]))["traces"] == []
     assert data_of(page([trace()]))["traces"][0]["spans"] == []
+
+
+# ---------------------------------------------------------------- colours
+STYLE = files("pocket_plug.telemetry").joinpath("viewer", "page.css").read_text(encoding="utf-8")
+BLOCKS = [
+    dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+    for block in re.findall(r":root[^{]*\{([^}]*--ground[^}]*)\}", STYLE)
+]
+TEXT = [(ink, ground) for ink in ("ink", "soft") for ground in ("ground", "panel", "raised", "chosen", "hover")]
+TEXT += [(name, f"{name}-ground") for name in ("good", "bad", "warn", "blue", "grey")]
+BARS = [
+    (bar, "ground") for bar in ("run", "node", "item", "phase", "store", "foreign", "bad", "warn-bar", "grey", "accent")
+]
+BARS += [("strong-line", "panel"), ("strong-line", "raised")]
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG has it: from 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        return sum(
+            share * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
+            for share, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+        )
+
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_what_is_dark_is_the_same_by_the_system_and_by_hand():
+    """A style sheet can't name a set of colours twice, so it has them twice."""
+    light, by_system, by_hand = BLOCKS
+    assert by_system == by_hand
+    assert by_system.keys() == light.keys()
+
+
+@pytest.mark.parametrize("colours", BLOCKS[:2], ids=["light", "dark"])
+def test_colours_can_be_told_apart(colours):
+    """WCAG's AA: 4.5 to 1 for text, 3 to 1 for bars and borders that matter."""
+    assert {pair: ratio for pair in TEXT if (ratio := contrast(*(colours[name] for name in pair))) < 4.5} == {}
+    assert {pair: ratio for pair in BARS if (ratio := contrast(*(colours[name] for name in pair))) < 3} == {}

@@ -1,7 +1,8 @@
 // The graph of a run: its nodes and edges in layers, from left to right, with the ways that were taken.
 
-// What several runs of one graph did: one run, or all the items of a fan-out together.
-function chartOf(runs) {
+// What several runs of one graph did: one run, or all the items of a fan-out together. `earlier` are the former executions of
+// a run that was resumed: where they went is known, too.
+function chartOf(runs, earlier = []) {
   const nodes = new Map();
   const edges = new Map();
   const node = (name, type) => {
@@ -57,8 +58,16 @@ function chartOf(runs) {
     }
     if (latest && !latest.next) ends.set(latest.name, (ends.get(latest.name) ?? 0) + 1);
   }
-  const first = [...nodes.values()].find((each) => each.turns.includes(1)) ?? nodes.values().next().value;
-  return { nodes: [...nodes.values()], edges: [...edges.values()], first, ends, declared };
+  for (const span of earlier.flatMap((run) => run.trace.tree.filter((each) => each.owner === run && each.type === "node"))) {
+    const [name, next] = [String(span.get("node.name")), span.get("node.next")];
+    node(name, span.get("node.type")).earlier = true;
+    if (typeof next !== "string") continue;
+    node(next);
+    edge(name, String(span.get("node.action") ?? "default"), next).earlier = true;
+  }
+  const all = [...nodes.values()];
+  const first = all.find((each) => each.turns.includes(1)) ?? all[0]; // where the run began
+  return { nodes: all, edges: [...edges.values()], first, start: declared ? all[0] : first, ends };
 }
 
 function list(value) {
@@ -68,10 +77,10 @@ function list(value) {
 // How the visits of a node went: the worst of them.
 function outcomeOf(node) {
   const found = new Set(node.visits.map((span) => (span.failed ? "failed" : span.goesOn ? "running" : (span.get("node.outcome") ?? "ok"))));
-  return ["failed", "suspended", "cancelled", "running", "fallback", "ok"].find((outcome) => found.has(outcome)) ?? (found.size ? "ok" : "unvisited");
+  return ["failed", "suspended", "cancelled", "running", "fallback", "ok"].find((outcome) => found.has(outcome)) ?? (found.size ? "ok" : node.earlier ? "earlier" : "unvisited");
 }
 
-const SIGNS = { failed: "✗", failure: "✗", timeout: "◷", suspended: "⏸", cancelled: "⊘", running: "…", fallback: "⤵", ok: "✓", success: "✓", unvisited: "" };
+const SIGNS = { failed: "✗", failure: "✗", timeout: "◷", suspended: "‖", cancelled: "⊘", running: "…", fallback: "⤵", ok: "✓", success: "✓", earlier: "✓", unvisited: "" };
 
 // ---------------------------------------------------------------- layers
 const HEIGHT = 44; // of a node
@@ -137,7 +146,7 @@ function widthOf(node) {
 function belowOf(node) {
   const what = kindOf(node);
   const took = node.visits.reduce((sum, span) => sum + span.took, 0);
-  return node.visits.length ? [duration(took), what].filter(Boolean).join(" · ") : what || "not visited";
+  return node.visits.length ? [duration(took), what].filter(Boolean).join(" · ") : what || (node.earlier ? "execution before" : "not visited");
 }
 
 function kindOf({ type, items }) {
@@ -157,10 +166,10 @@ function labelOf(edge) {
 }
 
 // An edge leads back if its target is on the way to it, as one walks from the start. No recursion: graphs may be long.
-function markBackEdges({ nodes, first, edges }, from) {
+function markBackEdges({ nodes, start, edges }, from) {
   const state = new Map(); // 1 on the way, 2 done
   for (const edge of edges) edge.back = edge.source === edge.target;
-  for (const root of [first, ...nodes]) {
+  for (const root of [start, ...nodes]) {
     if (!root || state.has(root.name)) continue;
     const way = [[root.name, 0]];
     state.set(root.name, 1);
@@ -251,7 +260,7 @@ function draw(chart, { pick, open, outcome, many }) {
   const byName = new Map(chart.nodes.map((node) => [node.name, node]));
   const ways = make("g");
   const labels = make("g");
-  const boxes = make("g", { role: "list", "aria-label": "nodes of the graph" });
+  const boxes = make("g", { role: "group", "aria-label": "nodes of the graph" });
   let [top, bottom, right] = [Infinity, -Infinity, 0];
   const cover = (x, upper, lower) => {
     top = Math.min(top, upper);
@@ -274,8 +283,8 @@ function draw(chart, { pick, open, outcome, many }) {
       const [sx, tx] = source === target ? [source.x + 18, source.x - 18] : [source.x + 10 * twin, target.x + 10 * twin];
       path = `M${sx} ${source.y + HEIGHT / 2}C${sx} ${depth} ${tx} ${depth} ${tx} ${target.y + HEIGHT / 2 + 5}`;
       const lowest = ((source.y + target.y + HEIGHT) / 2) * 0.25 + depth * 0.75;
-      label = [(sx + tx) / 2, lowest + 4];
-      cover(0, top, lowest + 9);
+      label = [(sx + tx) / 2, lowest + 13 + widthOfWay(edge) / 2];
+      cover(0, top, label[1] + 4);
     } else {
       const points = [[source.x + source.width / 2, source.y], ...edge.via.flatMap((lane) => [[lane.x - lane.width / 2, lane.y], [lane.x + lane.width / 2, lane.y]]), [target.x - target.width / 2 - 5, target.y]];
       path = `M${points[0].join(" ")}`;
@@ -286,19 +295,22 @@ function draw(chart, { pick, open, outcome, many }) {
         path += at % 2 ? `C${middle} ${y + bow} ${middle} ${toY + bow} ${toX} ${toY}` : `L${toX} ${toY}`;
       }
       const [[x, y], [toX, toY]] = points;
-      label = [(x + toX) / 2, (y + toY) / 2 - 6 + twin * 24];
+      const raised = 5 + widthOfWay(edge) / 2;
+      label = edge.via.length ? [edge.via[0].x, edge.via[0].y - raised] : [(x + toX) / 2, (y + toY) / 2 - raised + twin * 24];
     }
-    const taken = edge.times > 0;
-    const width = taken ? Math.min(2 + Math.log2(edge.times) * 0.8, 6) : 1.2;
-    const says = `${edge.source} → ${edge.target} by ${edge.action}: ${taken ? `taken ${plural(edge.times, "time")}` : "not taken"}`;
+    const taken = edge.times > 0 || edge.earlier;
+    const width = taken ? widthOfWay(edge) : 1.2;
+    const says = `${edge.source} → ${edge.target} by ${edge.action}: ${edge.times ? `taken ${plural(edge.times, "time")}` : edge.earlier ? "taken in an execution before" : "not taken"}`;
     ways.append(titled(make("path", { d: path, class: `way ${taken ? "taken" : "idle"}`, "stroke-width": width, "marker-end": `url(#${taken ? "tip" : "idle-tip"})`, "data-way": `${edge.source}>${edge.action}>${edge.target}`, "data-times": edge.times }), says));
     const text = labelOf(edge);
     if (text) labels.append(make("text", { x: label[0], y: label[1], class: `way-label ${taken ? "taken" : "idle"}` }, text));
   }
   if (chart.first) {
-    const { x, y, width } = chart.first;
-    const begin = x - width / 2 - 34;
-    ways.append(make("circle", { cx: begin, cy: y, r: 5, class: "begin" }), make("path", { d: `M${begin + 5} ${y}H${x - width / 2 - 5}`, class: "way taken", "stroke-width": 2, "marker-end": "url(#tip)" }));
+    const { x, y, width, layer } = chart.first;
+    const from = layer ? [x, y - HEIGHT / 2 - 26] : [x - width / 2 - 34, y]; // from above, where something stands before it
+    const line = layer ? `M${x} ${from[1]}V${y - HEIGHT / 2 - 5}` : `M${from[0]} ${y}H${x - width / 2 - 5}`;
+    ways.append(make("circle", { cx: from[0], cy: from[1], r: 5, class: "begin" }), make("path", { d: line, class: "way taken", "stroke-width": 2, "marker-end": "url(#tip)" }));
+    cover(0, from[1] - 8, from[1]);
   }
   for (const [name, ended] of chart.ends) {
     const { x, y, width, layer } = byName.get(name);
@@ -317,6 +329,11 @@ function draw(chart, { pick, open, outcome, many }) {
   return make("svg", { viewBox: `0 ${top - 4} ${size[0]} ${size[1]}`, width: size[0], height: size[1], role: "group", "aria-label": "graph with the path taken" }, tips(), ways, boxes, labels);
 }
 
+// The more often a way was taken, the thicker it is.
+function widthOfWay({ times: taken }) {
+  return taken ? Math.min(2 + Math.log2(taken) * 0.6, 5) : 2;
+}
+
 function box(node, first, pick, open, many) {
   const { x, y, width, visits, type } = node;
   const outcome = outcomeOf(node);
@@ -326,7 +343,7 @@ function box(node, first, pick, open, many) {
   const retries = node.retries ? `tried again ${plural(node.retries, "time")}` : "";
   const says = [node.name, outcome, plural(visits.length, "visit"), retries, visits.length ? belowOf(node) : kindOf(node)].filter(Boolean).join(", ");
   const group = make("g", {
-    class: `node ${outcome}`, role: "button", tabindex: first ? 0 : -1, "aria-label": says, "data-node": node.name,
+    class: `place ${outcome}`, role: "button", tabindex: first ? 0 : -1, "aria-label": says, "data-node": node.name,
     click: () => pick(node),
     dblclick: () => open(node),
     keydown: (event) => {

@@ -18,7 +18,7 @@ function show(next, span = null) {
   trace = next;
   document.title = `${trace.title} · ${trace.outcome || duration(trace.took)}`;
   drawHead();
-  at("levels").replaceChildren(make("option", { value: "" }, "level"), ...[...new Set(trace.tree.map((each) => each.depth))].sort((one, other) => one - other).slice(0, 12).map((depth) => make("option", { value: depth }, `to level ${depth + 1}`)));
+  at("levels").replaceChildren(make("option", { value: "" }, "level …"), ...[...new Set(trace.tree.map((each) => each.depth))].sort((one, other) => one - other).slice(0, 12).map((depth) => make("option", { value: depth }, `to level ${depth + 1}`)));
   drawScopes();
   closeDetails();
   chart = null;
@@ -37,13 +37,17 @@ function drawHead() {
   const steps = trace.root?.get("run.steps");
   const figures = [["took", duration(trace.took)], ["steps", steps === undefined ? "" : count(steps)], ["spans", count(trace.spans.length)],
     ["errors", count(trace.failed.length), trace.failed.length ? "bad" : ""], ["retried", trace.retried.length ? count(trace.retried.length) : "", "warn"],
-    ["service", trace.service], ["began", trace.start.toLocaleString()]];
+    ["service", trace.service], ["began", shortTime(trace.start)]];
   at("figures").replaceChildren(...figures.filter(([, value]) => value).map(([name, value, look]) => make("div", { class: look }, make("dt", {}, name), make("dd", {}, value))));
   at("traces").value = trace.id;
   at("traces").hidden = at("older").hidden = at("newer").hidden = traces.length < 2;
   at("older").disabled = trace === traces.at(-1);
   at("newer").disabled = trace === traces[0];
   drawExecutions();
+}
+
+function shortTime(date) {
+  return date.toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 }
 
 // A durable run that was suspended or died goes on in a new trace: all of them in a line, by the run's id.
@@ -106,7 +110,8 @@ function showGraph(runs) {
   graphRuns = runs;
   at("graph").hidden = !runs.length;
   if (!runs.length) return;
-  chart = chartOf(runs);
+  const before = traces.filter((other) => trace.runId && other.runId === trace.runId && other.start < trace.start);
+  chart = chartOf(runs, runs[0] === trace.root ? before.map((other) => other.root) : []);
   const outcomes = new Set(runs.map((run) => run.get("run.outcome") ?? (run.goesOn ? "running" : "")));
   const outcome = ["failure", "timeout", "cancelled", "suspended", "running", "success"].find((each) => outcomes.has(each)) ?? "";
   at("drawing").replaceChildren(chart.nodes.length ? draw(chart, { pick, open: openInner, outcome, many: runs.length > 1 }) : make("p", { class: "none" }, "No node of this run has a span."));
@@ -133,7 +138,7 @@ function drawCrumbs() {
   at("siblings").replaceChildren(...(inner.length < 2 ? [] : [
     make("button", { class: "chip", "aria-pressed": String(all), title: "all runs of this fan-out together", click: () => showGraph(inner) }, `all ${count(inner.length)}`),
     make("button", { class: "quiet", "aria-label": "the run before", click: () => step(all ? 0 : -1) }, "‹"),
-    make("span", {}, all ? "each" : `${count(place + 1)} of ${count(inner.length)}`),
+    make("span", {}, all ? `– of ${count(inner.length)}` : `${count(place + 1)} of ${count(inner.length)}`),
     make("button", { class: "quiet", "aria-label": "the run after", click: () => step(all ? 0 : 1) }, "›")]));
 }
 
@@ -157,7 +162,7 @@ function openInner(node) {
 // The node of the selected span stands out, here and in the rows.
 function highlight(span) {
   if (!chart) return;
-  for (const group of at("drawing").querySelectorAll(".node")) {
+  for (const group of at("drawing").querySelectorAll(".place")) {
     const node = chart.nodes.find((each) => each.name === group.dataset.node);
     const inside = Boolean(span && node?.visits.some((visit) => visit.contains(span)));
     group.classList.toggle("selected", inside);
@@ -167,7 +172,7 @@ function highlight(span) {
 
 at("drawing").addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-  const groups = [...at("drawing").querySelectorAll(".node")];
+  const groups = [...at("drawing").querySelectorAll(".place")];
   const here = groups.indexOf(document.activeElement);
   if (!step || here < 0) return;
   event.preventDefault();
@@ -297,8 +302,8 @@ document.addEventListener("keydown", (event) => {
   const action = KEYS.find(([key]) => key === event.key)?.[2];
   if (/^[1-9]$/.test(event.key)) waterfall.foldTo(Number(event.key) - 1);
   else if (action) action();
-  else if (["ArrowDown", "ArrowUp", "j", "k"].includes(event.key) && document.activeElement === document.body) {
-    at("rows").focus();
+  else if (["j", "k"].includes(event.key) || (["ArrowDown", "ArrowUp"].includes(event.key) && event.target === document.body)) {
+    if (!at("details").contains(event.target)) at("rows").focus();
     waterfall.key(event);
     return;
   } else return;
@@ -354,7 +359,7 @@ function start() {
   listen();
   setTheme(storedTheme());
   at("keys").querySelector("dl").append(...KEYS.map(([key, what]) => make("div", {}, make("dt", {}, ...key.split(" ").map((each) => make("kbd", {}, each))), make("dd", {}, what))));
-  at("traces").append(...traces.map((each) => make("option", { value: each.id }, `${each.start.toLocaleTimeString()} · ${each.title} · ${SIGNS[each.outcome] ?? ""} ${each.outcome || "?"} · ${duration(each.took)}`)));
+  at("traces").append(...traces.map((each) => make("option", { value: each.id }, `${shortTime(each.start)} · ${each.title} · ${SIGNS[each.outcome] ?? ""} ${each.outcome || "?"} · ${duration(each.took)}`)));
   if (!traces.length) {
     document.body.classList.add("empty");
     at("title").textContent = "No traces";

@@ -171,10 +171,10 @@ function marksOf(span) {
   if (outcome === "timeout") add("bad", "◷ timeout", "the run's time was up");
   if (outcome === "cancelled") add("grey", "⊘ cancelled", error);
   else if (error && span.status !== "error" && outcome !== "suspended") add("grey", `⊘ ${short}`, error);
-  if (outcome === "suspended") add("blue", "⏸ suspended", "waits for an answer");
-  if (span.get("run.resumed") === true) add("blue", "▶ resumed", "goes on with what an earlier execution left");
+  if (outcome === "suspended") add("blue", "‖ suspended", "waits for an answer");
+  if (span.get("run.resumed") === true) add("blue", "▸ resumed", "goes on with what an earlier execution left");
   const events = (name) => span.events.filter((event) => event[0] === `pocket_plug.${name}`).length;
-  if (events("conflict")) add("warn", `⚡ conflict${times(events("conflict"))}`, "another wrote the same meanwhile; tried again");
+  if (events("conflict")) add("warn", `⇄ conflict${times(events("conflict"))}`, "another wrote the same meanwhile; tried again");
   if (events("clean_up_failed")) add("warn", "! clean-up failed", "see the span's events");
   if (span.get("fan_out.suppressed")) {
     add("grey", `+${count(span.get("fan_out.suppressed"))} without spans`, `${count(span.get("fan_out.suppressed"))} more items without spans`);

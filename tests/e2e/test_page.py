@@ -1,0 +1,506 @@
+"""The page of traces in a real browser: what it shows, how it is used by mouse and keys, and that it does nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+import pocket_plug as pp
+from pocket_plug.telemetry.page import page as html_of
+from pocket_plug.telemetry.recorded import Event, RecordedSpan, Trace, read_traces
+
+ITEMS = 105  # five more than have spans of their own
+TOTAL = pp.Key("total:{}", int)
+
+
+# ---------------------------------------------------------------- what is traced
+@pp.node
+def find(number: int) -> list[int]:
+    """Gives the items."""
+    return list(range(number))
+
+
+class Price(pp.Node[int, int], retry=pp.Retry(attempts=2)):
+    """The fourth item is tried again."""
+
+    def __init__(self) -> None:
+        self.refused = False
+
+    async def exec(self, item: int) -> int:
+        if item == 3 and not self.refused:
+            self.refused = True
+            raise TimeoutError("slow")
+        return item
+
+
+class Rate(pp.Node[list[int], int]):
+    """Always falls back."""
+
+    async def exec(self, prices: list[int]) -> int:
+        raise ConnectionError("no rates")
+
+    def fallback(self, prices: list[int], error: Exception) -> int:
+        return len(prices)
+
+
+class Check(pp.Node[int, int]):
+    """Sends the run back once; what it could refuse is never refused."""
+
+    again = pp.Action[list[int]]()
+    refused = pp.Action[int]()
+
+    async def post(self, store: pp.StoreWriter, input: int, prepared: int, result: int) -> int | pp.Next[list[int]]:
+        times = await store.update(TOTAL("eu"), lambda total: total + 1, default=0)
+        return self.again([input]) if times == 1 else input
+
+
+@pp.node
+def refuse(number: int) -> str:
+    """Is never visited."""
+    return "refused"
+
+
+@pp.node
+def tax(number: int) -> int:
+    """Within the nested graph."""
+    return number
+
+
+@pp.node
+def ship(number: int) -> str:
+    """Fails."""
+    raise KeyError("port")
+
+
+@pp.node
+def mail(text: str) -> str:
+    """Is not reached."""
+    return text
+
+
+def orders(file: Path) -> None:
+    """Trace a run with some of everything into a file."""
+    rate, check = Rate(), Check()
+    whole = find >> pp.each(Price()) >> rate >> check >> pp.Graph(tax, name="billing") >> ship >> mail
+    graph = pp.Graph(
+        whole, check.again >> rate, check.refused >> refuse, store=pp.Store(layers=["tracing"]), name="orders"
+    )
+    with pp.observe(file=file, terminal=False), pytest.raises(KeyError):
+        graph.run_sync(ITEMS)
+
+
+approve = pp.Ask[int, bool](bool, question=lambda number: f"{number}?", name="approve")
+
+
+def approval(file: Path, store: Path) -> None:
+    """Trace a run that is suspended, and its second execution, into a file."""
+    with pp.SyncStore(f"sqlite:///{store}", layers=["tracing"]) as opened:
+
+        @pp.node
+        def done(answered: pp.Answered[int, bool]) -> str:
+            return f"{answered.input}: {answered.answer}"
+
+        graph = pp.Graph(tax >> approve >> done, store=opened, name="approval")
+        with pp.observe(file=file, terminal=False):
+            with pytest.raises(pp.RunSuspended):
+                graph.run_sync(7, run_id="seven")
+            graph.resume_sync("seven", answer=True)
+
+
+def span(number: int, parent: int | None, **changes: Any) -> RecordedSpan:
+    """A made-up span of one trace."""
+    start = 1_800_000_000_000_000_000 + number * 10_000
+    given: dict[str, Any] = {
+        "trace_id": "7" * 32, "span_id": f"{number:016x}", "parent_id": None if parent is None else f"{parent:016x}",
+        "name": f"node n{number}", "kind": 1, "scope": "pocket_plug.graph", "start": start, "end": start + 9_000,
+        "attributes": {},
+    }  # fmt: skip
+    return RecordedSpan(**given | changes)
+
+
+# ---------------------------------------------------------------- the browser
+class Opened:
+    """A page in the browser, and whatever it did that it must not do."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.wrong: list[str] = []
+        page.on("console", lambda message: self.wrong.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: self.wrong.append(f"request: {request.url}"))
+        page.on("popup", lambda popup: self.wrong.append("a second page"))
+
+
+@pytest.fixture
+def show(browser, tmp_path) -> Iterator[Callable[..., Page]]:
+    """Opens the page of traces; at the end none of the pages has run a script of the data, failed, or asked for anything."""
+    opened: list[Opened] = []
+
+    def open_page(traces: list[Trace], **options: Any) -> Page:
+        file = tmp_path / f"page-{len(opened)}.html"
+        file.write_text(html_of(traces), encoding="utf-8")
+        one = Opened(browser.new_page(**{"viewport": {"width": 1300, "height": 850}} | options))
+        opened.append(one)
+        one.page.goto(file.as_uri())
+        assert one.wrong.pop(0) == f"request: {file.as_uri()}"
+        return one.page
+
+    yield open_page
+    for one in opened:
+        one.page.close()
+        assert one.wrong == []
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> list[Trace]:
+    """The run with some of everything."""
+    file = tmp_path_factory.mktemp("orders") / "traces.jsonl"
+    with ThreadPoolExecutor() as pool:  # the browser's event loop runs in this thread
+        pool.submit(orders, file).result()
+    return read_traces(file)
+
+
+@pytest.fixture
+def page(show, recorded) -> Page:
+    """The page of that run."""
+    return show(recorded)
+
+
+def names(page: Page) -> list[str]:
+    """The names in the rows that are in sight, from the top."""
+    rows = page.locator(".row").all()
+    texts = [(int(row.get_attribute("aria-rowindex") or 0), row.locator(".name").inner_text()) for row in rows]
+    return [text for _, text in sorted(texts)]
+
+
+def bar(page: Page, name: str) -> Any:
+    """Where the bar of a row is, and how wide: looked up at once, since rows may be drawn anew meanwhile."""
+    found = """name => {
+        const row = [...document.querySelectorAll(".row")].find(row => row.querySelector(".name").innerText === name);
+        const {x, width} = row.querySelector(".bar").getBoundingClientRect();
+        return {x, width, whole: row.querySelector(".track").clientWidth};
+    }"""
+    return page.evaluate(found, name)
+
+
+def row(page: Page, name: str) -> Any:
+    """The first row of that name."""
+    return page.locator(".row").filter(has=page.locator(".name", has_text=re.compile(rf"^{re.escape(name)}$"))).first
+
+
+# ---------------------------------------------------------------- what is seen
+def test_head(page, recorded):
+    """At the top: the graph, how the run went, its id, steps, spans, errors, what was tried again, and the service."""
+    head = page.locator("#head")
+    for text in ("orders", "✗ failure", recorded[0].run_id, f"{len(recorded[0].spans):,}"):
+        expect(head).to_contain_text(text)
+    figures = dict(
+        zip(page.locator("#figures dt").all_inner_texts(), page.locator("#figures dd").all_inner_texts(), strict=True)
+    )
+    assert figures["steps"] == str(recorded[0].root.attributes["pocket_plug.run.steps"])
+    assert (figures["errors"], figures["retried"]) == (str(errors_of(recorded[0])), "1")
+    assert page.title() == "orders · failure"
+
+
+def errors_of(trace: Trace) -> int:
+    """Spans that failed and were not tried again."""
+    return sum(
+        one.status == "error" and not one.attributes.get("pocket_plug.attempt.will_retry") for one in trace.spans
+    )
+
+
+def test_waterfall(page):
+    """Spans in tree order, with levels, marks for what went wrong, and bars at their place in time."""
+    assert names(page)[:4] == ["run orders", "node find", "exec find", "node each_price"]
+    assert [row(page, name).get_attribute("aria-level") for name in ("run orders", "node find", "exec find")] == [
+        "1",
+        "2",
+        "3",
+    ]
+    expect(row(page, "run orders")).to_contain_text("✗ KeyError")
+    expect(row(page, "node each_price")).to_contain_text(f"+{ITEMS - 100} without spans")
+    page.locator("#search").fill("timeouterror")
+    expect(page.locator(".row", has_text="↻ TimeoutError")).to_have_count(1)
+    page.locator("#search").fill("name=rate")
+    expect(row(page, "node rate")).to_contain_text("⤵ fallback")
+    expect(page.locator(".row", has_text="visit 2").first).to_be_visible()
+    page.locator("#search").fill("")
+    expect(row(page, "node find")).to_be_visible()
+    whole, first, second = (bar(page, name) for name in ("run orders", "node find", "node each_price"))
+    assert whole["x"] <= first["x"] < second["x"]
+    assert max(first["width"], second["width"]) < whole["width"]
+
+
+def test_path_in_the_graph(page):
+    """Ways taken and not taken, how often, the outcome of each node, retries, items, and where it ended."""
+    ways = {
+        way.get_attribute("data-way"): way.get_attribute("data-times") for way in page.locator("path[data-way]").all()
+    }
+    assert ways == {"find>default>each_price": "1", "each_price>default>rate": "1", "rate>default>check": "2",
+                    "check>again>rate": "1", "check>default>billing": "1", "check>refused>refuse": "0",
+                    "billing>default>ship": "1", "ship>default>mail": "0"}  # fmt: skip
+    classes = {
+        node.get_attribute("data-node"): node.get_attribute("class").split()[1] for node in page.locator(".place").all()
+    }
+    assert classes == {"find": "ok", "each_price": "ok", "rate": "fallback", "check": "ok", "billing": "ok", "ship": "failed",
+                       "refuse": "unvisited", "mail": "unvisited"}  # fmt: skip
+    expect(page.locator("[data-node=each_price]")).to_contain_text(f"{ITEMS} items")
+    expect(page.locator("[data-node=check]")).to_contain_text("\N{MULTIPLICATION SIGN}2")
+    expect(page.locator(".end")).to_have_class("end bad")
+    boxes = {name: page.locator(f"[data-node={name}] .box").bounding_box() for name in classes}
+    assert (
+        boxes["find"]["x"] < boxes["rate"]["x"] < boxes["check"]["x"] < boxes["ship"]["x"]
+    )  # the way back counts for nothing
+
+
+def test_graph_and_waterfall_go_together(page):
+    """A node that is clicked selects its visits, one after another; a span that is selected shows its node."""
+    node = page.locator("[data-node=check]")
+    node.click()
+    first = page.locator(".row.selected").get_attribute("data-span")
+    expect(page.locator(".row.selected .name")).to_have_text("node check")
+    node.click()
+    assert page.locator(".row.selected").get_attribute("data-span") != first
+    page.locator("#rows").focus()
+    page.keyboard.press("Home")
+    row(page, "exec find").click()
+    expect(page.locator("[data-node=find]")).to_have_class(re.compile("selected"))
+    expect(node).not_to_have_class(re.compile("selected"))
+
+
+def test_nested_graph(page):
+    """A nested run has a graph of its own, which follows the selected span; the way back is in the crumbs."""
+    page.locator("[data-node=billing]").dblclick()
+    expect(page.locator(".place")).to_have_count(1)
+    expect(page.locator("#crumbs")).to_have_text(re.compile("orders.billing"))
+    page.locator("#crumbs button").click()
+    expect(page.locator(".place")).to_have_count(8)
+    page.locator("#search").fill("exec tax")
+    row(page, "exec tax").click()
+    expect(page.locator("#crumbs b")).to_have_text("billing")
+
+
+def test_details(page):
+    """All about a span: figures, message, exception with its stack, attributes, ids."""
+    page.locator("#search").fill("exec ship")
+    row(page, "exec ship").dblclick()
+    details = page.locator("#details")
+    expect(details.locator("h2")).to_have_text("exec ship")
+    expect(details.locator(".stack")).to_contain_text("in ship")
+    expect(details).to_contain_text("of its own")
+    cells = dict(zip(details.locator("th").all_inner_texts(), details.locator("td").all_inner_texts(), strict=True))
+    assert cells["error.type"].startswith("KeyError")
+    assert any(name.endswith("attempt") for name in cells)
+    details.get_by_label("close the details").click()
+    expect(details).to_be_hidden()
+
+
+# ---------------------------------------------------------------- what one does
+def test_folding(page):
+    """By mouse, by the arrow keys, all at once, and to a level; what is folded says how much is in it."""
+    fan_out = row(page, "node each_price")
+    fan_out.locator(".twisty").click()
+    expect(fan_out).to_have_attribute("aria-expanded", "false")
+    expect(row(page, "item price [0]")).to_have_count(0)
+    assert int(fan_out.locator(".inside").inner_text()) >= 100
+    page.locator("#rows").focus()
+    page.keyboard.press("ArrowRight")
+    expect(fan_out).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".row.selected .name")).to_have_text("item price [0]")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".row.selected .name")).to_have_text("node each_price")
+    page.keyboard.press("-")
+    expect(page.locator(".row")).to_have_count(1)
+    page.keyboard.press("2")
+    assert names(page)[1:4] == ["node find", "node each_price", "node rate"]
+    page.keyboard.press("+")
+    expect(row(page, "exec find")).to_be_visible()
+
+
+def test_filters(page):
+    """Text finds names and attributes and keeps what is above; errors only; a scope that is off hands its children up."""
+    page.locator("#search").fill("total:{}")
+    expect(page.locator("#found")).to_contain_text(re.compile(r"^\d+ of "))
+    found = names(page)
+    assert found[:3] == ["run orders", "node check", "post check"]
+    assert {"get total:{}", "set total:{}"} & set(found)
+    page.locator("#search").fill("no such thing")
+    expect(page.locator("#nothing")).to_be_visible()
+    page.locator("#clear").click()
+    page.locator("#errors").click()
+    assert "exec ship" in names(page)
+    assert "exec find" not in names(page)
+    page.locator("#errors").click()
+    page.locator("[data-scope=phase]").click()
+    assert not [name for name in names(page) if name.startswith(("exec", "post"))]
+    page.locator("#search").fill("total:{}")
+    expect(page.locator(".row", has_text="total:{}").first).to_have_attribute("aria-level", "3")
+
+
+def test_keys_alone(page):
+    """Everything works without a mouse; the keys are listed."""
+    page.keyboard.press("?")
+    expect(page.locator("#keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#keys")).to_be_hidden()
+    page.keyboard.press("j")
+    expect(page.locator(".row.selected .name")).to_have_text("node find")
+    active = page.locator("#rows").get_attribute("aria-activedescendant")
+    expect(page.locator(f"#{active}")).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("/")
+    page.keyboard.type("ship")
+    page.keyboard.press("Enter")
+    expect(page.locator("#rows")).to_be_focused()
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    expect(page.locator("#details h2")).to_have_text("exec ship")
+    page.keyboard.press("Escape")
+    expect(page.locator("#search")).to_have_value("")
+    page.keyboard.press("Escape")
+    expect(page.locator("#details")).to_be_hidden()
+    page.keyboard.press("Home")
+    page.keyboard.press("n")
+    expect(page.locator(".row.selected")).to_contain_text("↻ TimeoutError")
+    page.keyboard.press("Enter")
+    page.keyboard.press("j")  # the details go along
+    expect(page.locator("#details h2")).to_have_text(page.locator(".row.selected .name").inner_text())
+    page.keyboard.press("g")
+    expect(page.locator("#drawing")).to_be_hidden()
+    page.keyboard.press("g")
+    page.locator(".place").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator(".row.selected .name")).to_have_text("node each_price")
+
+
+def test_zoom(page):
+    """A span can fill the width, a part of the time can be chosen by dragging, and all of it comes back."""
+    row(page, "node find").click()
+    page.keyboard.press("z")
+    assert 0.8 < bar(page, "node find")["width"] / bar(page, "node find")["whole"] < 1
+    page.locator("#zoom").click()
+    expect(page.locator("#zoom")).to_be_hidden()
+    axis = page.locator("#axis").bounding_box()
+    page.mouse.move(axis["x"] + axis["width"] * 0.5, axis["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(axis["x"] + axis["width"] * 0.75, axis["y"] + 5)
+    page.mouse.up()
+    expect(page.locator("#zoom")).to_be_visible()
+    expect(row(page, "node find").locator(".aside.before")).to_be_visible()
+
+
+def test_executions_of_one_run(show, tmp_path):
+    """A suspended run and its resumption stand together: one goes from one to the other, also by the link."""
+    file = tmp_path / "traces.jsonl"
+    approval(file, tmp_path / "approval.db")
+    page = show([trace for trace in read_traces(file) if trace.runs])
+    expect(page.locator("#executions button")).to_have_text(["1 ‖ suspended", "2 ✓ success"])
+    expect(row(page, "run approval")).to_contain_text("▸ resumed")
+    expect(page.locator("[data-node=tax]")).to_have_class("place earlier")
+    row(page, "run approval").dblclick()
+    page.locator("#details .jump", has_text="↗").first.click()
+    expect(page.locator("#outcome")).to_have_text("‖ suspended")
+    expect(page.locator("[data-node=approve]")).to_have_class(re.compile("suspended"))
+    page.keyboard.press("]")
+    expect(page.locator("#outcome")).to_have_text("✓ success")
+    page.locator("#traces").select_option(index=1)
+    expect(page.locator("#outcome")).to_have_text("‖ suspended")
+
+
+def test_light_and_dark(show, recorded):
+    """As the system is set, until the reader says otherwise, which is remembered."""
+    page = show(recorded, color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    page.emulate_media(color_scheme="light")
+    light = page.evaluate(ground)
+    assert sum(map(int, re.findall(r"\d+", dark))) < 150 < 600 < sum(map(int, re.findall(r"\d+", light)))
+    page.locator("#theme").click()
+    page.locator("#theme").click()
+    expect(page.locator("#theme")).to_contain_text("dark")
+    assert page.evaluate(ground) == dark
+
+
+def test_narrow(show, recorded):
+    """On a telephone nothing is wider than the screen but the drawing, and the details lie above the rest."""
+    page = show(recorded, viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    row(page, "node find").dblclick()
+    expect(page.locator("#details")).to_be_in_viewport(ratio=0.9)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_print(page, recorded):
+    """On paper stand all rows."""
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    expect(page.locator(".row")).to_have_count(len(recorded[0].spans))
+
+
+def test_many_spans(show):
+    """Of 10,000 spans only those in sight are in the document, wherever one scrolls; all of them are found."""
+    spans = [span(0, None, name="run big", end=span(10_000, 0).end)]
+    spans += [span(number, number - number % 10 if number % 10 else 0) for number in range(1, 10_000)]
+    page = show([Trace("7" * 32, tuple(spans))])
+    rows = page.locator(".row")
+    page.keyboard.press("+")
+    expect(page.locator("#rows")).to_have_attribute("aria-rowcount", "10000")
+    assert rows.count() < 100
+    page.locator("#rows").focus()
+    page.keyboard.press("End")
+    expect(row(page, "node n9999")).to_be_visible()
+    assert rows.count() < 100
+    page.locator("#search").fill("n4321")
+    expect(page.locator("#found")).to_have_text("1 of 10,000 spans")
+    assert names(page) == ["run big", "node n4320", "node n4321"]
+
+
+HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "{{script}}", "\u2028'\"`${alert(1)}",
+           "__proto__", "constructor", "\ud800", "<svg onload=alert(1)>", "javascript:alert(1)", "a\tb\tc"]  # fmt: skip
+
+
+def test_hostile_texts(show):
+    """What a trace says is shown as it is: no script of it runs, nothing is fetched, no element of it is made."""
+    odd = []
+    for number, text in enumerate(HOSTILE):
+        ours = ("node.name", "node.type", "node.next", "node.action", "node.attempts", "graph.name", "run.id")
+        attributes = {text: text, "error.type": text} | {f"pocket_plug.{name}": text for name in ours}
+        attributes |= {"pocket_plug.graph.nodes": HOSTILE, "pocket_plug.graph.edges": HOSTILE}
+        event = Event(
+            text, 1_800_000_000_000_000_000, {"exception.stacktrace": text, "exception.message": text, text: text}
+        )
+        name = f"{'node' if number else 'run'} {text}"
+        odd.append(span(number, number // 2 if number else None, name=name, message=text, status="error", events=(event,),
+                        attributes=attributes, resource={"service.name": text, text: text}))  # fmt: skip
+    page = show([Trace("7" * 32, tuple(odd))])
+    for _ in HOSTILE:
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        page.locator("#rows").focus()
+    for node in page.locator(".place").all():
+        node.dispatch_event("click")
+        node.dispatch_event("dblclick")
+    page.locator("#search").fill("<img")
+    expect(page.locator(".row .name", has_text="<img src=x onerror=alert(1)>")).to_be_visible()
+    assert page.locator("img, iframe, [onerror], [onload], script:not([type]) ~ script").count() == 0
+
+
+def test_odd_trees(show):
+    """Parents that form a ring, that are elsewhere, that are their own; a deep chain; what still goes on: all have a row."""
+    ring = [span(1, 2), span(2, 1), span(3, 3), span(4, 99), span(5, 4, end=0), span(6, None, scope="", name="")]
+    page = show([Trace("7" * 32, tuple(ring))])
+    expect(page.locator(".row")).to_have_count(6)
+    expect(row(page, "node n4")).to_contain_text("parent elsewhere")
+    expect(row(page, "node n5")).to_contain_text("goes on")
+    deep = show([Trace("7" * 32, tuple(span(number, number - 1 if number else None) for number in range(3000)))])
+    deep.keyboard.press("+")
+    expect(deep.locator("#rows")).to_have_attribute("aria-rowcount", "3000")
+    expect(show([]).locator("#title")).to_have_text("No traces")
