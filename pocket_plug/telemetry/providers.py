@@ -37,6 +37,8 @@ class SpanFan(SpanProcessor):
     def __init__(self) -> None:
         self.processors: tuple[SpanProcessor, ...] = ()
         self._open: dict[int, Span] = {}  # by span id, in the order in which they began
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._open.clear)  # those are the parent's to end
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         processors = self.processors

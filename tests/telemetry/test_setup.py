@@ -417,6 +417,28 @@ os.wait()
     assert [log.body for log in otlp_sink.logs].count("looked") == 2
 
 
+def test_a_forked_child_that_is_terminated_ends_no_span_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
+    """What is open at the fork is the parent's, and is there once, as the parent ended it."""
+    code = """
+import signal, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+
+@pp.node
+def forks(name: str) -> str:
+    child = os.fork()
+    if child == 0:
+        signal.raise_signal(signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return name
+
+setup(); pp.Graph(forks, name="shop").run_sync("tea")
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none")
+    assert (done.returncode, done.stdout) == (0, f"{-signal.SIGTERM}\n"), done.stderr
+    assert otlp_sink.one("run shop")["pocket_plug.interrupted"] is None
+    assert otlp_sink.one("node forks")["pocket_plug.interrupted"] is None
+
+
 def test_at_a_sigterm_open_spans_are_in_the_trace(tmp_path: Path, otlp_sink: Sink) -> None:
     """Ended and marked, whole as a tree, without a status; metrics and logs are flushed; the process dies of the signal."""
     code = """
