@@ -10,53 +10,28 @@ import json
 import math
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from servers import ROOT, ask, free_port, program, running, until
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
-ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "examples" / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
 EXPRESSIONS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] if panel["type"] != "row"
                for target in panel["targets"]]  # fmt: skip
 MAY_BE_ZERO = {"Active runs", "What goes on", "Write-behind queue", "Age of the queue"}  # at any moment
 ORDERS = 300
-DEADLINE = 120.0
-
-
-def program(name: str) -> str:
-    """Where a program of the Debian package lies."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.fail(f"there is no {name} here; it is in the Debian package prometheus: apt-get install -y prometheus")
-    return found
-
-
-def until(what: str, look: Callable[[], T | None]) -> T:
-    """What `look` gives once it gives something; polled, and an error after the deadline."""
-    end = time.monotonic() + DEADLINE
-    while (found := look()) is None:
-        assert time.monotonic() < end, f"waited {DEADLINE:g} seconds for {what}"
-        time.sleep(0.2)
-    return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+PACKAGE = "prometheus"  # of Debian
 
 
 class Prometheus:
@@ -65,42 +40,28 @@ class Prometheus:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port, self.well, self.ill = free_port(), free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         settings = (MONITORING / "prometheus.yml").read_text("utf-8").replace("15s", "1s")
         (folder / "prometheus.yml").write_text(settings.replace('"localhost:9464"', f'"127.0.0.1:{self.well}"'))
         # the rules as they are, in a hurry
         rules = re.sub(r"for: \d+m", "for: 2s", (MONITORING / "alerts.yml").read_text("utf-8"))
         (folder / "alerts.yml").write_text(re.sub(r"\[5m\]", "[20s]", rules))
 
-    def start(self) -> subprocess.Popen[bytes]:
-        log = (self.folder / "log").open("wb")
-        with log:
-            return subprocess.Popen(
-                [program("prometheus"), f"--config.file={self.folder}/prometheus.yml",
-                 f"--storage.tsdb.path={self.folder}/data", f"--web.listen-address=127.0.0.1:{self.port}",
-                 "--web.enable-lifecycle"],
-                stdout=log, stderr=log)  # fmt: skip
-
-    def is_ready(self) -> bool | None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=5):
-                return True
-        except OSError:
-            return None
+    def running(self) -> AbstractContextManager[None]:
+        command = [program("prometheus", PACKAGE), "--config.file=prometheus.yml", "--storage.tsdb.path=data",
+                   "--web.enable-lifecycle",
+                   f"--web.listen-address=127.0.0.1:{self.port}"]  # fmt: skip
+        return running(command, self.folder, f"{self.url}/-/ready", os.environ)
 
     def watch_too(self, port: int) -> None:
         """Add a target."""
         file = self.folder / "prometheus.yml"
         file.write_text(file.read_text().replace('"]', f'", "127.0.0.1:{port}"]'))
-        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/reload", data=b"", timeout=30).close()
+        urllib.request.urlopen(f"{self.url}/-/reload", data=b"", timeout=30).close()  # noqa: S310 - our own server
 
     def ask(self, path: str, **arguments: str) -> Any:
         """The data of an answer of its API; an error where it refuses."""
-        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"
-        try:
-            with urllib.request.urlopen(url, timeout=30) as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{arguments}: {error.read().decode()}") from error
+        return ask(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(arguments)}")["data"]
 
     def values(self, expression: str) -> list[float]:
         """The values that an expression has now."""
@@ -146,13 +107,8 @@ def commands() -> list[str]:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     server = Prometheus(tmp_path_factory.mktemp("prometheus"))
-    process = server.start()
-    try:
-        until("Prometheus to be ready", server.is_ready)
+    with server.running():
         yield server
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +142,7 @@ def troubled(prometheus: Prometheus, shop: Shop) -> Iterator[Shop]:
 def test_promtool_finds_nothing_wrong(arguments: str) -> None:
     """The files are as Prometheus wants them, and each alert fires when it should and not before."""
     done = subprocess.run(
-        [program("promtool"), *arguments.split()], cwd=MONITORING, capture_output=True, text=True, check=False
+        [program("promtool", PACKAGE), *arguments.split()], cwd=MONITORING, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
@@ -201,11 +157,11 @@ def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
         if name == "python":
             done = subprocess.run([sys.executable, *arguments, "--help"], cwd=ROOT, capture_output=True, check=False)
         elif name == "promtool":
-            done = subprocess.run([program(name), *arguments], cwd=ROOT, capture_output=True, check=False)
+            done = subprocess.run([program(name, PACKAGE), *arguments], cwd=ROOT, capture_output=True, check=False)
         elif name == "prometheus":
             [file] = re.findall(r"^--config.file=(\S+)$", " ".join(arguments))
             done = subprocess.run(
-                [program("promtool"), "check", "config", file], cwd=ROOT, capture_output=True, check=False
+                [program("promtool", PACKAGE), "check", "config", file], cwd=ROOT, capture_output=True, check=False
             )
         else:
             continue
@@ -277,6 +233,18 @@ def test_a_choice_offers_what_there_is(prometheus: Prometheus, shop: Shop, name:
     series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query.replace("$job", ".*")).groups()  # type: ignore[union-attr]
     offered = {"job": ["pocket_plug"], "graph": ["orders"], "namespace": ["archive", "state"]}
     assert prometheus.ask(f"label/{label}/values", **{"match[]": series}) == offered[name]
+
+
+def test_a_picture_of_the_alerts(
+    prometheus: Prometheus, troubled: Shop, look: Callable[[str], Page], picture: Callable[[Page, str], None]
+) -> None:
+    """As Prometheus itself shows them; Debian's has the classic pages only."""
+    until("the shop's alert", lambda: True if ("PocketPlugRunsFail", "orders") in prometheus.firing() else None)
+    page = look(f"{prometheus.url}/classic/alerts")
+    page.get_by_text("Show annotations").click()
+    page.get_by_text("PocketPlugRunsFail").first.click()
+    page.get_by_text("of the runs of orders fail").wait_for()
+    picture(page, "prometheus-alerts")
 
 
 def test_silence_raises_an_alert(prometheus: Prometheus, shop: Shop, troubled: Shop) -> None:
