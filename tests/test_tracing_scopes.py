@@ -444,12 +444,12 @@ def test_what_is_one_with_memory_stays_so_at_debug() -> None:
     """Bounding right over memory is memory's own way of keeping: debugging doesn't change what it does."""
     with SpanCapture("debug") as capture:
         store = pp.SyncStore(layers=["tracing", Bounding(max_entries=1)])
-        store.set("a", 1)
-        store.set("b", 2)
-        assert store.get("a") is None
+        store.set(PRICE("a"), 1)
+        store.set(PRICE("b"), 2)
+        assert store.get(PRICE("a")) is None
     assert [type(part).__name__ for part in parts(store.stack)] == ["Stack", "Tracing", "Probe", "Bounding", "Memory"]
     assert capture.tree() == [
-        ("set", ["layer bounding"]), ("set", ["layer bounding"]), ("get", ["layer bounding"])]  # fmt: skip
+        ("set toll:{}", ["layer bounding"]), ("set toll:{}", ["layer bounding"]), ("get toll:{}", ["layer bounding"])]  # fmt: skip
 
 
 def test_an_error_passes_the_layers_with_one_event() -> None:
