@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pocket_plug.telemetry.page import page
 from pocket_plug.telemetry.recorded import Event, RecordedSpan, SpanLink, Trace
 
-HOSTILE = '</script><script>alert(1)</script><!--<script>{{script}}\u2028"\\'
+HOSTILE = '</script ></script><script>alert(1)</script><!--<script>{{script}}\u2028"\\'
 
 
 def span(number: int, parent: int | None = None, **changes: Any) -> RecordedSpan:
@@ -94,6 +94,7 @@ def test_no_text_of_a_trace_is_markup(name, attributes, message):
     plain, hostile = Reader(page([trace(span(1))])), Reader(page([trace(odd)]))
     assert hostile.tags == plain.tags
     assert hostile.inside[0::2] == plain.inside[0::2]
+    assert "<" not in hostile.inside[1]
     data = data_of(page([trace(odd)]))
     assert data["texts"][data["traces"][0]["spans"][0][2]] == name
 
