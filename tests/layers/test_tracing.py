@@ -279,6 +279,28 @@ def test_whoever_fails_inside_a_span_the_context_is_restored(capture: SpanCaptur
     assert otel_context.get_current() is before
 
 
+def test_spans_that_somebody_else_has_ended_are_left_alone(
+    capture: SpanCapture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `observe()` ends them when the process is told to end, while the run still goes on."""
+    store = SyncStore(layers=[Tracing()])
+
+    @pp.node
+    def work(n: int) -> int:
+        around = trace.get_current_span()
+        for span in (around, *began):
+            span.end()
+        store.get("k")
+        return n
+
+    began: list[Any] = []
+    on_start = capture.on_start
+    capture.on_start = lambda span, parent_context=None: (began.append(span), on_start(span))  # type: ignore[method-assign]
+    assert pp.Graph(work, name="g").run_sync(1) == 1
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry")] == [
+        "Calling end() on an ended span."]  # fmt: skip # that of the test's own
+
+
 def test_without_a_provider_a_run_is_silent() -> None:
     """Nobody listens: no observer, so the run costs one look."""
     with SpanCapture():

@@ -141,6 +141,11 @@ class RunSpan(SpanManager):
         return context, [Link(left.get_span_context())] if left.get_span_context().is_valid else []
 
     def finish(self, error: BaseException | None) -> None:
+        if self.span.is_recording():
+            self._say(error)
+        self.recorded.clear()  # its tracebacks lead to the run's context, which holds this
+
+    def _say(self, error: BaseException | None) -> None:
         run, span = self.run, self.span
         outcome = run.outcome or "success"
         span.set_attributes({"pocket_plug.run.outcome": outcome, "pocket_plug.run.steps": run.steps})
@@ -148,7 +153,6 @@ class RunSpan(SpanManager):
             fail(self.live, span, error, cancelled=outcome == "cancelled" or is_cancellation(error))
         elif self.live.capture is not None and outcome == "success":
             _show(self.live, span, "pocket_plug.run.output", ("run", "output"), run.output)
-        self.recorded.clear()  # its tracebacks lead to the run's context, which holds this
 
 
 _shapes: WeakKeyDictionary[Shape, Mapping[str, Sequence[str]]] = WeakKeyDictionary()
@@ -220,6 +224,8 @@ class NodeSpan(SpanManager):
     def finish(self, error: BaseException | None) -> None:
         call, span, live = self.call, self.span, self.run.live
         self.run.silent.discard(call)
+        if not span.is_recording():
+            return
         attributes: Attributes = {"pocket_plug.node.attempts": call.attempts}
         outcome = call.outcome
         if outcome is not None:
@@ -293,9 +299,9 @@ class PhaseSpan(SpanManager):
         self.open(live.phase.start_span(f"{phase} {node}", context, attributes=attributes), context)
 
     def finish(self, error: BaseException | None) -> None:
-        if error is None:
-            return
         call, span = self.call, self.span
+        if error is None or not span.is_recording():
+            return
         span.set_attribute("pocket_plug.attempt.will_retry", call.will_retry)
         if call.delay is not None:
             span.set_attribute("pocket_plug.retry.delay", call.delay)

@@ -62,7 +62,8 @@ class SpanManager:
         try:
             otel_context.detach(self.token)
         finally:
-            self.span.end()
+            if self.span.is_recording():  # else there is nothing to end, or somebody has, as `observe()` at a SIGTERM
+                self.span.end()
 
 
 def is_off(span: Span, context: Context) -> bool:
