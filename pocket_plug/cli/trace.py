@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from .store import json_of, on_one_line, progress
 from .trees import follow, local_time, print_tree
 
 if TYPE_CHECKING:
+    from pocket_plug.telemetry.live import OpenSpan
     from pocket_plug.telemetry.recorded import Trace, TraceFile
     from pocket_plug.telemetry.summary import RunSummary
 
@@ -117,8 +119,8 @@ def show(run: str | None, file: Path | None, html: str | None, opens: bool, watc
     """Show a run as a tree, or as a page for the browser.
 
     RUN is a run's id or how it begins, the name of a graph (its newest run), or a trace's id; without it, it is the newest
-    run. Of a run that was resumed all executions are shown. With --watch, RUN is a run's id, and without it is the
-    newest run that goes on, or the next that begins.
+    run. Of a run that was resumed all executions are shown. With --watch, without RUN it is the
+    newest run that goes on, or else the next that begins.
     """
     if watch and (html is not None or opens or as_json):
         raise click.UsageError(
@@ -126,30 +128,33 @@ def show(run: str | None, file: Path | None, html: str | None, opens: bool, watc
         )
     if watch:
         return follow(file or _default(), run)
-    traces = _found(file or _default(), run)
+    traces, going_on = _found(file or _default(), run)
     if as_json:
         click.echo(json_of([{"trace_id": each.id, "spans": each.spans} for each in traces]))
     elif html is not None or opens:
         return _paint(traces, html, opens)
     else:
         for each in traces:
-            print_tree(each)
+            open_ = [found for found in going_on if found.span.trace_id == each.id]
+            alive = any(found.alive for found in open_)
+            print_tree(each, time.time_ns() if alive else max((found.seen for found in open_), default=0), alive)
     return 0
 
 
-def _found(path: Path, wanted: str | None) -> list[Trace]:
-    """All traces of the run that is meant, in the order in which they began."""
+def _found(path: Path, wanted: str | None) -> tuple[list[Trace], list[OpenSpan]]:
+    """All traces of the run that is meant, in the order in which they began, and what of them goes on."""
     from pocket_plug.telemetry.live import open_spans
     from pocket_plug.telemetry.recorded import TraceFile, traces_of
 
     runs, _ = _runs(path)
     ids = _ids(runs, wanted, path)
-    spans = [each.span for each in open_spans(path) if each.span.trace_id in ids]
+    going_on = [each for each in open_spans(path) if each.span.trace_id in ids]
+    spans = [each.span for each in going_on]
     if path.exists():
         spans += TraceFile(path).spans(ids)
     if not spans:
         raise UnknownRunError(f"there is no trace {wanted} in {path}")
-    return traces_of(spans)[::-1]
+    return traces_of(spans)[::-1], going_on
 
 
 def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]:

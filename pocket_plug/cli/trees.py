@@ -23,20 +23,20 @@ WATCH_SECONDS = 0.2
 """Between two looks at a run that is watched."""
 
 
-def print_tree(found: Trace) -> None:
-    """A trace on stdout."""
+def print_tree(found: Trace, now: int, alive: bool) -> None:
+    """A trace on stdout, what hasn't ended drawn until `now`; `alive`: it goes on."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
-    lines = [*_tree(found, console), Text(_caption(found), style="dim")]
+    lines = [*_tree(found, console, now, alive), Text(_caption(found), style="dim")]
     _print(console, Text("\n").join(lines))
 
 
-def _tree(found: Trace, console: Console) -> list[Text]:
+def _tree(found: Trace, console: Console, now: int, alive: bool) -> list[Text]:
     from pocket_plug.telemetry.drawing import draw
 
-    return draw(found.spans, width=console.width, plain=console.options.ascii_only, now=time.time_ns())
+    return draw(found.spans, width=console.width, plain=console.options.ascii_only, now=now, alive=alive)
 
 
 def _caption(found: Trace) -> str:
@@ -54,19 +54,19 @@ def _print(console: Console, text: Text) -> None:
 
 
 # ---------------------------------------------------------------- show --watch
-def follow(path: Path, run_id: str | None, sleep: Callable[[float], None] = time.sleep) -> int:
+def follow(path: Path, wanted: str | None, sleep: Callable[[float], None] = time.sleep) -> int:
     """Draw a run while it goes on: again and again on a terminal, else a line for what begins and for what ends."""
     from pocket_plug.telemetry.watch import Watch
 
-    watch = Watch(path, run_id)
+    watch = Watch(path, wanted)
     shown = _Redrawn() if sys.stdout.isatty() else _Lines()
-    click.echo(f"waiting for {'a run' if run_id is None else f'run {run_id!r}'} in {path}; Ctrl-C ends it", err=True)
+    click.echo(f"waiting for {'a run' if wanted is None else f'run {wanted!r}'} in {path}; Ctrl-C ends it", err=True)
     try:
         with shown:
             while True:
                 watch.look()
                 if watch.trace is not None:
-                    shown.show(watch.trace)
+                    shown.show(watch.trace, alive=not watch.lost)
                 if watch.ended or watch.lost:
                     break
                 sleep(WATCH_SECONDS)
@@ -94,10 +94,10 @@ class _Redrawn:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def show(self, found: Trace) -> None:
+    def show(self, found: Trace, alive: bool) -> None:
         from rich.text import Text
 
-        lines = [*_tree(found, self._console), Text(_caption(found), style="dim")]
+        lines = [*_tree(found, self._console, time.time_ns(), alive), Text(_caption(found), style="dim")]
         room = max(self._console.height - 2, 4)
         if len(lines) > room:  # what happens now is at the end
             lines = [lines[0], Text("…", style="dim"), *lines[2 - room :]]
@@ -114,7 +114,7 @@ class _Lines:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def show(self, found: Trace) -> None:
+    def show(self, found: Trace, alive: bool) -> None:
         for span in sorted(found.spans, key=lambda span: span.end or span.start):
             state = span.span_id, bool(span.end)
             if span.scope == "pocket_plug.graph" and state not in self._said:

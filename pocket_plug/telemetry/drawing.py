@@ -16,11 +16,11 @@ FAILED = 3
 
 
 def draw(spans: Sequence[RecordedSpan], *, root: RecordedSpan | None = None, width: int = 80, plain: bool = False,
-         now: int = 0) -> list[Text]:  # fmt: skip
+         now: int = 0, alive: bool = True) -> list[Text]:  # fmt: skip
     """The lines of a tree, at most `width` columns wide; `plain` keeps to ASCII.
 
-    What has no parent among the spans hangs under the `root`, if one is given, else stands by itself. A span that goes on
-    is drawn until `now`.
+    What has no parent among the spans hangs under the `root`, if one is given, else stands by itself. A span without an
+    end is drawn until `now`, and said to be running if `alive`.
     """
     ids = {span.span_id for span in spans}
     children: dict[str | None, list[RecordedSpan]] = {}
@@ -38,7 +38,7 @@ def draw(spans: Sequence[RecordedSpan], *, root: RecordedSpan | None = None, wid
             rows.append((Text().append(lead, style="dim").append(_summary(found, plain, now)), "", None))
             continue
         span = found
-        rows.append((_label(span, lead, plain), seconds(_took(span, now), plain), span))
+        rows.append((_label(span, lead, plain, alive), seconds(_took(span, now), plain), span))
         shown = _fold(children.pop(span.span_id, []))
         for position, item in reversed([*enumerate(shown)]):
             end = position == len(shown) - 1
@@ -82,14 +82,14 @@ def _summary(spans: Sequence[RecordedSpan], plain: bool, now: int) -> Text:
     return Text().append(text, style="dim").append(f"{failed} errors", style="red" if failed else "dim")
 
 
-def _label(span: RecordedSpan, lead: str, plain: bool) -> Text:
+def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
     label = Text().append(lead, style="dim").append(printable(span.name))
     attributes = span.attributes
     attempt = attributes.get("pocket_plug.attempt", 1)
     if attempt != 1:
         label.append(f" #{attempt}", style="dim")
     if not span.end:
-        label.append(f" {'...' if plain else '…'} running", style="yellow")
+        label.append(f" {'...' if plain else '…'} {'running' if alive else 'not ended'}", style="yellow")
     elif span.status == "error":
         label.append(f" {'x' if plain else '✗'} {printable(str(attributes.get('error.type', 'error')))}", style="red")
     elif suppressed := attributes.get("pocket_plug.fan_out.suppressed"):

@@ -45,10 +45,11 @@ def _beside(file: Path) -> list[Path]:
 # ---------------------------------------------------------------- reading
 @dataclass(frozen=True, slots=True)
 class OpenSpan:
-    """A span that has begun. `alive`: its process shows signs of life."""
+    """A span that has begun. `alive`: its process shows signs of life. `seen`: the last one, in nanoseconds."""
 
     span: RecordedSpan
     alive: bool
+    seen: int
 
 
 def open_spans(file: Path, clock: Callable[[], float] = time.time) -> list[OpenSpan]:
@@ -58,8 +59,9 @@ def open_spans(file: Path, clock: Callable[[], float] = time.time) -> list[OpenS
         if path.name.endswith("~"):
             continue
         try:
-            alive = clock() - path.stat().st_mtime < SILENT
-            found += [OpenSpan(span, alive) for span in TraceFile(path).spans()]
+            seen = path.stat().st_mtime
+            alive = clock() - seen < SILENT
+            found += [OpenSpan(span, alive, int(seen * 1e9)) for span in TraceFile(path).spans()]
         except FileNotFoundError:  # all of them have ended meanwhile
             continue
     return found

@@ -12,22 +12,23 @@ from .summary import runs_in
 
 
 class Watch:
-    """The run with an id, or without one the newest that goes on, or else the next that begins.
+    """The newest run that is called so, by its id or its graph, that goes on, or else the next that begins. By
+    its id it may be one that has ended.
 
     `look()` reads what is new. Then `trace` is what is known of it, None while it hasn't begun; `ended` if it did;
     `lost` if its process shows no sign of life any more.
     """
 
-    def __init__(self, path: Path, run_id: str | None = None, clock: Callable[[], float] = time.time) -> None:
-        self.path, self.run_id, self.ended, self.lost = path, run_id, False, False
+    def __init__(self, path: Path, name: str | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.path, self.name, self.ended, self.lost = path, name, False, False
         self.trace: Trace | None = None
         self._clock = clock
         self._spans: dict[str, RecordedSpan] = {}
         self._news = 0.0
         self._file = TraceFile(path)
-        if run_id is not None and path.exists():
+        if name is not None and path.exists():
             # the latest of its executions may have ended already
-            self._id = next((run.trace_id for run in runs_in(TraceFile(path), clock) if run.run_id == run_id), None)
+            self._id = next((run.trace_id for run in runs_in(TraceFile(path), clock) if run.run_id == name), None)
         else:
             self._id = None
         if self._id is None:
@@ -68,9 +69,12 @@ class Watch:
 
     def _chosen(self, now: list[OpenSpan], new: list[RecordedSpan]) -> str | None:
         """The trace of the newest run that is meant."""
-        found = [each.span for each in now if each.alive] + new
+        found = [each.span for each in now if each.alive or self._has_id(each.span)] + new
         runs = [span for span in found if span.is_outermost and self._is_meant(span)]
         return max(runs, key=lambda span: span.start).trace_id if runs else None
 
     def _is_meant(self, span: RecordedSpan) -> bool:
-        return self.run_id in (None, span.attributes.get("pocket_plug.run.id"))
+        return self.name in (None, span.attributes.get("pocket_plug.graph.name")) or self._has_id(span)
+
+    def _has_id(self, span: RecordedSpan) -> bool:
+        return self.name is not None and self.name == span.attributes.get("pocket_plug.run.id")

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import set_span_in_context
 
+from pocket_plug.cli import main
 from pocket_plug.cli.trees import follow
 from pocket_plug.telemetry import live
 from pocket_plug.telemetry.live import OpenSpans, open_spans
@@ -163,9 +164,17 @@ def test_a_run_that_ended_already_is_over_at_once(traced: Traced) -> None:
     assert newest.ended
     assert newest.trace is not None
     assert newest.trace.run_id == "r-2"
+    named = Watch(traced.path, "mail")  # by its graph, the next one
+    traced.run("shop", "r-3").end()
+    named.look()
+    assert named.trace is None
+    traced.run("mail", "r-4").end()
+    named.look()
+    assert named.trace is not None
+    assert named.trace.run_id == "r-4"
 
 
-def test_a_run_whose_process_died_is_lost(traced: Traced) -> None:
+def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.CaptureFixture[str]) -> None:
     """One doesn't wait for ever."""
     traced.run("shop", "r-1")
     traced.open.tell()
@@ -177,6 +186,12 @@ def test_a_run_whose_process_died_is_lost(traced: Traced) -> None:
     now += live.SILENT + 1
     watch.look()
     assert watch.lost
+    os.utime(path, (now - 1000, now - 1000))
+    assert main(["trace", "show", "--file", str(traced.path)]) == 0
+    drawn = capsys.readouterr().out
+    assert drawn.startswith("run shop … not ended")
+    assert main(["trace", "show", "--watch", "r-1", "--file", str(traced.path)]) == 1
+    assert "its process shows no sign of life any more" in capsys.readouterr().err
 
 
 def test_a_run_that_is_told_of_no_more_is_lost_in_the_end(traced: Traced) -> None:
