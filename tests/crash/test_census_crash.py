@@ -188,7 +188,7 @@ def assert_traced(folder: Path, ended: Ended) -> list[dict[str, Any]]:
 
 
 def test_interrupted_it_says_so_and_its_trace_is_whole(folder: Path) -> None:
-    """Ctrl-C: exit code 130, where the trace is and one word, no traceback; every span ended, the run's as cancelled; the next run finishes."""
+    """Ctrl-C: exit code 130, where the trace is and one word, no traceback; the run is cancelled; the next one finishes."""
     ended = census(folder, "--trace", stop=signal.SIGINT, after=20)
     assert ended.code == 130
     assert ended.out == ""
