@@ -367,7 +367,7 @@ def test_keys_alone(page):
     expect(page.locator("#search")).to_have_value("")
     page.keyboard.press("Escape")
     expect(page.locator("#details")).to_be_hidden()
-    page.keyboard.press("Home")
+    page.locator("#rows").press("Home")
     page.keyboard.press("n")
     expect(page.locator(".row.selected")).to_contain_text("↻ TimeoutError")
     page.keyboard.press("Enter")

@@ -326,7 +326,9 @@ function draw(chart, { pick, open, outcome, many }) {
   }
   chart.nodes.forEach((node, at) => boxes.append(box(node, at === 0, pick, open, many)));
   const size = [right + 16, bottom - top + 12];
-  return make("svg", { viewBox: `0 ${top - 4} ${size[0]} ${size[1]}`, width: size[0], height: size[1], role: "group", "aria-label": "graph with the path taken" }, tips(), ways, boxes, labels);
+  const drawing = make("svg", { viewBox: `0 ${top - 4} ${size[0]} ${size[1]}`, width: size[0], height: size[1], role: "group", "aria-label": "graph with the path taken" }, tips(), ways, boxes, labels);
+  drawing.style.minWidth = `${Math.min(size[0], 680)}px`; // smaller than that it couldn't be read
+  return drawing;
 }
 
 // The more often a way was taken, the thicker it is.
@@ -369,7 +371,7 @@ function box(node, first, pick, open, many) {
   for (const [look, text] of badges) {
     const wide = text.length * 7 + 10;
     at -= wide;
-    group.append(make("rect", { x: at, y: upper - 9, width: wide - 3, height: 17, rx: 8.5, class: `badge ${look}` }), make("text", { x: at + (wide - 3) / 2, y: upper + 3.5, class: `badge-text ${look}` }, text));
+    group.append(make("rect", { x: at, y: upper - 9, width: wide - 1, height: 17, rx: 8.5, class: `badge ${look}` }), make("text", { x: at + (wide - 1) / 2, y: upper + 3.5, class: `badge-text ${look}` }, text));
   }
   if (!many && node.turns.length) {
     const turns = node.turns.length > 2 ? `${node.turns[0]} … ${node.turns.at(-1)}` : node.turns.join(" · ");

@@ -302,6 +302,7 @@ document.addEventListener("keydown", (event) => {
   const action = KEYS.find(([key]) => key === event.key)?.[2];
   if (/^[1-9]$/.test(event.key)) waterfall.foldTo(Number(event.key) - 1);
   else if (action) action();
+  else if (event.key === "Enter" && event.target === document.body && waterfall.selected) openDetails(waterfall.selected);
   else if (["j", "k"].includes(event.key) || (["ArrowDown", "ArrowUp"].includes(event.key) && event.target === document.body)) {
     if (!at("details").contains(event.target)) at("rows").focus();
     waterfall.key(event);

@@ -173,6 +173,7 @@ function marksOf(span) {
   else if (error && span.status !== "error" && outcome !== "suspended") add("grey", `⊘ ${short}`, error);
   if (outcome === "suspended") add("blue", "‖ suspended", "waits for an answer");
   if (span.get("run.resumed") === true) add("blue", "▸ resumed", "goes on with what an earlier execution left");
+  if (span.get("interrupted")) add("bad", "! interrupted", "the process was told to end");
   const events = (name) => span.events.filter((event) => event[0] === `pocket_plug.${name}`).length;
   if (events("conflict")) add("warn", `⇄ conflict${times(events("conflict"))}`, "another wrote the same meanwhile; tried again");
   if (events("clean_up_failed")) add("warn", "! clean-up failed", "see the span's events");

@@ -159,8 +159,11 @@ class Waterfall {
     const place = this.places.get(span);
     if (place === undefined) return;
     const [top, height] = [place * this.rowHeight, this.body.clientHeight];
-    if (top < this.body.scrollTop) this.body.scrollTop = top;
-    else if (top + this.rowHeight > this.body.scrollTop + height) this.body.scrollTop = top + this.rowHeight - height;
+    const above = this.body.scrollTop - top;
+    const below = top + this.rowHeight - (this.body.scrollTop + height);
+    if (Math.max(above, below) > 2 * this.rowHeight) this.body.scrollTop = top - height / 2; // from afar, with what is around it
+    else if (above > 0) this.body.scrollTop = top;
+    else if (below > 0) this.body.scrollTop += below;
     this.render();
   }
 
@@ -283,7 +286,7 @@ class Waterfall {
     const left = Math.max(0, (span.start - begin) / whole);
     const width = Math.min(1, (stop - begin) / whole) - left;
     const bar = make("div", { class: `bar ${span.type} ${lookOf(span)} ${span.goesOn ? "goes-on" : ""}` });
-    bar.style.left = `${left * 100}%`;
+    bar.style.left = `min(${left * 100}%, 100% - 2px)`;
     bar.style.width = `${width * 100}%`;
     track.append(bar);
     for (const [name, time] of span.events) {
@@ -343,12 +346,16 @@ class Waterfall {
     this.overview.height = height * scale;
     const paint = this.overview.getContext("2d");
     paint.scale(scale, scale);
-    const style = getComputedStyle(document.documentElement);
+    const colours = {}; // a canvas knows no variables
+    for (const name of ["run", "node", "item", "phase", "store", "foreign", "bad", "warn-bar"]) {
+      this.overview.style.color = `var(--${name})`;
+      colours[name] = getComputedStyle(this.overview).color;
+    }
     const thick = Math.max(1, Math.min(3, height / tree.length));
     for (const wrong of [false, true]) {
       for (const span of tree) {
         if ((span.status === "error") !== wrong) continue;
-        paint.fillStyle = style.getPropertyValue(wrong ? (span.failed ? "--bad" : "--warn") : `--${span.type}`);
+        paint.fillStyle = colours[wrong ? (span.failed ? "bad" : "warn-bar") : span.type];
         paint.globalAlpha = wrong ? 1 : 0.55;
         paint.fillRect((span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width), wrong ? Math.max(thick, 2) : thick);
       }
