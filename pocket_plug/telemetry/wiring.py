@@ -52,7 +52,7 @@ from .tree import TreeProcessor
 FLUSH_SECONDS = 5.0
 """How long the end of a process may wait for exporters."""
 
-INTERRUPT_SECONDS = 1.0
+INTERRUPT_SECONDS = 2.0
 """How long, of a SIGTERM, the spans that are open may take to end. One may wait for a lock that the signal interrupted."""
 
 _logger = logging.getLogger("pocket_plug")
