@@ -449,7 +449,8 @@ def test_what_is_one_with_memory_stays_so_at_debug() -> None:
         assert store.get(PRICE("a")) is None
     assert [type(part).__name__ for part in parts(store.stack)] == ["Stack", "Tracing", "Probe", "Bounding", "Memory"]
     assert capture.tree() == [
-        ("set toll:{}", ["layer bounding"]), ("set toll:{}", ["layer bounding"]), ("get toll:{}", ["layer bounding"])]  # fmt: skip
+        ("set toll:{}", ["layer bounding"]), ("set toll:{}", ["layer bounding"]),
+        ("get toll:{}", ["layer bounding"])]  # fmt: skip
 
 
 def test_an_error_passes_the_layers_with_one_event() -> None:
