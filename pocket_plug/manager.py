@@ -21,6 +21,7 @@ from .discovery import Candidate, PluginRecord, Status
 from .errors import NotConfigured, PluginError, PocketError, suggest
 from .hookspecs import GROUP, Observer, Run, Specs
 from .layer import Layer
+from .reporting import error_type
 
 if TYPE_CHECKING:
     import click
@@ -38,16 +39,20 @@ told_of_failures: list[Callable[[PluginRecord, str, BaseException], None]] = []
 _lock = threading.Lock()
 
 
-def report_failure(plugin: PluginRecord, what: str, error: BaseException) -> None:
+def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
     """Count that a plugin failed at `what` (a hook, or a part of its observer), and say it the first time.
 
-    Never raises: not for an error whose `__str__` raises either.
+    `silent` about the error's message, where that may hold what a run was given: only level debug has it then. Never
+    raises: not for an error whose `__str__` raises either.
     """
     with _lock:
         plugin.failures[what] += 1
         first = plugin.failures[what] == 1
     if first:
-        _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, describe(error))
+        said = error_type(error) if silent else describe(error)
+        _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
+        if silent:
+            _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)
         for tell in told_of_failures:
             tell(plugin, what, error)
 

@@ -212,6 +212,17 @@ def system_of(backend: Backend) -> str:
 
 
 # ---------------------------------------------------------------- failures of telemetry's own
+def log_failure(level: int, what: str, error: BaseException | None) -> None:
+    """Say that something of the user's failed and that the program goes on, with the stack and without the message.
+
+    A message may hold what nobody should read in a log, so only level debug has it.
+    """
+    stack = "" if error is None else f". {stack_of(error, lambda _: None)}"
+    _logger.log(level, "%s%s", what, stack)
+    if error is not None:
+        _logger.debug("%s", what, exc_info=error)
+
+
 _said: set[tuple[str, str]] = set()
 
 

@@ -103,18 +103,13 @@ def report_observer(observer: Observer, part: str, error: BaseException) -> None
     """Put a failure down to the observer's plugin."""
     from .manager import report_failure
 
-    report_failure(observer.plugin, f"pocket_observe ({part})", error)
+    report_failure(observer.plugin, f"pocket_observe ({part})", error, silent=True)
 
 
 def report(what: str, error: BaseException) -> None:
-    """Say that a hook of a node failed, which neither hides the node's own error nor undoes what has landed.
-
-    The message of an exception may hold what nobody should read in a log, so only level debug has it.
-    """
+    """Say that a hook of a node failed, which neither hides the node's own error nor undoes what has landed."""
     import logging
 
-    from .reporting import stack_of
+    from .reporting import log_failure
 
-    logger = logging.getLogger("pocket_plug")
-    logger.error("%s failed; the run goes on. %s", what, stack_of(error, lambda _: None))
-    logger.debug("%s failed", what, exc_info=error)
+    log_failure(logging.ERROR, f"{what} failed; the run goes on", error)

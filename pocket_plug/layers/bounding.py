@@ -25,11 +25,10 @@ from pocket_plug.hookspecs import hookimpl
 from pocket_plug.keys import RESERVED
 from pocket_plug.layer import Layer, parts
 from pocket_plug.memory import Dropped, Keeping, Memory, Reason
+from pocket_plug.reporting import log_failure, template_of
 from pocket_plug.ttl import TTL, seconds
 
 __all__ = ["Bounding", "Reason", "size_of"]
-
-_logger = logging.getLogger("pocket_plug")
 
 _UNKNOWN = 0
 """The version of an entry that is there, or may be, while nobody has looked."""
@@ -214,7 +213,7 @@ class Bounding(Layer):
             try:
                 entry = await self._delete(key, chosen[0])
             except Exception as error:  # noqa: BLE001 - whatever a backend may raise
-                self._report(f"could not evict {key!r}", error)
+                self._report("could not evict", key, error)
                 break
             with self._lock:
                 if self._going.get(key) is chosen:
@@ -256,20 +255,21 @@ class Bounding(Layer):
                         await answer
                     elif inspect.iscoroutine(answer):
                         answer.close()
-                        raise TypeError("it gave back a coroutine; write it as an `async def`, so that it is awaited")
+                        self._report("on_evict is no `async def`, yet it gave a coroutine, not awaited, for", key)
                 except asyncio.CancelledError as error:
                     cancelled = error
                 except Exception as error:  # noqa: BLE001 - it is the user's, and the write has landed
-                    self._report(f"on_evict raised for {key!r}", error)
+                    self._report("on_evict raised for", key, error)
         finally:
             _telling.set(telling)
         if cancelled is not None:
             raise cancelled
 
-    def _report(self, what: str, error: Exception) -> None:
+    def _report(self, what: str, key: str, error: Exception | None = None) -> None:
         self.failures += 1
         if self.failures == 1:
-            _logger.warning("bounding: %s; later failures are only counted", what, exc_info=error)
+            entry = template_of(key) or "an entry"
+            log_failure(logging.WARNING, f"bounding: {what} {entry}; later failures are only counted", error)
 
 
 class _Kept(Entry):

@@ -401,8 +401,7 @@ def test_a_callback_that_hands_back_a_coroutine_is_reported(clock: FakeClock, ca
     store = bounded(Memory(), clock, max_entries=1, on_evict=lambda key, value, reason: end(key))
     with caplog.at_level(logging.WARNING, "pocket_plug"):
         store.set_many({"a": 1, "b": 2})
-    assert caplog.records[0].exc_info is not None
-    assert "async def" in str(caplog.records[0].exc_info[1])
+    assert "async def" in caplog.messages[0]
 
 
 def test_a_cancellation_leaves_none_untold(clock: FakeClock) -> None:
@@ -473,7 +472,8 @@ def test_an_eviction_that_fails_is_reported_and_done_later(caplog: pytest.LogCap
 
     with caplog.at_level(logging.WARNING, "pocket_plug"):
         asyncio.run(main())
-    assert "could not evict 'a'" in caplog.text
+    assert "could not evict" in caplog.text
+    assert "StoreError" in caplog.text
 
 
 def test_what_is_there_when_it_opens_is_bounded_too() -> None:
