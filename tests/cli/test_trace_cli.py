@@ -117,6 +117,14 @@ def test_a_run_of_which_the_end_is_missing_is_unfinished(file: Path, says: Says)
     assert (found["run_id"], found["outcome"], found["spans"]) == ("gone-5", "unfinished", 1)
 
 
+def test_a_run_that_another_process_began_counts_for_both(file: Path, says: Says) -> None:
+    """What is below two runs of one trace, as where a traceparent was handed on, is of both."""
+    outer, inner = run(A, 1, 0, 9, "r-1", "front", "success"), run(A, 3, 1, 2, "r-2", "back", "success", parent=2)
+    file.write_text(line(span(A, 4, 3, "node b", 1, 2), inner) + line(span(A, 2, 1, "node a", 0, 9), outer))
+    found = json.loads(says("ls", "--json")[1])
+    assert [(each["run_id"], each["spans"]) for each in found] == [("r-2", 2), ("r-1", 4)]
+
+
 def test_ids_in_a_circle_are_survived(file: Path, says: Says) -> None:
     """A file may hold anything."""
     file.write_text(
