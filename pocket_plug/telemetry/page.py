@@ -26,7 +26,7 @@ EXACT = 2**53
 
 
 def page(traces: Sequence[Trace]) -> str:
-    """The HTML text of a page that shows these traces, the first of them at once.
+    """The HTML text of a page that shows these traces, that which began last at once.
 
     All that is in it came from somewhere else, so nothing in a trace is ever markup or a script to the page, and the page's
     policy lets the browser run nothing but the page's own script and fetch nothing at all.

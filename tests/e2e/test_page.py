@@ -402,7 +402,7 @@ def test_executions_of_one_run(show, tmp_path):
     """A suspended run and its resumption stand together: one goes from one to the other, also by the link."""
     file = tmp_path / "traces.jsonl"
     approval(file, tmp_path / "approval.db")
-    page = show([trace for trace in read_traces(file) if trace.runs])
+    page = show([trace for trace in reversed(read_traces(file)) if trace.runs])  # in any order
     expect(page.locator("#executions button")).to_have_text(["1 ‖ suspended", "2 ✓ success"])
     expect(row(page, "run approval")).to_contain_text("▸ resumed")
     expect(page.locator("[data-node=tax]")).to_have_class("place earlier")

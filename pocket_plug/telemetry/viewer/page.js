@@ -1,7 +1,8 @@
 // The page: which trace, run and span are looked at, and what the reader does.
 
 const at = (id) => document.getElementById(id);
-const traces = data.traces.map((raw) => new Trace(raw)).filter((trace) => trace.spans.length); // newest first
+const newestFirst = (one, other) => (BigInt(one.start) < BigInt(other.start) ? 1 : -1);
+const traces = data.traces.filter((raw) => raw.spans.length).sort(newestFirst).map((raw) => new Trace(raw));
 const traceById = new Map(traces.map((trace) => [trace.id, trace]));
 let trace = null;
 let graphRuns = []; // the runs that the graph shows
@@ -110,7 +111,7 @@ function showGraph(runs) {
   graphRuns = runs;
   at("graph").hidden = !runs.length;
   if (!runs.length) return;
-  const before = traces.filter((other) => trace.runId && other.runId === trace.runId && other.start < trace.start);
+  const before = traces.slice(traces.indexOf(trace) + 1).filter((other) => trace.runId && other.runId === trace.runId);
   chart = chartOf(runs, runs[0] === trace.root ? before.map((other) => other.root) : []);
   const outcomes = new Set(runs.map((run) => run.get("run.outcome") ?? (run.goesOn ? "running" : "")));
   const outcome = ["failure", "timeout", "cancelled", "suspended", "running", "success"].find((each) => outcomes.has(each)) ?? "";
