@@ -109,6 +109,9 @@ class PhaseCall:
     """Decided before the phase's context manager exits with the error."""
     delay: float | None = None
     """Seconds until the next attempt, where there will be one."""
+    input: Any = field(default=None, repr=False)
+    """What `prep` and `post` have for the node's input, and `exec` and `fallback` for what prep gave."""
+    output: Any = field(default=None, repr=False, init=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, sil
         plugin.failures[what] += 1
         first = plugin.failures[what] == 1
     if first:
-        said = error_type(error) if silent else describe(error)
+        said = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
         _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
         if silent:
             _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .chain import DEFAULT, Chain
 from .errors import RouteError, UndeclaredKeyError, suggest
 from .keys import Key, type_name
-from .node import FunctionNode, Node, PostNode, options_of
+from .node import FunctionNode, Node, PostNode, Traced, options_of
 from .phases import HOOKS, PHASES, declared_actions, faults, input_type, is_async, output_type, overridden
 from .retry import Retry
 from .typechecks import checker, fits
@@ -39,7 +39,7 @@ class Step:
         self.title = self.name if issubclass(type(node), FunctionNode) else type(node).__name__
         self.retry: Retry | None = options.retry
         self.timeout = options.timeout
-        self.trace = options.trace
+        self.trace: Traced = options.trace
         self.serializable = options.isolation == "serializable"
         self.reads, self.writes = options.reads, options.writes
         self.actions: dict[str, Step] = {}

@@ -251,6 +251,10 @@ class Execution:
             except BaseException as error:
                 if transaction is not None:
                     transaction.ended = True
+                if call is not None and phase in step.phases and phase not in call.durations:
+                    if phase == "exec":
+                        call.attempts = 1
+                    measure(call, phase, started)
                 if isinstance(error, MissingKeyError):
                     _name_the_phase(error, step, phase)
                 elif isinstance(error, StopIteration):
@@ -431,13 +435,16 @@ class Execution:
             watching = self.on_phase if step.guarded else self.on_every_phase
             if not watching and is_async:  # what nobody watches is only measured
                 started = time.perf_counter()
-                result = await function(view, *arguments)
-                measure(call, phase, started)
+                try:
+                    result = await function(view, *arguments)
+                finally:
+                    measure(call, phase, started)
                 if result.__class__ is CoroutineType:
                     raise _unawaited(step, phase, result)
                 return result
-            with Watching(watching, PhaseCall(call, phase)):
-                return await self._call(step, phase, function, is_async, self.in_place, view, *arguments)
+            with Watching(watching, of_phase := PhaseCall(call, phase, input=arguments[0])):
+                of_phase.output = await self._call(step, phase, function, is_async, self.in_place, view, *arguments)
+            return of_phase.output
         except BaseException as error:
             transaction.ended = True
             if isinstance(error, MissingKeyError):
@@ -464,10 +471,12 @@ class Execution:
         """`exec`, as often as its retry allows, then the fallback."""
         if step.exec_async and not step.guarded and (call is None or not self.on_every_phase):
             started = time.perf_counter()
-            result = await function(prepared)
-            if call is not None:
-                call.attempts += 1
-                measure(call, "exec", started)
+            try:
+                result = await function(prepared)
+            finally:
+                if call is not None:
+                    call.attempts += 1
+                    measure(call, "exec", started)
             if result.__class__ is CoroutineType:
                 raise _unawaited(step, "exec", result)
             return result
@@ -476,11 +485,14 @@ class Execution:
             attempt += 1
             if call is not None:
                 call.attempts += 1
-            phase = PhaseCall(call, "exec", attempt, step.timeout) if call is not None else None
+            phase = PhaseCall(call, "exec", attempt, step.timeout, input=prepared) if call is not None else None
             try:
                 with Watching(self.on_phase if step.guarded else self.on_every_phase, phase) as watching:
                     try:
-                        return await self._attempt(step, function, prepared)
+                        result = await self._attempt(step, function, prepared)
+                        if phase is not None:
+                            phase.output = result
+                        return result
                     except Exception as error:
                         retry = step.retry
                         watching.retry(retry is not None and attempt < retry.attempts and retry.covers(error)
@@ -519,11 +531,13 @@ class Execution:
     async def _fall_back(self, step: Step, prepared: Any, error: Exception, call: NodeCall | None) -> Any:
         if step.fallback is None or isinstance(error, PhaseError):
             raise error
-        phase = PhaseCall(call, "fallback") if call is not None else None
+        phase = PhaseCall(call, "fallback", input=prepared) if call is not None else None
         with Watching(self.on_phase, phase):
             result = await self._call(
                 step, "fallback", step.fallback, step.fallback_async, not self.threads, prepared, error
             )
+            if phase is not None:
+                phase.output = result
         if call is not None:
             call.outcome = "fallback"
         self.event("fallback", call, {"error": error})

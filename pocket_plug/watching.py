@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .errors import RunSuspended
+from .errors import PluginError, RunSuspended
 from .hookspecs import SILENT, NodeCall, Observer, PhaseCall
 
 PLUGIN_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
@@ -23,6 +23,7 @@ def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[O
     """
     silent: Sequence[Observer] = ()
     for observer, make in observers:
+        manager = None
         try:
             manager = make(about)
             if manager is not None:
@@ -31,6 +32,8 @@ def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[O
                 if given is SILENT:
                     silent = (*silent, observer)
         except PLUGIN_FAULTS as error:
+            if manager is not None and not hasattr(type(manager), "__enter__"):
+                error = PluginError(f"it gave {type(manager).__name__}, not a context manager or None")
             report_observer(observer, "enter", error)
     return silent
 

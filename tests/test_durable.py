@@ -55,6 +55,7 @@ from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import NodeCall, Observer, Run
 from pocket_plug.layer import Layer
 from pocket_plug.layers.persistence import Persistence
+from pocket_plug.propagation import session
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.spans import SpanCapture
 
@@ -1136,6 +1137,28 @@ def test_what_observers_see(tmp_path: Path) -> None:
                 ("resume", "approve", {"epoch": 2}), ("approve", 1, "ok", None), ("decide", 1, "ok", None),
                 ("asking", "success"), ("asking", 1, "ok", None), ("send", 1, "ok", None), ("mail", True, "success"),
             ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+def test_looking_for_a_durable_run_begins_no_trace(tmp_path: Path) -> None:
+    """Its records are read and claimed before there is a span to hang it under; under one of the user's it is seen."""
+
+    @node.post
+    async def keep(inside: StoreWriter, n: int) -> int:
+        await inside.set("n", n)
+        return n
+
+    async def main() -> None:
+        pocket = Pocket(autoload=False)
+        async with Store(f"sqlite:///{tmp_path}/runs.db", layers=["tracing"]) as store:
+            graph = Graph(keep, store=store)
+            with SpanCapture("node") as alone, session("chat"):
+                await graph.run(1, run_id="a", pocket=pocket)
+            with SpanCapture("node") as within, within.tracer_provider.get_tracer("").start_as_current_span("request"):
+                await graph.run(1, run_id="b", pocket=pocket)
+        assert [span.name for span in alone.spans if span.parent is None] == ["run graph"]
+        assert [span.name for span in within.spans if span.parent is None] == ["request"]
 
     asyncio.run(main())
 

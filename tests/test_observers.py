@@ -16,7 +16,7 @@ from pocket_plug.hookspecs import SILENT, NodeCall, Observer, PhaseCall, Run
 from pocket_plug.memory import Memory
 from pocket_plug.pocket import Pocket
 from pocket_plug.store import Store, StoreReader, StoreWriter
-from pocket_plug.sync import SyncStore, SyncWriter
+from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
 from pocket_plug.testing.clock import FakeClock, run_virtual
 from pocket_plug.testing.layer_contract import FaultyMemory
 
@@ -314,6 +314,70 @@ def test_durations_of_a_plain_node(parts: str, monkeypatch: pytest.MonkeyPatch) 
     simple = Simple()
     run_virtual(Graph(simple, simple.low >> plus).run(1, pocket=a_pocket(journal)), clock)
     assert journal.calls[0].durations == pytest.approx({"prep": 0, "exec": 2, "post": 1})
+
+
+@pytest.mark.parametrize("at", ["prep", "exec", "post"])
+@pytest.mark.parametrize("parts", ["node", "node phase"])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_phase_that_fails_is_measured_too(at: str, parts: str, hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to its error, in each way that a node may be driven; what follows has no duration."""
+    clock = FakeClock()
+    monkeypatch.setattr("pocket_plug.runner.time.perf_counter", lambda: clock.elapsed)
+
+    class Slow(Node[int, int]):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return await self.take(1, "prep")
+
+        async def exec(self, n: int) -> int:
+            return await self.take(2, "exec")
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            return await self.take(3, "post")
+
+        async def take(self, seconds: int, phase: str) -> int:
+            await asyncio.sleep(seconds)
+            if phase == at:
+                raise LookupError
+            return seconds
+
+    class Hooked(Slow):
+        async def on_failure(self, store: StoreWriter, error: Exception) -> None:
+            await asyncio.sleep(10)
+
+    journal = Journal(parts=parts)
+    with pytest.raises(LookupError):
+        run_virtual(Graph((Hooked if hooked else Slow)()).run(1, pocket=a_pocket(journal)), clock)
+    (call,) = journal.calls
+    everything = {"prep": 1, "exec": 2, "post": 3}
+    begun = list(everything)[: list(everything).index(at) + 1]
+    assert call.durations == pytest.approx({phase: everything[phase] for phase in begun})
+    assert call.attempts == (0 if at == "prep" else 1)
+
+
+def test_what_goes_into_a_phase_and_comes_out() -> None:
+    """prep and post have the node's input, exec and fallback what prep gave; what failed gave nothing."""
+
+    class All(Node[int, int]):
+        def prep(self, store: SyncReader, n: int) -> int:
+            return n + 1
+
+        def exec(self, n: int) -> int:
+            raise LookupError
+
+        def fallback(self, n: int, error: Exception) -> int:
+            return n + 10
+
+        def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> int:
+            return n + 100
+
+    seen: list[PhaseCall] = []
+
+    def keep(call: PhaseCall) -> None:
+        seen.append(call)
+
+    assert Graph(All()).run_sync(1, pocket=a_pocket(Plugin(phase=keep))) == 101
+    assert [(call.phase, call.input, call.output) for call in seen] == [
+        ("prep", 1, 2), ("exec", 2, None), ("fallback", 2, 12), ("post", 1, 101)]  # fmt: skip
 
 
 def test_conflicts_and_failing_hooks_are_events(caplog: pytest.LogCaptureFixture) -> None:

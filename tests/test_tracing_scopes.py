@@ -363,6 +363,7 @@ def test_openinference_has_a_kind_for_every_span() -> None:
     [
         ("keys", "text/plain", {"get toll:{}": ("toll:eu", None), "set toll:{}": ("toll:eu", None)}),
         ("full", "application/json", {
+            "exec answer": ('"hi"', '"HI"'), "exec same": ('"HI"', '"HI"'),
             "run chat": ('"hi"', '"HI"'), "node answer": ('"hi"', '"HI"'), "node inner": ('"HI"', '"HI"'),
             "run inner": ('"HI"', '"HI"'), "node same": ('"HI"', '"HI"'), "get toll:{}": ("toll:eu", None),
             "set toll:{}": ("toll:eu", None)}),

@@ -43,32 +43,32 @@ FAULTY = {  # fail while they watch: source of pocket_observe, where, and what t
     "in_run": (
         "def part(run): raise RuntimeError('boom')\n    return Observer(run=part)",
         "pocket_observe (enter)",
-        "RuntimeError: boom",
+        "RuntimeError (said once",
     ),
     "in_node": (
         "def part(call): raise SystemExit('boom')\n    return Observer(node=part)",
         "pocket_observe (enter)",
-        "SystemExit: boom",
+        "SystemExit (said once",
     ),
     "in_enter": (
         "class M(Manager):\n        def __enter__(self): raise KeyError('boom')\n    return Observer(phase=lambda call: M())",
         "pocket_observe (enter)",
-        "KeyError: 'boom'",
+        "KeyError (said once",
     ),
     "in_exit": (
         "return Observer(node=lambda call: FailingExit())",
         "pocket_observe (exit)",
-        "ValueError: boom",
+        "ValueError (said once",
     ),
     "in_event": (
         "def part(*about): raise ValueError('boom')\n    return Observer(event=part)",
         "pocket_observe (event)",
-        "ValueError: boom",
+        "ValueError (said once",
     ),
     "no_manager": (
         "return Observer(run=lambda run: 3)",
         "pocket_observe (enter)",
-        "AttributeError: 'int' object has no attribute '__enter__'",
+        "it gave int, not a context manager or None",
     ),
 }
 

@@ -297,10 +297,24 @@ class PhaseSpan(SpanManager):
         if live.decorated:
             attributes = carried(live, context) | flavours.of_phase(live.flavours, phase) | attributes
         self.open(live.phase.start_span(f"{phase} {node}", context, attributes=attributes), context)
+        if self._is_shown() and self.span.is_recording():
+            try:
+                _show(live, self.span, "pocket_plug.phase.input", ("phase", "input"), call.input)
+            except BaseException:
+                self.close()
+                raise
+
+    def _is_shown(self) -> bool:
+        """What prep and post have and give stands on the node's span already, or on that of exec."""
+        return self.live.capture is not None and self.call.phase in ("exec", "fallback")
 
     def finish(self, error: BaseException | None) -> None:
         call, span = self.call, self.span
-        if error is None or not span.is_recording():
+        if not span.is_recording():
+            return
+        if error is None:
+            if self._is_shown():
+                _show(self.live, span, "pocket_plug.phase.output", ("phase", "output"), call.output)
             return
         span.set_attribute("pocket_plug.attempt.will_retry", call.will_retry)
         if call.delay is not None:

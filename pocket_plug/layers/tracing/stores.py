@@ -13,6 +13,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.errors import Conflict
+from pocket_plug.keys import RESERVED
 from pocket_plug.layer import Layer, parts
 from pocket_plug.memory import Memory
 from pocket_plug.reporting import capped, say_once, system_of, template_of
@@ -156,6 +157,8 @@ class Tracing(Layer):
     def _start(self, live: Live, operation: str, template: str, attributes: Attributes, parent: Context,
                keys: str | Sequence[str], start: int | None = None) -> Span | None:  # fmt: skip
         """A recording span, or None. A tracing that fails must not fail the store."""
+        if _is_bookkeeping(keys) and not trace.get_current_span(parent).get_span_context().is_valid:
+            return None  # it looks for its records before there is a span: that begins no trace
         try:
             name = f"{operation} {template}" if template else operation
             if live.decorated:
@@ -183,6 +186,12 @@ def _heard(context: Context) -> Live | None:
             if around.is_valid and not around.is_remote:
                 return None
     return live if live is not None and live.stores else None
+
+
+def _is_bookkeeping(keys: str | Sequence[str]) -> bool:
+    """Is it all about the records of a durable run itself?"""
+    names = (keys,) if isinstance(keys, str) else keys
+    return bool(names) and all(name.startswith(RESERVED) for name in names)
 
 
 def _show_keys(live: Live, span: Span, keys: str | Sequence[str]) -> None:
