@@ -58,17 +58,17 @@ def look(browser: Browser) -> Iterator[Look]:
         page.close()
 
 
-Picture = Callable[[Page, str], None]
+Picture = Callable[..., None]
 
 
 @pytest.fixture
 def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Picture:
-    """Takes a picture of what is seen: `picture(page, "phoenix")`. A small file, whose colours are few."""
+    """Takes a picture of what is seen, or of its left part: `picture(page, "phoenix", 800)`. A small file of few colours."""
     folder = PICTURES if request.config.getoption("pictures") else tmp_path
 
-    def picture(page: Page, name: str) -> None:
+    def picture(page: Page, name: str, width: int = SIZE[0]) -> None:
         seen = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-        assert seen.size == SIZE
+        seen = seen.crop((0, 0, width, SIZE[1]))
         file = folder / f"{name}.png"
         folder.mkdir(exist_ok=True)
         seen.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)

@@ -43,10 +43,10 @@ def play(folder: Path, environment: Mapping[str, str], capture: str = "none") ->
     """Play the workflow in this folder; a second process resumes what the first one left."""
     (folder / "pocket.toml").write_text(f'[plugins.tracing]\ncapture = "{capture}"\n')
     for parts in (BEFORE, ("resumed",)):
-        for part in parts:
-            done = subprocess.run([sys.executable, "-W", "error", WORKFLOW, "tea", "reference.db", part], cwd=folder,
-                                  env=clean(environment), capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
-            assert (done.returncode, done.stderr) == (0, "")
+        command = [sys.executable, "-W", "error", WORKFLOW, "tea", "reference.db", *parts]
+        done = subprocess.run(command, cwd=folder, env=clean(environment), capture_output=True, text=True, timeout=120,
+                              check=False)  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,7 @@ class Shown:
 
 
 def trees(spans: Iterable[Shown]) -> dict[str, str]:
-    """Each trace, by the name of its root: a span is a line, with its kind, its events, and ERROR where it failed.
-
-    The operations by which a durable run is claimed are traces of their own; they are left out: only "run …" and "request"
-    are drawn.
-    """
+    """Each trace, by the name of its root: a span is a line, with its kind, its events, and ERROR where it failed."""
     spans = sorted(spans, key=lambda span: span.start)
     known = {span.span_id for span in spans}
     assert [span.name for span in spans if span.parent_id and span.parent_id not in known] == [], "orphans"
@@ -80,7 +76,7 @@ def trees(spans: Iterable[Shown]) -> dict[str, str]:
         line = " ".join(words + (["ERROR"] if parent.status == "ERROR" else [])) + "\n"
         return line + "".join(indent(draw(span), "  ") for span in spans if span.parent_id == parent.span_id)
 
-    roots = [span for span in spans if not span.parent_id and span.name.startswith(("run ", "request"))]
+    roots = [span for span in spans if not span.parent_id]
     return {f"{span.name}, resumed" if span.attributes.get("pocket_plug.run.resumed") else span.name: draw(span)
             for span in roots}  # fmt: skip
 
@@ -189,5 +185,12 @@ EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
 }.items()}  # fmt: skip
 """At detail "phase"; of the user's own spans the kind is not known."""
 
-SPANS = sum(tree.count("\n") for tree in EXPECTED.values()) + 6
-"""How many there are in all: six are of the two claims of the durable run."""
+SPANS = sum(tree.count("\n") for tree in EXPECTED.values())
+
+PLAIN = {name: re.sub("CHAIN|TOOL|RETRIEVER", "UNKNOWN", tree) for name, tree in EXPECTED.items()}
+"""The same without the flavour "openinference", as a local file has it."""
+
+
+def names(tree: str) -> list[str]:
+    """Of an expected tree's spans, from top to bottom."""
+    return re.findall(r"^ *(.*?) (?:CHAIN|TOOL|RETRIEVER)", EXPECTED[tree], re.MULTILINE)
