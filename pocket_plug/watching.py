@@ -32,9 +32,9 @@ def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[O
                 if given is SILENT:
                     silent = (*silent, observer)
         except PLUGIN_FAULTS as error:
-            if manager is not None and not hasattr(type(manager), "__enter__"):
-                error = PluginError(f"it gave {type(manager).__name__}, not a context manager or None")
-            report_observer(observer, "enter", error)
+            is_none = manager is not None and not hasattr(type(manager), "__enter__")
+            why = PluginError(f"it gave {type(manager).__name__}, not a context manager or None") if is_none else error
+            report_observer(observer, "enter", why)
     return silent
 
 
