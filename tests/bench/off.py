@@ -98,7 +98,6 @@ def get_with_sdk(bench: Bench) -> None:
     bench.case("sampled out", sampled_out(ours))
     bench.case("sampled out, without the layer", sampled_out(without))
     bench.case("traced", ours)
-    bench.target("sampled out", 2, "sampled out, without the layer")
 
 
 @row

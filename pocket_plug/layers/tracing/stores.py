@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
@@ -48,6 +48,7 @@ class Tracing(Layer):
         if self.namespace:
             self._about["db.namespace"] = capped(self.namespace)
         self._of_get = self._attributes("get")
+        self._read_on = self.inner.read
         probed = isinstance(self.inner, Probe)
         self._attach_read, self._attach_write = (
             probed or not self.inner.inline_read,
@@ -69,11 +70,15 @@ class Tracing(Layer):
         settings.look()
         await super().open()
 
-    async def read(self, key: str) -> Entry | None:
-        context = otel_context.get_current()
+    def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:
+        # no `async`: what nobody listens to is handed on, without a coroutine of its own
+        context = get_current()
+        if not context and settings.live is None:
+            return self._read_on(key)
         live = _heard(context)
-        if live is None:
-            return await self.inner.read(key)
+        return self._read_on(key) if live is None else self._traced_read(key, live, context)
+
+    async def _traced_read(self, key: str, live: Live, context: Context) -> Entry | None:
         span = self._start(live, "get", template_of(key), self._of_get, context, key)
         if span is None:
             return await self.inner.read(key)
@@ -92,7 +97,7 @@ class Tracing(Layer):
         return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        context = otel_context.get_current()
+        context = get_current()
         live = _heard(context)
         if live is None:
             return await self.inner.read_many(keys)
@@ -108,7 +113,7 @@ class Tracing(Layer):
             return entries
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        context = otel_context.get_current()
+        context = get_current()
         live = _heard(context)
         if live is None:
             return await self.inner.write(changes, expect)
@@ -128,12 +133,12 @@ class Tracing(Layer):
             return await self.inner.write(changes, expect)
 
     def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        live = _heard(otel_context.get_current())
+        live = _heard(get_current())
         return self.inner.scan(prefix) if live is None else self._scanned(live, prefix)
 
     async def _scanned(self, live: Live, prefix: str) -> AsyncIterator[str]:
         """The span is made at the end, as long as the store worked: none is open while the caller has the key."""
-        parent, start = otel_context.get_current(), time.time_ns()
+        parent, start = get_current(), time.time_ns()
         busy, count, error = 0, 0, None
         began = time.perf_counter_ns()
         try:
@@ -284,7 +289,7 @@ class Probe(Layer):
     def _watched(self, operation: str) -> _Operation | None:
         """Only inside of an operation whose span is recorded."""
         live = settings.live
-        context = otel_context.get_current()
+        context = get_current()
         if live is None or live.detail != "debug" or not trace.get_current_span(context).is_recording():
             return None
         attributes: Attributes = {"pocket_plug.layer": self._name, "db.operation.name": operation}
