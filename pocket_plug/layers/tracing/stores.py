@@ -70,7 +70,7 @@ class Tracing(Layer):
         settings.look()
         await super().open()
 
-    def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:
+    def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # no `async`: what nobody listens to is handed on, without a coroutine of its own
         context = get_current()
         if not context and settings.live is None:
