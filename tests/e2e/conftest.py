@@ -71,7 +71,7 @@ def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Picture:
         seen = seen.crop((0, 0, width, SIZE[1]))
         file = folder / f"{name}.png"
         folder.mkdir(exist_ok=True)
-        seen.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+        seen.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
         assert file.stat().st_size < LARGEST
 
     return picture

@@ -1,0 +1,32 @@
+"""What the page of traces looks like, of the reference workflow: `pocket-plug trace show --html`, opened from its file."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Look, Picture
+from shown import clean, play
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the workflow's run "shop"."""
+    folder = tmp_path_factory.mktemp("page")
+    play(folder, {"OTEL_SERVICE_NAME": "shop"}, capture="full")
+    done = subprocess.run(["pocket-plug", "trace", "show", "shop", "--html", "shop.html"], cwd=folder, env=clean({}),
+                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "shop.html"
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_the_page_shows_the_run_at_a_glance(shop: Path, look: Look, picture: Picture, colours: str) -> None:
+    """Light or dark as the system is: the nodes' names, and what was tried again or failed, on one screen."""
+    page = look(shop.as_uri(), dark=colours == "dark")
+    for name in ("run shop", "fetch", "hurry", "each_pack"):
+        page.get_by_text(name).filter(visible=True).first.wait_for()
+    shade = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number)")
+    assert (sum(shade) < 3 * 128) == (colours == "dark")
+    picture(page, f"trace-{colours}")
