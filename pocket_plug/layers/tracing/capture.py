@@ -144,7 +144,7 @@ class _Writer:
 
     def write(self, path: Path, value: Any, depth: int) -> None:
         if depth > MAX_DEPTH:
-            self.put("…")
+            self.put('"…"')
             return
         try:
             parts = _parts(value)
@@ -160,7 +160,7 @@ class _Writer:
         except (_Full, _RedactFailed):
             raise
         except PLUGIN_FAULTS:  # a value may do anything when it is looked into
-            self.put(f"(unreadable {type(value).__name__})")
+            self.put(f'"(unreadable {type(value).__name__})"')
 
 
 def _parts(value: Any) -> tuple[bool, Iterable[tuple[str, Any]]] | None:
@@ -198,6 +198,6 @@ def _leaf(value: Any) -> str:
         return json.dumps(value)
     if _is_a(value, str):
         return json.dumps(str.__getitem__(value, slice(MAX_BYTES)), ensure_ascii=False)
-    if _is_a(value, bytes | bytearray):
-        return summary(value)
-    return repr(value)[: MAX_BYTES + 1]
+    return json.dumps(
+        (summary(value) if _is_a(value, bytes | bytearray) else repr(value))[:MAX_BYTES], ensure_ascii=False
+    )
