@@ -14,6 +14,9 @@ from pocket_plug.discovery import PluginRecord
 from pocket_plug.errors import PocketError
 from pocket_plug.pocket import Pocket, default_pocket, public_url
 
+NAME_WIDTH = 40
+"""Columns that a thing's name is left in a narrow terminal, if it needs as many."""
+
 as_json = click.option("--json", "as_json", is_flag=True, help="For machines: JSON.")
 
 
@@ -113,7 +116,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns, box=box.SIMPLE_HEAD)
+        table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        first = table.columns[0]  # what one types to name the thing: in a narrow terminal the others give way
+        first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
         for row in rows:
             table.add_row(*map(Text, row))  # not as markup
         Console().print(table)

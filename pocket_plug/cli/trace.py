@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -17,7 +18,7 @@ from pocket_plug.errors import ConfigError, UnknownRunError, suggest
 
 from .show import as_json, print_table
 from .store import json_of, on_one_line, progress
-from .trees import follow, local_time, print_tree
+from .trees import follow, local_time, plural, print_tree
 
 if TYPE_CHECKING:
     from pocket_plug.telemetry.live import OpenSpan
@@ -87,17 +88,26 @@ def _runs(path: Path) -> tuple[list[RunSummary], TraceFile]:
     from pocket_plug.telemetry.summary import runs_in
 
     file = TraceFile(path)
-    try:
+    with _readable(path):
         runs = runs_in(file)
-    except FileNotFoundError:
-        raise UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() make one") from None
     _say_unreadable(file)
     return runs, file
 
 
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    """What can't be read is said to be so, by its name."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() make one") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}. --file names another one") from error
+
+
 def _say_unreadable(file: TraceFile) -> None:
     if file.unreadable:
-        lines = f"{file.unreadable:,} {'line' if file.unreadable == 1 else 'lines'}"
+        lines = plural(file.unreadable, "line")
         click.echo(f"{file.path}: {lines} could not be read, for being no OTLP/JSON or cut off", err=True)
 
 
@@ -119,15 +129,18 @@ def show(run: str | None, file: Path | None, html: str | None, opens: bool, watc
     """Show a run as a tree, or as a page for the browser.
 
     RUN is a run's id or how it begins, the name of a graph (its newest run), or a trace's id; without it, it is the newest
-    run. Of a run that was resumed all executions are shown. With --watch, without RUN it is the
-    newest run that goes on, or else the next that begins.
+    run, or the newest trace where there are no runs. Of a run that was resumed all executions are shown. With --watch,
+    without RUN it is the newest run that goes on, or else the next that begins.
     """
     if watch and (html is not None or opens or as_json):
         raise click.UsageError(
             "--watch draws in the terminal; leave out --html, --open and --json, or show it afterwards"
         )
+    if as_json and (html is not None or opens):
+        raise click.UsageError("--json is for machines, --html and --open are for the browser; leave out one of them")
     if watch:
-        return follow(file or _default(), run)
+        with _readable(file or _default()):
+            return follow(file or _default(), run)
     traces, going_on = _found(file or _default(), run)
     if as_json:
         click.echo(json_of([{"trace_id": each.id, "spans": each.spans} for each in traces]))
@@ -153,17 +166,15 @@ def _found(path: Path, wanted: str | None) -> tuple[list[Trace], list[OpenSpan]]
     if path.exists():
         spans += TraceFile(path).spans(ids)
     if not spans:
-        raise UnknownRunError(f"there is no trace {wanted} in {path}")
+        raise UnknownRunError(f"there is no trace {wanted} in {path}. `pocket-plug trace ls` lists the runs")
     return traces_of(spans)[::-1], going_on
 
 
 def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]:
     if wanted is None:
         if not runs:
-            raise UnknownRunError(f"there are no runs in {path}. Name a trace's id to see what else is there")
+            return {_newest(path)}
         wanted = runs[0].run_id
-    if len(wanted) == 32 and all(char in "0123456789abcdef" for char in wanted):
-        return {wanted}
     names = dict.fromkeys(run.run_id for run in runs)
     begun = [name for name in names if name.startswith(wanted)]
     if wanted in names:
@@ -172,6 +183,8 @@ def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]
         run_id = newest[0]
     elif len(begun) == 1:
         run_id = begun[0]
+    elif len(wanted) == 32 and all(char in "0123456789abcdef" for char in wanted):
+        return {wanted}
     elif begun:
         several = ", ".join(map(on_one_line, begun[:5])) + (", …" if len(begun) > 5 else "")
         raise UnknownRunError(f"{len(begun)} runs in {path} begin with {wanted!r}: {several}. Give more of the id")
@@ -180,6 +193,16 @@ def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]
         raise UnknownRunError(f"there is no run {wanted!r} in {path}, nor a graph of that name.{close} "
                               "`pocket-plug trace ls` lists them")  # fmt: skip
     return {run.trace_id for run in runs if run.run_id == run_id}
+
+
+def _newest(path: Path) -> str:
+    """The id of the trace that began last, in a file without runs."""
+    from pocket_plug.telemetry.recorded import TraceFile
+
+    newest = max(TraceFile(path).spans(), key=lambda span: span.start, default=None)
+    if newest is None:
+        raise UnknownRunError(f"there are no traces in {path}")
+    return newest.trace_id
 
 
 def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
@@ -220,8 +243,8 @@ def _cached(newest: Trace) -> Path:
 def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
     """Send all traces of FILE to a backend that takes OTLP over HTTP.
 
-    /v1/traces is appended to a URL without a path. Headers of OTEL_EXPORTER_OTLP_HEADERS are sent as well. If anything was
-    not taken, the exit code is 1.
+    /v1/traces is appended to a URL without a path. Headers of OTEL_EXPORTER_OTLP_HEADERS are sent as well, and certificates
+    checked against those of OTEL_EXPORTER_OTLP_CERTIFICATE. If anything was not taken, the exit code is 1.
     """
     from opentelemetry.util.re import parse_env_headers
 
@@ -234,18 +257,15 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
     given = dict(parse_env_headers(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""), liberal=True))
     for header in headers:
         name, equals, value = header.partition("=")
-        if not equals or not name.strip():
-            raise click.UsageError("--header is KEY=VALUE")  # not shown: it may be a secret
+        if not equals or not name.strip() or not (header.isascii() and header.isprintable()):
+            raise click.UsageError("--header is KEY=VALUE, in ASCII on one line")  # not shown: it may be a secret
         given[name.strip()] = value.strip()
     target = sending.endpoint(url)
     source = TraceFile(file)
-    try:
-        with progress("sending", file.stat().st_size) as advance:
-            sent = sending.send(source, url, given, advance)
-    except FileNotFoundError:
-        raise UnknownRunError(f"there is no file {file}") from None
+    with _readable(file), progress("sending", file.stat().st_size) as advance:
+        sent = sending.send(source, url, given, advance)
     _say_unreadable(source)
-    click.echo(f"sent {sent.taken:,} spans to {sending.shown(target)}", err=True)
+    click.echo(f"sent {plural(sent.taken, 'span')} to {sending.shown(target)}", err=True)
     for reason, spans in sent.reasons.items():
-        click.echo(f"not taken: {spans:,} spans, {reason}", err=True)
+        click.echo(f"not taken: {plural(spans, 'span')}, {reason}", err=True)
     return int(bool(sent.refused or source.unreadable))

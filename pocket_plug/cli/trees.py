@@ -29,8 +29,8 @@ def print_tree(found: Trace, now: int, alive: bool) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    lines = [*_tree(found, console, now, alive), Text(_caption(found), style="dim")]
-    _print(console, Text("\n").join(lines))
+    _print(console, Text("\n").join(_tree(found, console, now, alive)), cut=True)
+    _print(console, Text(_caption(found, alive), style="dim"), cut=False)
 
 
 def _tree(found: Trace, console: Console, now: int, alive: bool) -> list[Text]:
@@ -39,17 +39,21 @@ def _tree(found: Trace, console: Console, now: int, alive: bool) -> list[Text]:
     return draw(found.spans, width=console.width, plain=console.options.ascii_only, now=now, alive=alive)
 
 
-def _caption(found: Trace) -> str:
-    numbers = f"{len(found.spans):,} spans, {found.errors:,} errors, {found.retries:,} retries"
+def _caption(found: Trace, alive: bool) -> str:
+    numbers = f"{plural(len(found.spans), 'span')}, {plural(found.errors, 'error')}, {plural(found.retries, 'retry')}"
     run = f"run {on_one_line(found.run_id)}: " if found.run_id is not None else ""
-    outcome = f"{found.outcome or 'not ended'}, " if found.runs else ""
+    outcome = f"{found.outcome or ('running' if alive else 'not ended')}, " if found.runs else ""
     return f"{run}{outcome}{local_time(found.start)}, {numbers}, trace {found.id}"
 
 
-def _print(console: Console, text: Text) -> None:
-    """What stdout can't encode is replaced, which rich wouldn't do."""
+def _print(console: Console, text: Text, cut: bool) -> None:
+    """What is too long for a line is cut, or goes on in the next one, which only a terminal needs. What stdout can't encode
+    is replaced, which rich wouldn't do."""
     with console.capture() as drawn:
-        console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
+        if cut:
+            console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
+        else:
+            console.print(text, soft_wrap=not console.is_terminal)
     click.echo(drawn.get().encode(console.encoding, "replace").decode(console.encoding), nl=False, color=True)
 
 
@@ -97,7 +101,7 @@ class _Redrawn:
     def show(self, found: Trace, alive: bool) -> None:
         from rich.text import Text
 
-        lines = [*_tree(found, self._console, time.time_ns(), alive), Text(_caption(found), style="dim")]
+        lines = [*_tree(found, self._console, time.time_ns(), alive), Text(_caption(found, alive), style="dim")]
         room = max(self._console.height - 2, 4)
         if len(lines) > room:  # what happens now is at the end
             lines = [lines[0], Text("…", style="dim"), *lines[2 - room :]]
@@ -136,3 +140,13 @@ def _line(span: RecordedSpan) -> str:
 def local_time(nanoseconds: int) -> str:
     """A time since the epoch as the clock on the wall has it."""
     return datetime.fromtimestamp(nanoseconds / 1e9).astimezone().isoformat(" ", "seconds")[:19]
+
+
+def plural(number: int, word: str) -> str:
+    """So many of it.
+
+    >>> plural(1, "retry"), plural(1200, "retry"), plural(0, "span")
+    ('1 retry', '1,200 retries', '0 spans')
+    """
+    many = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+    return f"{number:,} {word if number == 1 else many}"

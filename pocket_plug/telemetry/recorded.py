@@ -6,6 +6,7 @@ No SDK is needed for it. What is read is never written; the file may grow meanwh
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,6 +220,8 @@ class TraceFile:
 
     def _lines(self, growing: bool) -> Iterator[bytes]:
         with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._read:
+                self._read = 0  # it was begun anew, as when logs are rotated
             file.seek(self._read)
             for line in file:
                 if growing and not line.endswith(b"\n"):
@@ -339,6 +342,8 @@ def _spans(line: bytes) -> list[RecordedSpan]:
 
 
 def _span(span: _Span, scope: str, resource: Mapping[str, Any]) -> RecordedSpan:
+    if not (0 <= span.start_time_unix_nano < 2**64 and 0 <= span.end_time_unix_nano < 2**64):
+        raise ValueError("a time of more than 64 bits")
     status = span.status or _Status()
     return RecordedSpan(
         trace_id=intern(_id(span.trace_id, 16)),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ssl import SSLCertVerificationError
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -37,6 +39,13 @@ RETRIES = Retry(5, connect=1, read=1, redirect=0, backoff_factor=1, backoff_jitt
 HOPELESS = (401, 403, 404, 405)
 """Answers that the next request would get as well."""
 
+WAYS_OUT = {
+    **dict.fromkeys((401, 403), ". --header adds what it wants to know"),
+    **dict.fromkeys((404, 405), ". Its path for OTLP is another one; append it to the URL"),
+}
+
+GRPC_PORT = 4317
+
 
 @dataclass
 class Sent:
@@ -58,8 +67,12 @@ def endpoint(url: str) -> SplitResult:
     >>> endpoint("http://localhost:4318").geturl()
     'http://localhost:4318/v1/traces'
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise ConfigError(f"the URL of the backend can't be meant: {error}. One is http://localhost:4318") from None
+    if not usable:
         raise ConfigError(f"{shown(parts)!r} is no URL of a backend; one is http://localhost:4318, for OTLP over HTTP")
     return parts._replace(path="/v1/traces") if parts.path in ("", "/") else parts
 
@@ -83,6 +96,10 @@ def send(file: TraceFile, url: str, headers: Mapping[str, str], advance: Callabl
     sent = Sent()
     hopeless = ""
     with requests.Session() as session:
+        if trusted := os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE"):
+            if not os.path.exists(trusted):
+                raise ConfigError(f"OTEL_EXPORTER_OTLP_CERTIFICATE: there is no file {trusted}")
+            session.verify = trusted
         session.mount(f"{target.scheme}://", HTTPAdapter(max_retries=RETRIES))
         session.headers.update({**headers, "Content-Type": "application/x-protobuf"})
         for request, spans in batches(parsed(file, sent, advance)):
@@ -107,10 +124,17 @@ def _post(session: requests.Session, url: SplitResult, request: bytes, spans: in
         while cause.__context__ is not None:  # the outer ones would tell the URL with what is secret in it
             cause = cause.__context__
         reason = f"no connection: {type(cause).__name__}{f': {cause}' if isinstance(cause, OSError) else ''}"
+        if url.port == GRPC_PORT:
+            reason += f". {GRPC_PORT} is mostly for gRPC, and 4318 for HTTP"
+        elif isinstance(cause, SSLCertVerificationError):
+            reason += ". OTEL_EXPORTER_OTLP_CERTIFICATE names a file of certificates to trust"
         sent.refuse(spans, reason)
         return reason
     if answer.status_code != 200:
         reason = f"HTTP {answer.status_code} {answer.reason}: {_said(answer)}".rstrip(": ")
+        reason += WAYS_OUT.get(answer.status_code, "")
+        if answer.is_redirect:
+            reason += f". It is at {shown(urlsplit(answer.headers['Location']))}"
         sent.refuse(spans, reason)
         return reason if answer.status_code in HOPELESS or 300 <= answer.status_code < 400 else ""
     if answer.headers.get("Content-Type", "").startswith("text/html"):

@@ -149,7 +149,24 @@ def test_no_file_and_no_runs_are_said(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "t.jsonl: 1 line could not be read" in err
     code, _, err = says("show", "--file", "t.jsonl")
     assert code == 1
-    assert "there are no runs in t.jsonl" in err
+    assert "there are no traces in t.jsonl" in err
+
+
+@pytest.mark.parametrize("command", [["ls"], ["show"], ["show", "--watch"]])
+def test_what_is_no_file_is_said(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
+    """A folder in the place of the file, or a file in that of its folder: no traceback, and exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    Path(".pocket_plug").write_text("")
+    code, _, err = says(*command)
+    assert code == 2
+    assert ".pocket_plug/traces.jsonl can't be read: Not a directory. --file names another one" in err
+    Path(".pocket_plug").unlink()
+    Path(".pocket_plug", "traces.jsonl").mkdir(parents=True)
+    code, _, err = says(*command)
+    assert code == 2
+    assert ".pocket_plug/traces.jsonl can't be read: Is a directory" in err
 
 
 # ---------------------------------------------------------------- show
@@ -165,7 +182,24 @@ def test_a_run_is_drawn(file: Path, says: Says) -> None:
         code, out, err = says("show", name)
         assert (code, shown(out), err) == (0, drawn, "")
     assert "failure, " in out
-    assert f"2 spans, 2 errors, 2 retries, trace {A}"[:30] in out
+    assert out.endswith(f"2 spans, 2 errors, 2 retries, trace {A}\n"), "whole, since its ids are to be copied"
+
+
+def test_a_run_may_be_called_like_a_trace(file: Path, says: Says) -> None:
+    """Ids made by uuid4().hex are as long as those of traces."""
+    name = "0123456789abcdef" * 2
+    file.write_text(line(run(A, 1, 0, 1, name, "g", "success")))
+    for wanted in ([name], [A], []):
+        code, out, _ = says("show", *wanted)
+        assert (code, shown(out)) == (0, ["run g", f"run {name}"])
+
+
+def test_without_runs_the_newest_trace_is_shown(file: Path, says: Says) -> None:
+    """As after a program that only uses a store."""
+    file.write_text(line(span(B, 1, 0, "get b", 5, 6)) + line(span(A, 1, 0, "get a", 0, 9)))
+    code, out, err = says("show")
+    assert (code, err) == (0, "")
+    assert shown(out)[0] == "get b"
 
 
 def test_all_executions_of_a_resumed_run_are_shown(file: Path, says: Says) -> None:
@@ -239,6 +273,10 @@ def test_what_cannot_be_meant_is_refused(file: Path, says: Says) -> None:
     """Before anything is done."""
     assert says("show", "--watch", "--json")[0] == 2
     assert says("show", "--open", "--html", "-")[0] == 2
+    code, _, err = says("show", "--json", "--html", "page.html")
+    assert code == 2
+    assert "leave out one of them" in err
+    assert not Path("page.html").exists()
 
 
 # ---------------------------------------------------------------- run --trace says how to open it

@@ -179,6 +179,26 @@ def test_a_growing_file_is_read_on(tmp_path: Path) -> None:
     assert file.unreadable == 0
 
 
+def test_a_file_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """As when it is rotated while somebody watches."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(line(span(A, 1)) + line(span(A, 2)))
+    file = TraceFile(path)
+    assert len([*file.spans(growing=True)]) == 2
+    path.write_text(line(span(A, 3)))
+    assert [each.name for each in file.spans(growing=True)] == ["s3"]
+
+
+def test_times_that_no_clock_gives_are_unreadable(tmp_path: Path) -> None:
+    """OTLP has 64 bits for them, which is enough until 2554."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(line(span(A, 1, startTimeUnixNano=str(2**64))) + line(span(A, 2, endTimeUnixNano="-1"))
+                    + line(span(A, 3, endTimeUnixNano=str(2**64 - 1))))  # fmt: skip
+    file = TraceFile(path)
+    assert [each.name for each in file.spans()] == ["s3"]
+    assert file.unreadable == 2
+
+
 def test_a_span_that_was_written_twice_is_there_once(tmp_path: Path) -> None:
     """Such as a file that was replayed into itself; the last one counts."""
     path = tmp_path / "t.jsonl"

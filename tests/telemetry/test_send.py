@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterable
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from typing import Any
 
 import pytest
@@ -120,7 +121,7 @@ def test_what_was_not_taken_is_said(
     assert len(otlp_sink.requests) == 7
     said = capsys.readouterr().err
     assert "not taken: 6 spans, HTTP 400 Bad Request" in said
-    assert "not taken: 6 spans, HTTP 401 Unauthorized" in said
+    assert "not taken: 6 spans, HTTP 401 Unauthorized. --header adds what it wants to know" in said
 
 
 def test_partial_success_is_said(
@@ -154,12 +155,65 @@ def test_nobody_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "secret" not in said
 
 
+def test_a_wrong_address_says_the_way_out(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], otlp_sink: Sink
+) -> None:
+    """The port of gRPC, a certificate of one's own, a path that is not there."""
+    failures = {
+        "http://localhost:4317": (ConnectionResetError("reset"), "4317 is mostly for gRPC, and 4318 for HTTP"),
+        "https://localhost:4318": (
+            SSLCertVerificationError("self-signed"),
+            "OTEL_EXPORTER_OTLP_CERTIFICATE names a file",
+        ),
+    }
+    for url, (cause, way_out) in failures.items():
+
+        def fail(*_: object, cause: Exception = cause, **__: object) -> None:
+            try:
+                raise cause
+            except OSError:
+                raise send.requests.ConnectionError("outer") from None
+
+        with monkeypatch.context() as patched:
+            patched.setattr(send.requests.Session, "post", fail)
+            assert main(["trace", "send", str(file), "--to", url]) == 1
+        assert way_out in capsys.readouterr().err
+    otlp_sink.refuse(404)
+    assert main(["trace", "send", str(file), "--to", f"{otlp_sink.url}/v1/trace"]) == 1
+    assert "HTTP 404 Not Found. Its path for OTLP is another one" in capsys.readouterr().err
+
+
+def test_certificates_are_those_of_the_environment(
+    file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for `observe()`; a file that isn't there is said."""
+    trusted: list[object] = []
+    post = send.requests.Session.post
+    monkeypatch.setattr(
+        send.requests.Session, "post", lambda self, *a, **o: (trusted.append(self.verify), post(self, *a, **o))[1]
+    )
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(file))
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 0
+    assert trusted == [str(file)]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "nowhere.pem")
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 2
+    assert "OTEL_EXPORTER_OTLP_CERTIFICATE: there is no file nowhere.pem" in capsys.readouterr().err
+
+
 def test_what_cannot_be_sent(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
     """No file, no URL of a backend, a torn line: each is said; the rest of a torn file is sent."""
     assert main(["trace", "send", "nowhere.jsonl", "--to", otlp_sink.url]) == 1
     assert "there is no file nowhere.jsonl" in capsys.readouterr().err
     assert main(["trace", "send", str(file), "--to", "localhost:4318"]) == 2
     assert "'localhost:4318' is no URL of a backend" in capsys.readouterr().err
+    for url in ("http://[::1", "http://localhost:99999"):
+        assert main(["trace", "send", str(file), "--to", url]) == 2
+        assert "the URL of the backend can't be meant" in capsys.readouterr().err
+    for secret in ("key=hush\u00ef", "k\u00eby=hush", "key=hush\n"):
+        assert main(["trace", "send", str(file), "--to", otlp_sink.url, "--header", secret]) == 2
+        said = capsys.readouterr().err
+        assert "--header is KEY=VALUE, in ASCII on one line" in said
+        assert "hush" not in said
     lines = file.read_text().splitlines(keepends=True)
     file.write_text(lines[0][:50] + "".join(lines[1:]) + "noise\n")
     assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
