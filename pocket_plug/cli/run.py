@@ -58,11 +58,18 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, run_id:
 
 
 def _say_where(telemetry: Telemetry, error: type[BaseException] | None, *_: object) -> None:
-    """Where the trace lies, also that of a run that failed. On a terminal the tree ends with that."""
-    if telemetry.file is not None and (error is None or telemetry.run_id is not None) and not sys.stderr.isatty():
+    """Where the trace lies, also that of a run that failed. On a terminal the tree ends with that.
+
+    Nothing is said of a file that couldn't be written.
+    """
+    if telemetry.file is None or not telemetry.file.exists() or sys.stderr.isatty():
+        return
+    if telemetry.run_id is not None:
         from pocket_plug.telemetry.local import where_to_look
 
         click.echo(where_to_look(telemetry.file, telemetry.run_id), err=True)
+    elif error is None:
+        click.echo(f"trace: {telemetry.file}", err=True)
 
 
 def is_graph(found: Any) -> TypeGuard[Graph[Any, Any]]:

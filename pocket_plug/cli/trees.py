@@ -26,11 +26,12 @@ WATCH_SECONDS = 0.2
 def print_tree(found: Trace, now: int, alive: bool) -> None:
     """A trace on stdout, what hasn't ended drawn until `now`; `alive`: it goes on."""
     from rich.console import Console
-    from rich.text import Text
+
+    from pocket_plug.telemetry.drawing import on_console
 
     console = Console(highlight=False)
-    _print(console, Text("\n").join(_tree(found, console, now, alive)), cut=True)
-    _print(console, Text(_caption(found, alive), style="dim"), cut=False)
+    drawn = on_console(console, _tree(found, console, now, alive), _caption(found, alive))
+    click.echo(drawn, nl=False, color=True)
 
 
 def _tree(found: Trace, console: Console, now: int, alive: bool) -> list[Text]:
@@ -44,17 +45,6 @@ def _caption(found: Trace, alive: bool) -> str:
     run = f"run {on_one_line(found.run_id)}: " if found.run_id is not None else ""
     outcome = f"{found.outcome or ('running' if alive else 'not ended')}, " if found.runs else ""
     return f"{run}{outcome}{local_time(found.start)}, {numbers}, trace {found.id}"
-
-
-def _print(console: Console, text: Text, cut: bool) -> None:
-    """What is too long for a line is cut, or goes on in the next one, which only a terminal needs. What stdout can't encode
-    is replaced, which rich wouldn't do."""
-    with console.capture() as drawn:
-        if cut:
-            console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
-        else:
-            console.print(text, soft_wrap=not console.is_terminal)
-    click.echo(drawn.get().encode(console.encoding, "replace").decode(console.encoding), nl=False, color=True)
 
 
 # ---------------------------------------------------------------- show --watch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.text import Text
 
 from .recorded import RecordedSpan
@@ -125,6 +126,17 @@ def _layout(rows: Sequence[tuple[Text, str, RecordedSpan | None]], tops: Sequenc
             line.append("  " + " " * left).append(bar, style="red" if failed else "green" if span.end else "yellow")
         lines.append(line)
     return lines
+
+
+def on_console(console: Console, lines: Sequence[Text], below: str) -> str:
+    """The text that a console is to be given: lines of its width at most, and one below that is whole, to be copied from.
+
+    What the console can't encode is replaced, which rich wouldn't do.
+    """
+    with console.capture() as drawn:
+        console.print(Text("\n").join(lines), no_wrap=True, overflow="ellipsis", crop=True)
+        console.print(Text(printable(below), style="dim"), soft_wrap=True)
+    return drawn.get().encode(console.encoding, "replace").decode(console.encoding)
 
 
 def seconds(nanoseconds: int, plain: bool = False) -> str:

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
 DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
+COMMAND = "pocket-plug"
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
 
 
@@ -25,9 +28,15 @@ def where_to_look(file: Path, run_id: object = None) -> str:
     >>> where_to_look(DEFAULT_FILE, "order 7")
     "trace: .pocket_plug/traces.jsonl · open it: pocket-plug trace show 'order 7' --open"
     """
-    words = ["pocket-plug", "trace", "show", *([run_id] if isinstance(run_id, str) else []), "--open"]
+    words = [_command(), "trace", "show", *([run_id] if isinstance(run_id, str) else []), "--open"]
     elsewhere = [] if file == DEFAULT_FILE else ["--file", str(file)]
     return f"trace: {file} · open it: {shlex.join(words + elsewhere)}"
+
+
+def _command() -> str:
+    """As it was called where the shell wouldn't find it, such as `.venv/bin/pocket-plug` by `make demo`."""
+    called = sys.argv[0]
+    return called if Path(called).name == COMMAND and shutil.which(COMMAND) is None else COMMAND
 
 
 def encode(spans: Iterable[ReadableSpan]) -> dict[str, Any]:

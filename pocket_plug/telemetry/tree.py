@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pocket_plug.reporting import say_once
 
-from .drawing import draw, printable
+from .drawing import draw, on_console
 from .recorded import RecordedSpan, Status
 
 MAX_HELD = 20_000
@@ -86,13 +86,8 @@ class TreeProcessor(SpanProcessor):
         lines = draw([top, *map(recorded, spans)], root=top, width=self._console.width, plain=plain)
         if more:
             lines.append(Text(f"{'...' if plain else '…'} {more:,} more spans"))
-        lines.append(Text(printable(self._footer(top)), style="dim"))
-        # rich makes the text and we write it, since what it can't encode it doesn't replace
-        with self._console.capture() as drawn:
-            self._console.print(Text("\n").join(lines), no_wrap=True, overflow="ellipsis", crop=True)
-        encoding = self._console.encoding
         file = self._file or sys.stderr
-        file.write(drawn.get().encode(encoding, "replace").decode(encoding))
+        file.write(on_console(self._console, lines, self._footer(top)))
         file.flush()
 
 

@@ -355,8 +355,10 @@ def test_trace(capsys, monkeypatch):
     write("flow.py", ORDERS)
     log: list[str] = []
 
+    Path("traces.jsonl").write_text("")
+
     class Handle:
-        file, run_id = "traces.jsonl", None
+        file, run_id = Path("traces.jsonl"), "r-1"
 
         def close(self) -> None:
             log.append("closed")
@@ -369,8 +371,15 @@ def test_trace(capsys, monkeypatch):
     assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
     assert main(["run", "flow.py", "--trace", "--input", "3"]) == 2
     assert log == ["observing", "closed"] * 2
-    opening = "trace: traces.jsonl · open it: pocket-plug trace show --open --file traces.jsonl"
+    opening = "trace: traces.jsonl · open it: pocket-plug trace show r-1 --open --file traces.jsonl"
     assert opening in capsys.readouterr().err.splitlines()
+    monkeypatch.setattr(Handle, "run_id", None)
+    assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "trace: traces.jsonl" in said, "without a run there is nothing to open"
+    Path("traces.jsonl").unlink()
+    assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
+    assert "trace:" not in capsys.readouterr().err, "what couldn't be written isn't pointed to"
 
 
 # ---------------------------------------------------------------- what goes wrong

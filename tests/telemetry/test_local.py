@@ -26,7 +26,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from pocket_plug.telemetry.local import FileExporter, encode
+from pocket_plug.telemetry.local import DEFAULT_FILE, FileExporter, encode, where_to_look
 
 
 def spans_of_every_kind() -> Any:
@@ -114,3 +114,15 @@ def test_batches_are_appended_a_line_each_to_a_file_made_on_demand(tmp_path: Pat
         exporter.shutdown()
     lines = path.read_text().splitlines()
     assert [json.loads(line) for line in lines] == 4 * [encode(spans)]
+
+
+def test_the_command_is_one_that_the_shell_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That of an environment which isn't activated is named by where it lies, as `make demo` calls it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", [".venv/bin/pocket-plug", "run"])
+    assert "open it: .venv/bin/pocket-plug trace show r-1 --open" in where_to_look(DEFAULT_FILE, "r-1")
+    monkeypatch.setattr("sys.argv", ["program.py"])
+    assert "open it: pocket-plug trace show r-1 --open" in where_to_look(DEFAULT_FILE, "r-1")
+    (tmp_path / "pocket-plug").touch(0o755)
+    monkeypatch.setattr("sys.argv", [".venv/bin/pocket-plug", "run"])
+    assert "open it: pocket-plug trace show r-1 --open" in where_to_look(DEFAULT_FILE, "r-1")

@@ -70,6 +70,14 @@ def test_a_tree_shows_names_durations_bars_errors_and_where_the_file_lies() -> N
     assert "\x1b" not in terminal.text()
 
 
+def test_the_line_that_is_to_be_copied_is_whole() -> None:
+    """However narrow the terminal is."""
+    opening = "open it: pocket-plug trace show 0886bc7741bb00000001 --open --file somewhere/else/traces.jsonl"
+    terminal = Terminal(footer=lambda root: opening)
+    terminal.span("run shop", 0).end(MS)
+    assert terminal.text().splitlines()[1:] == [opening]
+
+
 def test_many_siblings_of_one_name_are_summed_up() -> None:
     """Up to eight are shown; of more the first and three that failed, then one line with number, time and errors."""
     terminal = Terminal()
