@@ -58,7 +58,7 @@ def _fold(siblings: Sequence[RecordedSpan]) -> list[RecordedSpan | list[Recorded
         by_name.setdefault(span.name, []).append(span)
     shown: dict[str, list[RecordedSpan]] = {}  # by id, each with what is summed up after it
     for same in by_name.values():
-        failed = [span for span in same[1:] if span.status == "error" or not span.end]
+        failed = [span for span in same[1:] if span.failed or not span.end]
         kept = {span.span_id for span in (same if len(same) <= MANY else [same[0], *failed[:FAILED]])}
         last = max(position for position, span in enumerate(same) if span.span_id in kept)
         for position, span in enumerate(same):
@@ -75,7 +75,7 @@ def _fold(siblings: Sequence[RecordedSpan]) -> list[RecordedSpan | list[Recorded
 
 
 def _summary(spans: Sequence[RecordedSpan], plain: bool, now: int) -> Text:
-    failed = sum(span.status == "error" for span in spans)
+    failed = sum(span.failed for span in spans)
     total = sum(_took(span, now) for span in spans)
     text = (
         f"{'...' if plain else '…'} {len(spans):,} more: {printable(spans[0].name)}, {seconds(total, plain)} in all, "
@@ -92,7 +92,8 @@ def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
     if not span.end:
         label.append(f" {'...' if plain else '…'} {'running' if alive else 'not ended'}", style="yellow")
     elif span.status == "error":
-        label.append(f" {'x' if plain else '✗'} {printable(str(attributes.get('error.type', 'error')))}", style="red")
+        label.append(f" {'x' if plain else '✗'} {printable(str(attributes.get('error.type', 'error')))}",
+                     style="red" if span.failed else "yellow")  # fmt: skip
     elif suppressed := attributes.get("pocket_plug.fan_out.suppressed"):
         label.append(f" ({suppressed} more items without spans)", style="dim")
     elif "error.type" in attributes:
@@ -121,9 +122,8 @@ def _layout(rows: Sequence[tuple[Text, str, RecordedSpan | None]], tops: Sequenc
             took = min(max((span.end or now) - begin - start, 0), whole - start)
             left = min(bar_width - 1, start * bar_width // whole)
             length = min(bar_width - left, max(1, round(took * bar_width / whole)))
-            failed = span.status == "error"
-            bar = ("#" if plain else "▇") * length
-            line.append("  " + " " * left).append(bar, style="red" if failed else "green" if span.end else "yellow")
+            style = "red" if span.failed else "green" if span.end and span.status != "error" else "yellow"
+            line.append("  " + " " * left).append(("#" if plain else "▇") * length, style=style)
         lines.append(line)
     return lines
 
@@ -142,12 +142,12 @@ def on_console(console: Console, lines: Sequence[Text], below: str) -> str:
 def seconds(nanoseconds: int, plain: bool = False) -> str:
     """A duration as one reads it.
 
-    >>> seconds(850_000), seconds(12_400_000), seconds(3_100_000_000), seconds(242_000_000_000)
-    ('850 µs', '12.4 ms', '3.10 s', '4 min 2 s')
+    >>> seconds(850_000), seconds(12_400_000), seconds(999_960_000), seconds(242_000_000_000)
+    ('850 µs', '12.4 ms', '1.00 s', '4 min 2 s')
     """
-    if nanoseconds < 1_000_000:
+    if nanoseconds < 999_500:
         return f"{nanoseconds / 1e3:.0f} {'us' if plain else 'µs'}"
-    if nanoseconds < 1_000_000_000:
+    if nanoseconds < 999_950_000:
         return f"{nanoseconds / 1e6:.1f} ms"
     if nanoseconds < 60_000_000_000:
         return f"{nanoseconds / 1e9:.2f} s"

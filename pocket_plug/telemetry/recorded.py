@@ -84,6 +84,11 @@ class RecordedSpan:
         return "pocket_plug.run.id" in self.attributes and not NO_RUN & self.attributes.keys()
 
     @property
+    def failed(self) -> bool:
+        """Did it fail for good? What was tried again afterwards did not."""
+        return self.status == "error" and self.attributes.get("pocket_plug.attempt.will_retry") is not True
+
+    @property
     def retries(self) -> int:
         """How often a node's work was tried again; 0 for all other spans."""
         attempts = self.attributes.get("pocket_plug.node.attempts")
@@ -114,14 +119,12 @@ class Trace:
         return (self.runs or self.roots or self.spans)[0]
 
     @property
-    def graph(self) -> str | None:
-        """The graph of the run, where any span names one."""
-        return self._said("pocket_plug.graph.name")
-
-    @property
     def run_id(self) -> str | None:
         """The id of the run, where any span names one."""
-        return self._said("pocket_plug.run.id")
+        for span in (self.root, *self.spans):
+            if isinstance(value := span.attributes.get("pocket_plug.run.id"), str):
+                return value
+        return None
 
     @property
     def outcome(self) -> str | None:
@@ -134,26 +137,15 @@ class Trace:
         """Nanoseconds since the epoch."""
         return self.spans[0].start
 
-    @property
-    def duration(self) -> int:
-        """Nanoseconds from when the first span began to when the last one ended."""
-        return max(max(span.end for span in self.spans) - self.start, 0)
-
     @cached_property
     def errors(self) -> int:
-        """How many spans failed."""
-        return sum(span.status == "error" for span in self.spans)
+        """How many spans failed for good."""
+        return sum(span.failed for span in self.spans)
 
     @cached_property
     def retries(self) -> int:
         """How often nodes' work was tried again."""
         return sum(span.retries for span in self.spans)
-
-    def _said(self, name: str) -> str | None:
-        for span in (self.root, *self.spans):
-            if isinstance(value := span.attributes.get(name), str):
-                return value
-        return None
 
 
 def read_traces(path: str | PathLike[str], ids: Collection[str] | None = None) -> list[Trace]:

@@ -49,7 +49,7 @@ class _Counted:
         number = int(span.span_id, 16)
         self.ids.append(number)
         self.parents.append(int(span.parent_id or "0", 16))
-        self.failed.append(span.status == "error")
+        self.failed.append(span.failed)
         self.begin, self.end = min(self.begin, span.start), max(self.end, span.end)
         if retries := span.retries:
             self.retried[number] = retries

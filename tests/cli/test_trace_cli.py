@@ -125,6 +125,21 @@ def test_a_run_that_another_process_began_counts_for_both(file: Path, says: Says
     assert [(each["run_id"], each["spans"]) for each in found] == [("r-2", 2), ("r-1", 4)]
 
 
+def test_what_was_tried_again_is_no_error(file: Path, says: Says) -> None:
+    """In the list and below the tree, as on the page: errors are what failed for good."""
+    file.write_text(
+        line(
+            run(A, 1, 0, 3, "r-1", "g", "success"),
+            span(A, 2, 1, "node n", 0, 3, node_name="n", node_attempts=2),
+            span(A, 3, 2, "exec n", 0, 1, error="builtins.OSError", attempt_will_retry=True),
+            span(A, 4, 2, "exec n", 2, 3, attempt=2),
+        )
+    )
+    (found,) = json.loads(says("ls", "--json")[1])
+    assert (found["spans"], found["errors"], found["retries"]) == (4, 0, 1)
+    assert "4 spans, 0 errors, 1 retry, " in says("show")[1]
+
+
 def test_ids_in_a_circle_are_survived(file: Path, says: Says) -> None:
     """A file may hold anything."""
     file.write_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -495,6 +496,59 @@ def test_hostile_texts(show):
     page.locator("#search").fill("<img")
     expect(page.locator(".row .name", has_text="<img src=x onerror=alert(1)>")).to_be_visible()
     assert page.locator("img, iframe, [onerror], [onload], script:not([type]) ~ script").count() == 0
+
+
+def walked(edges: list[tuple[str, str, str]], *steps: tuple[str, str, str], fails: bool = False) -> Trace:
+    """A made-up run that goes these steps over a graph of these edges, and fails in the last node if so."""
+    ours = "pocket_plug."
+    begun = {f"{ours}run.id": "r", f"{ours}graph.name": "g", f"{ours}graph.edges": tuple("\t".join(edge) for edge in edges),
+             f"{ours}run.outcome": "failure" if fails else "success"}  # fmt: skip
+    ways = [*steps, (steps[-1][2], "default", None)]
+    status = "error" if fails else "unset"
+    spans = [span(0, None, name="run g", attributes=begun, status=status)]
+    for number, (name, action, following) in enumerate(ways, 1):
+        said = {f"{ours}node.name": name, f"{ours}node.action": action}
+        said |= {f"{ours}node.next": following} if following else {}
+        spans.append(span(number, 0, name=f"node {name}", attributes=said, status="unset" if following else status))
+    return Trace("7" * 32, tuple(spans))
+
+
+def test_ways_between_the_same_nodes(show):
+    """Each is seen whole, with its label; the one that was taken is straight."""
+    actions = ["slow", "fast", "default", "a_long_name_of_an_action"]
+    page = show([walked([("a", action, "b") for action in actions], ("a", "fast", "b"))])
+    whole = page.locator("#drawing svg").bounding_box()
+    seen = {action: page.locator(f'[data-way="a>{action}>b"]').bounding_box() for action in actions}
+    for box in [*seen.values(), *(label.bounding_box() for label in page.locator(".way-label").all())]:
+        assert whole["y"] <= box["y"]
+        assert box["y"] + box["height"] <= whole["y"] + whole["height"]
+    heights = sorted(box["height"] for box in seen.values())
+    assert heights[0] == seen["fast"]["height"] < 12  # as high as its tip
+    assert all(lower + 5 < higher for lower, higher in pairwise(heights))
+
+
+def test_a_large_graph(show):
+    """Its text can be read, and the node that failed is in sight, as is one that is chosen."""
+    edges = [(f"n{number}", "default", f"n{number + 1}") for number in range(40)]
+    page = show([walked(edges, *edges[:25], fails=True)])
+    expect(page.locator("[data-node=n25]")).to_be_in_viewport(ratio=0.9)
+    expect(page.locator("[data-node=n3]")).not_to_be_in_viewport()
+    assert page.locator("[data-node=n25] .box").bounding_box()["height"] > 28
+    row(page, "node n3").click()
+    expect(page.locator("[data-node=n3]")).to_be_in_viewport(ratio=0.9)
+
+
+def test_the_number_of_errors_leads_to_them(show):
+    """One after the other, in a trace of which not all is unfolded; what is below the top is always seen."""
+    wrong = {4567: "error", 8765: "error"}
+    spans = [span(0, None, name="run big", end=span(9_999, 0).end)]
+    spans += [span(number, 0, status=wrong.get(number, "unset")) for number in range(1, 9_999)]
+    page = show([Trace("7" * 32, tuple(spans))])
+    expect(page.locator("#rows")).to_have_attribute("aria-rowcount", "9999")
+    for name in ("node n4567", "node n8765", "node n4567"):
+        page.locator("#figures button").click()
+        expect(page.locator(".row.selected .name")).to_have_text(name)
+        expect(row(page, name)).to_be_in_viewport()
 
 
 def test_odd_trees(show):

@@ -136,7 +136,7 @@ def test_what_other_tools_write_is_read_too(tmp_path: Path) -> None:
 
 
 def test_a_trace_knows_its_run(tmp_path: Path) -> None:
-    """Graph, id and outcome are those of the outermost run, under whatever it was called; newest trace first."""
+    """Id and outcome are those of the outermost run, under whatever it was called; newest trace first."""
     path = tmp_path / "t.jsonl"
     run = said(run_id="r-1", graph_name="shop", run_outcome="failure")
     nested = said(run_id="r-2", graph_name="sub", run_parent_id="r-1", run_outcome="success")
@@ -147,11 +147,11 @@ def test_a_trace_knows_its_run(tmp_path: Path) -> None:
         + line(span(B, 9, 77))
     )
     newest, trace = read_traces(path)
-    assert (newest.id, newest.root.name, newest.graph, newest.run_id, newest.outcome) == (B, "s9", None, None, None)
+    assert (newest.id, newest.root.name, newest.run_id, newest.outcome) == (B, "s9", None, None)
     assert [each.name for each in trace.spans] == ["s1", "s2", "s3", "s4"]
     assert [each.name for each in trace.roots] == ["s1"]
     assert [each.name for each in trace.runs] == ["s2"]
-    assert (trace.root.name, trace.graph, trace.run_id, trace.outcome) == ("s2", "shop", "r-1", "failure")
+    assert (trace.root.name, trace.run_id, trace.outcome) == ("s2", "r-1", "failure")
     assert (trace.start, trace.duration, trace.errors, trace.retries) == (1, 13, 2, 2)
     assert [trace.id for trace in read_traces(path, {A})] == [A]
 

@@ -11,7 +11,7 @@ function chartOf(runs, earlier = []) {
   };
   const edge = (source, action, target) => {
     const key = JSON.stringify([source, action, target]);
-    if (!edges.has(key)) edges.set(key, { source, action, target, times: 0, turns: [] });
+    if (!edges.has(key)) edges.set(key, { source, action, target, times: 0 });
     return edges.get(key);
   };
   for (const text of list(runs[0].get("graph.nodes"))) {
@@ -52,7 +52,6 @@ function chartOf(runs, earlier = []) {
         node(next);
         const taken = edge(name, String(span.get("node.action") ?? "default"), next);
         taken.times += 1;
-        taken.turns.push(turn);
       }
       latest = { name, span, next };
     }
@@ -270,13 +269,15 @@ function draw(chart, { pick, open, outcome, many }) {
   for (const node of chart.nodes) cover(node.x + node.width / 2, node.y - HEIGHT / 2 - 18, node.y + HEIGHT / 2 + 6);
   const floor = bottom;
   let lowered = 0;
-  const pairs = new Map();
+  const twins = new Map(); // ways between the same two nodes, each below the one before; what was taken is straight
+  for (const edge of [...chart.edges].sort((one, other) => other.times - one.times)) {
+    const key = JSON.stringify([edge.source, edge.target]);
+    twins.set(key, [...(twins.get(key) ?? []), edge]);
+  }
   const sorted = [...chart.edges].sort((one, other) => one.times - other.times); // what was taken lies above
   for (const edge of sorted) {
     const [source, target] = [byName.get(edge.source), byName.get(edge.target)];
-    const key = JSON.stringify([edge.source, edge.target]);
-    const twin = pairs.get(key) ?? 0;
-    pairs.set(key, twin + 1);
+    const twin = twins.get(JSON.stringify([edge.source, edge.target])).indexOf(edge);
     let path, label;
     if (edge.back) {
       const depth = floor + 30 + 26 * lowered++; // the curve goes three quarters of the way down
@@ -296,7 +297,9 @@ function draw(chart, { pick, open, outcome, many }) {
       }
       const [[x, y], [toX, toY]] = points;
       const raised = 5 + widthOfWay(edge) / 2;
-      label = edge.via.length ? [edge.via[0].x, edge.via[0].y - raised] : [(x + toX) / 2, (y + toY) / 2 - raised + twin * 24];
+      const lowered = twin * 30 * 0.75; // the curve goes three quarters of the way down
+      label = edge.via.length ? [edge.via[0].x, edge.via[0].y - raised] : [(x + toX) / 2, (y + toY) / 2 - raised + lowered];
+      cover(0, top, Math.max(y, toY) + lowered + 6);
     }
     const taken = edge.times > 0 || edge.earlier;
     const width = taken ? widthOfWay(edge) : 1.2;
@@ -327,7 +330,7 @@ function draw(chart, { pick, open, outcome, many }) {
   chart.nodes.forEach((node, at) => boxes.append(box(node, at === 0, pick, open, many)));
   const size = [right + 16, bottom - top + 12];
   const drawing = make("svg", { viewBox: `0 ${top - 4} ${size[0]} ${size[1]}`, width: size[0], height: size[1], role: "group", "aria-label": "graph with the path taken" }, tips(), ways, boxes, labels);
-  drawing.style.minWidth = `${Math.min(size[0], 680)}px`; // smaller than that it couldn't be read
+  drawing.style.minWidth = `${size[0] * 0.7}px`; // smaller than that it couldn't be read
   return drawing;
 }
 

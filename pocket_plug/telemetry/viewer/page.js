@@ -37,7 +37,7 @@ function drawHead() {
   at("run-id").textContent = trace.runId || trace.id;
   const steps = trace.root?.get("run.steps");
   const figures = [["took", duration(trace.took)], ["steps", steps === undefined ? "" : count(steps)], ["spans", count(trace.spans.length)],
-    ["errors", count(trace.failed.length), trace.failed.length ? "bad" : ""], ["retried", trace.retried.length ? count(trace.retried.length) : "", "warn"],
+    ["errors", trace.failed.length ? make("button", { title: "the next error (n)", click: () => waterfall.nextError(1) }, count(trace.failed.length)) : "0", "bad"], ["retried", trace.retried.length ? count(trace.retried.length) : "", "warn"],
     ["service", trace.service], ["began", shortTime(trace.start)]];
   at("figures").replaceChildren(...figures.filter(([, value]) => value).map(([name, value, look]) => make("div", { class: look }, make("dt", {}, name), make("dd", {}, value))));
   at("traces").value = trace.id;
@@ -118,6 +118,16 @@ function showGraph(runs) {
   at("drawing").replaceChildren(chart.nodes.length ? draw(chart, { pick, open: openInner, outcome, many: runs.length > 1 }) : make("p", { class: "none" }, "No node of this run has a span."));
   drawCrumbs();
   highlight(waterfall.selected);
+  scrollGraphTo(...["failed", "suspended", "running", "cancelled", "fallback", "ok"].map((look) => at("drawing").querySelector(`.place.${look}`)));
+}
+
+// Scrolls a large graph, but nothing else, to the first of these nodes that is there.
+function scrollGraphTo(...groups) {
+  const group = groups.find(Boolean);
+  if (!group) return;
+  const [seen, box] = [at("drawing").getBoundingClientRect(), group.getBoundingClientRect()];
+  if (box.left < seen.left || box.right > seen.right) at("drawing").scrollLeft += box.left - seen.left - (seen.width - box.width) / 2;
+  if (box.top < seen.top || box.bottom > seen.bottom) at("drawing").scrollTop += box.top - seen.top - (seen.height - box.height) / 2;
 }
 
 // From the outermost run to this one, and this one's siblings in a fan-out.
@@ -168,6 +178,7 @@ function highlight(span) {
     const inside = Boolean(span && node?.visits.some((visit) => visit.contains(span)));
     group.classList.toggle("selected", inside);
     group.setAttribute("aria-pressed", String(inside));
+    if (inside) scrollGraphTo(group);
   }
 }
 

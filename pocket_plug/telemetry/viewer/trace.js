@@ -212,8 +212,8 @@ function plural(number, word) {
 function duration(ns) {
   if (ns === 0) return "0";
   if (ns < 1e3) return `${Math.round(ns)} ns`;
-  if (ns < 1e6) return `${Math.round(ns / 1e3)} µs`;
-  if (ns < 1e9) return `${(ns / 1e6).toFixed(ns < 1e8 ? 1 : 0)} ms`;
+  if (ns < 999.5e3) return `${Math.round(ns / 1e3)} µs`;
+  if (ns < 999.5e6) return `${(ns / 1e6).toFixed(ns < 1e8 ? 1 : 0)} ms`;
   if (ns < 60e9) return `${(ns / 1e9).toFixed(2)} s`;
   const minutes = Math.floor(ns / 60e9);
   return minutes < 60 ? `${minutes} min ${Math.floor(ns / 1e9) % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;

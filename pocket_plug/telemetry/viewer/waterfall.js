@@ -45,6 +45,7 @@ class Waterfall {
     for (const span of tree) levels[span.depth] = (levels[span.depth] ?? 0) + 1;
     let [open, rows] = [0, 0];
     while (open < levels.length && (rows += levels[open]) <= OPEN_AT_FIRST) open += 1;
+    open = Math.max(open, 2); // never all of it: what is next to the top is always seen
     for (const span of tree) if (span.depth >= open - 1 && span.children.length) this.folded.add(span);
     for (const span of this.trace.failed.slice(0, 20)) for (const above of span.above()) this.folded.delete(above);
   }
@@ -128,7 +129,7 @@ class Waterfall {
   }
 
   // ---------------------------------------------------------------- selection
-  select(span, { scroll = true, quiet = false } = {}) {
+  select(span, { scroll = true } = {}) {
     if (span && !this.places?.has(span) && scroll) this.uncover(span);
     const former = this.selected;
     this.selected = span;
@@ -141,7 +142,7 @@ class Waterfall {
     if (span && scroll) this.reveal(span);
     if (span) this.body.setAttribute("aria-activedescendant", `row-${span.order}`);
     else this.body.removeAttribute("aria-activedescendant");
-    if (!quiet) this.onSelect(span);
+    this.onSelect(span);
   }
 
   // Brings a span that is folded away or filtered out into the rows.
