@@ -170,7 +170,7 @@ def test_page_without_traces():
 STYLE = files("pocket_plug.telemetry").joinpath("viewer", "page.css").read_text(encoding="utf-8")
 PAIRS = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);", STYLE)
 LIGHT, DARK = {name: light for name, light, _ in PAIRS}, {name: dark for name, _, dark in PAIRS}
-TEXT = [(ink, ground) for ink in ("ink", "soft") for ground in ("ground", "panel", "raised", "chosen", "hover")]
+TEXT = [(ink, ground) for ink in ("ink", "soft") for ground in ("ground", "panel", "raised", "chosen")]
 TEXT += [(name, f"{name}-ground") for name in ("good", "bad", "warn", "blue", "grey")]
 BARS = [
     (bar, "ground") for bar in ("run", "node", "item", "phase", "store", "foreign", "bad", "warn-bar", "grey", "accent")
