@@ -78,7 +78,8 @@ def endpoint(signal: Signal) -> str:
 def asked(signal: Signal) -> list[str]:
     """The exporters that the environment asks for; an endpoint asks for `otlp`. Raises ConfigError for unknown ones."""
     variable, known = _EXPORTERS[signal]
-    named = [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
+    texts = [name.strip() for name in os.environ.get(variable, "").split(",")]
+    named = [name for name in dict.fromkeys(texts) if name]
     for name in named:
         if name not in known:
             raise ConfigError(f"{variable} is {name!r}; known are {', '.join(known[:-1])} and {known[-1]}. For another "
@@ -97,6 +98,25 @@ def _needs_otlp(signal: Signal) -> None:
 _NO_OTLP = "the environment asks for OTLP, and its exporter is not installed: pip install 'pocket-plug[otlp]'"
 
 
+def _by_process(kind: Any) -> Any:
+    """A kind of exporter with a connection of its own in each process: a forked child would write into its parent's."""
+
+    class Exporter(kind):  # type: ignore[misc]
+        process = os.getpid()
+        inherited: Any = None
+
+        def export(self, *batch: Any, **kwargs: Any) -> Any:
+            if self.process != os.getpid():
+                inherited = vars(self).copy()
+                kind.__init__(self)
+                # what was inherited isn't let go of: its locks may be held by threads that aren't here
+                self.process, self.inherited = os.getpid(), inherited
+            return kind.export(self, *batch, **kwargs)
+
+    Exporter.__name__ = kind.__name__
+    return Exporter
+
+
 def span_exporters() -> list[SpanExporter]:
     """Those that the environment asks for. Raises ConfigError for what can't be followed."""
     found: list[SpanExporter] = []
@@ -107,7 +127,7 @@ def span_exporters() -> list[SpanExporter]:
                 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             except ImportError:
                 raise ConfigError(_NO_OTLP) from None
-            found.append(OTLPSpanExporter())
+            found.append(_by_process(OTLPSpanExporter)())
         elif name == "console":
             found.append(ConsoleSpanExporter())
     return found
@@ -123,7 +143,7 @@ def log_exporters() -> list[LogRecordExporter]:
                 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
             except ImportError:
                 raise ConfigError(_NO_OTLP) from None
-            found.append(OTLPLogExporter())
+            found.append(_by_process(OTLPLogExporter)())
         elif name == "console":
             found.append(ConsoleLogRecordExporter())
     return found
@@ -139,7 +159,7 @@ def metric_readers() -> list[MetricReader]:
                 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
             except ImportError:
                 raise ConfigError(_NO_OTLP) from None
-            found.append(MetricExport(_said_once(OTLPMetricExporter)))
+            found.append(MetricExport(_said_once(_by_process(OTLPMetricExporter))))
         elif name == "console":
             found.append(MetricExport(_said_once(ConsoleMetricExporter)))
         elif name == "prometheus":
@@ -233,27 +253,32 @@ class Backlog:
             self._sent += number
 
 
-def _size(variable: str) -> int:
-    """Of a queue, as the environment has it."""
-    text = os.environ.get(variable, "")
-    return int(text) if text.isdecimal() and int(text) else QUEUE
+def _number(variable: str, default: int) -> int:
+    """A positive one, as the environment has it. Another text is said and passed over, as OpenTelemetry demands."""
+    text = os.environ.get(variable, "").strip()
+    if text.isdecimal() and int(text):
+        return int(text)
+    if text:
+        _logger.warning("telemetry: %s is %r, not a positive number; it is taken as %d", variable, text, default)
+    return default
 
 
-def _batch(size: int) -> int | None:
-    """A batch is no larger than its queue; None: the SDK's default."""
-    return min(size, 512) if size < 512 else None
+def _sizes(queue: str, batch: str) -> tuple[int, int]:
+    """Of a processor's queue and its batches, by their variables; a batch is no larger than its queue."""
+    size = _number(queue, QUEUE)
+    return size, min(size, _number(batch, 512))
 
 
 class SpanExport(SpanProcessor):
     """The SDK's batch processor with a longer queue, which counts what it was not rid of and says once why."""
 
     def __init__(self, exporter: SpanExporter) -> None:
-        size = _size("OTEL_BSP_MAX_QUEUE_SIZE")
+        size, batch = _sizes("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
         self.backlog = Backlog("spans", size)
         soon = isinstance(exporter, FileExporter) and "OTEL_BSP_SCHEDULE_DELAY" not in os.environ
         self._batch = BatchSpanProcessor(_Spans(exporter, self.backlog), max_queue_size=size,
                                          schedule_delay_millis=FILE_DELAY if soon else None,
-                                         max_export_batch_size=_batch(size))  # fmt: skip
+                                         max_export_batch_size=batch)  # fmt: skip
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue it."""
@@ -279,7 +304,7 @@ class _Spans(SpanExporter):
         sent = False
         try:
             sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
-        except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the program goes on
+        except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread goes on
             say_once(f"exporting spans by {type(self._exporter).__name__}", error)
         finally:
             self._backlog.done(len(spans), sent=sent)
@@ -293,10 +318,10 @@ class LogExport(LogRecordProcessor):
     """The same for log records."""
 
     def __init__(self, exporter: LogRecordExporter) -> None:
-        size = _size("OTEL_BLRP_MAX_QUEUE_SIZE")
+        size, batch = _sizes("OTEL_BLRP_MAX_QUEUE_SIZE", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE")
         self.backlog = Backlog("log records", size)
         self._batch = BatchLogRecordProcessor(_Logs(exporter, self.backlog), max_queue_size=size,
-                                              max_export_batch_size=_batch(size))  # fmt: skip
+                                              max_export_batch_size=batch)  # fmt: skip
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         """Queue it."""
@@ -321,7 +346,7 @@ class _Logs(LogRecordExporter):
         sent = False
         try:
             sent = self._exporter.export(batch) is LogRecordExportResult.SUCCESS
-        except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the program goes on
+        except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread goes on
             say_once(f"exporting log records by {type(self._exporter).__name__}", error)
         finally:
             self._backlog.done(len(batch), sent=sent)
@@ -360,7 +385,7 @@ def _said_once(kind: Any) -> MetricExporter:
             self.is_behind = True
             try:
                 result = kind.export(self, metrics_data, timeout_millis, **kwargs)
-            except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the program goes on
+            except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread goes on
                 say_once(f"exporting metrics by {kind.__name__}", error)
                 return MetricExportResult.FAILURE
             self.is_behind = result is not MetricExportResult.SUCCESS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from opentelemetry import _logs
@@ -83,6 +83,21 @@ def _error(exc_info: Any) -> BaseException | None:
     return sys.exc_info()[1] if exc_info else None
 
 
+class _Lines:
+    """Writes each event as a line, in one call: what threads write isn't mixed, and no lock is held.
+
+    structlog's own loggers have one, for which a child forked meanwhile would wait for ever.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._write = file.write
+
+    def msg(self, line: str) -> None:
+        self._write(f"{line}\n")
+
+    debug = info = warning = warn = error = err = exception = critical = fatal = log = msg
+
+
 def wire_structlog(level: str) -> bool:
     """Configure structlog, unless that was done: lines to stderr, coloured on a terminal, else JSON; and OpenTelemetry.
 
@@ -103,9 +118,10 @@ def wire_structlog(level: str) -> bool:
         ]
     else:
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+    lines = _Lines(sys.stderr)
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: lines,
     )
     return True

@@ -94,9 +94,13 @@ class LogFan(LogRecordProcessor):
 
 
 def make_resource(flavours: Sequence[str]) -> Resource:
-    """The environment's, with the script's name where that names no service; for OpenInference's tools also a project."""
-    named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    resource = Resource.create({} if named else {"service.name": Path(sys.argv[0]).stem or "pocket_plug"})
+    """The environment's; for OpenInference's tools with a project.
+
+    The service is called as `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else as the script.
+    """
+    resource = Resource.create()
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):
+        resource = resource.merge(Resource({"service.name": Path(sys.argv[0]).stem or "pocket_plug"}))
     if "openinference" not in flavours or "openinference.project.name" in resource.attributes:
         return resource
     project = os.environ.get("PHOENIX_PROJECT_NAME") or resource.attributes["service.name"]

@@ -12,8 +12,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing import util as processes
 from pathlib import Path
 from types import FrameType
 from typing import Protocol, Self, cast
@@ -27,6 +29,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
+from pocket_plug.errors import ConfigError
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
 
@@ -83,7 +86,7 @@ def observe(*, detail: tracing.Detail = "phase", file: str | os.PathLike[str] | 
     too. Raises ConfigError for variables that can't be followed.
     """
     global _observed
-    with _lock:
+    with _lock, _followed():
         if _observed is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
             mode, spans, file = _trace_locally(Path(file) if file is not None else None, terminal)
@@ -114,7 +117,7 @@ def setup(*, detail: tracing.Detail | None = None, capture: tracing.Capture | No
     too. Raises ConfigError for variables that can't be followed.
     """
     global _in_earnest
-    with _lock:
+    with _lock, _followed():
         if _in_earnest is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
             wire_structlog(log_level)
@@ -190,6 +193,10 @@ class Telemetry:
 
     def close(self, timeout: float = FLUSH_SECONDS) -> None:
         """Flush, let go, and do no more. Says what wasn't exported, if anything. May be called twice."""
+        with _no_sigterm():
+            self._close(timeout)
+
+    def _close(self, timeout: float) -> None:
         global _observed, _in_earnest
         with _lock:
             if self._closed:
@@ -253,9 +260,25 @@ def _watch_the_end() -> None:
     if not _watched:
         _watched = True
         atexit.register(_at_exit)
+        processes.register_after_fork(_at_exit, _watch_the_end_of_a_worker)
+        _watch_the_end_of_a_worker()
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _watch_the_end_of_a_worker(*_: object) -> None:
+    """A process of multiprocessing's ends without what `atexit` has, and forgets what was registered before it began."""
+    processes.Finalize(None, _at_exit, exitpriority=-1)
+
+
+def _in_forked_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # a thread that isn't here may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 def _at_exit() -> None:
@@ -265,7 +288,25 @@ def _at_exit() -> None:
             telemetry.close(max(end - time.monotonic(), 0))
 
 
+@contextmanager
+def _no_sigterm() -> Generator[None]:
+    """One that comes meanwhile is heard at the end: what is half closed would be lost."""
+    handles = signal.getsignal(signal.SIGTERM) is _on_sigterm
+    if not handles or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # who is impatient sends a second one, and what is open would be lost
     if _spans is not None:
         _in_time([partial(_spans.fan.interrupt, "SIGTERM")], INTERRUPT_SECONDS)
     _at_exit()
@@ -274,6 +315,18 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 # ---------------------------------------------------------------- set-up
+@contextmanager
+def _followed() -> Generator[None]:
+    """A ConfigError for what OpenTelemetry itself can't make of the environment."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, StopIteration) as error:  # the latter where a variable names a plugin that isn't there
+        why = " ".join(str(error).split()) or "what one of them names isn't installed"
+        raise ConfigError(f"OpenTelemetry can't follow its OTEL_* variables: {why}") from error
+
+
 def _settings(detail: tracing.Detail | None, capture: tracing.Capture | None, redact: tracing.Redact | None,
               flavours: Collection[tracing.Flavour] | None, baggage: Collection[str] | None) -> tracing.Changes:  # fmt: skip
     """What was asked for of tracing."""
@@ -325,7 +378,7 @@ def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[
         processors.append(OpenSpans(file))
     if terminal if terminal is not None else not named and sys.stderr.isatty():
         processors.append(TreeProcessor(None, partial(_footer, file)))
-    return "otlp" if named else "local", processors, file
+    return _mode("traces") if named else "local", processors, file
 
 
 def _footer(file: Path | None, root: RecordedSpan) -> str:

@@ -16,35 +16,7 @@ from pathlib import Path
 
 import pytest
 from otlp_sink import Sink
-
-WORKFLOW = """
-import asyncio, os, sys, threading
-import pocket_plug as pp
-import structlog
-from pocket_plug.telemetry import export_event, observe, setup
-
-@pp.node
-async def look(name: str) -> str:
-    structlog.get_logger().info("looked", colour="green")
-    return name
-
-@pp.node
-async def fail(name: str) -> str:
-    raise ValueError("secret")
-
-graph = pp.Graph(look, name="shop", store=pp.Store(layers=["metrics", "tracing"]))
-"""
-
-
-def environment(**env: str) -> dict[str, str]:
-    ours = ("OTEL_", "POCKET_PLUG_", "PHOENIX_", "NO_COLOR")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | env
-
-
-def python(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-c", WORKFLOW + code]
-    return subprocess.run(command, cwd=cwd, env=environment(**env), text=True, capture_output=True, timeout=60,
-                          check=False)  # fmt: skip
+from scripts import WORKFLOW, environment, python
 
 
 def lines(text: str) -> list[dict[str, object]]:
@@ -216,6 +188,41 @@ print(type(trace.get_tracer_provider()).__name__)
     assert others == ["OTEL_EXPORTER_PROMETHEUS_PORT is 'http'; give a port, 1 to 65535",
                       "log_level 'loud' is none of debug, info, warning, error, critical.",
                       "ProxyTracerProvider"]  # fmt: skip
+
+
+def test_what_opentelemetry_cannot_make_of_its_variables_is_an_error_too(tmp_path: Path) -> None:
+    """It says what OpenTelemetry says, as what `setup()` raises."""
+    code = """
+try:
+    setup()
+except pp.ConfigError as error:
+    print(error)
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_METRIC_EXPORT_INTERVAL="0")
+    assert done.stdout.startswith("OpenTelemetry can't follow its OTEL_* variables: interval value 0.0 is invalid and")
+
+
+def test_sizes_that_cannot_be_meant_are_passed_over(tmp_path: Path, otlp_sink: Sink) -> None:
+    """A text that is no number is said; a batch is no larger than its queue; an exporter named twice is one."""
+    done = python('print(setup(log_level="error").mode); graph.run_sync("tea")', tmp_path, OTEL_METRICS_EXPORTER="none",
+                  OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_TRACES_EXPORTER="otlp,otlp",
+                  OTEL_BSP_MAX_QUEUE_SIZE="plenty", OTEL_BLRP_MAX_EXPORT_BATCH_SIZE="99999")  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "otlp\n"), done.stderr
+    assert "OTEL_BSP_MAX_QUEUE_SIZE is 'plenty', not a positive number; it is taken as 32768" in done.stderr
+    assert otlp_sink.names().count("run shop") == 1
+
+
+def test_a_service_is_called_as_the_script_unless_it_has_a_name(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Another attribute whose name ends like it is not the service's."""
+    (tmp_path / "shopping.py").write_text(WORKFLOW + 'observe(); graph.run_sync("tea")')
+    for attributes in ("peer.service.name=other", "service.name=shop"):
+        subprocess.run([sys.executable, "shopping.py"], cwd=tmp_path, timeout=60, check=True,
+                       env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+                                       OTEL_RESOURCE_ATTRIBUTES=attributes))  # fmt: skip
+    assert [span.resource["service.name"] for span in otlp_sink.spans if span.name == "run shop"] == [
+        "shopping",
+        "shop",
+    ]
 
 
 def test_switched_off_only_structlog_is_configured(tmp_path: Path) -> None:
@@ -395,50 +402,6 @@ telemetry.close(0.1)
 
 
 # ---------------------------------------------------------------- the end of the process
-def test_a_forked_child_sends_its_own_and_nothing_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Spans, log records and counts that wait in the parent are sent once, by it."""
-    code = """
-import warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-telemetry = setup()
-graph.run_sync("parent")
-if os.fork() == 0:
-    assert telemetry.unsent == 0, telemetry.unsent
-    graph.run_sync("child")
-    telemetry.close()
-    os._exit(0)
-os.wait()
-"""
-    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none",
-                  OTEL_BSP_SCHEDULE_DELAY="60000", OTEL_BLRP_SCHEDULE_DELAY="60000")  # fmt: skip
-    assert (done.returncode, "not exported" in done.stderr) == (0, False), done.stderr
-    assert otlp_sink.names().count("run shop") == 2
-    assert len({span.trace_id for span in otlp_sink.spans}) == 2
-    assert [log.body for log in otlp_sink.logs].count("looked") == 2
-
-
-def test_a_forked_child_that_is_terminated_ends_no_span_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
-    """What is open at the fork is the parent's, and is there once, as the parent ended it."""
-    code = """
-import signal, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-
-@pp.node
-def forks(name: str) -> str:
-    child = os.fork()
-    if child == 0:
-        signal.raise_signal(signal.SIGTERM)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    return name
-
-setup(); pp.Graph(forks, name="shop").run_sync("tea")
-"""
-    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none")
-    assert (done.returncode, done.stdout) == (0, f"{-signal.SIGTERM}\n"), done.stderr
-    assert otlp_sink.one("run shop")["pocket_plug.interrupted"] is None
-    assert otlp_sink.one("node forks")["pocket_plug.interrupted"] is None
-
-
 def test_at_a_sigterm_open_spans_are_in_the_trace(tmp_path: Path, otlp_sink: Sink) -> None:
     """Ended and marked, whole as a tree, without a status; metrics and logs are flushed; the process dies of the signal."""
     code = """

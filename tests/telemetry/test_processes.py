@@ -1,0 +1,218 @@
+"""Telemetry of a program that forks, is terminated twice, or whose exporters misbehave: all of it arrives, and nothing waits."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from otlp_sink import Sink
+from scripts import WORKFLOW, environment, python
+
+from pocket_plug.telemetry.export import SpanExport
+
+FORKS = """
+import multiprocessing, signal, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+
+def work(number):
+    return graph.run_sync(str(number))
+"""
+
+
+# ---------------------------------------------------------------- forks
+def test_a_forked_child_sends_its_own_and_nothing_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Spans, log records and counts that wait in the parent are sent once, by it."""
+    code = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+telemetry = setup()
+graph.run_sync("parent")
+if os.fork() == 0:
+    assert telemetry.unsent == 0, telemetry.unsent
+    graph.run_sync("child")
+    telemetry.close()
+    os._exit(0)
+os.wait()
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none",
+                  OTEL_BSP_SCHEDULE_DELAY="60000", OTEL_BLRP_SCHEDULE_DELAY="60000")  # fmt: skip
+    assert (done.returncode, "not exported" in done.stderr) == (0, False), done.stderr
+    assert otlp_sink.names().count("run shop") == 2
+    assert len({span.trace_id for span in otlp_sink.spans}) == 2
+    assert [log.body for log in otlp_sink.logs].count("looked") == 2
+
+
+def test_a_forked_child_that_is_terminated_ends_no_span_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
+    """What is open at the fork is the parent's, and is there once, as the parent ended it."""
+    code = """
+import signal, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+
+@pp.node
+def forks(name: str) -> str:
+    child = os.fork()
+    if child == 0:
+        signal.raise_signal(signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return name
+
+setup(); pp.Graph(forks, name="shop").run_sync("tea")
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none")
+    assert (done.returncode, done.stdout) == (0, f"{-signal.SIGTERM}\n"), done.stderr
+    assert otlp_sink.one("run shop")["pocket_plug.interrupted"] is None
+    assert otlp_sink.one("node forks")["pocket_plug.interrupted"] is None
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        """
+workers = [context.Process(target=work, args=(number,)) for number in range(4)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
+""",
+        """
+with context.Pool(2) as pool: pool.map(work, range(4))
+""",
+        """
+from concurrent.futures import ProcessPoolExecutor
+with ProcessPoolExecutor(2, mp_context=context) as pool: list(pool.map(work, range(4)))
+""",
+    ],
+    ids=["Process", "Pool", "ProcessPoolExecutor"],
+)
+def test_workers_of_multiprocessing_send_theirs_as_they_end(tmp_path: Path, otlp_sink: Sink, workers: str) -> None:
+    """They end without what `atexit` has."""
+    code = FORKS + 'context = multiprocessing.get_context("fork"); setup(log_level="error")' + workers
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_BSP_SCHEDULE_DELAY="60000")
+    assert done.returncode == 0, done.stderr
+    assert otlp_sink.names().count("run shop") == 4
+    counts = [point.count for metric in otlp_sink.metrics if metric.name == "pocket_plug.run.duration"
+              for point in metric.points]  # fmt: skip
+    assert sum(counts) == 4
+
+
+def test_a_forked_child_has_a_connection_of_its_own(tmp_path: Path, otlp_sink: Sink) -> None:
+    """It doesn't write into that of its parent, which was open before."""
+    code = (
+        FORKS
+        + """
+telemetry = setup(log_level="error")
+work(0); telemetry.flush()
+children = []
+for number in range(4):
+    children.append(os.fork())
+    if not children[-1]: break
+for _ in range(25):
+    work(number); telemetry.flush()
+if not children[-1]:
+    telemetry.close()
+    os._exit(0)
+for child in children: os.waitpid(child, 0)
+"""
+    )
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert (done.returncode, "export" in done.stderr) == (0, False), done.stderr
+    assert otlp_sink.names().count("run shop") == 1 + 5 * 25
+    assert otlp_sink.metrics
+
+
+def test_a_child_forked_while_a_thread_writes_a_line_can_write_its_own(tmp_path: Path) -> None:
+    """No lock of that thread's is inherited."""
+    code = (
+        FORKS
+        + """
+writing, go_on = threading.Event(), threading.Event()
+
+class Slow:
+    def isatty(self): return False
+    def flush(self): pass
+    def write(self, text):
+        if os.getpid() == parent:
+            writing.set()
+            go_on.wait()
+
+parent, sys.stderr = os.getpid(), Slow()
+setup()
+thread = threading.Thread(target=work, args=(1,))
+thread.start()
+writing.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    work(2)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+go_on.set()
+thread.join()
+"""
+    )
+    done = python(code, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+# ---------------------------------------------------------------- signals
+@pytest.mark.parametrize("goes_on", ["sys.stdin.read()", "sys.exit()", "telemetry.close(); sys.stdin.read()"])
+def test_a_sigterm_cuts_no_flush_short(tmp_path: Path, otlp_sink: Sink, goes_on: str) -> None:
+    """Neither that of a SIGTERM before, nor that of an exit or of `close()`."""
+    otlp_sink.hang()
+    code = f"""
+import signal
+telemetry = setup(log_level="error"); graph.run_sync("tea")
+print("ran", flush=True)
+{goes_on}
+"""
+    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+                                                                  OTEL_METRICS_EXPORTER="none",
+                                                                  OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1")) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ran\n"
+        if goes_on == "sys.stdin.read()":
+            process.send_signal(signal.SIGTERM)
+        otlp_sink.wait_for(lambda: otlp_sink.held)
+        process.send_signal(signal.SIGTERM)
+        otlp_sink.accept()
+        assert process.wait(timeout=60) == -signal.SIGTERM
+    assert "run shop" in otlp_sink.names()
+
+
+# ---------------------------------------------------------------- exporters
+class Exits(SpanExporter):
+    """Raises SystemExit the first time that it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.twice = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.asked += [span.name for span in spans]
+        if len(self.asked) == 1:
+            raise SystemExit(1)
+        self.twice.set()
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        pass
+
+
+def test_an_exporter_that_raises_system_exit_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that exports goes on, whatever is raised in it."""
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    provider, exporter = TracerProvider(), Exits()
+    processor = SpanExport(exporter)
+    provider.add_span_processor(processor)
+    for name in ("first", "second"):
+        provider.get_tracer("test").start_span(name).end()
+    assert exporter.twice.wait(60)
+    provider.shutdown()
+    assert exporter.asked == ["first", "second"]
+    assert processor.backlog.unsent == 1
