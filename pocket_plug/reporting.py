@@ -122,7 +122,7 @@ def error_type(error: BaseException) -> str:
     'ValueError'
     """
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return capped(kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}")
 
 
 def error_text(error: BaseException) -> str:

@@ -54,7 +54,7 @@ class Shape:
     @cached_property
     def version(self) -> str:
         """12 hex digits that are others if a node or an edge is, in a nested graph too."""
-        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()[:12]
+        return hashlib.sha256("\n".join(self.lines).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def _lines(plan: Plan, within: str) -> list[str]:

@@ -289,9 +289,9 @@ class _Instruments:
 
 
 def _store(namespace: str, system: str) -> Attributes:
-    attributes: Attributes = {"db.system.name": system}
+    attributes: Attributes = {"db.system.name": capped(system)}
     if namespace:
-        attributes["db.namespace"] = namespace
+        attributes["db.namespace"] = capped(namespace)
     return attributes
 
 
@@ -513,7 +513,8 @@ def _reset() -> None:
         tally.reset()
 
 
-os.register_at_fork(after_in_child=_reset)
+if hasattr(os, "register_at_fork"):  # where processes can fork
+    os.register_at_fork(after_in_child=_reset)
 
 
 # ---------------------------------------------------------------- the layer

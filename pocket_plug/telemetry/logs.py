@@ -42,7 +42,7 @@ def export_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
 
 
 def _emit(method: str, event: Mapping[str, Any]) -> None:
-    body = str(event.get("event", ""))
+    body = capped(str(event.get("event", "")))
     own = body.startswith("pocket_plug.")
     name, version, schema = ("pocket_plug", own_version(), SCHEMA_URL) if own else (_named(event), None, None)
     level = str(event.get("level", method)).lower()
@@ -53,12 +53,14 @@ def _emit(method: str, event: Mapping[str, Any]) -> None:
         return
     within = "run_id" in event
     attributes: dict[str, Any] = {
-        _OURS.get(key, key) if within else key: _plain(value) for key, value in event.items() if key not in _ELSEWHERE
+        capped(_OURS.get(key, key) if within else key): _plain(value)
+        for key, value in event.items()
+        if key not in _ELSEWHERE
     }
     if (error := _error(event.get("exc_info"))) is not None:
         attributes |= {"exception.type": error_type(error), "exception.message": error_text(error),
                        "exception.stacktrace": stack_of(error, error_text)}  # fmt: skip
-    exporter.emit(severity_number=severity, severity_text=level.upper(), body=capped(body), attributes=attributes,
+    exporter.emit(severity_number=severity, severity_text=level.upper(), body=body, attributes=attributes,
                   event_name=body if own else None)  # fmt: skip
 
 

@@ -15,10 +15,13 @@ import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry import baggage
 from opentelemetry import context as otel_context
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
 import pocket_plug as pp
+from pocket_plug import propagation
 from pocket_plug.errors import ConfigError
 from pocket_plug.layers import tracing
 from pocket_plug.layers.tracing.capture import FAILED, Captured, summary
@@ -416,6 +419,48 @@ def test_a_value_is_taken_for_what_it_is_and_not_followed_forever() -> None:
     assert Captured("full", None).value(("run", "input"), cycle()) == f'{"[1, " * 12}["…", "…"{"]" * 13}'
 
 
+def _unwanted(name: str) -> Any:
+    def load(_: object) -> Any:
+        raise AssertionError(f"{name} was read")
+
+    return property(load)
+
+
+@dataclasses.dataclass
+class Row:
+    """As an object-relational mapper makes of a record: its columns are properties, which load what isn't there."""
+
+    number: int
+    owner: str
+
+
+Row.owner = _unwanted("owner")  # type: ignore[assignment]
+
+
+class Lazy:
+    shape = _unwanted("shape")
+    total = _unwanted("total")
+
+    def __init__(self) -> None:
+        self.number = 7
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was asked for")
+
+
+def test_no_property_is_read_and_no_iterator_used_up() -> None:
+    """A value is shown as far as it is there: to look at it loads and works out nothing."""
+    full, summed = Captured("full", None), Captured("summary", None)
+    row = object.__new__(Row)
+    vars(row)["number"] = 7
+    for value, shown in ((row, "Row"), (Lazy(), "Lazy")):
+        assert full.value(("run", "input"), value) == '{"number": 7}'
+        assert summed.value(("run", "input"), value) == shown
+    generator = (number for number in range(3))
+    assert "generator" in (full.value(("run", "input"), {"items": generator}) or "")
+    assert list(generator) == [0, 1, 2]
+
+
 def test_summaries_are_types_and_sizes() -> None:
     """No part of the value itself, and nothing that is dear to find out."""
     values = ([1], (1, 2), {"a": 1}, {1}, "abc", b"ab", 7, 1.5, True, None, object(), ValueError("x"))
@@ -473,6 +518,39 @@ def test_any_plain_value_is_shown_whole_if_there_is_room(value: Any) -> None:
         return
     if len(json.dumps(value, ensure_ascii=False).encode()) <= 4096:
         assert repr(json.loads(text)) == repr(expected)
+
+
+names = st.one_of(
+    st.text(st.characters(), min_size=1, max_size=30),
+    st.builds(lambda character, times: character * times, st.characters(), st.integers(1000, 9000)),
+)
+
+
+@given(names, names, names, names, names, st.sampled_from(["none", "keys", "summary", "full"]))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_things_are_called_no_span_has_more_than_a_collector_takes(
+    graph: str, node: str, failure: str, value: str, session: str, level: Any
+) -> None:
+    """Names, statuses, attributes and their keys: 4 KiB at most of valid UTF-8, and OTLP's encoding takes them."""
+    kind = type("Failure", (Exception,), {})
+    kind.__qualname__ = failure
+
+    class Fails(pp.Node[str, str]):
+        async def prep(self, store: pp.StoreReader, order: str) -> str:
+            raise kind(value)
+
+    flavours: Any = ("openinference", "gen_ai")
+    named = Fails().with_options(name=node, trace="agent")
+    token = otel_context.attach(baggage.set_baggage("tenant", value))
+    try:
+        capture = SpanCapture("phase", capture=level, flavours=flavours, baggage=["tenant"])
+        with capture, propagation.session(session), pytest.raises(kind):
+            pp.Graph(named, name=graph).run_sync(value)
+    finally:
+        otel_context.detach(token)
+    assert len(capture.spans) == 3
+    assert [text for text in texts(capture) if len(text.encode()) > 4096] == []
+    encode_spans(capture.spans).SerializeToString()
 
 
 @given(st.lists(st.text(max_size=3000), max_size=5))

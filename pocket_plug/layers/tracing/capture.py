@@ -5,12 +5,13 @@ Nothing in here raises, whatever the user's values and `redact` do: there is alw
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from types import FunctionType, ModuleType
+from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
 
 from pocket_plug.reporting import MAX_BYTES, capped, capped_all, error_text, say_once
@@ -119,7 +120,8 @@ def summary(value: Any) -> str:
     try:
         if _is_a(value, SIZED):
             return capped(f"{name}[{len(value)}]")
-        shape: Any = getattr(value, "shape", None)  # an array's, a data frame's
+        # an array's, a data frame's; what else is called so might be worked out, or loaded
+        shape: Any = getattr(value, "shape", None) if hasattr(_type(value), "__array__") else None
         if _is_a(shape, tuple) and shape:
             return capped(f"{name}[{', '.join(str(int(size)) for size in shape)}]")
     except PLUGIN_FAULTS:
@@ -167,9 +169,11 @@ def _parts(value: Any) -> tuple[bool, Iterable[tuple[str, Any]]] | None:
     """What a value is made of, and whether that has names; None where it is a leaf."""
     if _is_a(value, dict | Mapping):
         return True, ((_name(key), item) for key, item in value.items())
+    if _is_a(value, tuple) and (named := getattr(_type(value), "_fields", None)):
+        return True, zip(named, value, strict=False)
     names = _field_names(value)
     if names is not None:
-        return True, ((name, getattr(value, name)) for name in names)
+        return True, ((name, held) for name in names if (held := _held(value, name)) is not _ABSENT)
     if _is_a(value, list | tuple | set | frozenset | deque):
         return False, ((str(index), item) for index, item in enumerate(value))
     return None
@@ -179,18 +183,41 @@ def _name(key: Any) -> str:
     return key if isinstance(key, str) else repr(key)
 
 
+_ABSENT = object()
+
+
+def _held(value: Any, name: str) -> Any:
+    """What an object itself holds under a name, if it does. Its class isn't asked: a property may do or load anything."""
+    own = _own(value)
+    if name in own:
+        return own[name]
+    found: Any = inspect.getattr_static(_type(value), name, _ABSENT)
+    if isinstance(found, MemberDescriptorType):  # a slot's
+        try:
+            return found.__get__(value)
+        except AttributeError:
+            return _ABSENT
+    return _ABSENT if hasattr(_type(found), "__get__") else found
+
+
+def _own(value: Any) -> Mapping[str, Any]:
+    try:
+        own: Any = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return own if _is_a(own, dict) else {}
+
+
 def _field_names(value: Any) -> Sequence[str] | None:
     """The fields of a record; of any other object the public attributes that it has itself."""
     kind: Any = _type(value)
-    names: Any = getattr(kind, "__struct_fields__", None) or (_is_a(value, tuple) and getattr(kind, "_fields", None))
-    if names:
+    if names := getattr(kind, "__struct_fields__", None):
         return tuple(names)
     if is_dataclass(kind):
         return [field.name for field in fields(kind)]
-    if _is_a(value, Enum | BaseException | type | FunctionType | ModuleType) or hasattr(kind, "shape"):
+    if _is_a(value, Enum | BaseException | type | FunctionType | ModuleType) or hasattr(kind, "__array__"):
         return None
-    own: Any = getattr(value, "__dict__", None)
-    return [name for name in own if not name.startswith("_")] or None if own else None
+    return [name for name in _own(value) if not name.startswith("_")] or None
 
 
 def _leaf(value: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from pocket_plug.hookspecs import NodeCall, Phase, Run
+from pocket_plug.reporting import capped
 
 Attributes = dict[str, str | bool | int | float]
 
@@ -21,9 +22,10 @@ def of_run(flavours: Collection[str], run: Run, session: str | None) -> Attribut
     if "openinference" in flavours:
         found[KIND] = "CHAIN"
     if "gen_ai" in flavours and run.parent is None:
-        found |= {"gen_ai.operation.name": "invoke_workflow", "gen_ai.workflow.name": run.graph} | _conversation(
-            session
-        )
+        found |= {
+            "gen_ai.operation.name": "invoke_workflow",
+            "gen_ai.workflow.name": capped(run.graph),
+        } | _conversation(session)
     return found
 
 
@@ -32,14 +34,16 @@ def of_node(flavours: Collection[str], call: NodeCall, session: str | None) -> A
     is_agent = call.trace == "agent"
     found: Attributes = {}
     if "openinference" in flavours:
-        found |= {KIND: "AGENT", "agent.name": call.name} if is_agent else {KIND: "CHAIN"}
+        found |= {KIND: "AGENT", "agent.name": capped(call.name)} if is_agent else {KIND: "CHAIN"}
     if "gen_ai" in flavours and is_agent:
-        found |= {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": call.name} | _conversation(session)
+        found |= {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": capped(call.name)} | _conversation(
+            session
+        )
     return found
 
 
 def _conversation(session: str | None) -> Attributes:
-    return {} if session is None else {"gen_ai.conversation.id": session}
+    return {} if session is None else {"gen_ai.conversation.id": capped(session)}
 
 
 def of_phase(flavours: Collection[str], phase: Phase) -> Attributes:

@@ -98,7 +98,7 @@ class RunSpan(SpanManager):
             attributes[SESSION] = capped(session)
         if live.decorated:
             attributes = carried(live, context) | flavours.of_run(live.flavours, run, session) | attributes
-        span = live.graph.start_span(f"run {self.graph}", context, attributes=attributes, links=links)
+        span = live.graph.start_span(capped(f"run {self.graph}"), context, attributes=attributes, links=links)
         if otel_context.get_value(RECORDED, context) is None:
             context = otel_context.set_value(RECORDED, self.recorded, context)
         self.open(span, context)
@@ -196,7 +196,7 @@ class NodeSpan(SpanManager):
             "pocket_plug.node.name": name, "pocket_plug.node.type": call.type, "pocket_plug.node.visit": call.visit,
             "pocket_plug.run.id": self.run.id, "pocket_plug.graph.name": self.run.graph,
         }  # fmt: skip
-        title = f"item {name}" if call.is_item else f"node {name}"
+        title = capped(f"item {name}" if call.is_item else f"node {name}")
         if self.index is not None:
             attributes["pocket_plug.fan_out.index"] = self.index
         if live.decorated:
@@ -296,7 +296,7 @@ class PhaseSpan(SpanManager):
         context = otel_context.get_current()
         if live.decorated:
             attributes = carried(live, context) | flavours.of_phase(live.flavours, phase) | attributes
-        self.open(live.phase.start_span(f"{phase} {node}", context, attributes=attributes), context)
+        self.open(live.phase.start_span(capped(f"{phase} {node}"), context, attributes=attributes), context)
         if self._is_shown() and self.span.is_recording():
             try:
                 _show(live, self.span, "pocket_plug.phase.input", ("phase", "input"), call.input)

@@ -44,7 +44,7 @@ class Tracing(Layer):
         backend = stack[-1]
         network = backend.needs_loop and not backend.inline_read
         self._kind = SpanKind.CLIENT if network else SpanKind.INTERNAL
-        self._about: Attributes = {"db.system.name": system_of(backend)}
+        self._about: Attributes = {"db.system.name": capped(system_of(backend))}
         if self.namespace:
             self._about["db.namespace"] = capped(self.namespace)
         self._of_get = self._attributes("get")
@@ -165,7 +165,7 @@ class Tracing(Layer):
         if _is_bookkeeping(keys) and not trace.get_current_span(parent).get_span_context().is_valid:
             return None  # it looks for its records before there is a span: that begins no trace
         try:
-            name = f"{operation} {template}" if template else operation
+            name = capped(f"{operation} {template}") if template else operation
             if live.decorated:
                 attributes = carried(live, parent) | flavours.of_operation(live.flavours, operation) | attributes
             span = live.store.start_span(name, parent, self._kind, attributes, start_time=start)
@@ -278,7 +278,7 @@ class Probe(Layer):
 
     def on_build(self) -> None:
         part = self.inner
-        self._name = part.name if isinstance(part, Layer) else system_of(part)
+        self._name = capped(part.name if isinstance(part, Layer) else system_of(part))
         self._kind = "layer" if isinstance(part, Layer) else "backend"
         if isinstance(part, Layer):  # what it only hands on shows nothing of it
             for operation in ("read", "read_many", "write"):
@@ -294,7 +294,7 @@ class Probe(Layer):
             return None
         attributes: Attributes = {"pocket_plug.layer": self._name, "db.operation.name": operation}
         try:
-            span = live.store.start_span(f"{self._kind} {self._name}", context, attributes=attributes)
+            span = live.store.start_span(capped(f"{self._kind} {self._name}"), context, attributes=attributes)
         except PLUGIN_FAULTS as error:
             say_once("tracing a layer", error)
             return None
