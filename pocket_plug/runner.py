@@ -178,7 +178,9 @@ class Execution:
                         if prepared.__class__ is CoroutineType:
                             raise _unawaited(step, phase, prepared)
                         if call is not None:
-                            started = measure(call, phase, started)
+                            now = clock()
+                            call.durations["prep"] = now - started
+                            started = now
                     phase = "exec"
                     output = result = prepared
                     if exec is not None:
@@ -187,7 +189,9 @@ class Execution:
                             raise _unawaited(step, phase, result)
                         if call is not None:
                             call.attempts = 1
-                            started = measure(call, phase, started)
+                            now = clock()
+                            call.durations["exec"] = now - started
+                            started = now
                     if post is not None:
                         phase = "post"
                         if transaction is None:
@@ -199,7 +203,7 @@ class Execution:
                         if output.__class__ is CoroutineType:
                             raise _unawaited(step, phase, output)
                         if call is not None:
-                            measure(call, phase, started)
+                            call.durations["post"] = clock() - started
                 else:
                     if prep is not None:
                         transaction = Transaction(stack)
@@ -207,7 +211,9 @@ class Execution:
                         if prepared.__class__ is CoroutineType:
                             raise _unawaited(step, phase, prepared)
                         if call is not None:
-                            started = measure(call, phase, started)
+                            now = clock()
+                            call.durations["prep"] = now - started
+                            started = now
                     phase = "exec"
                     output = result = prepared
                     if exec is not None:
@@ -216,7 +222,9 @@ class Execution:
                             raise _unawaited(step, phase, result)
                         if call is not None:
                             call.attempts = 1
-                            started = measure(call, phase, started)
+                            now = clock()
+                            call.durations["exec"] = now - started
+                            started = now
                     if post is not None:
                         phase = "post"
                         if transaction is None:
@@ -226,7 +234,7 @@ class Execution:
                         if output.__class__ is CoroutineType:
                             raise _unawaited(step, phase, output)
                         if call is not None:
-                            measure(call, phase, started)
+                            call.durations["post"] = clock() - started
                 action, target = DEFAULT, step.next
                 if output.__class__ is Next:
                     action, output = _way(output)
@@ -263,8 +271,8 @@ class Execution:
                     end(call, entered, error)
                 raise error
             if call is not None:
-                call.output = output
-                end(call, entered, None)
+                call.output, call.outcome = output, call.outcome or "ok"
+                leave(entered, None)
             if cancelled is not None:
                 raise cancelled
             step, value = target, output

@@ -48,13 +48,13 @@ def measure(call: NodeCall, phase: str, started: float) -> float:
 def end(call: NodeCall | None, entered: Entered, error: BaseException | None) -> None:
     """Note how the visit ended, and let the observers leave it."""
     if call is not None:
-        if isinstance(error, RunSuspended):
+        if error is None:
+            call.outcome = call.outcome or "ok"
+        elif isinstance(error, RunSuspended):
             call.outcome, error = "suspended", None  # nothing has failed
-        elif error is not None:
+        else:
             call.error = error
             call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
-        elif call.outcome is None:
-            call.outcome = "ok"
     if entered:
         leave(entered, error)
 
