@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, overload
 
 from .ask import Ask, AskStep
@@ -134,9 +136,7 @@ class Graph(Node[I, O]):
         if self._validated is not self._options:  # a copy may have others
             self.validate()
         if pocket is None:
-            from .pocket import default_pocket
-
-            pocket = default_pocket()
+            pocket = _defaults()()
         if self._store is None and pocket.config.store.where:
             place = self.place(pocket.store)
         else:
@@ -168,6 +168,14 @@ class Graph(Node[I, O]):
         from .mermaid import flow_chart
 
         return flow_chart(self.plan)
+
+
+@cache
+def _defaults() -> Callable[[], Pocket]:
+    """What gives the default Pocket. Imported when it is first needed; an import in each run would take a tenth of it."""
+    from .pocket import default_pocket
+
+    return default_pocket
 
 
 def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:

@@ -54,8 +54,8 @@ Visited = tuple[Step | None, Any, asyncio.CancelledError | None]
 class Execution:
     """One run of one graph over one store. The outermost one keeps the steps that nested ones share."""
 
-    __slots__ = ("exits", "grace", "in_place", "left_by", "loop", "max_steps", "observers", "on_every_phase", "on_node",
-                 "on_phase", "outermost", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends",
+    __slots__ = ("above", "exits", "grace", "in_place", "left_by", "loop", "max_steps", "observers", "on_every_phase",
+                 "on_node", "on_phase", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends",
                  "visits")  # fmt: skip
     fence: Mapping[str, int] = {}
     """What every write of a durable run expects."""
@@ -71,10 +71,10 @@ class Execution:
         self.steps = 0
         self.turn_ends = 0.0
         if parent is None:
-            self.outermost, self.exits = self, NO_EXITS
+            self.above, self.exits = None, NO_EXITS
             self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
         else:
-            self.outermost, self.exits = parent.outermost, parent.exits
+            self.above, self.exits = parent.outermost, parent.exits
             self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
             if run.depth > graph.max_depth:
                 raise StepLimitError(
@@ -94,6 +94,11 @@ class Execution:
         self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
         self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
         self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
+
+    @property
+    def outermost(self) -> Execution:
+        """The run that this one is nested in, or itself. Kept as an attribute it would be a cycle, and garbage to collect."""
+        return self.above or self
 
     def too_many(self, step: Step) -> StepLimitError:
         """The error for one step more than the run may take."""

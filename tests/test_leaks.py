@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import threading
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
@@ -210,3 +211,33 @@ def test_nothing_is_left_of_ten_thousand_runs(spans: OpenSpans, caplog: pytest.L
     assert grown == {}
     assert spans.began == spans.ended > 50_000
     assert caplog.records == []
+
+
+class Input:
+    """What a run is given, and others wait for to be gone."""
+
+
+@pp.node
+async def forget(given: Input) -> None:
+    await asyncio.sleep(0)
+
+
+@pp.node
+def drop(given: Input) -> None:
+    """It takes it and keeps nothing."""
+
+
+@pytest.mark.parametrize("node", [forget, drop], ids=["async", "def"])
+def test_what_a_run_was_given_is_let_go_of_as_it_ends(node: pp.Node[Input, None]) -> None:
+    """No run refers to itself, so nothing of it waits for the garbage collector."""
+    graph = pp.Graph(pp.Graph(node, name="inner"), name="outer")
+    graph.run_sync(Input())  # what is made once is made
+    given = Input()
+    left = weakref.ref(given)
+    gc.disable()
+    try:
+        graph.run_sync(given)
+        del given
+        assert left() is None
+    finally:
+        gc.enable()
