@@ -6,6 +6,7 @@ A transaction is a backend itself, so the views of `store` work over it as they 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .backend import NO_EXPECTATIONS, Change, Clock, Entry, Put
@@ -13,6 +14,7 @@ from .contention import Step
 from .errors import TransactionError
 
 if TYPE_CHECKING:
+    from .codec import Codec
     from .stack import Stack
     from .waiting import Runner
 
@@ -23,9 +25,15 @@ def private(value: Any) -> Any:
     """A copy that its holder may change: of containers and dataclasses. Immutable atoms come back as they are."""
     if value.__class__ in _ATOMS:
         return value
+    return _codec().private(value)
+
+
+@cache
+def _codec() -> Codec:
+    """Imported with the first container; an import for each would cost as much as the copy of a small one."""
     from .codec import default_codec
 
-    return default_codec.private(value)
+    return default_codec
 
 
 class Transaction:
