@@ -2,7 +2,7 @@
 
 A store operation in memory is counted in integers of our own, which are published when metrics are collected: the SDK's
 own counters cost thirty times a read. Attributes never hold a key, a value, a run's id or a message, and of what a
-program names (graphs, nodes, actions, exceptions) they hold so many different ones, then `_OTHER`.
+program names (graphs, nodes, actions, exceptions, namespaces) they hold so many different ones, then `_OTHER`.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Names(dict[str, str]):
         return known
 
 
-_graphs, _nodes, _actions, _errors = Names(500), Names(1000), Names(500), Names(200)
+_graphs, _nodes, _actions, _errors, _namespaces = Names(500), Names(1000), Names(500), Names(200), Names(500)
 
 
 # ---------------------------------------------------------------- instruments
@@ -291,7 +291,7 @@ class _Instruments:
 def _store(namespace: str, system: str) -> Attributes:
     attributes: Attributes = {"db.system.name": capped(system)}
     if namespace:
-        attributes["db.namespace"] = capped(namespace)
+        attributes["db.namespace"] = namespace
     return attributes
 
 
@@ -534,7 +534,8 @@ class Metrics(Layer):
     def on_build(self) -> None:
         self._system = system_of(parts(self.inner)[-1])
         self._instruments = _instruments(_settings.meter_provider)
-        self._tally = tally = self._instruments.tally(self.namespace, self._system)
+        self._namespace = _namespaces[self.namespace]
+        self._tally = tally = self._instruments.tally(self._namespace, self._system)
         self._put = tally.puts.add
         self._counted_read = counted_read = _counting(self.inner.read, tally)
         cached = any(isinstance(part, Persistence) for part in parts(self.inner))
@@ -549,7 +550,7 @@ class Metrics(Layer):
         for part in parts(self.inner):
             queue = part.queue if isinstance(part, Persistence) else None
             if queue is not None:
-                self._instruments.watch(queue, self.namespace, system_of(queue.durable))
+                self._instruments.watch(queue, self._namespace, system_of(queue.durable))
 
     async def read(self, key: str) -> Entry | None:
         started = time.perf_counter()
@@ -600,7 +601,7 @@ class Metrics(Layer):
         return version
 
     def _record(self, operation: str, started: float, error: BaseException | None) -> None:
-        attributes = _store(self.namespace, self._system) | _failure(error)
+        attributes = _store(self._namespace, self._system) | _failure(error)
         attributes["db.operation.name"] = operation
         try:
             self._instruments.operation_duration.record(time.perf_counter() - started, attributes)

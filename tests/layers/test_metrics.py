@@ -53,7 +53,7 @@ class Published:
 @pytest.fixture
 def published() -> Iterator[Published]:
     found = Published()
-    for names in (metrics._graphs, metrics._nodes, metrics._actions, metrics._errors):
+    for names in (metrics._graphs, metrics._nodes, metrics._actions, metrics._errors, metrics._namespaces):
         names.clear()
     former = metrics.configure(meter_provider=found.provider)
     yield found
@@ -313,6 +313,15 @@ def test_names_without_end_become_one(published: Published) -> None:
         values = {point[name] for point in found if name in point}
         assert "_OTHER" in values
         assert len(values) <= most + 1
+
+
+def test_namespaces_without_end_become_one_and_lose_no_count(published: Published) -> None:
+    """A store for each request, called by its id: those beyond the first 500 are counted together."""
+    for number in range(600):
+        SyncStore(layers=[Metrics(namespace=f"request {number}")]).get("a", default=None)
+    misses = published.values("pocket_plug.store.lookups")
+    assert misses[attributes(hit=False, namespace="request 0")] == 1
+    assert misses[attributes(hit=False, namespace="_OTHER")] == 100
 
 
 def test_the_histogram_of_nodes_can_be_left_out(published: Published) -> None:
