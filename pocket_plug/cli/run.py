@@ -6,8 +6,8 @@ import asyncio
 import inspect
 import json
 import sys
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
@@ -23,12 +23,47 @@ if TYPE_CHECKING:
     from pocket_plug.telemetry import Telemetry
 
 
+trace_option = click.option(
+    "--trace", is_flag=True, help="Trace it: a tree on a terminal and a file, or as OTEL_* variables say."
+)
+
+
+@contextmanager
+def traced(wanted: bool) -> Generator[None]:
+    """Trace what is done in the block, if that is wanted; and say where the trace lies, also that of a run that failed."""
+    if not wanted:
+        yield
+        return
+    from pocket_plug.telemetry import observe
+
+    telemetry = observe()
+    failed = True
+    try:
+        with telemetry:
+            yield
+        failed = False
+    finally:
+        _say_where(telemetry, failed)
+
+
+def _say_where(telemetry: Telemetry, failed: bool) -> None:
+    """On a terminal the tree ends with that. Nothing is said of what couldn't be written: the loss has been said."""
+    if telemetry.file is None or telemetry.unsent or not telemetry.file.is_file() or sys.stderr.isatty():
+        return
+    if telemetry.run_id is not None:
+        from pocket_plug.telemetry.local import where_to_look
+
+        click.echo(where_to_look(telemetry.file, telemetry.run_id), err=True)
+    elif not failed:
+        click.echo(f"trace: {telemetry.file}", err=True)
+
+
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("target")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 @click.option("--input", "input_json", metavar="JSON", help="For a graph: its input.")
 @click.option("--run-id", metavar="ID", help="For a graph: the run is durable; the same line goes on with it.")
-@click.option("--trace", is_flag=True, help="Trace it: a tree on a terminal and a file, or as OTEL_* variables say.")
+@trace_option
 @as_json
 def run(target: str, arguments: tuple[str, ...], input_json: str | None, run_id: str | None, trace: bool,
         as_json: bool) -> int:  # fmt: skip
@@ -39,13 +74,7 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, run_id:
     printed. TARGET:name takes another name. Options of its own that are ours too go behind `--`.
     """
     title, found = load(target, ("main", "graph"))
-    with ExitStack() as closing:
-        if trace:
-            from pocket_plug.telemetry import observe
-
-            telemetry = observe()
-            closing.push(partial(_say_where, telemetry))
-            closing.callback(telemetry.close)
+    with traced(trace):
         if not is_graph(found):
             for option, given in (("--input", input_json), ("--run-id", run_id)):
                 if given is not None:
@@ -55,21 +84,6 @@ def run(target: str, arguments: tuple[str, ...], input_json: str | None, run_id:
             raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}")
         print_result(_run_graph(found, input_json, run_id), as_json)
         return 0
-
-
-def _say_where(telemetry: Telemetry, error: type[BaseException] | None, *_: object) -> None:
-    """Where the trace lies, also that of a run that failed. On a terminal the tree ends with that.
-
-    Nothing is said of a file that couldn't be written.
-    """
-    if telemetry.file is None or not telemetry.file.exists() or sys.stderr.isatty():
-        return
-    if telemetry.run_id is not None:
-        from pocket_plug.telemetry.local import where_to_look
-
-        click.echo(where_to_look(telemetry.file, telemetry.run_id), err=True)
-    elif error is None:
-        click.echo(f"trace: {telemetry.file}", err=True)
 
 
 def is_graph(found: Any) -> TypeGuard[Graph[Any, Any]]:

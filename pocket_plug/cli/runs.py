@@ -23,7 +23,7 @@ from pocket_plug.stack import Stack
 from pocket_plug.store import MISSING
 
 from .jsonlines import is_json, type_in
-from .run import from_json, is_graph, print_result
+from .run import from_json, is_graph, print_result, trace_option, traced
 from .show import as_json, print_table
 from .store import BATCH, Target, by_name, by_url, found_entries, in_units, json_of, on_one_line, sealing, text_of
 from .target import load
@@ -200,20 +200,20 @@ def _trace_id(carrier: Mapping[str, Any]) -> str | None:
 def _going_on(command: Callable[..., None]) -> Callable[..., None]:
     """What `resume` and `answer` have in common."""
     changed = click.option("--allow-changed", is_flag=True, help="Go on though the graph has changed since.")
-    return changed(as_json(click.pass_obj(command)))
+    return changed(trace_option(as_json(click.pass_obj(command))))
 
 
 @runs.command
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
 @_going_on
-def resume(target: Target, graph: str, run_id: str, allow_changed: bool, as_json: bool) -> None:
+def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: bool, as_json: bool) -> None:
     """Go on with a run, and print its result.
 
     TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
     exit code is 3.
     """
-    print_result(_resumed(target, graph, run_id, None, allow_changed), as_json)
+    print_result(_resumed(target, graph, run_id, None, allow_changed, trace), as_json)
 
 
 @runs.command(context_settings={"ignore_unknown_options": True})  # -1 is an answer
@@ -221,15 +221,16 @@ def resume(target: Target, graph: str, run_id: str, allow_changed: bool, as_json
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")
 @_going_on
-def answer(target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, as_json: bool) -> None:
+def answer(target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, trace: bool,
+           as_json: bool) -> None:  # fmt: skip
     """Answer the question at which a run is suspended, go on with it, and print its result.
 
     ANSWER is JSON, read as the type that the graph asks for.
     """
-    print_result(_resumed(target, graph, run_id, answer_json, allow_changed), as_json)
+    print_result(_resumed(target, graph, run_id, answer_json, allow_changed, trace), as_json)
 
 
-def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool) -> Any:
+def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool, trace: bool) -> Any:
     target.make_default()
     title, graph = load(name, ("graph",))
     if not is_graph(graph):
@@ -243,7 +244,8 @@ def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, al
             given = MISSING if answer_json is None else await _answer(graph, stack, run_id, answer_json)
             return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
 
-    return asyncio.run(resumed())
+    with traced(trace):
+        return asyncio.run(resumed())
 
 
 async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> Any:

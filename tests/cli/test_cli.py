@@ -358,9 +358,11 @@ def test_trace(capsys, monkeypatch):
     Path("traces.jsonl").write_text("")
 
     class Handle:
-        file, run_id = Path("traces.jsonl"), "r-1"
+        file, run_id, unsent = Path("traces.jsonl"), "r-1", 0
 
-        def close(self) -> None:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
             log.append("closed")
 
     def observe() -> Handle:
@@ -377,9 +379,11 @@ def test_trace(capsys, monkeypatch):
     assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
     said = capsys.readouterr().err.splitlines()
     assert "trace: traces.jsonl" in said, "without a run there is nothing to open"
-    Path("traces.jsonl").unlink()
-    assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
-    assert "trace:" not in capsys.readouterr().err, "what couldn't be written isn't pointed to"
+    for unsent in (0, 5):  # a file that was never made, and one on a disk that is full
+        monkeypatch.setattr(Handle, "unsent", unsent)
+        Path("traces.jsonl").unlink(missing_ok=True) if not unsent else Path("traces.jsonl").write_text("")
+        assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
+        assert "trace:" not in capsys.readouterr().err, "what couldn't be written isn't pointed to"
 
 
 # ---------------------------------------------------------------- what goes wrong

@@ -167,6 +167,19 @@ def test_an_approval_is_submitted_in_one_process_and_answered_in_another(here: A
     assert here("runs", "ls", "--json").json[0]["state"] == "finished"
 
 
+def test_what_goes_on_is_traced_as_what_began_was() -> None:
+    """--trace of `run` and `runs answer`: one run, an execution for each, and the command that shows them all."""
+    approval = str(EXAMPLES / "approval.py")
+    submitted = elsewhere("run", approval, "--run-id", "mail", "--input", '"All is well"', "--trace")
+    resumed = elsewhere("runs", "resume", approval, "mail", "--trace")
+    answered = elsewhere("runs", "answer", approval, "mail", "true", "--trace")
+    assert (submitted.code, resumed.code, answered.code) == (3, 3, 0)
+    shown = [" trace show mail --open" in ran.err for ran in (submitted, resumed, answered)]
+    assert shown == [True, False, True], "what still waits for its answer has done nothing"
+    listed = elsewhere("trace", "ls", "--json").json
+    assert [(run["run_id"], run["outcome"]) for run in listed] == [("mail", "success"), ("mail", "suspended")]
+
+
 # ---------------------------------------------------------------- ls
 def test_ls_has_a_line_for_each_run(here: Any) -> None:
     """Id, state, graph, node, age and steps, the oldest first; ids are as they were given."""
