@@ -24,7 +24,7 @@ from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.hookspecs import Run
 from pocket_plug.layers import metrics
 from pocket_plug.layers.bounding import Bounding
-from pocket_plug.layers.metrics import Metrics
+from pocket_plug.layers.metrics import Metrics, counting, instruments
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.memory import Memory
 from pocket_plug.testing.clock import FakeClock
@@ -53,7 +53,7 @@ class Published:
 @pytest.fixture
 def published() -> Iterator[Published]:
     found = Published()
-    for names in (metrics._graphs, metrics._nodes, metrics._actions, metrics._errors, metrics._namespaces):
+    for names in (counting.graphs, counting.nodes, counting.actions, counting.errors, counting.namespaces):
         names.clear()
     former = metrics.configure(meter_provider=found.provider)
     yield found
@@ -487,8 +487,8 @@ def test_a_forked_child_reports_what_it_did_itself(published: Published) -> None
 
     @pp.node
     def fork(n: int) -> int:
-        instruments: Any = metrics._instruments(published.provider)
-        with instruments._lock:  # as a collection in another thread may hold it just now
+        found: Any = instruments.instruments_of(published.provider)
+        with found._lock:  # as a collection in another thread may hold it just now
             child = os.fork()
         if child == 0:
             try:
@@ -508,16 +508,16 @@ def test_a_forked_child_reports_what_it_did_itself(published: Published) -> None
 
 def test_a_provider_has_one_set_of_instruments(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found as the global one or handed over: of a second set the SDK would silently drop what is observed."""
-    monkeypatch.setattr(metrics, "_for_global", None)
-    monkeypatch.setattr(metrics.metrics, "get_meter_provider", lambda: published.provider)
-    handed_over = metrics._instruments(published.provider)
-    assert metrics._instruments(None) is handed_over
+    monkeypatch.setattr(instruments, "_for_global", None)
+    monkeypatch.setattr(instruments.metrics, "get_meter_provider", lambda: published.provider)
+    handed_over = instruments.instruments_of(published.provider)
+    assert instruments.instruments_of(None) is handed_over
 
     later: MeterProvider = SdkMeterProvider([], shutdown_on_exit=False)
-    monkeypatch.setattr(metrics, "_for_global", None)
-    monkeypatch.setattr(metrics.metrics, "get_meter_provider", lambda: later)
-    found = metrics._instruments(None)
-    assert metrics._instruments(later) is found
+    monkeypatch.setattr(instruments, "_for_global", None)
+    monkeypatch.setattr(instruments.metrics, "get_meter_provider", lambda: later)
+    found = instruments.instruments_of(None)
+    assert instruments.instruments_of(later) is found
 
 
 def test_nothing_of_what_is_stored_or_run_is_an_attribute(published: Published) -> None:

@@ -1,0 +1,184 @@
+"""The instruments that figures are published by: one set for each meter provider, whoever uses it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+
+from pocket_plug.errors import Conflict
+from pocket_plug.hookspecs import NodeCall
+from pocket_plug.reporting import SCHEMA_URL, capped, error_type, own_version
+
+from .counting import Attributes, Going, Tally, errors, graphs, nodes, tallies
+
+if TYPE_CHECKING:
+    from pocket_plug.layers.write_behind import WriteBehind
+
+_RUN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_DB_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+
+
+class Instruments:
+    """One set for each meter provider: of a second set of observable ones, the SDK silently takes nothing."""
+
+    def __init__(self, meter_provider: MeterProvider | None) -> None:
+        meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
+        self.tallies: dict[tuple[str, str], Tally] = {}
+        self.queues: weakref.WeakKeyDictionary[WriteBehind, Attributes] = weakref.WeakKeyDictionary()
+        self.reset()
+        _sets.add(self)
+        self.run_duration = meter.create_histogram(
+            "pocket_plug.run.duration", "s", "How long runs take",
+            explicit_bucket_boundaries_advisory=_RUN_BUCKETS)  # fmt: skip
+        self.node_duration = meter.create_histogram(
+            "pocket_plug.node.duration", "s", "How long visits of nodes take",
+            explicit_bucket_boundaries_advisory=_RUN_BUCKETS)  # fmt: skip
+        for name, figure, unit, description in (
+            ("run", "runs", "{run}", "Runs that go on"),
+            ("fan_out", "items", "{item}", "Items of fan-outs that are being worked on"),
+        ):
+            meter.create_observable_up_down_counter(
+                f"pocket_plug.{name}.active", [self._of_active(figure)], unit, description
+            )
+        self.node_retries = meter.create_counter(
+            "pocket_plug.node.retries", "{retry}", "Attempts at exec after the first"
+        )
+        self.commit_conflicts = meter.create_counter(
+            "pocket_plug.commit.conflicts", "{conflict}", "Commits of nodes that met somebody else's"
+        )
+        self.operation_duration = meter.create_histogram(
+            "db.client.operation.duration", "s", "How long operations on disk or a network take",
+            explicit_bucket_boundaries_advisory=_DB_BUCKETS)  # fmt: skip
+        for name, unit, description in (
+            ("lookups", "{lookup}", "Keys looked up"),
+            ("writes", "{entry}", "Entries set or deleted"),
+            ("conflicts", "{conflict}", "Writes that expected another version"),
+            ("errors", "{error}", "Operations that failed"),
+            ("evictions", "{entry}", "Entries that had to go"),
+        ):
+            meter.create_observable_counter(f"pocket_plug.store.{name}", [self._counts(name)], unit, description)
+        meter.create_observable_gauge(
+            "pocket_plug.store.entries", [self._counts("entries")], "{entry}", "Entries kept in memory, or bounded"
+        )
+        meter.create_observable_gauge(
+            "pocket_plug.store.queue", [self._of_queues("length")], "{write}", "Keys that are yet to be written behind"
+        )
+        meter.create_observable_gauge(
+            "pocket_plug.store.queue.age", [self._of_queues("age")], "s", "How long the oldest of them has been waiting"
+        )
+
+    def reset(self) -> None:
+        """Nothing goes on yet: at the start, and in a forked child, which reports what it begins itself."""
+        self.runs, self.items = Going(), Going()
+        self._lock = threading.Lock()
+
+    def tally(self, namespace: str, system: str) -> Tally:
+        """What the stores of one namespace over one kind of backend count together."""
+        with self._lock:
+            return self.tallies.setdefault((namespace, system), Tally())
+
+    def _of_active(self, figure: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def collect(options: CallbackOptions) -> Iterable[Observation]:
+            going: Going = getattr(self, figure)  # a forked child has another one
+            for value, attributes in going.values():
+                yield Observation(value, attributes)
+
+        return collect
+
+    def _counts(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def collect(options: CallbackOptions) -> Iterable[Observation]:
+            with self._lock:
+                tallies = list(self.tallies.items())
+            for (namespace, system), tally in tallies:
+                for value, attributes in getattr(tally, name)():
+                    yield Observation(value, of_store(namespace, system) | attributes)
+
+        return collect
+
+    def watch(self, queue: WriteBehind, namespace: str, system: str) -> None:
+        """Publish the length and the age of a queue."""
+        with self._lock:
+            self.queues[queue] = of_store(namespace, system)
+
+    def _of_queues(self, figure: Literal["length", "age"]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def collect(options: CallbackOptions) -> Iterable[Observation]:
+            with self._lock:
+                queues = list(self.queues.items())
+            found: dict[tuple[tuple[str, Any], ...], float] = {}
+            for queue, attributes in queues:
+                key, value = tuple(attributes.items()), getattr(queue, figure)
+                former = found.get(key, 0)
+                found[key] = former + value if figure == "length" else max(former, value)
+            for key, value in found.items():
+                yield Observation(value, dict(key))
+
+        return collect
+
+    def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
+        """Retries and conflicts are counted."""
+        if name == "retry":
+            self.node_retries.add(1, about(call) | failure(attributes.get("error")))
+        elif name == "conflict":
+            self.commit_conflicts.add(1, about(call) | _CONFLICT)
+
+
+def of_store(namespace: str, system: str) -> Attributes:
+    attributes: Attributes = {"db.system.name": capped(system)}
+    if namespace:
+        attributes["db.namespace"] = namespace
+    return attributes
+
+
+_sets: weakref.WeakSet[Instruments] = weakref.WeakSet()
+_for_global: Instruments | None = None
+_for_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def instruments_of(meter_provider: MeterProvider | None) -> Instruments:
+    """The set of a provider; of the global one, which may be set later: the API's stand-ins then become real.
+
+    The global one has one set too where it is handed over as well.
+    """
+    global _for_global
+    with _making:
+        if meter_provider is None:
+            if _for_global is None:
+                _for_global = _for_providers.get(metrics.get_meter_provider()) or Instruments(None)
+            return _for_global
+        if (found := _for_providers.get(meter_provider)) is None:
+            is_global = _for_global is not None and metrics.get_meter_provider() is meter_provider
+            found = _for_global if is_global else None
+            found = _for_providers[meter_provider] = found or Instruments(meter_provider)
+        return found
+
+
+def about(call: NodeCall) -> Attributes:
+    return {"pocket_plug.graph.name": graphs[call.run.graph], "pocket_plug.node.name": nodes[call.name]}
+
+
+def failure(error: BaseException | None) -> Attributes:
+    return {} if error is None else {"error.type": errors[error_type(error)]}
+
+
+_CONFLICT: Attributes = {"error.type": f"{Conflict.__module__}.{Conflict.__qualname__}"}
+
+
+# ---------------------------------------------------------------- forks
+def _reset() -> None:
+    global _making
+    _making = threading.Lock()
+    for instruments in list(_sets):
+        instruments.reset()
+    for tally in list(tallies):
+        tally.reset()
+
+
+if hasattr(os, "register_at_fork"):  # where processes can fork
+    os.register_at_fork(after_in_child=_reset)

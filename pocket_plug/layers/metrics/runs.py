@@ -1,0 +1,59 @@
+"""How long runs and nodes take, and which of them go on."""
+
+from __future__ import annotations
+
+import time
+
+from pocket_plug.hookspecs import NodeCall, Run
+
+from .counting import Active, Attributes, actions, graphs
+from .instruments import Instruments, about, failure
+
+
+class RunTimer:
+    """A run: that it goes on, and how long it took."""
+
+    __slots__ = ("active", "graph", "instruments", "run", "started")
+
+    def __init__(self, instruments: Instruments, run: Run) -> None:
+        self.instruments, self.run = instruments, run
+        self.graph: Attributes = {"pocket_plug.graph.name": graphs[run.graph]}
+
+    def __enter__(self) -> None:
+        self.active = self.instruments.runs.begin(self.graph)
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self.started
+        self.active.end()
+        attributes = self.graph | failure(self.run.error)
+        attributes["pocket_plug.run.outcome"] = self.run.outcome or "success"
+        self.instruments.run_duration.record(seconds, attributes)
+
+
+class NodeTimer:
+    """A visit of a node: how long it took, if that is `timed`; of a fan-out's item also that it goes on."""
+
+    __slots__ = ("active", "call", "instruments", "started", "timed")
+
+    def __init__(self, instruments: Instruments, call: NodeCall, timed: bool) -> None:
+        self.instruments, self.call, self.timed = instruments, call, timed
+        self.active: Active | None = None
+
+    def __enter__(self) -> None:
+        if self.call.is_item:
+            self.active = self.instruments.items.begin(about(self.call))
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self.started
+        if self.active is not None:
+            self.active.end()
+        if not self.timed:
+            return
+        call = self.call
+        attributes = about(call) | failure(call.error)
+        attributes["pocket_plug.node.outcome"] = call.outcome or "ok"
+        if call.action is not None:  # some edge's: a run refuses what no edge has, whoever made it up
+            attributes["pocket_plug.node.action"] = actions[call.action]
+        self.instruments.node_duration.record(seconds, attributes)
