@@ -129,6 +129,7 @@ class Instruments:
 
 
 def of_store(namespace: str, system: str) -> Attributes:
+    """The attributes of a store's figures."""
     attributes: Attributes = {"db.system.name": capped(system)}
     if namespace:
         attributes["db.namespace"] = namespace
@@ -160,10 +161,12 @@ def instruments_of(meter_provider: MeterProvider | None) -> Instruments:
 
 
 def about(call: NodeCall) -> Attributes:
+    """Those of a node's."""
     return {"pocket_plug.graph.name": graphs[call.run.graph], "pocket_plug.node.name": nodes[call.name]}
 
 
 def failure(error: BaseException | None) -> Attributes:
+    """What is said of an error; of none nothing."""
     return {} if error is None else {"error.type": errors[error_type(error)]}
 
 
