@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -55,7 +56,11 @@ class SpanFan(SpanProcessor):
             processor.on_end(span)
 
     def interrupt(self, reason: str) -> None:
-        """End the spans that are open, the innermost first, and say on each that it wasn't its own end."""
+        """End the spans that are open, the innermost first, and say on each that it wasn't its own end.
+
+        The process is about to die: that a thread which goes on ends a span once more is nothing to say.
+        """
+        logging.getLogger("opentelemetry.sdk.trace").disabled = True
         for span in reversed(list(self._open.values())):
             span.set_attributes({"pocket_plug.interrupted": True, "error.type": reason})
             span.end()

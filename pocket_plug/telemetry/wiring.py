@@ -58,6 +58,9 @@ FLUSH_SECONDS = 5.0
 INTERRUPT_SECONDS = 2.0
 """How long, of a SIGTERM, the spans that are open may take to end. One may wait for a lock that the signal interrupted."""
 
+STANDBYS = 8
+"""Threads that wait for the end where none can be started there: one for each exporter of three signals, and to spare."""
+
 _logger = logging.getLogger("pocket_plug")
 _lock = threading.RLock()  # re-entered by a SIGTERM within
 _observed: Telemetry | None = None
@@ -233,17 +236,46 @@ class _Part(Protocol):
     def shutdown(self) -> None: ...
 
 
+class _Standby:
+    """A thread that waits for its work. Python 3.12 starts none any more while the process ends: these are there already."""
+
+    def __init__(self) -> None:
+        self._work: Callable[[], object] | None = None
+        self._needed = threading.Event()
+        self.thread = threading.Thread(target=self._wait, name="pocket_plug telemetry", daemon=True)
+        self.thread.start()
+
+    def _wait(self) -> None:
+        self._needed.wait()
+        assert self._work is not None
+        self._work()
+
+    def do(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self._needed.set()
+
+
+_standbys: list[_Standby] = []
+
+
+def _begin(work: Callable[[], object]) -> threading.Thread | None:
+    """Do it in a thread; None where there is none to be had, and it was done here."""
+    thread = threading.Thread(target=work, name="pocket_plug telemetry", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        if not _standbys:
+            work()
+            return None
+        standby = _standbys.pop()
+        standby.do(work)
+        return standby.thread
+    return thread
+
+
 def _in_time(works: Sequence[Callable[[], object]], timeout: float) -> bool:
     """Do each in a thread of its own, since an exporter may hang, and wait for them so long all together."""
-    threads: list[threading.Thread] = []
-    for work in works:
-        thread = threading.Thread(target=work, name="pocket_plug telemetry", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # Python 3.12.0 starts no thread any more while the process ends
-            work()
-        else:
-            threads.append(thread)
+    threads = [thread for work in works if (thread := _begin(work)) is not None]
     end = time.monotonic() + timeout
     for thread in threads:
         thread.join(max(end - time.monotonic(), 0))
@@ -262,6 +294,8 @@ def _watch_the_end() -> None:
         atexit.register(_at_exit)
         processes.register_after_fork(_at_exit, _watch_the_end_of_a_worker)
         _watch_the_end_of_a_worker()
+        if sys.version_info[:2] == (3, 12):
+            _standbys.extend(_Standby() for _ in range(STANDBYS))
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
@@ -275,6 +309,7 @@ def _watch_the_end_of_a_worker(*_: object) -> None:
 def _in_forked_child() -> None:
     global _lock
     _lock = threading.RLock()  # a thread that isn't here may have held it
+    _standbys.clear()
 
 
 if hasattr(os, "register_at_fork"):
