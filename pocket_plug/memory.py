@@ -5,7 +5,6 @@ Expired entries are invisible at once. Now and then a write sweeps them out: eac
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from math import inf
@@ -13,6 +12,7 @@ from typing import Any, Literal, NoReturn, cast
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from .errors import ConfigError, Conflict, StoreClosedError
+from .forking import new_lock
 
 Reason = Literal["size", "bytes", "expired"]
 Dropped = tuple[str, Any, Reason]
@@ -141,7 +141,7 @@ class Memory(Backend):
 
     def __init__(self) -> None:
         self._keeping = Keeping()
-        self.lock = threading.Lock()
+        self.lock = new_lock(self._cut_off)
 
     def __repr__(self) -> str:
         return "memory"
@@ -225,11 +225,19 @@ class Memory(Backend):
             self._keeping.clear()
             self._keeping.entries = Closed()
 
+    def _cut_off(self) -> None:
+        """In a child that was forked while another thread was writing, and stayed at it."""
+        self._keeping.entries = Closed("this process was forked in the middle of a write to this memory store, which may "
+                                       "be there by half; close it and open it anew")  # fmt: skip
+
 
 class Closed(MutableMapping[str, Any]):
     """Stands in for a closed store's entries, so that the open one need not check a flag on every read."""
 
+    def __init__(self, why: str = "this memory store is closed, and what was in it is gone") -> None:
+        self._why = why
+
     def _refuse(self, *_: object) -> NoReturn:
-        raise StoreClosedError("this memory store is closed, and what was in it is gone")
+        raise StoreClosedError(self._why)
 
     __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = _refuse

@@ -12,7 +12,6 @@ import gc
 import inspect
 import logging
 import sys
-import threading
 import types
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -21,10 +20,11 @@ from typing import Any
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict
+from pocket_plug.forking import new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.keys import RESERVED
 from pocket_plug.layer import Layer, parts
-from pocket_plug.memory import Dropped, Keeping, Memory, Reason
+from pocket_plug.memory import Closed, Dropped, Keeping, Memory, Reason
 from pocket_plug.reporting import log_failure, template_of
 from pocket_plug.ttl import TTL, seconds
 
@@ -81,7 +81,7 @@ class Bounding(Layer):
         self.failures = 0
         """How often `on_evict` raised, and how often an eviction failed."""
         self._awaits = _is_async(self.on_evict)
-        self._lock = threading.Lock()
+        self._lock = new_lock(self._cut_off)
         self._going: dict[str, tuple[Any, Reason]] = {}  # chosen, but not deleted yet
         self._index = index = _Bounded(self)
         inner = self.inner
@@ -238,6 +238,11 @@ class Bounding(Layer):
                 continue
             return entry
         return None
+
+    def _cut_off(self) -> None:
+        """In a child that was forked while another thread was at the index, and stayed at it."""
+        self._index.entries = Closed("this process was forked in the middle of a write to this bounded store, whose "
+                                     "bounds can't be told any more; close it and open it anew")  # fmt: skip
 
     # ------------------------------------------------------------ on_evict
     async def _tell(self, dropped: Sequence[Dropped]) -> None:
