@@ -184,7 +184,7 @@ class WriteBehind(Backend):
         with self._state:
             if self._is_open:
                 self._is_open, self._try_again = False, True
-                refused = [ticket.waiter.fail(self._not_open()) for ticket in self._tickets]
+                refused = [ticket.waiter.fail(self.not_open()) for ticket in self._tickets]
                 self._tickets.clear()
                 self._state.notify_all()
             if self._drains:
@@ -218,7 +218,8 @@ class WriteBehind(Backend):
         self._is_open = self._drains = False
         self._begin_empty()
 
-    def _not_open(self) -> StoreClosedError:
+    def not_open(self) -> StoreClosedError:
+        """What is raised while it isn't open."""
         return StoreClosedError(
             f"{self.durable!r} is not open for writing behind: it was closed, or not opened yet (async with Store(…)), "
             "or it was opened by the process that this one was forked from"
@@ -227,7 +228,7 @@ class WriteBehind(Backend):
     def _refuse_unless_usable(self) -> None:
         """Raise what the last try to write ended with, and have it tried again."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         self._tell_of_intrusion()
         if self._failure is not None:
             self._try_again = True
@@ -253,7 +254,7 @@ class WriteBehind(Backend):
     def _find(self, key: str) -> _Queued | None:
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             return self._pending.get(key) or self._in_flight.get(key)
 
     async def read(self, key: str) -> Entry | None:
@@ -266,7 +267,7 @@ class WriteBehind(Backend):
         names = list(dict.fromkeys(keys))
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             queued = {key: found for key in names if (found := self._pending.get(key) or self._in_flight.get(key))}
         entries = await self.durable.read_many([key for key in names if key not in queued])
         now = self.clock()
@@ -276,7 +277,7 @@ class WriteBehind(Backend):
         """The keys of both in one order, each as it is when the scan comes to it."""
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             queued = sorted(key for key in {**self._in_flight, **self._pending} if key.startswith(prefix))
         before = iter(queued)
         upcoming = next(before, None)
@@ -304,7 +305,7 @@ class WriteBehind(Backend):
     async def version(self) -> int:
         """The last version given. The durable backend's counter follows it."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         return self._version
 
     # ------------------------------------------------------------ writing
@@ -312,7 +313,7 @@ class WriteBehind(Backend):
         """Queue all changes or none, once there is room. Raises CodecError for a value that can't be stored."""
         if not changes:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             return await self._enter((), expect)
         records = [self._record(change) for change in changes]
         slots = min(len({change.key for change in changes}), self.max_pending)
@@ -408,7 +409,7 @@ class WriteBehind(Backend):
     def _queue(self, changes: Iterable[tuple[Change, bytes | None]], durable: Mapping[str, Entry]) -> int:
         """Let the changes in, under the next version, and tell the thread."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         if not changes:
             return self._version
         version = highest = self._version + 1
@@ -434,7 +435,7 @@ class WriteBehind(Backend):
         waiter = Waiter[None]()
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             if not self._pending and not self._in_flight:
                 wake([waiter.give(None)])
             else:
