@@ -61,6 +61,11 @@ class Keeping:
         """Can the entry be read?"""
         return (deadline := self.deadline(entry)) is None or now < deadline
 
+    def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
+        """The entries of these keys that can be read."""
+        entries = self.entries
+        return {key: entry for key in keys if (entry := entries.get(key)) is not None and self.alive(entry, now)}
+
     def check(self, expect: Mapping[str, int], now: float) -> None:
         """Raise Conflict with the keys that have another version than is expected of them."""
         entries = self.entries
@@ -174,6 +179,12 @@ class Memory(Backend):
         if entry is None or entry.expires_at is None or self.clock() < entry.expires_at:
             return entry
         return None
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """All as they were at one moment: under the lock, as a write of several is."""
+        names, now = list(keys), self.clock()
+        with self.lock:
+            return self._keeping.read_many(names, now)
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """All under the lock; nothing in it can fail half way."""

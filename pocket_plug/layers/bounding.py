@@ -141,7 +141,19 @@ class Bounding(Layer):
     async def read(self, key: str) -> Entry | None:
         """The inner one's, unless it has been there for too long."""
         known = self._known(key)
-        entry = await self.inner.read(key)
+        return self._seen(key, known, await self.inner.read(key))
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The same of several, as the inner one has them at one moment."""
+        if type(self.inner) is Memory:  # which keeps them as bounding does
+            return await self.inner.read_many(keys)
+        known = {key: self._known(key) for key in keys}
+        entries = await self.inner.read_many(known)
+        seen = {key: self._seen(key, known[key], entries.get(key)) for key in known}
+        return {key: entry for key, entry in seen.items() if entry is not None}
+
+    def _seen(self, key: str, known: Any, entry: Entry | None) -> Entry | None:
+        """What a reader gets of the inner one's entry, of which the index had `known` before the read."""
         if entry is None:
             with self._lock:
                 if known is not None and self._index.entries.get(key) is known:  # not set in the meantime
@@ -349,6 +361,12 @@ class _Bounded(Keeping):
         except KeyError:  # removed by another thread, just now
             pass
         return entry  # type: ignore[no-any-return]
+
+    def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
+        found = super().read_many(keys, now)
+        for key in found:
+            self.touch(key)
+        return found
 
     def writing(self, memory: Memory) -> Callable[..., Awaitable[int]]:
         """How the entries are written where they are Memory's own: as Memory does it.
