@@ -18,7 +18,7 @@ import threading
 import time
 from _thread import interrupt_main
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count, takewhile
 from operator import methodcaller
 from types import MethodType
@@ -127,8 +127,19 @@ def wait_for_fork() -> None:
 
 
 # A signal's handler may raise between any two steps of Python's; what must not be torn apart is one step, of C's.
-_take: Callable[[Any], bool] = methodcaller("acquire", True, _SLICE)
+_acquire: Callable[[Any], bool] = methodcaller("acquire", True, _SLICE)
 _release: Callable[[Any], None] = methodcaller("release")
+
+
+def take(locks: Iterable[Any], taken: list[Any]) -> None:
+    """Acquire them in this order, as far as each is to be had soon; `taken` has exactly those, whatever is raised."""
+    taken.extend(takewhile(_acquire, locks))
+
+
+def release(taken: list[Any]) -> None:
+    """Release them all, the last one first; `taken` has none of them then."""
+    taken.insert(0, None)
+    deque(map(_release, iter(taken.pop, None)), maxlen=0)
 
 
 class _Fork:
@@ -146,9 +157,9 @@ class _Fork:
 
     def prepare(self) -> None:
         """May be called again, where something was raised in the middle of it."""
-        self.release()
+        release(self.taken)
         while not self.turn and time.monotonic() < self.until + PATIENCE:  # the other one's is over by then
-            self.turn.extend(filter(_take, (_turn,)))
+            take((_turn,), self.turn)
         self.participants = [each for it in [*_participants.values()] if (each := it()) is not None]
         while True:  # these first: who works on a file may need a lock to come to its end
             self.restless = [each for each in self.participants if not each.rest()]
@@ -164,10 +175,10 @@ class _Fork:
         self.missing, left = [], locks
         while left:
             before = len(self.taken)
-            self.taken.extend(takewhile(_take, left))
+            take(left, self.taken)
             left = left[len(self.taken) - before :]
             if left and time.monotonic() < self.until:
-                self.release()
+                release(self.taken)
                 locks.remove(left[0])
                 locks.insert(0, left[0])
                 return False
@@ -175,22 +186,14 @@ class _Fork:
             left = left[1:]
         return True
 
-    def release(self) -> None:
-        _release_all(self.taken)
-
     def end(self) -> bool:
         """Release everything, if this was all of it: a signal's handler may have forked in the middle of a fork."""
         self.depth -= 1
         if self.depth:
             return False
         _here.fork = None
-        self.release()
+        release(self.taken)
         return True
-
-
-def _release_all(taken: list[Any]) -> None:
-    taken.insert(0, None)
-    deque(map(_release, iter(taken.pop, None)), maxlen=0)
 
 
 def _in_spite_of_interrupts(fork: _Fork, step: Callback) -> None:
@@ -220,7 +223,7 @@ def _after_in_parent() -> None:
     def go_on() -> None:
         for participant in fork.participants:
             participant.go_on()
-        _release_all(fork.turn)
+        release(fork.turn)
 
     _in_spite_of_interrupts(fork, go_on)
     if fork.restless or fork.missing:
