@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 
 from typing_extensions import dataclass_transform
 
-from .errors import ConfigError, Conflict
+from .errors import ConfigError, Conflict, StoreBusyError
 
 T = TypeVar("T")
 Clock = Callable[[], float]
 """Gives epoch seconds, as `time.time` does; injected wherever time matters, so that tests own it."""
+
+READ_TRIES = 100
+"""How often a `read_many` that is derived from `read` begins again, as what it read was changed meanwhile."""
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
 
@@ -97,21 +100,24 @@ class Backend:
         """The entries that exist, all as they were at one moment: another's write is seen whole or not at all.
 
         Derived from `read`, and a pure check that nothing has changed in between; else what has is read again. Override
-        it where a batch is cheaper.
+        it where a batch is cheaper, or keys are so hot that this raises StoreBusyError.
         """
         seen: dict[str, Entry | None] = dict.fromkeys(keys)
         unsure = list(seen)
-        while unsure:
+        for _ in range(READ_TRIES):
             for key in unsure:
                 seen[key] = await self.read(key)
-            if len(seen) == 1:
-                break
             try:
-                await self.write((), {key: 0 if entry is None else entry.version for key, entry in seen.items()})
-                break
+                if len(seen) > 1:
+                    await self.write((), {key: 0 if entry is None else entry.version for key, entry in seen.items()})
             except Conflict as conflict:
                 unsure = sorted(conflict.keys & seen.keys()) or list(seen)
-        return {key: entry for key, entry in seen.items() if entry is not None}
+            else:
+                return {key: entry for key, entry in seen.items() if entry is not None}
+        raise StoreBusyError(
+            f"{len(seen)} keys could not be read as of one moment: some were changed at each of {READ_TRIES} tries, last "
+            f"{', '.join(map(repr, unsure[:5]))}; try again, or override read_many in {type(self).__name__}"
+        )
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Do all changes or none, and give the version they got.
