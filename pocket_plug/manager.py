@@ -21,6 +21,7 @@ from .errors import NotConfigured, PluginError, PocketError, suggest
 from .forking import new_lock, new_rlock
 from .hookspecs import GROUP, Observer, Run, Specs
 from .layer import Layer
+from .redaction import conceal
 from .reporting import error_type
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from .pocket import Pocket
 
 T = TypeVar("T")
+Options = tuple[Mapping[str, Any], Mapping[str, str]]
+"""A plugin's options; and what of them must not be repeated, each with what may stand for it."""
+
 PLUGIN_FAULTS = (Exception, SystemExit)
 """What is caught where a plugin's code runs. KeyboardInterrupt and cancellation are the user's, and pass."""
 
@@ -242,18 +246,19 @@ class Manager:
             for _ in self._ask("pocket_types", codec=default_codec):
                 pass
 
-    def configure(self, pocket: Pocket, options: Callable[[str], Mapping[str, Any]], only: str | None = None) -> None:
+    def configure(self, pocket: Pocket, options: Callable[[str], Options], only: str | None = None) -> None:
         """Hand each plugin its options; what `options` raises is the user's. One that fails is no longer used."""
         for record, function, names in self._implementations("pocket_configure"):
             if only not in (None, record.name):
                 continue
-            arguments = {"pocket": pocket, "options": options(record.name)}
+            own, hidden = options(record.name)
+            arguments = {"pocket": pocket, "options": own}
             try:
                 function(*[arguments[name] for name in names])
             except NotConfigured as error:
-                self.drop(record, "declined", error)
+                self.drop(record, "declined", conceal(describe(error), hidden))
             except PLUGIN_FAULTS as error:
-                self.drop(record, "failed", error)
+                self.drop(record, "failed", conceal(describe(error), hidden))
 
     def shutdown(self, pocket: Pocket) -> None:
         """Tell the plugins that the Pocket closes."""

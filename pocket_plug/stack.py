@@ -12,6 +12,7 @@ from .errors import ConfigError, Conflict, StoreClosedError
 from .forking import after_fork, new_lock
 from .layer import Layer, build_stack, parts
 from .memory import Memory
+from .redaction import named, public_url
 from .waiting import LoopThread, Runner, drive, drive_inline, run_on
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Stack(Layer):
         )  # it may queue for the key
 
     def __repr__(self) -> str:
-        return " > ".join(repr(part) for part in parts(self)[1:])
+        return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
 
     async def apply(self, name: str, step: Step) -> Any:
         """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
@@ -128,10 +129,12 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
     if isinstance(backend, str):
         backend = Memory() if backend == "memory://" else _resolve(backend)
     if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):
-        raise ConfigError(f"a store's backend can't be {backend!r:.80}; give a URL such as 'sqlite:///state.db' or a "
+        found = repr(backend) if isinstance(backend, Layer) else named(backend)
+        raise ConfigError(f"a store's backend can't be {found}; give a URL such as 'sqlite:///state.db' or a "
                           "Backend, and layers in a list: layers=[…]")  # fmt: skip
     if isinstance(layers, str | Layer):
-        raise ConfigError(f"layers is {layers!r:.80}; give a list: layers=[{layers!r:.80}]")
+        found = public_url(repr(layers))
+        raise ConfigError(f"layers is {found:.80}; give a list: layers=[{found:.80}]")
     if clock is not None:
         backend.clock = clock
     recipes: Iterable[Any] = layers

@@ -36,6 +36,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.forking import new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
+from pocket_plug.redaction import public_url
 from pocket_plug.waiting import Waiter, may_block, wake
 
 try:
@@ -182,7 +183,8 @@ class SQLite(Backend):
         path = unquote(address.removeprefix("sqlite:///"))
         if not address.startswith("sqlite:///") or not path or path == ":memory:":
             raise ConfigError(
-                f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db (memory:// for memory)"
+                f"{public_url(url)!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db "
+                "(memory:// for memory)"
             )
         options: dict[str, Any] = {}
         for name, text in parse_qsl(query, keep_blank_values=True):
@@ -192,11 +194,13 @@ class SQLite(Backend):
                 try:
                     options[name] = float(text)
                 except ValueError:
-                    raise ConfigError(f"{url!r}: timeout is {text!r}; give seconds, such as timeout=5") from None
+                    raise ConfigError(
+                        f"{public_url(url)!r}: timeout is {text!r}; give seconds, such as timeout=5"
+                    ) from None
             else:
                 known = ("durability", "timeout")
                 raise ConfigError(
-                    f"{url!r}: sqlite has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}"
+                    f"{public_url(url)!r}: sqlite has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}"
                 )
         return cls(path, **options)
 

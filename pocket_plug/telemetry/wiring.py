@@ -33,6 +33,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.forking import after_fork
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
+from pocket_plug.redaction import public_url
 
 from .export import (
     LogExport,
@@ -418,7 +419,7 @@ def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[
 
 def _footer(file: Path | None, root: RecordedSpan) -> str:
     if file is None:
-        return f"trace: sent to {endpoint('traces')}"
+        return f"trace: sent to {public_url(endpoint('traces'))}"
     return where_to_look(file, root.attributes.get("pocket_plug.run.id"))
 
 
