@@ -911,7 +911,8 @@ with store:
         store.set(f"k{{n}}", n)
     child = os.fork()
     if not child:
-        for use in (lambda: store.set("child", 1), store.flush, lambda: store.get("nothing"), lambda: list(store.keys())):
+        for use in (lambda: store.set("child", 1), store.flush, lambda: store.get("nothing"), lambda: list(store.keys()),
+                    lambda: store.get("k1"), lambda: store.get_many(["k1", "k2"]), lambda: store.update("k1", str)):
             try:
                 use()
             except StoreClosedError:
@@ -927,6 +928,40 @@ print(os.waitstatus_to_exitcode(status))
     with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         assert len(list(store.keys())) == 101
         assert not store.has("child")
+
+
+def test_a_forked_child_may_open_it_when_its_parent_has_closed(tmp_path: Path) -> None:
+    """Not before; then it goes on from what the parent has written, which its own near tier doesn't hide."""
+    code = f"""
+import os
+from pocket_plug import StoreBusyError, SyncStore
+from pocket_plug.layers import Persistence
+
+store = SyncStore(layers=[Persistence(to="sqlite:///{tmp_path}/state.db", mode="behind")])
+busy, closed = os.pipe(), os.pipe()
+store.__enter__()
+store.set_many({{"a": "old", "b": 1}})
+child = os.fork()
+if not child:
+    try:
+        store.__enter__()
+    except StoreBusyError:
+        os.write(busy[1], b".")
+    os.read(closed[0], 1)
+    with store:
+        assert store.get("a") == "new", store.get("a")
+        store.update("b", lambda n: n + 1)
+    os._exit(0)
+os.read(busy[0], 1)
+store.set("a", "new")
+store.close()
+os.write(closed[1], b".")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with store:
+    print(store.get("b"))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout == "0\n2\n", answer.stderr
 
 
 # ---------------------------------------------------------------- owned exclusively
