@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -343,17 +344,21 @@ class Execution:
         for tries in range(1, MAX_CONFLICTS):
             self.event("conflict", call, {"tries": tries})
             contested |= lost.conflict.keys
-            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
-                try:
-                    return await self._try(step, value, call, lost)
-                except _Lost as again:
-                    lost = again
+            await self.stack.pause_after(tries)
+            in_line = tries >= FREE_CONFLICTS
+            async with self.stack.gates.turn(contested, in_line):
+                post_alone = await lost.transaction.prep_stands(lost.conflict.keys)
+                with self.stack.gates.ahead(contested) if in_line and post_alone else nullcontext():
+                    try:
+                        return await self._try(step, value, call, lost if post_alone else None)
+                    except _Lost as again:
+                        lost = again
         raise lost.conflict
 
     async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
-        """prep, exec, post and the commit. After a conflict on what prep had not read, from post on."""
+        """prep, exec, post and the commit. With what a try has `lost` that need not begin anew, from post on."""
         transaction: Transaction | None = None
-        if lost is not None and await lost.transaction.prep_stands(lost.conflict.keys):
+        if lost is not None:
             transaction, prepared, result = lost.transaction.again(), lost.prepared, lost.result
         else:
             if step.prep is not None or step.post is not None:
