@@ -18,6 +18,7 @@ from typing import Any
 
 from .backend import Backend, Change, Entry, Put
 from .errors import CodecError, Conflict, StoreError, SyncError
+from .forking import after_fork, new_lock
 from .waiting import Waiter, blocked_loop, may_block, pause, wake
 
 Step = Callable[[Entry | None], tuple[Change | None, Any]]
@@ -74,9 +75,15 @@ class Combiner:
         self._backend = backend
         self._gates = gates
         self._backoff = backoff
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._queues: dict[Place, list[_Request]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        after_fork(self._forget_others)
+
+    def _forget_others(self) -> None:
+        """In a forked child: those who queue are the parent's."""
+        self._queues.clear()
+        self._tasks.clear()
 
     async def apply(self, name: str, step: Step) -> Any:
         """The caller's answer. Raises what `step` raised, or Conflict when other processes never let go of the key."""
@@ -145,9 +152,9 @@ class Combiner:
 
     def _hand_on(self, place: Place) -> None:
         with self._lock:
-            queue = self._queues[place]
+            queue = self._queues.get(place)
             if not queue:
-                del self._queues[place]
+                self._queues.pop(place, None)
                 return
             queue[0].leads = True
             wake([queue[0].waiter.give((False, None))])
@@ -239,10 +246,17 @@ class Gates:
     """
 
     def __init__(self, on_ahead: Callable[[bool], None] = lambda ahead: None) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._queues: dict[str, deque[Waiter[None]]] = {}  # the first one holds the gate
         self._ahead: dict[str, _Turn] = {}
         self._on_ahead = on_ahead
+        after_fork(self._forget_others)
+
+    def _forget_others(self) -> None:
+        """In a forked child nobody is in line."""
+        self._queues.clear()
+        self._ahead.clear()
+        self._on_ahead(False)
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str]) -> AsyncGenerator[None]:

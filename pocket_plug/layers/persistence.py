@@ -8,12 +8,12 @@ the durable tier until the near one has dropped it.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.forking import after_fork, new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.layer import Layer
 
@@ -68,11 +68,12 @@ class Persistence(Layer):
         self.inline_write = near.inline_write and durable.inline_write
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
         self.needs_loop = near.needs_loop or durable.needs_loop
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._begun = 0  # counts the writes
         self._writes: dict[str, _Write] = {}  # under way, by key
         self._unsure: dict[str, object] = {}  # keys that the near tier has yet to drop, each with a mark of its own
         self._leases: dict[str, list[_Lease]] = {}  # for each key, the fills that a write of it has to stop
+        after_fork(self._forget_others)
 
     def _refuse_nonsense(self) -> None:
         modes = get_args(Mode)
@@ -155,11 +156,11 @@ class Persistence(Layer):
     def _end_lease(self, lease: _Lease, keys: Iterable[str]) -> None:
         with self._lock:
             for key in keys:
-                leases = [other for other in self._leases[key] if other is not lease]
+                leases = [other for other in self._leases.get(key, ()) if other is not lease]
                 if leases:
                     self._leases[key] = leases
                 else:
-                    del self._leases[key]
+                    self._leases.pop(key, None)
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -217,7 +218,9 @@ class Persistence(Layer):
         unsure = set(doubtful)
         with self._lock:
             for key in keys:
-                write = self._writes[key]
+                write = self._writes.get(key)
+                if write is None:  # this process was forked in between, by this very thread
+                    continue
                 write.count -= 1
                 if not write.count:
                     del self._writes[key]
@@ -242,6 +245,12 @@ class Persistence(Layer):
             await self._drop(keys)
         except Exception as error:  # the keys stay marked: the next read of them tries again
             _logger.warning("persistence: the near tier failed to drop %d key(s)", len(keys), exc_info=error)
+
+    def _forget_others(self) -> None:
+        """In a forked child: what threads of the parent were writing, only the durable tier knows."""
+        self._unsure.update(dict.fromkeys(self._writes, object()))
+        self._writes.clear()
+        self._leases.clear()
 
     # ------------------------------------------------------------ the rest
     def scan(self, prefix: str = "") -> AsyncIterator[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 import weakref
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.codec import Sealed, default_codec
 from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreClosedError, StoreError
+from pocket_plug.forking import after_fork, new_rlock
 from pocket_plug.waiting import Waiter, drive, wake
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ class WriteBehind(Backend):
         return f"WriteBehind({self.durable!r})"
 
     def _begin_empty(self) -> None:
-        self._state = threading.Condition()  # guards all of these; reentrant, as garbage collection withdraws
+        self._state = threading.Condition(new_rlock())  # guards all of these; reentrant: garbage collection withdraws
         self._pending: Queue = {}
         self._in_flight: Queue = {}
         self._since = self._in_flight_since = 0.0
@@ -547,5 +547,4 @@ def _forget_all() -> None:
         _owners.discard(queue)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+after_fork(_forget_all)
