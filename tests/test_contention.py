@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import threading
 import time
@@ -14,12 +15,27 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Backend, Change, Conflict, Layer, Memory, Put, Store, SyncError, UnregisteredTypeError
+from pocket_plug import (
+    Backend,
+    Change,
+    Conflict,
+    Graph,
+    Layer,
+    Memory,
+    Put,
+    Store,
+    StoreWriter,
+    SyncError,
+    UnregisteredTypeError,
+    node,
+)
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.contention import TRIES, Gates
+from pocket_plug.contention import FREE_TRIES, TRIES, Backoff, Gates
+from pocket_plug.layer import parts
 from pocket_plug.layers.bounding import Bounding
+from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.layer_contract import FaultyMemory
-from pocket_plug.waiting import drive
+from pocket_plug.waiting import drive, pause
 
 PATIENCE = 30  # seconds until a hang is called a hang
 
@@ -682,6 +698,218 @@ def test_who_holds_a_gate_waits_for_no_other() -> None:
                 assert Counter(await store.get(key)) == {**dict.fromkeys(range(5), 2), "x": 2}
 
     without_hanging(main)
+
+
+# ------------------------------------------------------------ beside plain writes
+class Losses(Layer):
+    """Counts the writes that met a conflict."""
+
+    inline_read = inline_write = True
+    needs_loop = False
+
+    def on_build(self) -> None:
+        self.count = 0
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        try:
+            return await self.inner.write(changes, expect)
+        except Conflict:
+            self.count += 1
+            raise
+
+
+STACKS: dict[str, Callable[[str], tuple[str, list[Layer]]]] = {
+    "memory": lambda file: ("memory://", []),
+    "bounded": lambda file: ("memory://", [Bounding(max_bytes=10_000)]),
+    "process": lambda file: (f"{file}?durability=process", []),
+    "power": lambda file: (file, []),
+    "through": lambda file: ("memory://", [Persistence(to=f"{file}?durability=process")]),
+    "behind": lambda file: ("memory://", [Persistence(to=f"{file}?durability=process", mode="behind")]),
+}
+
+
+class Rivals:
+    """Threads that set a key as fast as they can, and a task that does so on a loop of its own."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._over = threading.Event()
+        self._moved = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._sets, self._sets, self._loop)]
+
+    def _sets(self) -> None:
+        while not self._over.is_set():
+            self._store.sync.set(self._key, 0)
+            self._moved.set()
+
+    def _loop(self) -> None:
+        async def sets() -> None:
+            while not self._over.is_set():
+                await self._store.set_many({self._key: 0, "other": 0})
+                self._moved.set()
+
+        asyncio.run(sets())
+
+    def overtake(self) -> None:
+        """Give them the time for a set, if they may: a slow function between the read and the write."""
+        self._moved.clear()
+        self._moved.wait(0.02)
+
+    def __enter__(self) -> Rivals:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a deadlock"
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path) -> None:
+    """Updates, deletes and nodes beside threads that only set the key, and would overtake each try: no conflict."""
+    url, layers = STACKS[stack](f"sqlite:///{tmp_path}/state.db")
+    losses, times = Losses(), 4
+
+    async def main() -> None:
+        async with Store(url, layers=[losses, *layers]) as store:
+            counted = next(part for part in parts(store.stack) if isinstance(part, Losses))
+            with Rivals(store, "k") as rivals:
+
+                def slow(n: int) -> int:
+                    rivals.overtake()
+                    return n + 1
+
+                @node.post
+                async def in_post(view: StoreWriter, n: int) -> int:
+                    seen = await view.get("k", 0)
+                    await view.set("k", slow(seen))
+                    return n
+
+                graph = Graph(in_post, store=store, name="rivals")
+                for n in range(times):
+                    await store.update("k", slow, default=0)
+                    await asyncio.to_thread(store.sync.update, "k", slow, default=0)
+                    await store.delete("k")
+                    await graph.run(n)
+            assert counted.count <= times * 4 * (FREE_TRIES + 6)
+            assert "write" not in vars(type(store.stack))
+            assert store.stack.write == store.stack.inner.write, "plain writes pass nothing of the stack's any more"
+
+    without_hanging(main)
+
+
+def test_an_update_that_sets_its_own_key_is_told_so() -> None:
+    """It overtakes itself at each try, also by a thread that it waits for: an error, not a deadlock."""
+
+    async def main() -> None:
+        async with Store() as store:
+
+            def itself(n: int) -> int:
+                store.sync.set("k", n)
+                return n
+
+            with pytest.raises(Conflict, match="at each of 20 tries"):
+                await store.update("k", itself, default=0)
+            assert await store.get("k") == 0
+
+    without_hanging(main)
+
+
+def test_pauses_double_up_to_a_bound() -> None:
+    """None after the first losses; then anything from 0 to a bound, by a source of chance that can be seeded."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    backoff = Backoff(sleep, lambda low, high: high)
+    for lost in range(TRIES):
+        drive(backoff(lost))
+    assert slept[:4] == [0.002, 0.004, 0.008, 0.016]
+    assert slept[6:] == [0.1] * (TRIES - FREE_TRIES - 6)
+    slept.clear()
+    for _ in range(2):
+        seeded = Backoff(sleep, random.Random(1).uniform)
+        for lost in range(TRIES):
+            drive(seeded(lost))
+    half = len(slept) // 2
+    assert slept[:half] == slept[half:]
+    assert len(set(slept[:half])) == half
+
+
+def test_who_loses_to_other_processes_pauses() -> None:
+    """Updates and nodes do, between their tries; where a stack writes in place there is no other process."""
+
+    class Contested(FaultyMemory):
+        """Somebody else is faster, eight times."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = 8
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+            if expect and self.left:
+                self.left -= 1
+                await Memory.write(self, [Put("k", self.left)])
+            return await super().write(changes, expect)
+
+    class ContestedInPlace(Contested):
+        inline_read = inline_write = True
+        needs_loop = False
+
+        async def _reach(self, what: str) -> None:
+            pass
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+            if expect and self.left:
+                self.left -= 1
+                await Memory.write(self, [Put("k", self.left)])
+            return await Memory.write(self, changes, expect)
+
+    @node.post
+    async def add(store: StoreWriter, n: int) -> int:
+        return await store.update("k", lambda value: value + n, default=0)
+
+    async def main() -> None:
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        for backend in (Contested(), ContestedInPlace()):
+            async with Store(backend) as store:
+                store.stack.backoff = Backoff(sleep)
+                await store.update("k", lambda value: value + 1, default=0)
+                backend.left = 8
+                await Graph(add, store=store, name="adds").run(1)
+                assert await store.get("k") == 1
+        assert len(slept) == 2 * (8 - FREE_TRIES + 1)
+
+    without_hanging(main)
+
+
+def test_a_pause_holds_up_no_event_loop() -> None:
+    """A task that pauses lets others go on; a thread without a loop sleeps."""
+
+    async def main() -> None:
+        order: list[str] = []
+
+        async def pausing() -> None:
+            order.append("pauses")
+            await pause(0.001)
+            order.append("goes on")
+
+        task = asyncio.ensure_future(pausing())
+        await asyncio.sleep(0)
+        order.append("another")
+        await task
+        assert order == ["pauses", "another", "goes on"]
+
+    without_hanging(main)
+    drive(pause(0))
 
 
 # ------------------------------------------------------------ all of it at once
