@@ -280,17 +280,18 @@ class Gates:
     @contextmanager
     def ahead(self, names: Iterable[str]) -> Iterator[None]:
         """Plain writes of these names by others wait meanwhile: for who has lost to them a few times."""
-        turn, around = _Turn(), _held.get()
-        mine: list[str] = []
+        turn, mine = _Turn(), list[str]()
+        added: set[tuple[Gates, str]] = set()  # what whoever is ahead writes itself, waits for nobody
         try:
             with self._lock:
                 mine += [name for name in names if name not in self._ahead]
                 self._ahead.update(dict.fromkeys(mine, turn))
                 self._on_ahead(bool(self._ahead))
-            _held.set(around | {(self, name) for name in mine})
+            added = {(self, name) for name in mine} - _held.get()
+            _held.set(_held.get() | added)
             yield
         finally:
-            _held.set(around)
+            _held.set(_held.get() - added)
             with self._lock:
                 for name in mine:
                     self._ahead.pop(name, None)

@@ -22,6 +22,7 @@ from pocket_plug import (
     Graph,
     Layer,
     Memory,
+    Node,
     Put,
     Store,
     StoreWriter,
@@ -772,6 +773,7 @@ def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path) -> None
     """Updates, deletes and nodes beside threads that only set the key, and would overtake each try: no conflict."""
     url, layers = STACKS[stack](f"sqlite:///{tmp_path}/state.db")
     losses, times = Losses(), 4
+    hooked: list[int] = []
 
     async def main() -> None:
         async with Store(url, layers=[losses, *layers]) as store:
@@ -782,20 +784,23 @@ def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path) -> None
                     rivals.overtake()
                     return n + 1
 
-                @node.post
-                async def in_post(view: StoreWriter, n: int) -> int:
-                    seen = await view.get("k", 0)
-                    await view.set("k", slow(seen))
-                    return n
+                class InPostAndHook(Node[int, int]):
+                    async def post(self, view: StoreWriter, n: int, prepared: int, result: int) -> int:
+                        await view.set("k", slow(await view.get("k", 0)))
+                        return n
 
-                graph = Graph(in_post, store=store, name="rivals")
+                    async def on_success(self, view: StoreWriter, n: int) -> None:
+                        await view.update("k", slow, default=0)
+                        hooked.append(n)
+
+                graph = Graph(InPostAndHook(), store=store, name="rivals")
                 for n in range(times):
                     await store.update("k", slow, default=0)
                     await asyncio.to_thread(store.sync.update, "k", slow, default=0)
                     await store.delete("k")
                     await graph.run(n)
-            assert counted.count <= times * 4 * (FREE_TRIES + 6)
-            assert "write" not in vars(type(store.stack))
+            assert counted.count <= times * 5 * (FREE_TRIES + 6)
+            assert len(hooked) == times
             assert store.stack.write == store.stack.inner.write, "plain writes pass nothing of the stack's any more"
 
     without_hanging(main)
