@@ -95,17 +95,17 @@ class Combiner:
             return request.waiter.outcome()[1]
         place = (name, request.waiter.loop)
         with self._lock:
-            request.leads = place not in self._queues
+            lead = request.leads = place not in self._queues
             self._queues.setdefault(place, []).append(request)
         try:
             while True:
-                if request.leads:
+                if lead:  # not `request.leads`: it is handed over with a wake-up, which is to be awaited first
                     request.leads = False
                     await self._start(place)
                 served, answer = await request.waiter
                 if served:
                     return answer
-                request.waiter = Waiter()
+                lead, request.waiter = True, Waiter()
         except BaseException as stopped:
             if not self._withdrawn(place, request) and isinstance(stopped, asyncio.CancelledError):
                 with suppress(Exception):  # it is being written: it must not land after we said that it did not

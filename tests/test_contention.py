@@ -186,6 +186,44 @@ def test_one_of_many_deleters_is_told_so(backend: Backend) -> None:
     without_hanging(main)
 
 
+def test_who_is_handed_the_lead_before_it_waits_is_served(threaded: type[Backend]) -> None:
+    """A thread that has queued and not yet looked leads all the same: it took its wake-up for another one, and hung."""
+    store = Store(threaded())
+    combiner = store.stack.combiner
+    lock, hand_on = combiner._lock, combiner._hand_on
+    queued, handed = threading.Event(), threading.Event()
+
+    class Halting:
+        """The second one is held where it has just queued."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if threading.current_thread() is second and not queued.is_set():
+                queued.set()
+                assert handed.wait(PATIENCE)
+
+    def handing(place: Any) -> None:
+        hand_on(place)
+        handed.set()
+
+    def first(n: int) -> int:
+        second.start()
+        assert queued.wait(PATIENCE)
+        return n + 1
+
+    combiner._lock, combiner._hand_on = Halting(), handing  # type: ignore[assignment, method-assign]
+    got: list[int] = []
+    second = threading.Thread(
+        target=lambda: got.append(store.sync.update("n", lambda n: n + 1, default=0)), daemon=True
+    )
+    all_of([lambda: store.sync.update("n", first, default=0)])
+    second.join(PATIENCE)
+    assert got == [2]
+
+
 # ------------------------------------------------------------ few writes
 def test_concurrent_updates_are_combined() -> None:
     """A hundred updates of one key are two writes: the first one's, and that of all who came meanwhile."""
@@ -769,7 +807,7 @@ class Rivals:
 
 
 @pytest.mark.parametrize("stack", STACKS)
-def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path) -> None:
+def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Updates, deletes and nodes beside threads that only set the key, and would overtake each try: no conflict."""
     url, layers = STACKS[stack](f"sqlite:///{tmp_path}/state.db")
     losses, times = Losses(), 4
@@ -790,8 +828,7 @@ def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path) -> None
                         return n
 
                     async def on_success(self, view: StoreWriter, n: int) -> None:
-                        await view.update("k", slow, default=0)
-                        hooked.append(n)
+                        hooked.append(await view.update("k", lambda k: slow(k) * 0 + n, default=0))
 
                 graph = Graph(InPostAndHook(), store=store, name="rivals")
                 for n in range(times):
@@ -800,7 +837,8 @@ def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path) -> None
                     await store.delete("k")
                     await graph.run(n)
             assert counted.count <= times * 5 * (FREE_TRIES + 6)
-            assert len(hooked) == times
+            assert set(hooked) == {*range(times)}
+            assert "on_success" not in caplog.text
             assert store.stack.write == store.stack.inner.write, "plain writes pass nothing of the stack's any more"
 
     without_hanging(main)
