@@ -197,7 +197,10 @@ class StoreWriter(StoreReader):
         await self._source.write([Put(self._name(key), value, deadline) for key, value in values.items()])
 
     async def delete(self, key: Name, /) -> bool:
-        """Remove it; was it there? Of several that delete it at once, one is told True."""
+        """Remove it; was it there? Of several that delete it at once, one is told True.
+
+        Raises Conflict if other processes change the key at each of 20 tries. `delete_many` asks nothing, and never does.
+        """
 
         def step(entry: Entry | None) -> tuple[Change | None, bool]:
             return (None, False) if entry is None else (Delete(name), True)
@@ -217,7 +220,7 @@ class StoreWriter(StoreReader):
         """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays.
 
         `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
-        MissingKeyError. Raises Conflict if other processes never let go of the key.
+        MissingKeyError. Raises Conflict if other processes, or `fn` itself, change the key at each of 20 tries.
 
         >>> from pocket_plug import SyncStore
         >>> SyncStore().update("hits", lambda n: n + 1, default=0)

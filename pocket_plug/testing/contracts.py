@@ -66,7 +66,7 @@ async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], re
         n = 0
         while not over.is_set():
             await write(n := n + 1)
-            for _ in range(n % 20):  # at times it gives readers a chance that need several steps
+            for _ in range(n % 20 if backend.needs_loop else 0):  # a chance for readers that need several steps
                 await asyncio.sleep(0)
 
     async def read_on() -> None:
@@ -74,7 +74,7 @@ async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], re
             await read()
             await asyncio.sleep(0)
 
-    writing = write_on() if backend.needs_loop else asyncio.to_thread(lambda: asyncio.run(write_on()))
+    writing = write_on() if backend.needs_loop else asyncio.to_thread(lambda: drive(write_on()))
     task = asyncio.ensure_future(writing)
     try:
         with hasty_threads():

@@ -318,6 +318,86 @@ def test_the_durable_state_is_always_a_prefix_of_history(writes: list[tuple[dict
     assert shelf.has() == state
 
 
+# ---------------------------------------------------------------- two tiers, one moment
+class Looked(Shelf):
+    """What is to happen `meanwhile` comes between its look at what it has and the answer."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    async def read(self, key: str) -> Entry | None:
+        return await super().read(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        found = await super().read_many(keys)
+        happens, self.meanwhile = self.meanwhile, None
+        if happens is not None:
+            happens()
+        return found
+
+
+class Looking:
+    """A queue with "a" on its way to the shelf, where "b" is."""
+
+    def __init__(self) -> None:
+        self.shelf = Looked()
+        self.queue = behind(self.shelf)
+        self.b = put(self.queue, "b", "old")
+        drive(self.queue.flush())
+        assert self.shelf.reached.acquire(timeout=LONG)
+        self.shelf.gate.clear()
+        self.a = put(self.queue, "a", "old")
+        assert self.shelf.reached.acquire(timeout=LONG)
+
+    def land(self) -> None:
+        self.shelf.gate.set()
+        drive(self.queue.flush())
+
+    def change_both(self) -> None:
+        """Let "a" land, then a write of both."""
+        self.land()
+        drive(self.queue.write([Put("a", "new"), Put("b", "new")]))
+        drive(self.queue.flush())
+
+    def change_both_twice(self) -> None:
+        """The second write stays in the queue."""
+        self.change_both()
+        self.shelf.gate.clear()
+        drive(self.queue.write([Put("a", "newer"), Put("b", "newer")]))
+
+
+def test_what_lands_during_a_look_is_still_there() -> None:
+    """It has left the queue, and what the durable backend said was before: together they would say "absent"."""
+    looking = Looking()
+    looking.shelf.meanwhile = looking.land
+    with pytest.raises(Conflict) as caught:
+        put(looking.queue, "a", "other", a=0, never=0)
+    assert caught.value.keys == {"a"}
+    looking = Looking()
+    looking.shelf.meanwhile = looking.land
+    assert put(looking.queue, "a", "other", a=looking.a, b=looking.b) > looking.a
+    looking = Looking()
+    looking.shelf.meanwhile = looking.land
+    drive(looking.queue.write([Put("a", "older", version=looking.a - 1), Put("never", 1, version=1)]))
+    assert value_of(looking.queue, "a") == "old"
+
+
+@pytest.mark.parametrize("change", [Looking.change_both, Looking.change_both_twice], ids=["once", "twice"])
+def test_what_is_written_during_a_look_counts(change: Callable[[Looking], None]) -> None:
+    """Whether it has landed by the end of the look or not: for a check, and for a batch, which is of one moment."""
+    looking = Looking()
+    looking.shelf.meanwhile = lambda: change(looking)
+    with pytest.raises(Conflict) as caught:
+        put(looking.queue, "a", "other", a=looking.a, b=looking.b, never=0)
+    assert caught.value.keys == {"a", "b"}
+    looking.shelf.gate.set()
+    looking = Looking()
+    looking.shelf.meanwhile = lambda: change(looking)
+    found = drive(looking.queue.read_many(["a", "b", "never"]))
+    assert found.keys() == {"a", "b"}
+    assert found["a"].version == found["b"].version > looking.a
+    looking.shelf.gate.set()
+
+
 def test_an_expired_write_is_still_written() -> None:
     """Left out, the value that it replaced would come back, for good."""
     shelf, clock = Shelf(), FakeClock()
