@@ -5,7 +5,6 @@ Expired entries are invisible at once. Now and then a write sweeps them out: eac
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from math import inf
@@ -13,6 +12,7 @@ from typing import Any, Literal, NoReturn, cast
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from .errors import ConfigError, Conflict, StoreClosedError
+from .forking import new_lock
 
 Reason = Literal["size", "bytes", "expired"]
 Dropped = tuple[str, Any, Reason]
@@ -74,6 +74,11 @@ class Keeping:
     def alive(self, entry: Any, now: float) -> bool:
         """Can the entry be read?"""
         return (deadline := self.deadline(entry)) is None or now < deadline
+
+    def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
+        """The entries of these keys that can be read."""
+        entries = self.entries
+        return {key: entry for key in keys if (entry := entries.get(key)) is not None and self.alive(entry, now)}
 
     def check(self, expect: Mapping[str, int], now: float) -> None:
         """Raise Conflict with the keys that have another version than is expected of them."""
@@ -179,7 +184,7 @@ class Memory(Backend):
 
     def __init__(self) -> None:
         self._keeping = Keeping()
-        self.lock = threading.Lock()
+        self.lock = new_lock(self._cut_off)
 
     def __repr__(self) -> str:
         return "memory"
@@ -212,6 +217,12 @@ class Memory(Backend):
         if entry is None or entry.expires_at is None or self.clock() < entry.expires_at:
             return entry
         return None
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """All as they were at one moment: under the lock, as a write of several is."""
+        names, now = list(keys), self.clock()
+        with self.lock:
+            return self._keeping.read_many(names, now)
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """All under the lock; nothing in it can fail half way."""
@@ -262,11 +273,19 @@ class Memory(Backend):
         with self.lock:
             self._keeping.sorted, self._keeping.entries = None, closed
 
+    def _cut_off(self) -> None:
+        """In a child that was forked while another thread was writing, and stayed at it."""
+        self._keeping.entries = Closed("this process was forked in the middle of a write to this memory store, which may "
+                                       "be there by half; close it and open it anew")  # fmt: skip
+
 
 class Closed(MutableMapping[str, Any]):
     """Stands in for a closed store's entries, so that the open one need not check a flag on every read."""
 
+    def __init__(self, why: str = "this memory store is closed, and what was in it is gone") -> None:
+        self._why = why
+
     def _refuse(self, *_: object) -> NoReturn:
-        raise StoreClosedError("this memory store is closed, and what was in it is gone")
+        raise StoreClosedError(self._why)
 
     __getitem__ = __setitem__ = __delitem__ = __ior__ = __iter__ = __len__ = _refuse

@@ -12,7 +12,6 @@ import gc
 import inspect
 import logging
 import sys
-import threading
 import types
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -22,10 +21,11 @@ from typing import Any
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict
+from pocket_plug.forking import new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.keys import RESERVED
 from pocket_plug.layer import Layer, parts
-from pocket_plug.memory import Dropped, Keeping, Memory, Reason
+from pocket_plug.memory import Closed, Dropped, Keeping, Memory, Reason
 from pocket_plug.reporting import log_failure, template_of
 from pocket_plug.ttl import TTL, seconds
 
@@ -82,7 +82,7 @@ class Bounding(Layer):
         self.failures = 0
         """How often `on_evict` raised, and how often an eviction failed."""
         self._awaits = _is_async(self.on_evict)
-        self._lock = threading.Lock()
+        self._lock = new_lock(self._cut_off)
         self._going: dict[str, tuple[Any, Reason]] = {}  # chosen, but not deleted yet
         self._doubtful: list[Sequence[Change]] = []  # writes that may have landed, and aren't noted yet
         self._index = index = _Bounded(self)
@@ -143,7 +143,19 @@ class Bounding(Layer):
     async def read(self, key: str) -> Entry | None:
         """The inner one's, unless it has been there for too long."""
         known = self._known(key)
-        entry = await self.inner.read(key)
+        return self._seen(key, known, await self.inner.read(key))
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The same of several, as the inner one has them at one moment."""
+        if type(self.inner) is Memory:  # which keeps them as bounding does
+            return await self.inner.read_many(keys)
+        known = {key: self._known(key) for key in keys}
+        entries = await self.inner.read_many(known)
+        seen = {key: self._seen(key, known[key], entries.get(key)) for key in known}
+        return {key: entry for key, entry in seen.items() if entry is not None}
+
+    def _seen(self, key: str, known: Any, entry: Entry | None) -> Entry | None:
+        """What a reader gets of the inner one's entry, of which the index had `known` before the read."""
         if entry is None:
             with self._lock:
                 if known is not None and self._index.entries.get(key) is known:  # not set in the meantime
@@ -252,6 +264,11 @@ class Bounding(Layer):
                 continue
             return entry
         return None
+
+    def _cut_off(self) -> None:
+        """In a child that was forked while another thread was at the index, and stayed at it."""
+        self._index.entries = Closed("this process was forked in the middle of a write to this bounded store, whose "
+                                     "bounds can't be told any more; close it and open it anew")  # fmt: skip
 
     # ------------------------------------------------------------ on_evict
     async def _tell(self, dropped: Sequence[Dropped]) -> None:
@@ -363,6 +380,12 @@ class _Bounded(Keeping):
         except KeyError:  # removed by another thread, just now
             pass
         return entry  # type: ignore[no-any-return]
+
+    def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
+        found = super().read_many(keys, now)
+        for key in found:
+            self.touch(key)
+        return found
 
     def writing(self, memory: Memory) -> Callable[..., Awaitable[int]]:
         """How the entries are written where they are Memory's own: as Memory does it.
