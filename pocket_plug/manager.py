@@ -23,6 +23,7 @@ from .hookspecs import GROUP, Observer, Run, Specs
 from .layer import Layer
 from .redaction import conceal
 from .reporting import error_type
+from .terminal import escaped
 
 if TYPE_CHECKING:
     import click
@@ -62,9 +63,9 @@ def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, sil
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line, whatever its `__str__` does."""
+    """An exception in one line that may go to a terminal, whatever its `__str__` does."""
     try:
-        text = str(error)
+        text = escaped(str(error))
     except Exception:  # noqa: BLE001 - a plugin's exception may do anything when asked for its text
         text = "(its text can't be had)"
     return text if isinstance(error, PocketError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")

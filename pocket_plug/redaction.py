@@ -61,7 +61,7 @@ def public(option: Any) -> Any:
     if isinstance(option, str):
         return public_url(option)
     if option.__class__ in (list, tuple):
-        return option.__class__(map(public, option))
+        return option.__class__(map(public, option))  # pyright: ignore[reportUnknownVariableType] - it narrows Any
     return {name: public(value) for name, value in option.items()} if option.__class__ is dict else option
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .backend import Backend
 from .errors import ConfigError, suggest
 from .keys import declared_templates
+from .terminal import escaped
 from .watching import PLUGIN_FAULTS
 
 if TYPE_CHECKING:
@@ -234,5 +235,5 @@ def say_once(what: str, error: BaseException, *, silent: bool = False) -> None:
     kind = (what, error_type(error))
     if kind not in _said:
         _said.add(kind)
-        text = kind[1] if silent else f"{kind[1]}: {error_text(error)}"
+        text = kind[1] if silent else f"{kind[1]}: {escaped(error_text(error))}"
         _logger.warning("%s failed: %s. The program goes on without; said once", what, text)
