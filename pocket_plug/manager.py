@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
@@ -19,6 +18,7 @@ from .backend import Backend
 from .config import alternatives
 from .discovery import Candidate, PluginRecord, Status
 from .errors import NotConfigured, PluginError, PocketError, suggest
+from .forking import new_lock, new_rlock
 from .hookspecs import GROUP, Observer, Run, Specs
 from .layer import Layer
 from .redaction import conceal
@@ -41,7 +41,7 @@ _logger = logging.getLogger("pocket_plug")
 
 told_of_failures: list[Callable[[PluginRecord, str, BaseException], None]] = []
 """Who else is told when a plugin fails for the first time at something. They don't raise."""
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
@@ -77,7 +77,7 @@ class Manager:
     def __init__(self) -> None:
         self._pm = pluggy.PluginManager(GROUP)
         self._pm.add_hookspecs(Specs)
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._records: dict[str, PluginRecord] = {}
         self._nameless: list[PluginRecord] = []
         self._offers: dict[str, Mapping[str, tuple[PluginRecord, Any]]] = {}

@@ -9,7 +9,6 @@ import atexit
 import logging
 import os
 import re
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from itertools import chain, count
@@ -33,6 +32,7 @@ from .config import (
 from .config import order_names as order_names
 from .discovery import PluginRecord, find_plugins
 from .errors import ConfigError, PluginError, PocketError, StoreClosedError, UnknownStoreError, suggest
+from .forking import new_rlock
 from .hookspecs import Carrier, Observer, Run
 from .layer import Layer
 from .manager import PLUGIN_FAULTS, Manager, Options, describe, report_failure
@@ -71,7 +71,7 @@ class Pocket:
                  block: Iterable[str] = (), strict: bool = False, required: Iterable[str] = ()) -> None:  # fmt: skip
         self.config = Config() if config is None else load_config(config)
         self._manager = Manager()
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._stores: dict[str | None, Store] = {}
         self._types_asked = self._closed = self._told = False
         self.stores: Mapping[str, Store] = _Stores(self)
@@ -361,8 +361,16 @@ def _autoload_wanted() -> bool:
 
 # ---------------------------------------------------------------- the process's default one
 _default: Pocket | None = None
-_default_lock = threading.RLock()
 _making = False
+
+
+def _nobody_makes_it() -> None:
+    """In a child that was forked while another thread made it, and took long."""
+    global _making
+    _making = False
+
+
+_default_lock = new_rlock(_nobody_makes_it)
 
 
 def default_pocket() -> Pocket:

@@ -30,6 +30,7 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.forking import after_fork
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
 from pocket_plug.redaction import public_url
@@ -313,8 +314,7 @@ def _in_forked_child() -> None:
     _standbys.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)
+after_fork(_in_forked_child)
 
 
 def _at_exit() -> None:
