@@ -14,6 +14,7 @@ from urllib.parse import quote
 import click
 
 from pocket_plug.errors import ConfigError, UnknownRunError, suggest
+from pocket_plug.files import make_folder, private
 
 from .output import echo, echo_json, echo_value, print_table
 from .show import as_json
@@ -216,8 +217,9 @@ def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
         return 0
     path = Path(html) if html is not None else _cached(traces[-1])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        make_folder(path.parent)
+        with open(path, "w", encoding="utf-8", opener=private) as file:
+            file.write(text)
     except OSError as error:
         raise ConfigError(f"the page can't be written to {path}: {error.strerror}") from error
     echo(f"page: {path}", err=True)
