@@ -15,10 +15,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backend import Backend
-from .errors import ConfigError, suggest
+from .errors import ConfigError, PocketError, is_fault, suggest
 from .keys import declared_templates
 from .terminal import escaped
-from .watching import PLUGIN_FAULTS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -130,8 +129,21 @@ def error_text(error: BaseException) -> str:
     """Its message, capped, whatever its `__str__` does."""
     try:
         return capped(str(error))
-    except PLUGIN_FAULTS:  # a user's exception may do anything when asked for its text
+    except BaseException as failed:  # a user's exception may do anything when asked for its text
+        if not is_fault(failed):
+            raise
         return "(its text can't be had)"
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line that may go to a terminal, whatever its `__str__` does."""
+    try:
+        text = escaped(str(error))
+    except BaseException as failed:  # a plugin's exception may do anything when asked for its text
+        if not is_fault(failed):
+            raise
+        text = "(its text can't be had)"
+    return text if isinstance(error, PocketError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:

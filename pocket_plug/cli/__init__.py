@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError, RunSuspended
+from pocket_plug.errors import ConfigError, PocketError, RunSuspended, is_fault
 from pocket_plug.pocket import default_pocket
 from pocket_plug.terminal import escaped
 
@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         echo("interrupted", err=True)
         return 130
-    except Exception as error:  # noqa: BLE001 - the user's; as Python prints it, but for what a terminal would obey
+    except BaseException as error:  # the user's; as Python prints it, but for what a terminal would obey
+        if not is_fault(error) or isinstance(error, SystemExit):
+            raise
         echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         return 1
     return code if isinstance(code, int) else 0

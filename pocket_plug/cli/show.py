@@ -10,9 +10,8 @@ import click
 from pocket_plug.config import StoreTable, layer_name
 from pocket_plug.discovery import PluginRecord
 from pocket_plug.errors import PocketError
-from pocket_plug.layer import shown
 from pocket_plug.pocket import Pocket, default_pocket
-from pocket_plug.redaction import public_url
+from pocket_plug.redaction import public_url, shown
 
 from .output import echo, echo_json, print_table
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from pocket_plug.errors import is_fault
 from pocket_plug.files import make_folder, private
 from pocket_plug.reporting import say_once
 
@@ -133,7 +134,9 @@ class OpenSpans(SpanProcessor):
             if not self._ended.wait(INTERVAL):
                 try:
                     self.tell()
-                except Exception as error:  # noqa: BLE001 - whatever a full disk or an odd attribute does, the run goes on
+                except BaseException as error:  # whatever a full disk or an odd attribute does, the run goes on
+                    if not is_fault(error):
+                        raise
                     say_once("telling which spans are open", error)
 
     def tell(self, clock: Callable[[], float] = time.time) -> None:

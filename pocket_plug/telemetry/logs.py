@@ -12,7 +12,7 @@ import structlog
 from opentelemetry import _logs
 from opentelemetry._logs import SeverityNumber
 
-from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.layers.logging import LEVELS, add_ids
 from pocket_plug.reporting import SCHEMA_URL, capped, error_text, error_type, own_version, say_once, stack_of
 from pocket_plug.terminal import escaped
@@ -38,7 +38,9 @@ def export_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
     """
     try:
         _emit(method, event)
-    except Exception as error:  # noqa: BLE001 - a log that can't be exported must not fail who logs
+    except BaseException as error:  # a log that can't be exported must not fail who logs
+        if not is_fault(error):
+            raise
         say_once("exporting a log event", error, silent=True)
     return event
 
