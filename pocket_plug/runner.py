@@ -26,7 +26,7 @@ from .stack import Stack
 from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
 from .transaction import Transaction
-from .watching import PLUGIN_FAULTS, Entered, Part, Watching, end, enter, leave, measure, report, report_observer
+from .watching import Entered, Part, Watching, end, enter, leave, measure, report, tell
 from .workers import Late, pool, wrapped
 
 if TYPE_CHECKING:
@@ -616,12 +616,7 @@ class Execution:
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
         """Tell the observers."""
         if call is not None:
-            for observer in self.observers:
-                if observer.event is not None:
-                    try:
-                        observer.event(name, call, attributes)
-                    except PLUGIN_FAULTS as error:
-                        report_observer(observer, "event", error)
+            tell(self.observers, name, call, attributes)
 
 
 class _Lost(Exception):
