@@ -160,6 +160,10 @@ class RunFenced(PocketError):
     """Another execution has taken over this durable run, or it was removed; nothing of this one lands any more."""
 
 
+class OutcomeUnknown(StoreError):
+    """A durable run's write failed, and so did the look whether it landed. Nothing is lost: `resume(run_id)` finds out."""
+
+
 class RunMismatch(PocketError, ValueError):
     """A run of that id is there, but with another input, of another graph or scope, or without that question."""
 

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .backend import Change
 from .chain import DEFAULT, END, Next
 from .context import run_ids, to_its_end
-from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, RunSuspended, StepLimitError
+from .errors import (
+    Conflict,
+    InputError,
+    MissingKeyError,
+    NodeTimeout,
+    OutcomeUnknown,
+    PhaseError,
+    RunSuspended,
+    StepLimitError,
+)
 from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
 from .keys import type_name
 from .plan import Step
@@ -323,8 +332,10 @@ class Execution:
                 visited = await self._try(step, value, call, None)
             except _Lost as lost:
                 visited = await self._try_again(step, value, call, lost)
-        except (GeneratorExit, RunSuspended):
-            raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
+        except (GeneratorExit, RunSuspended, OutcomeUnknown):
+            # the run is being garbage-collected: nothing can be awaited any more; or it only waits; or nobody knows whether
+            # the node has failed: whoever goes on runs the hooks
+            raise
         except BaseException as error:
             if step.hooks:
                 cancelled = await self._clean_up(step, call, ("on_failure", "on_complete"), error)
@@ -436,6 +447,10 @@ class Execution:
     def item(self, step: Step, item: Any, position: int) -> Coroutine[Any, Any, Visited]:
         """Take one item of a fan-out through its node."""
         return self.watch(step, item) if self.observers else self.visit(step, item, None)
+
+    def must_end(self, error: Exception) -> bool:
+        """Does an error that has left an item end the run, also where the items' own errors are collected?"""
+        return False
 
     # ------------------------------------------------------------ phases
     async def _phase(self, step: Step, phase: Phase, function: Callable[..., Any], is_async: bool, call: NodeCall | None,
