@@ -750,7 +750,7 @@ class DurableExecution(Execution):
                     visited = *visited[:2], await own._clean_up(step, None, hooks, visited[1])
             if step.hooks and own.frame.hooks:
                 cancelled = await own._checkpointed(own._save(Frame(None, own.frame.value)))
-                visited = *visited[:2], visited[2] or cancelled
+                visited = visited[0], visited[1], visited[2] or cancelled
         except Exception as error:
             if error is not of_item:
                 self.journal.unrecorded.append(error)
