@@ -34,6 +34,7 @@ from .errors import OutcomeUnknown as OutcomeUnknown
 from .errors import PhaseError as PhaseError
 from .errors import PluginError as PluginError
 from .errors import PocketError as PocketError
+from .errors import RecordedError as RecordedError
 from .errors import RouteError as RouteError
 from .errors import RunChanged as RunChanged
 from .errors import RunFenced as RunFenced

@@ -11,6 +11,7 @@ from .errors import ConfigError
 from .graph import Graph, make_step
 from .node import Node, Options, X, Y, as_chain, options_of
 from .phases import declared_actions
+from .places import note_item
 from .plan import Step
 from .runner import STEPS_PER_LOOK
 from .typechecks import checker
@@ -99,9 +100,10 @@ class EachStep(Step):
             try:
                 _, output, cancelled = await take(step, item, position)
             except Exception as error:
+                note_item(error, execution, self, position)
                 if not self.collects or execution.must_end(error):
                     raise
-                output, cancelled = error, None
+                output, cancelled = execution.collected(error), None
             items.results[position] = output
             if cancelled is not None:
                 raise cancelled

@@ -26,6 +26,7 @@ from .backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from .chain import DEFAULT
 from .codec import default_codec, register_type
 from .context import run_ids
+from .error_values import storable
 from .errors import (
     CodecError,
     ConfigError,
@@ -645,6 +646,10 @@ class DurableExecution(Execution):
                              f"{self.run.graph!r} no longer has; go on with the graph that it was begun by")  # fmt: skip
         return step, value, cancelled
 
+    def visit_of(self, step: Step) -> int:
+        """As the checkpoint has it."""
+        return self.frame.visits.get(step.name, 0) + 1
+
     def _visit_of(self, step: Step, visit: int) -> str:
         return f"{self.within}/{_escaped(step.name, '/#[')}#{visit}"
 
@@ -761,6 +766,10 @@ class DurableExecution(Execution):
     def must_end(self, error: Exception) -> bool:
         """What keeps an item from being recorded, or gone on with, says nothing of the item: it is to be done by a resume."""
         return isinstance(error, RunFenced) or any(error is each for each in self.journal.unrecorded)
+
+    def collected(self, error: Exception) -> Exception:
+        """What can be kept of it: the same whether the results are handed on at once or by a resume."""
+        return storable(error)
 
     async def ask(self, step: AskStep, value: Any) -> Answered[Any, Any]:
         """The answer, if it was given; else suspend the run."""
