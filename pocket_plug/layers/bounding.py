@@ -484,8 +484,7 @@ class _Bounded(Keeping):
                 continue
             if old is not None and self._weighs:
                 grown -= old.size
-            if key in new:
-                del new[key]  # the last change of a key is its last use
+            new.pop(key, None)  # the last change of a key is its last use
             new[key] = record
         self._bytes += grown
         self._exempt += exempted
