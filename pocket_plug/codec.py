@@ -27,6 +27,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec.msgpack import Ext
 
+from .bounds import FEW, UNLOOKED, begin, check_maps, has_at_most, made_dict, made_set, may_have_large_map
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
 from .forms import WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
 from .keys import declared_types
@@ -43,6 +44,7 @@ _HEADER_SIZE = _HEADER.size
 _LEAVES: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
 _JSON = _LEAVES | {list, dict}
 _ALL_BUT_INT = _LEAVES - {int}
+_TEXTS: frozenset[type] = frozenset({str})
 _RECORD, _TUPLE, _SET, _FROZENSET, _PAIRS, _BIG_INT, _COMPLEX, _BYTEARRAY = range(1, 9)
 _DATETIME, _TIME, _AWARE_DATETIME, _AWARE_TIME, _DATE, _TIMEDELTA, _TIMEZONE, _ZONE_INFO, _DECIMAL, _UUID = range(9, 19)
 _MSGPACK_INTS = range(-(2**63), 2**64)
@@ -58,6 +60,13 @@ _ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")  # no dots: neithe
 _type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
 _values_of: Callable[[Any], Iterable[Any]] = dict[Any, Any].values
 _to_msgpack = msgspec.msgpack.Encoder().encode
+
+# Reads what most large values are: JSON's, a few levels deep. As its keys are texts, none can collide; anything else is an
+# error of validation.
+_Json: Any = bool | int | float | str | None
+for _ in range(4):
+    _Json = bool | int | float | str | None | list[_Json] | dict[str, _Json]
+_from_texts: Callable[[bytes | memoryview], Any] = msgspec.msgpack.Decoder(_Json).decode
 
 
 # ---------------------------------------------------------------- single values
@@ -133,9 +142,9 @@ def _clock(kind: type[datetime] | type[time], text: str, fold: int, zone: tzinfo
 # What is made of other values is read from their list.
 _COMPOSITE_READERS: dict[int, Callable[[list[Any]], Any]] = {
     _TUPLE: tuple,
-    _SET: set,
-    _FROZENSET: frozenset,
-    _PAIRS: lambda flat: dict(zip(flat[::2], flat[1::2], strict=True)),
+    _SET: made_set,
+    _FROZENSET: lambda members: frozenset(made_set(members)),
+    _PAIRS: lambda flat: made_dict(flat[::2], flat[1::2]),
     _AWARE_DATETIME: lambda parts: _clock(datetime, *parts),
     _AWARE_TIME: lambda parts: _clock(time, *parts),
 }
@@ -164,18 +173,23 @@ class _Entry:
 
 
 # ---------------------------------------------------------------- the codec
+def _keys_of(values: dict[Any, Any], leaves: frozenset[type] = _LEAVES) -> frozenset[type]:
+    """The types of keys with which a dict can be a map of MessagePack: in a large one none that could collide."""
+    return leaves if len(values) <= FEW else _TEXTS
+
+
 def _json_depth(value: Any, limit: int) -> int:
     """How deep lists and dicts nest in a value of nothing but them and leaves, which msgspec can take as it is.
 
-    `value` is a list or dict. 0 where there is something else in it, and beyond `limit`. It goes level by level, so
-    that the loops over items are C's; what is flat, as most values are, needs no copy of a level.
+    `value` is a list or dict. 0 where there is something else in it, a large dict of other keys than texts (see
+    `bounds.check_maps`), and beyond `limit`. It goes level by level, so that the loops over items are C's; what is flat, as
+    most values are, needs no copy of a level.
     """
     leaves = _LEAVES
     level: Iterable[Any] = value
     if _type_of(value) is dict:
-        for key in value:
-            if type(key) not in leaves:
-                return 0
+        if not _keys_of(value).issuperset(map(_type_of, value)):
+            return 0
         level = _values_of(value)
     if leaves.issuperset(map(_type_of, level)):
         return 1
@@ -188,6 +202,10 @@ def _json_depth(value: Any, limit: int) -> int:
         dicts = [item for item in level if _type_of(item) is dict] if dict in kinds else []
         if dicts and not leaves.issuperset(map(_type_of, chain.from_iterable(dicts))):
             return 0
+        if dicts and max(map(len, dicts)) > FEW:
+            for each in dicts:
+                if not _keys_of(each).issuperset(map(_type_of, each)):
+                    return 0
         level = [*chain.from_iterable(lists), *chain.from_iterable(map(_values_of, dicts))]
     return depth
 
@@ -195,13 +213,14 @@ def _json_depth(value: Any, limit: int) -> int:
 class _Walk:
     """One pass over a value, on which all that MessagePack would not keep exactly is put into an Ext."""
 
-    __slots__ = ("deepest", "entry_of", "leaves", "max_depth")
+    __slots__ = ("checks", "deepest", "entry_of", "leaves", "max_depth")
 
     def __init__(self, entry_of: Callable[[type], _Entry], leaves: frozenset[type], max_depth: int) -> None:
         self.entry_of = entry_of
         self.leaves = leaves
         self.max_depth = max_depth
         self.deepest = 0
+        self.checks = False
 
     def wrap(self, value: Any, depth: int) -> Any:
         """`depth` is the number of containers around the value."""
@@ -224,6 +243,8 @@ class _Walk:
                 return self.items(value, depth)
             if kind is dict:
                 return self.mapping(value, depth)
+            if kind is not tuple and len(value) > FEW:
+                self.check_keys(value, made_set)
             return Ext(_ARRAYS[kind], _to_msgpack(self.items(value, depth)))
         return self.record(value, depth)
 
@@ -236,12 +257,26 @@ class _Walk:
 
     def mapping(self, values: Any, depth: int) -> Any:
         leaves = self.leaves
-        if not leaves.issuperset(map(type, values)):
+        if not _keys_of(values, leaves).issuperset(map(type, values)):
+            if len(values) > FEW:
+                self.check_keys(values, lambda keys: made_dict(keys, keys))
             return Ext(_PAIRS, _to_msgpack(self.items(list(chain.from_iterable(values.items())), depth)))
         if leaves.issuperset(map(type, values.values())):
             return values
         wrap = self.wrap
         return {key: value if type(value) in leaves else wrap(value, depth) for key, value in values.items()}
+
+    def check_keys(self, keys: Collection[Any], make: Callable[[list[Any]], object]) -> None:
+        """Refuse here what would be refused as it is read. Plain keys collide only where somebody looked for such ones."""
+        if self.leaves.issuperset(map(type, keys)):
+            return
+        if not self.checks:
+            self.checks = True
+            begin()
+        try:
+            make(list(keys))
+        except CorruptRecordError as error:
+            raise CodecError(str(error)) from None
 
     def clock(self, value: datetime | time, naive: int, aware: int, depth: int) -> Ext:
         zone = value.tzinfo
@@ -314,9 +349,12 @@ class Codec:
     in any way, and the types that are registered. A subclass never passes for its base. Objects that stand in a value
     twice become two.
 
-    `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255); both on the way in and
-    out. `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move
-    what they don't understand: while it is True, a record that can't be made a value here is read as `Sealed`.
+    `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255), and `max_items` what takes
+    much more memory than bytes: lists, dicts, tuples, sets and objects, the pairs of dicts and the members of sets. All
+    hold on the way in and out. A record whose keys were made to collide is refused, too.
+
+    `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move what they
+    don't understand: while it is True, a record that can't be made a value here is read as `Sealed`.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -331,12 +369,18 @@ class Codec:
     """
 
     def __init__(
-        self, *, max_bytes: int = 64 * 1024 * 1024, max_depth: int = 100, declared: Sequence[Any] = ()
+        self,
+        *,
+        max_bytes: int = 64 * 1024 * 1024,
+        max_depth: int = 100,
+        max_items: int = 4_000_000,
+        declared: Sequence[Any] = (),
     ) -> None:
         if not 1 <= max_depth <= 255:
             raise ValueError(f"max_depth is from 1 to 255, not {max_depth}")
         self.max_bytes = max_bytes
         self.max_depth = max_depth
+        self.max_items = max_items
         self.seals = False
         self._declared = declared
         self._adopted = 0
@@ -504,6 +548,8 @@ class Codec:
             raise CodecError(
                 f"the record takes {len(payload) + _HEADER_SIZE:,} bytes; {self.max_bytes:,} are allowed (max_bytes)"
             )
+        if len(payload) > self.max_items and not has_at_most(self.max_items, payload, 0):
+            raise CodecError(f"the value has more than {self.max_items:,} containers, pairs and objects (max_items)")
         return _HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload
 
     def _pack(self, value: Any) -> tuple[bytes, int]:
@@ -575,7 +621,9 @@ class Codec:
                 f"the record has {depth} containers in each other; {self.max_depth} are allowed (max_depth)"
             )
         try:
-            return self._from_msgpack(payload)
+            if len(data) <= UNLOOKED:
+                return self._from_msgpack(payload)
+            return self._bounded(data, payload)
         except (CorruptRecordError, MemoryError):
             raise
         except CodecError as error:
@@ -584,6 +632,19 @@ class Codec:
             return Sealed(bytes(data), error)
         except Exception as error:  # the checksum was right, so somebody made it up
             raise CorruptRecordError(f"no record of this codec: {type(error).__name__}: {error}") from error
+
+    def _bounded(self, data: bytes, payload: bytes | memoryview) -> Any:
+        """What is in a longer record, unless that would take more than it may."""
+        if len(payload) > self.max_items and not has_at_most(self.max_items, data, _HEADER_SIZE):
+            raise CorruptRecordError(
+                f"the record has more than {self.max_items:,} containers, pairs and objects (max_items)"
+            )
+        begin()
+        if may_have_large_map(data, _HEADER_SIZE):
+            with suppress(msgspec.ValidationError):
+                return _from_texts(payload)
+            check_maps(data, _HEADER_SIZE, self._from_ext)
+        return self._from_msgpack(payload)
 
     def _from_ext(self, code: int, data: memoryview) -> Any:
         if (scalar := _SCALAR_READERS.get(code)) is not None:

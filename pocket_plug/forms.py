@@ -15,11 +15,13 @@ from enum import Enum, Flag
 from functools import cached_property
 from importlib import import_module
 from types import MemberDescriptorType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from .errors import CodecError
+
+T = TypeVar("T")
 
 WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
 
@@ -58,16 +60,23 @@ def libraries() -> Iterator[Any]:
                 yield import_module(f".forms_{name}", __package__)
 
 
+def of_type(wanted: type[T], state: Any) -> T:
+    """The state, which is of that type. A constructor makes of other things what nobody stored: `bytearray(10**9)`."""
+    if type(state) is not wanted:
+        raise CodecError(f"a {wanted.__name__} was stored, and the record has a {_type_of(state).__name__}")
+    return state
+
+
 def form_of(cls: Any) -> Form | None:
     """None for a class that can be registered with functions only."""
     if issubclass(cls, Flag):
         return Form(lambda member: member.value, cls, frozen=True)
     if issubclass(cls, Enum):
-        return Form(lambda member: member.name, lambda name: cls[name], frozen=True)
+        return Form(lambda member: member.name, lambda name: cls[of_type(str, name)], frozen=True)
     if issubclass(cls, msgspec.Struct):
         return _struct_form(cls)
     if tuple in cls.__mro__ and hasattr(cls, "_make"):
-        return Form(_items_of_named, cls._make, frozen=True)
+        return Form(_items_of_named, lambda items: cls._make(of_type(tuple, items)), frozen=True)
     if hasattr(cls, "__dataclass_params__") and is_plain(cls, {spec.name for spec in fields(cls)}):
         parts = _Fields(cls)
         return Form(parts.encode, parts.decode, tuple(parts.specs), cls.__dataclass_params__.frozen)
@@ -78,6 +87,11 @@ def _asked(function: str, cls: type) -> Any:
     """What the first of the libraries says that knows the class; None where none does."""
     answers = (getattr(library, function)(cls) for library in libraries())
     return next((answer for answer in answers if answer is not None), None)
+
+
+def listed(names: Collection[Any]) -> str:
+    """Names of fields in a message. What stands in a record can be anything, and much of it."""
+    return ", ".join([f"{name:.80}" for name in names if isinstance(name, str)][:10]) + ", …" * (len(names) > 10)
 
 
 def is_plain(cls: type[Any], names: Collection[str]) -> bool:
@@ -107,7 +121,7 @@ def _struct_form(cls: type[msgspec.Struct]) -> Form:
         return {name: getattr(value, name) for name in names}
 
     def decode(state: dict[str, Any]) -> msgspec.Struct:
-        value = cls(**state)
+        value = cls(**of_type(dict, state))
         if hasattr(cls, "__post_init__"):  # it ran just now, once more than for the original
             for name, item in state.items():
                 msgspec.structs.force_setattr(value, name, item)
@@ -140,7 +154,7 @@ class _Fields:
         return state
 
     def decode(self, state: dict[str, Any]) -> Any:
-        if state.keys() != self.specs.keys():
+        if of_type(dict, state).keys() != self.specs.keys():
             state = self._complete(state)
         value: Any = object.__new__(self.cls)
         if self.in_dict:
@@ -153,8 +167,8 @@ class _Fields:
     def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of an object that was stored when its class had other fields."""
         specs = self.specs
-        if gone := state.keys() - specs.keys():
-            raise CodecError(f"it was stored with fields that the class has not: {', '.join(sorted(gone))}")
+        if gone := [name for name in state if name not in specs]:
+            raise CodecError(f"it was stored with fields that the class has not: {listed(gone)}")
         missing = {name: self._default(name) for name in specs if name not in state}
         for name, default in missing.items():
             if default is MISSING and specs[name].init:
