@@ -31,6 +31,7 @@ from .bounds import FEW, UNLOOKED, begin, check_maps, has_at_most, made_dict, ma
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
 from .forms import WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
 from .keys import declared_types
+from .typechecks import defined_again
 
 T = TypeVar("T")
 
@@ -415,8 +416,9 @@ class Codec:
         older version a function that makes of its state that of the next: `upgrade={1: add_currency}`. A record of an
         older version is upgraded when it is read; without a function for it, and of a later version, it is an error.
 
-        The same class, or one of the same module and name (a module reloaded), may be registered again: the later
-        registration holds, and older tags stay readable. Raises CodecError if the tag is another class's.
+        The same class, or one of the same module and name, may be registered again: a module reloaded, a notebook's cell run
+        twice. The later registration holds, and older tags stay readable. Objects of the former class are stored as those of
+        the later one where both have the same fields or members. Raises CodecError if the tag is another class's.
 
         >>> codec = Codec()
         >>> codec.register(range, encode=lambda r: (r.start, r.stop, r.step), decode=lambda parts: range(*parts))
@@ -451,8 +453,10 @@ class Codec:
                     f"tag {tag!r} is taken by {_name(held.type)}, so {_name(type)} needs one of its own: "
                     f"register_type({type.__name__}, tag=…)"
                 )
-            if held is not None and held.type is not type:
-                self._types.pop(held.type, None)
+            for former in [
+                entry for entry in self._types.values() if entry.tag == tag and entry.form.shape != form.shape
+            ]:
+                del self._types[former.type]
             self._types[type] = self._tags[tag] = _Entry(type, tag, version, form, steps, head)
         return type
 
@@ -519,7 +523,7 @@ class Codec:
                 f'or declare it: Key("…", {cls.__name__})'
             )
         if _name(held.type) == _name(cls):
-            return f"{_name(cls)} was defined again since this object was made; make the object anew"
+            return f"{defined_again(cls, held.type)}; make the object anew"
         return (
             f"{_name(cls)} is not registered, and its tag {held.tag!r} is taken by {_name(held.type)}; "
             f"give it one of its own: register_type({cls.__name__}, tag=…)"
@@ -655,6 +659,8 @@ class Codec:
         if code != _RECORD:
             raise CorruptRecordError(f"no record of this codec: it holds an extension of code {code}")
         tag, version, state = parts
+        if self._adopted != len(self._declared):  # a class of that tag may have been defined anew
+            self._adopt()
         entry = self._tags.get(tag)
         if entry is None:
             self._adopt()
@@ -667,6 +673,13 @@ class Codec:
         if version != entry.version:
             state = _upgraded(entry, version, state)
         return _object(entry, state)
+
+    def renewed(self, value: Any) -> Any:
+        """The value with objects of former definitions of a class made those of the newest; itself where that can't be done."""
+        try:
+            return self.decode(self.encode(value))
+        except CodecError:
+            return value
 
     # ---------------------------------------------------------------- private copies
     def private(self, value: Any) -> Any:

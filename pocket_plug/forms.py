@@ -46,6 +46,8 @@ class Form:
     """Makes a private copy, where there is a better way than through the state."""
     tag: str | None = None
     """What it is called in records, unless it is told; else its qualified name."""
+    shape: tuple[Any, ...] = ()
+    """What its state is made of. Two definitions of a class, of the same name and shape, are taken for one."""
 
 
 def libraries() -> Iterator[Any]:
@@ -70,17 +72,22 @@ def of_type(wanted: type[T], state: Any) -> T:
 def form_of(cls: Any) -> Form | None:
     """None for a class that can be registered with functions only."""
     if issubclass(cls, Flag):
-        return Form(lambda member: member.value, cls, frozen=True)
+        return Form(lambda member: member.value, cls, frozen=True, shape=_members(cls))
     if issubclass(cls, Enum):
-        return Form(lambda member: member.name, lambda name: cls[of_type(str, name)], frozen=True)
+        return Form(lambda member: member.name, lambda name: cls[of_type(str, name)], frozen=True, shape=_members(cls))
     if issubclass(cls, msgspec.Struct):
         return _struct_form(cls)
     if tuple in cls.__mro__ and hasattr(cls, "_make"):
-        return Form(_items_of_named, lambda items: cls._make(of_type(tuple, items)), frozen=True)
+        return Form(_items_of_named, lambda items: cls._make(of_type(tuple, items)), frozen=True, shape=cls._fields)
     if hasattr(cls, "__dataclass_params__") and is_plain(cls, {spec.name for spec in fields(cls)}):
         parts = _Fields(cls)
-        return Form(parts.encode, parts.decode, tuple(parts.specs), cls.__dataclass_params__.frozen)
+        names = tuple(parts.specs)
+        return Form(parts.encode, parts.decode, names, cls.__dataclass_params__.frozen, shape=names)
     return _asked("form", cls)  # type: ignore[no-any-return]
+
+
+def _members(cls: type[Enum]) -> tuple[Any, ...]:
+    return tuple((name, repr(member.value)) for name, member in cls.__members__.items())
 
 
 def _asked(function: str, cls: type) -> Any:
@@ -127,7 +134,7 @@ def _struct_form(cls: type[msgspec.Struct]) -> Form:
                 msgspec.structs.force_setattr(value, name, item)
         return value
 
-    return Form(encode, decode, names, cls.__struct_config__.frozen)
+    return Form(encode, decode, names, cls.__struct_config__.frozen, shape=names)
 
 
 class _Fields:

@@ -163,7 +163,7 @@ def _dtype(description: Any) -> np.dtype[Any]:
         return np.dtype((_dtype(base), tuple(shape)))
     if isinstance(description, dict):
         parts = dict(parts)
-        aligned = parts.pop("aligned")
+        aligned = of_type(bool, parts.pop("aligned"))
         parts["formats"] = [_dtype(part) for part in parts["formats"]]
         return np.dtype(parts, align=aligned)  # type: ignore[no-any-return]
     text, _, mantissa = of_type(str, description).partition("/")

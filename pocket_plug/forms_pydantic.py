@@ -28,7 +28,7 @@ def form(cls: type) -> Form | None:
         return None
     parts = _Model(cls)
     frozen = bool(cls.model_config.get("frozen")) and not parts.private
-    return Form(parts.encode, parts.decode, parts.names, frozen)
+    return Form(parts.encode, parts.decode, parts.names, frozen, shape=parts.names)
 
 
 def hints(cls: type) -> Iterable[Any] | None:

@@ -700,26 +700,29 @@ def test_a_key_registers_its_type_with_the_default_codec() -> None:
     assert b"only-here" in default_codec.encode(OnlyHere(1))
 
 
-def definitions(module: str = "m") -> Any:
-    @dataclass
-    class Again:
-        x: int
-
-    Again.__module__ = module
-    return Again
+def definitions(module: str = "m", field: str = "x") -> Any:
+    made = make_dataclass("Again", [field])
+    made.__module__, made.__qualname__ = module, "definitions.<locals>.Again"
+    return made
 
 
 def test_of_a_class_defined_twice_the_later_one_holds() -> None:
-    """A reloaded module, or a class made by a function: what is read is of the new class; old objects are refused."""
-    old, new = definitions(), definitions()
+    """A reloaded module, or a class made by a function: what is read is of the new class, what former objects stored too."""
+    old, new, other = definitions(), definitions(), definitions(field="y")
     declared = [old]
     codec = Codec(declared=declared)
     record = codec.encode(old(1))
     declared.append(new)
-    assert codec.knows(new)
     assert type(codec.decode(record)) is new
-    with pytest.raises(UnregisteredTypeError, match=r"m\..*Again was defined again since this object was made"):
-        codec.encode(old(1))
+    assert codec.knows(new)
+    assert codec.decode(codec.encode([old(1)])) == [new(1)]
+    declared.append(other)
+    assert codec.knows(other)
+    for former in (old(1), new(1)):
+        with pytest.raises(
+            UnregisteredTypeError, match=r"m\..*Again was defined again, with other fields, since this object"
+        ):
+            codec.encode(former)
 
 
 def test_two_declared_classes_with_one_tag_are_an_error_where_the_second_is_used() -> None:
