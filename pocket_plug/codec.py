@@ -29,7 +29,7 @@ from msgspec.msgpack import Ext
 
 from .bounds import FEW, UNLOOKED, begin, check_maps, has_at_most, made_dict, made_set, may_have_large_map
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
-from .forms import WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
+from .forms import KNOWN, WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
 from .keys import declared_types
 from .typechecks import defined_again
 
@@ -97,14 +97,16 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError(f"a ZoneInfo is stored by its key, and this one's is {value.key!r}")
+        raise CodecError(
+            f"a ZoneInfo is stored by its key, and this one {'has none' if value.key is None else 'is not usable'}"
+        )
     return value.key.encode()
 
 
 def _read_zone_info(data: memoryview) -> ZoneInfo:
     key = str(data, "ascii")
     if not _ZONE_KEY.fullmatch(key):
-        raise CorruptRecordError(f"{key!r:.80} is no key of a time zone")
+        raise CorruptRecordError(f"a text of {len(key):,} characters is no key of a time zone")
     try:
         return ZoneInfo(key)
     except ZoneInfoNotFoundError:
@@ -294,8 +296,10 @@ class _Walk:
 def _state(entry: _Entry, value: Any) -> Any:
     try:
         return entry.form.encode(value)
+    except RecursionError:  # the value's nesting, which the caller speaks of
+        raise
     except Exception as error:
-        raise CodecError(f"taking a {_name(entry.type)} apart failed: {_text(error)}") from error
+        raise CodecError(f"taking a {_name(entry.type)} apart failed{_text(error)}") from error
 
 
 def _object(entry: _Entry, state: Any) -> Any:
@@ -303,7 +307,7 @@ def _object(entry: _Entry, state: Any) -> Any:
         return entry.form.decode(state)
     except Exception as error:
         raise CodecError(
-            f"making a {_name(entry.type)} of what is stored under {entry.tag!r} failed: {_text(error)}"
+            f"making a {_name(entry.type)} of what is stored under {entry.tag!r} failed{_text(error)}"
         ) from error
 
 
@@ -324,10 +328,10 @@ def _upgraded(entry: _Entry, version: int, state: Any) -> Any:
         try:
             state = entry.upgrade[step](state)
             if entry.form.names and _type_of(state) is not dict:
-                raise TypeError(f"it gave {state!r:.80}, not the dict of the fields")
+                raise CodecError(f"it gave a {_type_of(state).__name__}, not the dict of the fields")
         except Exception as error:
             raise CodecError(
-                f"upgrading a {_name(entry.type)} from version {step} to {step + 1} failed: {_text(error)}"
+                f"upgrading a {_name(entry.type)} from version {step} to {step + 1} failed{_text(error)}"
             ) from error
     if (seen := upgraded.get()) is not None:
         seen.append(entry.tag)
@@ -335,7 +339,15 @@ def _upgraded(entry: _Entry, version: int, state: Any) -> Any:
 
 
 def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, CodecError) else f"{type(error).__name__}: {error}"
+    """What failed, without the text of an error that isn't ours: it may quote the value. It is the cause of ours."""
+    return f": {error}" if isinstance(error, CodecError) else f" with {type(error).__name__}"
+
+
+def _key_name(key: Any) -> str:
+    """A dict's key within a path: what looks like the name of a field as it is, of others the type and the length."""
+    if type(key) is str:
+        return repr(key) if key.isidentifier() and len(key) <= 80 else f"<str of {len(key):,}>"
+    return f"<{type(key).__name__}>"
 
 
 def _name(cls: type) -> str:
@@ -346,9 +358,9 @@ class Codec:
     """Turns values into records of bytes and back, exactly.
 
     It knows None, bool, int of any size, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict with
-    any keys, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal and UUID, numpy's arrays and scalars, nested
-    in any way, and the types that are registered. A subclass never passes for its base. Objects that stand in a value
-    twice become two.
+    any keys, range, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal, UUID, pathlib's paths, numpy's arrays and
+    scalars, nested in any way, and the types that are registered. A subclass never passes for its base. Objects that stand
+    in a value twice become two.
 
     `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255), and `max_items` what takes
     much more memory than bytes: lists, dicts, tuples, sets and objects, the pairs of dicts and the members of sets. All
@@ -420,11 +432,12 @@ class Codec:
         twice. The later registration holds, and older tags stay readable. Objects of the former class are stored as those of
         the later one where both have the same fields or members. Raises CodecError if the tag is another class's.
 
+        >>> from fractions import Fraction
         >>> codec = Codec()
-        >>> codec.register(range, encode=lambda r: (r.start, r.stop, r.step), decode=lambda parts: range(*parts))
-        <class 'range'>
-        >>> codec.decode(codec.encode(range(5)))
-        range(0, 5)
+        >>> codec.register(Fraction, encode=lambda f: (f.numerator, f.denominator), decode=lambda parts: Fraction(*parts))
+        <class 'fractions.Fraction'>
+        >>> codec.decode(codec.encode(Fraction(1, 3)))
+        Fraction(1, 3)
         """
         if type in _BUILT_IN:
             raise CodecError(f"{type.__qualname__} is built into the codec and can't be registered")
@@ -463,7 +476,7 @@ class Codec:
     def knows(self, type: type) -> bool:
         """Can objects of exactly this class be encoded?
 
-        >>> Codec().knows(dict), Codec().knows(range)
+        >>> Codec().knows(dict), Codec().knows(slice)
         (True, False)
         """
         return type in _BUILT_IN or self._entry(type) is not None
@@ -484,6 +497,9 @@ class Codec:
         with self._lock:
             queue = deque(self._declared[self._adopted :])
             self._adopted += len(queue)
+            if not self._libraries:
+                self._libraries.add(__name__)
+                queue.extend(KNOWN)
             for library in libraries():
                 if library.__name__ not in self._libraries:
                     self._libraries.add(library.__name__)
@@ -579,7 +595,8 @@ class Codec:
                 return step + path, culprit
         if isinstance(error, UnicodeEncodeError):
             return "", CodecError(
-                f"{value!r:.80} has a lone surrogate, which is no text; encode it to bytes with errors='surrogatepass'"
+                f"a str of {len(value):,} characters has a lone surrogate, which is no text; encode it to bytes with "
+                "errors='surrogatepass'"
             )
         return "", typing.cast(CodecError, error)
 
@@ -587,7 +604,7 @@ class Codec:
         kind = _type_of(value)
         if kind is dict:
             for key, item in value.items():
-                name = f"{key!r:.80}" if type(key) in _ATOMS else f"<{type(key).__name__}>"
+                name = _key_name(key)
                 yield f"[key {name}]", key
                 yield f"[{name}]", item
         elif kind is list or kind is tuple:
@@ -634,8 +651,10 @@ class Codec:
             if not self.seals:
                 raise
             return Sealed(bytes(data), error)
-        except Exception as error:  # the checksum was right, so somebody made it up
-            raise CorruptRecordError(f"no record of this codec: {type(error).__name__}: {error}") from error
+        except msgspec.DecodeError as error:
+            raise CorruptRecordError(f"no record of this codec: {error}") from error
+        except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
+            raise CorruptRecordError(f"no record of this codec: {type(error).__name__} of what it holds") from None
 
     def _bounded(self, data: bytes, payload: bytes | memoryview) -> Any:
         """What is in a longer record, unless that would take more than it may."""

@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum, Flag
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import MemberDescriptorType
 from typing import Any, TypeVar
 
@@ -69,16 +70,65 @@ def of_type(wanted: type[T], state: Any) -> T:
     return state
 
 
+# ---------------------------------------------------------------- classes of the standard library
+def _range_of(parts: Any) -> range:
+    start, stop, step = of_type(tuple, parts)
+    return range(start, stop, step)
+
+
+def _path_form(cls: type[PurePath]) -> Form:
+    """A path is its text, or the bytes of that where a name in it is no UTF-8."""
+
+    def encode(path: PurePath) -> str | bytes:
+        text = str(path)
+        if issubclass(cls, PureWindowsPath) and cls(text).parts != path.parts:  # some names of devices
+            raise CodecError("its text is that of another path")
+        return text if text.isascii() or _is_unicode(text) else text.encode("utf-8", "surrogatepass")
+
+    def decode(state: Any) -> PurePath:
+        text = state.decode("utf-8", "surrogatepass") if type(state) is bytes else of_type(str, state)
+        if issubclass(cls, Path) and cls is not type(Path()):
+            raise CodecError(
+                f"this system has no {cls.__name__}; one that is stored as {cls.__base__.__name__} can be read on any"
+            )
+        return cls(text)
+
+    return Form(encode, decode, copy=_as_it_is, tag=f"pathlib.{cls.__name__}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+_STANDARD: dict[type, Form] = {
+    range: Form(lambda value: (value.start, value.stop, value.step), _range_of, copy=_as_it_is),
+    **{cls: _path_form(cls) for cls in (PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)},
+}
+KNOWN = (*_STANDARD,)
+"""The classes that need no declaration, beside those of the codec itself."""
+
+
+# ---------------------------------------------------------------- classes of users
 def form_of(cls: Any) -> Form | None:
     """None for a class that can be registered with functions only."""
+    if (known := _STANDARD.get(cls)) is not None:
+        return known
     if issubclass(cls, Flag):
         return Form(lambda member: member.value, cls, frozen=True, shape=_members(cls))
     if issubclass(cls, Enum):
-        return Form(lambda member: member.name, lambda name: cls[of_type(str, name)], frozen=True, shape=_members(cls))
+        return Form(lambda member: member.name, lambda name: _member(cls, name), frozen=True, shape=_members(cls))
     if issubclass(cls, msgspec.Struct):
         return _struct_form(cls)
     if tuple in cls.__mro__ and hasattr(cls, "_make"):
-        return Form(_items_of_named, lambda items: cls._make(of_type(tuple, items)), frozen=True, shape=cls._fields)
+        return Form(_items_of_named, lambda items: _named_of(cls, items), frozen=True, shape=cls._fields)
     if hasattr(cls, "__dataclass_params__") and is_plain(cls, {spec.name for spec in fields(cls)}):
         parts = _Fields(cls)
         names = tuple(parts.specs)
@@ -118,6 +168,18 @@ def check_attributes(value: Any, names: Iterable[str]) -> None:
 def _items_of_named(value: tuple[Any, ...]) -> tuple[Any, ...]:
     check_attributes(value, ())
     return tuple(value)
+
+
+def _named_of(cls: Any, items: Any) -> Any:
+    if len(of_type(tuple, items)) != len(cls._fields):
+        raise CodecError(f"it was stored with {len(items):,} items, and the class has {len(cls._fields)}")
+    return cls._make(items)
+
+
+def _member(cls: type[Enum], name: Any) -> Enum:
+    if of_type(str, name) not in cls.__members__:
+        raise CodecError(f"the class has no member of the name that was stored; it has: {listed(cls.__members__)}")
+    return cls[name]
 
 
 def _struct_form(cls: type[msgspec.Struct]) -> Form:
