@@ -246,9 +246,10 @@ class _Walk:
                 return self.items(value, depth)
             if kind is dict:
                 return self.mapping(value, depth)
-            if kind is not tuple and len(value) > FEW:
+            items = self.items(value, depth)
+            if kind is not tuple and items is not value and len(items) > FEW:
                 self.check_keys(value, made_set)
-            return Ext(_ARRAYS[kind], _to_msgpack(self.items(value, depth)))
+            return Ext(_ARRAYS[kind], _to_msgpack(items))
         return self.record(value, depth)
 
     def items(self, values: Any, depth: int) -> Any:
