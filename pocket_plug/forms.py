@@ -89,7 +89,7 @@ def _path_form(cls: type[PurePath]) -> Form:
         text = state.decode("utf-8", "surrogatepass") if type(state) is bytes else of_type(str, state)
         if issubclass(cls, Path) and cls is not type(Path()):
             raise CodecError(
-                f"this system has no {cls.__name__}; one that is stored as {cls.__base__.__name__} can be read on any"
+                f"this system has no {cls.__name__}; one that is stored as Pure{cls.__name__} can be read on any"
             )
         return cls(text)
 
