@@ -55,6 +55,7 @@ from .graph import Graph as Graph
 from .hookspecs import hookimpl as hookimpl
 from .keys import Key as Key
 from .layer import Layer as Layer
+from .layer import secret as secret
 from .memory import Memory as Memory
 from .node import Node as Node
 from .node import node as node

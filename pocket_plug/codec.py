@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 import typing
 import zlib
 from collections import deque
@@ -29,8 +28,10 @@ from msgspec.msgpack import Ext
 
 from .bounds import FEW, UNLOOKED, begin, check_maps, has_at_most, made_dict, made_set, may_have_large_map
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
+from .forking import new_rlock
 from .forms import KNOWN, WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
 from .keys import declared_types
+from .redaction import summary
 from .typechecks import defined_again
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ def _write_zone_info(value: ZoneInfo) -> bytes:
 def _read_zone_info(data: memoryview) -> ZoneInfo:
     key = str(data, "ascii")
     if not _ZONE_KEY.fullmatch(key):
-        raise CorruptRecordError(f"a text of {len(key):,} characters is no key of a time zone")
+        raise CorruptRecordError(f"{summary(key)} is no key of a time zone")
     try:
         return ZoneInfo(key)
     except ZoneInfoNotFoundError:
@@ -329,7 +330,7 @@ def _upgraded(entry: _Entry, version: int, state: Any) -> Any:
         try:
             state = entry.upgrade[step](state)
             if entry.form.names and _type_of(state) is not dict:
-                raise CodecError(f"it gave a {_type_of(state).__name__}, not the dict of the fields")
+                raise CodecError(f"it gave {summary(state)}, not the dict of the fields")
         except Exception as error:
             raise CodecError(
                 f"upgrading a {_name(entry.type)} from version {step} to {step + 1} failed{_text(error)}"
@@ -347,7 +348,7 @@ def _text(error: Exception) -> str:
 def _key_name(key: Any) -> str:
     """A dict's key within a path: what looks like the name of a field as it is, of others the type and the length."""
     if type(key) is str:
-        return repr(key) if key.isidentifier() and len(key) <= 80 else f"<str of {len(key):,}>"
+        return repr(key) if key.isidentifier() and len(key) <= 80 else f"<{summary(key)}>"
     return f"<{type(key).__name__}>"
 
 
@@ -401,7 +402,7 @@ class Codec:
         self._libraries: set[str] = set()
         self._types: dict[type, _Entry] = {}
         self._tags: dict[str, _Entry] = {}
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._from_msgpack = msgspec.msgpack.Decoder(ext_hook=self._from_ext).decode
 
     # ---------------------------------------------------------------- the registry
@@ -596,7 +597,7 @@ class Codec:
                 return step + path, culprit
         if isinstance(error, UnicodeEncodeError):
             return "", CodecError(
-                f"a str of {len(value):,} characters has a lone surrogate, which is no text; encode it to bytes with "
+                f"{summary(value)} has a lone surrogate, which is no text; encode it to bytes with "
                 "errors='surrogatepass'"
             )
         return "", typing.cast(CodecError, error)

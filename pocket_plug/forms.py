@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .errors import CodecError
+from .redaction import summary
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ def libraries() -> Iterator[Any]:
 def of_type(wanted: type[T], state: Any) -> T:
     """The state, which is of that type. A constructor makes of other things what nobody stored: `bytearray(10**9)`."""
     if type(state) is not wanted:
-        raise CodecError(f"a {wanted.__name__} was stored, and the record has a {_type_of(state).__name__}")
+        raise CodecError(f"the record has {summary(state)} where it should have {wanted.__name__}")
     return state
 
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, LiteralString, final
 from typing_extensions import TypeVar
 
 from .errors import KeyNameError, ValueTypeError
+from .redaction import summary
 
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
@@ -36,7 +37,7 @@ def check_name(name: object) -> str:
     'user:123'
     """
     if not isinstance(name, str):
-        raise KeyNameError(f"a key is a string or a Key, not {type(name).__name__}")
+        raise KeyNameError(f"a key is a string or a Key, not {summary(name)}")
     if not name:
         raise KeyNameError("a key must not be empty")
     if name.startswith(RESERVED):
@@ -106,8 +107,7 @@ class Key(ReadAs[K, K], Generic[K]):
             return self._text(value.value)
         if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
             raise KeyNameError(
-                f"Key({self.template!r}) can't be filled with a {type(value).__name__}; "
-                "give a str, int, UUID, date or Enum"
+                f"Key({self.template!r}) can't be filled with {summary(value)}; give a str, int, UUID, date or Enum"
             )
         text = str(value)
         if not text:

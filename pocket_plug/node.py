@@ -16,6 +16,7 @@ from typing_extensions import TypeVar
 from .chain import Action, Chain, Next, Out
 from .errors import ConfigError
 from .keys import Key
+from .redaction import named, summary
 from .retry import Retry
 from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
@@ -40,7 +41,7 @@ def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
     """A chain as it is; a node as a chain of one."""
     if not isinstance(node, Node | Chain):
         hint = "; it is a class: make an instance of it" if isinstance(node, type) else ""
-        raise TypeError(f"{node!r:.80} is no node and no chain of nodes{hint}")
+        raise TypeError(f"{named(node)} is no node and no chain of nodes{hint}")
     return node if isinstance(node, Chain) else Chain(node, node)
 
 
@@ -66,7 +67,7 @@ class Options:
                 given[name] = tuple(given[name])
                 for key in given[name]:
                     if not isinstance(key, Key):
-                        raise TypeError(f"{name}=({key!r},): give Keys, such as Key('user:{{}}', User)")
+                        raise TypeError(f"{name}=…: give Keys, such as Key('user:{{}}', User), not {summary(key)}")
         if given.get("isolation", "default") not in ("default", "serializable"):
             raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
         changed = replace(self, **given)

@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 
 from .errors import ConfigError
+from .redaction import summary
 
 TTL = float | timedelta | str
 """Seconds, a timedelta, or text such as "500ms", "5m", "1h30m"."""
@@ -36,8 +37,9 @@ def seconds(ttl: TTL) -> float:
         case _:
             result = math.nan
     if not 0 < result <= sys.float_info.max:
+        found = f"{ttl!r:.80}" if isinstance(ttl, int | float | str | timedelta) else summary(ttl)
         raise ConfigError(
-            f"a TTL can't be {ttl!r:.80}; give seconds above 0, a timedelta, or text made of d, h, m, s and ms, "
+            f"a TTL can't be {found}; give seconds above 0, a timedelta, or text made of d, h, m, s and ms, "
             "such as '500ms', '5m' or '1h30m'"
         )
     return float(result)
