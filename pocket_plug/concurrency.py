@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from .chain import Chain
 from .errors import ConfigError, RunFenced
 from .graph import Graph, make_step
-from .node import Node, Options, X, Y, as_chain, options_of
+from .node import Node, X, Y, as_chain, options_of
+from .options import Options, check_count
 from .phases import declared_actions
 from .plan import Step
 from .runner import STEPS_PER_LOOK
@@ -26,14 +27,14 @@ CONCURRENCY = 10
 class Each(Node[Iterable[X], list[Y]]):
     """A node that takes every item of its input through another node; made by `each`."""
 
+    _takes = frozenset({"name", "trace"})
+
     def __init__(self, node: Node[X, Y, Any], concurrency: int, errors: Literal["raise", "collect"]) -> None:
         if as_chain(node).edges or isinstance(node, Chain):
             raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
-        if concurrency < 1:
-            raise ConfigError(f"concurrency={concurrency}: at least one item at a time")
         if errors not in ("raise", "collect"):
             raise ConfigError(f"errors={errors!r}: it is 'raise' or 'collect'")
-        self.node, self.concurrency, self.errors = node, concurrency, errors
+        self.node, self.concurrency, self.errors = node, check_count(concurrency, "concurrency"), errors
         self._options = Options(name=f"each_{options_of(node).name}")
 
 
@@ -59,8 +60,6 @@ class EachStep(Step):
         found = [*self.inner.faults(()), *unrouted]
         if self.inner.asks:
             found.append(f"node {self.inner.name!r} asks, which an item of a fan-out can't; ask before or after it")
-        if self.guarded:
-            found.append(f"each({self.inner.name}) can't have a retry or a timeout; give them to {self.inner.name!r}")
         return [f"in {self.name!r}: {fault}" for fault in found]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:

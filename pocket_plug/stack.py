@@ -126,6 +126,8 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
     if isinstance(layers, str | Layer):
         raise ConfigError(f"layers is {layers!r:.80}; give a list: layers=[{layers!r:.80}]")
     if clock is not None:
+        if not callable(clock):
+            raise ConfigError(f"a store's clock can't be {clock!r:.80}; give a function of nothing, such as time.time")
         backend.clock = clock
     recipes: Iterable[Any] = layers
     if isinstance(layers, Set):

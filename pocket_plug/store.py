@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
+from typing_extensions import TypeForm
+
 from .backend import Backend, Change, Clock, Delete, Entry, Put
 from .errors import KeyNameError, MissingKeyError
 from .keys import RESERVED, Key, ReadAs, check_name
@@ -162,7 +164,11 @@ class StoreReader(View):
             raise MissingKeyError(f"nothing at {str(key)!r}, so it has no time to live")
         return None if entry.expires_at is None else entry.expires_at - self._source.clock()
 
-    def typed(self, type: type[T], /) -> TypedReader[T]:
+    @overload
+    def typed(self, type: type[T], /) -> TypedReader[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> TypedReader[T]: ...
+    def typed(self, type: Any, /) -> TypedReader[Any]:
         """This view for values of one type, checked when they are read."""
         from .typed import TypedReader
 
@@ -239,7 +245,11 @@ class StoreWriter(StoreReader):
         name = self._name(key)
         return await self._source.apply(name, step)
 
-    def typed(self, type: type[T], /) -> TypedStore[T]:
+    @overload
+    def typed(self, type: type[T], /) -> TypedStore[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> TypedStore[T]: ...
+    def typed(self, type: Any, /) -> TypedStore[Any]:
         """This view for values of one type, checked when they are written and read."""
         from .typed import TypedStore
 

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
+from typing_extensions import TypeForm
+
 from .backend import Backend, Clock
 from .errors import ConfigError
 from .keys import Key, ReadAs
@@ -74,7 +76,11 @@ class SyncReader(View):
         """Seconds until `key` expires; None where it never does."""
         return self._source.run_read(self._view.ttl(key))  # type: ignore[no-any-return]
 
-    def typed(self, type: type[T], /) -> SyncTypedReader[T]:
+    @overload
+    def typed(self, type: type[T], /) -> SyncTypedReader[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> SyncTypedReader[T]: ...
+    def typed(self, type: Any, /) -> SyncTypedReader[Any]:
         """This view for values of one type, checked when they are read."""
         return SyncTypedReader(self, TypedReader(self._view, type))
 
@@ -122,7 +128,11 @@ class SyncWriter(SyncReader):
         """Replace the value by `fn(value)`, atomically, and give the new one."""
         return self._source.run_update(self._view.update(key, fn, default=default))
 
-    def typed(self, type: type[T], /) -> SyncTypedStore[T]:
+    @overload
+    def typed(self, type: type[T], /) -> SyncTypedStore[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> SyncTypedStore[T]: ...
+    def typed(self, type: Any, /) -> SyncTypedStore[Any]:
         """This view for values of one type, checked when they are written and read."""
         return SyncTypedStore(self, TypedStore(self._view, type))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from pocket_plug import (
     MISSING,
@@ -40,6 +40,8 @@ AGE = Key("age", int)
 USER = Key("user:{}", User)
 FRIENDS = Key("user:{}:friends", list[User])
 ANYTHING = Key("anything:{}")
+LIMIT = Key("limit", int | None)
+MODE = Key("mode", Literal["fast", "safe"])
 
 
 def keys() -> None:
@@ -48,8 +50,21 @@ def keys() -> None:
     assert_type(USER(7), Key[User])
     assert_type(FRIENDS("7"), Key[list[User]])
     assert_type(ANYTHING(Colour.RED), Key[Any])
+    assert_type(LIMIT, Key[int | None])
+    assert_type(MODE, Key[Literal["fast", "safe"]])
+    assert_type(Key("untyped", None), Key[Any])
     assert_type(str(AGE), str)
     assert_type(USER.matches("user:7"), bool)
+
+
+async def unions(store: Store, sync: SyncStore) -> None:
+    await store.set(LIMIT, None)
+    await store.set(LIMIT, 5)
+    assert_type(await store.require(LIMIT), int | None)
+    assert_type(await store.update(LIMIT, lambda limit: (limit or 0) + 1, default=None), int | None)
+    assert_type(store.typed(int | str), TypedStore[int | str])
+    assert_type(sync.typed(User | None), SyncTypedStore[User | None])
+    assert_type(sync.reader().typed(User | None), SyncTypedReader[User | None])
 
 
 async def get(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
