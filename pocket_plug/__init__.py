@@ -51,13 +51,14 @@ from .errors import UnknownTypeError as UnknownTypeError
 from .errors import UnregisteredTypeError as UnregisteredTypeError
 from .errors import ValueTypeError as ValueTypeError
 from .errors import WrappedStopIteration as WrappedStopIteration
+from .functions import node as node
 from .graph import Graph as Graph
 from .hookspecs import hookimpl as hookimpl
 from .keys import Key as Key
 from .layer import Layer as Layer
+from .layer import secret as secret
 from .memory import Memory as Memory
 from .node import Node as Node
-from .node import node as node
 from .retry import Retry as Retry
 from .store import MISSING as MISSING
 from .store import Store as Store

@@ -12,6 +12,7 @@ from .errors import ConfigError
 from .node import Node
 from .options import Options
 from .plan import Step
+from .redaction import found
 from .signatures import fault_of_question
 from .typechecks import check_type, checker
 
@@ -58,7 +59,7 @@ def _asking(question: Any) -> Callable[[Any], Any]:
         return lambda input: question
     if not callable(question):
         raise ConfigError(
-            f"Ask: question can't be {question!r:.80}; give a text, or a function that makes one of the input"
+            f"Ask: question can't be {found(question)}; give a text, or a function that makes one of the input"
         )
     if fault := fault_of_question(question):
         raise ConfigError(f"Ask: question {fault}; it is called with the node's input")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 from typing_extensions import TypeVar
 
+from .redaction import found
+
 if TYPE_CHECKING:
     from .node import Node
 
@@ -43,7 +45,7 @@ class Action(Generic[T]):
             hint = (
                 f"; the type that it carries stands before: Action[{name.__name__}]()" if isinstance(name, type) else ""
             )
-            raise TypeError(f"an action's name is a text, not {name!r:.80}{hint}")
+            raise TypeError(f"an action's name is a text, not {found(name)}{hint}")
         self.name = name
 
     def __set_name__(self, owner: type, name: str) -> None:

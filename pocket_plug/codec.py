@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 import typing
 import zlib
 from collections import deque
@@ -28,6 +27,7 @@ import msgspec
 from msgspec.msgpack import Ext
 
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
+from .forking import new_rlock
 from .forms import WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
 from .keys import declared_types
 
@@ -343,7 +343,7 @@ class Codec:
         self._libraries: set[str] = set()
         self._types: dict[type, _Entry] = {}
         self._tags: dict[str, _Entry] = {}
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._from_msgpack = msgspec.msgpack.Decoder(ext_hook=self._from_ext).decode
 
     # ---------------------------------------------------------------- the registry

@@ -6,7 +6,6 @@ Retrying freely is quadratic: 800 writers of one key would make 320,000 tries.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
@@ -15,6 +14,7 @@ from typing import Any
 
 from .backend import Backend, Change, Entry, Put
 from .errors import CodecError, Conflict, StoreError, SyncError
+from .forking import after_fork, new_lock
 from .waiting import Waiter, blocked_loop, wake
 
 Step = Callable[[Entry | None], tuple[Change | None, Any]]
@@ -48,9 +48,15 @@ class Combiner:
     def __init__(self, backend: Backend, gates: Gates) -> None:
         self._backend = backend
         self._gates = gates
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._queues: dict[Place, list[_Request]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        after_fork(self._forget_others)
+
+    def _forget_others(self) -> None:
+        """In a forked child: those who queue are the parent's."""
+        self._queues.clear()
+        self._tasks.clear()
 
     async def apply(self, name: str, step: Step) -> Any:
         """The caller's answer. Raises what `step` raised, or Conflict when other processes never let go of the key."""
@@ -119,9 +125,9 @@ class Combiner:
 
     def _hand_on(self, place: Place) -> None:
         with self._lock:
-            queue = self._queues[place]
+            queue = self._queues.get(place)
             if not queue:
-                del self._queues[place]
+                self._queues.pop(place, None)
                 return
             queue[0].leads = True
             wake([queue[0].waiter.give((False, None))])
@@ -172,8 +178,13 @@ class Gates:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._queues: dict[str, deque[Waiter[None]]] = {}  # the first one holds the gate
+        after_fork(self._forget_others)
+
+    def _forget_others(self) -> None:
+        """In a forked child nobody is in line."""
+        self._queues.clear()
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str]) -> AsyncGenerator[None]:

@@ -41,6 +41,7 @@ from .keys import RESERVED, declared_types, type_name
 from .nesting import GraphStep
 from .phases import declared_actions, hints
 from .plan import Plan, Step
+from .redaction import summary
 from .runner import Commit, Execution, Visited
 from .shape import passed
 from .stack import Stack
@@ -148,7 +149,7 @@ def _check(key: str, record: Mapping[str, Any], fields: Mapping[str, Any]) -> No
         raise CorruptRecordError(f"{key!r} is no record of a durable run; once it is removed the run begins anew")
     for name, kind in fields.items():
         if not isinstance(found[name], kind):
-            raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {found[name]!r:.80}")
+            raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {summary(found[name])}")
 
 
 def _field(entry: Entry, name: str) -> Any:
@@ -159,7 +160,7 @@ def _field(entry: Entry, name: str) -> Any:
 def keys_of(run_id: str) -> tuple[str, str]:
     """The key of a run's checkpoint, and how those of its parts begin. Raises KeyNameError."""
     if not isinstance(run_id, str) or not run_id:
-        raise KeyNameError(f"a run_id is a string that is not empty, not {type(run_id).__name__} {run_id!r:.80}")
+        raise KeyNameError(f"a run_id is a string that is not empty, not {summary(run_id)}")
     try:
         run_id.encode()
     except UnicodeEncodeError:
@@ -347,7 +348,7 @@ class Journal:
             raise RunMismatch(f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
                               f"{self.graph.name!r} in {self.prefix!r}; give this one another run_id")  # fmt: skip
         if value is not MISSING and not self._same(start["input"], value):
-            raise RunMismatch(f"run {self.id!r} was begun with another input than {value!r:.80}; give this one another "
+            raise RunMismatch(f"run {self.id!r} was begun with another input than this {summary(value)}; give this one another "
                               "run_id, or go on with resume(run_id)")  # fmt: skip
         self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
         self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
@@ -359,8 +360,8 @@ class Journal:
                 raise RunSuspended(self.id, default_codec.decode(record["question"]))
             self._take(answer)
         elif answer is not MISSING and (self.answer is None or not self._same(self.answer, answer)):
-            raise RunMismatch(f"run {self.id!r} waits for no answer: it is {record['status']}, and {answer!r:.80} is not "
-                              "what it was last given")  # fmt: skip
+            raise RunMismatch(f"run {self.id!r} waits for no answer: it is {record['status']}, and this {summary(answer)} is "
+                              "not what it was last given")  # fmt: skip
         return record["result"] if record["status"] == "finished" else None
 
     def _take(self, answer: Any) -> None:

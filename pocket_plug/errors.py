@@ -150,7 +150,9 @@ class RunSuspended(PocketError):
 
     def __init__(self, run_id: str, question: Any) -> None:
         self.run_id, self.question = run_id, question
-        super().__init__(f"run {run_id!r} waits for an answer: {question!r:.200}")
+        super().__init__(
+            f"run {run_id!r} waits for an answer to its `question`; resume(run_id, answer=…) goes on with it"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.run_id, self.question)

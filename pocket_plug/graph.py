@@ -15,6 +15,7 @@ from .nesting import GraphStep
 from .node import I, Node, O, as_chain
 from .options import Options, check_count
 from .plan import Plan, Step
+from .redaction import public_url
 from .runner import Execution
 from .stack import Stack
 from .store import MISSING, Store, View
@@ -67,7 +68,7 @@ class Graph(Node[I, O]):
                  clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None:  # fmt: skip
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
         if not (store is None or isinstance(store, Store | SyncStore)):
-            hint = f"Store({store!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
+            hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
             raise ConfigError(f"graph {self.name!r}: store can't be {type(store).__name__}; give {hint}")
         if scope is not None:
             check_name(str(scope) if isinstance(scope, Key) else scope)

@@ -13,6 +13,7 @@ from typing import Any, Generic, LiteralString, final, overload
 from typing_extensions import TypeForm, TypeVar
 
 from .errors import KeyNameError, ValueTypeError
+from .redaction import summary
 
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
@@ -36,7 +37,7 @@ def check_name(name: object) -> str:
     'user:123'
     """
     if not isinstance(name, str):
-        raise KeyNameError(f"a key is a string or a Key, not {type(name).__name__} {name!r:.80}")
+        raise KeyNameError(f"a key is a string or a Key, not {summary(name)}")
     if not name:
         raise KeyNameError("a key must not be empty")
     if name.startswith(RESERVED):
@@ -107,7 +108,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """The key with its holes filled, in order."""
         parts = _HOLE.split(self.template)
         if len(parts) - 1 != len(values) or self.values:
-            raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}: {values!r:.80}")
+            raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}")
         filled: Key[K] = object.__new__(type(self))
         filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
         texts = [self._text(value) for value in values]
@@ -119,8 +120,7 @@ class Key(ReadAs[K, K], Generic[K]):
             return self._text(value.value)
         if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
             raise KeyNameError(
-                f"Key({self.template!r}) can't be filled with {type(value).__name__} {value!r:.80}; "
-                "give a str, int, UUID, date or Enum"
+                f"Key({self.template!r}) can't be filled with {summary(value)}; give a str, int, UUID, date or Enum"
             )
         text = str(value)
         if not text:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from typing_extensions import dataclass_transform
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry
 from .errors import ConfigError
+from .redaction import MASK, named, public
 
 # What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
 # layer overrides nothing of what it is derived from.
@@ -24,7 +26,37 @@ _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(field,))
+VARIABLE = re.compile(r"\$\{([^}]*)\}")
+"""How a configuration names a variable of the environment."""
+
+
+def secret(*, default: Any = dataclasses.MISSING) -> Any:
+    """Declare an option of a layer whose value is never shown: neither by `repr`, nor in errors, nor on the command line.
+
+    >>> class Sealing(Layer):
+    ...     key: str = secret()
+    >>> Sealing(key="hunter2")
+    Sealing(key='***')
+    """
+    return field(default=default, metadata={_SECRET: True})
+
+
+_SECRET = object()  # what marks such a field
+
+
+def is_secret(option: dataclasses.Field[Any]) -> bool:
+    """Was an option declared by `secret()`?"""
+    return _SECRET in option.metadata
+
+
+def shown(option: dataclasses.Field[Any], written: Any) -> Any:
+    """The value of an option as it may be shown; of a secret one only the variable that it comes from."""
+    if is_secret(option):
+        return written if isinstance(written, str) and VARIABLE.fullmatch(written) else MASK
+    return public(written)
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(field, secret))
 class Layer(Backend):
     """A backend around a backend. Subclass it, annotate the options, override what it changes.
 
@@ -42,6 +74,8 @@ class Layer(Backend):
 
     inner: ClassVar[Backend]  # set by build; a ClassVar only so that it is no option
 
+    _written: ClassVar[Mapping[str, Any]] = {}  # the options that a configuration has from the environment, as written
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Layer.read:
@@ -53,7 +87,8 @@ class Layer(Backend):
     def __repr__(self) -> str:
         recipe: Any = self  # a dataclass, unseen by type checkers
         options = ((f, getattr(self, f.name)) for f in dataclasses.fields(recipe) if f.repr)
-        return f"{type(self).__name__}({', '.join(f'{f.name}={v!r}' for f, v in options if v != f.default)})"
+        texts = (f"{f.name}={shown(f, self._written.get(f.name, v))!r}" for f, v in options if v != f.default)
+        return f"{type(self).__name__}({', '.join(texts)})"
 
     def build(self, inner: Backend, /) -> Backend:
         """A copy of this recipe, bound over `inner`. Raises ConfigError where that can't be meant."""
@@ -119,9 +154,8 @@ def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
     recipes = list(layers)
     for position, recipe in enumerate(recipes):
         if isinstance(recipe, type) or not isinstance(recipe, Layer):
-            found = f"the class {recipe.__name__}" if isinstance(recipe, type) else repr(recipe)
             raise ConfigError(
-                f"layers[{position}] is {found}; give an instance such as Bounding(max_entries=1000), or a name"
+                f"layers[{position}] is {named(recipe)}; give an instance such as Bounding(max_entries=1000), or a name"
             )
         if any(type(other) is type(recipe) for other in recipes[:position]):
             raise ConfigError(

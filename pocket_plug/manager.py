@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
@@ -19,8 +18,10 @@ from .backend import Backend
 from .config import alternatives
 from .discovery import Candidate, PluginRecord, Status
 from .errors import NotConfigured, PluginError, PocketError, suggest
+from .forking import new_lock, new_rlock
 from .hookspecs import GROUP, Observer, Run, Specs
 from .layer import Layer
+from .redaction import conceal
 from .reporting import error_type
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from .pocket import Pocket
 
 T = TypeVar("T")
+Options = tuple[Mapping[str, Any], Mapping[str, str]]
+"""A plugin's options; and what of them must not be repeated, each with what may stand for it."""
+
 PLUGIN_FAULTS = (Exception, SystemExit)
 """What is caught where a plugin's code runs. KeyboardInterrupt and cancellation are the user's, and pass."""
 
@@ -36,7 +40,7 @@ _logger = logging.getLogger("pocket_plug")
 
 told_of_failures: list[Callable[[PluginRecord, str, BaseException], None]] = []
 """Who else is told when a plugin fails for the first time at something. They don't raise."""
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
@@ -72,7 +76,7 @@ class Manager:
     def __init__(self) -> None:
         self._pm = pluggy.PluginManager(GROUP)
         self._pm.add_hookspecs(Specs)
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._records: dict[str, PluginRecord] = {}
         self._nameless: list[PluginRecord] = []
         self._offers: dict[str, Mapping[str, tuple[PluginRecord, Any]]] = {}
@@ -242,18 +246,19 @@ class Manager:
             for _ in self._ask("pocket_types", codec=default_codec):
                 pass
 
-    def configure(self, pocket: Pocket, options: Callable[[str], Mapping[str, Any]], only: str | None = None) -> None:
+    def configure(self, pocket: Pocket, options: Callable[[str], Options], only: str | None = None) -> None:
         """Hand each plugin its options; what `options` raises is the user's. One that fails is no longer used."""
         for record, function, names in self._implementations("pocket_configure"):
             if only not in (None, record.name):
                 continue
-            arguments = {"pocket": pocket, "options": options(record.name)}
+            own, hidden = options(record.name)
+            arguments = {"pocket": pocket, "options": own}
             try:
                 function(*[arguments[name] for name in names])
             except NotConfigured as error:
-                self.drop(record, "declined", error)
+                self.drop(record, "declined", conceal(describe(error), hidden))
             except PLUGIN_FAULTS as error:
-                self.drop(record, "failed", error)
+                self.drop(record, "failed", conceal(describe(error), hidden))
 
     def shutdown(self, pocket: Pocket) -> None:
         """Tell the plugins that the Pocket closes."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from .errors import ConfigError
 from .keys import Key
+from .redaction import found
 from .retry import Retry
 from .ttl import seconds
 
@@ -36,13 +37,13 @@ class Options:
         given = {name: value for name, value in given.items() if value is not None}
         name = given.get("name", self.name or "node")
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"name={name!r:.80}: a node's name is a text that is not empty")
+            raise ConfigError(f"a node's name can't be {found(name)}; give a text that is not empty")
         for option in given:
             if option not in takes:
                 raise ConfigError(f"node {name!r} takes no {option}: its options are {', '.join(sorted(takes))}; the others "
                                   "are for nodes with an exec of their own")  # fmt: skip
         if not isinstance(retry := given.get("retry"), Retry | None):
-            raise ConfigError(f"node {name!r} has retry={retry!r:.80}: give a Retry, such as Retry(attempts=3)")
+            raise ConfigError(f"node {name!r} has retry={found(retry)}: give a Retry, such as Retry(attempts=3)")
         if "timeout" in given:
             given["timeout"] = seconds(given["timeout"], f"timeout of node {name!r}")
         for option in ("reads", "writes"):
@@ -60,17 +61,16 @@ ALL_OPTIONS = frozenset(each.name for each in fields(Options))
 
 def _keys(option: str, given: Any) -> tuple[Key[Any], ...]:
     if not isinstance(given, list | tuple | set | frozenset):
-        one = f"({given!r:.80},)" if isinstance(given, Key) else "(Key('user:{}', User),)"
-        raise TypeError(f"{option}={given!r:.80}: give a tuple of Keys, such as {one}")
+        raise TypeError(f"{option}={found(given)}: give a tuple of Keys, such as (Key('user:{{}}', User),)")
     keys = tuple(cast("Iterable[Any]", given))
     for key in keys:
         if not isinstance(key, Key):
-            raise TypeError(f"{option}=({key!r:.80},): give Keys, such as Key('user:{{}}', User)")
+            raise TypeError(f"{option}=…: give Keys, such as Key('user:{{}}', User), not {found(key)}")
     return keys
 
 
 def check_count(given: Any, option: str) -> int:
     """A whole number from 1 up; raises ConfigError, naming the option, for anything else."""
     if given.__class__ is not int or given < 1:
-        raise ConfigError(f"{option} can't be {given!r:.80}; give a whole number from 1 up")
+        raise ConfigError(f"{option} can't be {found(given)}; give a whole number from 1 up")
     return int(given)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from .errors import ConfigError, PhaseError
-from .keys import type_name
+from .redaction import found
 from .signatures import fault_of_question
 from .ttl import TTL, seconds
 
@@ -43,7 +43,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.attempts.__class__ is not int or self.attempts < 1:
-            raise ConfigError(f"Retry: attempts can't be {self.attempts!r:.80}; give a whole number from 1 up")
+            raise ConfigError(f"Retry: attempts can't be {found(self.attempts)}; give a whole number from 1 up")
         _check_number("backoff", self.backoff, 1, sys.float_info.max, "1 up")
         _check_number("jitter", self.jitter, 0, 1, "0 to 1")
         object.__setattr__(self, "delay", seconds(self.delay, "Retry: delay", or_zero=True))
@@ -83,7 +83,7 @@ class Retry:
 
 def _check_number(option: str, given: Any, least: float, most: float, allowed: str) -> None:
     if given.__class__ not in (int, float) or not least <= given <= most:
-        raise ConfigError(f"Retry: {option} can't be {given!r:.80}; give a number from {allowed}")
+        raise ConfigError(f"Retry: {option} can't be {found(given)}; give a number from {allowed}")
 
 
 def _errors(on: Any) -> tuple[type[BaseException], ...] | Callable[[Any], bool]:
@@ -95,8 +95,7 @@ def _errors(on: Any) -> tuple[type[BaseException], ...] | Callable[[Any], bool]:
     classes = tuple(cast("Collection[Any]", on)) if isinstance(on, list | tuple | set | frozenset) else (on,)
     for each in classes:
         if not isinstance(each, type) or not issubclass(each, BaseException):
-            found = type_name(each) if isinstance(each, type) else repr(each)
-            raise ConfigError(f"Retry: on can't be {found:.80}; give exception classes, such as (OSError, TimeoutError), or "
+            raise ConfigError(f"Retry: on can't be {found(each)}; give exception classes, such as (OSError, TimeoutError), or "
                               "a function of the error that gives True or False")  # fmt: skip
         if not (issubclass(each, Exception) or issubclass(Exception, each)):
             raise ConfigError(

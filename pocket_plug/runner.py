@@ -353,7 +353,7 @@ class Execution:
     async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
         """prep, exec, post and the commit. After a conflict on what prep had not read, from post on."""
         transaction: Transaction | None = None
-        if lost is not None and lost.transaction.unread_by_prep(lost.conflict.keys):
+        if lost is not None and await lost.transaction.prep_stands(lost.conflict.keys):
             transaction, prepared, result = lost.transaction.again(), lost.prepared, lost.result
         else:
             if step.prep is not None or step.post is not None:

@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 
 from .errors import ConfigError
+from .redaction import summary
 
 TTL = float | timedelta | str
 """Seconds, a timedelta, or text such as "500ms", "5m", "1h30m"."""
@@ -39,8 +40,9 @@ def seconds(ttl: TTL, what: str = "a TTL", *, or_zero: bool = False) -> float:
             result = math.nan
     if not 0 < result <= sys.float_info.max and not (or_zero and result == 0):
         least = "seconds from 0 up" if or_zero else "seconds above 0"
+        found = f"{ttl!r:.80}" if isinstance(ttl, int | float | str | timedelta) else summary(ttl)
         raise ConfigError(
-            f"{what} can't be {ttl!r:.80}; give {least}, a timedelta, or text made of d, h, m, s and ms, "
+            f"{what} can't be {found}; give {least}, a timedelta, or text made of d, h, m, s and ms, "
             "such as '500ms', '5m' or '1h30m'"
         )
     return float(result)

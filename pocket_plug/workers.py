@@ -6,13 +6,13 @@ The loop's default pool would fill up with abandoned threads, and `asyncio.run` 
 from __future__ import annotations
 
 import contextvars
-import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
 from .errors import WrappedStopIteration
+from .forking import after_fork
 from .waiting import Waiter, wake
 
 MAX_THREADS = 32
@@ -136,4 +136,4 @@ def _forget() -> None:
     _pool = Workers()  # a forked child has none of its parent's threads
 
 
-os.register_at_fork(after_in_child=_forget)
+after_fork(_forget)

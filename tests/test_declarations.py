@@ -12,9 +12,10 @@ from pocket_plug.ask import Answered, Ask
 from pocket_plug.chain import Action, Next
 from pocket_plug.concurrency import each
 from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspended, ValueTypeError
+from pocket_plug.functions import node
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
-from pocket_plug.node import Node, node
+from pocket_plug.node import Node
 from pocket_plug.retry import Retry
 from pocket_plug.sync import SyncStore, SyncWriter
 
@@ -185,7 +186,7 @@ def bare(n: int) -> int:
 
 charge: Any = Charge()
 WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
-    "a class before >>": (lambda: Charge >> plus, "Charge.* is no node .* make an instance of it"),
+    "a class before >>": (lambda: Charge >> plus, "the class Charge is no node .* make an instance of it"),
     "a class before a chain": (lambda: Charge >> (plus >> charge), "make an instance of it"),
     "a function before >>": (lambda: bare >> plus, "put @node before the function"),
     "a function behind >>": (lambda: plus >> bare, "put @node before the function"),
@@ -197,30 +198,30 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "an action without a name": (lambda: charge.on(""), "an action is a name or an Action"),
     "@node on a node": (lambda: node(charge), "exec can't be .*; give a function"),
     "@node on a class of nodes": (lambda: node(Charge), "exec can't be .*; give a function"),
-    "@node with a name": (lambda: node("fetch"), "exec can't be 'fetch'; give a function, and options by their names"),
+    "@node with a name": (lambda: node("fetch"), "exec can't be str.5.; give a function, and options by their names"),
     "node.of of nothing": (lambda: node.of(), "exec can't be None; give a function"),
     "node.of, misspelt": (lambda: node.of(exce=bare), "exce"),
     "a retry for a post": (lambda: node.post(lambda store, n: n).with_options(retry=Retry()), "takes no retry"),
     "a graph's store": (lambda: Graph(plus, store="sqlite:///a.db"), r"give Store\('sqlite:///a.db'\)"),
-    "a graph's steps": (lambda: Graph(plus, max_steps="3"), "max_steps can't be '3'"),
+    "a graph's steps": (lambda: Graph(plus, max_steps="3"), "max_steps can't be str.1."),
     "a graph's depth": (lambda: Graph(plus, max_depth=0), "max_depth can't be 0"),
-    "a graph's name": (lambda: Graph(plus, name=5), "name=5"),
-    "a graph's scope": (lambda: Graph(plus, scope=5), "not int 5"),
+    "a graph's name": (lambda: Graph(plus, name=5), "name can't be 5"),
+    "a graph's scope": (lambda: Graph(plus, scope=5), "a key is a string or a Key, not int"),
     "a graph's empty scope": (lambda: Graph(plus, scope=""), "must not be empty"),
     "a graph's grace": (lambda: Graph(plus, clean_up_grace=-1), "clean_up_grace can't be -1"),
     "a graph's records": (lambda: Graph(plus, keep_finished="soon"), "keep_finished can't be 'soon'"),
     "a question": (lambda: Ask(bool, question=5), "Ask: question can't be 5; give a text, or a function"),
-    "an empty question": (lambda: Ask(bool, question=""), "Ask: question can't be ''"),
+    "an empty question": (lambda: Ask(bool, question=""), "Ask: question can't be str.0."),
     "a question of nothing": (lambda: Ask(bool, question=lambda: 1), "takes nothing"),
     "an answer's type": (lambda: Ask(5, question="?"), "int is given where a type is due"),
-    "an ask's name": (lambda: Ask(bool, question="?", name=""), "name=''"),
+    "an ask's name": (lambda: Ask(bool, question="?", name=""), "name can't be str.0."),
     "a key's type": (lambda: Key("hits", 0), "Key 'hits': int is given where a type is due, such as int"),
     "a key's type, quoted": (lambda: Key("hits", "int"), "a name in quotes can't be looked up"),
     "a key's type in a list": (lambda: Key("hits", [int]), "list is given where a type is due"),
     "a key's hole": (lambda: Key("user:{user.id}"), "has a brace that is no hole; a hole is written {} or {name}"),
     "a key's half hole": (lambda: Key("user:{"), "has a brace that is no hole"),
     "a typed store": (lambda: SyncStore().typed("int"), "a typed store: str is given where a type is due"),
-    "a store's clock": (lambda: SyncStore(clock=5), "clock can't be 5; give a function"),
+    "a store's clock": (lambda: SyncStore(clock=5), "clock can't be int; give a function"),
 }  # fmt: skip
 
 

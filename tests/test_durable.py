@@ -1004,7 +1004,7 @@ def test_a_run_waits_for_an_answer(tmp_path: Path) -> None:
             async with stored(tmp_path) as store:
                 graph = approval(store)
                 for again in (graph.run(Draft("hi"), run_id=result), graph.resume(result)):
-                    with pytest.raises(RunSuspended, match="send 'hi'"):
+                    with pytest.raises(RunSuspended, match=f"run {result!r} waits for an answer"):
                         await again
                 with pytest.raises(InputError, match=r"'approve' .* asks for bool, not str"):
                     await graph.resume(result, answer="yes")

@@ -17,9 +17,10 @@ import pytest
 from pocket_plug.chain import END, Action, Chain, Next
 from pocket_plug.concurrency import each, fan_out
 from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError
+from pocket_plug.functions import node
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
-from pocket_plug.node import Node, node, options_of
+from pocket_plug.node import Node, options_of
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
@@ -252,8 +253,9 @@ def test_options_do_not_meet_the_users_own_fields() -> None:
     [({"timeout": 0}, ValueError, "0"), ({"timeout": -1}, ValueError, "-1"), ({"timeout": "soon"}, ValueError, "soon"),
      ({"reads": ("plain",)}, TypeError, "Key"), ({"writes": (3,)}, TypeError, "writes"),
      ({"isolation": "total"}, ValueError, "serializable"), ({"retry": 3}, ConfigError, r"retry=3: give a Retry"),
-     ({"reads": Key("a")}, TypeError, r"give a tuple of Keys, such as \(Key\('a'\),\)"), ({"writes": "a"}, TypeError, "Key"),
-     ({"name": 5}, ConfigError, "name=5"), ({"name": ""}, ConfigError, "name=''"), ({"trace": "yes"}, ConfigError, "agent"),
+     ({"reads": Key("a")}, TypeError, "reads=Key: give a tuple of Keys"), ({"writes": "a"}, TypeError, "Key"),
+     ({"name": 5}, ConfigError, "name can't be 5"), ({"name": ""}, ConfigError, "name can't be str.0."),
+     ({"trace": "yes"}, ConfigError, "agent"),
      ({"timeout": math.nan}, ConfigError, "timeout of node '.*' can't be nan")],
 )  # fmt: skip
 def test_options_that_cannot_be_meant_are_refused(options: Any, kind: type[Exception], says: str) -> None:

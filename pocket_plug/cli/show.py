@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -12,7 +13,9 @@ import click
 from pocket_plug.config import StoreTable, layer_name
 from pocket_plug.discovery import PluginRecord
 from pocket_plug.errors import PocketError
-from pocket_plug.pocket import Pocket, default_pocket, public_url
+from pocket_plug.layer import shown
+from pocket_plug.pocket import Pocket, default_pocket
+from pocket_plug.redaction import public_url
 
 NAME_WIDTH = 40
 """Columns that a thing's name is left in a narrow terminal, if it needs as many."""
@@ -70,7 +73,7 @@ def stack(name: str | None, as_json: bool) -> None:
     """Draw the configured store stacks.
 
     Outermost layer first: the stack of [stores.NAME], without NAME all of them. Options are shown as they are written,
-    with the names of environment variables instead of what they hold.
+    with the names of environment variables instead of what they hold; secret ones are not shown.
     """
     pocket = default_pocket()
     tables: dict[str, StoreTable] = dict(pocket.config.stores)
@@ -83,11 +86,11 @@ def stack(name: str | None, as_json: bool) -> None:
             pocket.stores[each]
         tables = {"": pocket.config.store, **tables}
     if as_json:
-        _print_json([{"store": each or None, **_stack(table)} for each, table in tables.items()])
+        _print_json([{"store": each or None, **_stack(pocket, table)} for each, table in tables.items()])
         return
     for each, table in tables.items():
         click.echo(f"{f'stores.{each}' if each else 'store'}{f'  ({table.where})' if table.where else ''}")
-        drawn = _stack(table)
+        drawn = _stack(pocket, table)
         width = max((len(layer["name"]) for layer in drawn["layers"]), default=0)
         for layer in drawn["layers"]:
             options = ", ".join(f"{option}={value!r}" for option, value in layer["options"].items())
@@ -95,10 +98,13 @@ def stack(name: str | None, as_json: bool) -> None:
         click.echo(f"  {drawn['url']}")
 
 
-def _stack(table: StoreTable) -> dict[str, Any]:
+def _stack(pocket: Pocket, table: StoreTable) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
     for spec in table.layers:
-        options = {} if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "use"}
+        written = {} if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "use"}
+        recipe: Any = pocket.layer(spec, where=table.where)  # a dataclass, unseen by type checkers
+        known = {each.name: each for each in fields(recipe)}
+        options = {name: shown(known[name], value) for name, value in written.items()}
         layers.append({"name": layer_name(spec), "options": options})
     return {"url": public_url(table.url), "layers": layers}
 

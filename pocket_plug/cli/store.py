@@ -29,7 +29,8 @@ from pocket_plug.keys import RESERVED, check_name
 from pocket_plug.layer import parts
 from pocket_plug.layers import Persistence
 from pocket_plug.memory import Memory
-from pocket_plug.pocket import default_pocket, public_url
+from pocket_plug.pocket import default_pocket
+from pocket_plug.redaction import public_url
 from pocket_plug.stack import Stack
 from pocket_plug.store import Store
 from pocket_plug.ttl import seconds

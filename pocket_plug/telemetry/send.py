@@ -22,6 +22,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.redaction import public_url
 
 from .drawing import printable
 from .recorded import TraceFile
@@ -70,8 +71,10 @@ def endpoint(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError as error:
-        raise ConfigError(f"the URL of the backend can't be meant: {error}. One is http://localhost:4318") from None
+    except ValueError:  # not repeated: it may quote a part of a password
+        raise ConfigError(
+            f"the URL of the backend can't be meant: {public_url(url)!r}. One is http://localhost:4318"
+        ) from None
     if not usable:
         raise ConfigError(f"{shown(parts)!r} is no URL of a backend; one is http://localhost:4318, for OTLP over HTTP")
     return parts._replace(path="/v1/traces") if parts.path in ("", "/") else parts

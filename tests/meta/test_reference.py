@@ -20,10 +20,11 @@ from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
 from pocket_plug.concurrency import each, fan_out
 from pocket_plug.discovery import PluginRecord
+from pocket_plug.functions import node
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
-from pocket_plug.node import Node, node
+from pocket_plug.node import Node
 from pocket_plug.pocket import Pocket
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter

@@ -14,6 +14,7 @@ from enum import Enum
 from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
 
+from pocket_plug import redaction
 from pocket_plug.reporting import MAX_BYTES, capped, capped_all, error_text, say_once
 from pocket_plug.watching import PLUGIN_FAULTS
 
@@ -24,8 +25,6 @@ FAILED = "(redact failed)"
 
 MAX_DEPTH = 12
 """So deep values are looked into; what lies deeper, or leads back, is `…`."""
-
-SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
 
 
 class Captured:
@@ -114,19 +113,14 @@ def summary(value: Any) -> str:
     >>> summary([1, 2, 3]), summary("abc"), summary(4711), summary(None)
     ('list[3]', 'str[3]', 'int', 'None')
     """
-    if value is None:
-        return "None"
-    name = type(value).__name__
     try:
-        if _is_a(value, SIZED):
-            return capped(f"{name}[{len(value)}]")
         # an array's, a data frame's; what else is called so might be worked out, or loaded
         shape: Any = getattr(value, "shape", None) if hasattr(_type(value), "__array__") else None
         if _is_a(shape, tuple) and shape:
-            return capped(f"{name}[{', '.join(str(int(size)) for size in shape)}]")
+            return capped(f"{type(value).__name__}[{', '.join(str(int(size)) for size in shape)}]")
     except PLUGIN_FAULTS:
         pass
-    return capped(name)
+    return capped(redaction.summary(value))
 
 
 # ---------------------------------------------------------------- values
