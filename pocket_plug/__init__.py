@@ -51,7 +51,6 @@ from .errors import UnknownTypeError as UnknownTypeError
 from .errors import UnregisteredTypeError as UnregisteredTypeError
 from .errors import ValueTypeError as ValueTypeError
 from .errors import WrappedStopIteration as WrappedStopIteration
-from .functions import node as node
 from .graph import Graph as Graph
 from .hookspecs import hookimpl as hookimpl
 from .keys import Key as Key
@@ -59,12 +58,15 @@ from .layer import Layer as Layer
 from .layer import secret as secret
 from .memory import Memory as Memory
 from .node import Node as Node
+from .node_functions import node as node
 from .retry import Retry as Retry
 from .store import MISSING as MISSING
 from .store import Store as Store
 from .store import StoreReader as StoreReader
+from .store import StoreScope as StoreScope
 from .store import StoreWriter as StoreWriter
 from .sync import SyncReader as SyncReader
+from .sync import SyncScope as SyncScope
 from .sync import SyncStore as SyncStore
 from .sync import SyncWriter as SyncWriter
 from .ttl import TTL as TTL

@@ -19,7 +19,8 @@ from .typechecks import checker
 if TYPE_CHECKING:
     from .hookspecs import NodeCall
     from .runner import Execution
-    from .store import Store
+    from .store import StoreScope
+    from .sync import SyncScope
 
 CONCURRENCY = 10
 
@@ -136,12 +137,12 @@ def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise
 
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
-                  store: Store | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
+                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
-                  store: Store | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
+                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
 async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
-                  errors: Literal["raise", "collect"] = "raise", store: Store | None = None,
+                  errors: Literal["raise", "collect"] = "raise", store: StoreScope | SyncScope | None = None,
                   run_id: str | None = None) -> Any:  # fmt: skip
     """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
 

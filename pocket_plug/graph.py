@@ -18,8 +18,8 @@ from .plan import Plan, Step
 from .redaction import public_url
 from .runner import Execution
 from .stack import Stack
-from .store import MISSING, Store, View
-from .sync import SyncStore
+from .store import MISSING, Store, StoreScope, View
+from .sync import SyncScope
 from .ttl import TTL, seconds
 
 if TYPE_CHECKING:
@@ -55,25 +55,25 @@ class Graph(Node[I, O]):
     _takes = frozenset({"name", "trace"})
 
     @overload
-    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *, store: Store | SyncStore | None = None, name: str = "",
+    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *, store: StoreScope | SyncScope | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
                  clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None: ...  # fmt: skip
     @overload
-    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *more: Chain[Any, O], store: Store | SyncStore | None = None,
+    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *more: Chain[Any, O], store: StoreScope | SyncScope | None = None,
                  name: str = "", scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS,
                  max_depth: int = MAX_DEPTH, clean_up_grace: TTL = CLEAN_UP_GRACE,
                  keep_finished: TTL | None = None) -> None: ...  # fmt: skip
-    def __init__(self, main: Any, /, *more: Any, store: Store | SyncStore | None = None, name: str = "",
+    def __init__(self, main: Any, /, *more: Any, store: StoreScope | SyncScope | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
                  clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None:  # fmt: skip
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
-        if not (store is None or isinstance(store, Store | SyncStore)):
+        if not (store is None or isinstance(store, StoreScope | SyncScope)):
             hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
             raise ConfigError(f"graph {self.name!r}: store can't be {type(store).__name__}; give {hint}")
         if scope is not None:
             check_name(str(scope) if isinstance(scope, Key) else scope)
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
-        self._store: Store | SyncStore | None = store
+        self._store: StoreScope | SyncScope | None = store
         self._scope = scope
         self.max_steps, self.max_depth = check_count(max_steps, "max_steps"), check_count(max_depth, "max_depth")
         self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
 
 from .chain import Action
-from .functions import FunctionNode, PostNode
 from .keys import type_name
 from .node import Node
+from .node_functions import FunctionNode, PostNode
 from .signatures import is_async, misfit
 from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter

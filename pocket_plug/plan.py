@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .chain import DEFAULT, Chain
 from .errors import RouteError, UndeclaredKeyError, suggest
-from .functions import FunctionNode, PostNode
 from .keys import Key, type_name
 from .node import Node, options_of
+from .node_functions import FunctionNode, PostNode
 from .options import Traced
 from .phases import HOOKS, PHASES, declared_actions, faults, input_type, output_type, overridden
 from .retry import Retry

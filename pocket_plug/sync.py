@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .keys import Key, ReadAs
 from .layer import Layer
 from .stack import Stack
-from .store import MISSING, Name, OpenTransaction, Store, StoreReader, StoreWriter, View
+from .store import MISSING, Name, OpenTransaction, Store, StoreReader, StoreScope, StoreWriter, View
 from .ttl import TTL
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
 from .waiting import Runner, drive_inline
@@ -137,34 +137,15 @@ class SyncWriter(SyncReader):
         return SyncTypedStore(self, TypedStore(self._view, type))
 
 
-class SyncStore(SyncWriter):
-    """`Store` without `await`. Open it with `with`, unless it is memory."""
+class SyncScope(SyncWriter):
+    """`StoreScope` without `await`."""
 
     __slots__ = ()
     _source: Stack
 
-    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
-                 clock: Clock | None = None) -> None:  # fmt: skip
-        if not isinstance(backend, Store):
-            backend = Store(backend, layers=layers, clock=clock)
-        elif layers or clock is not None:
-            raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
-        super().__init__(backend._source, backend._prefix)
-
-    def __enter__(self) -> Self:
-        self._source.open_sync()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def flush(self) -> None:
         """Wait until everything acknowledged is as durable as the stack makes it."""
         self._source.flush_sync()
-
-    def close(self) -> None:
-        """What `with` does last."""
-        self._source.close_sync()
 
     @property
     def stack(self) -> Stack:
@@ -178,6 +159,39 @@ class SyncStore(SyncWriter):
     def transaction(self) -> OpenSyncTransaction:
         """`with store.transaction() as tx:` as on Store."""
         return OpenSyncTransaction(OpenTransaction(self), self._source.run_write)
+
+
+class SyncStore(SyncScope):
+    """`Store` without `await`. Open it with `with`, unless it is memory."""
+
+    __slots__ = ()
+
+    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
+                 clock: Clock | None = None) -> None:  # fmt: skip
+        if isinstance(backend, StoreScope) and not isinstance(backend, Store):
+            raise ConfigError(
+                "SyncStore can't be made of a scope, since it would close the whole store; use scope.sync"
+            )
+        if not isinstance(backend, Store):
+            backend = Store(backend, layers=layers, clock=clock)
+        elif layers or clock is not None:
+            raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
+        super().__init__(backend._source, backend._prefix)
+
+    def __enter__(self) -> Self:
+        self._source.open_sync()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """What `with` does last."""
+        self._source.close_sync()
+
+    def scope(self, prefix: Name, /) -> SyncScope:  # type: ignore[override]
+        """A view of the names below `prefix`, as on Store."""
+        return SyncScope(self._source, self._below(prefix))
 
 
 class OpenSyncTransaction:

@@ -12,10 +12,10 @@ from pocket_plug.ask import Answered, Ask
 from pocket_plug.chain import Action, Next
 from pocket_plug.concurrency import each
 from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspended, ValueTypeError
-from pocket_plug.functions import node
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
 from pocket_plug.node import Node
+from pocket_plug.node_functions import node
 from pocket_plug.retry import Retry
 from pocket_plug.sync import SyncStore, SyncWriter
 

@@ -17,10 +17,10 @@ import pytest
 from pocket_plug.chain import END, Action, Chain, Next
 from pocket_plug.concurrency import each, fan_out
 from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError
-from pocket_plug.functions import node
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
 from pocket_plug.node import Node, options_of
+from pocket_plug.node_functions import node
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter

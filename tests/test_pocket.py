@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from pocket_plug.errors import ConfigError, NotConfigured, PluginError, StoreClosedError, UnknownStoreError
-from pocket_plug.functions import node
 from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import Observer, hookimpl
 from pocket_plug.layer import parts
 from pocket_plug.memory import Memory
+from pocket_plug.node_functions import node
 from pocket_plug.pocket import Pocket, default_pocket, resolve_backend, resolve_layer, set_default_pocket
 from pocket_plug.store import Store
 

@@ -31,7 +31,7 @@ from pocket_plug import (
     node,
 )
 from pocket_plug.chain import Out
-from pocket_plug.functions import FunctionNode
+from pocket_plug.node_functions import FunctionNode
 
 
 @dataclass(frozen=True)

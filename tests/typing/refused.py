@@ -93,6 +93,16 @@ class WritesInSyncPrep(Node[Order, Order]):
         return order
 
 
+async def scopes(store: Store, sync: SyncStore) -> None:
+    """A part of a store closes nothing."""
+    async with store.scope("a"):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    with sync.scope("a"):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    await store.scope("a").close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    sync.scope("a").close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
 async def store_operations(store: Store, writer: StoreWriter) -> None:
     store.set(AGE, 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     writer.set(AGE, 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]

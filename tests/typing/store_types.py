@@ -16,8 +16,10 @@ from pocket_plug import (
     Memory,
     Store,
     StoreReader,
+    StoreScope,
     StoreWriter,
     SyncReader,
+    SyncScope,
     SyncStore,
     SyncWriter,
     TypedReader,
@@ -125,8 +127,12 @@ async def wider_than_the_key(store: Store, sync: SyncStore) -> None:
 
 
 async def views(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
-    assert_type(store.scope("user"), Store)
-    assert_type(store.scope(ANYTHING("a:b")).scope("c"), Store)
+    assert_type(store.scope("user"), StoreScope)
+    assert_type(store.scope(ANYTHING("a:b")).scope("c"), StoreScope)
+    assert_type(store.scope("user").reader(), StoreReader)
+    assert_type(store.scope("user").sync, SyncScope)
+    async with store.scope("user").transaction() as part:
+        assert_type(part, StoreWriter)
     assert_type(reader.scope("user"), StoreReader)
     assert_type(writer.scope("user"), StoreWriter)
     assert_type(store.reader(), StoreReader)
@@ -169,7 +175,10 @@ def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
     assert_type(writer.delete(AGE), bool)
     assert_type(writer.update(AGE, lambda age: age + 1, default=0), int)
     assert_type(writer.update("age", lambda age: age + 1), Any)
-    assert_type(store.scope("user"), SyncStore)
+    assert_type(store.scope("user"), SyncScope)
+    assert_type(store.scope("user").scope("c"), SyncScope)
+    with store.scope("user").transaction() as part:
+        assert_type(part, SyncWriter)
     assert_type(reader.scope("user"), SyncReader)
     assert_type(writer.scope("user"), SyncWriter)
     assert_type(store.reader(), SyncReader)

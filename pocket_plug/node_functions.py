@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Generic, Protocol, overload
+from typing import Any, Generic, Protocol, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -25,12 +25,13 @@ Q = TypeVar("Q")
 class FunctionNode(Node[I, O], Generic[I, O, C]):
     """What `@node` gives: a node that can still be called as the function that it was."""
 
-    def __init__(self, functions: dict[str, Callable[..., Any] | None], options: dict[str, Any]) -> None:
+    def __init__(self, functions: dict[str, Any], options: dict[str, Any]) -> None:
         self.functions = {phase: given for phase, given in functions.items() if given is not None}
+        given: Any
         for phase, given in self.functions.items() or [("exec", None)]:
             if not callable(given) or isinstance(given, Node) or (isinstance(given, type) and issubclass(given, Node)):
                 raise TypeError(
-                    f"a node's {phase} can't be {named(given)}; give a function, and options by their names"
+                    f"a node's {phase} can't be {named(cast(object, given))}; give a function, and options by their names"
                 )
         self.__wrapped__ = self.functions.get("exec") or self.functions.get("post") or self.functions.get("prep")
         name = options.pop("name") or getattr(self.__wrapped__, "__name__", "node")
