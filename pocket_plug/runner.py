@@ -557,8 +557,8 @@ class Execution:
                         return result
                     except Exception as error:
                         retry = step.retry
-                        watching.retry(retry is not None and attempt < retry.attempts and retry.covers(error)
-                                       and not isinstance(error, PhaseError), retry, attempt)  # fmt: skip
+                        watching.retry(retry is not None and attempt < retry.attempts and
+                                       not isinstance(error, PhaseError) and retry.covers(error), retry, attempt)  # fmt: skip
                         raise
             except Exception as error:  # noqa: BLE001 - what exec raises is the fallback's to answer, or raised again
                 if isinstance(error, NodeTimeout):
