@@ -13,7 +13,16 @@ from opentelemetry._logs import SeverityNumber
 
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.layers.logging import LEVELS, add_ids
-from pocket_plug.reporting import SCHEMA_URL, capped, error_text, error_type, own_version, say_once, stack_of
+from pocket_plug.reporting import (
+    SCHEMA_URL,
+    capped,
+    error_text,
+    error_type,
+    own_version,
+    say_once,
+    stack_of,
+    suppressed,
+)
 
 _SEVERITIES = {
     "debug": SeverityNumber.DEBUG, "info": SeverityNumber.INFO, "warning": SeverityNumber.WARN,
@@ -35,7 +44,8 @@ def export_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
     `structlog.configure(processors=[merge_contextvars, …, export_event, JSONRenderer()])`.
     """
     try:
-        _emit(method, event)
+        if not suppressed():  # an exporter that logs would feed itself
+            _emit(method, event)
     except Exception as error:  # noqa: BLE001 - a log that can't be exported must not fail who logs
         say_once("exporting a log event", error, silent=True)
     return event
