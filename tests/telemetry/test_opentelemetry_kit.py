@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,6 @@ import pocket_plug as pp
 from pocket_plug.instrumentor import PocketPlugInstrumentor
 from pocket_plug.layers import Metrics, Tracing
 
-STORE = pp.SyncStore(layers=[Tracing(), Metrics(namespace="kit")])
-"""Made before there is any provider, as stores at module level are."""
-
 
 @pp.node
 async def look(name: str) -> str:
@@ -28,19 +26,32 @@ async def look(name: str) -> str:
 GRAPH = pp.Graph(look, name="shop")
 
 
-def work() -> None:
-    """One run, two writes, two lookups, one of which is a hit."""
-    GRAPH.run_sync("tea")
-    STORE.set_many({"a": 1, "b": 2})
-    STORE.get("a")
-    STORE.get("nothing")
-
-
 SPANS = ["get", "get", "node look", "run shop", "write"]
 
 
 class Kit(test_base.TestBase):
     """What the tests here ask the kit for."""
+
+    store: pp.SyncStore
+    """Made before there is any provider, as stores at module level are; in its place, since no other test wants its figures."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.store = pp.SyncStore(layers=[Tracing(), Metrics(namespace="kit")])
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        del cls.store
+        gc.collect()
+        super().tearDownClass()
+
+    def work(self) -> None:
+        """One run, two writes, two lookups, one of which is a hit."""
+        GRAPH.run_sync("tea")
+        self.store.set_many({"a": 1, "b": 2})
+        self.store.get("a")
+        self.store.get("nothing")
 
     def spans(self) -> list[str]:
         """The names of those that have ended."""
@@ -55,7 +66,7 @@ class Kit(test_base.TestBase):
                 if scope.scope.name == "pocket_plug" for metric in scope.metrics}  # fmt: skip
 
     def check_all_is_told(self) -> None:
-        """Exactly what `work()` did, once."""
+        """Exactly what `work` did, once."""
         assert self.spans() == SPANS
         figures = self.figures()
         wanted = {"run.duration": 1, "node.duration": 1, "store.writes": 2, "store.lookups": 2}
@@ -81,31 +92,31 @@ class TestInstrumented(Kit):
 
     def test_a_run_and_a_store_are_told_of(self) -> None:
         """By the providers of this test."""
-        work()
+        self.work()
         self.check_all_is_told()
 
     def test_each_test_sees_its_own_only(self) -> None:
         """Whichever of the two comes second: nothing of the other test is left."""
-        work()
+        self.work()
         self.check_all_is_told()
 
     def test_uninstrumented_it_is_silent_and_instrumented_again_it_is_not(self) -> None:
         """As often as one likes."""
         for _ in range(2):
             PocketPlugInstrumentor().uninstrument()
-            work()
+            self.work()
             self.check_nothing_is_told()
             PocketPlugInstrumentor().instrument()
-        work()
+        self.work()
         self.check_all_is_told()
 
     def test_under_suppression_it_is_silent(self) -> None:
         """Runs, nodes and stores, in async code too; after the block they are told of."""
         with suppress_instrumentation():
-            work()
+            self.work()
             asyncio.run(GRAPH.run("tea"))
         self.check_nothing_is_told()
-        work()
+        self.work()
         self.check_all_is_told()
 
     def test_other_settings_do_not_end_the_silence(self) -> None:
@@ -115,7 +126,7 @@ class TestInstrumented(Kit):
         PocketPlugInstrumentor().uninstrument()
         tracing.configure(detail="node")
         metrics.configure(node_duration=True)
-        work()
+        self.work()
         self.check_nothing_is_told()
 
 
@@ -126,12 +137,12 @@ class TestWithProviders(Kit):
         """A store that was there before follows as well; `uninstrument` leaves nobody listening."""
         tracers, spans = self.create_tracer_provider()
         reader = InMemoryMetricReader()
-        work()
+        self.work()
         self.check_all_is_told()
         PocketPlugInstrumentor().instrument(tracer_provider=tracers, meter_provider=MeterProvider([reader]))
-        work()
+        self.work()
         PocketPlugInstrumentor().uninstrument()
-        work()
+        self.work()
         self.check_all_is_told()
         assert sorted(span.name for span in spans.get_finished_spans()) == SPANS
         assert self.figures(reader)["store.lookups"] == 2
@@ -146,20 +157,20 @@ class TestAlone(Kit):
         PocketPlugInstrumentor().uninstrument()
         self.tearDown()
         self.setUp()
-        work()
+        self.work()
         self.check_all_is_told()
 
     def test_between_two_tests_nobody_listens(self) -> None:
         """What is done while no provider is set is counted nowhere, and breaks nothing."""
         self.tearDown()
-        work()
+        self.work()
         self.setUp()
-        work()
+        self.work()
         self.check_all_is_told()
 
     def test_entries_of_a_store_that_nobody_uses_are_shown(self) -> None:
         """The first run under a provider finds all stores that there are."""
-        STORE.set_many({"a": 1, "b": 2})
+        self.store.set_many({"a": 1, "b": 2})
         self.tearDown()
         self.setUp()
         GRAPH.run_sync("tea")
