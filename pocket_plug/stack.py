@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Set
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
-from .backend import Backend, Clock
-from .contention import FREE_TRIES, Combiner, Gates, Step
+from .backend import NO_EXPECTATIONS, Backend, Change, Clock
+from .contention import FREE_TRIES, Backoff, Combiner, Gates, Step
 from .errors import ConfigError, Conflict, StoreClosedError
 from .forking import after_fork, new_lock
 from .layer import Layer, build_stack, parts
 from .memory import Memory
+from .redaction import named, public_url
 from .waiting import LoopThread, Runner, drive, drive_inline, run_on
 
 T = TypeVar("T")
@@ -24,8 +25,10 @@ class Stack(Layer):
 
     def on_build(self) -> None:
         self.stack = self
-        self.gates = Gates()
-        self.combiner = Combiner(self, self.gates)
+        self._write = self.write  # bound straight to the part that writes
+        self.gates = Gates(self._route_writes)
+        self.backoff = Backoff()
+        self.combiner = Combiner(self, self.gates, self.pause_after)
         self.is_new = True
         self._is_closed = False
         self._home: asyncio.AbstractEventLoop | None = None
@@ -41,7 +44,20 @@ class Stack(Layer):
         )  # it may queue for the key
 
     def __repr__(self) -> str:
-        return " > ".join(repr(part) for part in parts(self)[1:])
+        return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
+
+    def _route_writes(self, somebody_is_ahead: bool) -> None:
+        """A write passes nothing of the stack's own but while somebody is ahead."""
+        self.__dict__["write"] = self._write_in_turn if somebody_is_ahead else self._write
+
+    async def _write_in_turn(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        await self.gates.let_by([change.key for change in changes], self.inline_write)
+        return await self._write(changes, expect)
+
+    async def pause_after(self, lost: int) -> None:
+        """Between tries that were lost to others. What writes in place shares its data with no other process."""
+        if not self.inline_write:
+            await self.backoff(lost)
 
     async def apply(self, name: str, step: Step) -> Any:
         """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
@@ -128,11 +144,15 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
     if isinstance(backend, str):
         backend = Memory() if backend == "memory://" else _resolve(backend)
     if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):
-        raise ConfigError(f"a store's backend can't be {backend!r:.80}; give a URL such as 'sqlite:///state.db' or a "
+        found = repr(backend) if isinstance(backend, Layer) else named(backend)
+        raise ConfigError(f"a store's backend can't be {found}; give a URL such as 'sqlite:///state.db' or a "
                           "Backend, and layers in a list: layers=[…]")  # fmt: skip
     if isinstance(layers, str | Layer):
-        raise ConfigError(f"layers is {layers!r:.80}; give a list: layers=[{layers!r:.80}]")
+        found = public_url(repr(layers))
+        raise ConfigError(f"layers is {found:.80}; give a list: layers=[{found:.80}]")
     if clock is not None:
+        if not callable(clock):
+            raise ConfigError(f"a store's clock can't be {named(clock)}; give a function of nothing, such as time.time")
         backend.clock = clock
     recipes: Iterable[Any] = layers
     if isinstance(layers, Set):

@@ -85,16 +85,16 @@ def test_a_foreign_pyproject_is_left_alone():
     [
         ("[stor]", "pocket.toml: there is no 'stor' here; did you mean 'store'?"),
         ("[zzz]", "pocket.toml: there is no 'zzz' here; there is: plugins, store, stores"),
-        ("store = 3", "pocket.toml [store]: this is a table, not 3"),
-        ("[stores]\ncache = 'x'", "pocket.toml [stores.cache]: this is a table, not 'x'"),
+        ("store = 3", "pocket.toml [store]: this is a table, not int"),
+        ("[stores]\ncache = 'x'", "pocket.toml [stores.cache]: this is a table, not str[1]"),
         ("[store]\nlayer = []", "pocket.toml [store]: there is no 'layer' here; did you mean 'layers'?"),
-        ("[stores.a]\nurl = 3", 'pocket.toml [stores.a].url must be a string such as "sqlite:///state.db", not 3'),
-        ("[store]\nlayers = 'x'", "pocket.toml [store].layers must be a list, outermost first, not 'x'"),
+        ("[stores.a]\nurl = 3", 'pocket.toml [stores.a].url must be a string such as "sqlite:///state.db", not int'),
+        ("[store]\nlayers = 'x'", "pocket.toml [store].layers must be a list, outermost first, not str[1]"),
         ("[store]\nlayers = [3]", "pocket.toml [store].layers[0]: a layer is a name or a table"),
         ("[store]\nlayers = ['a', {max = 3}]", "pocket.toml [store].layers[1]: a layer is a name or a table"),
-        ("[plugins]\ndisable = 'x'", "pocket.toml [plugins].disable must be a list of names, not 'x'"),
-        ("[plugins]\ndisable = [3]", "pocket.toml [plugins].disable[0] must be a name, not 3"),
-        ("[plugins]\ndisabel = ['x']", "pocket.toml [plugins.disabel]: this is a table, not ['x']"),
+        ("[plugins]\ndisable = 'x'", "pocket.toml [plugins].disable must be a list of names, not str[1]"),
+        ("[plugins]\ndisable = [3]", "pocket.toml [plugins].disable[0] must be a name, not int"),
+        ("[plugins]\ndisabel = ['x']", "pocket.toml [plugins.disabel]: this is a table, not list[1]"),
         ("[store", "pocket.toml is not valid TOML: "),
     ],
 )
@@ -161,6 +161,16 @@ def test_options_that_do_not_fit(options, message):
     with pytest.raises(ConfigError) as caught:
         make_recipe(Slow, options, "here")
     assert str(caught.value) == message
+
+
+def test_an_option_whose_hint_cannot_be_resolved_is_unchecked():
+    """The hint is the user's code: one that leads nowhere takes whatever is given, for every option of that layer."""
+
+    class Vague(Layer):
+        what: Nowhere = 1  # noqa: F821
+
+    recipe = make_recipe(Vague, {"what": "anything"})
+    assert recipe.what == "anything"
 
 
 def test_message_of_the_design():

@@ -70,9 +70,10 @@ class Persistence(Layer):
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
         self.needs_loop = near.needs_loop or durable.needs_loop
         self._lock = new_lock()
+        self._begun = 0  # counts the writes
         self._writes: MutableMapping[str, _Write] = {}  # under way, by key
         self._unsure: dict[str, object] = {}  # keys that the near tier has yet to drop, each with a mark of its own
-        self._leases: dict[str, list[set[str]]] = {}  # for each key, the fills that a write of it has to stop
+        self._leases: dict[str, list[_Lease]] = {}  # for each key, the fills that a write of it has to stop
         after_fork(self._forget_others)
 
     def _refuse_nonsense(self) -> None:
@@ -112,42 +113,48 @@ class Persistence(Layer):
         return (await self._load((key,))).get(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The near tier's entries; one look into the durable one for all the others."""
+        """The near tier's entries, and the durable one's of the others; all are the durable one's if a write came between.
+
+        While nothing is being written the tiers agree, so what they give is of one moment.
+        """
         names = list(dict.fromkeys(keys))
-        found = await self.inner.read_many(
-            [key for key in names if key not in self._writes and key not in self._unsure]
-        )
-        missing = [key for key in names if key not in found]
-        return {**found, **await self._load(missing)} if missing else found
+        begun = self._begun
+        if not any(key in self._writes or key in self._unsure for key in names):
+            found = await self.inner.read_many(names)
+            if missing := [key for key in names if key not in found]:
+                found |= await self._load(missing)
+            if self._begun == begun:
+                return found
+        return await self._load(names)
 
     async def _load(self, keys: Collection[str]) -> dict[str, Entry]:
         """Read from the durable tier and fill the near one, unless a write of the key comes in between."""
         if not self._unsure.keys().isdisjoint(keys):
             await self._drop([key for key in keys if key in self._unsure])
         with self._lock:
-            lease = {key for key in keys if key not in self._writes and key not in self._unsure}
-            for key in lease:
+            leased = [key for key in keys if key not in self._writes and key not in self._unsure]
+            lease = _Lease(leased)
+            for key in leased:
                 self._leases.setdefault(key, []).append(lease)
-        leased = list(lease)
         try:
             found = await self._durable.read_many(keys)
-            fill = [
-                Put(key, entry.value, entry.expires_at, entry.version) for key, entry in found.items() if key in lease
-            ]
-            try:
-                if fill:
-                    await self.inner.write(fill)
-            finally:
-                # Written while the fill was on its way: the near tier may have got the old entry after the new one.
-                late = [put.key for put in fill if put.key not in lease]
-                self._mark(late)
+            with self._lock:
+                lease.is_filling = True
+                fill = [
+                    Put(key, entry.value, entry.expires_at, entry.version)
+                    for key, entry in found.items()
+                    if key in lease.keys
+                ]
+            if fill:
+                await self.inner.write(fill)
         finally:
             self._end_lease(lease, leased)
-        if late:
+        # Written while the fill was on its way: the near tier may have got the old entry after the new one.
+        if late := [put.key for put in fill if put.key not in lease.keys]:
             await self._drop(late)
         return found
 
-    def _end_lease(self, lease: set[str], keys: Iterable[str]) -> None:
+    def _end_lease(self, lease: _Lease, keys: Iterable[str]) -> None:
         with self._lock:
             for key in keys:
                 leases = [other for other in self._leases.get(key, ()) if other is not lease]
@@ -170,9 +177,7 @@ class Persistence(Layer):
             doubtful |= conflict.keys
             raise
         finally:
-            doubtful |= self._end(last)
-            self._mark(doubtful)
-            if doubtful:
+            if doubtful := self._end(last, doubtful):
                 await self._drop_quietly(doubtful)
         return version
 
@@ -201,11 +206,17 @@ class Persistence(Layer):
                 else:
                     self._writes[key] = _Write()
                 for lease in self._leases.get(key, ()):
-                    lease.discard(key)
+                    lease.keys.discard(key)
+                    if lease.is_filling:
+                        self._unsure[key] = object()  # at once: the fill may land after this write's end
+            self._begun += 1  # last: who reads it before finds the keys above
 
-    def _end(self, keys: Iterable[str]) -> set[str]:
-        """The keys that were written by several at once: the near tier may have got them in another order."""
-        overlapped: set[str] = set()
+    def _end(self, keys: Iterable[str], doubtful: Iterable[str]) -> set[str]:
+        """The keys that the near tier has to drop: until it has, they are read from the durable one.
+
+        Besides the doubtful ones, those that were written by several at once: it may have got them in another order.
+        """
+        unsure = set(doubtful)
         with self._lock:
             for key in keys:
                 write = self._writes.get(key)
@@ -215,15 +226,10 @@ class Persistence(Layer):
                 if not write.count:
                     del self._writes[key]
                 if write.overlapped:
-                    overlapped.add(key)
-                    self._unsure[key] = object()
-        return overlapped
-
-    def _mark(self, keys: Iterable[str]) -> None:
-        """From now on these are read from the durable tier, until the near one has dropped them."""
-        with self._lock:
-            for key in keys:
+                    unsure.add(key)
+            for key in unsure:
                 self._unsure[key] = object()
+        return unsure
 
     async def _drop(self, keys: Collection[str]) -> None:
         with self._lock:
@@ -231,7 +237,8 @@ class Persistence(Layer):
         await self.inner.write([Delete(key) for key in keys])
         with self._lock:
             for key, mark in marks.items():
-                if mark is not None and self._unsure.get(key) is mark:
+                # a fill that is still on its way may bring back what was dropped; it drops that itself
+                if mark is not None and self._unsure.get(key) is mark and key not in self._leases:
                     del self._unsure[key]
 
     async def _drop_quietly(self, keys: Collection[str]) -> None:
@@ -281,6 +288,16 @@ class Persistence(Layer):
             await self.inner.close()
         finally:
             await self._durable.close()
+
+
+class _Lease:
+    """The keys that a read may fill the near tier with, as long as nobody has written them."""
+
+    __slots__ = ("is_filling", "keys")
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = set(keys)
+        self.is_filling = False
 
 
 class _Write:

@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -43,6 +44,44 @@ async def increment(backend: Backend, key: str, times: int) -> None:
             except Conflict as conflict:
                 if conflict.keys != frozenset({key}):
                     raise
+
+
+@contextmanager
+def hasty_threads() -> Iterator[None]:
+    """Let Python change from one thread to another some hundred times as often: what may come in between, does."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
+async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], read: Callable[[], Awaitable[object]],
+                 times: int) -> None:  # fmt: skip
+    """Read so many times while `write(1)`, `write(2)`, … go on: in a thread, if the backend isn't bound to a loop."""
+    over = threading.Event()
+
+    async def write_on() -> None:
+        n = 0
+        while not over.is_set():
+            await write(n := n + 1)
+            for _ in range(n % 20 if backend.needs_loop else 0):  # a chance for readers that need several steps
+                await asyncio.sleep(0)
+
+    async def read_on() -> None:
+        for _ in range(times):
+            await read()
+            await asyncio.sleep(0)
+
+    writing = write_on() if backend.needs_loop else asyncio.to_thread(lambda: drive(write_on()))
+    task = asyncio.ensure_future(writing)
+    try:
+        with hasty_threads():
+            await read_on()
+    finally:
+        over.set()
+        await task
 
 
 async def keys_of(backend: Backend, prefix: str = "") -> list[str]:
@@ -510,6 +549,71 @@ class BackendContract:
             else:
                 in_thread = asyncio.to_thread(lambda: asyncio.run(check(version)))
                 await asyncio.gather(write(), check(version), in_thread)
+
+        run(scenario)
+
+    def test_a_batch_is_read_at_one_moment(self, run: Callable[[Scenario], None]) -> None:
+        """`read_many` finds all of another's write or nothing of it, wherever each key lies at the moment."""
+        keys = ["a", "b", "c"]
+
+        async def scenario(backend: Backend) -> None:
+            async def write(n: int) -> None:
+                await backend.write([Put(key, n) if n % 4 else Delete(key) for key in keys])
+
+            async def read() -> None:
+                found = await backend.read_many([*keys, "never there"])
+                assert sorted(found) == (keys if found else [])
+                assert len({(entry.value, entry.version) for entry in found.values()}) <= 1
+
+            await beside(backend, write, read, 300)
+
+        run(scenario)
+
+    def test_what_is_seen_of_a_write_stays_seen(self, run: Callable[[Scenario], None]) -> None:
+        """Who has read one key of a write reads the other ones as that write left them, or later."""
+
+        async def scenario(backend: Backend) -> None:
+            async def write(n: int) -> None:
+                await backend.write([Put("a", n), Put("b", n)])
+
+            async def read() -> None:
+                for first, second in ("ab", "ba"):
+                    one, other = await backend.read(first), await backend.read(second)
+                    assert one is None or (other is not None and one.value <= other.value)
+
+            await beside(backend, write, read, 300)
+
+        run(scenario)
+
+    def test_of_two_that_expect_the_same_one_lands(self, run: Callable[[Scenario], None]) -> None:
+        """Also where one of the keys that they expect was just written, and another one never."""
+
+        async def scenario(backend: Backend) -> None:
+            async def append(key: str, item: int) -> bool:
+                found = await backend.read_many([key, "never there"])
+                await asyncio.sleep(0)
+                value, version = (found[key].value, found[key].version) if found else ([], 0)
+                try:
+                    await backend.write([Put(key, [*value, item])], {"never there": 0, key: version})
+                except Conflict as conflict:
+                    if conflict.keys != frozenset({key}):
+                        raise
+                    return False
+                return True
+
+            async def append_in_turn(item: int) -> list[bool]:
+                return [await append(f"k{n}", item) for n in range(40)]
+
+            def in_a_thread() -> list[bool]:
+                return asyncio.run(append_in_turn(2))
+
+            others = [] if backend.needs_loop else [asyncio.to_thread(in_a_thread)]
+            with hasty_threads():
+                told = await asyncio.gather(append_in_turn(0), append_in_turn(1), *others)
+            for n in range(40):
+                entry = await backend.read(f"k{n}")
+                assert entry is not None
+                assert sorted(entry.value) == [item for item, landed in enumerate(told) if landed[n]]
 
         run(scenario)
 
