@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -33,7 +34,7 @@ import structlog
 import pocket_plug as pp
 from pocket_plug.layers import Bounding, Logging, Metrics, Persistence, Tracing
 
-HANG = 60
+HANG = 30
 """Seconds after which a child is taken for one that hangs."""
 
 THREADS = 4
@@ -171,6 +172,7 @@ CASES["memory"] = CASES.pop("case")
 # ---------------------------------------------------------------- children
 def child(case: Case, chance: random.Random) -> None:
     """What a child does; it ends with 0 where it worked, 1 where StoreError said why not, 2 else."""
+    faulthandler.register(signal.SIGALRM, chain=True)  # says where, and ends the child
     signal.alarm(HANG)
     try:
         own = case.own() if chance.random() < 0.3 else None
