@@ -343,11 +343,14 @@ class Execution:
         for tries in range(1, MAX_CONFLICTS):
             self.event("conflict", call, {"tries": tries})
             contested |= lost.conflict.keys
-            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
-                try:
+            turn = self.stack.gates.turn(contested, tries >= FREE_CONFLICTS)
+            try:
+                async with turn:
                     return await self._try(step, value, call, lost)
-                except _Lost as again:
-                    lost = again
+            except _Lost as again:
+                lost = again
+            finally:
+                turn.leave()
         raise lost.conflict
 
     async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
@@ -584,19 +587,23 @@ class Execution:
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
         contested: set[str] = set()
         for tries in range(1, MAX_CONFLICTS + 1):
-            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
-                transaction = Transaction(self.stack, step.guard(self.prefix))
-                view: Any = _VIEWS["post", is_async](transaction, self.prefix)
-                await self._call(step, name, function, is_async, self.in_place, view, *arguments)
-                try:
-                    if (commit := transaction.end()) is not None:
-                        self.stack.gates.let_go_first(commit[1])
-                        await self.stack.write(commit[0], {**commit[1], **self.fence})
-                    return
-                except Conflict as conflict:
-                    contested |= conflict.keys
-                    if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
-                        raise
+            turn = self.stack.gates.turn(contested, tries >= FREE_CONFLICTS)
+            try:
+                async with turn:
+                    transaction = Transaction(self.stack, step.guard(self.prefix))
+                    view: Any = _VIEWS["post", is_async](transaction, self.prefix)
+                    await self._call(step, name, function, is_async, self.in_place, view, *arguments)
+                    try:
+                        if (commit := transaction.end()) is not None:
+                            self.stack.gates.let_go_first(commit[1])
+                            await self.stack.write(commit[0], {**commit[1], **self.fence})
+                        return
+                    except Conflict as conflict:
+                        contested |= conflict.keys
+                        if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
+                            raise
+            finally:
+                turn.leave()
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
         """Tell the observers."""

@@ -462,7 +462,7 @@ def test_nothing_is_kept_of_what_is_over() -> None:
             await asyncio.wait(calls)
             await settle()
             combiner = store.stack.combiner
-            assert not combiner._queues
+            assert not combiner._lines
             assert not combiner._tasks
             assert not combiner._gates._queues
 
