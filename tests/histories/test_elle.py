@@ -91,7 +91,7 @@ def test_what_nobody_was_told_of_may_have_landed_or_not() -> None:
     seen = [txn(a("x", 1), start=1, end=2, outcome="info"), txn(r("x"), start=5, end=6), txn(r("x", 1), start=7)]
     assert not check(seen, {"x": [1]}).found
     assert not check(seen[:2], {"x": []}).found
-    assert {*check([seen[2], *seen[:2], txn(r("x"), start=200)]).found} == {"G-single-realtime"}
+    assert {*check([seen[2], *seen[:2], txn(r("x"), start=200, end=201)]).found} == {"G-single-realtime"}
 
 
 def test_the_next_append_of_ones_own_is_no_anomaly() -> None:
