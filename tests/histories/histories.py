@@ -56,9 +56,12 @@ PROMISED: dict[str, frozenset[str]] = {
 }
 """For each use, the anomalies that may be found where it is in the history. All others are promised not to be."""
 
-STRICT = ("get", "get_many", "update", "transaction", "post", "serializable")
-MIXES = {"strict": STRICT, "default": ("default", "transaction", "get_many")}
-DURABLE_MIXES = {"strict": (*STRICT, "durable"), "default": MIXES["default"]}
+Mixes = dict[str, tuple[str, ...]]
+
+CHECKED = ("update", "transaction", "post", "serializable")
+STRICT = ("get", "get_many", *CHECKED)
+MIXES: Mixes = {"strict": STRICT, "default": ("default", "transaction", "get_many")}
+DURABLE: Mixes = {"strict": (*STRICT, "durable"), "default": MIXES["default"]}
 
 Make = Callable[[Path], pp.Store]
 
@@ -82,8 +85,8 @@ STACKS: dict[str, Make] = {
         layers=[Persistence(to=file(folder, "process"), mode="behind", max_pending=3)]
     ),
 }
-PROCESSES = ("sqlite process", "sqlite power")
-"""What several processes may share, and is told of at once: `through` may read what is old, `behind` is one process's."""
+PROCESSES: dict[str, Mixes] = {"sqlite process": MIXES, "sqlite power": MIXES, "through": {"checked": CHECKED}}
+"""What several processes may share, and how they use it. Plain reads of `through` may be old; what is checked is not."""
 
 
 # ---------------------------------------------------------------- recording
@@ -361,8 +364,10 @@ def in_one_process(stack: str, uses: Sequence[str], transactions: int, seed: int
                 if chance.random() < CANCELLED:
                     for _ in range(chance.randint(0, 8)):
                         await asyncio.sleep(0)
-                    doing.cancel()
-                await asyncio.gather(doing, return_exceptions=False)
+                    disturbances["cancelled"] += doing.cancel()
+                (ended,) = await asyncio.gather(doing, return_exceptions=True)  # cancelled perhaps before it began
+                if isinstance(ended, Exception):
+                    raise ended
 
         async def main() -> None:
             await asyncio.gather(*(work(random.Random(f"{seed} {number} {n}")) for n in range(3)))
@@ -391,6 +396,8 @@ def in_one_process(stack: str, uses: Sequence[str], transactions: int, seed: int
 
 # ---------------------------------------------------------------- in several
 WORKERS = 4
+disturbances = Counter[str]()
+"""How many processes were stopped and killed, and how many tasks cancelled before they were done."""
 
 
 def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> tuple[list[Running], Any]:
@@ -401,6 +408,7 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
     numbers = itertools.count(1)
     until = folder / "go on"
     until.touch()
+    began = time.monotonic()
     working: dict[int, int] = {}
     logs: list[Path] = []
 
@@ -411,7 +419,7 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
         if not pid:
             status = 1
             try:
-                _worker(stack, uses, f"{seed} {number}", Recorder(number, logs[-1]), folder, until)
+                _worker(stack, uses, f"{seed} {number}", Recorder(number, logs[-1]), folder, until, began)
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -429,9 +437,11 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
             os.kill(stopped.pop(), signal.SIGCONT)
         elif chance.random() < 0.5:
             os.kill(pid, signal.SIGSTOP)
+            disturbances["stopped"] += 1
             stopped.append(pid)
         else:
             os.kill(pid, signal.SIGKILL)
+            disturbances["killed"] += 1
             os.waitpid(pid, 0)
             del working[pid]
             begin()
@@ -450,16 +460,16 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
     return [running for log in logs if log.exists() for running in recorded(log)], final
 
 
-def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, folder: Path, until: Path) -> None:
+def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, folder: Path, until: Path,
+            began: float) -> None:  # fmt: skip
     made = STACKS[stack](folder)
-    began = os.stat(until).st_mtime
     errors: list[BaseException] = []
 
     def thread(number: int) -> None:
         chance = random.Random(f"{seed} {number}")
         graphs = {use: graph_of(made, WorkInThread, use) for use in uses}
         while until.exists() and not errors:
-            keys = recorder.keys(chance, int((time.time() - began) * 200))  # as all processes have it
+            keys = recorder.keys(chance, int((time.monotonic() - began) * 200))  # as all processes have it
             chance.shuffle(keys)
             try:
                 use_sync(made, chance.choice(uses), keys, chance, recorder, graphs)
@@ -485,21 +495,20 @@ def judged(runnings: Sequence[Running], final: Any, uses: Sequence[str]) -> tupl
 
 def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -> int:
     """Every stack and mix, in rounds with a store of its own each. How many histories broke a promise?"""
-    places: list[tuple[str, str, Callable[..., Any]]] = [
-        *((stack, "", in_one_process) for stack in stacks),
-        *((stack, ", processes", in_processes) for stack in stacks if stack in PROCESSES),
+    places: list[tuple[str, str, Callable[..., Any], Mixes]] = [
+        *((stack, "", in_one_process, DURABLE if stack.startswith("sqlite") else MIXES) for stack in stacks),
+        *((stack, ", processes", in_processes, PROCESSES[stack]) for stack in stacks if stack in PROCESSES),
     ]
-    each = max(50, transactions // (len(places) * 2 * rounds))
+    each = max(50, transactions // (sum(len(mixes) for *_, mixes in places) * rounds))
     broken, total = 0, Counter[str]()
-    for stack, where, record in places:
-        mixes = DURABLE_MIXES if stack in PROCESSES and not where else MIXES
+    for stack, where, record, mixes in places:
         for mix, uses in mixes.items():
             outcomes, seen = Counter[str](), Counter[str]()
             for turn in range(rounds):
                 with tempfile.TemporaryDirectory() as folder, ExitStack() as usual:
                     interval = sys.getswitchinterval()
                     usual.callback(sys.setswitchinterval, interval)
-                    sys.setswitchinterval(1e-5 if turn % 2 else interval)
+                    sys.setswitchinterval(interval if turn % 2 else 1e-5)  # threads take turns often, at times
                     runnings, final = record(stack, uses, each, seed + turn, Path(folder))
                 findings, beyond = judged(runnings, final, uses)
                 outcomes += Counter(running.outcome for running in runnings)
@@ -509,7 +518,7 @@ def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -
                     print(f"BROKEN {stack}{where}, {mix}, seed {seed + turn}: {name}", *examples, sep="\n    ")
             total += outcomes
             print(f"{stack}{where}, {mix}: {dict(outcomes)}, found {dict(seen) or 'nothing'}", flush=True)
-    print(f"{total.total()} transactions ({dict(total)}), {broken} broken promises")
+    print(f"{total.total()} transactions ({dict(total)}; {dict(disturbances)}), {broken} broken promises")
     return broken
 
 
