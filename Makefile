@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint bench fuzz e2e pictures test-all clean
+.PHONY: demo test lint bench fuzz histories e2e pictures test-all clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,13 @@ lint: $(VENV)/ready-dev
 CASES ?= 1000000
 fuzz: $(VENV)/ready-dev
 	$(BIN)/python tests/crash/hostile_records.py $(CASES)
+
+# A hundred thousand transactions on all kinds of stacks, of which `make test` tries a few thousand.
+# Fewer, others, of some stacks: make histories TRANSACTIONS=10000 SEED=7 STACKS='memory through'
+TRANSACTIONS ?= 100000
+SEED ?= 0
+histories: $(VENV)/ready-dev
+	$(BIN)/python tests/histories/histories.py $(TRANSACTIONS) $(SEED) $(STACKS)
 
 # Some rows, and in a hurry: make bench ARGS='--only store --quick'
 bench: .venv-bench/ready
