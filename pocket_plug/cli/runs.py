@@ -15,7 +15,7 @@ import click
 from pocket_plug.ask import AskStep
 from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.codec import inspect_record
-from pocket_plug.durable import RUN, keys_of, look_at, step_at
+from pocket_plug.durable import ENDED, RUN, keys_of, look_at, step_at
 from pocket_plug.errors import CodecError, Conflict, PocketError, UnknownRunError
 from pocket_plug.graph import Graph
 from pocket_plug.pocket import default_pocket
@@ -271,7 +271,12 @@ def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
 
     async def removed() -> list[str]:
         async with target.opened() as stack:
-            return [run_id for run_id, keys in places.items() if not await _removed(stack, run_id, *keys, force)]
+            looks = {look.removeprefix(ENDED).partition(":")[2]: look async for look in stack.scan(ENDED)}
+            return [
+                run_id
+                for run_id, (key, part) in places.items()
+                if not await _removed(stack, run_id, key, part, looks.get(key.removeprefix(RUN)), force)
+            ]
 
     with sealing():
         missing = asyncio.run(removed())
@@ -280,8 +285,11 @@ def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
     return int(bool(missing))
 
 
-async def _removed(stack: Backend, run_id: str, key: str, part: str, force: bool) -> bool:
-    """Remove a run, its checkpoint last, so that one that is removed in part is still there to be removed. Was it there?"""
+async def _removed(stack: Backend, run_id: str, key: str, part: str, look: str | None, force: bool) -> bool:
+    """Remove a run, its checkpoint last, so that one that is removed in part is still there to be removed. Was it there?
+
+    `look` is what would have removed it one day.
+    """
     while True:
         try:
             entry = await stack.read(key)
@@ -301,7 +309,7 @@ async def _removed(stack: Backend, run_id: str, key: str, part: str, force: bool
             doomed = [each async for each in stack.scan(part)]
             if entry is None and expect and not doomed:
                 return False
-            doomed.append(key)
+            doomed += [key] if look is None else [look, key]
             for start in range(0, len(doomed), BATCH):
                 await stack.write([Delete(each) for each in doomed[start : start + BATCH]], expect)
         except Conflict:
