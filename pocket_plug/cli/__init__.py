@@ -20,6 +20,7 @@ from .runs import runs
 from .show import plugins, stack
 from .store import store
 from .trace import trace
+from .tracebacks import user_traceback
 
 
 class Failure(click.ClickException):
@@ -66,7 +67,14 @@ class Commands(click.Group):
             if ctx.params["debug"]:
                 traceback.print_exception(error)
             kind = Misconfigured if isinstance(error, ConfigError) else Failure
-            raise kind(f"{type(error).__name__}: {error}") from error
+            notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+            raise kind(f"{type(error).__name__}: {error}{notes}") from error
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            raise Failure(user_traceback(error)) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
