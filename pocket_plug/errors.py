@@ -6,6 +6,7 @@ built-in exception says the same, the class is also that one, so `except KeyErro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -199,6 +200,18 @@ class RunChanged(PocketError, ValueError):
 
 class UnknownRunError(PocketError, LookupError):
     """No durable run has that id."""
+
+
+def is_fault(error: BaseException) -> bool:
+    """Is what a plugin raised its own failure? All is, but what somebody wants to pass: an interrupt, a cancellation, a close.
+
+    An extension in another language panics with a BaseException of its own, and `SystemExit` is no plugin's to raise. So
+    wherever a plugin's code runs, what it raises is caught as `except BaseException as error: if not is_fault(error): raise`.
+
+    >>> is_fault(SystemExit(1)), is_fault(KeyboardInterrupt())
+    (True, False)
+    """
+    return not isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError)
 
 
 def suggest(name: str, known: Collection[str]) -> str:

@@ -13,6 +13,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,7 +38,7 @@ from .stack import Stack
 from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
 from .transaction import Transaction
-from .watching import PLUGIN_FAULTS, Entered, Part, Watching, end, enter, leave, measure, report, report_observer
+from .watching import Entered, Part, Watching, end, enter, leave, measure, report, tell
 from .workers import Late, pool, wrapped
 
 if TYPE_CHECKING:
@@ -371,20 +372,29 @@ class Execution:
         """After a conflict: at once a few times, then in line for the keys that were lost."""
         contested: set[str] = set()
         self.left_by = DEFAULT
-        for tries in range(1, MAX_CONFLICTS):
-            self.event("conflict", call, {"tries": tries})
-            contested |= lost.conflict.keys
-            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
-                try:
-                    return await self._try(step, value, call, lost)
-                except _Lost as again:
-                    lost = again
+        gates = self.stack.gates
+        with ExitStack() as ahead:
+            for tries in range(1, MAX_CONFLICTS):
+                self.event("conflict", call, {"tries": tries})
+                contested |= lost.conflict.keys
+                await self.stack.pause_after(tries)
+                in_line = tries >= FREE_CONFLICTS
+                async with gates.turn(contested, in_line):
+                    post_alone = await lost.transaction.prep_stands(lost.conflict.keys)
+                    if not post_alone:
+                        ahead.close()  # plain writes don't wait for an exec
+                    elif in_line:
+                        ahead.enter_context(gates.ahead(contested))
+                    try:
+                        return await self._try(step, value, call, lost if post_alone else None)
+                    except _Lost as again:
+                        lost = again
         raise lost.conflict
 
     async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
-        """prep, exec, post and the commit. After a conflict on what prep had not read, from post on."""
+        """prep, exec, post and the commit. With what a try has `lost` that need not begin anew, from post on."""
         transaction: Transaction | None = None
-        if lost is not None and await lost.transaction.prep_stands(lost.conflict.keys):
+        if lost is not None:
             transaction, prepared, result = lost.transaction.again(), lost.prepared, lost.result
         else:
             if step.prep is not None or step.post is not None:
@@ -547,8 +557,8 @@ class Execution:
                         return result
                     except Exception as error:
                         retry = step.retry
-                        watching.retry(retry is not None and attempt < retry.attempts and retry.covers(error)
-                                       and not isinstance(error, PhaseError), retry, attempt)  # fmt: skip
+                        watching.retry(retry is not None and attempt < retry.attempts and
+                                       not isinstance(error, PhaseError) and retry.covers(error), retry, attempt)  # fmt: skip
                         raise
             except Exception as error:  # noqa: BLE001 - what exec raises is the fallback's to answer, or raised again
                 if isinstance(error, NodeTimeout):
@@ -622,30 +632,30 @@ class Execution:
 
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
         contested: set[str] = set()
-        for tries in range(1, MAX_CONFLICTS + 1):
-            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
-                transaction = Transaction(self.stack, step.guard(self.prefix))
-                view: Any = _VIEWS["post", is_async](transaction, self.prefix)
-                await self._call(step, name, function, is_async, self.in_place, view, *arguments)
-                try:
-                    if (commit := transaction.end()) is not None:
-                        self.stack.gates.let_go_first(commit[1])
-                        await self.stack.write(commit[0], {**commit[1], **self.fence})
-                    return
-                except Conflict as conflict:
-                    contested |= conflict.keys
-                    if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
-                        raise
+        gates = self.stack.gates
+        with ExitStack() as ahead:
+            for tries in range(1, MAX_CONFLICTS + 1):
+                await self.stack.pause_after(tries - 1)
+                async with gates.turn(contested, tries > FREE_CONFLICTS):
+                    if tries > FREE_CONFLICTS:
+                        ahead.enter_context(gates.ahead(contested))
+                    transaction = Transaction(self.stack, step.guard(self.prefix))
+                    view: Any = _VIEWS["post", is_async](transaction, self.prefix)
+                    await self._call(step, name, function, is_async, self.in_place, view, *arguments)
+                    try:
+                        if (commit := transaction.end()) is not None:
+                            gates.let_go_first(commit[1])
+                            await self.stack.write(commit[0], {**commit[1], **self.fence})
+                        return
+                    except Conflict as conflict:
+                        contested |= conflict.keys
+                        if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
+                            raise
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
         """Tell the observers."""
         if call is not None:
-            for observer in self.observers:
-                if observer.event is not None:
-                    try:
-                        observer.event(name, call, attributes)
-                    except PLUGIN_FAULTS as error:
-                        report_observer(observer, "event", error)
+            tell(self.observers, name, call, attributes)
 
 
 class _Lost(Exception):

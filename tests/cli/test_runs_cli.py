@@ -476,7 +476,7 @@ def test_ids_are_shown_as_they_are_on_a_terminal(
     out = capsys.readouterr().out
     assert "[red]" in out
     assert "[/x]" in out
-    assert r'"a\u001b[2J"' in out
+    assert r"a\x1b[2J" in out
     assert "\x1b[2J" not in out
     assert main(["runs", "show", ids[-1]]) == 0
     assert "\x1b[2J" not in capsys.readouterr().out
