@@ -75,8 +75,8 @@ class Commands(click.Group):
             raise kind(f"{type(error).__name__}: {error}{notes}") from error
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
-        except Exception as error:
-            if ctx.params["debug"]:
+        except BaseException as error:
+            if ctx.params["debug"] or not is_fault(error) or isinstance(error, SystemExit):
                 raise
             raise Failure(user_traceback(error)) from error
 
@@ -98,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _escaped_logs():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and not error.possibilities:
+            error.message += " What begins with - and is no option, such as a run's id, goes behind --"
         vars(error)["message"] = escaped(error.message, keep="\n\t")  # click's own quote the command line
         error.show()
         return error.exit_code
