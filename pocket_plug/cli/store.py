@@ -121,6 +121,15 @@ def _path(backend: Backend) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def is_one_place(one: Stack, other: Stack) -> bool:
+    """Do both keep their entries in the same place: one backend, or one file?"""
+    if one is other:
+        return True
+    backends = (_lasting(one), _lasting(other))
+    paths = [path for path in map(_path, backends) if path is not None and path.exists()]
+    return backends[0] is backends[1] or (len(paths) == 2 and paths[0].samefile(paths[1]))
+
+
 @contextmanager
 def sealing() -> Generator[None]:
     """Values of types that aren't known here are read as they are stored."""
