@@ -11,9 +11,11 @@ import os
 import pty
 import re
 import sqlite3
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from pocket_plug import SyncStore, register_type
 from pocket_plug.backend import Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
-from pocket_plug.codec import Codec, default_codec
+from pocket_plug.codec import Codec, default_codec, place_of
 from pocket_plug.pocket import set_default_pocket
 from pocket_plug.waiting import drive
 
@@ -103,10 +105,14 @@ def fill(values: dict[str, Any], path: str = "state.db", **expiries: float) -> N
 
 
 def content(path: str = "state.db") -> dict[str, tuple[bytes, float | None]]:
-    """The records that a file holds, with when they expire."""
+    """The records that a file holds, freed from the places that they are bound to, with when they expire."""
     with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute("SELECT key, value, expires_at FROM entries").fetchall()
-    return {key: (value, expires_at) for key, value, expires_at in rows}
+        rows = connection.execute("SELECT key, value, version, expires_at FROM entries").fetchall()
+    records: dict[str, tuple[bytes, float | None]] = {}
+    for key, value, version, expires_at in rows:
+        depth, payload = default_codec.opened(value, place_of(key, version, expires_at))
+        records[key] = struct.pack(">BBI", 1, depth, zlib.crc32(payload, depth)) + payload, expires_at
+    return records
 
 
 def fill_foreign(key: str, value: Any) -> bytes:
