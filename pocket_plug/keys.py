@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Generic, LiteralString, final
+from typing import Any, Generic, LiteralString, final, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeForm, TypeVar
 
 from .errors import KeyNameError, ValueTypeError
 from .redaction import summary
@@ -80,8 +80,21 @@ class Key(ReadAs[K, K], Generic[K]):
 
     __slots__ = ("_check", "_name", "template", "type", "values")
 
-    def __init__(self, template: LiteralString, type: type[K] | None = None, /) -> None:
+    @overload
+    def __init__(self: Key[Any], template: LiteralString, type: None = None, /) -> None: ...
+    @overload
+    def __init__(self, template: LiteralString, type: type[K], /) -> None: ...
+    @overload
+    def __init__(self, template: LiteralString, type: TypeForm[K], /) -> None: ...
+    def __init__(self, template: LiteralString, type: Any = None, /) -> None:
         check_name(template)
+        if "{" in (rest := _HOLE.sub("", template)) or "}" in rest:
+            raise KeyNameError(f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
+                               "filled by KEY(value)")  # fmt: skip
+        if type is not None:
+            from .typechecks import check_type
+
+            check_type(type, f"Key {template!r}")
         self.template: str = template
         self.type: Any = type
         self.values: tuple[object, ...] = ()

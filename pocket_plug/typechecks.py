@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import is_typeddict
 
+from .errors import ConfigError
+
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 _UNIONS = (Union, UnionType)
@@ -90,6 +92,20 @@ def place_of(cls: type) -> str:
         if code.co_qualname.startswith(f"{cls.__qualname__}."):
             return f"{name} ({code.co_filename}, line {line or code.co_firstlineno})"
     return name if line is None else f"{name} (line {line})"
+
+
+def check_type(declared: Any, what: str) -> None:
+    """Raise ConfigError, naming `what` it is for, unless that is a type: a class, or what `typing` makes of classes.
+
+    >>> check_type(int | None, "Key 'age'")
+    >>> check_type(0, "Key 'age'")
+    Traceback (most recent call last):
+    pocket_plug.errors.ConfigError: Key 'age': int is given where a type is due, such as int, User or list[str]
+    """
+    if not isinstance(declared, type) and type(declared).__module__ not in ("types", "typing", "typing_extensions"):
+        hint = "; a name in quotes can't be looked up later" if isinstance(declared, str) else ""
+        raise ConfigError(f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or "
+                          f"list[str]{hint}")  # fmt: skip
 
 
 def _is_structural(hint: type) -> bool:

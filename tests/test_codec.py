@@ -1122,6 +1122,24 @@ def test_a_change_to_the_copy_does_not_reach_the_original(codec: Codec, value: A
     assert repr(value) == before
 
 
+def test_objects_registered_with_functions_are_copied_for_each_reader() -> None:
+    """Whatever `encode` makes of them, a text that can't change too: the object itself may change all the same."""
+
+    class Label:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+    codec = Codec()
+    codec.register(Label, encode=lambda label: label.text, decode=Label)
+    stored = Label("a")
+    for holds in (stored, [stored], {"label": stored}, (stored,)):
+        copied = codec.private(holds)
+        mine = copied if holds is stored else copied["label"] if isinstance(holds, dict) else copied[0]
+        assert type(mine) is Label
+        mine.text = "b"
+        assert stored.text == "a"
+
+
 def test_what_cannot_be_copied_is_shared(codec: Codec) -> None:
     """Objects that the codec does not know and what deepcopy fails on are handed out as they are."""
 
