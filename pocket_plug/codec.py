@@ -187,8 +187,10 @@ Upgrade = Callable[[Any], Any]
 """Makes of the state of one version of a type that of the next."""
 
 upgraded: ContextVar[list[str] | None] = ContextVar("upgraded", default=None)
-"""Set it to a list, and each object that is upgraded while a record is read in this context leaves its tag there; so does a
-record in a place that it is not bound to, which older versions have written."""
+"""Set it to a list, and each object that is upgraded while a record is read in this context leaves its tag there. A record
+that is not bound to its place, as older versions have written them, leaves `UNBOUND`."""
+
+UNBOUND = "an unbound record"
 
 
 # ---------------------------------------------------------------- registered types
@@ -696,7 +698,7 @@ class Codec:
                 f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x} or {BOUND:#04x}"
             )
         elif place is not None and (seen := upgraded.get()) is not None:
-            seen.append("an unbound record")
+            seen.append(UNBOUND)
         if found != checksum:
             raise CorruptRecordError(
                 "the record's checksum does not fit: it was damaged or cut off"

@@ -78,6 +78,12 @@ _PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
 _PUT_IF_NEWER = f"{_PUT} WHERE excluded.version > entries.version"
 _DELETE = "DELETE FROM entries WHERE key = ?"
 _DELETE_IF_NOT_NEWER = f"{_DELETE} AND version <= ?"
+_BY_INDEX = "SELECT key FROM entries INDEXED BY sqlite_autoindex_entries_1 WHERE key >= ''"
+_BY_TABLE = "SELECT key FROM entries NOT INDEXED"
+_STRAY = {
+    f"{_BY_TABLE} EXCEPT {_BY_INDEX}": "is in the table and not in its index: it is not found",
+    f"{_BY_INDEX} EXCEPT {_BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
+}
 # The deadline stands in the index and in the table: a damaged one in either removes nothing.
 _REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ?1 LIMIT ?2) AND +expires_at <= ?1"
 
@@ -447,9 +453,27 @@ class SQLite(Backend):
         while page := self._rows(_SCAN, ((start, prefix),)):
             now = self.clock()
             for key, expires_at in page:
-                if type(expires_at) is not float or now < expires_at or await self.read(key) is not None:
+                if type(expires_at) is not float or now < expires_at or not await self._has_ended(key):
                     yield key
             start = page[-1][0] + "\0"  # the name that comes next
+
+    async def _has_ended(self, key: str) -> bool:
+        """Has an entry expired whose deadline says so? A damaged one has not: whoever reads it is told."""
+        try:
+            return await self.read(key) is None
+        except CodecError:
+            return False
+
+    async def check(self) -> list[str]:
+        """What SQLite finds wrong with its file, keys that its index has lost, and a counter that has gone back."""
+        faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
+        for statement, what in _STRAY.items():
+            faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
+        counter = await self.version()
+        ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
+        if type(highest) is int and highest > counter:
+            faults.append(f"the counter is at {counter:,}, and an entry has version {highest:,}")
+        return faults
 
     async def version(self) -> int:
         """The stored counter."""

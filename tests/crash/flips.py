@@ -132,7 +132,15 @@ def main(count: int, seed: int) -> None:
 
 
 def has_found(path: Path) -> bool:
-    return False
+    """Does `check` find it?"""
+    backend = SQLite(path, durability="process")
+    try:
+        drive(backend.open())
+        return bool(drive(backend.check()))
+    except pp.StoreError:
+        return True
+    finally:
+        drive(backend.close())
 
 
 def show(table: Counter[tuple[str, str]]) -> None:
