@@ -142,7 +142,11 @@ class StoreReader(View):
         """Is there a value, None included?"""
         return await self._source.read(self._name(key)) is not None
 
-    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
+    @overload
+    async def get_many(self, keys: Iterable[ReadAs[T, Any]], /) -> dict[str, T]: ...
+    @overload
+    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]: ...
+    async def get_many(self, keys: Iterable[Any], /) -> dict[str, Any]:
         """The values that exist, by name, in one go."""
         names = {self._name(key): key for key in keys}
         entries = await self._source.read_many(names)
