@@ -30,9 +30,11 @@ from .errors import KeyNameError as KeyNameError
 from .errors import MissingKeyError as MissingKeyError
 from .errors import NodeTimeout as NodeTimeout
 from .errors import NotConfigured as NotConfigured
+from .errors import OutcomeUnknown as OutcomeUnknown
 from .errors import PhaseError as PhaseError
 from .errors import PluginError as PluginError
 from .errors import PocketError as PocketError
+from .errors import RecordedError as RecordedError
 from .errors import RouteError as RouteError
 from .errors import RunChanged as RunChanged
 from .errors import RunFenced as RunFenced

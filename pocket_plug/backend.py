@@ -128,6 +128,10 @@ class Backend:
 
         Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
         the caller was told that it did not.
+
+        Conflict says that nothing was done, and whoever gets it tries again. So nothing on the way sends a write twice
+        without knowing what became of the first one, which would meet itself: a backend whose driver does that by itself
+        switches it off. Where an answer was lost, and the backend can't find out, it raises StoreError, not Conflict.
         """
         raise NotImplementedError(f"{type(self).__name__} has no write")
 

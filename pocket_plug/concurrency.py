@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .chain import Chain
-from .errors import ConfigError, RunFenced
+from .errors import ConfigError
 from .graph import Graph, make_step
 from .node import Node, X, Y, as_chain, options_of
 from .options import Options, check_count
 from .phases import declared_actions
+from .places import note_item
 from .plan import Step
 from .runner import STEPS_PER_LOOK
 from .typechecks import checker
@@ -73,14 +74,25 @@ class EachStep(Step):
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.concurrency):
-                    workers.append(group.create_task(self._work(execution, items)))
+                    workers.append(group.create_task(self._worker(execution, items)))
                     # let it take an item, so that no more workers start than there are items
                     await asyncio.sleep(0)
                     if items.exhausted:
                         break
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            first = errors.exceptions[0]
+            raise first.args[0] if isinstance(first, _Stop) else first from None
         return results
+
+    async def _worker(self, execution: Execution, items: _Items) -> None:
+        """`_work` as a task of a group, which would pass over a cancellation that isn't its own: an item would be lost."""
+        try:
+            await self._work(execution, items)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            raise _Stop(error) from error
 
     async def _work(self, execution: Execution, items: _Items) -> None:
         take, step = execution.item, self.inner
@@ -88,14 +100,19 @@ class EachStep(Step):
             try:
                 _, output, cancelled = await take(step, item, position)
             except Exception as error:
-                if not self.collects or isinstance(error, RunFenced):
+                note_item(error, execution, self, position)
+                if not self.collects or execution.must_end(error):
                     raise
-                output, cancelled = error, None
+                output, cancelled = execution.collected(error), None
             items.results[position] = output
             if cancelled is not None:
                 raise cancelled
             if execution.loop and not (position + 1) % STEPS_PER_LOOK:
                 await execution.outermost.give_way()
+
+
+class _Stop(Exception):
+    """Carries what a task must not end with to the task that awaits the group: there it is raised."""
 
 
 class _Items:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast, get_type_hints
 
-from .errors import ConfigError, suggest
+from .errors import ConfigError, is_fault, suggest
 from .keys import type_name
-from .layer import VARIABLE, Layer, is_secret, shown
-from .redaction import MASK, conceal, summary
+from .layer import Layer
+from .redaction import MASK, VARIABLE, conceal, is_secret, shown, summary
+from .reporting import describe
 from .typechecks import checker
 
 T = TypeVar("T")
@@ -220,10 +221,13 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
         raise ConfigError(f"{prefix}{kind.name} needs the option {missing[0]!r}")
     try:
         recipe = kind(**values)
-    except (ValueError, TypeError) as error:
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        said = str(error) if isinstance(error, ValueError | TypeError) else describe(error)
         secrets = (text for name, value in values.items() if is_secret(fields[name]) for text in _texts(value))
-        said = conceal(str(error), {**dict.fromkeys(secrets, MASK), **variables(from_environment)})
-        raise ConfigError(f"{prefix}{kind.name}: {said}") from (error if said == str(error) else None)
+        public = conceal(said, {**dict.fromkeys(secrets, MASK), **variables(from_environment)})
+        raise ConfigError(f"{prefix}{kind.name}: {public}") from (error if public == said else None)
     recipe.__dict__["_written"] = from_environment
     return recipe
 
@@ -240,7 +244,9 @@ def _texts(value: object) -> Iterator[str]:
 def _hints(kind: type[Layer]) -> dict[str, Any]:
     try:
         return get_type_hints(kind)
-    except Exception:  # noqa: BLE001 - a hint that can't be resolved here is unchecked, never an error
+    except BaseException as error:  # a hint that can't be resolved here is unchecked, never an error
+        if not is_fault(error):
+            raise
         return {}
 
 

@@ -19,11 +19,12 @@ import time
 from _thread import interrupt_main
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import count, takewhile
 from operator import methodcaller
 from types import MethodType
 from typing import Any, Protocol
-from weakref import ReferenceType, WeakMethod, ref
+from weakref import ReferenceType, ref
 
 from .errors import StoreError
 
@@ -52,27 +53,45 @@ class Participant(Protocol):
         ...
 
 
+class _Weak:
+    """A callback; the object of a bound one is held weakly.
+
+    What happens when that is gone is a step of C's: an exception that a signal's handler raises in a function of Python's
+    that the garbage collector calls would only be printed, and Ctrl-C would be lost.
+    """
+
+    __slots__ = ("_function", "_owner")
+
+    def __init__(self, callback: Callback, gone: Callable[[Any], object] | None = None) -> None:
+        self._function: Callable[..., object] = callback
+        self._owner: ReferenceType[Any] | None = None
+        if isinstance(callback, MethodType):
+            self._function, self._owner = callback.__func__, ref(callback.__self__, gone)
+
+    def __call__(self) -> None:
+        if self._owner is None:
+            self._function()
+        elif (owner := self._owner()) is not None:
+            self._function(owner)
+
+
 _numbers = count()
-_callbacks: dict[int, Callable[[], Callback | None]] = {}  # in the order in which they came
+_callbacks: dict[int, _Weak] = {}  # in the order in which they came
 _participants: dict[int, ReferenceType[Participant]] = {}
-_locks: set[ReferenceType[Any]] = set()
-_lost: dict[int, Callable[[], Callback | None]] = {}  # by the lock's id
+_locks: dict[int, ReferenceType[Any]] = {}
+_lost: dict[int, _Weak] = {}  # by the lock's id
 
 
 def after_fork(callback: Callback) -> None:
     """Have it called in each child of a fork, in the order in which they were given. A bound method is held weakly."""
     number = next(_numbers)
-    _callbacks[number] = _held(callback, lambda _: _callbacks.pop(number, None))
-
-
-def _held(callback: Callback, gone: Callable[[Any], object] | None = None) -> Callable[[], Callback | None]:
-    return WeakMethod(callback, gone) if isinstance(callback, MethodType) else lambda: callback
+    _callbacks[number] = _Weak(callback, partial(_callbacks.pop, number))
 
 
 def take_part(participant: Participant) -> None:
     """Have it come to rest before each fork. It is held weakly."""
     number = next(_numbers)
-    _participants[number] = ref(participant, lambda _: _participants.pop(number, None))
+    _participants[number] = ref(participant, partial(_participants.pop, number))
 
 
 def new_lock(lost: Callback | None = None) -> threading.Lock:
@@ -90,17 +109,10 @@ def new_rlock(lost: Callback | None = None) -> threading.RLock:
 
 
 def _known(lock: Any, lost: Callback | None) -> Any:
-    if lost is None:
-        _locks.add(ref(lock, _locks.discard))
-        return lock
-
-    def gone(reference: ReferenceType[Any]) -> None:
-        _locks.discard(reference)
-        del _lost[key]
-
     key = id(lock)
-    _lost[key] = _held(lost)
-    _locks.add(ref(lock, gone))
+    _locks[key] = ref(lock, partial(_locks.pop, key))
+    if lost is not None:
+        _lost[key] = _Weak(lost, partial(_lost.pop, key))
     return lock
 
 
@@ -166,7 +178,7 @@ class _Fork:
             if not self.restless or time.monotonic() >= self.until:
                 break
             time.sleep(0.001)
-        locks = [lock for it in [*_locks] if (lock := it()) is not None]
+        locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]
         while not self._take_all(locks):
             time.sleep(0.001)
 
@@ -254,10 +266,8 @@ def _begin_anew(fork: _Fork) -> None:
     _turn = threading.Lock()
     for participant in [each for it in [*_participants.values()] if (each := it()) is not None]:
         participant.begin_anew()
-    for held in [*_callbacks.values()]:
-        callback = held()
-        if callback is not None:
-            callback()
+    for callback in [*_callbacks.values()]:
+        callback()
     reentrant = type(threading.RLock())
     for lock in fork.missing:
         if isinstance(lock, reentrant):  # another thread has it, for this one would have got it
@@ -277,9 +287,7 @@ def _free_in_time(locks: Sequence[Any]) -> None:
 
 
 def _free(lock: Any) -> None:
-    held = _lost.get(id(lock))
-    lost = held and held()
-    if lost:
+    if lost := _lost.get(id(lock)):
         lost()
     lock._at_fork_reinit()  # as `logging` and `threading` do with theirs
 

@@ -46,8 +46,8 @@ class Graph(Node[I, O]):
       `[store]` of the Pocket's configuration; else one of its own in memory. `scope` gives it a part of that.
     - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
     - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
-    - `keep_finished`: how long the records of a finished durable run are kept; without one until they are removed. Once
-      they are gone, a run of the same id begins anew.
+    - `keep_finished`: how long the records of a finished durable run are kept at least, whatever one client's clock says;
+      without one until they are removed. Once they are gone, a run of the same id begins anew.
 
     Raises GraphError, with every finding, when it is first validated or run.
     """

@@ -137,18 +137,27 @@ class Key(ReadAs[K, K], Generic[K]):
         """Has it no holes (any more)?"""
         return self._name is not None
 
-    def check(self, value: object) -> None:
-        """Raise ValueTypeError unless `value` is of the declared type."""
+    def checked(self, value: Any) -> Any:
+        """The value, which is of the declared type; raises ValueTypeError for one that isn't.
+
+        An object of a class that has been defined anew since, with the same fields, becomes one of the newest definition.
+        """
         if self.type is None:
-            return
+            return value
         if self._check is None:
             from .typechecks import checker
 
             self._check = checker(self.type)
-        if not self._check(value):
+        if self._check(value):
+            return value
+        from .typechecks import newest
+
+        try:
+            return newest(value, self._check)
+        except TypeError:
             raise ValueTypeError(
-                f"key {self._name or self.template!r} holds {type_name(self.type)}, not {type(value).__name__}"
-            )
+                f"key {self._name or self.template!r} holds {type_name(self.type)}, not {type_found(self.type, value)}"
+            ) from None
 
     def matches(self, name: str) -> bool:
         """Is `name` this key, or one that this template can become?
@@ -175,6 +184,19 @@ class Key(ReadAs[K, K], Generic[K]):
 
     def __hash__(self) -> int:
         return hash((self.template, self.values))
+
+
+def type_found(declared: Any, value: object) -> str:
+    """The type of a value that isn't of the declared one, in a message."""
+    found = type(value)
+    if isinstance(declared, type) and (declared.__module__, declared.__qualname__) == (
+        found.__module__,
+        found.__qualname__,
+    ):
+        from .typechecks import defined_again
+
+        return f"{found.__name__}: {defined_again(found, declared)}; make the object anew"
+    return found.__name__
 
 
 def type_name(declared: Any) -> str:

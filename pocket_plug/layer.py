@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,43 +16,14 @@ from typing_extensions import dataclass_transform
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry
 from .errors import ConfigError
-from .redaction import MASK, named, public
+from .redaction import named, shown
+from .redaction import secret as secret
 
 # What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
 # layer overrides nothing of what it is derived from.
 _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
     "read": (), "read_many": ("read",), "write": (), "scan": (), "version": (), "flush": (), "open": (), "close": (),
 }  # fmt: skip
-
-
-VARIABLE = re.compile(r"\$\{([^}]*)\}")
-"""How a configuration names a variable of the environment."""
-
-
-def secret(*, default: Any = dataclasses.MISSING) -> Any:
-    """Declare an option of a layer whose value is never shown: neither by `repr`, nor in errors, nor on the command line.
-
-    >>> class Sealing(Layer):
-    ...     key: str = secret()
-    >>> Sealing(key="hunter2")
-    Sealing(key='***')
-    """
-    return field(default=default, metadata={_SECRET: True})
-
-
-_SECRET = object()  # what marks such a field
-
-
-def is_secret(option: dataclasses.Field[Any]) -> bool:
-    """Was an option declared by `secret()`?"""
-    return _SECRET in option.metadata
-
-
-def shown(option: dataclasses.Field[Any], written: Any) -> Any:
-    """The value of an option as it may be shown; of a secret one only the variable that it comes from."""
-    if is_secret(option):
-        return written if isinstance(written, str) and VARIABLE.fullmatch(written) else MASK
-    return public(written)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(field, secret))

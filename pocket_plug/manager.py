@@ -17,12 +17,12 @@ import pluggy
 from .backend import Backend
 from .config import alternatives
 from .discovery import Candidate, PluginRecord, Status
-from .errors import NotConfigured, PluginError, PocketError, suggest
+from .errors import NotConfigured, PluginError, is_fault, suggest
 from .forking import new_lock, new_rlock
 from .hookspecs import GROUP, Observer, Run, Specs
 from .layer import Layer
 from .redaction import conceal
-from .reporting import error_type
+from .reporting import describe, error_type
 
 if TYPE_CHECKING:
     import click
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Options = tuple[Mapping[str, Any], Mapping[str, str]]
 """A plugin's options; and what of them must not be repeated, each with what may stand for it."""
-
-PLUGIN_FAULTS = (Exception, SystemExit)
-"""What is caught where a plugin's code runs. KeyboardInterrupt and cancellation are the user's, and pass."""
 
 _logger = logging.getLogger("pocket_plug")
 
@@ -59,15 +56,6 @@ def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, sil
             _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)
         for tell in told_of_failures:
             tell(plugin, what, error)
-
-
-def describe(error: BaseException) -> str:
-    """An exception in one line, whatever its `__str__` does."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a plugin's exception may do anything when asked for its text
-        text = "(its text can't be had)"
-    return text if isinstance(error, PocketError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 class Manager:
@@ -100,7 +88,9 @@ class Manager:
             self.register(candidate.load(), record)
         except NotConfigured as error:
             self.drop(record, "declined", error)
-        except PLUGIN_FAULTS as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             self.drop(record, "failed", error)
 
     def register(self, plugin: object, record: PluginRecord) -> PluginRecord:
@@ -181,7 +171,9 @@ class Manager:
         for record, function, names in self._implementations(hook):
             try:
                 answer = function(*[arguments[name] for name in names])
-            except PLUGIN_FAULTS as error:
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
                 report_failure(record, hook, error)
             else:
                 if answer is not None:
@@ -198,7 +190,9 @@ class Manager:
                     continue
                 if not isinstance(observer, Observer):
                     raise TypeError(f"it gave {type(observer).__name__}, not an Observer or None")
-            except PLUGIN_FAULTS as error:
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
                 report_failure(record, "pocket_observe", error)
                 continue
             object.__setattr__(observer, "plugin", record)
@@ -233,7 +227,9 @@ class Manager:
                                 report_failure(
                                     record, hook, PluginError(f"{name!r} is offered by plugin {owner} already")
                                 )
-                    except PLUGIN_FAULTS as error:
+                    except BaseException as error:
+                        if not is_fault(error):
+                            raise
                         report_failure(record, hook, error)
                 self._offers[hook] = offers
             return self._offers[hook]
@@ -257,7 +253,9 @@ class Manager:
                 function(*[arguments[name] for name in names])
             except NotConfigured as error:
                 self.drop(record, "declined", conceal(describe(error), hidden))
-            except PLUGIN_FAULTS as error:
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
                 self.drop(record, "failed", conceal(describe(error), hidden))
 
     def shutdown(self, pocket: Pocket) -> None:

@@ -164,6 +164,15 @@ class Plan:
         return all(step.is_sync for step in self.steps.values())
 
     @cached_property
+    def loops(self) -> bool:
+        """May a run come to one of its nodes more than once?"""
+        left = {step: set(step.actions.values()) for step in self.steps.values()}
+        while ended := [step for step, targets in left.items() if targets.isdisjoint(left)]:
+            for step in ended:
+                del left[step]
+        return bool(left)
+
+    @cached_property
     def shape(self) -> Shape:
         """Its nodes and edges, for those that watch its runs or go on with them."""
         from .shape import Shape  # which knows all kinds of steps, and they this

@@ -31,13 +31,14 @@ from .config import (
 )
 from .config import order_names as order_names
 from .discovery import PluginRecord, find_plugins
-from .errors import ConfigError, PluginError, PocketError, StoreClosedError, UnknownStoreError, suggest
+from .errors import ConfigError, PluginError, PocketError, StoreClosedError, UnknownStoreError, is_fault, suggest
 from .forking import new_rlock
 from .hookspecs import Carrier, Observer, Run
 from .layer import Layer
-from .manager import PLUGIN_FAULTS, Manager, Options, describe, report_failure
+from .manager import Manager, Options, report_failure
 from .memory import Memory
 from .redaction import conceal, public_url, summary
+from .reporting import describe
 
 if TYPE_CHECKING:
     import click
@@ -89,7 +90,9 @@ class Pocket:
             name = self._free_name(plugin)
             try:
                 self._manager.register(plugin, PluginRecord(name))
-            except PLUGIN_FAULTS as error:
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
                 self._manager.drop(PluginRecord(name), "failed", error)
         self._warn_of_unknown(unwanted)
         self._check_options()
@@ -209,7 +212,9 @@ class Pocket:
             backend: Any = make(url)
         except PocketError:
             raise
-        except PLUGIN_FAULTS as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             said = conceal(describe(error), {url: public_url(url)})
             raise ConfigError(f"{public_url(url)!r}: plugin {record} made no backend of it: {said}") from (
                 error if said == describe(error) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import MISSING, Field, field
 from typing import Any
 
 MASK = "***"
@@ -70,7 +71,7 @@ def public(option: Any) -> Any:
     if isinstance(option, str):
         return public_url(option)
     if option.__class__ in (list, tuple):
-        return option.__class__(map(public, option))
+        return option.__class__(map(public, option))  # pyright: ignore[reportUnknownVariableType] - it narrows Any
     return {name: public(value) for name, value in option.items()} if option.__class__ is dict else option
 
 
@@ -86,3 +87,35 @@ def conceal(text: str, hidden: Mapping[str, str]) -> str:
                 stands = hidden[secret].replace("\\", r"\\")
                 text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", stands, text)
     return public_url(text)
+
+
+# ---------------------------------------------------------------- options
+VARIABLE = re.compile(r"\$\{([^}]*)\}")
+"""How a configuration names a variable of the environment."""
+
+
+def secret(*, default: Any = MISSING) -> Any:
+    """Declare an option of a layer whose value is never shown: neither by `repr`, nor in errors, nor on the command line.
+
+    >>> from pocket_plug.layer import Layer
+    >>> class Sealing(Layer):
+    ...     key: str = secret()
+    >>> Sealing(key="hunter2")
+    Sealing(key='***')
+    """
+    return field(default=default, metadata={_SECRET: True})
+
+
+_SECRET = object()  # what marks such a field
+
+
+def is_secret(option: Field[Any]) -> bool:
+    """Was an option declared by `secret()`?"""
+    return _SECRET in option.metadata
+
+
+def shown(option: Field[Any], written: Any) -> Any:
+    """The value of an option as it may be shown; of a secret one only the variable that it comes from."""
+    if is_secret(option):
+        return written if isinstance(written, str) and VARIABLE.fullmatch(written) else MASK
+    return public(written)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Set
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
-from .backend import Backend, Clock
-from .contention import FREE_TRIES, Combiner, Gates, Step
+from .backend import NO_EXPECTATIONS, Backend, Change, Clock
+from .contention import FREE_TRIES, Backoff, Combiner, Gates, Step
 from .errors import ConfigError, Conflict, StoreClosedError
 from .forking import after_fork, new_lock
 from .layer import Layer, build_stack, parts
@@ -25,8 +25,10 @@ class Stack(Layer):
 
     def on_build(self) -> None:
         self.stack = self
-        self.gates = Gates()
-        self.combiner = Combiner(self, self.gates)
+        self._write = self.write  # bound straight to the part that writes
+        self.gates = Gates(self._route_writes)
+        self.backoff = Backoff()
+        self.combiner = Combiner(self, self.gates, self.pause_after)
         self.is_new = True
         self._is_closed = False
         self._home: asyncio.AbstractEventLoop | None = None
@@ -43,6 +45,19 @@ class Stack(Layer):
 
     def __repr__(self) -> str:
         return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
+
+    def _route_writes(self, somebody_is_ahead: bool) -> None:
+        """A write passes nothing of the stack's own but while somebody is ahead."""
+        self.__dict__["write"] = self._write_in_turn if somebody_is_ahead else self._write
+
+    async def _write_in_turn(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        await self.gates.let_by([change.key for change in changes], self.inline_write)
+        return await self._write(changes, expect)
+
+    async def pause_after(self, lost: int) -> None:
+        """Between tries that were lost to others. What writes in place shares its data with no other process."""
+        if not self.inline_write:
+            await self.backoff(lost)
 
     async def apply(self, name: str, step: Step) -> Any:
         """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""

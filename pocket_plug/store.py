@@ -122,9 +122,7 @@ class StoreReader(View):
         entry = await self._source.read(self._name(key))
         if entry is None:
             return default
-        if key.__class__ is Key:
-            key.check(entry.value)
-        return entry.value
+        return key.checked(entry.value) if key.__class__ is Key else entry.value
 
     @overload
     async def require(self, key: ReadAs[T, Any], /) -> T: ...
@@ -150,12 +148,11 @@ class StoreReader(View):
         """The values that exist, by name, in one go."""
         names = {self._name(key): key for key in keys}
         entries = await self._source.read_many(names)
-        for name, entry in entries.items():
-            key = names[name]
-            if isinstance(key, Key):
-                key.check(entry.value)
         start = len(self._prefix)
-        return {name[start:]: entry.value for name, entry in entries.items()}
+        return {
+            name[start:]: key.checked(entry.value) if isinstance(key := names[name], Key) else entry.value
+            for name, entry in entries.items()
+        }
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
         """The names that start with `prefix`, in order, without this view's scope."""
@@ -197,20 +194,21 @@ class StoreWriter(StoreReader):
         Raises ValueTypeError if it isn't what the Key declares, ConfigError for a ttl of 0 and below.
         """
         if key.__class__ is Key:
-            key.check(value)
+            value = key.checked(value)
         deadline = None if ttl is None else _deadline(self._source, ttl)
         await self._source.write((Put(self._name(key), value, deadline),))
 
     async def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
         """Store several values in one write: all or none."""
         deadline = _deadline(self._source, ttl)
-        for key, value in values.items():
-            if isinstance(key, Key):
-                key.check(value)
-        await self._source.write([Put(self._name(key), value, deadline) for key, value in values.items()])
+        checked = {key: key.checked(value) if isinstance(key, Key) else value for key, value in values.items()}
+        await self._source.write([Put(self._name(key), value, deadline) for key, value in checked.items()])
 
     async def delete(self, key: Name, /) -> bool:
-        """Remove it; was it there? Of several that delete it at once, one is told True."""
+        """Remove it; was it there? Of several that delete it at once, one is told True.
+
+        Raises Conflict if other processes change the key at each of 20 tries. `delete_many` asks nothing, and never does.
+        """
 
         def step(entry: Entry | None) -> tuple[Change | None, bool]:
             return (None, False) if entry is None else (Delete(name), True)
@@ -230,7 +228,7 @@ class StoreWriter(StoreReader):
         """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays.
 
         `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
-        MissingKeyError. Raises Conflict if other processes never let go of the key.
+        MissingKeyError. Raises Conflict if other processes, or `fn` itself, change the key at each of 20 tries.
 
         >>> from pocket_plug import SyncStore
         >>> SyncStore().update("hits", lambda n: n + 1, default=0)
@@ -240,13 +238,15 @@ class StoreWriter(StoreReader):
         def step(entry: Entry | None) -> tuple[Change, Any]:
             if entry is not None:
                 old, deadline = private(entry.value), entry.expires_at
+                if key.__class__ is Key:
+                    old = key.checked(old)
             elif default is MISSING:
                 raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
             else:
                 old, deadline = private(default), None
             new = fn(old)
             if key.__class__ is Key:
-                key.check(new)
+                new = key.checked(new)
             return Put(name, new, deadline, None, entry is None), new
 
         name = self._name(key)

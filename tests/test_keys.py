@@ -239,15 +239,15 @@ def test_what_is_declared_is_known() -> None:
 def test_a_value_is_checked_against_the_declared_type(type_: Any, good: object, bad: object) -> None:
     """Generics and unions too; as for type checkers, an int is a float."""
     key: Key[Any] = Key("typed:{}", type_)
-    key("a").check(good)
-    key("b").check(good)
+    assert key("a").checked(good) is good
+    assert key("b").checked(good) is good
     if type_ not in (Any, object):
         with pytest.raises(ValueTypeError) as caught:
-            key("a").check(bad)
+            key("a").checked(bad)
         assert str(caught.value) == f"key 'typed:a' holds {type_name(type_)}, not {type(bad).__name__}"
 
 
 def test_a_key_without_a_type_holds_anything() -> None:
     """`Key("name")` is a spelling only."""
     for value in (None, 1, "a", object()):
-        TENANT("a").check(value)
+        TENANT("a").checked(value)

@@ -34,6 +34,7 @@ from pocket_plug.errors import (
     StoreError,
     suggest,
 )
+from pocket_plug.files import make_file, make_folder
 from pocket_plug.forking import new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.redaction import public_url
@@ -213,12 +214,14 @@ class SQLite(Backend):
         if self._open:
             return
         try:
-            self._absolute.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._absolute.parent)
         except OSError as error:
             raise StoreError(f"{self.path}: its folder can't be made: {error}") from error
+        with suppress(OSError):  # SQLite says what is wrong
+            make_file(self._absolute)
         deadline = monotonic() + self.timeout
         while True:
-            connection = self._connected("rwc")
+            connection = self._connected()
             try:
                 self._prepare(connection)
                 break
@@ -250,21 +253,21 @@ class SQLite(Backend):
         except OSError as error:
             raise StoreError(f"{self.path}: it can't be owned: {error}") from error
 
-    def _connected(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
+    def _connected(self) -> sqlite3.Connection:
         """A new connection, once no fork goes on. Hold no lock."""
         while True:
             with self._lock:
                 if not self._resting:
-                    return self._connect(mode)
+                    return self._connect()
             wait_for_fork()
 
-    def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         """The same for who knows that none goes on, and holds the lock."""
         if _forbidden and self._found() in _forbidden:
             raise self._forked_in_use()
         try:
             connection = sqlite3.connect(
-                f"{self._absolute.as_uri()}?mode={mode}",
+                f"{self._absolute.as_uri()}?mode=rw",
                 uri=True,
                 timeout=self.timeout,
                 isolation_level=None,
@@ -474,7 +477,7 @@ class SQLite(Backend):
     def _reader(self) -> sqlite3.Cursor:
         if not self._open:
             raise self._not_open()
-        connection = self._connected("rw")
+        connection = self._connected()
         try:
             self._look(closely=True)
             connection.execute("PRAGMA query_only = 1")
@@ -604,7 +607,7 @@ class SQLite(Backend):
             with self._lock:
                 if self._resting:
                     return None
-                connection = self._connect("rw")
+                connection = self._connect()
             try:
                 self._look(closely=True)
                 self._prepare(connection)

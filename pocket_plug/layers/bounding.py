@@ -20,7 +20,7 @@ from math import inf
 from typing import Any
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
-from pocket_plug.errors import ConfigError, Conflict
+from pocket_plug.errors import ConfigError, Conflict, is_fault
 from pocket_plug.forking import new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.keys import RESERVED
@@ -289,14 +289,16 @@ class Bounding(Layer):
                         self._report("on_evict is no `async def`, yet it gave a coroutine, not awaited, for", key)
                 except asyncio.CancelledError as error:
                     cancelled = error
-                except Exception as error:  # noqa: BLE001 - it is the user's, and the write has landed
+                except BaseException as error:  # it is the user's, and the write has landed
+                    if not is_fault(error):
+                        raise
                     self._report("on_evict raised for", key, error)
         finally:
             _telling.set(telling)
         if cancelled is not None:
             raise cancelled
 
-    def _report(self, what: str, key: str, error: Exception | None = None) -> None:
+    def _report(self, what: str, key: str, error: BaseException | None = None) -> None:
         self.failures += 1
         if self.failures == 1:
             entry = template_of(key) or "an entry"

@@ -19,12 +19,12 @@ from opentelemetry import trace
 from typing_extensions import Unpack
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
-from pocket_plug.errors import ConfigError, RouteError, suggest
+from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer, parts
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.manager import told_of_failures
-from pocket_plug.reporting import changed, error_type, say_once, stack_of, template_of
+from pocket_plug.reporting import changed, error_type, say_once, stack_of, suppressed, template_of
 
 if TYPE_CHECKING:
     from pocket_plug.discovery import PluginRecord
@@ -85,6 +85,8 @@ def pocket_layers() -> Sequence[type[Layer]]:
 @hookimpl
 def pocket_observe(run: Run) -> Observer | None:
     """Log a run where that is wanted."""
+    if suppressed():
+        return None
     if not _wanted():
         if _looked:
             look()  # a layer logs: for it too, a changed configuration counts from here on
@@ -106,7 +108,7 @@ def _wanted() -> bool:
 
 def _plugin_failed(plugin: PluginRecord, what: str, error: BaseException) -> None:
     """The first time that a plugin fails at something."""
-    if _wanted():
+    if _wanted() and not suppressed():
         try:
             _say(
                 look(),
@@ -116,7 +118,9 @@ def _plugin_failed(plugin: PluginRecord, what: str, error: BaseException) -> Non
                 part=what,
                 error_type=error_type(error),
             )
-        except Exception as failure:  # noqa: BLE001 - a user's processor may raise anything
+        except BaseException as failure:  # a user's processor may raise anything
+            if not is_fault(failure):
+                raise
             say_once("logging that a plugin failed", failure, silent=True)
 
 
@@ -291,7 +295,7 @@ class Logging(Layer):
 
     async def read(self, key: str) -> Entry | None:
         method = _methods[self.level]
-        if method is None:
+        if method is None or suppressed():
             return await self.inner.read(key)
         started = time.perf_counter()
         try:
@@ -304,7 +308,7 @@ class Logging(Layer):
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         method = _methods[self.level]
-        if method is None:
+        if method is None or suppressed():
             return await self.inner.read_many(keys)
         keys = list(keys)
         started = time.perf_counter()
@@ -318,7 +322,7 @@ class Logging(Layer):
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         method = _methods[self.level]
-        if method is None:
+        if method is None or suppressed():
             return await self.inner.write(changes, expect)
         if len(changes) == 1:
             op = "set" if isinstance(changes[0], Put) else "delete"
@@ -356,5 +360,7 @@ def _guarded(method: Method, event: str, **fields: Any) -> None:
     """What structlog's processors raise is said once: a log that fails must not fail the store."""
     try:
         method(event, **_ids(), **fields)
-    except Exception as failure:  # noqa: BLE001 - a user's processor may raise anything
+    except BaseException as failure:  # a user's processor may raise anything
+        if not is_fault(failure):
+            raise
         say_once("logging a store operation", failure, silent=True)

@@ -8,7 +8,7 @@ the durable tier until the near one has dropped it.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
@@ -16,6 +16,7 @@ from pocket_plug.errors import ConfigError, Conflict, suggest
 from pocket_plug.forking import after_fork, new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.layer import Layer
+from pocket_plug.memory import Closed
 
 if TYPE_CHECKING:
     from pocket_plug.layers.write_behind import WriteBehind
@@ -70,7 +71,7 @@ class Persistence(Layer):
         self.needs_loop = near.needs_loop or durable.needs_loop
         self._lock = new_lock()
         self._begun = 0  # counts the writes
-        self._writes: dict[str, _Write] = {}  # under way, by key
+        self._writes: MutableMapping[str, _Write] = {}  # under way, by key
         self._unsure: dict[str, object] = {}  # keys that the near tier has yet to drop, each with a mark of its own
         self._leases: dict[str, list[_Lease]] = {}  # for each key, the fills that a write of it has to stop
         after_fork(self._forget_others)
@@ -248,9 +249,12 @@ class Persistence(Layer):
 
     def _forget_others(self) -> None:
         """In a forked child: what threads of the parent were writing, only the durable tier knows."""
+        self._leases.clear()
+        if self.queue is not None:  # its parent has it, and goes on: what is near here would soon be old
+            self._writes = Closed(str(self.queue.not_open()))
+            return
         self._unsure.update(dict.fromkeys(self._writes, object()))
         self._writes.clear()
-        self._leases.clear()
 
     # ------------------------------------------------------------ the rest
     def scan(self, prefix: str = "") -> AsyncIterator[str]:
@@ -270,6 +274,9 @@ class Persistence(Layer):
         """Both tiers, or neither."""
         await self._durable.open()
         try:
+            if isinstance(self._writes, Closed):
+                await self.inner.close()
+                self._writes = {}
             await self.inner.open()
         except BaseException:
             await self._durable.close()

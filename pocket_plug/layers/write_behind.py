@@ -186,7 +186,7 @@ class WriteBehind(Backend):
         with self._state:
             if self._is_open:
                 self._is_open, self._try_again = False, True
-                refused = [ticket.waiter.fail(self._not_open()) for ticket in self._tickets]
+                refused = [ticket.waiter.fail(self.not_open()) for ticket in self._tickets]
                 self._tickets.clear()
                 self._state.notify_all()
             if self._drains:
@@ -220,7 +220,8 @@ class WriteBehind(Backend):
         self._is_open = self._drains = False
         self._begin_empty()
 
-    def _not_open(self) -> StoreClosedError:
+    def not_open(self) -> StoreClosedError:
+        """What is raised while it isn't open."""
         return StoreClosedError(
             f"{self.durable!r} is not open for writing behind: it was closed, or not opened yet (async with Store(…)), "
             "or it was opened by the process that this one was forked from"
@@ -229,7 +230,7 @@ class WriteBehind(Backend):
     def _refuse_unless_usable(self) -> None:
         """Raise what the last try to write ended with, and have it tried again."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         self._tell_of_intrusion()
         if self._failure is not None:
             self._try_again = True
@@ -258,7 +259,7 @@ class WriteBehind(Backend):
     def _find(self, key: str) -> _Queued | None:
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             return self._queued(key)
 
     async def _look(self, keys: Collection[str], then: Callable[[Mapping[str, _Queued | Entry]], T]) -> T:
@@ -270,7 +271,7 @@ class WriteBehind(Backend):
         landed: list[Queue] = []
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             missing = [key for key in keys if self._queued(key) is None]
             if not missing:
                 return then({key: found for key in keys if (found := self._queued(key)) is not None})
@@ -302,7 +303,7 @@ class WriteBehind(Backend):
         """The keys of both in one order, each as it is when the scan comes to it."""
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             queued = sorted(key for key in {**self._in_flight, **self._pending} if key.startswith(prefix))
         before = iter(queued)
         upcoming = next(before, None)
@@ -330,7 +331,7 @@ class WriteBehind(Backend):
     async def version(self) -> int:
         """The last version given. The durable backend's counter follows it."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         return self._version
 
     # ------------------------------------------------------------ writing
@@ -338,7 +339,7 @@ class WriteBehind(Backend):
         """Queue all changes or none, once there is room. Raises CodecError for a value that can't be stored."""
         if not changes:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             return await self._enter((), expect)
         records = [self._record(change) for change in changes]
         slots = min(len({change.key for change in changes}), self.max_pending)
@@ -418,7 +419,7 @@ class WriteBehind(Backend):
     def _queue(self, changes: Iterable[tuple[Change, bytes | None]], known: Mapping[str, _Queued | Entry]) -> int:
         """Let the changes in, under the next version, and tell the thread."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         if not changes:
             return self._version
         version = highest = self._version + 1
@@ -442,7 +443,7 @@ class WriteBehind(Backend):
         waiter = Waiter[None]()
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             if not self._pending and not self._in_flight:
                 wake([waiter.give(None)])
             else:

@@ -23,8 +23,8 @@ from urllib3.util import Retry
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.redaction import public_url
+from pocket_plug.terminal import escaped
 
-from .drawing import printable
 from .recorded import TraceFile
 
 BATCH_BYTES = 1_000_000
@@ -161,12 +161,12 @@ def _partial(answer: requests.Response) -> tuple[int, str]:
             response.ParseFromString(answer.content)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
         return 0, ""  # taken, says the 200
-    return response.partial_success.rejected_spans, printable(response.partial_success.error_message)[:200]
+    return response.partial_success.rejected_spans, escaped(response.partial_success.error_message)[:200]
 
 
 def _said(answer: requests.Response) -> str:
     text = answer.content[:200].decode("utf-8", "replace")
-    return "" if "\ufffd" in text or "<html" in text.lower() else printable(text.strip())
+    return "" if "\ufffd" in text or "<html" in text.lower() else escaped(text.strip())
 
 
 # ---------------------------------------------------------------- protobuf
@@ -182,7 +182,7 @@ def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Itera
         try:
             yield json_format.ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
         except json_format.ParseError as error:
-            sent.refuse(sum(1 for _ in _each_span(document)), f"no OTLP: {printable(str(error))[:200]}")
+            sent.refuse(sum(1 for _ in _each_span(document)), f"no OTLP: {escaped(str(error))[:200]}")
         advance(size)
 
 

@@ -12,6 +12,7 @@ from opentelemetry.trace import StatusCode
 from rich.console import Console
 from rich.text import Text
 
+from pocket_plug.errors import is_fault
 from pocket_plug.forking import new_lock
 from pocket_plug.reporting import say_once
 
@@ -71,7 +72,9 @@ class TreeProcessor(SpanProcessor):
         if spans or scope is None or scope.name != STORE_SCOPE:
             try:
                 self._draw(span, spans, more)
-            except Exception as error:  # noqa: BLE001 - a closed or broken terminal must not end a run
+            except BaseException as error:  # a closed or broken terminal must not end a run
+                if not is_fault(error):
+                    raise
                 say_once("drawing a trace", error)
 
     @property

@@ -6,8 +6,11 @@ Nothing here knows a particular backend, and nothing waits on a clock: time is t
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 
 from pocket_plug.backend import Backend, Delete, Entry, Put
-from pocket_plug.errors import Conflict, StoreClosedError
+from pocket_plug.errors import Conflict, StoreClosedError, StoreError
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.waiting import drive, drive_inline, run_on
 
@@ -63,7 +66,7 @@ async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], re
         n = 0
         while not over.is_set():
             await write(n := n + 1)
-            for _ in range(n % 20):  # at times it gives readers a chance that need several steps
+            for _ in range(n % 20 if backend.needs_loop else 0):  # a chance for readers that need several steps
                 await asyncio.sleep(0)
 
     async def read_on() -> None:
@@ -71,7 +74,7 @@ async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], re
             await read()
             await asyncio.sleep(0)
 
-    writing = write_on() if backend.needs_loop else asyncio.to_thread(lambda: asyncio.run(write_on()))
+    writing = write_on() if backend.needs_loop else asyncio.to_thread(lambda: drive(write_on()))
     task = asyncio.ensure_future(writing)
     try:
         with hasty_threads():
@@ -84,6 +87,29 @@ async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], re
 async def keys_of(backend: Backend, prefix: str = "") -> list[str]:
     """All that a scan gives."""
     return [key async for key in backend.scan(prefix)]
+
+
+CHILD_SECONDS = 60
+"""How long a forked child may take before it is killed, as one that hangs."""
+
+
+def works_in_a_child(use: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+    """Fork, and run it there on a new event loop: did it work, or raise StoreError? Anything else fails the test."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(CHILD_SECONDS)
+        try:
+            asyncio.run(use())
+            os._exit(0)
+        except StoreError:
+            os._exit(1)
+        except BaseException:  # noqa: BLE001 - there is nobody to raise it to
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(2)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 1), f"the child of a fork {'hung' if code < 0 else 'failed'}: {code}"
+    return code == 0
 
 
 class BackendContract:
@@ -661,6 +687,56 @@ class BackendContract:
             assert await backend.read("from a thread") == Entry(1, version)
 
         run(scenario)
+
+    # ------------------------------------------------------------ forks of the process
+    if hasattr(os, "fork"):
+
+        @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+        def test_a_forked_child_works_or_says_that_it_cant(self, run: Callable[[Scenario], None]) -> None:
+            """Forked while threads or tasks write: the child sees each write whole, and reads and writes as any process
+            would, or StoreError says why not; the parent loses nothing, and waits for nobody."""
+
+            async def scenario(backend: Backend) -> None:
+                home, done, written = asyncio.get_running_loop(), threading.Event(), threading.Semaphore(0)
+                acknowledged = [0, 0, 0]
+
+                async def write(n: int) -> None:
+                    while not done.is_set():
+                        await backend.write([Put(key, acknowledged[n] + 1) for key in (f"a{n}", f"b{n}")])
+                        acknowledged[n] += 1
+                        written.release()
+                        if backend.needs_loop:
+                            await asyncio.sleep(0)
+
+                def writer(n: int) -> None:
+                    run_on(home, write(n)) if backend.needs_loop else drive(write(n))
+
+                async def use() -> None:
+                    for n in range(3):
+                        found = await backend.read_many([f"a{n}", f"b{n}"])
+                        assert len({(entry.value, entry.version) for entry in found.values()}) < 2
+                    await backend.read("a0")
+                    await increment(backend, "by children", 1)
+                    assert "by children" in await keys_of(backend)
+
+                writing = [asyncio.ensure_future(asyncio.to_thread(writer, n)) for n in range(3)]
+                try:
+                    for _ in range(2):
+                        assert await asyncio.to_thread(written.acquire, timeout=60)
+                    worked = int(await asyncio.to_thread(works_in_a_child, use))
+                    assert await asyncio.to_thread(written.acquire, timeout=60)
+                    worked += works_in_a_child(use)
+                finally:
+                    done.set()
+                await asyncio.gather(*writing)
+                entries = await backend.read_many([f"{letter}{n}" for letter in "ab" for n in range(3)])
+                assert {key: entry.value for key, entry in entries.items()} == {
+                    f"{letter}{n}": acknowledged[n] for letter in "ab" for n in range(3) if acknowledged[n]
+                }
+                counted = await backend.read("by children")
+                assert (counted.value if counted else 0) == (worked if backend.survives else 0)
+
+            run(scenario)
 
     # ------------------------------------------------------------ opening and closing
     def test_after_close_everything_is_refused(self, run: Callable[[Scenario], None]) -> None:

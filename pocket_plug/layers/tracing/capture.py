@@ -15,8 +15,8 @@ from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
 
 from pocket_plug import redaction
+from pocket_plug.errors import is_fault
 from pocket_plug.reporting import MAX_BYTES, capped, capped_all, error_text, say_once
-from pocket_plug.watching import PLUGIN_FAULTS
 
 from .settings import Path, Redact
 
@@ -76,7 +76,9 @@ class Captured:
         try:
             allowed = _redacted(self.redact, path, text)
             return capped(allowed if isinstance(allowed, str) else str(allowed))
-        except (_RedactFailed, *PLUGIN_FAULTS):
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             return FAILED
 
 
@@ -93,7 +95,9 @@ def _redacted(redact: Redact | None, path: Path, value: Any) -> Any:
         return value
     try:
         return redact(path, value)
-    except PLUGIN_FAULTS as error:
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         say_once("tracing's redact", error, silent=True)  # its message may hold the very value
         raise _RedactFailed from None
 
@@ -118,8 +122,9 @@ def summary(value: Any) -> str:
         shape: Any = getattr(value, "shape", None) if hasattr(_type(value), "__array__") else None
         if _is_a(shape, tuple) and shape:
             return capped(f"{type(value).__name__}[{', '.join(str(int(size)) for size in shape)}]")
-    except PLUGIN_FAULTS:
-        pass
+    except BaseException as error:
+        if not is_fault(error):
+            raise
     return capped(redaction.summary(value))
 
 
@@ -155,7 +160,9 @@ class _Writer:
             self.put("}" if named else "]")
         except (_Full, _RedactFailed):
             raise
-        except PLUGIN_FAULTS:  # a value may do anything when it is looked into
+        except BaseException as error:  # a value may do anything when it is looked into
+            if not is_fault(error):
+                raise
             self.put(f'"(unreadable {type(value).__name__})"')
 
 
