@@ -16,7 +16,7 @@ from typing_extensions import TypeForm
 
 from .backend import Backend, Change, Clock, Delete, Entry, Put
 from .errors import KeyNameError, MissingKeyError
-from .keys import RESERVED, Key, ReadAs, check_name
+from .keys import RESERVED, Key, ReadAs, check_name, check_prefix
 from .layer import Layer
 from .stack import Stack, build
 from .transaction import Transaction, private
@@ -155,7 +155,8 @@ class StoreReader(View):
         }
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """The names that start with `prefix`, in order, without this view's scope."""
+        """The names that start with `prefix`, in order, without this view's scope. Raises KeyNameError if none can."""
+        check_prefix(prefix)
         start = len(self._prefix)
         async for name in self._source.scan(self._prefix + prefix):
             if not name.startswith(RESERVED):
