@@ -166,9 +166,10 @@ class SQLite(Backend):
             raise ConfigError(
                 f"sqlite: durability is {durability!r}; allowed: {', '.join(allowed)}.{suggest(durability, allowed)}"
             )
-        if not 0 <= timeout <= _LONGEST:
+        if timeout.__class__ not in (int, float) or not 0 <= timeout <= _LONGEST:
             raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, from 0 to {_LONGEST:,}")
         self.path = os.fspath(path)
+        _check_path(self.path)
         self.durability: Durability = durability
         self.timeout = timeout
         self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
@@ -209,6 +210,8 @@ class SQLite(Backend):
             )
         options: dict[str, Any] = {}
         for name, text in parse_qsl(query, keep_blank_values=True):
+            if name in options:
+                raise ConfigError(f"{public_url(url)!r} has the option {name!r} twice; give it once")
             if name == "durability":
                 options[name] = text
             elif name == "timeout":
@@ -862,6 +865,17 @@ class _Ownership:
     def leave(self) -> None:
         """In a forked child: it stays the parent's."""
         os.close(self._file)
+
+
+def _check_path(path: str) -> None:
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ConfigError(
+            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or what no file system can write"
+        )
 
 
 def _lock_file(file: int) -> None:
