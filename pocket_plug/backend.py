@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 
 from typing_extensions import dataclass_transform
 
-from .errors import ConfigError
+from .errors import ConfigError, Conflict, StoreBusyError
 
 T = TypeVar("T")
 Clock = Callable[[], float]
 """Gives epoch seconds, as `time.time` does; injected wherever time matters, so that tests own it."""
+
+READ_TRIES = 100
+"""How often a `read_many` that is derived from `read` begins again, as what it read was changed meanwhile."""
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
 
@@ -86,28 +89,49 @@ class Backend:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Backend.read:
             raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+        if "read" in cls.__dict__ and "read_many" not in cls.__dict__:
+            cls.read_many = Backend.read_many  # type: ignore[method-assign] # not a batch that passes this read by
 
     async def read(self, key: str) -> Entry | None:
         """The entry at `key`; None where there is none or it has expired. Raises StoreError, never answers wrongly."""
         raise NotImplementedError(f"{type(self).__name__} has no read")
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The entries that exist. Derived from `read`; override it where a batch is cheaper."""
-        entries: dict[str, Entry] = {}
-        for key in keys:
-            entry = await self.read(key)
-            if entry is not None:
-                entries[key] = entry
-        return entries
+        """The entries that exist, all as they were at one moment: another's write is seen whole or not at all.
+
+        Derived from `read`, and a pure check that nothing has changed in between; else what has is read again. Override
+        it where a batch is cheaper, or keys are so hot that this raises StoreBusyError.
+        """
+        seen: dict[str, Entry | None] = dict.fromkeys(keys)
+        unsure = list(seen)
+        for _ in range(READ_TRIES):
+            for key in unsure:
+                seen[key] = await self.read(key)
+            try:
+                if len(seen) > 1:
+                    await self.write((), {key: 0 if entry is None else entry.version for key, entry in seen.items()})
+            except Conflict as conflict:
+                unsure = sorted(conflict.keys & seen.keys()) or list(seen)
+            else:
+                return {key: entry for key, entry in seen.items() if entry is not None}
+        raise StoreBusyError(
+            f"{len(seen)} keys could not be read as of one moment: some were changed at each of {READ_TRIES} tries, last "
+            f"{', '.join(map(repr, unsure[:5]))}; try again, or override read_many in {type(self).__name__}"
+        )
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Do all changes or none, and give the version they got.
 
         `expect` maps keys to the version the caller has seen (0: absent). Where one differs nothing is done and
-        `Conflict` names the keys. Without changes it is a pure check, and gives the current version.
+        `Conflict` names the keys. Without changes it is a pure check, and gives the current version; that suspends no
+        more than a read does.
 
         Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
         the caller was told that it did not.
+
+        Conflict says that nothing was done, and whoever gets it tries again. So nothing on the way sends a write twice
+        without knowing what became of the first one, which would meet itself: a backend whose driver does that by itself
+        switches it off. Where an answer was lost, and the backend can't find out, it raises StoreError, not Conflict.
         """
         raise NotImplementedError(f"{type(self).__name__} has no write")
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 from typing_extensions import TypeVar
 
+from .redaction import found
+
 if TYPE_CHECKING:
     from .node import Node
 
@@ -39,6 +41,11 @@ class Action(Generic[T]):
     """
 
     def __init__(self, name: str = "") -> None:
+        if not isinstance(name, str):
+            hint = (
+                f"; the type that it carries stands before: Action[{name.__name__}]()" if isinstance(name, type) else ""
+            )
+            raise TypeError(f"an action's name is a text, not {found(name)}{hint}")
         self.name = name
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -86,8 +93,26 @@ class Chain(Generic[I, O]):
         chain = _as_chain(other)
         return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
 
+    if not TYPE_CHECKING:  # a type checker says it by itself
+
+        def __rrshift__(self, other: Any) -> Any:
+            return _as_chain(other) >> self
+
 
 def _as_chain(node: Any) -> Chain[Any, Any]:
     from .node import as_chain
 
     return as_chain(node)
+
+
+def instead(found: object) -> str:
+    """What is meant, probably, by what stands in a node's place."""
+    if isinstance(found, type):
+        return "; it is a class: make an instance of it"
+    if isinstance(found, Action):
+        return "; it is a way out of a class: take that of an instance, node.action"
+    if isinstance(found, Out):
+        return "; it is a way out: it stands at the left of >>"
+    if isinstance(found, list | tuple):
+        return "; nodes are joined by >>, and chains are arguments of their own: Graph(a >> b, a.action >> c)"
+    return "; put @node before the function" if callable(found) else ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 import typing
 import zlib
 from collections import deque
@@ -27,9 +26,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec.msgpack import Ext
 
+from .bounds import FEW, UNLOOKED, begin, check_maps, has_at_most, made_dict, made_set, may_have_large_map
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
-from .forms import WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
+from .forking import new_rlock
+from .forms import KNOWN, WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
 from .keys import declared_types
+from .redaction import summary
+from .typechecks import defined_again
 
 T = TypeVar("T")
 
@@ -43,6 +46,7 @@ _HEADER_SIZE = _HEADER.size
 _LEAVES: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
 _JSON = _LEAVES | {list, dict}
 _ALL_BUT_INT = _LEAVES - {int}
+_TEXTS: frozenset[type] = frozenset({str})
 _RECORD, _TUPLE, _SET, _FROZENSET, _PAIRS, _BIG_INT, _COMPLEX, _BYTEARRAY = range(1, 9)
 _DATETIME, _TIME, _AWARE_DATETIME, _AWARE_TIME, _DATE, _TIMEDELTA, _TIMEZONE, _ZONE_INFO, _DECIMAL, _UUID = range(9, 19)
 _MSGPACK_INTS = range(-(2**63), 2**64)
@@ -58,6 +62,13 @@ _ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")  # no dots: neithe
 _type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
 _values_of: Callable[[Any], Iterable[Any]] = dict[Any, Any].values
 _to_msgpack = msgspec.msgpack.Encoder().encode
+
+# Reads what most large values are: JSON's, a few levels deep. As its keys are texts, none can collide; anything else is an
+# error of validation.
+_Json: Any = bool | int | float | str | None
+for _ in range(4):
+    _Json = bool | int | float | str | None | list[_Json] | dict[str, _Json]
+_from_texts: Callable[[bytes | memoryview], Any] = msgspec.msgpack.Decoder(_Json).decode
 
 
 # ---------------------------------------------------------------- single values
@@ -87,14 +98,16 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError(f"a ZoneInfo is stored by its key, and this one's is {value.key!r}")
+        raise CodecError(
+            f"a ZoneInfo is stored by its key, and this one {'has none' if value.key is None else 'is not usable'}"
+        )
     return value.key.encode()
 
 
 def _read_zone_info(data: memoryview) -> ZoneInfo:
     key = str(data, "ascii")
     if not _ZONE_KEY.fullmatch(key):
-        raise CorruptRecordError(f"{key!r:.80} is no key of a time zone")
+        raise CorruptRecordError(f"{summary(key)} is no key of a time zone")
     try:
         return ZoneInfo(key)
     except ZoneInfoNotFoundError:
@@ -133,9 +146,9 @@ def _clock(kind: type[datetime] | type[time], text: str, fold: int, zone: tzinfo
 # What is made of other values is read from their list.
 _COMPOSITE_READERS: dict[int, Callable[[list[Any]], Any]] = {
     _TUPLE: tuple,
-    _SET: set,
-    _FROZENSET: frozenset,
-    _PAIRS: lambda flat: dict(zip(flat[::2], flat[1::2], strict=True)),
+    _SET: made_set,
+    _FROZENSET: lambda members: frozenset(made_set(members)),
+    _PAIRS: lambda flat: made_dict(flat[::2], flat[1::2]),
     _AWARE_DATETIME: lambda parts: _clock(datetime, *parts),
     _AWARE_TIME: lambda parts: _clock(time, *parts),
 }
@@ -164,18 +177,23 @@ class _Entry:
 
 
 # ---------------------------------------------------------------- the codec
+def _keys_of(values: dict[Any, Any], leaves: frozenset[type] = _LEAVES) -> frozenset[type]:
+    """The types of keys with which a dict can be a map of MessagePack: in a large one none that could collide."""
+    return leaves if len(values) <= FEW else _TEXTS
+
+
 def _json_depth(value: Any, limit: int) -> int:
     """How deep lists and dicts nest in a value of nothing but them and leaves, which msgspec can take as it is.
 
-    `value` is a list or dict. 0 where there is something else in it, and beyond `limit`. It goes level by level, so
-    that the loops over items are C's; what is flat, as most values are, needs no copy of a level.
+    `value` is a list or dict. 0 where there is something else in it, a large dict of other keys than texts (see
+    `bounds.check_maps`), and beyond `limit`. It goes level by level, so that the loops over items are C's; what is flat, as
+    most values are, needs no copy of a level.
     """
     leaves = _LEAVES
     level: Iterable[Any] = value
     if _type_of(value) is dict:
-        for key in value:
-            if type(key) not in leaves:
-                return 0
+        if not _keys_of(value).issuperset(map(_type_of, value)):
+            return 0
         level = _values_of(value)
     if leaves.issuperset(map(_type_of, level)):
         return 1
@@ -188,6 +206,10 @@ def _json_depth(value: Any, limit: int) -> int:
         dicts = [item for item in level if _type_of(item) is dict] if dict in kinds else []
         if dicts and not leaves.issuperset(map(_type_of, chain.from_iterable(dicts))):
             return 0
+        if dicts and max(map(len, dicts)) > FEW:
+            for each in dicts:
+                if not _keys_of(each).issuperset(map(_type_of, each)):
+                    return 0
         level = [*chain.from_iterable(lists), *chain.from_iterable(map(_values_of, dicts))]
     return depth
 
@@ -195,13 +217,14 @@ def _json_depth(value: Any, limit: int) -> int:
 class _Walk:
     """One pass over a value, on which all that MessagePack would not keep exactly is put into an Ext."""
 
-    __slots__ = ("deepest", "entry_of", "leaves", "max_depth")
+    __slots__ = ("checks", "deepest", "entry_of", "leaves", "max_depth")
 
     def __init__(self, entry_of: Callable[[type], _Entry], leaves: frozenset[type], max_depth: int) -> None:
         self.entry_of = entry_of
         self.leaves = leaves
         self.max_depth = max_depth
         self.deepest = 0
+        self.checks = False
 
     def wrap(self, value: Any, depth: int) -> Any:
         """`depth` is the number of containers around the value."""
@@ -224,7 +247,10 @@ class _Walk:
                 return self.items(value, depth)
             if kind is dict:
                 return self.mapping(value, depth)
-            return Ext(_ARRAYS[kind], _to_msgpack(self.items(value, depth)))
+            items = self.items(value, depth)
+            if kind is not tuple and items is not value and len(items) > FEW:
+                self.check_keys(value, made_set)
+            return Ext(_ARRAYS[kind], _to_msgpack(items))
         return self.record(value, depth)
 
     def items(self, values: Any, depth: int) -> Any:
@@ -236,12 +262,26 @@ class _Walk:
 
     def mapping(self, values: Any, depth: int) -> Any:
         leaves = self.leaves
-        if not leaves.issuperset(map(type, values)):
+        if not _keys_of(values, leaves).issuperset(map(type, values)):
+            if len(values) > FEW:
+                self.check_keys(values, lambda keys: made_dict(keys, keys))
             return Ext(_PAIRS, _to_msgpack(self.items(list(chain.from_iterable(values.items())), depth)))
         if leaves.issuperset(map(type, values.values())):
             return values
         wrap = self.wrap
         return {key: value if type(value) in leaves else wrap(value, depth) for key, value in values.items()}
+
+    def check_keys(self, keys: Collection[Any], make: Callable[[list[Any]], object]) -> None:
+        """Refuse here what would be refused as it is read. Plain keys collide only where somebody looked for such ones."""
+        if self.leaves.issuperset(map(type, keys)):
+            return
+        if not self.checks:
+            self.checks = True
+            begin()
+        try:
+            make(list(keys))
+        except CorruptRecordError as error:
+            raise CodecError(str(error)) from None
 
     def clock(self, value: datetime | time, naive: int, aware: int, depth: int) -> Ext:
         zone = value.tzinfo
@@ -258,8 +298,10 @@ class _Walk:
 def _state(entry: _Entry, value: Any) -> Any:
     try:
         return entry.form.encode(value)
+    except RecursionError:  # the value's nesting, which the caller speaks of
+        raise
     except Exception as error:
-        raise CodecError(f"taking a {_name(entry.type)} apart failed: {_text(error)}") from error
+        raise CodecError(f"taking a {_name(entry.type)} apart failed{_text(error)}") from error
 
 
 def _object(entry: _Entry, state: Any) -> Any:
@@ -267,7 +309,7 @@ def _object(entry: _Entry, state: Any) -> Any:
         return entry.form.decode(state)
     except Exception as error:
         raise CodecError(
-            f"making a {_name(entry.type)} of what is stored under {entry.tag!r} failed: {_text(error)}"
+            f"making a {_name(entry.type)} of what is stored under {entry.tag!r} failed{_text(error)}"
         ) from error
 
 
@@ -288,10 +330,10 @@ def _upgraded(entry: _Entry, version: int, state: Any) -> Any:
         try:
             state = entry.upgrade[step](state)
             if entry.form.names and _type_of(state) is not dict:
-                raise TypeError(f"it gave {state!r:.80}, not the dict of the fields")
+                raise CodecError(f"it gave {summary(state)}, not the dict of the fields")
         except Exception as error:
             raise CodecError(
-                f"upgrading a {_name(entry.type)} from version {step} to {step + 1} failed: {_text(error)}"
+                f"upgrading a {_name(entry.type)} from version {step} to {step + 1} failed{_text(error)}"
             ) from error
     if (seen := upgraded.get()) is not None:
         seen.append(entry.tag)
@@ -299,7 +341,15 @@ def _upgraded(entry: _Entry, version: int, state: Any) -> Any:
 
 
 def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, CodecError) else f"{type(error).__name__}: {error}"
+    """What failed, without the text of an error that isn't ours: it may quote the value. It is the cause of ours."""
+    return f": {error}" if isinstance(error, CodecError) else f" with {type(error).__name__}"
+
+
+def _key_name(key: Any) -> str:
+    """A dict's key within a path: what looks like the name of a field as it is, of others the type and the length."""
+    if type(key) is str:
+        return repr(key) if key.isidentifier() and len(key) <= 80 else f"<{summary(key)}>"
+    return f"<{type(key).__name__}>"
 
 
 def _name(cls: type) -> str:
@@ -310,13 +360,16 @@ class Codec:
     """Turns values into records of bytes and back, exactly.
 
     It knows None, bool, int of any size, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict with
-    any keys, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal and UUID, numpy's arrays and scalars, nested
-    in any way, and the types that are registered. A subclass never passes for its base. Objects that stand in a value
-    twice become two.
+    any keys, range, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal, UUID, pathlib's paths, numpy's arrays and
+    scalars, nested in any way, and the types that are registered. A subclass never passes for its base. Objects that stand
+    in a value twice become two.
 
-    `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255); both on the way in and
-    out. `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move
-    what they don't understand: while it is True, a record that can't be made a value here is read as `Sealed`.
+    `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255), and `max_items` what takes
+    much more memory than bytes: lists, dicts, tuples, sets and objects, the pairs of dicts and the members of sets. All
+    hold on the way in and out. A record whose keys were made to collide is refused, too.
+
+    `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move what they
+    don't understand: while it is True, a record that can't be made a value here is read as `Sealed`.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -331,19 +384,25 @@ class Codec:
     """
 
     def __init__(
-        self, *, max_bytes: int = 64 * 1024 * 1024, max_depth: int = 100, declared: Sequence[Any] = ()
+        self,
+        *,
+        max_bytes: int = 64 * 1024 * 1024,
+        max_depth: int = 100,
+        max_items: int = 4_000_000,
+        declared: Sequence[Any] = (),
     ) -> None:
         if not 1 <= max_depth <= 255:
             raise ValueError(f"max_depth is from 1 to 255, not {max_depth}")
         self.max_bytes = max_bytes
         self.max_depth = max_depth
+        self.max_items = max_items
         self.seals = False
         self._declared = declared
         self._adopted = 0
         self._libraries: set[str] = set()
         self._types: dict[type, _Entry] = {}
         self._tags: dict[str, _Entry] = {}
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._from_msgpack = msgspec.msgpack.Decoder(ext_hook=self._from_ext).decode
 
     # ---------------------------------------------------------------- the registry
@@ -371,14 +430,16 @@ class Codec:
         older version a function that makes of its state that of the next: `upgrade={1: add_currency}`. A record of an
         older version is upgraded when it is read; without a function for it, and of a later version, it is an error.
 
-        The same class, or one of the same module and name (a module reloaded), may be registered again: the later
-        registration holds, and older tags stay readable. Raises CodecError if the tag is another class's.
+        The same class, or one of the same module and name, may be registered again: a module reloaded, a notebook's cell run
+        twice. The later registration holds, and older tags stay readable. Objects of the former class are stored as those of
+        the later one where both have the same fields or members. Raises CodecError if the tag is another class's.
 
+        >>> from fractions import Fraction
         >>> codec = Codec()
-        >>> codec.register(range, encode=lambda r: (r.start, r.stop, r.step), decode=lambda parts: range(*parts))
-        <class 'range'>
-        >>> codec.decode(codec.encode(range(5)))
-        range(0, 5)
+        >>> codec.register(Fraction, encode=lambda f: (f.numerator, f.denominator), decode=lambda parts: Fraction(*parts))
+        <class 'fractions.Fraction'>
+        >>> codec.decode(codec.encode(Fraction(1, 3)))
+        Fraction(1, 3)
         """
         if type in _BUILT_IN:
             raise CodecError(f"{type.__qualname__} is built into the codec and can't be registered")
@@ -407,15 +468,17 @@ class Codec:
                     f"tag {tag!r} is taken by {_name(held.type)}, so {_name(type)} needs one of its own: "
                     f"register_type({type.__name__}, tag=…)"
                 )
-            if held is not None and held.type is not type:
-                self._types.pop(held.type, None)
+            for former in [
+                entry for entry in self._types.values() if entry.tag == tag and entry.form.shape != form.shape
+            ]:
+                del self._types[former.type]
             self._types[type] = self._tags[tag] = _Entry(type, tag, version, form, steps, head)
         return type
 
     def knows(self, type: type) -> bool:
         """Can objects of exactly this class be encoded?
 
-        >>> Codec().knows(dict), Codec().knows(range)
+        >>> Codec().knows(dict), Codec().knows(slice)
         (True, False)
         """
         return type in _BUILT_IN or self._entry(type) is not None
@@ -436,6 +499,9 @@ class Codec:
         with self._lock:
             queue = deque(self._declared[self._adopted :])
             self._adopted += len(queue)
+            if not self._libraries:
+                self._libraries.add(__name__)
+                queue.extend(KNOWN)
             for library in libraries():
                 if library.__name__ not in self._libraries:
                     self._libraries.add(library.__name__)
@@ -475,7 +541,7 @@ class Codec:
                 f'or declare it: Key("…", {cls.__name__})'
             )
         if _name(held.type) == _name(cls):
-            return f"{_name(cls)} was defined again since this object was made; make the object anew"
+            return f"{defined_again(cls, held.type)}; make the object anew"
         return (
             f"{_name(cls)} is not registered, and its tag {held.tag!r} is taken by {_name(held.type)}; "
             f"give it one of its own: register_type({cls.__name__}, tag=…)"
@@ -504,6 +570,8 @@ class Codec:
             raise CodecError(
                 f"the record takes {len(payload) + _HEADER_SIZE:,} bytes; {self.max_bytes:,} are allowed (max_bytes)"
             )
+        if len(payload) > self.max_items and not has_at_most(self.max_items, payload, 0):
+            raise CodecError(f"the value has more than {self.max_items:,} containers, pairs and objects (max_items)")
         return _HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload
 
     def _pack(self, value: Any) -> tuple[bytes, int]:
@@ -529,7 +597,8 @@ class Codec:
                 return step + path, culprit
         if isinstance(error, UnicodeEncodeError):
             return "", CodecError(
-                f"{value!r:.80} has a lone surrogate, which is no text; encode it to bytes with errors='surrogatepass'"
+                f"{summary(value)} has a lone surrogate, which is no text; encode it to bytes with "
+                "errors='surrogatepass'"
             )
         return "", typing.cast(CodecError, error)
 
@@ -537,7 +606,7 @@ class Codec:
         kind = _type_of(value)
         if kind is dict:
             for key, item in value.items():
-                name = f"{key!r:.80}" if type(key) in _ATOMS else f"<{type(key).__name__}>"
+                name = _key_name(key)
                 yield f"[key {name}]", key
                 yield f"[{name}]", item
         elif kind is list or kind is tuple:
@@ -575,15 +644,32 @@ class Codec:
                 f"the record has {depth} containers in each other; {self.max_depth} are allowed (max_depth)"
             )
         try:
-            return self._from_msgpack(payload)
+            if len(data) <= UNLOOKED:
+                return self._from_msgpack(payload)
+            return self._bounded(data, payload)
         except (CorruptRecordError, MemoryError):
             raise
         except CodecError as error:
             if not self.seals:
                 raise
             return Sealed(bytes(data), error)
-        except Exception as error:  # the checksum was right, so somebody made it up
-            raise CorruptRecordError(f"no record of this codec: {type(error).__name__}: {error}") from error
+        except msgspec.DecodeError as error:
+            raise CorruptRecordError(f"no record of this codec: {error}") from error
+        except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
+            raise CorruptRecordError(f"no record of this codec: {type(error).__name__} of what it holds") from None
+
+    def _bounded(self, data: bytes, payload: bytes | memoryview) -> Any:
+        """What is in a longer record, unless that would take more than it may."""
+        if len(payload) > self.max_items and not has_at_most(self.max_items, data, _HEADER_SIZE):
+            raise CorruptRecordError(
+                f"the record has more than {self.max_items:,} containers, pairs and objects (max_items)"
+            )
+        begin()
+        if may_have_large_map(data, _HEADER_SIZE):
+            with suppress(msgspec.ValidationError):
+                return _from_texts(payload)
+            check_maps(data, _HEADER_SIZE, self._from_ext)
+        return self._from_msgpack(payload)
 
     def _from_ext(self, code: int, data: memoryview) -> Any:
         if (scalar := _SCALAR_READERS.get(code)) is not None:
@@ -594,6 +680,8 @@ class Codec:
         if code != _RECORD:
             raise CorruptRecordError(f"no record of this codec: it holds an extension of code {code}")
         tag, version, state = parts
+        if self._adopted != len(self._declared):  # a class of that tag may have been defined anew
+            self._adopt()
         entry = self._tags.get(tag)
         if entry is None:
             self._adopt()
@@ -606,6 +694,13 @@ class Codec:
         if version != entry.version:
             state = _upgraded(entry, version, state)
         return _object(entry, state)
+
+    def renewed(self, value: Any) -> Any:
+        """The value with objects of former definitions of a class made those of the newest; itself where that can't be done."""
+        try:
+            return self.decode(self.encode(value))
+        except CodecError:
+            return value
 
     # ---------------------------------------------------------------- private copies
     def private(self, value: Any) -> Any:

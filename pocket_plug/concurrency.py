@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .chain import Chain
-from .errors import ConfigError, RunFenced
+from .errors import ConfigError
 from .graph import Graph, make_step
-from .node import Node, Options, X, Y, as_chain, options_of
+from .node import Node, X, Y, as_chain, options_of
+from .options import Options, check_count
 from .phases import declared_actions
+from .places import note_item
 from .plan import Step
 from .runner import STEPS_PER_LOOK
 from .typechecks import checker
@@ -18,7 +20,8 @@ from .typechecks import checker
 if TYPE_CHECKING:
     from .hookspecs import NodeCall
     from .runner import Execution
-    from .store import Store
+    from .store import StoreScope
+    from .sync import SyncScope
 
 CONCURRENCY = 10
 
@@ -26,14 +29,14 @@ CONCURRENCY = 10
 class Each(Node[Iterable[X], list[Y]]):
     """A node that takes every item of its input through another node; made by `each`."""
 
+    _takes = frozenset({"name", "trace"})
+
     def __init__(self, node: Node[X, Y, Any], concurrency: int, errors: Literal["raise", "collect"]) -> None:
         if as_chain(node).edges or isinstance(node, Chain):
             raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
-        if concurrency < 1:
-            raise ConfigError(f"concurrency={concurrency}: at least one item at a time")
         if errors not in ("raise", "collect"):
             raise ConfigError(f"errors={errors!r}: it is 'raise' or 'collect'")
-        self.node, self.concurrency, self.errors = node, concurrency, errors
+        self.node, self.concurrency, self.errors = node, check_count(concurrency, "concurrency"), errors
         self._options = Options(name=f"each_{options_of(node).name}")
 
 
@@ -59,8 +62,6 @@ class EachStep(Step):
         found = [*self.inner.faults(()), *unrouted]
         if self.inner.asks:
             found.append(f"node {self.inner.name!r} asks, which an item of a fan-out can't; ask before or after it")
-        if self.guarded:
-            found.append(f"each({self.inner.name}) can't have a retry or a timeout; give them to {self.inner.name!r}")
         return [f"in {self.name!r}: {fault}" for fault in found]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
@@ -73,14 +74,25 @@ class EachStep(Step):
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.concurrency):
-                    workers.append(group.create_task(self._work(execution, items)))
+                    workers.append(group.create_task(self._worker(execution, items)))
                     # let it take an item, so that no more workers start than there are items
                     await asyncio.sleep(0)
                     if items.exhausted:
                         break
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            first = errors.exceptions[0]
+            raise first.args[0] if isinstance(first, _Stop) else first from None
         return results
+
+    async def _worker(self, execution: Execution, items: _Items) -> None:
+        """`_work` as a task of a group, which would pass over a cancellation that isn't its own: an item would be lost."""
+        try:
+            await self._work(execution, items)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            raise _Stop(error) from error
 
     async def _work(self, execution: Execution, items: _Items) -> None:
         take, step = execution.item, self.inner
@@ -88,14 +100,19 @@ class EachStep(Step):
             try:
                 _, output, cancelled = await take(step, item, position)
             except Exception as error:
-                if not self.collects or isinstance(error, RunFenced):
+                note_item(error, execution, self, position)
+                if not self.collects or execution.must_end(error):
                     raise
-                output, cancelled = error, None
+                output, cancelled = execution.collected(error), None
             items.results[position] = output
             if cancelled is not None:
                 raise cancelled
             if execution.loop and not (position + 1) % STEPS_PER_LOOK:
                 await execution.outermost.give_way()
+
+
+class _Stop(Exception):
+    """Carries what a task must not end with to the task that awaits the group: there it is raised."""
 
 
 class _Items:
@@ -137,12 +154,12 @@ def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise
 
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
-                  store: Store | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
+                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
-                  store: Store | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
+                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
 async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
-                  errors: Literal["raise", "collect"] = "raise", store: Store | None = None,
+                  errors: Literal["raise", "collect"] = "raise", store: StoreScope | SyncScope | None = None,
                   run_id: str | None = None) -> Any:  # fmt: skip
     """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
 

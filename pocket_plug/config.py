@@ -10,14 +10,16 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast, get_type_hints
 
-from .errors import ConfigError, suggest
+from .errors import ConfigError, is_fault, suggest
 from .keys import type_name
 from .layer import Layer
+from .redaction import MASK, VARIABLE, conceal, is_secret, shown, summary
+from .reporting import describe
 from .typechecks import checker
 
 T = TypeVar("T")
@@ -26,7 +28,6 @@ LayerSpec = str | Mapping[str, Any]
 """A layer by name, or a table with its options: `{"use": "bounding", "max_entries": 10}`."""
 
 _USUAL_ORDER = {"tracing": 0, "metrics": 1, "logging": 2, "migrate": 3, "persistence": 5, "bounding": 6}
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class _Table:
         self.path, self.name = path, name
         self.where = f"{path} [{name}]" if name else path
         if not isinstance(content, Mapping):
-            raise ConfigError(f"{self.where}: this is a table, not {content!r:.80}")
+            raise ConfigError(f"{self.where}: this is a table, not {summary(content)}")
         self.content: Mapping[str, Any] = content
 
     def allow(self, *known: str) -> None:
@@ -110,7 +111,7 @@ class _Table:
     def value(self, key: str, kind: type[T], default: T, wanted: str) -> T:
         value = self.content.get(key, default)
         if not isinstance(value, kind):
-            raise ConfigError(f"{self.where}.{key} must be {wanted}, not {value!r:.80}")
+            raise ConfigError(f"{self.where}.{key} must be {wanted}, not {summary(value)}")
         return value
 
 
@@ -127,7 +128,7 @@ def _names(table: _Table, key: str) -> tuple[str, ...]:
     names: list[Any] = table.value(key, list, [], "a list of names")
     for position, name in enumerate(names):
         if not isinstance(name, str):
-            raise ConfigError(f"{table.where}.{key}[{position}] must be a name, not {name!r:.80}")
+            raise ConfigError(f"{table.where}.{key}[{position}] must be a name, not {summary(name)}")
     return tuple(names)
 
 
@@ -160,13 +161,19 @@ def expand(value: Any, where: str) -> Any:
         return os.environ[name]
 
     if isinstance(value, str):
-        return _VARIABLE.sub(variable, value)
+        return VARIABLE.sub(variable, value)
     if isinstance(value, Mapping):
         table = cast("Mapping[str, Any]", value)
         return {key: expand(item, f"{where}.{key}") for key, item in table.items()}
     if _is_list(value):
         return [expand(item, f"{where}[{position}]") for position, item in enumerate(value)]
     return value
+
+
+def variables(written: Any) -> dict[str, str]:
+    """What the variables hold that are named in a piece of the configuration, each with how it is written there."""
+    names = VARIABLE.findall(str(written))
+    return {os.environ[name]: f"${{{name}}}" for name in names if os.environ.get(name)}
 
 
 def _is_list(value: Any) -> TypeGuard[list[Any]]:
@@ -177,42 +184,69 @@ def layer_name(spec: LayerSpec, where: str = "") -> str:
     """The name in a layer's spec. Raises ConfigError where there is none."""
     name = spec.get("use") if isinstance(spec, Mapping) else spec
     if not isinstance(name, str):
+        found = f"a table without `use`, of: {', '.join(spec)}" if isinstance(spec, Mapping) else summary(spec)
         raise ConfigError(
             f'{where and f"{where}: "}a layer is a name or a table such as {{ use = "bounding", '
-            f"max_entries = 1000 }}, not {spec!r:.80}"
+            f"max_entries = 1000 }}, not {found}"
         )
     return name
 
 
 def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") -> Layer:
-    """A layer's recipe from its options, each checked against the field's type. `where` begins the messages."""
+    """A layer's recipe from its options as they are written, each checked against the field's type.
+
+    Variables of the environment are filled in. `where` begins the messages, which show no secret.
+    """
     prefix = f"{where}: " if where else ""
     a_dataclass: Any = kind  # which Layer makes of every subclass, unseen by type checkers
     fields = {each.name: each for each in dataclasses.fields(a_dataclass) if each.init}
     hints = _hints(kind)
     values: dict[str, Any] = {}
-    for name, value in options.items():
+    from_environment: dict[str, Any] = {}
+    for name, written in options.items():
         if name not in fields:
             raise ConfigError(f"{prefix}{kind.name} has no option {name!r}{alternatives(name, fields)}")
+        value = expand(written, f"{where}.{name}")
+        if value != written:
+            from_environment[name] = written
         hint = hints.get(name, Any)
         accepts = checker(hint)
         values[name] = tuple(value) if _is_list(value) and not accepts(value) else value  # TOML has no tuples
         if not accepts(values[name]):
-            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {type_name(hint)}, not {value!r:.80}")
+            found = summary(value) if is_secret(fields[name]) else f"{shown(fields[name], written)!r:.80}"
+            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {type_name(hint)}, not {found}")
     missing = [name for name, each in fields.items() if name not in values and each.default is dataclasses.MISSING
                and each.default_factory is dataclasses.MISSING]  # fmt: skip
     if missing:
         raise ConfigError(f"{prefix}{kind.name} needs the option {missing[0]!r}")
     try:
-        return kind(**values)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{prefix}{kind.name}: {error}") from error
+        recipe = kind(**values)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        said = str(error) if isinstance(error, ValueError | TypeError) else describe(error)
+        secrets = (text for name, value in values.items() if is_secret(fields[name]) for text in _texts(value))
+        public = conceal(said, {**dict.fromkeys(secrets, MASK), **variables(from_environment)})
+        raise ConfigError(f"{prefix}{kind.name}: {public}") from (error if public == said else None)
+    recipe.__dict__["_written"] = from_environment
+    return recipe
+
+
+def _texts(value: object) -> Iterator[str]:
+    """How a message may quote a secret."""
+    if isinstance(value, str | bytes):
+        yield value if isinstance(value, str) else value.decode("latin-1")
+    elif isinstance(value, list | tuple):
+        for item in cast("list[object]", value):
+            yield from _texts(item)
 
 
 def _hints(kind: type[Layer]) -> dict[str, Any]:
     try:
         return get_type_hints(kind)
-    except Exception:  # noqa: BLE001 - a hint that can't be resolved here is unchecked, never an error
+    except BaseException as error:  # a hint that can't be resolved here is unchecked, never an error
+        if not is_fault(error):
+            raise
         return {}
 
 

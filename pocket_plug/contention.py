@@ -1,21 +1,25 @@
 """What callers do when they want the same key at once: combine their updates, or queue at a gate.
 
-Retrying freely is quadratic: 800 writers of one key would make 320,000 tries.
+Retrying freely is quadratic: 800 writers of one key would make 320,000 tries. Who only sets a key queues nowhere, but
+waits a moment where another one of this process has lost to such sets a few times. Other processes can't be told: between
+the tries that are lost to them are pauses.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any
 
 from .backend import Backend, Change, Entry, Put
 from .errors import CodecError, Conflict, StoreError, SyncError
-from .waiting import Waiter, blocked_loop, wake
+from .forking import after_fork, new_lock
+from .waiting import Waiter, blocked_loop, may_block, pause, wake
 
 Step = Callable[[Entry | None], tuple[Change | None, Any]]
 """What an update does: from the entry to the change that is wanted (None: none) and the caller's answer. It may be
@@ -23,6 +27,28 @@ called several times."""
 
 FREE_TRIES = 3
 TRIES = 20
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
+"""Seconds: what the pause between two tries is at most, at first and at last."""
+COURTESY = 1.0
+"""Seconds that a plain write waits for somebody ahead of it, at most: it orders them, and nothing depends on it."""
+
+
+class Backoff:
+    """The pauses between tries that were lost to other processes: each from 0 to a bound that doubles ("full jitter").
+
+    So those that have met once don't meet again. `sleep` and `uniform` are replaced by tests.
+    """
+
+    def __init__(self, sleep: Callable[[float], Awaitable[None]] = pause,
+                 uniform: Callable[[float, float], float] = random.uniform) -> None:  # fmt: skip
+        self._sleep, self._uniform = sleep, uniform
+
+    async def __call__(self, lost: int) -> None:
+        """Pause, after so many lost tries; the first few are free."""
+        if lost >= FREE_TRIES:
+            longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (lost - FREE_TRIES))
+            await self._sleep(self._uniform(0, longest))
 
 
 Place = tuple[str, asyncio.AbstractEventLoop | None]
@@ -45,12 +71,19 @@ class Combiner:
     event loops, those in threads, and nodes that were in conflict take turns at a gate.
     """
 
-    def __init__(self, backend: Backend, gates: Gates) -> None:
+    def __init__(self, backend: Backend, gates: Gates, backoff: Callable[[int], Awaitable[None]]) -> None:
         self._backend = backend
         self._gates = gates
-        self._lock = threading.Lock()
+        self._backoff = backoff
+        self._lock = new_lock()
         self._queues: dict[Place, list[_Request]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        after_fork(self._forget_others)
+
+    def _forget_others(self) -> None:
+        """In a forked child: those who queue are the parent's."""
+        self._queues.clear()
+        self._tasks.clear()
 
     async def apply(self, name: str, step: Step) -> Any:
         """The caller's answer. Raises what `step` raised, or Conflict when other processes never let go of the key."""
@@ -62,17 +95,17 @@ class Combiner:
             return request.waiter.outcome()[1]
         place = (name, request.waiter.loop)
         with self._lock:
-            request.leads = place not in self._queues
+            lead = request.leads = place not in self._queues
             self._queues.setdefault(place, []).append(request)
         try:
             while True:
-                if request.leads:
+                if lead:  # not `request.leads`: it is handed over with a wake-up, which is to be awaited first
                     request.leads = False
                     await self._start(place)
                 served, answer = await request.waiter
                 if served:
                     return answer
-                request.waiter = Waiter()
+                lead, request.waiter = True, Waiter()
         except BaseException as stopped:
             if not self._withdrawn(place, request) and isinstance(stopped, asyncio.CancelledError):
                 with suppress(Exception):  # it is being written: it must not land after we said that it did not
@@ -119,39 +152,47 @@ class Combiner:
 
     def _hand_on(self, place: Place) -> None:
         with self._lock:
-            queue = self._queues[place]
+            queue = self._queues.get(place)
             if not queue:
-                del self._queues[place]
+                self._queues.pop(place, None)
                 return
             queue[0].leads = True
             wake([queue[0].waiter.give((False, None))])
 
     async def _apply_all(self, name: str, batch: list[_Request]) -> None:
-        for _ in range(TRIES):
-            entry = latest = await self._backend.read(name)
-            wanted: Change | None = None
-            for request in batch:
-                try:
-                    change, answer = request.step(latest)
-                except Exception as error:  # noqa: BLE001 - one caller's bug is that caller's alone
-                    request.waiter.fail(error)
-                    continue
-                request.waiter.give((True, answer))
-                if change is not None:
-                    wanted = change
-                    latest = Entry(change.value, 1, change.expires_at) if isinstance(change, Put) else None
-            try:
-                if wanted is not None:
-                    await self._backend.write((wanted,), {name: entry.version if entry else 0})
-                return
-            except Conflict:
-                continue
-            except CodecError:  # somebody's value can't be stored, so nothing was
-                if len(batch) == 1:
-                    raise
-                await self._apply_singly(name, batch)
-                return
+        with ExitStack() as turn:
+            for lost in range(TRIES):
+                if lost == FREE_TRIES:
+                    turn.enter_context(self._gates.ahead((name,)))
+                await self._backoff(lost)
+                if await self._applied(name, batch):
+                    return
         raise Conflict([name], f"{name!r} was changed by somebody else at each of {TRIES} tries")
+
+    async def _applied(self, name: str, batch: list[_Request]) -> bool:
+        """One try; False where somebody else was faster."""
+        entry = latest = await self._backend.read(name)
+        wanted: Change | None = None
+        for request in batch:
+            try:
+                change, answer = request.step(latest)
+            except Exception as error:  # noqa: BLE001 - one caller's bug is that caller's alone
+                request.waiter.fail(error)
+                continue
+            request.waiter.give((True, answer))
+            if change is not None:
+                wanted = change
+                latest = Entry(change.value, 1, change.expires_at) if isinstance(change, Put) else None
+        try:
+            if wanted is not None:
+                await self._backend.write((wanted,), {name: entry.version if entry else 0})
+        except Conflict:
+            return False
+        except CodecError:  # somebody's value can't be stored, so nothing was
+            if len(batch) == 1:
+                raise
+            await self._apply_singly(name, batch)
+        return True
 
     async def _apply_singly(self, name: str, batch: list[_Request]) -> None:
         for request in batch:
@@ -159,6 +200,36 @@ class Combiner:
                 await self._apply_all(name, [request])
             except Exception as error:  # noqa: BLE001 - this caller's alone
                 request.waiter.fail(error)
+
+
+class _Turn:
+    """While it lasts, plain writes wait for its end."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio._get_running_loop()
+        self._over = threading.Event()
+        self._waiting: list[Waiter[None]] = []
+
+    def end(self) -> None:
+        self._over.set()
+        wake(waiter.give(None) for waiter in self._waiting)
+
+    async def ended(self, in_place: bool) -> None:
+        if blocked_loop() is not None and blocked_loop() is self._loop:
+            return  # whoever is ahead can't go on before this call is over
+        if in_place or may_block():
+            self._over.wait(COURTESY)
+            return
+        waiter: Waiter[None] = Waiter()
+        self._waiting.append(waiter)
+        if self._over.is_set():
+            return
+        assert waiter.loop is not None
+        late = waiter.loop.call_later(COURTESY, wake, [waiter.give(None)])
+        try:
+            await waiter
+        finally:
+            late.cancel()
 
 
 _held: ContextVar[frozenset[tuple[Gates, str]]] = ContextVar("pocket_plug.held", default=frozenset())
@@ -169,11 +240,23 @@ class Gates:
     """Fair locks by name, for tasks and threads alike; taken by those who have lost a few conflicts already.
 
     They order callers and guard nothing: where an event loop stops while one of its tasks holds a gate, others pass.
+
+    Plain writes need no gate. `ahead` has those of some names wait, if they come by `let_by`; `on_ahead` is called with
+    True and False as that begins and ends to be so for any name.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, on_ahead: Callable[[bool], None] = lambda ahead: None) -> None:
+        self._lock = new_lock()
         self._queues: dict[str, deque[Waiter[None]]] = {}  # the first one holds the gate
+        self._ahead: dict[str, _Turn] = {}
+        self._on_ahead = on_ahead
+        after_fork(self._forget_others)
+
+    def _forget_others(self) -> None:
+        """In a forked child nobody is in line."""
+        self._queues.clear()
+        self._ahead.clear()
+        self._on_ahead(False)
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str]) -> AsyncGenerator[None]:
@@ -193,6 +276,35 @@ class Gates:
             _held.set(around)
             for name, ticket in held.items():
                 self._leave(name, ticket)
+
+    @contextmanager
+    def ahead(self, names: Iterable[str]) -> Iterator[None]:
+        """Plain writes of these names by others wait meanwhile: for who has lost to them a few times."""
+        turn, mine = _Turn(), list[str]()
+        added: set[tuple[Gates, str]] = set()  # what whoever is ahead writes itself, waits for nobody
+        try:
+            with self._lock:
+                mine += [name for name in names if name not in self._ahead]
+                self._ahead.update(dict.fromkeys(mine, turn))
+                self._on_ahead(bool(self._ahead))
+            added = {(self, name) for name in mine} - _held.get()
+            _held.set(_held.get() | added)
+            yield
+        finally:
+            _held.set(_held.get() - added)
+            with self._lock:
+                for name in mine:
+                    self._ahead.pop(name, None)
+                self._on_ahead(bool(self._ahead))
+            turn.end()
+
+    async def let_by(self, names: Iterable[str], in_place: bool) -> None:
+        """Wait, for `COURTESY` at most, until nobody is ahead at these names; `in_place`: without suspending."""
+        mine = self.held_here()
+        for name in names:
+            turn = self._ahead.get(name)
+            if turn is not None and name not in mine:
+                await turn.ended(in_place)
 
     def held_here(self) -> set[str]:
         """The gates that a node around this call holds."""

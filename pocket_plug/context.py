@@ -11,6 +11,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import SyncError
+from .forking import after_fork
 from .waiting import drive
 
 if TYPE_CHECKING:
@@ -111,4 +112,4 @@ class _RunIds:
 
 
 run_ids = _RunIds()
-os.register_at_fork(after_in_child=run_ids.renew)
+after_fork(run_ids.renew)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
 from typing import Literal
 
-from .errors import PluginError
+from .errors import PluginError, is_fault
 from .hookspecs import GROUP
+from .reporting import describe
 
 OUR_DISTRIBUTION = "pocket-plug"
 
@@ -107,8 +108,10 @@ def find_plugins(*, third_party: bool = True) -> tuple[list[Candidate], list[Plu
             if f"[{GROUP}]" not in (source.read_text("entry_points.txt") or ""):
                 continue
             name, version, points = source.name, source.version, source.entry_points.select(group=GROUP)
-        except Exception as error:  # noqa: BLE001 - anybody writes metadata; a broken one must not hide the others
-            reason = f"its metadata can't be read: {type(error).__name__}: {error}"
+        except BaseException as error:  # anybody writes metadata; a broken one must not hide the others
+            if not is_fault(error):
+                raise
+            reason = f"its metadata can't be read: {describe(error)}"
             broken.append(PluginRecord(name, name, None, "entry point", status="failed", reason=reason))
             continue
         if normalised(name) in seen:

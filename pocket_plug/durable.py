@@ -1,8 +1,9 @@
 """Durable runs: what a run has come to is written with what its nodes write, so that it goes on where it was left.
 
 A run's record is its checkpoint: where it stands, with what input, how often each node was visited, and who owns it. Each
-commit expects the version that the one before has got, so whoever was overtaken can write nothing any more. Values stand
-in it as bytes of the codec's, so a record can be looked at without the program's types.
+commit expects the version that the one before has got, so whoever was overtaken can write nothing any more. Each write has
+a token of its own, so that after a failure the record tells whether this very write has landed. Values stand in it as
+bytes of the codec's, so a record can be looked at without the program's types.
 """
 
 # What drives a node makes its views; see runner.
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterable, Mapping, Sequence, Set
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from .backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from .chain import DEFAULT
 from .codec import default_codec, register_type
 from .context import run_ids
+from .error_values import storable
 from .errors import (
     CodecError,
     ConfigError,
@@ -30,6 +34,7 @@ from .errors import (
     CorruptRecordError,
     InputError,
     KeyNameError,
+    OutcomeUnknown,
     RunChanged,
     RunFenced,
     RunMismatch,
@@ -41,6 +46,7 @@ from .keys import RESERVED, declared_types, type_name
 from .nesting import GraphStep
 from .phases import declared_actions, hints
 from .plan import Plan, Step
+from .redaction import summary
 from .runner import Commit, Execution, Visited
 from .shape import passed
 from .stack import Stack
@@ -57,10 +63,16 @@ RUN = f"{RESERVED}run:"
 PART = f"{RESERVED}run-part:"
 """`pocket:run-part:ID:…` is what else there is of it: `start`, `path:N` for each node that it has passed, and `item:…` for
 each item of a fan-out that is under way."""
+ENDED = f"{RESERVED}run-ended:"
+"""`pocket:run-ended:TIME:ID` is for a finished run that isn't kept for ever: it is to be looked at from TIME on."""
 HEADER = 6
 """The bytes of a codec's record before those of the value."""
 CHUNK = 256
-"""How many records are given their deadline in one write."""
+"""How many records of a run are removed in one write."""
+SWEPT = 4
+"""How many finished runs are looked at when one ends: more than one, so that a backlog gets smaller."""
+PAUSES: Sequence[float] = (0.05, 0.5)
+"""Seconds between the looks for a write whose answer was lost."""
 
 Status = Literal["running", "suspended", "finished"]
 
@@ -93,7 +105,8 @@ def _escaped(text: str, marks: str) -> str:
     return text
 
 
-# What stands in a record: one that somebody else has written must not be taken for a run.
+# What stands in a record: one that somebody else has written must not be taken for a run. Its `owner` is a write's token:
+# the execution's id, and after a dot which of its writes it was (in older records the id alone).
 _ITEM: Mapping[str, Any] = {"owner": str, "commits": int, "frames": list}
 _RUN: Mapping[str, Any] = {
     **_ITEM, "format": int, "status": str, "graph": str, "epoch": int, "steps": int, "started": float, "updated": float,
@@ -127,6 +140,8 @@ class Checkpoint:
     """Of the outermost graph first, and then of those that are nested in it at its node."""
     is_old: bool = False
     """Was it left by an execution before this one?"""
+    failed: Exception | None = None
+    """Why it could not be written or read, the last time that it couldn't."""
 
     def load(self, entry: Entry) -> None:
         """Take it from what is stored."""
@@ -148,7 +163,7 @@ def _check(key: str, record: Mapping[str, Any], fields: Mapping[str, Any]) -> No
         raise CorruptRecordError(f"{key!r} is no record of a durable run; once it is removed the run begins anew")
     for name, kind in fields.items():
         if not isinstance(found[name], kind):
-            raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {found[name]!r:.80}")
+            raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {summary(found[name])}")
 
 
 def _field(entry: Entry, name: str) -> Any:
@@ -156,10 +171,16 @@ def _field(entry: Entry, name: str) -> Any:
     return record.get(name) if isinstance(record, dict) else None
 
 
+def execution_of(entry: Entry) -> str | None:
+    """The id of the execution that wrote a record."""
+    owner = _field(entry, "owner")
+    return owner.partition(".")[0] if isinstance(owner, str) else None
+
+
 def keys_of(run_id: str) -> tuple[str, str]:
     """The key of a run's checkpoint, and how those of its parts begin. Raises KeyNameError."""
     if not isinstance(run_id, str) or not run_id:
-        raise KeyNameError(f"a run_id is a string that is not empty, not {type(run_id).__name__} {run_id!r:.80}")
+        raise KeyNameError(f"a run_id is a string that is not empty, not {summary(run_id)}")
     try:
         run_id.encode()
     except UnicodeEncodeError:
@@ -198,7 +219,7 @@ class Request:
         _check_stores(graph.plan, place)
         _declare(graph.plan)
         execution = DurableExecution(graph, place, input, pocket, loop, threads, run_id=self.run_id)
-        execution.journal = Journal(self, graph, place)
+        execution.journal = Journal(self, graph, place, loop)
         execution.checkpoint = execution.journal.checkpoint
         return execution
 
@@ -250,21 +271,25 @@ def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
 
 # ---------------------------------------------------------------- the records of one run
 class Journal:
-    """One execution's hold on a run: its checkpoint, and the token by which it knows its own writes."""
+    """One execution's hold on a run: its checkpoint, and the tokens by which it knows its own writes."""
 
-    def __init__(self, request: Request, graph: Graph[Any, Any], place: tuple[Stack, str]) -> None:
+    def __init__(self, request: Request, graph: Graph[Any, Any], place: tuple[Stack, str], loop: bool) -> None:
         self.request, self.graph = request, graph
         self.stack, self.prefix = place
         self.id = request.run_id
         key, self.part = keys_of(self.id)
         self.checkpoint = Checkpoint(key)
         self.owner = run_ids.next()
+        self.writes = 0
+        self.loop = loop
         self.epoch = 1
         self.steps = 0
         self.started = self.stack.clock()
         self.question: bytes | None = None
         self.answer: bytes | None = None
         self.carrier: dict[str, str] = {}
+        self.unrecorded: list[Exception] = []
+        """What has left items because they could not be recorded: no results of theirs."""
         self.is_to_tell = False
         """Does the run go on, and nobody was told yet?"""
         self.cancelled: asyncio.CancelledError | None = None
@@ -279,12 +304,17 @@ class Journal:
         except CodecError as error:
             raise type(error)(f"{what} can't be kept for run {self.id!r}: {error}") from error
 
+    def token(self) -> str:
+        """What the next write is known by. No two are the same, so none is ever taken for another one's."""
+        self.writes += 1
+        return f"{self.owner}.{self.writes}"
+
     def record(
-        self, frames: Sequence[Frame], status: Status = "running", result: bytes | None = None
+        self, token: str, frames: Sequence[Frame], status: Status = "running", result: bytes | None = None
     ) -> dict[str, Any]:
         """The run's checkpoint, as it is stored."""
         return {
-            "format": FORMAT, "status": status, "graph": self.graph.name, "epoch": self.epoch, "owner": self.owner,
+            "format": FORMAT, "status": status, "graph": self.graph.name, "epoch": self.epoch, "owner": token,
             "commits": self.checkpoint.commits + 1, "steps": self.steps, "started": self.started,
             "updated": self.stack.clock(), "frames": [_plain(frame) for frame in frames], "question": self.question,
             "answer": self.answer, "is_answered": self.is_answered, "result": result,
@@ -321,17 +351,18 @@ class Journal:
                     return result
                 if changed := self._changed(begun.value):
                     changes.append(Put(start, {**begun.value, "shape": changed}))
-            record = self.record(checkpoint.frames)
+            token = self.token()
+            record = self.record(token, checkpoint.frames)
             changes.append(Put(checkpoint.key, record))
             try:
                 checkpoint.version = await self.stack.write(changes, {checkpoint.key: entry.version if entry else 0})
             except Exception as error:
-                version = await self.landed(checkpoint, record["commits"], error, fenced=False)
-                if version is None and isinstance(error, Conflict):
-                    continue  # somebody else was faster: look again
-                if version is None:
+                now = (await self._found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
+                if now is None or _field(now, "owner") != token:
+                    if isinstance(error, Conflict):
+                        continue  # somebody else was faster: look again
                     raise
-                checkpoint.version = version
+                checkpoint.version = now.version
             checkpoint.commits = record["commits"]
             checkpoint.is_old = self.is_to_tell = entry is not None
             return None
@@ -347,7 +378,7 @@ class Journal:
             raise RunMismatch(f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
                               f"{self.graph.name!r} in {self.prefix!r}; give this one another run_id")  # fmt: skip
         if value is not MISSING and not self._same(start["input"], value):
-            raise RunMismatch(f"run {self.id!r} was begun with another input than {value!r:.80}; give this one another "
+            raise RunMismatch(f"run {self.id!r} was begun with another input than this {summary(value)}; give this one another "
                               "run_id, or go on with resume(run_id)")  # fmt: skip
         self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
         self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
@@ -359,8 +390,8 @@ class Journal:
                 raise RunSuspended(self.id, default_codec.decode(record["question"]))
             self._take(answer)
         elif answer is not MISSING and (self.answer is None or not self._same(self.answer, answer)):
-            raise RunMismatch(f"run {self.id!r} waits for no answer: it is {record['status']}, and {answer!r:.80} is not "
-                              "what it was last given")  # fmt: skip
+            raise RunMismatch(f"run {self.id!r} waits for no answer: it is {record['status']}, and this {summary(answer)} is "
+                              "not what it was last given")  # fmt: skip
         return record["result"] if record["status"] == "finished" else None
 
     def _take(self, answer: Any) -> None:
@@ -398,44 +429,113 @@ class Journal:
                              "with this one by allow_changed=True:", differences)  # fmt: skip
         return now
 
-    async def landed(
-        self, checkpoint: Checkpoint, commits: int, failed: BaseException, *, fenced: bool = True
-    ) -> int | None:
+    async def landed(self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str) -> int | None:
         """After a failed write: the version that it got if it landed all the same, its answer having been lost.
 
-        Raises RunFenced where the run is somebody else's by now.
+        A conflict tells nothing by itself: a driver may have sent the write twice, and met the first one's. So it is the
+        tokens that are compared. Raises RunFenced where the run is somebody else's by now, and OutcomeUnknown.
         """
-        try:
-            found = await self.stack.read_many({self.checkpoint.key, checkpoint.key})
-        except Exception:  # noqa: BLE001 - nothing can be known, so the failure stands as it is
-            raise failed from None
+        what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
+        found = await self._found({self.checkpoint.key, checkpoint.key}, failed, what)
         run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
-        if run is None or _field(run, "owner") != self.owner:
-            if not fenced:
-                return None
+        if run is None or execution_of(run) != self.owner:
             by = "it was removed" if run is None else f"epoch {_field(run, 'epoch')} owns it, this was {self.epoch}"
             raise RunFenced(f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed "
                             "since") from failed  # fmt: skip
-        if own is not None and (_field(own, "owner"), _field(own, "commits")) == (self.owner, commits):
+        if own is not None and _field(own, "owner") == token:
             return own.version
+        if (own.version if own is not None else 0) != checkpoint.version:
+            raise self._unknown(what, "an earlier try of the same has landed late") from failed
         return None
 
-    async def finish(self, frames: Sequence[Frame], result: bytes) -> tuple[list[Change], float | None]:
-        """What is to be written when the run has ended, once all its parts have their deadline."""
-        deadline = None
+    async def _found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
+        """Look, a few times if need be, whether a write has landed that failed. Raises OutcomeUnknown where no look succeeds."""
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                return await self.stack.read_many(keys)
+            except Exception as error:
+                pause = next(pauses, None)
+                if pause is None:
+                    if isinstance(failed, asyncio.CancelledError):
+                        raise failed from error  # it ends the execution as well
+                    raise self._unknown(what, f"looking for it failed too: {error}") from failed
+            if self.loop:
+                await asyncio.sleep(pause)
+            else:
+                time.sleep(pause)  # noqa: ASYNC251 - no event loop runs here
+
+    def _unknown(self, what: str, why: str) -> OutcomeUnknown:
+        return OutcomeUnknown(f"run {self.id!r}: whether {what} has landed is not known, since the store failed, and {why}. "
+                              f"resume({self.id!r}) finds out, and goes on from there")  # fmt: skip
+
+    # ------------------------------------------------------------ what is finished has an end
+    def finish(self, token: str, frames: Sequence[Frame], result: bytes) -> list[Change]:
+        """What is written when the run has ended."""
+        changes: list[Change] = [Put(self.checkpoint.key, self.record(token, frames, "finished", result))]
         if (keep := self.graph.keep_finished) is not None:
-            deadline = self.stack.clock() + keep
-            start = self.part + "start"
-            keys = [key async for key in self.stack.scan(self.part)]
-            for position in range(0, len(keys), CHUNK):
-                entries = await self.stack.read_many(keys[position : position + CHUNK])
-                parts = [Put(key, entry.value, deadline) for key, entry in entries.items() if key != start]
-                await self.stack.write(parts, {self.checkpoint.key: self.checkpoint.version})
-            begun = await self.stack.read(start)
-            changes: list[Change] = [Put(start, begun.value, deadline)] if begun is not None else []
+            name = self.checkpoint.key.removeprefix(RUN)
+            look = {"owner": token, "keep": keep, "is_seen": False}
+            changes.append(Put(_look_key(self.stack.clock() + keep, name), look))
+        return changes
+
+    async def sweep(self) -> None:
+        """Remove some of the finished runs whose time is over. What it can't do, another run's end does.
+
+        No record of a run has a deadline: each client would judge it by a clock of its own, and one that is ahead would
+        do a finished run again. A run goes when two looks, by whatever clients, have each found `keep_finished` gone by:
+        the first since it ended, the second since the first. So no single clock that is wrong can make it go too early.
+        """
+        keys = self.stack.scan(ENDED)
+        try:
+            now, swept = self.stack.clock(), 0
+            async for key in keys:
+                if swept == SWEPT or _look_time(key) > now:
+                    break
+                with suppress(
+                    Conflict, CodecError
+                ):  # somebody else is at it; or it is damaged, and not in the others' way
+                    await self._look_again(key, now)
+                    swept += 1
+        except Exception as error:  # noqa: BLE001 - the run has ended well, whatever becomes of others' records
+            from .reporting import log_failure
+
+            log_failure(logging.WARNING, "removing finished runs failed; the next one that ends tries again", error)
+        finally:
+            if isinstance(keys, AsyncGenerator):
+                await keys.aclose()
+
+    async def _look_again(self, key: str, now: float) -> None:
+        name = key.removeprefix(ENDED).partition(":")[2]
+        run, part = RUN + name, f"{PART}{name}:"
+        found = await self.stack.read_many((key, run))
+        look, ended = found.get(key), found.get(run)
+        if look is None:
+            return
+        keep = _field(look, "keep")
+        if ended is None or _field(ended, "owner") != _field(look, "owner") or not isinstance(keep, int | float):
+            await self.stack.write([Delete(key)], {key: look.version})  # it was removed by hand, and perhaps begun anew
+        elif not _field(look, "is_seen"):
+            seen = Put(_look_key(now + keep, name), {**look.value, "is_seen": True})
+            await self.stack.write([Delete(key), seen], {key: look.version})
         else:
-            changes = []
-        return [*changes, Put(self.checkpoint.key, self.record(frames, "finished", result), deadline)], deadline
+            doomed = [each async for each in self.stack.scan(part) if each != part + "start"]
+            for at in range(0, len(doomed), CHUNK):
+                await self.stack.write([Delete(each) for each in doomed[at : at + CHUNK]], {run: ended.version})
+            last = [
+                Delete(each) for each in (part + "start", run, key)
+            ]  # till then it is a finished run, with its result
+            await self.stack.write(last, {run: ended.version})
+
+
+def _look_key(time: float, name: str) -> str:
+    return f"{ENDED}{min(time, 1e15):020.3f}:{name}"  # in the order of time
+
+
+def _look_time(key: str) -> float:
+    with suppress(ValueError):
+        return float(key.removeprefix(ENDED).partition(":")[0])
+    return 0.0  # nothing that we have written, and removed at once
 
 
 def _plain(frame: Frame) -> dict[str, Any]:
@@ -490,10 +590,17 @@ class DurableExecution(Execution):
                 begun = await self.stack.read(self.journal.part + "start")
                 with suppress(CodecError):  # only who watches the run wants to know
                     self.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
-        return await super().go(value)
+        output = await super().go(value)
+        if self.outer is None and self.journal.graph.keep_finished is not None:
+            await self.journal.sweep()
+        return output
 
     async def _walk(self, value: Any) -> Any:
-        step, value, cancelled = await self._enter(value)
+        try:
+            step, value, cancelled = await self._enter(value)
+        except Exception as error:
+            self.checkpoint.failed = error
+            raise
         counter, yields, watched = self.outermost, self.loop, bool(self.observers)
         while step is not None:
             if cancelled is not None:
@@ -506,7 +613,7 @@ class DurableExecution(Execution):
             self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
             step, value, cancelled = await (self.watch(step, value) if watched else self.visit(step, value, None))
         if self.outer is None and self.frame.hooks:  # the last node's are done with
-            await self._commit(self._save(self.frame, "finished"))
+            cancelled = await self._checkpointed(self._save(self.frame, "finished")) or cancelled
         if cancelled is not None:
             raise cancelled
         return value
@@ -539,6 +646,10 @@ class DurableExecution(Execution):
                              f"{self.run.graph!r} no longer has; go on with the graph that it was begun by")  # fmt: skip
         return step, value, cancelled
 
+    def visit_of(self, step: Step) -> int:
+        """As the checkpoint has it."""
+        return self.frame.visits.get(step.name, 0) + 1
+
     def _visit_of(self, step: Step, visit: int) -> str:
         return f"{self.within}/{_escaped(step.name, '/#[')}#{visit}"
 
@@ -559,16 +670,25 @@ class DurableExecution(Execution):
         changes, expect = commit if commit is not None else ((), NO_EXPECTATIONS)
         what = f"what node {step.name!r} left with" if target is None else f"the input of node {target.name!r}"
         visits = {**self.frame.visits, step.name: self.frame.visits.get(step.name, 0) + 1}
-        frame = Frame(target.name if target is not None else None, self.journal.encode(output, what), visits,
-                      self.left_by if target is None else DEFAULT, step.name if step.hooks else "")  # fmt: skip
-        ends = target is None and self.outer is None and not frame.hooks
-        self.stack.gates.let_go_first(expect)
-        if step.kind == "fan_out":
-            changes = [*changes, *(Delete(key) for key in self.items)]
-        cancelled = await self._commit(
-            self._save(frame, "finished" if ends else "running", changes, expect, leaving=True)
-        )
+        try:
+            frame = Frame(target.name if target is not None else None, self.journal.encode(output, what), visits,
+                          self.left_by if target is None else DEFAULT, step.name if step.hooks else "")  # fmt: skip
+            ends = target is None and self.outer is None and not frame.hooks
+            self.stack.gates.let_go_first(expect)
+            if step.kind == "fan_out":
+                changes = [*changes, *(Delete(key) for key in self.items)]
+            cancelled = await self._checkpointed(
+                self._save(frame, "finished" if ends else "running", changes, expect, leaving=True)
+            )
+        except Exception as error:
+            self.checkpoint.failed = error
+            raise
         self.items = []
+        return cancelled
+
+    async def _checkpointed(self, saving: Coroutine[Any, Any, None]) -> asyncio.CancelledError | None:
+        """`_commit` of a checkpoint, whose write may itself have landed and been cancelled."""
+        cancelled = await self._commit(saving)
         late, self.journal.cancelled = self.journal.cancelled, None
         return cancelled or late
 
@@ -579,25 +699,24 @@ class DurableExecution(Execution):
                     expect: Mapping[str, int] = NO_EXPECTATIONS, leaving: bool = False) -> None:  # fmt: skip
         """Write the checkpoint, with what a node has changed."""
         journal, checkpoint = self.journal, self.checkpoint
-        frames, commits = self._frames(frame), checkpoint.commits + 1
+        frames, commits, token = self._frames(frame), checkpoint.commits + 1, journal.token()
         expect = {**expect, **self.fence, checkpoint.key: checkpoint.version}
-        try:
-            if checkpoint is not journal.checkpoint:
-                record = {"owner": journal.owner, "commits": commits, "frames": [_plain(each) for each in frames]}
-                records: list[Change] = [Put(checkpoint.key, record)]
+        if checkpoint is not journal.checkpoint:
+            record = {"owner": token, "commits": commits, "frames": [_plain(each) for each in frames]}
+            records: list[Change] = [Put(checkpoint.key, record)]
+        else:
+            journal.steps = self.outermost.steps - self.level  # the nodes around are entered again
+            if status == "finished":
+                records = journal.finish(token, frames, frame.value)
             else:
-                journal.steps = self.outermost.steps - self.level  # the nodes around are entered again
-                deadline = None
-                if status == "finished":
-                    records, deadline = await journal.finish(frames, frame.value)
-                else:
-                    records = [Put(checkpoint.key, journal.record(frames, status))]
-                if leaving:
-                    passed = {"node": self.current, "next": frame.node, "at": self.stack.clock()}
-                    records.append(Put(f"{journal.part}path:{commits:09}", passed, deadline))
+                records = [Put(checkpoint.key, journal.record(token, frames, status))]
+            if leaving:
+                passed = {"node": self.current, "next": frame.node, "at": self.stack.clock()}
+                records.append(Put(f"{journal.part}path:{commits:09}", passed))
+        try:
             version = await self.stack.write([*changes, *records], expect)
         except (Exception, asyncio.CancelledError) as error:
-            landed = await journal.landed(checkpoint, commits, error)
+            landed = await journal.landed(checkpoint, token, error, self.current)
             if landed is None:
                 raise
             version = landed
@@ -616,21 +735,41 @@ class DurableExecution(Execution):
         current = f"{self.current}[{position}]"
         checkpoint = Checkpoint(f"{self.journal.part}item:{_escaped(current, ':')}", is_old=self.checkpoint.is_old)
         self.items.append(checkpoint.key)
-        if checkpoint.is_old and (entry := await self.stack.read(checkpoint.key)) is not None:
-            checkpoint.load(entry)
         own = copy.copy(self)
         own.checkpoint, own.level, own.outer, own.items = checkpoint, 0, self, []
-        own.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
-        own._stand_at(current)
-        if own.frame.node is not None:
-            visited = await super(DurableExecution, own).item(step, item, position)
-        else:
-            visited = None, default_codec.decode(own.frame.value), None
-            if own.frame.hooks:
-                visited = *visited[:2], await own._clean_up(step, None, ("on_success", "on_complete"), visited[1])
-        if step.hooks and own.frame.hooks:
-            await own._commit(own._save(Frame(None, own.frame.value)))
+        of_item: Exception | None = None
+        try:
+            if checkpoint.is_old and (entry := await self.stack.read(checkpoint.key)) is not None:
+                checkpoint.load(entry)
+            own.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
+            own._stand_at(current)
+            if own.frame.node is not None:
+                try:
+                    visited = await super(DurableExecution, own).item(step, item, position)
+                except Exception as error:
+                    of_item = error if error is not checkpoint.failed else None
+                    raise
+            else:
+                visited = None, default_codec.decode(own.frame.value), None
+                if own.frame.hooks:
+                    hooks = ("on_success", "on_complete")
+                    visited = *visited[:2], await own._clean_up(step, None, hooks, visited[1])
+            if step.hooks and own.frame.hooks:
+                cancelled = await own._checkpointed(own._save(Frame(None, own.frame.value)))
+                visited = visited[0], visited[1], visited[2] or cancelled
+        except Exception as error:
+            if error is not of_item:
+                self.journal.unrecorded.append(error)
+            raise
         return visited
+
+    def must_end(self, error: Exception) -> bool:
+        """What keeps an item from being recorded, or gone on with, says nothing of the item: it is to be done by a resume."""
+        return isinstance(error, RunFenced) or any(error is each for each in self.journal.unrecorded)
+
+    def collected(self, error: Exception) -> Exception:
+        """What can be kept of it: the same whether the results are handed on at once or by a resume."""
+        return storable(error)
 
     async def ask(self, step: AskStep, value: Any) -> Answered[Any, Any]:
         """The answer, if it was given; else suspend the run."""
@@ -640,7 +779,7 @@ class DurableExecution(Execution):
             return Answered(value, default_codec.decode(journal.answer))
         question = step.question(value)
         journal.question = journal.encode(question, f"the question of node {step.name!r}")
-        cancelled = await self._commit(self._save(self.frame, "suspended"))
+        cancelled = await self._checkpointed(self._save(self.frame, "suspended"))
         if cancelled is not None:
             raise cancelled
         raise RunSuspended(journal.id, question)

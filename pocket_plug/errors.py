@@ -6,6 +6,7 @@ built-in exception says the same, the class is also that one, so `except KeyErro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -150,7 +151,9 @@ class RunSuspended(PocketError):
 
     def __init__(self, run_id: str, question: Any) -> None:
         self.run_id, self.question = run_id, question
-        super().__init__(f"run {run_id!r} waits for an answer: {question!r:.200}")
+        super().__init__(
+            f"run {run_id!r} waits for an answer to its `question`; resume(run_id, answer=…) goes on with it"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.run_id, self.question)
@@ -158,6 +161,26 @@ class RunSuspended(PocketError):
 
 class RunFenced(PocketError):
     """Another execution has taken over this durable run, or it was removed; nothing of this one lands any more."""
+
+
+class OutcomeUnknown(StoreError):
+    """A durable run's write failed, and so did the look whether it landed. Nothing is lost: `resume(run_id)` finds out."""
+
+
+class RecordedError(PocketError):
+    """What a durable run keeps of an exception that `errors="collect"` has collected and that can't be stored as it is.
+
+    `type` is its class's full name, `message` its text, `where` the module, file and line of the user's code that it comes
+    from. Python's own exceptions, and those registered with `register_type`, are kept as they are.
+    """
+
+    def __init__(self, type: str, message: str, where: str) -> None:
+        self.type, self.message, self.where = type, message, where
+        super().__init__(type, message, where)
+
+    def __str__(self) -> str:
+        at = f" ({self.where})" if self.where else ""
+        return f"{self.type}: {self.message}{at}"
 
 
 class RunMismatch(PocketError, ValueError):
@@ -177,6 +200,18 @@ class RunChanged(PocketError, ValueError):
 
 class UnknownRunError(PocketError, LookupError):
     """No durable run has that id."""
+
+
+def is_fault(error: BaseException) -> bool:
+    """Is what a plugin raised its own failure? All is, but what somebody wants to pass: an interrupt, a cancellation, a close.
+
+    An extension in another language panics with a BaseException of its own, and `SystemExit` is no plugin's to raise. So
+    wherever a plugin's code runs, what it raises is caught as `except BaseException as error: if not is_fault(error): raise`.
+
+    >>> is_fault(SystemExit(1)), is_fault(KeyboardInterrupt())
+    (True, False)
+    """
+    return not isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError)
 
 
 def suggest(name: str, known: Collection[str]) -> str:

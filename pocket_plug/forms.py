@@ -14,12 +14,16 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum, Flag
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import MemberDescriptorType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from .errors import CodecError
+from .redaction import summary
+
+T = TypeVar("T")
 
 WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
 
@@ -44,6 +48,8 @@ class Form:
     """Makes a private copy, where there is a better way than through the state."""
     tag: str | None = None
     """What it is called in records, unless it is told; else its qualified name."""
+    shape: tuple[Any, ...] = ()
+    """What its state is made of. Two definitions of a class, of the same name and shape, are taken for one."""
 
 
 def libraries() -> Iterator[Any]:
@@ -58,26 +64,92 @@ def libraries() -> Iterator[Any]:
                 yield import_module(f".forms_{name}", __package__)
 
 
+def of_type(wanted: type[T], state: Any) -> T:
+    """The state, which is of that type. A constructor makes of other things what nobody stored: `bytearray(10**9)`."""
+    if type(state) is not wanted:
+        raise CodecError(f"the record has {summary(state)} where it should have {wanted.__name__}")
+    return state
+
+
+# ---------------------------------------------------------------- classes of the standard library
+def _range_of(parts: Any) -> range:
+    start, stop, step = of_type(tuple, parts)
+    return range(start, stop, step)
+
+
+def _path_form(cls: type[PurePath]) -> Form:
+    """A path is its text, or the bytes of that where a name in it is no UTF-8."""
+
+    def encode(path: PurePath) -> str | bytes:
+        text = str(path)
+        if issubclass(cls, PureWindowsPath) and cls(text).parts != path.parts:  # some names of devices
+            raise CodecError("its text is that of another path")
+        return text if text.isascii() or _is_unicode(text) else text.encode("utf-8", "surrogatepass")
+
+    def decode(state: Any) -> PurePath:
+        text = state.decode("utf-8", "surrogatepass") if type(state) is bytes else of_type(str, state)
+        if issubclass(cls, Path) and cls is not type(Path()):
+            raise CodecError(
+                f"this system has no {cls.__name__}; one that is stored as Pure{cls.__name__} can be read on any"
+            )
+        return cls(text)
+
+    return Form(encode, decode, copy=_as_it_is, tag=f"pathlib.{cls.__name__}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+_STANDARD: dict[type, Form] = {
+    range: Form(lambda value: (value.start, value.stop, value.step), _range_of, copy=_as_it_is),
+    **{cls: _path_form(cls) for cls in (PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)},
+}
+KNOWN = (*_STANDARD,)
+"""The classes that need no declaration, beside those of the codec itself."""
+
+
+# ---------------------------------------------------------------- classes of users
 def form_of(cls: Any) -> Form | None:
     """None for a class that can be registered with functions only."""
+    if (known := _STANDARD.get(cls)) is not None:
+        return known
     if issubclass(cls, Flag):
-        return Form(lambda member: member.value, cls, frozen=True)
+        return Form(lambda member: member.value, cls, frozen=True, shape=_members(cls))
     if issubclass(cls, Enum):
-        return Form(lambda member: member.name, lambda name: cls[name], frozen=True)
+        return Form(lambda member: member.name, lambda name: _member(cls, name), frozen=True, shape=_members(cls))
     if issubclass(cls, msgspec.Struct):
         return _struct_form(cls)
     if tuple in cls.__mro__ and hasattr(cls, "_make"):
-        return Form(_items_of_named, cls._make, frozen=True)
+        return Form(_items_of_named, lambda items: _named_of(cls, items), frozen=True, shape=cls._fields)
     if hasattr(cls, "__dataclass_params__") and is_plain(cls, {spec.name for spec in fields(cls)}):
         parts = _Fields(cls)
-        return Form(parts.encode, parts.decode, tuple(parts.specs), cls.__dataclass_params__.frozen)
+        names = tuple(parts.specs)
+        return Form(parts.encode, parts.decode, names, cls.__dataclass_params__.frozen, shape=names)
     return _asked("form", cls)  # type: ignore[no-any-return]
+
+
+def _members(cls: type[Enum]) -> tuple[Any, ...]:
+    return tuple((name, repr(member.value)) for name, member in cls.__members__.items())
 
 
 def _asked(function: str, cls: type) -> Any:
     """What the first of the libraries says that knows the class; None where none does."""
     answers = (getattr(library, function)(cls) for library in libraries())
     return next((answer for answer in answers if answer is not None), None)
+
+
+def listed(names: Collection[Any]) -> str:
+    """Names of fields in a message. What stands in a record can be anything, and much of it."""
+    return ", ".join([f"{name:.80}" for name in names if isinstance(name, str)][:10]) + ", …" * (len(names) > 10)
 
 
 def is_plain(cls: type[Any], names: Collection[str]) -> bool:
@@ -99,6 +171,18 @@ def _items_of_named(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def _named_of(cls: Any, items: Any) -> Any:
+    if len(of_type(tuple, items)) != len(cls._fields):
+        raise CodecError(f"it was stored with {len(items):,} items, and the class has {len(cls._fields)}")
+    return cls._make(items)
+
+
+def _member(cls: type[Enum], name: Any) -> Enum:
+    if of_type(str, name) not in cls.__members__:
+        raise CodecError(f"the class has no member of the name that was stored; it has: {listed(cls.__members__)}")
+    return cls[name]
+
+
 def _struct_form(cls: type[msgspec.Struct]) -> Form:
     names = cls.__struct_fields__
 
@@ -107,13 +191,13 @@ def _struct_form(cls: type[msgspec.Struct]) -> Form:
         return {name: getattr(value, name) for name in names}
 
     def decode(state: dict[str, Any]) -> msgspec.Struct:
-        value = cls(**state)
+        value = cls(**of_type(dict, state))
         if hasattr(cls, "__post_init__"):  # it ran just now, once more than for the original
             for name, item in state.items():
                 msgspec.structs.force_setattr(value, name, item)
         return value
 
-    return Form(encode, decode, names, cls.__struct_config__.frozen)
+    return Form(encode, decode, names, cls.__struct_config__.frozen, shape=names)
 
 
 class _Fields:
@@ -140,7 +224,7 @@ class _Fields:
         return state
 
     def decode(self, state: dict[str, Any]) -> Any:
-        if state.keys() != self.specs.keys():
+        if of_type(dict, state).keys() != self.specs.keys():
             state = self._complete(state)
         value: Any = object.__new__(self.cls)
         if self.in_dict:
@@ -153,8 +237,8 @@ class _Fields:
     def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of an object that was stored when its class had other fields."""
         specs = self.specs
-        if gone := state.keys() - specs.keys():
-            raise CodecError(f"it was stored with fields that the class has not: {', '.join(sorted(gone))}")
+        if gone := [name for name in state if name not in specs]:
+            raise CodecError(f"it was stored with fields that the class has not: {listed(gone)}")
         missing = {name: self._default(name) for name in specs if name not in state}
         for name, default in missing.items():
             if default is MISSING and specs[name].init:

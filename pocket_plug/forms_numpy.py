@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from .errors import CodecError
-from .forms import Form
+from .forms import Form, of_type
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -34,8 +34,10 @@ def form(cls: type) -> Form | None:
     scalar: Any = cls
     tag = f"numpy.{cls.__name__.rstrip('_')}"  # bool_ was renamed bool
     if issubclass(cls, np.str_ | np.bytes_):
-        plain = str.__str__ if issubclass(cls, np.str_) else bytes  # numpy's own __str__ drops what is zero at the end
-        return Form(plain, cls, copy=_as_it_is, tag=tag)
+        base, plain = (
+            (str, str.__str__) if issubclass(cls, np.str_) else (bytes, bytes)
+        )  # numpy's own drops zeros at the end
+        return Form(plain, lambda state: cls(of_type(base, state)), copy=_as_it_is, tag=tag)
     return Form(_of_scalar, _scalar_maker(scalar), copy=deepcopy if cls is np.void else _as_it_is, tag=tag)
 
 
@@ -69,21 +71,33 @@ def _copied(array: Array) -> Array:
 
 
 # ---------------------------------------------------------------- arrays
+_FEW = 4096
+"""Items of an array that may take no bytes. A copy of it can take one for each."""
+
+
 def _take_apart(array: Array) -> list[Any]:
+    _check_empty(array)
     order: Literal["F", "C"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     return [_described(array.dtype), order, array.tobytes(order), *array.shape]
 
 
 def _put_together(state: list[Any]) -> Array:
-    description, order, data, *shape = state
+    description, order, data, *shape = of_type(list, state)
     return _array(_dtype(description), tuple(shape), data, order)
 
 
-def _array(dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes, order: Literal["F", "C"] = "C") -> Array:
-    array: Array = np.ndarray(shape, dtype, bytearray(data), order=order)  # no copy, which would leave gaps out
-    if array.shape != shape or array.nbytes != len(data):
-        raise CodecError(f"{len(data)} bytes are no array of shape {shape} and {dtype!r}")
+def _array(dtype: np.dtype[Any], shape: tuple[int, ...], data: Any, order: Literal["F", "C"] = "C") -> Array:
+    held = bytearray(of_type(bytes, data))
+    array: Array = np.ndarray(shape, dtype, held, order=order)  # no copy, which would leave gaps out
+    if array.shape != shape or array.nbytes != len(held):
+        raise CodecError(f"{len(held):,} bytes are no array of {len(shape)} dimensions and {_named(dtype)}")
+    _check_empty(array)
     return array
+
+
+def _check_empty(array: Array) -> None:
+    if not array.itemsize and array.size > _FEW:
+        raise CodecError(f"it has {array.size:,} items that take no bytes; {_FEW:,} are allowed")
 
 
 def _of_scalar(scalar: np.generic) -> list[Any]:
@@ -92,13 +106,13 @@ def _of_scalar(scalar: np.generic) -> list[Any]:
 
 def _scalar_maker(cls: type[Any]) -> Callable[[list[Any]], Any]:
     def make(state: list[Any]) -> Any:
-        description, data = state
+        description, data = of_type(list, state)
         made: Any = _array(_dtype(description), (), data)[()]
         if type(made) is cls:
             return made
         wanted = np.dtype(cls)
         if (wanted.kind, wanted.itemsize) != (made.dtype.kind, made.dtype.itemsize):
-            raise CodecError(f"{description!r:.80} is not what numpy.{cls.__name__} is on this machine")
+            raise CodecError(f"{_named(made.dtype)} is not what numpy.{cls.__name__} is on this machine")
         return made.astype(wanted)  # of two classes with the same bytes, such as int64 and longlong, one is the usual
 
     return make
@@ -108,12 +122,19 @@ def _scalar_maker(cls: type[Any]) -> Callable[[list[Any]], Any]:
 def _described(dtype: np.dtype[Any]) -> Any:
     """A dtype as text, a structured one as a dict. Raises CodecError unless that makes just the same again."""
     if dtype.hasobject:
-        raise CodecError(f"{dtype!r} holds Python objects; store array.tolist(), or give it a dtype of fixed size")
+        raise CodecError(
+            f"{_named(dtype)} holds Python objects; store array.tolist(), or give it a dtype of fixed size"
+        )
     description = _description(dtype)
     made = _dtype(description)
     if made != dtype or dtype.metadata or (dtype.names is not None and dtype.type is not np.void):
-        raise CodecError(f"{dtype!r} is more than its bytes say; convert the array by astype")
+        raise CodecError(f"{_named(dtype)} is more than its bytes say; convert the array by astype")
     return description
+
+
+def _named(dtype: np.dtype[Any]) -> str:
+    """A dtype in messages."""
+    return f"dtype {dtype.str}" if dtype.names is None else f"a dtype of {len(dtype.names):,} fields"
 
 
 def _description(dtype: np.dtype[Any]) -> Any:
@@ -142,13 +163,15 @@ def _dtype(description: Any) -> np.dtype[Any]:
         return np.dtype((_dtype(base), tuple(shape)))
     if isinstance(description, dict):
         parts = dict(parts)
-        aligned = parts.pop("aligned")
+        aligned = of_type(bool, parts.pop("aligned"))
         parts["formats"] = [_dtype(part) for part in parts["formats"]]
         return np.dtype(parts, align=aligned)  # type: ignore[no-any-return]
-    text, _, mantissa = str(description).partition("/")
+    text, _, mantissa = of_type(str, description).partition("/")
     if not _PLAIN.fullmatch(text):
-        raise CodecError(f"{description!r:.80} is no dtype that is stored")
+        raise CodecError(f"the record's dtype, a {type(description).__name__}, is none that is stored")
     dtype = np.dtype(text)
     if (str(np.finfo(dtype).nmant) if dtype.char in "gG" else "") != mantissa:
-        raise CodecError(f"{dtype!r} was stored on a machine where it is another one; store float64 or complex128")
+        raise CodecError(
+            f"{_named(dtype)} was stored on a machine where it is another one; store float64 or complex128"
+        )
     return dtype

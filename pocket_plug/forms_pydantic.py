@@ -6,14 +6,14 @@ Imported by `forms`, once the program has imported pydantic.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pydantic import BaseModel, RootModel
 from pydantic_core import PydanticUndefined
 
 from .errors import CodecError
-from .forms import Form, check_attributes, is_plain
+from .forms import Form, check_attributes, is_plain, listed, of_type
 
 KNOWN: tuple[type, ...] = ()
 COPIED = (BaseModel,)
@@ -28,7 +28,7 @@ def form(cls: type) -> Form | None:
         return None
     parts = _Model(cls)
     frozen = bool(cls.model_config.get("frozen")) and not parts.private
-    return Form(parts.encode, parts.decode, parts.names, frozen)
+    return Form(parts.encode, parts.decode, parts.names, frozen, shape=parts.names)
 
 
 def hints(cls: type) -> Iterable[Any] | None:
@@ -45,6 +45,13 @@ def hints(cls: type) -> Iterable[Any] | None:
 def advice(cls: type) -> str | None:
     """A model that holds more is a class as any other."""
     return None
+
+
+def _names(names: Collection[Any]) -> Collection[str]:
+    """Names, which are texts: of those nobody can choose many that collide."""
+    for name in names:
+        of_type(str, name)
+    return names
 
 
 class _Model:
@@ -80,12 +87,14 @@ class _Model:
         return state
 
     def decode(self, state: dict[str, Any]) -> BaseModel:
-        state = dict(state)
+        state = dict(of_type(dict, state))
         extra: dict[str, Any] | None = state.pop(_EXTRA, {} if self.takes_extra else None)
-        unset: set[str] = set(state.pop(_UNSET, ()))
-        gone: tuple[str, ...] = state.pop(_SET, ())
-        if lost := state.keys() - set(self.names):
-            raise CodecError(f"it was stored with fields that the class has not: {', '.join(sorted(lost))}")
+        unset = set(_names(state.pop(_UNSET, ())))
+        gone = _names(state.pop(_SET, ()))
+        if extra is not None:
+            _names(of_type(dict, extra))
+        if lost := [name for name in state if name not in self.names]:
+            raise CodecError(f"it was stored with fields that the class has not: {listed(lost)}")
         fields: dict[str, Any] = {}
         private: dict[str, Any] = {}
         for name in self.names:

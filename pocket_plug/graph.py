@@ -10,14 +10,16 @@ from .ask import Ask, AskStep
 from .chain import Chain
 from .context import go_in_place, in_own_context
 from .errors import ConfigError, GraphError
-from .keys import Key
-from .nesting import GraphStep, guards
-from .node import I, Node, O, Options, as_chain
+from .keys import Key, check_name
+from .nesting import GraphStep
+from .node import I, Node, O, as_chain
+from .options import Options, check_count
 from .plan import Plan, Step
+from .redaction import public_url
 from .runner import Execution
 from .stack import Stack
-from .store import MISSING, Store, View
-from .sync import SyncStore
+from .store import MISSING, Store, StoreScope, View
+from .sync import SyncScope
 from .ttl import TTL, seconds
 
 if TYPE_CHECKING:
@@ -44,30 +46,38 @@ class Graph(Node[I, O]):
       `[store]` of the Pocket's configuration; else one of its own in memory. `scope` gives it a part of that.
     - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
     - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
-    - `keep_finished`: how long the records of a finished durable run are kept; without one until they are removed. Once
-      they are gone, a run of the same id begins anew.
+    - `keep_finished`: how long the records of a finished durable run are kept at least, whatever one client's clock says;
+      without one until they are removed. Once they are gone, a run of the same id begins anew.
 
     Raises GraphError, with every finding, when it is first validated or run.
     """
 
+    _takes = frozenset({"name", "trace"})
+
     @overload
-    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *, store: Store | SyncStore | None = None, name: str = "",
+    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *, store: StoreScope | SyncScope | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
                  clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None: ...  # fmt: skip
     @overload
-    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *more: Chain[Any, O], store: Store | SyncStore | None = None,
+    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *more: Chain[Any, O], store: StoreScope | SyncScope | None = None,
                  name: str = "", scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS,
                  max_depth: int = MAX_DEPTH, clean_up_grace: TTL = CLEAN_UP_GRACE,
                  keep_finished: TTL | None = None) -> None: ...  # fmt: skip
-    def __init__(self, main: Any, /, *more: Any, store: Store | SyncStore | None = None, name: str = "",
+    def __init__(self, main: Any, /, *more: Any, store: StoreScope | SyncScope | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
                  clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None:  # fmt: skip
-        self._options = Options(name=name or "graph")
+        self._options = Options().changed(self._takes, name="graph" if name == "" else name)
+        if not (store is None or isinstance(store, StoreScope | SyncScope)):
+            hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
+            raise ConfigError(f"graph {self.name!r}: store can't be {type(store).__name__}; give {hint}")
+        if scope is not None:
+            check_name(str(scope) if isinstance(scope, Key) else scope)
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
-        self._store: Store | SyncStore | None = store
+        self._store: StoreScope | SyncScope | None = store
         self._scope = scope
-        self.max_steps, self.max_depth, self.clean_up_grace = max_steps, max_depth, seconds(clean_up_grace)
-        self.keep_finished = None if keep_finished is None else seconds(keep_finished)
+        self.max_steps, self.max_depth = check_count(max_steps, "max_steps"), check_count(max_depth, "max_depth")
+        self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
+        self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
         self.plan = Plan(self._chains, self.name, make_step)
         self._placed: tuple[Stack, str] | None = None
         self._validated: Options | None = None
@@ -159,7 +169,7 @@ class Graph(Node[I, O]):
 
     def validate(self) -> None:
         """Raise GraphError with every fault of the graph and those within it at once. The first run does it too."""
-        if found := [*self.plan.findings(), *guards(self)]:
+        if found := self.plan.findings():
             raise GraphError(f"graph {self.name!r} can't run:", found)
         self._validated = self._options
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Generic, LiteralString, final
+from typing import Any, Generic, LiteralString, final, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeForm, TypeVar
 
 from .errors import KeyNameError, ValueTypeError
+from .redaction import summary
 
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
@@ -36,7 +37,7 @@ def check_name(name: object) -> str:
     'user:123'
     """
     if not isinstance(name, str):
-        raise KeyNameError(f"a key is a string or a Key, not {type(name).__name__} {name!r:.80}")
+        raise KeyNameError(f"a key is a string or a Key, not {summary(name)}")
     if not name:
         raise KeyNameError("a key must not be empty")
     if name.startswith(RESERVED):
@@ -79,8 +80,21 @@ class Key(ReadAs[K, K], Generic[K]):
 
     __slots__ = ("_check", "_name", "template", "type", "values")
 
-    def __init__(self, template: LiteralString, type: type[K] | None = None, /) -> None:
+    @overload
+    def __init__(self: Key[Any], template: LiteralString, type: None = None, /) -> None: ...
+    @overload
+    def __init__(self, template: LiteralString, type: type[K], /) -> None: ...
+    @overload
+    def __init__(self, template: LiteralString, type: TypeForm[K], /) -> None: ...
+    def __init__(self, template: LiteralString, type: Any = None, /) -> None:
         check_name(template)
+        if "{" in (rest := _HOLE.sub("", template)) or "}" in rest:
+            raise KeyNameError(f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
+                               "filled by KEY(value)")  # fmt: skip
+        if type is not None:
+            from .typechecks import check_type
+
+            check_type(type, f"Key {template!r}")
         self.template: str = template
         self.type: Any = type
         self.values: tuple[object, ...] = ()
@@ -94,7 +108,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """The key with its holes filled, in order."""
         parts = _HOLE.split(self.template)
         if len(parts) - 1 != len(values) or self.values:
-            raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}: {values!r:.80}")
+            raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}")
         filled: Key[K] = object.__new__(type(self))
         filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
         texts = [self._text(value) for value in values]
@@ -106,8 +120,7 @@ class Key(ReadAs[K, K], Generic[K]):
             return self._text(value.value)
         if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
             raise KeyNameError(
-                f"Key({self.template!r}) can't be filled with {type(value).__name__} {value!r:.80}; "
-                "give a str, int, UUID, date or Enum"
+                f"Key({self.template!r}) can't be filled with {summary(value)}; give a str, int, UUID, date or Enum"
             )
         text = str(value)
         if not text:
@@ -124,18 +137,27 @@ class Key(ReadAs[K, K], Generic[K]):
         """Has it no holes (any more)?"""
         return self._name is not None
 
-    def check(self, value: object) -> None:
-        """Raise ValueTypeError unless `value` is of the declared type."""
+    def checked(self, value: Any) -> Any:
+        """The value, which is of the declared type; raises ValueTypeError for one that isn't.
+
+        An object of a class that has been defined anew since, with the same fields, becomes one of the newest definition.
+        """
         if self.type is None:
-            return
+            return value
         if self._check is None:
             from .typechecks import checker
 
             self._check = checker(self.type)
-        if not self._check(value):
+        if self._check(value):
+            return value
+        from .typechecks import newest
+
+        try:
+            return newest(value, self._check)
+        except TypeError:
             raise ValueTypeError(
-                f"key {self._name or self.template!r} holds {type_name(self.type)}, not {type(value).__name__}"
-            )
+                f"key {self._name or self.template!r} holds {type_name(self.type)}, not {type_found(self.type, value)}"
+            ) from None
 
     def matches(self, name: str) -> bool:
         """Is `name` this key, or one that this template can become?
@@ -162,6 +184,19 @@ class Key(ReadAs[K, K], Generic[K]):
 
     def __hash__(self) -> int:
         return hash((self.template, self.values))
+
+
+def type_found(declared: Any, value: object) -> str:
+    """The type of a value that isn't of the declared one, in a message."""
+    found = type(value)
+    if isinstance(declared, type) and (declared.__module__, declared.__qualname__) == (
+        found.__module__,
+        found.__qualname__,
+    ):
+        from .typechecks import defined_again
+
+        return f"{found.__name__}: {defined_again(found, declared)}; make the object anew"
+    return found.__name__
 
 
 def type_name(declared: Any) -> str:

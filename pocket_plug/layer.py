@@ -16,6 +16,8 @@ from typing_extensions import dataclass_transform
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry
 from .errors import ConfigError
+from .redaction import named, shown
+from .redaction import secret as secret
 
 # What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
 # layer overrides nothing of what it is derived from.
@@ -24,7 +26,7 @@ _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(field,))
+@dataclass_transform(kw_only_default=True, field_specifiers=(field, secret))
 class Layer(Backend):
     """A backend around a backend. Subclass it, annotate the options, override what it changes.
 
@@ -42,6 +44,8 @@ class Layer(Backend):
 
     inner: ClassVar[Backend]  # set by build; a ClassVar only so that it is no option
 
+    _written: ClassVar[Mapping[str, Any]] = {}  # the options that a configuration has from the environment, as written
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Layer.read:
@@ -53,7 +57,8 @@ class Layer(Backend):
     def __repr__(self) -> str:
         recipe: Any = self  # a dataclass, unseen by type checkers
         options = ((f, getattr(self, f.name)) for f in dataclasses.fields(recipe) if f.repr)
-        return f"{type(self).__name__}({', '.join(f'{f.name}={v!r}' for f, v in options if v != f.default)})"
+        texts = (f"{f.name}={shown(f, self._written.get(f.name, v))!r}" for f, v in options if v != f.default)
+        return f"{type(self).__name__}({', '.join(texts)})"
 
     def build(self, inner: Backend, /) -> Backend:
         """A copy of this recipe, bound over `inner`. Raises ConfigError where that can't be meant."""
@@ -119,9 +124,8 @@ def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
     recipes = list(layers)
     for position, recipe in enumerate(recipes):
         if isinstance(recipe, type) or not isinstance(recipe, Layer):
-            found = f"the class {recipe.__name__}" if isinstance(recipe, type) else repr(recipe)
             raise ConfigError(
-                f"layers[{position}] is {found}; give an instance such as Bounding(max_entries=1000), or a name"
+                f"layers[{position}] is {named(recipe)}; give an instance such as Bounding(max_entries=1000), or a name"
             )
         if any(type(other) is type(recipe) for other in recipes[:position]):
             raise ConfigError(

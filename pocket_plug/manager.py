@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
@@ -18,10 +17,12 @@ import pluggy
 from .backend import Backend
 from .config import alternatives
 from .discovery import Candidate, PluginRecord, Status
-from .errors import NotConfigured, PluginError, PocketError, suggest
+from .errors import NotConfigured, PluginError, is_fault, suggest
+from .forking import new_lock, new_rlock
 from .hookspecs import GROUP, Observer, Run, Specs
 from .layer import Layer
-from .reporting import error_type
+from .redaction import conceal
+from .reporting import describe, error_type
 
 if TYPE_CHECKING:
     import click
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
     from .pocket import Pocket
 
 T = TypeVar("T")
-PLUGIN_FAULTS = (Exception, SystemExit)
-"""What is caught where a plugin's code runs. KeyboardInterrupt and cancellation are the user's, and pass."""
+Options = tuple[Mapping[str, Any], Mapping[str, str]]
+"""A plugin's options; and what of them must not be repeated, each with what may stand for it."""
 
 _logger = logging.getLogger("pocket_plug")
 
 told_of_failures: list[Callable[[PluginRecord, str, BaseException], None]] = []
 """Who else is told when a plugin fails for the first time at something. They don't raise."""
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
@@ -57,22 +58,13 @@ def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, sil
             tell(plugin, what, error)
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line, whatever its `__str__` does."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a plugin's exception may do anything when asked for its text
-        text = "(its text can't be had)"
-    return text if isinstance(error, PocketError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
-
-
 class Manager:
     """The plugins of one Pocket, and the records of those that aren't in use. Threads may share it."""
 
     def __init__(self) -> None:
         self._pm = pluggy.PluginManager(GROUP)
         self._pm.add_hookspecs(Specs)
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._records: dict[str, PluginRecord] = {}
         self._nameless: list[PluginRecord] = []
         self._offers: dict[str, Mapping[str, tuple[PluginRecord, Any]]] = {}
@@ -96,7 +88,9 @@ class Manager:
             self.register(candidate.load(), record)
         except NotConfigured as error:
             self.drop(record, "declined", error)
-        except PLUGIN_FAULTS as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             self.drop(record, "failed", error)
 
     def register(self, plugin: object, record: PluginRecord) -> PluginRecord:
@@ -177,7 +171,9 @@ class Manager:
         for record, function, names in self._implementations(hook):
             try:
                 answer = function(*[arguments[name] for name in names])
-            except PLUGIN_FAULTS as error:
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
                 report_failure(record, hook, error)
             else:
                 if answer is not None:
@@ -194,7 +190,9 @@ class Manager:
                     continue
                 if not isinstance(observer, Observer):
                     raise TypeError(f"it gave {type(observer).__name__}, not an Observer or None")
-            except PLUGIN_FAULTS as error:
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
                 report_failure(record, "pocket_observe", error)
                 continue
             object.__setattr__(observer, "plugin", record)
@@ -229,7 +227,9 @@ class Manager:
                                 report_failure(
                                     record, hook, PluginError(f"{name!r} is offered by plugin {owner} already")
                                 )
-                    except PLUGIN_FAULTS as error:
+                    except BaseException as error:
+                        if not is_fault(error):
+                            raise
                         report_failure(record, hook, error)
                 self._offers[hook] = offers
             return self._offers[hook]
@@ -242,18 +242,21 @@ class Manager:
             for _ in self._ask("pocket_types", codec=default_codec):
                 pass
 
-    def configure(self, pocket: Pocket, options: Callable[[str], Mapping[str, Any]], only: str | None = None) -> None:
+    def configure(self, pocket: Pocket, options: Callable[[str], Options], only: str | None = None) -> None:
         """Hand each plugin its options; what `options` raises is the user's. One that fails is no longer used."""
         for record, function, names in self._implementations("pocket_configure"):
             if only not in (None, record.name):
                 continue
-            arguments = {"pocket": pocket, "options": options(record.name)}
+            own, hidden = options(record.name)
+            arguments = {"pocket": pocket, "options": own}
             try:
                 function(*[arguments[name] for name in names])
             except NotConfigured as error:
-                self.drop(record, "declined", error)
-            except PLUGIN_FAULTS as error:
-                self.drop(record, "failed", error)
+                self.drop(record, "declined", conceal(describe(error), hidden))
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                self.drop(record, "failed", conceal(describe(error), hidden))
 
     def shutdown(self, pocket: Pocket) -> None:
         """Tell the plugins that the Pocket closes."""

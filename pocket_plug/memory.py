@@ -5,7 +5,6 @@ Expired entries are invisible at once. Now and then a write sweeps them out: eac
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from math import inf
@@ -13,6 +12,7 @@ from typing import Any, Literal, NoReturn, cast
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from .errors import ConfigError, Conflict, StoreClosedError
+from .forking import new_lock
 
 Reason = Literal["size", "bytes", "expired"]
 Dropped = tuple[str, Any, Reason]
@@ -23,11 +23,22 @@ Dropped = tuple[str, Any, Reason]
 _items: Callable[[Any], Iterable[tuple[str, Any]]] = cast("Any", dict).items
 
 
+_new: Callable[[type[Entry]], Any] = object.__new__  # half the price of the class's call, which goes through __init__
+
+
 class Keeping:
-    """How a Memory keeps its entries; the bounding layer has another way. Called with the Memory's lock held."""
+    """How a Memory keeps its entries; the bounding layer has another way. Called with the Memory's lock held.
+
+    An exception of a signal's handler (Ctrl-C) can come at every call and at every turn of a loop, and only there. So
+    what belongs together is made ready first, and then put in place by statements without either.
+    """
 
     tell: Callable[[Sequence[Dropped]], Awaitable[None]] | None = None
     """Awaited after a write that dropped something, with no lock held."""
+
+    table: Callable[[], Any] = dict
+    gone: Any = Entry(None, 0, -inf)
+    """Stands at a key that a write deletes, for as long as that write is being done: nobody can read it."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -39,10 +50,13 @@ class Keeping:
 
     def clear(self) -> None:
         """Begin empty; the version goes on."""
-        self.entries: Any = {}
+        entries = self.table()
         self.sorted: list[str] | None = None
         self.earliest = inf  # no entry expires before
+        self.dropped: list[Dropped] = []  # nobody has been told of them yet
+        self.buried: list[str] = []  # keys at which `gone` may stand
         self._swept = 0  # the version at which it was last looked for expired ones
+        self.entries: Any = entries
 
     def take_over(self, entries: Mapping[str, Entry], now: float) -> None:
         """Begin with what was kept in another way."""
@@ -60,6 +74,11 @@ class Keeping:
     def alive(self, entry: Any, now: float) -> bool:
         """Can the entry be read?"""
         return (deadline := self.deadline(entry)) is None or now < deadline
+
+    def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
+        """The entries of these keys that can be read."""
+        entries = self.entries
+        return {key: entry for key in keys if (entry := entries.get(key)) is not None and self.alive(entry, now)}
 
     def check(self, expect: Mapping[str, int], now: float) -> None:
         """Raise Conflict with the keys that have another version than is expected of them."""
@@ -79,27 +98,35 @@ class Keeping:
         if changed:
             raise Conflict(changed)
 
-    def apply(self, changes: Iterable[Change], version: int, now: float) -> Sequence[Dropped]:
-        """Do all changes, then drop what has to go."""
+    def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
+        """Do all changes or none, then drop what has to go."""
         entries = self.entries
+        new: Any = entries if len(changes) == 1 else {}  # several are collected first, to enter at once
         for change in changes:
-            old = entries.get(key := change.key)
-            own = change.version
-            if own is not None and not self.takes(change, own, old, now):
+            key, own = change.key, change.version
+            if own is not None and not self.takes(change, own, new.get(key) or entries.get(key), now):
                 continue
             if isinstance(change, Put):
                 expires_at = change.expires_at
-                entries[key] = Entry(change.value, own or version, expires_at)
-                if old is None:
+                entry = _new(Entry)
+                entry.value, entry.version, entry.expires_at = change.value, own or version, expires_at
+                if key not in entries:
                     self.sorted = None
                 if expires_at is not None and expires_at < self.earliest:
                     self.earliest = expires_at
-            elif old is not None:
-                del entries[key]
-                self.sorted = None
-        if now < self.earliest:
-            return ()
-        return [(key, entries.pop(key), "expired") for key in self.expired(now)]
+                new[key] = entry
+            elif new is entries:
+                if key in entries:
+                    self.take(key)
+            elif key in entries or key in new:
+                self.buried += [key]
+                new[key] = self.gone
+        if new is not entries:
+            entries |= new
+        if self.buried:
+            self.bury()
+        if now >= self.earliest:
+            self.sweep(now)
 
     def takes(self, change: Change, version: int, old: Any, now: float) -> bool:
         """Is a change with a version newer than `old`? A put of the same version renews what has expired here."""
@@ -108,26 +135,42 @@ class Keeping:
             return True
         return bool(old.version == version and not (isinstance(change, Put) and self.alive(old, now)))
 
-    def expired(self, now: float) -> list[str]:
-        """The keys that have expired, if a write that comes after `earliest` is to look for them.
+    def take(self, key: str, reason: Reason | None = None) -> None:
+        """Take an entry out; with a reason where it had to go."""
+        entries = self.entries
+        entry = entries[key]
+        self.sorted = None
+        if reason is not None:
+            self.dropped += [(key, entry, reason)]
+        del entries[key]
+
+    def bury(self) -> None:
+        """Take out what stands for deleted entries. An interrupted write leaves that to the next one."""
+        for key in self.buried:
+            if self.entries.get(key) is self.gone:
+                self.take(key)
+        self.buried = []
+
+    def sweep(self, now: float) -> None:
+        """Take out what has expired, if a write that comes after `earliest` is to look for it.
 
         That takes about 50 ns for each entry there is: so it does where there are up to 64, or once in so many writes
         as a quarter of them.
         """
         if self.version - self._swept < len(self.entries) // 4 - 16:
-            return []
-        self._swept, self.earliest = self.version, inf
+            return
+        earliest = inf
         found: list[str] = []
         for key, entry in _items(self.entries):
             deadline = self.deadline(entry)
             if deadline is not None:
                 if deadline <= now:
                     found.append(key)
-                elif deadline < self.earliest:
-                    self.earliest = deadline
-        if found:
-            self.sorted = None
-        return found
+                elif deadline < earliest:
+                    earliest = deadline
+        for key in found:
+            self.take(key, "expired")
+        self._swept, self.earliest = self.version, earliest
 
 
 class Memory(Backend):
@@ -141,7 +184,7 @@ class Memory(Backend):
 
     def __init__(self) -> None:
         self._keeping = Keeping()
-        self.lock = threading.Lock()
+        self.lock = new_lock(self._cut_off)
 
     def __repr__(self) -> str:
         return "memory"
@@ -175,22 +218,27 @@ class Memory(Backend):
             return entry
         return None
 
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """All as they were at one moment: under the lock, as a write of several is."""
+        names, now = list(keys), self.clock()
+        with self.lock:
+            return self._keeping.read_many(names, now)
+
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """All under the lock; nothing in it can fail half way."""
         now = self.clock()
-        self.lock.acquire()  # half the price of `with`
-        try:
+        with self.lock:
             keeping = self._keeping
             if expect:
                 keeping.check(expect, now)
             if not changes:
                 return keeping.version
             version = keeping.version = keeping.version + 1
-            dropped = keeping.apply(changes, version, now)
+            keeping.apply(changes, version, now)
+            dropped = keeping.dropped
             if dropped:
+                keeping.dropped = []
                 keeping.count(dropped)
-        finally:
-            self.lock.release()
         if dropped and keeping.tell is not None:
             await keeping.tell(dropped)
         return version
@@ -221,15 +269,23 @@ class Memory(Backend):
 
     async def close(self) -> None:
         """Forget everything."""
+        closed = Closed()
         with self.lock:
-            self._keeping.clear()
-            self._keeping.entries = Closed()
+            self._keeping.sorted, self._keeping.entries = None, closed
+
+    def _cut_off(self) -> None:
+        """In a child that was forked while another thread was writing, and stayed at it."""
+        self._keeping.entries = Closed("this process was forked in the middle of a write to this memory store, which may "
+                                       "be there by half; close it and open it anew")  # fmt: skip
 
 
 class Closed(MutableMapping[str, Any]):
     """Stands in for a closed store's entries, so that the open one need not check a flag on every read."""
 
-    def _refuse(self, *_: object) -> NoReturn:
-        raise StoreClosedError("this memory store is closed, and what was in it is gone")
+    def __init__(self, why: str = "this memory store is closed, and what was in it is gone") -> None:
+        self._why = why
 
-    __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = _refuse
+    def _refuse(self, *_: object) -> NoReturn:
+        raise StoreClosedError(self._why)
+
+    __getitem__ = __setitem__ = __delitem__ = __ior__ = __iter__ = __len__ = _refuse

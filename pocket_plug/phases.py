@@ -1,18 +1,37 @@
-"""What a node's code says about itself: which phases it has, their colour (async or not), the types at its joints."""
+"""What a node's code says about itself: which phases it has, their colour (async or not), the types at its joints.
+
+`faults` finds what can't work in it, for `validate()`: a phase is looked up by its name alone, so one that is misspelt would
+never be called, in silence.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
 
 from .chain import Action
-from .node import FunctionNode, Node
+from .keys import type_name
+from .node import Node
+from .node_functions import FunctionNode, PostNode
+from .signatures import is_async, misfit
 from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
 
 PHASES = ("prep", "exec", "fallback", "post")
 HOOKS = ("on_success", "on_failure", "on_complete")
+
+_PARAMETERS = {
+    "prep": ("store", "input"), "exec": ("prepared",), "fallback": ("prepared", "error"),
+    "post": ("store", "input", "prepared", "result"),
+    "on_success": ("store", "output"), "on_failure": ("store", "error"), "on_complete": ("store",),
+}  # fmt: skip
+"""What each is called with, by position."""
+_OTHER_WORDS = {
+    "on_error": "on_failure", "on_exception": "on_failure", "on_done": "on_complete", "on_finally": "on_complete",
+}  # fmt: skip
+"""What hooks are called elsewhere."""
+_CLOSE = 0.7  # of 1; "execute" is 0.73 from "exec"
 
 _ASYNC_VIEWS = {view.__name__: view for view in (StoreReader, StoreWriter)}
 _SYNC_VIEWS = {view.__name__: view for view in (SyncReader, SyncWriter)}
@@ -25,11 +44,6 @@ def overridden(node: Node[Any, Any, Any], phase: str) -> Callable[..., Any] | No
     if getattr(type(node), phase) is getattr(Node, phase):
         return None
     return getattr(node, phase)  # type: ignore[no-any-return]
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Is it `async def`?"""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -115,11 +129,19 @@ def declared_actions(node: Node[Any, Any, Any]) -> dict[str, Any]:
 def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
     """What is wrong with the node's phases, in words."""
     found: list[str] = []
-    for phase in (*PHASES, *HOOKS):
-        function = overridden(node, phase)
-        if function is None:
+    functions = {phase: function for phase in _PARAMETERS if (function := overridden(node, phase)) is not None}
+    is_function = issubclass(type(node), FunctionNode)
+    for phase, function in functions.items():
+        title = f"{phase} of {name!r}" if is_function else f"{type(node).__name__}.{phase}"
+        if not callable(function):
+            found.append(f"{title} is {type(function).__name__}, not a function")
             continue
-        title = f"{phase} of {name!r}" if issubclass(type(node), FunctionNode) else f"{type(node).__name__}.{phase}"
+        parameters = _PARAMETERS[phase][:2] if issubclass(type(node), PostNode) else _PARAMETERS[phase]
+        if (taken := misfit(function, len(parameters))) is not None:
+            called = f"called with {len(parameters)}: ({', '.join(parameters)})"
+            meant = called if is_function else f"{called}; write `def {phase}({', '.join(('self', *parameters))})`"
+            found.append(f"{title} takes {taken}, but is {meant}")
+            continue
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             found.append(f"{title} is a generator; a phase returns one value")
             continue
@@ -136,7 +158,66 @@ def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
                 f"{title} is `def` but takes {declared} (async); annotate "
                 f"{declared.replace('Store', 'Sync')} or write `async def {phase}`"
             )
+    return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
+
+
+def _misspelt(node: Node[Any, Any, Any], functions: Collection[str]) -> list[str]:
+    """Methods that are named almost as a phase which the node hasn't got, and could be called as that: nobody calls them.
+
+    Helpers keep the names that they have: what a phase doesn't take is none, nor what begins with an underscore, nor
+    `execute` beside an `exec`.
+    """
+    title = type(node).__name__
+    found: list[str] = []
+    others: list[str] = []
+    for name, method in _own_methods(node).items():
+        others.append(name)
+        meant = _phase_meant(name)
+        if meant is None or meant in functions:
+            continue
+        if not functions or misfit(method, len(_PARAMETERS[meant])) is None:
+            found.append(f"{title}.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}? "
+                         f"If it is a helper of yours, name it _{name}")  # fmt: skip
+    if others and not found and not functions:
+        found.append(f"{title} overrides no phase, so nobody calls its {', '.join(others)}; "
+                     f"the phases are: {', '.join(PHASES)}")  # fmt: skip
     return found
+
+
+def _own_methods(node: Node[Any, Any, Any]) -> dict[str, Callable[..., Any]]:
+    """The public methods, bound, that its classes add to those of Node, those first that are nearest."""
+    names = dict.fromkeys(name for cls in type(node).__mro__ if cls not in Node.__mro__ for name in vars(cls))
+    return {
+        name: method
+        for name in names
+        if not (name.startswith("_") or hasattr(Node, name)) and inspect.isroutine(method := getattr(node, name, None))
+    }
+
+
+def _phase_meant(name: str) -> str | None:
+    """The phase or hook that a name is close to: in its letters, by having it as a word, or as others call it."""
+    if other := _OTHER_WORDS.get(name):
+        return other
+    if words := set(name.split("_")).intersection(PHASES):
+        return "fallback" if "fallback" in words else words.pop()
+    import difflib  # only validate() needs it
+
+    spelt = name.lower()
+    for phase in difflib.get_close_matches(spelt, _PARAMETERS, cutoff=_CLOSE):
+        if phase[0] == spelt[0] or sorted(phase) == sorted(spelt):  # `cost` is no `post`, nor `callback` a `fallback`
+            return phase
+    return None
+
+
+def _unmade_actions(node: Node[Any, Any, Any]) -> list[str]:
+    """Ways out that lack their brackets: calling one would make an Action, which then leaves by "default"."""
+    values = {name: value for cls in reversed(type(node).__mro__) for name, value in vars(cls).items()}
+    return [f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
+            for name, value in values.items() if value is Action or get_origin(value) is Action]  # fmt: skip
+
+
+def _written(action: Any) -> str:
+    return f"Action[{', '.join(type_name(argument) for argument in get_args(action))}]".replace("[]", "")
 
 
 def _store_annotation(function: Callable[..., Any]) -> str:

@@ -9,7 +9,6 @@ import atexit
 import logging
 import os
 import re
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from itertools import chain, count
@@ -28,14 +27,18 @@ from .config import (
     layer_name,
     load_config,
     make_recipe,
+    variables,
 )
 from .config import order_names as order_names
 from .discovery import PluginRecord, find_plugins
-from .errors import ConfigError, PluginError, PocketError, StoreClosedError, UnknownStoreError, suggest
+from .errors import ConfigError, PluginError, PocketError, StoreClosedError, UnknownStoreError, is_fault, suggest
+from .forking import new_rlock
 from .hookspecs import Carrier, Observer, Run
 from .layer import Layer
-from .manager import PLUGIN_FAULTS, Manager, describe, report_failure
+from .manager import Manager, Options, report_failure
 from .memory import Memory
+from .redaction import conceal, public_url, summary
+from .reporting import describe
 
 if TYPE_CHECKING:
     import click
@@ -69,7 +72,7 @@ class Pocket:
                  block: Iterable[str] = (), strict: bool = False, required: Iterable[str] = ()) -> None:  # fmt: skip
         self.config = Config() if config is None else load_config(config)
         self._manager = Manager()
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         self._stores: dict[str | None, Store] = {}
         self._types_asked = self._closed = self._told = False
         self.stores: Mapping[str, Store] = _Stores(self)
@@ -87,7 +90,9 @@ class Pocket:
             name = self._free_name(plugin)
             try:
                 self._manager.register(plugin, PluginRecord(name))
-            except PLUGIN_FAULTS as error:
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
                 self._manager.drop(PluginRecord(name), "failed", error)
         self._warn_of_unknown(unwanted)
         self._check_options()
@@ -170,8 +175,9 @@ class Pocket:
     def _table_of(self, name: str) -> str:
         return f"{self.config.where.removesuffix(']')}.{name}]"
 
-    def _options(self, name: str) -> Mapping[str, Any]:
-        return expand(self.config.options.get(name, {}), self._table_of(name))  # type: ignore[no-any-return]
+    def _options(self, name: str) -> Options:
+        written = self.config.options.get(name, {})
+        return expand(written, self._table_of(name)), variables(written)
 
     def _insist(self, strict: bool, required: Iterable[str]) -> None:
         for record in self.plugins:
@@ -196,7 +202,7 @@ class Pocket:
         scheme = found[1].lower()
         if scheme == "memory":
             raise ConfigError(
-                f"{url!r}: nothing may follow memory://; every store that says so has a memory of its own"
+                f"{public_url(url)!r}: nothing may follow memory://; every store that says so has a memory of its own"
             )
         if scheme not in known:
             why = self._out_of_use(scheme) or f"; there is: {schemes}.{suggest(scheme, ['memory', *known])}"
@@ -206,12 +212,15 @@ class Pocket:
             backend: Any = make(url)
         except PocketError:
             raise
-        except PLUGIN_FAULTS as error:
-            raise ConfigError(
-                f"{public_url(url)!r}: plugin {record} made no backend of it: {describe(error)}"
-            ) from error
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            said = conceal(describe(error), {url: public_url(url)})
+            raise ConfigError(f"{public_url(url)!r}: plugin {record} made no backend of it: {said}") from (
+                error if said == describe(error) else None
+            )
         if not isinstance(backend, Backend):
-            raise PluginError(f"{public_url(url)!r}: plugin {record} made {backend!r:.80} of it, not a Backend")
+            raise PluginError(f"{public_url(url)!r}: plugin {record} made {summary(backend)} of it, not a Backend")
         return backend
 
     def layer(self, spec: LayerSpec, /, *, where: str = "") -> Layer:
@@ -223,7 +232,7 @@ class Pocket:
             why = self._out_of_use(name) or alternatives(name, offers)
             raise ConfigError(f"{where and f'{where}: '}there is no layer {name!r}{why}")
         options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "use"}
-        return make_recipe(offers[name][1], expand(options, where), where)
+        return make_recipe(offers[name][1], options, where)
 
     def _out_of_use(self, name: str) -> str:
         """Where a plugin of this name is there, but not active: what became of it."""
@@ -254,8 +263,12 @@ class Pocket:
                           for position, spec in enumerate(table.layers)]  # fmt: skip
                 try:
                     self._stores[name] = Store(self.backend(url), layers=layers)
-                except ConfigError as error:
-                    raise ConfigError(f"{table.where}: {error}" if table.where else str(error)) from error
+                except (ConfigError, PluginError) as error:
+                    said = conceal(str(error), variables((table.url, table.layers)))
+                    kind = ConfigError if isinstance(error, ConfigError) else PluginError
+                    raise kind(f"{table.where}: {said}" if table.where else said) from (
+                        error if said == str(error) else None
+                    )
             return self._stores[name]
 
     def _configured(self) -> list[Store]:
@@ -344,15 +357,6 @@ class _Stores(Mapping[str, "Store"]):
         return len(self._tables)
 
 
-def public_url(url: str) -> str:
-    """A URL without the password in it.
-
-    >>> public_url("redis://app:secret@cache:6379/0")
-    'redis://app:***@cache:6379/0'
-    """
-    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", url)
-
-
 def _autoload_wanted() -> bool:
     value = os.environ.get("POCKET_PLUG_AUTOLOAD", "1").strip().lower()
     if value not in ("0", "1", "false", "true", ""):
@@ -362,8 +366,16 @@ def _autoload_wanted() -> bool:
 
 # ---------------------------------------------------------------- the process's default one
 _default: Pocket | None = None
-_default_lock = threading.RLock()
 _making = False
+
+
+def _nobody_makes_it() -> None:
+    """In a child that was forked while another thread made it, and took long."""
+    global _making
+    _making = False
+
+
+_default_lock = new_rlock(_nobody_makes_it)
 
 
 def default_pocket() -> Pocket:

@@ -21,9 +21,9 @@ from opentelemetry.context import (
 )
 
 from .backend import Backend
-from .errors import ConfigError, suggest
+from .errors import ConfigError, PocketError, is_fault, suggest
 from .keys import declared_templates
-from .watching import PLUGIN_FAULTS
+from .terminal import escaped
 
 if TYPE_CHECKING:
     from contextvars import ContextVar
@@ -137,8 +137,21 @@ def error_text(error: BaseException) -> str:
     """Its message, capped, whatever its `__str__` does."""
     try:
         return capped(str(error))
-    except PLUGIN_FAULTS:  # a user's exception may do anything when asked for its text
+    except BaseException as failed:  # a user's exception may do anything when asked for its text
+        if not is_fault(failed):
+            raise
         return "(its text can't be had)"
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line that may go to a terminal, whatever its `__str__` does."""
+    try:
+        text = escaped(str(error))
+    except BaseException as failed:  # a plugin's exception may do anything when asked for its text
+        if not is_fault(failed):
+            raise
+        text = "(its text can't be had)"
+    return text if isinstance(error, PocketError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
@@ -271,5 +284,5 @@ def say_once(what: str, error: BaseException, *, silent: bool = False) -> None:
     kind = (what, error_type(error))
     if kind not in _said:
         _said.add(kind)
-        text = kind[1] if silent else f"{kind[1]}: {error_text(error)}"
+        text = kind[1] if silent else f"{kind[1]}: {escaped(error_text(error))}"
         _logger.warning("%s failed: %s. The program goes on without; said once", what, text)

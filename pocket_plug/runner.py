@@ -9,23 +9,36 @@ An `Execution` is one run of one graph. Nothing of it is kept on a node, and not
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backend import Change
 from .chain import DEFAULT, END, Next
 from .context import run_ids, to_its_end
-from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, RunSuspended, StepLimitError
+from .errors import (
+    Conflict,
+    InputError,
+    MissingKeyError,
+    NodeTimeout,
+    OutcomeUnknown,
+    PhaseError,
+    RunSuspended,
+    StepLimitError,
+)
 from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
 from .keys import type_name
+from .places import note_node
 from .plan import Step
 from .stack import Stack
 from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
 from .transaction import Transaction
-from .watching import PLUGIN_FAULTS, Entered, Part, Watching, end, enter, leave, measure, report, report_observer
+from .watching import Entered, Part, Watching, end, enter, leave, measure, report, tell
 from .workers import Late, pool, wrapped
 
 if TYPE_CHECKING:
@@ -43,6 +56,9 @@ TURN = 0.001
 STEPS_PER_LOOK = 16
 """How often it looks at the clock for that."""
 
+_runs = itertools.count(1)
+"""Numbers them, so that an error's note tells what has come out of a run from what was written before."""
+
 NO_EXITS: Mapping[str, Any] = {}
 
 Commit = tuple[Sequence[Change], Mapping[str, int]]
@@ -54,7 +70,7 @@ Visited = tuple[Step | None, Any, asyncio.CancelledError | None]
 class Execution:
     """One run of one graph over one store. The outermost one keeps the steps that nested ones share."""
 
-    __slots__ = ("above", "exits", "grace", "in_place", "left_by", "loop", "max_steps", "observers", "on_every_phase",
+    __slots__ = ("above", "began", "exits", "grace", "in_place", "left_by", "loop", "max_steps", "observers", "on_every_phase",
                  "on_node", "on_phase", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends",
                  "visits")  # fmt: skip
     fence: Mapping[str, int] = {}
@@ -71,7 +87,7 @@ class Execution:
         self.steps = 0
         self.turn_ends = 0.0
         if parent is None:
-            self.above, self.exits = None, NO_EXITS
+            self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
             self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
         else:
             self.above, self.exits = parent.outermost, parent.exits
@@ -85,8 +101,9 @@ class Execution:
         self.on_phase: Sequence[Part] = ()  # of guarded nodes
         self.on_every_phase: Sequence[Part] = ()
         self.observers = observers = pocket.observers(run)
+        if observers or self.plan.loops:
+            self.visits: dict[str, int] = defaultdict(int)
         if observers:
-            self.visits: dict[str, int] = {}
             self._listen(observers)
 
     def _listen(self, observers: list[Observer]) -> None:
@@ -99,6 +116,10 @@ class Execution:
     def outermost(self) -> Execution:
         """The run that this one is nested in, or itself. Kept as an attribute it would be a cycle, and garbage to collect."""
         return self.above or self
+
+    def visit_of(self, step: Step) -> int:
+        """How often it has been at a node by now, for errors. Where nobody watches it's counted only if the graph has loops."""
+        return self.visits.get(step.name, 1) if self.observers or self.plan.loops else 1
 
     def too_many(self, step: Step) -> StepLimitError:
         """The error for one step more than the run may take."""
@@ -147,6 +168,7 @@ class Execution:
         step: Step | None = self.plan.start
         counter, stack, prefix, yields = self.outermost, self.stack, self.prefix, self.loop
         watched, new, clock = bool(self.observers), object.__new__, time.perf_counter
+        visits = self.visits if self.plan.loops and not watched else None
         in_place = not self.threads and stack.inline_read
         simply = not watched or not self.on_every_phase
         while step is not None:
@@ -155,6 +177,8 @@ class Execution:
                 raise self.too_many(step)
             if yields and not steps % STEPS_PER_LOOK:
                 await counter.give_way()
+            if visits is not None:
+                visits[step.name] += 1
             # Where no phase is watched, and there is nothing to the node but prep, exec and post, what `watch`, `visit` and
             # `_try` do is done right here, with the store's objects made by hand: it takes a fifth of the time. Keep it in
             # step with them.
@@ -272,6 +296,8 @@ class Execution:
                     _name_the_phase(error, step, phase)
                 elif isinstance(error, StopIteration):
                     error = wrapped(error)
+                if isinstance(error, Exception):
+                    note_node(error, self, step)
                 if watched:
                     end(call, entered, error)
                 raise error
@@ -314,18 +340,24 @@ class Execution:
         wanted = step.input_class
         if (wanted is not None and not isinstance(value, wanted)) or (
                 wanted is None and step.fits is not None and not step.fits(value)):  # fmt: skip
-            raise InputError(
+            refused = InputError(
                 f"node {step.name!r} of graph {self.run.graph!r} takes {type_name(step.input_type)}, "
                 f"not {type(value).__name__}"
             )
+            note_node(refused, self, step)
+            raise refused
         try:
             try:
                 visited = await self._try(step, value, call, None)
             except _Lost as lost:
                 visited = await self._try_again(step, value, call, lost)
-        except (GeneratorExit, RunSuspended):
-            raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
+        except (GeneratorExit, RunSuspended, OutcomeUnknown):
+            # the run is being garbage-collected: nothing can be awaited any more; or it only waits; or nobody knows whether
+            # the node has failed: whoever goes on runs the hooks
+            raise
         except BaseException as error:
+            if isinstance(error, Exception):
+                note_node(error, self, step)
             if step.hooks:
                 cancelled = await self._clean_up(step, call, ("on_failure", "on_complete"), error)
                 if cancelled is not None and isinstance(error, Exception):
@@ -340,20 +372,29 @@ class Execution:
         """After a conflict: at once a few times, then in line for the keys that were lost."""
         contested: set[str] = set()
         self.left_by = DEFAULT
-        for tries in range(1, MAX_CONFLICTS):
-            self.event("conflict", call, {"tries": tries})
-            contested |= lost.conflict.keys
-            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
-                try:
-                    return await self._try(step, value, call, lost)
-                except _Lost as again:
-                    lost = again
+        gates = self.stack.gates
+        with ExitStack() as ahead:
+            for tries in range(1, MAX_CONFLICTS):
+                self.event("conflict", call, {"tries": tries})
+                contested |= lost.conflict.keys
+                await self.stack.pause_after(tries)
+                in_line = tries >= FREE_CONFLICTS
+                async with gates.turn(contested, in_line):
+                    post_alone = await lost.transaction.prep_stands(lost.conflict.keys)
+                    if not post_alone:
+                        ahead.close()  # plain writes don't wait for an exec
+                    elif in_line:
+                        ahead.enter_context(gates.ahead(contested))
+                    try:
+                        return await self._try(step, value, call, lost if post_alone else None)
+                    except _Lost as again:
+                        lost = again
         raise lost.conflict
 
     async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
-        """prep, exec, post and the commit. After a conflict on what prep had not read, from post on."""
+        """prep, exec, post and the commit. With what a try has `lost` that need not begin anew, from post on."""
         transaction: Transaction | None = None
-        if lost is not None and lost.transaction.unread_by_prep(lost.conflict.keys):
+        if lost is not None:
             transaction, prepared, result = lost.transaction.again(), lost.prepared, lost.result
         else:
             if step.prep is not None or step.post is not None:
@@ -437,6 +478,14 @@ class Execution:
         """Take one item of a fan-out through its node."""
         return self.watch(step, item) if self.observers else self.visit(step, item, None)
 
+    def must_end(self, error: Exception) -> bool:
+        """Does an error that has left an item end the run, also where the items' own errors are collected?"""
+        return False
+
+    def collected(self, error: Exception) -> Exception:
+        """What stands among the results for an item that raised it."""
+        return error
+
     # ------------------------------------------------------------ phases
     async def _phase(self, step: Step, phase: Phase, function: Callable[..., Any], is_async: bool, call: NodeCall | None,
                      transaction: Transaction, *arguments: Any) -> Any:  # fmt: skip
@@ -508,8 +557,8 @@ class Execution:
                         return result
                     except Exception as error:
                         retry = step.retry
-                        watching.retry(retry is not None and attempt < retry.attempts and retry.covers(error)
-                                       and not isinstance(error, PhaseError), retry, attempt)  # fmt: skip
+                        watching.retry(retry is not None and attempt < retry.attempts and
+                                       not isinstance(error, PhaseError) and retry.covers(error), retry, attempt)  # fmt: skip
                         raise
             except Exception as error:  # noqa: BLE001 - what exec raises is the fallback's to answer, or raised again
                 if isinstance(error, NodeTimeout):
@@ -583,30 +632,30 @@ class Execution:
 
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
         contested: set[str] = set()
-        for tries in range(1, MAX_CONFLICTS + 1):
-            async with self.stack.gates.turn(contested, tries >= FREE_CONFLICTS):
-                transaction = Transaction(self.stack, step.guard(self.prefix))
-                view: Any = _VIEWS["post", is_async](transaction, self.prefix)
-                await self._call(step, name, function, is_async, self.in_place, view, *arguments)
-                try:
-                    if (commit := transaction.end()) is not None:
-                        self.stack.gates.let_go_first(commit[1])
-                        await self.stack.write(commit[0], {**commit[1], **self.fence})
-                    return
-                except Conflict as conflict:
-                    contested |= conflict.keys
-                    if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
-                        raise
+        gates = self.stack.gates
+        with ExitStack() as ahead:
+            for tries in range(1, MAX_CONFLICTS + 1):
+                await self.stack.pause_after(tries - 1)
+                async with gates.turn(contested, tries > FREE_CONFLICTS):
+                    if tries > FREE_CONFLICTS:
+                        ahead.enter_context(gates.ahead(contested))
+                    transaction = Transaction(self.stack, step.guard(self.prefix))
+                    view: Any = _VIEWS["post", is_async](transaction, self.prefix)
+                    await self._call(step, name, function, is_async, self.in_place, view, *arguments)
+                    try:
+                        if (commit := transaction.end()) is not None:
+                            gates.let_go_first(commit[1])
+                            await self.stack.write(commit[0], {**commit[1], **self.fence})
+                        return
+                    except Conflict as conflict:
+                        contested |= conflict.keys
+                        if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
+                            raise
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
         """Tell the observers."""
         if call is not None:
-            for observer in self.observers:
-                if observer.event is not None:
-                    try:
-                        observer.event(name, call, attributes)
-                    except PLUGIN_FAULTS as error:
-                        report_observer(observer, "event", error)
+            tell(self.observers, name, call, attributes)
 
 
 class _Lost(Exception):

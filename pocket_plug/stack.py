@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Set
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
-from .backend import Backend, Clock
-from .contention import FREE_TRIES, Combiner, Gates, Step
+from .backend import NO_EXPECTATIONS, Backend, Change, Clock
+from .contention import FREE_TRIES, Backoff, Combiner, Gates, Step
 from .errors import ConfigError, Conflict, StoreClosedError
+from .forking import after_fork, new_lock
 from .layer import Layer, build_stack, parts
 from .memory import Memory
+from .redaction import named, public_url
 from .waiting import LoopThread, Runner, drive, drive_inline, run_on
 
 T = TypeVar("T")
@@ -24,12 +25,16 @@ class Stack(Layer):
 
     def on_build(self) -> None:
         self.stack = self
-        self.gates = Gates()
-        self.combiner = Combiner(self, self.gates)
+        self._write = self.write  # bound straight to the part that writes
+        self.gates = Gates(self._route_writes)
+        self.backoff = Backoff()
+        self.combiner = Combiner(self, self.gates, self.pause_after)
         self.is_new = True
+        self._is_closed = False
         self._home: asyncio.AbstractEventLoop | None = None
         self._own_loop: LoopThread | None = None
-        self._own_loop_lock = threading.Lock()
+        self._own_loop_lock = new_lock()
+        after_fork(self._leave_loops)
         # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
         self.run: Runner = self._run_at_home if self.needs_loop else drive
         self.run_read: Runner = drive_inline if self.inline_read else self.run
@@ -39,7 +44,20 @@ class Stack(Layer):
         )  # it may queue for the key
 
     def __repr__(self) -> str:
-        return " > ".join(repr(part) for part in parts(self)[1:])
+        return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
+
+    def _route_writes(self, somebody_is_ahead: bool) -> None:
+        """A write passes nothing of the stack's own but while somebody is ahead."""
+        self.__dict__["write"] = self._write_in_turn if somebody_is_ahead else self._write
+
+    async def _write_in_turn(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        await self.gates.let_by([change.key for change in changes], self.inline_write)
+        return await self._write(changes, expect)
+
+    async def pause_after(self, lost: int) -> None:
+        """Between tries that were lost to others. What writes in place shares its data with no other process."""
+        if not self.inline_write:
+            await self.backoff(lost)
 
     async def apply(self, name: str, step: Step) -> Any:
         """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
@@ -58,7 +76,7 @@ class Stack(Layer):
         if self.needs_loop:
             self._home = asyncio.get_running_loop()
         await self.inner.open()
-        self.is_new = False
+        self.is_new = self._is_closed = False
 
     async def ensure_open(self) -> None:
         """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
@@ -67,14 +85,14 @@ class Stack(Layer):
                 await self.open()
 
     async def close(self) -> None:
-        self.is_new, self._home = False, None
+        self.is_new, self._is_closed, self._home = False, True, None
         try:
             await self.inner.close()
         finally:
             self._leave_own_loop()
 
     def _run_at_home(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._home is None and not self.is_new:
+        if self._is_closed and not self.is_new:
             coroutine.close()
             raise StoreClosedError(f"this store is closed: {self!r}")
         return run_on(self._find_home(), coroutine)
@@ -97,10 +115,15 @@ class Stack(Layer):
             self._own_loop = None
         own.close()
 
+    def _leave_loops(self) -> None:
+        """In a forked child: its parent's loops don't run here."""
+        self._home = self._own_loop = None
+
     def open_sync(self) -> None:
         """Open it for callers without a loop."""
         if self.needs_loop:
             self._find_home()
+            self._is_closed = False
         self.run(self.open())
 
     def flush_sync(self) -> None:
@@ -110,7 +133,7 @@ class Stack(Layer):
     def close_sync(self) -> None:
         """Close it, and the loop that was made for it."""
         try:
-            if not self.needs_loop or self.is_new or self._home is not None:  # else it is closed already
+            if not (self.needs_loop and self._is_closed):
                 self.run(self.close())
         finally:
             self._leave_own_loop()
@@ -121,11 +144,15 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
     if isinstance(backend, str):
         backend = Memory() if backend == "memory://" else _resolve(backend)
     if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):
-        raise ConfigError(f"a store's backend can't be {backend!r:.80}; give a URL such as 'sqlite:///state.db' or a "
+        found = repr(backend) if isinstance(backend, Layer) else named(backend)
+        raise ConfigError(f"a store's backend can't be {found}; give a URL such as 'sqlite:///state.db' or a "
                           "Backend, and layers in a list: layers=[…]")  # fmt: skip
     if isinstance(layers, str | Layer):
-        raise ConfigError(f"layers is {layers!r:.80}; give a list: layers=[{layers!r:.80}]")
+        found = public_url(repr(layers))
+        raise ConfigError(f"layers is {found:.80}; give a list: layers=[{found:.80}]")
     if clock is not None:
+        if not callable(clock):
+            raise ConfigError(f"a store's clock can't be {named(clock)}; give a function of nothing, such as time.time")
         backend.clock = clock
     recipes: Iterable[Any] = layers
     if isinstance(layers, Set):

@@ -36,6 +36,13 @@ def _codec() -> Codec:
     return default_codec
 
 
+def _equal(seen: Entry | None, found: Entry | None) -> bool:
+    if seen is None or found is None:
+        return seen is found
+    old, new = seen.value, found.value
+    return old.__class__ is new.__class__ and old == new and seen.expires_at == found.expires_at
+
+
 class Transaction:
     """What a transaction has read and wants to write. The first version seen of a key is the one expected at commit.
 
@@ -165,19 +172,25 @@ class Transaction:
         fresh.in_post = True
         return fresh
 
-    def unread_by_prep(self, keys: Iterable[str]) -> bool:
-        """Did prep read none of these? Then post alone can be tried again.
+    async def prep_stands(self, changed: Iterable[str]) -> bool:
+        """Would prep read the same again, although these keys have changed? Then post alone can be tried again.
 
-        Not where post was handed a value of prep's that it may have changed: the next try must not find it so.
+        It does if prep read none of them, or if an equal value was set there, which is then taken for what prep saw. Only
+        immutable values are compared. Nor may post have been handed another one of prep's, which it may have changed.
         """
-        of_prep = self._prep_read()
+        seen, of_prep = self.seen or {}, self._prep_read()
+        again = of_prep & set(changed)
         shared = of_prep & (self._read_in_post or set())
-        return of_prep.isdisjoint(keys) and all(
-            (entry := (self.seen or {})[key]) is None or entry.value.__class__ in _ATOMS for key in shared
-        )
+        if not all((entry := seen[key]) is None or entry.value.__class__ in _ATOMS for key in again | shared):
+            return False
+        found = await self.stack.read_many(again) if again else {}
+        if not all(_equal(seen[key], found.get(key)) for key in again):
+            return False
+        seen.update((key, found.get(key)) for key in again)
+        return True
 
     def end(self, *, serializable: bool = True) -> tuple[Sequence[Change], Mapping[str, int]] | None:
-        """End it, and give what is to be written; None where nothing was used that would need a check."""
+        """End it, and give what is to be written; None where nothing was read that is to be checked, nor written."""
         self.ended = True
         seen, changes = self.seen, self.changes
         if seen is None:
@@ -188,4 +201,4 @@ class Transaction:
         expect = {key: entry.version if (entry := seen[key]) is not None else 0 for key in checked}
         if changes is not None:
             return tuple(changes.values()), expect
-        return ((), expect) if len(expect) > 1 else None
+        return ((), expect) if expect else None

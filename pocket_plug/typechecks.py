@@ -6,10 +6,13 @@ A hint that can't be resolved is unchecked, never an error: the checks serve the
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from itertools import count
+from types import FunctionType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import is_typeddict
+
+from .errors import ConfigError
 
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
@@ -34,6 +37,7 @@ def checker(hint: Any) -> Callable[[object], bool]:
     from beartype.roar import BeartypeException
 
     conf = BeartypeConf(is_pep484_tower=True)
+    hint = _told_apart(hint)
 
     def check(value: object) -> bool:
         try:
@@ -42,6 +46,66 @@ def checker(hint: Any) -> Callable[[object], bool]:
             return True
 
     return check
+
+
+_hints: dict[str, tuple[Any, Any]] = {}
+_numbers = count()
+
+
+def _told_apart(hint: Any) -> Any:
+    """The hint, in a form that no other has: beartype takes two of one repr for one, such as those of a class and of its
+    next definition.
+    """
+    seen, form = _hints.setdefault(repr(hint), (hint, hint))
+    if seen != hint:
+        form = Annotated[hint, next(_numbers)]
+        _hints[repr(hint)] = hint, form
+    return form
+
+
+def newest(value: Any, fits: Callable[[object], bool]) -> Any:
+    """A value that fits: itself, or with objects of a class's former definition made those of the newest. Else TypeError.
+
+    A notebook's cell that runs twice and a module that is reloaded define their classes anew, and a store may still have
+    objects of the former ones. With the same fields they are the same, to those who store them.
+    """
+    if fits(value):
+        return value
+    from .codec import default_codec  # needed here only, and not cheap to import
+
+    renewed = default_codec.renewed(value)
+    if fits(renewed):
+        return renewed
+    raise TypeError
+
+
+def defined_again(former: type, later: type) -> str:
+    """What is wrong with an object of the former of two classes of one name."""
+    return f"{place_of(former)} was defined again, with other fields, since this object was made: {place_of(later)}"
+
+
+def place_of(cls: type) -> str:
+    """A class and where it was defined, as far as that can be known."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    line = getattr(cls, "__firstlineno__", None)  # since Python 3.13; until then a method tells
+    for code in [part.__code__ for part in vars(cls).values() if isinstance(part, FunctionType)]:
+        if code.co_qualname.startswith(f"{cls.__qualname__}."):
+            return f"{name} ({code.co_filename}, line {line or code.co_firstlineno})"
+    return name if line is None else f"{name} (line {line})"
+
+
+def check_type(declared: Any, what: str) -> None:
+    """Raise ConfigError, naming `what` it is for, unless that is a type: a class, or what `typing` makes of classes.
+
+    >>> check_type(int | None, "Key 'age'")
+    >>> check_type(0, "Key 'age'")
+    Traceback (most recent call last):
+    pocket_plug.errors.ConfigError: Key 'age': int is given where a type is due, such as int, User or list[str]
+    """
+    if not isinstance(declared, type) and type(declared).__module__ not in ("types", "typing", "typing_extensions"):
+        hint = "; a name in quotes can't be looked up later" if isinstance(declared, str) else ""
+        raise ConfigError(f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or "
+                          f"list[str]{hint}")  # fmt: skip
 
 
 def _is_structural(hint: type) -> bool:

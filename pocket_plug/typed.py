@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from typing_extensions import TypeForm
+
 from .errors import ValueTypeError
-from .keys import declared_types, type_name
+from .keys import declared_types, type_found, type_name
 from .store import MISSING, Name, StoreReader
 from .ttl import TTL
-from .typechecks import checker
+from .typechecks import check_type, checker, newest
 
 if TYPE_CHECKING:
     from .sync import SyncReader
@@ -21,18 +23,22 @@ D = TypeVar("D")
 class TypedReader(Generic[T]):
     """A view for values of one type; what is of another raises ValueTypeError, naming the key."""
 
-    def __init__(self, view: StoreReader, type: type[T], /) -> None:
+    def __init__(self, view: StoreReader, type: TypeForm[T], /) -> None:
+        check_type(type, "a typed store")
         self._view: Any = view
         self._type = type
         self._fits = checker(type)
         declared_types.append(type)
 
     def _checked(self, key: Name, value: Any) -> Any:
-        if value is not MISSING and not self._fits(value):
+        if value is MISSING:
+            return value
+        try:
+            return newest(value, self._fits)
+        except TypeError:
             raise ValueTypeError(
-                f"{str(key)!r}: this store is typed {type_name(self._type)}, the value is {type(value).__name__}"
-            )
-        return value
+                f"{str(key)!r}: this store is typed {type_name(self._type)}, the value is {type_found(self._type, value)}"
+            ) from None
 
     @overload
     async def get(self, key: str, /) -> T | None: ...

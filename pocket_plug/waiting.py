@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError
 from typing import Any, Generic, TypeVar
@@ -39,6 +40,14 @@ def may_block() -> bool:
 def blocked_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop that stands still while the caller is driven: waiting for one of its tasks would never end."""
     return _driving.over
+
+
+async def pause(seconds: float) -> None:
+    """Wait a while: a task lets its event loop go on, a thread that is driven sleeps."""
+    if may_block():
+        time.sleep(seconds)  # noqa: ASYNC251 - no loop runs here
+    else:
+        await asyncio.sleep(seconds)
 
 
 class Waiter(Generic[T]):

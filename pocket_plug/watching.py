@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .errors import PluginError, RunSuspended
+from .errors import PluginError, RunSuspended, is_fault
 from .hookspecs import SILENT, NodeCall, Observer, PhaseCall
 
-PLUGIN_FAULTS = (Exception, SystemExit, asyncio.CancelledError)
 Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]
 Entered = list[tuple[Observer, AbstractContextManager[Any]]]
 
@@ -31,11 +30,25 @@ def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[O
                 entered.append((observer, manager))
                 if given is SILENT:
                     silent = (*silent, observer)
-        except PLUGIN_FAULTS as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             is_none = manager is not None and not hasattr(type(manager), "__enter__")
             why = PluginError(f"it gave {type(manager).__name__}, not a context manager or None") if is_none else error
             report_observer(observer, "enter", why)
     return silent
+
+
+def tell(observers: Iterable[Observer], name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
+    """Tell the observers of an event."""
+    for observer in observers:
+        if observer.event is not None:
+            try:
+                observer.event(name, call, attributes)
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                report_observer(observer, "event", error)
 
 
 def measure(call: NodeCall, phase: str, started: float) -> float:
@@ -68,9 +81,13 @@ def leave(entered: Entered, error: BaseException | None) -> None:
                 manager.__exit__(None, None, None)
             else:
                 manager.__exit__(type(error), error, error.__traceback__)
-        except PLUGIN_FAULTS as failed:
-            if failed is not error:
-                report_observer(observer, "exit", failed)
+        except BaseException as failed:
+            if failed is error:
+                continue  # handed on
+            if not is_fault(failed):
+                leave(entered, error)  # the others all the same
+                raise
+            report_observer(observer, "exit", failed)
 
 
 class Watching:

@@ -1,21 +1,33 @@
 """Threads for `def` phases: our own, daemons, and replaced when a time-out abandons one.
 
-The loop's default pool would fill up with abandoned threads, and `asyncio.run` would wait for them at its end.
+The loop's default pool would fill up with abandoned threads, and `asyncio.run` would wait for them at its end. And a
+function in a worker that itself runs a workflow would wait for a thread that may never be free: what comes from a worker
+gets a thread at once, beyond the bound if need be.
 """
 
 from __future__ import annotations
 
 import contextvars
+import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-from .errors import WrappedStopIteration
+from .errors import ConfigError, WrappedStopIteration
+from .forking import after_fork, new_lock
 from .waiting import Waiter, wake
 
+_logger = logging.getLogger("pocket_plug")
+
 MAX_THREADS = 32
+"""How many there are at most, unless `POCKET_PLUG_THREADS` says another number."""
+
+_in_worker: contextvars.ContextVar[bool] = contextvars.ContextVar("pocket_plug.in_worker", default=False)
+"""Does a worker wait for what goes on here? Tasks, loops and threads of asyncio that it starts take the variable along."""
 
 
 class _Job:
@@ -24,6 +36,7 @@ class _Job:
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.function, self.arguments = function, arguments
         self.context = contextvars.copy_context()
+        self.context.run(_in_worker.set, True)
         self.waiter: Waiter[Any] = Waiter()
         self.running = self.abandoned = False
 
@@ -33,7 +46,7 @@ class Late(Exception):
 
 
 class Workers:
-    """A pool of daemon threads, started as they are needed and kept.
+    """A pool of daemon threads, started as they are needed and kept; those beyond `most` end with their first job.
 
     `abandoned` counts the threads that still run what nobody waits for any more.
     """
@@ -41,8 +54,10 @@ class Workers:
     def __init__(self, most: int = MAX_THREADS) -> None:
         self._most = most
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._threads = self._busy = self.abandoned = 0
+        self.is_inherited = False
+        """Is it that of the process that this one was forked from?"""
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run it in a thread, with the caller's context variables, and give what it gives.
@@ -73,14 +88,20 @@ class Workers:
         job = _Job(function, arguments)
         with self._lock:
             self._busy += 1
+            if self._busy > self._threads >= self._most and _in_worker.get():
+                self._start(job)
+                return job
             self._start_if_needed()
         self._jobs.put(job)
         return job
 
     def _start_if_needed(self) -> None:
         if self._busy > self._threads < self._most:
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"pocket_plug-{self._threads}", daemon=True).start()
+            self._start()
+
+    def _start(self, *first: _Job) -> None:
+        self._threads += 1
+        threading.Thread(target=self._work, args=first, name=f"pocket_plug-{self._threads}", daemon=True).start()
 
     def _abandon(self, job: _Job) -> None:
         with self._lock:
@@ -91,12 +112,20 @@ class Workers:
                 self.abandoned += 1
                 self._start_if_needed()  # for those that queue behind it
 
-    def _work(self) -> None:
+    def _ends(self) -> bool:
+        """Is the thread that asks one too many? Then it is not counted any more."""
+        ends = self._threads > self._most
+        self._threads -= ends
+        return ends
+
+    def _work(self, first: _Job | None = None) -> None:
         while True:
-            job = self._jobs.get()
+            job, first = first or self._jobs.get(), None
             with self._lock:
                 if job.abandoned:
                     self._busy -= 1
+                    if self._ends():
+                        return
                     continue
                 job.running = True
             try:
@@ -105,14 +134,31 @@ class Workers:
                 job.waiter.fail(wrapped(error))
             except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
                 job.waiter.fail(error)
+            if self.is_inherited:
+                _end_child()
             with self._lock:
                 if job.abandoned:
                     self.abandoned -= 1
                     return
                 job.running = False
                 self._busy -= 1
+                ends = self._ends()
             wake([job.waiter])
+            if ends:
+                return
             del job  # don't keep its result alive while waiting for the next one
+
+
+def _end_child() -> None:
+    """This process was forked by a function in a worker, which has returned here too: it was all there was to do."""
+    _logger.error(
+        "a `def` phase in a worker thread has forked this process, and returned in the child, where nobody waits for its "
+        "result; the child ends. Let it end by os._exit() or os.exec…(), or use multiprocessing"
+    )
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(1)
 
 
 def wrapped(error: StopIteration) -> WrappedStopIteration:
@@ -123,17 +169,34 @@ def wrapped(error: StopIteration) -> WrappedStopIteration:
     return found
 
 
-_pool = Workers()
+_pool: Workers | None = None
+_making = new_lock()
 
 
 def pool() -> Workers:
-    """The process's pool."""
-    return _pool
+    """The process's pool. Raises ConfigError where the environment gives it a size that can't be."""
+    global _pool
+    made = _pool
+    if made is None:
+        with _making:
+            made = _pool = _pool or Workers(_most())
+    return made
+
+
+def _most() -> int:
+    text = os.environ.get("POCKET_PLUG_THREADS", "").strip() or str(MAX_THREADS)
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise ConfigError(f"POCKET_PLUG_THREADS is {text!r:.80}; give a whole number from 1 up, or leave it out: "
+                          f"{MAX_THREADS}")  # fmt: skip
+    return int(text)
 
 
 def _forget() -> None:
+    """In a forked child, which has none of its parent's threads but the one that forked."""
     global _pool
-    _pool = Workers()  # a forked child has none of its parent's threads
+    if _pool is not None:
+        _pool.is_inherited = True
+        _pool = None
 
 
-os.register_at_fork(after_in_child=_forget)
+after_fork(_forget)

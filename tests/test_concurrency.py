@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -248,6 +250,44 @@ def test_interrupts_are_never_collected(error: BaseException, concurrency: int) 
 
     with pytest.raises(type(error)):
         asyncio.run(fan_out(interrupted, range(3), concurrency=concurrency, errors="collect"))
+
+
+@pytest.mark.parametrize("how", ["run", "fan_out"])
+@pytest.mark.parametrize("stop", ["SystemExit(3)", "KeyboardInterrupt()"])
+def test_an_item_that_ends_the_program_says_nothing_of_tasks(how: str, stop: str) -> None:
+    """Its exit code is the program's, and asyncio has no exception left over that nobody retrieved."""
+    script = f"""
+import asyncio, pocket_plug as pp
+@pp.node
+async def stops(n: int) -> int:
+    await asyncio.sleep(0)
+    raise {stop}
+async def main():
+    if {how == "fan_out"}:
+        return await pp.fan_out(stops, range(9), errors="collect")
+    return await pp.Graph(pp.each(stops) >> stops.with_options(name="more")).run(range(9))
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (3 if "3" in stop else -signal.SIGINT)
+    assert "never retrieved" not in done.stderr
+    assert "pocket_plug" not in done.stderr if "3" in stop else "KeyboardInterrupt" in done.stderr
+
+
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+def test_an_item_that_is_cancelled_by_what_it_awaits_is_not_passed_over(errors: Any) -> None:
+    """It awaited a task that somebody has cancelled: the fan-out is cancelled as any node is, and no result is missing."""
+
+    @node
+    async def awaits(n: int) -> int:
+        task = asyncio.get_running_loop().create_task(asyncio.sleep(1))
+        if n == 1:
+            task.cancel()
+        await task
+        return n
+
+    with pytest.raises(asyncio.CancelledError):
+        run_virtual(fan_out(awaits, range(3), errors=errors))
 
 
 def test_an_items_retry_and_fallback_are_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import threading
 import time
@@ -14,12 +15,28 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Backend, Change, Conflict, Layer, Memory, Put, Store, SyncError, UnregisteredTypeError
+from pocket_plug import (
+    Backend,
+    Change,
+    Conflict,
+    Graph,
+    Layer,
+    Memory,
+    Node,
+    Put,
+    Store,
+    StoreWriter,
+    SyncError,
+    UnregisteredTypeError,
+    node,
+)
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.contention import TRIES, Gates
+from pocket_plug.contention import FREE_TRIES, TRIES, Backoff, Gates
+from pocket_plug.layer import parts
 from pocket_plug.layers.bounding import Bounding
+from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.layer_contract import FaultyMemory
-from pocket_plug.waiting import drive
+from pocket_plug.waiting import drive, pause
 
 PATIENCE = 30  # seconds until a hang is called a hang
 
@@ -167,6 +184,44 @@ def test_one_of_many_deleters_is_told_so(backend: Backend) -> None:
             assert not await store.has("a")
 
     without_hanging(main)
+
+
+def test_who_is_handed_the_lead_before_it_waits_is_served(threaded: type[Backend]) -> None:
+    """A thread that has queued and not yet looked leads all the same: it took its wake-up for another one, and hung."""
+    store = Store(threaded())
+    combiner = store.stack.combiner
+    lock, hand_on = combiner._lock, combiner._hand_on
+    queued, handed = threading.Event(), threading.Event()
+
+    class Halting:
+        """The second one is held where it has just queued."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if threading.current_thread() is second and not queued.is_set():
+                queued.set()
+                assert handed.wait(PATIENCE)
+
+    def handing(place: Any) -> None:
+        hand_on(place)
+        handed.set()
+
+    def first(n: int) -> int:
+        second.start()
+        assert queued.wait(PATIENCE)
+        return n + 1
+
+    combiner._lock, combiner._hand_on = Halting(), handing  # type: ignore[assignment, method-assign]
+    got: list[int] = []
+    second = threading.Thread(
+        target=lambda: got.append(store.sync.update("n", lambda n: n + 1, default=0)), daemon=True
+    )
+    all_of([lambda: store.sync.update("n", first, default=0)])
+    second.join(PATIENCE)
+    assert got == [2]
 
 
 # ------------------------------------------------------------ few writes
@@ -682,6 +737,222 @@ def test_who_holds_a_gate_waits_for_no_other() -> None:
                 assert Counter(await store.get(key)) == {**dict.fromkeys(range(5), 2), "x": 2}
 
     without_hanging(main)
+
+
+# ------------------------------------------------------------ beside plain writes
+class Losses(Layer):
+    """Counts the writes that met a conflict."""
+
+    inline_read = inline_write = True
+    needs_loop = False
+
+    def on_build(self) -> None:
+        self.count = 0
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        try:
+            return await self.inner.write(changes, expect)
+        except Conflict:
+            self.count += 1
+            raise
+
+
+STACKS: dict[str, Callable[[str], tuple[str, list[Layer]]]] = {
+    "memory": lambda file: ("memory://", []),
+    "bounded": lambda file: ("memory://", [Bounding(max_bytes=10_000)]),
+    "process": lambda file: (f"{file}?durability=process", []),
+    "power": lambda file: (file, []),
+    "through": lambda file: ("memory://", [Persistence(to=f"{file}?durability=process")]),
+    "behind": lambda file: ("memory://", [Persistence(to=f"{file}?durability=process", mode="behind")]),
+}
+
+
+class Rivals:
+    """Threads that set a key as fast as they can, and a task that does so on a loop of its own."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._over = threading.Event()
+        self._moved = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._sets, self._sets, self._loop)]
+
+    def _sets(self) -> None:
+        while not self._over.is_set():
+            self._store.sync.set(self._key, 0)
+            self._moved.set()
+
+    def _loop(self) -> None:
+        async def sets() -> None:
+            while not self._over.is_set():
+                await self._store.set_many({self._key: 0, "other": 0})
+                self._moved.set()
+
+        asyncio.run(sets())
+
+    def overtake(self) -> None:
+        """Give them the time for a set, if they may: a slow function between the read and the write."""
+        self._moved.clear()
+        self._moved.wait(0.02)
+
+    def __enter__(self) -> Rivals:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a deadlock"
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Updates, deletes and nodes beside threads that only set the key, and would overtake each try: no conflict."""
+    url, layers = STACKS[stack](f"sqlite:///{tmp_path}/state.db")
+    losses, times = Losses(), 4
+    hooked: list[int] = []
+
+    async def main() -> None:
+        async with Store(url, layers=[losses, *layers]) as store:
+            counted = next(part for part in parts(store.stack) if isinstance(part, Losses))
+            with Rivals(store, "k") as rivals:
+
+                def slow(n: int) -> int:
+                    rivals.overtake()
+                    return n + 1
+
+                class InPostAndHook(Node[int, int]):
+                    async def post(self, view: StoreWriter, n: int, prepared: int, result: int) -> int:
+                        await view.set("k", slow(await view.get("k", 0)))
+                        return n
+
+                    async def on_success(self, view: StoreWriter, n: int) -> None:
+                        hooked.append(await view.update("k", lambda k: slow(k) * 0 + n, default=0))
+
+                graph = Graph(InPostAndHook(), store=store, name="rivals")
+                for n in range(times):
+                    await store.update("k", slow, default=0)
+                    await asyncio.to_thread(store.sync.update, "k", slow, default=0)
+                    await store.delete("k")
+                    await graph.run(n)
+            assert counted.count <= times * 5 * (FREE_TRIES + 6)
+            assert set(hooked) == {*range(times)}
+            assert "on_success" not in caplog.text
+            assert store.stack.write == store.stack.inner.write, "plain writes pass nothing of the stack's any more"
+
+    without_hanging(main)
+
+
+def test_an_update_that_sets_its_own_key_is_told_so() -> None:
+    """It overtakes itself at each try, also by a thread that it waits for: an error, not a deadlock."""
+
+    async def main() -> None:
+        async with Store() as store:
+
+            def itself(n: int) -> int:
+                store.sync.set("k", n)
+                return n
+
+            with pytest.raises(Conflict, match="at each of 20 tries"):
+                await store.update("k", itself, default=0)
+            assert await store.get("k") == 0
+
+    without_hanging(main)
+
+
+def test_pauses_double_up_to_a_bound() -> None:
+    """None after the first losses; then anything from 0 to a bound, by a source of chance that can be seeded."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    backoff = Backoff(sleep, lambda low, high: high)
+    for lost in range(TRIES):
+        drive(backoff(lost))
+    assert slept[:4] == [0.002, 0.004, 0.008, 0.016]
+    assert slept[6:] == [0.1] * (TRIES - FREE_TRIES - 6)
+    slept.clear()
+    for _ in range(2):
+        seeded = Backoff(sleep, random.Random(1).uniform)
+        for lost in range(TRIES):
+            drive(seeded(lost))
+    half = len(slept) // 2
+    assert slept[:half] == slept[half:]
+    assert len(set(slept[:half])) == half
+
+
+def test_who_loses_to_other_processes_pauses() -> None:
+    """Updates and nodes do, between their tries; where a stack writes in place there is no other process."""
+
+    class Contested(FaultyMemory):
+        """Somebody else is faster, eight times."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = 8
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+            if expect and self.left:
+                self.left -= 1
+                await Memory.write(self, [Put("k", self.left)])
+            return await super().write(changes, expect)
+
+    class ContestedInPlace(Contested):
+        inline_read = inline_write = True
+        needs_loop = False
+
+        async def _reach(self, what: str) -> None:
+            pass
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+            if expect and self.left:
+                self.left -= 1
+                await Memory.write(self, [Put("k", self.left)])
+            return await Memory.write(self, changes, expect)
+
+    @node.post
+    async def add(store: StoreWriter, n: int) -> int:
+        return await store.update("k", lambda value: value + n, default=0)
+
+    async def main() -> None:
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        for backend in (Contested(), ContestedInPlace()):
+            async with Store(backend) as store:
+                store.stack.backoff = Backoff(sleep)
+                await store.update("k", lambda value: value + 1, default=0)
+                backend.left = 8
+                await Graph(add, store=store, name="adds").run(1)
+                assert await store.get("k") == 1
+        assert len(slept) == 2 * (8 - FREE_TRIES + 1)
+
+    without_hanging(main)
+
+
+def test_a_pause_holds_up_no_event_loop() -> None:
+    """A task that pauses lets others go on; a thread without a loop sleeps."""
+
+    async def main() -> None:
+        order: list[str] = []
+
+        async def pausing() -> None:
+            order.append("pauses")
+            await pause(0.001)
+            order.append("goes on")
+
+        task = asyncio.ensure_future(pausing())
+        await asyncio.sleep(0)
+        order.append("another")
+        await task
+        assert order == ["pauses", "another", "goes on"]
+
+    without_hanging(main)
+    drive(pause(0))
 
 
 # ------------------------------------------------------------ all of it at once

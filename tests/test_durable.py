@@ -9,8 +9,8 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from pocket_plug import (
     Ask,
     CodecError,
     ConfigError,
+    Conflict,
     GraphError,
     InputError,
     KeyNameError,
     Next,
     Node,
+    OutcomeUnknown,
     Pocket,
     Put,
     Retry,
@@ -50,13 +52,13 @@ from pocket_plug import (
     idempotency_key,
     node,
 )
-from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry
+from pocket_plug.backend import NO_EXPECTATIONS, Change, Delete, Entry
 from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import NodeCall, Observer, Run
 from pocket_plug.layer import Layer
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.propagation import session
-from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.clock import FakeClock, run_virtual
 from pocket_plug.testing.spans import SpanCapture
 
 
@@ -511,7 +513,7 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
                 (RunMismatch, "another input", graph.run(1, run_id="r")),
                 (RunMismatch, "'outer'", Graph(work, store=store, name="another").resume("r")),
                 (InputError, "'asked' .* asks for int, not str", graph.resume("r", answer="x")),
-                (RunSuspended, "how many", graph.resume("r")),
+                (RunSuspended, "waits for an answer", graph.resume("r")),
                 (UnknownRunError, "'nobody'", graph.resume("nobody", answer=1)),
                 (UnregisteredTypeError, "the input of graph", graph.run(object(), run_id="new")),
             ]
@@ -717,6 +719,108 @@ def test_a_failed_or_cancelled_commit_can_be_gone_on_from(tmp_path: Path, fault:
                 await graph.run(0, run_id="r")
             assert await graph.run(0, run_id="r") == 30
             assert await state(store) == UNDISTURBED
+
+    asyncio.run(main())
+
+
+class Unsure(Layer):
+    """Loses the answer to a write, or has it met itself, and can't be asked for a while."""
+
+    name = "unsure"
+    inline_write = False
+    answer: Any = None
+    at: int = -1
+    looks: int = 0
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        version = await self.inner.write(changes, expect)
+        self.at -= bool(changes)
+        if self.at == -1 and changes:
+            raise self.answer
+        return version
+
+    async def read(self, key: str) -> Entry | None:
+        return await self.inner.read(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        keys = list(keys)
+        if self.at == -1 and self.looks and keys[0].startswith("pocket:"):
+            self.looks -= 1
+            raise StoreError("not reachable just now")
+        return await self.inner.read_many(keys)
+
+
+@pytest.mark.parametrize("answer", [StoreError("the answer is lost"), Conflict(["x"])], ids=["lost", "met itself"])
+@pytest.mark.parametrize("looks", [0, 1, 2, 3])
+def test_what_is_not_known_is_an_error_that_says_so(tmp_path: Path, answer: Exception, looks: int) -> None:
+    """No look succeeds after a lost answer: it is neither a node's conflict nor taken for landed, and a resume finds out."""
+    posts: list[int] = []
+
+    class Ticket(Node[int, int], name="ticket"):
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            posts.append(n)
+            return int(await store.update("tickets", lambda tickets: tickets + 1, default=0))
+
+        async def on_failure(self, store: StoreWriter, outcome: Any) -> None:
+            raise AssertionError("nobody knows that it has failed")
+
+    @node.post
+    async def show(store: StoreWriter, n: int) -> str:
+        await store.set("printed", n)
+        return f"ticket {n}"
+
+    async def main() -> None:
+        async with stored(tmp_path, layers=[Unsure(answer=answer, at=1, looks=looks)]) as store:
+            graph = Graph(Ticket() >> show, store=store, name="g")
+            if looks == 3:
+                with pytest.raises(
+                    OutcomeUnknown, match=r"run 'r': whether what 'ticket#1' has written .*resume\('r'\)"
+                ):
+                    await graph.run(1, run_id="r")
+            assert await graph.run(1, run_id="r") == "ticket 1"
+            assert await state(store) == {"tickets": 1, "printed": 1}
+            assert posts == [1]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+@pytest.mark.parametrize("fault", ["refuse", "lose"])
+@pytest.mark.parametrize("at", range(5))
+def test_what_keeps_an_item_from_being_recorded_is_no_result(tmp_path: Path, errors: Any, fault: str, at: int) -> None:
+    """The store fails as an item's checkpoint is written: that ends the execution, and a resume does the item."""
+
+    async def main() -> None:
+        async with stored(tmp_path, layers=[Faulty(plan=[""] * at + [fault])]) as store:
+            way = Graph(Pay() >> Pay().with_options(name="more"), name="way")
+            graph = Graph(each(way, concurrency=1, errors=errors), store=store, name="g")
+            with suppress(StoreError):
+                await graph.run([1, 2], run_id="r")
+            assert await graph.run([1, 2], run_id="r") == [1, 2]
+            assert await store.get("paid") == 6
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("result", [object(), Stumble("as a result")])
+def test_an_item_that_can_not_be_stored_ends_the_execution(tmp_path: Path, result: object) -> None:
+    """It is the program that has to be mended: nothing of the item has landed, and a resume takes it again."""
+    results = [result]
+
+    class Odd(Node[int, object], name="odd"):
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> object:
+            await store.update("done", lambda done: [*done, n], default=[])
+            return results[0] if n else n
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            graph = Graph(each(Odd(), concurrency=1, errors="collect"), store=store, name="g")
+            with pytest.raises(UnregisteredTypeError, match="node 'odd' left with"):
+                await graph.run([0, 1], run_id="r")
+            assert await store.get("done") == [0]
+            results[:] = ["mended"]
+            assert await graph.run([0, 1], run_id="r") == [0, "mended"]
+            assert await store.get("done") == [0, 1]
 
     asyncio.run(main())
 
@@ -1055,7 +1159,7 @@ def test_a_run_waits_for_an_answer(tmp_path: Path) -> None:
             async with stored(tmp_path) as store:
                 graph = approval(store)
                 for again in (graph.run(Draft("hi"), run_id=result), graph.resume(result)):
-                    with pytest.raises(RunSuspended, match="send 'hi'"):
+                    with pytest.raises(RunSuspended, match=f"run {result!r} waits for an answer"):
                         await again
                 with pytest.raises(InputError, match=r"'approve' .* asks for bool, not str"):
                     await graph.resume(result, answer="yes")
@@ -1115,24 +1219,144 @@ def test_asking_needs_a_durable_run(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- retention and observers
+class Pay(Node[int, int], name="pay"):
+    """Pays, and can be told to lose the power."""
+
+    async def post(self, store: StoreWriter, amount: int, prepared: int, paid: int) -> int:
+        await store.update("paid", lambda total: total + paid, default=0)
+        return paid
+
+
+def paying(store: Store, **options: Any) -> Graph[list[int], list[int]]:
+    return Graph(each(Pay()), store=store, name="paying", **{"keep_finished": "1h", **options})
+
+
+async def end_another(store: Store, number: int) -> None:
+    """Let another run end, as the removal of finished ones needs it."""
+    await Graph(node(lambda n: n), store=store, name="other", keep_finished="9999d").run(
+        number, run_id=f"other {number}"
+    )
+
+
 def test_finished_runs_are_kept_as_long_as_told(tmp_path: Path) -> None:
-    """With keep_finished all records of a run expire that long after its end, and then the id is free; else never."""
+    """With keep_finished all records of a run go, at the earliest that long after its end; then the id is free."""
 
     async def main() -> None:
         clock = FakeClock()
         async with stored(tmp_path, clock=clock) as store:
-            graph = Worker().graph(store)
-            assert await graph.run(0, run_id="kept") == 30
-            short = Graph(graph, store=store, name="short", keep_finished="7d")
-            assert await short.run(0, run_id="r") == 30
-            clock.advance(7 * 86_400 - 1)
-            assert await short.run(0, run_id="r") == 30
-            assert await store.get("ended") == 2
-            clock.advance(1)
-            assert [key for key in await records(store) if "kept" not in key] == []
-            assert await short.run(0, run_id="r") == 30
-            assert await store.get("ended") == 3
-            assert len([key for key in await records(store) if "kept" in key]) > 10
+            assert await paying(store, keep_finished=None).run([1, 2], run_id="for ever") == [1, 2]
+            assert await paying(store).run([1, 2], run_id="r") == [1, 2]
+            for number, seconds in enumerate((3599, 1, 3599, 1)):
+                await end_another(store, number)
+                clock.advance(seconds)
+                assert await paying(store).run([1, 2], run_id="r") == [1, 2]
+                assert await store.get("paid") == 6
+            await end_another(store, 9)
+            assert [key for key in await records(store) if ":r" in key.removeprefix("pocket:run")] == []
+            assert await paying(store).run([1, 2], run_id="r") == [1, 2]
+            assert await store.get("paid") == 9
+            assert len([key for key in await records(store) if "for ever" in key]) == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("wrong", ["finisher", "first", "second", "both"])
+@pytest.mark.parametrize("ahead", [7200, -7200, 86_400 * 365])
+def test_no_clock_alone_lets_a_finished_run_go(tmp_path: Path, wrong: str, ahead: int) -> None:
+    """However wrong one client's clock is, whether it ended the run or looks after it: it isn't done again too early."""
+
+    async def main() -> None:
+        clock = FakeClock(2_000_000_000.0)
+
+        def told(who: str) -> Callable[[], float]:
+            return lambda: clock() + (ahead if wrong == who or (wrong == "both" and who != "finisher") else 0)
+
+        async with stored(tmp_path, clock=told("finisher")) as store:
+            await paying(store).run([5], run_id="r")
+        for number in range(12):  # the hour is not over
+            for who in ("first", "second"):
+                async with stored(tmp_path, clock=told(who)) as store:
+                    await end_another(store, number)
+                    assert await paying(store).run([5], run_id="r") == [5]
+                    assert await store.get("paid") == 5, (number, who)
+            clock.advance(299)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", ["refuse", "lose"])
+def test_a_run_that_ends_late_has_lost_none_of_its_items(tmp_path: Path, fault: str) -> None:
+    """The write that ends it fails, and it is gone on with when it was long to be over: nothing is done again."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        plan = [""] * 3 + [fault]
+        async with stored(tmp_path, clock=clock, layers=[Faulty(plan=plan)]) as store:
+            with suppress(StoreError):
+                await paying(store).run([1, 2], run_id="r")
+            assert not plan
+            clock.advance(3700)
+            assert await paying(store).resume("r") == [1, 2]
+            assert await store.get("paid") == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("fault", ["refuse", "lose"])
+def test_a_removal_that_stops_half_way_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int, fault: str
+) -> None:
+    """Till its last write the run is a finished one that gives its result; the next end removes what is left."""
+    monkeypatch.setattr("pocket_plug.durable.CHUNK", 1)
+
+    async def main() -> None:
+        clock, plan = FakeClock(), list[str]()
+        async with stored(tmp_path, clock=clock, layers=[Faulty(plan=plan)]) as store:
+            work = Graph(Pay() >> Pay().with_options(name="more"), store=store, name="work", keep_finished="1h")
+            assert await work.run(1, run_id="r") == 1
+            for number in range(2):
+                clock.advance(3600)
+                plan[:] = [""] * (2 + at) + [fault] if number else []
+                await end_another(store, number)
+            left = [key for key in await records(store) if key.endswith(":r") or ":r:" in key]
+            if plan:  # it had not so many writes
+                assert left == []
+                return
+            assert "removing finished runs failed" in caplog.text
+            if left:
+                assert await work.run(1, run_id="r") == 1
+                assert await store.get("paid") == 2
+            await end_another(store, 2)
+            assert [key for key in await records(store) if key.endswith(":r") or ":r:" in key] == []
+
+    asyncio.run(main())
+
+
+def test_an_old_look_removes_no_new_run(tmp_path: Path) -> None:
+    """A run that was removed by hand and begun anew is kept from its own end on; damaged looks are in nobody's way."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock=clock) as store:
+            await paying(store).run([1], run_id="r")
+            removed = [Delete(key) for key in await records(store) if "ended" not in key]
+            await store.stack.write(removed)
+            clock.advance(3000)
+            await paying(store).run([1], run_id="r")
+            hostile = {"x": {}, "0:x": None, "00000000000000.000:r": {"owner": 1}, "00000000000000.000:y": [1]}
+            await store.stack.write([Put(f"pocket:run-ended:{name}", value) for name, value in hostile.items()])
+            for number in range(4):
+                clock.advance(1000)
+                await end_another(store, number)
+            assert await paying(store).resume("r") == [1]
+            for number in range(4, 7):
+                clock.advance(3600)
+                await end_another(store, number)
+            left = await records(store, "pocket:run-ended:")
+            assert not [key for key in left if key.endswith((":r", ":y"))]
+            with pytest.raises(UnknownRunError):
+                await paying(store).resume("r")
 
     asyncio.run(main())
 

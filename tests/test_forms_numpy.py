@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_arrays_in_containers_and_in_declared_types() -> None:
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (np.array([1, "a"], object), CodecError, r"dtype\('O'\) holds Python objects; store array.tolist\(\)"),
+        (np.array([1, "a"], object), CodecError, r"dtype \|O holds Python objects; store array.tolist\(\)"),
         (np.zeros(1, [("a", object)]), CodecError, r"holds Python objects"),
         (np.ma.array([1], mask=[True]), UnregisteredTypeError, r"MaskedArray is no plain array; store its data and its mask"),
         (np.ma.masked, UnregisteredTypeError, "MaskedConstant is no plain array"),
@@ -212,10 +213,38 @@ def test_a_made_up_record_is_an_error_of_ours(state: Any) -> None:
 
 
 def test_items_of_no_size_take_no_time() -> None:
-    """A few bytes may claim any number of them."""
+    """A few bytes may claim any number of them: a few come back, many are refused on both sides."""
     SHARED.knows(np.ndarray)
     for dtype in ("|V0", "<U0", "|S0"):
-        assert SHARED.decode(record_of("numpy.ndarray", [dtype, "C", b"", 2**50])).shape == (2**50,)
+        assert SHARED.decode(record_of("numpy.ndarray", [dtype, "C", b"", 4096])).shape == (4096,)
+        with pytest.raises(CodecError, match="items that take no bytes; 4,096 are allowed"):
+            SHARED.decode(record_of("numpy.ndarray", [dtype, "C", b"", 2**50]))
+    with pytest.raises(CodecError, match="5,000 items that take no bytes"):
+        SHARED.encode(np.zeros(5000, "V0"))
+
+
+@pytest.mark.parametrize(
+    ("tag", "state"),
+    [
+        ("ndarray", ["<i8", "C", 2_000_000_000, 3]), ("ndarray", ["|i1", "C", 2_000_000_000, 2_000_000_000]),
+        ("int64", ["<i8", 2_000_000_000]), ("bytes", 2_000_000_000), ("str", 2_000_000_000),
+        ("ndarray", ["|S2000000000", "C", b"", 1]), ("ndarray", [["|i1", 1000, 1000, 1000], "C", b"", 1]),
+        ("ndarray", [{**STRUCTURE, "itemsize": 2_000_000_000}, "C", b"", 1]), ("ndarray", {"<i8": 2_000_000_000}),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_record_of_a_few_bytes_takes_no_memory(tag: str, state: Any) -> None:
+    """What stands where bytes, an itemsize or a shape should: no constructor is handed a number in place of bytes."""
+    SHARED.knows(np.ndarray)
+    record = record_of(f"numpy.{tag}", state)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError):
+            SHARED.decode(record)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_a_record_of_a_scalar_of_another_type_is_refused() -> None:

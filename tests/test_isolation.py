@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug import Graph, Key, Node, Store, StoreReader, StoreWriter
+from pocket_plug import Graph, Key, Node, Store, StoreReader, StoreWriter, each
 
 BALANCE = Key("balance:{}", int)
 
@@ -59,3 +59,99 @@ def test_by_default_only_what_is_written_is_guarded(make_store: Callable[[], Sto
     """The same without it: two that write different keys don't see each other. What was paid is right all the same."""
     paid, left = asyncio.run(race(make_store(), Withdraw(), "ab", a=10, b=0))
     assert (paid, left) == (20, -10)
+
+
+# ------------------------------------------------------------ what is read is checked where nothing is written, too
+FLAG = Key("flag", str)
+
+
+class Look(Node[int, str]):
+    """Gives the flag, and has it changed as soon as the phase has read it, the first time."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.phases: list[str] = []
+
+    async def look(self, phase: str, view: StoreReader) -> str:
+        flag = await view.require(FLAG)
+        if phase not in self.phases:
+            await self.store.set(FLAG, "stop")
+        self.phases.append(phase)
+        return flag
+
+
+class LookInPost(Look):
+    async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> str:
+        return await self.look("post", store)
+
+
+class LookInPrep(Look, isolation="serializable"):
+    async def prep(self, store: StoreReader, n: int) -> str:
+        return await self.look("prep", store)
+
+
+class LookInBoth(Look):
+    async def prep(self, store: StoreReader, n: int) -> str:
+        return await self.look("prep", store)
+
+    async def exec(self, flag: str) -> str:
+        self.phases.append("exec")
+        await self.store.set(FLAG, "stop")  # whenever it runs
+        return flag
+
+    async def post(self, store: StoreWriter, n: int, prepared: str, result: str) -> str:
+        return f"{result} {await self.look('post', store)}"
+
+
+class LookDeclared(LookInPost, reads=(FLAG,)):
+    """The flag is read before `post` begins."""
+
+
+LOOKS: dict[str, tuple[type[Look], str, list[str]]] = {
+    "post": (LookInPost, "stop", ["post", "post"]),
+    "post, declared": (LookDeclared, "stop", ["post", "post"]),
+    "serializable prep": (LookInPrep, "stop", ["prep", "prep"]),
+    "both": (LookInBoth, "stop stop", ["prep", "exec", "post", "prep", "exec", "post", "post"]),
+}
+
+
+@pytest.mark.parametrize("place", ["a node", "a nested graph", "an item"])
+@pytest.mark.parametrize(("kind", "gives", "phases"), LOOKS.values(), ids=LOOKS.keys())
+def test_a_node_that_only_read_is_checked(
+    make_store: Callable[[], Store], kind: type[Look], gives: str, phases: list[str], place: str
+) -> None:
+    """One key, nothing written: what `post` read, and what a serializable `prep` read, is unchanged at the commit.
+
+    Where prep would read an equal value again, neither it nor `exec` is repeated.
+    """
+
+    async def main() -> None:
+        async with make_store() as store:
+            await store.set(FLAG, "go")
+            look = kind(store)
+            if place == "an item":
+                graph = Graph(each(look), store=store, name="looks")
+                assert await graph.run([1]) == [gives]
+            else:
+                inner = Graph(look, store=store, name="looks")
+                outer = Graph(inner, store=store, name="outer") if place == "a nested graph" else inner
+                assert await outer.run(1) == gives
+            assert look.phases == phases
+
+    asyncio.run(main())
+
+
+def test_what_prep_alone_read_is_not_checked_by_default(make_store: Callable[[], Store]) -> None:
+    """It may have changed while exec worked: a node that must not go on then says so, or reads it in `post`."""
+
+    class Plain(LookInPrep, isolation="default"):
+        pass
+
+    async def main() -> None:
+        async with make_store() as store:
+            await store.set(FLAG, "go")
+            look = Plain(store)
+            assert await Graph(look, store=store, name="looks").run(1) == "go"
+            assert look.phases == ["prep"]
+
+    asyncio.run(main())

@@ -255,7 +255,7 @@ def test_the_order_is_the_order_of_calls() -> None:
     [
         ([Idle(), OtherIdle(), Idle()], "'idle' stands twice"),
         ([Idle], r"layers\[0\] is the class Idle; give an instance"),
-        ([Idle(), 3], r"layers\[1\] is 3"),
+        ([Idle(), 3], r"layers\[1\] is int; give"),
     ],
     ids=["twice", "class", "number"],
 )

@@ -18,6 +18,7 @@ from pocket_plug import (
     Change,
     ConfigError,
     Entry,
+    Graph,
     Key,
     KeyNameError,
     Layer,
@@ -27,11 +28,13 @@ from pocket_plug import (
     Store,
     StoreClosedError,
     StoreReader,
+    StoreScope,
     StoreWriter,
     SyncReader,
     SyncStore,
     SyncWriter,
     ValueTypeError,
+    node,
 )
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.testing.clock import FakeClock
@@ -177,7 +180,7 @@ def test_nested_scopes_are_flat() -> None:
     for n in range(500):
         deep = deep.scope(str(n))
     assert deep.place == (store.stack, "".join(f"{n}:" for n in range(500)))
-    assert type(deep) is Store
+    assert type(deep) is StoreScope
 
 
 def test_tenants_never_meet(open_store: Open) -> None:
@@ -701,3 +704,55 @@ def test_memory_needs_no_opening() -> None:
             await store.get("a")
 
     asyncio.run(main())
+
+
+# ---------------------------------------------------------------- scopes own nothing
+def test_a_scope_neither_opens_nor_closes_the_store(tmp_path: Path) -> None:
+    """There is no `with` around it and no `close` of it, sync or not: its end would close what everybody else uses."""
+    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        part: Any = store.scope("user")
+        with pytest.raises(TypeError, match="SyncScope"), part:
+            pass
+        assert not hasattr(part, "close")
+        with pytest.raises(ConfigError, match=r"scope\.sync"):
+            SyncStore(Store().scope("user"))  # type: ignore[arg-type]
+        store.set("a", 1)
+        assert store.get("a") == 1
+
+    async def with_await() -> None:
+        store = Store()
+        part: Any = store.scope("user")
+        with pytest.raises(TypeError, match="StoreScope"):
+            async with part:
+                pass
+        assert not hasattr(part, "open")
+        assert not hasattr(part.sync, "close")
+        assert not hasattr(part.scope("admin"), "close")
+
+    asyncio.run(with_await())
+
+
+def test_a_scope_does_the_rest(tmp_path: Path) -> None:
+    """Transactions, readers, its own sync view, flush, and a graph over it, all within its prefix."""
+
+    @node.post
+    def keep(store: SyncWriter, n: int) -> int:
+        store.set("kept", n)
+        return n
+
+    async def with_await() -> None:
+        store = Store()
+        part = store.scope("user").scope("admin")
+        async with part.transaction() as tx:
+            await tx.set("a", 1)
+        await part.flush()
+        assert part.sync.get("a") == await part.reader().get("a") == await store.get("user:admin:a") == 1
+        with part.sync.transaction() as tx_sync:
+            tx_sync.set("a", 2)
+        assert await part.get("a") == 2
+        assert part.stack is store.stack
+        assert await Graph(keep, store=part).run(7) == 7
+        assert Graph(keep, store=part.sync, scope="more").run_sync(8) == 8
+        assert [name async for name in store.keys()] == ["user:admin:a", "user:admin:kept", "user:admin:more:kept"]
+
+    asyncio.run(with_await())

@@ -191,7 +191,7 @@ def test_blind_writes_conflict_with_nobody(open_store: Open) -> None:
 
 
 def test_reading_alone_is_checked_too(open_store: Open) -> None:
-    """Two values that never stood together are a conflict, even where nothing is written; one alone needs no check."""
+    """What was read is unchanged at the end, where nothing is written too, be it one value or two that never met."""
     store = open_store()
     store.set_many({"a": 1, "b": 1})
     with pytest.raises(Conflict) as caught, store.transaction() as tx:
@@ -199,9 +199,22 @@ def test_reading_alone_is_checked_too(open_store: Open) -> None:
         store.set_many({"a": 2, "b": 2})
         assert (a, tx.get("b")) == (1, 2)
     assert caught.value.keys == {"a"}
-    with store.transaction() as tx:
-        assert tx.get("a") == 2
-        store.set("a", 3)
+    uses: list[Callable[[Any], object]] = [
+        lambda tx: tx.get("a"),
+        lambda tx: tx.get_many(["a"]),
+        lambda tx: tx.has("absent"),
+        lambda tx: tx.ttl("a"),
+        lambda tx: tx.scope("s").get("1"),
+        lambda tx: tx.typed(int).get("a"),
+        lambda tx: tx.delete("absent"),
+    ]
+    for use in uses:
+        with store.transaction() as tx:
+            use(tx)
+        with pytest.raises(Conflict), store.transaction() as tx:
+            use(tx)
+            store.set_many({"a": 3, "absent": 3, "s:1": 3})
+        store.delete_many(["absent", "s:1"])
     with store.transaction():
         pass
 

@@ -96,16 +96,16 @@ def test_a_missing_step_is_an_error_with_the_way_out() -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (lambda fields: {"first": fields["nmae"]}, "KeyError: 'nmae'"),
-        (lambda fields: None, "TypeError: it gave None, not the dict of the fields"),
-        (lambda fields: User("a", "b", "c"), r"TypeError: it gave User\(.*, not the dict of the fields"),
+        (lambda fields: {"first": fields["nmae"]}, " with KeyError"),
+        (lambda fields: None, ": it gave None, not the dict of the fields"),
+        (lambda fields: User("a", "b", "c"), ": it gave User, not the dict of the fields"),
     ],
     ids=["raises", "forgets to return", "gives an object"],
 )
 def test_an_upgrade_that_fails_names_the_step(step: Any, message: str) -> None:
     """Whatever the function raises is the cause."""
     codec = today({1: step, 2: add_country})
-    with pytest.raises(CodecError, match=rf"upgrading a .*User from version 1 to 2 failed: {message}") as caught:
+    with pytest.raises(CodecError, match=rf"upgrading a .*User from version 1 to 2 failed{message}") as caught:
         codec.decode(FIRST.encode(FirstUser("Ada Byron")))
     assert caught.value.__cause__ is not None
 

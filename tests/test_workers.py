@@ -15,7 +15,7 @@ import pytest
 
 from pocket_plug import Node, Retry, node, workers
 from pocket_plug.concurrency import fan_out
-from pocket_plug.errors import NodeTimeout, WrappedStopIteration
+from pocket_plug.errors import ConfigError, NodeTimeout, WrappedStopIteration
 from pocket_plug.graph import Graph
 from pocket_plug.store import Store
 from pocket_plug.testing.clock import run_virtual
@@ -315,6 +315,117 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     if child == 0:
         os._exit(pool().call_blocking(60, len, "abcd"))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+
+
+def test_a_child_forked_by_a_worker_goes_on() -> None:
+    """In the child its function goes on, and workflows work there; once it returns, the child says so and ends."""
+    script = """
+import asyncio, os, sys, warnings
+from pocket_plug import Graph, node
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+
+@node
+def add(n: int) -> int:
+    return n + 1
+
+@node
+def forks(n: int) -> int:
+    if os.fork() == 0:
+        print("child:", asyncio.run(Graph(add).run(n)), Graph(add).run_sync(n), flush=True)
+    else:
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
+    return n
+
+print("parent:", asyncio.run(Graph(forks).run(1)), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n") == ["child: 2 2", "parent: 1", ""]
+    assert done.stderr.count("the child ends") == 1
+
+
+# ---------------------------------------------------------------- what workers wait for
+@pytest.mark.parametrize("depth", [1, 3])
+def test_what_comes_from_a_worker_waits_for_none(own_pool: Callable[[int], Workers], depth: int) -> None:
+    """As many nodes as there are threads, each of which runs a workflow of its own, and so on: none waits for a thread."""
+    made = own_pool(2)
+    together = threading.Barrier(2, timeout=60)
+
+    @node
+    def leaf(x: int) -> int:
+        return x + 1
+
+    @node(timeout=600)
+    def timed(x: int) -> int:
+        return x + 1
+
+    def outer(inner: Node[int, int]) -> Node[int, int]:
+        @node
+        def runs(x: int) -> int:
+            together.wait()
+            found = asyncio.run(fan_out(inner, [x]))[0] + Graph(timed).run_sync(x)
+            return found + asyncio.run(asyncio.to_thread(asyncio.run, Graph(leaf).run(x)))
+
+        return runs
+
+    made_of: Node[int, int] = leaf
+    for _ in range(depth):
+        made_of = outer(made_of)
+    found = asyncio.run(asyncio.wait_for(fan_out(made_of, [1, 1], concurrency=2), 60))
+    assert found == [2 + 4 * depth] * 2
+    assert pool() is made
+
+
+def test_threads_beyond_the_bound_end_with_their_job(own_pool: Callable[[int], Workers]) -> None:
+    """A later burst has no more threads than the bound says: those that a worker needed are gone."""
+    own_pool(1)
+
+    def names(prefix: str = "pocket_plug-") -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith(prefix)}
+
+    def inner() -> threading.Thread:
+        return threading.current_thread()
+
+    async def main() -> None:
+        before = names()
+        beyond = await pool().call(lambda: pool().call_blocking(60, inner))
+        beyond.join(60)
+        assert not beyond.is_alive()
+        assert await pool().call(threading.current_thread) is await pool().call(threading.current_thread)
+        assert len(names() - before) <= 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("said", "most"), [("", 32), (" 3 ", 3), ("100", 100)])
+def test_the_number_of_threads_is_a_setting(monkeypatch: pytest.MonkeyPatch, said: str, most: int) -> None:
+    """`POCKET_PLUG_THREADS` says how many run at once."""
+    monkeypatch.setenv("POCKET_PLUG_THREADS", said)
+    monkeypatch.setattr(workers, "_pool", None)
+    gate, inside = threading.Event(), threading.Semaphore(0)
+
+    def stay() -> None:
+        inside.release()
+        gate.wait()
+
+    async def main() -> None:
+        staying = [asyncio.ensure_future(pool().call(stay)) for _ in range(most + 1)]
+        for _ in range(most):
+            while not inside.acquire(blocking=False):
+                await asyncio.sleep(0)
+        assert not inside.acquire(blocking=False)
+        gate.set()
+        await asyncio.gather(*staying)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "many", "1.5", "²"])
+def test_a_number_of_threads_that_cant_be_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """The error names the variable, what it is, and what it may be."""
+    monkeypatch.setenv("POCKET_PLUG_THREADS", said)
+    monkeypatch.setattr(workers, "_pool", None)
+    with pytest.raises(ConfigError, match=rf"POCKET_PLUG_THREADS is '{said}'; give a whole number from 1 up"):
+        pool()
 
 
 def test_a_def_node_keeps_the_loop_free() -> None:

@@ -2,17 +2,23 @@
 
 Reads happen in place. A write is one transaction: in place where that stops nobody, else in one writer thread, which
 commits all that wait as one. Values are the codec's bytes. A plugin module, as any third party's.
+
+SQLite's locks belong to a process, and its library in a forked child believes that it holds its parent's. So there is no
+connection at the moment of a fork: each is closed before it, and made anew when it is next needed.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
@@ -28,8 +34,16 @@ from pocket_plug.errors import (
     StoreError,
     suggest,
 )
+from pocket_plug.files import make_file, make_folder
+from pocket_plug.forking import new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
+from pocket_plug.redaction import public_url
 from pocket_plug.waiting import Waiter, may_block, wake
+
+try:
+    import fcntl
+except ImportError:  # Windows, which doesn't fork either
+    fcntl = None  # type: ignore[assignment]
 
 Durability = Literal["power", "process"]
 
@@ -71,6 +85,24 @@ _LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
 
 REAP_EVERY = 16
 """After so many changes, up to twice as many expired entries are removed."""
+
+LOOK_EVERY = 0.05
+"""Seconds between two looks of reads at whether the file is still in its place. A write looks each time."""
+
+_WAIT = 0.1  # seconds that the writer thread waits for another process before it looks whether this one is forked
+
+_left_alone: list[_Connection] = []
+"""In a forked child: its parent's, which were in use at that moment. Closing them here could do harm."""
+
+_forbidden: set[tuple[int, int]] = set()
+"""The files of these. SQLite in this process takes their locks for its own."""
+
+
+class _Connection(sqlite3.Connection):
+    """One that can be referred to weakly."""
+
+
+_Execute = Callable[..., sqlite3.Cursor]
 
 
 class _Request:
@@ -122,17 +154,28 @@ class SQLite(Backend):
         self.timeout = timeout
         self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
         self._open = False
-        self._ownership: sqlite3.Connection | None = None
+        self._name, self._log = str(self._absolute), ""
+        self._file = (0, 0)  # its device and number there
+        self._look_next = 0.0
+        self._ownership: _Ownership | None = None
+        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()  # those that are open, in use or not
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
-        self._writer: sqlite3.Cursor
-        self._writing = threading.Lock()  # held by whoever uses the writer
+        self._writer: sqlite3.Cursor | None = None  # None after a fork too, until it is needed
+        self._resting = False  # while this process forks: no connection is made
+        self._begin_locks()
         self._counter = 0  # where its own last commit has put the counter
         self._unreaped = 0
         self._queue: list[_Request] = []
-        self._lock = threading.RLock()  # guards the queue and `_open`; reentrant, as garbage collection withdraws
-        self._queued = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._finished: Waiter[None]
+        take_part(self)
+
+    def _begin_locks(self) -> None:
+        self._writing = threading.Lock()  # held by whoever uses the writer
+        self._lock = (
+            new_rlock()
+        )  # guards the queue, the connections and `_open`; reentrant: garbage collection withdraws
+        self._queued = threading.Condition(self._lock)
 
     @classmethod
     def from_url(cls, url: str) -> SQLite:
@@ -141,7 +184,8 @@ class SQLite(Backend):
         path = unquote(address.removeprefix("sqlite:///"))
         if not address.startswith("sqlite:///") or not path or path == ":memory:":
             raise ConfigError(
-                f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db (memory:// for memory)"
+                f"{public_url(url)!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db "
+                "(memory:// for memory)"
             )
         options: dict[str, Any] = {}
         for name, text in parse_qsl(query, keep_blank_values=True):
@@ -151,11 +195,13 @@ class SQLite(Backend):
                 try:
                     options[name] = float(text)
                 except ValueError:
-                    raise ConfigError(f"{url!r}: timeout is {text!r}; give seconds, such as timeout=5") from None
+                    raise ConfigError(
+                        f"{public_url(url)!r}: timeout is {text!r}; give seconds, such as timeout=5"
+                    ) from None
             else:
                 known = ("durability", "timeout")
                 raise ConfigError(
-                    f"{url!r}: sqlite has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}"
+                    f"{public_url(url)!r}: sqlite has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}"
                 )
         return cls(path, **options)
 
@@ -168,54 +214,69 @@ class SQLite(Backend):
         if self._open:
             return
         try:
-            self._absolute.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._absolute.parent)
         except OSError as error:
             raise StoreError(f"{self.path}: its folder can't be made: {error}") from error
-        deadline = time.monotonic() + self.timeout
+        with suppress(OSError):  # SQLite says what is wrong
+            make_file(self._absolute)
+        deadline = monotonic() + self.timeout
         while True:
-            connection = self._connect("rwc")
+            connection = self._connected()
             try:
                 self._prepare(connection)
                 break
             except sqlite3.Error as error:
                 connection.close()
                 # Of two processes that turn on WAL at once, SQLite refuses one without waiting.
-                if not _is_busy(error) or time.monotonic() >= deadline:
+                if not _is_busy(error) or monotonic() >= deadline:
                     raise self._explained(error) from error
                 time.sleep(0.005)  # noqa: ASYNC251 - some milliseconds, once in a file's life
             except BaseException:
                 connection.close()
                 raise
+        found = self._found()
+        assert found is not None
+        self._file, self._log = found, f"{self._absolute.resolve()}-wal"
         self._writer = connection.cursor()
         self._open = True
 
     async def own(self) -> None:
-        """Hold SQLite's own lock on an empty file beside this one, `state.db-owner`: it ends with the process."""
-        path = f"{self._absolute.resolve()}-owner"
-        lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        """Hold a lock on an empty file beside this one, `state.db-owner`: it ends with the process, and stays here in forks."""
         try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error as error:
-            lock.close()
-            if not _is_busy(error):
-                raise self._explained(error) from error
+            with self._lock:  # no fork comes in between
+                self._ownership = _Ownership(f"{self._absolute.resolve()}-owner")
+        except BlockingIOError:
             raise StoreBusyError(
                 f"{self.path} is owned by another store that writes behind, here or in another process; close that one, "
                 "or share it"
-            ) from error
-        self._ownership = lock
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{self.path}: it can't be owned: {error}") from error
 
-    def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
+    def _connected(self) -> sqlite3.Connection:
+        """A new connection, once no fork goes on. Hold no lock."""
+        while True:
+            with self._lock:
+                if not self._resting:
+                    return self._connect()
+            wait_for_fork()
+
+    def _connect(self) -> sqlite3.Connection:
+        """The same for who knows that none goes on, and holds the lock."""
+        if _forbidden and self._found() in _forbidden:
+            raise self._forked_in_use()
         try:
             connection = sqlite3.connect(
-                f"{self._absolute.as_uri()}?mode={mode}",
+                f"{self._absolute.as_uri()}?mode=rw",
                 uri=True,
                 timeout=self.timeout,
                 isolation_level=None,
                 check_same_thread=False,  # used by one thread at a time, but not always by the same
+                factory=_Connection,
             )
         except sqlite3.Error as error:
             raise self._explained(error) from error
+        self._connections.add(connection)
         # No room is made for what the codec would refuse, and some is for the key beside it.
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, default_codec.max_bytes + 1024 * 1024)
         return connection
@@ -265,19 +326,81 @@ class SQLite(Backend):
         finally:
             self._close_readers()
             with self._writing:
-                self._writer.connection.close()
+                self._close_writer()
             if self._ownership is not None:
-                self._ownership.close()
+                self._ownership.release()
                 self._ownership = None
 
     def _close_readers(self) -> None:
         while self._readers:
             with suppress(IndexError):  # another thread has just taken the last one, and will close it
-                self._readers.pop().connection.close()
+                _close(self._readers.pop())
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            _close(writer)
+
+    # ------------------------------------------------------------ where the file is, and forks of this process
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self._name)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _look(self, *, closely: bool = False) -> None:
+        """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
+        if closely or monotonic() >= self._look_next:
+            if self._found() != self._file:
+                raise self._moved(self.path) if self._open else self._not_open()
+            self._look_next = monotonic() + LOOK_EVERY
+
+    def _moved(self, what: str) -> StoreError:
+        return StoreError(
+            f"{what} was deleted, moved or replaced while it was open, so nothing can be stored there, and what was may "
+            "be lost; put the right file in its place, close this store, and open it again"
+        )
+
+    def rest(self) -> bool:
+        """Before a fork: close every connection that is not in use; were they all?"""
+        held: list[Any] = []
+        try:
+            take((self._lock,), held)
+            if not held:
+                return False
+            self._resting = True
+            self._close_readers()
+            take((self._writing,), held)
+            if len(held) == 2:
+                self._close_writer()
+            return not self._connections
+        finally:
+            release(held)
+
+    def go_on(self) -> None:
+        """After a fork, here."""
+        self._resting = False
+
+    def begin_anew(self) -> None:
+        """After a fork, in the child: what is queued and owned is the parent's."""
+        if self._connections:
+            _left_alone.extend(self._connections)
+            _forbidden.add(self._file if self._open else self._found() or self._file)
+            self._open = False
+        self._begin_locks()
+        self._queue, self._thread = [], None
+        self._readers, self._writer = [], None
+        if self._ownership is not None:
+            self._ownership.leave()
+            self._ownership = None
+        self._resting = False
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
         """One look-up in place."""
+        if monotonic() >= self._look_next:
+            self._look()
         try:  # as in `_rows`, whose call would be felt here
             cursor = self._readers.pop()
         except IndexError:
@@ -330,6 +453,8 @@ class SQLite(Backend):
 
     def _rows(self, statement: str, parameters: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """What a statement gives for each of its parameters in turn, all at one moment."""
+        if monotonic() >= self._look_next:
+            self._look()
         try:
             cursor = self._readers.pop()
         except IndexError:
@@ -352,8 +477,13 @@ class SQLite(Backend):
     def _reader(self) -> sqlite3.Cursor:
         if not self._open:
             raise self._not_open()
-        connection = self._connect("rw")
-        connection.execute("PRAGMA query_only = 1")
+        connection = self._connected()
+        try:
+            self._look(closely=True)
+            connection.execute("PRAGMA query_only = 1")
+        except BaseException:
+            connection.close()
+            raise
         return connection.cursor()
 
     # ------------------------------------------------------------ writing
@@ -397,11 +527,14 @@ class SQLite(Backend):
         try:
             if not self._open:
                 raise self._not_open()
+            writer = self._writer
+            if writer is None:  # since a fork
+                return False
             try:
-                self._writer.execute("BEGIN IMMEDIATE")
-                self._commit([request])
+                writer.execute("BEGIN IMMEDIATE")
+                self._commit(writer, [request])
             except BaseException as error:
-                _roll_back(self._writer)  # a keyboard interrupt may have come between
+                _roll_back(writer)  # a keyboard interrupt may have come between
                 if isinstance(error, sqlite3.Error):
                     if _is_busy(error):
                         return False
@@ -443,36 +576,75 @@ class SQLite(Backend):
                     return
                 waiting = self._queue[:]
             with self._writing:
-                batch = self._write_batch(waiting)
+                batch = [] if self._resting else self._write_batch(waiting)
             wake([request.waiter.give(None) for request in batch])
+            if self._resting:
+                wait_for_fork()
 
     def _write_batch(self, waiting: list[_Request]) -> list[_Request]:
-        """Begin, and only then take the queue, so that what waits for another process can still be withdrawn."""
+        """Begin, and only then take the queue, so that what waits for another process can still be withdrawn.
+
+        None is taken where this process is about to be forked.
+        """
         try:
-            self._writer.execute(f"PRAGMA busy_timeout = {round(self.timeout * 1000)}")
-            self._writer.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
+            writer = self._begun()
+        except (sqlite3.Error, StoreError) as error:
             batch = [request for request in waiting if self._withdraw(request)]
             for request in batch:
                 request.error = self._explained(error)
             return batch
-        finally:
-            self._writer.execute("PRAGMA busy_timeout = 0")
+        if writer is None:
+            return []
         with self._lock:
             batch, self._queue = self._queue, []
-        self._commit(batch)
+        self._commit(writer, batch)
         return batch
 
-    def _commit(self, batch: list[_Request]) -> None:
-        """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
-        execute = self._writer.execute
+    def _begun(self) -> sqlite3.Cursor | None:
+        """The writer, in a transaction; None where this process is about to be forked, which waits for no other one."""
+        writer = self._writer
+        if writer is None:  # since a fork
+            with self._lock:
+                if self._resting:
+                    return None
+                connection = self._connect()
+            try:
+                self._look(closely=True)
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            writer = self._writer = connection.cursor()
+        deadline = monotonic() + self.timeout
         try:
+            while True:
+                left = max(deadline - monotonic(), 0)
+                writer.execute(f"PRAGMA busy_timeout = {round(min(left, _WAIT) * 1000)}")
+                try:
+                    writer.execute("BEGIN IMMEDIATE")
+                except sqlite3.Error as error:
+                    if not _is_busy(error) or not left:
+                        raise
+                    if self._resting:
+                        return None
+                else:
+                    return writer
+        finally:
+            writer.execute("PRAGMA busy_timeout = 0")
+
+    def _commit(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
+        """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
+        execute = writer.execute
+        try:
+            self._look(closely=True)
+            if self.durability == "power" and not os.access(self._log, os.F_OK):
+                raise self._moved(f"{self.path}-wal")
             now = self.clock()
-            before = version = self._count(len(batch))
+            before = version = self._count(execute, len(batch))
             for request in batch:
-                version = self._apply(request, version, now)
+                version = self._apply(execute, request, version, now)
             if version == before:  # nothing but conflicts
-                _roll_back(self._writer)
+                _roll_back(writer)
                 return
             if version != before + len(batch):
                 execute(_COUNT, (version,))
@@ -481,44 +653,42 @@ class SQLite(Backend):
                 execute(_REAP, (now, 2 * self._unreaped))
                 self._unreaped = 0
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
-            _roll_back(self._writer)
+            _roll_back(writer)
             if len(batch) == 1:
                 batch[0].error = self._explained(error)
             else:
-                self._commit_singly(batch)
+                self._commit_singly(writer, batch)
             return
         try:
             execute("COMMIT")
         except sqlite3.Error as error:
-            _roll_back(self._writer)
+            _roll_back(writer)
             for request in batch:
                 request.error = self._explained(error)
 
-    def _count(self, more: int) -> int:
+    def _count(self, execute: _Execute, more: int) -> int:
         """Raise the counter by so many in the open transaction; gives what it was.
 
         It is where this backend's last commit left it, unless another one has written since; then it must be read.
         """
-        execute = self._writer.execute
         before = self._counter
         if not execute(_COUNT_FROM, (before + more, before)).rowcount:
             before = self._counter_of(execute(_VERSION).fetchall())
             execute(_COUNT, (before + more,))
         return before
 
-    def _commit_singly(self, batch: list[_Request]) -> None:
+    def _commit_singly(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
         """Something in the batch can't be done: each in a transaction of its own, so that no other pays for it."""
         for request in batch:
             try:
-                self._writer.execute("BEGIN IMMEDIATE")
+                writer.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
                 request.error = self._explained(error)
             else:
-                self._commit([request])
+                self._commit(writer, [request])
 
-    def _apply(self, request: _Request, version: int, now: float) -> int:
+    def _apply(self, execute: _Execute, request: _Request, version: int, now: float) -> int:
         """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
-        execute = self._writer.execute
         request.error = None
         if request.expect:
             changed: list[str] = []
@@ -564,7 +734,15 @@ class SQLite(Backend):
             return rows[0][0]
         raise StoreError(f"{self.path}: its counter is damaged ({rows!r:.80}); put a copy of the file in its place")
 
+    def _forked_in_use(self) -> StoreClosedError:
+        return StoreClosedError(
+            f"{self.path}: this process was forked in the middle of a use of this file, and SQLite would take its "
+            "parent's locks for its own here; fork while nobody uses the store, or start another process"
+        )
+
     def _not_open(self) -> StoreClosedError:
+        if self._file in _forbidden:
+            return self._forked_in_use()
         return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet (async with Store(…))")
 
     def _explained(self, error: Exception) -> Exception:
@@ -591,6 +769,53 @@ _WAYS_OUT = {
     sqlite3.SQLITE_TOOBIG: "an entry is larger than any of ours may be; remove it (pocket-plug store rm)",
     sqlite3.SQLITE_NOTADB: "this is no SQLite file; give pocket_plug one of its own",
 }
+
+
+class _Ownership:
+    """A lock on a file, made where there is none, that ends with the process. Raises BlockingIOError where it is taken.
+
+    It is one of the open file, not of the process: a forked child inherits the file, and has the lock as well until it
+    leaves it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _lock_file(self._file)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def release(self) -> None:
+        """In a child too that has not left it, as one that was forked by a library in C."""
+        if fcntl is not None:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        self.leave()
+
+    def leave(self) -> None:
+        """In a forked child: it stays the parent's."""
+        os.close(self._file)
+
+
+def _lock_file(file: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+
+
+def _close(cursor: sqlite3.Cursor) -> None:
+    """Close its connection. A statement that has failed would keep the file open until the cursor is gone."""
+    connection = cursor.connection
+    try:
+        cursor.close()
+    finally:
+        connection.close()
 
 
 def _roll_back(cursor: sqlite3.Cursor) -> None:

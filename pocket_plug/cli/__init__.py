@@ -6,15 +6,19 @@ Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or conf
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError, RunSuspended
+from pocket_plug.errors import ConfigError, PocketError, RunSuspended, is_fault
 from pocket_plug.pocket import default_pocket
+from pocket_plug.terminal import escaped
 
+from .output import echo
 from .run import graph, run
 from .runs import runs
 from .show import plugins, stack
@@ -26,7 +30,7 @@ class Failure(click.ClickException):
     """What went wrong, in one message."""
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(self.message, file, err=True)
+        echo(self.message, err=True)
 
 
 class Misconfigured(Failure):
@@ -54,7 +58,7 @@ class Commands(click.Group):
         try:
             return default_pocket().commands(taken=self.commands)
         except PocketError as error:  # the help must not depend on the configuration
-            click.echo(f"commands of plugins are left out. {type(error).__name__}: {error}", err=True)
+            echo(f"commands of plugins are left out. {type(error).__name__}: {error}", err=True)
             return {}
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,7 +68,7 @@ class Commands(click.Group):
             raise Waiting(f"run {suspended.run_id!r} waits for an answer: {suspended.question}") from suspended
         except PocketError as error:
             if ctx.params["debug"]:
-                traceback.print_exception(error)
+                echo("".join(traceback.format_exception(error)), err=True)
             kind = Misconfigured if isinstance(error, ConfigError) else Failure
             raise kind(f"{type(error).__name__}: {error}") from error
 
@@ -83,11 +87,38 @@ for command in (run, runs, trace, graph, plugins, stack, store):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code."""
     try:
-        code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
+        with _escaped_logs():
+            code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
+        vars(error)["message"] = escaped(error.message, keep="\n\t")  # click's own quote the command line
         error.show()
         return error.exit_code
     except click.Abort:
-        click.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         return 130
+    except BaseException as error:  # the user's; as Python prints it, but for what a terminal would obey
+        if not is_fault(error) or isinstance(error, SystemExit):
+            raise
+        echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+        return 1
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _escaped_logs() -> Generator[None]:
+    """Warnings that Python itself prints, for want of a handler, are escaped as all that the commands print."""
+    printing = logging.lastResort
+    if printing is None:
+        yield
+        return
+    former = printing.formatter
+    printing.setFormatter(_Escaped())
+    try:
+        yield
+    finally:
+        printing.formatter = former
+
+
+class _Escaped(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record), keep="\n\t")

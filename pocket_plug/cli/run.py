@@ -16,6 +16,7 @@ import msgspec
 from pocket_plug.graph import Graph
 from pocket_plug.pocket import default_pocket
 
+from .output import echo, echo_json, echo_value
 from .show import as_json
 from .target import load
 
@@ -53,9 +54,9 @@ def _say_where(telemetry: Telemetry, failed: bool) -> None:
     if telemetry.run_id is not None:
         from pocket_plug.telemetry.local import where_to_look
 
-        click.echo(where_to_look(telemetry.file, telemetry.run_id), err=True)
+        echo(where_to_look(telemetry.file, telemetry.run_id), err=True)
     elif not failed:
-        click.echo(f"trace: {telemetry.file}", err=True)
+        echo(f"trace: {telemetry.file}", err=True)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -131,10 +132,9 @@ def from_json(text: str, wanted: Any, what: str) -> Any:
 def print_result(result: Any, as_json: bool) -> None:
     """What a graph has left with: text as it is, anything else as JSON."""
     if isinstance(result, str) and not as_json:
-        click.echo(result)
+        echo_value(result)
     elif result is not None or as_json:
-        document = msgspec.json.encode(result, enc_hook=str)
-        click.echo(document if as_json else msgspec.json.format(document, indent=2))
+        echo_json(result, is_compact=as_json)
 
 
 @click.command
@@ -150,5 +150,8 @@ def graph(target: str, as_json: bool) -> None:
     if not is_graph(found):
         raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph")
     chart = found.mermaid()
-    click.echo(json.dumps({"name": found.name, "mermaid": chart}) if as_json else chart)
+    if as_json:
+        echo_json({"name": found.name, "mermaid": chart}, is_compact=True)
+    else:
+        echo(chart)
     found.validate()

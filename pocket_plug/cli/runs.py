@@ -15,17 +15,19 @@ import click
 from pocket_plug.ask import AskStep
 from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.codec import inspect_record
-from pocket_plug.durable import RUN, keys_of, look_at, step_at
+from pocket_plug.durable import ENDED, RUN, keys_of, look_at, step_at
 from pocket_plug.errors import CodecError, Conflict, PocketError, UnknownRunError
 from pocket_plug.graph import Graph
 from pocket_plug.pocket import default_pocket
 from pocket_plug.stack import Stack
 from pocket_plug.store import MISSING
+from pocket_plug.terminal import escaped
 
 from .jsonlines import is_json, type_in
+from .output import echo, echo_json, print_table
 from .run import from_json, is_graph, print_result, trace_option, traced
-from .show import as_json, print_table
-from .store import BATCH, Target, by_name, by_url, found_entries, in_units, json_of, on_one_line, sealing, text_of
+from .show import as_json
+from .store import BATCH, Target, by_name, by_url, found_entries, in_units, sealing, text_of
 from .target import load
 
 UNREADABLE = "unreadable"
@@ -65,14 +67,14 @@ def ls(target: Target, state: str | None, as_json: bool) -> None:
         found, now = asyncio.run(listed())
     found = sorted((each for each in found if state in (None, each["state"])), key=lambda each: each["started"] or 0.0)
     if as_json:
-        click.echo(json_of(found))
+        echo_json(found)
         return
     rows = [
         (
-            on_one_line(each["run"]),
+            each["run"],
             each["state"],
-            on_one_line(each["graph"] or ""),
-            on_one_line(each["node"] or ""),
+            each["graph"] or "",
+            each["node"] or "",
             "" if each["started"] is None else in_units(now - each["started"]),
             "" if each["steps"] is None else str(each["steps"]),
         )
@@ -141,13 +143,13 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
     with sealing():
         facts, now = asyncio.run(looked_up())
     if as_json:
-        click.echo(json_of(facts))
+        echo_json(facts)
         return
     for name, fact in facts.items():
         if name != "path" and fact is not None and (text := _as_text(name, fact, now)):
-            click.echo(f"{name:10}  " + text.replace("\n", f"\n{'':12}"))
+            echo(f"{name:10}  " + text.replace("\n", f"\n{'':12}"))
     if facts["path"]:
-        click.echo()
+        echo()
         rows = [(_text(each["node"]), _text(each["next"]), _ago(each["at"], now)) for each in facts["path"]]
         print_table(("passed", "next", "ago"), rows)
 
@@ -158,15 +160,15 @@ def _as_text(name: str, fact: Any, now: float) -> str:
     if name == "expires_at":
         return f"in {in_units(fact - now)}"
     if name == "visits":
-        return on_one_line(", ".join(f"{node} {visits}" for node, visits in fact.items()))
+        return escaped(", ".join(f"{node} {visits}" for node, visits in fact.items()))
     if isinstance(fact, dict):
         kept = cast(dict[str, Any], fact)
         return str(kept["text"]) if "text" in kept else text_of(kept["value"])
-    return on_one_line(str(fact))
+    return escaped(str(fact))
 
 
 def _text(found: object) -> str:
-    return on_one_line(found.removeprefix("/")) if isinstance(found, str) else ""
+    return found.removeprefix("/") if isinstance(found, str) else ""
 
 
 def _ago(found: object, now: float) -> str:
@@ -269,17 +271,25 @@ def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
 
     async def removed() -> list[str]:
         async with target.opened() as stack:
-            return [run_id for run_id, keys in places.items() if not await _removed(stack, run_id, *keys, force)]
+            looks = {look.removeprefix(ENDED).partition(":")[2]: look async for look in stack.scan(ENDED)}
+            return [
+                run_id
+                for run_id, (key, part) in places.items()
+                if not await _removed(stack, run_id, key, part, looks.get(key.removeprefix(RUN)), force)
+            ]
 
     with sealing():
         missing = asyncio.run(removed())
     for run_id in missing:
-        click.echo(f"there is no run {run_id!r}", err=True)
+        echo(f"there is no run {run_id!r}", err=True)
     return int(bool(missing))
 
 
-async def _removed(stack: Backend, run_id: str, key: str, part: str, force: bool) -> bool:
-    """Remove a run, its checkpoint last, so that one that is removed in part is still there to be removed. Was it there?"""
+async def _removed(stack: Backend, run_id: str, key: str, part: str, look: str | None, force: bool) -> bool:
+    """Remove a run, its checkpoint last, so that one that is removed in part is still there to be removed. Was it there?
+
+    `look` is what would have removed it one day.
+    """
     while True:
         try:
             entry = await stack.read(key)
@@ -299,7 +309,7 @@ async def _removed(stack: Backend, run_id: str, key: str, part: str, force: bool
             doomed = [each async for each in stack.scan(part)]
             if entry is None and expect and not doomed:
                 return False
-            doomed.append(key)
+            doomed += [key] if look is None else [look, key]
             for start in range(0, len(doomed), BATCH):
                 await stack.write([Delete(each) for each in doomed[start : start + BATCH]], expect)
         except Conflict:

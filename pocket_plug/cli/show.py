@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -12,10 +10,10 @@ import click
 from pocket_plug.config import StoreTable, layer_name
 from pocket_plug.discovery import PluginRecord
 from pocket_plug.errors import PocketError
-from pocket_plug.pocket import Pocket, default_pocket, public_url
+from pocket_plug.pocket import Pocket, default_pocket
+from pocket_plug.redaction import public_url, shown
 
-NAME_WIDTH = 40
-"""Columns that a thing's name is left in a narrow terminal, if it needs as many."""
+from .output import echo, echo_json, print_table
 
 as_json = click.option("--json", "as_json", is_flag=True, help="For machines: JSON.")
 
@@ -26,7 +24,7 @@ def plugins(as_json: bool) -> None:
     """List the plugins that were found, used or not, and why."""
     records = _some_pocket().plugins
     if as_json:
-        _print_json([_plugin(record) for record in records])
+        echo_json([_plugin(record) for record in records])
         return
     rows = [
         (
@@ -47,7 +45,7 @@ def _some_pocket() -> Pocket:
         try:
             return make()
         except PocketError as error:
-            click.echo(f"{type(error).__name__}: {error}\nlisted without that:", err=True)
+            echo(f"{type(error).__name__}: {error}\nlisted without that:", err=True)
     return Pocket(autoload=False)
 
 
@@ -70,7 +68,7 @@ def stack(name: str | None, as_json: bool) -> None:
     """Draw the configured store stacks.
 
     Outermost layer first: the stack of [stores.NAME], without NAME all of them. Options are shown as they are written,
-    with the names of environment variables instead of what they hold.
+    with the names of environment variables instead of what they hold; secret ones are not shown.
     """
     pocket = default_pocket()
     tables: dict[str, StoreTable] = dict(pocket.config.stores)
@@ -83,46 +81,24 @@ def stack(name: str | None, as_json: bool) -> None:
             pocket.stores[each]
         tables = {"": pocket.config.store, **tables}
     if as_json:
-        _print_json([{"store": each or None, **_stack(table)} for each, table in tables.items()])
+        echo_json([{"store": each or None, **_stack(pocket, table)} for each, table in tables.items()])
         return
     for each, table in tables.items():
-        click.echo(f"{f'stores.{each}' if each else 'store'}{f'  ({table.where})' if table.where else ''}")
-        drawn = _stack(table)
+        echo(f"{f'stores.{each}' if each else 'store'}{f'  ({table.where})' if table.where else ''}")
+        drawn = _stack(pocket, table)
         width = max((len(layer["name"]) for layer in drawn["layers"]), default=0)
         for layer in drawn["layers"]:
             options = ", ".join(f"{option}={value!r}" for option, value in layer["options"].items())
-            click.echo(f"  {layer['name']:{width}}  {options}".rstrip())
-        click.echo(f"  {drawn['url']}")
+            echo(f"  {layer['name']:{width}}  {options}".rstrip())
+        echo(f"  {drawn['url']}")
 
 
-def _stack(table: StoreTable) -> dict[str, Any]:
+def _stack(pocket: Pocket, table: StoreTable) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
     for spec in table.layers:
-        options = {} if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "use"}
+        written = {} if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "use"}
+        recipe: Any = pocket.layer(spec, where=table.where)  # a dataclass, unseen by type checkers
+        known = {each.name: each for each in fields(recipe)}
+        options = {name: shown(known[name], value) for name, value in written.items()}
         layers.append({"name": layer_name(spec), "options": options})
     return {"url": public_url(table.url), "layers": layers}
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal; else aligned text, a line a row, that `grep` and `awk` can use."""
-    rows = list(rows)
-    if sys.stdout.isatty():
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        first = table.columns[0]  # what one types to name the thing: in a narrow terminal the others give way
-        first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
-        for row in rows:
-            table.add_row(*map(Text, row))  # not as markup
-        Console().print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

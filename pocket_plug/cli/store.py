@@ -6,7 +6,6 @@ Values of types that aren't known here are shown as they are stored, and pass an
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import sys
 import tempfile
@@ -29,13 +28,16 @@ from pocket_plug.keys import RESERVED, check_name
 from pocket_plug.layer import parts
 from pocket_plug.layers import Persistence
 from pocket_plug.memory import Memory
-from pocket_plug.pocket import default_pocket, public_url
+from pocket_plug.pocket import default_pocket
+from pocket_plug.redaction import public_url
 from pocket_plug.stack import Stack
 from pocket_plug.store import Store
+from pocket_plug.terminal import escaped, escaped_json
 from pocket_plug.ttl import seconds
 
 from .jsonlines import entries_of, is_json, line_of, type_in
-from .show import as_json, print_table
+from .output import echo, echo_json, echo_value, print_table
+from .show import as_json
 
 BATCH = 1000
 """Entries that are read or written at once; with more of them, a terminal is shown how far it is."""
@@ -174,11 +176,6 @@ async def found_entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[F
                     yield name, entries[name]
 
 
-def json_of(value: Any) -> bytes:
-    """As JSON for people and programs."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2)
-
-
 @contextmanager
 def progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
     """A bar for what takes long, on a terminal. It is told of so many more that are done."""
@@ -212,17 +209,16 @@ def ls(target: Target, prefix: str, is_long: bool, show_all: bool, as_json: bool
             if not is_long and not as_json:
                 async for name in stack.scan(prefix):
                     if show_all or not name.startswith(RESERVED):
-                        click.echo(on_one_line(name))
+                        echo(escaped(name))
                 return
             names = await _names(stack, prefix, show_all)
             found = [_facts(name, entry) async for name, entry in found_entries(stack, names)]
             if as_json:
-                click.echo(json_of(found))
+                echo_json(found)
                 return
             now = stack.clock()
             rows = [
-                (on_one_line(each["key"]), each["type"], str(each["bytes"] or ""), _left(each["expires_at"], now))
-                for each in found
+                (each["key"], each["type"], str(each["bytes"] or ""), _left(each["expires_at"], now)) for each in found
             ]
             print_table(("key", "type", "bytes", "ttl"), rows)
 
@@ -240,11 +236,6 @@ def _facts(key: str, entry: Entry | CodecError) -> dict[str, Any]:
         "version": entry.version,
         "expires_at": entry.expires_at,
     }
-
-
-def on_one_line(name: str) -> str:
-    """A name as it is, but where a terminal would obey it as JSON."""
-    return name if name.isprintable() else json.dumps(name)
 
 
 def _left(expires_at: float | None, now: float) -> str:
@@ -300,17 +291,17 @@ def get(target: Target, key: str, as_json: bool) -> None:
     entry = asyncio.run(found())
     value = entry.value
     if isinstance(value, Sealed):
-        click.echo(
+        echo(
             f"{key!r} is shown as it is stored: {value.error}. Here, the hook pocket_types of a plugin would register it.",
             err=True,
         )
     if as_json:
         facts = msgspec.to_builtins(line_of(key, entry)) | {"version": entry.version, "expires_at": entry.expires_at}
-        click.echo(json_of(facts if is_json(value) else facts | {"text": text_of(value)}))
-    elif isinstance(value, str):
-        click.echo(value)
+        echo_json(facts if is_json(value) else facts | {"text": text_of(value)})
+    elif is_json(value) and not isinstance(value, str):
+        echo_json(value)
     else:
-        click.echo(json_of(value) if is_json(value) else text_of(value))
+        echo_value(value if isinstance(value, str) else text_of(value))
 
 
 def text_of(value: Any) -> str:
@@ -371,8 +362,8 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
     there = asyncio.run(removed())
     missing = [key for key in keys if key not in there]
     for key in missing:
-        click.echo(f"nothing at {key!r}", err=True)
-    click.echo(f"removed {_count(len(there))}", err=True)
+        echo(f"nothing at {key!r}", err=True)
+    echo(f"removed {_count(len(there))}", err=True)
     return int(bool(missing))
 
 
@@ -393,29 +384,30 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
 
     What can't be read is said and left out, and the exit code is 1.
     """
-    out, encode = sys.stdout.buffer, msgspec.json.Encoder().encode
+    out, on_terminal, encode = sys.stdout.buffer, sys.stdout.isatty(), msgspec.json.Encoder().encode
 
     async def exported() -> tuple[int, int]:
         number = damaged = 0
         async with target.opened() as stack:
             before = await stack.version()
             names = await _names(stack, prefix, show_all)
-            with progress("exporting", 0 if sys.stdout.isatty() else len(names)) as advance:
+            with progress("exporting", 0 if on_terminal else len(names)) as advance:
                 async for name, entry in found_entries(stack, names):
                     if isinstance(entry, CodecError):
                         damaged += 1
-                        click.echo(f"left out: {entry}", err=True)
+                        echo(f"left out: {entry}", err=True)
                     else:
                         number += 1
-                        out.write(encode(line_of(name, entry)) + b"\n")
+                        line = encode(line_of(name, entry))
+                        out.write((escaped_json(line.decode()).encode() if on_terminal else line) + b"\n")
                     advance(1)
             out.flush()
             if await stack.version() != before:
-                click.echo("the store was written to meanwhile: this is not as it was at one moment", err=True)
+                echo("the store was written to meanwhile: this is not as it was at one moment", err=True)
         return number, damaged
 
     number, damaged = asyncio.run(exported())
-    click.echo(f"exported {_count(number)}", err=True)
+    echo(f"exported {_count(number)}", err=True)
     return int(damaged > 0)
 
 
@@ -453,14 +445,14 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
 
         done, expired = asyncio.run(imported())
     left_out = f"; left out {expired:,} that had expired" if expired else ""
-    click.echo(f"imported {_count(done)}{left_out}", err=True)
+    echo(f"imported {_count(done)}{left_out}", err=True)
 
 
 async def _stored(stack: Backend, puts: list[Put], done: int, total: int) -> int:
     try:
         await stack.write(puts)
     except PocketError:
-        click.echo(f"{done:,} of {total:,} are stored; it may be imported again as a whole", err=True)
+        echo(f"{done:,} of {total:,} are stored; it may be imported again as a whole", err=True)
         raise
     return len(puts)
 
@@ -509,6 +501,6 @@ def stats(target: Target, as_json: bool) -> None:
 
     numbers = asyncio.run(counted())
     if as_json:
-        click.echo(json_of(numbers))
+        echo_json(numbers)
     else:
         print_table(("what", "number"), [(what, str(number)) for what, number in numbers.items()])

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import click
-import msgspec
 
 from pocket_plug.errors import ConfigError, UnknownRunError, suggest
+from pocket_plug.files import make_folder, private
 
-from .show import as_json, print_table
-from .store import json_of, on_one_line, progress
+from .output import echo, echo_json, echo_value, print_table
+from .show import as_json
+from .store import progress
 from .trees import follow, local_time, plural, print_tree
 
 if TYPE_CHECKING:
@@ -62,14 +63,14 @@ def ls(file: Path | None, graph: str | None, failed: bool, limit: int | None, as
     fine = ("success", "suspended", "running")
     runs = [run for run in runs if graph in (None, run.graph) and not (failed and run.outcome in fine)][:limit]
     if as_json:
-        click.echo(json_of([msgspec.to_builtins(run) for run in runs]))
+        echo_json(runs)
         return
     from pocket_plug.telemetry.drawing import seconds
 
     rows = [
         (
-            on_one_line(run.run_id),
-            on_one_line(run.graph),
+            run.run_id,
+            run.graph,
             _outcome(run),
             local_time(run.start),
             seconds(run.duration),
@@ -108,13 +109,13 @@ def _readable(path: Path) -> Generator[None]:
 def _say_unreadable(file: TraceFile) -> None:
     if file.unreadable:
         lines = plural(file.unreadable, "line")
-        click.echo(f"{file.path}: {lines} could not be read, for being no OTLP/JSON or cut off", err=True)
+        echo(f"{file.path}: {lines} could not be read, for being no OTLP/JSON or cut off", err=True)
 
 
 def _outcome(run: RunSummary) -> str:
     if run.error is None or run.outcome == "suspended":
         return run.outcome
-    return f"✗ {run.outcome}: {on_one_line(run.error.rpartition('.')[2])}"
+    return f"✗ {run.outcome}: {run.error.rpartition('.')[2]}"
 
 
 # ---------------------------------------------------------------- show
@@ -143,7 +144,7 @@ def show(run: str | None, file: Path | None, html: str | None, opens: bool, watc
             return follow(file or _default(), run)
     traces, going_on = _found(file or _default(), run)
     if as_json:
-        click.echo(json_of([{"trace_id": each.id, "spans": each.spans} for each in traces]))
+        echo_json([{"trace_id": each.id, "spans": each.spans} for each in traces])
     elif html is not None or opens:
         return _paint(traces, html, opens)
     else:
@@ -186,7 +187,7 @@ def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]
     elif len(wanted) == 32 and all(char in "0123456789abcdef" for char in wanted):
         return {wanted}
     elif begun:
-        several = ", ".join(map(on_one_line, begun[:5])) + (", …" if len(begun) > 5 else "")
+        several = ", ".join(begun[:5]) + (", …" if len(begun) > 5 else "")
         raise UnknownRunError(f"{len(begun)} runs in {path} begin with {wanted!r}: {several}. Give more of the id")
     else:
         close = suggest(wanted, [*names, *dict.fromkeys(run.graph for run in runs)])
@@ -212,17 +213,18 @@ def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
     if html == "-":
         if opens:
             raise click.UsageError("--open needs a file; leave out --html or give it one")
-        click.echo(text, nl=False)
+        echo_value(text, nl=False)
         return 0
     path = Path(html) if html is not None else _cached(traces[-1])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        make_folder(path.parent)
+        with open(path, "w", encoding="utf-8", opener=private) as file:
+            file.write(text)
     except OSError as error:
         raise ConfigError(f"the page can't be written to {path}: {error.strerror}") from error
-    click.echo(f"page: {path}", err=True)
+    echo(f"page: {path}", err=True)
     if opens and not webbrowser.open(path.resolve().as_uri()):
-        click.echo("there is no browser here that could be opened", err=True)
+        echo("there is no browser here that could be opened", err=True)
         return 1
     return 0
 
@@ -265,7 +267,7 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
     with _readable(file), progress("sending", file.stat().st_size) as advance:
         sent = sending.send(source, url, given, advance)
     _say_unreadable(source)
-    click.echo(f"sent {plural(sent.taken, 'span')} to {sending.shown(target)}", err=True)
+    echo(f"sent {plural(sent.taken, 'span')} to {sending.shown(target)}", err=True)
     for reason, spans in sent.reasons.items():
-        click.echo(f"not taken: {plural(spans, 'span')}, {reason}", err=True)
+        echo(f"not taken: {plural(spans, 'span')}, {reason}", err=True)
     return int(bool(sent.refused or source.unreadable))

@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from pocket_plug.terminal import escaped
 
-from .store import on_one_line
+from .output import echo, echo_drawn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ def print_tree(found: Trace, now: int, alive: bool) -> None:
 
     console = Console(highlight=False)
     drawn = on_console(console, _tree(found, console, now, alive), _caption(found, alive))
-    click.echo(drawn, nl=False, color=True)
+    echo_drawn(drawn)
 
 
 def _tree(found: Trace, console: Console, now: int, alive: bool) -> list[Text]:
@@ -42,7 +42,7 @@ def _tree(found: Trace, console: Console, now: int, alive: bool) -> list[Text]:
 
 def _caption(found: Trace, alive: bool) -> str:
     numbers = f"{plural(len(found.spans), 'span')}, {plural(found.errors, 'error')}, {plural(found.retries, 'retry')}"
-    run = f"run {on_one_line(found.run_id)}: " if found.run_id is not None else ""
+    run = f"run {found.run_id}: " if found.run_id is not None else ""
     outcome = f"{found.outcome or ('running' if alive else 'not ended')}, " if found.runs else ""
     return f"{run}{outcome}{local_time(found.start)}, {numbers}, trace {found.id}"
 
@@ -54,7 +54,7 @@ def follow(path: Path, wanted: str | None, sleep: Callable[[float], None] = time
 
     watch = Watch(path, wanted)
     shown = _Redrawn() if sys.stdout.isatty() else _Lines()
-    click.echo(f"waiting for {'a run' if wanted is None else f'run {wanted!r}'} in {path}; Ctrl-C ends it", err=True)
+    echo(f"waiting for {'a run' if wanted is None else f'run {wanted!r}'} in {path}; Ctrl-C ends it", err=True)
     try:
         with shown:
             while True:
@@ -67,7 +67,7 @@ def follow(path: Path, wanted: str | None, sleep: Callable[[float], None] = time
     except KeyboardInterrupt:  # how one stops to watch
         return 0
     if watch.lost:
-        click.echo("its process shows no sign of life any more", err=True)
+        echo("its process shows no sign of life any more", err=True)
         return 1
     return 0
 
@@ -91,7 +91,10 @@ class _Redrawn:
     def show(self, found: Trace, alive: bool) -> None:
         from rich.text import Text
 
-        lines = [*_tree(found, self._console, time.time_ns(), alive), Text(_caption(found, alive), style="dim")]
+        lines = [
+            *_tree(found, self._console, time.time_ns(), alive),
+            Text(escaped(_caption(found, alive)), style="dim"),
+        ]
         room = max(self._console.height - 2, 4)
         if len(lines) > room:  # what happens now is at the end
             lines = [lines[0], Text("…", style="dim"), *lines[2 - room :]]
@@ -113,18 +116,18 @@ class _Lines:
             state = span.span_id, bool(span.end)
             if span.scope == "pocket_plug.graph" and state not in self._said:
                 self._said.add(state)
-                click.echo(_line(span))
+                echo(_line(span))
         sys.stdout.flush()
 
 
 def _line(span: RecordedSpan) -> str:
-    from pocket_plug.telemetry.drawing import printable, seconds
+    from pocket_plug.telemetry.drawing import seconds
 
     moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
     if not span.end:
-        return f"{moment}  {printable(span.name)} began"
-    error = f"  ✗ {printable(str(span.attributes.get('error.type', 'error')))}" if span.status == "error" else ""
-    return f"{moment}  {printable(span.name)} ended after {seconds(span.duration)}{error}"
+        return f"{moment}  {escaped(span.name)} began"
+    error = f"  ✗ {escaped(str(span.attributes.get('error.type', 'error')))}" if span.status == "error" else ""
+    return f"{moment}  {escaped(span.name)} ended after {seconds(span.duration)}{error}"
 
 
 def local_time(nanoseconds: int) -> str:

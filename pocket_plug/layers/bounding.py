@@ -12,19 +12,20 @@ import gc
 import inspect
 import logging
 import sys
-import threading
 import types
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from math import inf
 from typing import Any
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
-from pocket_plug.errors import ConfigError, Conflict
+from pocket_plug.errors import ConfigError, Conflict, is_fault
+from pocket_plug.forking import new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.keys import RESERVED
 from pocket_plug.layer import Layer, parts
-from pocket_plug.memory import Dropped, Keeping, Memory, Reason
+from pocket_plug.memory import Closed, Dropped, Keeping, Memory, Reason
 from pocket_plug.reporting import log_failure, template_of
 from pocket_plug.ttl import TTL, seconds
 
@@ -81,8 +82,9 @@ class Bounding(Layer):
         self.failures = 0
         """How often `on_evict` raised, and how often an eviction failed."""
         self._awaits = _is_async(self.on_evict)
-        self._lock = threading.Lock()
+        self._lock = new_lock(self._cut_off)
         self._going: dict[str, tuple[Any, Reason]] = {}  # chosen, but not deleted yet
+        self._doubtful: list[Sequence[Change]] = []  # writes that may have landed, and aren't noted yet
         self._index = index = _Bounded(self)
         inner = self.inner
         if type(inner) is Memory:
@@ -141,7 +143,19 @@ class Bounding(Layer):
     async def read(self, key: str) -> Entry | None:
         """The inner one's, unless it has been there for too long."""
         known = self._known(key)
-        entry = await self.inner.read(key)
+        return self._seen(key, known, await self.inner.read(key))
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The same of several, as the inner one has them at one moment."""
+        if type(self.inner) is Memory:  # which keeps them as bounding does
+            return await self.inner.read_many(keys)
+        known = {key: self._known(key) for key in keys}
+        entries = await self.inner.read_many(known)
+        seen = {key: self._seen(key, known[key], entries.get(key)) for key in known}
+        return {key: entry for key, entry in seen.items() if entry is not None}
+
+    def _seen(self, key: str, known: Any, entry: Entry | None) -> Entry | None:
+        """What a reader gets of the inner one's entry, of which the index had `known` before the read."""
         if entry is None:
             with self._lock:
                 if known is not None and self._index.entries.get(key) is known:  # not set in the meantime
@@ -161,14 +175,16 @@ class Bounding(Layer):
             # What has expired here is still there for the inner one, which would say Conflict to "expect nothing".
             self._choose_expired([*expect, *(change.key for change in changes)])
             await self._evict()
+        puts = [change for change in changes if isinstance(change, Put)]
         try:
             version = await self.inner.write(changes, expect)
+            self._note(changes, version)
         except Conflict:
             raise
         except BaseException:
-            self._note([change for change in changes if isinstance(change, Put)], _UNKNOWN)  # it may have landed
+            self._doubtful += [puts]  # they may have landed; if this is interrupted too, the next write notes them
+            self._note((), _UNKNOWN)
             raise
-        self._note(changes, version)
         await self._evict()
         return version
 
@@ -182,6 +198,8 @@ class Bounding(Layer):
     def _known(self, key: str) -> Any:
         """What the index has, or had until it was chosen to go."""
         known = self._index.entries.get(key)
+        if known is self._index.gone:
+            known = None
         return known if known is not None or (going := self._going.get(key)) is None else going[0]
 
     def _note(self, changes: Iterable[Change], version: int) -> None:
@@ -191,16 +209,24 @@ class Bounding(Layer):
         versioned = [_with_version(change, change.version or version) for change in last.values()]
         with self._lock:
             index.version += 1  # here it only counts the writes
-            self._choose(index.apply(versioned, version, self.clock()))
+            index.apply(versioned, version, self.clock())
+            while self._doubtful:
+                index.apply(
+                    [_with_version(put, put.version or _UNKNOWN) for put in self._doubtful[0]], _UNKNOWN, self.clock()
+                )
+                del self._doubtful[0]
+            self._choose_dropped()
 
     def _choose_expired(self, keys: Iterable[str]) -> None:
         with self._lock:
-            self._choose(self._index.take_expired(keys, self.clock()))
+            self._index.take_expired(keys, self.clock())
+            self._choose_dropped()
 
-    def _choose(self, dropped: Sequence[Dropped]) -> None:
-        for key, known, reason in dropped:
+    def _choose_dropped(self) -> None:
+        for key, known, reason in self._index.dropped:
             self._going.pop(key, None)  # chosen again, by another version: it goes, and is told of, in its new turn
             self._going[key] = known, reason
+        self._index.dropped = []
 
     async def _evict(self) -> None:
         """Delete what was chosen. That fails no write: what can't be deleted now is tried again after the next one."""
@@ -239,15 +265,20 @@ class Bounding(Layer):
             return entry
         return None
 
+    def _cut_off(self) -> None:
+        """In a child that was forked while another thread was at the index, and stayed at it."""
+        self._index.entries = Closed("this process was forked in the middle of a write to this bounded store, whose "
+                                     "bounds can't be told any more; close it and open it anew")  # fmt: skip
+
     # ------------------------------------------------------------ on_evict
     async def _tell(self, dropped: Sequence[Dropped]) -> None:
         """Call `on_evict` for each, whatever becomes of the others; a cancellation is raised at the end."""
         telling = _telling.get()
         if self in telling or self.on_evict is None:
             return
-        _telling.set((*telling, self))
         cancelled: asyncio.CancelledError | None = None
         try:
+            _telling.set((*telling, self))
             for key, entry, reason in dropped:
                 try:
                     answer = self.on_evict(key, entry.value, reason)
@@ -258,14 +289,16 @@ class Bounding(Layer):
                         self._report("on_evict is no `async def`, yet it gave a coroutine, not awaited, for", key)
                 except asyncio.CancelledError as error:
                     cancelled = error
-                except Exception as error:  # noqa: BLE001 - it is the user's, and the write has landed
+                except BaseException as error:  # it is the user's, and the write has landed
+                    if not is_fault(error):
+                        raise
                     self._report("on_evict raised for", key, error)
         finally:
             _telling.set(telling)
         if cancelled is not None:
             raise cancelled
 
-    def _report(self, what: str, key: str, error: Exception | None = None) -> None:
+    def _report(self, what: str, key: str, error: BaseException | None = None) -> None:
         self.failures += 1
         if self.failures == 1:
             entry = template_of(key) or "an entry"
@@ -304,11 +337,18 @@ class _Weighed(_Kept):
     size: int
 
 
+_GONE = _Weighed(None, 0, -inf, -inf)
+_GONE.size = 0
+
+
 class _Bounded(Keeping):
     """Entries in the order of their last use, with what is needed to hold the bounds.
 
     For Memory these are the entries themselves. As an index over another backend the values in it aren't kept.
     """
+
+    table = OrderedDict[str, Any]
+    gone = _GONE
 
     def __init__(self, limits: Bounding) -> None:
         super().__init__()
@@ -322,10 +362,8 @@ class _Bounded(Keeping):
         self._clock = limits.clock
 
     def clear(self) -> None:
+        self._bytes = self._exempt = 0
         super().clear()
-        self.entries = OrderedDict[str, Any]()
-        self._bytes = 0
-        self._exempt = 0
 
     def take_over(self, entries: Mapping[str, Entry], now: float) -> None:
         """As if they were set now. What is too much goes with the next write, which can tell of it."""
@@ -345,6 +383,12 @@ class _Bounded(Keeping):
             pass
         return entry  # type: ignore[no-any-return]
 
+    def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
+        found = super().read_many(keys, now)
+        for key in found:
+            self.touch(key)
+        return found
+
     def writing(self, memory: Memory) -> Callable[..., Awaitable[int]]:
         """How the entries are written where they are Memory's own: as Memory does it.
 
@@ -360,13 +404,14 @@ class _Bounded(Keeping):
             if len(changes) != 1 or not isinstance(change := changes[0], Put) or change.version is not None:
                 return await others(changes, expect)
             key, now = change.key, clock()
-            lock.acquire()
-            try:
+            with lock:
                 if expect:
                     self.check(expect, now)
                 version = self.version = self.version + 1
-                if now >= self.earliest or self._exempt or RESERVED <= key < _BEYOND_RESERVED:
-                    self.count(self.apply(changes, version, now))
+                if now >= self.earliest or self.buried or self._exempt or RESERVED <= key < _BEYOND_RESERVED:
+                    self.apply(changes, version, now)
+                    dropped, self.dropped = self.dropped, []
+                    self.count(dropped)
                     return version
                 entries: OrderedDict[str, Any] = self.entries
                 expires_at = deadline = change.expires_at
@@ -379,20 +424,18 @@ class _Bounded(Keeping):
                 record.version = version
                 record.expires_at = expires_at
                 record.deadline = deadline
-                before = len(entries)
-                entries[key] = record
-                if len(entries) == before:
+                if deadline is not None and deadline < self.earliest:
+                    self.earliest = deadline
+                if key in entries:
+                    entries[key] = record
                     entries.move_to_end(key)
                 else:
                     self.sorted = None
+                    entries[key] = record
                 while len(entries) > most:
-                    entries.popitem(False)
                     evictions["size"] += 1
-                if deadline is not None and deadline < self.earliest:
-                    self.earliest = deadline
+                    entries.popitem(False)
                 return version
-            finally:
-                lock.release()
 
         return write
 
@@ -404,15 +447,22 @@ class _Bounded(Keeping):
     def deadline(self, entry: Any) -> float | None:
         return entry.deadline  # type: ignore[no-any-return]
 
-    def apply(self, changes: Iterable[Change], version: int, now: float) -> Sequence[Dropped]:
-        entries, ttl = self.entries, self._ttl
-        dropped: list[Dropped] = []
+    def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
+        """As Memory does it, and what is over the bounds goes last."""
+        entries, ttl, gone = self.entries, self._ttl, self.gone
+        new: dict[str, Any] = {}
+        deleted: list[str] = []
+        overwritten: list[Dropped] = []
+        grown = exempted = 0
         for change in changes:
-            old = entries.get(key := change.key)
+            key = change.key
+            old = new.get(key) or entries.get(key)
             if change.version is not None and not self.takes(change, change.version, old, now):
                 continue
-            if old is not None and old.deadline is not None and old.deadline <= now:
-                dropped.append((key, old, "expired"))
+            if old is None:
+                self.sorted = None
+            elif old is not gone and old.deadline is not None and old.deadline <= now:
+                overwritten.append((key, old, "expired"))
             if isinstance(change, Put):
                 deadline = change.expires_at
                 exempt = key.startswith(RESERVED)
@@ -421,61 +471,57 @@ class _Bounded(Keeping):
                     own = now + ttl if kept is None else kept
                     deadline = own if deadline is None or own < deadline else deadline
                 value = change.value if self._values else None
-                record = entries[key] = self._record(value, change.version or version, change.expires_at, deadline)
-                if old is not None:
-                    entries.move_to_end(key)
-                else:
-                    self.sorted = None
-                    if exempt:
-                        self._exempt += 1
+                record = self._record(value, change.version or version, change.expires_at, deadline)
+                if self._weighs:
+                    record.size = 0 if exempt else sys.getsizeof(key) + size_of(change.value)
+                    grown += record.size
+                if exempt and old is None:
+                    exempted += 1
                 if deadline is not None and deadline < self.earliest:
                     self.earliest = deadline
-                if self._weighs:
-                    self._weigh(change, record, old)
             elif old is not None:
-                self.take(key)
+                record = gone
+                deleted.append(key)
+            else:
+                continue
+            if old is not None and self._weighs:
+                grown -= old.size
+            new.pop(key, None)  # the last change of a key is its last use
+            new[key] = record
+        self._bytes += grown
+        self._exempt += exempted
+        self.dropped += overwritten
+        self.buried += deleted
+        entries |= new
+        if self.buried:
+            self.bury()
+        for key, record in new.items():
+            if record is not gone:  # what can't stay goes first, so that nothing else shall go for it
+                entries.move_to_end(key, not self._weighs or record.size <= self._max_bytes)
         if now >= self.earliest:
-            dropped += self.take_expired(self.expired(now), now)
-        if self._simple and not self._exempt:
-            while len(entries) > self._max_entries:
-                _, record = entries.popitem(last=False)
-                self.evictions["size" if self.alive(record, now) else "expired"] += 1
-            return dropped
+            self.sweep(now)
         while len(entries) - self._exempt > self._max_entries:
-            dropped.append(self._take_oldest("size", now))
+            self._take_oldest("size", now)
         while self._bytes > self._max_bytes:
-            dropped.append(self._take_oldest("bytes", now))
-        return dropped
+            self._take_oldest("bytes", now)
 
-    def _weigh(self, change: Put, record: Any, old: Any) -> None:
-        exempt = change.key.startswith(RESERVED)
-        record.size = 0 if exempt else sys.getsizeof(change.key) + size_of(change.value)
-        self._bytes += record.size - (0 if old is None else old.size)
-        if record.size > self._max_bytes:
-            self.entries.move_to_end(change.key, last=False)  # it can't stay, so nothing else shall go for it
-
-    def take(self, key: str) -> Any:
-        """Take an entry out."""
-        record: Any = self.entries.pop(key)
+    def take(self, key: str, reason: Reason | None = None) -> None:
+        entries = self.entries
+        record = entries[key]
+        exempt = key.startswith(RESERVED)
         self.sorted = None
-        if self._exempt and key.startswith(RESERVED):
+        if exempt:
             self._exempt -= 1
         if self._weighs:
             self._bytes -= record.size
-        return record
+        if reason is not None:
+            self.dropped += [(key, record, reason)]
+        del entries[key]
 
-    def _take_oldest(self, reason: Reason, now: float) -> Dropped:
+    def _take_oldest(self, reason: Reason, now: float) -> None:
         """Take out the entry that wasn't used for longest; pocket_plug's own records move on."""
-        entries: OrderedDict[str, Any] = self.entries
-        if self._exempt:
-            key = self._oldest()
-            record = entries.pop(key)
-        else:
-            key, record = entries.popitem(last=False)
-        self.sorted = None
-        if self._weighs:
-            self._bytes -= record.size
-        return key, record, reason if record.deadline is None or now < record.deadline else "expired"
+        key = self._oldest()
+        self.take(key, reason if self.alive(self.entries[key], now) else "expired")
 
     def _oldest(self) -> str:
         while True:
@@ -487,14 +533,12 @@ class _Bounded(Keeping):
                 return key
             self.entries.move_to_end(key)
 
-    def take_expired(self, keys: Iterable[str], now: float) -> list[Dropped]:
+    def take_expired(self, keys: Iterable[str], now: float) -> None:
         """Take out those of `keys` that have expired."""
-        taken: list[Dropped] = []
         for key in keys:
             record: Any = self.entries.get(key)
-            if record is not None and not self.alive(record, now):
-                taken.append((key, self.take(key), "expired"))
-        return taken
+            if record is not None and record is not self.gone and not self.alive(record, now):
+                self.take(key, "expired")
 
 
 def _with_version(change: Change, version: int) -> Change:

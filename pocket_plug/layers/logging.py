@@ -19,7 +19,7 @@ from opentelemetry import trace
 from typing_extensions import Unpack
 
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry, Put
-from pocket_plug.errors import ConfigError, RouteError, suggest
+from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer, parts
 from pocket_plug.layers.bounding import Bounding
@@ -118,7 +118,9 @@ def _plugin_failed(plugin: PluginRecord, what: str, error: BaseException) -> Non
                 part=what,
                 error_type=error_type(error),
             )
-        except Exception as failure:  # noqa: BLE001 - a user's processor may raise anything
+        except BaseException as failure:  # a user's processor may raise anything
+            if not is_fault(failure):
+                raise
             say_once("logging that a plugin failed", failure, silent=True)
 
 
@@ -358,5 +360,7 @@ def _guarded(method: Method, event: str, **fields: Any) -> None:
     """What structlog's processors raise is said once: a log that fails must not fail the store."""
     try:
         method(event, **_ids(), **fields)
-    except Exception as failure:  # noqa: BLE001 - a user's processor may raise anything
+    except BaseException as failure:  # a user's processor may raise anything
+        if not is_fault(failure):
+            raise
         say_once("logging a store operation", failure, silent=True)

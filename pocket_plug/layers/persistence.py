@@ -8,14 +8,15 @@ the durable tier until the near one has dropped it.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.forking import after_fork, new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.layer import Layer
+from pocket_plug.memory import Closed
 
 if TYPE_CHECKING:
     from pocket_plug.layers.write_behind import WriteBehind
@@ -68,10 +69,12 @@ class Persistence(Layer):
         self.inline_write = near.inline_write and durable.inline_write
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
         self.needs_loop = near.needs_loop or durable.needs_loop
-        self._lock = threading.Lock()
-        self._writes: dict[str, _Write] = {}  # under way, by key
+        self._lock = new_lock()
+        self._begun = 0  # counts the writes
+        self._writes: MutableMapping[str, _Write] = {}  # under way, by key
         self._unsure: dict[str, object] = {}  # keys that the near tier has yet to drop, each with a mark of its own
-        self._leases: dict[str, list[set[str]]] = {}  # for each key, the fills that a write of it has to stop
+        self._leases: dict[str, list[_Lease]] = {}  # for each key, the fills that a write of it has to stop
+        after_fork(self._forget_others)
 
     def _refuse_nonsense(self) -> None:
         modes = get_args(Mode)
@@ -110,49 +113,55 @@ class Persistence(Layer):
         return (await self._load((key,))).get(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The near tier's entries; one look into the durable one for all the others."""
+        """The near tier's entries, and the durable one's of the others; all are the durable one's if a write came between.
+
+        While nothing is being written the tiers agree, so what they give is of one moment.
+        """
         names = list(dict.fromkeys(keys))
-        found = await self.inner.read_many(
-            [key for key in names if key not in self._writes and key not in self._unsure]
-        )
-        missing = [key for key in names if key not in found]
-        return {**found, **await self._load(missing)} if missing else found
+        begun = self._begun
+        if not any(key in self._writes or key in self._unsure for key in names):
+            found = await self.inner.read_many(names)
+            if missing := [key for key in names if key not in found]:
+                found |= await self._load(missing)
+            if self._begun == begun:
+                return found
+        return await self._load(names)
 
     async def _load(self, keys: Collection[str]) -> dict[str, Entry]:
         """Read from the durable tier and fill the near one, unless a write of the key comes in between."""
         if not self._unsure.keys().isdisjoint(keys):
             await self._drop([key for key in keys if key in self._unsure])
         with self._lock:
-            lease = {key for key in keys if key not in self._writes and key not in self._unsure}
-            for key in lease:
+            leased = [key for key in keys if key not in self._writes and key not in self._unsure]
+            lease = _Lease(leased)
+            for key in leased:
                 self._leases.setdefault(key, []).append(lease)
-        leased = list(lease)
         try:
             found = await self._durable.read_many(keys)
-            fill = [
-                Put(key, entry.value, entry.expires_at, entry.version) for key, entry in found.items() if key in lease
-            ]
-            try:
-                if fill:
-                    await self.inner.write(fill)
-            finally:
-                # Written while the fill was on its way: the near tier may have got the old entry after the new one.
-                late = [put.key for put in fill if put.key not in lease]
-                self._mark(late)
+            with self._lock:
+                lease.is_filling = True
+                fill = [
+                    Put(key, entry.value, entry.expires_at, entry.version)
+                    for key, entry in found.items()
+                    if key in lease.keys
+                ]
+            if fill:
+                await self.inner.write(fill)
         finally:
             self._end_lease(lease, leased)
-        if late:
+        # Written while the fill was on its way: the near tier may have got the old entry after the new one.
+        if late := [put.key for put in fill if put.key not in lease.keys]:
             await self._drop(late)
         return found
 
-    def _end_lease(self, lease: set[str], keys: Iterable[str]) -> None:
+    def _end_lease(self, lease: _Lease, keys: Iterable[str]) -> None:
         with self._lock:
             for key in keys:
-                leases = [other for other in self._leases[key] if other is not lease]
+                leases = [other for other in self._leases.get(key, ()) if other is not lease]
                 if leases:
                     self._leases[key] = leases
                 else:
-                    del self._leases[key]
+                    self._leases.pop(key, None)
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -168,9 +177,7 @@ class Persistence(Layer):
             doubtful |= conflict.keys
             raise
         finally:
-            doubtful |= self._end(last)
-            self._mark(doubtful)
-            if doubtful:
+            if doubtful := self._end(last, doubtful):
                 await self._drop_quietly(doubtful)
         return version
 
@@ -199,27 +206,30 @@ class Persistence(Layer):
                 else:
                     self._writes[key] = _Write()
                 for lease in self._leases.get(key, ()):
-                    lease.discard(key)
+                    lease.keys.discard(key)
+                    if lease.is_filling:
+                        self._unsure[key] = object()  # at once: the fill may land after this write's end
+            self._begun += 1  # last: who reads it before finds the keys above
 
-    def _end(self, keys: Iterable[str]) -> set[str]:
-        """The keys that were written by several at once: the near tier may have got them in another order."""
-        overlapped: set[str] = set()
+    def _end(self, keys: Iterable[str], doubtful: Iterable[str]) -> set[str]:
+        """The keys that the near tier has to drop: until it has, they are read from the durable one.
+
+        Besides the doubtful ones, those that were written by several at once: it may have got them in another order.
+        """
+        unsure = set(doubtful)
         with self._lock:
             for key in keys:
-                write = self._writes[key]
+                write = self._writes.get(key)
+                if write is None:  # this process was forked in between, by this very thread
+                    continue
                 write.count -= 1
                 if not write.count:
                     del self._writes[key]
                 if write.overlapped:
-                    overlapped.add(key)
-                    self._unsure[key] = object()
-        return overlapped
-
-    def _mark(self, keys: Iterable[str]) -> None:
-        """From now on these are read from the durable tier, until the near one has dropped them."""
-        with self._lock:
-            for key in keys:
+                    unsure.add(key)
+            for key in unsure:
                 self._unsure[key] = object()
+        return unsure
 
     async def _drop(self, keys: Collection[str]) -> None:
         with self._lock:
@@ -227,7 +237,8 @@ class Persistence(Layer):
         await self.inner.write([Delete(key) for key in keys])
         with self._lock:
             for key, mark in marks.items():
-                if mark is not None and self._unsure.get(key) is mark:
+                # a fill that is still on its way may bring back what was dropped; it drops that itself
+                if mark is not None and self._unsure.get(key) is mark and key not in self._leases:
                     del self._unsure[key]
 
     async def _drop_quietly(self, keys: Collection[str]) -> None:
@@ -235,6 +246,15 @@ class Persistence(Layer):
             await self._drop(keys)
         except Exception as error:  # the keys stay marked: the next read of them tries again
             _logger.warning("persistence: the near tier failed to drop %d key(s)", len(keys), exc_info=error)
+
+    def _forget_others(self) -> None:
+        """In a forked child: what threads of the parent were writing, only the durable tier knows."""
+        self._leases.clear()
+        if self.queue is not None:  # its parent has it, and goes on: what is near here would soon be old
+            self._writes = Closed(str(self.queue.not_open()))
+            return
+        self._unsure.update(dict.fromkeys(self._writes, object()))
+        self._writes.clear()
 
     # ------------------------------------------------------------ the rest
     def scan(self, prefix: str = "") -> AsyncIterator[str]:
@@ -254,6 +274,9 @@ class Persistence(Layer):
         """Both tiers, or neither."""
         await self._durable.open()
         try:
+            if isinstance(self._writes, Closed):
+                await self.inner.close()
+                self._writes = {}
             await self.inner.open()
         except BaseException:
             await self._durable.close()
@@ -265,6 +288,16 @@ class Persistence(Layer):
             await self.inner.close()
         finally:
             await self._durable.close()
+
+
+class _Lease:
+    """The keys that a read may fill the near tier with, as long as nobody has written them."""
+
+    __slots__ = ("is_filling", "keys")
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = set(keys)
+        self.is_filling = False
 
 
 class _Write:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.codec import Sealed, default_codec
 from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreClosedError, StoreError
+from pocket_plug.forking import after_fork, new_rlock
 from pocket_plug.waiting import Waiter, drive, wake
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("pocket_plug")
 
@@ -110,7 +112,7 @@ class WriteBehind(Backend):
         return f"WriteBehind({self.durable!r})"
 
     def _begin_empty(self) -> None:
-        self._state = threading.Condition()  # guards all of these; reentrant, as garbage collection withdraws
+        self._state = threading.Condition(new_rlock())  # guards all of these; reentrant: garbage collection withdraws
         self._pending: Queue = {}
         self._in_flight: Queue = {}
         self._since = self._in_flight_since = 0.0
@@ -118,7 +120,7 @@ class WriteBehind(Backend):
         self._tickets: deque[_Ticket] = deque()
         self._flushes: list[tuple[int, Waiter[None]]] = []
         self._closers: list[Waiter[None]] = []
-        self._looks: list[set[str]] = []  # for each look into the durable backend, the keys written meanwhile
+        self._looks: list[list[Queue]] = []  # for each look into the durable backend, what has landed meanwhile
         self._version = 0  # the last one given
         self._counters = {0}  # what the durable backend's counter may be; after a lost answer there are several
         self._failure: Exception | None = None
@@ -184,7 +186,7 @@ class WriteBehind(Backend):
         with self._state:
             if self._is_open:
                 self._is_open, self._try_again = False, True
-                refused = [ticket.waiter.fail(self._not_open()) for ticket in self._tickets]
+                refused = [ticket.waiter.fail(self.not_open()) for ticket in self._tickets]
                 self._tickets.clear()
                 self._state.notify_all()
             if self._drains:
@@ -218,7 +220,8 @@ class WriteBehind(Backend):
         self._is_open = self._drains = False
         self._begin_empty()
 
-    def _not_open(self) -> StoreClosedError:
+    def not_open(self) -> StoreClosedError:
+        """What is raised while it isn't open."""
         return StoreClosedError(
             f"{self.durable!r} is not open for writing behind: it was closed, or not opened yet (async with Store(…)), "
             "or it was opened by the process that this one was forked from"
@@ -227,7 +230,7 @@ class WriteBehind(Backend):
     def _refuse_unless_usable(self) -> None:
         """Raise what the last try to write ended with, and have it tried again."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         self._tell_of_intrusion()
         if self._failure is not None:
             self._try_again = True
@@ -250,11 +253,39 @@ class WriteBehind(Backend):
             raise intrusion
 
     # ------------------------------------------------------------ reading
+    def _queued(self, key: str) -> _Queued | None:
+        return self._pending.get(key) or self._in_flight.get(key)
+
     def _find(self, key: str) -> _Queued | None:
         with self._state:
             if not self._is_open:
-                raise self._not_open()
-            return self._pending.get(key) or self._in_flight.get(key)
+                raise self.not_open()
+            return self._queued(key)
+
+    async def _look(self, keys: Collection[str], then: Callable[[Mapping[str, _Queued | Entry]], T]) -> T:
+        """Call `then` with what both together have of these keys at the moment of the call, and give its answer.
+
+        The durable backend is asked before that moment. What lands between the two has left the queue, and the answer
+        may not have it yet: so each look is handed all that lands while it is under way.
+        """
+        landed: list[Queue] = []
+        with self._state:
+            if not self._is_open:
+                raise self.not_open()
+            missing = [key for key in keys if self._queued(key) is None]
+            if not missing:
+                return then({key: found for key in keys if (found := self._queued(key)) is not None})
+            self._looks.append(landed)
+        try:
+            durable = await self.durable.read_many(missing)
+            with self._state:
+                known: dict[str, _Queued | Entry] = {**durable}
+                for batch in (*landed, self._in_flight, self._pending):  # the last one that has a key counts
+                    known.update((key, batch[key]) for key in keys if key in batch)
+                return then(known)
+        finally:
+            with self._state:
+                self._looks = [look for look in self._looks if look is not landed]
 
     async def read(self, key: str) -> Entry | None:
         """What is queued for the key, else what the durable backend has."""
@@ -262,21 +293,17 @@ class WriteBehind(Backend):
         return await self.durable.read(key) if queued is None else queued.entry(self.clock())
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The same of several, with one look into the durable backend."""
-        names = list(dict.fromkeys(keys))
-        with self._state:
-            if not self._is_open:
-                raise self._not_open()
-            queued = {key: found for key in names if (found := self._pending.get(key) or self._in_flight.get(key))}
-        entries = await self.durable.read_many([key for key in names if key not in queued])
+        """The same of several, as they were at one moment, with one look into the durable backend."""
+        known = await self._look(list(dict.fromkeys(keys)), dict)  # what is queued is decoded without the lock
         now = self.clock()
-        return entries | {key: entry for key, found in queued.items() if (entry := found.entry(now)) is not None}
+        entries = {key: found.entry(now) if isinstance(found, _Queued) else found for key, found in known.items()}
+        return {key: entry for key, entry in entries.items() if entry is not None}
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """The keys of both in one order, each as it is when the scan comes to it."""
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             queued = sorted(key for key in {**self._in_flight, **self._pending} if key.startswith(prefix))
         before = iter(queued)
         upcoming = next(before, None)
@@ -304,7 +331,7 @@ class WriteBehind(Backend):
     async def version(self) -> int:
         """The last version given. The durable backend's counter follows it."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         return self._version
 
     # ------------------------------------------------------------ writing
@@ -312,7 +339,7 @@ class WriteBehind(Backend):
         """Queue all changes or none, once there is room. Raises CodecError for a value that can't be stored."""
         if not changes:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             return await self._enter((), expect)
         records = [self._record(change) for change in changes]
         slots = min(len({change.key for change in changes}), self.max_pending)
@@ -371,44 +398,28 @@ class WriteBehind(Backend):
     async def _enter(self, changes: Sequence[tuple[Change, bytes | None]], expect: Mapping[str, int]) -> int:
         """Check and queue in one step, after a look at what the durable backend has of the keys that matter."""
         asked = {*expect, *(change.key for change, _ in changes if change.version is not None)}
-        if not asked:
-            with self._state:
-                return self._queue(changes, {})
-        while True:
-            written: set[str] = set()
-            with self._state:
-                missing = [key for key in asked if key not in self._pending and key not in self._in_flight]
-                self._looks.append(written)
-            try:
-                found = await self.durable.read_many(missing) if missing else {}
-            except BaseException:
-                with self._state:
-                    self._end_look(written)
-                raise
-            with self._state:
-                self._end_look(written)
-                if written.isdisjoint(missing):
-                    self._check(expect, found)
-                    return self._queue(changes, found)
 
-    def _end_look(self, written: set[str]) -> None:
-        self._looks = [look for look in self._looks if look is not written]
+        def enter(known: Mapping[str, _Queued | Entry]) -> int:
+            self._check(expect, known)
+            return self._queue(changes, known)
 
-    def _check(self, expect: Mapping[str, int], durable: Mapping[str, Entry]) -> None:
+        return await self._look(asked, enter)
+
+    def _check(self, expect: Mapping[str, int], known: Mapping[str, _Queued | Entry]) -> None:
         now = self.clock()
         changed: list[str] = []
         for key, expected in expect.items():
-            found = self._pending.get(key) or self._in_flight.get(key) or durable.get(key)
+            found = known.get(key)
             alive = found is not None and (not isinstance(found, _Queued) or found.alive(now))
             if (found.version if found is not None and alive else 0) != expected:
                 changed.append(key)
         if changed:
             raise Conflict(changed)
 
-    def _queue(self, changes: Iterable[tuple[Change, bytes | None]], durable: Mapping[str, Entry]) -> int:
+    def _queue(self, changes: Iterable[tuple[Change, bytes | None]], known: Mapping[str, _Queued | Entry]) -> int:
         """Let the changes in, under the next version, and tell the thread."""
         if not self._is_open:
-            raise self._not_open()
+            raise self.not_open()
         if not changes:
             return self._version
         version = highest = self._version + 1
@@ -418,13 +429,11 @@ class WriteBehind(Backend):
             key, own = change.key, version
             if change.version is not None:
                 own = change.version
-                found = self._pending.get(key) or self._in_flight.get(key) or durable.get(key)
+                found = self._pending.get(key) or known.get(key)
                 if found is not None and (found.version > own or (found.version == own and record is not None)):
                     continue
                 highest = max(highest, own)
             self._pending[key] = _Queued(key, record, change.expires_at if isinstance(change, Put) else None, own)
-            for look in self._looks:
-                look.add(key)
         self._version = highest
         self._state.notify_all()
         return version
@@ -434,7 +443,7 @@ class WriteBehind(Backend):
         waiter = Waiter[None]()
         with self._state:
             if not self._is_open:
-                raise self._not_open()
+                raise self.not_open()
             if not self._pending and not self._in_flight:
                 wake([waiter.give(None)])
             else:
@@ -510,6 +519,8 @@ class WriteBehind(Backend):
 
     def _done(self, version: int) -> list[Waiter[Any]]:
         with self._state:
+            for look in self._looks:
+                look.append(self._in_flight)
             self._in_flight = {}
             self._failure = None
             done = [waiter.give(None) for wanted, waiter in self._flushes if wanted <= version]
@@ -537,5 +548,4 @@ def _forget_all() -> None:
         _owners.discard(queue)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+after_fork(_forget_all)

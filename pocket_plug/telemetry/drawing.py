@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from pocket_plug.terminal import escaped
+
 from .recorded import RecordedSpan
 
 MANY = 8
@@ -77,14 +79,12 @@ def _fold(siblings: Sequence[RecordedSpan]) -> list[RecordedSpan | list[Recorded
 def _summary(spans: Sequence[RecordedSpan], plain: bool, now: int) -> Text:
     failed = sum(span.failed for span in spans)
     total = sum(_took(span, now) for span in spans)
-    text = (
-        f"{'...' if plain else '…'} {len(spans):,} more: {printable(spans[0].name)}, {seconds(total, plain)} in all, "
-    )
+    text = f"{'...' if plain else '…'} {len(spans):,} more: {escaped(spans[0].name)}, {seconds(total, plain)} in all, "
     return Text().append(text, style="dim").append(f"{failed} errors", style="red" if failed else "dim")
 
 
 def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
-    label = Text().append(lead, style="dim").append(printable(span.name))
+    label = Text().append(lead, style="dim").append(escaped(span.name))
     attributes = span.attributes
     attempt = attributes.get("pocket_plug.attempt", 1)
     if attempt != 1:
@@ -92,12 +92,12 @@ def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
     if not span.end:
         label.append(f" {'...' if plain else '…'} {'running' if alive else 'not ended'}", style="yellow")
     elif span.status == "error":
-        label.append(f" {'x' if plain else '✗'} {printable(str(attributes.get('error.type', 'error')))}",
+        label.append(f" {'x' if plain else '✗'} {escaped(str(attributes.get('error.type', 'error')))}",
                      style="red" if span.failed else "yellow")  # fmt: skip
     elif suppressed := attributes.get("pocket_plug.fan_out.suppressed"):
         label.append(f" ({suppressed} more items without spans)", style="dim")
     elif "error.type" in attributes:
-        label.append(f" {printable(str(attributes['error.type']).rpartition('.')[2])}", style="yellow")
+        label.append(f" {escaped(str(attributes['error.type']).rpartition('.')[2])}", style="yellow")
     return label
 
 
@@ -135,7 +135,7 @@ def on_console(console: Console, lines: Sequence[Text], below: str) -> str:
     """
     with console.capture() as drawn:
         console.print(Text("\n").join(lines), no_wrap=True, overflow="ellipsis", crop=True)
-        console.print(Text(printable(below), style="dim"), soft_wrap=True)
+        console.print(Text(escaped(below), style="dim"), soft_wrap=True)
     return drawn.get().encode(console.encoding, "replace").decode(console.encoding)
 
 
@@ -152,8 +152,3 @@ def seconds(nanoseconds: int, plain: bool = False) -> str:
     if nanoseconds < 60_000_000_000:
         return f"{nanoseconds / 1e9:.2f} s"
     return f"{nanoseconds // 60_000_000_000} min {nanoseconds // 1_000_000_000 % 60} s"
-
-
-def printable(text: str) -> str:
-    """Without what a terminal would obey: names may come from anywhere."""
-    return "".join(char if char.isprintable() else "?" for char in text)

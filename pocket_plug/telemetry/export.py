@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter, SpanExportResult
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.forking import after_fork
 from pocket_plug.reporting import say_once
 
 from .local import FileExporter
@@ -216,9 +216,7 @@ class Backlog:
     def __init__(self, what: str, size: int) -> None:
         self.what, self._size = what, size
         self._reset()
-        if hasattr(os, "register_at_fork"):
-            reset = weakref.WeakMethod(self._reset)
-            os.register_at_fork(after_in_child=lambda: (own := reset()) and own())
+        after_fork(self._reset)
 
     def _reset(self) -> None:
         """In a forked child too: what waits there, its parent exports."""

@@ -19,6 +19,8 @@ from pathlib import Path
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from pocket_plug.errors import is_fault
+from pocket_plug.files import make_folder, private
 from pocket_plug.reporting import say_once
 
 from .local import encode
@@ -132,7 +134,9 @@ class OpenSpans(SpanProcessor):
             if not self._ended.wait(INTERVAL):
                 try:
                     self.tell()
-                except Exception as error:  # noqa: BLE001 - whatever a full disk or an odd attribute does, the run goes on
+                except BaseException as error:  # whatever a full disk or an odd attribute does, the run goes on
+                    if not is_fault(error):
+                        raise
                     say_once("telling which spans are open", error)
 
     def tell(self, clock: Callable[[], float] = time.time) -> None:
@@ -155,13 +159,14 @@ class OpenSpans(SpanProcessor):
 
     def _replace(self, spans: list[Span], clock: Callable[[], float]) -> None:
         if self._path is None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._file.parent)
             for left in _beside(self._file):
                 if clock() - left.stat().st_mtime > LEFT:
                     left.unlink(missing_ok=True)
             self._path = self._file.with_name(f"{self._file.name}.open-{secrets.token_hex(6)}")
         new = self._path.with_name(f"{self._path.name}~")
-        new.write_text(json.dumps(encode(spans)), "utf-8")
+        with open(new, "w", encoding="utf-8", opener=private) as file:
+            file.write(json.dumps(encode(spans)))
         new.replace(self._path)
         self._touched = clock()
 

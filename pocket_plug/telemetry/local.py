@@ -17,6 +17,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
+from pocket_plug.files import make_folder, private
+
 DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
 COMMAND = "pocket-plug"
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
@@ -141,8 +143,8 @@ class FileExporter(SpanExporter):
         """Raises OSError where the file can't be written; the processor says so."""
         line = json.dumps(encode(spans), separators=(",", ":")).encode() + b"\n"
         if self._file < 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o644)
+            make_folder(self.path.parent)
+            self._file = private(str(self.path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         while line:  # one write, but where the system takes only a part of it
             line = line[os.write(self._file, line) :]
         return SpanExportResult.SUCCESS

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
+from io import StringIO
 from typing import Any, TextIO
 
 import structlog
 from opentelemetry import _logs
 from opentelemetry._logs import SeverityNumber
 
-from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.layers.logging import LEVELS, add_ids
 from pocket_plug.reporting import (
     SCHEMA_URL,
@@ -23,6 +24,7 @@ from pocket_plug.reporting import (
     stack_of,
     suppressed,
 )
+from pocket_plug.terminal import escaped
 
 _SEVERITIES = {
     "debug": SeverityNumber.DEBUG, "info": SeverityNumber.INFO, "warning": SeverityNumber.WARN,
@@ -46,7 +48,9 @@ def export_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
     try:
         if not suppressed():  # an exporter that logs would feed itself
             _emit(method, event)
-    except Exception as error:  # noqa: BLE001 - a log that can't be exported must not fail who logs
+    except BaseException as error:  # a log that can't be exported must not fail who logs
+        if not is_fault(error):
+            raise
         say_once("exporting a log event", error, silent=True)
     return event
 
@@ -96,6 +100,25 @@ def _error(exc_info: Any) -> BaseException | None:
     return sys.exc_info()[1] if exc_info else None
 
 
+def _escape(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor for what is drawn on the terminal: no text in an event is obeyed by it."""
+    return {escaped(name): _shown(name, value) for name, value in event.items()}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name == "exc_info":
+        return value  # see _traceback
+    text = value if isinstance(value, str) else repr(value)
+    shown = escaped(text, keep="\n\t" if name in ("stack", "exception") else "")
+    return value if shown == text else shown
+
+
+def _traceback(sio: TextIO, exc_info: Any) -> None:
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exc_info)  # the usual one shows the values of local names
+    sio.write(escaped(text.getvalue(), keep="\n\t"))
+
+
 class _Lines:
     """Writes each event as a line, in one call: what threads write isn't mixed, and no lock is held.
 
@@ -125,9 +148,9 @@ def wire_structlog(level: str) -> bool:
         structlog.processors.TimeStamper(fmt="iso", utc=True), export_event,
     ]  # fmt: skip
     if sys.stderr.isatty():
-        plain = structlog.dev.plain_traceback  # the usual one shows the values of local names
         last: list[Any] = [
-            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=plain)
+            _escape,
+            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=_traceback),
         ]
     else:
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]

@@ -17,6 +17,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
+from pocket_plug.forking import after_fork
+
 from .export import endpoint
 
 MAX_OPEN = 10_000
@@ -38,8 +40,11 @@ class SpanFan(SpanProcessor):
     def __init__(self) -> None:
         self.processors: tuple[SpanProcessor, ...] = ()
         self._open: dict[int, Span] = {}  # by span id, in the order in which they began
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._open.clear)  # those are the parent's to end
+        after_fork(self._forget)
+
+    def _forget(self) -> None:
+        """In a forked child: what is open is its parent's to end."""
+        self._open.clear()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         processors = self.processors
@@ -136,8 +141,10 @@ class OwnIds(IdGenerator):
 
     def __init__(self) -> None:
         self._random = random.Random(os.urandom(16))  # noqa: S311 - ids are no secrets
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=lambda: self._random.seed(os.urandom(16)))
+        after_fork(self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._random.seed(os.urandom(16))
 
     def generate_span_id(self) -> int:
         """64 bits, not all 0."""

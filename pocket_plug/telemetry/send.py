@@ -22,8 +22,9 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.redaction import public_url
+from pocket_plug.terminal import escaped
 
-from .drawing import printable
 from .recorded import TraceFile
 
 BATCH_BYTES = 1_000_000
@@ -70,8 +71,10 @@ def endpoint(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError as error:
-        raise ConfigError(f"the URL of the backend can't be meant: {error}. One is http://localhost:4318") from None
+    except ValueError:  # not repeated: it may quote a part of a password
+        raise ConfigError(
+            f"the URL of the backend can't be meant: {public_url(url)!r}. One is http://localhost:4318"
+        ) from None
     if not usable:
         raise ConfigError(f"{shown(parts)!r} is no URL of a backend; one is http://localhost:4318, for OTLP over HTTP")
     return parts._replace(path="/v1/traces") if parts.path in ("", "/") else parts
@@ -158,12 +161,12 @@ def _partial(answer: requests.Response) -> tuple[int, str]:
             response.ParseFromString(answer.content)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
         return 0, ""  # taken, says the 200
-    return response.partial_success.rejected_spans, printable(response.partial_success.error_message)[:200]
+    return response.partial_success.rejected_spans, escaped(response.partial_success.error_message)[:200]
 
 
 def _said(answer: requests.Response) -> str:
     text = answer.content[:200].decode("utf-8", "replace")
-    return "" if "\ufffd" in text or "<html" in text.lower() else printable(text.strip())
+    return "" if "\ufffd" in text or "<html" in text.lower() else escaped(text.strip())
 
 
 # ---------------------------------------------------------------- protobuf
@@ -179,7 +182,7 @@ def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Itera
         try:
             yield json_format.ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
         except json_format.ParseError as error:
-            sent.refuse(sum(1 for _ in _each_span(document)), f"no OTLP: {printable(str(error))[:200]}")
+            sent.refuse(sum(1 for _ in _each_span(document)), f"no OTLP: {escaped(str(error))[:200]}")
         advance(size)
 
 

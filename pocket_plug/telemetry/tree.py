@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
@@ -13,6 +12,8 @@ from opentelemetry.trace import StatusCode
 from rich.console import Console
 from rich.text import Text
 
+from pocket_plug.errors import is_fault
+from pocket_plug.forking import new_lock
 from pocket_plug.reporting import say_once
 
 from .drawing import draw, on_console
@@ -40,7 +41,7 @@ class TreeProcessor(SpanProcessor):
         self._file = file
         self._console = _Console(file=file, stderr=file is None, highlight=False, soft_wrap=False)
         self._footer = footer
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._held: dict[int, tuple[int, list[ReadableSpan], int]] = {}  # by trace: its root, spans, how many more
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -71,7 +72,9 @@ class TreeProcessor(SpanProcessor):
         if spans or scope is None or scope.name != STORE_SCOPE:
             try:
                 self._draw(span, spans, more)
-            except Exception as error:  # noqa: BLE001 - a closed or broken terminal must not end a run
+            except BaseException as error:  # a closed or broken terminal must not end a run
+                if not is_fault(error):
+                    raise
                 say_once("drawing a trace", error)
 
     @property

@@ -30,8 +30,10 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.forking import after_fork
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
+from pocket_plug.redaction import public_url
 
 from .export import (
     LogExport,
@@ -314,8 +316,7 @@ def _in_forked_child() -> None:
     _standbys.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)
+after_fork(_in_forked_child)
 
 
 def _at_exit() -> None:
@@ -428,7 +429,7 @@ def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[
 
 def _footer(file: Path | None, root: RecordedSpan) -> str:
     if file is None:
-        return f"trace: sent to {endpoint('traces')}"
+        return f"trace: sent to {public_url(endpoint('traces'))}"
     return where_to_look(file, root.attributes.get("pocket_plug.run.id"))
 
 

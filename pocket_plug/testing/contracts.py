@@ -6,13 +6,19 @@ Nothing here knows a particular backend, and nothing waits on a clock: time is t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from pocket_plug.backend import Backend, Delete, Entry, Put
-from pocket_plug.errors import Conflict, StoreClosedError
+from pocket_plug.errors import Conflict, StoreClosedError, StoreError
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.waiting import drive, drive_inline, run_on
 
@@ -40,9 +46,70 @@ async def increment(backend: Backend, key: str, times: int) -> None:
                     raise
 
 
+@contextmanager
+def hasty_threads() -> Iterator[None]:
+    """Let Python change from one thread to another some hundred times as often: what may come in between, does."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
+async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], read: Callable[[], Awaitable[object]],
+                 times: int) -> None:  # fmt: skip
+    """Read so many times while `write(1)`, `write(2)`, … go on: in a thread, if the backend isn't bound to a loop."""
+    over = threading.Event()
+
+    async def write_on() -> None:
+        n = 0
+        while not over.is_set():
+            await write(n := n + 1)
+            for _ in range(n % 20 if backend.needs_loop else 0):  # a chance for readers that need several steps
+                await asyncio.sleep(0)
+
+    async def read_on() -> None:
+        for _ in range(times):
+            await read()
+            await asyncio.sleep(0)
+
+    writing = write_on() if backend.needs_loop else asyncio.to_thread(lambda: drive(write_on()))
+    task = asyncio.ensure_future(writing)
+    try:
+        with hasty_threads():
+            await read_on()
+    finally:
+        over.set()
+        await task
+
+
 async def keys_of(backend: Backend, prefix: str = "") -> list[str]:
     """All that a scan gives."""
     return [key async for key in backend.scan(prefix)]
+
+
+CHILD_SECONDS = 60
+"""How long a forked child may take before it is killed, as one that hangs."""
+
+
+def works_in_a_child(use: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+    """Fork, and run it there on a new event loop: did it work, or raise StoreError? Anything else fails the test."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(CHILD_SECONDS)
+        try:
+            asyncio.run(use())
+            os._exit(0)
+        except StoreError:
+            os._exit(1)
+        except BaseException:  # noqa: BLE001 - there is nobody to raise it to
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(2)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 1), f"the child of a fork {'hung' if code < 0 else 'failed'}: {code}"
+    return code == 0
 
 
 class BackendContract:
@@ -485,6 +552,71 @@ class BackendContract:
 
         run(scenario)
 
+    def test_a_batch_is_read_at_one_moment(self, run: Callable[[Scenario], None]) -> None:
+        """`read_many` finds all of another's write or nothing of it, wherever each key lies at the moment."""
+        keys = ["a", "b", "c"]
+
+        async def scenario(backend: Backend) -> None:
+            async def write(n: int) -> None:
+                await backend.write([Put(key, n) if n % 4 else Delete(key) for key in keys])
+
+            async def read() -> None:
+                found = await backend.read_many([*keys, "never there"])
+                assert sorted(found) == (keys if found else [])
+                assert len({(entry.value, entry.version) for entry in found.values()}) <= 1
+
+            await beside(backend, write, read, 300)
+
+        run(scenario)
+
+    def test_what_is_seen_of_a_write_stays_seen(self, run: Callable[[Scenario], None]) -> None:
+        """Who has read one key of a write reads the other ones as that write left them, or later."""
+
+        async def scenario(backend: Backend) -> None:
+            async def write(n: int) -> None:
+                await backend.write([Put("a", n), Put("b", n)])
+
+            async def read() -> None:
+                for first, second in ("ab", "ba"):
+                    one, other = await backend.read(first), await backend.read(second)
+                    assert one is None or (other is not None and one.value <= other.value)
+
+            await beside(backend, write, read, 300)
+
+        run(scenario)
+
+    def test_of_two_that_expect_the_same_one_lands(self, run: Callable[[Scenario], None]) -> None:
+        """Also where one of the keys that they expect was just written, and another one never."""
+
+        async def scenario(backend: Backend) -> None:
+            async def append(key: str, item: int) -> bool:
+                found = await backend.read_many([key, "never there"])
+                await asyncio.sleep(0)
+                value, version = (found[key].value, found[key].version) if found else ([], 0)
+                try:
+                    await backend.write([Put(key, [*value, item])], {"never there": 0, key: version})
+                except Conflict as conflict:
+                    if conflict.keys != frozenset({key}):
+                        raise
+                    return False
+                return True
+
+            async def append_in_turn(item: int) -> list[bool]:
+                return [await append(f"k{n}", item) for n in range(40)]
+
+            def in_a_thread() -> list[bool]:
+                return asyncio.run(append_in_turn(2))
+
+            others = [] if backend.needs_loop else [asyncio.to_thread(in_a_thread)]
+            with hasty_threads():
+                told = await asyncio.gather(append_in_turn(0), append_in_turn(1), *others)
+            for n in range(40):
+                entry = await backend.read(f"k{n}")
+                assert entry is not None
+                assert sorted(entry.value) == [item for item, landed in enumerate(told) if landed[n]]
+
+        run(scenario)
+
     def test_a_conflict_is_its_own_writers_only(self, run: Callable[[Scenario], None]) -> None:
         """Of many writes that are under way together, some in conflict, the others land."""
 
@@ -555,6 +687,56 @@ class BackendContract:
             assert await backend.read("from a thread") == Entry(1, version)
 
         run(scenario)
+
+    # ------------------------------------------------------------ forks of the process
+    if hasattr(os, "fork"):
+
+        @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+        def test_a_forked_child_works_or_says_that_it_cant(self, run: Callable[[Scenario], None]) -> None:
+            """Forked while threads or tasks write: the child sees each write whole, and reads and writes as any process
+            would, or StoreError says why not; the parent loses nothing, and waits for nobody."""
+
+            async def scenario(backend: Backend) -> None:
+                home, done, written = asyncio.get_running_loop(), threading.Event(), threading.Semaphore(0)
+                acknowledged = [0, 0, 0]
+
+                async def write(n: int) -> None:
+                    while not done.is_set():
+                        await backend.write([Put(key, acknowledged[n] + 1) for key in (f"a{n}", f"b{n}")])
+                        acknowledged[n] += 1
+                        written.release()
+                        if backend.needs_loop:
+                            await asyncio.sleep(0)
+
+                def writer(n: int) -> None:
+                    run_on(home, write(n)) if backend.needs_loop else drive(write(n))
+
+                async def use() -> None:
+                    for n in range(3):
+                        found = await backend.read_many([f"a{n}", f"b{n}"])
+                        assert len({(entry.value, entry.version) for entry in found.values()}) < 2
+                    await backend.read("a0")
+                    await increment(backend, "by children", 1)
+                    assert "by children" in await keys_of(backend)
+
+                writing = [asyncio.ensure_future(asyncio.to_thread(writer, n)) for n in range(3)]
+                try:
+                    for _ in range(2):
+                        assert await asyncio.to_thread(written.acquire, timeout=60)
+                    worked = int(await asyncio.to_thread(works_in_a_child, use))
+                    assert await asyncio.to_thread(written.acquire, timeout=60)
+                    worked += works_in_a_child(use)
+                finally:
+                    done.set()
+                await asyncio.gather(*writing)
+                entries = await backend.read_many([f"{letter}{n}" for letter in "ab" for n in range(3)])
+                assert {key: entry.value for key, entry in entries.items()} == {
+                    f"{letter}{n}": acknowledged[n] for letter in "ab" for n in range(3) if acknowledged[n]
+                }
+                counted = await backend.read("by children")
+                assert (counted.value if counted else 0) == (worked if backend.survives else 0)
+
+            run(scenario)
 
     # ------------------------------------------------------------ opening and closing
     def test_after_close_everything_is_refused(self, run: Callable[[Scenario], None]) -> None:

@@ -6,7 +6,7 @@ A layer must be no obstacle: around a backend, it keeps all that `BackendContrac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 import pytest
 
@@ -43,6 +43,12 @@ class FaultyMemory(Memory):
         """The entry, after a while."""
         await self._reach(f"read {key}")
         return await super().read(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The entries, after a while."""
+        names = list(keys)
+        await self._reach(" ".join(["read", *names]))
+        return await super().read_many(names)
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Done at once after a while; told after another one, so that a cancellation may find it done."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -46,8 +46,8 @@ class Traced(SQLite):
         super().__init__(path, **options)
         self.statements: list[tuple[str, str]] = []
 
-    def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
-        connection = super()._connect(mode)
+    def _connect(self) -> sqlite3.Connection:
+        connection = super()._connect()
         connection.set_trace_callback(lambda text: self.statements.append((text, threading.current_thread().name)))
         connection.execute(self.prepare)
         return connection

@@ -2,7 +2,8 @@
 
 Another connection alters a record's value, version and deadline, its key, and the counter, to what a program of ours would never
 write; then the store is used. Each use must end in an answer or in an error of ours. An audit hook ends the process where
-a module is imported, code compiled or a program started; the memory is limited, and so is the time.
+a module is imported, code compiled or a program started; the memory is limited, and so is the time. What was taken is said at
+the end.
 """
 
 from __future__ import annotations
@@ -20,18 +21,22 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from time import process_time
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
+import numpy as np
+from pydantic import BaseModel, PrivateAttr
 
 import pocket_plug as pp
 from pocket_plug.backend import Delete, Put
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.bounds import NESTING
 from pocket_plug.codec import default_codec, register_type
 from pocket_plug.waiting import drive
 
@@ -40,6 +45,9 @@ SECONDS = 5
 
 ROOM = 200 * 1024 * 1024
 """Bytes of memory that all cases together may take, beyond what there was before the first one."""
+
+LARGEST = 500_000
+"""Bytes of a record that is made up. What it takes goes with its size: up to some hundred times as much."""
 
 FORBIDDEN = {"compile", "exec", "os.exec", "os.posix_spawn", "os.system", "pickle.find_class", "socket.connect",
              "subprocess.Popen", "ctypes.dlopen", "marshal.loads"}  # fmt: skip
@@ -64,19 +72,54 @@ class Colour(enum.Enum):
     RED = 1
 
 
-for each in (Order, Pair, Row, Colour):
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclass(frozen=True)
+class Frozen:
+    x: Any
+    y: Any
+
+
+class Model(BaseModel, extra="allow"):
+    a: Any
+    b: Any = None
+    _c: Any = PrivateAttr(default=1)
+
+
+for each in (Order, Pair, Row, Colour, Access, Frozen, Model):
     register_type(each, tag=f"hostile.{each.__name__}")
+
+
+class Nest:
+    """An extension that holds MessagePack, opened."""
+
+    def __init__(self, code: int, inside: Any) -> None:
+        self.code, self.inside = code, inside
+
 
 VALUES: list[Any] = [
     5, "text", [1, 2.5, None, {"a": b"b"}], (1, {2, 3}, frozenset({4})), {(1, 2): [3]}, 2**80, 1 + 2j, Decimal("1.5"),
     datetime(2024, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")), time(1, tzinfo=UTC), date(2024, 1, 1), timedelta(1),
     UUID(int=1), bytearray(b"x"), Colour.RED, Order("x", [Pair(1, 2), Row([Colour.RED])]), [[[[(((1,),),)]]]],
+    Access.READ | Access.WRITE, Model(a=1, extra=[2]), [Model(a={"b": 1})], {Frozen(1, (2,)): 1},
+    timezone(timedelta(hours=1), "x"), np.arange(6, dtype=">i2").reshape(2, 3), np.float32(2.5), np.bytes_(b"a\0"),
+    np.str_("a"), np.void(b"ab"), np.datetime64("2024-02-29", "D"), np.zeros(3, "V0"),
+    np.zeros(2, [("a", "<i4"), ("b", [("c", "U2", (2, 2))])]), {2**61 * n: 0 for n in range(200)},
+    dict.fromkeys(range(300)), {f"key {n}": [n] for n in range(300)}, set(range(300)), [Decimal(n) for n in range(100)],
+    {(n, n): {n} for n in range(150)}, [[]] * 2000,
 ]  # fmt: skip
 RECORDS = [default_codec.encode(value) for value in VALUES]
 SCALARS: list[Any] = [
     0, 1, -1, 2**63 - 1, -(2**63), 0.5, 1e308, float("inf"), float("-inf"), "", "1", "abc", "2**9", b"", b"\0", b"\xff" * 9,
 ]  # fmt: skip
 TEXTS = [b"", b"\xff\xfe", b"\xed\xa0\x80", b"k\x00k", b"pocket:", "k\u202e".encode(), b"'; DROP TABLE entries; --"]
+HUGE: list[Any] = [
+    2_000_000_000, -1, 2**63, 1e308, float("nan"), None, b"", b"9" * 3000, "9" * 3000, "|S2000000000", "<U500000000", "|V0",
+    {}, Nest(17, b"1E+999999999999999999"), Nest(17, b"9" * 3000), Nest(6, b"\x7f" * 3000), Nest(0, [1, 2] * 2000),
+]  # fmt: skip
 CLAIMS = [
     b"\xdd\xff\xff\xff\xff",
     b"\xdf\xff\xff\xff\xff",
@@ -103,6 +146,56 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
     return bytes(found)
 
 
+def opened(value: Any) -> Any:
+    """What msgspec gives of a payload, with extensions opened and maps as lists of pairs, so that all can be altered."""
+    if isinstance(value, msgspec.msgpack.Ext):
+        if value.code in NESTING:
+            return Nest(value.code, opened(msgspec.msgpack.decode(value.data)))
+        return Nest(value.code, value.data)
+    if isinstance(value, list):
+        return [opened(item) for item in value]
+    if isinstance(value, dict):
+        return Nest(0, [opened(part) for pair in value.items() for part in pair])
+    return value
+
+
+def closed(value: Any) -> bytes:
+    """The payload again."""
+    if isinstance(value, list):
+        return b"\xdd" + struct.pack(">I", len(value)) + b"".join(map(closed, value))
+    if not isinstance(value, Nest):
+        return msgspec.msgpack.encode(value)
+    if value.code == 0 and isinstance(value.inside, list):
+        return b"\xdf" + struct.pack(">I", len(value.inside) // 2) + b"".join(map(closed, value.inside))
+    inside = value.inside if isinstance(value.inside, bytes) else closed(value.inside)
+    return msgspec.msgpack.encode(msgspec.msgpack.Ext(value.code, inside))
+
+
+def altered(chance: random.Random, value: Any) -> Any:
+    """One part of it made another: of another type, huge, many times itself, or under another code."""
+    inside = value.inside if isinstance(value, Nest) else value
+    if isinstance(inside, list) and inside and chance.random() < 0.85:
+        place = chance.randrange(len(inside))
+        inside = [*inside[:place], altered(chance, inside[place]), *inside[place + 1 :]]
+        return Nest(value.code, inside) if isinstance(value, Nest) else inside
+    if isinstance(value, Nest) and not isinstance(inside, bytes) and chance.random() < 0.5:
+        return Nest(value.code, altered(chance, inside))
+    match chance.randrange(5):
+        case 0:
+            return chance.choice(HUGE)
+        case 1:
+            return [value] * chance.choice([0, 2, 100, 3000])
+        case 2:
+            return Nest(chance.randrange(20), inside)
+        case 3:
+            return Nest(
+                chance.choice([3, 4, 5]),
+                [Nest(6, (n * (2**61 - 1)).to_bytes(12, "big")) for n in range(chance.choice([9, 600]))],
+            )
+        case _:
+            return opened(msgspec.msgpack.decode(chance.choice(RECORDS)[6:]))
+
+
 def hostile_value(chance: random.Random) -> Any:
     """A record, damaged, or made up with a checksum that is right; or something that is no blob at all."""
     record = chance.choice(RECORDS)
@@ -115,6 +208,9 @@ def hostile_value(chance: random.Random) -> Any:
             return mutated(chance, record)
         case 3:
             return record.decode("latin-1")
+        case 5 | 6 | 7:
+            payload = closed(altered(chance, opened(msgspec.msgpack.decode(record[6:]))))
+            payload = payload if len(payload) < LARGEST else record[6:]
         case 4:
             payload = chance.choice([b"\x91", b"\xd4\x02", b"\x81\xa1k"]) * chance.choice([10, 1000, 100_000])
         case _:
@@ -205,20 +301,28 @@ def main(cases: int, seed: int) -> None:
         path = Path(folder) / "state.db"
         backend = SQLite(path, durability="process")
         ended: Counter[str] = Counter()
+        slowest = (0.0, 0)
         with pp.SyncStore(backend) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("PRAGMA synchronous = OFF")
             with suppress(ZoneInfoNotFoundError):
                 ZoneInfo("Mars/Base")
-            for case in range(seed, seed + 200):  # what is imported when it is first needed has been, from here on
+            for case in range(seed, seed + 300):  # what is imported when it is first needed has been, from here on
                 attempt(case, store, backend, other, ended)
             sys.addaudithook(refuse_code)
             before = used_memory()
             for case in range(seed, seed + cases):
                 signal.alarm(SECONDS)  # without a handler it ends the process
+                began = process_time()
                 attempt(case, store, backend, other, ended)
+                slowest = max(slowest, (process_time() - began, case))
                 if used_memory() > before + ROOM:
                     raise SystemExit(f"case {case}: {used_memory() - before:,} bytes of memory were taken")
+            taken = used_memory() - before
     print(f"{cases:,} cases:", ", ".join(f"{number:,} {what}" for what, number in ended.most_common()))
+    print(
+        f"at most {slowest[0] * 1000:.0f} ms of CPU (case {slowest[1]}) for the {len(uses(backend, store))} uses of a record"
+    )
+    print(f"{taken / 2**20:.0f} MiB of memory in all")
 
 
 if __name__ == "__main__":

@@ -468,7 +468,7 @@ def test_summaries_are_types_and_sizes() -> None:
         "list[1]", "tuple[2]", "dict[1]", "set[1]", "str[3]", "bytes[2]", "int", "float", "bool", "None", "object",
         "ValueError"]  # fmt: skip
     assert summary(numpy.zeros((3, 4))) == "ndarray[3, 4]"
-    assert summary(Broken(a=1)) == "Broken"
+    assert summary(Broken(a=1)) == "Broken[1]"  # whatever it says of its own length
 
 
 @pytest.mark.parametrize("where", ["str", "bool", "cause"])

@@ -318,6 +318,86 @@ def test_the_durable_state_is_always_a_prefix_of_history(writes: list[tuple[dict
     assert shelf.has() == state
 
 
+# ---------------------------------------------------------------- two tiers, one moment
+class Looked(Shelf):
+    """What is to happen `meanwhile` comes between its look at what it has and the answer."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    async def read(self, key: str) -> Entry | None:
+        return await super().read(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        found = await super().read_many(keys)
+        happens, self.meanwhile = self.meanwhile, None
+        if happens is not None:
+            happens()
+        return found
+
+
+class Looking:
+    """A queue with "a" on its way to the shelf, where "b" is."""
+
+    def __init__(self) -> None:
+        self.shelf = Looked()
+        self.queue = behind(self.shelf)
+        self.b = put(self.queue, "b", "old")
+        drive(self.queue.flush())
+        assert self.shelf.reached.acquire(timeout=LONG)
+        self.shelf.gate.clear()
+        self.a = put(self.queue, "a", "old")
+        assert self.shelf.reached.acquire(timeout=LONG)
+
+    def land(self) -> None:
+        self.shelf.gate.set()
+        drive(self.queue.flush())
+
+    def change_both(self) -> None:
+        """Let "a" land, then a write of both."""
+        self.land()
+        drive(self.queue.write([Put("a", "new"), Put("b", "new")]))
+        drive(self.queue.flush())
+
+    def change_both_twice(self) -> None:
+        """The second write stays in the queue."""
+        self.change_both()
+        self.shelf.gate.clear()
+        drive(self.queue.write([Put("a", "newer"), Put("b", "newer")]))
+
+
+def test_what_lands_during_a_look_is_still_there() -> None:
+    """It has left the queue, and what the durable backend said was before: together they would say "absent"."""
+    looking = Looking()
+    looking.shelf.meanwhile = looking.land
+    with pytest.raises(Conflict) as caught:
+        put(looking.queue, "a", "other", a=0, never=0)
+    assert caught.value.keys == {"a"}
+    looking = Looking()
+    looking.shelf.meanwhile = looking.land
+    assert put(looking.queue, "a", "other", a=looking.a, b=looking.b) > looking.a
+    looking = Looking()
+    looking.shelf.meanwhile = looking.land
+    drive(looking.queue.write([Put("a", "older", version=looking.a - 1), Put("never", 1, version=1)]))
+    assert value_of(looking.queue, "a") == "old"
+
+
+@pytest.mark.parametrize("change", [Looking.change_both, Looking.change_both_twice], ids=["once", "twice"])
+def test_what_is_written_during_a_look_counts(change: Callable[[Looking], None]) -> None:
+    """Whether it has landed by the end of the look or not: for a check, and for a batch, which is of one moment."""
+    looking = Looking()
+    looking.shelf.meanwhile = lambda: change(looking)
+    with pytest.raises(Conflict) as caught:
+        put(looking.queue, "a", "other", a=looking.a, b=looking.b, never=0)
+    assert caught.value.keys == {"a", "b"}
+    looking.shelf.gate.set()
+    looking = Looking()
+    looking.shelf.meanwhile = lambda: change(looking)
+    found = drive(looking.queue.read_many(["a", "b", "never"]))
+    assert found.keys() == {"a", "b"}
+    assert found["a"].version == found["b"].version > looking.a
+    looking.shelf.gate.set()
+
+
 def test_an_expired_write_is_still_written() -> None:
     """Left out, the value that it replaced would come back, for good."""
     shelf, clock = Shelf(), FakeClock()
@@ -974,7 +1054,8 @@ with store:
         store.set(f"k{{n}}", n)
     child = os.fork()
     if not child:
-        for use in (lambda: store.set("child", 1), store.flush, lambda: store.get("nothing"), lambda: list(store.keys())):
+        for use in (lambda: store.set("child", 1), store.flush, lambda: store.get("nothing"), lambda: list(store.keys()),
+                    lambda: store.get("k1"), lambda: store.get_many(["k1", "k2"]), lambda: store.update("k1", str)):
             try:
                 use()
             except StoreClosedError:
@@ -990,6 +1071,40 @@ print(os.waitstatus_to_exitcode(status))
     with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         assert len(list(store.keys())) == 101
         assert not store.has("child")
+
+
+def test_a_forked_child_may_open_it_when_its_parent_has_closed(tmp_path: Path) -> None:
+    """Not before; then it goes on from what the parent has written, which its own near tier doesn't hide."""
+    code = f"""
+import os
+from pocket_plug import StoreBusyError, SyncStore
+from pocket_plug.layers import Persistence
+
+store = SyncStore(layers=[Persistence(to="sqlite:///{tmp_path}/state.db", mode="behind")])
+busy, closed = os.pipe(), os.pipe()
+store.__enter__()
+store.set_many({{"a": "old", "b": 1}})
+child = os.fork()
+if not child:
+    try:
+        store.__enter__()
+    except StoreBusyError:
+        os.write(busy[1], b".")
+    os.read(closed[0], 1)
+    with store:
+        assert store.get("a") == "new", store.get("a")
+        store.update("b", lambda n: n + 1)
+    os._exit(0)
+os.read(busy[0], 1)
+store.set("a", "new")
+store.close()
+os.write(closed[1], b".")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with store:
+    print(store.get("b"))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout == "0\n2\n", answer.stderr
 
 
 # ---------------------------------------------------------------- owned exclusively

@@ -153,10 +153,10 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 
 
 def test_names_cannot_command_the_terminal() -> None:
-    """Control characters in names are replaced."""
+    """Control characters in names are escaped."""
     terminal = Terminal()
     terminal.span("run \x1b[2J\nx [bold]y[/bold]", 0).end(1 * MS)
-    assert terminal.text().splitlines()[0].startswith("run ?[2J?x [bold]y[/bold]")
+    assert terminal.text().splitlines()[0].startswith(r"run \x1b[2J\nx [bold]y[/bold]")
 
 
 def test_a_broken_terminal_is_said_once_and_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,7 @@ from pocket_plug import (
     node,
 )
 from pocket_plug.chain import Out
-from pocket_plug.node import FunctionNode
+from pocket_plug.node_functions import FunctionNode
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,18 @@ def think_sync(total: float) -> int:
 
 def save_sync(store: SyncWriter, order: Order, total: float, rounded: int) -> Receipt:
     return Receipt(order)
+
+
+def retries() -> None:
+    Retry(attempts=2, on=[OSError, ValueError], delay="200ms", max_delay="1m")
+    Retry(on=TimeoutError)
+    Retry(on={OSError})
+    Retry(on=lambda error: error.status == 429)
+    Retry(on=busy)
+
+
+def busy(error: OSError) -> bool:
+    return error.errno == 16
 
 
 def function_nodes() -> None:
@@ -271,6 +283,9 @@ async def many(store: Store) -> None:
 async def durable(store: Store) -> None:
     ask = Ask[Order, bool](bool, question=lambda order: f"{order.id}?", name="approve")
     assert_type(ask, Ask[Order, bool])
+    assert_type(Ask[Order, bool](bool, question="Sure?"), Ask[Order, bool])
+    assert_type(Ask(bool, question="Sure?"), Ask[Any, bool])
+    assert_type(Ask(bool | None, question=str), Ask[object, bool | None])
 
     @node.post
     async def decide(store: StoreWriter, answered: Answered[Order, bool]) -> Order | Next[Order]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _internal
 
 from pocket_plug.errors import Conflict
+from pocket_plug.forking import after_fork
 from pocket_plug.hookspecs import NodeCall
 from pocket_plug.reporting import SCHEMA_URL, capped, error_type, globals_of, own_version
 
@@ -228,5 +228,4 @@ def _reset() -> None:
         tally.reset()
 
 
-if hasattr(os, "register_at_fork"):  # where processes can fork
-    os.register_at_fork(after_in_child=_reset)
+after_fork(_reset)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.errors import is_fault
 from pocket_plug.layer import Layer, parts
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
@@ -130,7 +131,9 @@ class Metrics(Layer):
         attributes["db.operation.name"] = operation
         try:
             instruments.operation_duration.record(time.perf_counter() - started, attributes)
-        except Exception as fault:  # noqa: BLE001 - a failing meter must not fail the store
+        except BaseException as fault:  # a failing meter must not fail the store
+            if not is_fault(fault):
+                raise
             say_once("measuring a store operation", fault)
 
 

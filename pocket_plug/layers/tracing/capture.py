@@ -14,8 +14,9 @@ from enum import Enum
 from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
 
+from pocket_plug import redaction
+from pocket_plug.errors import is_fault
 from pocket_plug.reporting import MAX_BYTES, capped, capped_all, error_text, say_once
-from pocket_plug.watching import PLUGIN_FAULTS
 
 from .settings import Path, Redact
 
@@ -24,8 +25,6 @@ FAILED = "(redact failed)"
 
 MAX_DEPTH = 12
 """So deep values are looked into; what lies deeper, or leads back, is `…`."""
-
-SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
 
 
 class Captured:
@@ -77,7 +76,9 @@ class Captured:
         try:
             allowed = _redacted(self.redact, path, text)
             return capped(allowed if isinstance(allowed, str) else str(allowed))
-        except (_RedactFailed, *PLUGIN_FAULTS):
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             return FAILED
 
 
@@ -94,7 +95,9 @@ def _redacted(redact: Redact | None, path: Path, value: Any) -> Any:
         return value
     try:
         return redact(path, value)
-    except PLUGIN_FAULTS as error:
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         say_once("tracing's redact", error, silent=True)  # its message may hold the very value
         raise _RedactFailed from None
 
@@ -114,19 +117,15 @@ def summary(value: Any) -> str:
     >>> summary([1, 2, 3]), summary("abc"), summary(4711), summary(None)
     ('list[3]', 'str[3]', 'int', 'None')
     """
-    if value is None:
-        return "None"
-    name = type(value).__name__
     try:
-        if _is_a(value, SIZED):
-            return capped(f"{name}[{len(value)}]")
         # an array's, a data frame's; what else is called so might be worked out, or loaded
         shape: Any = getattr(value, "shape", None) if hasattr(_type(value), "__array__") else None
         if _is_a(shape, tuple) and shape:
-            return capped(f"{name}[{', '.join(str(int(size)) for size in shape)}]")
-    except PLUGIN_FAULTS:
-        pass
-    return capped(name)
+            return capped(f"{type(value).__name__}[{', '.join(str(int(size)) for size in shape)}]")
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+    return capped(redaction.summary(value))
 
 
 # ---------------------------------------------------------------- values
@@ -161,7 +160,9 @@ class _Writer:
             self.put("}" if named else "]")
         except (_Full, _RedactFailed):
             raise
-        except PLUGIN_FAULTS:  # a value may do anything when it is looked into
+        except BaseException as error:  # a value may do anything when it is looked into
+            if not is_fault(error):
+                raise
             self.put(f'"(unreadable {type(value).__name__})"')
 
 

@@ -12,12 +12,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.errors import Conflict
+from pocket_plug.errors import Conflict, is_fault
 from pocket_plug.keys import RESERVED
 from pocket_plug.layer import Layer, parts
 from pocket_plug.memory import Memory
 from pocket_plug.reporting import capped, current_context, say_once, suppressed, system_of, template_of
-from pocket_plug.watching import PLUGIN_FAULTS
 
 from . import flavours, settings
 from .settings import Live
@@ -165,7 +164,9 @@ class Tracing(Layer):
                 return None
             if live.capture is not None and keys:
                 _show_keys(live, span, keys)
-        except PLUGIN_FAULTS as error:  # a user's sampler or processor may raise anything
+        except BaseException as error:  # a user's sampler or processor may raise anything
+            if not is_fault(error):
+                raise
             say_once("tracing a store operation", error)
             return None
         return span
@@ -260,7 +261,9 @@ def _finish(live: Live, span: Span, error: BaseException | None, result: tuple[s
                 fail(live, span, error, cancelled=is_cancellation(error) or isinstance(error, Conflict))
         finally:
             span.end(end)
-    except PLUGIN_FAULTS as failure:  # a user's span processor may raise anything
+    except BaseException as failure:  # a user's span processor may raise anything
+        if not is_fault(failure):
+            raise
         say_once("tracing a store operation", failure)
 
 
@@ -291,7 +294,9 @@ class Probe(Layer):
         attributes: Attributes = {"pocket_plug.layer": self._name, "db.operation.name": operation}
         try:
             span = live.store.start_span(capped(f"{self._kind} {self._name}"), context, attributes=attributes)
-        except PLUGIN_FAULTS as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             say_once("tracing a layer", error)
             return None
         return _Operation(live, span, attach=True) if span.is_recording() else None

@@ -1,0 +1,68 @@
+"""All that the commands print, so that nothing in it is obeyed by the terminal (`pocket_plug.terminal`).
+
+What people read is escaped wherever it goes; a value that was asked for is what it is where no terminal is; and JSON says
+the same in either form.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from pocket_plug.terminal import escaped, escaped_json
+
+NAME_WIDTH = 40
+"""Columns that a thing's name is left in a narrow terminal, if it needs as many."""
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print lines for people, by default on stdout."""
+    click.echo(escaped(text, keep="\n\t"), err=err)
+
+
+def echo_value(text: str, *, nl: bool = True) -> None:
+    """Print a value: what it is, byte for byte, into a file or a pipe; escaped on a terminal."""
+    text = escaped(text, keep="\n\t") if sys.stdout.isatty() else text
+    click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"), nl=nl)
+
+
+def echo_drawn(drawn: str) -> None:
+    """Print what was drawn for the terminal, colours and all, of texts that were escaped."""
+    click.echo(drawn, nl=False, color=True)
+
+
+def echo_json(value: Any, *, is_compact: bool = False) -> None:
+    """Print a JSON document for people and programs; what JSON has no form for, as text."""
+    try:
+        document = msgspec.json.encode(value, enc_hook=str)
+    except UnicodeEncodeError:  # half a character, of which JSON can speak all the same
+        document = json.dumps(msgspec.to_builtins(value, enc_hook=str)).encode()
+    if not is_compact:
+        document = msgspec.json.format(document, indent=2)
+    click.echo(escaped_json(document.decode()))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on a terminal; else aligned text, a line a row, that `grep` and `awk` can use."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        first = table.columns[0]  # what one types to name the thing: in a narrow terminal the others give way
+        first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
+        for row in rows:
+            table.add_row(*map(Text, row))  # not as markup
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

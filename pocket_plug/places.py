@@ -1,0 +1,58 @@
+"""Where in a run an error comes from: a note on it that says which node of which graph, and which item.
+
+The note is written as the error leaves a node, and grows with each graph and each item of a fan-out around it: there is
+one, however deep the graphs are nested, and however often the same exception is raised.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .plan import Step
+    from .runner import Execution
+
+
+class Place(str):
+    """The note. `began` numbers the run that wrote it, `last` is the id of the step that it was last written for."""
+
+    began: int
+    last: int
+
+
+def note_node(error: Exception, execution: Execution, step: Step) -> None:
+    """An error leaves a node. Never raises: what the exception makes of it is its own affair."""
+    with suppress(Exception):
+        is_around = step.perform is not None  # of other nodes, which may have written it as the error left them
+        known = _known(error, execution, is_around)
+        if known is None or not is_around or not (step.is_item or known.last == id(step)):
+            visit = "" if step.is_item else f" of graph {execution.run.graph!r} (visit {execution.visit_of(step)})"
+            _write(error, execution, step, known, f"node {step.name!r}{visit}")
+
+
+def note_item(error: Exception, execution: Execution, step: Step, position: int) -> None:
+    """An error leaves an item of a fan-out, counted from 0. Never raises."""
+    with suppress(Exception):
+        text = (
+            f"item {position} of node {step.name!r} of graph {execution.run.graph!r} (visit {execution.visit_of(step)})"
+        )
+        _write(error, execution, step, _known(error, execution, True), text)
+
+
+def _known(error: Exception, execution: Execution, is_around: bool) -> Place | None:
+    """What has been written as the error came here; None where it was raised here, whatever was written some other time."""
+    known = next((note for note in getattr(error, "__notes__", ()) if isinstance(note, Place)), None)
+    began = execution.outermost.began
+    return known if known is not None and (known.began > began or (is_around and known.began == began)) else None
+
+
+def _write(error: Exception, execution: Execution, step: Step, known: Place | None, text: str) -> None:
+    place = Place(f"at {text}" if known is None else f"{known}, in {text}")
+    place.began, place.last = execution.outermost.began, id(step)
+    notes = getattr(error, "__notes__", [])
+    for position, note in enumerate(notes):
+        if isinstance(note, Place):
+            notes[position] = place
+            return
+    error.add_note(place)

@@ -1,0 +1,38 @@
+"""What goes to a terminal is shown by it, never obeyed: texts may come from anywhere, and a terminal takes orders from a text.
+
+An escape sequence moves the cursor, retitles the window, writes to the clipboard or hides what follows; a mark of direction
+shows a line in another order than it is read in.
+"""
+
+from __future__ import annotations
+
+import re
+
+_OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # control characters, and those beyond ASCII that some terminals take for an escape
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks of direction
+    "\u2028\u2029"  # which some end a line at
+    "\ud800-\udfff]"  # half a character, which no terminal can be sent
+)
+
+
+def escaped(text: str, keep: str = "") -> str:
+    r"""A text as a terminal may have it, each character that it would obey as Python writes it, but for those to `keep`.
+
+    >>> print(escaped("a\x1b[2Jb\u202e\n"))
+    a\x1b[2Jb\u202e\n
+    """
+    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else _written(found[0]), text)
+
+
+def escaped_json(document: str) -> str:
+    r"""The same for a JSON document, whose strings stay what they are.
+
+    >>> print(escaped_json('{"a": "\u009b"}'))
+    {"a": "\u009b"}
+    """
+    return _OBEYED.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", document)
+
+
+def _written(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,437 @@
+"""An exception of a signal's handler at every place where one can come, and at random moments.
+
+    python tests/crash/interrupts.py [--seed N] [--random N] [--steps N] [NAME …]
+
+For each stack and each use of it: first at every single point at which CPython looks for signals in the main thread (the
+entry of a Python function, the end of a call of a C function, the turn of a loop), one after the other; then N times by a
+real timer. After each one the write must be there as a whole or not at all, and the store must work on, from that thread
+and from others. `--steps N` tries only N of the places, drawn by the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dis
+import faulthandler
+import logging
+import random
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pocket_plug as pp
+from pocket_plug.layer import parts
+from pocket_plug.layers import Bounding, Logging, Metrics, Persistence, Tracing
+
+HANG = 20.0
+"""Seconds after which a thread that still waits is taken for one that hangs."""
+
+
+class Stopped(Exception):
+    """What the handler raises: no KeyboardInterrupt, so that nothing treats it as one."""
+
+
+# ---------------------------------------------------------------- at every place
+_RESUME, _JUMP = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
+
+
+class Interrupter:
+    """Raises an error at the n-th place of the current thread at which CPython may look for signals."""
+
+    def __init__(self, at: int, error: type[BaseException]) -> None:
+        self.at = at
+        self.error = error
+        self.places = 0
+        self.where = ""
+
+    def _place(self, frame: FrameType, what: str) -> None:
+        self.places += 1
+        if self.places == self.at:
+            sys.settrace(None)
+            sys.setprofile(None)
+            self.where = f"{what} at {frame.f_code.co_qualname}:{frame.f_lineno} ({Path(frame.f_code.co_filename).name})"
+            raise self.error
+
+    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "c_return":
+            self._place(frame, f"after {getattr(arg, '__name__', arg)}")
+        elif event == "call":
+            code, last = frame.f_code.co_code, frame.f_lasti
+            if last < 0 or code[last] != _RESUME or code[last + 1] & 3 < 2:  # it doesn't look after an await
+                self._place(frame, "entering")
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if _turns(frame.f_code):
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            return self._opcode
+        return None
+
+    def _opcode(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "opcode" and frame.f_code.co_code[frame.f_lasti] == _JUMP:
+            self._place(frame, "turning")
+        return self._opcode
+
+    def __enter__(self) -> Interrupter:
+        sys.settrace(self._trace)
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        sys.settrace(None)
+
+
+_known: dict[CodeType, bool] = {}
+
+
+def _turns(code: CodeType) -> bool:
+    if code not in _known:
+        _known[code] = _JUMP in code.co_code[::2]
+    return _known[code]
+
+
+# ---------------------------------------------------------------- what is interrupted
+@dataclass
+class Place:
+    """A stack, made anew, and what has to be known to look into it."""
+
+    store: pp.SyncStore
+    most: int = sys.maxsize
+    """How many entries it may have."""
+    again: Callable[[], pp.SyncStore] | None = None
+    """The same durable tier in another store."""
+
+
+def in_memory(*layers: Any, most: int = sys.maxsize) -> Callable[[Path], Place]:
+    return lambda path: Place(pp.SyncStore(layers=list(layers)), most)
+
+
+def durable(*layers: Any, durability: str = "process", most: int = sys.maxsize) -> Callable[[Path], Place]:
+    def make(path: Path) -> Place:
+        url = f"sqlite:///{path}/state.db?durability={durability}"
+        return Place(pp.SyncStore(url, layers=list(layers)), most, lambda: pp.SyncStore(url))
+
+    return make
+
+
+def persisted(mode: Any, *layers: Any, to_memory: bool = False, most: int = sys.maxsize) -> Callable[[Path], Place]:
+    def make(path: Path) -> Place:
+        to: Any = pp.Memory() if to_memory else f"sqlite:///{path}/state.db?durability=process"
+        store = pp.SyncStore(layers=[Persistence(to=to, mode=mode), *layers])
+        return Place(store, again=None if to_memory else lambda: pp.SyncStore(to))
+
+    return make
+
+
+STACKS: dict[str, Callable[[Path], Place]] = {
+    "memory": in_memory(),
+    "entries": in_memory(Bounding(max_entries=4), most=4),
+    "bytes": in_memory(Bounding(max_bytes=500)),
+    "ttl": in_memory(Bounding(ttl=3600)),
+    "told": in_memory(Bounding(max_entries=4, ttl=3600, on_evict=lambda key, value, reason: None), most=4),
+    "observed": in_memory(Tracing(), Metrics(), Logging()),
+    "process": durable(),
+    "power": durable(durability="power"),
+    "durable-bound": durable(Bounding(max_entries=4, durable=True), most=4),
+    "through": persisted("through"),
+    "through-memory": persisted("through", to_memory=True),
+    "through-bound": persisted("through", Bounding(max_entries=4)),
+    "behind": persisted("behind"),
+    "behind-memory": persisted("behind", to_memory=True),
+}
+"""What a store is made of, by name."""
+
+
+def transact(store: pp.SyncStore) -> None:
+    with store.transaction() as tx:
+        assert tx.get("a") == tx.get("b") == 0
+        tx.set("a", 1)
+        tx.set("b", 1)
+
+
+def replace(store: pp.SyncStore) -> None:
+    with store.transaction() as tx:
+        tx.delete("a")
+        tx.set("c", 1)
+        tx.delete("b")
+
+
+class Both(pp.Node[int, int]):
+    def prep(self, store: pp.SyncReader, value: int, /) -> int:
+        return store.get("a", 0)
+
+    def post(self, store: pp.SyncWriter, value: int, prepared: Any, result: Any, /) -> int:
+        store.set("a", value)
+        store.set("b", value)
+        return value
+
+
+USES: dict[str, Callable[[pp.SyncStore], object]] = {
+    "set": lambda store: store.set("a", 1),
+    "many": lambda store: store.set_many({"a": 1, "b": 1}),
+    "new": lambda store: store.set_many({f"n{n}": 1 for n in range(6)}),
+    "update": lambda store: store.update("a", lambda n: n + 1, default=0),
+    "delete": lambda store: store.delete("a"),
+    "gone": lambda store: store.delete_many(["a", "b"]),
+    "transaction": transact,
+    "replace": replace,
+    "get": lambda store: store.get("a"),
+    "get_many": lambda store: store.get_many(["a", "b", "x"]),
+    "keys": lambda store: list(store.keys()),
+    "flush": lambda store: store.flush(),
+    "close": lambda store: store.close(),
+    "open": lambda store: store.__enter__(),
+}
+"""What is done while it is interrupted, to a store in which `a` and `b` are 0."""
+
+Seen = dict[str, Any]
+START: Seen = {"a": 0, "b": 0}
+AFTER: dict[str, Seen] = {
+    "set": {"a": 1, "b": 0},
+    "many": {"a": 1, "b": 1},
+    "new": {"a": 0, "b": 0, **{f"n{n}": 1 for n in range(6)}},
+    "update": {"a": 1, "b": 0},
+    "delete": {"b": 0},
+    "gone": {},
+    "transaction": {"a": 1, "b": 1},
+    "replace": {"c": 1},
+}
+NAMES = ["a", "b", "c", *(f"n{n}" for n in range(6))]
+
+
+# ---------------------------------------------------------------- what must hold afterwards
+class Broken(Exception):
+    """What must never be seen."""
+
+
+def in_thread(work: Callable[[], object]) -> None:
+    """Do it in another thread; Broken where that raises or hangs."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(HANG)
+    if thread.is_alive():
+        frame = sys._current_frames().get(thread.ident or 0)
+        raise Broken("another thread hangs:\n" + "".join(traceback.format_stack(frame)[-6:]))
+    if failed:
+        raise Broken("another thread fails:\n" + "".join(traceback.format_exception(failed[0])[-8:])) from failed[0]
+
+
+def check_whole(place: Place, use: str, done: bool) -> None:
+    """All or nothing; all where it was acknowledged. What is bounded may lack entries, and never has an older one."""
+    seen = place.store.get_many(NAMES)
+    after = AFTER.get(use, START)
+    allowed = [after] if done else [after, START]
+    if place.most < sys.maxsize or "bytes" in place.store.stack.__repr__():
+        fine = any(all(name in state and state[name] == seen[name] for name in seen) for state in allowed)
+    else:
+        fine = seen in allowed
+    if not fine:
+        raise Broken(f"{use} is there in part: {seen}")
+
+
+def check_works(store: pp.SyncStore, most: int) -> None:
+    """Every use of it does what it should."""
+    for round in range(3):
+        store.set_many({"a": round, "b": round})
+        assert store.get_many(["a", "b"]) == {"a": round, "b": round}
+        assert store.update("a", lambda n: n + 1) == round + 1
+        with store.transaction() as tx:
+            tx.set("b", tx.get("a") + 1)
+        assert store.get("b") == round + 2
+        for n in range(8):
+            store.set(f"w{n}", n)
+            assert store.get(f"w{n}") == n
+        assert len(list(store.keys())) <= most
+        store.delete_many([f"w{n}" for n in range(8)])
+        store.set("b", round)
+        assert store.delete("b")
+        assert store.get("b") is None
+        assert list(store.keys("w")) == []
+    store.set("a", 3)
+    store.flush()
+
+
+def inside(place: Place) -> None:
+    """What is kept beside the entries agrees with them."""
+    for part in parts(place.store.stack):
+        index: Any = getattr(part, "_index", None) or getattr(part, "_keeping", None)
+        if index is not None and hasattr(index, "_bytes"):
+            entries = index.entries
+            assert index._bytes == (sum(entry.size for entry in entries.values()) if index._weighs else 0)
+            assert index._exempt == sum(key.startswith("pocket:") for key in entries)
+            assert not index.buried
+        for name in ("_writes", "_unsure", "_leases", "_queues", "_looks", "_reserved", "_going"):
+            left: Any = getattr(part, name, None)
+            assert not left, f"{type(part).__name__}.{name} keeps {left!r:.200}"
+    for owner in (place.store.stack.gates, place.store.stack.combiner):
+        assert not owner._queues, f"{type(owner).__name__} keeps {owner._queues!r:.200}"
+
+
+def try_once(stack: str, use: str, interrupt: Callable[[Callable[[], object]], bool]) -> None:
+    """One interrupt, by `interrupt`, which does what it is given and says whether it came to its end. Raises Broken."""
+    with tempfile.TemporaryDirectory(dir=TEMPORARY) as folder:
+        place = STACKS[stack](Path(folder))
+        store = place.store
+        if use != "open":
+            store.__enter__()
+            store.set_many(START)
+            store.flush()
+        done = interrupt(lambda: USES[use](store))
+        try:
+            if use == "open":
+                in_thread(store.__enter__)
+                store.set_many(START)
+            elif use == "close":
+                in_thread(store.close)
+                with suppress(pp.StoreClosedError):
+                    store.get("a")
+                    raise Broken("it was closed again, and isn't closed")
+                if place.again is None:
+                    return
+                store = place.store = place.again()
+                store.__enter__()
+            in_thread(lambda: check_whole(place, use, done))
+            in_thread(lambda: check_works(store, place.most))
+            check_works(store, place.most)
+            inside(place)
+            in_thread(store.close)
+            if place.again is not None:
+                with place.again() as again:
+                    expected = {"a": 3}
+                    found = again.get_many([*NAMES[:3]])
+                    if found != expected:
+                        raise Broken(f"the durable tier has {found}, not {expected}")
+        except AssertionError as error:
+            raise Broken("".join(traceback.format_exception(error)[-3:])) from error
+
+
+def at_place(number: int, error: type[BaseException], found: list[str]) -> Callable[[Callable[[], object]], bool]:
+    def interrupt(work: Callable[[], object]) -> bool:
+        interrupter = Interrupter(number, error)
+        try:
+            with interrupter:
+                work()
+        except error:
+            found.append(interrupter.where)
+            return False
+        except BaseException as other:
+            if interrupter.where:
+                found.append(interrupter.where)
+                return False  # it was taken for that failure: nothing was acknowledged
+            raise Broken(f"{other!r} without an interrupt") from other
+        if interrupter.where:
+            found.append(interrupter.where + ", swallowed")
+        return True
+
+    return interrupt
+
+
+def at_random(random: random.Random) -> Callable[[Callable[[], object]], bool]:
+    def interrupt(work: Callable[[], object]) -> bool:
+        done = False
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.choice([0.00001, 0.00005, 0.0002, 0.001]) * random.uniform(0.5, 3),
+                             random.choice([0, 0, 0.0001]))  # fmt: skip
+            work()
+            done = True
+            while True:
+                pass
+        except Stopped:
+            return done
+        finally:
+            while True:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    break
+                except Stopped:
+                    continue
+
+    return interrupt
+
+
+TEMPORARY: str | None = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+
+
+def _stop(*_: object) -> None:
+    raise Stopped
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    options.add_argument("names", nargs="*", help="stacks, or STACK/USE")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--random", type=int, default=0, help="how many at random moments, for each stack and use")
+    options.add_argument("--steps", type=int, default=sys.maxsize, help="how many of the places, for each stack and use")
+    given = options.parse_args()
+    unknown = {name.split("/")[0] for name in given.names} - STACKS.keys()
+    if unknown:
+        options.error(f"no stack {sorted(unknown)}; there are {', '.join(STACKS)}")
+    warnings.simplefilter("ignore")  # a coroutine that was never begun, since the interrupt came first
+    logging.disable()
+    signal.signal(signal.SIGALRM, _stop)
+    draw = random.Random(given.seed)
+    tried, broken = Counter[str](), 0
+    for stack in STACKS:
+        for use in USES:
+            if given.names and stack not in given.names and f"{stack}/{use}" not in given.names:
+                continue
+            for error, number in _places(stack, use, given.steps, draw):
+                where: list[str] = []
+                faulthandler.dump_traceback_later(3 * HANG, exit=True)
+                try:
+                    try_once(stack, use, at_place(number, error, where))
+                except Broken as found:
+                    broken += 1
+                    print(f"BROKEN {stack}/{use}: {error.__name__} {where} ({number}): {found}\n", flush=True)
+                tried[f"{stack}: places"] += 1
+            for _ in range(given.random):
+                faulthandler.dump_traceback_later(3 * HANG, exit=True)
+                try:
+                    try_once(stack, use, at_random(draw))
+                except Broken as found:
+                    broken += 1
+                    print(f"BROKEN {stack}/{use}, at random: {found}\n", flush=True)
+                tried[f"{stack}: at random"] += 1
+            faulthandler.cancel_dump_traceback_later()
+    for name, count in tried.items():
+        print(f"{name}: {count}")
+    print(f"{sum(tried.values())} interrupts, {broken} broke something")
+    return broken > 0
+
+
+def _places(stack: str, use: str, most: int, draw: random.Random) -> Iterator[tuple[type[BaseException], int]]:
+    """All places of a use, each for an Exception or a KeyboardInterrupt in turn."""
+    counting = Interrupter(0, Stopped)
+
+    def count(work: Callable[[], object]) -> bool:
+        with counting:
+            work()
+        return True
+
+    try_once(stack, use, count)
+    numbers = range(1, counting.places)
+    chosen = sorted(draw.sample(numbers, most)) if most < len(numbers) else numbers
+    for number in chosen:
+        yield (Stopped, KeyboardInterrupt)[number % 2], number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
