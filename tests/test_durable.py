@@ -513,7 +513,7 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
                 (RunMismatch, "another input", graph.run(1, run_id="r")),
                 (RunMismatch, "'outer'", Graph(work, store=store, name="another").resume("r")),
                 (InputError, "'asked' .* asks for int, not str", graph.resume("r", answer="x")),
-                (RunSuspended, "how many", graph.resume("r")),
+                (RunSuspended, "waits for an answer", graph.resume("r")),
                 (UnknownRunError, "'nobody'", graph.resume("nobody", answer=1)),
                 (UnregisteredTypeError, "the input of graph", graph.run(object(), run_id="new")),
             ]
