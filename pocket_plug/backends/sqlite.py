@@ -286,7 +286,7 @@ class SQLite(Backend):
         """The same for who knows that none goes on, and holds the lock."""
         if _forbidden and _identity(self._name) in _forbidden:
             raise self._forked_in_use()
-        if mode == "rw":
+        if self._open:
             self._look(closely=True)
         try:
             connection = sqlite3.connect(
