@@ -11,7 +11,7 @@ import asyncio
 import random
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Iterable
 from contextlib import (
     AbstractAsyncContextManager,
     ExitStack,
@@ -285,16 +285,16 @@ class Gates:
                 self._leave(name, ticket)
 
     @contextmanager
-    def ahead(self, names: Iterable[str]) -> Iterator[None]:
+    def ahead(self, names: Iterable[str]) -> Generator[None]:
         """Plain writes of these names by others wait meanwhile: for who has lost to them a few times."""
         turn, mine = _Turn(), list[str]()
-        added: set[tuple[Gates, str]] = set()  # what whoever is ahead writes itself, waits for nobody
+        added = frozenset[tuple[Gates, str]]()  # what whoever is ahead writes itself, waits for nobody
         try:
             with self._lock:
                 mine += [name for name in names if name not in self._ahead]
                 self._ahead.update(dict.fromkeys(mine, turn))
                 self._on_ahead(bool(self._ahead))
-            added = {(self, name) for name in mine} - _held.get()
+            added = frozenset[tuple[Gates, str]]((self, name) for name in mine) - _held.get()
             _held.set(_held.get() | added)
             yield
         finally:
