@@ -66,6 +66,7 @@ _WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_ma
 _READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
 _READ_MANY = "SELECT key, value, version, expires_at FROM entries WHERE key = ?"
 _ALIVE = "(expires_at IS NULL OR expires_at > ?)"
+_VERSION_OF = f"SELECT key, version FROM entries WHERE key = ? AND {_ALIVE}"  # noqa: S608 - constants only
 _SEEN = f"SELECT version FROM entries WHERE key = ? AND {_ALIVE}"  # noqa: S608 - constants only
 # No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
 _SCAN = f"""SELECT key FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT) AND {_ALIVE}
@@ -511,11 +512,7 @@ class SQLite(Backend):
     async def _check(self, expect: Mapping[str, int]) -> int:
         current = await self.version()  # before the rest, so that it is no newer than what was checked
         now = self.clock()
-        seen = {
-            key: version
-            for key, _, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
-            if expires_at is None or now < expires_at
-        }
+        seen = dict(self._rows(_VERSION_OF, [(key, now) for key in expect]))
         if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
             raise Conflict(changed)
         return current
