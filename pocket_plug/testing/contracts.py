@@ -668,8 +668,9 @@ class BackendContract:
         """What is said to be inline never suspends; what needs no loop can be driven from a thread without one."""
 
         async def scenario(backend: Backend) -> None:
-            await backend.write([Put("a", 1)])
+            version = await backend.write([Put("a", 1)])
             if backend.inline_read:
+                assert drive_inline(backend.write([], {"a": version, "b": 0})) == version
                 assert drive_inline(backend.read("a")) == await backend.read("a")
                 assert drive_inline(backend.read_many(["a"])) == await backend.read_many(["a"])
                 assert drive_inline(keys_of(backend)) == ["a"]
