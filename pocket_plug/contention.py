@@ -357,7 +357,7 @@ class Gates:
         for name in names:
             turn = self._ahead.get(name)
             if turn is not None and turn.is_over:  # whose end was interrupted
-                self._leave_ahead(turn, set())
+                self._leave_ahead(turn, frozenset())
             elif turn is not None and name not in mine:
                 await turn.ended(in_place)
 
