@@ -479,6 +479,57 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
+    """Of another graph, with another input, with a wrong answer or none, at a node that is gone: each record is as before."""
+    asked = Ask[Any, int](int, question=lambda value: "how many?", name="asked")
+
+    @node
+    async def work(n: Any) -> Any:
+        return n
+
+    @node
+    async def use(answered: Answered[Any, int]) -> int:
+        return answered.answer
+
+    async def all_of(store: Store) -> dict[str, tuple[int, Any]]:
+        found = await store.stack.read_many([key async for key in store.stack.scan("")])
+        return {key: (entry.version, entry.value) for key, entry in found.items()}
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            inner = Graph(work >> asked, name="inner")
+            graph = Graph(inner >> use, store=store, name="outer")
+            with pytest.raises(RunSuspended):
+                await graph.run(0, run_id="r")
+            before, version = await all_of(store), await store.stack.version()
+            gone = Graph(Graph(work, name="inner") >> work.with_options(name="use"), store=store, name="outer")
+            other = asked.with_options(name="other")
+            replaced = Graph(Graph(work >> other, name="inner") >> use, store=store, name="outer")
+            longer = Graph(inner >> use >> work.with_options(name="last"), store=store, name="outer")
+            attempts: list[tuple[type[Exception], str, Any]] = [
+                (RunChanged, "stands at node 'asked'", gone.resume("r", answer=1, allow_changed=True)),
+                (RunChanged, "stands at node 'asked'", replaced.resume("r", answer=1, allow_changed=True)),
+                (RunChanged, "allow_changed=True", longer.resume("r", answer=1)),
+                (RunMismatch, "another input", graph.run(1, run_id="r")),
+                (RunMismatch, "'outer'", Graph(work, store=store, name="another").resume("r")),
+                (InputError, "'asked' .* asks for int, not str", graph.resume("r", answer="x")),
+                (RunSuspended, "waits for an answer", graph.resume("r")),
+                (UnknownRunError, "'nobody'", graph.resume("nobody", answer=1)),
+                (UnregisteredTypeError, "the input of graph", graph.run(object(), run_id="new")),
+            ]
+            for kind, says, attempt in attempts:
+                with pytest.raises(kind, match=says):
+                    await attempt
+                assert (await all_of(store), await store.stack.version()) == (before, version), says
+            assert await graph.resume("r", answer=3) == 3
+            finished = await all_of(store)
+            with pytest.raises(RunMismatch, match="waits for no answer"):
+                await graph.resume("r", answer=4)
+            assert await all_of(store) == finished
+
+    asyncio.run(main())
+
+
 def test_a_store_that_does_not_survive_is_refused(tmp_path: Path) -> None:
     """So is a nested graph with another store, an empty id, and allow_changed without an id."""
 

@@ -19,6 +19,7 @@ from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
 from pocket_plug.layer import Layer
 from pocket_plug.memory import Memory
+from pocket_plug.phases import hints
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
@@ -327,6 +328,18 @@ def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
     (found,) = findings(Graph(each(inner)))
     assert found.startswith("in 'each_inner': in graph 'inner': node 'fork' declares the action 'stop'")
     assert [found for found in findings(Graph(each(fork))) if "each(Graph" in found]
+
+
+def test_of_hints_that_cannot_be_resolved_the_others_are_known() -> None:
+    """One name that leads nowhere takes none of the others along: those that are no text are checked as before."""
+
+    def work(n: int) -> str:
+        return str(n)
+
+    work.__annotations__ = {"n": int, "return": "Nowhere"}
+    assert hints(work) == {"n": int}
+    with pytest.raises(InputError, match="int"):
+        Graph(node(work)).run_sync("x")
 
 
 def test_hints_that_cannot_be_resolved_are_unchecked() -> None:

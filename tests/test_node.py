@@ -276,6 +276,14 @@ def test_pauses_grow_up_to_their_maximum() -> None:
     assert Retry(backoff=2).pause(9_999) == 0.0
 
 
+def test_by_default_there_are_three_attempts_and_no_pause() -> None:
+    """As the reference states them: no delay, no growth, no chance, and a minute at most."""
+    assert (Retry().attempts, Retry().jitter, Retry().on) == (3, 0, (Exception,))
+    assert [Retry().pause(attempt) for attempt in (1, 2, 99)] == [0, 0, 0]
+    assert [Retry(delay=2).pause(attempt) for attempt in (1, 2, 99)] == [2, 2, 2]
+    assert [Retry(delay=7, backoff=10).pause(attempt) for attempt in (1, 2, 3)] == [7, 60, 60]
+
+
 def test_jitter_adds_up_to_its_part() -> None:
     """A random part of up to `jitter` of the pause is added, from the generator that was given."""
     retry = Retry(delay=2, jitter=0.5, _random=random.Random(7))
