@@ -104,12 +104,21 @@ _WAIT = 0.1  # seconds that the writer thread waits for another process before i
 _left_alone: list[_Connection] = []
 """In a forked child: its parent's, which were in use at that moment. Closing them here could do harm."""
 
-_forbidden: set[tuple[int, int]] = set()
+_Identity = tuple[int, int]
+"""A file's device, and its number there."""
+
+_forbidden: set[_Identity | None] = set()
 """The files of these. SQLite in this process takes their locks for its own."""
 
 
 class _Connection(sqlite3.Connection):
-    """One that can be referred to weakly."""
+    """One that can be referred to weakly, and knows whether it is open."""
+
+    is_open = True
+
+    def close(self) -> None:
+        super().close()
+        self.is_open = False
 
 
 _Execute = Callable[..., sqlite3.Cursor]
@@ -157,18 +166,20 @@ class SQLite(Backend):
             raise ConfigError(
                 f"sqlite: durability is {durability!r}; allowed: {', '.join(allowed)}.{suggest(durability, allowed)}"
             )
-        if not 0 <= timeout <= _LONGEST:
+        if timeout.__class__ not in (int, float) or not 0 <= timeout <= _LONGEST:
             raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, from 0 to {_LONGEST:,}")
         self.path = os.fspath(path)
+        _check_path(self.path)
         self.durability: Durability = durability
         self.timeout = timeout
         self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
         self._open = False
         self._name, self._log = str(self._absolute), ""
-        self._file = (0, 0)  # its device and number there
+        self._file: _Identity | None = None
+        self._log_file: _Identity | None = None  # since the first commit by its writer
         self._look_next = 0.0
         self._ownership: _Ownership | None = None
-        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()  # those that are open, in use or not
+        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
         self._writer: sqlite3.Cursor | None = None  # None after a fork too, until it is needed
         self._resting = False  # while this process forks: no connection is made
@@ -199,6 +210,8 @@ class SQLite(Backend):
             )
         options: dict[str, Any] = {}
         for name, text in parse_qsl(query, keep_blank_values=True):
+            if name in options:
+                raise ConfigError(f"{public_url(url)!r} has the option {name!r} twice; give it once")
             if name == "durability":
                 options[name] = text
             elif name == "timeout":
@@ -244,9 +257,7 @@ class SQLite(Backend):
             except BaseException:
                 connection.close()
                 raise
-        found = self._found()
-        assert found is not None
-        self._file, self._log = found, f"{self._absolute.resolve()}-wal"
+        self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
         self._writer = connection.cursor()
         self._open = True
 
@@ -273,8 +284,10 @@ class SQLite(Backend):
 
     def _connect(self) -> sqlite3.Connection:
         """The same for who knows that none goes on, and holds the lock."""
-        if _forbidden and self._found() in _forbidden:
+        if _forbidden and _identity(self._name) in _forbidden:
             raise self._forked_in_use()
+        if self._open:
+            self._look(closely=True)
         try:
             connection = sqlite3.connect(
                 f"{self._absolute.as_uri()}?mode=rw",
@@ -348,21 +361,19 @@ class SQLite(Backend):
 
     def _close_writer(self) -> None:
         writer, self._writer = self._writer, None
+        log, self._log_file = self._log_file, None
         if writer is not None:
             _close(writer)
+            # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
+            if log is not None and _identity(self._log) == log and _identity(self._name) != self._file:
+                for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
+                    Path(name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ where the file is, and forks of this process
-    def _found(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._name)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
     def _look(self, *, closely: bool = False) -> None:
         """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
         if closely or monotonic() >= self._look_next:
-            if self._found() != self._file:
+            if _identity(self._name) != self._file:
                 raise self._moved(self.path) if self._open else self._not_open()
             self._look_next = monotonic() + LOOK_EVERY
 
@@ -384,9 +395,12 @@ class SQLite(Backend):
             take((self._writing,), held)
             if len(held) == 2:
                 self._close_writer()
-            return not self._connections
+            return not self._in_use()
         finally:
             release(held)
+
+    def _in_use(self) -> list[_Connection]:
+        return [connection for connection in self._connections if connection.is_open]
 
     def go_on(self) -> None:
         """After a fork, here."""
@@ -394,9 +408,9 @@ class SQLite(Backend):
 
     def begin_anew(self) -> None:
         """After a fork, in the child: what is queued and owned is the parent's."""
-        if self._connections:
-            _left_alone.extend(self._connections)
-            _forbidden.add(self._file if self._open else self._found() or self._file)
+        if in_use := self._in_use():
+            _left_alone.extend(in_use)
+            _forbidden.add((self._file if self._open else None) or _identity(self._name))
             self._open = False
         self._begin_locks()
         self._queue, self._thread = [], None
@@ -507,7 +521,6 @@ class SQLite(Backend):
             raise self._not_open()
         connection = self._connected()
         try:
-            self._look(closely=True)
             connection.execute("PRAGMA query_only = 1")
         except BaseException:
             connection.close()
@@ -637,7 +650,6 @@ class SQLite(Backend):
                     return None
                 connection = self._connect()
             try:
-                self._look(closely=True)
                 self._prepare(connection)
             except BaseException:
                 connection.close()
@@ -665,7 +677,9 @@ class SQLite(Backend):
         execute = writer.execute
         try:
             self._look(closely=True)
-            if self.durability == "power" and not os.access(self._log, os.F_OK):
+            if self._log_file is None:
+                self._log_file = _identity(self._log)
+            elif self.durability == "power" and _identity(self._log) != self._log_file:
                 raise self._moved(f"{self.path}-wal")
             now = self.clock()
             before = version = self._count(execute, len(batch))
@@ -797,7 +811,7 @@ class SQLite(Backend):
         )
 
     def _not_open(self) -> StoreClosedError:
-        if self._file in _forbidden:
+        if _forbidden and self._file in _forbidden:
             return self._forked_in_use()
         return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet (async with Store(…))")
 
@@ -853,6 +867,17 @@ class _Ownership:
         os.close(self._file)
 
 
+def _check_path(path: str) -> None:
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ConfigError(
+            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or what no file system can write"
+        )
+
+
 def _lock_file(file: int) -> None:
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -863,6 +888,14 @@ def _lock_file(file: int) -> None:
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
         except PermissionError as error:
             raise BlockingIOError from error
+
+
+def _identity(path: str) -> _Identity | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _close(cursor: sqlite3.Cursor) -> None:

@@ -257,6 +257,11 @@ def test_set_takes_json_or_text() -> None:
         (["set", "a", "[" * 100_000], "VALUE is no JSON"),
         (["set", "a", "1", "--ttl", "soon"], "a TTL can't be 'soon'"),
         (["set", "pocket:x", "1"], "the prefix 'pocket:' is reserved"),
+        *[
+            ([command, "\udcff"], "has a lone surrogate, which no store can write")
+            for command in ("ls", "get", "rm", "export")
+        ],
+        (["set", "\udcff", "1"], "has a lone surrogate"),
         (["set", "", "1"], "a key must not be empty"),
         (["rm", "pocket:x"], "the prefix 'pocket:' is reserved"),
         (["rm"], "give the keys to remove, or --prefix"),
