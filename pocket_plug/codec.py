@@ -100,9 +100,7 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError(
-            f"a ZoneInfo is stored by its key, and this one {'has none' if value.key is None else 'is not usable'}"
-        )
+        raise CodecError("a ZoneInfo is stored by its key, and this one has none that could be found again")
     return value.key.encode()
 
 
