@@ -760,14 +760,7 @@ class SQLite(Backend):
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
-                row = execute(_SEEN, (key,)).fetchone()
-                if (
-                    row is not None
-                    and row[1] is not None
-                    and not self._is_alive(*execute(_READ_MANY, (key,)).fetchone(), now)
-                ):
-                    row = None
-                if (row[0] if row is not None else 0) != expected:
+                if self._version_of(execute, key, now) != expected:
                     changed.append(key)
             if changed:
                 request.error = Conflict(changed)
@@ -800,6 +793,14 @@ class SQLite(Backend):
             return Put(change.key, default_codec.encode(change.value), change.expires_at, change.version)
         except CodecError as error:
             raise type(error)(f"key {change.key!r}: {error}") from error
+
+    def _version_of(self, execute: _Execute, key: str, now: float) -> Any:
+        """What stands there; 0 where nothing does, or it has expired."""
+        row = execute(_SEEN, (key,)).fetchone()
+        if row is None or row[1] is None:
+            return 0 if row is None else row[0]
+        _, record, version, expires_at = execute(_READ_MANY, (key,)).fetchone()
+        return version if self._is_alive(key, record, version, expires_at, now) else 0
 
     def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
         """Has a row not expired? Raises CorruptRecordError where that can't be told: a damaged deadline ends nothing."""
