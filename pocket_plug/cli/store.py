@@ -21,9 +21,9 @@ import click
 import msgspec
 
 from pocket_plug.backend import Backend, Delete, Entry, Put
-from pocket_plug.codec import Sealed, default_codec, inspect_record
+from pocket_plug.codec import UNBOUND, Sealed, default_codec, inspect_record, upgraded
 from pocket_plug.config import StoreTable
-from pocket_plug.errors import CodecError, KeyNameError, MissingKeyError, PocketError
+from pocket_plug.errors import CodecError, KeyNameError, MissingKeyError, PocketError, StoreError
 from pocket_plug.keys import RESERVED, check_name, check_prefix
 from pocket_plug.layer import parts
 from pocket_plug.layers import Persistence
@@ -119,6 +119,15 @@ def _path(backend: Backend) -> Path | None:
     """The file that it lives in, if it says so as SQLite does."""
     path: object = getattr(backend, "path", None)
     return Path(path) if isinstance(path, str) else None
+
+
+def is_one_place(one: Stack, other: Stack) -> bool:
+    """Do both keep their entries in the same place: one backend, or one file?"""
+    if one is other:
+        return True
+    backends = (_lasting(one), _lasting(other))
+    paths = [path for path in map(_path, backends) if path is not None and path.exists()]
+    return backends[0] is backends[1] or (len(paths) == 2 and paths[0].samefile(paths[1]))
 
 
 @contextmanager
@@ -511,3 +520,66 @@ def stats(target: Target, as_json: bool) -> None:
         echo_json(numbers)
     else:
         print_table(("what", "number"), [(what, str(number)) for what, number in numbers.items()])
+
+
+# ---------------------------------------------------------------- check
+class _Damaged(msgspec.Struct):
+    key: str
+    error: str
+
+
+class _Checked(msgspec.Struct):
+    """What `check` found."""
+
+    entries: int = 0
+    unbound: int = 0
+    damaged: list[_Damaged] = []
+    faults: list[str] = []
+
+
+@store.command
+@as_json
+@click.pass_obj
+def check(target: Target, as_json: bool) -> int:
+    """Look for damage: in every record, and in how the backend keeps them.
+
+    Keys whose records can't be read are listed, and what the backend finds wrong with itself. The exit code is 1 where there is
+    anything of it.
+    """
+
+    async def checked() -> _Checked:
+        found = _Checked()
+        seen: list[str] = []
+        upgraded.set(seen)
+        try:
+            async with target.opened_backend() as backend:
+                found.faults += await backend.check()
+                names = await _names(backend, "", show_all=True)
+                with progress("checking", len(names)) as advance:
+                    for name in names:
+                        seen.clear()
+                        try:
+                            await backend.read(name)
+                        except (CodecError, StoreError) as error:
+                            found.damaged.append(_Damaged(name, str(error)))
+                        found.entries += 1
+                        found.unbound += UNBOUND in seen
+                        advance(1)
+        except StoreError as error:  # no more can be found out
+            found.faults.append(str(error))
+        return found
+
+    found = asyncio.run(checked())
+    if as_json:
+        echo_json(found)
+    else:
+        for damaged in found.damaged:
+            echo(f"damaged: {damaged.error}")
+        for fault in found.faults:
+            echo(f"fault: {fault}")
+        unbound = f", {found.unbound:,} of an older version, not bound to their keys" if found.unbound else ""
+        echo(
+            f"checked {_count(found.entries)}: {len(found.damaged):,} damaged, {len(found.faults):,} faults{unbound}",
+            err=True,
+        )
+    return int(bool(found.damaged or found.faults))
