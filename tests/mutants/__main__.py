@@ -19,6 +19,7 @@ from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -119,10 +120,8 @@ def _run(copy: Path, tests: Sequence[str], limit: float) -> bool | None:
     except subprocess.TimeoutExpired:
         return None
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # what its tests have started, too
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
