@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-newest test-all lint bench fuzz mutants e2e pictures clean
+.PHONY: demo test test-lowest test-newest test-all lint bench fuzz histories mutants e2e pictures clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,13 @@ lint: $(VENV)/ready-dev
 CASES ?= 1000000
 fuzz: $(VENV)/ready-dev
 	$(BIN)/python tests/crash/hostile_records.py $(CASES)
+
+# A hundred thousand transactions on all kinds of stacks, of which `make test` tries a few thousand.
+# Fewer, others, of some stacks: make histories TRANSACTIONS=10000 SEED=7 STACKS='memory through'
+TRANSACTIONS ?= 100000
+SEED ?= 0
+histories: $(VENV)/ready-dev
+	$(BIN)/python tests/histories/histories.py $(TRANSACTIONS) $(SEED) $(STACKS)
 
 # Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store'
 mutants: $(VENV)/ready-dev

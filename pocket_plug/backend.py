@@ -139,6 +139,10 @@ class Backend:
         """The live keys that start with `prefix`, in order. Keys only, so that no layer is passed by."""
         raise NotImplementedError(f"{type(self).__name__} has no scan")
 
+    async def check(self) -> list[str]:
+        """What is wrong with how the entries are kept, beyond what reading each of them shows. A sentence for each."""
+        return []
+
     async def version(self) -> int:
         """The last version given. It never goes back: not by a delete, not by a restart."""
         raise NotImplementedError(f"{type(self).__name__} has no version")

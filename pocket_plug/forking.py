@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
-from _thread import interrupt_main
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -243,8 +243,12 @@ def _after_in_parent() -> None:
             "a child was forked though %s, for all of the %g s that were waited; what that concerns may refuse to be "
             "used there", _title(fork), PATIENCE,
         )  # fmt: skip
-    if isinstance(fork.interrupt, KeyboardInterrupt):
-        interrupt_main()
+    if isinstance(fork.interrupt, KeyboardInterrupt):  # sent once more, for when this is over
+        main = threading.main_thread().ident
+        assert main is not None
+        again = threading.Timer(_SLICE, signal.pthread_kill, (main, signal.SIGINT))
+        again.daemon = True
+        again.start()
     elif fork.interrupt is not None:
         raise fork.interrupt
 
@@ -268,10 +272,11 @@ def _begin_anew(fork: _Fork) -> None:
         participant.begin_anew()
     for callback in [*_callbacks.values()]:
         callback()
-    reentrant = type(threading.RLock())
+    reentrant: Any = type(threading.RLock())
     for lock in fork.missing:
         if isinstance(lock, reentrant):  # another thread has it, for this one would have got it
-            _free(lock)
+            _tell_it_is_lost(lock)
+            lock._at_fork_reinit()  # as `logging` and `threading` do with theirs
     plain = [lock for lock in fork.missing if not isinstance(lock, reentrant)]
     if plain:
         threading.Thread(target=_free_in_time, args=(plain,), name="pocket_plug fork", daemon=True).start()
@@ -280,16 +285,14 @@ def _begin_anew(fork: _Fork) -> None:
 def _free_in_time(locks: Sequence[Any]) -> None:
     until = time.monotonic() + PATIENCE
     for lock in locks:
-        if lock.acquire(timeout=max(until - time.monotonic(), _SLICE)):
-            lock.release()
-        else:
-            _free(lock)
+        if not lock.acquire(timeout=max(until - time.monotonic(), _SLICE)):
+            _tell_it_is_lost(lock)
+        lock.release()
 
 
-def _free(lock: Any) -> None:
+def _tell_it_is_lost(lock: Any) -> None:
     if lost := _lost.get(id(lock)):
         lost()
-    lock._at_fork_reinit()  # as `logging` and `threading` do with theirs
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,7 +16,7 @@ from typing_extensions import TypeForm
 
 from .backend import Backend, Change, Clock, Delete, Entry, Put
 from .errors import KeyNameError, MissingKeyError
-from .keys import RESERVED, Key, ReadAs, check_name
+from .keys import RESERVED, Key, ReadAs, check_name, check_prefix
 from .layer import Layer
 from .stack import Stack, build
 from .transaction import Transaction, private
@@ -140,7 +140,11 @@ class StoreReader(View):
         """Is there a value, None included?"""
         return await self._source.read(self._name(key)) is not None
 
-    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
+    @overload
+    async def get_many(self, keys: Iterable[ReadAs[T, Any]], /) -> dict[str, T]: ...
+    @overload
+    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]: ...
+    async def get_many(self, keys: Iterable[Any], /) -> dict[str, Any]:
         """The values that exist, by name, in one go."""
         names = {self._name(key): key for key in keys}
         entries = await self._source.read_many(names)
@@ -151,7 +155,8 @@ class StoreReader(View):
         }
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """The names that start with `prefix`, in order, without this view's scope."""
+        """The names that start with `prefix`, in order, without this view's scope. Raises KeyNameError if none can."""
+        check_prefix(prefix)
         start = len(self._prefix)
         async for name in self._source.scan(self._prefix + prefix):
             if not name.startswith(RESERVED):

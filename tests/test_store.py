@@ -756,3 +756,12 @@ def test_a_scope_does_the_rest(tmp_path: Path) -> None:
         assert [name async for name in store.keys()] == ["user:admin:a", "user:admin:kept", "user:admin:more:kept"]
 
     asyncio.run(with_await())
+
+
+@pytest.mark.parametrize("prefix", ["\ud800", "user:\udcff", 5, None, Key("user:{}")], ids=ascii)
+def test_a_prefix_that_no_name_can_have_is_refused(open_store: Open, prefix: Any) -> None:
+    """`keys` of a lone surrogate or of no string is a KeyNameError on every stack, as such a name is for `get`."""
+    store = open_store()
+    with pytest.raises(KeyNameError, match=r"prefix of names is a string|lone surrogate"):
+        list(store.keys(prefix))
+    assert list(store.keys("")) == []

@@ -27,7 +27,7 @@ from .jsonlines import is_json, type_in
 from .output import echo, echo_json, print_table
 from .run import from_json, is_graph, print_result, trace_option, traced
 from .show import as_json
-from .store import BATCH, Target, by_name, by_url, found_entries, in_units, sealing, text_of
+from .store import BATCH, Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
 from .target import load
 
 UNREADABLE = "unreadable"
@@ -241,7 +241,7 @@ def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, al
     async def resumed() -> Any:
         async with default_pocket() as pocket:
             stack, _ = graph.place(pocket.store)
-            if stack is not pocket.store.stack and (target.url or target.name) is not None:
+            if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
                 raise click.UsageError(f"{title} has a store of its own, so its runs aren't in {target}")
             given = MISSING if answer_json is None else await _answer(graph, stack, run_id, answer_json)
             return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)

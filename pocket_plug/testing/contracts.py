@@ -193,6 +193,16 @@ class BackendContract:
 
         run(scenario)
 
+    def test_what_is_whole_passes_the_check(self, run: Callable[[Scenario], None]) -> None:
+        """`check` finds nothing wrong with a backend that nobody has damaged."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1), Put("b", [2], 4e9)])
+            await backend.write([Delete("a"), Put("c", 3)])
+            assert await backend.check() == []
+
+        run(scenario)
+
     def test_versions_never_go_back(self, run: Callable[[Scenario], None]) -> None:
         """Deleting the newest entry, or all, doesn't free its number: whoever saw it would take a new one for it."""
 

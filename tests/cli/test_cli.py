@@ -403,6 +403,49 @@ def test_an_error_is_one_message(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_users_error_is_a_short_traceback(capsys):
+    """Of the user's own frames, what caused it too, with the note of where it comes from; --debug shows all frames."""
+    write(
+        "shop.py",
+        """
+        import pocket_plug as pp
+
+        def parse(n):
+            try:
+                return 1 / n
+            except ZeroDivisionError as error:
+                raise LookupError("no such order") from error
+
+        @pp.node
+        async def find(n: int) -> float:
+            return parse(n)
+
+        graph = pp.Graph(pp.each(find), name="orders")
+
+        def main():
+            raise KeyError("x")
+        """,
+    )
+    assert main(["run", "shop.py:graph", "--input", "[1, 0]"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split('"')[1] for line in err.splitlines() if line.startswith("  File")] == [
+        str(Path("shop.py").resolve())
+    ] * 3
+    assert "ZeroDivisionError: division by zero\n\nThe above exception was the direct cause of" in err
+    assert err.endswith(
+        "LookupError: no such order\nat node 'find', in item 1 of node 'each_find' of graph 'orders' (visit 1)\n"
+    )
+    assert main(["run", "shop.py:main"]) == 1
+    assert capsys.readouterr().err.count("  File") == 1
+    done = subprocess.run(
+        [*POCKET_PLUG, "--debug", "run", "shop.py:graph", "--input", "[0]"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "pocket_plug/runner.py" in done.stderr
+    assert "at node 'find', in item 0" in done.stderr
+
+
 def test_a_bug_keeps_its_traceback():
     """An exception of the user's code is a bug of theirs: its traceback is shown, exit code 1."""
     write("failing.py", FAILING)

@@ -59,7 +59,9 @@ class Interrupter:
         if self.places == self.at:
             sys.settrace(None)
             sys.setprofile(None)
-            self.where = f"{what} at {frame.f_code.co_qualname}:{frame.f_lineno} ({Path(frame.f_code.co_filename).name})"
+            self.where = (
+                f"{what} at {frame.f_code.co_qualname}:{frame.f_lineno} ({Path(frame.f_code.co_filename).name})"
+            )
             raise self.error
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
@@ -281,8 +283,9 @@ def inside(place: Place) -> None:
         for name in ("_writes", "_unsure", "_leases", "_queues", "_looks", "_reserved", "_going"):
             left: Any = getattr(part, name, None)
             assert not left, f"{type(part).__name__}.{name} keeps {left!r:.200}"
-    for owner in (place.store.stack.gates, place.store.stack.combiner):
-        assert not owner._queues, f"{type(owner).__name__} keeps {owner._queues!r:.200}"
+    stack = place.store.stack
+    for left in (stack.gates._queues, stack.combiner._lines):
+        assert not left, f"those who queue: {left!r:.200}"
 
 
 def try_once(stack: str, use: str, interrupt: Callable[[Callable[[], object]], bool]) -> None:
@@ -379,7 +382,9 @@ def main() -> int:
     options.add_argument("names", nargs="*", help="stacks, or STACK/USE")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--random", type=int, default=0, help="how many at random moments, for each stack and use")
-    options.add_argument("--steps", type=int, default=sys.maxsize, help="how many of the places, for each stack and use")
+    options.add_argument(
+        "--steps", type=int, default=sys.maxsize, help="how many of the places, for each stack and use"
+    )
     given = options.parse_args()
     unknown = {name.split("/")[0] for name in given.names} - STACKS.keys()
     if unknown:
