@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import random
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -125,7 +127,7 @@ def _run(copy: Path, tests: Sequence[str], limit: float) -> bool | None:
         process.wait()
 
 
-def tests_of(module: str) -> list[str]:
+def first_tests(module: str) -> list[str]:
     """The files of the tests that are first to notice."""
     return [f"tests/{name}.py" for name in TESTS[module].split()]
 
@@ -163,16 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def draw(modules: Iterable[str], seed: int, count: int) -> list[Mutant]:
     """So many mutants of these modules, the same for the same seed and code."""
-    import random
-
     every = [mutant for name in sorted(modules) for mutant in mutants_of(ROOT, f"pocket_plug/{name}.py")]
-    return random.Random(seed).sample(every, min(count, len(every)))
+    random.Random(seed).shuffle(every)
+    return [*islice((mutant for mutant in every if mutant.parses), count)]
 
 
 def _try(drawn: Sequence[Mutant], workshop: Workshop, jobs: int, console: Console) -> int:
     ended: Counter[str] = Counter()
     with Progress(console=console, disable=not console.is_terminal) as progress, ThreadPoolExecutor(jobs) as pool:
-        modules = {mutant.module: tests_of(mutant.module) for mutant in drawn} | {"": wider()}
+        modules = {mutant.module: first_tests(mutant.module) for mutant in drawn} | {"": wider()}
         task = progress.add_task("tests as they are", total=len(modules))
         limits: dict[str, float] = {}
 
