@@ -19,6 +19,8 @@ T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 X = TypeVar("X")
 Y = TypeVar("Y")
+M = TypeVar("M", default=Any)
+N = TypeVar("N", default=Any)
 
 DEFAULT = "default"
 """The action by which a node leaves that names none."""
@@ -78,18 +80,33 @@ class Out(Generic[I, T_contra]):
     def __call__(self, output: T_contra, /) -> Next[Any]:
         return Next(self._action, output)
 
-    def __rshift__(self, other: Node[T_contra, Y, Any] | Chain[T_contra, Y]) -> Chain[I, Y]:
+    @overload
+    def __rshift__(self, other: Node[T_contra, Y, Any]) -> Chain[I, Y, Y]: ...
+    @overload
+    def __rshift__(self, other: Chain[T_contra, Y, M]) -> Chain[I, Y, M]: ...
+    def __rshift__(self, other: Any) -> Chain[Any, Any, Any]:
         chain = _as_chain(other)
         return Chain(self._node, chain.last, ((self._node, self._action, chain.first), *chain.edges))
 
 
-class Chain(Generic[I, O]):
-    """Edges as an immutable value: `a >> b >> c`. Nothing is written on the nodes."""
+class Ends(Generic[I, O]):
+    """What a chain takes and gives, whatever lies between: all that a graph asks of most."""
+
+
+class Chain(Ends[I, O], Generic[I, O, M]):
+    """Edges as an immutable value: `a >> b >> c`. Nothing is written on the nodes.
+
+    `M` are the outputs of all its nodes, for type checkers: a branch that ends with one of them may lead back into it.
+    """
 
     def __init__(self: Chain[Any, Any], first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
         self.first, self.last, self.edges = first, last, edges
 
-    def __rshift__(self, other: Node[O, Y, Any] | Chain[O, Y]) -> Chain[I, Y]:
+    @overload
+    def __rshift__(self, other: Node[O, Y, Any]) -> Chain[I, Y, M | Y]: ...
+    @overload
+    def __rshift__(self, other: Chain[O, Y, N]) -> Chain[I, Y, M | N]: ...
+    def __rshift__(self, other: Any) -> Chain[Any, Any, Any]:
         chain = _as_chain(other)
         return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
 

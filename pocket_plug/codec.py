@@ -37,8 +37,10 @@ from .typechecks import defined_again
 T = TypeVar("T")
 
 # A record: format, depth of nesting, CRC-32 of the payload, payload. The checksum makes a flipped bit an error rather
-# than another value; the depth lets a reader with a lower limit refuse before it parses.
-FORMAT = 1
+# than another value; the depth lets a reader with a lower limit refuse before it parses. The checksum of a bound record
+# goes on over the place where it stands (`place_of`), so the right record in the wrong place is an error too. No single
+# bit makes one of the formats the other.
+FORMAT, BOUND = 1, 2
 _HEADER = struct.Struct(">BBI")
 _HEADER_SIZE = _HEADER.size
 
@@ -98,9 +100,7 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError(
-            f"a ZoneInfo is stored by its key, and this one {'has none' if value.key is None else 'is not usable'}"
-        )
+        raise CodecError("a ZoneInfo is stored by its key, and this one has none that could be found again")
     return value.key.encode()
 
 
@@ -112,6 +112,32 @@ def _read_zone_info(data: memoryview) -> ZoneInfo:
         return ZoneInfo(key)
     except ZoneInfoNotFoundError:
         raise CodecError(f"this machine knows no time zone {key!r:.80}; install the distribution tzdata") from None
+
+
+# ---------------------------------------------------------------- where a record stands
+_pack_version, _pack_deadline = struct.Struct(">q").pack, struct.Struct(">qd").pack
+
+
+def place_of(key: str, version: int, expires_at: float | None) -> bytes:
+    """What a backend that keeps records by key, version and deadline binds them to."""
+    if expires_at is None:
+        return _pack_version(version) + key.encode()
+    return _pack_deadline(version, expires_at) + key.encode()
+
+
+def bound(record: bytes, place: bytes) -> bytes:
+    """A record as it is to stand in a place; `Codec.decode(…, place)` reads it there and nowhere else.
+
+    >>> record = bound(default_codec.encode(5), place_of("a", 7, None))
+    >>> default_codec.decode(record, place_of("a", 7, None))
+    5
+    >>> default_codec.decode(record, place_of("b", 7, None))
+    Traceback (most recent call last):
+      ...
+    pocket_plug.errors.CorruptRecordError: the record's checksum does not fit: it was damaged or cut off, or stands elsewhere
+    """
+    _, depth, checksum = _HEADER.unpack_from(record)
+    return _HEADER.pack(BOUND, depth, zlib.crc32(place, checksum)) + record[_HEADER_SIZE:]
 
 
 _SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
@@ -159,7 +185,10 @@ Upgrade = Callable[[Any], Any]
 """Makes of the state of one version of a type that of the next."""
 
 upgraded: ContextVar[list[str] | None] = ContextVar("upgraded", default=None)
-"""Set it to a list, and each object that is upgraded while a record is read in this context leaves its tag there."""
+"""Set it to a list, and each object that is upgraded while a record is read in this context leaves its tag there. A record
+that is not bound to its place, as older versions have written them, leaves `UNBOUND`."""
+
+UNBOUND = "an unbound record"
 
 
 # ---------------------------------------------------------------- registered types
@@ -623,22 +652,13 @@ class Codec:
                 yield from ((f".{name}", state[name]) for name in state) if entry.form.names else [("", state)]
 
     # ---------------------------------------------------------------- bytes to values
-    def decode(self, data: bytes) -> Any:
-        """The value of a record.
+    def decode(self, data: bytes, place: bytes | None = None) -> Any:
+        """The value of a record, which stands in a `place` if that is given.
 
-        Raises CorruptRecordError for bytes that are no whole record or break a limit, UnknownTypeError where a type
-        is not registered here, and CodecError where an object can't be made of what was stored.
+        Raises CorruptRecordError for bytes that are no whole record, of another place, or break a limit, UnknownTypeError
+        where a type is not registered here, and CodecError where an object can't be made of what was stored.
         """
-        if not _HEADER_SIZE < len(data) <= self.max_bytes:
-            raise CorruptRecordError(
-                f"a record has {_HEADER_SIZE + 1} to {self.max_bytes:,} bytes (max_bytes); this has {len(data):,}"
-            )
-        format, depth, checksum = _HEADER.unpack_from(data)
-        payload = (data if len(data) < _SHORT else memoryview(data))[_HEADER_SIZE:]
-        if format != FORMAT:
-            raise CorruptRecordError(f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x}")
-        if zlib.crc32(payload, depth) != checksum:
-            raise CorruptRecordError("the record's checksum does not fit its content: it was damaged or cut off")
+        depth, payload = self.opened(data, place)
         if depth > self.max_depth:
             raise CorruptRecordError(
                 f"the record has {depth} containers in each other; {self.max_depth} are allowed (max_depth)"
@@ -652,11 +672,37 @@ class Codec:
         except CodecError as error:
             if not self.seals:
                 raise
-            return Sealed(bytes(data), error)
+            return Sealed(_HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload, error)
         except msgspec.DecodeError as error:
             raise CorruptRecordError(f"no record of this codec: {error}") from error
         except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
             raise CorruptRecordError(f"no record of this codec: {type(error).__name__} of what it holds") from None
+
+    def opened(self, data: bytes, place: bytes | None) -> tuple[int, bytes | memoryview]:
+        """The depth and the payload of a record whose checksum is right."""
+        if not _HEADER_SIZE < len(data) <= self.max_bytes:
+            raise CorruptRecordError(
+                f"a record has {_HEADER_SIZE + 1} to {self.max_bytes:,} bytes (max_bytes); this has {len(data):,}"
+            )
+        format, depth, checksum = _HEADER.unpack_from(data)
+        payload = (data if len(data) < _SHORT else memoryview(data))[_HEADER_SIZE:]
+        found = zlib.crc32(payload, depth)
+        if format == BOUND:
+            if place is None:
+                raise CorruptRecordError("the record is bound to a place of a backend's, and is not in one")
+            found = zlib.crc32(place, found)
+        elif format != FORMAT:
+            raise CorruptRecordError(
+                f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x} or {BOUND:#04x}"
+            )
+        elif place is not None and (seen := upgraded.get()) is not None:
+            seen.append(UNBOUND)
+        if found != checksum:
+            raise CorruptRecordError(
+                "the record's checksum does not fit: it was damaged or cut off"
+                + (", or stands elsewhere" if format == BOUND else "")
+            )
+        return depth, payload
 
     def _bounded(self, data: bytes, payload: bytes | memoryview) -> Any:
         """What is in a longer record, unless that would take more than it may."""

@@ -71,6 +71,7 @@ class EachStep(Step):
             await self._work(execution, items)
             return results
         workers: list[asyncio.Task[None]] = []
+        failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.concurrency):
@@ -80,8 +81,11 @@ class EachStep(Step):
                     if items.exhausted:
                         break
         except BaseExceptionGroup as errors:
-            first = errors.exceptions[0]
-            raise first.args[0] if isinstance(first, _Stop) else first from None
+            failed = errors.exceptions[0]
+        if isinstance(failed, _Stop):
+            failed = failed.error
+        if failed is not None:  # not from within `except`: what caused it stays what it was
+            raise failed
         return results
 
     async def _worker(self, execution: Execution, items: _Items) -> None:
@@ -113,6 +117,10 @@ class EachStep(Step):
 
 class _Stop(Exception):
     """Carries what a task must not end with to the task that awaits the group: there it is raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        super().__init__(error)
 
 
 class _Items:

@@ -11,15 +11,8 @@ import asyncio
 import random
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -63,12 +56,23 @@ Place = tuple[str, asyncio.AbstractEventLoop | None]
 
 
 class _Request:
-    __slots__ = ("leads", "step", "waiter")
+    __slots__ = ("is_begun", "is_withdrawn", "step", "waiter")
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self.leads = False
+        self.is_begun = self.is_withdrawn = False
         self.waiter: Waiter[tuple[bool, Any]] = Waiter()  # (is it served?, the answer); not served: take the lead
+
+
+class _Line:
+    """Those who wait at one place, and who serves them. Kept by the Combiner while there is anybody."""
+
+    __slots__ = ("leader", "next", "requests")
+
+    def __init__(self) -> None:
+        self.requests: list[_Request] = []
+        self.leader: object = None
+        self.next: Waiter[tuple[bool, Any]] | None = None  # of a leader who is still to be told
 
 
 class Combiner:
@@ -76,6 +80,8 @@ class Combiner:
 
     The first to come leads: it serves everybody queued so far as one batch, then hands the lead on. Leaders on several
     event loops, those in threads, and nodes that were in conflict take turns at a gate.
+
+    Whoever leads may be interrupted (Ctrl-C) between any two steps. So each step of leaving can be done again.
     """
 
     def __init__(self, backend: Backend, gates: Gates, backoff: Callable[[int], Awaitable[None]]) -> None:
@@ -83,13 +89,13 @@ class Combiner:
         self._gates = gates
         self._backoff = backoff
         self._lock = new_lock()
-        self._queues: dict[Place, list[_Request]] = {}
+        self._lines: dict[Place, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         after_fork(self._forget_others)
 
     def _forget_others(self) -> None:
         """In a forked child: those who queue are the parent's."""
-        self._queues.clear()
+        self._lines.clear()
         self._tasks.clear()
 
     async def apply(self, name: str, step: Step) -> Any:
@@ -101,70 +107,105 @@ class Combiner:
             await self._apply_all(name, [request])
             return request.waiter.outcome()[1]
         place = (name, request.waiter.loop)
-        with self._lock:
-            lead = request.leads = place not in self._queues
-            self._queues.setdefault(place, []).append(request)
         try:
+            with self._lock:
+                line = self._lines.setdefault(place, _Line())
+                line.requests.append(request)
+                if line.leader is None:
+                    line.leader = request
+                lead = line.leader is request
             while True:
-                if lead:  # not `request.leads`: it is handed over with a wake-up, which is to be awaited first
-                    request.leads = False
-                    await self._start(place)
+                if lead:  # handed over later, it comes with a wake-up, which is to be awaited first
+                    await self._start(place, line, request)
                 served, answer = await request.waiter
                 if served:
                     return answer
                 lead, request.waiter = True, Waiter()
         except BaseException as stopped:
-            if not self._withdrawn(place, request) and isinstance(stopped, asyncio.CancelledError):
+            request.is_withdrawn = True
+            try:
+                withdrawn = self._withdrew(place, request)
+            except BaseException:
+                self._withdrew(place, request)
+                raise
+            if not withdrawn and not isinstance(stopped, GeneratorExit):
                 with suppress(Exception):  # it is being written: it must not land after we said that it did not
                     await request.waiter.shielded()
             raise
 
-    def _withdrawn(self, place: Place, request: _Request) -> bool:
+    def _withdrew(self, place: Place, request: _Request) -> bool:
+        """Take it out of the line, unless it is being served. It leads no longer."""
         with self._lock:
-            if request not in self._queues.get(place, ()):
-                return False
-            self._queues[place].remove(request)
-        if request.leads:  # handed over while it was being stopped
-            self._hand_on(place)
-        return True
+            line = self._lines.get(place)
+            if line is not None and request in line.requests:
+                request.is_begun = False
+                line.requests.remove(request)
+        self._hand_on(place, request)
+        return not request.is_begun
 
-    async def _start(self, place: Place) -> None:
+    async def _start(self, place: Place, line: _Line, request: _Request) -> None:
         """Serve in a task of its own where a loop runs, so that the leader's cancellation is not everybody's."""
         if place[1] is None:
-            await self._serve(place)
+            await self._serve(place, request)
             return
-        task = place[1].create_task(self._serve(place))
+        leader = object()
+        task = place[1].create_task(self._serve(place, leader))
+        line.leader = leader
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, place: Place) -> None:
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._hand_on(place, leader)  # in case that it was stopped before it had begun
+
+        task.add_done_callback(done)
+
+    async def _serve(self, place: Place, leader: object) -> None:
         name = place[0]
         batch: list[_Request] = []
+        hold = self._gates.hold((name,))
+        stopped = StoreError(f"{name!r}: who wrote for several callers was stopped; whether it landed is not known")
         try:
-            async with self._gates.hold((name,)):
+            async with hold:
                 with self._lock:
-                    batch, self._queues[place] = self._queues[place], []
+                    line = self._lines.get(place)
+                    if line is not None:
+                        for request in line.requests:
+                            request.is_begun = True
+                            request.waiter.fail(stopped)  # until more is known
+                        batch, line.requests = line.requests, []
                 await self._apply_all(name, batch)
-        except Exception as error:  # noqa: BLE001 - each of them raises it
-            for request in batch:
+        except Exception as error:
+            if not batch:
+                raise
+            for request in batch:  # each of them raises it
                 request.waiter.fail(error)
-        except BaseException:
-            stopped = StoreError(f"{name!r}: who wrote for several callers was stopped; whether it landed is not known")
-            for request in batch:
-                request.waiter.fail(stopped)
-            raise
         finally:
-            wake(request.waiter for request in batch)
-            self._hand_on(place)
+            try:
+                self._end(place, leader, batch, hold)
+            except BaseException:
+                self._end(place, leader, batch, hold)
+                raise
 
-    def _hand_on(self, place: Place) -> None:
+    def _end(self, place: Place, leader: object, batch: list[_Request], hold: Hold) -> None:
+        hold.leave()
+        wake(request.waiter for request in batch)
+        self._hand_on(place, leader)
+
+    def _hand_on(self, place: Place, leader: object) -> None:
+        """Let the first in line lead, if this one does."""
         with self._lock:
-            queue = self._queues.get(place)
-            if not queue:
-                self._queues.pop(place, None)
+            line = self._lines.get(place)
+            if line is None:
                 return
-            queue[0].leads = True
-            wake([queue[0].waiter.give((False, None))])
+            if line.leader is leader:
+                if not line.requests:
+                    del self._lines[place]
+                    return
+                first = line.requests[0]
+                line.leader, line.next = first, first.waiter
+            if line.next is not None:
+                wake([line.next.give((False, None))])
+                line.next = None
 
     async def _apply_all(self, name: str, batch: list[_Request]) -> None:
         with ExitStack() as turn:
@@ -180,13 +221,16 @@ class Combiner:
         """One try; False where somebody else was faster."""
         entry = latest = await self._backend.read(name)
         wanted: Change | None = None
+        answers: list[tuple[_Request, Any]] = []
         for request in batch:
+            if request.is_withdrawn:
+                continue
             try:
                 change, answer = request.step(latest)
             except Exception as error:  # noqa: BLE001 - one caller's bug is that caller's alone
                 request.waiter.fail(error)
                 continue
-            request.waiter.give((True, answer))
+            answers.append((request, answer))
             if change is not None:
                 wanted = change
                 latest = Entry(change.value, 1, change.expires_at) if isinstance(change, Put) else None
@@ -199,6 +243,9 @@ class Combiner:
             if len(batch) == 1:
                 raise
             await self._apply_singly(name, batch)
+            return True
+        for request, answer in answers:
+            request.waiter.give((True, answer))
         return True
 
     async def _apply_singly(self, name: str, batch: list[_Request]) -> None:
@@ -214,6 +261,7 @@ class _Turn:
 
     def __init__(self) -> None:
         self._loop = asyncio._get_running_loop()
+        self.is_over = False
         self._over = threading.Event()
         self._waiting: list[Waiter[None]] = []
 
@@ -265,52 +313,52 @@ class Gates:
         self._ahead.clear()
         self._on_ahead(False)
 
-    @asynccontextmanager
-    async def hold(self, names: Iterable[str]) -> AsyncGenerator[None]:
-        """Hold the gates of these names; taken in order, so that two holders never wait for each other.
+    def hold(self, names: Iterable[str]) -> Hold:
+        """`async with` it: hold the gates of these names; taken in order, so that two holders never wait for each other.
 
         Whoever holds some already, around this call, has them. Raises SyncError where it would wait for a task of the
         event loop that the caller blocks.
         """
-        held: dict[str, Waiter[None]] = {}
-        around = _held.get()
-        try:
-            for name in sorted({name for name in names if (self, name) not in around}):
-                held[name] = await self._enter(name)
-            _held.set(around | {(self, name) for name in held})
-            yield
-        finally:
-            _held.set(around)
-            for name, ticket in held.items():
-                self._leave(name, ticket)
+        return Hold(self, names)
 
     @contextmanager
-    def ahead(self, names: Iterable[str]) -> Iterator[None]:
+    def ahead(self, names: Iterable[str]) -> Generator[None]:
         """Plain writes of these names by others wait meanwhile: for who has lost to them a few times."""
         turn, mine = _Turn(), list[str]()
-        added: set[tuple[Gates, str]] = set()  # what whoever is ahead writes itself, waits for nobody
+        added = frozenset[tuple[Gates, str]]()  # what whoever is ahead writes itself, waits for nobody
         try:
             with self._lock:
                 mine += [name for name in names if name not in self._ahead]
                 self._ahead.update(dict.fromkeys(mine, turn))
                 self._on_ahead(bool(self._ahead))
-            added = {(self, name) for name in mine} - _held.get()
+            added = frozenset[tuple[Gates, str]]((self, name) for name in mine) - _held.get()
             _held.set(_held.get() | added)
             yield
         finally:
-            _held.set(_held.get() - added)
-            with self._lock:
-                for name in mine:
-                    self._ahead.pop(name, None)
-                self._on_ahead(bool(self._ahead))
-            turn.end()
+            turn.is_over = True
+            try:
+                self._leave_ahead(turn, added)
+            except BaseException:
+                self._leave_ahead(turn, added)
+                raise
+
+    def _leave_ahead(self, turn: _Turn, added: frozenset[tuple[Gates, str]]) -> None:
+        """May be done again."""
+        _held.set(_held.get() - added)
+        with self._lock:
+            for name in [name for name, other in self._ahead.items() if other is turn]:
+                self._ahead.pop(name, None)
+            self._on_ahead(bool(self._ahead))
+        turn.end()
 
     async def let_by(self, names: Iterable[str], in_place: bool) -> None:
         """Wait, for `COURTESY` at most, until nobody is ahead at these names; `in_place`: without suspending."""
         mine = self.held_here()
         for name in names:
             turn = self._ahead.get(name)
-            if turn is not None and name not in mine:
+            if turn is not None and turn.is_over:  # whose end was interrupted
+                self._leave_ahead(turn, frozenset())
+            elif turn is not None and name not in mine:
                 await turn.ended(in_place)
 
     def held_here(self) -> set[str]:
@@ -324,17 +372,17 @@ class Gates:
         mine = self.held_here()
         return [name for name in names if name in self._queues and name not in mine]
 
-    def turn(self, names: Collection[str], in_line: bool) -> AbstractAsyncContextManager[None]:
+    def turn(self, names: Collection[str], in_line: bool) -> Hold:
         """In which to try again: in line for these names; at once where nobody queues and the caller need not."""
-        return self.hold(names) if in_line or self.taken(names) else nullcontext()
+        return self.hold(names if in_line or self.taken(names) else ())
 
     def let_go_first(self, names: Iterable[str]) -> None:
         """Raise Conflict where others queue for one of these: newcomers that pass them by would make them lose for ever."""
         if self._queues and (taken := self.taken(names)):
             raise Conflict(taken)
 
-    async def _enter(self, name: str) -> Waiter[None]:
-        ticket: Waiter[None] = Waiter()
+    async def enter(self, name: str, ticket: Waiter[None]) -> None:
+        """Wait in line for a gate. Who waits or was let in has to leave."""
         blocked = blocked_loop()
         with self._lock:
             queue = self._queues.setdefault(name, deque())
@@ -343,23 +391,19 @@ class Gates:
             queue.append(ticket)
             if queue[0] is ticket or queue[0].is_orphaned:
                 self._admit(queue)
-        try:
-            await ticket
-        except BaseException:
-            self._leave(name, ticket)
-            raise
-        return ticket
+        await ticket
 
-    def _leave(self, name: str, ticket: Waiter[None]) -> None:
+    def leave(self, name: str, ticket: Waiter[None]) -> None:
+        """Let the next one in. If that is interrupted, it can be done again."""
         with self._lock:
             queue = self._queues.get(name)
-            if queue is None or ticket not in queue:  # it was passed by
+            if queue is None:
                 return
-            held = queue[0] is ticket
-            queue.remove(ticket)
-            if held:
+            if ticket in queue:  # else it was passed by
+                queue.remove(ticket)
+            if queue:
                 self._admit(queue)
-            if not queue:
+            else:
                 del self._queues[name]
 
     def _admit(self, queue: deque[Waiter[None]]) -> None:
@@ -369,3 +413,45 @@ class Gates:
             admitted.append(queue.popleft())
         admitted.extend(list(queue)[:1])
         wake(ticket.give(None) for ticket in admitted)
+
+
+class Hold:
+    """Some gates, and who holds them within `async with`.
+
+    An interrupt (Ctrl-C) may come before `__aexit__` has begun. So whoever must not keep others waiting for ever calls
+    `leave` besides.
+    """
+
+    __slots__ = ("_around", "_gates", "_names", "_tickets")
+
+    def __init__(self, gates: Gates, names: Iterable[str]) -> None:
+        self._gates = gates
+        self._around = around = _held.get()
+        self._names = sorted({name for name in names if (gates, name) not in around})
+        self._tickets: dict[str, Waiter[None]] = {}
+
+    async def __aenter__(self) -> None:
+        try:
+            for name in self._names:
+                ticket = Waiter[None]()
+                self._tickets[name] = ticket
+                await self._gates.enter(name, ticket)
+            if self._names:
+                _held.set(self._around | {(self._gates, name) for name in self._names})
+        except BaseException:
+            self.leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave those that were entered or waited for. May be called again."""
+        if not self._tickets:
+            return
+        _held.set(self._around)
+        for name in self._names:
+            ticket = self._tickets.get(name)
+            if ticket is not None:
+                self._gates.leave(name, ticket)
+        self._tickets = {}

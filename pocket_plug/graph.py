@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from .ask import Ask, AskStep
-from .chain import Chain
+from .chain import Chain, Ends
 from .context import go_in_place, in_own_context
 from .errors import ConfigError, GraphError
 from .keys import Key, check_name
 from .nesting import GraphStep
-from .node import I, Node, O, as_chain
-from .options import Options, check_count
+from .node import I, Node, O, T, as_chain
+from .options import GraphOptions, Options, check_count
 from .plan import Plan, Step
 from .redaction import public_url
 from .runner import Execution
@@ -54,15 +54,15 @@ class Graph(Node[I, O]):
 
     _takes = frozenset({"name", "trace"})
 
+    # A branch may lead back into the first chain. Else its end is one more output of the graph.
     @overload
-    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *, store: StoreScope | SyncScope | None = None, name: str = "",
-                 scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
-                 clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None: ...  # fmt: skip
+    def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T], **options: Unpack[GraphOptions]) -> None: ...
     @overload
-    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *more: Chain[Any, O], store: StoreScope | SyncScope | None = None,
-                 name: str = "", scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS,
-                 max_depth: int = MAX_DEPTH, clean_up_grace: TTL = CLEAN_UP_GRACE,
-                 keep_finished: TTL | None = None) -> None: ...  # fmt: skip
+    def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T] | Ends[Any, O],
+                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
+    @overload
+    def __init__(self, main: Node[I, O, Any] | Ends[I, O], /, *more: Ends[Any, O],
+                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
     def __init__(self, main: Any, /, *more: Any, store: StoreScope | SyncScope | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
                  clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None:  # fmt: skip

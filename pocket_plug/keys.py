@@ -42,12 +42,23 @@ def check_name(name: object) -> str:
         raise KeyNameError("a key must not be empty")
     if name.startswith(RESERVED):
         raise KeyNameError(f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one")
+    return _check_text(name)
+
+
+def _check_text(name: str) -> str:
     if not name.isascii():
         try:
             name.encode()
         except UnicodeEncodeError:
             raise KeyNameError(f"{name!r:.80} has a lone surrogate, which no store can write") from None
     return name
+
+
+def check_prefix(prefix: object) -> str:
+    """The prefix itself, if names can begin with it, reserved ones too: an empty one is right."""
+    if not isinstance(prefix, str):
+        raise KeyNameError(f"a prefix of names is a string, not {summary(prefix)}")
+    return _check_text(prefix)
 
 
 def _is_date_or_uuid(value: object) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 
 from typing_extensions import TypeVar
 
-from .chain import Action, Chain, Next, Out, instead
+from .chain import Action, Chain, M, Next, Out, instead
 from .keys import Key
 from .options import ALL_OPTIONS, Isolation, Options, Traced
 from .redaction import named
@@ -111,7 +111,11 @@ class Node(Generic[I, O, R]):
     def on_complete(self, store: Any, /) -> Any:
         """After everything, whatever happened."""
 
-    def __rshift__(self, other: Node[O, Y, Any] | Chain[O, Y]) -> Chain[I, Y]:
+    @overload
+    def __rshift__(self, other: Node[O, Y, Any]) -> Chain[I, Y, O | Y]: ...
+    @overload
+    def __rshift__(self, other: Chain[O, Y, M]) -> Chain[I, Y, O | M]: ...
+    def __rshift__(self, other: Any) -> Any:
         return as_chain(self) >> other
 
     if not TYPE_CHECKING:  # a type checker says it by itself

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from .errors import ConfigError
 from .keys import Key
 from .redaction import found
 from .retry import Retry
-from .ttl import seconds
+from .ttl import TTL, seconds
+
+if TYPE_CHECKING:
+    from .store import StoreScope
+    from .sync import SyncScope
 
 Traced = bool | Literal["agent"]
 Isolation = Literal["default", "serializable"]
@@ -54,6 +58,18 @@ class Options:
         if given.get("trace", True) not in (True, False, "agent"):
             raise ConfigError(f"node {name!r} has trace={given['trace']!r}: it is True, False or 'agent'")
         return replace(self, **given)
+
+
+class GraphOptions(TypedDict, total=False):
+    """The options of a graph, for type checkers."""
+
+    store: StoreScope | SyncScope | None
+    name: str
+    scope: str | Key[Any] | None
+    max_steps: int
+    max_depth: int
+    clean_up_grace: TTL
+    keep_finished: TTL | None
 
 
 ALL_OPTIONS = frozenset(each.name for each in fields(Options))

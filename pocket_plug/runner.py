@@ -278,7 +278,7 @@ class Execution:
                 elif (commit := transaction.end(serializable=step.serializable)) is not None:
                     try:
                         stack.gates.let_go_first(commit[1])
-                        if stack.inline_write:
+                        if stack.inline_write or not commit[0]:
                             await stack.write(*commit)
                         else:
                             cancelled = await self._commit(stack.write(*commit))
@@ -379,16 +379,19 @@ class Execution:
                 contested |= lost.conflict.keys
                 await self.stack.pause_after(tries)
                 in_line = tries >= FREE_CONFLICTS
-                async with gates.turn(contested, in_line):
-                    post_alone = await lost.transaction.prep_stands(lost.conflict.keys)
-                    if not post_alone:
-                        ahead.close()  # plain writes don't wait for an exec
-                    elif in_line:
-                        ahead.enter_context(gates.ahead(contested))
-                    try:
+                turn = gates.turn(contested, in_line)
+                try:
+                    async with turn:
+                        post_alone = await lost.transaction.prep_stands(lost.conflict.keys)
+                        if not post_alone:
+                            ahead.close()  # plain writes don't wait for an exec
+                        elif in_line:
+                            ahead.enter_context(gates.ahead(contested))
                         return await self._try(step, value, call, lost if post_alone else None)
-                    except _Lost as again:
-                        lost = again
+                except _Lost as again:
+                    lost = again
+                finally:
+                    turn.leave()
         raise lost.conflict
 
     async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
@@ -457,6 +460,9 @@ class Execution:
         if commit is None:
             return None
         self.stack.gates.let_go_first(commit[1])
+        if not commit[0]:  # a check alone, which may be cancelled at any point
+            await self.stack.write(*commit)
+            return None
         return await self._commit(self.stack.write(*commit))
 
     async def _commit(self, writing: Coroutine[Any, Any, Any]) -> asyncio.CancelledError | None:
@@ -636,21 +642,25 @@ class Execution:
         with ExitStack() as ahead:
             for tries in range(1, MAX_CONFLICTS + 1):
                 await self.stack.pause_after(tries - 1)
-                async with gates.turn(contested, tries > FREE_CONFLICTS):
-                    if tries > FREE_CONFLICTS:
-                        ahead.enter_context(gates.ahead(contested))
-                    transaction = Transaction(self.stack, step.guard(self.prefix))
-                    view: Any = _VIEWS["post", is_async](transaction, self.prefix)
-                    await self._call(step, name, function, is_async, self.in_place, view, *arguments)
-                    try:
-                        if (commit := transaction.end()) is not None:
-                            gates.let_go_first(commit[1])
-                            await self.stack.write(commit[0], {**commit[1], **self.fence})
-                        return
-                    except Conflict as conflict:
-                        contested |= conflict.keys
-                        if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
-                            raise
+                turn = gates.turn(contested, tries > FREE_CONFLICTS)
+                try:
+                    async with turn:
+                        if tries > FREE_CONFLICTS:
+                            ahead.enter_context(gates.ahead(contested))
+                        transaction = Transaction(self.stack, step.guard(self.prefix))
+                        view: Any = _VIEWS["post", is_async](transaction, self.prefix)
+                        await self._call(step, name, function, is_async, self.in_place, view, *arguments)
+                        try:
+                            if (commit := transaction.end()) is not None:
+                                gates.let_go_first(commit[1])
+                                await self.stack.write(commit[0], {**commit[1], **self.fence})
+                            return
+                        except Conflict as conflict:
+                            contested |= conflict.keys
+                            if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
+                                raise
+                finally:
+                    turn.leave()
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
         """Tell the observers."""

@@ -80,9 +80,13 @@ class Stack(Layer):
 
     async def ensure_open(self) -> None:
         """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
-        async with self.gates.hold(("open",)):
-            if self.is_new:
-                await self.open()
+        hold = self.gates.hold(("open",))
+        try:
+            async with hold:
+                if self.is_new:
+                    await self.open()
+        finally:
+            hold.leave()
 
     async def close(self) -> None:
         self.is_new, self._is_closed, self._home = False, True, None

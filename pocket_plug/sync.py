@@ -62,7 +62,11 @@ class SyncReader(View):
         """Is there a value, None included?"""
         return self._source.run_read(self._view.has(key))  # type: ignore[no-any-return]
 
-    def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
+    @overload
+    def get_many(self, keys: Iterable[ReadAs[T, Any]], /) -> dict[str, T]: ...
+    @overload
+    def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]: ...
+    def get_many(self, keys: Iterable[Any], /) -> dict[str, Any]:
         """The values that exist, by name, in one go."""
         return self._source.run_read(self._view.get_many(keys))  # type: ignore[no-any-return]
 

@@ -131,12 +131,16 @@ def _wake_here(waiters: list[Waiter[Any]]) -> None:
 
 
 def wake(waiters: Iterable[Waiter[Any]]) -> None:
-    """Let the waiting sides go on, from any thread; one wake-up call per event loop, however many wait there."""
+    """Let the waiting sides go on, from any thread; one wake-up call per event loop, however many wait there.
+
+    Interrupted, it may be called again with the same ones.
+    """
     by_loop: dict[asyncio.AbstractEventLoop, list[Waiter[Any]]] = {}
     for waiter in waiters:
         if waiter.loop is None:
-            waiter._woken = True
-            waiter._lock.release()
+            if not waiter._woken:
+                waiter._woken = True
+                waiter._lock.release()
         else:
             by_loop.setdefault(waiter.loop, []).append(waiter)
     here = asyncio._get_running_loop()
@@ -157,28 +161,35 @@ def _title(coroutine: Coroutine[Any, Any, Any]) -> str:
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end in this thread, without a loop; where it waits on a Waiter the thread blocks.
 
-    What interrupts the blocked thread (Ctrl-C) is raised in the coroutine, so that it can withdraw what it waits for.
+    What interrupts it (Ctrl-C) is raised in the coroutine, so that it can withdraw what it waits for.
     """
+    step: Callable[[Any], Any] = coroutine.send
+    argument: Any = None
     outer, _driving.over = _driving.over, asyncio._get_running_loop()
     try:
-        waiting = coroutine.send(None)
         while True:
-            if not isinstance(waiting, Waiter):
-                coroutine.close()
-                raise SyncError(
-                    f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
-                    "call it with `await`, or let its layer say needs_loop = True"
-                )
             try:
-                waiting.block()
-            except BaseException as interrupt:  # noqa: BLE001 - raised again by the coroutine
-                waiting = coroutine.throw(interrupt)
-            else:
-                waiting = coroutine.send(None)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+                while True:
+                    waiting = step(argument)
+                    step, argument = coroutine.send, None
+                    if not isinstance(waiting, Waiter):
+                        raise SyncError(
+                            f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
+                            "call it with `await`, or let its layer say needs_loop = True"
+                        )
+                    waiting.block()
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            except SyncError:
+                raise
+            except BaseException as error:
+                if getattr(coroutine, "cr_frame", None) is None:  # it has ended, and this is how
+                    raise
+                step, argument = coroutine.throw, error
     finally:
+        argument = None
         _driving.over = outer
+        coroutine.close()  # for who interrupts the interrupt
 
 
 def drive_inline(coroutine: Coroutine[Any, Any, T]) -> T:

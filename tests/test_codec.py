@@ -1059,9 +1059,9 @@ def test_the_size_limit_holds_on_both_sides() -> None:
 def test_records_of_another_kind_are_told_apart(codec: Codec) -> None:
     """Another format and a damaged record have messages of their own."""
     record = codec.encode({"a": 1})
-    with pytest.raises(CorruptRecordError, match="first byte is 0x02, not 0x01"):
-        codec.decode(b"\x02" + record[1:])
-    with pytest.raises(CorruptRecordError, match="checksum does not fit its content"):
+    with pytest.raises(CorruptRecordError, match="first byte is 0x03, not 0x01 or 0x02"):
+        codec.decode(b"\x03" + record[1:])
+    with pytest.raises(CorruptRecordError, match=r"checksum does not fit: it was damaged or cut off$"):
         codec.decode(record + b"\x00")
 
 

@@ -205,8 +205,8 @@ def test_who_is_handed_the_lead_before_it_waits_is_served(threaded: type[Backend
                 queued.set()
                 assert handed.wait(PATIENCE)
 
-    def handing(place: Any) -> None:
-        hand_on(place)
+    def handing(place: Any, leader: object) -> None:
+        hand_on(place, leader)
         handed.set()
 
     def first(n: int) -> int:
@@ -517,7 +517,7 @@ def test_nothing_is_kept_of_what_is_over() -> None:
             await asyncio.wait(calls)
             await settle()
             combiner = store.stack.combiner
-            assert not combiner._queues
+            assert not combiner._lines
             assert not combiner._tasks
             assert not combiner._gates._queues
 

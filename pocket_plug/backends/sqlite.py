@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.codec import default_codec
+from pocket_plug.codec import bound, default_codec, place_of
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
@@ -64,12 +66,11 @@ _SCHEMA = (
 _WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
             FROM pragma_application_id, pragma_user_version"""
 _READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
-_READ_MANY = "SELECT key, value, version, expires_at FROM entries WHERE key = ?"
-_ALIVE = "(expires_at IS NULL OR expires_at > ?)"
-_SEEN = f"SELECT version FROM entries WHERE key = ? AND {_ALIVE}"  # noqa: S608 - constants only
+_READ_MANY = "SELECT ?1, value, version, expires_at FROM entries WHERE key = ?1"
+_SEEN = "SELECT version, expires_at FROM entries WHERE key = ?"
 # No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
-_SCAN = f"""SELECT key FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT) AND {_ALIVE}
-            ORDER BY key LIMIT 256"""  # noqa: S608
+_SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT)
+            ORDER BY key LIMIT 256"""
 _VERSION = "SELECT version FROM counter"
 _COUNT = "UPDATE counter SET version = ?"
 _COUNT_FROM = "UPDATE counter SET version = ? WHERE version = ?"
@@ -78,7 +79,17 @@ _PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
 _PUT_IF_NEWER = f"{_PUT} WHERE excluded.version > entries.version"
 _DELETE = "DELETE FROM entries WHERE key = ?"
 _DELETE_IF_NOT_NEWER = f"{_DELETE} AND version <= ?"
-_REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?)"
+_BY_INDEX = "SELECT key FROM entries INDEXED BY sqlite_autoindex_entries_1 WHERE key >= ''"
+_BY_TABLE = "SELECT key FROM entries NOT INDEXED"
+_STRAY = {
+    f"{_BY_TABLE} EXCEPT {_BY_INDEX}": "is in the table and not in its index: it is not found",
+    f"{_BY_INDEX} EXCEPT {_BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
+}
+# The deadline stands in the index and in the table: a damaged one in either removes nothing.
+_REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ?1 LIMIT ?2) AND +expires_at <= ?1"
+
+_REFUSALS = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite's module raises. The second is of a message that quotes a damaged schema."""
 
 _LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
 _LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
@@ -117,13 +128,14 @@ _Execute = Callable[..., sqlite3.Cursor]
 class _Request:
     """One write: what is asked, and what became of it."""
 
-    __slots__ = ("changes", "error", "expect", "version", "waiter")
+    __slots__ = ("changes", "error", "expect", "is_queued", "version", "waiter")
     waiter: Waiter[None]
 
     def __init__(self, changes: Sequence[Change], expect: Mapping[str, int]) -> None:
         self.changes = changes
         self.expect = expect
         self.version = 0
+        self.is_queued = False
         self.error: Exception | None = None
 
     def outcome(self) -> int:
@@ -156,9 +168,10 @@ class SQLite(Backend):
             raise ConfigError(
                 f"sqlite: durability is {durability!r}; allowed: {', '.join(allowed)}.{suggest(durability, allowed)}"
             )
-        if not 0 <= timeout <= _LONGEST:
+        if timeout.__class__ not in (int, float) or not 0 <= timeout <= _LONGEST:
             raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, from 0 to {_LONGEST:,}")
         self.path = os.fspath(path)
+        _check_path(self.path)
         self.durability: Durability = durability
         self.timeout = timeout
         self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
@@ -177,7 +190,7 @@ class SQLite(Backend):
         self._unreaped = 0
         self._queue: list[_Request] = []
         self._thread: threading.Thread | None = None
-        self._finished: Waiter[None]
+        self._closers: list[Waiter[None]] = []
         take_part(self)
 
     def _begin_locks(self) -> None:
@@ -199,6 +212,8 @@ class SQLite(Backend):
             )
         options: dict[str, Any] = {}
         for name, text in parse_qsl(query, keep_blank_values=True):
+            if name in options:
+                raise ConfigError(f"{public_url(url)!r} has the option {name!r} twice; give it once")
             if name == "durability":
                 options[name] = text
             elif name == "timeout":
@@ -235,7 +250,7 @@ class SQLite(Backend):
             try:
                 self._prepare(connection)
                 break
-            except sqlite3.Error as error:
+            except _REFUSALS as error:
                 connection.close()
                 # Of two processes that turn on WAL at once, SQLite refuses one without waiting.
                 if not _is_busy(error) or monotonic() >= deadline:
@@ -244,9 +259,13 @@ class SQLite(Backend):
             except BaseException:
                 connection.close()
                 raise
-        self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
-        self._writer = connection.cursor()
-        self._open = True
+        try:
+            self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
+            self._writer = connection.cursor()
+            self._open = True
+        except BaseException:
+            connection.close()
+            raise
 
     async def own(self) -> None:
         """Hold a lock on an empty file beside this one, `state.db-owner`: it ends with the process, and stays here in forks."""
@@ -284,7 +303,7 @@ class SQLite(Backend):
                 check_same_thread=False,  # used by one thread at a time, but not always by the same
                 factory=_Connection,
             )
-        except sqlite3.Error as error:
+        except _REFUSALS as error:
             raise self._explained(error) from error
         self._connections.add(connection)
         # No room is made for what the codec would refuse, and some is for the key beside it.
@@ -321,17 +340,17 @@ class SQLite(Backend):
         return False
 
     async def close(self) -> None:
-        """Do what is queued, then let go of the file."""
+        """Do what is queued, then let go of the file. An interrupted close can be done again."""
+        finished: Waiter[None] = Waiter()
         with self._lock:
-            if not self._open:
-                return
             self._open = False
-            thread, self._thread = self._thread, None
-            self._finished = Waiter()
-            self._queued.notify()
+            thread = self._thread
+            if thread is not None:
+                self._closers.append(finished)
+                self._queued.notify_all()
         try:
             if thread is not None:
-                await self._finished.shielded()
+                await finished.shielded()
                 thread.join()
         finally:
             self._close_readers()
@@ -347,14 +366,15 @@ class SQLite(Backend):
                 _close(self._readers.pop())
 
     def _close_writer(self) -> None:
-        writer, self._writer = self._writer, None
+        if self._writer is None:
+            return
+        _close(self._writer)
+        self._writer = None
         log, self._log_file = self._log_file, None
-        if writer is not None:
-            _close(writer)
-            # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
-            if log is not None and _identity(self._log) == log and _identity(self._name) != self._file:
-                for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
-                    Path(name).unlink(missing_ok=True)
+        # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
+        if log is not None and _identity(self._log) == log and _identity(self._name) != self._file:
+            for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
+                Path(name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ where the file is, and forks of this process
     def _look(self, *, closely: bool = False) -> None:
@@ -400,7 +420,7 @@ class SQLite(Backend):
             _forbidden.add((self._file if self._open else None) or _identity(self._name))
             self._open = False
         self._begin_locks()
-        self._queue, self._thread = [], None
+        self._queue, self._thread, self._closers = [], None, []
         self._readers, self._writer = [], None
         if self._ownership is not None:
             self._ownership.leave()
@@ -418,22 +438,23 @@ class SQLite(Backend):
             cursor = self._reader()
         try:
             row = cursor.execute(_READ, (key,)).fetchone()
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-        finally:
-            self._readers.append(cursor)
-            if not self._open:
-                self._close_readers()
+        except BaseException as error:
+            _close(cursor)  # interrupted, it might go on showing the file as it was then
+            if isinstance(error, _REFUSALS):
+                raise self._explained(error) from error
+            raise
+        self._readers.append(cursor)
+        if not self._open:
+            self._close_readers()
         if row is None:
             return None
         record, version, expires_at = row
         try:
             if expires_at is not None and expires_at <= self.clock():
+                default_codec.opened(record, place_of(key, version, expires_at))  # damage is no end
                 return None
-            if type(version) is not int:
-                raise TypeError
-            return Entry(default_codec.decode(record), version, expires_at)
-        except (CodecError, TypeError) as error:
+            return Entry(default_codec.decode(record, place_of(key, version, expires_at)), version, expires_at)
+        except (CodecError, TypeError, struct.error) as error:
             raise self._of_record(key, error) from error
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -441,22 +462,41 @@ class SQLite(Backend):
         now = self.clock()
         entries: dict[str, Entry] = {}
         for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in keys]):
-            try:
-                if expires_at is None or now < expires_at:
-                    if type(version) is not int:
-                        raise TypeError
-                    entries[key] = Entry(default_codec.decode(record), version, expires_at)
-            except (CodecError, TypeError) as error:
-                raise self._of_record(key, error) from error
+            if self._is_alive(key, record, version, expires_at, now):
+                try:
+                    value = default_codec.decode(record, place_of(key, version, expires_at))
+                except (CodecError, TypeError, struct.error) as error:
+                    raise self._of_record(key, error) from error
+                entries[key] = Entry(value, version, expires_at)
         return entries
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """Page by page, so that a slow reader keeps no old state of the file alive."""
         start = prefix
-        while page := self._rows(_SCAN, ((start, prefix, self.clock()),)):
-            for (key,) in page:
-                yield key
+        while page := self._rows(_SCAN, ((start, prefix),)):
+            now = self.clock()
+            for key, expires_at in page:
+                if type(expires_at) is not float or now < expires_at or not await self._has_ended(key):
+                    yield key
             start = page[-1][0] + "\0"  # the name that comes next
+
+    async def _has_ended(self, key: str) -> bool:
+        """Has an entry expired whose deadline says so? A damaged one has not: whoever reads it is told."""
+        try:
+            return await self.read(key) is None
+        except CodecError:
+            return False
+
+    async def check(self) -> list[str]:
+        """What SQLite finds wrong with its file, keys that its index has lost, and a counter that has gone back."""
+        faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
+        for statement, what in _STRAY.items():
+            faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
+        counter = await self.version()
+        ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
+        if type(highest) is int and highest > counter:
+            faults.append(f"the counter is at {counter:,}, and an entry has version {highest:,}")
+        return faults
 
     async def version(self) -> int:
         """The stored counter."""
@@ -472,18 +512,20 @@ class SQLite(Backend):
             cursor = self._reader()
         try:
             if len(parameters) == 1:
-                return cursor.execute(statement, parameters[0]).fetchall()
-            cursor.execute("BEGIN")
-            try:
-                return [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
-            finally:
+                rows = cursor.execute(statement, parameters[0]).fetchall()
+            else:
+                cursor.execute("BEGIN")
+                rows = [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
                 _roll_back(cursor)
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-        finally:
-            self._readers.append(cursor)
-            if not self._open:
-                self._close_readers()
+        except BaseException as error:
+            _close(cursor)  # interrupted, it might go on showing the file as it was then
+            if isinstance(error, _REFUSALS):
+                raise self._explained(error) from error
+            raise
+        self._readers.append(cursor)
+        if not self._open:
+            self._close_readers()
+        return rows
 
     def _reader(self) -> sqlite3.Cursor:
         if not self._open:
@@ -506,8 +548,8 @@ class SQLite(Backend):
             return request.outcome()
         waiter: Waiter[None] = Waiter()  # `Waiter[None]()` goes through `typing` and takes twice as long
         request.waiter = waiter
-        self._enqueue(request)
         try:
+            self._enqueue(request)
             await waiter
         except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
             self._withdraw(request)
@@ -523,8 +565,8 @@ class SQLite(Backend):
         now = self.clock()
         seen = {
             key: version
-            for key, _, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
-            if expires_at is None or now < expires_at
+            for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
+            if self._is_alive(key, record, version, expires_at, now)
         }
         if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
             raise Conflict(changed)
@@ -532,26 +574,31 @@ class SQLite(Backend):
 
     def _done_in_place(self, request: _Request) -> bool:
         """Commit in the caller's thread, unless somebody is writing: then nothing was done."""
-        if self._queue or not self._writing.acquire(blocking=False):
+        if self._queue:
             return False
+        held: list[Any] = []
         try:
+            held.extend(filter(_acquire_at_once, (self._writing,)))  # a step of C's: no interrupt comes in between
+            if not held:
+                return False
             if not self._open:
                 raise self._not_open()
             writer = self._writer
             if writer is None:  # since a fork
                 return False
             try:
-                writer.execute("BEGIN IMMEDIATE")
+                _begin(writer)
                 self._commit(writer, [request])
             except BaseException as error:
                 _roll_back(writer)  # a keyboard interrupt may have come between
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, _REFUSALS):
                     if _is_busy(error):
                         return False
                     raise self._explained(error) from error
                 raise
         finally:
-            self._writing.release()
+            if held:
+                held[0].release()
         return True
 
     def _enqueue(self, request: _Request) -> None:
@@ -560,10 +607,12 @@ class SQLite(Backend):
             if not self._open:
                 raise self._not_open()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
+                thread.start()
+                self._thread = thread
             elif not self._queue:  # else it has been told already, or is at work and will look
                 self._queued.notify()
+            request.is_queued = True
             self._queue.append(request)
 
     def _withdraw(self, request: _Request) -> bool:
@@ -572,17 +621,24 @@ class SQLite(Backend):
             try:
                 self._queue.remove(request)
             except ValueError:
-                return False
+                return not request.is_queued
         return True
 
     def _write_queued(self) -> None:
         """The writer thread: everything that has queued up while it was at the last commit goes into the next one."""
+        with self._lock:
+            me = threading.current_thread()
+            if self._thread not in (None, me):  # there is another one, since the start of this one was interrupted
+                return
+            self._thread = me
         while True:
             with self._lock:
                 while not self._queue and self._open:
                     self._queued.wait()
                 if not self._queue:
-                    wake([self._finished.give(None)])
+                    self._thread = None
+                    closers, self._closers = self._closers, []
+                    wake([waiter.give(None) for waiter in closers])
                     return
                 waiting = self._queue[:]
             with self._writing:
@@ -598,7 +654,7 @@ class SQLite(Backend):
         """
         try:
             writer = self._begun()
-        except (sqlite3.Error, StoreError) as error:
+        except (*_REFUSALS, StoreError) as error:
             batch = [request for request in waiting if self._withdraw(request)]
             for request in batch:
                 request.error = self._explained(error)
@@ -630,8 +686,8 @@ class SQLite(Backend):
                 left = max(deadline - monotonic(), 0)
                 writer.execute(f"PRAGMA busy_timeout = {round(min(left, _WAIT) * 1000)}")
                 try:
-                    writer.execute("BEGIN IMMEDIATE")
-                except sqlite3.Error as error:
+                    _begin(writer)
+                except _REFUSALS as error:
                     if not _is_busy(error) or not left:
                         raise
                     if self._resting:
@@ -672,7 +728,7 @@ class SQLite(Backend):
             return
         try:
             execute("COMMIT")
-        except sqlite3.Error as error:
+        except _REFUSALS as error:
             _roll_back(writer)
             for request in batch:
                 request.error = self._explained(error)
@@ -693,7 +749,7 @@ class SQLite(Backend):
         for request in batch:
             try:
                 writer.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
+            except _REFUSALS as error:
                 request.error = self._explained(error)
             else:
                 self._commit(writer, [request])
@@ -704,8 +760,7 @@ class SQLite(Backend):
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
-                row = execute(_SEEN, (key, now)).fetchone()
-                if (row[0] if row else 0) != expected:
+                if self._version_of(execute, key, now) != expected:
                     changed.append(key)
             if changed:
                 request.error = Conflict(changed)
@@ -716,13 +771,17 @@ class SQLite(Backend):
             own = version if change.version is None else change.version
             if own > highest:
                 highest = own
+            key = change.key
             if isinstance(change, Put):
-                statement = _PUT if change.version is None else _PUT_IF_NEWER
-                execute(statement, (change.key, change.value, own, change.expires_at))
-            elif change.version is None:
-                execute(_DELETE, (change.key,))
-            else:
-                execute(_DELETE_IF_NOT_NEWER, (change.key, own))
+                row = (key, bound(change.value, place_of(key, own, change.expires_at)), own, change.expires_at)
+                if change.version is None or (
+                    not execute(_PUT_IF_NEWER, row).rowcount and self._is_damaged(execute, key)
+                ):
+                    execute(_PUT, row)
+            elif change.version is None or (
+                not execute(_DELETE_IF_NOT_NEWER, (key, own)).rowcount and self._is_damaged(execute, key)
+            ):
+                execute(_DELETE, (key,))
         self._unreaped += len(request.changes)
         return highest
 
@@ -735,8 +794,34 @@ class SQLite(Backend):
         except CodecError as error:
             raise type(error)(f"key {change.key!r}: {error}") from error
 
-    def _of_record(self, key: str, error: CodecError | TypeError) -> CodecError:
-        if isinstance(error, TypeError):  # where SQLite has a text for a number, say: we never write such a thing
+    def _version_of(self, execute: _Execute, key: str, now: float) -> Any:
+        """What stands there; 0 where nothing does, or it has expired."""
+        row = execute(_SEEN, (key,)).fetchone()
+        if row is None or row[1] is None:
+            return 0 if row is None else row[0]
+        _, record, version, expires_at = execute(_READ_MANY, (key,)).fetchone()
+        return version if self._is_alive(key, record, version, expires_at, now) else 0
+
+    def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
+        """Has a row not expired? Raises CorruptRecordError where that can't be told: a damaged deadline ends nothing."""
+        try:
+            if expires_at is None or now < expires_at:
+                return True
+            default_codec.opened(record, place_of(key, version, expires_at))
+        except (CodecError, TypeError, struct.error) as error:
+            raise self._of_record(key, error) from error
+        return False
+
+    def _is_damaged(self, execute: _Execute, key: str) -> bool:
+        """Is there a row that says nothing any more? It is older than anything, whatever version stands there."""
+        row = execute(_READ_MANY, (key,)).fetchone()
+        try:
+            return row is not None and not default_codec.opened(row[1], place_of(key, *row[2:]))
+        except (CodecError, TypeError, struct.error):
+            return True
+
+    def _of_record(self, key: str, error: Exception) -> CodecError:
+        if not isinstance(error, CodecError):  # where SQLite has a text for a number, say: we never write such a thing
             error = CorruptRecordError("its fields are of the wrong types, so another program has written it")
         return type(error)(f"{self.path}, key {key!r}: {error}")
 
@@ -758,7 +843,7 @@ class SQLite(Backend):
 
     def _explained(self, error: Exception) -> Exception:
         """What SQLite says, as our own exception that names the file and the way out."""
-        if not isinstance(error, sqlite3.Error):
+        if not isinstance(error, _REFUSALS):
             return error
         if _is_busy(error):
             return StoreBusyError(
@@ -799,13 +884,26 @@ class _Ownership:
 
     def release(self) -> None:
         """In a child too that has not left it, as one that was forked by a library in C."""
-        if fcntl is not None:
+        if fcntl is not None and self._file >= 0:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self.leave()
 
     def leave(self) -> None:
         """In a forked child: it stays the parent's."""
-        os.close(self._file)
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+
+def _check_path(path: str) -> None:
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ConfigError(
+            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or what no file system can write"
+        )
 
 
 def _lock_file(file: int) -> None:
@@ -832,9 +930,18 @@ def _close(cursor: sqlite3.Cursor) -> None:
     """Close its connection. A statement that has failed would keep the file open until the cursor is gone."""
     connection = cursor.connection
     try:
-        cursor.close()
+        with suppress(sqlite3.ProgrammingError):  # closed already, by a close that was interrupted
+            cursor.close()
     finally:
         connection.close()
+
+
+_acquire_at_once: Callable[[Any], bool] = methodcaller("acquire", False)
+
+
+def _begin(cursor: sqlite3.Cursor) -> None:
+    _roll_back(cursor)  # an interrupt may have come between an error and its rollback
+    cursor.execute("BEGIN IMMEDIATE")
 
 
 def _roll_back(cursor: sqlite3.Cursor) -> None:
@@ -843,11 +950,13 @@ def _roll_back(cursor: sqlite3.Cursor) -> None:
             cursor.execute("ROLLBACK")
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
+    if isinstance(error, UnicodeDecodeError):
+        return sqlite3.SQLITE_CORRUPT
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what the extended code adds
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
+def _is_busy(error: Exception) -> bool:
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 

@@ -63,7 +63,8 @@ def _emit(method: str, event: Mapping[str, Any]) -> None:
     level = _OTHER_NAMES.get(level, level)
     severity = _SEVERITIES.get(level, SeverityNumber.UNSPECIFIED)
     exporter = _logs.get_logger_provider().get_logger(name, version, schema)
-    if not exporter.enabled(severity_number=severity):
+    enabled = getattr(exporter, "enabled", None)  # since OpenTelemetry 1.45; before that, who asked got all
+    if enabled is not None and not enabled(severity_number=severity):
         return
     within = "run_id" in event
     attributes: dict[str, Any] = {

@@ -251,6 +251,7 @@ def check_whole(place: Place, use: str, done: bool) -> None:
 
 def check_works(store: pp.SyncStore, most: int) -> None:
     """Every use of it does what it should."""
+    store.delete_many(NAMES)
     for round in range(3):
         store.set_many({"a": round, "b": round})
         assert store.get_many(["a", "b"]) == {"a": round, "b": round}
@@ -283,8 +284,9 @@ def inside(place: Place) -> None:
         for name in ("_writes", "_unsure", "_leases", "_queues", "_looks", "_reserved", "_going"):
             left: Any = getattr(part, name, None)
             assert not left, f"{type(part).__name__}.{name} keeps {left!r:.200}"
-    for owner in (place.store.stack.gates, place.store.stack.combiner):
-        assert not owner._queues, f"{type(owner).__name__} keeps {owner._queues!r:.200}"
+    stack = place.store.stack
+    for left in (stack.gates._queues, stack.combiner._lines):
+        assert not left, f"those who queue: {left!r:.200}"
 
 
 def try_once(stack: str, use: str, interrupt: Callable[[Callable[[], object]], bool]) -> None:

@@ -224,15 +224,58 @@ def class_nodes() -> None:
 
 # ---------------------------------------------------------------- chains and graphs
 def chains() -> None:
-    assert_type(price >> render, Chain[Order, str])
-    assert_type(price >> keep >> render, Chain[Order, str])
-    assert_type(price >> (keep >> render), Chain[Order, str])
-    assert_type((price >> keep) >> (keep >> render), Chain[Order, str])
-    assert_type(charge >> file, Chain[Order, str])
-    assert_type(charge.declined >> apologise, Chain[Order, str])
-    assert_type(charge.again >> charge >> file, Chain[Order, str])
-    assert_type(charge.on(Charge.again) >> charge, Chain[Order, Receipt])
-    assert_type(charge.on("anything") >> price, Chain[Order, float])
+    assert_type(price >> render, Chain[Order, str, float | str])
+    assert_type(price >> keep >> render, Chain[Order, str, float | str])
+    assert_type(price >> (keep >> render), Chain[Order, str, float | str])
+    assert_type((price >> keep) >> (keep >> render), Chain[Order, str, float | str])
+    assert_type(charge >> file, Chain[Order, str, Receipt | str])
+    assert_type(charge.declined >> apologise, Chain[Order, str, str])
+    assert_type(charge.again >> charge >> file, Chain[Order, str, Receipt | str])
+    assert_type(charge.on(Charge.again) >> charge, Chain[Order, Receipt, Receipt])
+    assert_type(charge.on("anything") >> price, Chain[Order, float, float])
+
+
+class Count(Node[int, str]):
+    again = Action[int]()
+
+
+@node
+def start(n: int) -> int:
+    return n
+
+
+@node
+def end(text: str) -> bytes:
+    return text.encode()
+
+
+@node
+def quick(n: int) -> bytes:
+    return bytes(n)
+
+
+@node
+def nothing(n: int) -> None:
+    return None
+
+
+count = Count()
+
+
+def loops() -> None:
+    """A branch may lead back to any node of the first chain; else its end is one of the graph's."""
+    to_the_first: Graph[int, bytes] = Graph(start >> count >> end, count.again >> start)
+    assert_type(to_the_first, Graph[int, bytes])
+    assert_type(Graph(start >> count >> end, count.again >> start), Graph[int, bytes])
+    assert_type(Graph(start >> count >> end, count.again >> count, name="middle"), Graph[int, bytes])
+    assert_type(Graph(count >> end, count.again >> start >> count), Graph[int, bytes])
+    assert_type(Graph(start >> (count >> end), count.again >> start, count.on("fast") >> quick), Graph[int, bytes])
+    assert_type(Graph(count, count.again >> count), Graph[int, str])
+    known: Chain[int, bytes] = start >> count >> end
+    annotated: Graph[int, bytes] = Graph(known, count.again >> start)
+    assert_type(annotated, Graph[int, bytes])
+    two_ends: Graph[int, bytes | None] = Graph(start >> count >> end, count.again >> start, count.on("no") >> nothing)
+    assert_type(two_ends, Graph[int, bytes | None])
 
 
 async def graphs(store: Store, sync: SyncStore) -> None:
@@ -293,7 +336,7 @@ async def durable(store: Store) -> None:
         assert_type(answered.answer, bool)
         return answered.input if answered.answer else Next("rejected", answered.input)
 
-    assert_type(ask >> decide, Chain[Order, Order])
+    assert_type(ask >> decide, Chain[Order, Order, Answered[Order, bool] | Order])
     approval = Graph(ask >> decide >> price, store=store, name="approval", keep_finished="7d")
     try:
         assert_type(await approval.run(Order("1"), run_id="r", allow_changed=True), float)

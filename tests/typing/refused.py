@@ -49,6 +49,7 @@ LIMIT = Key("limit", int | None)
 
 class Charge(Node[Order, Receipt]):
     declined = Action[str]()
+    again = Action[Order]()
 
     async def exec(self, order: Order) -> Receipt:
         return Receipt(order)
@@ -109,6 +110,9 @@ async def store_operations(store: Store, writer: StoreWriter) -> None:
     store.delete(AGE)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     print(store.reader().set)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     await store.set(AGE, "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    found = await store.get_many([AGE])
+    ages: dict[str, str] = found  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    print(ages)
     await store.set(LIMIT, "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await store.set(ORDER(1), "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await store.update(AGE, lambda age: str(age), default=0)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -213,6 +217,9 @@ async def graphs() -> None:
     print(charge >> file >> price)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
     print(charge.declined >> file)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
     print(charge.on(Charge.declined) >> file)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    mixed: Graph[Order, str] = Graph(charge >> file, charge.on(Charge.again) >> price)  # type: ignore[misc]  # pyright: ignore[reportAssignmentType]
+    back: Graph[Order, str] = Graph(charge >> file, charge.again >> charge, charge.again >> price)  # type: ignore[misc]  # pyright: ignore[reportAssignmentType]
+    print(mixed, back)
     Graph(charge >> file).run_sync("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await Graph(charge >> file).run(Receipt(Order("1")))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     number: int = await Graph(charge >> file).run(Order("1"))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]

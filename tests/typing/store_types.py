@@ -59,6 +59,17 @@ def keys() -> None:
     assert_type(USER.matches("user:7"), bool)
 
 
+async def many(store: Store, sync: SyncStore) -> None:
+    assert_type(await store.get_many([USER(1), USER(2)]), dict[str, User])
+    several: dict[str, int | User] = await store.get_many([AGE, USER(1)])
+    print(several)
+    assert_type(await store.get_many(["a", "b"]), dict[str, Any])
+    assert_type(await store.get_many(["a", AGE]), dict[str, Any])
+    assert_type(await store.get_many([ANYTHING(1)]), dict[str, Any])
+    assert_type(sync.get_many(USER(n) for n in range(3)), dict[str, User])
+    assert_type(sync.get_many({"a"}), dict[str, Any])
+
+
 async def unions(store: Store, sync: SyncStore) -> None:
     await store.set(LIMIT, None)
     await store.set(LIMIT, 5)
@@ -166,7 +177,7 @@ def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
     assert_type(reader.require(USER(1)), User)
     assert_type(reader.require("age"), Any)
     assert_type(reader.has(AGE), bool)
-    assert_type(reader.get_many([AGE]), dict[str, Any])
+    assert_type(reader.get_many([AGE]), dict[str, int])
     assert_type(list(reader.keys()), list[str])
     assert_type(reader.ttl(AGE), float | None)
     writer.set(AGE, 7, ttl="5m")
