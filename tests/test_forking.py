@@ -106,6 +106,7 @@ def test_nobody_is_in_a_critical_section_at_a_fork(make: Callable[[], Any], end:
     for each in threads:
         each.join()
     assert lock.acquire(timeout=60)
+    lock.release()
 
 
 def test_locks_are_taken_whatever_order_others_take_them_in(end: threading.Event) -> None:
@@ -206,6 +207,7 @@ def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it() -> None:
     assert rests == ["rest", "rest"]
     assert not forking.is_under_way()
     assert lock.acquire(timeout=60)
+    lock.release()
     with suppress(ChildProcessError):  # else it was waited for
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 
