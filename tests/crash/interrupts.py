@@ -279,7 +279,7 @@ def inside(place: Place) -> None:
             assert index._bytes == (sum(entry.size for entry in entries.values()) if index._weighs else 0)
             assert index._exempt == sum(key.startswith("pocket:") for key in entries)
             assert not index.buried
-        for name in ("_writes", "_unsure", "_leases", "_queues", "_looks", "_reserved", "_going"):
+        for name in ("_writes", "_leases", "_queues", "_looks", "_reserved", "_going"):
             left: Any = getattr(part, name, None)
             assert not left, f"{type(part).__name__}.{name} keeps {left!r:.200}"
     stack = place.store.stack
