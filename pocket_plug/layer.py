@@ -112,7 +112,7 @@ class Layer(Backend):
                 changed = conflict.keys
         raise self._restless(len(names), changed)
 
-    _read_one_by_one = read_many
+    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """By default the inner one's."""
