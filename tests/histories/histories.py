@@ -421,7 +421,7 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
             try:
                 _worker(stack, uses, f"{seed} {number}", Recorder(number, logs[-1]), folder, until, began)
                 status = 0
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - the parent learns the status
                 traceback.print_exc()
             finally:
                 os._exit(status)
