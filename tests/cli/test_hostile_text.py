@@ -257,6 +257,7 @@ def test_what_is_printed_into_a_pipe(commands: str, folder: Path, capfdbinary: A
     exact = {
         tuple(["store", "get", HOSTILE]): f"{HOSTILE}\n",
         tuple(["run", "hostile_app.py:said", "--input", '"x"']): f"{HOSTILE}\n",
+        ("run", "hostile_app.py:said", "--input", SHORT): f"{HOSTILE}\n",
         ("runs", "answer", "hostile_app.py:asking", SHORT, "3"): f"{HOSTILE}\n",
     }
     for arguments in COMMANDS[commands]:
