@@ -445,7 +445,7 @@ class Journal:
         if own is not None and _field(own, "owner") == token:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
-            raise self._unknown(what, "an earlier try of the same has landed late") from failed
+            raise self._unknown(what, "what landed is an earlier try, late") from failed
         return None
 
     async def _found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
@@ -492,9 +492,8 @@ class Journal:
             async for key in keys:
                 if swept == SWEPT or _look_time(key) > now:
                     break
-                with suppress(
-                    Conflict, CodecError
-                ):  # somebody else is at it; or it is damaged, and not in the others' way
+                # somebody else may be at it, and what is damaged is in nobody's way
+                with suppress(Conflict, CodecError):
                     await self._look_again(key, now)
                     swept += 1
         except Exception as error:  # noqa: BLE001 - the run has ended well, whatever becomes of others' records
@@ -522,10 +521,8 @@ class Journal:
             doomed = [each async for each in self.stack.scan(part) if each != part + "start"]
             for at in range(0, len(doomed), CHUNK):
                 await self.stack.write([Delete(each) for each in doomed[at : at + CHUNK]], {run: ended.version})
-            last = [
-                Delete(each) for each in (part + "start", run, key)
-            ]  # till then it is a finished run, with its result
-            await self.stack.write(last, {run: ended.version})
+            # till the last write it is a finished run, with its result
+            await self.stack.write([Delete(each) for each in (part + "start", run, key)], {run: ended.version})
 
 
 def _look_key(time: float, name: str) -> str:
