@@ -40,6 +40,7 @@ from .errors import (
     RunMismatch,
     RunSuspended,
     StoreError,
+    TransactionError,
     UnknownRunError,
 )
 from .keys import RESERVED, declared_types, type_name
@@ -51,6 +52,7 @@ from .runner import Commit, Execution, Visited
 from .shape import passed
 from .stack import Stack
 from .store import MISSING, StoreReader
+from .transaction import Transaction
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -762,8 +764,25 @@ class DurableExecution(Execution):
         return visited
 
     def must_end(self, error: Exception) -> bool:
-        """What keeps an item from being recorded, or gone on with, says nothing of the item: it is to be done by a resume."""
-        return isinstance(error, RunFenced) or any(error is each for each in self.journal.unrecorded)
+        """What keeps an item from being recorded, or gone on with, says nothing of the item: it is to be done by a resume.
+
+        Nor does a failure of the run's store where the item's phases read.
+        """
+        return (
+            isinstance(error, RunFenced)
+            or any(error is each for each in self.journal.unrecorded)
+            or (isinstance(error, StoreError) and not isinstance(error, TransactionError) and self._is_of_store(error))
+        )
+
+    def _is_of_store(self, error: Exception) -> bool:
+        """Has it come out of a transaction over the run's store, rather than out of some other store that a node uses?"""
+        trace = error.__traceback__
+        while trace is not None:
+            holder = trace.tb_frame.f_locals.get("self")
+            if isinstance(holder, Transaction) and holder.stack is self.stack:
+                return True
+            trace = trace.tb_next
+        return False
 
     def collected(self, error: Exception) -> Exception:
         """What can be kept of it: the same whether the results are handed on at once or by a resume."""

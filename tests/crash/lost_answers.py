@@ -72,7 +72,7 @@ class Shelf(pp.Memory):
     async def _reach(self, keys: Sequence[str]) -> None:
         if self.dead:
             raise Killed
-        if self.unreachable and keys[0].startswith("pocket:"):  # what an item's own phases read is the item's own error
+        if self.unreachable:
             self.unreachable -= 1
             raise pp.StoreError("not reachable just now")
         if not self.inline_read:
