@@ -100,9 +100,7 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError(
-            f"a ZoneInfo is stored by its key, and this one {'has none' if value.key is None else 'is not usable'}"
-        )
+        raise CodecError("a ZoneInfo is stored by its key, and this one has none that could be found again")
     return value.key.encode()
 
 
@@ -117,14 +115,14 @@ def _read_zone_info(data: memoryview) -> ZoneInfo:
 
 
 # ---------------------------------------------------------------- where a record stands
-_VERSION, _DEADLINE = struct.Struct(">q"), struct.Struct(">qd")
+_pack_version, _pack_deadline = struct.Struct(">q").pack, struct.Struct(">qd").pack
 
 
 def place_of(key: str, version: int, expires_at: float | None) -> bytes:
     """What a backend that keeps records by key, version and deadline binds them to."""
     if expires_at is None:
-        return _VERSION.pack(version) + key.encode()
-    return _DEADLINE.pack(version, expires_at) + key.encode()
+        return _pack_version(version) + key.encode()
+    return _pack_deadline(version, expires_at) + key.encode()
 
 
 def bound(record: bytes, place: bytes) -> bytes:
