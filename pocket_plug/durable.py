@@ -723,6 +723,7 @@ class DurableExecution(Execution):
             if isinstance(error, asyncio.CancelledError):
                 journal.cancelled = error
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
+        checkpoint.failed = None  # it holds frames, and with them this execution
         self.frame = frame
 
     # ------------------------------------------------------------ items and questions

@@ -12,6 +12,7 @@ and it is freed. A child that is forked without Python's functions for it (by a 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -32,6 +33,9 @@ PATIENCE = 5.0
 """Seconds that a fork waits, at most, for other threads to finish what they are at."""
 
 _SLICE = 0.01  # seconds for one lock, while the others are held already
+
+_module_locks: dict[str, Callable[[], Any]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
+"""Python's own, of the modules that are being imported; where they are not to be found, a fork doesn't look at them."""
 
 _logger = logging.getLogger("pocket_plug")
 Callback = Callable[[], object]
@@ -154,6 +158,13 @@ def release(taken: list[Any]) -> None:
     deque(map(_release, iter(taken.pop, None)), maxlen=0)
 
 
+def _imports() -> bool:
+    """Is another thread importing a module? In a child whoever imports that one too would wait for it for ever."""
+    me = threading.get_ident()
+    locks = [lock for it in [*_module_locks.values()] if (lock := it()) is not None]
+    return any(getattr(lock, "owner", None) not in (None, me) for lock in locks)
+
+
 class _Fork:
     """What was taken for it, and what wasn't to be had."""
 
@@ -179,7 +190,8 @@ class _Fork:
                 break
             time.sleep(0.001)
         locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]
-        while not self._take_all(locks):
+        while not self._take_all(locks) or (_imports() and time.monotonic() < self.until):
+            release(self.taken)
             time.sleep(0.001)
 
     def _take_all(self, locks: list[Any]) -> bool:
@@ -190,7 +202,6 @@ class _Fork:
             take(left, self.taken)
             left = left[len(self.taken) - before :]
             if left and time.monotonic() < self.until:
-                release(self.taken)
                 locks.remove(left[0])
                 locks.insert(0, left[0])
                 return False

@@ -16,7 +16,7 @@ from .errors import ConfigError
 
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
-_UNIONS = (Union, UnionType)
+UNIONS = (Union, UnionType)
 
 
 def checker(hint: Any) -> Callable[[object], bool]:
@@ -121,9 +121,9 @@ def fits(given: Any, wanted: Any) -> bool:
     """
     if any(hint is Any or isinstance(hint, TypeVar) for hint in (given, wanted)) or wanted is object or given == wanted:
         return True
-    if get_origin(given) in _UNIONS:
+    if get_origin(given) in UNIONS:
         return all(fits(part, wanted) for part in get_args(given))
-    if get_origin(wanted) in _UNIONS:
+    if get_origin(wanted) in UNIONS:
         return any(fits(given, part) for part in get_args(wanted))
     for number, narrower in _NUMERIC_TOWER.items():
         if wanted is number and isinstance(given, type) and get_origin(given) is None:

@@ -636,8 +636,9 @@ def test_a_changed_graph_is_refused_with_what_changed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path) -> None:
-    """Even if changes are allowed: the node at which an item stands has to be there."""
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path, errors: Any) -> None:
+    """Even if changes are allowed: the node at which an item stands has to be there. That is no result of the item's."""
 
     @node
     async def first(n: int) -> int:
@@ -655,7 +656,7 @@ def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path
         async with stored(tmp_path) as store:
             with pytest.raises(Stumble):
                 await Graph(each(Graph(first >> second, name="way")), store=store).run([1], run_id="r")
-            changed = Graph(each(Graph(first >> third, name="way")), store=store)
+            changed = Graph(each(Graph(first >> third, name="way"), errors=errors), store=store)
             with pytest.raises(RunChanged, match="stands at node 'second' in '/each_way#1"):
                 await changed.resume("r", allow_changed=True)
             more = Graph(each(Graph(first >> second.with_options(name="second") >> third, name="way")), store=store)

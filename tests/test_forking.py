@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -207,6 +209,38 @@ def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it() -> None:
     assert lock.acquire(timeout=60)
     with suppress(ChildProcessError):  # else it was waited for
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
+
+def test_a_child_can_import_what_its_parent_was_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's lock of a module would be held there for ever: a fork waits for another thread's import to end."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "from tests_of_forks import begun, forks\nbegun.set()\nassert forks.wait(60)\nhere = max(range(200_000))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shared: Any = types.ModuleType("tests_of_forks")
+    shared.begun, shared.forks = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "tests_of_forks", shared)
+
+    class Part:
+        def rest(self) -> bool:
+            shared.forks.set()
+            return True
+
+        def go_on(self) -> None: ...
+
+        def begin_anew(self) -> None: ...
+
+    part = Part()
+    forking.take_part(part)
+    importing = thread(lambda: importlib.import_module("slow_to_import"))
+    assert shared.begun.wait(60)
+
+    def use() -> None:
+        assert importlib.import_module("slow_to_import").here
+
+    assert in_child(use) == 0
+    importing.join()
+    del sys.modules["slow_to_import"]
 
 
 def test_what_is_gone_is_forgotten() -> None:

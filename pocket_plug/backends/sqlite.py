@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, get_args
@@ -127,13 +128,14 @@ _Execute = Callable[..., sqlite3.Cursor]
 class _Request:
     """One write: what is asked, and what became of it."""
 
-    __slots__ = ("changes", "error", "expect", "version", "waiter")
+    __slots__ = ("changes", "error", "expect", "is_queued", "version", "waiter")
     waiter: Waiter[None]
 
     def __init__(self, changes: Sequence[Change], expect: Mapping[str, int]) -> None:
         self.changes = changes
         self.expect = expect
         self.version = 0
+        self.is_queued = False
         self.error: Exception | None = None
 
     def outcome(self) -> int:
@@ -188,7 +190,7 @@ class SQLite(Backend):
         self._unreaped = 0
         self._queue: list[_Request] = []
         self._thread: threading.Thread | None = None
-        self._finished: Waiter[None]
+        self._closers: list[Waiter[None]] = []
         take_part(self)
 
     def _begin_locks(self) -> None:
@@ -257,9 +259,13 @@ class SQLite(Backend):
             except BaseException:
                 connection.close()
                 raise
-        self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
-        self._writer = connection.cursor()
-        self._open = True
+        try:
+            self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
+            self._writer = connection.cursor()
+            self._open = True
+        except BaseException:
+            connection.close()
+            raise
 
     async def own(self) -> None:
         """Hold a lock on an empty file beside this one, `state.db-owner`: it ends with the process, and stays here in forks."""
@@ -334,17 +340,17 @@ class SQLite(Backend):
         return False
 
     async def close(self) -> None:
-        """Do what is queued, then let go of the file."""
+        """Do what is queued, then let go of the file. An interrupted close can be done again."""
+        finished: Waiter[None] = Waiter()
         with self._lock:
-            if not self._open:
-                return
             self._open = False
-            thread, self._thread = self._thread, None
-            self._finished = Waiter()
-            self._queued.notify()
+            thread = self._thread
+            if thread is not None:
+                self._closers.append(finished)
+                self._queued.notify_all()
         try:
             if thread is not None:
-                await self._finished.shielded()
+                await finished.shielded()
                 thread.join()
         finally:
             self._close_readers()
@@ -360,14 +366,15 @@ class SQLite(Backend):
                 _close(self._readers.pop())
 
     def _close_writer(self) -> None:
-        writer, self._writer = self._writer, None
+        if self._writer is None:
+            return
+        _close(self._writer)
+        self._writer = None
         log, self._log_file = self._log_file, None
-        if writer is not None:
-            _close(writer)
-            # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
-            if log is not None and _identity(self._log) == log and _identity(self._name) != self._file:
-                for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
-                    Path(name).unlink(missing_ok=True)
+        # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
+        if log is not None and _identity(self._log) == log and _identity(self._name) != self._file:
+            for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
+                Path(name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ where the file is, and forks of this process
     def _look(self, *, closely: bool = False) -> None:
@@ -413,7 +420,7 @@ class SQLite(Backend):
             _forbidden.add((self._file if self._open else None) or _identity(self._name))
             self._open = False
         self._begin_locks()
-        self._queue, self._thread = [], None
+        self._queue, self._thread, self._closers = [], None, []
         self._readers, self._writer = [], None
         if self._ownership is not None:
             self._ownership.leave()
@@ -431,12 +438,14 @@ class SQLite(Backend):
             cursor = self._reader()
         try:
             row = cursor.execute(_READ, (key,)).fetchone()
-        except _REFUSALS as error:
-            raise self._explained(error) from error
-        finally:
-            self._readers.append(cursor)
-            if not self._open:
-                self._close_readers()
+        except BaseException as error:
+            _close(cursor)  # interrupted, it might go on showing the file as it was then
+            if isinstance(error, _REFUSALS):
+                raise self._explained(error) from error
+            raise
+        self._readers.append(cursor)
+        if not self._open:
+            self._close_readers()
         if row is None:
             return None
         record, version, expires_at = row
@@ -503,18 +512,20 @@ class SQLite(Backend):
             cursor = self._reader()
         try:
             if len(parameters) == 1:
-                return cursor.execute(statement, parameters[0]).fetchall()
-            cursor.execute("BEGIN")
-            try:
-                return [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
-            finally:
+                rows = cursor.execute(statement, parameters[0]).fetchall()
+            else:
+                cursor.execute("BEGIN")
+                rows = [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
                 _roll_back(cursor)
-        except _REFUSALS as error:
-            raise self._explained(error) from error
-        finally:
-            self._readers.append(cursor)
-            if not self._open:
-                self._close_readers()
+        except BaseException as error:
+            _close(cursor)  # interrupted, it might go on showing the file as it was then
+            if isinstance(error, _REFUSALS):
+                raise self._explained(error) from error
+            raise
+        self._readers.append(cursor)
+        if not self._open:
+            self._close_readers()
+        return rows
 
     def _reader(self) -> sqlite3.Cursor:
         if not self._open:
@@ -537,8 +548,8 @@ class SQLite(Backend):
             return request.outcome()
         waiter: Waiter[None] = Waiter()  # `Waiter[None]()` goes through `typing` and takes twice as long
         request.waiter = waiter
-        self._enqueue(request)
         try:
+            self._enqueue(request)
             await waiter
         except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
             self._withdraw(request)
@@ -563,16 +574,20 @@ class SQLite(Backend):
 
     def _done_in_place(self, request: _Request) -> bool:
         """Commit in the caller's thread, unless somebody is writing: then nothing was done."""
-        if self._queue or not self._writing.acquire(blocking=False):
+        if self._queue:
             return False
+        held: list[Any] = []
         try:
+            held.extend(filter(_acquire_at_once, (self._writing,)))  # a step of C's: no interrupt comes in between
+            if not held:
+                return False
             if not self._open:
                 raise self._not_open()
             writer = self._writer
             if writer is None:  # since a fork
                 return False
             try:
-                writer.execute("BEGIN IMMEDIATE")
+                _begin(writer)
                 self._commit(writer, [request])
             except BaseException as error:
                 _roll_back(writer)  # a keyboard interrupt may have come between
@@ -582,7 +597,8 @@ class SQLite(Backend):
                     raise self._explained(error) from error
                 raise
         finally:
-            self._writing.release()
+            if held:
+                held[0].release()
         return True
 
     def _enqueue(self, request: _Request) -> None:
@@ -591,10 +607,12 @@ class SQLite(Backend):
             if not self._open:
                 raise self._not_open()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
+                thread.start()
+                self._thread = thread
             elif not self._queue:  # else it has been told already, or is at work and will look
                 self._queued.notify()
+            request.is_queued = True
             self._queue.append(request)
 
     def _withdraw(self, request: _Request) -> bool:
@@ -603,17 +621,24 @@ class SQLite(Backend):
             try:
                 self._queue.remove(request)
             except ValueError:
-                return False
+                return not request.is_queued
         return True
 
     def _write_queued(self) -> None:
         """The writer thread: everything that has queued up while it was at the last commit goes into the next one."""
+        with self._lock:
+            me = threading.current_thread()
+            if self._thread not in (None, me):  # there is another one, since the start of this one was interrupted
+                return
+            self._thread = me
         while True:
             with self._lock:
                 while not self._queue and self._open:
                     self._queued.wait()
                 if not self._queue:
-                    wake([self._finished.give(None)])
+                    self._thread = None
+                    closers, self._closers = self._closers, []
+                    wake([waiter.give(None) for waiter in closers])
                     return
                 waiting = self._queue[:]
             with self._writing:
@@ -661,7 +686,7 @@ class SQLite(Backend):
                 left = max(deadline - monotonic(), 0)
                 writer.execute(f"PRAGMA busy_timeout = {round(min(left, _WAIT) * 1000)}")
                 try:
-                    writer.execute("BEGIN IMMEDIATE")
+                    _begin(writer)
                 except _REFUSALS as error:
                     if not _is_busy(error) or not left:
                         raise
@@ -865,13 +890,15 @@ class _Ownership:
 
     def release(self) -> None:
         """In a child too that has not left it, as one that was forked by a library in C."""
-        if fcntl is not None:
+        if fcntl is not None and self._file >= 0:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self.leave()
 
     def leave(self) -> None:
         """In a forked child: it stays the parent's."""
-        os.close(self._file)
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
 
 def _check_path(path: str) -> None:
@@ -909,9 +936,18 @@ def _close(cursor: sqlite3.Cursor) -> None:
     """Close its connection. A statement that has failed would keep the file open until the cursor is gone."""
     connection = cursor.connection
     try:
-        cursor.close()
+        with suppress(sqlite3.ProgrammingError):  # closed already, by a close that was interrupted
+            cursor.close()
     finally:
         connection.close()
+
+
+_acquire_at_once: Callable[[Any], bool] = methodcaller("acquire", False)
+
+
+def _begin(cursor: sqlite3.Cursor) -> None:
+    _roll_back(cursor)  # an interrupt may have come between an error and its rollback
+    cursor.execute("BEGIN IMMEDIATE")
 
 
 def _roll_back(cursor: sqlite3.Cursor) -> None:

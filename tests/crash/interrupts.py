@@ -251,6 +251,7 @@ def check_whole(place: Place, use: str, done: bool) -> None:
 
 def check_works(store: pp.SyncStore, most: int) -> None:
     """Every use of it does what it should."""
+    store.delete_many(NAMES)
     for round in range(3):
         store.set_many({"a": round, "b": round})
         assert store.get_many(["a", "b"]) == {"a": round, "b": round}
