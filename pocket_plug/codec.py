@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec.msgpack import Ext
 
-from .bounds import FEW, UNLOOKED, begin, check_maps, has_at_most, made_dict, made_set, may_have_large_map
+from .bounds import FEW, UNLOOKED, check_maps, counted, has_at_most, made_dict, made_set, may_have_large_map
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
 from .forking import new_rlock
 from .forms import KNOWN, WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
@@ -255,14 +255,14 @@ def _json_depth(value: Any, limit: int) -> int:
 class _Walk:
     """One pass over a value, on which all that MessagePack would not keep exactly is put into an Ext."""
 
-    __slots__ = ("checks", "deepest", "entry_of", "leaves", "max_depth")
+    __slots__ = ("deepest", "entry_of", "leaves", "left", "max_depth")
 
     def __init__(self, entry_of: Callable[[type], _Entry], leaves: frozenset[type], max_depth: int) -> None:
         self.entry_of = entry_of
         self.leaves = leaves
         self.max_depth = max_depth
         self.deepest = 0
-        self.checks = False
+        self.left: float | None = None
 
     def wrap(self, value: Any, depth: int) -> Any:
         """`depth` is the number of containers around the value."""
@@ -313,11 +313,10 @@ class _Walk:
         """Refuse here what would be refused as it is read. Plain keys collide only where somebody looked for such ones."""
         if self.leaves.issuperset(map(type, keys)):
             return
-        if not self.checks:
-            self.checks = True
-            begin()
         try:
-            make(list(keys))
+            with counted(self.left) as left:
+                make(list(keys))
+                self.left = left.steps
         except CorruptRecordError as error:
             raise CodecError(str(error)) from None
 
@@ -714,12 +713,12 @@ class Codec:
             raise CorruptRecordError(
                 f"the record has more than {self.max_items:,} containers, pairs and objects (max_items)"
             )
-        begin()
-        if may_have_large_map(data, _HEADER_SIZE):
-            with suppress(msgspec.ValidationError):
-                return _from_texts(payload)
-            check_maps(data, _HEADER_SIZE, self._from_ext)
-        return self._from_msgpack(payload)
+        with counted():
+            if may_have_large_map(data, _HEADER_SIZE):
+                with suppress(msgspec.ValidationError):
+                    return _from_texts(payload)
+                check_maps(data, _HEADER_SIZE, self._from_ext)
+            return self._from_msgpack(payload)
 
     def _from_ext(self, code: int, data: memoryview) -> Any:
         if (scalar := _SCALAR_READERS.get(code)) is not None:
