@@ -16,6 +16,7 @@ import msgspec
 from pocket_plug.graph import Graph
 from pocket_plug.pocket import default_pocket
 
+from .jsonlines import why_no_json
 from .output import echo, echo_json, echo_value
 from .show import as_json
 from .target import load
@@ -124,7 +125,7 @@ def from_json(text: str, wanted: Any, what: str) -> Any:
     try:
         return msgspec.json.decode(text, type=wanted)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise click.UsageError(f"{what}: {error}") from error
+        raise click.UsageError(f"{what}: {why_no_json(error)}") from error
     except TypeError:  # a type that JSON has no form for
         return json.loads(text)
 
