@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.codec import bound, default_codec, place_of
+from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
@@ -444,7 +444,7 @@ class SQLite(Backend):
         record, version, expires_at = row
         try:
             if expires_at is not None and expires_at <= self.clock():
-                default_codec.opened(record, place_of(key, version, expires_at))  # damage is no end
+                self._check_whole(record, place_of(key, version, expires_at))  # damage is no end
                 return None
             return Entry(default_codec.decode(record, place_of(key, version, expires_at)), version, expires_at)
         except (CodecError, TypeError, struct.error) as error:
@@ -800,17 +800,23 @@ class SQLite(Backend):
         try:
             if expires_at is None or now < expires_at:
                 return True
-            default_codec.opened(record, place_of(key, version, expires_at))
+            self._check_whole(record, place_of(key, version, expires_at))
         except (CodecError, TypeError, struct.error) as error:
             raise self._of_record(key, error) from error
         return False
+
+    def _check_whole(self, record: Any, place: bytes) -> None:
+        if not is_whole(record, place):
+            raise CorruptRecordError(
+                "the record's checksum does not fit: it was damaged or cut off, or stands elsewhere"
+            )
 
     def _is_damaged(self, execute: _Execute, key: str) -> bool:
         """Is there a row that says nothing any more? It is older than anything, whatever version stands there."""
         row = execute(_READ_MANY, (key,)).fetchone()
         try:
-            return row is not None and not default_codec.opened(row[1], place_of(key, *row[2:]))
-        except (CodecError, TypeError, struct.error):
+            return row is not None and not is_whole(row[1], place_of(key, *row[2:]))
+        except (TypeError, struct.error):
             return True
 
     def _of_record(self, key: str, error: Exception) -> CodecError:
