@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint bench fuzz e2e pictures test-all clean
+.PHONY: demo test test-lowest test-newest test-all lint bench fuzz histories mutants e2e pictures clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,27 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-dev
 	$(BIN)/pytest
 
+# With the lowest versions that pyproject.toml allows. Some of it: make test-lowest ARGS='tests/telemetry'
+test-lowest: .venv-lowest/ready-dev
+	.venv-lowest/bin/pytest $(OLD_WARNINGS) $(ARGS)
+
+# What old versions say of themselves; it is no news of ours.
+OLD_WARNINGS = -W 'ignore:You should use `:DeprecationWarning'
+
+.venv-lowest/ready-dev: pyproject.toml .ci/lowest.py plugins/pocket-plug-compress/pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint .venv-lowest/constraints.txt \
+	    --editable '.[otlp,dev]' --editable 'plugins/pocket-plug-compress[zstd]'
+	touch $@
+
+# With the newest versions that there are right now, whatever .ci/constraints.txt says.
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+	    --editable '.[otlp,dev]' --editable 'plugins/pocket-plug-compress[zstd]'
+	.venv-newest/bin/pytest $(ARGS)
+
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,6 +52,17 @@ lint: $(VENV)/ready-dev
 CASES ?= 1000000
 fuzz: $(VENV)/ready-dev
 	$(BIN)/python tests/crash/hostile_records.py $(CASES)
+
+# A hundred thousand transactions on all kinds of stacks, of which `make test` tries a few thousand.
+# Fewer, others, of some stacks: make histories TRANSACTIONS=10000 SEED=7 STACKS='memory through'
+TRANSACTIONS ?= 100000
+SEED ?= 0
+histories: $(VENV)/ready-dev
+	$(BIN)/python tests/histories/histories.py $(TRANSACTIONS) $(SEED) $(STACKS)
+
+# Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store'
+mutants: $(VENV)/ready-dev
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # Some rows, and in a hurry: make bench ARGS='--only store --quick'
 bench: .venv-bench/ready
@@ -63,11 +95,18 @@ pictures: e2e
 	.venv-e2e-$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
+# The tests with each Python that there is, found by running it: pyenv's shims answer for versions that it has not got.
+PYTHONS = 3.11 3.12 3.13 3.14 3.15
 test-all:
-	@for python in python3.11 python3.12 python3.13; do \
-	    $$python -c '' 2>/dev/null || continue; \
-	    $(MAKE) test PYTHON=$$python VENV=.venv-$$python || exit 1; \
-	done
+	@missing=; for version in $(PYTHONS); do \
+	    found=; for python in python$$version $(HOME)/.pyenv/versions/$$version.*/bin/python; do \
+	        if "$$python" -c '' 2>/dev/null; then found="$$python"; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then missing="$$missing $$version"; continue; fi; \
+	    echo "Python $$version: $$found"; \
+	    $(MAKE) test PYTHON="$$found" VENV=.venv-python$$version || exit 1; \
+	done; \
+	if [ -n "$$missing" ]; then echo "not tested, since it was not found: Python$$missing"; fi
 
 clean:
 	rm -rf .venv .venv-* build dist .pocket_plug

@@ -60,13 +60,15 @@ from .layer import Layer as Layer
 from .layer import secret as secret
 from .memory import Memory as Memory
 from .node import Node as Node
-from .node import node as node
+from .node_functions import node as node
 from .retry import Retry as Retry
 from .store import MISSING as MISSING
 from .store import Store as Store
 from .store import StoreReader as StoreReader
+from .store import StoreScope as StoreScope
 from .store import StoreWriter as StoreWriter
 from .sync import SyncReader as SyncReader
+from .sync import SyncScope as SyncScope
 from .sync import SyncStore as SyncStore
 from .sync import SyncWriter as SyncWriter
 from .ttl import TTL as TTL

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Generic, cast, get_args
 
-from .node import Node, Options
+from typing_extensions import TypeForm, TypeVar
+
+from .errors import ConfigError
+from .node import Node
+from .options import Options
 from .plan import Step
-from .typechecks import checker
+from .redaction import found
+from .signatures import fault_of_question
+from .typechecks import check_type, checker
 
 if TYPE_CHECKING:
     from .hookspecs import NodeCall
     from .runner import Execution
 
-X = TypeVar("X")
-Y = TypeVar("Y")
+X = TypeVar("X", default=Any)  # a question that is a text says nothing of the input
+Y = TypeVar("Y", default=Any)
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,35 @@ class Answered(Generic[X, Y]):
 class Ask(Node[X, Answered[X, Y]], Generic[X, Y]):
     """A node that suspends the run until `graph.resume(run_id, answer=…)`, here or in another process, days later.
 
-    `answer` is the type that an answer must be of; `question` makes of the input what is asked, a value that the codec
-    knows. The run raises RunSuspended with it. Only durable runs can ask; an item of a fan-out can't.
+    `answer` is the type that an answer must be of; `question` is a text, or a function that makes of the input what is
+    asked, a value that the codec knows. The run raises RunSuspended with it. Only durable runs can ask; an item of a
+    fan-out can't.
 
     >>> approve = Ask[str, bool](bool, question=lambda draft: f"send {draft!r}?", name="approve")
+    >>> ready = Ask[str, bool](bool, question="Ready?")
+
+    Raises ConfigError for a question that is neither, and for an answer that is no type.
     """
 
-    def __init__(self, answer: type[Y], /, *, question: Callable[[X], Any], name: str = "ask") -> None:
-        self.answer, self.question = answer, question
-        self._options = Options(name=name)
+    _takes = frozenset({"name", "trace"})
+
+    def __init__(self, answer: TypeForm[Y], /, *, question: str | Callable[[X], Any], name: str = "ask") -> None:
+        check_type(answer, "Ask: the type of the answer")
+        self.answer, self.question = answer, _asking(question)
+        self._options = Options().changed(self._takes, name=name)
+
+
+def _asking(question: Any) -> Callable[[Any], Any]:
+    """The function that gives the question, of what was given for it."""
+    if isinstance(question, str) and question:
+        return lambda input: question
+    if not callable(question):
+        raise ConfigError(
+            f"Ask: question can't be {found(question)}; give a text, or a function that makes one of the input"
+        )
+    if fault := fault_of_question(question):
+        raise ConfigError(f"Ask: question {fault}; it is called with the node's input")
+    return cast("Callable[[Any], Any]", question)
 
 
 class AskStep(Step):

@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec.msgpack import Ext
 
-from .bounds import FEW, UNLOOKED, begin, check_maps, has_at_most, made_dict, made_set, may_have_large_map
+from .bounds import FEW, UNLOOKED, check_maps, counted, has_at_most, made_dict, made_set, may_have_large_map
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
 from .forking import new_rlock
 from .forms import KNOWN, WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
@@ -37,8 +37,10 @@ from .typechecks import defined_again
 T = TypeVar("T")
 
 # A record: format, depth of nesting, CRC-32 of the payload, payload. The checksum makes a flipped bit an error rather
-# than another value; the depth lets a reader with a lower limit refuse before it parses.
-FORMAT = 1
+# than another value; the depth lets a reader with a lower limit refuse before it parses. The checksum of a bound record
+# goes on over the place where it stands (`place_of`), so the right record in the wrong place is an error too. No single
+# bit makes one of the formats the other.
+FORMAT, BOUND = 1, 2
 _HEADER = struct.Struct(">BBI")
 _HEADER_SIZE = _HEADER.size
 
@@ -98,9 +100,7 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError(
-            f"a ZoneInfo is stored by its key, and this one {'has none' if value.key is None else 'is not usable'}"
-        )
+        raise CodecError("a ZoneInfo is stored by its key, and this one has none that could be found again")
     return value.key.encode()
 
 
@@ -112,6 +112,45 @@ def _read_zone_info(data: memoryview) -> ZoneInfo:
         return ZoneInfo(key)
     except ZoneInfoNotFoundError:
         raise CodecError(f"this machine knows no time zone {key!r:.80}; install the distribution tzdata") from None
+
+
+# ---------------------------------------------------------------- where a record stands
+_pack_version, _pack_deadline = struct.Struct(">q").pack, struct.Struct(">qd").pack
+
+
+def place_of(key: str, version: int, expires_at: float | None) -> bytes:
+    """What a backend that keeps records by key, version and deadline binds them to."""
+    if expires_at is None:
+        return _pack_version(version) + key.encode()
+    return _pack_deadline(version, expires_at) + key.encode()
+
+
+def bound(record: bytes, place: bytes) -> bytes:
+    """A record as it is to stand in a place; `Codec.decode(…, place)` reads it there and nowhere else.
+
+    >>> record = bound(default_codec.encode(5), place_of("a", 7, None))
+    >>> default_codec.decode(record, place_of("a", 7, None))
+    5
+    >>> default_codec.decode(record, place_of("b", 7, None))
+    Traceback (most recent call last):
+      ...
+    pocket_plug.errors.CorruptRecordError: the record's checksum does not fit: it was damaged or cut off, or stands elsewhere
+    """
+    _, depth, checksum = _HEADER.unpack_from(record)
+    return _HEADER.pack(BOUND, depth, zlib.crc32(place, checksum)) + record[_HEADER_SIZE:]
+
+
+def is_whole(record: bytes, place: bytes) -> bool:
+    """Is a record undamaged, and in its place? It is not decoded.
+
+    >>> is_whole(bound(default_codec.encode(5), b"here"), b"here"), is_whole(bound(default_codec.encode(5), b"here"), b"there")
+    (True, False)
+    """
+    if len(record) <= _HEADER_SIZE:
+        return False
+    format, depth, checksum = _HEADER.unpack_from(record)
+    found = zlib.crc32(memoryview(record)[_HEADER_SIZE:], depth)
+    return format in (FORMAT, BOUND) and checksum == (found if format == FORMAT else zlib.crc32(place, found))
 
 
 _SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
@@ -159,7 +198,10 @@ Upgrade = Callable[[Any], Any]
 """Makes of the state of one version of a type that of the next."""
 
 upgraded: ContextVar[list[str] | None] = ContextVar("upgraded", default=None)
-"""Set it to a list, and each object that is upgraded while a record is read in this context leaves its tag there."""
+"""Set it to a list, and each object that is upgraded while a record is read in this context leaves its tag there. A record
+that is not bound to its place, as older versions have written them, leaves `UNBOUND`."""
+
+UNBOUND = "an unbound record"
 
 
 # ---------------------------------------------------------------- registered types
@@ -177,11 +219,6 @@ class _Entry:
 
 
 # ---------------------------------------------------------------- the codec
-def _keys_of(values: dict[Any, Any], leaves: frozenset[type] = _LEAVES) -> frozenset[type]:
-    """The types of keys with which a dict can be a map of MessagePack: in a large one none that could collide."""
-    return leaves if len(values) <= FEW else _TEXTS
-
-
 def _json_depth(value: Any, limit: int) -> int:
     """How deep lists and dicts nest in a value of nothing but them and leaves, which msgspec can take as it is.
 
@@ -192,8 +229,10 @@ def _json_depth(value: Any, limit: int) -> int:
     leaves = _LEAVES
     level: Iterable[Any] = value
     if _type_of(value) is dict:
-        if not _keys_of(value).issuperset(map(_type_of, value)):
-            return 0
+        texts = leaves if len(value) <= FEW else _TEXTS
+        for key in value:
+            if type(key) not in texts:
+                return 0
         level = _values_of(value)
     if leaves.issuperset(map(_type_of, level)):
         return 1
@@ -206,10 +245,9 @@ def _json_depth(value: Any, limit: int) -> int:
         dicts = [item for item in level if _type_of(item) is dict] if dict in kinds else []
         if dicts and not leaves.issuperset(map(_type_of, chain.from_iterable(dicts))):
             return 0
-        if dicts and max(map(len, dicts)) > FEW:
-            for each in dicts:
-                if not _keys_of(each).issuperset(map(_type_of, each)):
-                    return 0
+        for each in dicts:
+            if len(each) > FEW and not _TEXTS.issuperset(map(_type_of, each)):
+                return 0
         level = [*chain.from_iterable(lists), *chain.from_iterable(map(_values_of, dicts))]
     return depth
 
@@ -217,14 +255,14 @@ def _json_depth(value: Any, limit: int) -> int:
 class _Walk:
     """One pass over a value, on which all that MessagePack would not keep exactly is put into an Ext."""
 
-    __slots__ = ("checks", "deepest", "entry_of", "leaves", "max_depth")
+    __slots__ = ("deepest", "entry_of", "leaves", "left", "max_depth")
 
     def __init__(self, entry_of: Callable[[type], _Entry], leaves: frozenset[type], max_depth: int) -> None:
         self.entry_of = entry_of
         self.leaves = leaves
         self.max_depth = max_depth
         self.deepest = 0
-        self.checks = False
+        self.left: float | None = None
 
     def wrap(self, value: Any, depth: int) -> Any:
         """`depth` is the number of containers around the value."""
@@ -262,7 +300,7 @@ class _Walk:
 
     def mapping(self, values: Any, depth: int) -> Any:
         leaves = self.leaves
-        if not _keys_of(values, leaves).issuperset(map(type, values)):
+        if not (leaves if len(values) <= FEW else _TEXTS).issuperset(map(type, values)):
             if len(values) > FEW:
                 self.check_keys(values, lambda keys: made_dict(keys, keys))
             return Ext(_PAIRS, _to_msgpack(self.items(list(chain.from_iterable(values.items())), depth)))
@@ -275,11 +313,10 @@ class _Walk:
         """Refuse here what would be refused as it is read. Plain keys collide only where somebody looked for such ones."""
         if self.leaves.issuperset(map(type, keys)):
             return
-        if not self.checks:
-            self.checks = True
-            begin()
         try:
-            make(list(keys))
+            with counted(self.left) as left:
+                make(list(keys))
+                self.left = left.steps
         except CorruptRecordError as error:
             raise CodecError(str(error)) from None
 
@@ -623,11 +660,11 @@ class Codec:
                 yield from ((f".{name}", state[name]) for name in state) if entry.form.names else [("", state)]
 
     # ---------------------------------------------------------------- bytes to values
-    def decode(self, data: bytes) -> Any:
-        """The value of a record.
+    def decode(self, data: bytes, place: bytes | None = None) -> Any:
+        """The value of a record, which stands in a `place` if that is given.
 
-        Raises CorruptRecordError for bytes that are no whole record or break a limit, UnknownTypeError where a type
-        is not registered here, and CodecError where an object can't be made of what was stored.
+        Raises CorruptRecordError for bytes that are no whole record, of another place, or break a limit, UnknownTypeError
+        where a type is not registered here, and CodecError where an object can't be made of what was stored.
         """
         if not _HEADER_SIZE < len(data) <= self.max_bytes:
             raise CorruptRecordError(
@@ -635,10 +672,22 @@ class Codec:
             )
         format, depth, checksum = _HEADER.unpack_from(data)
         payload = (data if len(data) < _SHORT else memoryview(data))[_HEADER_SIZE:]
-        if format != FORMAT:
-            raise CorruptRecordError(f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x}")
-        if zlib.crc32(payload, depth) != checksum:
-            raise CorruptRecordError("the record's checksum does not fit its content: it was damaged or cut off")
+        found = zlib.crc32(payload, depth)
+        if format == BOUND:
+            if place is None:
+                raise CorruptRecordError("the record is bound to a place of a backend's, and is not in one")
+            found = zlib.crc32(place, found)
+        elif format != FORMAT:
+            raise CorruptRecordError(
+                f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x} or {BOUND:#04x}"
+            )
+        elif place is not None and (seen := upgraded.get()) is not None:
+            seen.append(UNBOUND)
+        if found != checksum:
+            raise CorruptRecordError(
+                "the record's checksum does not fit: it was damaged or cut off"
+                + (", or stands elsewhere" if format == BOUND else "")
+            )
         if depth > self.max_depth:
             raise CorruptRecordError(
                 f"the record has {depth} containers in each other; {self.max_depth} are allowed (max_depth)"
@@ -652,7 +701,7 @@ class Codec:
         except CodecError as error:
             if not self.seals:
                 raise
-            return Sealed(bytes(data), error)
+            return Sealed(_HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload, error)
         except msgspec.DecodeError as error:
             raise CorruptRecordError(f"no record of this codec: {error}") from error
         except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
@@ -664,12 +713,12 @@ class Codec:
             raise CorruptRecordError(
                 f"the record has more than {self.max_items:,} containers, pairs and objects (max_items)"
             )
-        begin()
-        if may_have_large_map(data, _HEADER_SIZE):
-            with suppress(msgspec.ValidationError):
-                return _from_texts(payload)
-            check_maps(data, _HEADER_SIZE, self._from_ext)
-        return self._from_msgpack(payload)
+        with counted():
+            if may_have_large_map(data, _HEADER_SIZE):
+                with suppress(msgspec.ValidationError):
+                    return _from_texts(payload)
+                check_maps(data, _HEADER_SIZE, self._from_ext)
+            return self._from_msgpack(payload)
 
     def _from_ext(self, code: int, data: memoryview) -> Any:
         if (scalar := _SCALAR_READERS.get(code)) is not None:

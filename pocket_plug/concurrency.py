@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from .chain import Chain
 from .errors import ConfigError
 from .graph import Graph, make_step
-from .node import Node, Options, X, Y, as_chain, options_of
+from .node import Node, X, Y, as_chain, options_of
+from .options import Options, check_count
 from .phases import declared_actions
 from .places import note_item
 from .plan import Step
@@ -19,7 +20,8 @@ from .typechecks import checker
 if TYPE_CHECKING:
     from .hookspecs import NodeCall
     from .runner import Execution
-    from .store import Store
+    from .store import StoreScope
+    from .sync import SyncScope
 
 CONCURRENCY = 10
 
@@ -27,14 +29,14 @@ CONCURRENCY = 10
 class Each(Node[Iterable[X], list[Y]]):
     """A node that takes every item of its input through another node; made by `each`."""
 
+    _takes = frozenset({"name", "trace"})
+
     def __init__(self, node: Node[X, Y, Any], concurrency: int, errors: Literal["raise", "collect"]) -> None:
         if as_chain(node).edges or isinstance(node, Chain):
             raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
-        if concurrency < 1:
-            raise ConfigError(f"concurrency={concurrency}: at least one item at a time")
         if errors not in ("raise", "collect"):
             raise ConfigError(f"errors={errors!r}: it is 'raise' or 'collect'")
-        self.node, self.concurrency, self.errors = node, concurrency, errors
+        self.node, self.concurrency, self.errors = node, check_count(concurrency, "concurrency"), errors
         self._options = Options(name=f"each_{options_of(node).name}")
 
 
@@ -60,8 +62,6 @@ class EachStep(Step):
         found = [*self.inner.faults(()), *unrouted]
         if self.inner.asks:
             found.append(f"node {self.inner.name!r} asks, which an item of a fan-out can't; ask before or after it")
-        if self.guarded:
-            found.append(f"each({self.inner.name}) can't have a retry or a timeout; give them to {self.inner.name!r}")
         return [f"in {self.name!r}: {fault}" for fault in found]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
@@ -71,6 +71,7 @@ class EachStep(Step):
             await self._work(execution, items)
             return results
         workers: list[asyncio.Task[None]] = []
+        failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.concurrency):
@@ -80,8 +81,11 @@ class EachStep(Step):
                     if items.exhausted:
                         break
         except BaseExceptionGroup as errors:
-            first = errors.exceptions[0]
-            raise first.args[0] if isinstance(first, _Stop) else first from None
+            failed = errors.exceptions[0]
+        if isinstance(failed, _Stop):
+            failed = failed.error
+        if failed is not None:  # not from within `except`: what caused it stays what it was
+            raise failed
         return results
 
     async def _worker(self, execution: Execution, items: _Items) -> None:
@@ -113,6 +117,10 @@ class EachStep(Step):
 
 class _Stop(Exception):
     """Carries what a task must not end with to the task that awaits the group: there it is raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        super().__init__(error)
 
 
 class _Items:
@@ -154,12 +162,12 @@ def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise
 
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
-                  store: Store | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
+                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
 @overload
 async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
-                  store: Store | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
+                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
 async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
-                  errors: Literal["raise", "collect"] = "raise", store: Store | None = None,
+                  errors: Literal["raise", "collect"] = "raise", store: StoreScope | SyncScope | None = None,
                   run_id: str | None = None) -> Any:  # fmt: skip
     """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from .ask import Ask, AskStep
-from .chain import Chain
+from .chain import Chain, Ends
 from .context import go_in_place, in_own_context
 from .errors import ConfigError, GraphError
-from .keys import Key
-from .nesting import GraphStep, guards
-from .node import I, Node, O, Options, as_chain
+from .keys import Key, check_name
+from .nesting import GraphStep
+from .node import I, Node, O, T, as_chain
+from .options import GraphOptions, Options, check_count
 from .plan import Plan, Step
+from .redaction import public_url
 from .runner import Execution
 from .stack import Stack
-from .store import MISSING, Store, View
-from .sync import SyncStore
+from .store import MISSING, Store, StoreScope, View
+from .sync import SyncScope
 from .ttl import TTL, seconds
 
 if TYPE_CHECKING:
@@ -50,24 +52,32 @@ class Graph(Node[I, O]):
     Raises GraphError, with every finding, when it is first validated or run.
     """
 
+    _takes = frozenset({"name", "trace"})
+
+    # A branch may lead back into the first chain. Else its end is one more output of the graph.
     @overload
-    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *, store: Store | SyncStore | None = None, name: str = "",
-                 scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
-                 clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None: ...  # fmt: skip
+    def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T], **options: Unpack[GraphOptions]) -> None: ...
     @overload
-    def __init__(self, main: Node[I, O, Any] | Chain[I, O], /, *more: Chain[Any, O], store: Store | SyncStore | None = None,
-                 name: str = "", scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS,
-                 max_depth: int = MAX_DEPTH, clean_up_grace: TTL = CLEAN_UP_GRACE,
-                 keep_finished: TTL | None = None) -> None: ...  # fmt: skip
-    def __init__(self, main: Any, /, *more: Any, store: Store | SyncStore | None = None, name: str = "",
+    def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T] | Ends[Any, O],
+                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
+    @overload
+    def __init__(self, main: Node[I, O, Any] | Ends[I, O], /, *more: Ends[Any, O],
+                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
+    def __init__(self, main: Any, /, *more: Any, store: StoreScope | SyncScope | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
                  clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None:  # fmt: skip
-        self._options = Options(name=name or "graph")
+        self._options = Options().changed(self._takes, name="graph" if name == "" else name)
+        if not (store is None or isinstance(store, StoreScope | SyncScope)):
+            hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
+            raise ConfigError(f"graph {self.name!r}: store can't be {type(store).__name__}; give {hint}")
+        if scope is not None:
+            check_name(str(scope) if isinstance(scope, Key) else scope)
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
-        self._store: Store | SyncStore | None = store
+        self._store: StoreScope | SyncScope | None = store
         self._scope = scope
-        self.max_steps, self.max_depth, self.clean_up_grace = max_steps, max_depth, seconds(clean_up_grace)
-        self.keep_finished = None if keep_finished is None else seconds(keep_finished)
+        self.max_steps, self.max_depth = check_count(max_steps, "max_steps"), check_count(max_depth, "max_depth")
+        self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
+        self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
         self.plan = Plan(self._chains, self.name, make_step)
         self._placed: tuple[Stack, str] | None = None
         self._validated: Options | None = None
@@ -159,7 +169,7 @@ class Graph(Node[I, O]):
 
     def validate(self) -> None:
         """Raise GraphError with every fault of the graph and those within it at once. The first run does it too."""
-        if found := [*self.plan.findings(), *guards(self)]:
+        if found := self.plan.findings():
             raise GraphError(f"graph {self.name!r} can't run:", found)
         self._validated = self._options
 

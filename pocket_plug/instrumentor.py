@@ -1,7 +1,7 @@
 """What `opentelemetry-instrument` finds. It needs `opentelemetry-instrumentation`; nothing of pocket_plug imports it.
 
 pocket_plug speaks to OpenTelemetry by itself: wherever a provider is set, runs are traced and measured. So there is nothing
-to patch, and what can be told here is which providers, and when to stop.
+to patch, and what can be told here is which providers, and when to stop: until others are set.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import Collection
 from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # its module says that it is not to be checked
-from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.trace import NoOpTracerProvider
 
 from pocket_plug.layers import metrics, tracing
 
 
 class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """`instrument(tracer_provider=…, meter_provider=…)`; those left out are the global ones. `uninstrument()` ends it.
+
+    After that pocket_plug is silent for the providers that are set by then. One that is set later, as a test does for the
+    test after it, or that is given, is listened to again.
 
     >>> from pocket_plug.layers import tracing
     >>> PocketPlugInstrumentor().instrument()
@@ -36,5 +37,5 @@ class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         metrics.configure(meter_provider=kwargs.get("meter_provider"))
 
     def _uninstrument(self, **kwargs: Any) -> None:
-        tracing.configure(tracer_provider=NoOpTracerProvider())
-        metrics.configure(meter_provider=NoOpMeterProvider())
+        tracing.mute()
+        metrics.mute()

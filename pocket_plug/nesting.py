@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from .chain import DEFAULT, Next
 from .context import in_own_context
-from .node import options_of
 from .plan import Step
 from .store import StoreReader
 
@@ -35,8 +34,7 @@ class GraphStep(Step):
         return self.graph.plan.is_sync and (store is None or not store.place[0].needs_loop)
 
     def faults(self, exits: Collection[str]) -> list[str]:
-        found = [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
-        return [*found, *guards(self.graph)]
+        return [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
 
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         graph = self.graph
@@ -49,10 +47,3 @@ class GraphStep(Step):
         inner.exits = {**execution.exits, **self.actions}
         output = await in_own_context(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
-
-
-def guards(graph: Graph[Any, Any]) -> list[str]:
-    options = options_of(graph)
-    if options.retry is None and options.timeout is None:
-        return []
-    return [f"graph {options.name!r} can't have a retry or a timeout; give them to its nodes"]

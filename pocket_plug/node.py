@@ -1,4 +1,4 @@
-"""Nodes: their phases and options, as classes and from functions.
+"""Nodes: their phases and options.
 
 A node keeps no edges and no state of a run, so one node may stand in many graphs and run many times at once.
 """
@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, overload
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 
 from typing_extensions import TypeVar
 
-from .chain import Action, Chain, Next, Out
-from .errors import ConfigError
+from .chain import Action, Chain, M, Next, Out, instead
 from .keys import Key
-from .redaction import named, summary
+from .options import ALL_OPTIONS, Isolation, Options, Traced
+from .redaction import named
 from .retry import Retry
-from .store import StoreReader, StoreWriter
-from .sync import SyncReader, SyncWriter
-from .ttl import TTL, seconds
+from .ttl import TTL
 
 I = TypeVar("I", contravariant=True)  # noqa: E741 - input
 O = TypeVar("O", covariant=True)  # noqa: E741 - output
@@ -34,46 +31,13 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 P = TypeVar("P")
 Q = TypeVar("Q")
-Traced = bool | Literal["agent"]
 
 
 def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
     """A chain as it is; a node as a chain of one."""
     if not isinstance(node, Node | Chain):
-        hint = "; it is a class: make an instance of it" if isinstance(node, type) else ""
-        raise TypeError(f"{named(node)} is no node and no chain of nodes{hint}")
+        raise TypeError(f"{named(node)} is no node and no chain of nodes{instead(node)}")
     return node if isinstance(node, Chain) else Chain(node, node)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """What a node is declared with, as class keywords or by `with_options`."""
-
-    name: str = ""
-    retry: Retry | None = None
-    timeout: float | None = None
-    reads: tuple[Key[Any], ...] = ()
-    writes: tuple[Key[Any], ...] = ()
-    trace: Traced = True
-    isolation: Literal["default", "serializable"] = "default"
-
-    def changed(self, **given: Any) -> Options:
-        """These with what was given (not None) in their place; seconds and tuples made of what users write."""
-        given = {name: value for name, value in given.items() if value is not None}
-        if "timeout" in given:
-            given["timeout"] = seconds(given["timeout"])
-        for name in ("reads", "writes"):
-            if name in given:
-                given[name] = tuple(given[name])
-                for key in given[name]:
-                    if not isinstance(key, Key):
-                        raise TypeError(f"{name}=…: give Keys, such as Key('user:{{}}', User), not {summary(key)}")
-        if given.get("isolation", "default") not in ("default", "serializable"):
-            raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
-        changed = replace(self, **given)
-        if changed.trace not in (True, False, "agent"):
-            raise ConfigError(f"node {changed.name!r} has trace={changed.trace!r}: it is True, False or 'agent'")
-        return changed
 
 
 class Node(Generic[I, O, R]):
@@ -98,22 +62,25 @@ class Node(Generic[I, O, R]):
     """
 
     _options: Options = Options()
+    _takes: ClassVar[frozenset[str]] = ALL_OPTIONS
+    """The options that mean something for nodes of this class."""
 
     def __init_subclass__(cls, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
                           reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
                           trace: Traced | None = None,
-                          isolation: Literal["default", "serializable"] | None = None) -> None:  # fmt: skip
+                          isolation: Isolation | None = None) -> None:  # fmt: skip
         super().__init_subclass__()
-        cls._options = cls._options.changed(name=name or _snake_case(cls.__name__), retry=retry, timeout=timeout,
-                                            reads=reads, writes=writes, trace=trace, isolation=isolation)  # fmt: skip
+        cls._options = cls._options.changed(
+            cls._takes, name=_snake_case(cls.__name__) if name is None else name, retry=retry, timeout=timeout, reads=reads,
+            writes=writes, trace=trace, isolation=isolation)  # fmt: skip
 
     def with_options(self, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
                      reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
                      trace: Traced | None = None,
-                     isolation: Literal["default", "serializable"] | None = None) -> Self:  # fmt: skip
+                     isolation: Isolation | None = None) -> Self:  # fmt: skip
         """A copy of this node with other options; what is not given stays."""
         node = copy.copy(self)
-        options = self._options.changed(name=name, retry=retry, timeout=timeout, reads=reads, writes=writes,
+        options = self._options.changed(self._takes, name=name, retry=retry, timeout=timeout, reads=reads, writes=writes,
                                         trace=trace, isolation=isolation)  # fmt: skip
         object.__setattr__(node, "_options", options)
         return node
@@ -144,8 +111,17 @@ class Node(Generic[I, O, R]):
     def on_complete(self, store: Any, /) -> Any:
         """After everything, whatever happened."""
 
-    def __rshift__(self, other: Node[O, Y, Any] | Chain[O, Y]) -> Chain[I, Y]:
+    @overload
+    def __rshift__(self, other: Node[O, Y, Any]) -> Chain[I, Y, O | Y]: ...
+    @overload
+    def __rshift__(self, other: Chain[O, Y, M]) -> Chain[I, Y, O | M]: ...
+    def __rshift__(self, other: Any) -> Any:
         return as_chain(self) >> other
+
+    if not TYPE_CHECKING:  # a type checker says it by itself
+
+        def __rrshift__(self, other: Any) -> Any:
+            return as_chain(other) >> self
 
     @overload
     def on(self, action: Action[T], /) -> Out[I, T]: ...
@@ -153,6 +129,8 @@ class Node(Generic[I, O, R]):
     def on(self, action: str, /) -> Out[I, Any]: ...
     def on(self, action: Action[Any] | str, /) -> Out[Any, Any]:
         """The way out by that action, for `>>`: `node.on("retry") >> other`."""
+        if not isinstance(action, Action | str) or not action:
+            raise TypeError(f"an action is a name or an Action, not {named(action)}")
         return Out(self, action.name if isinstance(action, Action) else action)
 
 
@@ -163,117 +141,3 @@ def options_of(node: Node[Any, Any, Any]) -> Options:
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-class FunctionNode(Node[I, O], Generic[I, O, C]):
-    """What `@node` gives: a node that can still be called as the function that it was."""
-
-    def __init__(self, functions: dict[str, Callable[..., Any]], options: dict[str, Any]) -> None:
-        self.functions = functions
-        self.__wrapped__ = functions.get("exec") or functions.get("post") or functions.get("prep")
-        name = options.pop("name", None) or getattr(self.__wrapped__, "__name__", "node")
-        self.__name__ = name
-        self.__doc__ = self.__wrapped__.__doc__
-        self._options = Options().changed(name=name, **options)
-
-    def __call__(self, input: I, /) -> C:
-        """Call the function itself, as a unit test does."""
-        assert self.__wrapped__ is not None
-        return self.__wrapped__(input)  # type: ignore[no-any-return]
-
-    def __repr__(self) -> str:
-        return f"<node {self._options.name}>"
-
-
-class PostNode(FunctionNode[I, O, Any]):
-    """What `@node.post` gives: one function of (store, input)."""
-
-    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore
-        """Call the function itself, as a unit test does."""
-        assert self.__wrapped__ is not None
-        return self.__wrapped__(store, input)
-
-
-class _Decorator(Protocol):
-    @overload
-    def __call__(self, fn: Callable[[X], Coroutine[Any, Any, Y]], /) -> FunctionNode[X, Y, Coroutine[Any, Any, Y]]: ...
-    @overload
-    def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
-
-
-class _PostDecorator(Protocol):
-    @overload
-    def __call__(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
-    @overload
-    def __call__(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Y | Next[Any]]], /) -> Node[X, Y]: ...
-    @overload
-    def __call__(self, fn: Callable[[SyncWriter, X], Next[Any]], /) -> Node[X, Any]: ...
-    @overload
-    def __call__(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
-
-
-class _NodeFactory:
-    """`@node`, `@node.post` and `node.of`: nodes from functions.
-
-    >>> @node
-    ... async def greet(name: str) -> str:
-    ...     return f"Hello, {name}"
-    >>> greet
-    <node greet>
-    """
-
-    @overload
-    def __call__(self, fn: Callable[[X], Coroutine[Any, Any, Y]], /) -> FunctionNode[X, Y, Coroutine[Any, Any, Y]]: ...
-    @overload
-    def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
-    @overload
-    def __call__(self, *, name: str = "", retry: Retry | None = None, timeout: TTL | None = None,
-                 trace: Traced | None = None) -> _Decorator: ...  # fmt: skip
-    def __call__(self, fn: Any = None, **options: Any) -> Any:
-        """A node whose `exec` is the function."""
-
-        def make(fn: Any) -> FunctionNode[Any, Any, Any]:
-            return FunctionNode({"exec": fn}, dict(options))
-
-        return make if fn is None else make(fn)
-
-    @overload
-    def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
-    @overload
-    def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Y | Next[Any]]], /) -> Node[X, Y]: ...
-    @overload
-    def post(self, fn: Callable[[SyncWriter, X], Next[Any]], /) -> Node[X, Any]: ...
-    @overload
-    def post(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
-    @overload
-    def post(self, *, name: str = "", reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-             trace: Traced | None = None) -> _PostDecorator: ...  # fmt: skip
-    def post(self, fn: Any = None, **options: Any) -> Any:
-        """A node whose `post` is the function, called with (store, input)."""
-
-        def make(fn: Any) -> PostNode[Any, Any]:
-            return PostNode({"post": fn}, dict(options))
-
-        return make if fn is None else make(fn)
-
-    @overload
-    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Q]],
-           post: Callable[[StoreWriter, X, P, Q], Coroutine[Any, Any, Y]], name: str = "", retry: Retry | None = None,
-           timeout: TTL | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
-    @overload
-    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Y]],
-           name: str = "", retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y]: ...  # fmt: skip
-    @overload
-    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Q], post: Callable[[SyncWriter, X, P, Q], Y],
-           name: str = "", retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
-    @overload
-    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Y], name: str = "",
-           retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y]: ...  # fmt: skip
-    def of(self, *, prep: Any = None, exec: Any = None, post: Any = None, **options: Any) -> Any:
-        """A node from one function for each phase; type checkers check that they fit each other."""
-        functions = {"prep": prep, "exec": exec, "post": post}
-        return FunctionNode[Any, Any, Any]({phase: fn for phase, fn in functions.items() if fn is not None}, options)
-
-
-node = _NodeFactory()
-"""Makes nodes from functions."""

@@ -12,7 +12,9 @@ from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hint
 
 from .chain import Action
 from .keys import type_name
-from .node import FunctionNode, Node, PostNode
+from .node import Node
+from .node_functions import FunctionNode, PostNode
+from .signatures import is_async, misfit
 from .store import StoreReader, StoreWriter
 from .sync import SyncReader, SyncWriter
 
@@ -42,11 +44,6 @@ def overridden(node: Node[Any, Any, Any], phase: str) -> Callable[..., Any] | No
     if getattr(type(node), phase) is getattr(Node, phase):
         return None
     return getattr(node, phase)  # type: ignore[no-any-return]
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Is it `async def`?"""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -140,7 +137,7 @@ def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
             found.append(f"{title} is {type(function).__name__}, not a function")
             continue
         parameters = _PARAMETERS[phase][:2] if issubclass(type(node), PostNode) else _PARAMETERS[phase]
-        if (taken := _misfit(function, len(parameters))) is not None:
+        if (taken := misfit(function, len(parameters))) is not None:
             called = f"called with {len(parameters)}: ({', '.join(parameters)})"
             meant = called if is_function else f"{called}; write `def {phase}({', '.join(('self', *parameters))})`"
             found.append(f"{title} takes {taken}, but is {meant}")
@@ -164,21 +161,6 @@ def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
     return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
 
 
-def _misfit(function: Callable[..., Any], arguments: int) -> str | None:
-    """What a function takes, in words, where it can't be called with so many arguments; else None."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some of Python's own have none; nor has a method without even `self`
-        return "no self" if inspect.ismethod(function) else None
-    try:
-        signature.bind(*[None] * arguments)
-    except TypeError:
-        plain = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
-        words = [f"{each} by keyword" if each.kind is each.KEYWORD_ONLY else str(each) for each in plain]
-        return ", ".join(words) or "nothing"
-    return None
-
-
 def _misspelt(node: Node[Any, Any, Any], functions: Collection[str]) -> list[str]:
     """Methods that are named almost as a phase which the node hasn't got, and could be called as that: nobody calls them.
 
@@ -193,7 +175,7 @@ def _misspelt(node: Node[Any, Any, Any], functions: Collection[str]) -> list[str
         meant = _phase_meant(name)
         if meant is None or meant in functions:
             continue
-        if not functions or _misfit(method, len(_PARAMETERS[meant])) is None:
+        if not functions or misfit(method, len(_PARAMETERS[meant])) is None:
             found.append(f"{title}.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}? "
                          f"If it is a helper of yours, name it _{name}")  # fmt: skip
     if others and not found and not functions:

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from .chain import DEFAULT, Chain
 from .errors import RouteError, UndeclaredKeyError, suggest
 from .keys import Key, type_name
-from .node import FunctionNode, Node, PostNode, Traced, options_of
-from .phases import HOOKS, PHASES, declared_actions, faults, input_type, is_async, output_type, overridden
+from .node import Node, options_of
+from .node_functions import FunctionNode, PostNode
+from .options import Traced
+from .phases import HOOKS, PHASES, declared_actions, faults, input_type, output_type, overridden
 from .retry import Retry
+from .signatures import is_async
 from .typechecks import checker, fits
 
 if TYPE_CHECKING:
@@ -88,6 +91,9 @@ class Step:
     def no_route(self, action: str, graph: str) -> RouteError:
         """The error for an action that leads nowhere."""
         known = ", ".join(sorted({*self.actions, DEFAULT}))
+        if not isinstance(action, str):
+            return RouteError(f"node {self.name!r} of graph {graph!r} left by {type(action).__name__}, which is no name of an "
+                              f"action; it has: {known}. Write Next('name', output), or return self.action(output)")  # fmt: skip
         return RouteError(f"node {self.name!r} of graph {graph!r} left by {action!r}; it has: {known}."
                           f"{suggest(action, [*self.actions, DEFAULT])}")  # fmt: skip
 

@@ -405,6 +405,11 @@ def _make_default() -> Pocket:
         return pocket
 
 
+def current_default() -> Pocket | None:
+    """The process's default, if there is one by now."""
+    return _default
+
+
 def set_default_pocket(pocket: Pocket | None, /) -> None:
     """Make `pocket` the process's default; None: make a new one when it is next needed. The old one is not closed."""
     global _default

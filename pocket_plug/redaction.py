@@ -48,6 +48,15 @@ def named(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else summary(value)
 
 
+def found(given: object) -> str:
+    """What was given for an option, where that can't be meant: a number as it is, anything else as `named` has it.
+
+    >>> found(0), found("3"), found(int)
+    ('0', 'str[1]', 'the class int')
+    """
+    return repr(given) if given.__class__ in (int, float, bool) else named(given)
+
+
 def public_url(url: str) -> str:
     """A URL, or a text with URLs in it, without passwords: neither a user's nor a parameter's.
 

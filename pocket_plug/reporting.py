@@ -11,8 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import (
+    _SUPPRESS_INSTRUMENTATION_KEY,  # pyright: ignore[reportPrivateUsage] # the SDK and contrib import it too: it has no other name
+    Context,
+)
 
 from .backend import Backend
 from .errors import ConfigError, PocketError, is_fault, suggest
@@ -20,6 +26,8 @@ from .keys import declared_templates
 from .terminal import escaped
 
 if TYPE_CHECKING:
+    from contextvars import ContextVar
+
     from _typeshed import DataclassInstance
 
     S = TypeVar("S", bound=DataclassInstance)
@@ -189,6 +197,50 @@ def changed(layer: str, settings: S, changes: Mapping[str, Any]) -> S:
     return replace(settings, **changes)
 
 
+# ---------------------------------------------------------------- who listens
+def _reader_of_context() -> Callable[[], Context]:
+    """OpenTelemetry's `get_current`, of which a token tells the variable: its own `get` takes a third of the time."""
+    token = otel_context.attach(otel_context.get_current())
+    otel_context.detach(token)
+    variable: ContextVar[Context] | None = getattr(token, "var", None)  # another kind of context has other tokens
+    return otel_context.get_current if variable is None else variable.get
+
+
+current_context: Callable[[], Context] = _reader_of_context()
+"""OpenTelemetry's context, as operations of a store look at it."""
+
+
+def suppressed(context: Context | None = None) -> bool:
+    """Has somebody around asked for no telemetry, as OpenTelemetry does while an exporter works?
+
+    Then there is none of ours: an exporter that keeps what it is given in a traced store would feed itself for ever.
+    """
+    context = current_context() if context is None else context
+    # an empty one, as outside of runs and requests, isn't looked into; the other is what older instrumentations set
+    return bool(context) and bool(context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get("suppress_instrumentation"))
+
+
+class _Asking(dict[str, Any]):
+    """In place of a module's global names, should it have no longer the one that is looked up."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def __missing__(self, name: str) -> object:
+        return self._ask()
+
+
+def globals_of(module: ModuleType, name: str, ask: Callable[[], object]) -> dict[str, Any]:
+    """Where a module of OpenTelemetry's keeps its global provider, None until one is set.
+
+    Stores live longer than providers: each operation looks who is set by now. To ask the API takes fifty times as long,
+    since it looks at the environment each time; what was replaced, as tests do, it doesn't tell at all.
+    """
+    names = vars(module)
+    return names if name in names else _Asking(ask)
+
+
 # ---------------------------------------------------------------- parts
 @cache
 def own_version() -> str:
@@ -197,21 +249,6 @@ def own_version() -> str:
         return version("pocket-plug")
     except PackageNotFoundError:  # run from a source tree that isn't installed
         return ""
-
-
-_asked: set[type] = set()
-
-
-def nobody_can(provider: type) -> bool:
-    """Is there no class yet, but the API's own two, that could be set as the provider?
-
-    Asking the API who is set costs four times as much, since it looks at the environment each time. The first time the
-    answer is no: what the environment names is loaded by asking.
-    """
-    if provider not in _asked:
-        _asked.add(provider)
-        return False
-    return len(provider.__subclasses__()) <= 2
 
 
 def system_of(backend: Backend) -> str:

@@ -155,6 +155,8 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
         found = public_url(repr(layers))
         raise ConfigError(f"layers is {found:.80}; give a list: layers=[{found:.80}]")
     if clock is not None:
+        if not callable(clock):
+            raise ConfigError(f"a store's clock can't be {named(clock)}; give a function of nothing, such as time.time")
         backend.clock = clock
     recipes: Iterable[Any] = layers
     if isinstance(layers, Set):

@@ -12,16 +12,19 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
+from typing_extensions import TypeForm
+
 from .backend import Backend, Change, Clock, Delete, Entry, Put
 from .errors import KeyNameError, MissingKeyError
-from .keys import RESERVED, Key, ReadAs, check_name
+from .keys import RESERVED, Key, ReadAs, check_name, check_prefix
 from .layer import Layer
 from .stack import Stack, build
-from .transaction import Transaction, private
+from .transaction import Transaction
 from .ttl import TTL, seconds
+from .updating import replacing
 
 if TYPE_CHECKING:
-    from .sync import SyncStore
+    from .sync import SyncScope, SyncStore
     from .typed import TypedReader, TypedStore
 
 T = TypeVar("T")
@@ -85,12 +88,15 @@ class View:
         >>> store.get("user:admin:001")
         'Alice'
         """
+        view = object.__new__(type(self))
+        view._source, view._prefix = self._source, self._below(prefix)
+        return view
+
+    def _below(self, prefix: Name) -> str:
         name = self._name(prefix) + ":"
         if name.startswith(RESERVED):
             raise KeyNameError(f"the scope {name[:-1]!r} is reserved; choose another one")
-        view = object.__new__(type(self))
-        view._source, view._prefix = self._source, name
-        return view
+        return name
 
 
 class StoreReader(View):
@@ -135,7 +141,11 @@ class StoreReader(View):
         """Is there a value, None included?"""
         return await self._source.read(self._name(key)) is not None
 
-    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
+    @overload
+    async def get_many(self, keys: Iterable[ReadAs[T, Any]], /) -> dict[str, T]: ...
+    @overload
+    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]: ...
+    async def get_many(self, keys: Iterable[Any], /) -> dict[str, Any]:
         """The values that exist, by name, in one go."""
         names = {self._name(key): key for key in keys}
         entries = await self._source.read_many(names)
@@ -146,7 +156,8 @@ class StoreReader(View):
         }
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """The names that start with `prefix`, in order, without this view's scope."""
+        """The names that start with `prefix`, in order, without this view's scope. Raises KeyNameError if none can."""
+        check_prefix(prefix)
         start = len(self._prefix)
         async for name in self._source.scan(self._prefix + prefix):
             if not name.startswith(RESERVED):
@@ -159,7 +170,11 @@ class StoreReader(View):
             raise MissingKeyError(f"nothing at {str(key)!r}, so it has no time to live")
         return None if entry.expires_at is None else entry.expires_at - self._source.clock()
 
-    def typed(self, type: type[T], /) -> TypedReader[T]:
+    @overload
+    def typed(self, type: type[T], /) -> TypedReader[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> TypedReader[T]: ...
+    def typed(self, type: Any, /) -> TypedReader[Any]:
         """This view for values of one type, checked when they are read."""
         from .typed import TypedReader
 
@@ -215,31 +230,23 @@ class StoreWriter(StoreReader):
         """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays.
 
         `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
-        MissingKeyError. Raises Conflict if other processes, or `fn` itself, change the key at each of 20 tries.
+        MissingKeyError. None in place of what can be changed in place, such as a list, is a ValueTypeError, unless the
+        Key's type has None: `fn` has forgotten to return it. Raises Conflict if other processes, or `fn` itself, change the
+        key at each of 20 tries.
 
         >>> from pocket_plug import SyncStore
         >>> SyncStore().update("hits", lambda n: n + 1, default=0)
         1
         """
 
-        def step(entry: Entry | None) -> tuple[Change, Any]:
-            if entry is not None:
-                old, deadline = private(entry.value), entry.expires_at
-                if key.__class__ is Key:
-                    old = key.checked(old)
-            elif default is MISSING:
-                raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
-            else:
-                old, deadline = private(default), None
-            new = fn(old)
-            if key.__class__ is Key:
-                new = key.checked(new)
-            return Put(name, new, deadline, None, entry is None), new
-
         name = self._name(key)
-        return await self._source.apply(name, step)
+        return await self._source.apply(name, replacing(name, key, fn, default, default is not MISSING))
 
-    def typed(self, type: type[T], /) -> TypedStore[T]:
+    @overload
+    def typed(self, type: type[T], /) -> TypedStore[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> TypedStore[T]: ...
+    def typed(self, type: Any, /) -> TypedStore[Any]:
         """This view for values of one type, checked when they are written and read."""
         from .typed import TypedStore
 
@@ -250,7 +257,42 @@ def _deadline(source: Source, ttl: TTL | None) -> float | None:
     return None if ttl is None else source.clock() + seconds(ttl)
 
 
-class Store(StoreWriter):
+class StoreScope(StoreWriter):
+    """What `store.scope(…)` gives: a part of a store that can do what the store can, but opens and closes nothing."""
+
+    __slots__ = ()
+    _source: Stack
+
+    async def flush(self) -> None:
+        """Wait until everything acknowledged is as durable as the stack makes it."""
+        await self._source.flush()
+
+    def reader(self) -> StoreReader:
+        """The same without the means to write; its scopes are readers too."""
+        return StoreReader(self._source, self._prefix)
+
+    def transaction(self) -> OpenTransaction:
+        """`async with store.transaction() as tx:` repeatable reads, buffered writes, one atomic commit.
+
+        Raises Conflict at the end of the block if anything that it read has been changed by then; an exception in the
+        block discards it.
+        """
+        return OpenTransaction(self)
+
+    @property
+    def sync(self) -> SyncScope:
+        """The same without `await`."""
+        from .sync import SyncScope
+
+        return SyncScope(self._source, self._prefix)
+
+    @property
+    def stack(self) -> Stack:
+        """The built stack: `parts(store.stack)[1:]` lists its parts, `str` draws it."""
+        return self._source
+
+
+class Store(StoreScope):
     """A store: a stack of layers over a backend. `Store()` is memory and needs no opening.
 
     `backend` is a URL or a Backend; `layers` are recipes or names, outermost first as written (a set of names is put
@@ -258,7 +300,6 @@ class Store(StoreWriter):
     """
 
     __slots__ = ()
-    _source: Stack
 
     def __init__(self, backend: str | Backend = "memory://", /, *, layers: Collection[str | Layer] = (),
                  clock: Clock | None = None) -> None:  # fmt: skip
@@ -275,25 +316,14 @@ class Store(StoreWriter):
         """What `async with` does first."""
         await self._source.open()
 
-    async def flush(self) -> None:
-        """Wait until everything acknowledged is as durable as the stack makes it."""
-        await self._source.flush()
-
     async def close(self) -> None:
         """What `async with` does last; the store raises StoreClosedError from then on."""
         await self._source.close()
 
-    def reader(self) -> StoreReader:
-        """The same without the means to write; its scopes are readers too."""
-        return StoreReader(self._source, self._prefix)
-
-    def transaction(self) -> OpenTransaction:
-        """`async with store.transaction() as tx:` repeatable reads, buffered writes, one atomic commit.
-
-        Raises Conflict at the end of the block if anything that it read has been changed by then; an exception in the
-        block discards it.
-        """
-        return OpenTransaction(self)
+    # Not of its own class, as those of other views are: the end of a block around a part must not close the whole.
+    def scope(self, prefix: Name, /) -> StoreScope:  # type: ignore[override]
+        """A view of the names below `prefix`; its `get("123")` is `get("user:123")` here."""
+        return StoreScope(self._source, self._below(prefix))
 
     @property
     def sync(self) -> SyncStore:
@@ -302,16 +332,11 @@ class Store(StoreWriter):
 
         return SyncStore(self)
 
-    @property
-    def stack(self) -> Stack:
-        """The built stack: `parts(store.stack)[1:]` lists its parts, `str` draws it."""
-        return self._source
-
 
 class OpenTransaction:
     """The context manager behind `store.transaction()`."""
 
-    def __init__(self, store: Store | SyncStore) -> None:
+    def __init__(self, store: StoreScope | SyncScope) -> None:
         self._store = store
 
     async def __aenter__(self) -> StoreWriter:

@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
+from typing_extensions import TypeForm
+
 from .backend import Backend, Clock
 from .errors import ConfigError
 from .keys import Key, ReadAs
 from .layer import Layer
 from .stack import Stack
-from .store import MISSING, Name, OpenTransaction, Store, StoreReader, StoreWriter, View
+from .store import MISSING, Name, OpenTransaction, Store, StoreReader, StoreScope, StoreWriter, View
 from .ttl import TTL
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
 from .waiting import Runner, drive_inline
@@ -60,7 +62,11 @@ class SyncReader(View):
         """Is there a value, None included?"""
         return self._source.run_read(self._view.has(key))  # type: ignore[no-any-return]
 
-    def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]:
+    @overload
+    def get_many(self, keys: Iterable[ReadAs[T, Any]], /) -> dict[str, T]: ...
+    @overload
+    def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]: ...
+    def get_many(self, keys: Iterable[Any], /) -> dict[str, Any]:
         """The values that exist, by name, in one go."""
         return self._source.run_read(self._view.get_many(keys))  # type: ignore[no-any-return]
 
@@ -74,7 +80,11 @@ class SyncReader(View):
         """Seconds until `key` expires; None where it never does."""
         return self._source.run_read(self._view.ttl(key))  # type: ignore[no-any-return]
 
-    def typed(self, type: type[T], /) -> SyncTypedReader[T]:
+    @overload
+    def typed(self, type: type[T], /) -> SyncTypedReader[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> SyncTypedReader[T]: ...
+    def typed(self, type: Any, /) -> SyncTypedReader[Any]:
         """This view for values of one type, checked when they are read."""
         return SyncTypedReader(self, TypedReader(self._view, type))
 
@@ -122,39 +132,24 @@ class SyncWriter(SyncReader):
         """Replace the value by `fn(value)`, atomically, and give the new one."""
         return self._source.run_update(self._view.update(key, fn, default=default))
 
-    def typed(self, type: type[T], /) -> SyncTypedStore[T]:
+    @overload
+    def typed(self, type: type[T], /) -> SyncTypedStore[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> SyncTypedStore[T]: ...
+    def typed(self, type: Any, /) -> SyncTypedStore[Any]:
         """This view for values of one type, checked when they are written and read."""
         return SyncTypedStore(self, TypedStore(self._view, type))
 
 
-class SyncStore(SyncWriter):
-    """`Store` without `await`. Open it with `with`, unless it is memory."""
+class SyncScope(SyncWriter):
+    """`StoreScope` without `await`."""
 
     __slots__ = ()
     _source: Stack
 
-    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
-                 clock: Clock | None = None) -> None:  # fmt: skip
-        if not isinstance(backend, Store):
-            backend = Store(backend, layers=layers, clock=clock)
-        elif layers or clock is not None:
-            raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
-        super().__init__(backend._source, backend._prefix)
-
-    def __enter__(self) -> Self:
-        self._source.open_sync()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def flush(self) -> None:
         """Wait until everything acknowledged is as durable as the stack makes it."""
         self._source.flush_sync()
-
-    def close(self) -> None:
-        """What `with` does last."""
-        self._source.close_sync()
 
     @property
     def stack(self) -> Stack:
@@ -168,6 +163,39 @@ class SyncStore(SyncWriter):
     def transaction(self) -> OpenSyncTransaction:
         """`with store.transaction() as tx:` as on Store."""
         return OpenSyncTransaction(OpenTransaction(self), self._source.run_write)
+
+
+class SyncStore(SyncScope):
+    """`Store` without `await`. Open it with `with`, unless it is memory."""
+
+    __slots__ = ()
+
+    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
+                 clock: Clock | None = None) -> None:  # fmt: skip
+        if isinstance(backend, StoreScope) and not isinstance(backend, Store):
+            raise ConfigError(
+                "SyncStore can't be made of a scope, since it would close the whole store; use scope.sync"
+            )
+        if not isinstance(backend, Store):
+            backend = Store(backend, layers=layers, clock=clock)
+        elif layers or clock is not None:
+            raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
+        super().__init__(backend._source, backend._prefix)
+
+    def __enter__(self) -> Self:
+        self._source.open_sync()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """What `with` does last."""
+        self._source.close_sync()
+
+    def scope(self, prefix: Name, /) -> SyncScope:  # type: ignore[override]
+        """A view of the names below `prefix`, as on Store."""
+        return SyncScope(self._source, self._below(prefix))
 
 
 class OpenSyncTransaction:

@@ -12,9 +12,11 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import is_typeddict
 
+from .errors import ConfigError
+
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
-_UNIONS = (Union, UnionType)
+UNIONS = (Union, UnionType)
 
 
 def checker(hint: Any) -> Callable[[object], bool]:
@@ -30,6 +32,12 @@ def checker(hint: Any) -> Callable[[object], bool]:
     if isinstance(hint, type) and get_origin(hint) is None and not _is_structural(hint):
         classes = _NUMERIC_TOWER.get(hint, hint)
         return lambda value: isinstance(value, classes)
+    origin = get_origin(hint)
+    if origin in UNIONS:
+        parts = [checker(part) for part in get_args(hint)]
+        return lambda value: any(part(value) for part in parts)
+    if origin is Callable:
+        return callable
     from beartype import BeartypeConf
     from beartype.door import is_bearable
     from beartype.roar import BeartypeException
@@ -92,6 +100,20 @@ def place_of(cls: type) -> str:
     return name if line is None else f"{name} (line {line})"
 
 
+def check_type(declared: Any, what: str) -> None:
+    """Raise ConfigError, naming `what` it is for, unless that is a type: a class, or what `typing` makes of classes.
+
+    >>> check_type(int | None, "Key 'age'")
+    >>> check_type(0, "Key 'age'")
+    Traceback (most recent call last):
+    pocket_plug.errors.ConfigError: Key 'age': int is given where a type is due, such as int, User or list[str]
+    """
+    if not isinstance(declared, type) and type(declared).__module__ not in ("types", "typing", "typing_extensions"):
+        hint = "; a name in quotes can't be looked up later" if isinstance(declared, str) else ""
+        raise ConfigError(f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or "
+                          f"list[str]{hint}")  # fmt: skip
+
+
 def _is_structural(hint: type) -> bool:
     """A TypedDict or a Protocol: `isinstance` can't tell."""
     return is_typeddict(hint) or getattr(hint, "_is_protocol", False)
@@ -105,9 +127,9 @@ def fits(given: Any, wanted: Any) -> bool:
     """
     if any(hint is Any or isinstance(hint, TypeVar) for hint in (given, wanted)) or wanted is object or given == wanted:
         return True
-    if get_origin(given) in _UNIONS:
+    if get_origin(given) in UNIONS:
         return all(fits(part, wanted) for part in get_args(given))
-    if get_origin(wanted) in _UNIONS:
+    if get_origin(wanted) in UNIONS:
         return any(fits(given, part) for part in get_args(wanted))
     for number, narrower in _NUMERIC_TOWER.items():
         if wanted is number and isinstance(given, type) and get_origin(given) is None:

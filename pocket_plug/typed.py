@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from typing_extensions import TypeForm
+
 from .errors import ValueTypeError
 from .keys import declared_types, type_found, type_name
 from .store import MISSING, Name, StoreReader
 from .ttl import TTL
-from .typechecks import checker, newest
+from .typechecks import check_type, checker, newest
+from .updating import replacing
 
 if TYPE_CHECKING:
     from .sync import SyncReader
@@ -21,7 +24,8 @@ D = TypeVar("D")
 class TypedReader(Generic[T]):
     """A view for values of one type; what is of another raises ValueTypeError, naming the key."""
 
-    def __init__(self, view: StoreReader, type: type[T], /) -> None:
+    def __init__(self, view: StoreReader, type: TypeForm[T], /) -> None:
+        check_type(type, "a typed store")
         self._view: Any = view
         self._type = type
         self._fits = checker(type)
@@ -64,7 +68,8 @@ class TypedStore(TypedReader[T]):
         def checked(old: T) -> T:
             return self._checked(key, fn(self._checked(key, old)))  # type: ignore[no-any-return]
 
-        return await self._view.update(key, checked, default=default)  # type: ignore[no-any-return]
+        name = self._view._name(key)
+        return await self._view._source.apply(name, replacing(name, key, checked, default, declared=self._type))  # type: ignore[no-any-return]
 
     async def delete(self, key: str, /) -> bool:
         """Remove it; was it there?"""

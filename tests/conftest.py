@@ -30,6 +30,12 @@ settings.register_profile("ci", settings.get_profile("patient"), derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "patient")
 
 
+# Nor is what the shell of whoever runs the tests says of its terminal, or of our telemetry, a test's concern.
+for _name in [*os.environ]:
+    if _name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR") or _name.startswith(("OTEL_", "POCKET_PLUG_")):
+        del os.environ[_name]
+
+
 class Install(Protocol):
     def __call__(self, name: str, source: str, /, *, entry_points: str = ..., requires: tuple[str, ...] = ...,
                  version: str = ...) -> Path: ...  # fmt: skip
@@ -73,8 +79,10 @@ class ThreadedMemory(Memory):
 
     async def _elsewhere(self) -> None:
         waiter: Waiter[None] = Waiter()
-        threading.Thread(target=wake, args=([waiter.give(None)],)).start()
+        waking = threading.Thread(target=wake, args=([waiter.give(None)],))
+        waking.start()
         await waiter
+        waking.join()  # it has nothing more to do; but a test might end before it
 
     async def read(self, key: str) -> Entry | None:
         await self._elsewhere()

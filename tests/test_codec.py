@@ -1059,9 +1059,9 @@ def test_the_size_limit_holds_on_both_sides() -> None:
 def test_records_of_another_kind_are_told_apart(codec: Codec) -> None:
     """Another format and a damaged record have messages of their own."""
     record = codec.encode({"a": 1})
-    with pytest.raises(CorruptRecordError, match="first byte is 0x02, not 0x01"):
-        codec.decode(b"\x02" + record[1:])
-    with pytest.raises(CorruptRecordError, match="checksum does not fit its content"):
+    with pytest.raises(CorruptRecordError, match="first byte is 0x03, not 0x01 or 0x02"):
+        codec.decode(b"\x03" + record[1:])
+    with pytest.raises(CorruptRecordError, match=r"checksum does not fit: it was damaged or cut off$"):
         codec.decode(record + b"\x00")
 
 
@@ -1120,6 +1120,24 @@ def test_a_change_to_the_copy_does_not_reach_the_original(codec: Codec, value: A
     change(copied)
     assert repr(copied) != before
     assert repr(value) == before
+
+
+def test_objects_registered_with_functions_are_copied_for_each_reader() -> None:
+    """Whatever `encode` makes of them, a text that can't change too: the object itself may change all the same."""
+
+    class Label:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+    codec = Codec()
+    codec.register(Label, encode=lambda label: label.text, decode=Label)
+    stored = Label("a")
+    for holds in (stored, [stored], {"label": stored}, (stored,)):
+        copied = codec.private(holds)
+        mine = copied if holds is stored else copied["label"] if isinstance(holds, dict) else copied[0]
+        assert type(mine) is Label
+        mine.text = "b"
+        assert stored.text == "a"
 
 
 def test_what_cannot_be_copied_is_shared(codec: Codec) -> None:

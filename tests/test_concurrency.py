@@ -230,6 +230,22 @@ def test_an_error_at_once_and_an_error_of_an_item_that_is_a_group() -> None:
         assert [type(error) for error in caught.value.exceptions] == [ValueError, OSError]
 
 
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_what_caused_an_items_error_is_kept(concurrency: int) -> None:
+    """`raise … from …` and what was being handled are as the item left them."""
+
+    @node
+    async def fails(n: int) -> int:
+        try:
+            return 1 // n
+        except ZeroDivisionError as error:
+            raise ValueError(n) from error
+
+    with pytest.raises(ValueError, match="0") as caught:
+        asyncio.run(fan_out(fails, [1, 0], concurrency=concurrency))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 def test_errors_can_be_collected() -> None:
     """They stand among the results, in order; the others are as they would be."""
     gauge = Gauge()

@@ -163,6 +163,16 @@ def test_options_that_do_not_fit(options, message):
     assert str(caught.value) == message
 
 
+def test_an_option_whose_hint_cannot_be_resolved_is_unchecked():
+    """The hint is the user's code: one that leads nowhere takes whatever is given, for every option of that layer."""
+
+    class Vague(Layer):
+        what: Nowhere = 1  # noqa: F821
+
+    recipe = make_recipe(Vague, {"what": "anything"})
+    assert recipe.what == "anything"
+
+
 def test_message_of_the_design():
     """The path of a misspelt option in a list of layers, read aloud."""
     written('[stores.cache]\nlayers = ["metrics", { use = "bounding", max_entires = 1 }]')

@@ -208,6 +208,14 @@ def test_requirements_that_do_not_count_here(install):
     assert Pocket().plugin("good").reason == ""
 
 
+@pytest.mark.parametrize("there", ["2.0rc1", "2.0.dev3", "2.1b2"])
+def test_a_pre_release_satisfies_a_requirement(install, there):
+    """Who has installed one means it: an installer would not have come to another answer."""
+    install("pocket-plug-base", "", entry_points="", version=there)
+    install("pocket-plug-good", GOOD, requires=("pocket-plug-base>=1.0",))
+    assert Pocket().plugin("good").reason == ""
+
+
 def test_entry_point_of_an_object(install):
     """`module:object` makes the object the plugin, its methods the hooks."""
     install("pocket-plug-object", """

@@ -28,12 +28,15 @@ from pocket_plug import (
     Conflict,
     GraphError,
     InputError,
+    Key,
     KeyNameError,
+    Memory,
     Next,
     Node,
     OutcomeUnknown,
     Pocket,
     Put,
+    RecordedError,
     Retry,
     RunChanged,
     RunFenced,
@@ -42,6 +45,7 @@ from pocket_plug import (
     StepLimitError,
     Store,
     StoreError,
+    StoreReader,
     StoreWriter,
     SyncStore,
     SyncWriter,
@@ -479,6 +483,57 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
+    """Of another graph, with another input, with a wrong answer or none, at a node that is gone: each record is as before."""
+    asked = Ask[Any, int](int, question=lambda value: "how many?", name="asked")
+
+    @node
+    async def work(n: Any) -> Any:
+        return n
+
+    @node
+    async def use(answered: Answered[Any, int]) -> int:
+        return answered.answer
+
+    async def all_of(store: Store) -> dict[str, tuple[int, Any]]:
+        found = await store.stack.read_many([key async for key in store.stack.scan("")])
+        return {key: (entry.version, entry.value) for key, entry in found.items()}
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            inner = Graph(work >> asked, name="inner")
+            graph = Graph(inner >> use, store=store, name="outer")
+            with pytest.raises(RunSuspended):
+                await graph.run(0, run_id="r")
+            before, version = await all_of(store), await store.stack.version()
+            gone = Graph(Graph(work, name="inner") >> work.with_options(name="use"), store=store, name="outer")
+            other = asked.with_options(name="other")
+            replaced = Graph(Graph(work >> other, name="inner") >> use, store=store, name="outer")
+            longer = Graph(inner >> use >> work.with_options(name="last"), store=store, name="outer")
+            attempts: list[tuple[type[Exception], str, Any]] = [
+                (RunChanged, "stands at node 'asked'", gone.resume("r", answer=1, allow_changed=True)),
+                (RunChanged, "stands at node 'asked'", replaced.resume("r", answer=1, allow_changed=True)),
+                (RunChanged, "allow_changed=True", longer.resume("r", answer=1)),
+                (RunMismatch, "another input", graph.run(1, run_id="r")),
+                (RunMismatch, "'outer'", Graph(work, store=store, name="another").resume("r")),
+                (InputError, "'asked' .* asks for int, not str", graph.resume("r", answer="x")),
+                (RunSuspended, "waits for an answer", graph.resume("r")),
+                (UnknownRunError, "'nobody'", graph.resume("nobody", answer=1)),
+                (UnregisteredTypeError, "the input of graph", graph.run(object(), run_id="new")),
+            ]
+            for kind, says, attempt in attempts:
+                with pytest.raises(kind, match=says):
+                    await attempt
+                assert (await all_of(store), await store.stack.version()) == (before, version), says
+            assert await graph.resume("r", answer=3) == 3
+            finished = await all_of(store)
+            with pytest.raises(RunMismatch, match="waits for no answer"):
+                await graph.resume("r", answer=4)
+            assert await all_of(store) == finished
+
+    asyncio.run(main())
+
+
 def test_a_store_that_does_not_survive_is_refused(tmp_path: Path) -> None:
     """So is a nested graph with another store, an empty id, and allow_changed without an id."""
 
@@ -585,8 +640,9 @@ def test_a_changed_graph_is_refused_with_what_changed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path) -> None:
-    """Even if changes are allowed: the node at which an item stands has to be there."""
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path, errors: Any) -> None:
+    """Even if changes are allowed: the node at which an item stands has to be there. That is no result of the item's."""
 
     @node
     async def first(n: int) -> int:
@@ -604,7 +660,7 @@ def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path
         async with stored(tmp_path) as store:
             with pytest.raises(Stumble):
                 await Graph(each(Graph(first >> second, name="way")), store=store).run([1], run_id="r")
-            changed = Graph(each(Graph(first >> third, name="way")), store=store)
+            changed = Graph(each(Graph(first >> third, name="way"), errors=errors), store=store)
             with pytest.raises(RunChanged, match="stands at node 'second' in '/each_way#1"):
                 await changed.resume("r", allow_changed=True)
             more = Graph(each(Graph(first >> second.with_options(name="second") >> third, name="way")), store=store)
@@ -747,6 +803,54 @@ def test_what_keeps_an_item_from_being_recorded_is_no_result(tmp_path: Path, err
                 await graph.run([1, 2], run_id="r")
             assert await graph.run([1, 2], run_id="r") == [1, 2]
             assert await store.get("paid") == 6
+
+    asyncio.run(main())
+
+
+class Unreachable(Layer):
+    """Can't read some keys, for once."""
+
+    name = "unreachable"
+    keys: Any = ()
+
+    async def read(self, key: str) -> Entry | None:
+        if key in self.keys:
+            self.keys.remove(key)
+            raise StoreError("not reachable just now")
+        return await self.inner.read(key)
+
+
+@pytest.mark.parametrize("phase", ["prep", "post", "prefetch"])
+def test_a_stores_failure_to_read_is_no_result(tmp_path: Path, phase: str) -> None:
+    """The run's own store can't be read by an item: that ends the execution; another store's failure is the item's."""
+
+    class Reads(Node[int, int], name="reads"):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return int(await store.get("prep", n))
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            return int(await store.get("post", n))
+
+    class Prefetches(Node[int, int], name="prefetches", reads=(Key("prefetch"),)):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return n
+
+    @node
+    async def elsewhere(n: int) -> int:
+        async with Store(Memory(), layers=[Unreachable(keys=["x"])]) as other, other.transaction() as transaction:
+            return int(await transaction.get("x", 1))
+
+    async def main() -> None:
+        layer = Unreachable(keys=[phase])
+        async with stored(tmp_path, layers=[layer]) as store:
+            graph = Graph(
+                each(Reads() if phase != "prefetch" else Prefetches(), errors="collect"), store=store, name="g"
+            )
+            with pytest.raises(StoreError, match="not reachable"):
+                await graph.run([1, 2], run_id="r")
+            assert await graph.run([1, 2], run_id="r") == [1, 2]
+            other = Graph(each(elsewhere, errors="collect"), store=store, name="other")
+            assert [type(result) for result in await other.run([1], run_id="other")] == [RecordedError]
 
     asyncio.run(main())
 
@@ -1222,13 +1326,13 @@ def test_no_clock_alone_lets_a_finished_run_go(tmp_path: Path, wrong: str, ahead
 
         async with stored(tmp_path, clock=told("finisher")) as store:
             await paying(store).run([5], run_id="r")
-        for number in range(12):  # the hour is not over
+        for number in range(4):  # the hour is not over
             for who in ("first", "second"):
                 async with stored(tmp_path, clock=told(who)) as store:
                     await end_another(store, number)
                     assert await paying(store).run([5], run_id="r") == [5]
                     assert await store.get("paid") == 5, (number, who)
-            clock.advance(299)
+            clock.advance(899)
 
     asyncio.run(main())
 

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, NewType
 import pytest
 
 from pocket_plug import Node, node
+from pocket_plug.ask import Ask
 from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.chain import END, Action, Next
 from pocket_plug.concurrency import each
-from pocket_plug.errors import GraphError, InputError, PhaseError, RouteError, StepLimitError, SyncError
+from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError, RouteError, StepLimitError, SyncError
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
 from pocket_plug.layer import Layer
 from pocket_plug.memory import Memory
+from pocket_plug.phases import hints
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
@@ -298,14 +300,20 @@ def test_a_generator_is_a_finding() -> None:
     )
 
 
-def test_retry_and_timeout_on_a_graph_are_refused() -> None:
-    """Standing alone, nested, or within an `each`: what they would mean is not settled."""
-    inner = Graph(plus, name="inner")
-    inner.run_sync(1)  # found valid before the copy was made
-    for broken in (inner.with_options(retry=Retry()), inner.with_options(timeout=3)):
-        for graph in (broken, Graph(broken >> double), Graph(each(broken))):
-            assert "graph 'inner' can't have a retry or a timeout; give them to its nodes" in findings(graph)[0]
-    assert inner.run_sync(1) == 2
+@pytest.mark.parametrize(
+    "options", [{"retry": Retry()}, {"timeout": 3}, {"reads": [Key("a")]}, {"writes": [Key("a")]},
+                {"isolation": "serializable"}],
+)  # fmt: skip
+def test_options_for_an_exec_are_refused_where_there_is_none(options: Any) -> None:
+    """On a graph, an `each` and an `Ask`, whose nodes work or wait: it names the option, and those that there are."""
+    (option,) = options
+    nodes = {"inner": Graph(plus, name="inner"), "each_plus": each(plus), "ask": Ask[int, bool](bool, question="Sure?")}
+    for name, made in nodes.items():
+        with pytest.raises(ConfigError, match=f"node '{name}' takes no {option}: its options are name, trace"):
+            made.with_options(**options)
+        assert made.with_options(name="other", trace=False) is not made
+    with pytest.raises(ConfigError, match=f"takes no {option}"):
+        type("Sub", (Graph,), {}, **options)
 
 
 def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
@@ -320,6 +328,18 @@ def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
     (found,) = findings(Graph(each(inner)))
     assert found.startswith("in 'each_inner': in graph 'inner': node 'fork' declares the action 'stop'")
     assert [found for found in findings(Graph(each(fork))) if "each(Graph" in found]
+
+
+def test_of_hints_that_cannot_be_resolved_the_others_are_known() -> None:
+    """One name that leads nowhere takes none of the others along: those that are no text are checked as before."""
+
+    def work(n: int) -> str:
+        return str(n)
+
+    work.__annotations__ = {"n": int, "return": "Nowhere"}
+    assert hints(work) == {"n": int}
+    with pytest.raises(InputError, match="int"):
+        Graph(node(work)).run_sync("x")
 
 
 def test_hints_that_cannot_be_resolved_are_unchecked() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -13,10 +16,11 @@ import pytest
 
 from pocket_plug.chain import END, Action, Chain, Next
 from pocket_plug.concurrency import each, fan_out
-from pocket_plug.errors import GraphError, InputError
+from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
-from pocket_plug.node import Node, node, options_of
+from pocket_plug.node import Node, options_of
+from pocket_plug.node_functions import node
 from pocket_plug.retry import Retry
 from pocket_plug.store import Store, StoreReader, StoreWriter
 from pocket_plug.sync import SyncReader, SyncStore, SyncWriter
@@ -248,7 +252,11 @@ def test_options_do_not_meet_the_users_own_fields() -> None:
     ("options", "kind", "says"),
     [({"timeout": 0}, ValueError, "0"), ({"timeout": -1}, ValueError, "-1"), ({"timeout": "soon"}, ValueError, "soon"),
      ({"reads": ("plain",)}, TypeError, "Key"), ({"writes": (3,)}, TypeError, "writes"),
-     ({"isolation": "total"}, ValueError, "serializable")],
+     ({"isolation": "total"}, ValueError, "serializable"), ({"retry": 3}, ConfigError, r"retry=3: give a Retry"),
+     ({"reads": Key("a")}, TypeError, "reads=Key: give a tuple of Keys"), ({"writes": "a"}, TypeError, "Key"),
+     ({"name": 5}, ConfigError, "name can't be 5"), ({"name": ""}, ConfigError, "name can't be str.0."),
+     ({"trace": "yes"}, ConfigError, "agent"),
+     ({"timeout": math.nan}, ConfigError, "timeout of node '.*' can't be nan")],
 )  # fmt: skip
 def test_options_that_cannot_be_meant_are_refused(options: Any, kind: type[Exception], says: str) -> None:
     """At the class statement and by `with_options` alike, naming what was given or what is allowed."""
@@ -268,6 +276,14 @@ def test_pauses_grow_up_to_their_maximum() -> None:
     assert Retry(backoff=2).pause(9_999) == 0.0
 
 
+def test_by_default_there_are_three_attempts_and_no_pause() -> None:
+    """As the reference states them: no delay, no growth, no chance, and a minute at most."""
+    assert (Retry().attempts, Retry().jitter, Retry().on) == (3, 0, (Exception,))
+    assert [Retry().pause(attempt) for attempt in (1, 2, 99)] == [0, 0, 0]
+    assert [Retry(delay=2).pause(attempt) for attempt in (1, 2, 99)] == [2, 2, 2]
+    assert [Retry(delay=7, backoff=10).pause(attempt) for attempt in (1, 2, 3)] == [7, 60, 60]
+
+
 def test_jitter_adds_up_to_its_part() -> None:
     """A random part of up to `jitter` of the pause is added, from the generator that was given."""
     retry = Retry(delay=2, jitter=0.5, _random=random.Random(7))
@@ -278,12 +294,93 @@ def test_jitter_adds_up_to_its_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"attempts": 0}, {"backoff": 0.5}, {"jitter": 2}, {"max_delay": -1}, {"delay": -1}]
-)
-def test_a_retry_that_cannot_be_meant_is_refused(options: Any) -> None:
-    """Numbers outside their range raise when the Retry is made."""
-    with pytest.raises(ValueError, match=r".+"):
-        Retry(**options)
+    ("option", "values"),
+    [("attempts", (0, -1, "3", 2.0, True, None)), ("backoff", (0.5, "2", math.nan, math.inf, True, None)),
+     ("jitter", (2, -0.1, "0.5", math.nan, False)), ("delay", (-1, math.nan, math.inf, "soon", True, None)),
+     ("max_delay", (-1, math.nan, math.inf, "1 minute", True, None)),
+     ("on", ("OSError", ["OSError"], (OSError, 5), int, 5, None, OSError(), [], (), KeyboardInterrupt, (lambda: True)))],
+)  # fmt: skip
+def test_a_retry_that_cannot_be_meant_is_refused(option: str, values: tuple[Any, ...]) -> None:
+    """Where it is written: the error names the option, and what may be given."""
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"Retry: .*{option}|Retry: KeyboardInterrupt .* leave it out of on"):
+            Retry(**{option: value})
+
+    async def asked(error: Exception) -> bool:
+        return True
+
+    with pytest.raises(ConfigError, match="Retry: on is `async def`; write `def`"):
+        Retry(on=asked)
+
+
+def test_pauses_are_durations() -> None:
+    """As any other: text, timedelta or seconds, and 0 for none at all."""
+    retry = Retry(delay="200ms", backoff=100, max_delay="1m")
+    assert [retry.pause(1), retry.pause(2), retry.pause(9)] == [0.2, 20.0, 60.0]
+    assert Retry(delay=timedelta(seconds=2), max_delay=timedelta(seconds=1)).pause(1) == 1
+    assert [Retry(delay=none).pause(1) for none in (0, 0.0, "0s", timedelta(0))] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("on", [OSError, [OSError], {OSError}, frozenset({OSError}), (OSError,)], ids=repr)
+def test_the_errors_of_a_retry_may_be_written_in_many_ways(on: Any) -> None:
+    """One class, or a list, set or tuple of them."""
+    assert Retry(on=on) == Retry(on=(OSError,))
+    assert Retry(on=on).covers(ConnectionError())
+    assert not Retry(on=on).covers(ValueError())
+
+
+class HTTPError(Exception):
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+def test_a_function_may_say_which_errors_are_worth_a_retry() -> None:
+    """It is asked about each error, of a group about each leaf, and only while there are attempts left."""
+    asked: list[int] = []
+
+    def busy(error: HTTPError) -> bool:
+        asked.append(error.status)
+        return error.status == 429
+
+    class Fetch(Node[int, int], retry=Retry(attempts=3, on=busy)):
+        def __init__(self, *statuses: int) -> None:
+            self.errors = [HTTPError(status) for status in statuses]
+
+        def exec(self, n: int) -> int:
+            if self.errors:
+                raise self.errors.pop(0)
+            return n
+
+    assert Graph(Fetch(429, 429)).run_sync(1) == 1
+    with pytest.raises(HTTPError):
+        Graph(Fetch(429, 404, 429)).run_sync(1)
+    with pytest.raises(HTTPError):
+        Graph(Fetch(429, 429, 429)).run_sync(1)
+    assert asked == [429, 429, 429, 404, 429, 429]
+    group = ExceptionGroup("both", [HTTPError(429), HTTPError(404)])
+    assert not Retry(on=lambda error: error.status == 429).covers(group)
+
+
+@pytest.mark.parametrize(
+    ("on", "says"),
+    [(lambda error: error.status == 429, "raised AttributeError"), (lambda error: None, "gave NoneType"),
+     (lambda error: 1, "gave int")],
+)  # fmt: skip
+def test_a_function_that_does_not_say_fails_the_node(on: Any, says: str) -> None:
+    """With a PhaseError that no fallback answers: neither "try again" nor "don't" is guessed. The first error stays in sight."""
+
+    class Fails(Node[int, int], retry=Retry(on=on)):
+        def exec(self, n: int) -> int:
+            raise ValueError("the first")
+
+        def fallback(self, n: int, error: Exception) -> int:
+            return 0
+
+    with pytest.raises(
+        PhaseError, match=f"Retry: on, asked about ValueError, {says}; it gives True or False"
+    ) as raised:
+        Graph(Fails()).run_sync(1)
+    assert "the first" in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_group_is_worth_a_retry_if_all_its_leaves_are() -> None:
@@ -380,8 +477,9 @@ def test_each_takes_one_node() -> None:
     """A chain is refused with the way out, and so are options that can't be meant."""
     with pytest.raises(TypeError, match=r"each\(Graph"):
         each(plus >> minus)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="concurrency=0"):
-        each(plus, concurrency=0)
+    for concurrency in (0, "3", 2.0, True):
+        with pytest.raises(ConfigError, match=r"concurrency can't be .*; give a whole number from 1 up"):
+            each(plus, concurrency=concurrency)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="collect"):
         asyncio.run(fan_out(plus, [1], errors="ignore"))  # type: ignore[call-overload]
 

@@ -17,7 +17,7 @@ from pocket_plug.graph import Graph
 from pocket_plug.hookspecs import Observer, hookimpl
 from pocket_plug.layer import parts
 from pocket_plug.memory import Memory
-from pocket_plug.node import node
+from pocket_plug.node_functions import node
 from pocket_plug.pocket import Pocket, default_pocket, resolve_backend, resolve_layer, set_default_pocket
 from pocket_plug.store import Store
 

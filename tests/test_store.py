@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -18,6 +20,7 @@ from pocket_plug import (
     Change,
     ConfigError,
     Entry,
+    Graph,
     Key,
     KeyNameError,
     Layer,
@@ -27,11 +30,13 @@ from pocket_plug import (
     Store,
     StoreClosedError,
     StoreReader,
+    StoreScope,
     StoreWriter,
     SyncReader,
     SyncStore,
     SyncWriter,
     ValueTypeError,
+    node,
 )
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.testing.clock import FakeClock
@@ -177,7 +182,7 @@ def test_nested_scopes_are_flat() -> None:
     for n in range(500):
         deep = deep.scope(str(n))
     assert deep.place == (store.stack, "".join(f"{n}:" for n in range(500)))
-    assert type(deep) is Store
+    assert type(deep) is StoreScope
 
 
 def test_tenants_never_meet(open_store: Open) -> None:
@@ -701,3 +706,123 @@ def test_memory_needs_no_opening() -> None:
             await store.get("a")
 
     asyncio.run(main())
+
+
+# ---------------------------------------------------------------- scopes own nothing
+def test_a_scope_neither_opens_nor_closes_the_store(tmp_path: Path) -> None:
+    """There is no `with` around it and no `close` of it, sync or not: its end would close what everybody else uses."""
+    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        part: Any = store.scope("user")
+        with pytest.raises(TypeError, match="SyncScope"), part:
+            pass
+        assert not hasattr(part, "close")
+        with pytest.raises(ConfigError, match=r"scope\.sync"):
+            SyncStore(Store().scope("user"))  # type: ignore[arg-type]
+        store.set("a", 1)
+        assert store.get("a") == 1
+
+    async def with_await() -> None:
+        store = Store()
+        part: Any = store.scope("user")
+        with pytest.raises(TypeError, match="StoreScope"):
+            async with part:
+                pass
+        assert not hasattr(part, "open")
+        assert not hasattr(part.sync, "close")
+        assert not hasattr(part.scope("admin"), "close")
+
+    asyncio.run(with_await())
+
+
+def test_a_scope_does_the_rest(tmp_path: Path) -> None:
+    """Transactions, readers, its own sync view, flush, and a graph over it, all within its prefix."""
+
+    @node.post
+    def keep(store: SyncWriter, n: int) -> int:
+        store.set("kept", n)
+        return n
+
+    async def with_await() -> None:
+        store = Store()
+        part = store.scope("user").scope("admin")
+        async with part.transaction() as tx:
+            await tx.set("a", 1)
+        await part.flush()
+        assert part.sync.get("a") == await part.reader().get("a") == await store.get("user:admin:a") == 1
+        with part.sync.transaction() as tx_sync:
+            tx_sync.set("a", 2)
+        assert await part.get("a") == 2
+        assert part.stack is store.stack
+        assert await Graph(keep, store=part).run(7) == 7
+        assert Graph(keep, store=part.sync, scope="more").run_sync(8) == 8
+        assert [name async for name in store.keys()] == ["user:admin:a", "user:admin:kept", "user:admin:more:kept"]
+
+    asyncio.run(with_await())
+
+
+@pytest.mark.parametrize("prefix", ["\ud800", "user:\udcff", 5, None, Key("user:{}")], ids=ascii)
+def test_a_prefix_that_no_name_can_have_is_refused(open_store: Open, prefix: Any) -> None:
+    """`keys` of a lone surrogate or of no string is a KeyNameError on every stack, as such a name is for `get`."""
+    store = open_store()
+    with pytest.raises(KeyNameError, match=r"prefix of names is a string|lone surrogate"):
+        list(store.keys(prefix))
+    assert list(store.keys("")) == []
+
+
+# ---------------------------------------------------------------- a forgotten return
+@dataclass
+class Cart:
+    items: list[str]
+
+
+@dataclass(frozen=True)
+class Price:
+    amount: int
+
+
+CART = Key("cart", Cart | None)
+PRICE = Key("price", Price)
+IN_PLACE: list[tuple[Any, Callable[[Any], Any]]] = [
+    ([1], lambda items: items.append(2)),
+    ([], lambda items: items.append(2)),
+    ({"a": 1}, lambda table: table.update(b=2)),
+    ({1}, lambda members: members.add(2)),
+    (bytearray(b"a"), lambda data: data.extend(b"b")),
+    (Cart(["a"]), lambda cart: cart.items.append("b")),
+    (([1], 2), lambda pair: pair[0].append(2)),
+]
+
+
+@pytest.mark.parametrize(("value", "fn"), IN_PLACE, ids=[type(value).__name__ for value, _ in IN_PLACE])
+@pytest.mark.parametrize("there", [True, False], ids=["there", "default"])
+def test_an_update_that_forgets_to_return_is_refused(open_store: Open, value: Any, fn: Any, there: bool) -> None:
+    """None in place of what can be changed in place: the error says the way out, and the value is as it was."""
+    store = open_store()
+    if there:
+        store.set("k", value)
+    with pytest.raises(ValueTypeError, match=rf"'k': .* gave None where a {type(value).__name__} was.*must return"):
+        store.update("k", fn, default=copy.deepcopy(value))
+    assert store.get("k") == (value if there else None)
+    with store.transaction() as tx, pytest.raises(ValueTypeError, match="gave None"):
+        tx.update("k", fn, default=copy.deepcopy(value))
+
+
+def test_none_may_be_what_an_update_gives(open_store: Open) -> None:
+    """Where nothing could be changed in place, and where the type of the Key or of the typed view has None."""
+    store = open_store()
+    for value in (None, 5, "text", (1, 2), Price(5)):
+        store.set("k", value)
+        assert store.update("k", lambda value: None) is None
+        assert store.get("k", MISSING) is None
+    store.set(CART, Cart(["a"]))
+    assert store.update(CART, lambda value: None, default=None) is None
+    untyped: Any = Key("untyped")
+    store.set(untyped, [1])
+    with pytest.raises(ValueTypeError, match="gave None where a list was"):
+        store.update(untyped, lambda items: items.append(2), default=[])
+    store.set("cart", Cart(["a"]))
+    assert store.typed(Cart | None).update("cart", lambda value: None, default=None) is None
+    store.set("cart", Cart(["a"]))
+    with pytest.raises(ValueTypeError, match="cart"):
+        store.typed(Cart).update("cart", lambda cart: cart.items.append("b"), default=Cart([]))
+    assert store.get("cart") == Cart(["a"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.codec import default_codec
+from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
@@ -36,7 +37,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.files import make_file, make_folder
-from pocket_plug.forking import new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.redaction import public_url
 from pocket_plug.waiting import Waiter, may_block, wake
@@ -65,12 +66,11 @@ _SCHEMA = (
 _WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
             FROM pragma_application_id, pragma_user_version"""
 _READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
-_READ_MANY = "SELECT key, value, version, expires_at FROM entries WHERE key = ?"
-_ALIVE = "(expires_at IS NULL OR expires_at > ?)"
-_SEEN = f"SELECT version FROM entries WHERE key = ? AND {_ALIVE}"  # noqa: S608 - constants only
+_READ_MANY = "SELECT ?1, value, version, expires_at FROM entries WHERE key = ?1"
+_SEEN = "SELECT version, expires_at FROM entries WHERE key = ?"
 # No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
-_SCAN = f"""SELECT key FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT) AND {_ALIVE}
-            ORDER BY key LIMIT 256"""  # noqa: S608
+_SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT)
+            ORDER BY key LIMIT 256"""
 _VERSION = "SELECT version FROM counter"
 _COUNT = "UPDATE counter SET version = ?"
 _COUNT_FROM = "UPDATE counter SET version = ? WHERE version = ?"
@@ -79,7 +79,17 @@ _PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
 _PUT_IF_NEWER = f"{_PUT} WHERE excluded.version > entries.version"
 _DELETE = "DELETE FROM entries WHERE key = ?"
 _DELETE_IF_NOT_NEWER = f"{_DELETE} AND version <= ?"
-_REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?)"
+_BY_INDEX = "SELECT key FROM entries INDEXED BY sqlite_autoindex_entries_1 WHERE key >= ''"
+_BY_TABLE = "SELECT key FROM entries NOT INDEXED"
+_STRAY = {
+    f"{_BY_TABLE} EXCEPT {_BY_INDEX}": "is in the table and not in its index: it is not found",
+    f"{_BY_INDEX} EXCEPT {_BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
+}
+# The deadline stands in the index and in the table: a damaged one in either removes nothing.
+_REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ?1 LIMIT ?2) AND +expires_at <= ?1"
+
+_REFUSALS = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite's module raises. The second is of a message that quotes a damaged schema."""
 
 _LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
 _LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
@@ -95,12 +105,21 @@ _WAIT = 0.1  # seconds that the writer thread waits for another process before i
 _left_alone: list[_Connection] = []
 """In a forked child: its parent's, which were in use at that moment. Closing them here could do harm."""
 
-_forbidden: set[tuple[int, int]] = set()
+_Identity = tuple[int, int]
+"""A file's device, and its number there."""
+
+_forbidden: set[_Identity | None] = set()
 """The files of these. SQLite in this process takes their locks for its own."""
 
 
 class _Connection(sqlite3.Connection):
-    """One that can be referred to weakly."""
+    """One that can be referred to weakly, and knows whether it is open."""
+
+    is_open = True
+
+    def close(self) -> None:
+        super().close()
+        self.is_open = False
 
 
 _Execute = Callable[..., sqlite3.Cursor]
@@ -149,21 +168,22 @@ class SQLite(Backend):
             raise ConfigError(
                 f"sqlite: durability is {durability!r}; allowed: {', '.join(allowed)}.{suggest(durability, allowed)}"
             )
-        if not 0 <= timeout <= _LONGEST:
+        if timeout.__class__ not in (int, float) or not 0 <= timeout <= _LONGEST:
             raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, from 0 to {_LONGEST:,}")
         self.path = os.fspath(path)
+        _check_path(self.path)
         self.durability: Durability = durability
         self.timeout = timeout
         self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
         self._open = False
         self._name, self._log = str(self._absolute), ""
-        self._file = (0, 0)  # its device and number there
+        self._file: _Identity | None = None
+        self._log_file: _Identity | None = None  # since the first commit by its writer
         self._look_next = 0.0
         self._ownership: _Ownership | None = None
-        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()  # those that are open, in use or not
+        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
         self._writer: sqlite3.Cursor | None = None  # None after a fork too, until it is needed
-        self._resting = False  # while this process forks: no connection is made
         self._begin_locks()
         self._counter = 0  # where its own last commit has put the counter
         self._unreaped = 0
@@ -191,6 +211,8 @@ class SQLite(Backend):
             )
         options: dict[str, Any] = {}
         for name, text in parse_qsl(query, keep_blank_values=True):
+            if name in options:
+                raise ConfigError(f"{public_url(url)!r} has the option {name!r} twice; give it once")
             if name == "durability":
                 options[name] = text
             elif name == "timeout":
@@ -227,7 +249,7 @@ class SQLite(Backend):
             try:
                 self._prepare(connection)
                 break
-            except sqlite3.Error as error:
+            except _REFUSALS as error:
                 connection.close()
                 # Of two processes that turn on WAL at once, SQLite refuses one without waiting.
                 if not _is_busy(error) or monotonic() >= deadline:
@@ -237,9 +259,7 @@ class SQLite(Backend):
                 connection.close()
                 raise
         try:
-            found = self._found()
-            assert found is not None
-            self._file, self._log = found, f"{self._absolute.resolve()}-wal"
+            self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
             self._writer = connection.cursor()
             self._open = True
         except BaseException:
@@ -263,14 +283,16 @@ class SQLite(Backend):
         """A new connection, once no fork goes on. Hold no lock."""
         while True:
             with self._lock:
-                if not self._resting:
+                if not is_under_way():
                     return self._connect()
             wait_for_fork()
 
     def _connect(self) -> sqlite3.Connection:
         """The same for who knows that none goes on, and holds the lock."""
-        if _forbidden and self._found() in _forbidden:
+        if _forbidden and _identity(self._name) in _forbidden:
             raise self._forked_in_use()
+        if self._open:
+            self._look(closely=True)
         try:
             connection = sqlite3.connect(
                 f"{self._absolute.as_uri()}?mode=rw",
@@ -280,7 +302,7 @@ class SQLite(Backend):
                 check_same_thread=False,  # used by one thread at a time, but not always by the same
                 factory=_Connection,
             )
-        except sqlite3.Error as error:
+        except _REFUSALS as error:
             raise self._explained(error) from error
         self._connections.add(connection)
         # No room is made for what the codec would refuse, and some is for the key beside it.
@@ -343,22 +365,21 @@ class SQLite(Backend):
                 _close(self._readers.pop())
 
     def _close_writer(self) -> None:
-        if self._writer is not None:
-            _close(self._writer)
-            self._writer = None
+        if self._writer is None:
+            return
+        _close(self._writer)
+        self._writer = None
+        log, self._log_file = self._log_file, None
+        # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
+        if log is not None and not _is_at(self._name, self._file) and _is_at(self._log, log):
+            for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
+                Path(name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ where the file is, and forks of this process
-    def _found(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._name)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
     def _look(self, *, closely: bool = False) -> None:
         """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
         if closely or monotonic() >= self._look_next:
-            if self._found() != self._file:
+            if not _is_at(self._name, self._file):
                 raise self._moved(self.path) if self._open else self._not_open()
             self._look_next = monotonic() + LOOK_EVERY
 
@@ -375,24 +396,22 @@ class SQLite(Backend):
             take((self._lock,), held)
             if not held:
                 return False
-            self._resting = True
             self._close_readers()
             take((self._writing,), held)
             if len(held) == 2:
                 self._close_writer()
-            return not self._connections
+            return not self._in_use()
         finally:
             release(held)
 
-    def go_on(self) -> None:
-        """After a fork, here."""
-        self._resting = False
+    def _in_use(self) -> list[_Connection]:
+        return [connection for connection in self._connections if connection.is_open]
 
     def begin_anew(self) -> None:
         """After a fork, in the child: what is queued and owned is the parent's."""
-        if self._connections:
-            _left_alone.extend(self._connections)
-            _forbidden.add(self._file if self._open else self._found() or self._file)
+        if in_use := self._in_use():
+            _left_alone.extend(in_use)
+            _forbidden.add((self._file if self._open else None) or _identity(self._name))
             self._open = False
         self._begin_locks()
         self._queue, self._thread, self._closers = [], None, []
@@ -400,7 +419,6 @@ class SQLite(Backend):
         if self._ownership is not None:
             self._ownership.leave()
             self._ownership = None
-        self._resting = False
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
@@ -415,7 +433,7 @@ class SQLite(Backend):
             row = cursor.execute(_READ, (key,)).fetchone()
         except BaseException as error:
             _close(cursor)  # interrupted, it might go on showing the file as it was then
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, _REFUSALS):
                 raise self._explained(error) from error
             raise
         self._readers.append(cursor)
@@ -426,11 +444,10 @@ class SQLite(Backend):
         record, version, expires_at = row
         try:
             if expires_at is not None and expires_at <= self.clock():
+                self._check_whole(record, place_of(key, version, expires_at))  # damage is no end
                 return None
-            if type(version) is not int:
-                raise TypeError
-            return Entry(default_codec.decode(record), version, expires_at)
-        except (CodecError, TypeError) as error:
+            return Entry(default_codec.decode(record, place_of(key, version, expires_at)), version, expires_at)
+        except (CodecError, TypeError, struct.error) as error:
             raise self._of_record(key, error) from error
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -438,22 +455,41 @@ class SQLite(Backend):
         now = self.clock()
         entries: dict[str, Entry] = {}
         for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in keys]):
-            try:
-                if expires_at is None or now < expires_at:
-                    if type(version) is not int:
-                        raise TypeError
-                    entries[key] = Entry(default_codec.decode(record), version, expires_at)
-            except (CodecError, TypeError) as error:
-                raise self._of_record(key, error) from error
+            if self._is_alive(key, record, version, expires_at, now):
+                try:
+                    value = default_codec.decode(record, place_of(key, version, expires_at))
+                except (CodecError, TypeError, struct.error) as error:
+                    raise self._of_record(key, error) from error
+                entries[key] = Entry(value, version, expires_at)
         return entries
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """Page by page, so that a slow reader keeps no old state of the file alive."""
         start = prefix
-        while page := self._rows(_SCAN, ((start, prefix, self.clock()),)):
-            for (key,) in page:
-                yield key
+        while page := self._rows(_SCAN, ((start, prefix),)):
+            now = self.clock()
+            for key, expires_at in page:
+                if type(expires_at) is not float or now < expires_at or not await self._has_ended(key):
+                    yield key
             start = page[-1][0] + "\0"  # the name that comes next
+
+    async def _has_ended(self, key: str) -> bool:
+        """Has an entry expired whose deadline says so? A damaged one has not: whoever reads it is told."""
+        try:
+            return await self.read(key) is None
+        except CodecError:
+            return False
+
+    async def check(self) -> list[str]:
+        """What SQLite finds wrong with its file, keys that its index has lost, and a counter that has gone back."""
+        faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
+        for statement, what in _STRAY.items():
+            faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
+        counter = await self.version()
+        ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
+        if type(highest) is int and highest > counter:
+            faults.append(f"the counter is at {counter:,}, and an entry has version {highest:,}")
+        return faults
 
     async def version(self) -> int:
         """The stored counter."""
@@ -476,7 +512,7 @@ class SQLite(Backend):
                 _roll_back(cursor)
         except BaseException as error:
             _close(cursor)  # interrupted, it might go on showing the file as it was then
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, _REFUSALS):
                 raise self._explained(error) from error
             raise
         self._readers.append(cursor)
@@ -489,7 +525,6 @@ class SQLite(Backend):
             raise self._not_open()
         connection = self._connected()
         try:
-            self._look(closely=True)
             connection.execute("PRAGMA query_only = 1")
         except BaseException:
             connection.close()
@@ -523,8 +558,8 @@ class SQLite(Backend):
         now = self.clock()
         seen = {
             key: version
-            for key, _, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
-            if expires_at is None or now < expires_at
+            for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
+            if self._is_alive(key, record, version, expires_at, now)
         }
         if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
             raise Conflict(changed)
@@ -549,7 +584,7 @@ class SQLite(Backend):
                 self._commit(writer, [request])
             except BaseException as error:
                 _roll_back(writer)  # a keyboard interrupt may have come between
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, _REFUSALS):
                     if _is_busy(error):
                         return False
                     raise self._explained(error) from error
@@ -600,9 +635,9 @@ class SQLite(Backend):
                     return
                 waiting = self._queue[:]
             with self._writing:
-                batch = [] if self._resting else self._write_batch(waiting)
+                batch = [] if is_under_way() else self._write_batch(waiting)
             wake([request.waiter.give(None) for request in batch])
-            if self._resting:
+            if is_under_way():
                 wait_for_fork()
 
     def _write_batch(self, waiting: list[_Request]) -> list[_Request]:
@@ -612,7 +647,7 @@ class SQLite(Backend):
         """
         try:
             writer = self._begun()
-        except (sqlite3.Error, StoreError) as error:
+        except (*_REFUSALS, StoreError) as error:
             batch = [request for request in waiting if self._withdraw(request)]
             for request in batch:
                 request.error = self._explained(error)
@@ -629,11 +664,10 @@ class SQLite(Backend):
         writer = self._writer
         if writer is None:  # since a fork
             with self._lock:
-                if self._resting:
+                if is_under_way():
                     return None
                 connection = self._connect()
             try:
-                self._look(closely=True)
                 self._prepare(connection)
             except BaseException:
                 connection.close()
@@ -646,10 +680,10 @@ class SQLite(Backend):
                 writer.execute(f"PRAGMA busy_timeout = {round(min(left, _WAIT) * 1000)}")
                 try:
                     _begin(writer)
-                except sqlite3.Error as error:
+                except _REFUSALS as error:
                     if not _is_busy(error) or not left:
                         raise
-                    if self._resting:
+                    if is_under_way():
                         return None
                 else:
                     return writer
@@ -661,7 +695,9 @@ class SQLite(Backend):
         execute = writer.execute
         try:
             self._look(closely=True)
-            if self.durability == "power" and not os.access(self._log, os.F_OK):
+            if self._log_file is None:
+                self._log_file = _identity(self._log)
+            elif self.durability == "power" and not _is_at(self._log, self._log_file):
                 raise self._moved(f"{self.path}-wal")
             now = self.clock()
             before = version = self._count(execute, len(batch))
@@ -685,7 +721,7 @@ class SQLite(Backend):
             return
         try:
             execute("COMMIT")
-        except sqlite3.Error as error:
+        except _REFUSALS as error:
             _roll_back(writer)
             for request in batch:
                 request.error = self._explained(error)
@@ -706,7 +742,7 @@ class SQLite(Backend):
         for request in batch:
             try:
                 writer.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
+            except _REFUSALS as error:
                 request.error = self._explained(error)
             else:
                 self._commit(writer, [request])
@@ -717,8 +753,7 @@ class SQLite(Backend):
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
-                row = execute(_SEEN, (key, now)).fetchone()
-                if (row[0] if row else 0) != expected:
+                if self._version_of(execute, key, now) != expected:
                     changed.append(key)
             if changed:
                 request.error = Conflict(changed)
@@ -729,13 +764,17 @@ class SQLite(Backend):
             own = version if change.version is None else change.version
             if own > highest:
                 highest = own
+            key = change.key
             if isinstance(change, Put):
-                statement = _PUT if change.version is None else _PUT_IF_NEWER
-                execute(statement, (change.key, change.value, own, change.expires_at))
-            elif change.version is None:
-                execute(_DELETE, (change.key,))
-            else:
-                execute(_DELETE_IF_NOT_NEWER, (change.key, own))
+                row = (key, bound(change.value, place_of(key, own, change.expires_at)), own, change.expires_at)
+                if change.version is None or (
+                    not execute(_PUT_IF_NEWER, row).rowcount and self._is_damaged(execute, key)
+                ):
+                    execute(_PUT, row)
+            elif change.version is None or (
+                not execute(_DELETE_IF_NOT_NEWER, (key, own)).rowcount and self._is_damaged(execute, key)
+            ):
+                execute(_DELETE, (key,))
         self._unreaped += len(request.changes)
         return highest
 
@@ -748,8 +787,40 @@ class SQLite(Backend):
         except CodecError as error:
             raise type(error)(f"key {change.key!r}: {error}") from error
 
-    def _of_record(self, key: str, error: CodecError | TypeError) -> CodecError:
-        if isinstance(error, TypeError):  # where SQLite has a text for a number, say: we never write such a thing
+    def _version_of(self, execute: _Execute, key: str, now: float) -> Any:
+        """What stands there; 0 where nothing does, or it has expired."""
+        row = execute(_SEEN, (key,)).fetchone()
+        if row is None or row[1] is None:
+            return 0 if row is None else row[0]
+        _, record, version, expires_at = execute(_READ_MANY, (key,)).fetchone()
+        return version if self._is_alive(key, record, version, expires_at, now) else 0
+
+    def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
+        """Has a row not expired? Raises CorruptRecordError where that can't be told: a damaged deadline ends nothing."""
+        try:
+            if expires_at is None or now < expires_at:
+                return True
+            self._check_whole(record, place_of(key, version, expires_at))
+        except (CodecError, TypeError, struct.error) as error:
+            raise self._of_record(key, error) from error
+        return False
+
+    def _check_whole(self, record: Any, place: bytes) -> None:
+        if not is_whole(record, place):
+            raise CorruptRecordError(
+                "the record's checksum does not fit: it was damaged or cut off, or stands elsewhere"
+            )
+
+    def _is_damaged(self, execute: _Execute, key: str) -> bool:
+        """Is there a row that says nothing any more? It is older than anything, whatever version stands there."""
+        row = execute(_READ_MANY, (key,)).fetchone()
+        try:
+            return row is not None and not is_whole(row[1], place_of(key, *row[2:]))
+        except (TypeError, struct.error):
+            return True
+
+    def _of_record(self, key: str, error: Exception) -> CodecError:
+        if not isinstance(error, CodecError):  # where SQLite has a text for a number, say: we never write such a thing
             error = CorruptRecordError("its fields are of the wrong types, so another program has written it")
         return type(error)(f"{self.path}, key {key!r}: {error}")
 
@@ -765,13 +836,13 @@ class SQLite(Backend):
         )
 
     def _not_open(self) -> StoreClosedError:
-        if self._file in _forbidden:
+        if _forbidden and self._file in _forbidden:
             return self._forked_in_use()
         return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet (async with Store(…))")
 
     def _explained(self, error: Exception) -> Exception:
         """What SQLite says, as our own exception that names the file and the way out."""
-        if not isinstance(error, sqlite3.Error):
+        if not isinstance(error, _REFUSALS):
             return error
         if _is_busy(error):
             return StoreBusyError(
@@ -823,6 +894,17 @@ class _Ownership:
             os.close(file)
 
 
+def _check_path(path: str) -> None:
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ConfigError(
+            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or what no file system can write"
+        )
+
+
 def _lock_file(file: int) -> None:
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -833,6 +915,25 @@ def _lock_file(file: int) -> None:
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
         except PermissionError as error:
             raise BlockingIOError from error
+
+
+def _identity(path: str) -> _Identity | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_at(path: str, file: _Identity | None) -> bool:
+    """Is that file still at the path, as far as can be told?"""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # we may no longer look into its folder
+        return True
+    return (status.st_dev, status.st_ino) == file
 
 
 def _close(cursor: sqlite3.Cursor) -> None:
@@ -859,11 +960,13 @@ def _roll_back(cursor: sqlite3.Cursor) -> None:
             cursor.execute("ROLLBACK")
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
+    if isinstance(error, UnicodeDecodeError):
+        return sqlite3.SQLITE_CORRUPT
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what the extended code adds
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
+def _is_busy(error: Exception) -> bool:
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 

@@ -24,6 +24,7 @@ from .runs import runs
 from .show import plugins, stack
 from .store import store
 from .trace import trace
+from .tracebacks import user_traceback
 
 
 class Failure(click.ClickException):
@@ -70,7 +71,14 @@ class Commands(click.Group):
             if ctx.params["debug"]:
                 echo("".join(traceback.format_exception(error)), err=True)
             kind = Misconfigured if isinstance(error, ConfigError) else Failure
-            raise kind(f"{type(error).__name__}: {error}") from error
+            notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+            raise kind(f"{type(error).__name__}: {error}{notes}") from error
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except BaseException as error:
+            if ctx.params["debug"] or not is_fault(error) or isinstance(error, SystemExit):
+                raise
+            raise Failure(user_traceback(error)) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,7 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _escaped_logs():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
-        vars(error)["message"] = escaped(error.message, keep="\n\t")  # click's own quote the command line
+        message = error.message
+        if isinstance(error, click.NoSuchOption) and not error.possibilities:
+            message += " What begins with - and is no option, such as a run's id, goes behind --"
+        vars(error)["message"] = escaped(message, keep="\n\t")  # click's own quote the command line
         error.show()
         return error.exit_code
     except click.Abort:

@@ -23,11 +23,12 @@ from pocket_plug.stack import Stack
 from pocket_plug.store import MISSING
 from pocket_plug.terminal import escaped
 
+from .given import value_of
 from .jsonlines import is_json, type_in
 from .output import echo, echo_json, print_table
-from .run import from_json, is_graph, print_result, trace_option, traced
+from .run import is_graph, print_result, trace_option, traced
 from .show import as_json
-from .store import BATCH, Target, by_name, by_url, found_entries, in_units, sealing, text_of
+from .store import BATCH, Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
 from .target import load
 
 UNREADABLE = "unreadable"
@@ -227,7 +228,7 @@ def answer(target: Target, graph: str, run_id: str, answer_json: str, allow_chan
            as_json: bool) -> None:  # fmt: skip
     """Answer the question at which a run is suspended, go on with it, and print its result.
 
-    ANSWER is JSON, read as the type that the graph asks for.
+    ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.
     """
     print_result(_resumed(target, graph, run_id, answer_json, allow_changed, trace), as_json)
 
@@ -241,7 +242,7 @@ def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, al
     async def resumed() -> Any:
         async with default_pocket() as pocket:
             stack, _ = graph.place(pocket.store)
-            if stack is not pocket.store.stack and (target.url or target.name) is not None:
+            if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
                 raise click.UsageError(f"{title} has a store of its own, so its runs aren't in {target}")
             given = MISSING if answer_json is None else await _answer(graph, stack, run_id, answer_json)
             return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
@@ -257,7 +258,7 @@ async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) 
     key, _ = keys_of(run_id)
     entry = await stack.read(key)
     step = None if entry is None else step_at(graph.plan, look_at(key, entry)[1].frames)
-    return from_json(text, step.answer_type if isinstance(step, AskStep) else Any, "ANSWER")
+    return value_of(text, step.answer_type if isinstance(step, AskStep) else Any, "ANSWER")
 
 
 # ---------------------------------------------------------------- rm

@@ -21,10 +21,10 @@ import click
 import msgspec
 
 from pocket_plug.backend import Backend, Delete, Entry, Put
-from pocket_plug.codec import Sealed, default_codec, inspect_record
+from pocket_plug.codec import UNBOUND, Sealed, default_codec, inspect_record, upgraded
 from pocket_plug.config import StoreTable
-from pocket_plug.errors import CodecError, KeyNameError, MissingKeyError, PocketError
-from pocket_plug.keys import RESERVED, check_name
+from pocket_plug.errors import CodecError, KeyNameError, MissingKeyError, PocketError, StoreError
+from pocket_plug.keys import RESERVED, check_name, check_prefix
 from pocket_plug.layer import parts
 from pocket_plug.layers import Persistence
 from pocket_plug.memory import Memory
@@ -35,7 +35,7 @@ from pocket_plug.store import Store
 from pocket_plug.terminal import escaped, escaped_json
 from pocket_plug.ttl import seconds
 
-from .jsonlines import entries_of, is_json, line_of, type_in
+from .jsonlines import entries_of, is_json, line_of, type_in, why_no_json
 from .output import echo, echo_json, echo_value, print_table
 from .show import as_json
 
@@ -121,6 +121,15 @@ def _path(backend: Backend) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def is_one_place(one: Stack, other: Stack) -> bool:
+    """Do both keep their entries in the same place: one backend, or one file?"""
+    if one is other:
+        return True
+    backends = (_lasting(one), _lasting(other))
+    paths = [path for path in map(_path, backends) if path is not None and path.exists()]
+    return backends[0] is backends[1] or (len(paths) == 2 and paths[0].samefile(paths[1]))
+
+
 @contextmanager
 def sealing() -> Generator[None]:
     """Values of types that aren't known here are read as they are stored."""
@@ -194,9 +203,26 @@ def _count(number: int) -> str:
     return f"{number:,} {'entry' if number == 1 else 'entries'}"
 
 
+def _held_to(check: Callable[[str], str]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """What refuses names that no store can have, one or several."""
+
+    def checked(_context: click.Context, _parameter: click.Parameter, given: Any) -> Any:
+        try:
+            for name in (given,) if isinstance(given, str) else given:
+                check(name)
+        except KeyNameError as error:
+            raise click.BadParameter(str(error)) from error
+        return given
+
+    return checked
+
+
+_writable, _readable = _held_to(check_name), _held_to(check_prefix)
+
+
 # ---------------------------------------------------------------- ls
 @store.command
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", callback=_readable)
 @click.option("--long", "-l", "is_long", is_flag=True, help="With type, bytes and time to live.")
 @click.option("--all", "show_all", is_flag=True, help="With pocket_plug's own entries, whose names begin with pocket:.")
 @as_json
@@ -261,18 +287,8 @@ def in_units(seconds: float) -> str:
 
 
 # ---------------------------------------------------------------- get, set, rm
-def _checked(_context: click.Context, _parameter: click.Parameter, given: Any) -> Any:
-    """Keys that may be written."""
-    try:
-        for key in (given,) if isinstance(given, str) else given:
-            check_name(key)
-    except KeyNameError as error:
-        raise click.BadParameter(str(error)) from error
-    return given
-
-
 @store.command
-@click.argument("key")
+@click.argument("key", callback=_readable)
 @as_json
 @click.pass_obj
 def get(target: Target, key: str, as_json: bool) -> None:
@@ -310,7 +326,7 @@ def text_of(value: Any) -> str:
 
 
 @store.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
-@click.argument("key", callback=_checked)
+@click.argument("key", callback=_writable)
 @click.argument("value")
 @click.option("--text", "is_text", is_flag=True, help="VALUE is the text itself, not JSON.")
 @click.option("--ttl", metavar="TTL", help="How long it lasts, such as 90s or 1h30m; for ever without it.")
@@ -331,11 +347,11 @@ def _from_json(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise click.UsageError(f"VALUE is no JSON: {error}. For a plain text add --text") from error
+        raise click.UsageError(f"VALUE is no JSON: {why_no_json(error)}. For a plain text add --text") from error
 
 
 @store.command
-@click.argument("keys", nargs=-1, metavar="[KEY]...", callback=_checked)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", callback=_writable)
 @click.option("--prefix", metavar="PREFIX", help="Remove all that begin with it, but for pocket_plug's own.")
 @click.option("--yes", is_flag=True, help="Needed with --prefix: yes, all of them.")
 @click.pass_obj
@@ -376,7 +392,7 @@ async def _is_there(stack: Backend, key: str) -> bool:
 
 # ---------------------------------------------------------------- export and import
 @store.command
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", callback=_readable)
 @click.option("--all", "show_all", is_flag=True, help="With pocket_plug's own entries, whose names begin with pocket:.")
 @click.pass_obj
 def export(target: Target, prefix: str, show_all: bool) -> int:
@@ -504,3 +520,66 @@ def stats(target: Target, as_json: bool) -> None:
         echo_json(numbers)
     else:
         print_table(("what", "number"), [(what, str(number)) for what, number in numbers.items()])
+
+
+# ---------------------------------------------------------------- check
+class _Damaged(msgspec.Struct):
+    key: str
+    error: str
+
+
+class _Checked(msgspec.Struct):
+    """What `check` found."""
+
+    entries: int = 0
+    unbound: int = 0
+    damaged: list[_Damaged] = []
+    faults: list[str] = []
+
+
+@store.command
+@as_json
+@click.pass_obj
+def check(target: Target, as_json: bool) -> int:
+    """Look for damage: in every record, and in how the backend keeps them.
+
+    Keys whose records can't be read are listed, and what the backend finds wrong with itself. The exit code is 1 where there is
+    anything of it.
+    """
+
+    async def checked() -> _Checked:
+        found = _Checked()
+        seen: list[str] = []
+        upgraded.set(seen)
+        try:
+            async with target.opened_backend() as backend:
+                found.faults += await backend.check()
+                names = await _names(backend, "", show_all=True)
+                with progress("checking", len(names)) as advance:
+                    for name in names:
+                        seen.clear()
+                        try:
+                            await backend.read(name)
+                        except (CodecError, StoreError) as error:
+                            found.damaged.append(_Damaged(name, str(error)))
+                        found.entries += 1
+                        found.unbound += UNBOUND in seen
+                        advance(1)
+        except StoreError as error:  # no more can be found out
+            found.faults.append(str(error))
+        return found
+
+    found = asyncio.run(checked())
+    if as_json:
+        echo_json(found)
+    else:
+        for damaged in found.damaged:
+            echo(f"damaged: {damaged.error}")
+        for fault in found.faults:
+            echo(f"fault: {fault}")
+        unbound = f", {found.unbound:,} of an older version, not bound to their keys" if found.unbound else ""
+        echo(
+            f"checked {_count(found.entries)}: {len(found.damaged):,} damaged, {len(found.faults):,} faults{unbound}",
+            err=True,
+        )
+    return int(bool(found.damaged or found.faults))

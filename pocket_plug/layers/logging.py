@@ -24,7 +24,7 @@ from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer, parts
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.manager import told_of_failures
-from pocket_plug.reporting import changed, error_type, say_once, stack_of, template_of
+from pocket_plug.reporting import changed, error_type, say_once, stack_of, suppressed, template_of
 
 if TYPE_CHECKING:
     from pocket_plug.discovery import PluginRecord
@@ -85,6 +85,8 @@ def pocket_layers() -> Sequence[type[Layer]]:
 @hookimpl
 def pocket_observe(run: Run) -> Observer | None:
     """Log a run where that is wanted."""
+    if suppressed():
+        return None
     if not _wanted():
         if _looked:
             look()  # a layer logs: for it too, a changed configuration counts from here on
@@ -106,7 +108,7 @@ def _wanted() -> bool:
 
 def _plugin_failed(plugin: PluginRecord, what: str, error: BaseException) -> None:
     """The first time that a plugin fails at something."""
-    if _wanted():
+    if _wanted() and not suppressed():
         try:
             _say(
                 look(),
@@ -293,7 +295,7 @@ class Logging(Layer):
 
     async def read(self, key: str) -> Entry | None:
         method = _methods[self.level]
-        if method is None:
+        if method is None or suppressed():
             return await self.inner.read(key)
         started = time.perf_counter()
         try:
@@ -306,7 +308,7 @@ class Logging(Layer):
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         method = _methods[self.level]
-        if method is None:
+        if method is None or suppressed():
             return await self.inner.read_many(keys)
         keys = list(keys)
         started = time.perf_counter()
@@ -320,7 +322,7 @@ class Logging(Layer):
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         method = _methods[self.level]
-        if method is None:
+        if method is None or suppressed():
             return await self.inner.write(changes, expect)
         if len(changes) == 1:
             op = "set" if isinstance(changes[0], Put) else "delete"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
-from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.errors import ConfigError, Conflict
 from pocket_plug.forking import after_fork, new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.layer import Layer
@@ -77,12 +77,6 @@ class Persistence(Layer):
         after_fork(self._forget_others)
 
     def _refuse_nonsense(self) -> None:
-        modes = get_args(Mode)
-        if self.mode not in modes:
-            raise ConfigError(
-                f"persistence has no mode {self.mode!r:.80}; it has: {', '.join(map(repr, modes))}."
-                f"{suggest(str(self.mode), modes)}"
-            )
         if self.max_pending is not None and (self.mode != "behind" or self.max_pending < 1):
             raise ConfigError(
                 f"persistence: max_pending is {self.max_pending!r} with mode={self.mode!r}; give a number of keys, "

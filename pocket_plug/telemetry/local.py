@@ -29,10 +29,13 @@ def where_to_look(file: Path, run_id: object = None) -> str:
 
     >>> where_to_look(DEFAULT_FILE, "order 7")
     "trace: .pocket_plug/traces.jsonl · open it: pocket-plug trace show 'order 7' --open"
+    >>> where_to_look(DEFAULT_FILE, "--help")
+    'trace: .pocket_plug/traces.jsonl · open it: pocket-plug trace show --open -- --help'
     """
-    words = [_command(), "trace", "show", *([run_id] if isinstance(run_id, str) else []), "--open"]
-    elsewhere = [] if file == DEFAULT_FILE else ["--file", str(file)]
-    return f"trace: {file} · open it: {shlex.join(words + elsewhere)}"
+    run = [run_id] if isinstance(run_id, str) else []
+    options = ["--open", *([] if file == DEFAULT_FILE else ["--file", str(file)])]
+    words = [*options, "--", *run] if run and run[0].startswith("-") else [*run, *options]
+    return f"trace: {file} · open it: {shlex.join([_command(), 'trace', 'show', *words])}"
 
 
 def _command() -> str:

@@ -14,7 +14,16 @@ from opentelemetry._logs import SeverityNumber
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.layers.logging import LEVELS, add_ids
-from pocket_plug.reporting import SCHEMA_URL, capped, error_text, error_type, own_version, say_once, stack_of
+from pocket_plug.reporting import (
+    SCHEMA_URL,
+    capped,
+    error_text,
+    error_type,
+    own_version,
+    say_once,
+    stack_of,
+    suppressed,
+)
 from pocket_plug.terminal import escaped
 
 _SEVERITIES = {
@@ -37,7 +46,8 @@ def export_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
     `structlog.configure(processors=[merge_contextvars, …, export_event, JSONRenderer()])`.
     """
     try:
-        _emit(method, event)
+        if not suppressed():  # an exporter that logs would feed itself
+            _emit(method, event)
     except BaseException as error:  # a log that can't be exported must not fail who logs
         if not is_fault(error):
             raise
@@ -53,7 +63,8 @@ def _emit(method: str, event: Mapping[str, Any]) -> None:
     level = _OTHER_NAMES.get(level, level)
     severity = _SEVERITIES.get(level, SeverityNumber.UNSPECIFIED)
     exporter = _logs.get_logger_provider().get_logger(name, version, schema)
-    if not exporter.enabled(severity_number=severity):
+    enabled = getattr(exporter, "enabled", None)  # since OpenTelemetry 1.45; before that, who asked got all
+    if enabled is not None and not enabled(severity_number=severity):
         return
     within = "run_id" in event
     attributes: dict[str, Any] = {

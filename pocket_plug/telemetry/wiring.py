@@ -18,7 +18,7 @@ from functools import partial
 from multiprocessing import util as processes
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.metrics import NoOpMeterProvider
@@ -143,6 +143,8 @@ def setup(*, detail: tracing.Detail | None = None, capture: tracing.Capture | No
                 _use_logs(records)
             if readers:
                 _use_metrics(readers)
+            elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
+                own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
             modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
             _in_earnest = Telemetry(modes, spans=spans, records=records, readers=readers)
         return _in_earnest
@@ -215,12 +217,12 @@ class Telemetry:
             fan = _spans.fan
             fan.processors = tuple(part for part in fan.processors if part not in self._spans)
             if not fan.processors:
-                tracing.configure(tracer_provider=NoOpTracerProvider())
+                tracing.mute()  # ours, which stays the global one: runs cost again what they cost before
         if self._records and _log_records is not None:
             _log_records.fan.processors = ()
         in_time = _in_time([part.shutdown for part in self._parts()], timeout)
         if self._readers:
-            own_metrics.configure(meter_provider=NoOpMeterProvider())
+            own_metrics.mute()
         self._say_losses("" if in_time else f"; exporting took longer than {timeout:.2g} s and was given up")
 
     def _say_losses(self, why: str) -> None:
@@ -369,7 +371,10 @@ def _settings(detail: tracing.Detail | None, capture: tracing.Capture | None, re
     if flavours is None and wants_openinference():
         flavours = (*tracing.configure().flavours, "openinference")
     given = {"detail": detail, "capture": capture, "redact": redact, "flavours": flavours, "baggage": baggage}
-    return cast(tracing.Changes, {name: value for name, value in given.items() if value is not None})
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if isinstance(tracing.configure().tracer_provider, NoOpTracerProvider):
+        changes["tracer_provider"] = None  # muted, by a former close or `uninstrument`: now the program wants it again
+    return cast(tracing.Changes, changes)
 
 
 def _mode(signal: Signal) -> str:
@@ -395,7 +400,12 @@ def _metrics_are_taken() -> bool:
     provider = own_metrics.configure().meter_provider
     if provider is None or isinstance(provider, NoOpMeterProvider):
         provider = metrics.get_meter_provider()
-    return provider is not _meters and not type(provider).__module__.startswith("opentelemetry.metrics")
+    return provider is not _meters and not _is_the_apis(provider)
+
+
+def _is_the_apis(provider: object) -> bool:
+    """It stands in until one is set, or does nothing."""
+    return type(provider).__module__.startswith("opentelemetry.metrics")
 
 
 def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[SpanProcessor], Path | None]:
@@ -427,6 +437,7 @@ def _use_spans(processors: Sequence[SpanProcessor]) -> None:
     global _spans
     if _spans is None:
         _spans = Spans(make_resource(_flavours()))
+    if trace.get_tracer_provider() is not _spans:  # a test may have taken it back
         trace.set_tracer_provider(_spans)
     _watch_the_end()
     _spans.fan.processors += tuple(processors)
@@ -437,6 +448,7 @@ def _use_logs(processors: Sequence[LogRecordProcessor]) -> None:
     global _log_records
     if _log_records is None:
         _log_records = Logs(make_resource(_flavours()))
+    if _logs.get_logger_provider() is not _log_records:
         _logs.set_logger_provider(_log_records)
     _watch_the_end()
     _log_records.fan.processors = tuple(processors)
@@ -445,12 +457,12 @@ def _use_logs(processors: Sequence[LogRecordProcessor]) -> None:
 def _use_metrics(readers: Sequence[MetricReader]) -> None:
     """A meter provider has its readers for good: after a close there is another one, for pocket_plug's own metrics."""
     global _meters
-    first = _meters is None
     _meters = MeterProvider(list(readers), resource=make_resource(_flavours()), shutdown_on_exit=False)
-    if first:
+    free = _is_the_apis(metrics.get_meter_provider())
+    if free:
         metrics.set_meter_provider(_meters)
     _watch_the_end()
-    own_metrics.configure(meter_provider=None if first else _meters)
+    own_metrics.configure(meter_provider=None if free else _meters)
 
 
 def _flavours() -> tuple[str, ...]:

@@ -1,13 +1,17 @@
-"""The kit for those who write plugins: contracts to inherit, a clock, span capture. It needs pytest.
+"""The kit for those who test what they wrote: contracts to inherit, a clock, span capture, a Pocket for each test.
 
 - `contracts.BackendContract`, `layer_contract.LayerContract`: inherit one, and get the whole suite.
 - `clock.FakeClock`, `clock.run_virtual`: time that a test owns.
 - `spans.SpanCapture`: the spans that a block of code makes, as a tree.
+- `isolation.fresh_pocket`: a block in which the process has no default Pocket yet; `fixtures` has it for pytest.
+
+Contracts and fixtures are pytest's; the rest works with any test runner, and without pytest.
 """
 
 from __future__ import annotations
 
-import pytest
+import sys
 
-# their asserts then say what they found, as those of a test module do
-pytest.register_assert_rewrite("pocket_plug.testing.contracts", "pocket_plug.testing.layer_contract")
+if (pytest := sys.modules.get("pytest")) is not None:
+    # their asserts then say what they found, as those of a test module do
+    pytest.register_assert_rewrite("pocket_plug.testing.contracts", "pocket_plug.testing.layer_contract")

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import threading
-import types
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pocket_plug.backend import Backend, Delete, Entry, Put
-from pocket_plug.errors import CodecError, Conflict, StoreClosedError, StoreError, StoreError
+from pocket_plug.errors import CodecError, Conflict, StoreClosedError, StoreError
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.waiting import drive, drive_inline, run_on
@@ -53,7 +53,7 @@ async def increment(backend: Backend, key: str, times: int) -> None:
 
 
 @contextmanager
-def hasty_threads() -> Iterator[None]:
+def hasty_threads() -> Generator[None]:
     """Let Python change from one thread to another some hundred times as often: what may come in between, does."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -238,6 +238,16 @@ class BackendContract:
                 "b4": given[4],
                 "b0": given[0],
             }
+
+        run(scenario)
+
+    def test_what_is_whole_passes_the_check(self, run: Callable[[Scenario], None]) -> None:
+        """`check` finds nothing wrong with a backend that nobody has damaged."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1), Put("b", [2], 4e9)])
+            await backend.write([Delete("a"), Put("c", 3)])
+            assert await backend.check() == []
 
         run(scenario)
 
@@ -640,9 +650,9 @@ class BackendContract:
             async def append(key: str, item: int) -> bool:
                 found = await backend.read_many([key, "never there"])
                 await asyncio.sleep(0)
-                value, version = (found[key].value, found[key].version) if found else ([], 0)
+                entry = found.get(key, Entry([], 0))
                 try:
-                    await backend.write([Put(key, [*value, item])], {"never there": 0, key: version})
+                    await backend.write([Put(key, [*entry.value, item])], {"never there": 0, key: entry.version})
                 except Conflict as conflict:
                     if conflict.keys != frozenset({key}):
                         raise
@@ -766,8 +776,9 @@ class BackendContract:
         """What is said to be inline never suspends; what needs no loop can be driven from a thread without one."""
 
         async def scenario(backend: Backend) -> None:
-            await backend.write([Put("a", 1)])
+            version = await backend.write([Put("a", 1)])
             if backend.inline_read:
+                assert drive_inline(backend.write([], {"a": version, "b": 0})) == version
                 assert drive_inline(backend.read("a")) == await backend.read("a")
                 assert drive_inline(backend.read_many(["a"])) == await backend.read_many(["a"])
                 assert drive_inline(keys_of(backend)) == ["a"]

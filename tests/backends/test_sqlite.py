@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,11 @@ def test_a_url_names_the_file_and_the_options() -> None:
         ("sqlite:///x.db?durability=proces", "allowed: power, process. Did you mean 'process'?"),
         ("sqlite:///x.db?durability=", "durability is ''"),
         ("sqlite:///x.db?timeout=soon", "timeout is 'soon'"),
+        ("sqlite:///a%00b.db", "can't be a file's name: it has a NUL"),
+        ("sqlite:///a\0b.db", "can't be a file's name"),
+        ("sqlite:///\ud800.db", "can't be a file's name"),
+        ("sqlite:///x.db?timeout=1&timeout=2", "has the option 'timeout' twice; give it once"),
+        ("sqlite:///x.db?durability=power&durability=power", "has the option 'durability' twice"),
         ("sqlite:///x.db?timeout=-1", "timeout is -1.0"),
         ("sqlite:///x.db?timeout=nan", "timeout is nan"),
         ("sqlite:///x.db?timeout=1e12", "timeout is 1000000000000.0"),
@@ -622,7 +630,7 @@ def test_one_write_that_cant_be_done_spoils_no_other(tmp_path: Path) -> None:
             others = [asyncio.ensure_future(backend.write([Put(f"k{n}", n)], {"half": 0})) for n in range(5)]
             await settle()
             other.execute("COMMIT")
-            with pytest.raises(OverflowError):
+            with pytest.raises(struct.error):
                 await impossible
             await asyncio.gather(*others)
         assert await keys_of(backend) == [f"k{n}" for n in range(5)]
@@ -836,3 +844,188 @@ def test_many_threads_read_what_was_committed(tmp_path: Path) -> None:
         thread.join()
     drive(backend.close())
     assert stale == []
+
+
+# ---------------------------------------------------------------- nothing left open, nothing written beside
+def open_files(folder: Path) -> list[str]:
+    """What this process has open there."""
+    found: list[str] = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            if (path := os.readlink(f"/proc/self/fd/{number}")).startswith(str(folder)):
+                found.append(path)
+    return found
+
+
+def damage(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * 100_000)
+
+
+def make_foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+
+
+FAULTS: dict[str, Callable[[Path], object]] = {
+    "damaged": damage,
+    "truncated": lambda path: os.truncate(path, 8192),
+    "no file of SQLite": lambda path: path.write_bytes(b"x" * 5000),
+    "deleted": lambda path: path.unlink(),
+    "another program's": make_foreign,
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed by Linux only")
+@pytest.mark.parametrize("when", ["before open", "while open"])
+@pytest.mark.parametrize("durability", MODES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_an_error_close_leaves_nothing_open(
+    tmp_path: Path, fault: str, durability: sqlite.Durability, when: str
+) -> None:
+    """Whatever failed, and though the errors are kept and no garbage is collected."""
+    path = tmp_path / "state.db"
+    backend = SQLite(path, durability=durability)
+    drive(backend.open())
+    drive(backend.write([Put(f"k{n:03}", "x" * 500) for n in range(1000)]))
+    drive(backend.close())
+    kept: list[Exception] = []
+    gc.disable()
+    try:
+        if when == "while open":
+            drive(backend.open())
+            drive(backend.read("k001"))
+        if fault == "another program's":
+            path.unlink()
+        FAULTS[fault](path)
+        uses: list[Callable[[], Any]] = [
+            lambda: backend.open(),
+            lambda: backend.write([Put("k050", 1)]),
+            lambda: backend.write([Put("a", 1)], {"k050": 1}),
+            lambda: backend.read("k050"),
+            lambda: backend.read_many(["k100", "k200"]),
+            lambda: keys_of(backend),
+            lambda: backend.write([], {"k050": 1}),
+        ]
+        for use in uses:
+            try:
+                drive(use())
+            except StoreError as error:
+                kept.append(error)
+        drive(backend.close())
+        assert kept or (fault, when) == ("deleted", "before open")  # then it is made anew
+        assert open_files(tmp_path) == []
+        assert backend.rest()  # nor is a fork held up
+    finally:
+        gc.enable()
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other.db")
+    drive(_made(other))
+    other.replace(path)
+
+
+async def _made(path: Path) -> None:
+    backend = SQLite(path)
+    await backend.open()
+    await backend.write([Put("theirs", 1)])
+    await backend.close()
+
+
+def unlink_all(path: Path) -> None:
+    for file in path.parent.glob("state.db*"):
+        file.unlink()
+
+
+GONE: dict[str, Callable[[Path], object]] = {
+    "deleted": lambda path: path.unlink(),
+    "deleted with its log": unlink_all,
+    "moved": lambda path: path.rename(path.with_name("moved.db")),
+    "replaced": replace,
+    "its folder moved": lambda path: path.parent.rename(path.parent.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("gone", GONE)
+@pytest.mark.parametrize("durability", MODES)
+@pytest.mark.parametrize("loop", [False, True], ids=["sync", "async"])
+def test_a_file_that_is_gone_acknowledges_nothing(
+    tmp_path: Path, gone: str, durability: sqlite.Durability, loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads and writes name it and the way out, until it is closed; opened again it works with what is there."""
+    monkeypatch.setattr(sqlite, "LOOK_EVERY", 0)
+    folder = tmp_path / "folder"
+    path = folder / "state.db"
+    backend = SQLite(path, durability=durability)
+
+    async def refused() -> None:
+        for _ in range(2):
+            for use in (
+                backend.write([Put("late", 1)]),
+                backend.write([Put("late", 1)], {"late": 0}),
+                backend.write([], {"a": 1}),
+                backend.read("a"),
+                backend.read_many(["a", "b"]),
+                keys_of(backend),
+                backend.version(),
+            ):
+                with pytest.raises(StoreError, match=r"state\.db was deleted, moved or replaced.*open it again"):
+                    await use
+
+    async def scenario() -> None:
+        await backend.open()
+        await backend.write([Put("a", 1)])
+        await backend.read("a")
+        GONE[gone](path)
+        await refused()
+        await backend.close()
+        await backend.open()
+        assert await keys_of(backend) == (["theirs"] if gone == "replaced" else [])
+        await backend.write([Put("b", 1)])
+        await backend.close()
+
+    asyncio.run(scenario()) if loop else drive(scenario())
+
+
+def test_a_log_that_is_deleted_acknowledges_nothing(tmp_path: Path) -> None:
+    """With `power`: what is only in the log would be gone with the last connection."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    (tmp_path / "state.db-wal").unlink()
+    with pytest.raises(StoreError, match=r"state\.db-wal was deleted"):
+        drive(backend.write([Put("late", 1)]))
+    drive(backend.close())
+
+
+def test_reads_look_for_the_file_now_and_then(tmp_path: Path) -> None:
+    """Not each time, which would cost a third of a read; but a write does, and a read soon after."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    (tmp_path / "state.db").unlink()
+
+    def read_until_it_is_noticed() -> None:
+        while True:
+            drive(backend.read("a"))
+
+    with pytest.raises(StoreError, match="was deleted"):
+        read_until_it_is_noticed()
+    drive(backend.close())
+
+
+def test_a_link_to_the_file_leads_to_it(tmp_path: Path) -> None:
+    """A store opened by a symbolic link works, and notices when that leads to another file."""
+    (tmp_path / "link.db").symlink_to(tmp_path / "state.db")
+    drive(_made(tmp_path / "state.db"))
+    drive(_made(tmp_path / "other.db"))
+    backend = SQLite(tmp_path / "link.db")
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    (tmp_path / "link.db").unlink()
+    (tmp_path / "link.db").symlink_to(tmp_path / "other.db")
+    with pytest.raises(StoreError, match=r"link\.db was deleted, moved or replaced"):
+        drive(backend.write([Put("b", 1)]))
+    drive(backend.close())

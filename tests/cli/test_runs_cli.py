@@ -307,7 +307,8 @@ def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
         assert refused.code == 2
         assert "ANSWER: " in refused.err
         assert here("runs", "show", "h", "--json").json["state"] == "suspended"
-    assert elsewhere("runs", "answer", "shop.py:haggle", "h", '{"amount": "3.5"}').out == "agreed on 3.5\n"
+    Path("answer.json").write_text('{"amount": "3.5"}')
+    assert elsewhere("runs", "answer", "shop.py:haggle", "h", "@answer.json").out == "agreed on 3.5\n"
 
 
 def test_an_answer_to_no_question(here: Any) -> None:
@@ -325,6 +326,8 @@ def test_an_answer_to_no_question(here: Any) -> None:
         (("--url", URL, "resume", "shop.py:number", "r"), "is int, not a Graph"),
         (("--url", URL, "resume", "shop.py:graph_of_its_own", "r"), "has a store of its own"),
         (("--url", "memory://", "ls"), "is in memory"),
+        (("--url", URL, "show", "-x"), "goes behind --"),
+        (("--url", URL, "ls", "--stat"), "Did you mean"),
         (("rm",), "Missing argument"),
     ],
 )
@@ -336,6 +339,59 @@ def test_wrong_usage(here: Any, arguments: tuple[str, ...], said: str) -> None:
     assert said in ran.err
     assert not Path("no.db").exists()
     assert not Path("other.db").exists()
+
+
+OWN = """
+    import pocket_plug as pp
+
+    @pp.node
+    def said(answered: pp.Answered[str, str]) -> str:
+        return f"{answered.input} {answered.answer}"
+
+    ask = pp.Ask[str, str](str, question=str, name="ask")
+    graph = pp.Graph(ask >> said, store=pp.Store("sqlite:///state.db?durability=process"), name="own")
+"""
+
+
+@pytest.fixture
+def own(here: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command in this process, that may load own.py, whose graph has a store of its own and knows Python's types only."""
+    Path("own.py").write_text(dedent(OWN))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.delitem(sys.modules, "own", raising=False)
+        ran: Ran = here(*arguments)
+        return ran
+
+    yield run
+    sys.modules.pop("own", None)
+
+
+@pytest.mark.parametrize("url", [URL, "sqlite:///folder/../state.db", "sqlite:////{}/state.db", "sqlite:///link.db"])
+def test_the_store_that_is_named_may_be_the_graphs_own(own: Any, folder: Path, url: str) -> None:
+    """However its file is named: its runs are there."""
+    Path("folder").mkdir()
+    Path("link.db").symlink_to("state.db")
+    url = url.format(str(folder).lstrip("/"))
+    assert own("run", "own.py", "--run-id", "r", "--input", '"hello"').code == 3
+    answered = own("runs", "--url", url, "answer", "own.py", "r", '"you"')
+    assert (answered.code, answered.out) == (0, "hello you\n"), answered.err
+    assert own("runs", "--url", url, "resume", "own.py", "r").out == "hello you\n"
+
+
+@pytest.mark.parametrize("run_id", ["--help", "--trace", "-x", "--", "-1", "--url"])
+def test_ids_that_look_like_options(own: Any, run_id: str) -> None:
+    """They are ids behind `--`, and as the value of --run-id; each command that takes a run takes them."""
+    asked = own("run", "own.py", "--run-id", run_id, "--input", '"hello"')
+    assert (asked.code, asked.out) == (3, ""), asked.err
+    assert f"run {run_id!r} waits" in asked.err
+    assert [each["run"] for each in own("runs", "ls", "--json").json] == [run_id]
+    assert own("runs", "show", "--json", "--", run_id).json["state"] == "suspended"
+    assert own("runs", "answer", "--", "own.py", run_id, '"you"').out == "hello you\n"
+    assert own("runs", "resume", "--", "own.py", run_id).out == "hello you\n"
+    assert own("runs", "rm", "--", run_id).code == 0
+    assert keys("pocket:") == []
 
 
 def test_a_run_id_is_for_graphs(here: Any) -> None:

@@ -11,9 +11,11 @@ import os
 import pty
 import re
 import sqlite3
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from pocket_plug import SyncStore, register_type
 from pocket_plug.backend import Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
-from pocket_plug.codec import Codec, default_codec
+from pocket_plug.codec import Codec, default_codec, is_whole, place_of
 from pocket_plug.pocket import set_default_pocket
 from pocket_plug.waiting import drive
 
@@ -103,10 +105,14 @@ def fill(values: dict[str, Any], path: str = "state.db", **expiries: float) -> N
 
 
 def content(path: str = "state.db") -> dict[str, tuple[bytes, float | None]]:
-    """The records that a file holds, with when they expire."""
+    """The records that a file holds, freed from the places that they are bound to, with when they expire."""
     with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute("SELECT key, value, expires_at FROM entries").fetchall()
-    return {key: (value, expires_at) for key, value, expires_at in rows}
+        rows = connection.execute("SELECT key, value, version, expires_at FROM entries").fetchall()
+    records: dict[str, tuple[bytes, float | None]] = {}
+    for key, value, version, expires_at in rows:
+        assert value[0] == 1 or is_whole(value, place_of(key, version, expires_at))
+        records[key] = struct.pack(">BBI", 1, value[1], zlib.crc32(value[6:], value[1])) + value[6:], expires_at
+    return records
 
 
 def fill_foreign(key: str, value: Any) -> bytes:
@@ -248,9 +254,14 @@ def test_set_takes_json_or_text() -> None:
     [
         (["set", "a", "{"], "For a plain text add --text"),
         (["set", "a", "NaN"], "VALUE is no JSON"),
-        (["set", "a", "[" * 100_000], "VALUE is no JSON"),
+        (["set", "a", "[" * 100_000], "VALUE is no JSON: it is nested too deeply"),
         (["set", "a", "1", "--ttl", "soon"], "a TTL can't be 'soon'"),
         (["set", "pocket:x", "1"], "the prefix 'pocket:' is reserved"),
+        *[
+            ([command, "\udcff"], "has a lone surrogate, which no store can write")
+            for command in ("ls", "get", "rm", "export")
+        ],
+        (["set", "\udcff", "1"], "has a lone surrogate"),
         (["set", "", "1"], "a key must not be empty"),
         (["rm", "pocket:x"], "the prefix 'pocket:' is reserved"),
         (["rm"], "give the keys to remove, or --prefix"),
@@ -420,7 +431,7 @@ def in_base64(value: Any) -> str:
         ('{"key": "a", "record": "AAAA"}', "a record has"),
         ('{"key": "a", "record": "AAAAAAAAAAAA"}', "no record of this codec"),
         (json.dumps({"key": "a", "record": in_base64({1}), "type": "tuple"}), "'tuple', and holds 'set'"),
-        ('{"key": "a", "value": %s}' % ("[" * 100_000), "recursion"),
+        ('{"key": "a", "value": %s}' % ("[" * 100_000), "it is nested too deeply"),
     ],
 )  # fmt: skip
 def test_a_malformed_line_is_refused(line: str, said: str) -> None:
@@ -540,6 +551,79 @@ def test_stats_count_what_there_is() -> None:
     }
     assert numbers["file_bytes"] >= Path("state.db").stat().st_size >= 4096
     assert ["expired", "2"] in [line.split() for line in run("stats")[0].splitlines()]
+
+
+# ---------------------------------------------------------------- check
+def alter(statement: str, *parameters: Any) -> None:
+    with closing(sqlite3.connect("state.db", isolation_level=None)) as connection:
+        connection.execute(statement, parameters)
+
+
+def test_a_store_without_damage_passes_the_check() -> None:
+    """Values of other programs' types, reserved and expired entries included; the exit code is 0."""
+    fill_foreign("foreign", Foreign(Decimal(1)))
+    fill({"a": 1, "pocket:run": 2, "old": 3}, old=5.0)
+    assert run("check") == (
+        "",
+        "checked 4 entries: 0 damaged, 0 faults, 1 of an older version, not bound to their keys\n",
+    )
+    assert json.loads(run("check", "--json")[0]) == {"entries": 4, "unbound": 1, "damaged": [], "faults": []}
+
+
+def test_the_check_lists_damaged_keys() -> None:
+    """Cut off, of another key, of another version, and of a deadline that would hide it: each with the reason."""
+    fill({key: key for key in ("cut", "fine", "hidden", "moved", "older")})
+    alter("UPDATE entries SET value = substr(value, 1, 8) WHERE key = 'cut'")
+    alter("UPDATE entries SET value = (SELECT value FROM entries WHERE key = 'fine') WHERE key = 'moved'")
+    alter("UPDATE entries SET version = 0 WHERE key = 'older'")
+    alter("UPDATE entries SET expires_at = 5.0 WHERE key = 'hidden'")
+    out, err = run("check", code=1)
+    assert err == "checked 5 entries: 4 damaged, 0 faults\n"
+    assert [line.partition("key ")[2].partition(":")[0] for line in out.splitlines()] == [
+        "'cut'",
+        "'hidden'",
+        "'moved'",
+        "'older'",
+    ]
+    found = json.loads(run("check", "--json", code=1)[0])
+    assert [damaged["key"] for damaged in found["damaged"]] == ["cut", "hidden", "moved", "older"]
+    assert all("checksum does not fit" in damaged["error"] for damaged in found["damaged"])
+    assert found["faults"] == []
+    run("rm", "cut", "hidden", "moved", "older")
+    run("check")
+
+
+def test_the_check_finds_what_an_index_has_lost() -> None:
+    """A bit in a page of the index: a read can't know that the key is there, and the check names it."""
+    fill({"lost-key": 1, "other": 2})
+    data = Path("state.db").read_bytes()
+    pages = [data[start : start + 4096] for start in range(0, len(data), 4096)]
+    altered = [page.replace(b"lost-key", b"lost-kex") if page[0] == 0x0A else page for page in pages]
+    assert altered != pages
+    Path("state.db").write_bytes(b"".join(altered))
+    out, err = run("check", code=1)
+    assert "fault: key 'lost-key' is in the table and not in its index: it is not found\n" in out
+    assert "fault: key 'lost-kex' is in the index and not in its table" in out
+    assert "damaged: state.db, key 'lost-kex': the record's checksum does not fit" in out
+    assert err.startswith("checked 2 entries: 1 damaged, ")
+
+
+def test_the_check_finds_a_counter_that_has_gone_back() -> None:
+    """A version would be given twice."""
+    fill({"a": 1})
+    fill({"b": 1})
+    alter("UPDATE counter SET version = 1")
+    assert run("check", code=1)[0] == "fault: the counter is at 1, and an entry has version 2\n"
+
+
+def test_the_check_of_what_is_no_store() -> None:
+    """Another program's file and a damaged header are faults; no file is a usage error."""
+    run("check", code=2)
+    fill({"a": 1})
+    alter("PRAGMA application_id = 5")
+    assert "fault: state.db is the SQLite file of another program" in run("check", code=1)[0]
+    Path("state.db").write_bytes(b"no SQLite " * 1000)
+    assert json.loads(run("check", "--json", code=1)[0])["faults"][0].startswith("state.db: this is no SQLite file")
 
 
 # ---------------------------------------------------------------- which store

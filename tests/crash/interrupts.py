@@ -197,7 +197,7 @@ def in_thread(work: Callable[[], object]) -> None:
     def run() -> None:
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is told by the thread that waits
             failed.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

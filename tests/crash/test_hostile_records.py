@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -13,7 +15,11 @@ from typing import Any
 import pytest
 
 import pocket_plug as pp
+from pocket_plug.backend import Delete, Put
+from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.codec import default_codec
+from pocket_plug.layers import Migrate
+from pocket_plug.waiting import drive
 
 SCRIPT = Path(__file__).parent / "hostile_records.py"
 
@@ -68,13 +74,102 @@ def test_a_damaged_counter_stops_all_writes(tmp_path: Path, version: Any) -> Non
 
 
 def test_a_version_from_nowhere_does_not_keep_an_entry(tmp_path: Path) -> None:
-    """A delete removes what is there, even if it claims to be newer than anything."""
+    """It is damage, to readers. A write of a version, as one written behind, is newer all the same; so is a removal."""
+    path = tmp_path / "state.db"
+    backend = SQLite(path)
+    with pp.SyncStore(backend) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        for change in (Put("k", 2, None, 5), Delete("k", 5)):
+            drive(backend.write([Put("k", 1, None, 1)]))
+            drive(backend.write([Put("k", 0, None, 1)]))  # older than what is there: it stays
+            assert store.get("k") == 1
+            other.execute("UPDATE entries SET version = ?", (2**63 - 1,))
+            with pytest.raises(pp.CorruptRecordError, match="it was damaged or cut off, or stands elsewhere"):
+                store.get("k")
+            drive(backend.write([change]))
+            assert store.get("k") == (2 if isinstance(change, Put) else None)
+            store.delete_many(["k"])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("key", "l"), ("version", 3), ("expires_at", 5.0), ("expires_at", 4e9), ("value", b"other")]
+)  # fmt: skip
+def test_a_record_in_a_wrong_place_is_an_error(tmp_path: Path, column: str, value: Any) -> None:
+    """Another key, another version, another deadline, the value of another key: for every way of reading, and of writing
+    what expects something of it. Nothing is taken for expired, and so for absent.
+    """
     path = tmp_path / "state.db"
     with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        store.set("other", "of another key")
         store.set("k", 1)
-        other.execute("UPDATE entries SET version = ?", (2**63 - 1,))
-        assert store.delete("k")
-        assert not store.has("k")
+        if column == "value":
+            other.execute("UPDATE entries SET value = (SELECT value FROM entries WHERE key = 'other') WHERE key = 'k'")
+        else:
+            other.execute(f"UPDATE entries SET {column} = ? WHERE key = 'k'", (value,))  # noqa: S608 - a name from above
+        key = "l" if column == "key" else "k"
+        uses: list[Any] = [
+            lambda: store.get(key), lambda: store.get_many([key]), lambda: store.ttl(key), lambda: store.has(key),
+            lambda: store.update(key, lambda old: old, default=2),
+        ]  # fmt: skip
+        if value == 5.0:
+            uses += [lambda: drive(store._source.write([Put(key, 2)], {key: 0}))]
+            assert key in store.keys()
+        for use in uses:
+            with pytest.raises(pp.CorruptRecordError, match=rf"state\.db, key '{key}': .*stands elsewhere"):
+                use()
+        store.set(key, 5)
+        assert store.get(key) == 5
+
+
+@pytest.mark.parametrize("occurrence", [0, 1])
+def test_a_damaged_deadline_removes_nothing(tmp_path: Path, occurrence: int) -> None:
+    """It stands in the table and in an index, which have to agree when expired entries are cleared away."""
+    path = tmp_path / "state.db"
+    deadline = struct.pack(">d", 4e9 + 0.5)
+    with pp.SyncStore(f"sqlite:///{path}") as store:
+        drive(store._source.write([Put("k", 1, 4e9 + 0.5)]))
+    data = path.read_bytes()
+    places = [found.start() for found in re.finditer(re.escape(deadline), data)]
+    assert len(places) == 2
+    path.write_bytes(data[: places[occurrence]] + struct.pack(">d", 5.5) + data[places[occurrence] + 8 :])
+    with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path)) as other:
+        for number in range(100):
+            store.set(f"other:{number}", number)
+        assert other.execute("SELECT count(*) FROM entries WHERE key = 'k'").fetchone() == (1,)
+
+
+def test_a_flipped_bit_never_gives_what_was_not_stored() -> None:
+    """Some hundred bits anywhere in a file: each read is right or an error; what an index hides is found by the check."""
+    flips = SCRIPT.with_name("flips.py")
+    done = subprocess.run(
+        [sys.executable, str(flips), "300", "7"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    numbers = {line[:26].strip(): line[26:].split() for line in done.stdout.splitlines()[1:]}
+    assert int(numbers["flips"][-1]) == 300
+    assert int(numbers["an error"][-1]) > 50
+
+
+def test_older_records_are_read_and_bound_as_they_are_written(tmp_path: Path) -> None:
+    """A file of an older version goes on: each write binds its record, and the layer `migrate` does so as it reads."""
+    path = tmp_path / "state.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+
+        def formats() -> dict[str, int]:
+            return {key: value[0] for key, value in other.execute("SELECT key, value FROM entries")}
+
+        with pp.SyncStore(f"sqlite:///{path}") as store:
+            store.set_many({"a": 1, "b": [2], "c": {"d": 3}})
+            assert set(formats().values()) == {2}
+            for key in "abc":
+                other.execute("UPDATE entries SET value = ? WHERE key = ?", (default_codec.encode(store.get(key)), key))
+            assert [store.get(key) for key in "abc"] == [1, [2], {"d": 3}]
+            assert set(formats().values()) == {1}
+            store.set("a", 5)
+            assert formats() == {"a": 2, "b": 1, "c": 1}
+        with pp.SyncStore(f"sqlite:///{path}", layers=[Migrate()]) as store:
+            assert store.get_many(["a", "b"]) == {"a": 5, "b": [2]}
+            assert store.get("c") == {"d": 3}
+        assert set(formats().values()) == {2}
 
 
 def test_no_room_is_made_for_an_entry_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

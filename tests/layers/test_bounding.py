@@ -106,6 +106,26 @@ def test_bytes_are_bounded_by_the_estimate(backend: Memory, clock: FakeClock) ->
     assert [(key, reason) for key, _, reason in evicted.calls] == [("c", "bytes")]
 
 
+@pytest.mark.parametrize("spare", [0, -1])
+def test_an_entry_of_exactly_max_bytes_stays(backend: Memory, clock: FakeClock, spare: int) -> None:
+    """The bound is how much there may be: alone, and together with others. One byte more goes."""
+    evicted = Record()
+    one = size_of("x" * 1000) + size_of("a")
+    alone = bounded(backend, clock, max_bytes=one + spare, on_evict=evicted)
+    alone.set("a", "x" * 1000)
+    assert alone.get("a") == (None if spare else "x" * 1000)
+    beside = bounded(Memory(), clock, max_bytes=one + spare)
+    beside.set("small", 1)
+    beside.set("a", "x" * 1000)
+    assert list(beside.keys()) == (["small"] if spare else ["a"])
+    both = bounded(Memory(), clock, max_bytes=2 * one + spare, on_evict=evicted)
+    both.set("a", "x" * 1000)
+    both.set("b", "x" * 1000)
+    assert both.get("a") == (None if spare else "x" * 1000)
+    assert both.get("b") == "x" * 1000
+    assert [(key, reason) for key, _, reason in evicted.calls] == ([("a", "bytes")] * 2 if spare else [])
+
+
 def test_a_value_too_big_for_all_the_room_evicts_only_itself(backend: Memory, clock: FakeClock) -> None:
     """It can't stay; emptying the cache for it first would lose everything and gain nothing."""
     evicted = Record()
@@ -575,9 +595,9 @@ def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
         ({}, "max_entries, max_bytes or ttl"),
         ({"max_entries": 0}, "max_entries can't be 0"),
         ({"max_entries": -5, "ttl": 1}, "max_entries can't be -5"),
-        ({"max_entries": True}, "max_entries can't be True"),
-        ({"max_entries": 2.5}, "max_entries can't be 2.5"),
-        ({"max_bytes": "1MB"}, "max_bytes can't be '1MB'"),
+        ({"max_entries": True}, "option 'max_entries' must be int . None, not True"),
+        ({"max_entries": 2.5}, "option 'max_entries' must be int . None, not 2.5"),
+        ({"max_bytes": "1MB"}, "option 'max_bytes' must be int . None, not str.3."),
         ({"ttl": 0}, "TTL can't be 0"),
         ({"ttl": "soon"}, "TTL can't be 'soon'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run
 from pocket_plug.keys import Key
 from pocket_plug.layers import tracing
+from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.tracing import Tracing
 from pocket_plug.memory import Memory
 from pocket_plug.testing.spans import SpanCapture
@@ -307,6 +309,32 @@ def test_without_a_provider_a_run_is_silent() -> None:
         tracing.configure(tracer_provider=trace.NoOpTracerProvider())
         assert tracing.pocket_observe(Run("r", "g")) is None
         assert SyncStore(layers=[Tracing()]).get("k") is None
+
+
+def test_a_stack_that_was_built_before_there_is_a_provider_shows_its_layers_too() -> None:
+    """At detail "debug" the parts are watched from the beginning, whoever listens later."""
+    with SpanCapture(detail="debug") as capture:
+        tracing.configure(tracer_provider=trace.NoOpTracerProvider())
+        store = SyncStore(layers=[Tracing(), Bounding(max_entries=10), "metrics"])
+        assert store.get("k") is None
+        tracing.configure(tracer_provider=capture.tracer_provider)
+        assert store.get("k") is None
+    assert capture.tree() == [("get", [("layer bounding", ["layer metrics"])])]
+
+
+def test_the_provider_that_the_environment_names_is_loaded_by_a_stores_first_operation() -> None:
+    """`OTEL_PYTHON_TRACER_PROVIDER` is followed by asking the API; a store asks as a run does."""
+    code = """
+import pocket_plug as pp
+from opentelemetry import trace
+store = pp.SyncStore(layers=["tracing"])
+before = trace._TRACER_PROVIDER
+store.get("k")
+print(before, type(trace._TRACER_PROVIDER).__module__)
+"""
+    env = os.environ | {"OTEL_PYTHON_TRACER_PROVIDER": "sdk_tracer_provider"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "None opentelemetry.sdk.trace\n"), done.stderr
 
 
 def test_an_unsampled_run_has_no_spans_inside() -> None:

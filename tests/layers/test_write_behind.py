@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -717,6 +717,20 @@ def test_a_busy_durable_tier_is_tried_again() -> None:
     drive(queue.close())
 
 
+def test_it_is_tried_eight_times_with_six_seconds_of_pauses() -> None:
+    """The pauses that the reference states."""
+    shelf = Shelf()
+    slept: list[float] = []
+    queue = behind(shelf, sleep=slept.append)
+    shelf.errors = [StoreBusyError("busy")] * 7
+    put(queue, "a", 1)
+    drive(queue.flush())
+    assert shelf.has() == {"a": 1}
+    assert slept == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
+    assert int(sum(slept)) == 6
+    drive(queue.close())
+
+
 def fail(queue: WriteBehind, shelf: Shelf, *errors: Exception, then: Sequence[Change] = ()) -> StoreError:
     """Let a try to write `a` fail, with something `then` queued meanwhile; gives what the flush of it raised."""
 
@@ -904,6 +918,55 @@ def test_a_cancelled_close_still_writes_all() -> None:
 
     asyncio.run(main())
     assert shelf.has() == {"a": 1}
+
+
+@pytest.mark.parametrize("step", ["open", "own", "version"])
+def test_after_a_failed_open_the_same_store_can_be_opened_again(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Whichever step failed: the durable backend is closed, owned by nobody, and no thread is left."""
+
+    async def fails() -> None:
+        raise StoreBusyError("held by another process")
+
+    class Closes(Shelf):
+        closed = 0
+
+        async def close(self) -> None:
+            self.closed += 1
+
+    shelf = Closes()
+    store = SyncStore(layers=[Persistence(to=shelf, mode="behind")])
+    before = threading.active_count()
+    for tried in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(shelf, step, fails)
+            with pytest.raises(StoreBusyError, match="another process"), store:
+                raise AssertionError("it was not opened")
+        assert threading.active_count() == before
+        assert shelf.closed == (0 if step == "open" else tried + 1)
+    other = behind(shelf)  # nobody holds it
+    drive(other.close())
+    with store:
+        store.set("a", 1)
+    assert shelf.has() == {"a": 1}
+
+
+def test_a_queue_of_one_key_takes_writes_one_after_another() -> None:
+    """`max_pending=1`: a write waits for the one before it to land, a batch for an empty queue; none waits for ever."""
+    shelf = Shelf()
+    with SyncStore(layers=[Persistence(to=shelf, mode="behind", max_pending=1)]) as store:
+        with shelf.shut():
+            store.set("a", 1)
+            assert shelf.reached.acquire(timeout=LONG)  # it is on its way, and takes the only place
+            second = in_thread(lambda: store.set("b", 2))
+            batch = in_thread(lambda: store.set_many({"c": 3, "d": 4}))
+            assert store.get("b") is None
+        second()
+        batch()
+        for number in range(20):
+            store.set("a", number)
+        store.delete("b")
+    assert shelf.has() == {"a": 19, "c": 3, "d": 4}
+    assert all(len(landed) <= 2 for landed in shelf.batches)
 
 
 def test_it_can_be_opened_again() -> None:

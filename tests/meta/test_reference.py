@@ -23,10 +23,11 @@ from pocket_plug.discovery import PluginRecord
 from pocket_plug.graph import Graph
 from pocket_plug.keys import Key
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
-from pocket_plug.node import Node, node
+from pocket_plug.node import Node
+from pocket_plug.node_functions import node
 from pocket_plug.pocket import Pocket
 from pocket_plug.retry import Retry
-from pocket_plug.store import Store, StoreReader, StoreWriter
+from pocket_plug.store import Store, StoreReader, StoreScope, StoreWriter
 from pocket_plug.sync import SyncStore
 from pocket_plug.telemetry import Telemetry, observe, setup
 
@@ -142,7 +143,7 @@ def test_every_field_of_a_plugin_record() -> None:
 # ---------------------------------------------------------------- options and members
 MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "Store": ("Stores", 0, of_signature(Store)),
-    "views": ("Stores", 1, public(StoreReader, StoreWriter, Store) | {"scope", "place"}),
+    "views": ("Stores", 1, public(StoreReader, StoreWriter, StoreScope, Store) | {"scope", "place"}),
     "Key": ("Keys", 0, public(Key) | {"KEY", "str"}),
     "phases": ("Phases", 0, public(Node) - {"with_options", "on"}),
     "Node": ("Node options", 0, of_signature(Node.with_options, keywords_only=True)),

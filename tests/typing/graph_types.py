@@ -31,7 +31,7 @@ from pocket_plug import (
     node,
 )
 from pocket_plug.chain import Out
-from pocket_plug.node import FunctionNode
+from pocket_plug.node_functions import FunctionNode
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,18 @@ def think_sync(total: float) -> int:
 
 def save_sync(store: SyncWriter, order: Order, total: float, rounded: int) -> Receipt:
     return Receipt(order)
+
+
+def retries() -> None:
+    Retry(attempts=2, on=[OSError, ValueError], delay="200ms", max_delay="1m")
+    Retry(on=TimeoutError)
+    Retry(on={OSError})
+    Retry(on=lambda error: error.status == 429)
+    Retry(on=busy)
+
+
+def busy(error: OSError) -> bool:
+    return error.errno == 16
 
 
 def function_nodes() -> None:
@@ -212,15 +224,58 @@ def class_nodes() -> None:
 
 # ---------------------------------------------------------------- chains and graphs
 def chains() -> None:
-    assert_type(price >> render, Chain[Order, str])
-    assert_type(price >> keep >> render, Chain[Order, str])
-    assert_type(price >> (keep >> render), Chain[Order, str])
-    assert_type((price >> keep) >> (keep >> render), Chain[Order, str])
-    assert_type(charge >> file, Chain[Order, str])
-    assert_type(charge.declined >> apologise, Chain[Order, str])
-    assert_type(charge.again >> charge >> file, Chain[Order, str])
-    assert_type(charge.on(Charge.again) >> charge, Chain[Order, Receipt])
-    assert_type(charge.on("anything") >> price, Chain[Order, float])
+    assert_type(price >> render, Chain[Order, str, float | str])
+    assert_type(price >> keep >> render, Chain[Order, str, float | str])
+    assert_type(price >> (keep >> render), Chain[Order, str, float | str])
+    assert_type((price >> keep) >> (keep >> render), Chain[Order, str, float | str])
+    assert_type(charge >> file, Chain[Order, str, Receipt | str])
+    assert_type(charge.declined >> apologise, Chain[Order, str, str])
+    assert_type(charge.again >> charge >> file, Chain[Order, str, Receipt | str])
+    assert_type(charge.on(Charge.again) >> charge, Chain[Order, Receipt, Receipt])
+    assert_type(charge.on("anything") >> price, Chain[Order, float, float])
+
+
+class Count(Node[int, str]):
+    again = Action[int]()
+
+
+@node
+def start(n: int) -> int:
+    return n
+
+
+@node
+def end(text: str) -> bytes:
+    return text.encode()
+
+
+@node
+def quick(n: int) -> bytes:
+    return bytes(n)
+
+
+@node
+def nothing(n: int) -> None:
+    return None
+
+
+count = Count()
+
+
+def loops() -> None:
+    """A branch may lead back to any node of the first chain; else its end is one of the graph's."""
+    to_the_first: Graph[int, bytes] = Graph(start >> count >> end, count.again >> start)
+    assert_type(to_the_first, Graph[int, bytes])
+    assert_type(Graph(start >> count >> end, count.again >> start), Graph[int, bytes])
+    assert_type(Graph(start >> count >> end, count.again >> count, name="middle"), Graph[int, bytes])
+    assert_type(Graph(count >> end, count.again >> start >> count), Graph[int, bytes])
+    assert_type(Graph(start >> (count >> end), count.again >> start, count.on("fast") >> quick), Graph[int, bytes])
+    assert_type(Graph(count, count.again >> count), Graph[int, str])
+    known: Chain[int, bytes] = start >> count >> end
+    annotated: Graph[int, bytes] = Graph(known, count.again >> start)
+    assert_type(annotated, Graph[int, bytes])
+    two_ends: Graph[int, bytes | None] = Graph(start >> count >> end, count.again >> start, count.on("no") >> nothing)
+    assert_type(two_ends, Graph[int, bytes | None])
 
 
 async def graphs(store: Store, sync: SyncStore) -> None:
@@ -271,6 +326,9 @@ async def many(store: Store) -> None:
 async def durable(store: Store) -> None:
     ask = Ask[Order, bool](bool, question=lambda order: f"{order.id}?", name="approve")
     assert_type(ask, Ask[Order, bool])
+    assert_type(Ask[Order, bool](bool, question="Sure?"), Ask[Order, bool])
+    assert_type(Ask(bool, question="Sure?"), Ask[Any, bool])
+    assert_type(Ask(bool | None, question=str), Ask[object, bool | None])
 
     @node.post
     async def decide(store: StoreWriter, answered: Answered[Order, bool]) -> Order | Next[Order]:
@@ -278,7 +336,7 @@ async def durable(store: Store) -> None:
         assert_type(answered.answer, bool)
         return answered.input if answered.answer else Next("rejected", answered.input)
 
-    assert_type(ask >> decide, Chain[Order, Order])
+    assert_type(ask >> decide, Chain[Order, Order, Answered[Order, bool] | Order])
     approval = Graph(ask >> decide >> price, store=store, name="approval", keep_finished="7d")
     try:
         assert_type(await approval.run(Order("1"), run_id="r", allow_changed=True), float)

@@ -44,10 +44,12 @@ class Receipt:
 
 AGE = Key("age", int)
 ORDER = Key("order:{}", Order)
+LIMIT = Key("limit", int | None)
 
 
 class Charge(Node[Order, Receipt]):
     declined = Action[str]()
+    again = Action[Order]()
 
     async def exec(self, order: Order) -> Receipt:
         return Receipt(order)
@@ -92,12 +94,26 @@ class WritesInSyncPrep(Node[Order, Order]):
         return order
 
 
+async def scopes(store: Store, sync: SyncStore) -> None:
+    """A part of a store closes nothing."""
+    async with store.scope("a"):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    with sync.scope("a"):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
+        pass
+    await store.scope("a").close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    sync.scope("a").close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
 async def store_operations(store: Store, writer: StoreWriter) -> None:
     store.set(AGE, 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     writer.set(AGE, 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     store.delete(AGE)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     print(store.reader().set)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     await store.set(AGE, "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    found = await store.get_many([AGE])
+    ages: dict[str, str] = found  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    print(ages)
+    await store.set(LIMIT, "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await store.set(ORDER(1), "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await store.update(AGE, lambda age: str(age), default=0)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await store.update(AGE, lambda age: age + 1, default="0")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -122,8 +138,9 @@ def sync_store_operations(store: SyncStore, writer: SyncWriter) -> None:
 
 def keys(user: str) -> None:
     Key(f"user:{user}")  # pyright: ignore[reportArgumentType]
-    Key(user, Order)  # pyright: ignore[reportArgumentType]
-    Key("user:{}", "Order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Key(user, Order)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    Key("user:{}", 5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    Key("user:{}", [Order])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def stacks() -> None:
@@ -158,6 +175,10 @@ def options() -> None:
     class WrongOption(Node[Order, Order], retry=3): ...  # type: ignore[arg-type]  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
 
     print(Typo, WrongOption, charge.with_options(timout=30))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Retry(on="OSError")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Retry(on=[int])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    Retry(attempts="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Ask(bool, question=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     print(Retry(3))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
@@ -196,6 +217,9 @@ async def graphs() -> None:
     print(charge >> file >> price)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
     print(charge.declined >> file)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
     print(charge.on(Charge.declined) >> file)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    mixed: Graph[Order, str] = Graph(charge >> file, charge.on(Charge.again) >> price)  # type: ignore[misc]  # pyright: ignore[reportAssignmentType]
+    back: Graph[Order, str] = Graph(charge >> file, charge.again >> charge, charge.again >> price)  # type: ignore[misc]  # pyright: ignore[reportAssignmentType]
+    print(mixed, back)
     Graph(charge >> file).run_sync("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await Graph(charge >> file).run(Receipt(Order("1")))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     number: int = await Graph(charge >> file).run(Order("1"))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]

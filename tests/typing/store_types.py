@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from pocket_plug import (
     MISSING,
@@ -16,8 +16,10 @@ from pocket_plug import (
     Memory,
     Store,
     StoreReader,
+    StoreScope,
     StoreWriter,
     SyncReader,
+    SyncScope,
     SyncStore,
     SyncWriter,
     TypedReader,
@@ -40,6 +42,8 @@ AGE = Key("age", int)
 USER = Key("user:{}", User)
 FRIENDS = Key("user:{}:friends", list[User])
 ANYTHING = Key("anything:{}")
+LIMIT = Key("limit", int | None)
+MODE = Key("mode", Literal["fast", "safe"])
 
 
 def keys() -> None:
@@ -48,8 +52,32 @@ def keys() -> None:
     assert_type(USER(7), Key[User])
     assert_type(FRIENDS("7"), Key[list[User]])
     assert_type(ANYTHING(Colour.RED), Key[Any])
+    assert_type(LIMIT, Key[int | None])
+    assert_type(MODE, Key[Literal["fast", "safe"]])
+    assert_type(Key("untyped", None), Key[Any])
     assert_type(str(AGE), str)
     assert_type(USER.matches("user:7"), bool)
+
+
+async def many(store: Store, sync: SyncStore) -> None:
+    assert_type(await store.get_many([USER(1), USER(2)]), dict[str, User])
+    several: dict[str, int | User] = await store.get_many([AGE, USER(1)])
+    print(several)
+    assert_type(await store.get_many(["a", "b"]), dict[str, Any])
+    assert_type(await store.get_many(["a", AGE]), dict[str, Any])
+    assert_type(await store.get_many([ANYTHING(1)]), dict[str, Any])
+    assert_type(sync.get_many(USER(n) for n in range(3)), dict[str, User])
+    assert_type(sync.get_many({"a"}), dict[str, Any])
+
+
+async def unions(store: Store, sync: SyncStore) -> None:
+    await store.set(LIMIT, None)
+    await store.set(LIMIT, 5)
+    assert_type(await store.require(LIMIT), int | None)
+    assert_type(await store.update(LIMIT, lambda limit: (limit or 0) + 1, default=None), int | None)
+    assert_type(store.typed(int | str), TypedStore[int | str])
+    assert_type(sync.typed(User | None), SyncTypedStore[User | None])
+    assert_type(sync.reader().typed(User | None), SyncTypedReader[User | None])
 
 
 async def get(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
@@ -110,8 +138,12 @@ async def wider_than_the_key(store: Store, sync: SyncStore) -> None:
 
 
 async def views(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
-    assert_type(store.scope("user"), Store)
-    assert_type(store.scope(ANYTHING("a:b")).scope("c"), Store)
+    assert_type(store.scope("user"), StoreScope)
+    assert_type(store.scope(ANYTHING("a:b")).scope("c"), StoreScope)
+    assert_type(store.scope("user").reader(), StoreReader)
+    assert_type(store.scope("user").sync, SyncScope)
+    async with store.scope("user").transaction() as part:
+        assert_type(part, StoreWriter)
     assert_type(reader.scope("user"), StoreReader)
     assert_type(writer.scope("user"), StoreWriter)
     assert_type(store.reader(), StoreReader)
@@ -145,7 +177,7 @@ def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
     assert_type(reader.require(USER(1)), User)
     assert_type(reader.require("age"), Any)
     assert_type(reader.has(AGE), bool)
-    assert_type(reader.get_many([AGE]), dict[str, Any])
+    assert_type(reader.get_many([AGE]), dict[str, int])
     assert_type(list(reader.keys()), list[str])
     assert_type(reader.ttl(AGE), float | None)
     writer.set(AGE, 7, ttl="5m")
@@ -154,7 +186,10 @@ def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
     assert_type(writer.delete(AGE), bool)
     assert_type(writer.update(AGE, lambda age: age + 1, default=0), int)
     assert_type(writer.update("age", lambda age: age + 1), Any)
-    assert_type(store.scope("user"), SyncStore)
+    assert_type(store.scope("user"), SyncScope)
+    assert_type(store.scope("user").scope("c"), SyncScope)
+    with store.scope("user").transaction() as part:
+        assert_type(part, SyncWriter)
     assert_type(reader.scope("user"), SyncReader)
     assert_type(writer.scope("user"), SyncWriter)
     assert_type(store.reader(), SyncReader)

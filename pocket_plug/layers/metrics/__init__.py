@@ -4,8 +4,8 @@ A store operation in memory is counted in integers of our own, which are publish
 own counters cost thirty times a read. Attributes never hold a key, a value, a run's id or a message, and of what a
 program names (graphs, nodes, actions, exceptions, namespaces) they hold so many different ones, then `_OTHER`.
 
-`settings` is what is wanted, `counting` the integers and their names, `instruments` how they are published; `runs` and
-`stores` are what is measured.
+`settings` is what is wanted, `counting` the integers and their names, `instruments` how they are published, and to whom;
+`runs` and `stores` are what is measured.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import metrics
-
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.layer import Layer
-from pocket_plug.reporting import nobody_can
+from pocket_plug.reporting import suppressed
 
 from . import settings
-from .instruments import instruments_of
+from .instruments import look
 from .runs import NodeTimer, RunTimer
-from .settings import Changes, Settings, configure
+from .settings import Changes, Settings, configure, mute
 from .stores import Metrics
 
 if TYPE_CHECKING:
     from pocket_plug.pocket import Pocket
 
-__all__ = ["Changes", "Metrics", "Settings", "configure"]
+__all__ = ["Changes", "Metrics", "Settings", "configure", "mute"]
 
 
 @hookimpl
@@ -47,14 +45,10 @@ def pocket_layers() -> Sequence[type[Layer]]:
 @hookimpl
 def pocket_observe(run: Run) -> Observer | None:
     """Measure a run while a meter provider is set."""
-    chosen = settings.settings
-    if chosen.meter_provider is None and nobody_can(metrics.MeterProvider):
+    instruments = look()
+    if instruments is None or suppressed():
         return None
-    provider = chosen.meter_provider or metrics.get_meter_provider()
-    if type(provider).__module__.startswith("opentelemetry.metrics"):  # the API's own: it stands in, or does nothing
-        return None
-    instruments = instruments_of(chosen.meter_provider)
-    timed = chosen.node_duration
+    timed = settings.settings.node_duration
 
     def node(call: NodeCall) -> NodeTimer | None:
         return NodeTimer(instruments, call, timed) if timed or call.is_item else None

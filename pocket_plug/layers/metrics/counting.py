@@ -160,12 +160,20 @@ class Tally:
     def watch(self, keeper: Keeper) -> None:
         """Count what it keeps and evicts, for as long as it is there; stores may share it."""
         with self._lock:
-            gone = [watched for watched in self._watched if watched.keeper() is None]
-            for watched in gone:
-                self._evicted.update(watched.evicted())
-                self._watched.remove(watched)
+            self._settle(None)
             if not any(watched.keeper() is keeper for watched in self._watched):
                 self._watched.append(Watched(keeper))
+
+    def leave(self, keeper: Keeper) -> None:
+        """What it evicts from now on is published elsewhere, or by nobody."""
+        with self._lock:
+            self._settle(keeper)
+
+    def _settle(self, keeper: Keeper | None) -> None:
+        """Keep the number of evictions of a keeper that leaves; None: of those that are gone."""
+        for watched in [watched for watched in self._watched if watched.keeper() is keeper]:
+            self._evicted.update(watched.evicted())
+            self._watched.remove(watched)
 
     def entries(self) -> Iterable[tuple[int, Attributes]]:
         """For `pocket_plug.store.entries`."""

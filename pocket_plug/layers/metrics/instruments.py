@@ -1,20 +1,21 @@
-"""The instruments that figures are published by: one set for each meter provider, whoever uses it."""
+"""The instruments that figures are published by: one set for each meter provider, and which of them it is now."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _internal
 
 from pocket_plug.errors import Conflict
 from pocket_plug.forking import after_fork
 from pocket_plug.hookspecs import NodeCall
-from pocket_plug.reporting import SCHEMA_URL, capped, error_type, own_version
+from pocket_plug.reporting import SCHEMA_URL, capped, error_type, globals_of, own_version
 
+from . import settings
 from .counting import Attributes, Going, Tally, errors, graphs, nodes, tallies
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _DB_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 class Instruments:
     """One set for each meter provider: of a second set of observable ones, the SDK silently takes nothing."""
 
-    def __init__(self, meter_provider: MeterProvider | None) -> None:
+    def __init__(self, meter_provider: MeterProvider) -> None:
         meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
         self.tallies: dict[tuple[str, str], Tally] = {}
         self.queues: weakref.WeakKeyDictionary[WriteBehind, Attributes] = weakref.WeakKeyDictionary()
@@ -106,6 +107,11 @@ class Instruments:
         with self._lock:
             self.queues[queue] = of_store(namespace, system)
 
+    def leave(self, queue: WriteBehind) -> None:
+        """Publish no more of it."""
+        with self._lock:
+            self.queues.pop(queue, None)
+
     def _of_queues(self, figure: Literal["length", "age"]) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def collect(options: CallbackOptions) -> Iterable[Observation]:
             with self._lock:
@@ -136,28 +142,67 @@ def of_store(namespace: str, system: str) -> Attributes:
     return attributes
 
 
+# ---------------------------------------------------------------- who listens
+class Follower(Protocol):
+    """A store's layer: figures of its own go where all do."""
+
+    def follow(self, instruments: Instruments | None) -> None:
+        """Publish by these from now on; by none where nobody listens."""
+
+
 _sets: weakref.WeakSet[Instruments] = weakref.WeakSet()
-_for_global: Instruments | None = None
 _for_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
-_making = threading.Lock()
+_followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+_making = threading.RLock()  # re-entered where the SDK logs, and a handler uses a store
+_seen: tuple[object, Instruments | None] = (object(), None)
+"""The global provider that was last seen, and the set of whoever is listened to. Assigned whole."""
+GLOBAL: Final = "_METER_PROVIDER"
+api: Final = globals_of(_internal, GLOBAL, metrics.get_meter_provider)
+"""`api[GLOBAL]` is OpenTelemetry's global provider, None until there is one."""
 
 
-def instruments_of(meter_provider: MeterProvider | None) -> Instruments:
-    """The set of a provider; of the global one, which may be set later: the API's stand-ins then become real.
+def look() -> Instruments | None:
+    """The set that figures are published by right now; None where nobody listens. Costs a tenth of a microsecond.
 
-    The global one has one set too where it is handed over as well.
+    A provider that is set later, or replaced, is found as the next run begins or a store is used next.
     """
-    global _for_global
+    known, instruments = _seen
+    return instruments if api[GLOBAL] is known else _look_again()
+
+
+def _look_again() -> Instruments | None:
+    global _seen
     with _making:
-        if meter_provider is None:
-            if _for_global is None:
-                _for_global = _for_providers.get(metrics.get_meter_provider()) or Instruments(None)
-            return _for_global
-        if (found := _for_providers.get(meter_provider)) is None:
-            is_global = _for_global is not None and metrics.get_meter_provider() is meter_provider
-            found = _for_global if is_global else None
-            found = _for_providers[meter_provider] = found or Instruments(meter_provider)
-        return found
+        known, given = api[GLOBAL], settings.settings.meter_provider
+        # None: the API is asked, which loads the provider that the environment names
+        provider = metrics.get_meter_provider() if known is None else known
+        if given is not None and not (isinstance(given, settings.Muted) and given.provider is not provider):
+            provider = given
+        instruments = _set_of(provider)
+        _seen = known, instruments
+        for follower in list(_followers):
+            follower.follow(instruments)
+        return instruments
+
+
+settings.told_of_changes.append(_look_again)
+
+
+def _set_of(provider: MeterProvider) -> Instruments | None:
+    own = type(provider).__module__.startswith("opentelemetry.metrics")  # the API's: it stands in, or does nothing
+    if own or isinstance(provider, settings.Muted):
+        return None
+    if (found := _for_providers.get(provider)) is None:
+        found = _for_providers[provider] = Instruments(provider)
+    return found
+
+
+def join(follower: Follower) -> None:
+    """Let a layer follow from now on."""
+    look()
+    with _making:
+        _followers.add(follower)
+        follower.follow(_seen[1])
 
 
 def about(call: NodeCall) -> Attributes:
@@ -176,7 +221,7 @@ _CONFLICT: Attributes = {"error.type": f"{Conflict.__module__}.{Conflict.__qualn
 # ---------------------------------------------------------------- forks
 def _reset() -> None:
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
     for instruments in list(_sets):
         instruments.reset()
     for tally in list(tallies):

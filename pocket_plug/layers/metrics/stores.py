@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
@@ -11,11 +12,10 @@ from pocket_plug.layer import Layer, parts
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.memory import Memory
-from pocket_plug.reporting import say_once, system_of
+from pocket_plug.reporting import current_context, say_once, suppressed, system_of
 
-from . import settings
 from .counting import Keeper, Tally, namespaces
-from .instruments import failure, instruments_of, of_store
+from .instruments import GLOBAL, Instruments, api, failure, join, look, of_store
 
 
 class Metrics(Layer):
@@ -33,24 +33,45 @@ class Metrics(Layer):
 
     def on_build(self) -> None:
         self._system = system_of(parts(self.inner)[-1])
-        self._instruments = instruments_of(settings.settings.meter_provider)
         self._namespace = namespaces[self.namespace]
-        self._tally = tally = self._instruments.tally(self._namespace, self._system)
-        self._put = tally.puts.add
-        self._counted_read = counted_read = _counting(self.inner.read, tally)
+        self._keeper = _keeper_of(self.inner)
+        queues = [part.queue for part in parts(self.inner) if isinstance(part, Persistence)]
+        self._queues = [queue for queue in queues if queue is not None]
+        self._instruments: Instruments | None = None
+        self._tally: Tally | None = None
+        self._counted_read, self._count_in = counted_read, _ = _counting(self.inner.read)
+        join(self)
         cached = any(isinstance(part, Persistence) for part in parts(self.inner))
         always = self.durations or (self.inner.survives and not cached)
         self._timed_read = always or not self.inner.inline_read
         self._timed_write = always or not self.inner.inline_write
         if not self._timed_read:
             setattr(self, "read", counted_read)  # noqa: B010 - decided here once, not at each call
-        keeper = _keeper_of(self.inner)
-        if keeper is not None:
-            tally.watch(keeper)
-        for part in parts(self.inner):
-            queue = part.queue if isinstance(part, Persistence) else None
-            if queue is not None:
-                self._instruments.watch(queue, self._namespace, system_of(queue.durable))
+
+    def follow(self, instruments: Instruments | None) -> None:
+        """Count by these from now on."""
+        former, tally = self._instruments, self._tally
+        if instruments is former:
+            return
+        if former is not None and tally is not None:
+            if self._keeper is not None:
+                tally.leave(self._keeper)
+            for queue in self._queues:
+                former.leave(queue)
+        self._instruments = instruments
+        self._tally = None if instruments is None else instruments.tally(self._namespace, self._system)
+        self._count_in(self._tally)
+        if instruments is None or self._tally is None:
+            return
+        if self._keeper is not None:
+            self._tally.watch(self._keeper)
+        for queue in self._queues:
+            instruments.watch(queue, self._namespace, system_of(queue.durable))
+
+    def _now(self) -> Tally | None:
+        """Where to count; None where nobody listens, or is not to."""
+        look()  # `follow` is called where that changes
+        return None if suppressed() else self._tally
 
     async def read(self, key: str) -> Entry | None:
         started = time.perf_counter()
@@ -70,14 +91,15 @@ class Metrics(Layer):
             entries = await self.inner.read_many(keys)
         except BaseException as error:
             failed = error
-            if isinstance(error, Exception):
-                self._tally.failed("get_many", error)
+            if isinstance(error, Exception) and (tally := self._now()) is not None:
+                tally.failed("get_many", error)
             raise
         finally:
             if self._timed_read:
                 self._record("get_many", started, failed)
-        self._tally.hits.add_many(len(entries))
-        self._tally.misses.add_many(len(keys) - len(entries))
+        if (tally := self._now()) is not None:
+            tally.hits.add_many(len(entries))
+            tally.misses.add_many(len(keys) - len(entries))
         return entries
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -87,24 +109,28 @@ class Metrics(Layer):
             version = await self.inner.write(changes, expect)
         except BaseException as error:
             failed = error
-            if isinstance(error, Exception):
-                self._tally.failed(_operation(changes), error)
+            if isinstance(error, Exception) and (tally := self._now()) is not None:
+                tally.failed(_operation(changes), error)
             raise
         finally:
             if self._timed_write:
                 self._record(_operation(changes), started, failed)
-        for change in changes:
-            if change.__class__ is Put:
-                self._put()
-            else:
-                self._tally.deletes.add()
+        if (tally := self._now()) is not None:
+            for change in changes:
+                if change.__class__ is Put:
+                    tally.puts.add()
+                else:
+                    tally.deletes.add()
         return version
 
     def _record(self, operation: str, started: float, error: BaseException | None) -> None:
+        instruments = look()
+        if instruments is None or suppressed():
+            return
         attributes = of_store(self._namespace, self._system) | failure(error)
         attributes["db.operation.name"] = operation
         try:
-            self._instruments.operation_duration.record(time.perf_counter() - started, attributes)
+            instruments.operation_duration.record(time.perf_counter() - started, attributes)
         except BaseException as fault:  # a failing meter must not fail the store
             if not is_fault(fault):
                 raise
@@ -120,24 +146,44 @@ def _keeper_of(stack: Backend) -> Keeper | None:
 
 
 def _counting(
-    inner_read: Callable[[str], Awaitable[Entry | None]], tally: Tally
-) -> Callable[[str], Awaitable[Entry | None]]:
-    """A read that is counted. What it calls are local names: a third of what it costs would be to find them."""
-    hits, misses = tally.hits.counter, tally.misses.counter
+    inner_read: Callable[[str], Awaitable[Entry | None]],
+) -> tuple[Callable[[str], Awaitable[Entry | None]], Callable[[Tally | None], None]]:
+    """A read that is counted, and what tells it where: a tally, or None.
+
+    What it calls are local names: a third of what it costs would be to find them.
+    """
+    names, name, context_now = api, GLOBAL, current_context
+    provider: object = None
+    hits = misses = nowhere = itertools.count()
+    failed: Callable[[str, Exception], None] | None = None
+
+    def count_in(tally: Tally | None) -> None:
+        nonlocal hits, misses, failed
+        hits, misses, failed = (
+            (nowhere, nowhere, None) if tally is None else (tally.hits.counter, tally.misses.counter, tally.failed)
+        )
 
     async def read(key: str) -> Entry | None:
+        nonlocal provider
         try:
             entry = await inner_read(key)
         except Exception as error:
-            tally.failed("get", error)
+            look()
+            if failed is not None and not suppressed():
+                failed("get", error)
             raise
+        if names[name] is not provider:
+            provider = names[name]
+            look()  # where it is another one, `count_in` is called
+        if (context := context_now()) and suppressed(context):
+            return entry
         if entry is None:
             next(misses)
         else:
             next(hits)
         return entry
 
-    return read
+    return read, count_in
 
 
 def _operation(changes: Sequence[Change]) -> str:

@@ -1,8 +1,8 @@
 """Spans for runs, nodes, phases and store operations. It speaks the OpenTelemetry API only and sets nothing up.
 
-Whether anybody listens is decided as a run starts, and, for store operations outside of runs, as a stack is built or
-opened: without a provider a run costs one look at it. Unless `capture` asks for more, spans carry neither keys nor values
-nor messages: only declared key templates, and the types of exceptions.
+Whether anybody listens is decided as a run starts, and at each operation of a store: without a provider it costs one look
+at it. Where instrumentation is suppressed, as in an exporter, nobody does. Unless `capture` asks for more, spans carry
+neither keys nor values nor messages: only declared key templates, and the types of exceptions.
 
 `settings` says what is wanted and who listens, `spans` is what all spans share, `runs` and `stores` make them, `capture` and
 `flavours` are what stands on them on request.
@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from pocket_plug.hookspecs import Observer, Run, hookimpl
 from pocket_plug.layer import Layer
+from pocket_plug.reporting import suppressed
 
 from .runs import RunSpan
-from .settings import Besides, Capture, Changes, Detail, Flavour, Redact, Scope, Settings, configure, look, use
+from .settings import Besides, Capture, Changes, Detail, Flavour, Redact, Scope, Settings, configure, look, mute, use
 from .stores import Tracing
 
 if TYPE_CHECKING:
     from pocket_plug.pocket import Pocket
 
 __all__ = ["Besides", "Capture", "Changes", "Detail", "Flavour", "Redact", "Scope", "Settings", "Tracing", "configure", "look",
-           "use"]  # fmt: skip
+           "mute", "use"]  # fmt: skip
 
 
 @hookimpl
@@ -44,7 +45,7 @@ def pocket_layers() -> Sequence[type[Layer]]:
 def pocket_observe(run: Run) -> Observer | None:
     """Watch a run while a provider is set."""
     live = look()
-    if live is None:
+    if live is None or suppressed():
         return None
     spans = RunSpan(live, run)
     if live.detail == "run":

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
 
 from opentelemetry import trace
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, TracerProvider
 from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.reporting import SCHEMA_URL, changed, nobody_can, own_version
+from pocket_plug.reporting import SCHEMA_URL, changed, globals_of, own_version
 
 if TYPE_CHECKING:
     from .capture import Captured
@@ -83,11 +83,16 @@ def configure(**changes: Unpack[Changes]) -> Settings:
 
 def use(chosen: Settings) -> Settings:
     """Put these settings in place of all that were; gives the former ones."""
-    global settings, live
+    global settings, _given, _seen
     former, settings = settings, chosen
-    live = None
-    look()
+    _given = None if isinstance(chosen.tracer_provider, Muted) else chosen.tracer_provider
+    _seen = _NEVER
     return former
+
+
+def mute() -> None:
+    """Listen to the global provider, but not to the one that is set right now: until another is set, or given."""
+    configure(tracer_provider=Muted(trace.get_tracer_provider()))
 
 
 _ONE_OF: Mapping[str, tuple[Any, ...]] = {
@@ -153,22 +158,44 @@ class Live:
         ]  # fmt: skip
 
 
+class Muted(NoOpTracerProvider):
+    """In the settings: OpenTelemetry's global provider, but for this one."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self.provider = provider
+
+
 settings = Settings()
 """Those in use."""
-live: Live | None = None
-"""Where spans go, as was last seen."""
+_given: TracerProvider | None = None
+"""The provider of the settings; None where it is OpenTelemetry's global one."""
+_NEVER: tuple[object, None] = (object(), None)
+_seen: tuple[object, Live | None] = _NEVER
+"""The provider that was last seen, and where spans go for it. Assigned whole."""
+_GLOBAL: Final = "_TRACER_PROVIDER"
+_api = globals_of(trace, _GLOBAL, trace.get_tracer_provider)
 
 
 def look() -> Live | None:
-    """See whether somebody listens; None where nobody does. Costs a fraction of a microsecond."""
-    global live
-    known = live
-    provider = settings.tracer_provider
+    """See whether somebody listens; None where nobody does. Costs a fraction of a microsecond.
+
+    Whoever keeps the answer misses a provider that is set later, and goes on with one that was replaced.
+    """
+    provider = _api[_GLOBAL] if _given is None else _given
+    known, live = _seen
+    return live if provider is known else _look_at(provider)
+
+
+def _look_at(provider: TracerProvider | None) -> Live | None:
+    global _seen
+    chosen = settings
+    known = provider
     if provider is None:
-        if known is None and nobody_can(TracerProvider):
-            return None
-        provider = trace.get_tracer_provider()
-    if known is None or known.provider is not provider:
-        silent = isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
-        known = live = None if silent else Live(provider, settings)
-    return known
+        provider = trace.get_tracer_provider()  # which loads the one that the environment names
+    muted = isinstance(chosen.tracer_provider, Muted) and chosen.tracer_provider.provider is provider
+    silent = muted or isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
+    live = None if silent else Live(provider, chosen)
+    _seen = known, live
+    if settings is not chosen:  # changed meanwhile, by another thread
+        _seen = _NEVER
+    return live

@@ -8,7 +8,7 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.context import Context, get_current
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
@@ -16,7 +16,7 @@ from pocket_plug.errors import Conflict, is_fault
 from pocket_plug.keys import RESERVED
 from pocket_plug.layer import Layer, parts
 from pocket_plug.memory import Memory
-from pocket_plug.reporting import capped, say_once, system_of, template_of
+from pocket_plug.reporting import capped, current_context, say_once, suppressed, system_of, template_of
 
 from . import flavours, settings
 from .settings import Live
@@ -28,10 +28,10 @@ class Tracing(Layer):
 
     `namespace` names the store (`db.namespace`), as the layer `metrics` has it.
 
-    Where a provider is set after the stack was built, spans begin with the next run, `open`, `observe()`, or in the
-    first recorded span. Keys and values are shown only where `capture` says so; a name that no `Key` declares is left
-    out. Inner operations that suspend run with the span as their current one; those in memory have nothing below them to
-    show, but for the layers, if the stack was built at detail "debug".
+    A provider may be set, or replaced, after the stack was built: the next operation goes there. Keys and values are
+    shown only where `capture` says so; a name that no `Key` declares is left out. Inner operations that suspend run with
+    the span as their current one; those in memory have nothing below them to show, but for the layers, if the stack was
+    built at detail "debug".
     """
 
     namespace: str = ""
@@ -53,27 +53,19 @@ class Tracing(Layer):
             probed or not self.inner.inline_read,
             probed or not self.inner.inline_write,
         )
-        settings.look()
 
     def beneath(self, part: Backend) -> Backend:
         """At detail "debug" each part of the stack is watched, but for what is merely in memory: layers may be one with it."""
-        live = settings.look()
-        if live is None or live.detail != "debug":
+        if settings.settings.detail != "debug":
             return part
         return part if type(part) is Memory or isinstance(part, Probe) else Probe().build(part)
 
     def _attributes(self, operation: str) -> Attributes:
         return {**self._about, "db.operation.name": operation}
 
-    async def open(self) -> None:
-        settings.look()
-        await super().open()
-
     def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # no `async`: what nobody listens to is handed on, without a coroutine of its own
-        context = get_current()
-        if not context and settings.live is None:
-            return self._read_on(key)
+        context = current_context()
         live = _heard(context)
         return self._read_on(key) if live is None else self._traced_read(key, live, context)
 
@@ -96,7 +88,7 @@ class Tracing(Layer):
         return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        context = get_current()
+        context = current_context()
         live = _heard(context)
         if live is None:
             return await self.inner.read_many(keys)
@@ -112,7 +104,7 @@ class Tracing(Layer):
             return entries
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        context = get_current()
+        context = current_context()
         live = _heard(context)
         if live is None:
             return await self.inner.write(changes, expect)
@@ -132,12 +124,12 @@ class Tracing(Layer):
             return await self.inner.write(changes, expect)
 
     def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        live = _heard(get_current())
+        live = _heard(current_context())
         return self.inner.scan(prefix) if live is None else self._scanned(live, prefix)
 
     async def _scanned(self, live: Live, prefix: str) -> AsyncIterator[str]:
         """The span is made at the end, as long as the store worked: none is open while the caller has the key."""
-        parent, start = get_current(), time.time_ns()
+        parent, start = current_context(), time.time_ns()
         busy, count, error = 0, 0, None
         began = time.perf_counter_ns()
         try:
@@ -182,16 +174,18 @@ class Tracing(Layer):
 
 def _heard(context: Context) -> Live | None:
     """Where a store operation's span goes; None where nobody listens, or the span around it isn't recorded."""
-    live = settings.live
+    live = settings.look()
+    if live is None or not live.stores:
+        return None
     if context:  # an empty one, as outside of runs and requests, has no span: to look would cost as much as the read
+        if suppressed(context):
+            return None
         parent = trace.get_current_span(context)
-        if parent.is_recording():
-            live = live or settings.look()
-        elif live is not None:
+        if not parent.is_recording():
             around = parent.get_span_context()
             if around.is_valid and not around.is_remote:
                 return None
-    return live if live is not None and live.stores else None
+    return live
 
 
 def _is_bookkeeping(keys: str | Sequence[str]) -> bool:
@@ -291,9 +285,11 @@ class Probe(Layer):
 
     def _watched(self, operation: str) -> _Operation | None:
         """Only inside of an operation whose span is recorded."""
-        live = settings.live
-        context = get_current()
-        if live is None or live.detail != "debug" or not trace.get_current_span(context).is_recording():
+        live = settings.look()
+        if live is None or live.detail != "debug":
+            return None
+        context = current_context()
+        if suppressed(context) or not trace.get_current_span(context).is_recording():
             return None
         attributes: Attributes = {"pocket_plug.layer": self._name, "db.operation.name": operation}
         try:

@@ -1,0 +1,47 @@
+"""Prints the lowest versions that our pyproject.toml files allow, as constraints for pip: `make test-lowest` tests with these.
+
+Only what we require ourselves is in them; what that requires in turn is the newest that goes with it. The standard library is
+enough for it, since it is run before anything is installed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+REQUIREMENT = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]+)(\[[\w,-]+\])?>=(?P<version>[\w.]+)(,[<!=\w.]+)?(; ?python_version ?>= ?'(?P<python>3\.\d+)')?"
+)
+"""All forms that a requirement of ours has."""
+
+
+def lowest(python: tuple[int, int]) -> dict[str, str]:
+    """Of each distribution the lowest version for a Python. Raises SystemExit for one without a lower bound."""
+    found: dict[str, str] = {}
+    for line in _requirements():
+        match = REQUIREMENT.fullmatch(line)
+        if match is None:
+            raise SystemExit(f"{line!r} has no lower bound of the form name>=version")
+        if match["name"] == "pocket-plug":
+            continue
+        since = tuple(map(int, (match["python"] or "3.0").split(".")))
+        if since <= python:  # those of a later Python stand behind those of all
+            found[match["name"]] = match["version"]
+    return found
+
+
+def _requirements() -> Iterator[str]:
+    for file in [ROOT / "pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]:
+        project: Mapping[str, Mapping[str, list[str]]] = tomllib.loads(file.read_text("utf-8"))["project"]
+        yield from project["dependencies"]
+        for extra in project.get("optional-dependencies", {}).values():
+            yield from extra
+
+
+if __name__ == "__main__":
+    for name, version in sorted(lowest(sys.version_info[:2]).items()):
+        print(f"{name}=={version}")

@@ -1,0 +1,39 @@
+"""Can a function be called with so many arguments? What is handed in to be called later is asked that when it is declared."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def misfit(function: Callable[..., Any], arguments: int) -> str | None:
+    """What a function takes, in words, where it can't be called with so many arguments by position; else None.
+
+    >>> misfit(lambda key, value: None, 1), misfit(print, 1)
+    ('key, value', None)
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some of Python's own have none; nor has a method without even `self`
+        return "no self" if inspect.ismethod(function) else None
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError:
+        plain = [each.replace(annotation=each.empty, default=each.empty) for each in signature.parameters.values()]
+        words = [f"{each} by keyword" if each.kind is each.KEYWORD_ONLY else str(each) for each in plain]
+        return ", ".join(words) or "nothing"
+    return None
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Is it `async def`?"""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def fault_of_question(function: Callable[..., Any]) -> str | None:
+    """What is wrong with a plain function of one argument that is called for its answer, in words; None where nothing is."""
+    if is_async(function):
+        return "is `async def`; write `def`"
+    taken = misfit(function, 1)
+    return None if taken is None else f"takes {taken}, but is called with 1 argument"

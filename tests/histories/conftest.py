@@ -1,0 +1,8 @@
+"""The checker and the recorder are modules that scripts use too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))

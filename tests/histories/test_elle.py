@@ -1,0 +1,158 @@
+"""The checker of histories finds what is planted, each kind of anomaly, and nothing in histories that are serial."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from elle import CYCLES, OTHERS, REALTIME, Append, Read, Txn, check
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def r(key: str, *seen: int) -> Read:
+    return Read(key, seen)
+
+
+def a(key: str, element: int) -> Append:
+    return Append(key, element)
+
+
+def txn(*ops: Read | Append, start: float = 0, end: float = 100, outcome: str = "ok") -> Txn:
+    """All at the same time, unless it is said when."""
+    return Txn(ops, start, end, outcome, str(ops))  # type: ignore[arg-type]
+
+
+PLANTED: dict[str, tuple[list[Txn], dict[str, list[int]] | None]] = {
+    "G0": ([txn(a("x", 1), a("y", 1)), txn(a("x", 2), a("y", 2)), txn(r("x", 1, 2), r("y", 2, 1))], None),
+    "G1c": ([txn(a("x", 1), r("y", 1)), txn(a("y", 1), r("x", 1))], None),
+    "G-single": ([txn(a("x", 1), a("y", 1)), txn(r("x"), r("y", 1)), txn(r("x", 1))], None),
+    "G2-item": ([txn(r("x"), a("y", 1)), txn(r("y"), a("x", 1)), txn(r("x", 1), r("y", 1))], None),
+    "G0-realtime": ([txn(a("x", 1), end=1), txn(a("x", 2), start=2), txn(r("x", 2, 1))], None),
+    "G1c-realtime": ([txn(r("x", 1), end=1), txn(a("x", 1), start=2)], None),
+    "G-single-realtime": ([txn(a("x", 1), end=1), txn(r("x"), start=2), txn(r("x", 1))], None),
+    "G2-item-realtime": (
+        [
+            txn(r("x"), r("y", 1), end=10),
+            txn(a("x", 1), start=2, end=3),
+            txn(r("y"), start=4, end=5),
+            txn(a("y", 1), end=7),
+            txn(r("x", 1)),
+        ],
+        None,
+    ),
+    "G1a": ([txn(a("x", 1), outcome="fail"), txn(r("x", 1))], None),
+    "G1b": ([txn(a("x", 1), a("x", 2)), txn(r("x", 1)), txn(r("x", 1, 2))], None),
+    "internal": ([txn(a("x", 1), r("x"))], None),
+    "unwritten": ([txn(r("x", 1))], None),
+    "duplicate": ([txn(a("x", 1)), txn(r("x", 1, 1))], None),
+    "incompatible": ([txn(a("x", 1)), txn(a("x", 2)), txn(r("x", 1)), txn(r("x", 2))], None),
+    "lost-update": ([txn(r("x"), a("x", 1)), txn(r("x"), a("x", 2))], {"x": [2]}),
+    "lost-append": ([txn(a("x", 1)), txn(a("x", 2))], {"x": [2]}),
+}
+
+
+def test_there_is_one_of_each_kind() -> None:
+    """No kind of anomaly goes without a test."""
+    assert PLANTED.keys() == {*CYCLES, *REALTIME, *OTHERS}
+
+
+@pytest.mark.parametrize("anomaly", PLANTED)
+def test_a_planted_anomaly_is_found(anomaly: str) -> None:
+    """By its name, and of the cycles no other one: a serializable history is not called a read skew."""
+    history, final = PLANTED[anomaly]
+    found = {*check(history, final).found}
+    assert anomaly in found
+    if anomaly in {*CYCLES, *REALTIME}:
+        assert found == {anomaly}
+
+
+@pytest.mark.parametrize("anomaly", [name for name in PLANTED if name not in REALTIME])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_found_in_a_crowd(anomaly: str, seed: int) -> None:
+    """Among a hundred transactions of other keys that are in order."""
+    crowd = serial([[("r", f"k{n % 7}"), ("a", f"k{n % 5}")] for n in range(100)], [seed] * 100)
+    history, final = PLANTED[anomaly]
+    at = 30 * (seed + 1)
+    found = check([*crowd[:at], *history, *crowd[at:]], final and {**final, **lists_of(crowd)}).found
+    assert anomaly in found
+
+
+def test_skews_of_longer_cycles_are_found() -> None:
+    """A write skew of three, and a read skew by way of another transaction."""
+    skew = [txn(r("x"), a("y", 1)), txn(r("y"), a("z", 1)), txn(r("z"), a("x", 1))]
+    assert {*check([*skew, txn(r("x", 1), r("y", 1), r("z", 1))]).found} == {"G2-item"}
+    by_way = [txn(r("x"), r("z", 1)), txn(a("x", 1), a("y", 1)), txn(r("y", 1), a("z", 1)), txn(r("x", 1))]
+    assert {*check(by_way).found} == {"G-single"}
+
+
+def test_what_nobody_was_told_of_may_have_landed_or_not() -> None:
+    """A write with an unknown outcome is one that landed as soon as it is seen, at any time after it began."""
+    seen = [txn(a("x", 1), start=1, end=2, outcome="info"), txn(r("x"), start=5, end=6), txn(r("x", 1), start=7)]
+    assert not check(seen, {"x": [1]}).found
+    assert not check(seen[:2], {"x": []}).found
+    assert {*check([seen[2], *seen[:2], txn(r("x"), start=200, end=201)]).found} == {"G-single-realtime"}
+
+
+def test_the_next_append_of_ones_own_is_no_anomaly() -> None:
+    """Read, append, read again within one transaction, beside others that do so."""
+    history = [
+        txn(r("x"), a("x", 1), r("x", 1), a("x", 2), r("x", 1, 2), end=1),
+        txn(r("x", 1, 2), a("x", 3), r("x", 1, 2, 3), start=0.5),
+    ]
+    assert not check(history, {"x": [1, 2, 3]}).found
+
+
+def lists_of(history: list[Txn]) -> dict[str, list[int]]:
+    """What the lists are after a serial history."""
+    lists: dict[str, list[int]] = defaultdict(list)
+    for each in history:
+        for op in each.ops:
+            if isinstance(op, Append):
+                lists[op.key].append(op.element)
+    return lists
+
+
+def serial(wanted: list[list[tuple[str, str]]], spans: list[int]) -> list[Txn]:
+    """Transactions done one after another, each at a point of the time that it took."""
+    lists: dict[str, list[int]] = defaultdict(list)
+    history: list[Txn] = []
+    element = 0
+    for at, (steps, span) in enumerate(zip(wanted, spans, strict=True)):
+        ops: list[Read | Append] = []
+        for kind, key in steps:
+            if kind == "r":
+                ops.append(Read(key, tuple(lists[key])))
+            else:
+                element += 1
+                lists[key].append(element)
+                ops.append(Append(key, element))
+        history.append(Txn(ops, at - span, at + span + 0.5, "ok", f"T{at}"))
+    return history
+
+
+STEPS = st.lists(st.tuples(st.sampled_from("ra"), st.sampled_from("xyz")), min_size=1, max_size=5)
+
+
+@given(st.lists(st.tuples(STEPS, st.integers(0, 9)), max_size=40), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_found_in_a_serial_history(wanted: list[tuple[list[tuple[str, str]], int]], chance: object) -> None:
+    """However the transactions overlap in time, and in whatever order they are told, if each took effect at one point."""
+    history = serial([steps for steps, _ in wanted], [span for _, span in wanted])
+    final = lists_of(history)
+    chance.shuffle(history)  # type: ignore[attr-defined]
+    assert not check(history, final).found
+
+
+@given(st.lists(STEPS, min_size=4, max_size=30), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_stale_read_is_always_found(wanted: list[list[tuple[str, str]]], data: st.DataObject) -> None:
+    """One transaction of a serial history that reads a list as it was before the last append that had ended."""
+    history = serial(wanted, [0] * len(wanted))
+    lists = {key: elements for key, elements in lists_of(history).items() if elements}
+    if not lists:
+        return
+    key = data.draw(st.sampled_from(sorted(lists)))
+    stale = txn(Read(key, tuple(lists[key][:-1])), start=len(wanted) + 1, end=len(wanted) + 2)
+    found = check([*history, stale], lists).found
+    assert {*found} & {"G-single-realtime", "G1b"}

@@ -1,0 +1,214 @@
+"""`make mutants`: break the core in small ways, one at a time, and list those that no test notices.
+
+What survives is a promise that no test holds, or code that does nothing. Which mutants are tried is drawn from a seed, so
+that the same question can be asked again: `make mutants ARGS='--seed 1 --count 300 --only store'`. They are made in copies
+of the working tree, which is itself never touched. Why it isn't mutmut or cosmic-ray: see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from .breaking import Mutant, mutants_of
+
+ROOT = Path(__file__).parents[2]
+
+TESTS: dict[str, str] = {
+    "ask": "test_durable",
+    "backend": "test_layer",
+    "chain": "test_node test_graph test_runner",
+    "codec": "test_codec test_exact_values test_sealed_records test_upgrades",
+    "concurrency": "test_concurrency test_cancellation",
+    "config": "test_config test_pocket",
+    "contention": "test_contention test_hot_key test_transaction test_isolation",
+    "context": "test_runner test_cancellation",
+    "discovery": "test_discovery",
+    "durable": "test_durable",
+    "forms": "test_codec",
+    "graph": "test_graph test_runner",
+    "keys": "test_keys test_store",
+    "layer": "test_layer",
+    "layers/bounding": "layers/test_bounding layers/test_layer_contract",
+    "layers/migrate": "layers/test_migrate",
+    "layers/persistence": "layers/test_persistence layers/test_layer_contract",
+    "layers/write_behind": "layers/test_write_behind layers/test_behind_contract",
+    "manager": "test_manager test_observers",
+    "memory": "backends/test_memory_contract test_store test_ttl test_store_machine",
+    "nesting": "test_graph test_runner test_durable",
+    "node": "test_node test_runner",
+    "phases": "test_node test_runner test_typing",
+    "plan": "test_graph test_runner",
+    "pocket": "test_pocket test_manager",
+    "propagation": "test_propagation",
+    "retry": "test_node",
+    "runner": "test_runner test_cancellation test_observers test_isolation",
+    "stack": "test_layer test_store test_pocket",
+    "store": "test_store test_store_machine test_keys test_sync",
+    "sync": "test_sync test_store",
+    "transaction": "test_transaction test_isolation test_store test_contention",
+    "ttl": "test_ttl",
+    "typechecks": "test_typechecks",
+    "typed": "test_keys test_store",
+    "waiting": "test_waiting test_sync",
+    "watching": "test_observers",
+    "workers": "test_workers test_runner",
+}
+"""The modules, and the tests that are the first to notice. A mutant that these let live meets `WIDER` as well."""
+WIDER = [
+    *(f"test_{name}" for name in ("store", "sync", "transaction", "contention", "isolation", "runner", "graph", "node",
+                                  "concurrency", "durable", "cancellation", "layer", "waiting", "observers", "census")),
+    "layers", "backends", "census",
+]  # fmt: skip
+LIMIT = 30.0
+"""Seconds more than thrice what the tests take without a mutant: then it hangs, which somebody would notice."""
+
+
+class Workshop:
+    """Copies of the working tree, each for one mutant at a time."""
+
+    def __init__(self, folder: Path, copies: int) -> None:
+        listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True,
+                                capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+        self._free: queue.Queue[Path] = queue.Queue()
+        for number in range(copies):
+            copy = folder / str(number)
+            for name in listed:
+                if (ROOT / name).is_file():
+                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(ROOT / name, copy / name)
+            self._free.put(copy)
+
+    def passes(self, tests: Sequence[str], limit: float, mutant: Mutant | None = None) -> bool | None:
+        """Do the tests pass, of the code as it is or with a mutant in it? None: they took longer than `limit`."""
+        copy = self._free.get()
+        file = None if mutant is None else copy / mutant.file
+        source = None if file is None else file.read_bytes()
+        try:
+            if file is not None and mutant is not None:
+                file.write_bytes(mutant.source)
+            return _run(copy, tests, limit)
+        finally:
+            if file is not None and source is not None:
+                file.write_bytes(source)
+            self._free.put(copy)
+
+
+def _run(copy: Path, tests: Sequence[str], limit: float) -> bool | None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    # no .pyc: one that is as old and as long as the mutant's source would be taken for it
+    env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "CI": "true"}
+    process = subprocess.Popen(command, cwd=copy, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    try:
+        return process.wait(limit) == 0
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what its tests have started, too
+        process.wait()
+
+
+def first_tests(module: str) -> list[str]:
+    """The files of the tests that are first to notice."""
+    return [f"tests/{name}.py" for name in TESTS[module].split()]
+
+
+def wider() -> list[str]:
+    """Those that the rest meets."""
+    found = [ROOT / "tests" / name for name in WIDER]
+    return [str((path if path.is_dir() else path.with_suffix(".py")).relative_to(ROOT)) for path in found
+            if path.is_dir() or path.with_suffix(".py").is_file()]  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw them, try them, list those that live."""
+    parser = ArgumentParser("python -m tests.mutants", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=1, help="which mutants are drawn (1)")
+    parser.add_argument("--count", type=int, default=200, help="how many (200)")
+    parser.add_argument(
+        "--only", metavar="MODULES", default="", help=f"of these, with commas between: {', '.join(TESTS)}"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="so many at a time (2)")
+    parser.add_argument("--list", action="store_true", help="show those that would be tried, and try none")
+    options = parser.parse_args(arguments)
+    modules = [name for name in options.only.split(",") if name] or [*TESTS]
+    if unknown := [name for name in modules if name not in TESTS]:
+        parser.error(f"there is no module {', '.join(unknown)}; there are {', '.join(TESTS)}")
+    drawn = draw(modules, options.seed, options.count)
+    console = Console(stderr=True)
+    if options.list:
+        for mutant in drawn:
+            print(mutant.shown())
+        return 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        return _try(drawn, Workshop(Path(folder), options.jobs), options.jobs, console)
+
+
+def draw(modules: Iterable[str], seed: int, count: int) -> list[Mutant]:
+    """So many mutants of these modules, the same for the same seed and code."""
+    every = [mutant for name in sorted(modules) for mutant in mutants_of(ROOT, f"pocket_plug/{name}.py")]
+    random.Random(seed).shuffle(every)
+    return [*islice((mutant for mutant in every if mutant.parses), count)]
+
+
+def _try(drawn: Sequence[Mutant], workshop: Workshop, jobs: int, console: Console) -> int:
+    ended: Counter[str] = Counter()
+    with Progress(console=console, disable=not console.is_terminal) as progress, ThreadPoolExecutor(jobs) as pool:
+        modules = {mutant.module: first_tests(mutant.module) for mutant in drawn} | {"": wider()}
+        task = progress.add_task("tests as they are", total=len(modules))
+        limits: dict[str, float] = {}
+
+        def measure(module: str) -> tuple[str, float, bool | None]:
+            began = time.monotonic()
+            passes = workshop.passes(modules[module], 1800)
+            return module, time.monotonic() - began, passes
+
+        for measured in as_completed([pool.submit(measure, module) for module in modules]):
+            module, seconds, passes = measured.result()
+            if not passes:
+                console.print(f"[red]without any mutant these fail[/]: {' '.join(modules[module])}")
+                return 1
+            limits[module] = 3 * seconds + LIMIT
+            progress.advance(task)
+
+        def meet(mutant: Mutant) -> tuple[Mutant, str]:
+            for module in (mutant.module, ""):
+                passes = workshop.passes(modules[module], limits[module], mutant)
+                if not passes:
+                    return mutant, "hung" if passes is None else "killed"
+            return mutant, "survived"
+
+        task = progress.add_task("mutants", total=len(drawn))
+        for met in as_completed([pool.submit(meet, mutant) for mutant in drawn]):
+            mutant, end = met.result()
+            ended[end] += 1
+            progress.update(task, advance=1, description=f"mutants, {ended['survived']} alive")
+            if end == "survived":
+                progress.console.print(mutant.shown(), markup=False, highlight=False) if console.is_terminal else print(
+                    mutant.shown(), flush=True
+                )
+    print(f"{len(drawn)} mutants: {ended['killed']} killed, {ended['hung']} hung, {ended['survived']} survived")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Exporters behind bounded queues: what has no room is counted and goes nowhere, and what is missing or repeats is said."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+from opentelemetry._logs import LogRecord
+from opentelemetry.sdk._logs import ReadWriteLogRecord
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.telemetry.export import LogExport, SpanExport, log_exporters, metric_readers, span_exporters
+
+
+@pytest.mark.parametrize(
+    ("signal", "make"), [("traces", span_exporters), ("metrics", metric_readers), ("logs", log_exporters)]
+)
+def test_the_missing_extra_is_said_for_each_signal(
+    monkeypatch: pytest.MonkeyPatch, signal: str, make: Callable[[], object]
+) -> None:
+    """Asked for OTLP, by an endpoint or by name, the error says what to install; no signal is left out in silence."""
+    for name in [*sys.modules]:
+        if name.startswith("opentelemetry.exporter.otlp"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp", None)  # type: ignore[arg-type]
+    for variable, value in (
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"),
+        (f"OTEL_{signal.upper()}_EXPORTER", "otlp"),
+    ):
+        with monkeypatch.context() as asked:
+            asked.setenv(variable, value)
+            with pytest.raises(ConfigError, match=r"not installed: pip install 'pocket-plug\[otlp\]'"):
+                make()
+
+
+def test_spans_that_have_no_room_are_not_handed_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are counted and said once. Handed on they would push out, in the SDK's own queue, what was there before."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+    handed: list[str] = []
+    exporter = InMemorySpanExporter()
+    export = SpanExport(exporter)
+    batch = export._batch
+    monkeypatch.setattr(batch, "on_end", lambda span: handed.append(span.name))
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(export)
+    for name in ("first", "second", "third", "fourth"):
+        provider.get_tracer("app").start_span(name).end()
+    assert handed == ["first", "second"]
+    assert export.backlog.unsent == 4
+    assert [record.message for record in caplog.records] == [
+        "telemetry: 2 spans wait to be exported; what comes on top is dropped and counted (said once)"]  # fmt: skip
+    provider.shutdown()
+
+
+def test_log_records_that_have_no_room_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same."""
+    monkeypatch.setenv("OTEL_BLRP_MAX_QUEUE_SIZE", "1")
+    handed: list[object] = []
+    export = LogExport(InMemoryLogRecordExporter())
+    monkeypatch.setattr(export._batch, "on_emit", lambda record: handed.append(record.log_record.body))
+    for body in ("first", "second"):
+        export.on_emit(ReadWriteLogRecord(LogRecord(body=body)))
+    assert handed == ["first"]
+    assert export.backlog.unsent == 2
+    export.shutdown()
+
+
+def test_a_repeated_warning_of_an_exporter_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """By its text, without what is filled in: an endpoint that doesn't answer would be told of at every batch.
+
+    Another warning is said too, and so is whatever is below a warning, each time.
+    """
+    name = "opentelemetry.exporter.of_this_test"
+    logger = logging.getLogger(name)
+
+    class Fails(SpanExporter):
+        __module__ = name
+
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            logger.warning("no answer from %s, try %d", "host", len(spans))
+            logger.error("gave up")
+            logger.info("as usual")
+            return SpanExportResult.FAILURE
+
+    exports = [SpanExport(Fails()) for _ in range(2)]  # of two exporters of one kind, each message once too
+    with caplog.at_level(logging.INFO, name):
+        for export in exports:
+            for _ in range(3):
+                export._batch._batch_processor._exporter.export([])  # type: ignore[attr-defined]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no answer from host, try 0", "gave up", *["as usual"] * 6]  # fmt: skip
+    for export in exports:
+        export.shutdown()
