@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import faulthandler
 import logging
+import os
 import random
 import signal
 import sys
@@ -28,6 +29,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 import pocket_plug as pp
 from pocket_plug.layer import parts
@@ -386,6 +389,7 @@ def main() -> int:
         options.error(f"{sorted(unknown)}: the stacks are {', '.join(STACKS)}, the uses {', '.join(USES)}")
     warnings.simplefilter("ignore")  # a coroutine that was never begun, since the interrupt came first
     logging.disable()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(open(os.devnull, "w")))  # noqa: SIM115
     draw = random.Random(given.seed)
     tried, broken = Counter[str](), 0
     for stack in STACKS:
