@@ -206,7 +206,7 @@ def test_what_comes_from_the_environment_is_shown_as_it_is_written(
                 said.texts += [repr(pocket.stores[name]), repr(pocket.stores[name].stack)]
             else:
                 said.error(lambda name=name: pocket.stores[name], PocketError)
-        said.texts.append(repr(pocket) + repr(pocket.plugins))
+        said.texts.append(repr(pocket) + repr(pocket.plugins) + repr(pocket.config))
         assert repr(pocket.stores["good"]) == (
             "Store(Telling(key='${KEY}') > Sealing(key='${KEY}', to='https://me:***@host/${KEY}') > memory)"
         )
