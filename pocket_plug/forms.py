@@ -222,7 +222,7 @@ class _Fields:
         return state
 
     def decode(self, state: dict[str, Any]) -> Any:
-        if of_type(dict, state).keys() != self.specs.keys():
+        if state.keys() != self.specs.keys():
             state = self._complete(state)
         value: Any = object.__new__(self.cls)
         if self.in_dict:
