@@ -147,6 +147,8 @@ def test_a_secret_option_that_is_refused_is_not_quoted() -> None:
                     {"key": (WORD,), "salt": "refused"}, {"key": [WORD], "sallt": ""}):  # fmt: skip
         said, control = Said(), Said()
         said.error(lambda options=options: make_recipe(Sealing, options, "here"), ConfigError)
+        if "salt" not in options:  # in Python, too
+            said.error(lambda options=options: Sealing(**options))
         assert said.with_word() == said.with_word("4711") == []
         control.error(lambda options=options: make_recipe(Telling, options, "here"), ConfigError)
         assert bool(control.with_word()) == (options.get("salt") == "refused" or isinstance(options["key"], dict))
