@@ -116,7 +116,7 @@ class Backend:
                 return {key: entry for key, entry in seen.items() if entry is not None}
         raise self._restless(len(seen), unsure)
 
-    _read_one_by_one = read_many
+    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
 
     def _restless(self, count: int, changed: Collection[str]) -> StoreBusyError:
         return StoreBusyError(

@@ -16,6 +16,7 @@ from typing_extensions import dataclass_transform
 
 from .backend import NO_EXPECTATIONS, READ_TRIES, Backend, Change, Entry
 from .errors import ConfigError, Conflict
+from .layer_options import checks_options
 from .redaction import named, shown
 from .redaction import secret as secret
 
@@ -52,7 +53,10 @@ class Layer(Backend):
             raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
+        has_init = "__init__" in cls.__dict__
         dataclass(kw_only=True, eq=False, repr=False)(cls)
+        if not has_init:
+            cls.__init__ = checks_options(cls.__init__, cls)  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         recipe: Any = self  # a dataclass, unseen by type checkers
@@ -112,7 +116,7 @@ class Layer(Backend):
                 changed = conflict.keys
         raise self._restless(len(names), changed)
 
-    _read_one_by_one = read_many
+    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """By default the inner one's."""

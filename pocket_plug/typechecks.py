@@ -32,6 +32,12 @@ def checker(hint: Any) -> Callable[[object], bool]:
     if isinstance(hint, type) and get_origin(hint) is None and not _is_structural(hint):
         classes = _NUMERIC_TOWER.get(hint, hint)
         return lambda value: isinstance(value, classes)
+    origin = get_origin(hint)
+    if origin in UNIONS:
+        parts = [checker(part) for part in get_args(hint)]
+        return lambda value: any(part(value) for part in parts)
+    if origin is Callable:
+        return callable
     from beartype import BeartypeConf
     from beartype.door import is_bearable
     from beartype.roar import BeartypeException

@@ -37,7 +37,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.files import make_file, make_folder
-from pocket_plug.forking import new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.redaction import public_url
 from pocket_plug.waiting import Waiter, may_block, wake
@@ -184,7 +184,6 @@ class SQLite(Backend):
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
         self._writer: sqlite3.Cursor | None = None  # None after a fork too, until it is needed
-        self._resting = False  # while this process forks: no connection is made
         self._begin_locks()
         self._counter = 0  # where its own last commit has put the counter
         self._unreaped = 0
@@ -284,7 +283,7 @@ class SQLite(Backend):
         """A new connection, once no fork goes on. Hold no lock."""
         while True:
             with self._lock:
-                if not self._resting:
+                if not is_under_way():
                     return self._connect()
             wait_for_fork()
 
@@ -372,7 +371,7 @@ class SQLite(Backend):
         self._writer = None
         log, self._log_file = self._log_file, None
         # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
-        if log is not None and _identity(self._log) == log and _identity(self._name) != self._file:
+        if log is not None and not _is_at(self._name, self._file) and _is_at(self._log, log):
             for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
                 Path(name).unlink(missing_ok=True)
 
@@ -380,7 +379,7 @@ class SQLite(Backend):
     def _look(self, *, closely: bool = False) -> None:
         """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
         if closely or monotonic() >= self._look_next:
-            if _identity(self._name) != self._file:
+            if not _is_at(self._name, self._file):
                 raise self._moved(self.path) if self._open else self._not_open()
             self._look_next = monotonic() + LOOK_EVERY
 
@@ -397,7 +396,6 @@ class SQLite(Backend):
             take((self._lock,), held)
             if not held:
                 return False
-            self._resting = True
             self._close_readers()
             take((self._writing,), held)
             if len(held) == 2:
@@ -408,10 +406,6 @@ class SQLite(Backend):
 
     def _in_use(self) -> list[_Connection]:
         return [connection for connection in self._connections if connection.is_open]
-
-    def go_on(self) -> None:
-        """After a fork, here."""
-        self._resting = False
 
     def begin_anew(self) -> None:
         """After a fork, in the child: what is queued and owned is the parent's."""
@@ -425,7 +419,6 @@ class SQLite(Backend):
         if self._ownership is not None:
             self._ownership.leave()
             self._ownership = None
-        self._resting = False
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
@@ -642,9 +635,9 @@ class SQLite(Backend):
                     return
                 waiting = self._queue[:]
             with self._writing:
-                batch = [] if self._resting else self._write_batch(waiting)
+                batch = [] if is_under_way() else self._write_batch(waiting)
             wake([request.waiter.give(None) for request in batch])
-            if self._resting:
+            if is_under_way():
                 wait_for_fork()
 
     def _write_batch(self, waiting: list[_Request]) -> list[_Request]:
@@ -671,7 +664,7 @@ class SQLite(Backend):
         writer = self._writer
         if writer is None:  # since a fork
             with self._lock:
-                if self._resting:
+                if is_under_way():
                     return None
                 connection = self._connect()
             try:
@@ -690,7 +683,7 @@ class SQLite(Backend):
                 except _REFUSALS as error:
                     if not _is_busy(error) or not left:
                         raise
-                    if self._resting:
+                    if is_under_way():
                         return None
                 else:
                     return writer
@@ -704,7 +697,7 @@ class SQLite(Backend):
             self._look(closely=True)
             if self._log_file is None:
                 self._log_file = _identity(self._log)
-            elif self.durability == "power" and _identity(self._log) != self._log_file:
+            elif self.durability == "power" and not _is_at(self._log, self._log_file):
                 raise self._moved(f"{self.path}-wal")
             now = self.clock()
             before = version = self._count(execute, len(batch))
@@ -930,6 +923,17 @@ def _identity(path: str) -> _Identity | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _is_at(path: str, file: _Identity | None) -> bool:
+    """Is that file still at the path, as far as can be told?"""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # we may no longer look into its folder
+        return True
+    return (status.st_dev, status.st_ino) == file
 
 
 def _close(cursor: sqlite3.Cursor) -> None:

@@ -1,8 +1,9 @@
 """Writes of a durable run that go wrong in every way there is: `python tests/crash/lost_answers.py [WORLDS] [SEED] [STEP]`.
 
-A store fails before a write or after it, says Conflict of what has landed, can't be reached by the look that follows, lets a
-write land late, is cancelled, its process dies, or another one takes the run over. The run is begun again until it ends. Each node's writes must have
-taken effect once by then: none is lost, none is done twice, and every node has been gone through.
+A store fails before a write or after it, says Conflict of what has landed, can't be reached by the look that follows, lets
+a write land late, is cancelled, its process dies, or another one takes the run over. The run is begun again until it ends.
+Each node's writes must have taken effect once by then: none is lost, none is done twice, and every node has been gone
+through.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Shelf(pp.Memory):
     async def _reach(self, keys: Sequence[str]) -> None:
         if self.dead:
             raise Killed
-        if self.unreachable and keys[0].startswith("pocket:"):  # what an item's own phases read is the item's own error
+        if self.unreachable:
             self.unreachable -= 1
             raise pp.StoreError("not reachable just now")
         if not self.inline_read:
