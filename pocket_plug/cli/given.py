@@ -19,6 +19,8 @@ from pocket_plug.plan import Step
 from pocket_plug.redaction import summary
 from pocket_plug.typechecks import UNIONS, checker
 
+from .jsonlines import why_no_json
+
 
 def input_of(step: Step) -> Any:
     """What a step declares to take; of a fan-out a list of what its items' node takes."""
@@ -47,7 +49,7 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
         wish = "" if wanted is Any else f"; it is to be: {type_name(wanted)}"
-        raise click.UsageError(f"{where}: {error}{wish}") from error
+        raise click.UsageError(f"{where}: {why_no_json(error)}{wish}") from error
     if not fits(value):
         raise click.UsageError(f"{where}: this is {summary(value)}; it is to be: {type_name(wanted)}")
     return value
