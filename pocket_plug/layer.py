@@ -119,6 +119,10 @@ class Layer(Backend):
         """By default the inner one's."""
         return await self.inner.version()
 
+    async def check(self) -> list[str]:
+        """By default the inner one's."""
+        return await self.inner.check()
+
     async def flush(self) -> None:
         """By default the inner one's."""
         await self.inner.flush()

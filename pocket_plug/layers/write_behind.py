@@ -347,6 +347,10 @@ class WriteBehind(Backend):
             raise self.not_open()
         return self._version
 
+    async def check(self) -> list[str]:
+        """What is wrong with the durable backend."""
+        return await self.durable.check()
+
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Queue all changes or none, once there is room. Raises CodecError for a value that can't be stored."""
