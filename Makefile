@@ -26,7 +26,7 @@ test-lowest: .venv-lowest/ready-dev
 	.venv-lowest/bin/pytest $(OLD_WARNINGS) $(ARGS)
 
 # What old versions say of themselves; it is no news of ours.
-OLD_WARNINGS = -W 'ignore:You should use `Logger` instead:DeprecationWarning'
+OLD_WARNINGS = -W 'ignore:You should use `:DeprecationWarning'
 
 .venv-lowest/ready-dev: pyproject.toml .ci/lowest.py plugins/pocket-plug-compress/pyproject.toml
 	$(PYTHON) -m venv .venv-lowest

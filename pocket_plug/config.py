@@ -220,7 +220,9 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
     except BaseException as error:
         if not is_fault(error):
             raise
-        said = str(error) if isinstance(error, ValueError | TypeError) else describe(error)
+        said = describe(error)
+        if isinstance(error, ValueError | TypeError):  # how a layer refuses an option
+            said = said.removeprefix(f"{type(error).__name__}: ")
         secrets = (text for name, value in values.items() if is_secret(fields[name]) for text in _texts(value))
         public = conceal(said, {**dict.fromkeys(secrets, MASK), **variables(from_environment)})
         raise ConfigError(f"{prefix}{kind.name}: {public}") from (error if public == said else None)

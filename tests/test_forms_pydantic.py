@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import subprocess
 import sys
 import threading
@@ -224,7 +225,10 @@ def test_what_was_set_and_what_is_a_default_are_told_apart() -> None:
 
 def test_extra_fields_come_back() -> None:
     """Those that the class allows, and those that one call allowed."""
-    for value in (Open(id=1, more=[2], _odd=3), Open(id=1), Tag.model_validate({"name": "n", "x": 1}, extra="allow")):
+    values: list[Any] = [Open(id=1, more=[2], _odd=3), Open(id=1)]
+    if "extra" in inspect.signature(Tag.model_validate).parameters:  # since pydantic 2.12
+        values.append(Tag.model_validate({"name": "n", "x": 1}, extra="allow"))
+    for value in values:
         assert all_of(again(value)) == all_of(value)
 
 

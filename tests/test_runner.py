@@ -668,8 +668,9 @@ def test_contended_runs_lose_nothing_and_do_not_try_for_ever(backend: type[Backe
 
 
 def test_a_key_that_never_holds_still_is_an_error() -> None:
-    """After a bounded number of tries Conflict is raised, naming the key; hooks see it as a failure."""
+    """After 20 tries, as the reference states, Conflict is raised, naming the key; hooks see it as a failure."""
     failed: list[BaseException] = []
+    posts: list[int] = []
 
     class Racing(Memory):
         """Somebody else is always faster."""
@@ -681,6 +682,7 @@ def test_a_key_that_never_holds_still_is_an_error() -> None:
 
     class Add(Node[int, int]):
         async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            posts.append(n)
             await store.set("n", (await store.get("n", 0)) + 1)
             return n
 
@@ -691,6 +693,27 @@ def test_a_key_that_never_holds_still_is_an_error() -> None:
         asyncio.run(Graph(Add(), store=Store(Racing())).run(1))
     assert caught.value.keys == {"n"}
     assert failed == [caught.value]
+    assert len(posts) == 20
+
+
+def test_a_hook_whose_key_never_holds_still_is_reported_after_as_many_tries(caplog: pytest.LogCaptureFixture) -> None:
+    """20 of them; the run itself has succeeded, and is not undone."""
+    calls: list[int] = []
+
+    class Racing(Memory):
+        async def read(self, key: str) -> Entry | None:
+            entry = await super().read(key)
+            await super().write([_touch(key)])
+            return entry
+
+    class Add(Node[int, int]):
+        async def on_success(self, store: StoreWriter, output: int) -> None:
+            calls.append(output)
+            await store.set("n", (await store.get("n", 0)) + 1)
+
+    assert asyncio.run(Graph(Add(), store=Store(Racing())).run(1)) == 1
+    assert len(calls) == 20
+    assert [record.levelname for record in caplog.records if "on_success" in record.getMessage()] == ["ERROR"]
 
 
 def _touch(key: str) -> Any:

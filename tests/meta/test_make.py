@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import tomllib
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -20,7 +22,9 @@ PINS = (ROOT / ".ci" / "constraints.txt").read_text("utf-8").splitlines()
 PROJECTS = [ROOT / "pyproject.toml", *sorted((ROOT / "plugins").glob("*/pyproject.toml"))]
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "bench", "e2e", "test-all"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "test-lowest", "test-newest", "lint", "bench", "mutants", "e2e", "test-all"]
+)
 def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
     """Each is declared, is no file's name, and has a recipe."""
     [phony] = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
@@ -34,6 +38,9 @@ def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
     [
         ("demo", "pocket-plug run examples/census --trace"),
         ("test", "pytest"),
+        ("test-lowest", "pytest"),
+        ("test-newest", "pytest"),
+        ("mutants", "python -m tests.mutants"),
         ("lint", "ruff check ."),
         ("lint", "mypy"),
         ("lint", "pyright"),
@@ -45,7 +52,16 @@ def test_a_target_does_what_its_name_says(target: str, command: str) -> None:
     """As make itself reads the file, nothing of it being run."""
     make = shutil.which("make")
     assert make is not None
-    kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    made = (
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "MAKEOVERRIDES",
+        "ARGS",
+        "PYTHON",
+        "VENV",
+    )  # of the make that runs the tests
+    kept = {name: value for name, value in os.environ.items() if name not in made}
     done = subprocess.run([make, "--dry-run", target], cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"/{re.escape(command)}(\s|$)", done.stdout, re.MULTILINE)
@@ -58,7 +74,51 @@ def test_ci_lints_and_tests() -> None:
     assert os.access(script, os.X_OK)
     assert lines[0].startswith("#!")
     assert "set -euo pipefail" in lines
-    assert [line for line in lines if line.startswith("make ")] == ["make lint", "make test"]
+    assert [line for line in lines if line.startswith("make ")] == ["make lint", "make test-newest", "make test-lowest"]
+
+
+@pytest.mark.parametrize("python", [(3, 11), (3, 13), (3, 14)])
+def test_the_lowest_versions_are_the_bounds_of_each_pyproject(python: tuple[int, int]) -> None:
+    """Every requirement has a lower bound, and what `make test-lowest` installs is the highest one for that Python."""
+    module = runpy.run_path(str(ROOT / ".ci" / "lowest.py"))
+    bounds: dict[str, Version] = {}
+    for project in PROJECTS:
+        declared = tomllib.loads(project.read_text("utf-8"))["project"]
+        extras = declared.get("optional-dependencies", {}).values()
+        for line in [*declared["dependencies"], *(line for extra in extras for line in extra)]:
+            wanted = Requirement(line)
+            if wanted.marker is not None and not wanted.marker.evaluate({"python_version": f"3.{python[1]}"}):
+                continue
+            [lowest] = [Version(each.version) for each in wanted.specifier if each.operator == ">="]
+            if wanted.name != "pocket-plug":
+                bounds[wanted.name] = max(lowest, bounds.get(wanted.name, lowest))
+    assert {name: Version(version) for name, version in module["lowest"](python).items()} == bounds
+
+
+def test_all_pythons_are_tried_and_those_that_are_not_there_are_named(tmp_path: Path) -> None:
+    """One is there if it runs: a shim that answers for all versions and has none is none. A failing one ends it."""
+    home, shims = tmp_path / "home", tmp_path / "shims"
+    for path, code in ((home / ".pyenv/versions/3.12.9/bin/python", 0), (home / ".pyenv/versions/3.14.1/bin/python", 1),
+                       *((shims / f"python3.{minor}", 127 if minor != 13 else 0) for minor in range(11, 16))):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\nexit {code}\n")
+        path.chmod(0o755)
+    make = shutil.which("make")
+    assert make is not None
+    env = {"PATH": f"{shims}:{os.environ['PATH']}", "HOME": str(home)}
+    done = subprocess.run(
+        [make, "test-all", "MAKE=echo made"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if line.startswith("made")] == [
+        f"made test PYTHON={home}/.pyenv/versions/3.12.9/bin/python VENV=.venv-python3.12",
+        "made test PYTHON=python3.13 VENV=.venv-python3.13",
+    ]
+    assert done.stdout.splitlines()[-1] == "not tested, since it was not found: Python 3.11 3.14 3.15"
+    failing = subprocess.run(
+        [make, "test-all", "MAKE=false"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert failing.returncode != 0
 
 
 def test_pins_are_exact_and_name_no_index() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -119,14 +122,12 @@ def _run(copy: Path, tests: Sequence[str], limit: float) -> bool | None:
     except subprocess.TimeoutExpired:
         return None
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # what its tests have started, too
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
-def tests_of(module: str) -> list[str]:
+def first_tests(module: str) -> list[str]:
     """The files of the tests that are first to notice."""
     return [f"tests/{name}.py" for name in TESTS[module].split()]
 
@@ -164,16 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def draw(modules: Iterable[str], seed: int, count: int) -> list[Mutant]:
     """So many mutants of these modules, the same for the same seed and code."""
-    import random
-
     every = [mutant for name in sorted(modules) for mutant in mutants_of(ROOT, f"pocket_plug/{name}.py")]
-    return random.Random(seed).sample(every, min(count, len(every)))
+    random.Random(seed).shuffle(every)
+    return [*islice((mutant for mutant in every if mutant.parses), count)]
 
 
 def _try(drawn: Sequence[Mutant], workshop: Workshop, jobs: int, console: Console) -> int:
     ended: Counter[str] = Counter()
     with Progress(console=console, disable=not console.is_terminal) as progress, ThreadPoolExecutor(jobs) as pool:
-        modules = {mutant.module: tests_of(mutant.module) for mutant in drawn} | {"": wider()}
+        modules = {mutant.module: first_tests(mutant.module) for mutant in drawn} | {"": wider()}
         task = progress.add_task("tests as they are", total=len(modules))
         limits: dict[str, float] = {}
 

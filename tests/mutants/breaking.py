@@ -23,13 +23,28 @@ _ALONE = {"__repr__", "__str__", "__slots__", "__all__", "__match_args__"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change. `source` is the whole file with it."""
+    """One change: `text` in place of what stands there."""
 
     file: str
     line: int
     within: str
-    source: bytes
     original: bytes
+    place: slice
+    text: str
+
+    @property
+    def source(self) -> bytes:
+        """The whole file with it."""
+        return self.original[: self.place.start] + self.text.encode() + self.original[self.place.stop :]
+
+    @property
+    def parses(self) -> bool:
+        """Is it Python? A place within an f-string needs not be."""
+        try:
+            ast.parse(self.source)
+        except SyntaxError:
+            return False
+        return True
 
     @property
     def module(self) -> str:
@@ -44,7 +59,7 @@ class Mutant:
 
 
 def mutants_of(root: Path, file: str) -> list[Mutant]:
-    """All that there are of a file, in the order of its lines."""
+    """All that there are of a file, whether they parse or not."""
     source = (root / file).read_bytes()
     lines = source.splitlines(keepends=True)
     starts = [sum(map(len, lines[:number])) for number in range(len(lines) + 1)]
@@ -54,12 +69,7 @@ def mutants_of(root: Path, file: str) -> list[Mutant]:
         assert node.end_col_offset is not None
         start = starts[node.lineno - 1] + node.col_offset
         end = starts[node.end_lineno - 1] + node.end_col_offset
-        changed = source[:start] + text.encode() + source[end:]
-        try:
-            ast.parse(changed)
-        except SyntaxError:  # such as an f-string's insides
-            continue
-        found.append(Mutant(file, node.lineno, within or "the module", changed, source))
+        found.append(Mutant(file, node.lineno, within or "the module", source, slice(start, end), text))
     return found
 
 

@@ -180,11 +180,13 @@ class TestAlone(Kit):
 def test_observe_and_setup_begin_anew_where_the_globals_were_taken_back(tmp_path: Path) -> None:
     """Their own providers become the global ones again; after `close()` whoever is set next is heard."""
     code = """
+import warnings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.test.globals_test import reset_logging_globals, reset_metrics_globals, reset_trace_globals
+with warnings.catch_warnings(action="ignore"):  # older ones call themselves deprecated
+    from opentelemetry.test.globals_test import reset_logging_globals, reset_metrics_globals, reset_trace_globals
 
 from pocket_plug.telemetry import setup
 
