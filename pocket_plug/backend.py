@@ -7,7 +7,7 @@ logging or bounding layer can't be bypassed by a sibling method.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -90,7 +90,7 @@ class Backend:
         if "read_many" in cls.__dict__ and cls.read is Backend.read:
             raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
         if "read" in cls.__dict__ and "read_many" not in cls.__dict__:
-            cls.read_many = Backend.read_many  # type: ignore[method-assign] # not a batch that passes this read by
+            cls.read_many = cls._read_one_by_one  # type: ignore[method-assign] # not a batch that passes this read by
 
     async def read(self, key: str) -> Entry | None:
         """The entry at `key`; None where there is none or it has expired. Raises StoreError, never answers wrongly."""
@@ -114,9 +114,14 @@ class Backend:
                 unsure = sorted(conflict.keys & seen.keys()) or list(seen)
             else:
                 return {key: entry for key, entry in seen.items() if entry is not None}
-        raise StoreBusyError(
-            f"{len(seen)} keys could not be read as of one moment: some were changed at each of {READ_TRIES} tries, last "
-            f"{', '.join(map(repr, unsure[:5]))}; try again, or override read_many in {type(self).__name__}"
+        raise self._restless(len(seen), unsure)
+
+    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
+
+    def _restless(self, count: int, changed: Collection[str]) -> StoreBusyError:
+        return StoreBusyError(
+            f"{count} keys could not be read as of one moment: some were changed at each of {READ_TRIES} tries, last "
+            f"{', '.join(map(repr, sorted(changed)[:5]))}; try again, or override read_many in {type(self).__name__}"
         )
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:

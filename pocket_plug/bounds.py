@@ -6,12 +6,13 @@ nothing of them runs for a record of less than `UNLOOKED` bytes, which can't cos
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -219,15 +220,20 @@ def _gathered(data: memoryview, ext_hook: Callable[[int, memoryview], Any]) -> l
 
 # ---------------------------------------------------------------- keys that collide
 class _Left(threading.local):
-    steps = COLLISIONS
+    steps = math.inf
 
 
 _left = _Left()
 
 
-def begin() -> None:
-    """A record of its own is decoded in this thread from here on."""
-    _left.steps = COLLISIONS
+@contextmanager
+def counted(left: float | None = None) -> Generator[_Left]:
+    """Within, one record is read or written, or goes on so: what its keys take is counted together. Elsewhere it isn't."""
+    former, _left.steps = _left.steps, COLLISIONS if left is None else left
+    try:
+        yield _left
+    finally:
+        _left.steps = former
 
 
 def made_set(members: Sequence[Any]) -> set[Any]:
@@ -250,13 +256,13 @@ def made_dict(keys: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
 
 def _grow(keys: Sequence[Any], add: Callable[[slice], None], *, is_set: bool) -> None:
     """Add all keys, a part at a time. Where that is slow it is counted what it takes: time alone refuses nothing."""
-    counted = _SEEDED.issuperset(map(type, keys))
+    is_known = _SEEDED.issuperset(map(type, keys)) or _left.steps == math.inf
     for start in range(0, len(keys), _CHUNK):
         began = _clock()
         add(slice(start, start + _CHUNK))
-        if not counted and _clock() - began > _CHUNK * _SUSPICIOUS:
-            counted = True
-            _left.steps -= steps_of(list(map(hash, keys)), _left.steps, is_set=is_set)
+        if not is_known and _clock() - began > _CHUNK * _SUSPICIOUS:
+            is_known = True
+            _left.steps -= steps_of(list(map(hash, keys)), int(_left.steps), is_set=is_set)
             if _left.steps < 0:
                 raise CorruptRecordError(
                     f"a {'set' if is_set else 'dict'} of {len(keys):,} has keys that collide: to tell them apart takes more "

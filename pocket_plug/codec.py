@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec.msgpack import Ext
 
-from .bounds import FEW, UNLOOKED, begin, check_maps, has_at_most, made_dict, made_set, may_have_large_map
+from .bounds import FEW, UNLOOKED, check_maps, counted, has_at_most, made_dict, made_set, may_have_large_map
 from .errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
 from .forking import new_rlock
 from .forms import KNOWN, WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
@@ -100,9 +100,7 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError(
-            f"a ZoneInfo is stored by its key, and this one {'has none' if value.key is None else 'is not usable'}"
-        )
+        raise CodecError("a ZoneInfo is stored by its key, and this one has none that could be found again")
     return value.key.encode()
 
 
@@ -117,14 +115,14 @@ def _read_zone_info(data: memoryview) -> ZoneInfo:
 
 
 # ---------------------------------------------------------------- where a record stands
-_VERSION, _DEADLINE = struct.Struct(">q"), struct.Struct(">qd")
+_pack_version, _pack_deadline = struct.Struct(">q").pack, struct.Struct(">qd").pack
 
 
 def place_of(key: str, version: int, expires_at: float | None) -> bytes:
     """What a backend that keeps records by key, version and deadline binds them to."""
     if expires_at is None:
-        return _VERSION.pack(version) + key.encode()
-    return _DEADLINE.pack(version, expires_at) + key.encode()
+        return _pack_version(version) + key.encode()
+    return _pack_deadline(version, expires_at) + key.encode()
 
 
 def bound(record: bytes, place: bytes) -> bytes:
@@ -140,6 +138,19 @@ def bound(record: bytes, place: bytes) -> bytes:
     """
     _, depth, checksum = _HEADER.unpack_from(record)
     return _HEADER.pack(BOUND, depth, zlib.crc32(place, checksum)) + record[_HEADER_SIZE:]
+
+
+def is_whole(record: bytes, place: bytes) -> bool:
+    """Is a record undamaged, and in its place? It is not decoded.
+
+    >>> is_whole(bound(default_codec.encode(5), b"here"), b"here"), is_whole(bound(default_codec.encode(5), b"here"), b"there")
+    (True, False)
+    """
+    if len(record) <= _HEADER_SIZE:
+        return False
+    format, depth, checksum = _HEADER.unpack_from(record)
+    found = zlib.crc32(memoryview(record)[_HEADER_SIZE:], depth)
+    return format in (FORMAT, BOUND) and checksum == (found if format == FORMAT else zlib.crc32(place, found))
 
 
 _SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
@@ -208,11 +219,6 @@ class _Entry:
 
 
 # ---------------------------------------------------------------- the codec
-def _keys_of(values: dict[Any, Any], leaves: frozenset[type] = _LEAVES) -> frozenset[type]:
-    """The types of keys with which a dict can be a map of MessagePack: in a large one none that could collide."""
-    return leaves if len(values) <= FEW else _TEXTS
-
-
 def _json_depth(value: Any, limit: int) -> int:
     """How deep lists and dicts nest in a value of nothing but them and leaves, which msgspec can take as it is.
 
@@ -223,8 +229,10 @@ def _json_depth(value: Any, limit: int) -> int:
     leaves = _LEAVES
     level: Iterable[Any] = value
     if _type_of(value) is dict:
-        if not _keys_of(value).issuperset(map(_type_of, value)):
-            return 0
+        texts = leaves if len(value) <= FEW else _TEXTS
+        for key in value:
+            if type(key) not in texts:
+                return 0
         level = _values_of(value)
     if leaves.issuperset(map(_type_of, level)):
         return 1
@@ -237,10 +245,9 @@ def _json_depth(value: Any, limit: int) -> int:
         dicts = [item for item in level if _type_of(item) is dict] if dict in kinds else []
         if dicts and not leaves.issuperset(map(_type_of, chain.from_iterable(dicts))):
             return 0
-        if dicts and max(map(len, dicts)) > FEW:
-            for each in dicts:
-                if not _keys_of(each).issuperset(map(_type_of, each)):
-                    return 0
+        for each in dicts:
+            if len(each) > FEW and not _TEXTS.issuperset(map(_type_of, each)):
+                return 0
         level = [*chain.from_iterable(lists), *chain.from_iterable(map(_values_of, dicts))]
     return depth
 
@@ -248,14 +255,14 @@ def _json_depth(value: Any, limit: int) -> int:
 class _Walk:
     """One pass over a value, on which all that MessagePack would not keep exactly is put into an Ext."""
 
-    __slots__ = ("checks", "deepest", "entry_of", "leaves", "max_depth")
+    __slots__ = ("deepest", "entry_of", "leaves", "left", "max_depth")
 
     def __init__(self, entry_of: Callable[[type], _Entry], leaves: frozenset[type], max_depth: int) -> None:
         self.entry_of = entry_of
         self.leaves = leaves
         self.max_depth = max_depth
         self.deepest = 0
-        self.checks = False
+        self.left: float | None = None
 
     def wrap(self, value: Any, depth: int) -> Any:
         """`depth` is the number of containers around the value."""
@@ -293,7 +300,7 @@ class _Walk:
 
     def mapping(self, values: Any, depth: int) -> Any:
         leaves = self.leaves
-        if not _keys_of(values, leaves).issuperset(map(type, values)):
+        if not (leaves if len(values) <= FEW else _TEXTS).issuperset(map(type, values)):
             if len(values) > FEW:
                 self.check_keys(values, lambda keys: made_dict(keys, keys))
             return Ext(_PAIRS, _to_msgpack(self.items(list(chain.from_iterable(values.items())), depth)))
@@ -306,11 +313,10 @@ class _Walk:
         """Refuse here what would be refused as it is read. Plain keys collide only where somebody looked for such ones."""
         if self.leaves.issuperset(map(type, keys)):
             return
-        if not self.checks:
-            self.checks = True
-            begin()
         try:
-            make(list(keys))
+            with counted(self.left) as left:
+                make(list(keys))
+                self.left = left.steps
         except CorruptRecordError as error:
             raise CodecError(str(error)) from None
 
@@ -660,28 +666,6 @@ class Codec:
         Raises CorruptRecordError for bytes that are no whole record, of another place, or break a limit, UnknownTypeError
         where a type is not registered here, and CodecError where an object can't be made of what was stored.
         """
-        depth, payload = self.opened(data, place)
-        if depth > self.max_depth:
-            raise CorruptRecordError(
-                f"the record has {depth} containers in each other; {self.max_depth} are allowed (max_depth)"
-            )
-        try:
-            if len(data) <= UNLOOKED:
-                return self._from_msgpack(payload)
-            return self._bounded(data, payload)
-        except (CorruptRecordError, MemoryError):
-            raise
-        except CodecError as error:
-            if not self.seals:
-                raise
-            return Sealed(_HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload, error)
-        except msgspec.DecodeError as error:
-            raise CorruptRecordError(f"no record of this codec: {error}") from error
-        except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
-            raise CorruptRecordError(f"no record of this codec: {type(error).__name__} of what it holds") from None
-
-    def opened(self, data: bytes, place: bytes | None) -> tuple[int, bytes | memoryview]:
-        """The depth and the payload of a record whose checksum is right."""
         if not _HEADER_SIZE < len(data) <= self.max_bytes:
             raise CorruptRecordError(
                 f"a record has {_HEADER_SIZE + 1} to {self.max_bytes:,} bytes (max_bytes); this has {len(data):,}"
@@ -704,7 +688,24 @@ class Codec:
                 "the record's checksum does not fit: it was damaged or cut off"
                 + (", or stands elsewhere" if format == BOUND else "")
             )
-        return depth, payload
+        if depth > self.max_depth:
+            raise CorruptRecordError(
+                f"the record has {depth} containers in each other; {self.max_depth} are allowed (max_depth)"
+            )
+        try:
+            if len(data) <= UNLOOKED:
+                return self._from_msgpack(payload)
+            return self._bounded(data, payload)
+        except (CorruptRecordError, MemoryError):
+            raise
+        except CodecError as error:
+            if not self.seals:
+                raise
+            return Sealed(_HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload, error)
+        except msgspec.DecodeError as error:
+            raise CorruptRecordError(f"no record of this codec: {error}") from error
+        except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
+            raise CorruptRecordError(f"no record of this codec: {type(error).__name__} of what it holds") from None
 
     def _bounded(self, data: bytes, payload: bytes | memoryview) -> Any:
         """What is in a longer record, unless that would take more than it may."""
@@ -712,12 +713,12 @@ class Codec:
             raise CorruptRecordError(
                 f"the record has more than {self.max_items:,} containers, pairs and objects (max_items)"
             )
-        begin()
-        if may_have_large_map(data, _HEADER_SIZE):
-            with suppress(msgspec.ValidationError):
-                return _from_texts(payload)
-            check_maps(data, _HEADER_SIZE, self._from_ext)
-        return self._from_msgpack(payload)
+        with counted():
+            if may_have_large_map(data, _HEADER_SIZE):
+                with suppress(msgspec.ValidationError):
+                    return _from_texts(payload)
+                check_maps(data, _HEADER_SIZE, self._from_ext)
+            return self._from_msgpack(payload)
 
     def _from_ext(self, code: int, data: memoryview) -> Any:
         if (scalar := _SCALAR_READERS.get(code)) is not None:

@@ -13,14 +13,13 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, cast, get_type_hints
+from typing import Any, TypeGuard, TypeVar, cast
 
 from .errors import ConfigError, is_fault, suggest
-from .keys import type_name
 from .layer import Layer
+from .layer_options import fitted
 from .redaction import MASK, VARIABLE, conceal, is_secret, shown, summary
 from .reporting import describe
-from .typechecks import checker
 
 T = TypeVar("T")
 L = TypeVar("L", str, "str | Layer")
@@ -200,7 +199,6 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
     prefix = f"{where}: " if where else ""
     a_dataclass: Any = kind  # which Layer makes of every subclass, unseen by type checkers
     fields = {each.name: each for each in dataclasses.fields(a_dataclass) if each.init}
-    hints = _hints(kind)
     values: dict[str, Any] = {}
     from_environment: dict[str, Any] = {}
     for name, written in options.items():
@@ -209,12 +207,10 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
         value = expand(written, f"{where}.{name}")
         if value != written:
             from_environment[name] = written
-        hint = hints.get(name, Any)
-        accepts = checker(hint)
-        values[name] = tuple(value) if _is_list(value) and not accepts(value) else value  # TOML has no tuples
-        if not accepts(values[name]):
+        values[name], wanted = fitted(kind, name, value)
+        if wanted is not None:
             found = summary(value) if is_secret(fields[name]) else f"{shown(fields[name], written)!r:.80}"
-            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {type_name(hint)}, not {found}")
+            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {wanted}, not {found}")
     missing = [name for name, each in fields.items() if name not in values and each.default is dataclasses.MISSING
                and each.default_factory is dataclasses.MISSING]  # fmt: skip
     if missing:
@@ -224,7 +220,9 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
     except BaseException as error:
         if not is_fault(error):
             raise
-        said = str(error) if isinstance(error, ValueError | TypeError) else describe(error)
+        said = describe(error)
+        if isinstance(error, ValueError | TypeError):  # how a layer refuses an option
+            said = said.removeprefix(f"{type(error).__name__}: ")
         secrets = (text for name, value in values.items() if is_secret(fields[name]) for text in _texts(value))
         public = conceal(said, {**dict.fromkeys(secrets, MASK), **variables(from_environment)})
         raise ConfigError(f"{prefix}{kind.name}: {public}") from (error if public == said else None)
@@ -239,15 +237,6 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in cast("list[object]", value):
             yield from _texts(item)
-
-
-def _hints(kind: type[Layer]) -> dict[str, Any]:
-    try:
-        return get_type_hints(kind)
-    except BaseException as error:  # a hint that can't be resolved here is unchecked, never an error
-        if not is_fault(error):
-            raise
-        return {}
 
 
 def order_names(layers: Set[L]) -> list[L]:

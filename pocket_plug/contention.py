@@ -11,7 +11,7 @@ import asyncio
 import random
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -322,16 +322,16 @@ class Gates:
         return Hold(self, names)
 
     @contextmanager
-    def ahead(self, names: Iterable[str]) -> Iterator[None]:
+    def ahead(self, names: Iterable[str]) -> Generator[None]:
         """Plain writes of these names by others wait meanwhile: for who has lost to them a few times."""
         turn, mine = _Turn(), list[str]()
-        added: set[tuple[Gates, str]] = set()  # what whoever is ahead writes itself, waits for nobody
+        added = frozenset[tuple[Gates, str]]()  # what whoever is ahead writes itself, waits for nobody
         try:
             with self._lock:
                 mine += [name for name in names if name not in self._ahead]
                 self._ahead.update(dict.fromkeys(mine, turn))
                 self._on_ahead(bool(self._ahead))
-            added = {(self, name) for name in mine} - _held.get()
+            added = frozenset[tuple[Gates, str]]((self, name) for name in mine) - _held.get()
             _held.set(_held.get() | added)
             yield
         finally:
@@ -342,7 +342,7 @@ class Gates:
                 self._leave_ahead(turn, added)
                 raise
 
-    def _leave_ahead(self, turn: _Turn, added: set[tuple[Gates, str]]) -> None:
+    def _leave_ahead(self, turn: _Turn, added: frozenset[tuple[Gates, str]]) -> None:
         """May be done again."""
         _held.set(_held.get() - added)
         with self._lock:
@@ -357,7 +357,7 @@ class Gates:
         for name in names:
             turn = self._ahead.get(name)
             if turn is not None and turn.is_over:  # whose end was interrupted
-                self._leave_ahead(turn, set())
+                self._leave_ahead(turn, frozenset())
             elif turn is not None and name not in mine:
                 await turn.ended(in_place)
 

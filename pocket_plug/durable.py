@@ -40,6 +40,7 @@ from .errors import (
     RunMismatch,
     RunSuspended,
     StoreError,
+    TransactionError,
     UnknownRunError,
 )
 from .keys import RESERVED, declared_types, type_name
@@ -51,6 +52,7 @@ from .runner import Commit, Execution, Visited
 from .shape import passed
 from .stack import Stack
 from .store import MISSING, StoreReader
+from .transaction import Transaction
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -445,7 +447,7 @@ class Journal:
         if own is not None and _field(own, "owner") == token:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
-            raise self._unknown(what, "an earlier try of the same has landed late") from failed
+            raise self._unknown(what, "what landed is an earlier try, late") from failed
         return None
 
     async def _found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
@@ -492,9 +494,8 @@ class Journal:
             async for key in keys:
                 if swept == SWEPT or _look_time(key) > now:
                     break
-                with suppress(
-                    Conflict, CodecError
-                ):  # somebody else is at it; or it is damaged, and not in the others' way
+                # somebody else may be at it, and what is damaged is in nobody's way
+                with suppress(Conflict, CodecError):
                     await self._look_again(key, now)
                     swept += 1
         except Exception as error:  # noqa: BLE001 - the run has ended well, whatever becomes of others' records
@@ -522,10 +523,8 @@ class Journal:
             doomed = [each async for each in self.stack.scan(part) if each != part + "start"]
             for at in range(0, len(doomed), CHUNK):
                 await self.stack.write([Delete(each) for each in doomed[at : at + CHUNK]], {run: ended.version})
-            last = [
-                Delete(each) for each in (part + "start", run, key)
-            ]  # till then it is a finished run, with its result
-            await self.stack.write(last, {run: ended.version})
+            # till the last write it is a finished run, with its result
+            await self.stack.write([Delete(each) for each in (part + "start", run, key)], {run: ended.version})
 
 
 def _look_key(time: float, name: str) -> str:
@@ -723,6 +722,7 @@ class DurableExecution(Execution):
             if isinstance(error, asyncio.CancelledError):
                 journal.cancelled = error
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
+        checkpoint.failed = None  # it holds frames, and with them this execution
         self.frame = frame
 
     # ------------------------------------------------------------ items and questions
@@ -764,8 +764,25 @@ class DurableExecution(Execution):
         return visited
 
     def must_end(self, error: Exception) -> bool:
-        """What keeps an item from being recorded, or gone on with, says nothing of the item: it is to be done by a resume."""
-        return isinstance(error, RunFenced) or any(error is each for each in self.journal.unrecorded)
+        """What keeps an item from being recorded, or gone on with, says nothing of the item: it is to be done by a resume.
+
+        Nor does a failure of the run's store where the item's phases read.
+        """
+        return (
+            isinstance(error, RunFenced)
+            or any(error is each for each in self.journal.unrecorded)
+            or (isinstance(error, StoreError) and not isinstance(error, TransactionError) and self._is_of_store(error))
+        )
+
+    def _is_of_store(self, error: Exception) -> bool:
+        """Has it come out of a transaction over the run's store, rather than out of some other store that a node uses?"""
+        trace = error.__traceback__
+        while trace is not None:
+            holder = trace.tb_frame.f_locals.get("self")
+            if isinstance(holder, Transaction) and holder.stack is self.stack:
+                return True
+            trace = trace.tb_next
+        return False
 
     def collected(self, error: Exception) -> Exception:
         """What can be kept of it: the same whether the results are handed on at once or by a resume."""

@@ -12,6 +12,7 @@ and it is freed. A child that is forked without Python's functions for it (by a 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -33,6 +34,9 @@ PATIENCE = 5.0
 
 _SLICE = 0.01  # seconds for one lock, while the others are held already
 
+_module_locks: dict[str, Callable[[], Any]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
+"""Python's own, of the modules that are being imported; where they are not to be found, a fork doesn't look at them."""
+
 _logger = logging.getLogger("pocket_plug")
 Callback = Callable[[], object]
 
@@ -41,11 +45,7 @@ class Participant(Protocol):
     """What a fork must find at rest, such as connections to a file. The thread that forks calls these."""
 
     def rest(self) -> bool:
-        """Try to come to rest, and to stay so until `go_on` or `begin_anew`; is it? Called again and again if not."""
-        ...
-
-    def go_on(self) -> None:
-        """The fork is over, and this is the parent. At rest or not, work again."""
+        """Try to come to rest, and stay so while `is_under_way`; is it? Called again and again if not."""
         ...
 
     def begin_anew(self) -> None:
@@ -118,6 +118,7 @@ def _known(lock: Any, lost: Callback | None) -> Any:
 
 # ---------------------------------------------------------------- one fork
 _turn = threading.Lock()  # one fork at a time
+_under_way = False
 
 
 class _Here(threading.local):
@@ -125,6 +126,11 @@ class _Here(threading.local):
 
 
 _here = _Here()
+
+
+def is_under_way() -> bool:
+    """Is this process about to be forked? Then nothing may be begun that a child can't inherit: see `wait_for_fork`."""
+    return _under_way
 
 
 def wait_for_fork() -> None:
@@ -154,6 +160,17 @@ def release(taken: list[Any]) -> None:
     deque(map(_release, iter(taken.pop, None)), maxlen=0)
 
 
+def _imports() -> bool:
+    """Is another thread importing a module? In a child whoever imports that one too would wait for it for ever."""
+    me = threading.get_ident()
+    locks = [lock for it in [*_module_locks.values()] if (lock := it()) is not None]
+    return any(getattr(lock, "owner", None) not in (None, me) for lock in locks)
+
+
+def _taking_part() -> list[Participant]:
+    return [each for it in [*_participants.values()] if (each := it()) is not None]
+
+
 class _Fork:
     """What was taken for it, and what wasn't to be had."""
 
@@ -163,23 +180,25 @@ class _Fork:
         self.turn: list[Any] = []
         self.taken: list[Any] = []
         self.missing: list[Any] = []
-        self.participants: list[Participant] = []
         self.restless: list[Participant] = []
         self.interrupt: BaseException | None = None
 
     def prepare(self) -> None:
         """May be called again, where something was raised in the middle of it."""
+        global _under_way
         release(self.taken)
         while not self.turn and time.monotonic() < self.until + PATIENCE:  # the other one's is over by then
             take((_turn,), self.turn)
-        self.participants = [each for it in [*_participants.values()] if (each := it()) is not None]
+        _under_way = True
+        participants = _taking_part()
         while True:  # these first: who works on a file may need a lock to come to its end
-            self.restless = [each for each in self.participants if not each.rest()]
+            self.restless = [each for each in participants if not each.rest()]
             if not self.restless or time.monotonic() >= self.until:
                 break
             time.sleep(0.001)
         locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]
-        while not self._take_all(locks):
+        while not self._take_all(locks) or (_imports() and time.monotonic() < self.until):
+            release(self.taken)
             time.sleep(0.001)
 
     def _take_all(self, locks: list[Any]) -> bool:
@@ -190,7 +209,6 @@ class _Fork:
             take(left, self.taken)
             left = left[len(self.taken) - before :]
             if left and time.monotonic() < self.until:
-                release(self.taken)
                 locks.remove(left[0])
                 locks.insert(0, left[0])
                 return False
@@ -233,8 +251,8 @@ def _after_in_parent() -> None:
         return
 
     def go_on() -> None:
-        for participant in fork.participants:
-            participant.go_on()
+        global _under_way
+        _under_way = False
         release(fork.turn)
 
     _in_spite_of_interrupts(fork, go_on)
@@ -266,9 +284,9 @@ def _after_in_child() -> None:
 
 
 def _begin_anew(fork: _Fork) -> None:
-    global _turn
-    _turn = threading.Lock()
-    for participant in [each for it in [*_participants.values()] if (each := it()) is not None]:
+    global _turn, _under_way
+    _turn, _under_way = threading.Lock(), False
+    for participant in _taking_part():
         participant.begin_anew()
     for callback in [*_callbacks.values()]:
         callback()

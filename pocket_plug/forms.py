@@ -16,14 +16,12 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import MemberDescriptorType
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from .errors import CodecError
 from .redaction import summary
-
-T = TypeVar("T")
 
 WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
 
@@ -64,7 +62,7 @@ def libraries() -> Iterator[Any]:
                 yield import_module(f".forms_{name}", __package__)
 
 
-def of_type(wanted: type[T], state: Any) -> T:
+def of_type(wanted: type, state: Any) -> Any:
     """The state, which is of that type. A constructor makes of other things what nobody stored: `bytearray(10**9)`."""
     if type(state) is not wanted:
         raise CodecError(f"the record has {summary(state)} where it should have {wanted.__name__}")
@@ -224,7 +222,7 @@ class _Fields:
         return state
 
     def decode(self, state: dict[str, Any]) -> Any:
-        if of_type(dict, state).keys() != self.specs.keys():
+        if state.keys() != self.specs.keys():
             state = self._complete(state)
         value: Any = object.__new__(self.cls)
         if self.in_dict:

@@ -81,8 +81,9 @@ def _take_apart(array: Array) -> list[Any]:
     return [_described(array.dtype), order, array.tobytes(order), *array.shape]
 
 
-def _put_together(state: list[Any]) -> Array:
-    description, order, data, *shape = of_type(list, state)
+def _put_together(state: Any) -> Array:
+    parts: list[Any] = of_type(list, state)
+    description, order, data, *shape = parts
     return _array(_dtype(description), tuple(shape), data, order)
 
 
@@ -105,8 +106,9 @@ def _of_scalar(scalar: np.generic) -> list[Any]:
 
 
 def _scalar_maker(cls: type[Any]) -> Callable[[list[Any]], Any]:
-    def make(state: list[Any]) -> Any:
-        description, data = of_type(list, state)
+    def make(state: Any) -> Any:
+        parts: list[Any] = of_type(list, state)
+        description, data = parts
         made: Any = _array(_dtype(description), (), data)[()]
         if type(made) is cls:
             return made
@@ -169,7 +171,7 @@ def _dtype(description: Any) -> np.dtype[Any]:
     text, _, mantissa = of_type(str, description).partition("/")
     if not _PLAIN.fullmatch(text):
         raise CodecError(f"the record's dtype, a {type(description).__name__}, is none that is stored")
-    dtype = np.dtype(text)
+    dtype: np.dtype[Any] = np.dtype(text)
     if (str(np.finfo(dtype).nmant) if dtype.char in "gG" else "") != mantissa:
         raise CodecError(
             f"{_named(dtype)} was stored on a machine where it is another one; store float64 or complex128"

@@ -87,7 +87,8 @@ class _Model:
         return state
 
     def decode(self, state: dict[str, Any]) -> BaseModel:
-        state = dict(of_type(dict, state))
+        stored: dict[str, Any] = of_type(dict, state)
+        state = stored.copy()
         extra: dict[str, Any] | None = state.pop(_EXTRA, {} if self.takes_extra else None)
         unset = set(_names(state.pop(_UNSET, ())))
         gone = _names(state.pop(_SET, ()))

@@ -1,4 +1,4 @@
-"""Names in a store: plain strings, and `Key[T]`, a name that knows the type of its value.
+"""`Key[T]`: a name in a store that knows the type of its value.
 
 A name's parts are joined by ":". Whatever fills a template has ":" escaped, so no value reaches into another scope.
 """
@@ -13,13 +13,13 @@ from typing import Any, Generic, LiteralString, final, overload
 from typing_extensions import TypeForm, TypeVar
 
 from .errors import KeyNameError, ValueTypeError
+from .names import RESERVED as RESERVED
+from .names import check_name as check_name
+from .names import check_prefix as check_prefix
 from .redaction import summary
 
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
-
-RESERVED = "pocket:"
-"""The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""
 
 declared_types: list[Any] = []
 """The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
@@ -28,37 +28,6 @@ declared_templates: dict[str, None] = {}
 """The templates of all keys that were declared, in order: the only names that telemetry may show."""
 
 _HOLE = re.compile(r"\{\w*\}")
-
-
-def check_name(name: object) -> str:
-    """The name itself, if it can be used as a key or scope.
-
-    >>> check_name("user:123")
-    'user:123'
-    """
-    if not isinstance(name, str):
-        raise KeyNameError(f"a key is a string or a Key, not {summary(name)}")
-    if not name:
-        raise KeyNameError("a key must not be empty")
-    if name.startswith(RESERVED):
-        raise KeyNameError(f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one")
-    return _check_text(name)
-
-
-def _check_text(name: str) -> str:
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise KeyNameError(f"{name!r:.80} has a lone surrogate, which no store can write") from None
-    return name
-
-
-def check_prefix(prefix: object) -> str:
-    """The prefix itself, if names can begin with it, reserved ones too: an empty one is right."""
-    if not isinstance(prefix, str):
-        raise KeyNameError(f"a prefix of names is a string, not {summary(prefix)}")
-    return _check_text(prefix)
 
 
 def _is_date_or_uuid(value: object) -> bool:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 from typing_extensions import dataclass_transform
 
-from .backend import NO_EXPECTATIONS, Backend, Change, Entry
-from .errors import ConfigError
+from .backend import NO_EXPECTATIONS, READ_TRIES, Backend, Change, Entry
+from .errors import ConfigError, Conflict
+from .layer_options import checks_options
 from .redaction import named, shown
 from .redaction import secret as secret
 
@@ -52,7 +53,10 @@ class Layer(Backend):
             raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
+        has_init = "__init__" in cls.__dict__
         dataclass(kw_only=True, eq=False, repr=False)(cls)
+        if not has_init:
+            cls.__init__ = checks_options(cls.__init__, cls)  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         recipe: Any = self  # a dataclass, unseen by type checkers
@@ -93,6 +97,26 @@ class Layer(Backend):
     async def read(self, key: str) -> Entry | None:
         """By default the inner one's."""
         return await self.inner.read(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """By default the inner one's; where `read` is overridden, what that gives, while the inner one has not changed.
+
+        Whatever `read` makes of it: it may hide an entry. Raises StoreBusyError where the keys never stay as they are for
+        so long; then override it too.
+        """
+        names, changed = list(dict.fromkeys(keys)), frozenset[str]()
+        for _ in range(READ_TRIES):
+            before = await self.inner.read_many(names) if len(names) > 1 else {}
+            found = {key: entry for key in names if (entry := await self.read(key)) is not None}
+            try:
+                if len(names) > 1:
+                    await self.inner.write((), {key: before[key].version if key in before else 0 for key in names})
+                return found
+            except Conflict as conflict:
+                changed = conflict.keys
+        raise self._restless(len(names), changed)
+
+    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """By default the inner one's."""

@@ -278,7 +278,7 @@ class Execution:
                 elif (commit := transaction.end(serializable=step.serializable)) is not None:
                     try:
                         stack.gates.let_go_first(commit[1])
-                        if stack.inline_write:
+                        if stack.inline_write or not commit[0]:
                             await stack.write(*commit)
                         else:
                             cancelled = await self._commit(stack.write(*commit))
@@ -460,6 +460,9 @@ class Execution:
         if commit is None:
             return None
         self.stack.gates.let_go_first(commit[1])
+        if not commit[0]:  # a check alone, which may be cancelled at any point
+            await self.stack.write(*commit)
+            return None
         return await self._commit(self.stack.write(*commit))
 
     async def _commit(self, writing: Coroutine[Any, Any, Any]) -> asyncio.CancelledError | None:

@@ -19,8 +19,9 @@ from .errors import KeyNameError, MissingKeyError
 from .keys import RESERVED, Key, ReadAs, check_name, check_prefix
 from .layer import Layer
 from .stack import Stack, build
-from .transaction import Transaction, private
+from .transaction import Transaction
 from .ttl import TTL, seconds
+from .updating import replacing
 
 if TYPE_CHECKING:
     from .sync import SyncScope, SyncStore
@@ -229,29 +230,17 @@ class StoreWriter(StoreReader):
         """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays.
 
         `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
-        MissingKeyError. Raises Conflict if other processes, or `fn` itself, change the key at each of 20 tries.
+        MissingKeyError. None in place of what can be changed in place, such as a list, is a ValueTypeError, unless the
+        Key's type has None: `fn` has forgotten to return it. Raises Conflict if other processes, or `fn` itself, change the
+        key at each of 20 tries.
 
         >>> from pocket_plug import SyncStore
         >>> SyncStore().update("hits", lambda n: n + 1, default=0)
         1
         """
 
-        def step(entry: Entry | None) -> tuple[Change, Any]:
-            if entry is not None:
-                old, deadline = private(entry.value), entry.expires_at
-                if key.__class__ is Key:
-                    old = key.checked(old)
-            elif default is MISSING:
-                raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
-            else:
-                old, deadline = private(default), None
-            new = fn(old)
-            if key.__class__ is Key:
-                new = key.checked(new)
-            return Put(name, new, deadline, None, entry is None), new
-
         name = self._name(key)
-        return await self._source.apply(name, step)
+        return await self._source.apply(name, replacing(name, key, fn, default, default is not MISSING))
 
     @overload
     def typed(self, type: type[T], /) -> TypedStore[T]: ...

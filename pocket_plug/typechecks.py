@@ -16,7 +16,7 @@ from .errors import ConfigError
 
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
-_UNIONS = (Union, UnionType)
+UNIONS = (Union, UnionType)
 
 
 def checker(hint: Any) -> Callable[[object], bool]:
@@ -32,6 +32,12 @@ def checker(hint: Any) -> Callable[[object], bool]:
     if isinstance(hint, type) and get_origin(hint) is None and not _is_structural(hint):
         classes = _NUMERIC_TOWER.get(hint, hint)
         return lambda value: isinstance(value, classes)
+    origin = get_origin(hint)
+    if origin in UNIONS:
+        parts = [checker(part) for part in get_args(hint)]
+        return lambda value: any(part(value) for part in parts)
+    if origin is Callable:
+        return callable
     from beartype import BeartypeConf
     from beartype.door import is_bearable
     from beartype.roar import BeartypeException
@@ -121,9 +127,9 @@ def fits(given: Any, wanted: Any) -> bool:
     """
     if any(hint is Any or isinstance(hint, TypeVar) for hint in (given, wanted)) or wanted is object or given == wanted:
         return True
-    if get_origin(given) in _UNIONS:
+    if get_origin(given) in UNIONS:
         return all(fits(part, wanted) for part in get_args(given))
-    if get_origin(wanted) in _UNIONS:
+    if get_origin(wanted) in UNIONS:
         return any(fits(given, part) for part in get_args(wanted))
     for number, narrower in _NUMERIC_TOWER.items():
         if wanted is number and isinstance(given, type) and get_origin(given) is None:

@@ -12,6 +12,7 @@ from .keys import declared_types, type_found, type_name
 from .store import MISSING, Name, StoreReader
 from .ttl import TTL
 from .typechecks import check_type, checker, newest
+from .updating import replacing
 
 if TYPE_CHECKING:
     from .sync import SyncReader
@@ -67,7 +68,8 @@ class TypedStore(TypedReader[T]):
         def checked(old: T) -> T:
             return self._checked(key, fn(self._checked(key, old)))  # type: ignore[no-any-return]
 
-        return await self._view.update(key, checked, default=default)  # type: ignore[no-any-return]
+        name = self._view._name(key)
+        return await self._view._source.apply(name, replacing(name, key, checked, default, declared=self._type))  # type: ignore[no-any-return]
 
     async def delete(self, key: str, /) -> bool:
         """Remove it; was it there?"""

@@ -203,6 +203,24 @@ def test_the_next_record_has_steps_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         assert len(codec.decode(bad)) == 500
 
 
+def test_what_is_no_record_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private copy is never refused, nor is a short record for those before it; one after a refused record is read."""
+    monkeypatch.setattr(bounds, "_SUSPICIOUS", -1.0)
+    monkeypatch.setattr(bounds, "COLLISIONS", 10_000)
+    poor = {Decimal(number * MODULUS) for number in range(300)}
+    codec = Codec()
+    short = record(to_msgpack(Ext(3, to_msgpack(list(range(200))))))
+    refused = record(to_msgpack(Ext(3, to_msgpack([big(i) for i in range(400)]))))
+    assert len(short) < bounds.UNLOOKED
+    for _ in range(3):
+        with pytest.raises(CorruptRecordError):
+            codec.decode(refused)
+        with pytest.raises(CodecError):
+            codec.encode(poor)
+        assert codec.private([poor]) == [poor]
+        assert codec.decode(short) == set(range(200))
+
+
 def test_keys_that_collide_are_refused_where_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """A class with a poor hash: what couldn't be read isn't written, and the message says where it stands."""
     monkeypatch.setattr(bounds, "_SUSPICIOUS", -1.0)

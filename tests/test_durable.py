@@ -28,12 +28,15 @@ from pocket_plug import (
     Conflict,
     GraphError,
     InputError,
+    Key,
     KeyNameError,
+    Memory,
     Next,
     Node,
     OutcomeUnknown,
     Pocket,
     Put,
+    RecordedError,
     Retry,
     RunChanged,
     RunFenced,
@@ -42,6 +45,7 @@ from pocket_plug import (
     StepLimitError,
     Store,
     StoreError,
+    StoreReader,
     StoreWriter,
     SyncStore,
     SyncWriter,
@@ -636,8 +640,9 @@ def test_a_changed_graph_is_refused_with_what_changed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path) -> None:
-    """Even if changes are allowed: the node at which an item stands has to be there."""
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path, errors: Any) -> None:
+    """Even if changes are allowed: the node at which an item stands has to be there. That is no result of the item's."""
 
     @node
     async def first(n: int) -> int:
@@ -655,7 +660,7 @@ def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path
         async with stored(tmp_path) as store:
             with pytest.raises(Stumble):
                 await Graph(each(Graph(first >> second, name="way")), store=store).run([1], run_id="r")
-            changed = Graph(each(Graph(first >> third, name="way")), store=store)
+            changed = Graph(each(Graph(first >> third, name="way"), errors=errors), store=store)
             with pytest.raises(RunChanged, match="stands at node 'second' in '/each_way#1"):
                 await changed.resume("r", allow_changed=True)
             more = Graph(each(Graph(first >> second.with_options(name="second") >> third, name="way")), store=store)
@@ -798,6 +803,54 @@ def test_what_keeps_an_item_from_being_recorded_is_no_result(tmp_path: Path, err
                 await graph.run([1, 2], run_id="r")
             assert await graph.run([1, 2], run_id="r") == [1, 2]
             assert await store.get("paid") == 6
+
+    asyncio.run(main())
+
+
+class Unreachable(Layer):
+    """Can't read some keys, for once."""
+
+    name = "unreachable"
+    keys: Any = ()
+
+    async def read(self, key: str) -> Entry | None:
+        if key in self.keys:
+            self.keys.remove(key)
+            raise StoreError("not reachable just now")
+        return await self.inner.read(key)
+
+
+@pytest.mark.parametrize("phase", ["prep", "post", "prefetch"])
+def test_a_stores_failure_to_read_is_no_result(tmp_path: Path, phase: str) -> None:
+    """The run's own store can't be read by an item: that ends the execution; another store's failure is the item's."""
+
+    class Reads(Node[int, int], name="reads"):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return int(await store.get("prep", n))
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            return int(await store.get("post", n))
+
+    class Prefetches(Node[int, int], name="prefetches", reads=(Key("prefetch"),)):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return n
+
+    @node
+    async def elsewhere(n: int) -> int:
+        async with Store(Memory(), layers=[Unreachable(keys=["x"])]) as other, other.transaction() as transaction:
+            return int(await transaction.get("x", 1))
+
+    async def main() -> None:
+        layer = Unreachable(keys=[phase])
+        async with stored(tmp_path, layers=[layer]) as store:
+            graph = Graph(
+                each(Reads() if phase != "prefetch" else Prefetches(), errors="collect"), store=store, name="g"
+            )
+            with pytest.raises(StoreError, match="not reachable"):
+                await graph.run([1, 2], run_id="r")
+            assert await graph.run([1, 2], run_id="r") == [1, 2]
+            other = Graph(each(elsewhere, errors="collect"), store=store, name="other")
+            assert [type(result) for result in await other.run([1], run_id="other")] == [RecordedError]
 
     asyncio.run(main())
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import traceback
+import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,7 @@ def test_nobody_is_in_a_critical_section_at_a_fork(make: Callable[[], Any], end:
     for each in threads:
         each.join()
     assert lock.acquire(timeout=60)
+    lock.release()
 
 
 def test_locks_are_taken_whatever_order_others_take_them_in(end: threading.Event) -> None:
@@ -191,9 +195,6 @@ def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it() -> None:
                 raise KeyboardInterrupt
             return True
 
-        def go_on(self) -> None:
-            rests.append("go on")
-
         def begin_anew(self) -> None:
             if not lock.acquire(timeout=0):
                 os._exit(3)
@@ -203,10 +204,42 @@ def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         assert in_child(lambda: None) == 0
         threading.Event().wait(60)  # it comes a moment later
-    assert rests == ["rest", "rest", "go on"]
+    assert rests == ["rest", "rest"]
+    assert not forking.is_under_way()
     assert lock.acquire(timeout=60)
+    lock.release()
     with suppress(ChildProcessError):  # else it was waited for
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
+
+def test_a_child_can_import_what_its_parent_was_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's lock of a module would be held there for ever: a fork waits for another thread's import to end."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "from tests_of_forks import begun, forks\nbegun.set()\nassert forks.wait(60)\nhere = max(range(200_000))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shared: Any = types.ModuleType("tests_of_forks")
+    shared.begun, shared.forks = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "tests_of_forks", shared)
+
+    class Part:
+        def rest(self) -> bool:
+            shared.forks.set()
+            return True
+
+        def begin_anew(self) -> None: ...
+
+    part = Part()
+    forking.take_part(part)
+    importing = thread(lambda: importlib.import_module("slow_to_import"))
+    assert shared.begun.wait(60)
+
+    def use() -> None:
+        assert importlib.import_module("slow_to_import").here
+
+    assert in_child(use) == 0
+    importing.join()
+    del sys.modules["slow_to_import"]
 
 
 def test_what_is_gone_is_forgotten() -> None:
@@ -420,6 +453,58 @@ async def _all_of(path: Path) -> list[str]:
         return [key async for key in backend.scan()]
     finally:
         await backend.close()
+
+
+@pytest.mark.parametrize("durability", MODES)
+def test_a_fork_does_not_wait_for_another_process_that_writes(
+    tmp_path: Path, durability: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A write that waits for it, in the writer's thread, waits on after the fork, and lands when it may."""
+    with pp.SyncStore(f"sqlite:///{tmp_path}/state.db?durability={durability}&timeout=600") as store:
+        store.set("a", 1)
+        with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            writing = thread(lambda: asyncio.run(store.stack.write([pp.Put("a", 2)])))
+            while not any(each.name.startswith("writer of") for each in threading.enumerate()):
+                pass
+            assert in_child(lambda: store.require("a")) == 0
+            assert writing.is_alive()
+            other.execute("COMMIT")
+        writing.join()
+        assert store.get("a") == 2
+    assert caplog.text == ""
+
+
+def test_forks_while_stores_are_opened_and_closed(tmp_path: Path, end: threading.Event) -> None:
+    """On one file, all the time, by several threads: the child finds no connection half made, and no owner that isn't."""
+    opened = threading.Semaphore(0)
+
+    def use(name: str) -> None:
+        with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+            store.update(name, lambda n: n + 1, default=0)
+        behind = pp.SyncStore(layers=[Persistence(to=f"sqlite:///{tmp_path}/behind.db", mode="behind")])
+        with suppress(StoreBusyError), behind:
+            behind.set(name, 1)
+
+    def go_on(name: str) -> Callable[[], None]:
+        def go_on() -> None:
+            while not end.is_set():
+                use(name)
+                counts[name] += 1
+                opened.release()
+
+        return go_on
+
+    counts = {"first": 0, "second": 0}
+    threads = [thread(go_on(name)) for name in counts]
+    for _ in range(6):
+        assert opened.acquire(timeout=60)
+        assert in_child(lambda: use("child")) == 0
+    end.set()
+    for each in threads:
+        each.join()
+    with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        assert store.get_many([*counts, "child"]) == {**counts, "child": 6}
 
 
 def test_forks_within_a_scan_and_a_transaction(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import pytest
 
 from pocket_plug import Store, SyncStore
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.config import make_recipe
 from pocket_plug.errors import ConfigError
 from pocket_plug.layer import Layer, build_stack, parts
 from pocket_plug.memory import Memory
@@ -288,3 +290,65 @@ def test_open_and_close_go_all_the_way() -> None:
         assert order == ["open", "close"]
 
     asyncio.run(main())
+
+
+# ---------------------------------------------------------------- options
+class Options(Layer):
+    """Every kind of option that there is to check."""
+
+    count: int = 1
+    share: float = 0.5
+    limit: int | None = None
+    names: tuple[str, ...] = ()
+    mode: Literal["fast", "safe"] = "fast"
+    call: Callable[[str], object] | None = None
+    loud: bool = False
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"count": "many"}, "'count' must be int, not str[4]"), ({"count": True}, "'count' must be int, not True"),
+     ({"count": None}, "'count' must be int, not None"), ({"share": "0.5"}, "'share' must be float, not str[3]"),
+     ({"limit": 2.5}, "'limit' must be int | None, not 2.5"), ({"names": ("a", 1)}, "'names' must be tuple[str, ...]"),
+     ({"names": "a"}, "'names' must be tuple[str, ...], not str[1]"), ({"mode": "fats"}, "'mode' must be one of 'fast', 'safe'"),
+     ({"call": 5}, "'call' must be"), ({"loud": 1}, "'loud' must be bool, not 1"), ({"loud": "yes"}, "'loud' must be bool")],
+)  # fmt: skip
+def test_an_option_of_another_type_is_refused_where_it_is_written(options: dict[str, Any], says: str) -> None:
+    """In Python as in TOML: it names the layer, the option, what it must be and what was found."""
+    with pytest.raises(ConfigError, match=re.escape(f"options's option {says}")):
+        Options(**options)
+    with pytest.raises(ConfigError, match=re.escape(f"here: options's option {says.partition(', not ')[0]}")):
+        make_recipe(Options, options, "here")
+
+
+def test_an_option_that_is_not_there_is_a_type_error() -> None:
+    """As for any call, with what was probably meant."""
+    with pytest.raises(TypeError, match=r"Options has no option 'cuont'; it has: count, .*Did you mean 'count'\?"):
+        Options(cuont=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Options(1)  # type: ignore[misc]
+
+
+def test_options_that_fit_are_kept() -> None:
+    """An int for a float, a list for a tuple, anything where anything may be; a subclass has those of its base."""
+
+    class Derived(Options):
+        more: int = 0
+
+    made = Derived(share=1, names=["a", "b"], call=print, anything=True, more=3, limit=None)  # type: ignore[arg-type]
+    assert (made.share, made.names, made.anything, made.more) == (1, ("a", "b"), True, 3)
+    with pytest.raises(ConfigError, match="derived's option 'count'"):
+        Derived(count="x")  # type: ignore[arg-type]
+
+
+def test_a_layer_with_a_constructor_of_its_own_checks_for_itself() -> None:
+    """What its `__init__` takes is its own business."""
+
+    class Own(Layer):
+        size: int = 1
+
+        def __init__(self, size: str) -> None:
+            self.size = int(size)
+
+    assert Own("5").size == 5

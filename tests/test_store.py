@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -765,3 +767,62 @@ def test_a_prefix_that_no_name_can_have_is_refused(open_store: Open, prefix: Any
     with pytest.raises(KeyNameError, match=r"prefix of names is a string|lone surrogate"):
         list(store.keys(prefix))
     assert list(store.keys("")) == []
+
+
+# ---------------------------------------------------------------- a forgotten return
+@dataclass
+class Cart:
+    items: list[str]
+
+
+@dataclass(frozen=True)
+class Price:
+    amount: int
+
+
+CART = Key("cart", Cart | None)
+PRICE = Key("price", Price)
+IN_PLACE: list[tuple[Any, Callable[[Any], Any]]] = [
+    ([1], lambda items: items.append(2)),
+    ([], lambda items: items.append(2)),
+    ({"a": 1}, lambda table: table.update(b=2)),
+    ({1}, lambda members: members.add(2)),
+    (bytearray(b"a"), lambda data: data.extend(b"b")),
+    (Cart(["a"]), lambda cart: cart.items.append("b")),
+    (([1], 2), lambda pair: pair[0].append(2)),
+]
+
+
+@pytest.mark.parametrize(("value", "fn"), IN_PLACE, ids=[type(value).__name__ for value, _ in IN_PLACE])
+@pytest.mark.parametrize("there", [True, False], ids=["there", "default"])
+def test_an_update_that_forgets_to_return_is_refused(open_store: Open, value: Any, fn: Any, there: bool) -> None:
+    """None in place of what can be changed in place: the error says the way out, and the value is as it was."""
+    store = open_store()
+    if there:
+        store.set("k", value)
+    with pytest.raises(ValueTypeError, match=rf"'k': .* gave None where a {type(value).__name__} was.*must return"):
+        store.update("k", fn, default=copy.deepcopy(value))
+    assert store.get("k") == (value if there else None)
+    with store.transaction() as tx, pytest.raises(ValueTypeError, match="gave None"):
+        tx.update("k", fn, default=copy.deepcopy(value))
+
+
+def test_none_may_be_what_an_update_gives(open_store: Open) -> None:
+    """Where nothing could be changed in place, and where the type of the Key or of the typed view has None."""
+    store = open_store()
+    for value in (None, 5, "text", (1, 2), Price(5)):
+        store.set("k", value)
+        assert store.update("k", lambda value: None) is None
+        assert store.get("k", MISSING) is None
+    store.set(CART, Cart(["a"]))
+    assert store.update(CART, lambda value: None, default=None) is None
+    untyped: Any = Key("untyped")
+    store.set(untyped, [1])
+    with pytest.raises(ValueTypeError, match="gave None where a list was"):
+        store.update(untyped, lambda items: items.append(2), default=[])
+    store.set("cart", Cart(["a"]))
+    assert store.typed(Cart | None).update("cart", lambda value: None, default=None) is None
+    store.set("cart", Cart(["a"]))
+    with pytest.raises(ValueTypeError, match="cart"):
+        store.typed(Cart).update("cart", lambda cart: cart.items.append("b"), default=Cart([]))
+    assert store.get("cart") == Cart(["a"])

@@ -18,13 +18,14 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.codec import bound, default_codec, place_of
+from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
@@ -36,7 +37,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.files import make_file, make_folder
-from pocket_plug.forking import new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.redaction import public_url
 from pocket_plug.waiting import Waiter, may_block, wake
@@ -127,13 +128,14 @@ _Execute = Callable[..., sqlite3.Cursor]
 class _Request:
     """One write: what is asked, and what became of it."""
 
-    __slots__ = ("changes", "error", "expect", "version", "waiter")
+    __slots__ = ("changes", "error", "expect", "is_queued", "version", "waiter")
     waiter: Waiter[None]
 
     def __init__(self, changes: Sequence[Change], expect: Mapping[str, int]) -> None:
         self.changes = changes
         self.expect = expect
         self.version = 0
+        self.is_queued = False
         self.error: Exception | None = None
 
     def outcome(self) -> int:
@@ -182,13 +184,12 @@ class SQLite(Backend):
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
         self._writer: sqlite3.Cursor | None = None  # None after a fork too, until it is needed
-        self._resting = False  # while this process forks: no connection is made
         self._begin_locks()
         self._counter = 0  # where its own last commit has put the counter
         self._unreaped = 0
         self._queue: list[_Request] = []
         self._thread: threading.Thread | None = None
-        self._finished: Waiter[None]
+        self._closers: list[Waiter[None]] = []
         take_part(self)
 
     def _begin_locks(self) -> None:
@@ -257,9 +258,13 @@ class SQLite(Backend):
             except BaseException:
                 connection.close()
                 raise
-        self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
-        self._writer = connection.cursor()
-        self._open = True
+        try:
+            self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
+            self._writer = connection.cursor()
+            self._open = True
+        except BaseException:
+            connection.close()
+            raise
 
     async def own(self) -> None:
         """Hold a lock on an empty file beside this one, `state.db-owner`: it ends with the process, and stays here in forks."""
@@ -278,7 +283,7 @@ class SQLite(Backend):
         """A new connection, once no fork goes on. Hold no lock."""
         while True:
             with self._lock:
-                if not self._resting:
+                if not is_under_way():
                     return self._connect()
             wait_for_fork()
 
@@ -334,17 +339,17 @@ class SQLite(Backend):
         return False
 
     async def close(self) -> None:
-        """Do what is queued, then let go of the file."""
+        """Do what is queued, then let go of the file. An interrupted close can be done again."""
+        finished: Waiter[None] = Waiter()
         with self._lock:
-            if not self._open:
-                return
             self._open = False
-            thread, self._thread = self._thread, None
-            self._finished = Waiter()
-            self._queued.notify()
+            thread = self._thread
+            if thread is not None:
+                self._closers.append(finished)
+                self._queued.notify_all()
         try:
             if thread is not None:
-                await self._finished.shielded()
+                await finished.shielded()
                 thread.join()
         finally:
             self._close_readers()
@@ -360,20 +365,21 @@ class SQLite(Backend):
                 _close(self._readers.pop())
 
     def _close_writer(self) -> None:
-        writer, self._writer = self._writer, None
+        if self._writer is None:
+            return
+        _close(self._writer)
+        self._writer = None
         log, self._log_file = self._log_file, None
-        if writer is not None:
-            _close(writer)
-            # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
-            if log is not None and _identity(self._log) == log and _identity(self._name) != self._file:
-                for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
-                    Path(name).unlink(missing_ok=True)
+        # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
+        if log is not None and not _is_at(self._name, self._file) and _is_at(self._log, log):
+            for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
+                Path(name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ where the file is, and forks of this process
     def _look(self, *, closely: bool = False) -> None:
         """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
         if closely or monotonic() >= self._look_next:
-            if _identity(self._name) != self._file:
+            if not _is_at(self._name, self._file):
                 raise self._moved(self.path) if self._open else self._not_open()
             self._look_next = monotonic() + LOOK_EVERY
 
@@ -390,7 +396,6 @@ class SQLite(Backend):
             take((self._lock,), held)
             if not held:
                 return False
-            self._resting = True
             self._close_readers()
             take((self._writing,), held)
             if len(held) == 2:
@@ -402,10 +407,6 @@ class SQLite(Backend):
     def _in_use(self) -> list[_Connection]:
         return [connection for connection in self._connections if connection.is_open]
 
-    def go_on(self) -> None:
-        """After a fork, here."""
-        self._resting = False
-
     def begin_anew(self) -> None:
         """After a fork, in the child: what is queued and owned is the parent's."""
         if in_use := self._in_use():
@@ -413,12 +414,11 @@ class SQLite(Backend):
             _forbidden.add((self._file if self._open else None) or _identity(self._name))
             self._open = False
         self._begin_locks()
-        self._queue, self._thread = [], None
+        self._queue, self._thread, self._closers = [], None, []
         self._readers, self._writer = [], None
         if self._ownership is not None:
             self._ownership.leave()
             self._ownership = None
-        self._resting = False
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
@@ -431,18 +431,20 @@ class SQLite(Backend):
             cursor = self._reader()
         try:
             row = cursor.execute(_READ, (key,)).fetchone()
-        except _REFUSALS as error:
-            raise self._explained(error) from error
-        finally:
-            self._readers.append(cursor)
-            if not self._open:
-                self._close_readers()
+        except BaseException as error:
+            _close(cursor)  # interrupted, it might go on showing the file as it was then
+            if isinstance(error, _REFUSALS):
+                raise self._explained(error) from error
+            raise
+        self._readers.append(cursor)
+        if not self._open:
+            self._close_readers()
         if row is None:
             return None
         record, version, expires_at = row
         try:
             if expires_at is not None and expires_at <= self.clock():
-                default_codec.opened(record, place_of(key, version, expires_at))  # damage is no end
+                self._check_whole(record, place_of(key, version, expires_at))  # damage is no end
                 return None
             return Entry(default_codec.decode(record, place_of(key, version, expires_at)), version, expires_at)
         except (CodecError, TypeError, struct.error) as error:
@@ -503,18 +505,20 @@ class SQLite(Backend):
             cursor = self._reader()
         try:
             if len(parameters) == 1:
-                return cursor.execute(statement, parameters[0]).fetchall()
-            cursor.execute("BEGIN")
-            try:
-                return [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
-            finally:
+                rows = cursor.execute(statement, parameters[0]).fetchall()
+            else:
+                cursor.execute("BEGIN")
+                rows = [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
                 _roll_back(cursor)
-        except _REFUSALS as error:
-            raise self._explained(error) from error
-        finally:
-            self._readers.append(cursor)
-            if not self._open:
-                self._close_readers()
+        except BaseException as error:
+            _close(cursor)  # interrupted, it might go on showing the file as it was then
+            if isinstance(error, _REFUSALS):
+                raise self._explained(error) from error
+            raise
+        self._readers.append(cursor)
+        if not self._open:
+            self._close_readers()
+        return rows
 
     def _reader(self) -> sqlite3.Cursor:
         if not self._open:
@@ -537,8 +541,8 @@ class SQLite(Backend):
             return request.outcome()
         waiter: Waiter[None] = Waiter()  # `Waiter[None]()` goes through `typing` and takes twice as long
         request.waiter = waiter
-        self._enqueue(request)
         try:
+            self._enqueue(request)
             await waiter
         except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
             self._withdraw(request)
@@ -563,16 +567,20 @@ class SQLite(Backend):
 
     def _done_in_place(self, request: _Request) -> bool:
         """Commit in the caller's thread, unless somebody is writing: then nothing was done."""
-        if self._queue or not self._writing.acquire(blocking=False):
+        if self._queue:
             return False
+        held: list[Any] = []
         try:
+            held.extend(filter(_acquire_at_once, (self._writing,)))  # a step of C's: no interrupt comes in between
+            if not held:
+                return False
             if not self._open:
                 raise self._not_open()
             writer = self._writer
             if writer is None:  # since a fork
                 return False
             try:
-                writer.execute("BEGIN IMMEDIATE")
+                _begin(writer)
                 self._commit(writer, [request])
             except BaseException as error:
                 _roll_back(writer)  # a keyboard interrupt may have come between
@@ -582,7 +590,8 @@ class SQLite(Backend):
                     raise self._explained(error) from error
                 raise
         finally:
-            self._writing.release()
+            if held:
+                held[0].release()
         return True
 
     def _enqueue(self, request: _Request) -> None:
@@ -591,10 +600,12 @@ class SQLite(Backend):
             if not self._open:
                 raise self._not_open()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
+                thread.start()
+                self._thread = thread
             elif not self._queue:  # else it has been told already, or is at work and will look
                 self._queued.notify()
+            request.is_queued = True
             self._queue.append(request)
 
     def _withdraw(self, request: _Request) -> bool:
@@ -603,23 +614,30 @@ class SQLite(Backend):
             try:
                 self._queue.remove(request)
             except ValueError:
-                return False
+                return not request.is_queued
         return True
 
     def _write_queued(self) -> None:
         """The writer thread: everything that has queued up while it was at the last commit goes into the next one."""
+        with self._lock:
+            me = threading.current_thread()
+            if self._thread not in (None, me):  # there is another one, since the start of this one was interrupted
+                return
+            self._thread = me
         while True:
             with self._lock:
                 while not self._queue and self._open:
                     self._queued.wait()
                 if not self._queue:
-                    wake([self._finished.give(None)])
+                    self._thread = None
+                    closers, self._closers = self._closers, []
+                    wake([waiter.give(None) for waiter in closers])
                     return
                 waiting = self._queue[:]
             with self._writing:
-                batch = [] if self._resting else self._write_batch(waiting)
+                batch = [] if is_under_way() else self._write_batch(waiting)
             wake([request.waiter.give(None) for request in batch])
-            if self._resting:
+            if is_under_way():
                 wait_for_fork()
 
     def _write_batch(self, waiting: list[_Request]) -> list[_Request]:
@@ -646,7 +664,7 @@ class SQLite(Backend):
         writer = self._writer
         if writer is None:  # since a fork
             with self._lock:
-                if self._resting:
+                if is_under_way():
                     return None
                 connection = self._connect()
             try:
@@ -661,11 +679,11 @@ class SQLite(Backend):
                 left = max(deadline - monotonic(), 0)
                 writer.execute(f"PRAGMA busy_timeout = {round(min(left, _WAIT) * 1000)}")
                 try:
-                    writer.execute("BEGIN IMMEDIATE")
+                    _begin(writer)
                 except _REFUSALS as error:
                     if not _is_busy(error) or not left:
                         raise
-                    if self._resting:
+                    if is_under_way():
                         return None
                 else:
                     return writer
@@ -679,7 +697,7 @@ class SQLite(Backend):
             self._look(closely=True)
             if self._log_file is None:
                 self._log_file = _identity(self._log)
-            elif self.durability == "power" and _identity(self._log) != self._log_file:
+            elif self.durability == "power" and not _is_at(self._log, self._log_file):
                 raise self._moved(f"{self.path}-wal")
             now = self.clock()
             before = version = self._count(execute, len(batch))
@@ -735,14 +753,7 @@ class SQLite(Backend):
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
-                row = execute(_SEEN, (key,)).fetchone()
-                if (
-                    row is not None
-                    and row[1] is not None
-                    and not self._is_alive(*execute(_READ_MANY, (key,)).fetchone(), now)
-                ):
-                    row = None
-                if (row[0] if row is not None else 0) != expected:
+                if self._version_of(execute, key, now) != expected:
                     changed.append(key)
             if changed:
                 request.error = Conflict(changed)
@@ -776,22 +787,36 @@ class SQLite(Backend):
         except CodecError as error:
             raise type(error)(f"key {change.key!r}: {error}") from error
 
+    def _version_of(self, execute: _Execute, key: str, now: float) -> Any:
+        """What stands there; 0 where nothing does, or it has expired."""
+        row = execute(_SEEN, (key,)).fetchone()
+        if row is None or row[1] is None:
+            return 0 if row is None else row[0]
+        _, record, version, expires_at = execute(_READ_MANY, (key,)).fetchone()
+        return version if self._is_alive(key, record, version, expires_at, now) else 0
+
     def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
         """Has a row not expired? Raises CorruptRecordError where that can't be told: a damaged deadline ends nothing."""
         try:
             if expires_at is None or now < expires_at:
                 return True
-            default_codec.opened(record, place_of(key, version, expires_at))
+            self._check_whole(record, place_of(key, version, expires_at))
         except (CodecError, TypeError, struct.error) as error:
             raise self._of_record(key, error) from error
         return False
+
+    def _check_whole(self, record: Any, place: bytes) -> None:
+        if not is_whole(record, place):
+            raise CorruptRecordError(
+                "the record's checksum does not fit: it was damaged or cut off, or stands elsewhere"
+            )
 
     def _is_damaged(self, execute: _Execute, key: str) -> bool:
         """Is there a row that says nothing any more? It is older than anything, whatever version stands there."""
         row = execute(_READ_MANY, (key,)).fetchone()
         try:
-            return row is not None and not default_codec.opened(row[1], place_of(key, *row[2:]))
-        except (CodecError, TypeError, struct.error):
+            return row is not None and not is_whole(row[1], place_of(key, *row[2:]))
+        except (TypeError, struct.error):
             return True
 
     def _of_record(self, key: str, error: Exception) -> CodecError:
@@ -858,13 +883,15 @@ class _Ownership:
 
     def release(self) -> None:
         """In a child too that has not left it, as one that was forked by a library in C."""
-        if fcntl is not None:
+        if fcntl is not None and self._file >= 0:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self.leave()
 
     def leave(self) -> None:
         """In a forked child: it stays the parent's."""
-        os.close(self._file)
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
 
 def _check_path(path: str) -> None:
@@ -898,13 +925,33 @@ def _identity(path: str) -> _Identity | None:
     return status.st_dev, status.st_ino
 
 
+def _is_at(path: str, file: _Identity | None) -> bool:
+    """Is that file still at the path, as far as can be told?"""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # we may no longer look into its folder
+        return True
+    return (status.st_dev, status.st_ino) == file
+
+
 def _close(cursor: sqlite3.Cursor) -> None:
     """Close its connection. A statement that has failed would keep the file open until the cursor is gone."""
     connection = cursor.connection
     try:
-        cursor.close()
+        with suppress(sqlite3.ProgrammingError):  # closed already, by a close that was interrupted
+            cursor.close()
     finally:
         connection.close()
+
+
+_acquire_at_once: Callable[[Any], bool] = methodcaller("acquire", False)
+
+
+def _begin(cursor: sqlite3.Cursor) -> None:
+    _roll_back(cursor)  # an interrupt may have come between an error and its rollback
+    cursor.execute("BEGIN IMMEDIATE")
 
 
 def _roll_back(cursor: sqlite3.Cursor) -> None:

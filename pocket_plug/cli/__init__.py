@@ -98,9 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _escaped_logs():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
+        message = error.message
         if isinstance(error, click.NoSuchOption) and not error.possibilities:
-            error.message += " What begins with - and is no option, such as a run's id, goes behind --"
-        vars(error)["message"] = escaped(error.message, keep="\n\t")  # click's own quote the command line
+            message += " What begins with - and is no option, such as a run's id, goes behind --"
+        vars(error)["message"] = escaped(message, keep="\n\t")  # click's own quote the command line
         error.show()
         return error.exit_code
     except click.Abort:

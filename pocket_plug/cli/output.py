@@ -27,8 +27,10 @@ def echo(text: str = "", *, err: bool = False) -> None:
 
 def echo_value(text: str, *, nl: bool = True) -> None:
     """Print a value: what it is, byte for byte, into a file or a pipe; escaped on a terminal."""
-    text = escaped(text, keep="\n\t") if sys.stdout.isatty() else text
-    click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"), nl=nl)
+    if sys.stdout.isatty():
+        text = escaped(text, keep="\n\t")
+    is_file = hasattr(sys.stdout, "buffer")  # which io.StringIO, say, is not
+    click.echo(text.encode(sys.stdout.encoding, "backslashreplace") if is_file else text, nl=nl)
 
 
 def echo_drawn(drawn: str) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
-import msgspec
 
 from pocket_plug.graph import Graph
 from pocket_plug.pocket import default_pocket
 
-from .jsonlines import why_no_json
+from .given import input_of, value_of
 from .output import echo, echo_json, echo_value
 from .show import as_json
 from .target import load
@@ -63,28 +61,30 @@ def _say_where(telemetry: Telemetry, failed: bool) -> None:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("target")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
-@click.option("--input", "input_json", metavar="JSON", help="For a graph: its input.")
+@click.option("--input", "given", metavar="JSON", help="For a graph: its input. @FILE: from a file, -: from stdin.")
 @click.option("--run-id", metavar="ID", help="For a graph: the run is durable; the same line goes on with it.")
 @trace_option
 @as_json
-def run(target: str, arguments: tuple[str, ...], input_json: str | None, run_id: str | None, trace: bool,
+def run(target: str, arguments: tuple[str, ...], given: str | None, run_id: str | None, trace: bool,
         as_json: bool) -> int:  # fmt: skip
     """Run an application or a graph.
 
     TARGET is a Python file or a folder (its app.py, else its __init__.py). It defines `main`, a click command or a
     function of the list of ARGS (or of nothing), or else `graph`, which is run with --input and whose result is
     printed. TARGET:name takes another name. Options of its own that are ours too go behind `--`.
+
+    The input is JSON, read as the type that the graph takes; for a str or a Path the bare text will do.
     """
     title, found = load(target, ("main", "graph"))
     with traced(trace):
         if not is_graph(found):
-            for option, given in (("--input", input_json), ("--run-id", run_id)):
-                if given is not None:
+            for option, value in (("--input", given), ("--run-id", run_id)):
+                if value is not None:
                     raise click.UsageError(f"{option} is for a graph, and {title} is none")
             return _run_main(found, title, (*arguments, "--json") if as_json else arguments)
         if arguments:
             raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}")
-        print_result(_run_graph(found, input_json, run_id), as_json)
+        print_result(_run_graph(found, given, run_id), as_json)
         return 0
 
 
@@ -111,23 +111,13 @@ def _run_main(main: Any, title: str, arguments: tuple[str, ...]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _run_graph(graph: Graph[Any, Any], input_json: str | None, run_id: str | None) -> Any:
+def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) -> Any:
     async def in_pocket() -> Any:
         async with default_pocket() as pocket:
             return await pocket.run(graph, value, run_id=run_id)
 
-    value = None if input_json is None else from_json(input_json, graph.plan.start.input_type, "--input")
+    value = value_of(given, input_of(graph.plan.start), "--input")
     return asyncio.run(in_pocket())
-
-
-def from_json(text: str, wanted: Any, what: str) -> Any:
-    """The value that a text means, as the type that a node declares. Refused by the name of `what` was given."""
-    try:
-        return msgspec.json.decode(text, type=wanted)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise click.UsageError(f"{what}: {why_no_json(error)}") from error
-    except TypeError:  # a type that JSON has no form for
-        return json.loads(text)
 
 
 def print_result(result: Any, as_json: bool) -> None:

@@ -23,9 +23,10 @@ from pocket_plug.stack import Stack
 from pocket_plug.store import MISSING
 from pocket_plug.terminal import escaped
 
+from .given import value_of
 from .jsonlines import is_json, type_in
 from .output import echo, echo_json, print_table
-from .run import from_json, is_graph, print_result, trace_option, traced
+from .run import is_graph, print_result, trace_option, traced
 from .show import as_json
 from .store import BATCH, Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
 from .target import load
@@ -227,7 +228,7 @@ def answer(target: Target, graph: str, run_id: str, answer_json: str, allow_chan
            as_json: bool) -> None:  # fmt: skip
     """Answer the question at which a run is suspended, go on with it, and print its result.
 
-    ANSWER is JSON, read as the type that the graph asks for.
+    ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.
     """
     print_result(_resumed(target, graph, run_id, answer_json, allow_changed, trace), as_json)
 
@@ -257,7 +258,7 @@ async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) 
     key, _ = keys_of(run_id)
     entry = await stack.read(key)
     step = None if entry is None else step_at(graph.plan, look_at(key, entry)[1].frames)
-    return from_json(text, step.answer_type if isinstance(step, AskStep) else Any, "ANSWER")
+    return value_of(text, step.answer_type if isinstance(step, AskStep) else Any, "ANSWER")
 
 
 # ---------------------------------------------------------------- rm

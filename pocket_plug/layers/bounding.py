@@ -99,8 +99,8 @@ class Bounding(Layer):
     def _refuse_nonsense(self) -> None:
         for option in ("max_entries", "max_bytes"):
             limit = getattr(self, option)
-            if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-                raise ConfigError(f"bounding: {option} can't be {limit!r:.80}; give a whole number from 1 up")
+            if limit is not None and limit < 1:
+                raise ConfigError(f"bounding: {option} can't be {limit}; give a whole number from 1 up")
         if self.max_entries is None and self.max_bytes is None and self.ttl is None:
             raise ConfigError("bounding has nothing to do; give it max_entries, max_bytes or ttl")
         if self.ttl is not None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
-from pocket_plug.errors import ConfigError, Conflict, suggest
+from pocket_plug.errors import ConfigError, Conflict
 from pocket_plug.forking import after_fork, new_lock
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.layer import Layer
@@ -71,18 +71,12 @@ class Persistence(Layer):
         self.needs_loop = near.needs_loop or durable.needs_loop
         self._lock = new_lock()
         self._begun = 0  # counts the writes
-        self._writes: MutableMapping[str, _Write] = {}  # under way, by key
+        self._writes: MutableMapping[str, tuple[_Write, ...]] = {}  # under way, by key
         self._unsure: dict[str, object] = {}  # keys that the near tier has yet to drop, each with a mark of its own
         self._leases: dict[str, list[_Lease]] = {}  # for each key, the fills that a write of it has to stop
         after_fork(self._forget_others)
 
     def _refuse_nonsense(self) -> None:
-        modes = get_args(Mode)
-        if self.mode not in modes:
-            raise ConfigError(
-                f"persistence has no mode {self.mode!r:.80}; it has: {', '.join(map(repr, modes))}."
-                f"{suggest(str(self.mode), modes)}"
-            )
         if self.max_pending is not None and (self.mode != "behind" or self.max_pending < 1):
             raise ConfigError(
                 f"persistence: max_pending is {self.max_pending!r} with mode={self.mode!r}; give a number of keys, "
@@ -131,12 +125,13 @@ class Persistence(Layer):
         """Read from the durable tier and fill the near one, unless a write of the key comes in between."""
         if not self._unsure.keys().isdisjoint(keys):
             await self._drop([key for key in keys if key in self._unsure])
-        with self._lock:
-            leased = [key for key in keys if key not in self._writes and key not in self._unsure]
-            lease = _Lease(leased)
-            for key in leased:
-                self._leases.setdefault(key, []).append(lease)
+        lease = _Lease()
         try:
+            with self._lock:
+                leased = [key for key in keys if key not in self._writes and key not in self._unsure]
+                lease.keys.update(leased)
+                for key in leased:
+                    self._leases.setdefault(key, []).append(lease)
             found = await self._durable.read_many(keys)
             with self._lock:
                 lease.is_filling = True
@@ -148,7 +143,11 @@ class Persistence(Layer):
             if fill:
                 await self.inner.write(fill)
         finally:
-            self._end_lease(lease, leased)
+            try:
+                self._end_lease(lease, keys)
+            except BaseException:  # interrupted
+                self._end_lease(lease, keys)
+                raise
         # Written while the fill was on its way: the near tier may have got the old entry after the new one.
         if late := [put.key for put in fill if put.key not in lease.keys]:
             await self._drop(late)
@@ -168,8 +167,9 @@ class Persistence(Layer):
         """Durable first, then near with the version that it got there. What is expected, the durable tier answers."""
         last = {change.key: change for change in changes}
         doubtful = set(last)
-        self._begin(last)
+        write = _Write(last)
         try:
+            self._begin(write)
             version = await self._durable.write(changes, expect)
             if await self._follow(last.values(), version):
                 doubtful = {key for key, change in last.items() if change.version is not None}  # was it taken?
@@ -177,8 +177,13 @@ class Persistence(Layer):
             doubtful |= conflict.keys
             raise
         finally:
-            if doubtful := self._end(last, doubtful):
-                await self._drop_quietly(doubtful)
+            try:
+                unsure = self._end(write, doubtful)
+            except BaseException:  # interrupted
+                self._end(write, doubtful)
+                raise
+            if unsure:
+                await self._drop_quietly(unsure)
         return version
 
     async def _follow(self, changes: Iterable[Change], version: int) -> bool:
@@ -197,38 +202,34 @@ class Persistence(Layer):
             return False
         return True
 
-    def _begin(self, keys: Iterable[str]) -> None:
+    def _begin(self, write: _Write) -> None:
         with self._lock:
-            for key in keys:
-                if key in self._writes:
-                    self._writes[key].overlapped = True
-                    self._writes[key].count += 1
-                else:
-                    self._writes[key] = _Write()
+            for key in write.keys:
+                others = self._writes.get(key, ())
+                for other in (*others, write) if others else ():
+                    other.overlapped.add(key)
+                self._writes[key] = (*others, write)
                 for lease in self._leases.get(key, ()):
                     lease.keys.discard(key)
                     if lease.is_filling:
                         self._unsure[key] = object()  # at once: the fill may land after this write's end
             self._begun += 1  # last: who reads it before finds the keys above
 
-    def _end(self, keys: Iterable[str], doubtful: Iterable[str]) -> set[str]:
-        """The keys that the near tier has to drop: until it has, they are read from the durable one.
+    def _end(self, write: _Write, doubtful: Iterable[str]) -> set[str]:
+        """The keys that the near tier has to drop: until it has, they are read from the durable one. May be done again.
 
         Besides the doubtful ones, those that were written by several at once: it may have got them in another order.
         """
-        unsure = set(doubtful)
         with self._lock:
-            for key in keys:
-                write = self._writes.get(key)
-                if write is None:  # this process was forked in between, by this very thread
-                    continue
-                write.count -= 1
-                if not write.count:
-                    del self._writes[key]
-                if write.overlapped:
-                    unsure.add(key)
+            unsure = write.overlapped.union(doubtful)
             for key in unsure:
                 self._unsure[key] = object()
+            for key in write.keys:  # nobody has it, where this process was forked in between, by this very thread
+                others = tuple(other for other in self._writes.get(key, ()) if other is not write)
+                if others:
+                    self._writes[key] = others
+                else:
+                    self._writes.pop(key, None)
         return unsure
 
     async def _drop(self, keys: Collection[str]) -> None:
@@ -295,19 +296,19 @@ class _Lease:
 
     __slots__ = ("is_filling", "keys")
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self.keys = set(keys)
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
         self.is_filling = False
 
 
 class _Write:
-    """The writes of one key that are under way."""
+    """One that is under way, and those of its keys that another one has written meanwhile."""
 
-    __slots__ = ("count", "overlapped")
+    __slots__ = ("keys", "overlapped")
 
-    def __init__(self) -> None:
-        self.count = 1
-        self.overlapped = False
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = tuple(keys)
+        self.overlapped: set[str] = set()
 
 
 @hookimpl

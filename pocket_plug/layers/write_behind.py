@@ -112,12 +112,14 @@ class WriteBehind(Backend):
         return f"WriteBehind({self.durable!r})"
 
     def _begin_empty(self) -> None:
-        self._state = threading.Condition(new_rlock())  # guards all of these; reentrant: garbage collection withdraws
+        self._lock = new_rlock()  # guards all of these; reentrant: garbage collection withdraws
+        self._state = threading.Condition(self._lock)  # to wait and notify; as a `with` it could be interrupted half way
         self._pending: Queue = {}
         self._in_flight: Queue = {}
         self._since = self._in_flight_since = 0.0
         self._reserved = 0  # slots of writes that are about to be queued
         self._tickets: deque[_Ticket] = deque()
+        self._admitted: list[Waiter[None]] = []  # those to be woken
         self._flushes: list[tuple[int, Waiter[None]]] = []
         self._closers: list[Waiter[None]] = []
         self._looks: list[list[Queue]] = []  # for each look into the durable backend, what has landed meanwhile
@@ -131,13 +133,13 @@ class WriteBehind(Backend):
     @property
     def length(self) -> int:
         """How many keys have a write that the durable backend doesn't have yet."""
-        with self._state:
+        with self._lock:
             return len({**self._in_flight, **self._pending})
 
     @property
     def age(self) -> float:
         """How many seconds the oldest write has been waiting; 0 where none is."""
-        with self._state:
+        with self._lock:
             if not self._in_flight and not self._pending:
                 return 0.0
             return max(0.0, self.clock() - (self._in_flight_since if self._in_flight else self._since))
@@ -152,8 +154,9 @@ class WriteBehind(Backend):
         """Open the durable backend and own it. Raises StoreBusyError where somebody else does."""
         if self._is_open:
             return
-        self._claim()
+        thread = threading.Thread(target=self._drain, name=f"drain to {self.durable!r}"[:60], daemon=True)
         try:
+            self._claim()
             await self.durable.open()
             try:
                 if self.durable.survives:
@@ -161,19 +164,22 @@ class WriteBehind(Backend):
                 self._begin_empty()
                 self._version = await self.durable.version()
                 self._counters = {self._version}
+                atexit.register(self._close_at_exit)  # daemon threads end with the process, whatever is queued
+                self._is_open = self._drains = True
+                thread.start()
             except BaseException:
-                await self.durable.close()
+                if thread.ident is None:
+                    self._is_open = self._drains = False
+                await self.close()
                 raise
         except BaseException:
-            _owners.discard(self)
+            if not self._drains:
+                _owners.discard(self)
             raise
-        self._is_open = self._drains = True
-        threading.Thread(target=self._drain, name=f"drain to {self.durable!r}"[:60], daemon=True).start()
-        atexit.register(self._close_at_exit)  # daemon threads end with the process, whatever is queued
 
     def _claim(self) -> None:
         with _claiming:
-            if any(owner.durable is self.durable for owner in _owners):
+            if any(owner.durable is self.durable and owner is not self for owner in _owners):
                 raise StoreBusyError(
                     f"{self.durable!r} is owned by another stack that writes behind; share that one's store"
                 )
@@ -182,18 +188,16 @@ class WriteBehind(Backend):
     async def close(self) -> None:
         """Write what is queued, then let go of the durable backend. Raises StoreError where that can't be written."""
         waiter = Waiter[None]()
-        refused: list[Waiter[None]] = []
-        with self._state:
-            if self._is_open:
-                self._is_open, self._try_again = False, True
-                refused = [ticket.waiter.fail(self.not_open()) for ticket in self._tickets]
-                self._tickets.clear()
-                self._state.notify_all()
+        with self._lock:
             if self._drains:
                 self._closers.append(waiter)
+                self._state.notify_all()
+                if self._is_open:
+                    self._is_open, self._try_again = False, True
             else:
                 wake([waiter.give(None)])
-        wake(refused)
+            wake([ticket.waiter.fail(self.not_open()) for ticket in self._tickets])
+            self._tickets.clear()
         try:
             await waiter.shielded()
         finally:
@@ -257,7 +261,7 @@ class WriteBehind(Backend):
         return self._pending.get(key) or self._in_flight.get(key)
 
     def _find(self, key: str) -> _Queued | None:
-        with self._state:
+        with self._lock:
             if not self._is_open:
                 raise self.not_open()
             return self._queued(key)
@@ -269,23 +273,30 @@ class WriteBehind(Backend):
         may not have it yet: so each look is handed all that lands while it is under way.
         """
         landed: list[Queue] = []
-        with self._state:
-            if not self._is_open:
-                raise self.not_open()
-            missing = [key for key in keys if self._queued(key) is None]
-            if not missing:
-                return then({key: found for key in keys if (found := self._queued(key)) is not None})
-            self._looks.append(landed)
         try:
+            with self._lock:
+                if not self._is_open:
+                    raise self.not_open()
+                missing = [key for key in keys if self._queued(key) is None]
+                if not missing:
+                    return then({key: found for key in keys if (found := self._queued(key)) is not None})
+                self._looks.append(landed)
             durable = await self.durable.read_many(missing)
-            with self._state:
+            with self._lock:
                 known: dict[str, _Queued | Entry] = {**durable}
                 for batch in (*landed, self._in_flight, self._pending):  # the last one that has a key counts
                     known.update((key, batch[key]) for key in keys if key in batch)
                 return then(known)
         finally:
-            with self._state:
-                self._looks = [look for look in self._looks if look is not landed]
+            try:
+                self._end_look(landed)
+            except BaseException:  # interrupted
+                self._end_look(landed)
+                raise
+
+    def _end_look(self, landed: list[Queue]) -> None:
+        with self._lock:
+            self._looks = [look for look in self._looks if look is not landed]
 
     async def read(self, key: str) -> Entry | None:
         """What is queued for the key, else what the durable backend has."""
@@ -301,7 +312,7 @@ class WriteBehind(Backend):
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """The keys of both in one order, each as it is when the scan comes to it."""
-        with self._state:
+        with self._lock:
             if not self._is_open:
                 raise self.not_open()
             queued = sorted(key for key in {**self._in_flight, **self._pending} if key.startswith(prefix))
@@ -342,15 +353,16 @@ class WriteBehind(Backend):
                 raise self.not_open()
             return await self._enter((), expect)
         records = [self._record(change) for change in changes]
-        slots = min(len({change.key for change in changes}), self.max_pending)
-        await self._reserve(slots)
+        ticket = _Ticket(min(len({change.key for change in changes}), self.max_pending))
         try:
+            await self._reserve(ticket)
             return await self._enter([*zip(changes, records, strict=True)], expect)
         finally:
-            with self._state:
-                self._reserved -= slots  # from here on what is queued counts
-                admitted = self._admit()
-            wake(admitted)
+            try:
+                self._give_back(ticket)  # from here on what is queued counts
+            except BaseException:  # interrupted
+                self._give_back(ticket)
+                raise
 
     def _record(self, change: Change) -> bytes | None:
         """The bytes of a value: so that it can be changed from now on, and what can't be stored is refused here."""
@@ -361,39 +373,41 @@ class WriteBehind(Backend):
         except CodecError as error:
             raise type(error)(f"key {change.key!r}: {error}") from error
 
-    async def _reserve(self, slots: int) -> None:
+    async def _reserve(self, ticket: _Ticket) -> None:
         """Wait for room, in line."""
-        with self._state:
+        with self._lock:
             self._refuse_unless_usable()
-            if not self._tickets and self._fits(slots):
-                self._reserved += slots
+            if not self._tickets and self._fits(ticket.slots):
+                ticket.admitted = True
+                self._reserved += ticket.slots
                 return
-            ticket = _Ticket(slots)
             self._tickets.append(ticket)
-        try:
-            await ticket.waiter
-        except BaseException:
-            with self._state:
-                if ticket.admitted:
-                    self._reserved -= slots
-                elif ticket in self._tickets:
-                    self._tickets.remove(ticket)
-                admitted = self._admit()
-            wake(admitted)
-            raise
+        await ticket.waiter
+
+    def _give_back(self, ticket: _Ticket) -> None:
+        """What was reserved, or the place in the line. May be done again."""
+        with self._lock:
+            if ticket.admitted:
+                ticket.admitted = False
+                self._reserved -= ticket.slots
+            elif ticket in self._tickets:
+                self._tickets.remove(ticket)
+            self._admit()
 
     def _fits(self, slots: int) -> bool:
         return self._reserved + len(self._pending) + len(self._in_flight) + slots <= self.max_pending
 
-    def _admit(self) -> list[Waiter[None]]:
-        """Those that there is room for now; to be woken."""
-        admitted: list[Waiter[None]] = []
+    def _admit(self) -> None:
+        """Let those in that there is room for now."""
         while self._tickets and self._fits(self._tickets[0].slots):
-            ticket = self._tickets.popleft()
+            ticket = self._tickets[0]
             ticket.admitted = True
             self._reserved += ticket.slots
-            admitted.append(ticket.waiter.give(None))
-        return admitted
+            self._admitted += [ticket.waiter]
+            del self._tickets[0]
+        if self._admitted:
+            wake(waiter.give(None) for waiter in self._admitted)
+            self._admitted = []
 
     async def _enter(self, changes: Sequence[tuple[Change, bytes | None]], expect: Mapping[str, int]) -> int:
         """Check and queue in one step, after a look at what the durable backend has of the keys that matter."""
@@ -423,37 +437,40 @@ class WriteBehind(Backend):
         if not changes:
             return self._version
         version = highest = self._version + 1
-        if not self._pending:
-            self._since = self.clock()
+        new: Queue = {}
+        now = self.clock()
         for change, record in changes:
             key, own = change.key, version
             if change.version is not None:
                 own = change.version
-                found = self._pending.get(key) or known.get(key)
+                found = new.get(key) or self._pending.get(key) or known.get(key)
                 if found is not None and (found.version > own or (found.version == own and record is not None)):
                     continue
                 highest = max(highest, own)
-            self._pending[key] = _Queued(key, record, change.expires_at if isinstance(change, Put) else None, own)
+            new[key] = _Queued(key, record, change.expires_at if isinstance(change, Put) else None, own)
+        self._state.notify_all()  # before the changes are there: an interrupt may come in between
+        if not self._pending:
+            self._since = now
         self._version = highest
-        self._state.notify_all()
+        self._pending |= new
         return version
 
     async def flush(self) -> None:
         """Wait until the durable backend has what was queued when this was called, and has flushed it too."""
         waiter = Waiter[None]()
-        with self._state:
-            if not self._is_open:
-                raise self.not_open()
-            if not self._pending and not self._in_flight:
-                wake([waiter.give(None)])
-            else:
-                self._flushes.append((self._version, waiter))
-                self._try_again = self._failure is not None
-                self._state.notify_all()
         try:
+            with self._lock:
+                if not self._is_open:
+                    raise self.not_open()
+                if not self._pending and not self._in_flight:
+                    wake([waiter.give(None)])
+                else:
+                    self._flushes.append((self._version, waiter))
+                    self._try_again = self._failure is not None
+                    self._state.notify_all()
             await waiter
         finally:
-            with self._state:
+            with self._lock:
                 self._flushes = [flush for flush in self._flushes if flush[1] is not waiter]
         self._tell_of_intrusion()
         await self.durable.flush()
@@ -471,13 +488,13 @@ class WriteBehind(Backend):
             except BaseException as error:  # noqa: BLE001 - nor may the thread end and leave all waiting
                 failure = StoreError(f"{type(error).__name__}: {error}")
             wake(self._failed(batch, failure) if failure else self._done(version))
-        with self._state:
+        with self._lock:
             self._drains = False
             closers = [waiter.give(None) for waiter in self._closers]
         wake(closers)
 
     def _take(self) -> tuple[int, Queue] | None:
-        with self._state:
+        with self._lock:
             while not self._pending or (self._failure is not None and not self._try_again):
                 if not self._is_open:
                     return None
@@ -512,25 +529,26 @@ class WriteBehind(Backend):
                 f"somebody else has written to {self.durable!r}, which this process owns to write behind; where both "
                 "wrote a key, theirs may stand, and memory may have ours. Let only one store at a time write there"
             )
-            with self._state:
+            with self._lock:
                 self._intrusion = intrusion
                 self._version = max(self._version, *self._counters)
             _logger.error("persistence: %s", intrusion)
 
     def _done(self, version: int) -> list[Waiter[Any]]:
-        with self._state:
+        with self._lock:
             for look in self._looks:
                 look.append(self._in_flight)
             self._in_flight = {}
             self._failure = None
             done = [waiter.give(None) for wanted, waiter in self._flushes if wanted <= version]
             self._flushes = [flush for flush in self._flushes if flush[0] > version]
-            return [*done, *self._admit()]
+            self._admit()
+            return done
 
     def _failed(self, batch: Queue, failure: Exception) -> list[Waiter[Any]]:
         """Keep the batch, under what was queued since, and tell all that wait for it."""
         _logger.error("persistence: %r refuses what is queued: %s", self.durable, failure, exc_info=failure)
-        with self._state:
+        with self._lock:
             self._pending, self._in_flight = {**batch, **self._pending}, {}
             self._since = self._in_flight_since
             self._failure = failure

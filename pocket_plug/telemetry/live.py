@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from pocket_plug.errors import is_fault
 from pocket_plug.files import make_folder, private
+from pocket_plug.forking import after_fork
 from pocket_plug.reporting import say_once
 
 from .local import encode
@@ -80,10 +81,10 @@ class OpenSpans(SpanProcessor):
         self._file = file
         self.last_run: str | None = None
         self._begin()
+        after_fork(self._begin)
 
     def _begin(self) -> None:
         """In this process nothing is open, and nothing is written: also after a fork, which leaves the thread behind."""
-        self._process = os.getpid()
         self._path: Path | None = None
         self._open: dict[int, Span] = {}
         self._changed = False
@@ -94,8 +95,6 @@ class OpenSpans(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """It is open."""
-        if self._process != os.getpid():
-            self._begin()
         attributes = span.attributes or {}
         if "pocket_plug.run.id" in attributes and not NO_RUN & attributes.keys():
             self.last_run = str(attributes["pocket_plug.run.id"])
@@ -113,8 +112,6 @@ class OpenSpans(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """It is not."""
-        if self._process != os.getpid():
-            self._begin()
         context = span.get_span_context()
         with self._lock:
             if context is not None and self._open.pop(context.span_id, None) is not None:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +47,7 @@ async def increment(backend: Backend, key: str, times: int) -> None:
 
 
 @contextmanager
-def hasty_threads() -> Iterator[None]:
+def hasty_threads() -> Generator[None]:
     """Let Python change from one thread to another some hundred times as often: what may come in between, does."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -602,9 +602,9 @@ class BackendContract:
             async def append(key: str, item: int) -> bool:
                 found = await backend.read_many([key, "never there"])
                 await asyncio.sleep(0)
-                value, version = (found[key].value, found[key].version) if found else ([], 0)
+                entry = found.get(key, Entry([], 0))
                 try:
-                    await backend.write([Put(key, [*value, item])], {"never there": 0, key: version})
+                    await backend.write([Put(key, [*entry.value, item])], {"never there": 0, key: entry.version})
                 except Conflict as conflict:
                     if conflict.keys != frozenset({key}):
                         raise
@@ -678,8 +678,9 @@ class BackendContract:
         """What is said to be inline never suspends; what needs no loop can be driven from a thread without one."""
 
         async def scenario(backend: Backend) -> None:
-            await backend.write([Put("a", 1)])
+            version = await backend.write([Put("a", 1)])
             if backend.inline_read:
+                assert drive_inline(backend.write([], {"a": version, "b": 0})) == version
                 assert drive_inline(backend.read("a")) == await backend.read("a")
                 assert drive_inline(backend.read_many(["a"])) == await backend.read_many(["a"])
                 assert drive_inline(keys_of(backend)) == ["a"]

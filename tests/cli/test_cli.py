@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -264,6 +266,117 @@ def test_input_that_does_not_fit(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+INPUTS = """
+    from dataclasses import dataclass
+    from pathlib import Path
+    from typing import Any
+    import msgspec, pydantic
+    import pocket_plug as pp
+    @dataclass
+    class Place:
+        id: str
+        where: Path
+    class Point(msgspec.Struct):
+        x: int
+    class Model(pydantic.BaseModel):
+        n: int = pydantic.Field(gt=0)
+        name: str = "-"
+    class Other(pydantic.BaseModel):
+        z: str
+    @pydantic.dataclasses.dataclass
+    class Checked:
+        n: int = pydantic.Field(gt=0)
+    def shown(kind):
+        def show(given):
+            return repr(given)
+        show.__annotations__ = {"given": kind, "return": str}
+        return pp.Graph(pp.node(show))
+    place, point, model, other, checked = shown(Place), shown(Point), shown(Model), shown(Model | Other), shown(Checked)
+    path, text, number, perhaps, anything = shown(Path), shown(str), shown(int), shown(int | None), shown(Any)
+    several, one_of, mixed = shown(list[Model]), shown(Place | Point), shown(str | int)
+    def double(n: int) -> int:
+        return 2 * n
+    fan = pp.Graph(pp.each(pp.node(double)))
+    nested = pp.Graph(fan)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "shown"),
+    [
+        ("place", '{"id": "a", "where": "/x"}', "Place(id='a', where=PosixPath('/x'))"),
+        ("point", '{"x": 1}', "Point(x=1)"),
+        ("model", '{"n": 1, "name": "a"}', "Model(n=1, name='a')"),
+        ("other", '{"z": "a"}', "Other(z='a')"),
+        ("checked", '{"n": 1}', "Checked(n=1)"),
+        ("several", '[{"n": 1}]', "[Model(n=1, name='-')]"),
+        ("one_of", '{"x": 1}', "Point(x=1)"),
+        ("path", "/etc/motd", "PosixPath('/etc/motd')"),
+        ("path", '"/etc/motd"', "PosixPath('/etc/motd')"),
+        ("text", "hello", "'hello'"),
+        ("text", "5", "'5'"),
+        ("text", '"5"', "'5'"),
+        ("perhaps", None, "None"),
+        ("perhaps", "5", "5"),
+        ("anything", '{"a": [1]}', "{'a': [1]}"),
+        ("anything", None, "None"),
+        ("mixed", '"5"', "'5'"),
+        ("fan", "[1, 2]", "[\n  2,\n  4\n]"),
+        ("nested", "[1]", "[\n  2\n]"),
+    ],
+)
+def test_input_becomes_what_the_graph_takes(capsys, name, given, shown):
+    """Models, dataclasses, Structs and paths, nested and in unions too; for a str or a Path the bare text will do."""
+    write("inputs.py", INPUTS)
+    assert main(["run", f"inputs.py:{name}", *(() if given is None else ("--input", given))]) == 0
+    assert capsys.readouterr().out == f"{shown}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("number", None, "the graph takes int; give it by --input, as JSON, @FILE, or - for stdin"),
+        ("fan", None, "the graph takes list[int]; give it by --input"),
+        ("number", "hello", "--input: JSON is malformed: invalid character (byte 0); it is to be: int"),
+        ("anything", "{", "--input: Input data was truncated\n"),
+        ("model", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`; it is to be: Model"),
+        ("checked", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`"),
+        ("several", '[{"n": -4711}]', "--input: Input should be greater than 0 - at `$.n` - at `$[0]`"),
+        ("other", "{}", "Field required - at `$.n` Or: Field required - at `$.z`"),
+        ("place", '{"id": "a", "where": 5}', "Expected `Path`, got `int` - at `$.where`; it is to be: Place"),
+        ("fan", '[1, "x"]', "Expected `int`, got `str` - at `$[1]`"),
+        ("mixed", "hello", "JSON is malformed"),
+        ("model", "@nowhere.json", "--input: the file 'nowhere.json' can't be read: "),
+        ("model", "@.", "--input: the file '.' can't be read: "),
+        ("model", "@latin.json", "--input from latin.json is not UTF-8: invalid start byte at byte 0"),
+        ("model", "@other.json", "--input from other.json: Field required - at `$.n`"),
+        ("number", "\udcff", "--input is not UTF-8"),
+    ],
+)
+def test_input_that_the_graph_cannot_take(capsys, name, given, message):
+    """Usage, exit code 2: it names where it came from, what is wrong, and the type; a model's values are not quoted."""
+    write("inputs.py", INPUTS)
+    write("other.json", '{"z": 1}')
+    Path("latin.json").write_bytes(b"\xff")
+    assert main(["run", f"inputs.py:{name}", *(() if given is None else ("--input", given))]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "4711" not in err
+
+
+def test_input_from_a_file_and_from_stdin(capsys, monkeypatch):
+    """`@FILE` and `-`, as JSON or, for a str, as the text that it is."""
+    write("inputs.py", INPUTS)
+    write("given.json", '{"n": 3}')
+    write("page.txt", "three words here")
+    assert main(["run", "inputs.py:model", "--input", "@given.json"]) == 0
+    assert main(["run", "inputs.py:text", "--input", "@page.txt"]) == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"n": 4}')))
+    assert main(["run", "inputs.py:model", "--input", "-"]) == 0
+    shown = ["Model(n=3, name='-')", "'three words here'", "Model(n=4, name='-')"]
+    assert capsys.readouterr().out.splitlines() == shown
+
+
 def test_run_with_the_configured_stores(capsys):
     """While a graph runs, the stores of the configuration are open, for its nodes to use by name."""
     write("pocket.toml", "[stores.state]\nurl = 'sqlite:///state.db'")
@@ -299,7 +412,7 @@ def test_run_a_click_command(capsys):
     assert main(["run", "tool.py", "--", "--help"]) == 0
     assert "Usage: pocket-plug run tool.py [OPTIONS] NAME" in capsys.readouterr().out
     assert main(["run", "tool.py", "--sideways"]) == 2
-    assert "No such option '--sideways'" in capsys.readouterr().err.replace("No such option: --", "No such option '--")
+    assert re.search(r"No such option:? '?--sideways", capsys.readouterr().err)  # click says it otherwise in each version
 
 
 def test_run_a_function(capsys):

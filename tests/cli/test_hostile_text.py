@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import pty
@@ -13,7 +14,7 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple, TextIO
@@ -257,6 +258,7 @@ def test_what_is_printed_into_a_pipe(commands: str, folder: Path, capfdbinary: A
     exact = {
         tuple(["store", "get", HOSTILE]): f"{HOSTILE}\n",
         tuple(["run", "hostile_app.py:said", "--input", '"x"']): f"{HOSTILE}\n",
+        ("run", "hostile_app.py:said", "--input", SHORT): f"{HOSTILE}\n",
         ("runs", "answer", "hostile_app.py:asking", SHORT, "3"): f"{HOSTILE}\n",
     }
     for arguments in COMMANDS[commands]:
@@ -273,6 +275,21 @@ def test_what_is_printed_into_a_pipe(commands: str, folder: Path, capfdbinary: A
                 json.loads(done.out)
             if arguments == ["store", "get", "--json", HOSTILE]:
                 assert json.loads(done.out)["value"] == HOSTILE
+
+
+def test_a_trace_that_is_watched(folder: Path, capfdbinary: Any) -> None:
+    """Line by line, where there is no terminal to draw it on again and again."""
+    traced(TRACED[0])
+    watched = printed(["trace", "show", f"{SHORT}1", "--watch"], capfdbinary)
+    assert r"<\x1b[2J" in watched.out.decode()
+    assert orders_in((watched.out + watched.err).decode()) == []
+
+
+def test_a_value_into_what_is_no_file() -> None:
+    """As those have it who call the command line from a program."""
+    with redirect_stdout(io.StringIO()) as out:
+        print_result(HOSTILE, as_json=False)
+    assert out.getvalue().startswith("<")
 
 
 def test_every_character_that_a_terminal_obeys_is_escaped() -> None:

@@ -307,7 +307,8 @@ def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
         assert refused.code == 2
         assert "ANSWER: " in refused.err
         assert here("runs", "show", "h", "--json").json["state"] == "suspended"
-    assert elsewhere("runs", "answer", "shop.py:haggle", "h", '{"amount": "3.5"}').out == "agreed on 3.5\n"
+    Path("answer.json").write_text('{"amount": "3.5"}')
+    assert elsewhere("runs", "answer", "shop.py:haggle", "h", "@answer.json").out == "agreed on 3.5\n"
 
 
 def test_an_answer_to_no_question(here: Any) -> None:

@@ -34,7 +34,7 @@ from pocket_plug import SyncStore, register_type
 from pocket_plug.backend import Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
-from pocket_plug.codec import Codec, default_codec, place_of
+from pocket_plug.codec import Codec, default_codec, is_whole, place_of
 from pocket_plug.pocket import set_default_pocket
 from pocket_plug.waiting import drive
 
@@ -110,8 +110,8 @@ def content(path: str = "state.db") -> dict[str, tuple[bytes, float | None]]:
         rows = connection.execute("SELECT key, value, version, expires_at FROM entries").fetchall()
     records: dict[str, tuple[bytes, float | None]] = {}
     for key, value, version, expires_at in rows:
-        depth, payload = default_codec.opened(value, place_of(key, version, expires_at))
-        records[key] = struct.pack(">BBI", 1, depth, zlib.crc32(payload, depth)) + payload, expires_at
+        assert value[0] == 1 or is_whole(value, place_of(key, version, expires_at))
+        records[key] = struct.pack(">BBI", 1, value[1], zlib.crc32(value[6:], value[1])) + value[6:], expires_at
     return records
 
 

@@ -1,17 +1,20 @@
 """Writes of a durable run that go wrong in every way there is: `python tests/crash/lost_answers.py [WORLDS] [SEED] [STEP]`.
 
-A store fails before a write or after it, says Conflict of what has landed, can't be reached by the look that follows, lets a
-write land late, is cancelled, or its process dies. The run is begun again until it ends. Each node's writes must have
-taken effect once by then: none is lost, none is done twice, and every node has been gone through.
+A store fails before a write or after it, says Conflict of what has landed, can't be reached by the look that follows, lets
+a write land late, is cancelled, its process dies, or another one takes the run over. The run is begun again until it ends.
+Each node's writes must have taken effect once by then: none is lost, none is done twice, and every node has been gone
+through.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pocket_plug as pp
@@ -20,9 +23,10 @@ from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.testing.clock import FakeClock, run_virtual
 
 FAULTS = ("refused", "landed", "resent", "beaten", "late", "late and beaten", "cancelled before", "cancelled after",
-          "killed before", "killed after")  # fmt: skip
+          "killed before", "killed after", "overtaken before", "overtaken after", "overtaken and resent")  # fmt: skip
 """What becomes of a write: an error without it and after it; Conflict after it and without it; an error of each kind, and
-it lands behind the look; the task is cancelled; the process dies."""
+it lands behind the look; the task is cancelled; the process dies; another process goes on with the run as far as it can,
+before the write and after it."""
 
 LOOKS = (0, 1, 3)
 """How many reads fail afterwards: none, one, and as many as are tried."""
@@ -46,6 +50,13 @@ class Shelf(pp.Memory):
         self.writes = 0
         self.on_the_way: list[tuple[Sequence[Change], Mapping[str, int]]] = []
 
+    async def _overtake(self) -> None:
+        """Another process, to which nothing happens."""
+        plan, self.plan = self.plan, []
+        with suppress(pp.RunSuspended):
+            await graph_over(pp.Store(self), 1, "collect").run(0, run_id="r")
+        self.plan = plan
+
     def begin_again(self) -> None:
         """Another process comes; what was on the way lands before it looks, or never."""
         self.dead, self.unreachable = False, 0
@@ -61,7 +72,7 @@ class Shelf(pp.Memory):
     async def _reach(self, keys: Sequence[str]) -> None:
         if self.dead:
             raise Killed
-        if self.unreachable and keys[0].startswith("pocket:"):  # what an item's own phases read is the item's own error
+        if self.unreachable:
             self.unreachable -= 1
             raise pp.StoreError("not reachable just now")
         if not self.inline_read:
@@ -85,15 +96,19 @@ class Shelf(pp.Memory):
         self.writes += 1
         fault, looks = self.plan.pop(0) if self.plan else ("", 0)
         version = 0
-        if fault in ("", "landed", "resent", "cancelled after", "killed after"):
+        if fault == "overtaken before":
+            await self._overtake()
+        if fault in ("", "landed", "resent") or fault.startswith("overtaken") or fault.endswith(" after"):
             version = await super().write(changes, expect)
+        if fault in ("overtaken after", "overtaken and resent"):
+            await self._overtake()
         if fault:
             self.unreachable = looks
         if fault.startswith("late"):
             self.on_the_way.append((changes, expect))
-        if fault in ("refused", "landed", "late"):
+        if fault in ("refused", "landed", "late", "overtaken after"):
             raise pp.StoreError("the connection is lost")
-        if fault in ("resent", "beaten", "late and beaten"):
+        if fault in ("resent", "beaten", "late and beaten", "overtaken and resent"):
             raise pp.Conflict(expect)
         if fault.startswith("cancelled"):
             raise asyncio.CancelledError
@@ -143,6 +158,26 @@ async def pack(n: int) -> int:
 
 
 @pp.node
+async def divide(n: int) -> float:
+    if n == 10:
+        raise ValueError(n)  # its own error, which is a result
+    if n == 20:
+        raise Refused(n)
+    return n / 10
+
+
+class Refused(Exception):
+    """One that is not stored as it is."""
+
+
+@pp.node
+async def kept(results: list[Any]) -> list[int]:
+    kinds = [type(result).__name__ for result in results]
+    assert kinds == ["float", "ValueError", "RecordedError"], kinds
+    return [0, 10, 20]
+
+
+@pp.node
 async def spread(answered: pp.Answered[int, bool]) -> list[int]:
     return list(range(answered.input))
 
@@ -163,7 +198,8 @@ def graph_over(store: pp.Store, concurrency: int, errors: Any) -> pp.Graph[int, 
     approve = pp.Ask[int, bool](bool, question=str, name="approve")
     each_pay = pp.each(Pay(), concurrency=concurrency, errors=errors)
     each_way = pp.each(pp.Graph(pack >> ship, name="way"), concurrency=concurrency, errors=errors)
-    main: Any = inner >> approve >> spread >> each_pay >> each_way >> End()
+    each_divide = pp.each(divide, concurrency=concurrency, errors="collect")
+    main: Any = inner >> approve >> spread >> each_pay >> each_divide >> kept >> each_way >> End()
     return pp.Graph(main, store=store, name="work", keep_finished="1h")
 
 
@@ -190,7 +226,7 @@ async def world(shelf: Shelf, plan: Iterable[tuple[str, int]], concurrency: int,
             except pp.RunSuspended:
                 answer = True
                 ended["RunSuspended"] += 1
-            except (pp.StoreError, pp.UnknownRunError, asyncio.CancelledError, Killed) as error:
+            except (pp.StoreError, pp.RunFenced, pp.UnknownRunError, asyncio.CancelledError, Killed) as error:
                 ended[type(error).__name__] += 1
             except pp.RunMismatch:  # the answer was taken, or the run had not come as far as to ask
                 ended["RunMismatch"] += 1
@@ -253,6 +289,7 @@ def attempt(
 
 def main(worlds: int, seed: int, step: int) -> None:
     """Every single fault (or every `step`-th), then so many worlds of any."""
+    logging.getLogger("pocket_plug").setLevel(logging.CRITICAL)  # hooks of whoever was overtaken fail, and say so
     ended: Counter[str] = Counter()
     single = list(every_single_fault())[::step]
     for number, case in enumerate(single):

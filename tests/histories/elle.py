@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from typing import Literal
 
@@ -156,9 +157,9 @@ def _elements(history: Sequence[Txn], reads: Iterable[tuple[str, int, tuple[int,
                 findings.add("G1a", key, element, history[writer[key, element]].name)
     upon: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
     for key, number, found in reads:
-        if found and (last := writer.get((key, found[-1]))) is not None and last != number:
-            if history[last].appended(key)[-1] != found[-1]:
-                findings.add("G1b", key, history[number].name, "read in the middle of", history[last].name)
+        last = writer.get((key, found[-1]), number) if found else number
+        if last != number and history[last].appended(key)[-1] != found[-1]:
+            findings.add("G1b", key, history[number].name, "read in the middle of", history[last].name)
         if history[number].appended(key):
             upon[key, found].append(number)
     for (key, found), numbers in upon.items():
@@ -181,7 +182,7 @@ def _cycles(history: Sequence[Txn], landed: set[int], reads: Iterable[tuple[str,
 
     for key, order in orders.items():
         writers = [writer.get((key, element)) for element in order]
-        for one, other in zip(writers, writers[1:], strict=False):
+        for one, other in pairwise(writers):
             edge(ww, one, other)
     for key, number, found in reads:
         order = orders[key]

@@ -129,7 +129,7 @@ def _plain(op: Read | Append) -> list[Any]:
 
 
 class Recorder:
-    """Gives out elements and keys, and keeps what was done with them; of one process."""
+    """Gives out elements, and keeps what was done with them; of one process."""
 
     def __init__(self, number: int = 0, path: Path | None = None) -> None:
         self._elements = itertools.count(number << 32)
@@ -137,7 +137,6 @@ class Recorder:
         self._number = number
         self.runnings: list[Running] = []
         self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._since = time.monotonic()
 
     def element(self) -> int:
         return next(self._elements)
@@ -152,10 +151,13 @@ class Recorder:
         assert self._file is not None
         os.write(self._file, json.dumps(line).encode() + b"\n")  # kept if this process is killed
 
-    def keys(self, chance: random.Random, elements: int) -> list[str]:
-        """Those in use: they change, so that lists stay short."""
-        first = elements // LENGTH * 4
-        return [f"k{first + n}" for n in range(4)]
+
+def keys_in_use(chance: random.Random, elements: int) -> list[str]:
+    """In any order. After so many elements others come into use, so that lists stay short."""
+    first = elements // LENGTH * 4
+    keys = [f"k{first + n}" for n in range(4)]
+    chance.shuffle(keys)
+    return keys
 
 
 def recorded(path: Path) -> list[Running]:
@@ -347,9 +349,7 @@ def in_one_process(stack: str, uses: Sequence[str], transactions: int, seed: int
         done = next(left)
         if done >= transactions:
             return None
-        keys = recorder.keys(chance, done)
-        chance.shuffle(keys)
-        return keys
+        return keys_in_use(chance, done)
 
     def thread(number: int) -> None:
         chance = random.Random(f"{seed} {number}")
@@ -421,7 +421,7 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
             try:
                 _worker(stack, uses, f"{seed} {number}", Recorder(number, logs[-1]), folder, until, began)
                 status = 0
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - the parent learns the status
                 traceback.print_exc()
             finally:
                 os._exit(status)
@@ -469,8 +469,7 @@ def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, fold
         chance = random.Random(f"{seed} {number}")
         graphs = {use: graph_of(made, WorkInThread, use) for use in uses}
         while until.exists() and not errors:
-            keys = recorder.keys(chance, int((time.monotonic() - began) * 200))  # as all processes have it
-            chance.shuffle(keys)
+            keys = keys_in_use(chance, int((time.monotonic() - began) * 200))  # which all processes know
             try:
                 use_sync(made, chance.choice(uses), keys, chance, recorder, graphs)
             except BaseException as error:  # noqa: BLE001 - raised below

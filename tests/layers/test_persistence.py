@@ -505,9 +505,9 @@ def test_threads_read_what_was_written_last() -> None:
 
 # ---------------------------------------------------------------- what is refused
 def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
-    """With a hint where it was misspelt."""
-    with pytest.raises(ConfigError, match="Did you mean 'through'"):
-        build_stack(Memory(), [Persistence(to=Memory(), mode="trough")])  # type: ignore[arg-type]
+    """Where it is written."""
+    with pytest.raises(ConfigError, match="persistence's option 'mode' must be one of 'through', 'behind', not str"):
+        Persistence(to=Memory(), mode="trough")  # type: ignore[arg-type]
 
 
 def test_a_durable_near_tier_is_refused() -> None:

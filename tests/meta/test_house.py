@@ -19,7 +19,7 @@ READ_FIRST = [
 CORE = READ_FIRST + [PACKAGE / f"{name}.py" for name in (
     "backend", "stack", "sync", "transaction", "contention", "waiting", "ttl", "typechecks", "errors",
     "phases", "plan", "typed", "retry", "chain", "context", "watching", "concurrency", "workers", "mermaid",
-    "nesting", "ask", "options", "signatures", "node_functions",
+    "nesting", "ask", "options", "signatures", "node_functions", "updating", "layer_options", "names",
 )]  # fmt: skip
 
 

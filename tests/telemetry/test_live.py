@@ -117,14 +117,25 @@ def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced)
     assert not left.exists()
 
 
-def test_a_child_process_does_not_tell_of_its_parent(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a fork nothing is open, and the parent's file stays the parent's."""
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("ends", [False, True], ids=["killed", "ends"])
+def test_a_child_process_does_not_tell_of_its_parent(traced: Traced, ends: bool) -> None:
+    """After a fork nothing is open, and the parent's file stays the parent's, when the child ends too."""
     traced.run("parent", "r-1")
     traced.open.tell()
     (parent,) = traced.path.parent.iterdir()
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    traced.run("child", "r-2")
-    traced.open.tell()
+    number = os.fork()
+    if number == 0:
+        if ends:
+            traced.open.shutdown()
+        else:
+            traced.run("child", "r-2")
+            traced.open.tell()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
+    if ends:
+        assert list(traced.path.parent.iterdir()) == [parent]
+        return
     (child,) = set(traced.path.parent.iterdir()) - {parent}
     assert [span.name for span in TraceFile(parent).spans()] == ["run parent"]
     assert [span.name for span in TraceFile(child).spans()] == ["run child"]

@@ -1,0 +1,69 @@
+"""What a layer's options may be: its fields, each of its annotated type. Python and TOML are held to the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from functools import cache, wraps
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import ConfigError, suggest
+from .keys import type_name
+from .redaction import found
+from .typechecks import UNIONS, checker
+
+
+def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:
+    """The value for an option, a list as a tuple where that is due; and what it must be, in words, where it isn't.
+
+    A hint that can't be resolved is unchecked. A truth value is no number.
+    """
+    hint = _hints(kind).get(option, Any)
+    for value in (given, tuple(given)) if given.__class__ is list else (given,):
+        if any(_fits(value, part) for part in _parts(hint)):
+            return value, None
+    return given, _in_words(hint)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is tuple and get_args(hint)[1:] == (...,):  # every item; beartype looks at one of them
+        items: list[Any] = [*value] if isinstance(value, tuple) else [value]
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in items)
+    return checker(hint)(value) and (value.__class__ is not bool or hint in (bool, Any, object))
+
+
+def checks_options(init: Callable[..., None], kind: type[Any]) -> Callable[..., None]:
+    """The `__init__` of a layer's class, which raises ConfigError for an option of another type than its field's."""
+
+    @wraps(init)
+    def __init__(self: Any, *none: Any, **options: Any) -> None:
+        names = [each.name for each in dataclasses.fields(kind)]
+        for option, given in options.items():
+            if option not in names:
+                raise TypeError(f"{kind.__name__} has no option {option!r}; it has: {', '.join(names) or 'none'}."
+                                f"{suggest(option, names)}")  # fmt: skip
+            options[option], wanted = fitted(kind, option, given)
+            if wanted is not None:
+                raise ConfigError(f"{kind.name}'s option {option!r} must be {wanted}, not {found(given)}")
+        init(self, *none, **options)
+
+    return __init__
+
+
+@cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    try:
+        return get_type_hints(kind)
+    except Exception:  # noqa: BLE001 - a hint that can't be resolved here is unchecked, never an error
+        return {}
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+
+
+def _in_words(hint: Any) -> str:
+    parts = _parts(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    return " | ".join("None" if part is type(None) else type_name(part) for part in parts)
