@@ -44,7 +44,7 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
     text, where = _read(given, what)
     try:
         value = _decoded(text, wanted)
-    except (ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # the first is a ValueError since msgspec 0.21
         kinds = [kind for kind in _parts(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
@@ -84,7 +84,7 @@ def _decoded(text: str, wanted: Any) -> Any:
     for part in _parts(wanted):
         try:
             return _decoded(text, part)
-        except ValueError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             faults.append(str(error))
     raise ValueError(" Or: ".join(dict.fromkeys(faults)))
 
