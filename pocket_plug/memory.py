@@ -135,7 +135,8 @@ class Keeping:
     def take(self, key: str, reason: Reason | None = None) -> None:
         """Take an entry out; with a reason where it had to go."""
         self.sorted = None
-        self.dropped += [(key, self.entries[key], reason)] if reason is not None else []
+        dropped: list[Dropped] = [] if reason is None else [(key, self.entries[key], reason)]
+        self.dropped += dropped
         del self.entries[key]
 
     def bury(self) -> None:
