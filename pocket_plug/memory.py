@@ -261,9 +261,8 @@ class Memory(Backend):
 
     async def close(self) -> None:
         """Forget everything."""
-        closed = Closed()
         with self.lock:
-            self._keeping.sorted, self._keeping.entries = None, closed
+            self._keeping.sorted, self._keeping.entries = None, Closed()
 
     def _cut_off(self) -> None:
         """In a child that was forked while another thread was writing, and stayed at it."""
