@@ -135,7 +135,8 @@ class Keeping:
     def take(self, key: str, reason: Reason | None = None) -> None:
         """Take an entry out; with a reason where it had to go."""
         self.sorted = None
-        self.dropped += [(key, self.entries[key], reason)] if reason is not None else []
+        dropped: list[Dropped] = [] if reason is None else [(key, self.entries[key], reason)]
+        self.dropped += dropped
         del self.entries[key]
 
     def bury(self) -> None:
@@ -260,9 +261,8 @@ class Memory(Backend):
 
     async def close(self) -> None:
         """Forget everything."""
-        closed = Closed()
         with self.lock:
-            self._keeping.sorted, self._keeping.entries = None, closed
+            self._keeping.sorted, self._keeping.entries = None, Closed()
 
     def _cut_off(self) -> None:
         """In a child that was forked while another thread was writing, and stayed at it."""

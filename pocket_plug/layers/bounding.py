@@ -515,7 +515,8 @@ class _Bounded(Keeping):
         if self._weighs:
             self._bytes -= record.size
         if reason is not None:
-            self.dropped += [(key, record, reason)]
+            dropped: Dropped = (key, record, reason)
+            self.dropped += [dropped]
         del entries[key]
 
     def _take_oldest(self, reason: Reason, now: float) -> None:
