@@ -113,7 +113,9 @@ class WriteBehind(Backend):
 
     def _begin_empty(self) -> None:
         self._lock = new_rlock()  # guards all of these; reentrant: garbage collection withdraws
-        self._state = threading.Condition(self._lock)  # to wait and notify; as a `with` it could be interrupted half way
+        self._state = threading.Condition(
+            self._lock
+        )  # to wait and notify; as a `with` it could be interrupted half way
         self._pending: Queue = {}
         self._in_flight: Queue = {}
         self._since = self._in_flight_since = 0.0
