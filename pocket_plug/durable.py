@@ -725,6 +725,13 @@ class DurableExecution(Execution):
         checkpoint.failed = None  # it holds frames, and with them this execution
         self.frame = frame
 
+    async def _clean_up(self, step: Step, call: NodeCall | None, hooks: tuple[str, str],
+                        outcome: Any) -> asyncio.CancelledError | None:  # fmt: skip
+        """As any run's; where nobody knows whether the node has failed, whoever goes on runs the hooks."""
+        if isinstance(outcome, OutcomeUnknown):
+            return None
+        return await super()._clean_up(step, call, hooks, outcome)
+
     # ------------------------------------------------------------ items and questions
     def in_order(self, items: Iterable[Any]) -> Iterable[Any]:
         """A set's by their bytes: another process must find the same one at each position."""

@@ -21,8 +21,10 @@ class Place(str):
     last: int
 
 
-def note_node(error: Exception, execution: Execution, step: Step) -> None:
-    """An error leaves a node. Never raises: what the exception makes of it is its own affair."""
+def note_node(error: BaseException, execution: Execution, step: Step) -> None:
+    """An error leaves a node; an interrupt is none. Never raises: what the exception makes of it is its own affair."""
+    if not isinstance(error, Exception):
+        return
     with suppress(Exception):
         is_around = step.perform is not None  # of other nodes, which may have written it as the error left them
         known = _known(error, execution, is_around)

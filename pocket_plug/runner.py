@@ -20,16 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .backend import Change
 from .chain import DEFAULT, END, Next
 from .context import run_ids, to_its_end
-from .errors import (
-    Conflict,
-    InputError,
-    MissingKeyError,
-    NodeTimeout,
-    OutcomeUnknown,
-    PhaseError,
-    RunSuspended,
-    StepLimitError,
-)
+from .errors import Conflict, InputError, MissingKeyError, NodeTimeout, PhaseError, RunSuspended, StepLimitError
 from .hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
 from .keys import type_name
 from .places import note_node
@@ -296,8 +287,7 @@ class Execution:
                     _name_the_phase(error, step, phase)
                 elif isinstance(error, StopIteration):
                     error = wrapped(error)
-                if isinstance(error, Exception):
-                    note_node(error, self, step)
+                note_node(error, self, step)
                 if watched:
                     end(call, entered, error)
                 raise error
@@ -351,13 +341,10 @@ class Execution:
                 visited = await self._try(step, value, call, None)
             except _Lost as lost:
                 visited = await self._try_again(step, value, call, lost)
-        except (GeneratorExit, RunSuspended, OutcomeUnknown):
-            # the run is being garbage-collected: nothing can be awaited any more; or it only waits; or nobody knows whether
-            # the node has failed: whoever goes on runs the hooks
-            raise
+        except (GeneratorExit, RunSuspended):
+            raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
         except BaseException as error:
-            if isinstance(error, Exception):
-                note_node(error, self, step)
+            note_node(error, self, step)
             if step.hooks:
                 cancelled = await self._clean_up(step, call, ("on_failure", "on_complete"), error)
                 if cancelled is not None and isinstance(error, Exception):
