@@ -114,15 +114,9 @@ class Backend:
                 unsure = sorted(conflict.keys & seen.keys()) or list(seen)
             else:
                 return {key: entry for key, entry in seen.items() if entry is not None}
-        raise self._restless(len(seen), unsure)
+        raise _restless(self, seen, unsure)
 
     _read_one_by_one = read_many  # what a class gets that overrides `read` alone
-
-    def _restless(self, count: int, changed: Collection[str]) -> StoreBusyError:
-        return StoreBusyError(
-            f"{count} keys could not be read as of one moment: some were changed at each of {READ_TRIES} tries, last "
-            f"{', '.join(map(repr, sorted(changed)[:5]))}; try again, or override read_many in {type(self).__name__}"
-        )
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Do all changes or none, and give the version they got.
@@ -167,3 +161,29 @@ class Backend:
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""
+
+
+async def read_around(layer: Backend, inner: Backend, keys: Iterable[str]) -> dict[str, Entry]:
+    """What the layer's `read` gives of these keys while the inner one's stay as they are; else again.
+
+    Whatever `read` makes of an entry: it may hide one. Raises StoreBusyError where the keys never stay for so long.
+    """
+    names, changed = list(dict.fromkeys(keys)), frozenset[str]()
+    several = len(names) > 1
+    for _ in range(READ_TRIES):
+        before = await inner.read_many(names) if several else {}
+        found = {key: entry for key in names if (entry := await layer.read(key)) is not None}
+        try:
+            if several:
+                await inner.write((), {key: before[key].version if key in before else 0 for key in names})
+            return found
+        except Conflict as conflict:
+            changed = conflict.keys
+    raise _restless(layer, names, changed)
+
+
+def _restless(backend: Backend, keys: Collection[str], changed: Collection[str]) -> StoreBusyError:
+    return StoreBusyError(
+        f"{len(keys)} keys could not be read as of one moment: some were changed at each of {READ_TRIES} tries, last "
+        f"{', '.join(map(repr, sorted(changed)[:5]))}; try again, or override read_many in {type(backend).__name__}"
+    )

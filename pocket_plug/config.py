@@ -18,7 +18,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 from .errors import ConfigError, is_fault, suggest
 from .layer import Layer
 from .layer_options import fitted
-from .redaction import MASK, VARIABLE, conceal, is_secret, shown, summary
+from .redaction import MASK, VARIABLE, conceal, is_secret, public_url, shown, summary
 from .reporting import describe
 
 T = TypeVar("T")
@@ -38,6 +38,11 @@ class StoreTable:
     url: str = "memory://"
     layers: tuple[LayerSpec, ...] = ()
 
+    def __repr__(self) -> str:
+        """Without what may be a secret: a password, an option."""
+        names = [layer if isinstance(layer, str) else layer.get("use") for layer in self.layers]
+        return f"StoreTable({self.where!r}, {public_url(self.url)!r}, layers={names})"
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -51,7 +56,7 @@ class Config:
     stores: Mapping[str, StoreTable] = field(default_factory=dict[str, StoreTable])
     disable: tuple[str, ...] = ()
     """Names of plugins that are not used."""
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]], repr=False)
     """The tables `[plugins.NAME]`."""
 
 

@@ -24,10 +24,10 @@ from functools import partial
 from itertools import count, takewhile
 from operator import methodcaller
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import ReferenceType, ref
 
-from .errors import StoreError
+from .errors import StoreError, is_fault
 
 PATIENCE = 5.0
 """Seconds that a fork waits, at most, for other threads to finish what they are at."""
@@ -38,6 +38,7 @@ _module_locks: dict[str, Callable[[], Any]] = getattr(getattr(importlib, "_boots
 """Python's own, of the modules that are being imported; where they are not to be found, a fork doesn't look at them."""
 
 _logger = logging.getLogger("pocket_plug")
+T = TypeVar("T")
 Callback = Callable[[], object]
 
 
@@ -67,6 +68,9 @@ class _Weak:
         self._owner: ReferenceType[Any] | None = None
         if isinstance(callback, MethodType):
             self._function, self._owner = callback.__func__, ref(callback.__self__, gone)
+
+    def __repr__(self) -> str:
+        return getattr(self._function, "__qualname__", repr(self._function))
 
     def __call__(self) -> None:
         if self._owner is None:
@@ -190,9 +194,9 @@ class _Fork:
         while not self.turn and time.monotonic() < self.until + PATIENCE:  # the other one's is over by then
             take((_turn,), self.turn)
         _under_way = True
-        participants = _taking_part()
+        self.restless = _taking_part()
         while True:  # these first: who works on a file may need a lock to come to its end
-            self.restless = [each for each in participants if not each.rest()]
+            self.restless = [each for each in self.restless if _guarded(each, each.rest) is False]
             if not self.restless or time.monotonic() >= self.until:
                 break
             time.sleep(0.001)
@@ -236,6 +240,17 @@ def _in_spite_of_interrupts(fork: _Fork, step: Callback) -> None:
             fork.interrupt = error
 
 
+def _guarded(part: object, step: Callable[[], T]) -> T | None:
+    """What a plugin's part raises must not keep the others from being prepared."""
+    try:
+        return step()
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        _logger.exception("a fork: %r has failed to prepare for it, or to begin anew in the child", part)
+    return None
+
+
 def _before() -> None:
     fork = _here.fork
     if fork is not None:
@@ -261,6 +276,11 @@ def _after_in_parent() -> None:
             "a child was forked though %s, for all of the %g s that were waited; what that concerns may refuse to be "
             "used there", _title(fork), PATIENCE,
         )  # fmt: skip
+    _raise_again(fork)
+
+
+def _raise_again(fork: _Fork) -> None:
+    """What a signal's handler has raised meanwhile."""
     if isinstance(fork.interrupt, KeyboardInterrupt):  # sent once more, for when this is over
         main = threading.main_thread().ident
         assert main is not None
@@ -281,15 +301,16 @@ def _after_in_child() -> None:
     if fork is not None:
         fork.end()
         _in_spite_of_interrupts(fork, lambda: _begin_anew(fork))
+        _raise_again(fork)
 
 
 def _begin_anew(fork: _Fork) -> None:
     global _turn, _under_way
     _turn, _under_way = threading.Lock(), False
     for participant in _taking_part():
-        participant.begin_anew()
+        _guarded(participant, participant.begin_anew)
     for callback in [*_callbacks.values()]:
-        callback()
+        _guarded(callback, callback)
     reentrant: Any = type(threading.RLock())
     for lock in fork.missing:
         if isinstance(lock, reentrant):  # another thread has it, for this one would have got it

@@ -11,7 +11,7 @@ from typing import Any, Generic, LiteralString, final, overload
 
 from typing_extensions import TypeForm, TypeVar
 
-from .errors import KeyNameError, ValueTypeError
+from .errors import KeyNameError
 from .names import RESERVED as RESERVED
 from .names import check_name as check_name
 from .names import check_prefix as check_prefix
@@ -112,12 +112,8 @@ class Key(ReadAs[K, K], Generic[K]):
             return value
         from .typechecks import newest
 
-        try:
-            return newest(value, self._check)
-        except TypeError:
-            raise ValueTypeError(
-                f"key {self._name or self.template!r} holds {type_name(self.type)}, not {type_found(self.type, value)}"
-            ) from None
+        wanted = f"key {self._name or self.template!r} holds {type_name(self.type)}, not"
+        return newest(value, self.type, self._check, wanted)
 
     def matches(self, name: str) -> bool:
         """Is `name` this key, or one that this template can become?
@@ -144,19 +140,6 @@ class Key(ReadAs[K, K], Generic[K]):
 
     def __hash__(self) -> int:
         return hash((self.template, self.values))
-
-
-def type_found(declared: Any, value: object) -> str:
-    """The type of a value that isn't of the declared one, in a message."""
-    found = type(value)
-    if isinstance(declared, type) and (declared.__module__, declared.__qualname__) == (
-        found.__module__,
-        found.__qualname__,
-    ):
-        from .typechecks import defined_again
-
-        return f"{found.__name__}: {defined_again(found, declared)}; make the object anew"
-    return found.__name__
 
 
 def type_name(declared: Any) -> str:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import dataclass_transform
 
-from .backend import NO_EXPECTATIONS, READ_TRIES, Backend, Change, Entry
-from .errors import ConfigError, Conflict
+from .backend import NO_EXPECTATIONS, Backend, Change, Entry, read_around
+from .errors import ConfigError
 from .layer_options import checks_options
 from .redaction import named, shown
 from .redaction import secret as secret
@@ -99,22 +99,11 @@ class Layer(Backend):
         return await self.inner.read(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """By default the inner one's; where `read` is overridden, what that gives, while the inner one has not changed.
+        """By default the inner one's; where `read` is overridden, what that gives, all of one moment of the inner one.
 
-        Whatever `read` makes of it: it may hide an entry. Raises StoreBusyError where the keys never stay as they are for
-        so long; then override it too.
+        Raises StoreBusyError where the keys never stay as they are for so long; then override it too.
         """
-        names, changed = list(dict.fromkeys(keys)), frozenset[str]()
-        for _ in range(READ_TRIES):
-            before = await self.inner.read_many(names) if len(names) > 1 else {}
-            found = {key: entry for key in names if (entry := await self.read(key)) is not None}
-            try:
-                if len(names) > 1:
-                    await self.inner.write((), {key: before[key].version if key in before else 0 for key in names})
-                return found
-            except Conflict as conflict:
-                changed = conflict.keys
-        raise self._restless(len(names), changed)
+        return await read_around(self, self.inner, keys)
 
     _read_one_by_one = read_many  # what a class gets that overrides `read` alone
 
@@ -129,6 +118,10 @@ class Layer(Backend):
     async def version(self) -> int:
         """By default the inner one's."""
         return await self.inner.version()
+
+    async def check(self) -> list[str]:
+        """By default the inner one's."""
+        return await self.inner.check()
 
     async def flush(self) -> None:
         """By default the inner one's."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable
 from functools import cache, wraps
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import ConfigError, suggest
+from .errors import ConfigError, is_fault, suggest
 from .keys import type_name
-from .redaction import found
+from .redaction import found, is_secret, summary
 from .typechecks import UNIONS, checker
 
 
@@ -37,14 +37,15 @@ def checks_options(init: Callable[..., None], kind: type[Any]) -> Callable[..., 
 
     @wraps(init)
     def __init__(self: Any, *none: Any, **options: Any) -> None:
-        names = [each.name for each in dataclasses.fields(kind)]
+        fields = {each.name: each for each in dataclasses.fields(kind)}
         for option, given in options.items():
-            if option not in names:
-                raise TypeError(f"{kind.__name__} has no option {option!r}; it has: {', '.join(names) or 'none'}."
-                                f"{suggest(option, names)}")  # fmt: skip
+            if option not in fields:
+                raise TypeError(f"{kind.__name__} has no option {option!r}; it has: {', '.join(fields) or 'none'}."
+                                f"{suggest(option, fields)}")  # fmt: skip
             options[option], wanted = fitted(kind, option, given)
             if wanted is not None:
-                raise ConfigError(f"{kind.name}'s option {option!r} must be {wanted}, not {found(given)}")
+                what = summary(given) if is_secret(fields[option]) else found(given)
+                raise ConfigError(f"{kind.name}'s option {option!r} must be {wanted}, not {what}")
         init(self, *none, **options)
 
     return __init__
@@ -54,7 +55,9 @@ def checks_options(init: Callable[..., None], kind: type[Any]) -> Callable[..., 
 def _hints(kind: Hashable) -> dict[str, Any]:
     try:
         return get_type_hints(kind)
-    except Exception:  # noqa: BLE001 - a hint that can't be resolved here is unchecked, never an error
+    except BaseException as error:  # a hint that can't be resolved here is unchecked, never an error
+        if not is_fault(error):
+            raise
         return {}
 
 

@@ -115,9 +115,6 @@ class Keeping:
                 if expires_at is not None and expires_at < self.earliest:
                     self.earliest = expires_at
                 new[key] = entry
-            elif new is entries:
-                if key in entries:
-                    self.take(key)
             elif key in entries or key in new:
                 self.buried += [key]
                 new[key] = self.gone
@@ -137,12 +134,9 @@ class Keeping:
 
     def take(self, key: str, reason: Reason | None = None) -> None:
         """Take an entry out; with a reason where it had to go."""
-        entries = self.entries
-        entry = entries[key]
         self.sorted = None
-        if reason is not None:
-            self.dropped += [(key, entry, reason)]
-        del entries[key]
+        self.dropped += [(key, self.entries[key], reason)] if reason is not None else []
+        del self.entries[key]
 
     def bury(self) -> None:
         """Take out what stands for deleted entries. An interrupted write leaves that to the next one."""
@@ -162,8 +156,7 @@ class Keeping:
         earliest = inf
         found: list[str] = []
         for key, entry in _items(self.entries):
-            deadline = self.deadline(entry)
-            if deadline is not None:
+            if (deadline := self.deadline(entry)) is not None:
                 if deadline <= now:
                     found.append(key)
                 elif deadline < earliest:
@@ -247,9 +240,7 @@ class Memory(Backend):
         """The live keys as they were when the scan began, less those gone when it comes to them."""
         keeping = self._keeping
         with self.lock:
-            if keeping.sorted is None:
-                keeping.sorted = sorted(keeping.entries)
-            keys = keeping.sorted
+            keys = keeping.sorted = sorted(keeping.entries) if keeping.sorted is None else keeping.sorted
         for position in range(bisect_left(keys, prefix), len(keys)):
             key = keys[position]
             if not key.startswith(prefix):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import is_typeddict
 
-from .errors import ConfigError
+from .errors import ConfigError, ValueTypeError
 
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
@@ -69,20 +69,30 @@ def _told_apart(hint: Any) -> Any:
     return form
 
 
-def newest(value: Any, fits: Callable[[object], bool]) -> Any:
-    """A value that fits: itself, or with objects of a class's former definition made those of the newest. Else TypeError.
+def newest(value: Any, declared: Any, fits: Callable[[object], bool], wanted: str) -> Any:
+    """A value that doesn't fit, made one that does: objects of a class's former definition become those of the newest.
 
     A notebook's cell that runs twice and a module that is reloaded define their classes anew, and a store may still have
-    objects of the former ones. With the same fields they are the same, to those who store them.
+    objects of the former ones. With the same fields they are the same, to those who store them. Raises ValueTypeError for
+    any other, with what is `wanted` and the type that was found.
     """
-    if fits(value):
-        return value
     from .codec import default_codec  # needed here only, and not cheap to import
 
     renewed = default_codec.renewed(value)
     if fits(renewed):
         return renewed
-    raise TypeError
+    raise ValueTypeError(f"{wanted} {_type_found(declared, value)}")
+
+
+def _type_found(declared: Any, value: object) -> str:
+    """The type of a value that isn't of the declared one, in a message."""
+    found = type(value)
+    if isinstance(declared, type) and (declared.__module__, declared.__qualname__) == (
+        found.__module__,
+        found.__qualname__,
+    ):
+        return f"{found.__name__}: {defined_again(found, declared)}; make the object anew"
+    return found.__name__
 
 
 def defined_again(former: type, later: type) -> str:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from .errors import ValueTypeError
-from .keys import declared_types, type_found, type_name
+from .keys import declared_types, type_name
 from .store import MISSING, Name, StoreReader
 from .ttl import TTL
 from .typechecks import check_type, checker, newest
@@ -32,14 +31,11 @@ class TypedReader(Generic[T]):
         declared_types.append(type)
 
     def _checked(self, key: Name, value: Any) -> Any:
-        if value is MISSING:
+        if value is MISSING or self._fits(value):
             return value
-        try:
-            return newest(value, self._fits)
-        except TypeError:
-            raise ValueTypeError(
-                f"{str(key)!r}: this store is typed {type_name(self._type)}, the value is {type_found(self._type, value)}"
-            ) from None
+        return newest(
+            value, self._type, self._fits, f"{str(key)!r}: this store is typed {type_name(self._type)}, the value is"
+        )
 
     @overload
     async def get(self, key: str, /) -> T | None: ...

@@ -12,10 +12,11 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
 from .errors import StoreError, SyncError
+from .forking import after_fork
 
 T = TypeVar("T")
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -23,12 +24,29 @@ Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 class _Driving(threading.local):
-    """The event loop that this thread's `drive` keeps from running, if there is one below it."""
+    """The event loop that this thread's `drive` keeps from running, if there is one below it; what it waits for now."""
 
     over: asyncio.AbstractEventLoop | None = None
+    blocked: Waiter[Any] | Future[Any] | None = None
 
 
 _driving = _Driving()
+
+
+def _answer_in_child() -> None:
+    """In a forked child: a signal's handler may have forked while this thread waited for one that isn't here."""
+    blocked, _driving.blocked = _driving.blocked, None
+    error = StoreError(
+        "this process was forked while this call waited for another thread, which only the parent has; what becomes of it "
+        "is known there"
+    )
+    if isinstance(blocked, Waiter) and not blocked._woken:
+        wake([blocked.fail(error)])
+    elif isinstance(blocked, Future) and not blocked.done():
+        blocked.set_exception(error)
+
+
+after_fork(_answer_in_child)
 
 
 def may_block() -> bool:
@@ -177,7 +195,9 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
                             f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
                             "call it with `await`, or let its layer say needs_loop = True"
                         )
+                    _driving.blocked = waiting
                     waiting.block()
+                    _driving.blocked = None
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
             except SyncError:
@@ -245,9 +265,12 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -
             "make sync calls while the loop that opened the store runs, or open it with SyncStore"
         )
     try:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+        _driving.blocked = future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        return future.result()
     except CancelledError:
         raise StoreError(
             f"{_title(coroutine)} was cut off: the event loop that it ran on was stopped; "
             "if it was a write, whether it landed is not known"
         ) from None
+    finally:
+        _driving.blocked = None

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import pocket_plug as pp
-from pocket_plug import forking
+from pocket_plug import context, forking
 from pocket_plug.backend import NO_EXPECTATIONS
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import StoreBusyError, StoreClosedError
@@ -473,6 +473,93 @@ def test_a_fork_does_not_wait_for_another_process_that_writes(
         writing.join()
         assert store.get("a") == 2
     assert caplog.text == ""
+
+
+WAITING = """
+import os, signal, sqlite3, sys, threading
+import pocket_plug as pp
+from pocket_plug.testing.layer_contract import FaultyMemory
+
+went_on = os.pipe()
+parent = os.getpid()
+waits = threading.Event()
+
+def on_signal(number, frame):
+    if os.fork() == 0:
+        signal.alarm(60)
+        return  # and the thread waits on, in the child too
+    os.wait()
+    release()
+
+signal.signal(signal.SIGUSR1, on_signal)
+
+if sys.argv[2] == "queued":
+    store = pp.SyncStore(f"sqlite:///{sys.argv[1]}/state.db?timeout=600")
+    with store:
+        store.set("a", 0)
+    store.__enter__()
+    other = sqlite3.connect(f"{sys.argv[1]}/state.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = lambda: other.execute("COMMIT")
+else:
+    go = threading.Event()
+    class Slow(FaultyMemory):
+        async def write(self, changes, expect={}):
+            import asyncio
+            await asyncio.to_thread(go.wait)
+            return await super().write(changes, expect)
+    store = pp.SyncStore(Slow())
+    store.__enter__()
+    release = go.set
+
+def interrupt():
+    main = threading.main_thread().ident
+    while True:
+        frame = sys._current_frames()[main]
+        if frame.f_code.co_name == "block" or frame.f_back is not None and frame.f_back.f_code.co_name == "result":
+            break
+    signal.pthread_kill(main, signal.SIGUSR1)
+
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    store.set("a", 1)
+    print("parent" if os.getpid() == parent else "child", "has written", flush=True)
+except pp.StoreError as error:
+    print("parent" if os.getpid() == parent else "child", error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("how", ["queued", "on a loop"])
+def test_a_child_forked_by_a_signals_handler_waits_for_no_thread(tmp_path: Path, how: str) -> None:
+    """The handler interrupts a call that waits, forks, and returns in the child: there the call raises, here it ends well."""
+    child, parent = run(WAITING, tmp_path, how).splitlines()
+    assert child.startswith("child this process was forked while this call waited")
+    assert parent == "parent has written"
+
+
+def test_a_part_that_fails_keeps_no_other_from_its_preparation(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a plugin: what it raises is logged, and all others are prepared, and begin anew."""
+    lock = new_lock()
+
+    class Part:
+        def rest(self) -> bool:
+            raise ZeroDivisionError
+
+        begin_anew = rest
+
+    part = Part()
+    forking.take_part(part)
+    forking.after_fork(part.rest)
+    ids = context.run_ids.next()
+
+    def check() -> None:
+        assert lock.acquire(timeout=0)
+        assert context.run_ids.next()[:12] != ids[:12]
+        assert caplog.text.count("has failed to prepare") == 3
+
+    assert in_child(check) == 0
+    assert caplog.text.count("has failed to prepare") == 1
 
 
 def test_forks_while_stores_are_opened_and_closed(tmp_path: Path, end: threading.Event) -> None:

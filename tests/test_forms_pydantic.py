@@ -147,7 +147,9 @@ def all_of(value: Any) -> Any:
         extra = getattr(value, "__pydantic_extra__", None)
         fields = {name: all_of(value.__dict__[name]) for name in type(value).model_fields}
         return type(value), fields, private, extra, value.model_fields_set
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, set):  # in an order of its own
+        return set, sorted((all_of(item) for item in value), key=repr)
+    if isinstance(value, list | tuple):
         return type(value), [all_of(item) for item in value]
     if isinstance(value, dict):
         return {key: all_of(item) for key, item in value.items()}

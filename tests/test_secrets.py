@@ -147,6 +147,8 @@ def test_a_secret_option_that_is_refused_is_not_quoted() -> None:
                     {"key": (WORD,), "salt": "refused"}, {"key": [WORD], "sallt": ""}):  # fmt: skip
         said, control = Said(), Said()
         said.error(lambda options=options: make_recipe(Sealing, options, "here"), ConfigError)
+        if "salt" not in options:  # in Python, too
+            said.error(lambda options=options: Sealing(**options))
         assert said.with_word() == said.with_word("4711") == []
         control.error(lambda options=options: make_recipe(Telling, options, "here"), ConfigError)
         assert bool(control.with_word()) == (options.get("salt") == "refused" or isinstance(options["key"], dict))
@@ -206,7 +208,7 @@ def test_what_comes_from_the_environment_is_shown_as_it_is_written(
                 said.texts += [repr(pocket.stores[name]), repr(pocket.stores[name].stack)]
             else:
                 said.error(lambda name=name: pocket.stores[name], PocketError)
-        said.texts.append(repr(pocket) + repr(pocket.plugins))
+        said.texts.append(repr(pocket) + repr(pocket.plugins) + repr(pocket.config))
         assert repr(pocket.stores["good"]) == (
             "Store(Telling(key='${KEY}') > Sealing(key='${KEY}', to='https://me:***@host/${KEY}') > memory)"
         )

@@ -18,7 +18,7 @@ from pocket_plug.typed import SyncTypedReader, SyncTypedStore
 SURFACE = [
     "Store", "SyncStore", "StoreReader", "StoreWriter", "SyncReader", "SyncWriter", "TypedReader",
     "TypedStore", "StoreScope", "SyncScope", "Key", "TTL", "MISSING",
-    "Backend", "Layer", "Memory", "Entry", "Put", "Delete", "Change",
+    "Backend", "Layer", "secret", "Memory", "Entry", "Put", "Delete", "Change",
     "Node", "Graph", "Chain", "Action", "Next", "END", "Retry", "node", "each", "fan_out", "Ask", "Answered",
     "idempotency_key", "RunSuspended", "RunFenced", "RunMismatch", "RunChanged", "UnknownRunError",
     "Pocket", "observe", "hookimpl", "register_type",

@@ -110,6 +110,24 @@ def test_stop_iteration_does_not_hang_the_run(options: Any, sync: bool) -> None:
     assert isinstance(caught.value.__cause__, StopIteration)
 
 
+@pytest.mark.parametrize("phase", ["prep", "post"])
+@pytest.mark.parametrize("options", [{}, {"retry": Retry(attempts=2)}], ids=["plain", "guarded"])
+def test_stop_iteration_of_a_phase_that_is_called_in_place_says_what_it_is(phase: str, options: Any) -> None:
+    """Of prep and post too, which no thread runs: no coroutine could carry it either."""
+
+    class Take(Node[int, int], **options):
+        def prep(self, store: Any, n: int) -> int:
+            return next(iter(())) if phase == "prep" else n
+
+        def post(self, store: Any, n: int, prepared: int, result: int) -> int:
+            return next(iter(()))
+
+    for run in (lambda: Graph(Take()).run_sync(1), lambda: asyncio.run(Graph(Take()).run(1))):
+        with pytest.raises(WrappedStopIteration, match="next") as caught:
+            run()
+        assert isinstance(caught.value.__cause__, StopIteration)
+
+
 def test_context_variables_go_along_and_do_not_come_back() -> None:
     """A thread sees what the node's task sees; what it sets stays its own, and is gone with the next call."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")

@@ -19,6 +19,8 @@ from pocket_plug.plan import Step
 from pocket_plug.redaction import summary
 from pocket_plug.typechecks import UNIONS, checker
 
+from .jsonlines import why_no_json
+
 
 def input_of(step: Step) -> Any:
     """What a step declares to take; of a fan-out a list of what its items' node takes."""
@@ -42,12 +44,12 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
     text, where = _read(given, what)
     try:
         value = _decoded(text, wanted)
-    except (ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # the first is a ValueError since msgspec 0.21
         kinds = [kind for kind in _parts(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
         wish = "" if wanted is Any else f"; it is to be: {type_name(wanted)}"
-        raise click.UsageError(f"{where}: {error}{wish}") from error
+        raise click.UsageError(f"{where}: {why_no_json(error)}{wish}") from error
     if not fits(value):
         raise click.UsageError(f"{where}: this is {summary(value)}; it is to be: {type_name(wanted)}")
     return value
@@ -82,7 +84,7 @@ def _decoded(text: str, wanted: Any) -> Any:
     for part in _parts(wanted):
         try:
             return _decoded(text, part)
-        except ValueError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             faults.append(str(error))
     raise ValueError(" Or: ".join(dict.fromkeys(faults)))
 

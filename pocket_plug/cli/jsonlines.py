@@ -79,7 +79,12 @@ def entries_of(lines: Iterable[bytes], name: str, *, reserved: bool) -> Iterator
             try:
                 yield _put(decode(text), reserved)
             except (msgspec.MsgspecError, RecursionError, CodecError, KeyNameError) as error:
-                raise CorruptRecordError(f"{name}, line {number}: {error}") from error
+                raise CorruptRecordError(f"{name}, line {number}: {why_no_json(error)}") from error
+
+
+def why_no_json(error: Exception) -> str:
+    """What is wrong with a text. Of one that is nested too deeply Python speaks otherwise in each of its versions."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _put(line: Line, reserved: bool) -> Put:

@@ -35,7 +35,7 @@ from pocket_plug.store import Store
 from pocket_plug.terminal import escaped, escaped_json
 from pocket_plug.ttl import seconds
 
-from .jsonlines import entries_of, is_json, line_of, type_in
+from .jsonlines import entries_of, is_json, line_of, type_in, why_no_json
 from .output import echo, echo_json, echo_value, print_table
 from .show import as_json
 
@@ -347,7 +347,7 @@ def _from_json(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise click.UsageError(f"VALUE is no JSON: {error}. For a plain text add --text") from error
+        raise click.UsageError(f"VALUE is no JSON: {why_no_json(error)}. For a plain text add --text") from error
 
 
 @store.command

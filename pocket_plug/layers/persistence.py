@@ -266,6 +266,10 @@ class Persistence(Layer):
         """The durable tier's."""
         return await self._durable.version()
 
+    async def check(self) -> list[str]:
+        """Both tiers."""
+        return [*await self.inner.check(), *await self._durable.check()]
+
     async def flush(self) -> None:
         """Both tiers."""
         await self.inner.flush()

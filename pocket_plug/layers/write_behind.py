@@ -113,7 +113,9 @@ class WriteBehind(Backend):
 
     def _begin_empty(self) -> None:
         self._lock = new_rlock()  # guards all of these; reentrant: garbage collection withdraws
-        self._state = threading.Condition(self._lock)  # to wait and notify; as a `with` it could be interrupted half way
+        self._state = threading.Condition(
+            self._lock
+        )  # to wait and notify; as a `with` it could be interrupted half way
         self._pending: Queue = {}
         self._in_flight: Queue = {}
         self._since = self._in_flight_since = 0.0
@@ -344,6 +346,10 @@ class WriteBehind(Backend):
         if not self._is_open:
             raise self.not_open()
         return self._version
+
+    async def check(self) -> list[str]:
+        """What is wrong with the durable backend."""
+        return await self.durable.check()
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:

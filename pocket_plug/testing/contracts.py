@@ -11,18 +11,24 @@ import signal
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import Any, TypeVar
 
 import pytest
 
 from pocket_plug.backend import Backend, Delete, Entry, Put
-from pocket_plug.errors import Conflict, StoreClosedError, StoreError
+from pocket_plug.errors import CodecError, Conflict, StoreClosedError, StoreError
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.waiting import drive, drive_inline, run_on
 
+T = TypeVar("T")
 Scenario = Callable[[Backend], Awaitable[None]]
+HANGS = 30.0
+"""Seconds after which something is taken for hanging; it takes no time at all where all is well."""
 
 ODD_KEYS = (
     "%", "_", "a%b", "a_b", "a:b", "axb", "'", "''; --", '"', "\\", "[a]", "*", "?", " ", "\t\n", "A", "a", "Ä", "ä",
@@ -82,6 +88,48 @@ async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], re
     finally:
         over.set()
         await task
+
+
+async def interrupted(backend: Backend, operation: Coroutine[Any, Any, T], interrupter: Interrupter) -> T:
+    """Do it in this thread under the interrupter: without the loop, if the backend isn't bound to one."""
+    if backend.needs_loop:
+        return await _under(interrupter, operation)
+    with interrupter:
+        return drive(operation)
+
+
+@types.coroutine
+def _under(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Await it; the loop itself is spared."""
+    step: Callable[[Any], Any] = operation.send
+    argument: Any = None
+    while True:
+        try:
+            with interrupter:
+                waiting = step(argument)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        except BaseException as error:
+            if getattr(operation, "cr_frame", None) is None:  # it has ended
+                raise
+            step, argument = operation.throw, error  # it has suspended before the interrupt came
+            continue
+        try:
+            step, argument = operation.send, (yield waiting)
+        except BaseException as error:  # noqa: BLE001 - it is handed on
+            step, argument = operation.throw, error
+
+
+async def in_a_thread(backend: Backend, operation: Coroutine[Any, Any, T], where: str) -> T:
+    """Do it in another thread, if the backend isn't bound to a loop; fail where it hangs after the interrupt at `where`."""
+    if backend.needs_loop:
+        return await asyncio.wait_for(operation, HANGS)
+    done: list[T] = []
+    thread = threading.Thread(target=lambda: done.append(drive(operation)), daemon=True)
+    thread.start()
+    thread.join(HANGS)
+    assert not thread.is_alive(), f"interrupted {where}, it lets nobody else write"
+    return done[0]
 
 
 async def keys_of(backend: Backend, prefix: str = "") -> list[str]:
@@ -670,6 +718,56 @@ class BackendContract:
             await backend.write([Put("after all of them", 0)])
             await backend.flush()
             assert {key: await backend.read(key) is not None for key in told} == told
+
+        run(scenario)
+
+    # ------------------------------------------------------------ interrupts
+    @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # since the interrupt came first
+    def test_an_interrupted_write_is_there_as_a_whole_or_not_at_all(self, run: Callable[[Scenario], None]) -> None:
+        """Wherever the exception of a signal's handler comes, one finds all of the write or nothing; and others can write."""
+
+        async def scenario(backend: Backend) -> None:
+            # a KeyboardInterrupt would end the event loop itself
+            errors: list[type[BaseException]] = (
+                [Interrupted] if backend.needs_loop else [Interrupted, KeyboardInterrupt]
+            )
+            version = await backend.write([Put("a", 0), Put("b", 0)])
+            for place in count(1, 3):
+                error = errors[place % len(errors)]
+                writing = backend.write([Put("a", place), Delete("b"), Put("b", place)], {"a": version})
+                interrupter = Interrupter(place, error)
+                try:
+                    await interrupted(backend, writing, interrupter)
+                    landed = {place}
+                except (error, StoreError, CodecError):  # a part may take it for what failed there
+                    assert interrupter.where
+                    landed = {0, place}
+                found = await backend.read_many(["a", "b"])
+                assert {entry.value for entry in found.values()} in [{value} for value in landed], interrupter.where
+                assert len(found) == 2, interrupter.where
+                version = await in_a_thread(backend, backend.write([Put("a", 0), Put("b", 0)]), interrupter.where)
+                assert await keys_of(backend) == ["a", "b"]
+                if not interrupter.where:
+                    return
+
+        run(scenario)
+
+    @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+    def test_an_interrupted_read_leaves_nothing_behind(self, run: Callable[[Scenario], None]) -> None:
+        """Others can read and write, and what they have written is seen at once."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 0), Put("b", 0)])
+            for place in count(1, 3):
+                interrupter = Interrupter(place)
+                with suppress(Interrupted, StoreError, CodecError):
+                    await interrupted(backend, backend.read_many(["a", "b", "never there"]), interrupter)
+                await in_a_thread(backend, backend.write([Put("a", place), Put("b", place)]), interrupter.where)
+                found = await backend.read_many(["a", "b"])
+                assert {key: entry.value for key, entry in found.items()} == {"a": place, "b": place}
+                assert (await backend.read("a")) == found["a"], interrupter.where
+                if not interrupter.where:
+                    return
 
         run(scenario)
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -411,7 +412,7 @@ def test_run_a_click_command(capsys):
     assert main(["run", "tool.py", "--", "--help"]) == 0
     assert "Usage: pocket-plug run tool.py [OPTIONS] NAME" in capsys.readouterr().out
     assert main(["run", "tool.py", "--sideways"]) == 2
-    assert "No such option '--sideways'" in capsys.readouterr().err.replace("No such option: --", "No such option '--")
+    assert re.search(r"No such option:? '?--sideways", capsys.readouterr().err)  # click says it otherwise in each version
 
 
 def test_run_a_function(capsys):

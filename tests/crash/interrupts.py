@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dis
 import faulthandler
 import logging
+import os
 import random
 import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -27,83 +28,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
+
+import structlog
 
 import pocket_plug as pp
 from pocket_plug.layer import parts
 from pocket_plug.layers import Bounding, Logging, Metrics, Persistence, Tracing
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 
 HANG = 20.0
 """Seconds after which a thread that still waits is taken for one that hangs."""
-
-
-class Stopped(Exception):
-    """What the handler raises: no KeyboardInterrupt, so that nothing treats it as one."""
-
-
-# ---------------------------------------------------------------- at every place
-_ASYNCIO = str(Path(asyncio.__file__).parent)  # what an interrupt breaks there is not ours to mend
-_RESUME, _JUMP = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
-
-
-class Interrupter:
-    """Raises an error at the n-th place of the current thread at which CPython may look for signals."""
-
-    def __init__(self, at: int, error: type[BaseException]) -> None:
-        self.at = at
-        self.error = error
-        self.places = 0
-        self.where = ""
-
-    def _place(self, frame: FrameType, what: str) -> None:
-        if frame.f_code.co_filename.startswith(_ASYNCIO):
-            return
-        self.places += 1
-        if self.places == self.at:
-            sys.settrace(None)
-            sys.setprofile(None)
-            self.where = (
-                f"{what} at {frame.f_code.co_qualname}:{frame.f_lineno} ({Path(frame.f_code.co_filename).name})"
-            )
-            raise self.error
-
-    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event == "c_return":
-            self._place(frame, f"after {getattr(arg, '__name__', arg)}")
-        elif event == "call":
-            code, last = frame.f_code.co_code, frame.f_lasti
-            if last < 0 or code[last] != _RESUME or code[last + 1] & 3 < 2:  # it doesn't look after an await
-                self._place(frame, "entering")
-
-    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if _turns(frame.f_code):
-            frame.f_trace_opcodes, frame.f_trace_lines = True, False
-            return self._opcode
-        return None
-
-    def _opcode(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "opcode" and frame.f_code.co_code[frame.f_lasti] == _JUMP:
-            self._place(frame, "turning")
-        return self._opcode
-
-    def __enter__(self) -> Interrupter:
-        sys.settrace(self._trace)
-        sys.setprofile(self._profile)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-        sys.settrace(None)
-
-
-_known: dict[CodeType, bool] = {}
-
-
-def _turns(code: CodeType) -> bool:
-    if code not in _known:
-        _known[code] = _JUMP in code.co_code[::2]
-    return _known[code]
 
 
 # ---------------------------------------------------------------- what is interrupted
@@ -265,7 +200,7 @@ def in_thread(work: Callable[[], object]) -> None:
     def run() -> None:
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is told by the thread that waits
             failed.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -398,34 +333,46 @@ def at_place(number: int, error: type[BaseException], found: list[str]) -> Calla
     return interrupt
 
 
-def at_random(random: random.Random) -> Callable[[Callable[[], object]], bool]:
+def at_random(draw: random.Random, in_loop: bool) -> Callable[[Callable[[], object]], bool]:
     def interrupt(work: Callable[[], object]) -> bool:
         done = False
+        stops.clear()
         try:
-            signal.setitimer(signal.ITIMER_REAL, random.choice([0.00001, 0.00005, 0.0002, 0.001]) * random.uniform(0.5, 3),
-                             random.choice([0, 0, 0.0001]))  # fmt: skip
-            work()
-            done = True
-            while True:
-                pass
-        except Stopped:
-            return done
-        finally:
-            while True:
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                    break
-                except Stopped:
-                    continue
+            try:
+                delay = draw.choice([0.00001, 0.00005, 0.0002, 0.001]) * draw.uniform(0.5, 3)
+                signal.signal(signal.SIGALRM, _press_ctrl_c if in_loop else _stop)
+                signal.setitimer(signal.ITIMER_REAL, delay, 0 if in_loop else draw.choice([0, 0, 0.0001]))
+                work()
+                done = True
+                time.sleep(2 * delay)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except (Interrupted, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Exception as error:
+            if not done and not stops:
+                raise Broken(f"{error!r} without an interrupt") from error
+        return done
 
     return interrupt
+
+
+def _press_ctrl_c(number: int, _: object) -> None:
+    """Where a loop runs: asyncio cancels its main task then. What else is raised within asyncio may break that itself."""
+    stops.append(number)
+    signal.raise_signal(signal.SIGINT)
 
 
 TEMPORARY: str | None = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 
 
-def _stop(*_: object) -> None:
-    raise Stopped
+stops: list[int] = []
+"""The signals that came."""
+
+
+def _stop(number: int, _: object) -> None:
+    stops.append(number)
+    raise Interrupted
 
 
 def main() -> int:
@@ -442,7 +389,7 @@ def main() -> int:
         options.error(f"{sorted(unknown)}: the stacks are {', '.join(STACKS)}, the uses {', '.join(USES)}")
     warnings.simplefilter("ignore")  # a coroutine that was never begun, since the interrupt came first
     logging.disable()
-    signal.signal(signal.SIGALRM, _stop)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(open(os.devnull, "w")))  # noqa: SIM115
     draw = random.Random(given.seed)
     tried, broken = Counter[str](), 0
     for stack in STACKS:
@@ -463,7 +410,7 @@ def main() -> int:
             for _ in range(given.random):
                 faulthandler.dump_traceback_later(3 * HANG, exit=True)
                 try:
-                    try_once(stack, use, at_random(draw))
+                    try_once(stack, use, at_random(draw, use in ("await", "fan_out")))
                 except Broken as found:
                     broken += 1
                     print(f"BROKEN {stack}/{use}, at random: {found}\n", flush=True)
@@ -477,7 +424,7 @@ def main() -> int:
 
 def _places(stack: str, use: str, most: int, draw: random.Random) -> Iterator[tuple[type[BaseException], int]]:
     """All places of a use, each for an Exception or a KeyboardInterrupt in turn."""
-    counting = Interrupter(0, Stopped)
+    counting = Interrupter(0)
 
     def count(work: Callable[[], object]) -> bool:
         with counting:
@@ -488,7 +435,7 @@ def _places(stack: str, use: str, most: int, draw: random.Random) -> Iterator[tu
     numbers = range(1, counting.places)
     chosen = sorted(draw.sample(numbers, most)) if most < len(numbers) else numbers
     for number in chosen:
-        yield (Stopped, KeyboardInterrupt)[number % 2], number
+        yield (Interrupted, KeyboardInterrupt)[number % 2], number
 
 
 if __name__ == "__main__":

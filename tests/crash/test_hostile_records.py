@@ -18,7 +18,7 @@ import pocket_plug as pp
 from pocket_plug.backend import Delete, Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.codec import default_codec
-from pocket_plug.layers import Migrate
+from pocket_plug.layers import Migrate, Persistence
 from pocket_plug.waiting import drive
 
 SCRIPT = Path(__file__).parent / "hostile_records.py"
@@ -135,6 +135,24 @@ def test_a_damaged_deadline_removes_nothing(tmp_path: Path, occurrence: int) -> 
         for number in range(100):
             store.set(f"other:{number}", number)
         assert other.execute("SELECT count(*) FROM entries WHERE key = 'k'").fetchone() == (1,)
+
+
+def test_a_stack_passes_the_check_of_its_backends_on(tmp_path: Path) -> None:
+    """Through every layer, tier and queue: whoever asks the stack hears of the file."""
+    path = tmp_path / "state.db"
+    for layers in (
+        ["metrics"],
+        [Persistence(to=f"sqlite:///{path}")],
+        [Persistence(to=f"sqlite:///{path}", mode="behind")],
+    ):
+        with pp.SyncStore(f"sqlite:///{path}" if layers == ["metrics"] else "memory://", layers=layers) as store:
+            store.set("k", 1)
+            drive(store._source.flush())
+            assert drive(store._source.check()) == []
+            with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute("UPDATE counter SET version = 0")
+                assert len(drive(store._source.check())) == 1
+                other.execute("UPDATE counter SET version = 9")
 
 
 def test_a_flipped_bit_never_gives_what_was_not_stored() -> None:

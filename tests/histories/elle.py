@@ -108,7 +108,10 @@ def check(history: Sequence[Txn], final: Mapping[str, Sequence[int]] | None = No
         number
         for number, txn in enumerate(history)
         if txn.outcome == "ok"
-        or (txn.outcome == "info" and any(isinstance(op, Append) and op.element in orders.get(op.key, ()) for op in txn.ops))
+        or (
+            txn.outcome == "info"
+            and any(isinstance(op, Append) and op.element in orders.get(op.key, ()) for op in txn.ops)
+        )
     }
     _cycles(history, landed, reads, orders, writer, findings)
     return findings

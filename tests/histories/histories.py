@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -337,7 +337,9 @@ def outcome(running: Running) -> Any:
 
 
 # ---------------------------------------------------------------- in one process
-def in_one_process(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> tuple[list[Running], Any]:
+def in_one_process(
+    stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path
+) -> tuple[list[Running], Any]:
     """Two threads and two event loops with three tasks each share a store."""
     recorder = Recorder()
     made = STACKS[stack](folder)
@@ -400,7 +402,9 @@ disturbances = Counter[str]()
 """How many processes were stopped and killed, and how many tasks cancelled before they were done."""
 
 
-def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> tuple[list[Running], Any]:
+def in_processes(
+    stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path
+) -> tuple[list[Running], Any]:
     """Processes with two threads each, of which now and then one is killed and replaced, and one is stopped for a while."""
     with STACKS[stack](folder).sync:
         pass  # the file is there

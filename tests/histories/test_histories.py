@@ -15,7 +15,9 @@ SCRIPT = Path(__file__).parent / "histories.py"
 
 def test_histories_of_every_stack_keep_what_is_promised() -> None:
     """Threads, tasks, loops, processes, kills, stops and cancellations: nothing is found but the skews of `prep`."""
-    done = subprocess.run([sys.executable, str(SCRIPT), "2000"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "2000"], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     histories = [(stack, mix) for stack in STACKS for mix in MIXES]

@@ -16,6 +16,7 @@ from pocket_plug import (
     Ask,
     Graph,
     Key,
+    Layer,
     Next,
     Node,
     Retry,
@@ -28,6 +29,7 @@ from pocket_plug import (
     each,
     fan_out,
     node,
+    secret,
 )
 from pocket_plug.layers import Bounding, Persistence
 
@@ -209,6 +211,15 @@ def joints() -> None:
 
     node.of(prep=prep, exec=exec)  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
     node.of(prep=prep_sync, exec=exec_sync)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+class Sealing(Layer):
+    key: str = secret()
+
+
+def secrets() -> None:
+    Sealing()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Sealing(key=b"k")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # ---------------------------------------------------------------- graphs

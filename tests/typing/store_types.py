@@ -24,6 +24,7 @@ from pocket_plug import (
     SyncWriter,
     TypedReader,
     TypedStore,
+    secret,
 )
 from pocket_plug.layers import Bounding, Metrics, Persistence
 from pocket_plug.typed import SyncTypedReader, SyncTypedStore
@@ -215,6 +216,13 @@ class Slow(Layer):
         return await self.inner.read(key)
 
 
+class Sealing(Layer):
+    """A secret option is one as any other, required unless it has a default."""
+
+    key: str = secret()
+    salt: bytes = secret(default=b"")
+
+
 def stacks(names: list[str], mixed: list[str | Layer]) -> None:
     def tell(key: str, value: Any, reason: str) -> None: ...
     async def tell_slowly(key: str, value: Any, reason: str) -> None: ...
@@ -228,4 +236,5 @@ def stacks(names: list[str], mixed: list[str | Layer]) -> None:
     Store(layers={"tracing", "metrics"}, clock=lambda: 0.0)
     Store(layers=[Persistence(to="sqlite:///users.db"), Bounding(ttl=timedelta(hours=1))])
     SyncStore(Store())
-    SyncStore(layers=["metrics", Slow()])
+    SyncStore(layers=["metrics", Slow(), Sealing(key="k"), Sealing(key="k", salt=b"s")])
+    assert_type(Sealing(key="k").salt, bytes)

@@ -1,0 +1,41 @@
+"""An exception of a signal's handler, wherever it comes: the store works on, and holds all of the write or nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "interrupts.py"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["memory", "entries", "bytes", "told"],
+        ["observed"],
+        [
+            "process/update",
+            "process/close",
+            "process/work",
+            "through/many",
+            "through/open",
+            "behind/many",
+            "behind/close",
+        ],
+    ],
+    ids=lambda names: names[0].split("/")[0],
+)
+def test_an_interrupt_leaves_the_store_whole_and_working(names: list[str]) -> None:
+    """Some of the places of each use, and some moments that a timer chose; all of them by hand, as the script says."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--steps", "6", "--random", "2", *names],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 broke something" in done.stdout
