@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, Generic, LiteralString, final, overload
 
 from typing_extensions import TypeForm, TypeVar
@@ -16,7 +15,7 @@ from .errors import KeyNameError
 from .names import RESERVED as RESERVED
 from .names import check_name as check_name
 from .names import check_prefix as check_prefix
-from .redaction import summary
+from .names import part_of_name
 
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
@@ -28,13 +27,6 @@ declared_templates: dict[str, None] = {}
 """The templates of all keys that were declared, in order: the only names that telemetry may show."""
 
 _HOLE = re.compile(r"\{\w*\}")
-
-
-def _is_date_or_uuid(value: object) -> bool:
-    from datetime import date  # seldom needed, and not cheap to import
-    from uuid import UUID
-
-    return isinstance(value, date | UUID)
 
 
 class ReadAs(Generic[V_co, K]):
@@ -91,21 +83,9 @@ class Key(ReadAs[K, K], Generic[K]):
             raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}")
         filled: Key[K] = object.__new__(type(self))
         filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
-        texts = [self._text(value) for value in values]
+        texts = [part_of_name(value, self.template) for value in values]
         filled._name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
         return filled
-
-    def _text(self, value: object) -> str:
-        if isinstance(value, Enum):
-            return self._text(value.value)
-        if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
-            raise KeyNameError(
-                f"Key({self.template!r}) can't be filled with {summary(value)}; give a str, int, UUID, date or Enum"
-            )
-        text = str(value)
-        if not text:
-            raise KeyNameError(f"Key({self.template!r}) can't be filled with an empty value")
-        return text.replace("%", "%25").replace(":", "%3A")
 
     def __str__(self) -> str:
         if self._name is None:

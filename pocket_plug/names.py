@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 from .errors import KeyNameError
 from .redaction import summary
 
@@ -38,3 +40,24 @@ def check_prefix(prefix: object) -> str:
     if not isinstance(prefix, str):
         raise KeyNameError(f"a prefix of names is a string, not {summary(prefix)}")
     return _check_text(prefix)
+
+
+def part_of_name(value: object, template: str) -> str:
+    """What fills a hole of a key's template: as text, with what separates parts escaped."""
+    if isinstance(value, Enum):
+        return part_of_name(value.value, template)
+    if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
+        raise KeyNameError(
+            f"Key({template!r}) can't be filled with {summary(value)}; give a str, int, UUID, date or Enum"
+        )
+    text = str(value)
+    if not text:
+        raise KeyNameError(f"Key({template!r}) can't be filled with an empty value")
+    return text.replace("%", "%25").replace(":", "%3A")
+
+
+def _is_date_or_uuid(value: object) -> bool:
+    from datetime import date  # seldom needed, and not cheap to import
+    from uuid import UUID
+
+    return isinstance(value, date | UUID)
