@@ -412,9 +412,7 @@ def test_run_a_click_command(capsys):
     assert main(["run", "tool.py", "--", "--help"]) == 0
     assert "Usage: pocket-plug run tool.py [OPTIONS] NAME" in capsys.readouterr().out
     assert main(["run", "tool.py", "--sideways"]) == 2
-    assert re.search(
-        r"No such option:? '?--sideways", capsys.readouterr().err
-    )  # click says it otherwise in each version
+    assert re.search(r"No such option:? '?--sideways", capsys.readouterr().err)  # click 8.1 has no quotes
 
 
 def test_run_a_function(capsys):

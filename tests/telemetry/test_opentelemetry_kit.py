@@ -49,9 +49,9 @@ class Kit(test_base.TestBase):
     def work(self) -> None:
         """One run, two writes, two lookups, one of which is a hit."""
         GRAPH.run_sync("tea")
-        self.store.set_many({"a": 1, "b": 2})
-        self.store.get("a")
-        self.store.get("nothing")
+        self.store.set_many({"of the kit": 1, "of it too": 2})
+        self.store.get("of the kit")
+        self.store.get("not there")
 
     def spans(self) -> list[str]:
         """The names of those that have ended."""
@@ -170,7 +170,7 @@ class TestAlone(Kit):
 
     def test_entries_of_a_store_that_nobody_uses_are_shown(self) -> None:
         """The first run under a provider finds all stores that there are."""
-        self.store.set_many({"a": 1, "b": 2})
+        self.store.set_many({"of the kit": 1, "of it too": 2})
         self.tearDown()
         self.setUp()
         GRAPH.run_sync("tea")
