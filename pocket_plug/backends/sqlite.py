@@ -250,20 +250,20 @@ class SQLite(Backend):
                 self._prepare(connection)
                 break
             except _REFUSALS as error:
-                connection.close()
+                _abandon(connection)
                 # Of two processes that turn on WAL at once, SQLite refuses one without waiting.
                 if not _is_busy(error) or monotonic() >= deadline:
                     raise self._explained(error) from error
                 time.sleep(0.005)  # noqa: ASYNC251 - some milliseconds, once in a file's life
             except BaseException:
-                connection.close()
+                _abandon(connection)
                 raise
         try:
             self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
             self._writer = connection.cursor()
             self._open = True
         except BaseException:
-            connection.close()
+            _abandon(connection)
             raise
 
     async def own(self) -> None:
@@ -952,6 +952,12 @@ _acquire_at_once: Callable[[Any], bool] = methodcaller("acquire", False)
 def _begin(cursor: sqlite3.Cursor) -> None:
     _roll_back(cursor)  # an interrupt may have come between an error and its rollback
     cursor.execute("BEGIN IMMEDIATE")
+
+
+def _abandon(connection: sqlite3.Connection) -> None:
+    with suppress(sqlite3.Error):
+        connection.rollback()  # closed, it would hold its locks as long as an error's traceback holds a statement
+    connection.close()
 
 
 def _roll_back(cursor: sqlite3.Cursor) -> None:

@@ -166,13 +166,13 @@ class Persistence(Layer):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Durable first, then near with the version that it got there. What is expected, the durable tier answers."""
         last = {change.key: change for change in changes}
-        doubtful = set(last)
+        doubtful, versioned = set(last), {key for key, change in last.items() if change.version is not None}
         write = _Write(last)
         try:
             self._begin(write)
             version = await self._durable.write(changes, expect)
             if await self._follow(last.values(), version):
-                doubtful = {key for key, change in last.items() if change.version is not None}  # was it taken?
+                doubtful = versioned  # was it taken?
         except Conflict as conflict:
             doubtful |= conflict.keys
             raise
