@@ -328,7 +328,7 @@ class Gates:
         added = frozenset[tuple[Gates, str]]()  # what whoever is ahead writes itself, waits for nobody
         try:
             with self._lock:
-                mine += [name for name in names if name not in self._ahead]
+                mine += (name for name in names if name not in self._ahead)
                 self._ahead.update(dict.fromkeys(mine, turn))
                 self._on_ahead(bool(self._ahead))
             added = frozenset[tuple[Gates, str]]((self, name) for name in mine) - _held.get()
@@ -346,7 +346,7 @@ class Gates:
         """May be done again."""
         _held.set(_held.get() - added)
         with self._lock:
-            for name in [name for name, other in self._ahead.items() if other is turn]:
+            for name in tuple(name for name, other in self._ahead.items() if other is turn):
                 self._ahead.pop(name, None)
             self._on_ahead(bool(self._ahead))
         turn.end()

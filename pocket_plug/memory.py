@@ -192,7 +192,7 @@ class Memory(Backend):
                     "this Memory is bounded by another stack already; share that stack's store, or use another Memory"
                 )
             keeping.version, keeping.evictions = former.version, former.evictions
-            keeping.take_over({key: entry for key, entry in former.entries.items() if former.alive(entry, now)}, now)
+            keeping.take_over(former.read_many(former.entries, now), now)
             self._keeping = keeping
 
     @property

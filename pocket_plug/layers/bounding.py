@@ -210,12 +210,16 @@ class Bounding(Layer):
         with self._lock:
             index.version += 1  # here it only counts the writes
             index.apply(versioned, version, self.clock())
-            while self._doubtful:
-                index.apply(
-                    [_with_version(put, put.version or _UNKNOWN) for put in self._doubtful[0]], _UNKNOWN, self.clock()
-                )
-                del self._doubtful[0]
+            self._note_doubtful()
             self._choose_dropped()
+
+    def _note_doubtful(self) -> None:
+        index = self._index
+        while self._doubtful:
+            index.apply(
+                [_with_version(put, put.version or _UNKNOWN) for put in self._doubtful[0]], _UNKNOWN, self.clock()
+            )
+            del self._doubtful[0]
 
     def _choose_expired(self, keys: Iterable[str]) -> None:
         with self._lock:
@@ -398,7 +402,6 @@ class _Bounded(Keeping):
         if not self._simple:
             return memory.write
         others, lock, clock, ttl, most = memory.write, memory.lock, memory.clock, self._ttl, self._max_entries
-        evictions = self.evictions
 
         async def write(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
             if len(changes) != 1 or not isinstance(change := changes[0], Put) or change.version is not None:
@@ -432,12 +435,17 @@ class _Bounded(Keeping):
                 else:
                     self.sorted = None
                     entries[key] = record
-                while len(entries) > most:
-                    evictions["size"] += 1
-                    entries.popitem(False)
+                if len(entries) > most:
+                    self.shrink()
                 return version
 
         return write
+
+    def shrink(self) -> None:
+        """Back to so many entries, where nobody asks which."""
+        while len(self.entries) > self._max_entries:
+            self.evictions["size"] += 1
+            self.entries.popitem(last=False)
 
     def touch(self, key: str) -> None:
         """It is the last one used."""

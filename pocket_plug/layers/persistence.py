@@ -128,18 +128,18 @@ class Persistence(Layer):
         lease = _Lease()
         try:
             with self._lock:
-                leased = [key for key in keys if key not in self._writes and key not in self._unsure]
+                leased = tuple(key for key in keys if key not in self._writes and key not in self._unsure)
                 lease.keys.update(leased)
                 for key in leased:
                     self._leases.setdefault(key, []).append(lease)
             found = await self._durable.read_many(keys)
             with self._lock:
                 lease.is_filling = True
-                fill = [
+                fill = list(
                     Put(key, entry.value, entry.expires_at, entry.version)
                     for key, entry in found.items()
                     if key in lease.keys
-                ]
+                )
             if fill:
                 await self.inner.write(fill)
         finally:
@@ -156,7 +156,7 @@ class Persistence(Layer):
     def _end_lease(self, lease: _Lease, keys: Iterable[str]) -> None:
         with self._lock:
             for key in keys:
-                leases = [other for other in self._leases.get(key, ()) if other is not lease]
+                leases = list(other for other in self._leases.get(key, ()) if other is not lease)
                 if leases:
                     self._leases[key] = leases
                 else:
@@ -211,8 +211,7 @@ class Persistence(Layer):
                 self._writes[key] = (*others, write)
                 for lease in self._leases.get(key, ()):
                     lease.keys.discard(key)
-                    if lease.is_filling:
-                        self._unsure[key] = object()  # at once: the fill may land after this write's end
+                    self._unsure |= {key: object()} if lease.is_filling else {}  # it may land after this write's end
             self._begun += 1  # last: who reads it before finds the keys above
 
     def _end(self, write: _Write, doubtful: Iterable[str]) -> set[str]:
@@ -237,10 +236,13 @@ class Persistence(Layer):
             marks = {key: self._unsure.get(key) for key in keys}
         await self.inner.write([Delete(key) for key in keys])
         with self._lock:
-            for key, mark in marks.items():
-                # a fill that is still on its way may bring back what was dropped; it drops that itself
-                if mark is not None and self._unsure.get(key) is mark and key not in self._leases:
-                    del self._unsure[key]
+            # a fill that is still on its way may bring back what was dropped; it drops that itself
+            for key in tuple(
+                key
+                for key, mark in marks.items()
+                if mark is not None and self._unsure.get(key) is mark and key not in self._leases
+            ):
+                del self._unsure[key]
 
     async def _drop_quietly(self, keys: Collection[str]) -> None:
         try:

@@ -279,9 +279,9 @@ class WriteBehind(Backend):
             with self._lock:
                 if not self._is_open:
                     raise self.not_open()
-                missing = [key for key in keys if self._queued(key) is None]
+                missing = tuple(key for key in keys if self._queued(key) is None)
                 if not missing:
-                    return then({key: found for key in keys if (found := self._queued(key)) is not None})
+                    return then(dict((key, found) for key in keys if (found := self._queued(key)) is not None))
                 self._looks.append(landed)
             durable = await self.durable.read_many(missing)
             with self._lock:
@@ -298,7 +298,7 @@ class WriteBehind(Backend):
 
     def _end_look(self, landed: list[Queue]) -> None:
         with self._lock:
-            self._looks = [look for look in self._looks if look is not landed]
+            self._looks = list(look for look in self._looks if look is not landed)
 
     async def read(self, key: str) -> Entry | None:
         """What is queued for the key, else what the durable backend has."""
@@ -477,7 +477,7 @@ class WriteBehind(Backend):
             await waiter
         finally:
             with self._lock:
-                self._flushes = [flush for flush in self._flushes if flush[1] is not waiter]
+                self._flushes = list(flush for flush in self._flushes if flush[1] is not waiter)
         self._tell_of_intrusion()
         await self.durable.flush()
 
