@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError, is_fault, suggest
 from .keys import type_name
-from .redaction import found, is_secret, summary
+from .redaction import found, is_secret, shown, summary
 from .typechecks import UNIONS, checker
 
 
@@ -44,11 +44,17 @@ def checks_options(init: Callable[..., None], kind: type[Any]) -> Callable[..., 
                                 f"{suggest(option, fields)}")  # fmt: skip
             options[option], wanted = fitted(kind, option, given)
             if wanted is not None:
-                what = summary(given) if is_secret(fields[option]) else found(given)
-                raise ConfigError(f"{kind.name}'s option {option!r} must be {wanted}, not {what}")
+                raise ConfigError(f"{kind.name}'s option {option!r} must be {wanted}, not {_given(fields[option], given)}")
         init(self, *none, **options)
 
     return __init__
+
+
+def _given(option: dataclasses.Field[Any], given: Any) -> str:
+    """As TOML's refusals have it: a text as it is, unless it is a secret."""
+    if is_secret(option):
+        return summary(given)
+    return f"{shown(option, given)!r:.80}" if isinstance(given, str) else found(given)
 
 
 @cache

@@ -166,11 +166,13 @@ class Plan:
     @cached_property
     def loops(self) -> bool:
         """May a run come to one of its nodes more than once?"""
-        left = {step: set(step.actions.values()) for step in self.steps.values()}
-        while ended := [step for step, targets in left.items() if targets.isdisjoint(left)]:
-            for step in ended:
-                del left[step]
-        return bool(left)
+        from graphlib import CycleError, TopologicalSorter
+
+        try:
+            TopologicalSorter({step: step.actions.values() for step in self.steps.values()}).prepare()
+        except CycleError:
+            return True
+        return False
 
     @cached_property
     def shape(self) -> Shape:

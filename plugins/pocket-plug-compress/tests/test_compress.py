@@ -234,7 +234,7 @@ def test_unknown_algorithm():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "lz4"}, "algorithm is 'auto', 'zlib' or 'zstd', not 'lz4'"),
+        ({"algorithm": "lz4"}, "'algorithm' must be one of 'auto', 'zlib', 'zstd', not 'lz4'"),
         ({"algorithm": "zlib", "level": 10}, "zlib has the levels 1 to 9, not 10"),
         ({"algorithm": "zstd", "level": 0}, "zstd has the levels 1 to 22, not 0"),
     ],

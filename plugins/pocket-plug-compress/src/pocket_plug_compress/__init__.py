@@ -62,9 +62,7 @@ class Compress(Layer):
         """Settle on an algorithm. Raises ConfigError where it isn't installed, or has no such level."""
         best = "zstd" if _has_zstandard() else "zlib"
         self.using = best if self.algorithm == "auto" else self.algorithm
-        levels = LEVELS.get(self.using)
-        if levels is None:
-            raise ConfigError(f"compress: algorithm is 'auto', 'zlib' or 'zstd', not {self.algorithm!r}")
+        levels = LEVELS[self.using]
         if self.using == "zstd" and best != "zstd":
             raise ConfigError(
                 "compress: algorithm 'zstd' needs zstandard; do: pip install 'pocket-plug-compress[zstd]'"
