@@ -84,7 +84,8 @@ def _decoded(text: str, wanted: Any) -> Any:
 
 def _assembled(value: Any, wanted: Any, place: str = "$") -> Any:
     """The value of JSON as a type, part by part where msgspec has no form for it: several classes in a union are tried."""
-    parts, arguments, kinds = _parts(wanted), get_args(wanted), (get_origin(wanted), type(value))
+    parts, arguments = _parts(wanted), get_args(wanted)
+    kinds: tuple[Any, Any] = (get_origin(wanted), type(value))
     if len(parts) > 1:
         return _first_that_fits(value, parts, place)
     if kinds == (list, list):
