@@ -85,7 +85,7 @@ def _decoded(text: str, wanted: Any) -> Any:
 def _assembled(value: Any, wanted: Any, place: str = "$") -> Any:
     """The value of JSON as a type, part by part where msgspec has no form for it: several classes in a union are tried."""
     parts, arguments = _parts(wanted), get_args(wanted)
-    kinds: tuple[Any, Any] = (get_origin(wanted), type(value))
+    kinds = (get_origin(wanted), value.__class__)
     if len(parts) > 1:
         return _first_that_fits(value, parts, place)
     if kinds == (list, list):
