@@ -6,8 +6,9 @@ JSON that fits comes first. A graph that takes a str or a Path may be given its 
 from __future__ import annotations
 
 import sys
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path, PurePath
-from typing import Any, get_args, get_origin
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
@@ -77,16 +78,55 @@ def _decoded(text: str, wanted: Any) -> Any:
         return _validated(wanted, text)
     try:
         return msgspec.json.decode(text, type=wanted, dec_hook=_made)
-    except TypeError:  # it has no form for the type, or not for several classes in a union
-        if len(_parts(wanted)) == 1:
-            return msgspec.json.decode(text)
+    except TypeError:  # it has no form for the type
+        return _assembled(msgspec.json.decode(text), wanted)
+
+
+def _assembled(value: Any, wanted: Any, place: str = "$") -> Any:
+    """The value of JSON as a type, part by part where msgspec has no form for it: several classes in a union are tried."""
+    parts, arguments = _parts(wanted), get_args(wanted)
+    kinds = (get_origin(wanted), value.__class__)
+    if len(parts) > 1:
+        return _first_that_fits(value, parts, place)
+    if kinds == (list, list):
+        return [_assembled(item, arguments[0], f"{place}[{n}]") for n, item in enumerate(value)]
+    if kinds == (dict, dict) and arguments[0] is str:
+        return {key: _assembled(item, arguments[1], f"{place}[...]") for key, item in value.items()}
+    try:
+        return msgspec.convert(value, wanted, dec_hook=_made, str_keys=True)
+    except TypeError:
+        if is_dataclass(wanted) and kinds == (None, dict):
+            return _object(value, wanted, place)
+        if not checker(wanted)(value):
+            said = f"Expected `{type_name(wanted)}`, got `{summary(value)}` - at `{place}`"
+            raise ValueError(said) from None
+        return value
+    except ValueError as error:  # it has the place in it, below this one
+        said = str(error) if "`$" in str(error) else f"{error} - at `$`"
+        raise ValueError(said.replace("`$", f"`{place}")) from None
+
+
+def _first_that_fits(value: Any, parts: tuple[Any, ...], place: str) -> Any:
     faults: list[str] = []
-    for part in _parts(wanted):
+    for part in parts:
         try:
-            return _decoded(text, part)
-        except (msgspec.MsgspecError, ValueError) as error:
+            return _assembled(value, part, place)
+        except ValueError as error:
             faults.append(str(error))
     raise ValueError(" Or: ".join(dict.fromkeys(faults)))
+
+
+def _object(value: dict[str, Any], wanted: Any, place: str) -> Any:
+    """An object of a dataclass that has such a union in a field."""
+    hints = get_type_hints(wanted)
+    taken = {field.name: field for field in fields(wanted) if field.init}
+    for name, field in taken.items():
+        if name not in value and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"Object missing required field `{name}` - at `{place}`")
+    try:
+        return wanted(**{n: _assembled(value[n], hints[n], f"{place}.{n}") for n in taken if n in value})
+    except TypeError as error:  # of a __post_init__
+        raise ValueError(f"{error} - at `{place}`") from error
 
 
 def _parts(wanted: Any) -> tuple[Any, ...]:
