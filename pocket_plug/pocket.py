@@ -210,14 +210,15 @@ class Pocket:
         record, make = known[scheme]
         try:
             backend: Any = make(url)
-        except PocketError:
-            raise
         except BaseException as error:
             if not is_fault(error):
                 raise
             said = conceal(describe(error), {url: public_url(url)})
+            quotes_secret = said != describe(error)
+            if isinstance(error, PocketError) and not quotes_secret:
+                raise
             raise ConfigError(f"{public_url(url)!r}: plugin {record} made no backend of it: {said}") from (
-                error if said == describe(error) else None
+                None if quotes_secret else error
             )
         if not isinstance(backend, Backend):
             raise PluginError(f"{public_url(url)!r}: plugin {record} made {summary(backend)} of it, not a Backend")

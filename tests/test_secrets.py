@@ -259,6 +259,26 @@ def test_no_password_of_a_url_is_shown(url: str, shown: str) -> None:
     assert repr(Sealing(key="", to=url)).endswith(f"to={shown!r})")
 
 
+@pytest.mark.parametrize("error", [ConfigError, OSError])
+def test_a_plugin_that_quotes_its_url_is_told_on_without_the_password(error: type[Exception]) -> None:
+    """Its own errors of ours as well; one that quotes no password is raised as it is."""
+
+    class Offers:
+        @hookimpl
+        def pocket_backends(self) -> dict[str, Callable[[str], Backend]]:
+            def make(url: str) -> Backend:
+                raise error(f"no way to {url}")
+
+            return {"net": make}
+
+    pocket = Pocket(plugins=[Offers()], autoload=False)
+    with pytest.raises(ConfigError, match=r"no way to net://me:\*\*\*@host") as caught:
+        pocket.backend(f"net://me:{WORD}@host")
+    assert WORD not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(ConfigError, match=r"no way to net://host$"):
+        pocket.backend("net://host")
+
+
 # ---------------------------------------------------------------- values
 @dataclass
 class Unregistered:

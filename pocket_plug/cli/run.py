@@ -83,7 +83,8 @@ def run(target: str, arguments: tuple[str, ...], given: str | None, run_id: str 
                     raise click.UsageError(f"{option} is for a graph, and {title} is none")
             return _run_main(found, title, (*arguments, "--json") if as_json else arguments)
         if arguments:
-            raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}")
+            hint = "; --debug stands before `run`" if "--debug" in arguments else ""
+            raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}{hint}")
         print_result(_run_graph(found, given, run_id), as_json)
         return 0
 

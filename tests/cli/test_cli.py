@@ -257,6 +257,7 @@ def test_run_a_graph(capsys):
         (["--input", '{"id": "o-1", "total": "x"}'], "--input: Expected `float`, got `str` - at `$.total`"),
         (["--input", "{"], "--input: Input data was truncated"),
         (["extra"], "flow.py:graph is a graph; it takes --input, not extra"),
+        (["--debug"], "it takes --input, not --debug; --debug stands before `run`"),
     ],
 )
 def test_input_that_does_not_fit(capsys, arguments, message):
