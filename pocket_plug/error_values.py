@@ -25,6 +25,7 @@ BUILT_IN: tuple[type[Exception], ...] = tuple(
 )
 """Python's own exceptions: the only ones that are made again of what is stored."""
 
+_AROUND = 20  # containers that may stand around an exception that is kept
 
 _OURS = tuple(f"{Path(module).parent}/" for module in (__file__, asyncio.__file__))
 _LIBRARIES = tuple({f"{path}/" for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})
@@ -32,21 +33,31 @@ _LIBRARIES = tuple({f"{path}/" for name, path in sysconfig.get_paths().items() i
 
 def storable(error: Exception) -> Exception:
     """The exception itself if it comes back as it was, else what is kept of it; of a group, member by member."""
+    kept = error
     if type(error) is ExceptionGroup:
         members = [storable(member) for member in error.exceptions]
         if any(kept is not member for kept, member in zip(members, error.exceptions, strict=True)):
-            return _with_notes(error.derive(members), error)
-    if _comes_back(error):
-        return error
+            kept = _with_notes(error.derive(members), error)
+    if _comes_back(kept):
+        return kept
     return _with_notes(RecordedError(error_type(error), error_text(error), capped(_origin(error))), error)
 
 
 def _comes_back(error: Exception) -> bool:
-    """It is tried, not judged: what an exception holds, and what its class does, may be anything."""
+    """It is tried, not judged: what an exception holds, and what its class does, may be anything.
+
+    In some lists, since it is to stand among results, which may stand in others: a codec limits how deep.
+    """
+    nested: Any = error
+    for _ in range(_AROUND):
+        nested = [nested]
     try:
-        return type(default_codec.decode(default_codec.encode(error))) is type(error)
+        nested = default_codec.decode(default_codec.encode(nested))
     except Exception:  # noqa: BLE001 - then it doesn't
         return False
+    for _ in range(_AROUND):
+        nested = nested[0]
+    return type(nested) is type(error)
 
 
 def _with_notes(kept: Exception, error: Exception) -> Exception:

@@ -115,6 +115,23 @@ def test_whatever_an_exception_holds_something_of_it_is_kept(error: Exception) -
     assert len(back.__notes__) == 1
 
 
+def _groups(depth: int, innermost: Exception) -> Exception:
+    return innermost if depth == 0 else ExceptionGroup("around", [_groups(depth - 1, innermost)])
+
+
+def _lists(depth: int) -> list[Any]:
+    return [] if depth == 0 else [_lists(depth - 1)]
+
+
+@pytest.mark.parametrize("error", [
+    _groups(150, ValueError(1)), _groups(25, Refused(1)), _groups(10, ValueError(_lists(70))), ValueError(_lists(95)),
+], ids=range(4))  # fmt: skip
+def test_what_is_nested_too_deep_for_a_record_is_kept_in_part(error: Exception) -> None:
+    """Among results, which stand in a record themselves, and may be collected by an `each` around."""
+    kept = {"results": [[storable(error)], [storable(error)]]}
+    assert repr(default_codec.decode(default_codec.encode(kept))) == repr(kept)
+
+
 def test_a_form_that_the_program_gives_holds() -> None:
     """An exception that is registered is stored as the program says, one of Python's own too."""
     assert repr(through_a_record(Ours("x"))) == "Ours('x')"
