@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any
 
 from .backend import Change, Entry, Put
@@ -32,6 +33,10 @@ def replacing(name: str, key: Any, fn: Callable[[Any], Any], default: Any, has_d
             given, deadline = default, None
             old = private(given)
         new = fn(old)
+        if new.__class__ is CoroutineType:
+            new.close()
+            raise ValueTypeError(f"update of {str(key)!r}: the function is `async def`; write `def`, and await what it needs "
+                                 "before the update")  # fmt: skip
         if new is None and old is not given:  # a copy was made of it, so it can be changed in place
             _refuse_unless_meant(key, old, key.type if key.__class__ is Key else declared)
         if key.__class__ is Key:

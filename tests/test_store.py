@@ -839,6 +839,20 @@ def test_an_update_that_forgets_to_return_is_refused(open_store: Open, value: An
         tx.update("k", fn, default=copy.deepcopy(value))
 
 
+def test_an_update_by_an_async_function_is_refused(open_store: Open) -> None:
+    """What it gives is a coroutine, which a store in memory would keep as the value."""
+
+    async def more(number: int) -> int:
+        return number + 1
+
+    store = open_store()
+    store.set("k", 1)
+    for key in ("k", Key("k"), Key("k", int)):
+        with pytest.raises(ValueTypeError, match="'k': the function is `async def`; write `def`"):
+            store.update(key, more, default=0)
+    assert store.get("k") == 1
+
+
 def test_none_may_be_what_an_update_gives(open_store: Open) -> None:
     """Where nothing could be changed in place, and where the type of the Key or of the typed view has None."""
     store = open_store()

@@ -203,8 +203,9 @@ class SQLite(Backend):
     def from_url(cls, url: str) -> SQLite:
         """The backend that a URL names. Raises ConfigError, with the option that was probably meant."""
         address, _, query = url.partition("?")
-        path = unquote(address.removeprefix("sqlite:///"))
-        if not address.startswith("sqlite:///") or not path or path == ":memory:":
+        scheme, _, name = address.partition(":///")
+        path = unquote(name)
+        if scheme.lower() != "sqlite" or not path or path == ":memory:":
             raise ConfigError(
                 f"{public_url(url)!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db "
                 "(memory:// for memory)"

@@ -118,6 +118,7 @@ def test_a_url_names_the_file_and_the_options() -> None:
         ("sqlite:///x.db?timeout=nan", "timeout is nan"),
         ("sqlite:///x.db?timeout=1e12", "timeout is 1000000000000.0"),
         ("sqlite://x.db", "'sqlite://x.db' names no file; write sqlite:///relative.db"),
+        ("SQLITE:///x.db?cache=shared", "sqlite has no option 'cache'"),
         ("sqlite://", "names no file"),
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "memory:// for memory"),
