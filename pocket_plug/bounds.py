@@ -70,7 +70,6 @@ _SMALL_EXTENSIONS = [
 _SMALL_CONTAINERS = [r"[\x80-\x9f]", r"\xdc..", r"\xdd....", rf"\xde\x00[\x00-\x{FEW:02x}]"]
 
 _UNCOUNTED = _pattern(*_PLAIN)
-_LISTS = _pattern(r"[\x90-\x9f]")
 _SMALL = _pattern(*_PLAIN, *_SMALL_CONTAINERS, *_SMALL_EXTENSIONS)
 
 _LENGTHS = [struct.Struct(">B"), struct.Struct(">H"), struct.Struct(">I")]

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .backend import Change
 from .chain import DEFAULT, END, Next
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .pocket import Pocket
 
-T = TypeVar("T")
 
 FREE_CONFLICTS = 3
 """How often a node is tried again at once after a conflict; from then on it queues for the keys it lost."""

@@ -19,6 +19,11 @@ _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (c
 UNIONS = (Union, UnionType)
 
 
+def parts_of(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of any other hint itself."""
+    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+
+
 def checker(hint: Any) -> Callable[[object], bool]:
     """A function that tells whether a value fits `hint`. As for type checkers, an int is a float.
 

@@ -194,9 +194,8 @@ class SQLite(Backend):
 
     def _begin_locks(self) -> None:
         self._writing = threading.Lock()  # held by whoever uses the writer
-        self._lock = (
-            new_rlock()
-        )  # guards the queue, the connections and `_open`; reentrant: garbage collection withdraws
+        # guards the queue, the connections and `_open`; reentrant: garbage collection withdraws
+        self._lock = new_rlock()
         self._queued = threading.Condition(self._lock)
 
     @classmethod

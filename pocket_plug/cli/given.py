@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path, PurePath
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import click
 import msgspec
@@ -17,7 +17,7 @@ from pocket_plug.keys import type_name
 from pocket_plug.nesting import GraphStep
 from pocket_plug.plan import Step
 from pocket_plug.redaction import summary
-from pocket_plug.typechecks import UNIONS, checker
+from pocket_plug.typechecks import checker, parts_of
 
 from .jsonlines import why_no_json
 
@@ -45,7 +45,7 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
     try:
         value = _decoded(text, wanted)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # the first is a ValueError since msgspec 0.21
-        kinds = [kind for kind in _parts(wanted) if kind is not type(None)]
+        kinds = [kind for kind in parts_of(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
         wish = "" if wanted is Any else f"; it is to be: {type_name(wanted)}"
@@ -78,19 +78,15 @@ def _decoded(text: str, wanted: Any) -> Any:
     try:
         return msgspec.json.decode(text, type=wanted, dec_hook=_made)
     except TypeError:  # it has no form for the type, or not for several classes in a union
-        if len(_parts(wanted)) == 1:
+        if len(parts_of(wanted)) == 1:
             return msgspec.json.decode(text)
     faults: list[str] = []
-    for part in _parts(wanted):
+    for part in parts_of(wanted):
         try:
             return _decoded(text, part)
         except (msgspec.MsgspecError, ValueError) as error:
             faults.append(str(error))
     raise ValueError(" Or: ".join(dict.fromkeys(faults)))
-
-
-def _parts(wanted: Any) -> tuple[Any, ...]:
-    return get_args(wanted) if get_origin(wanted) in UNIONS else (wanted,)
 
 
 def _made(kind: type[Any], value: Any) -> Any:
