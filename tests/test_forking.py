@@ -160,7 +160,7 @@ def test_a_thread_that_stays_in_the_middle_is_an_error_in_the_child(
             assert store.get_many(["a", "b"]) == {"b": 1}
 
     assert in_child(use) == 0
-    assert "a child was forked though 1 lock(s) were held" in caplog.text
+    assert "a child was forked although 1 lock(s) were held" in caplog.text
     end.set()
     staying.join()
     store.set("b", 1)
@@ -440,7 +440,7 @@ def test_forked_in_the_middle_of_a_commit_the_child_refuses_the_file(
     backend.clock = forks
     drive(backend.write([pp.Put("a", 1)]))
     assert codes == [0]
-    assert "a child was forked though SQLite(" in caplog.text
+    assert "a child was forked although SQLite(" in caplog.text
     drive(backend.write([pp.Put("c", 1)]))
     drive(backend.close())
     assert len(drive(_all_of(path))) == 2
@@ -556,10 +556,10 @@ def test_a_part_that_fails_keeps_no_other_from_its_preparation(caplog: pytest.Lo
     def check() -> None:
         assert lock.acquire(timeout=0)
         assert context.run_ids.next()[:12] != ids[:12]
-        assert caplog.text.count("has failed to prepare") == 3
+        assert caplog.text.count("failed to prepare for a fork") == 3
 
     assert in_child(check) == 0
-    assert caplog.text.count("has failed to prepare") == 1
+    assert caplog.text.count("failed to prepare for a fork") == 1
 
 
 def test_forks_while_stores_are_opened_and_closed(tmp_path: Path, end: threading.Event) -> None:
