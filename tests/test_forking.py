@@ -480,11 +480,13 @@ import os, signal, sqlite3, sys, threading
 import pocket_plug as pp
 from pocket_plug.testing.layer_contract import FaultyMemory
 
-went_on = os.pipe()
 parent = os.getpid()
-waits = threading.Event()
+is_handled = threading.Event()
 
 def on_signal(number, frame):
+    if is_handled.is_set():
+        return
+    is_handled.set()
     if os.fork() == 0:
         signal.alarm(60)
         return  # and the thread waits on, in the child too
@@ -518,7 +520,10 @@ def interrupt():
         frame = sys._current_frames()[main]
         if frame.f_code.co_name == "block" or frame.f_back is not None and frame.f_back.f_code.co_name == "result":
             break
+    # Python doesn't look for signals between the entry of `block` and its lock: one that comes there needs a second one
     signal.pthread_kill(main, signal.SIGUSR1)
+    while not is_handled.wait(0.1):
+        signal.pthread_kill(main, signal.SIGUSR1)
 
 threading.Thread(target=interrupt, daemon=True).start()
 try:
