@@ -84,7 +84,7 @@ class CorruptRecordError(CodecError, ValueError):
 
 # ---------------------------------------------------------------- configuration and plugins
 class ConfigError(PocketError, ValueError):
-    """A configuration file, an option, or a stack that can't be meant."""
+    """A configuration file, an option, or a stack is invalid."""
 
 
 class UnknownStoreError(ConfigError, KeyError):

@@ -34,9 +34,8 @@ def form(cls: type) -> Form | None:
     scalar: Any = cls
     tag = f"numpy.{cls.__name__.rstrip('_')}"  # bool_ was renamed bool
     if issubclass(cls, np.str_ | np.bytes_):
-        base, plain = (
-            (str, str.__str__) if issubclass(cls, np.str_) else (bytes, bytes)
-        )  # numpy's own drops zeros at the end
+        # numpy's own drops zeros at the end
+        base, plain = (str, str.__str__) if issubclass(cls, np.str_) else (bytes, bytes)
         return Form(plain, lambda state: cls(of_type(base, state)), copy=_as_it_is, tag=tag)
     return Form(_of_scalar, _scalar_maker(scalar), copy=deepcopy if cls is np.void else _as_it_is, tag=tag)
 

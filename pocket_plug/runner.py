@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .backend import Change
 from .chain import DEFAULT, END, Next
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .pocket import Pocket
 
-T = TypeVar("T")
 
 FREE_CONFLICTS = 3
 """How often a node is tried again at once after a conflict; from then on it queues for the keys it lost."""
@@ -109,7 +108,7 @@ class Execution:
         return self.above or self
 
     def visit_of(self, step: Step) -> int:
-        """How often it has been at a node by now, for errors. Where nobody watches it's counted only if the graph has loops."""
+        """How often the run has entered a node, for errors. It is counted only if the run is watched or the graph has loops."""
         return self.visits.get(step.name, 1) if self.observers or self.plan.loops else 1
 
     def too_many(self, step: Step) -> StepLimitError:
@@ -382,7 +381,7 @@ class Execution:
         raise lost.conflict
 
     async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
-        """prep, exec, post and the commit. With what a try has `lost` that need not begin anew, from post on."""
+        """prep, exec, post and the commit. After a `lost` try whose prep stands, post and the commit only."""
         transaction: Transaction | None = None
         if lost is not None:
             transaction, prepared, result = lost.transaction.again(), lost.prepared, lost.result
@@ -472,11 +471,11 @@ class Execution:
         return self.watch(step, item) if self.observers else self.visit(step, item, None)
 
     def must_end(self, error: Exception) -> bool:
-        """Does an error that has left an item end the run, also where the items' own errors are collected?"""
+        """Does an error that left an item end the run even with `errors="collect"`?"""
         return False
 
     def collected(self, error: Exception) -> Exception:
-        """What stands among the results for an item that raised it."""
+        """The result of an item that raised this error, with `errors="collect"`."""
         return error
 
     # ------------------------------------------------------------ phases

@@ -175,8 +175,8 @@ class Transaction:
     async def prep_stands(self, changed: Iterable[str]) -> bool:
         """Would prep read the same again, although these keys have changed? Then post alone can be tried again.
 
-        It does if prep read none of them, or if an equal value was set there, which is then taken for what prep saw. Only
-        immutable values are compared. Nor may post have been handed another one of prep's, which it may have changed.
+        It would if prep read none of them, or if their values are equal to those that prep saw, and immutable. Nor may post
+        have read a mutable value that prep read: it may have changed it in place.
         """
         seen, of_prep = self.seen or {}, self._prep_read()
         again = of_prep & set(changed)
@@ -190,7 +190,7 @@ class Transaction:
         return True
 
     def end(self, *, serializable: bool = True) -> tuple[Sequence[Change], Mapping[str, int]] | None:
-        """End it, and give what is to be written; None where nothing was read that is to be checked, nor written."""
+        """End it, and give what to write and which versions to expect; None where there is nothing to write or to check."""
         self.ended = True
         seen, changes = self.seen, self.changes
         if seen is None:
