@@ -30,7 +30,7 @@ TRIES = 20
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
 """Seconds: the longest pause after the first lost tries, and after many."""
-COURTESY = 1.0
+PRIORITY_WAIT = 1.0
 """Seconds that a plain write waits, at most, for an update with priority. Priority is for fairness; no promise depends on it."""
 
 
@@ -211,7 +211,7 @@ class Combiner:
         with ExitStack() as turn:
             for lost in range(TRIES):
                 if lost == FREE_TRIES:
-                    turn.enter_context(self._gates.ahead((name,)))
+                    turn.enter_context(self._gates.priority((name,)))
                 await self._backoff(lost)
                 if await self._applied(name, batch):
                     return
@@ -256,7 +256,7 @@ class Combiner:
                 request.waiter.fail(error)
 
 
-class _Turn:
+class _Priority:
     """The time in which one update has priority: plain writes of its keys wait for its end."""
 
     def __init__(self) -> None:
@@ -273,22 +273,22 @@ class _Turn:
         if blocked_loop() is not None and blocked_loop() is self._loop:
             return  # the update can't go on before this call is over
         if in_place or may_block():
-            self._over.wait(COURTESY)
+            self._over.wait(PRIORITY_WAIT)
             return
         waiter: Waiter[None] = Waiter()
         self._waiting.append(waiter)
         if self._over.is_set():
             return
         assert waiter.loop is not None
-        late = waiter.loop.call_later(COURTESY, wake, [waiter.give(None)])
+        timer = waiter.loop.call_later(PRIORITY_WAIT, wake, [waiter.give(None)])
         try:
             await waiter
         finally:
-            late.cancel()
+            timer.cancel()
 
 
 _held: ContextVar[frozenset[tuple[Gates, str]]] = ContextVar("pocket_plug.held", default=frozenset())
-"""The gates held around the current call, by a node that is tried again and by what it calls."""
+"""The gates held around the current call, by a node that is tried again and by what it calls; also names with priority."""
 
 
 class Gates:
@@ -296,22 +296,23 @@ class Gates:
 
     They order callers and guard nothing: where an event loop stops while one of its tasks holds a gate, others pass.
 
-    Plain writes acquire no gate. `ahead` gives a caller priority over those of some names: they wait in `let_by`. `on_ahead` is
-    called with True when there is a priority, for any name, and with False when there is none any more.
+    Plain writes acquire no gate. But `priority` gives a caller priority over those of some names, and they wait for its end
+    in `yield_to_priority`. `on_priority` is called with True when anybody has priority, for any name, and with False when
+    nobody has it any more.
     """
 
-    def __init__(self, on_ahead: Callable[[bool], None] = lambda ahead: None) -> None:
+    def __init__(self, on_priority: Callable[[bool], None] = lambda has_priority: None) -> None:
         self._lock = new_lock()
         self._queues: dict[str, deque[Waiter[None]]] = {}  # the first one holds the gate
-        self._ahead: dict[str, _Turn] = {}
-        self._on_ahead = on_ahead
+        self._priorities: dict[str, _Priority] = {}
+        self._on_priority = on_priority
         after_fork(self._forget_others)
 
     def _forget_others(self) -> None:
         """In a forked child: the callers in line are the parent's."""
         self._queues.clear()
-        self._ahead.clear()
-        self._on_ahead(False)
+        self._priorities.clear()
+        self._on_priority(False)
 
     def hold(self, names: Iterable[str]) -> Hold:
         """`async with` it: hold the gates of these names; acquired in order, so that two holders never wait for each other.
@@ -322,42 +323,42 @@ class Gates:
         return Hold(self, names)
 
     @contextmanager
-    def ahead(self, names: Iterable[str]) -> Generator[None]:
+    def priority(self, names: Iterable[str]) -> Generator[None]:
         """Have priority: others' plain writes of these names wait meanwhile. For a caller that has lost to them a few times."""
-        turn, mine = _Turn(), list[str]()
+        turn, mine = _Priority(), list[str]()
         added = frozenset[tuple[Gates, str]]()  # the caller's own writes don't wait for itself
         try:
             with self._lock:
-                mine += (name for name in names if name not in self._ahead)
-                self._ahead.update(dict.fromkeys(mine, turn))
-                self._on_ahead(bool(self._ahead))
+                mine += (name for name in names if name not in self._priorities)
+                self._priorities.update(dict.fromkeys(mine, turn))
+                self._on_priority(bool(self._priorities))
             added = frozenset[tuple[Gates, str]]((self, name) for name in mine) - _held.get()
             _held.set(_held.get() | added)
             yield
         finally:
             turn.is_over = True
             try:
-                self._leave_ahead(turn, added)
+                self._end_priority(turn, added)
             except BaseException:
-                self._leave_ahead(turn, added)
+                self._end_priority(turn, added)
                 raise
 
-    def _leave_ahead(self, turn: _Turn, added: frozenset[tuple[Gates, str]]) -> None:
+    def _end_priority(self, turn: _Priority, added: frozenset[tuple[Gates, str]]) -> None:
         """End a priority. Can be called again."""
         _held.set(_held.get() - added)
         with self._lock:
-            for name in tuple(name for name, other in self._ahead.items() if other is turn):
-                self._ahead.pop(name, None)
-            self._on_ahead(bool(self._ahead))
+            for name in tuple(name for name, other in self._priorities.items() if other is turn):
+                self._priorities.pop(name, None)
+            self._on_priority(bool(self._priorities))
         turn.end()
 
-    async def let_by(self, names: Iterable[str], in_place: bool) -> None:
-        """Wait until nobody has priority for these names, `COURTESY` at most; `in_place`: block, don't suspend."""
+    async def yield_to_priority(self, names: Iterable[str], in_place: bool) -> None:
+        """Wait until nobody has priority for these names, `PRIORITY_WAIT` at most; `in_place`: block, don't suspend."""
         mine = self.held_here()
         for name in names:
-            turn = self._ahead.get(name)
+            turn = self._priorities.get(name)
             if turn is not None and turn.is_over:  # its end was interrupted
-                self._leave_ahead(turn, frozenset())
+                self._end_priority(turn, frozenset())
             elif turn is not None and name not in mine:
                 await turn.ended(in_place)
 
@@ -376,7 +377,7 @@ class Gates:
         """A hold for another try: of the gates of these names if it is to wait in line or somebody else does; else of none."""
         return self.hold(names if in_line or self.taken(names) else ())
 
-    def let_go_first(self, names: Iterable[str]) -> None:
+    def refuse_to_overtake(self, names: Iterable[str]) -> None:
         """Raise Conflict where others wait in line for one of these: if newcomers passed them, they would lose for ever."""
         if self._queues and (taken := self.taken(names)):
             raise Conflict(taken)

@@ -673,7 +673,7 @@ class DurableExecution(Execution):
             frame = Frame(target.name if target is not None else None, self.journal.encode(output, what), visits,
                           self.left_by if target is None else DEFAULT, step.name if step.hooks else "")  # fmt: skip
             ends = target is None and self.outer is None and not frame.hooks
-            self.stack.gates.let_go_first(expect)
+            self.stack.gates.refuse_to_overtake(expect)
             if step.kind == "fan_out":
                 changes = [*changes, *(Delete(key) for key in self.items)]
             cancelled = await self._checkpointed(

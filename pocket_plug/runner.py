@@ -267,7 +267,7 @@ class Execution:
                     transaction.ended = True
                 elif (commit := transaction.end(serializable=step.serializable)) is not None:
                     try:
-                        stack.gates.let_go_first(commit[1])
+                        stack.gates.refuse_to_overtake(commit[1])
                         if stack.inline_write or not commit[0]:
                             await stack.write(*commit)
                         else:
@@ -359,7 +359,7 @@ class Execution:
         contested: set[str] = set()
         self.left_by = DEFAULT
         gates = self.stack.gates
-        with ExitStack() as ahead:
+        with ExitStack() as priority:
             for tries in range(1, MAX_CONFLICTS):
                 self.event("conflict", call, {"tries": tries})
                 contested |= lost.conflict.keys
@@ -370,9 +370,9 @@ class Execution:
                     async with turn:
                         post_alone = await lost.transaction.prep_stands(lost.conflict.keys)
                         if not post_alone:
-                            ahead.close()  # plain writes don't wait for an exec
+                            priority.close()  # plain writes don't wait for an exec
                         elif in_line:
-                            ahead.enter_context(gates.ahead(contested))
+                            priority.enter_context(gates.priority(contested))
                         return await self._try(step, value, call, lost if post_alone else None)
                 except _Lost as again:
                     lost = again
@@ -445,7 +445,7 @@ class Execution:
         """Write what the node has changed, on its way to `target` with `output`."""
         if commit is None:
             return None
-        self.stack.gates.let_go_first(commit[1])
+        self.stack.gates.refuse_to_overtake(commit[1])
         if not commit[0]:  # a check alone, which may be cancelled at any point
             await self.stack.write(*commit)
             return None
@@ -625,20 +625,20 @@ class Execution:
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
         contested: set[str] = set()
         gates = self.stack.gates
-        with ExitStack() as ahead:
+        with ExitStack() as priority:
             for tries in range(1, MAX_CONFLICTS + 1):
                 await self.stack.pause_after(tries - 1)
                 turn = gates.turn(contested, tries > FREE_CONFLICTS)
                 try:
                     async with turn:
                         if tries > FREE_CONFLICTS:
-                            ahead.enter_context(gates.ahead(contested))
+                            priority.enter_context(gates.priority(contested))
                         transaction = Transaction(self.stack, step.guard(self.prefix))
                         view: Any = _VIEWS["post", is_async](transaction, self.prefix)
                         await self._call(step, name, function, is_async, self.in_place, view, *arguments)
                         try:
                             if (commit := transaction.end()) is not None:
-                                gates.let_go_first(commit[1])
+                                gates.refuse_to_overtake(commit[1])
                                 await self.stack.write(commit[0], {**commit[1], **self.fence})
                             return
                         except Conflict as conflict:

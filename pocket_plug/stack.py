@@ -46,12 +46,14 @@ class Stack(Layer):
     def __repr__(self) -> str:
         return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
 
-    def _route_writes(self, somebody_is_ahead: bool) -> None:
+    def _route_writes(self, has_priority: bool) -> None:
         """Have writes wait for an update with priority while there is one; else they cost nothing here."""
-        self.__dict__["write"] = self._write_in_turn if somebody_is_ahead else self._write
+        self.__dict__["write"] = self._write_after_priority if has_priority else self._write
 
-    async def _write_in_turn(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        await self.gates.let_by([change.key for change in changes], self.inline_write)
+    async def _write_after_priority(
+        self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS
+    ) -> int:
+        await self.gates.yield_to_priority([change.key for change in changes], self.inline_write)
         return await self._write(changes, expect)
 
     async def pause_after(self, lost: int) -> None:
