@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Clock
@@ -75,22 +75,35 @@ class Stack(Layer):
         return await self.combiner.apply(name, step)
 
     async def open(self) -> None:
+        await self._in_turn(self._open)
+
+    async def ensure_open(self) -> None:
+        """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
+        await self._in_turn(self._open_if_new)
+
+    async def close(self) -> None:
+        await self._in_turn(self._close)
+
+    async def _in_turn(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Threads and tasks may open and close it at once; the parts are asked by one at a time."""
+        hold = self.gates.hold(("open",))
+        try:
+            async with hold:
+                await step()
+        finally:
+            hold.leave()
+
+    async def _open(self) -> None:
         if self.needs_loop:
             self._home = asyncio.get_running_loop()
         await self.inner.open()
         self.is_new = self._is_closed = False
 
-    async def ensure_open(self) -> None:
-        """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
-        hold = self.gates.hold(("open",))
-        try:
-            async with hold:
-                if self.is_new:
-                    await self.open()
-        finally:
-            hold.leave()
+    async def _open_if_new(self) -> None:
+        if self.is_new:
+            await self._open()
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         self.is_new, self._is_closed, self._home = False, True, None
         try:
             await self.inner.close()

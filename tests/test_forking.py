@@ -167,9 +167,9 @@ def test_a_thread_that_stays_in_the_middle_is_an_error_in_the_child(
     assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_fork_by_who_is_in_the_middle_himself_comes_to_a_good_end() -> None:
+def test_a_fork_by_who_is_in_the_middle_himself_comes_to_a_good_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a signal's handler may do it: in the child too the thread goes on, and what it was at comes to its end."""
+    monkeypatch.setattr(forking, "PATIENCE", 1.0)  # the child has to come to that end within it
     memory = pp.Memory()
     store = pp.SyncStore(memory)
 

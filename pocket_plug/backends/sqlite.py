@@ -355,9 +355,9 @@ class SQLite(Backend):
             self._close_readers()
             with self._writing:
                 self._close_writer()
-            if self._ownership is not None:
-                self._ownership.release()
-                self._ownership = None
+                if self._ownership is not None:
+                    self._ownership.release()
+                    self._ownership = None
 
     def _close_readers(self) -> None:
         while self._readers:
@@ -838,7 +838,8 @@ class SQLite(Backend):
     def _not_open(self) -> StoreClosedError:
         if _forbidden and self._file in _forbidden:
             return self._forked_in_use()
-        return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet (async with Store(…))")
+        way_out = "with SyncStore(…), async with Store(…)"
+        return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet ({way_out})")
 
     def _explained(self, error: Exception) -> Exception:
         """What SQLite says, as our own exception that names the file and the way out."""
