@@ -675,7 +675,7 @@ class Codec:
         found = zlib.crc32(payload, depth)
         if format == BOUND:
             if place is None:
-                raise CorruptRecordError("the record is bound to a place of a backend's, and is not in one")
+                raise CorruptRecordError("the record is bound to a key, version and deadline, and is read without them")
             found = zlib.crc32(place, found)
         elif format != FORMAT:
             raise CorruptRecordError(

@@ -129,7 +129,7 @@ def _described(dtype: np.dtype[Any]) -> Any:
     description = _description(dtype)
     made = _dtype(description)
     if made != dtype or dtype.metadata or (dtype.names is not None and dtype.type is not np.void):
-        raise CodecError(f"{_named(dtype)} is more than its bytes say; convert the array by astype")
+        raise CodecError(f"{_named(dtype)} holds more than its bytes, such as metadata; convert the array by astype")
     return description
 
 
@@ -173,6 +173,6 @@ def _dtype(description: Any) -> np.dtype[Any]:
     dtype: np.dtype[Any] = np.dtype(text)
     if (str(np.finfo(dtype).nmant) if dtype.char in "gG" else "") != mantissa:
         raise CodecError(
-            f"{_named(dtype)} was stored on a machine where it is another one; store float64 or complex128"
+            f"{_named(dtype)} has another size on the machine that stored it; store float64 or complex128"
         )
     return dtype
