@@ -129,7 +129,9 @@ def _described(dtype: np.dtype[Any]) -> Any:
     description = _description(dtype)
     made = _dtype(description)
     if made != dtype or dtype.metadata or (dtype.names is not None and dtype.type is not np.void):
-        raise CodecError(f"{_named(dtype)} holds more than its bytes, such as metadata; convert the array by astype")
+        raise CodecError(
+            f"{_named(dtype)} has metadata or a record class, which isn't stored; convert the array by astype"
+        )
     return description
 
 
@@ -172,7 +174,5 @@ def _dtype(description: Any) -> np.dtype[Any]:
         raise CodecError(f"the record's dtype, a {type(description).__name__}, is none that is stored")
     dtype: np.dtype[Any] = np.dtype(text)
     if (str(np.finfo(dtype).nmant) if dtype.char in "gG" else "") != mantissa:
-        raise CodecError(
-            f"{_named(dtype)} has another size on the machine that stored it; store float64 or complex128"
-        )
+        raise CodecError(f"{_named(dtype)} has another size on the machine that stored it; store float64 or complex128")
     return dtype
