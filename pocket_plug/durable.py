@@ -52,7 +52,6 @@ from .runner import Commit, Execution, Visited
 from .shape import passed
 from .stack import Stack
 from .store import MISSING, StoreReader
-from .transaction import Transaction
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -778,18 +777,8 @@ class DurableExecution(Execution):
         return (
             isinstance(error, RunFenced)
             or any(error is each for each in self.journal.unrecorded)
-            or (isinstance(error, StoreError) and not isinstance(error, TransactionError) and self._is_of_store(error))
+            or (isinstance(error, StoreError) and not isinstance(error, TransactionError) and error.stack is self.stack)
         )
-
-    def _is_of_store(self, error: Exception) -> bool:
-        """Was it raised in a transaction over the run's store, rather than by another store that a node uses?"""
-        trace = error.__traceback__
-        while trace is not None:
-            holder = trace.tb_frame.f_locals.get("self")
-            if isinstance(holder, Transaction) and holder.stack is self.stack:
-                return True
-            trace = trace.tb_next
-        return False
 
     def collected(self, error: Exception) -> Exception:
         """What can be stored of it; handed on at once too, so that a resume makes no difference."""
