@@ -46,16 +46,18 @@ class Stack(Layer):
     def __repr__(self) -> str:
         return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
 
-    def _route_writes(self, somebody_is_ahead: bool) -> None:
-        """A write passes nothing of the stack's own but while somebody is ahead."""
-        self.__dict__["write"] = self._write_in_turn if somebody_is_ahead else self._write
+    def _route_writes(self, has_priority: bool) -> None:
+        """Have writes wait for an update with priority while there is one; else they cost nothing here."""
+        self.__dict__["write"] = self._write_after_priority if has_priority else self._write
 
-    async def _write_in_turn(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        await self.gates.let_by([change.key for change in changes], self.inline_write)
+    async def _write_after_priority(
+        self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS
+    ) -> int:
+        await self.gates.yield_to_priority([change.key for change in changes], self.inline_write)
         return await self._write(changes, expect)
 
     async def pause_after(self, lost: int) -> None:
-        """Between tries that were lost to others. What writes in place shares its data with no other process."""
+        """Pause after tries that were lost to other processes. What writes in place is used by this one alone."""
         if not self.inline_write:
             await self.backoff(lost)
 
@@ -157,7 +159,7 @@ class Stack(Layer):
 
 
 def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock | None) -> Stack:
-    """The stack of a backend (or its URL) and layers (or their names). Raises ConfigError for what can't be meant."""
+    """The stack of a backend (or its URL) and layers (or their names). Raises ConfigError where one is invalid."""
     if isinstance(backend, str):
         backend = Memory() if backend == "memory://" else _resolve(backend)
     if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):

@@ -31,14 +31,25 @@ _in_worker: contextvars.ContextVar[bool] = contextvars.ContextVar("pocket_plug.i
 
 
 class _Job:
-    __slots__ = ("abandoned", "arguments", "context", "function", "running", "waiter")
+    __slots__ = ("arguments", "context", "function", "is_left", "is_over", "thread", "waiter")
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.function, self.arguments = function, arguments
         self.context = contextvars.copy_context()
         self.context.run(_in_worker.set, True)
         self.waiter: Waiter[Any] = Waiter()
-        self.running = self.abandoned = False
+        self.thread: threading.Thread | None = None
+        """Where it is being done."""
+        self.is_left = self.is_over = False
+
+    def do(self) -> None:
+        """Call the function, and note what comes of it."""
+        try:
+            self.waiter.give(self.context.run(self.function, *self.arguments))
+        except StopIteration as error:
+            self.waiter.fail(wrapped(error))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
+            self.waiter.fail(error)
 
 
 class Late(Exception):
@@ -48,16 +59,24 @@ class Late(Exception):
 class Workers:
     """A pool of daemon threads, started as they are needed and kept; those beyond `most` end with their first job.
 
-    `abandoned` counts the threads that still run what nobody waits for any more.
+    The exception of a signal's handler may come between any two steps of who calls. So nothing is counted up and down:
+    the jobs and the threads are in sets, and each step can be done again.
     """
 
     def __init__(self, most: int = MAX_THREADS) -> None:
         self._most = most
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._queue: SimpleQueue[_Job] = SimpleQueue()
         self._lock = new_lock()
-        self._threads = self._busy = self.abandoned = 0
+        self._jobs: set[_Job] = set()  # that somebody waits for
+        self._threads: set[threading.Thread] = set()  # that do them, or will
+        self._abandoned: set[_Job] = set()
         self.is_inherited = False
         """Is it that of the process that this one was forked from?"""
+
+    @property
+    def abandoned(self) -> int:
+        """How many threads still run what nobody waits for any more."""
+        return len(self._abandoned)
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run it in a thread, with the caller's context variables, and give what it gives.
@@ -65,87 +84,89 @@ class Workers:
         Cancelled while it waits, the function is not begun; while it runs, its thread is abandoned: it goes on, its
         result is dropped, and another thread takes its place.
         """
-        job = self._submit(function, arguments)
+        job = _Job(function, arguments)
         try:
-            return await job.waiter
-        except BaseException:
-            self._abandon(job)
-            raise
+            try:
+                self._submit(job)
+                return await job.waiter
+            finally:
+                self._leave(job)
+        finally:
+            self._leave(job)  # again, for that may have been interrupted
 
     def call_blocking(self, timeout: float, function: Callable[..., Any], *arguments: Any) -> Any:
         """The same for a caller without a loop: it waits `timeout` seconds at most, then raises Late."""
-        job = self._submit(function, arguments)
-        try:
-            if job.waiter.block(timeout):
-                return job.waiter.outcome()
-        except BaseException:
-            self._abandon(job)
-            raise
-        self._abandon(job)
-        raise Late
-
-    def _submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Job:
         job = _Job(function, arguments)
-        with self._lock:
-            self._busy += 1
-            if self._busy > self._threads >= self._most and _in_worker.get():
-                self._start(job)
-                return job
-            self._start_if_needed()
-        self._jobs.put(job)
-        return job
+        try:
+            try:
+                self._submit(job)
+                if job.waiter.block(timeout):
+                    return job.waiter.outcome()
+                raise Late
+            finally:
+                self._leave(job)
+        finally:
+            self._leave(job)
 
-    def _start_if_needed(self) -> None:
-        if self._busy > self._threads < self._most:
+    def _submit(self, job: _Job) -> None:
+        with self._lock:
+            self._jobs.add(job)
+            if len(self._jobs) > len(self._threads) >= self._most and _in_worker.get():
+                self._start(job)
+                return
+            self._start_what_is_needed()
+        self._queue.put(job)
+
+    def _leave(self, job: _Job) -> None:
+        """Nobody waits for it any more."""
+        if job.is_over:
+            return
+        with self._lock:
+            job.is_left = True
+            self._jobs.discard(job)
+            if job.thread is not None:
+                self._abandoned.add(job)
+                self._threads.discard(job.thread)
+            self._start_what_is_needed()  # for those that queue behind it
+
+    def _start_what_is_needed(self) -> None:
+        while len(self._jobs) > len(self._threads) < self._most:
             self._start()
 
     def _start(self, *first: _Job) -> None:
-        self._threads += 1
-        threading.Thread(target=self._work, args=first, name=f"pocket_plug-{self._threads}", daemon=True).start()
-
-    def _abandon(self, job: _Job) -> None:
-        with self._lock:
-            job.abandoned = True
-            if job.running:
-                self._busy -= 1
-                self._threads -= 1
-                self.abandoned += 1
-                self._start_if_needed()  # for those that queue behind it
-
-    def _ends(self) -> bool:
-        """Is the thread that asks one too many? Then it is not counted any more."""
-        ends = self._threads > self._most
-        self._threads -= ends
-        return ends
+        name = f"pocket_plug-{len(self._threads) + 1}"
+        thread = threading.Thread(target=self._work, args=first, name=name, daemon=True)
+        try:
+            self._threads.add(thread)
+            thread.start()
+        except BaseException:
+            self._threads.discard(thread)  # if it has been started all the same, it sees that it isn't one of them
+            raise
 
     def _work(self, first: _Job | None = None) -> None:
-        while True:
-            job, first = first or self._jobs.get(), None
+        me = threading.current_thread()
+        with self._lock:
+            if me not in self._threads:
+                return
+        ends = False
+        while not ends:
+            job, first = first or self._queue.get(), None
             with self._lock:
-                if job.abandoned:
-                    self._busy -= 1
-                    if self._ends():
-                        return
-                    continue
-                job.running = True
-            try:
-                job.waiter.give(job.context.run(job.function, *job.arguments))
-            except StopIteration as error:
-                job.waiter.fail(wrapped(error))
-            except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
-                job.waiter.fail(error)
+                if not job.is_left:
+                    job.thread = me
+            if job.thread is me:
+                job.do()
             if self.is_inherited:
                 _end_child()
             with self._lock:
-                if job.abandoned:
-                    self.abandoned -= 1
-                    return
-                job.running = False
-                self._busy -= 1
-                ends = self._ends()
-            wake([job.waiter])
-            if ends:
-                return
+                job.is_over, job.thread = True, None
+                self._jobs.discard(job)
+                self._abandoned.discard(job)
+                if len(self._threads) > self._most:
+                    self._threads.discard(me)
+                ends = me not in self._threads
+            if not job.is_left:
+                wake([job.waiter])
             del job  # don't keep its result alive while waiting for the next one
 
 

@@ -40,7 +40,8 @@ class CellJob:
     n: int
     kind: CellKind = CellKind.ONE
 
-VALUES = {"CellJob": CellJob(1), "CellKind": CellKind.TWO, "CellPlace": CellPlace(1, 2), "CellShelf": CellShelf([1]), "CellModel": CellModel(name="a")}
+VALUES = {"CellJob": CellJob(1), "CellKind": CellKind.TWO,
+          "CellPlace": CellPlace(1, 2), "CellShelf": CellShelf([1]), "CellModel": CellModel(name="a")}
 JOB, JOBS = pp.Key("anew:job", CellJob), pp.Key("anew:jobs", list[CellJob])
 KEYS = {name: pp.Key("anew:{}", type(value))(name) for name, value in VALUES.items()}
 """
@@ -106,8 +107,8 @@ def test_another_class_of_that_name_is_an_error_that_names_both(store: pp.SyncSt
     exec(compile(CHANGED, "cell-2", "exec"), cell)  # noqa: S102
     with pytest.raises(
         pp.ValueTypeError,
-        match=rf"holds CellJob, not CellJob: {module}\.CellJob.* was defined again, with other fields, since this object was made: "
-        rf"{module}\.CellJob \(cell-2, line \d+\); make the object anew",
+        match=rf"holds CellJob, not CellJob: {module}\.CellJob.* was defined again, with other fields, since this object "
+        rf"was made: {module}\.CellJob \(cell-2, line \d+\); make the object anew",
     ):
         store.set(cell["JOB"], former)
     with pytest.raises(pp.ValueTypeError, match=r"this store is typed CellJob, the value is CellJob: .*cell-2"):

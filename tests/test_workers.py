@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from pocket_plug.errors import ConfigError, NodeTimeout, WrappedStopIteration
 from pocket_plug.graph import Graph
 from pocket_plug.store import Store
 from pocket_plug.testing.clock import run_virtual
+from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
 from pocket_plug.workers import Late, Workers, pool
 
 
@@ -359,6 +361,120 @@ print("parent:", asyncio.run(Graph(forks).run(1)), flush=True)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split("\n") == ["child: 2 2", "parent: 1", ""]
     assert done.stderr.count("the child ends") == 1
+
+
+# ---------------------------------------------------------------- interrupts
+def check_pool(threads: Workers, most: int, where: str) -> None:
+    """It does so many jobs at once, which need each other to end, and has no more threads than that."""
+    together, done = threading.Barrier(most, timeout=30), list[int]()
+    callers = [
+        threading.Thread(target=lambda: done.append(threads.call_blocking(30, together.wait)), daemon=True)
+        for _ in range(most)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert sorted(done) == list(range(most)), where
+    for _ in range(30_000):  # until what was left has ended
+        if threads.abandoned == 0:
+            break
+        threading.Event().wait(0.001)
+    assert (threads.abandoned, len(threads._jobs), len(threads._threads)) == (0, 0, most), where
+
+
+def end_threads(threads: Workers) -> None:
+    """So that a test that makes many pools doesn't leave their threads behind."""
+    threads._most, ending = 0, list(threads._threads)
+    for _ in ending:
+        threads._queue.put(workers._Job(len, ("",)))
+    for thread in ending:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+# a thread that is interrupted while Python starts it, or what a weak reference calls: Python says that it was lost
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
+def test_an_interrupted_run_leaves_the_pool_as_it_was(own_pool: Callable[[int], Workers], sync: bool) -> None:
+    """Wherever the exception of a signal's handler comes: as many jobs run at once as before, and none is left over."""
+
+    @node(timeout=600)
+    def add(n: int) -> int:
+        return n + 1
+
+    graph = Graph(add)
+
+    def run(interrupter: Interrupter) -> int:
+        if not sync:
+            return asyncio.run(under(interrupter, graph.run(1)))
+        with interrupter:
+            return graph.run_sync(1)
+
+    assert run(Interrupter(0)) == 2  # what is looked up but once is left out
+    for place in count(1):
+        threads = own_pool(2)
+        interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place % 2])
+        try:
+            assert run(interrupter) == 2
+        except BaseException:
+            if not interrupter.where:
+                raise
+        check_pool(threads, 2, interrupter.where)
+        end_threads(threads)
+        if not interrupter.where:
+            break
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("blocking", [False, True], ids=["call", "call_blocking"])
+def test_an_interrupt_as_a_thread_is_abandoned_loses_nothing_that_queues_behind_it(
+    own_pool: Callable[[int], Workers], blocking: bool
+) -> None:
+    """Wherever it comes, the thread is replaced, and counted until it ends."""
+
+    async def call(function: Callable[[], object]) -> None:
+        async with asyncio.timeout(0.005):
+            await pool().call(function)
+
+    for place in count(1):
+        threads, release, behind = own_pool(1), threading.Event(), Behind()
+
+        def stay(behind: Behind = behind, release: threading.Event = release) -> None:
+            behind.start()
+            release.wait(60)
+
+        interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place % 2])
+        try:
+            if blocking:
+                with interrupter:
+                    threads.call_blocking(0.005, stay)
+            else:
+                asyncio.run(under(interrupter, call(stay)))
+        except BaseException as error:
+            if not isinstance(error, Late | TimeoutError) and not interrupter.where:
+                raise
+        if behind.ident is not None:
+            behind.join(60)
+            assert behind.done, interrupter.where
+        release.set()
+        check_pool(threads, 1, interrupter.where)
+        end_threads(threads)
+        if not interrupter.where:
+            break
+
+
+class Behind(threading.Thread):
+    """Calls something in the pool."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.done = False
+
+    def run(self) -> None:
+        self.done = pool().call_blocking(30, len, "ab") == 2
 
 
 # ---------------------------------------------------------------- what workers wait for

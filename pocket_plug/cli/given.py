@@ -1,4 +1,4 @@
-"""What is given on the command line as JSON, and made the type that a graph declares.
+"""Inputs and answers given on the command line, as JSON, converted to the type that a graph declares.
 
 JSON that fits comes first. A graph that takes a str or a Path may be given its text as it is, without quotes.
 """
@@ -6,9 +6,8 @@ JSON that fits comes first. A graph that takes a str or a Path may be given its 
 from __future__ import annotations
 
 import sys
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path, PurePath
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import click
 import msgspec
@@ -18,13 +17,13 @@ from pocket_plug.keys import type_name
 from pocket_plug.nesting import GraphStep
 from pocket_plug.plan import Step
 from pocket_plug.redaction import summary
-from pocket_plug.typechecks import UNIONS, checker
+from pocket_plug.typechecks import checker, union_members
 
 from .jsonlines import why_no_json
 
 
 def input_of(step: Step) -> Any:
-    """What a step declares to take; of a fan-out a list of what its items' node takes."""
+    """The declared type of a step's input; of a fan-out a list of its node's inputs."""
     if isinstance(step, EachStep):
         return list[input_of(step.inner)]  # type: ignore[misc]
     return input_of(step.graph.plan.start) if isinstance(step, GraphStep) else step.input_type
@@ -33,7 +32,7 @@ def input_of(step: Step) -> Any:
 def value_of(given: str | None, wanted: Any, what: str) -> Any:
     """The value that was given as `what`: JSON, `@FILE` with it, or `-` for stdin; None where nothing was.
 
-    Raises UsageError, naming `what`, the type and what was found, for anything that is none of the type.
+    Raises UsageError, naming `what`, the type and what was found, if the value is not of the type.
     """
     fits = checker(wanted)
     if given is None:
@@ -46,7 +45,7 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
     try:
         value = _decoded(text, wanted)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # the first is a ValueError since msgspec 0.21
-        kinds = [kind for kind in _parts(wanted) if kind is not type(None)]
+        kinds = [kind for kind in union_members(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
         wish = "" if wanted is Any else f"; it is to be: {type_name(wanted)}"
@@ -78,59 +77,16 @@ def _decoded(text: str, wanted: Any) -> Any:
         return _validated(wanted, text)
     try:
         return msgspec.json.decode(text, type=wanted, dec_hook=_made)
-    except TypeError:  # it has no form for the type
-        return _assembled(msgspec.json.decode(text), wanted)
-
-
-def _assembled(value: Any, wanted: Any, place: str = "$") -> Any:
-    """The value of JSON as a type, part by part where msgspec has no form for it: several classes in a union are tried."""
-    parts, arguments = _parts(wanted), get_args(wanted)
-    kinds = (get_origin(wanted), value.__class__)
-    if len(parts) > 1:
-        return _first_that_fits(value, parts, place)
-    if kinds == (list, list):
-        return [_assembled(item, arguments[0], f"{place}[{n}]") for n, item in enumerate(value)]
-    if kinds == (dict, dict) and arguments[0] is str:
-        return {key: _assembled(item, arguments[1], f"{place}[...]") for key, item in value.items()}
-    try:
-        return msgspec.convert(value, wanted, dec_hook=_made, str_keys=True)
-    except TypeError:
-        if is_dataclass(wanted) and kinds == (None, dict):
-            return _object(value, wanted, place)
-        if not checker(wanted)(value):
-            said = f"Expected `{type_name(wanted)}`, got `{summary(value)}` - at `{place}`"
-            raise ValueError(said) from None
-        return value
-    except ValueError as error:  # it has the place in it, below this one
-        said = str(error) if "`$" in str(error) else f"{error} - at `$`"
-        raise ValueError(said.replace("`$", f"`{place}")) from None
-
-
-def _first_that_fits(value: Any, parts: tuple[Any, ...], place: str) -> Any:
+    except TypeError:  # it has no form for the type, or not for several classes in a union
+        if len(union_members(wanted)) == 1:
+            return msgspec.json.decode(text)
     faults: list[str] = []
-    for part in parts:
+    for part in union_members(wanted):
         try:
-            return _assembled(value, part, place)
-        except ValueError as error:
+            return _decoded(text, part)
+        except (msgspec.MsgspecError, ValueError) as error:
             faults.append(str(error))
     raise ValueError(" Or: ".join(dict.fromkeys(faults)))
-
-
-def _object(value: dict[str, Any], wanted: Any, place: str) -> Any:
-    """An object of a dataclass that has such a union in a field."""
-    hints = get_type_hints(wanted)
-    taken = {field.name: field for field in fields(wanted) if field.init}
-    for name, field in taken.items():
-        if name not in value and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"Object missing required field `{name}` - at `{place}`")
-    try:
-        return wanted(**{n: _assembled(value[n], hints[n], f"{place}.{n}") for n in taken if n in value})
-    except TypeError as error:  # of a __post_init__
-        raise ValueError(f"{error} - at `{place}`") from error
-
-
-def _parts(wanted: Any) -> tuple[Any, ...]:
-    return get_args(wanted) if get_origin(wanted) in UNIONS else (wanted,)
 
 
 def _made(kind: type[Any], value: Any) -> Any:

@@ -113,9 +113,8 @@ class WriteBehind(Backend):
 
     def _begin_empty(self) -> None:
         self._lock = new_rlock()  # guards all of these; reentrant: garbage collection withdraws
-        self._state = threading.Condition(
-            self._lock
-        )  # to wait and notify; as a `with` it could be interrupted half way
+        # To wait and notify only: its `__enter__` is a Python function, in which an interrupt may come.
+        self._state = threading.Condition(self._lock)
         self._pending: Queue = {}
         self._in_flight: Queue = {}
         self._since = self._in_flight_since = 0.0

@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import traceback
-import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -22,7 +21,7 @@ import pytest
 from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.errors import CodecError, Conflict, StoreClosedError, StoreError
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.interrupts import Interrupted, Interrupter
+from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
 from pocket_plug.waiting import drive, drive_inline, run_on
 
 T = TypeVar("T")
@@ -93,31 +92,9 @@ async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], re
 async def interrupted(backend: Backend, operation: Coroutine[Any, Any, T], interrupter: Interrupter) -> T:
     """Do it in this thread under the interrupter: without the loop, if the backend isn't bound to one."""
     if backend.needs_loop:
-        return await _under(interrupter, operation)
+        return await under(interrupter, operation)
     with interrupter:
         return drive(operation)
-
-
-@types.coroutine
-def _under(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Await it; the loop itself is spared."""
-    step: Callable[[Any], Any] = operation.send
-    argument: Any = None
-    while True:
-        try:
-            with interrupter:
-                waiting = step(argument)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        except BaseException as error:
-            if getattr(operation, "cr_frame", None) is None:  # it has ended
-                raise
-            step, argument = operation.throw, error  # it has suspended before the interrupt came
-            continue
-        try:
-            step, argument = operation.send, (yield waiting)
-        except BaseException as error:  # noqa: BLE001 - it is handed on
-            step, argument = operation.throw, error
 
 
 async def in_a_thread(backend: Backend, operation: Coroutine[Any, Any, T], where: str) -> T:

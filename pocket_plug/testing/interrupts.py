@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 import dis
 import sys
+import types
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _RESUME, _TURN = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
 _SPARED = str(Path(asyncio.__file__).parent), __file__  # what an interrupt breaks in asyncio itself is nobody's to mend
@@ -66,7 +70,7 @@ class Interrupter:
             self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
         elif event == "call":
             code, last = frame.f_code.co_code, frame.f_lasti
-            if last < 0 or code[last] != _RESUME or code[last + 1] & 3 < 2:  # else it goes on after an `await`
+            if code[last] == _RESUME and code[last + 1] & 3 < 2:  # else it goes on after an `await`, or is thrown into
                 self._pass(frame, "at the entry")
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
@@ -79,6 +83,32 @@ class Interrupter:
         if event == "opcode" and frame.f_code.co_code[frame.f_lasti] == _TURN:
             self._pass(frame, "at the turn of a loop")
         return self._opcode
+
+
+async def under(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> T:
+    """Await it, under the interrupter at each of its steps; what its event loop does in between is spared."""
+    return await _steps(interrupter, operation)
+
+
+@types.coroutine
+def _steps(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    step: Callable[[Any], Any] = operation.send
+    argument: Any = None
+    while True:
+        try:
+            with interrupter:
+                waiting = step(argument)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        except BaseException as error:
+            if getattr(operation, "cr_frame", None) is None:  # it has ended
+                raise
+            step, argument = operation.throw, error  # it has suspended before the interrupt came
+            continue
+        try:
+            step, argument = operation.send, (yield waiting)
+        except BaseException as error:  # noqa: BLE001 - it is handed on
+            step, argument = operation.throw, error
 
 
 _known: dict[CodeType, bool] = {}
