@@ -44,7 +44,9 @@ def checks_options(init: Callable[..., None], kind: type[Any]) -> Callable[..., 
                                 f"{suggest(option, fields)}")  # fmt: skip
             options[option], wanted = fitted(kind, option, given)
             if wanted is not None:
-                raise ConfigError(f"{kind.name}'s option {option!r} must be {wanted}, not {_given(fields[option], given)}")
+                raise ConfigError(
+                    f"{kind.name}'s option {option!r} must be {wanted}, not {_given(fields[option], given)}"
+                )
         init(self, *none, **options)
 
     return __init__
