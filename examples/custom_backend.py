@@ -6,11 +6,12 @@ This one forgets nothing: it is a ledger of every value that a key has had.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from threading import Lock
 
 from pocket_plug import Backend, Change, Conflict, Entry, Put, Store, StoreClosedError
+from pocket_plug.forking import new_lock
+
+History = tuple[Entry | None, ...]
 
 
 class Ledger(Backend):
@@ -20,9 +21,9 @@ class Ledger(Backend):
     needs_loop = False
 
     def __init__(self) -> None:
-        self.entries: defaultdict[str, list[Entry | None]] = defaultdict(lambda: [None])
+        self.entries: dict[str, History] = {}
         self._version = 0
-        self._lock = Lock()
+        self._lock = new_lock()  # one that nobody holds at the moment of a fork
         self._is_closed = False
 
     async def read(self, key: str) -> Entry | None:
@@ -38,10 +39,13 @@ class Ledger(Backend):
             if found != expect:
                 raise Conflict(key for key in expect if found[key] != expect[key])
             self._version += bool(changes)
+            new: dict[str, History] = {}  # made ready first: a reader, or Ctrl-C, may come between any two steps
             for change in changes:
-                if self._supersedes(change):
+                history = new.get(change.key) or self.entries.get(change.key, ())
+                if self._supersedes(change, history):
                     self._version = max(self._version, change.version or 0)
-                    self.entries[change.key].append(self._entry(change))
+                    new[change.key] = (*history, self._entry(change))
+            self.entries |= new  # and this is one step
             return self._version
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
@@ -61,15 +65,18 @@ class Ledger(Backend):
         return None
 
     def _live(self, key: str) -> Entry | None:
-        entry = self.entries[key][-1] if key in self.entries else None
+        return self._readable(self.entries.get(key, ()))
+
+    def _readable(self, history: History) -> Entry | None:
+        entry = history[-1] if history else None
         return entry if entry and (entry.expires_at is None or self.clock() < entry.expires_at) else None
 
-    def _supersedes(self, change: Change) -> bool:
+    def _supersedes(self, change: Change, history: History) -> bool:
         """A change with a version comes from another tier, and must not undo what is newer here."""
-        last = self.entries[change.key][-1]
+        last = history[-1] if history else None
         if change.version is None or last is None or last.version < change.version:
             return True
-        return last.version == change.version and not (isinstance(change, Put) and self._live(change.key))
+        return last.version == change.version and not (isinstance(change, Put) and self._readable(history))
 
 
 async def main() -> None:
@@ -86,7 +93,7 @@ async def main() -> None:
 
     print("now:   ", {name: await store.get(name) for name in [name async for name in store.keys()]})
     for key, entries in ledger.entries.items():
-        print(f"before: {key}:", [entry and entry.value for entry in entries[1:]])
+        print(f"before: {key}:", [entry and entry.value for entry in entries])
 
 
 if __name__ == "__main__":

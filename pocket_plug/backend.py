@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 """Gives epoch seconds, as `time.time` does; injected wherever time matters, so that tests own it."""
 
 READ_TRIES = 100
-"""How often a `read_many` that is derived from `read` begins again, as what it read was changed meanwhile."""
+"""How often a `read_many` that is derived from `read` starts again because something it read has changed, at most."""
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
 
@@ -99,8 +99,8 @@ class Backend:
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries that exist, all as they were at one moment: another's write is seen whole or not at all.
 
-        Derived from `read`, and a pure check that nothing has changed in between; else what has is read again. Override
-        it where a batch is cheaper, or keys are so hot that this raises StoreBusyError.
+        By default it calls `read` for each key, then checks by a write without changes that none has changed in between;
+        those that have are read again, and after 100 tries it raises StoreBusyError. Override it where a batch is cheaper.
         """
         seen: dict[str, Entry | None] = dict.fromkeys(keys)
         unsure = list(seen)
@@ -128,9 +128,9 @@ class Backend:
         Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
         the caller was told that it did not.
 
-        Conflict says that nothing was done, and whoever gets it tries again. So nothing on the way sends a write twice
-        without knowing what became of the first one, which would meet itself: a backend whose driver does that by itself
-        switches it off. Where an answer was lost, and the backend can't find out, it raises StoreError, not Conflict.
+        Conflict means that nothing was done, and callers try again after it. So a backend must not send a write a second
+        time without knowing the outcome of the first: the second would be in conflict with the first. If its driver retries
+        by itself, that has to be switched off. If an answer was lost and the outcome can't be found out, raise StoreError.
         """
         raise NotImplementedError(f"{type(self).__name__} has no write")
 
@@ -139,7 +139,7 @@ class Backend:
         raise NotImplementedError(f"{type(self).__name__} has no scan")
 
     async def check(self) -> list[str]:
-        """What is wrong with how the entries are kept, beyond what reading each of them shows. A sentence for each."""
+        """A sentence for each fault in how the entries are stored that reading them does not show, such as in an index."""
         return []
 
     async def version(self) -> int:

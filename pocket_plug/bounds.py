@@ -28,8 +28,8 @@ FEW = 128
 """Keys of a map, or members of a set, that may collide in any way they like."""
 
 COLLISIONS = 10_000_000
-"""So many steps may be taken in the hash tables of one record, beyond 64 for each key. Two are usual for a key, and 25
-where all are multiples of a page."""
+"""Probes that the hash tables of one record may take, beyond 64 for each key. Two for a key are usual, and 25 where all keys
+are multiples of 4096."""
 
 # Whose hash Python seeds anew for each process: nobody can choose keys of these that collide.
 _SEEDED = frozenset({str, bytes, type(None), bool})
@@ -70,7 +70,6 @@ _SMALL_EXTENSIONS = [
 _SMALL_CONTAINERS = [r"[\x80-\x9f]", r"\xdc..", r"\xdd....", rf"\xde\x00[\x00-\x{FEW:02x}]"]
 
 _UNCOUNTED = _pattern(*_PLAIN)
-_LISTS = _pattern(r"[\x90-\x9f]")
 _SMALL = _pattern(*_PLAIN, *_SMALL_CONTAINERS, *_SMALL_EXTENSIONS)
 
 _LENGTHS = [struct.Struct(">B"), struct.Struct(">H"), struct.Struct(">I")]
@@ -228,7 +227,7 @@ _left = _Left()
 
 @contextmanager
 def counted(left: float | None = None) -> Generator[_Left]:
-    """Within, one record is read or written, or goes on so: what its keys take is counted together. Elsewhere it isn't."""
+    """A block that reads or writes one record: the probes of all its keys are counted together. Elsewhere none are counted."""
     former, _left.steps = _left.steps, COLLISIONS if left is None else left
     try:
         yield _left
@@ -237,7 +236,7 @@ def counted(left: float | None = None) -> Generator[_Left]:
 
 
 def made_set(members: Sequence[Any]) -> set[Any]:
-    """The set of what is in a list. Raises CorruptRecordError where that was made to collide."""
+    """The set of a list's members. Raises CorruptRecordError where they were made to collide."""
     if len(members) <= FEW:
         return set(members)
     made: set[Any] = set()
@@ -246,7 +245,7 @@ def made_set(members: Sequence[Any]) -> set[Any]:
 
 
 def made_dict(keys: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
-    """The dict of keys and values, of which there are as many. Raises CorruptRecordError for keys made to collide."""
+    """The dict of as many keys as values. Raises CorruptRecordError for keys made to collide."""
     if len(keys) <= FEW:
         return dict(zip(keys, values, strict=True))
     made: dict[Any, Any] = {}
@@ -255,7 +254,7 @@ def made_dict(keys: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
 
 
 def _grow(keys: Sequence[Any], add: Callable[[slice], None], *, is_set: bool) -> None:
-    """Add all keys, a part at a time. Where that is slow it is counted what it takes: time alone refuses nothing."""
+    """Add all keys, a part at a time. If a part is slow the probes are counted: only their number, not time, refuses a record."""
     is_known = _SEEDED.issuperset(map(type, keys)) or _left.steps == math.inf
     for start in range(0, len(keys), _CHUNK):
         began = _clock()
@@ -265,8 +264,8 @@ def _grow(keys: Sequence[Any], add: Callable[[slice], None], *, is_set: bool) ->
             _left.steps -= steps_of(list(map(hash, keys)), int(_left.steps), is_set=is_set)
             if _left.steps < 0:
                 raise CorruptRecordError(
-                    f"a {'set' if is_set else 'dict'} of {len(keys):,} has keys that collide: to tell them apart takes more "
-                    f"than {COLLISIONS:,} comparisons"
+                    f"a {'set' if is_set else 'dict'} of {len(keys):,} has keys that collide: a hash table of them takes "
+                    f"more than {COLLISIONS:,} comparisons"
                 )
 
 
@@ -305,7 +304,7 @@ class _Table:
         self.slots: list[int | None] = [None] * size
 
     def step_of_dict(self, value: int) -> int:
-        """Put one in; gives how many others were in its way."""
+        """Insert a hash; gives how many places were taken already."""
         slots, mask = self.slots, self.mask
         rest = value & _WORD
         place, steps = rest & mask, 0
@@ -317,7 +316,7 @@ class _Table:
         return steps
 
     def step_of_set(self, value: int) -> int:
-        """The same of a set, which looks at ten places in a row: others of another hash in them are one step."""
+        """The same for a set, which looks at ten places in a row: one step for the row, and one for each equal hash in it."""
         slots, mask = self.slots, self.mask
         rest = value & _WORD
         place, steps = rest & mask, 0

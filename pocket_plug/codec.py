@@ -310,7 +310,7 @@ class _Walk:
         return {key: value if type(value) in leaves else wrap(value, depth) for key, value in values.items()}
 
     def check_keys(self, keys: Collection[Any], make: Callable[[list[Any]], object]) -> None:
-        """Refuse here what would be refused as it is read. Plain keys collide only where somebody looked for such ones."""
+        """Refuse keys here that `decode` would refuse. Plain ones collide only if they were made to, and aren't checked."""
         if self.leaves.issuperset(map(type, keys)):
             return
         try:
@@ -335,7 +335,7 @@ class _Walk:
 def _state(entry: _Entry, value: Any) -> Any:
     try:
         return entry.form.encode(value)
-    except RecursionError:  # the value's nesting, which the caller speaks of
+    except RecursionError:  # nested too deeply, which the caller reports
         raise
     except Exception as error:
         raise CodecError(f"taking a {_name(entry.type)} apart failed{_text(error)}") from error
@@ -378,7 +378,7 @@ def _upgraded(entry: _Entry, version: int, state: Any) -> Any:
 
 
 def _text(error: Exception) -> str:
-    """What failed, without the text of an error that isn't ours: it may quote the value. It is the cause of ours."""
+    """What failed. An error that isn't ours is named by its type only, as it may quote the value; it is the cause of ours."""
     return f": {error}" if isinstance(error, CodecError) else f" with {type(error).__name__}"
 
 
@@ -674,7 +674,7 @@ class Codec:
         found = zlib.crc32(payload, depth)
         if format == BOUND:
             if place is None:
-                raise CorruptRecordError("the record is bound to a place of a backend's, and is not in one")
+                raise CorruptRecordError("the record is bound to a key, version and deadline, and is read without them")
             found = zlib.crc32(place, found)
         elif format != FORMAT:
             raise CorruptRecordError(

@@ -1,8 +1,8 @@
-"""What callers do when they want the same key at once: combine their updates, or queue at a gate.
+"""How callers share a key that several want to change at once: they combine their updates, or wait in line at a gate.
 
-Retrying freely is quadratic: 800 writers of one key would make 320,000 tries. Who only sets a key queues nowhere, but
-waits a moment where another one of this process has lost to such sets a few times. Other processes can't be told: between
-the tries that are lost to them are pauses.
+Retrying freely is quadratic: 800 writers of one key would make 320,000 tries. Plain writes (`set`) never wait in line. But an
+update that has lost to those of this process a few times gets priority: they wait until it is done. Writes of other
+processes can't be made to wait, so between tries that were lost to them there are pauses.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ FREE_TRIES = 3
 TRIES = 20
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
-"""Seconds: what the pause between two tries is at most, at first and at last."""
-COURTESY = 1.0
-"""Seconds that a plain write waits for somebody ahead of it, at most: it orders them, and nothing depends on it."""
+"""Seconds: the longest pause after the first lost tries, and after many."""
+PRIORITY_WAIT = 1.0
+"""Seconds that a plain write waits, at most, for an update with priority. Priority is for fairness; no promise depends on it."""
 
 
 class Backoff:
-    """The pauses between tries that were lost to other processes: each from 0 to a bound that doubles ("full jitter").
+    """The pauses after tries that were lost to other processes: random, from 0 to a bound that doubles ("full jitter").
 
-    So those that have met once don't meet again. `sleep` and `uniform` are replaced by tests.
+    So two processes that collided once don't collide again and again. Tests replace `sleep` and `uniform`.
     """
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]] = pause,
@@ -45,14 +45,14 @@ class Backoff:
         self._sleep, self._uniform = sleep, uniform
 
     async def __call__(self, lost: int) -> None:
-        """Pause, after so many lost tries; the first few are free."""
+        """Pause after that many lost tries; after the first few there is no pause."""
         if lost >= FREE_TRIES:
             longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (lost - FREE_TRIES))
             await self._sleep(self._uniform(0, longest))
 
 
 Place = tuple[str, asyncio.AbstractEventLoop | None]
-"""Callers that may combine: of one key, on one event loop or all in threads. So no loop's end is another one's."""
+"""Callers that may combine: those of one key on one event loop, or in threads. So a loop that stops stops nobody elsewhere."""
 
 
 class _Request:
@@ -65,21 +65,21 @@ class _Request:
 
 
 class _Line:
-    """Those who wait at one place, and who serves them. Kept by the Combiner while there is anybody."""
+    """The requests that wait at one place, and the leader that serves them. The Combiner keeps it while there are any."""
 
     __slots__ = ("leader", "next", "requests")
 
     def __init__(self) -> None:
         self.requests: list[_Request] = []
         self.leader: object = None
-        self.next: Waiter[tuple[bool, Any]] | None = None  # of a leader who is still to be told
+        self.next: Waiter[tuple[bool, Any]] | None = None  # of a new leader that wasn't notified yet
 
 
 class Combiner:
     """Applies concurrent updates of one key in one write.
 
     The first to come leads: it serves everybody queued so far as one batch, then hands the lead on. Leaders on several
-    event loops, those in threads, and nodes that were in conflict take turns at a gate.
+    event loops, those in threads, and nodes that had a conflict take turns at a gate.
 
     Whoever leads may be interrupted (Ctrl-C) between any two steps. So each step of leaving can be done again.
     """
@@ -94,15 +94,15 @@ class Combiner:
         after_fork(self._forget_others)
 
     def _forget_others(self) -> None:
-        """In a forked child: those who queue are the parent's."""
+        """In a forked child: the requests that wait are the parent's."""
         self._lines.clear()
         self._tasks.clear()
 
     async def apply(self, name: str, step: Step) -> Any:
-        """The caller's answer. Raises what `step` raised, or Conflict when other processes never let go of the key."""
+        """The caller's answer. Raises what `step` raised, or Conflict when other processes change the key at each try."""
         request = _Request(step)
-        # whoever leads may be a task that can't go on before this call is over, or wait for one who waits for a gate
-        # held around it
+        # Waiting in line could last for ever: the leader may be a task of the event loop that this call blocks, or wait for a
+        # gate that is held around this call.
         if blocked_loop() is not None or self._gates.held_here():
             await self._apply_all(name, [request])
             return request.waiter.outcome()[1]
@@ -134,7 +134,7 @@ class Combiner:
             raise
 
     def _withdrew(self, place: Place, request: _Request) -> bool:
-        """Take it out of the line, unless it is being served. It leads no longer."""
+        """Take a request out of the line and let another one lead. Gives False if it is being served already."""
         with self._lock:
             line = self._lines.get(place)
             if line is not None and request in line.requests:
@@ -155,7 +155,7 @@ class Combiner:
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            self._hand_on(place, leader)  # in case that it was stopped before it had begun
+            self._hand_on(place, leader)  # in case the task was cancelled before it ran
 
         task.add_done_callback(done)
 
@@ -163,7 +163,7 @@ class Combiner:
         name = place[0]
         batch: list[_Request] = []
         hold = self._gates.hold((name,))
-        stopped = StoreError(f"{name!r}: who wrote for several callers was stopped; whether it landed is not known")
+        stopped = StoreError(f"{name!r}: the task that wrote for several callers was stopped; it may have landed")
         try:
             async with hold:
                 with self._lock:
@@ -216,7 +216,7 @@ class Combiner:
     async def _in_tries(self, turn: ExitStack, name: str, batch: list[_Request]) -> bool:
         for lost in range(TRIES):
             if lost == FREE_TRIES:
-                turn.enter_context(self._gates.ahead((name,)))
+                turn.enter_context(self._gates.priority((name,)))
             await self._backoff(lost)
             if await self._applied(name, batch):
                 return True
@@ -261,8 +261,8 @@ class Combiner:
                 request.waiter.fail(error)
 
 
-class _Turn:
-    """While it lasts, plain writes wait for its end."""
+class _Priority:
+    """The time in which one update has priority: plain writes of its keys wait for its end."""
 
     def __init__(self) -> None:
         self._loop = asyncio._get_running_loop()
@@ -276,93 +276,94 @@ class _Turn:
 
     async def ended(self, in_place: bool) -> None:
         if blocked_loop() is not None and blocked_loop() is self._loop:
-            return  # whoever is ahead can't go on before this call is over
+            return  # the update can't go on before this call is over
         if in_place or may_block():
-            self._over.wait(COURTESY)
+            self._over.wait(PRIORITY_WAIT)
             return
         waiter: Waiter[None] = Waiter()
         self._waiting.append(waiter)
         if self._over.is_set():
             return
         assert waiter.loop is not None
-        late = waiter.loop.call_later(COURTESY, wake, [waiter.give(None)])
+        timer = waiter.loop.call_later(PRIORITY_WAIT, wake, [waiter.give(None)])
         try:
             await waiter
         finally:
-            late.cancel()
+            timer.cancel()
 
 
 _held: ContextVar[frozenset[tuple[Gates, str]]] = ContextVar("pocket_plug.held", default=frozenset())
-"""The gates held around the current call, by a node that is tried again and by what it calls."""
+"""The gates held around the current call, by a node that is tried again and by what it calls; also names with priority."""
 
 
 class Gates:
-    """Fair locks by name, for tasks and threads alike; taken by those who have lost a few conflicts already.
+    """Fair locks by name, for tasks and threads alike; acquired by callers that have lost a few conflicts already.
 
     They order callers and guard nothing: where an event loop stops while one of its tasks holds a gate, others pass.
 
-    Plain writes need no gate. `ahead` has those of some names wait, if they come by `let_by`; `on_ahead` is called with
-    True and False as that begins and ends to be so for any name.
+    Plain writes acquire no gate. But `priority` gives a caller priority over those of some names, and they wait for its end
+    in `yield_to_priority`. `on_priority` is called with True when anybody has priority, for any name, and with False when
+    nobody has it any more.
     """
 
-    def __init__(self, on_ahead: Callable[[bool], None] = lambda ahead: None) -> None:
+    def __init__(self, on_priority: Callable[[bool], None] = lambda has_priority: None) -> None:
         self._lock = new_lock()
         self._queues: dict[str, deque[Waiter[None]]] = {}  # the first one holds the gate
-        self._ahead: dict[str, _Turn] = {}
-        self._on_ahead = on_ahead
+        self._priorities: dict[str, _Priority] = {}
+        self._on_priority = on_priority
         after_fork(self._forget_others)
 
     def _forget_others(self) -> None:
-        """In a forked child nobody is in line."""
+        """In a forked child: the callers in line are the parent's."""
         self._queues.clear()
-        self._ahead.clear()
-        self._on_ahead(False)
+        self._priorities.clear()
+        self._on_priority(False)
 
     def hold(self, names: Iterable[str]) -> Hold:
-        """`async with` it: hold the gates of these names; taken in order, so that two holders never wait for each other.
+        """`async with` it: hold the gates of these names; acquired in order, so that two holders never wait for each other.
 
-        Whoever holds some already, around this call, has them. Raises SyncError where it would wait for a task of the
-        event loop that the caller blocks.
+        Gates that are held around this call already are not acquired again. Raises SyncError where it would wait for a task
+        of the event loop that the caller blocks.
         """
         return Hold(self, names)
 
     @contextmanager
-    def ahead(self, names: Iterable[str]) -> Generator[None]:
-        """Plain writes of these names by others wait meanwhile: for who has lost to them a few times."""
-        turn, mine = _Turn(), list[str]()
-        added = frozenset[tuple[Gates, str]]()  # what whoever is ahead writes itself, waits for nobody
+    def priority(self, names: Iterable[str]) -> Generator[None]:
+        """Have priority: others' plain writes of these names wait meanwhile. For a caller that has lost to them a few times."""
+        turn, mine = _Priority(), list[str]()
+        added = frozenset[tuple[Gates, str]]()  # the caller's own writes don't wait for itself
         try:
             with self._lock:
-                mine += (name for name in names if name not in self._ahead)
-                self._ahead.update(dict.fromkeys(mine, turn))
-                self._on_ahead(bool(self._ahead))
+                mine += (name for name in names if name not in self._priorities)
+                self._priorities.update(dict.fromkeys(mine, turn))
+                self._on_priority(bool(self._priorities))
             added = frozenset[tuple[Gates, str]]((self, name) for name in mine) - _held.get()
             _held.set(_held.get() | added)
             yield
         finally:
             turn.is_over = True
             try:
-                self._leave_ahead(turn, added)
+                self._end_priority(turn, added)
             except BaseException:
-                self._leave_ahead(turn, added)
+                self._end_priority(turn, added)
                 raise
 
-    def _leave_ahead(self, turn: _Turn, added: frozenset[tuple[Gates, str]]) -> None:
-        """May be done again."""
+    def _end_priority(self, turn: _Priority, added: frozenset[tuple[Gates, str]]) -> None:
+        """End a priority. Can be called again."""
         _held.set(_held.get() - added)
         with self._lock:
-            for name in tuple(name for name, other in self._ahead.items() if other is turn):
-                self._ahead.pop(name, None)
-            self._on_ahead(bool(self._ahead))
+            for name in tuple(name for name, other in self._priorities.items() if other is turn):
+                self._priorities.pop(name, None)
+            self._on_priority(bool(self._priorities))
         turn.end()
 
-    async def let_by(self, names: Iterable[str], in_place: bool) -> None:
-        """Wait, for `COURTESY` at most, until nobody is ahead at these names; `in_place`: without suspending."""
+    async def yield_to_priority(self, names: Iterable[str], in_place: bool) -> None:
+        """Wait until nobody has priority for these names, `PRIORITY_WAIT` at most; `in_place`: block, don't suspend."""
         mine = self.held_here()
         for name in names:
-            turn = self._ahead.get(name)
-            if turn is not None and turn.is_over:  # whose end was interrupted
-                self._leave_ahead(turn, frozenset())
+            turn = self._priorities.get(name)
+            if turn is not None and turn.is_over:  # its end was interrupted
+                self._end_priority(turn, frozenset())
             elif turn is not None and name not in mine:
                 await turn.ended(in_place)
 
@@ -378,16 +379,16 @@ class Gates:
         return [name for name in names if name in self._queues and name not in mine]
 
     def turn(self, names: Collection[str], in_line: bool) -> Hold:
-        """In which to try again: in line for these names; at once where nobody queues and the caller need not."""
+        """A hold for another try: of the gates of these names if it is to wait in line or somebody else does; else of none."""
         return self.hold(names if in_line or self.taken(names) else ())
 
-    def let_go_first(self, names: Iterable[str]) -> None:
-        """Raise Conflict where others queue for one of these: newcomers that pass them by would make them lose for ever."""
+    def refuse_to_overtake(self, names: Iterable[str]) -> None:
+        """Raise Conflict where others wait in line for one of these: if newcomers passed them, they would lose for ever."""
         if self._queues and (taken := self.taken(names)):
             raise Conflict(taken)
 
     async def enter(self, name: str, ticket: Waiter[None]) -> None:
-        """Wait in line for a gate. Who waits or was let in has to leave."""
+        """Wait in line for a gate. `leave` must follow, also if the waiting was cancelled."""
         blocked = blocked_loop()
         with self._lock:
             queue = self._queues.setdefault(name, deque())
@@ -399,12 +400,12 @@ class Gates:
         await ticket
 
     def leave(self, name: str, ticket: Waiter[None]) -> None:
-        """Let the next one in. If that is interrupted, it can be done again."""
+        """Release a gate, or leave the line for it, and let the next one in. Can be called again if it was interrupted."""
         with self._lock:
             queue = self._queues.get(name)
             if queue is None:
                 return
-            if ticket in queue:  # else it was passed by
+            if ticket in queue:  # else it was skipped
                 queue.remove(ticket)
             if queue:
                 self._admit(queue)
@@ -412,7 +413,7 @@ class Gates:
                 del self._queues[name]
 
     def _admit(self, queue: deque[Waiter[None]]) -> None:
-        """Let the first one in, and pass by those who wait on a loop that has stopped: they may never leave."""
+        """Let the first one in. Those that wait on an event loop that has stopped are skipped: they may never leave."""
         admitted: list[Waiter[None]] = []
         while queue and queue[0].is_orphaned:
             admitted.append(queue.popleft())
@@ -421,10 +422,10 @@ class Gates:
 
 
 class Hold:
-    """Some gates, and who holds them within `async with`.
+    """Some gates, held within `async with`.
 
-    An interrupt (Ctrl-C) may come before `__aexit__` has begun. So whoever must not keep others waiting for ever calls
-    `leave` besides.
+    An interrupt (Ctrl-C) may come before `__aexit__` has begun. So callers call `leave` in a `finally` besides, or others
+    might wait for ever.
     """
 
     __slots__ = ("_around", "_gates", "_names", "_tickets")
@@ -451,7 +452,7 @@ class Hold:
         self.leave()
 
     def leave(self) -> None:
-        """Leave those that were entered or waited for. May be called again."""
+        """Leave all gates that are held or waited for. Can be called again."""
         if not self._tickets:
             return
         _held.set(self._around)

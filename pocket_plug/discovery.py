@@ -103,16 +103,17 @@ def find_plugins(*, third_party: bool = True) -> tuple[list[Candidate], list[Plu
     broken: list[PluginRecord] = []
     seen: set[str] = set()
     for source in distributions() if third_party else _our_distribution():
-        name = "?"
+        name, version = "?", None
         try:
             if f"[{GROUP}]" not in (source.read_text("entry_points.txt") or ""):
                 continue
-            name, version, points = source.name, source.version, source.entry_points.select(group=GROUP)
+            name, version = source.name, source.version
+            points = source.entry_points.select(group=GROUP)  # all or, where importlib_metadata is in charge, none
         except BaseException as error:  # anybody writes metadata; a broken one must not hide the others
             if not is_fault(error):
                 raise
             reason = f"its metadata can't be read: {describe(error)}"
-            broken.append(PluginRecord(name, name, None, "entry point", status="failed", reason=reason))
+            broken.append(PluginRecord(name, name, version, "entry point", status="failed", reason=reason))
             continue
         if normalised(name) in seen:
             continue  # the first on the path counts, as for imports

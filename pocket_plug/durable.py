@@ -52,7 +52,6 @@ from .runner import Commit, Execution, Visited
 from .shape import passed
 from .stack import Stack
 from .store import MISSING, StoreReader
-from .transaction import Transaction
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -66,15 +65,15 @@ PART = f"{RESERVED}run-part:"
 """`pocket:run-part:ID:…` is what else there is of it: `start`, `path:N` for each node that it has passed, and `item:…` for
 each item of a fan-out that is under way."""
 ENDED = f"{RESERVED}run-ended:"
-"""`pocket:run-ended:TIME:ID` is for a finished run that isn't kept for ever: it is to be looked at from TIME on."""
+"""`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: from TIME on the run is to be looked at."""
 HEADER = 6
 """The bytes of a codec's record before those of the value."""
 CHUNK = 256
 """How many records of a run are removed in one write."""
 SWEPT = 4
-"""How many finished runs are looked at when one ends: more than one, so that a backlog gets smaller."""
+"""How many finished runs are looked at, at most, when a run ends: more than one, so that a backlog gets smaller."""
 PAUSES: Sequence[float] = (0.05, 0.5)
-"""Seconds between the looks for a write whose answer was lost."""
+"""Seconds between the tries to find out whether a failed write has landed."""
 
 Status = Literal["running", "suspended", "finished"]
 
@@ -143,7 +142,7 @@ class Checkpoint:
     is_old: bool = False
     """Was it left by an execution before this one?"""
     failed: Exception | None = None
-    """Why it could not be written or read, the last time that it couldn't."""
+    """The error of the last read or write of the checkpoint, if it failed."""
 
     def load(self, entry: Entry) -> None:
         """Take it from what is stored."""
@@ -291,7 +290,7 @@ class Journal:
         self.answer: bytes | None = None
         self.carrier: dict[str, str] = {}
         self.unrecorded: list[Exception] = []
-        """What has left items because they could not be recorded: no results of theirs."""
+        """Errors of recording items. They are not the items' own, so they are never collected."""
         self.is_to_tell = False
         """Does the run go on, and nobody was told yet?"""
         self.cancelled: asyncio.CancelledError | None = None
@@ -307,7 +306,7 @@ class Journal:
             raise type(error)(f"{what} can't be kept for run {self.id!r}: {error}") from error
 
     def token(self) -> str:
-        """What the next write is known by. No two are the same, so none is ever taken for another one's."""
+        """A new token for the next write. It is unique, so no write is ever taken for another one."""
         self.writes += 1
         return f"{self.owner}.{self.writes}"
 
@@ -362,7 +361,7 @@ class Journal:
                 now = (await self._found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
                 if now is None or _field(now, "owner") != token:
                     if isinstance(error, Conflict):
-                        continue  # somebody else was faster: look again
+                        continue  # another execution was faster: look again
                     raise
                 checkpoint.version = now.version
             checkpoint.commits = record["commits"]
@@ -432,10 +431,10 @@ class Journal:
         return now
 
     async def landed(self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str) -> int | None:
-        """After a failed write: the version that it got if it landed all the same, its answer having been lost.
+        """After a failed write: its version if it has landed all the same (only the answer was lost), else None.
 
-        A conflict tells nothing by itself: a driver may have sent the write twice, and met the first one's. So it is the
-        tokens that are compared. Raises RunFenced where the run is somebody else's by now, and OutcomeUnknown.
+        A Conflict doesn't tell: a driver may have sent the write twice, and the second was in conflict with the first. So the
+        token in the record is compared. Raises RunFenced where the run is somebody else's by now, and OutcomeUnknown.
         """
         what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
         found = await self._found({self.checkpoint.key, checkpoint.key}, failed, what)
@@ -447,7 +446,7 @@ class Journal:
         if own is not None and _field(own, "owner") == token:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
-            raise self._unknown(what, "what landed is an earlier try, late") from failed
+            raise self._unknown(what, "an earlier try has landed in the meantime") from failed
         return None
 
     async def _found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
@@ -471,9 +470,9 @@ class Journal:
         return OutcomeUnknown(f"run {self.id!r}: whether {what} has landed is not known, since the store failed, and {why}. "
                               f"resume({self.id!r}) finds out, and goes on from there")  # fmt: skip
 
-    # ------------------------------------------------------------ what is finished has an end
+    # ------------------------------------------------------------ removing finished runs
     def finish(self, token: str, frames: Sequence[Frame], result: bytes) -> list[Change]:
-        """What is written when the run has ended."""
+        """The changes that record the end of the run."""
         changes: list[Change] = [Put(self.checkpoint.key, self.record(token, frames, "finished", result))]
         if (keep := self.graph.keep_finished) is not None:
             name = self.checkpoint.key.removeprefix(RUN)
@@ -482,11 +481,11 @@ class Journal:
         return changes
 
     async def sweep(self) -> None:
-        """Remove some of the finished runs whose time is over. What it can't do, another run's end does.
+        """Remove some of the finished runs whose `keep_finished` is over. What it leaves, the next run that ends does.
 
-        No record of a run has a deadline: each client would judge it by a clock of its own, and one that is ahead would
-        do a finished run again. A run goes when two looks, by whatever clients, have each found `keep_finished` gone by:
-        the first since it ended, the second since the first. So no single clock that is wrong can make it go too early.
+        No record of a run has a deadline: each client would judge it by its own clock, and one that is ahead would do a
+        finished run again. A run is removed when two looks, of whatever clients, have each found that `keep_finished` has
+        passed: the first look since the run's end, the second since the first. So a single wrong clock can't remove it early.
         """
         keys = self.stack.scan(ENDED)
         try:
@@ -494,7 +493,7 @@ class Journal:
             async for key in keys:
                 if swept == SWEPT or _look_time(key) > now:
                     break
-                # somebody else may be at it, and what is damaged is in nobody's way
+                # another client may be removing it, and a damaged note does no harm
                 with suppress(Conflict, CodecError):
                     await self._look_again(key, now)
                     swept += 1
@@ -534,7 +533,7 @@ def _look_key(time: float, name: str) -> str:
 def _look_time(key: str) -> float:
     with suppress(ValueError):
         return float(key.removeprefix(ENDED).partition(":")[0])
-    return 0.0  # nothing that we have written, and removed at once
+    return 0.0  # not written by us; it sorts first, and is removed
 
 
 def _plain(frame: Frame) -> dict[str, Any]:
@@ -673,7 +672,7 @@ class DurableExecution(Execution):
             frame = Frame(target.name if target is not None else None, self.journal.encode(output, what), visits,
                           self.left_by if target is None else DEFAULT, step.name if step.hooks else "")  # fmt: skip
             ends = target is None and self.outer is None and not frame.hooks
-            self.stack.gates.let_go_first(expect)
+            self.stack.gates.refuse_to_overtake(expect)
             if step.kind == "fan_out":
                 changes = [*changes, *(Delete(key) for key in self.items)]
             cancelled = await self._checkpointed(
@@ -727,7 +726,7 @@ class DurableExecution(Execution):
 
     async def _clean_up(self, step: Step, call: NodeCall | None, hooks: tuple[str, str],
                         outcome: Any) -> asyncio.CancelledError | None:  # fmt: skip
-        """As any run's; where nobody knows whether the node has failed, whoever goes on runs the hooks."""
+        """As in any run. If it isn't known whether the node has failed, no hook is called: the next execution does."""
         if isinstance(outcome, OutcomeUnknown):
             return None
         return await super()._clean_up(step, call, hooks, outcome)
@@ -771,28 +770,18 @@ class DurableExecution(Execution):
         return visited
 
     def must_end(self, error: Exception) -> bool:
-        """What keeps an item from being recorded, or gone on with, says nothing of the item: it is to be done by a resume.
+        """Is this an error of the run's store, not of the item? Then the item has no result yet, and a resume does it.
 
-        Nor does a failure of the run's store where the item's phases read.
+        So it is for errors of recording an item or reading its record, and of the run's store in the item's phases.
         """
         return (
             isinstance(error, RunFenced)
             or any(error is each for each in self.journal.unrecorded)
-            or (isinstance(error, StoreError) and not isinstance(error, TransactionError) and self._is_of_store(error))
+            or (isinstance(error, StoreError) and not isinstance(error, TransactionError) and error.stack is self.stack)
         )
 
-    def _is_of_store(self, error: Exception) -> bool:
-        """Has it come out of a transaction over the run's store, rather than out of some other store that a node uses?"""
-        trace = error.__traceback__
-        while trace is not None:
-            holder = trace.tb_frame.f_locals.get("self")
-            if isinstance(holder, Transaction) and holder.stack is self.stack:
-                return True
-            trace = trace.tb_next
-        return False
-
     def collected(self, error: Exception) -> Exception:
-        """What can be kept of it: the same whether the results are handed on at once or by a resume."""
+        """What can be stored of it; handed on at once too, so that a resume makes no difference."""
         return storable(error)
 
     async def ask(self, step: AskStep, value: Any) -> Answered[Any, Any]:

@@ -34,6 +34,9 @@ class ValueTypeError(PocketError, TypeError):
 class StoreError(PocketError):
     """A backend or a layer could not do what it was asked: never to be read as 'nothing there'."""
 
+    stack: object | None = None
+    """The store's stack, where it was read within a transaction: a node may use other stores too."""
+
 
 class StoreClosedError(StoreError):
     """The store was used after `close`, or before `open` where it needs one."""
@@ -84,7 +87,7 @@ class CorruptRecordError(CodecError, ValueError):
 
 # ---------------------------------------------------------------- configuration and plugins
 class ConfigError(PocketError, ValueError):
-    """A configuration file, an option, or a stack that can't be meant."""
+    """A configuration file, an option, or a stack is invalid."""
 
 
 class UnknownStoreError(ConfigError, KeyError):

@@ -1,13 +1,14 @@
-"""Forks of this process, whose child has a copy of everything but the other threads. The only place that knows of them.
+"""What is done when this process forks: a child has a copy of everything but the other threads.
 
-Before a fork, the thread that forks waits until no other thread is in the middle of anything: it takes all locks that
-were made here, and what has files open closes them (`Participant`). So what the child inherits is whole. In the child
-`after_fork` then has each part forget what belongs to threads, loops and connections that only the parent has.
+Before a fork, the thread that forks waits until no other thread is in the middle of anything. It acquires every lock that was
+made here, and each `Participant` closes what a child can't share, such as connections to a file. So what the child inherits is
+consistent. In the child, the callbacks of `after_fork` drop what belongs to threads, event loops and connections that only
+the parent has.
 
-What isn't ready within `PATIENCE` seconds is left as it is, and the fork goes on: a thread may be stuck, and a signal's
-handler that forks may have interrupted the very thread that holds a lock. So in the child such a lock has as long again to
-be released by the thread that forked; if it is not, who held it isn't there, what it guards refuses to be used (`lost`),
-and it is freed. A child that is forked without Python's functions for it (by a library in C) is not helped by any of this.
+A fork waits `PATIENCE` seconds at most: a thread may be stuck, and a signal's handler may fork while its own thread holds a
+lock. In the child, such a lock may be released by the thread that forked, for as long again. If it isn't, the thread that held
+it doesn't exist there: the lock's callback (`lost`) makes what it guards refuse to be used, and the lock is freed. A child that
+a library in C forks by itself gets none of this.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from weakref import ReferenceType, ref
 from .errors import StoreError, is_fault
 
 PATIENCE = 5.0
-"""Seconds that a fork waits, at most, for other threads to finish what they are at."""
+"""Seconds that a fork waits, at most, for other threads to finish what they are doing."""
 
-_SLICE = 0.01  # seconds for one lock, while the others are held already
+_SLICE = 0.01  # seconds to wait for one lock, while others are held
 
 _module_locks: dict[str, Callable[[], Any]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
-"""Python's own, of the modules that are being imported; where they are not to be found, a fork doesn't look at them."""
+"""Python's own locks of modules that are being imported. If a Python has none of that name, forks don't wait for imports."""
 
 _logger = logging.getLogger("pocket_plug")
 T = TypeVar("T")
@@ -43,22 +44,22 @@ Callback = Callable[[], object]
 
 
 class Participant(Protocol):
-    """What a fork must find at rest, such as connections to a file. The thread that forks calls these."""
+    """What must be idle at a fork, such as connections to a file. The thread that forks calls the methods."""
 
     def rest(self) -> bool:
-        """Try to come to rest, and stay so while `is_under_way`; is it? Called again and again if not."""
+        """Try to become idle, and stay so while `is_under_way()`. Gives True if it is; else it is called again."""
         ...
 
     def begin_anew(self) -> None:
-        """The fork is over, and this is the child. What wasn't at rest must never be touched here."""
+        """Called in the child. What wasn't idle at the fork must never be used here."""
         ...
 
 
 class _Weak:
-    """A callback; the object of a bound one is held weakly.
+    """A callback; the object of a bound method is held weakly.
 
-    What happens when that is gone is a step of C's: an exception that a signal's handler raises in a function of Python's
-    that the garbage collector calls would only be printed, and Ctrl-C would be lost.
+    `gone` is called when that object is garbage-collected. It has to be a C function: what a signal's handler raises in a
+    Python function that the garbage collector calls is only printed, so a Ctrl-C would be lost.
     """
 
     __slots__ = ("_function", "_owner")
@@ -87,22 +88,22 @@ _lost: dict[int, _Weak] = {}  # by the lock's id
 
 
 def after_fork(callback: Callback) -> None:
-    """Have it called in each child of a fork, in the order in which they were given. A bound method is held weakly."""
+    """Call `callback` in each forked child; callbacks are called in the order given. A bound method is held weakly."""
     number = next(_numbers)
     _callbacks[number] = _Weak(callback, partial(_callbacks.pop, number))
 
 
 def take_part(participant: Participant) -> None:
-    """Have it come to rest before each fork. It is held weakly."""
+    """Ask `participant` to become idle before each fork. It is held weakly."""
     number = next(_numbers)
     _participants[number] = ref(participant, partial(_participants.pop, number))
 
 
 def new_lock(lost: Callback | None = None) -> threading.Lock:
-    """A plain `threading.Lock` that nobody holds at the moment of a fork.
+    """A plain `threading.Lock` that no other thread holds at the moment of a fork.
 
-    `lost` is called in a child where that couldn't be had: what the lock guards may be half changed there. A bound
-    method is held weakly.
+    If one does all the same, for longer than a fork waits, `lost` is called in the child: what the lock guards may be half
+    changed there. A bound method is held weakly.
     """
     return _known(threading.Lock(), lost)  # type: ignore[no-any-return]
 
@@ -133,12 +134,12 @@ _here = _Here()
 
 
 def is_under_way() -> bool:
-    """Is this process about to be forked? Then nothing may be begun that a child can't inherit: see `wait_for_fork`."""
+    """Is this process about to be forked? Then open nothing that a child can't inherit: call `wait_for_fork` before."""
     return _under_way
 
 
 def wait_for_fork() -> None:
-    """Wait until the fork that goes on, if one does, is over; hold no lock meanwhile. Raises StoreError where it goes on."""
+    """Wait for the end of a fork that another thread has begun; hold no lock meanwhile. Raises StoreError if this thread did."""
     if _here.fork is not None:
         raise StoreError(
             "a store is used in the middle of a fork, by a function that os.register_at_fork was given; register it "
@@ -148,24 +149,25 @@ def wait_for_fork() -> None:
         pass
 
 
-# A signal's handler may raise between any two steps of Python's; what must not be torn apart is one step, of C's.
+# A signal's handler may raise between any two steps of Python code, but not within C code. So acquiring and keeping account
+# of it is one call into C.
 _acquire: Callable[[Any], bool] = methodcaller("acquire", True, _SLICE)
 _release: Callable[[Any], None] = methodcaller("release")
 
 
 def take(locks: Iterable[Any], taken: list[Any]) -> None:
-    """Acquire them in this order, as far as each is to be had soon; `taken` has exactly those, whatever is raised."""
+    """Acquire the locks in this order, up to the first that isn't free soon. `taken` has those acquired, whatever is raised."""
     taken.extend(takewhile(_acquire, locks))
 
 
 def release(taken: list[Any]) -> None:
-    """Release them all, the last one first; `taken` has none of them then."""
+    """Release all locks in `taken`, the last one first, and empty it."""
     taken.insert(0, None)
     deque(map(_release, iter(taken.pop, None)), maxlen=0)
 
 
 def _imports() -> bool:
-    """Is another thread importing a module? In a child whoever imports that one too would wait for it for ever."""
+    """Is another thread importing a module? An import of the same module in a child would wait for that thread for ever."""
     me = threading.get_ident()
     locks = [lock for it in [*_module_locks.values()] if (lock := it()) is not None]
     return any(getattr(lock, "owner", None) not in (None, me) for lock in locks)
@@ -176,7 +178,7 @@ def _taking_part() -> list[Participant]:
 
 
 class _Fork:
-    """What was taken for it, and what wasn't to be had."""
+    """One fork: the locks that were acquired for it, and what wasn't idle or free in time."""
 
     def __init__(self) -> None:
         self.depth = 1
@@ -188,14 +190,14 @@ class _Fork:
         self.interrupt: BaseException | None = None
 
     def prepare(self) -> None:
-        """May be called again, where something was raised in the middle of it."""
+        """Wait for participants and locks. If a signal's handler raises in it, it is called again."""
         global _under_way
         release(self.taken)
-        while not self.turn and time.monotonic() < self.until + PATIENCE:  # the other one's is over by then
+        while not self.turn and time.monotonic() < self.until + PATIENCE:  # another fork takes no longer
             take((_turn,), self.turn)
         _under_way = True
         self.restless = _taking_part()
-        while True:  # these first: who works on a file may need a lock to come to its end
+        while True:  # before the locks: an operation on a file may need one to finish
             self.restless = [each for each in self.restless if _guarded(each, each.rest) is False]
             if not self.restless or time.monotonic() >= self.until:
                 break
@@ -206,7 +208,11 @@ class _Fork:
             time.sleep(0.001)
 
     def _take_all(self, locks: list[Any]) -> bool:
-        """One that isn't to be had soon may be held by who waits for another: then none is taken, and that one is next."""
+        """Acquire all of them; False if one isn't free soon, which is then the first of `locks`, to be tried first the next time.
+
+        The order in which they nest isn't known. So a thread that holds one may wait for another that is held here: the
+        caller releases all, and tries again. When the time is over, those that aren't free go into `missing`.
+        """
         self.missing, left = [], locks
         while left:
             before = len(self.taken)
@@ -221,7 +227,7 @@ class _Fork:
         return True
 
     def end(self) -> bool:
-        """Release everything, if this was all of it: a signal's handler may have forked in the middle of a fork."""
+        """Release everything at the end of the outermost fork: a signal's handler may have forked in the middle of one."""
         self.depth -= 1
         if self.depth:
             return False
@@ -231,7 +237,7 @@ class _Fork:
 
 
 def _in_spite_of_interrupts(fork: _Fork, step: Callback) -> None:
-    """Do it, again if a signal's handler raises meanwhile: an error in a function for forks would only be printed."""
+    """Run a step, again if a signal's handler raises in it: Python only prints what is raised while it forks."""
     for _ in range(10):
         try:
             step()
@@ -241,13 +247,13 @@ def _in_spite_of_interrupts(fork: _Fork, step: Callback) -> None:
 
 
 def _guarded(part: object, step: Callable[[], T]) -> T | None:
-    """What a plugin's part raises must not keep the others from being prepared."""
+    """Run a step of one participant or callback. If it fails that is logged, and the others still get their turn."""
     try:
         return step()
     except BaseException as error:
         if not is_fault(error):
             raise
-        _logger.exception("a fork: %r has failed to prepare for it, or to begin anew in the child", part)
+        _logger.exception("%r failed to prepare for a fork, or to start again in the child", part)
     return None
 
 
@@ -273,15 +279,15 @@ def _after_in_parent() -> None:
     _in_spite_of_interrupts(fork, go_on)
     if fork.restless or fork.missing:
         _logger.warning(
-            "a child was forked though %s, for all of the %g s that were waited; what that concerns may refuse to be "
-            "used there", _title(fork), PATIENCE,
+            "a child was forked although %s, after waiting %g s for that to end; stores and queues that this concerns "
+            "may refuse to be used in the child", _title(fork), PATIENCE,
         )  # fmt: skip
     _raise_again(fork)
 
 
 def _raise_again(fork: _Fork) -> None:
-    """What a signal's handler has raised meanwhile."""
-    if isinstance(fork.interrupt, KeyboardInterrupt):  # sent once more, for when this is over
+    """Raise what a signal's handler raised during the fork."""
+    if isinstance(fork.interrupt, KeyboardInterrupt):  # raised here it is only printed, so the signal is sent once more
         main = threading.main_thread().ident
         assert main is not None
         again = threading.Timer(_SLICE, signal.pthread_kill, (main, signal.SIGINT))
@@ -314,7 +320,7 @@ def _begin_anew(fork: _Fork) -> None:
     reentrant: Any = type(threading.RLock())
     for lock in fork.missing:
         if isinstance(lock, reentrant):  # another thread has it, for this one would have got it
-            _tell_it_is_lost(lock)
+            _report_lost(lock)
             lock._at_fork_reinit()  # as `logging` and `threading` do with theirs
     plain = [lock for lock in fork.missing if not isinstance(lock, reentrant)]
     if plain:
@@ -325,11 +331,11 @@ def _free_in_time(locks: Sequence[Any]) -> None:
     until = time.monotonic() + PATIENCE
     for lock in locks:
         if not lock.acquire(timeout=max(until - time.monotonic(), _SLICE)):
-            _tell_it_is_lost(lock)
+            _report_lost(lock)
         lock.release()
 
 
-def _tell_it_is_lost(lock: Any) -> None:
+def _report_lost(lock: Any) -> None:
     if lost := _lost.get(id(lock)):
         lost()
 

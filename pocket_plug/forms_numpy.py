@@ -34,9 +34,8 @@ def form(cls: type) -> Form | None:
     scalar: Any = cls
     tag = f"numpy.{cls.__name__.rstrip('_')}"  # bool_ was renamed bool
     if issubclass(cls, np.str_ | np.bytes_):
-        base, plain = (
-            (str, str.__str__) if issubclass(cls, np.str_) else (bytes, bytes)
-        )  # numpy's own drops zeros at the end
+        # numpy's own drops zeros at the end
+        base, plain = (str, str.__str__) if issubclass(cls, np.str_) else (bytes, bytes)
         return Form(plain, lambda state: cls(of_type(base, state)), copy=_as_it_is, tag=tag)
     return Form(_of_scalar, _scalar_maker(scalar), copy=deepcopy if cls is np.void else _as_it_is, tag=tag)
 
@@ -130,7 +129,9 @@ def _described(dtype: np.dtype[Any]) -> Any:
     description = _description(dtype)
     made = _dtype(description)
     if made != dtype or dtype.metadata or (dtype.names is not None and dtype.type is not np.void):
-        raise CodecError(f"{_named(dtype)} is more than its bytes say; convert the array by astype")
+        raise CodecError(
+            f"{_named(dtype)} has metadata or a record class, which isn't stored; convert the array by astype"
+        )
     return description
 
 
@@ -173,7 +174,5 @@ def _dtype(description: Any) -> np.dtype[Any]:
         raise CodecError(f"the record's dtype, a {type(description).__name__}, is none that is stored")
     dtype: np.dtype[Any] = np.dtype(text)
     if (str(np.finfo(dtype).nmant) if dtype.char in "gG" else "") != mantissa:
-        raise CodecError(
-            f"{_named(dtype)} was stored on a machine where it is another one; store float64 or complex128"
-        )
+        raise CodecError(f"{_named(dtype)} has another size on the machine that stored it; store float64 or complex128")
     return dtype

@@ -65,7 +65,7 @@ class Layer(Backend):
         return f"{type(self).__name__}({', '.join(texts)})"
 
     def build(self, inner: Backend, /) -> Backend:
-        """A copy of this recipe, bound over `inner`. Raises ConfigError where that can't be meant."""
+        """A copy of this recipe, bound over `inner`. Raises ConfigError where that is invalid."""
         if "inner" in self.__dict__:
             raise ConfigError(f"{self!r} is part of a stack already; a stack is built from recipes")
         layer = copy.copy(self)
@@ -99,9 +99,9 @@ class Layer(Backend):
         return await self.inner.read(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """By default the inner one's; where `read` is overridden, what that gives, all of one moment of the inner one.
+        """By default the inner one's; if `read` is overridden, what that gives for each key, all as they were at one moment.
 
-        Raises StoreBusyError where the keys never stay as they are for so long; then override it too.
+        Then it raises StoreBusyError where the keys change at each of 100 tries; override it too if they may.
         """
         return await read_around(self, self.inner, keys)
 
@@ -137,7 +137,7 @@ class Layer(Backend):
 
 
 def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
-    """Fold recipes, outermost first as written, over a backend. Raises ConfigError for a stack that can't be meant."""
+    """Fold recipes, outermost first as written, over a backend. Raises ConfigError for an invalid stack."""
     recipes = list(layers)
     for position, recipe in enumerate(recipes):
         if isinstance(recipe, type) or not isinstance(recipe, Layer):

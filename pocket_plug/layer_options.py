@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from .errors import ConfigError, is_fault, suggest
 from .keys import type_name
 from .redaction import found, is_secret, shown, summary
-from .typechecks import UNIONS, checker
+from .typechecks import checker, union_members
 
 
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:
@@ -20,7 +20,7 @@ def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:
     """
     hint = _hints(kind).get(option, Any)
     for value in (given, tuple(given)) if given.__class__ is list else (given,):
-        if any(_fits(value, part) for part in _parts(hint)):
+        if any(_fits(value, part) for part in union_members(hint)):
             return value, None
     return given, _in_words(hint)
 
@@ -69,12 +69,8 @@ def _hints(kind: Hashable) -> dict[str, Any]:
         return {}
 
 
-def _parts(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
-
-
 def _in_words(hint: Any) -> str:
-    parts = _parts(hint)
+    parts = union_members(hint)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(repr, get_args(hint)))}"
     return " | ".join("None" if part is type(None) else type_name(part) for part in parts)

@@ -29,8 +29,8 @@ _new: Callable[[type[Entry]], Any] = object.__new__  # half the price of the cla
 class Keeping:
     """How a Memory keeps its entries; the bounding layer has another way. Called with the Memory's lock held.
 
-    An exception of a signal's handler (Ctrl-C) can come at every call and at every turn of a loop, and only there. So
-    what belongs together is made ready first, and then put in place by statements without either.
+    A signal's handler (Ctrl-C) can raise at every call and at every turn of a loop, and only there. So changes that belong
+    together are prepared first, and then put in place by statements without calls and loops.
     """
 
     tell: Callable[[Sequence[Dropped]], Awaitable[None]] | None = None
@@ -38,7 +38,7 @@ class Keeping:
 
     table: Callable[[], Any] = dict
     gone: Any = Entry(None, 0, -inf)
-    """Stands at a key that a write deletes, for as long as that write is being done: nobody can read it."""
+    """Replaces an entry that a write deletes, until the write is complete. It counts as expired, so it is never read."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -53,7 +53,7 @@ class Keeping:
         entries = self.table()
         self.sorted: list[str] | None = None
         self.earliest = inf  # no entry expires before
-        self.dropped: list[Dropped] = []  # nobody has been told of them yet
+        self.dropped: list[Dropped] = []  # of which `tell` has not been called yet
         self.buried: list[str] = []  # keys at which `gone` may stand
         self._swept = 0  # the version at which it was last looked for expired ones
         self.entries: Any = entries
@@ -133,24 +133,24 @@ class Keeping:
         return bool(old.version == version and not (isinstance(change, Put) and self.alive(old, now)))
 
     def take(self, key: str, reason: Reason | None = None) -> None:
-        """Take an entry out; with a reason where it had to go."""
+        """Remove an entry; with a `reason` it is reported as dropped."""
         self.sorted = None
         dropped: list[Dropped] = [] if reason is None else [(key, self.entries[key], reason)]
         self.dropped += dropped
         del self.entries[key]
 
     def bury(self) -> None:
-        """Take out what stands for deleted entries. An interrupted write leaves that to the next one."""
+        """Remove the marks of deleted entries. If a write is interrupted, the next one does it."""
         for key in self.buried:
             if self.entries.get(key) is self.gone:
                 self.take(key)
         self.buried = []
 
     def sweep(self, now: float) -> None:
-        """Take out what has expired, if a write that comes after `earliest` is to look for it.
+        """Remove what has expired, if it is time to look for it; called by a write that comes after `earliest`.
 
-        That takes about 50 ns for each entry there is: so it does where there are up to 64, or once in so many writes
-        as a quarter of them.
+        Looking takes about 50 ns for each entry. So it is done once per n/4 writes, n being the number of entries; with
+        each write where n is at most 64.
         """
         if self.version - self._swept < len(self.entries) // 4 - 16:
             return
@@ -265,7 +265,7 @@ class Memory(Backend):
             self._keeping.sorted, self._keeping.entries = None, Closed()
 
     def _cut_off(self) -> None:
-        """In a child that was forked while another thread was writing, and stayed at it."""
+        """In a forked child: another thread held the lock at the fork, so a write may be half done."""
         self._keeping.entries = Closed("this process was forked in the middle of a write to this memory store, which may "
                                        "be there by half; close it and open it anew")  # fmt: skip
 

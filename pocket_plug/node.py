@@ -25,12 +25,9 @@ if TYPE_CHECKING:
     R = TypeVar("R", covariant=True, default=O)  # what exec returns: the output, unless post makes that of it
 else:  # on 3.11 a default that names another TypeVar raises in generic subclasses
     R = TypeVar("R", covariant=True, default=Any)
-C = TypeVar("C", covariant=True)
 T = TypeVar("T")
 X = TypeVar("X")
 Y = TypeVar("Y")
-P = TypeVar("P")
-Q = TypeVar("Q")
 
 
 def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:

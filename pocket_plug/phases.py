@@ -1,4 +1,4 @@
-"""What a node's code says about itself: which phases it has, their colour (async or not), the types at its joints.
+"""What a node's code says about itself: which phases it has, whether they are async, what they take and give.
 
 `faults` finds what can't work in it, for `validate()`: a phase is looked up by its name alone, so one that is misspelt would
 never be called, in silence.
@@ -26,12 +26,12 @@ _PARAMETERS = {
     "post": ("store", "input", "prepared", "result"),
     "on_success": ("store", "output"), "on_failure": ("store", "error"), "on_complete": ("store",),
 }  # fmt: skip
-"""What each is called with, by position."""
+"""The positional arguments of each."""
 _OTHER_WORDS = {
     "on_error": "on_failure", "on_exception": "on_failure", "on_done": "on_complete", "on_finally": "on_complete",
 }  # fmt: skip
-"""What hooks are called elsewhere."""
-_CLOSE = 0.7  # of 1; "execute" is 0.73 from "exec"
+"""The names that hooks have in other frameworks."""
+_CLOSE = 0.7  # similarity, at most 1; that of "execute" and "exec" is 0.73
 
 _ASYNC_VIEWS = {view.__name__: view for view in (StoreReader, StoreWriter)}
 _SYNC_VIEWS = {view.__name__: view for view in (SyncReader, SyncWriter)}
@@ -162,10 +162,10 @@ def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
 
 
 def _misspelt(node: Node[Any, Any, Any], functions: Collection[str]) -> list[str]:
-    """Methods that are named almost as a phase which the node hasn't got, and could be called as that: nobody calls them.
+    """Methods that are probably misspelt phases, which would never be called: a name close to a phase that the node hasn't got.
 
-    Helpers keep the names that they have: what a phase doesn't take is none, nor what begins with an underscore, nor
-    `execute` beside an `exec`.
+    Helpers may have such names: methods whose parameters are not the phase's, names that begin with an underscore, and
+    `execute` where there is an `exec`.
     """
     title = type(node).__name__
     found: list[str] = []
@@ -195,7 +195,7 @@ def _own_methods(node: Node[Any, Any, Any]) -> dict[str, Callable[..., Any]]:
 
 
 def _phase_meant(name: str) -> str | None:
-    """The phase or hook that a name is close to: in its letters, by having it as a word, or as others call it."""
+    """The phase or hook that a name is close to: by spelling, by having it as a word, or by what others call it."""
     if other := _OTHER_WORDS.get(name):
         return other
     if words := set(name.split("_")).intersection(PHASES):
@@ -210,7 +210,7 @@ def _phase_meant(name: str) -> str | None:
 
 
 def _unmade_actions(node: Node[Any, Any, Any]) -> list[str]:
-    """Ways out that lack their brackets: calling one would make an Action, which then leaves by "default"."""
+    """Actions without their brackets: `declined = Action`. Calling that makes an Action, and the node leaves by "default"."""
     values = {name: value for cls in reversed(type(node).__mro__) for name, value in vars(cls).items()}
     return [f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
             for name, value in values.items() if value is Action or get_origin(value) is Action]  # fmt: skip

@@ -59,8 +59,8 @@ class Pocket:
     `config` is a `pocket.toml`, or a `pyproject.toml` with a table `[tool.pocket_plug]`. `plugins` are modules or
     objects to use besides the installed ones; with `autoload=False` no third party's is looked for (pocket_plug's own
     are always there). `block` names plugins that are not to be used. A plugin that can't be used is a warning and a
-    record in `plugins`; with `strict`, or where `required` names it, it raises PluginError. Raises ConfigError for a
-    file that can't be meant.
+    record in `plugins`; with `strict`, or where `required` names it, it raises PluginError. Raises ConfigError for an
+    invalid file.
 
     The environment has a say too: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
 
@@ -370,7 +370,7 @@ _making = False
 
 
 def _nobody_makes_it() -> None:
-    """In a child that was forked while another thread made it, and took long."""
+    """In a forked child: the thread that was making the default Pocket doesn't exist here."""
     global _making
     _making = False
 

@@ -49,7 +49,7 @@ def named(value: object) -> str:
 
 
 def found(given: object) -> str:
-    """What was given for an option, where that can't be meant: a number as it is, anything else as `named` has it.
+    """What was given for an option and is invalid: a number as it is, anything else as `named` has it.
 
     >>> found(0), found("3"), found(int)
     ('0', 'str[1]', 'the class int')
@@ -76,7 +76,7 @@ def public(option: Any) -> Any:
 
 
 def conceal(text: str, hidden: Mapping[str, str]) -> str:
-    """A text of somebody else's in which what is hidden is replaced by what may stand for it, the longest first.
+    """A text from elsewhere in which each of the `hidden` is replaced by what may be shown for it, the longest first.
 
     >>> conceal("token 'hunter2' is no good", {"hunter2": "${TOKEN}"})
     "token '${TOKEN}' is no good"

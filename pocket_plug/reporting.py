@@ -135,23 +135,22 @@ def error_type(error: BaseException) -> str:
 
 def error_text(error: BaseException) -> str:
     """Its message, capped, whatever its `__str__` does."""
-    try:
-        return capped(str(error))
-    except BaseException as failed:  # a user's exception may do anything when asked for its text
-        if not is_fault(failed):
-            raise
-        return "(its text can't be had)"
+    return _text_of(error, capped)
 
 
 def describe(error: BaseException) -> str:
     """An exception in one line that may go to a terminal, whatever its `__str__` does."""
+    text = _text_of(error, escaped)
+    return text if isinstance(error, PocketError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _text_of(error: BaseException, treat: Callable[[str], str]) -> str:
     try:
-        text = escaped(str(error))
-    except BaseException as failed:  # a plugin's exception may do anything when asked for its text
+        return treat(str(error))
+    except BaseException as failed:  # a user's exception may do anything when asked for its text
         if not is_fault(failed):
             raise
-        text = "(its text can't be had)"
-    return text if isinstance(error, PocketError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+        return "(its text can't be had)"
 
 
 def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
@@ -199,7 +198,7 @@ def changed(layer: str, settings: S, changes: Mapping[str, Any]) -> S:
 
 # ---------------------------------------------------------------- who listens
 def _reader_of_context() -> Callable[[], Context]:
-    """OpenTelemetry's `get_current`, of which a token tells the variable: its own `get` takes a third of the time."""
+    """A faster `get_current` of OpenTelemetry's: `get` of its context variable, which a token names."""
     token = otel_context.attach(otel_context.get_current())
     otel_context.detach(token)
     variable: ContextVar[Context] | None = getattr(token, "var", None)  # another kind of context has other tokens
@@ -216,12 +215,12 @@ def suppressed(context: Context | None = None) -> bool:
     Then there is none of ours: an exporter that keeps what it is given in a traced store would feed itself for ever.
     """
     context = current_context() if context is None else context
-    # an empty one, as outside of runs and requests, isn't looked into; the other is what older instrumentations set
+    # an empty one, as outside of runs and requests, is not searched; the second key is that of older instrumentations
     return bool(context) and bool(context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get("suppress_instrumentation"))
 
 
 class _Asking(dict[str, Any]):
-    """In place of a module's global names, should it have no longer the one that is looked up."""
+    """Stands in for a module's global names if the one that is looked up is gone: asks the API each time."""
 
     def __init__(self, ask: Callable[[], object]) -> None:
         super().__init__()
@@ -234,8 +233,8 @@ class _Asking(dict[str, Any]):
 def globals_of(module: ModuleType, name: str, ask: Callable[[], object]) -> dict[str, Any]:
     """Where a module of OpenTelemetry's keeps its global provider, None until one is set.
 
-    Stores live longer than providers: each operation looks who is set by now. To ask the API takes fifty times as long,
-    since it looks at the environment each time; what was replaced, as tests do, it doesn't tell at all.
+    Stores live longer than providers, so each operation looks up which is set now. Asking the API takes fifty times as
+    long where none is set, since it looks at the environment each time.
     """
     names = vars(module)
     return names if name in names else _Asking(ask)

@@ -29,7 +29,7 @@ class Retry:
     >>> Retry(on=lambda error: error.status == 429).attempts
     3
 
-    Raises ConfigError for what can't be meant. A function that raises, or gives something else, fails the node with a
+    Raises ConfigError for an invalid option. A function that raises, or gives something else, fails the node with a
     PhaseError.
     """
 

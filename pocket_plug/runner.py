@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .backend import Change
 from .chain import DEFAULT, END, Next
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .pocket import Pocket
 
-T = TypeVar("T")
 
 FREE_CONFLICTS = 3
 """How often a node is tried again at once after a conflict; from then on it queues for the keys it lost."""
@@ -109,7 +108,7 @@ class Execution:
         return self.above or self
 
     def visit_of(self, step: Step) -> int:
-        """How often it has been at a node by now, for errors. Where nobody watches it's counted only if the graph has loops."""
+        """How often the run has entered a node, for errors. It is counted only if the run is watched or the graph has loops."""
         return self.visits.get(step.name, 1) if self.observers or self.plan.loops else 1
 
     def too_many(self, step: Step) -> StepLimitError:
@@ -269,7 +268,7 @@ class Execution:
                     transaction.ended = True
                 elif (commit := transaction.end(serializable=step.serializable)) is not None:
                     try:
-                        stack.gates.let_go_first(commit[1])
+                        stack.gates.refuse_to_overtake(commit[1])
                         if stack.inline_write or not commit[0]:
                             await stack.write(*commit)
                         else:
@@ -361,7 +360,7 @@ class Execution:
         contested: set[str] = set()
         self.left_by = DEFAULT
         gates = self.stack.gates
-        with ExitStack() as ahead:
+        with ExitStack() as priority:
             for tries in range(1, MAX_CONFLICTS):
                 self.event("conflict", call, {"tries": tries})
                 contested |= lost.conflict.keys
@@ -372,9 +371,9 @@ class Execution:
                     async with turn:
                         post_alone = await lost.transaction.prep_stands(lost.conflict.keys)
                         if not post_alone:
-                            ahead.close()  # plain writes don't wait for an exec
+                            priority.close()  # plain writes don't wait for an exec
                         elif in_line:
-                            ahead.enter_context(gates.ahead(contested))
+                            priority.enter_context(gates.priority(contested))
                         return await self._try(step, value, call, lost if post_alone else None)
                 except _Lost as again:
                     lost = again
@@ -383,7 +382,7 @@ class Execution:
         raise lost.conflict
 
     async def _try(self, step: Step, value: Any, call: NodeCall | None, lost: _Lost | None) -> Visited:
-        """prep, exec, post and the commit. With what a try has `lost` that need not begin anew, from post on."""
+        """prep, exec, post and the commit. After a `lost` try whose prep stands, post and the commit only."""
         transaction: Transaction | None = None
         if lost is not None:
             transaction, prepared, result = lost.transaction.again(), lost.prepared, lost.result
@@ -447,7 +446,7 @@ class Execution:
         """Write what the node has changed, on its way to `target` with `output`."""
         if commit is None:
             return None
-        self.stack.gates.let_go_first(commit[1])
+        self.stack.gates.refuse_to_overtake(commit[1])
         if not commit[0]:  # a check alone, which may be cancelled at any point
             await self.stack.write(*commit)
             return None
@@ -473,11 +472,11 @@ class Execution:
         return self.watch(step, item) if self.observers else self.visit(step, item, None)
 
     def must_end(self, error: Exception) -> bool:
-        """Does an error that has left an item end the run, also where the items' own errors are collected?"""
+        """Does an error that left an item end the run even with `errors="collect"`?"""
         return False
 
     def collected(self, error: Exception) -> Exception:
-        """What stands among the results for an item that raised it."""
+        """The result of an item that raised this error, with `errors="collect"`."""
         return error
 
     # ------------------------------------------------------------ phases
@@ -627,20 +626,20 @@ class Execution:
     async def _hook(self, step: Step, name: str, function: Callable[..., Any], is_async: bool, *arguments: Any) -> None:
         contested: set[str] = set()
         gates = self.stack.gates
-        with ExitStack() as ahead:
+        with ExitStack() as priority:
             for tries in range(1, MAX_CONFLICTS + 1):
                 await self.stack.pause_after(tries - 1)
                 turn = gates.turn(contested, tries > FREE_CONFLICTS)
                 try:
                     async with turn:
                         if tries > FREE_CONFLICTS:
-                            ahead.enter_context(gates.ahead(contested))
+                            priority.enter_context(gates.priority(contested))
                         transaction = Transaction(self.stack, step.guard(self.prefix))
                         view: Any = _VIEWS["post", is_async](transaction, self.prefix)
                         await self._call(step, name, function, is_async, self.in_place, view, *arguments)
                         try:
                             if (commit := transaction.end()) is not None:
-                                gates.let_go_first(commit[1])
+                                gates.refuse_to_overtake(commit[1])
                                 await self.stack.write(commit[0], {**commit[1], **self.fence})
                             return
                         except Conflict as conflict:

@@ -1,4 +1,4 @@
-"""Can a function be called with so many arguments? What is handed in to be called later is asked that when it is declared."""
+"""Can a function be called with a number of arguments? Callbacks are checked for that where they are declared."""
 
 from __future__ import annotations
 

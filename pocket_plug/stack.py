@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Clock
@@ -46,16 +46,18 @@ class Stack(Layer):
     def __repr__(self) -> str:
         return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
 
-    def _route_writes(self, somebody_is_ahead: bool) -> None:
-        """A write passes nothing of the stack's own but while somebody is ahead."""
-        self.__dict__["write"] = self._write_in_turn if somebody_is_ahead else self._write
+    def _route_writes(self, has_priority: bool) -> None:
+        """Have writes wait for an update with priority while there is one; else they cost nothing here."""
+        self.__dict__["write"] = self._write_after_priority if has_priority else self._write
 
-    async def _write_in_turn(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        await self.gates.let_by([change.key for change in changes], self.inline_write)
+    async def _write_after_priority(
+        self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS
+    ) -> int:
+        await self.gates.yield_to_priority([change.key for change in changes], self.inline_write)
         return await self._write(changes, expect)
 
     async def pause_after(self, lost: int) -> None:
-        """Between tries that were lost to others. What writes in place shares its data with no other process."""
+        """Pause after tries that were lost to other processes. What writes in place is used by this one alone."""
         if not self.inline_write:
             await self.backoff(lost)
 
@@ -73,22 +75,35 @@ class Stack(Layer):
         return await self.combiner.apply(name, step)
 
     async def open(self) -> None:
+        await self._in_turn(self._open)
+
+    async def ensure_open(self) -> None:
+        """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
+        await self._in_turn(self._open_if_new)
+
+    async def close(self) -> None:
+        await self._in_turn(self._close)
+
+    async def _in_turn(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Threads and tasks may open and close it at once; the parts are asked by one at a time."""
+        hold = self.gates.hold(("open",))
+        try:
+            async with hold:
+                await step()
+        finally:
+            hold.leave()
+
+    async def _open(self) -> None:
         if self.needs_loop:
             self._home = asyncio.get_running_loop()
         await self.inner.open()
         self.is_new = self._is_closed = False
 
-    async def ensure_open(self) -> None:
-        """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
-        hold = self.gates.hold(("open",))
-        try:
-            async with hold:
-                if self.is_new:
-                    await self.open()
-        finally:
-            hold.leave()
+    async def _open_if_new(self) -> None:
+        if self.is_new:
+            await self._open()
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         self.is_new, self._is_closed, self._home = False, True, None
         try:
             await self.inner.close()
@@ -151,7 +166,7 @@ class Stack(Layer):
 
 
 def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock | None) -> Stack:
-    """The stack of a backend (or its URL) and layers (or their names). Raises ConfigError for what can't be meant."""
+    """The stack of a backend (or its URL) and layers (or their names). Raises ConfigError where one is invalid."""
     if isinstance(backend, str):
         backend = Memory() if backend == "memory://" else _resolve(backend)
     if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):

@@ -1,7 +1,7 @@
-"""What goes to a terminal is shown by it, never obeyed: texts may come from anywhere, and a terminal takes orders from a text.
+"""Escapes text for a terminal, so that nothing in it is taken for a command: keys, values and messages may come from anywhere.
 
 An escape sequence moves the cursor, retitles the window, writes to the clipboard or hides what follows; a mark of direction
-shows a line in another order than it is read in.
+(bidirectional control) shows a line in another order than it is stored in.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ _OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control characters, and those beyond ASCII that some terminals take for an escape
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks of direction
     "\u2028\u2029"  # which some end a line at
-    "\ud800-\udfff]"  # half a character, which no terminal can be sent
+    "\ud800-\udfff]"  # lone surrogates, which can't be encoded
 )
 
 
 def escaped(text: str, keep: str = "") -> str:
-    r"""A text as a terminal may have it, each character that it would obey as Python writes it, but for those to `keep`.
+    r"""The text with each control character and mark of direction written as Python does, but for those to `keep`.
 
     >>> print(escaped("a\x1b[2Jb\u202e\n"))
     a\x1b[2Jb\u202e\n

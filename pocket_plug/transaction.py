@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backend import NO_EXPECTATIONS, Change, Clock, Entry, Put
 from .contention import Step
-from .errors import TransactionError
+from .errors import StoreError, TransactionError
 
 if TYPE_CHECKING:
     from .codec import Codec
@@ -109,18 +109,22 @@ class Transaction:
 
     async def read(self, key: str) -> Entry | None:
         """Its own write, else what it saw first, else a private copy of what the stack has."""
-        if self.ended or self._may_use is not None:
-            self._check(key)
-        if self.changes is None and not self.in_post:  # the common case, without calls
-            if self.seen is None:
-                self.seen = {}
-            elif key in self.seen:
-                return self.seen[key]
-            entry = await self.stack.read(key)
-            if entry is not None and entry.value.__class__ not in _ATOMS:
-                return self._see(key, entry)
-            return self.seen.setdefault(key, entry)
-        return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
+        try:
+            if self.ended or self._may_use is not None:
+                self._check(key)
+            if self.changes is None and not self.in_post:  # the common case, without calls
+                if self.seen is None:
+                    self.seen = {}
+                elif key in self.seen:
+                    return self.seen[key]
+                entry = await self.stack.read(key)
+                if entry is not None and entry.value.__class__ not in _ATOMS:
+                    return self._see(key, entry)
+                return self.seen.setdefault(key, entry)
+            return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
+        except StoreError as error:
+            error.stack = self.stack
+            raise
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """As `read`, what is not known yet in one go."""
@@ -129,7 +133,11 @@ class Transaction:
             self._check(key)
         unknown = [key for key in keys if not self._known(key)]
         if unknown:
-            found = await self.stack.read_many(unknown)
+            try:
+                found = await self.stack.read_many(unknown)
+            except StoreError as error:
+                error.stack = self.stack
+                raise
             for key in unknown:
                 self._see(key, found.get(key))
         return {key: entry for key in keys if (entry := self._entry(key)) is not None}
@@ -150,7 +158,11 @@ class Transaction:
         if self.ended:
             self._check(prefix)
         own = {key for key in self.changes or () if key.startswith(prefix)}
-        keys = {key async for key in self.stack.scan(prefix) if key not in own}
+        try:
+            keys = {key async for key in self.stack.scan(prefix) if key not in own}
+        except StoreError as error:
+            error.stack = self.stack
+            raise
         for key in sorted(keys | {key for key in own if self._entry(key) is not None}):
             yield key
 
@@ -175,8 +187,8 @@ class Transaction:
     async def prep_stands(self, changed: Iterable[str]) -> bool:
         """Would prep read the same again, although these keys have changed? Then post alone can be tried again.
 
-        It does if prep read none of them, or if an equal value was set there, which is then taken for what prep saw. Only
-        immutable values are compared. Nor may post have been handed another one of prep's, which it may have changed.
+        It would if prep read none of them, or if their values are equal to those that prep saw, and immutable. Nor may post
+        have read a mutable value that prep read: it may have changed it in place.
         """
         seen, of_prep = self.seen or {}, self._prep_read()
         again = of_prep & set(changed)
@@ -190,7 +202,7 @@ class Transaction:
         return True
 
     def end(self, *, serializable: bool = True) -> tuple[Sequence[Change], Mapping[str, int]] | None:
-        """End it, and give what is to be written; None where nothing was read that is to be checked, nor written."""
+        """End it, and give what to write and which versions to expect; None where there is nothing to write or to check."""
         self.ended = True
         seen, changes = self.seen, self.changes
         if seen is None:

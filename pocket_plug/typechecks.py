@@ -19,6 +19,11 @@ _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (c
 UNIONS = (Union, UnionType)
 
 
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of any other hint itself."""
+    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+
+
 def checker(hint: Any) -> Callable[[object], bool]:
     """A function that tells whether a value fits `hint`. As for type checkers, an int is a float.
 
@@ -43,7 +48,7 @@ def checker(hint: Any) -> Callable[[object], bool]:
     from beartype.roar import BeartypeException
 
     conf = BeartypeConf(is_pep484_tower=True)
-    hint = _told_apart(hint)
+    hint = _distinct(hint)
 
     def check(value: object) -> bool:
         try:
@@ -58,10 +63,8 @@ _hints: dict[str, tuple[Any, Any]] = {}
 _numbers = count()
 
 
-def _told_apart(hint: Any) -> Any:
-    """The hint, in a form that no other has: beartype takes two of one repr for one, such as those of a class and of its
-    next definition.
-    """
+def _distinct(hint: Any) -> Any:
+    """The hint, made different from others of the same repr, which beartype takes for one: a class and its next definition."""
     seen, form = _hints.setdefault(repr(hint), (hint, hint))
     if seen != hint:
         form = Annotated[hint, next(_numbers)]
@@ -70,11 +73,11 @@ def _told_apart(hint: Any) -> Any:
 
 
 def newest(value: Any, declared: Any, fits: Callable[[object], bool], wanted: str) -> Any:
-    """A value that doesn't fit, made one that does: objects of a class's former definition become those of the newest.
+    """A value that doesn't fit, converted: objects of a former definition of a class become objects of the newest one.
 
     A notebook's cell that runs twice and a module that is reloaded define their classes anew, and a store may still have
-    objects of the former ones. With the same fields they are the same, to those who store them. Raises ValueTypeError for
-    any other, with what is `wanted` and the type that was found.
+    objects of the former ones. If both definitions have the same fields that is no difference. Raises ValueTypeError for any
+    other value: `wanted`, and the type that was found.
     """
     from .codec import default_codec  # needed here only, and not cheap to import
 

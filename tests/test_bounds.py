@@ -135,7 +135,7 @@ def test_keys_made_to_collide_are_refused(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bounds, "_clock", lambda: next(ticks))  # as if all were slow
     monkeypatch.setattr(bounds, "COLLISIONS", 300_000)
     codec = Codec(declared=[Point])
-    with pytest.raises(CorruptRecordError, match="has keys that collide: to tell them apart takes more than 300,000"):
+    with pytest.raises(CorruptRecordError, match="has keys that collide: a hash table of them takes more than 300,000"):
         codec.decode(record(COLLIDING[name]))
 
 

@@ -272,7 +272,7 @@ def test_types_of_every_kind_can_be_declared() -> None:
     store = SyncStore()
     for declared, right, wrong in [(int | None, None, "x"), (list[int], [1], ["x"]), (Literal["a", "b"], "a", "c"),
                                    (dict[str, int] | str, "x", 5), (Any, 5, None)]:  # fmt: skip
-        key: Key[Any] = Key("k", declared)
+        key: Key[Any] = Key("declared", declared)
         store.set(key, right)
         if wrong is not None:
             with pytest.raises(ValueTypeError):

@@ -21,27 +21,28 @@ import msgspec
 from pydantic import BaseModel
 import pocket_plug as pp
 
-class Kind(enum.Enum):
+class CellKind(enum.Enum):
     ONE = 1
     TWO = 2
 
-class Place(NamedTuple):
+class CellPlace(NamedTuple):
     x: int
     y: int
 
-class Row(msgspec.Struct):
+class CellShelf(msgspec.Struct):
     cells: list[int]
 
-class Model(BaseModel):
+class CellModel(BaseModel):
     name: str
 
 @dataclass(frozen=True)
-class Job:
+class CellJob:
     n: int
-    kind: Kind = Kind.ONE
+    kind: CellKind = CellKind.ONE
 
-VALUES = {"Job": Job(1), "Kind": Kind.TWO, "Place": Place(1, 2), "Row": Row([1]), "Model": Model(name="a")}
-JOB, JOBS = pp.Key("anew:job", Job), pp.Key("anew:jobs", list[Job])
+VALUES = {"CellJob": CellJob(1), "CellKind": CellKind.TWO,
+          "CellPlace": CellPlace(1, 2), "CellShelf": CellShelf([1]), "CellModel": CellModel(name="a")}
+JOB, JOBS = pp.Key("anew:job", CellJob), pp.Key("anew:jobs", list[CellJob])
 KEYS = {name: pp.Key("anew:{}", type(value))(name) for name, value in VALUES.items()}
 """
 CHANGED = CELL.replace("n: int\n", "m: int\n    def double(self):\n        return 2 * self.m\n")
@@ -75,54 +76,54 @@ def test_what_was_stored_is_read_as_the_newest_class(store: pp.SyncStore, cell: 
     """Dataclass, Enum, named tuple, Struct and model; alone, in a list, by `get_many` and by a typed view."""
     for name, value in cell["VALUES"].items():
         store.set(cell["KEYS"][name], value)
-    store.set(cell["JOBS"], [cell["Job"](2)])
+    store.set(cell["JOBS"], [cell["CellJob"](2)])
     exec(CELL, cell)  # noqa: S102
     for name, value in cell["VALUES"].items():
         found = store.get(cell["KEYS"][name])
         assert (found, type(found)) == (value, type(value))
-    job = cell["Job"]
+    job = cell["CellJob"]
     assert store.get(cell["JOBS"]) == [job(2)]
     assert store.get_many([cell["JOBS"]]) == {"anew:jobs": [job(2)]}
-    assert store.typed(job).get("anew:Job") == job(1)
+    assert store.typed(job).get("anew:CellJob") == job(1)
     assert store.update(cell["JOBS"], lambda jobs: [*jobs, job(3)]) == [job(2), job(3)]
 
 
 def test_objects_of_the_former_class_are_stored_as_the_newest(store: pp.SyncStore, cell: dict[str, Any]) -> None:
     """What the program still has of it is no trap: at a typed key, in a list, at a plain one."""
-    former = cell["Job"](1, cell["Kind"].TWO)
+    former = cell["CellJob"](1, cell["CellKind"].TWO)
     exec(CELL, cell)  # noqa: S102
     store.set(cell["JOB"], former)
     store.set_many({cell["JOBS"]: [former]})
-    store.typed(cell["Job"]).set("typed", former)
-    newest = cell["Job"](1, cell["Kind"].TWO)
+    store.typed(cell["CellJob"]).set("typed", former)
+    newest = cell["CellJob"](1, cell["CellKind"].TWO)
     assert store.get(cell["JOB"]) == store.get("anew:job") == store.get("typed") == newest
     assert store.get(cell["JOBS"]) == [newest]
 
 
 def test_another_class_of_that_name_is_an_error_that_names_both(store: pp.SyncStore, cell: dict[str, Any]) -> None:
     """Other fields: nothing is guessed. The message says which class was defined where."""
-    former = cell["Job"](1)
+    former = cell["CellJob"](1)
     module = cell["__name__"]
     exec(compile(CHANGED, "cell-2", "exec"), cell)  # noqa: S102
     with pytest.raises(
         pp.ValueTypeError,
-        match=rf"holds Job, not Job: {module}\.Job.* was defined again, with other fields, since this object was made: "
-        rf"{module}\.Job \(cell-2, line \d+\); make the object anew",
+        match=rf"holds CellJob, not CellJob: {module}\.CellJob.* was defined again, with other fields, since this object "
+        rf"was made: {module}\.CellJob \(cell-2, line \d+\); make the object anew",
     ):
         store.set(cell["JOB"], former)
-    with pytest.raises(pp.ValueTypeError, match=r"this store is typed Job, the value is Job: .*cell-2"):
-        store.typed(cell["Job"]).set("typed", former)
+    with pytest.raises(pp.ValueTypeError, match=r"this store is typed CellJob, the value is CellJob: .*cell-2"):
+        store.typed(cell["CellJob"]).set("typed", former)
 
 
 def test_an_object_of_another_class_of_that_name_cannot_be_stored(cell: dict[str, Any]) -> None:
     """Nor at a plain key, as its fields are not those that are read."""
-    codec = Codec(declared=[cell["Job"]])
-    former = cell["Job"](1)
+    codec = Codec(declared=[cell["CellJob"]])
+    former = cell["CellJob"](1)
     assert codec.decode(codec.encode(former)) == former
     exec(CHANGED, cell)  # noqa: S102
-    codec.register(cell["Job"])
+    codec.register(cell["CellJob"])
     with pytest.raises(
-        pp.UnregisteredTypeError, match=r"Job.* was defined again, with other fields, .*; make the object anew"
+        pp.UnregisteredTypeError, match=r"CellJob.* was defined again, with other fields, .*; make the object anew"
     ):
         codec.encode(former)
 
@@ -133,7 +134,7 @@ def test_a_module_that_is_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(tmp_path)
     module: Any = importlib.import_module("notebook_anew")
     with pp.SyncStore(f"sqlite:///{tmp_path / 's.db'}") as store:
-        store.set(module.JOB, module.Job(1))
+        store.set(module.JOB, module.CellJob(1))
         module = importlib.reload(module)
-        assert store.get(module.JOB) == module.Job(1)
+        assert store.get(module.JOB) == module.CellJob(1)
     del sys.modules["notebook_anew"]

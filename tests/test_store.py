@@ -6,6 +6,8 @@ import asyncio
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -39,7 +41,9 @@ from pocket_plug import (
     node,
 )
 from pocket_plug.layers.bounding import Bounding
+from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import hasty_threads
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 Open = Callable[..., Any]
@@ -608,6 +612,34 @@ def test_a_closed_store_may_be_opened_again(open_store: Open) -> None:
         assert store.get("a") is None
         store.set("a", 2)
         assert store.get("a") == 2
+
+
+@pytest.mark.parametrize("mode", [None, "through", "behind"])
+def test_threads_may_open_and_close_a_store_at_once(mode: Any, tmp_path: Path) -> None:
+    """Each is told nothing but that it is closed by now; what was acknowledged stays, and it can be opened again."""
+    file = f"sqlite:///{tmp_path}/state.db?durability=process"
+    store = SyncStore(layers=[Persistence(to=file, mode=mode)]) if mode else SyncStore(file)
+
+    def at_once(step: Callable[[], object]) -> None:
+        with hasty_threads(), ThreadPoolExecutor(4) as threads:
+            for outcome in [threads.submit(step) for _ in range(4)]:
+                outcome.result(timeout=30)
+
+    def open_and_close() -> None:
+        for _ in range(5):
+            store.__enter__()
+            with suppress(StoreClosedError):
+                store.set("b", 1)
+            store.close()
+
+    for turn in range(5):
+        at_once(store.__enter__)
+        store.set("a", turn)
+        at_once(store.close)
+    at_once(open_and_close)
+    with store:
+        assert store.get("a") == turn
+        assert store.get("b") == 1
 
 
 # ------------------------------------------------------------ no way round a layer

@@ -176,9 +176,7 @@ class StoreMachine(RuleBasedStateMachine):
         if other is not None:
             self.put(other, "other")
         checked = seen | {self.full(scope, name) for name in reads}
-        # a delete of what isn't there changes nothing, and what has read one key and changes nothing needs no check
-        changes = bool(writes) or any(self.full(scope, name) in before for name in deletes)
-        lost = other in checked and (len(checked) > 1 or changes)
+        lost = other in checked
         assert outcome == ("abort" if end == "abort" else "conflict" if lost else "commit")
         assert conflicting == ({other} if outcome == "conflict" else set())
         if outcome == "commit":

@@ -435,7 +435,7 @@ def test_at_debug_each_part_that_an_operation_passes_has_a_span() -> None:
     assert capture.tree() == [
         ("set toll:{}", [("layer metrics", [below])]),
         ("get toll:{}", [("layer metrics", [("layer upper", [below])])]),
-        ("get_many", [("layer metrics", [("layer upper", 3 * [below])])]),  # the third: has nothing changed since?
+        ("get_many", [("layer metrics", [("layer upper", 4 * [below])])]),  # the first and the last: is it one moment?
     ]
     assert attributes(capture.spans[1]) == {"pocket_plug.layer": "metrics", "db.operation.name": "write"}
     assert capture.open == 0

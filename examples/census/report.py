@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ class Progress:
     """A plugin: it watches the census and moves a bar, on a terminal."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console,
-                        disable=not console.is_terminal, transient=True)  # fmt: skip
+        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), transient=True,
+                        console=Console(stderr=True))  # fmt: skip
         self._task = self._bar.add_task("looking around", total=None)
 
     @hookimpl
@@ -37,7 +36,7 @@ class Progress:
 
     @contextmanager
     def _show(self, run: Run) -> Generator[None]:
-        with self._bar:
+        with self._bar if self._bar.console.is_terminal else nullcontext():
             yield
 
     @contextmanager

@@ -3,8 +3,8 @@
 Reads happen in place. A write is one transaction: in place where that stops nobody, else in one writer thread, which
 commits all that wait as one. Values are the codec's bytes. A plugin module, as any third party's.
 
-SQLite's locks belong to a process, and its library in a forked child believes that it holds its parent's. So there is no
-connection at the moment of a fork: each is closed before it, and made anew when it is next needed.
+SQLite's locks belong to a process, and in a forked child its library believes that it holds its parent's. So no connection
+may be open at a fork: all are closed before, and opened again when they are needed.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _STRAY = {
 _REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ?1 LIMIT ?2) AND +expires_at <= ?1"
 
 _REFUSALS = (sqlite3.Error, UnicodeDecodeError)
-"""What SQLite's module raises. The second is of a message that quotes a damaged schema."""
+"""What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
 
 _LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
 _LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
@@ -98,22 +98,23 @@ REAP_EVERY = 16
 """After so many changes, up to twice as many expired entries are removed."""
 
 LOOK_EVERY = 0.05
-"""Seconds between two looks of reads at whether the file is still in its place. A write looks each time."""
+"""Reads check at most once in so many seconds whether the file is still in its place. A write checks each time."""
 
-_WAIT = 0.1  # seconds that the writer thread waits for another process before it looks whether this one is forked
+# Seconds that the writer waits for another process before it checks whether this process is about to be forked.
+_WAIT = 0.1
 
 _left_alone: list[_Connection] = []
-"""In a forked child: its parent's, which were in use at that moment. Closing them here could do harm."""
+"""In a forked child: connections that the parent used at the fork. Closing them here could release the parent's locks."""
 
 _Identity = tuple[int, int]
 """A file's device, and its number there."""
 
 _forbidden: set[_Identity | None] = set()
-"""The files of these. SQLite in this process takes their locks for its own."""
+"""Their files. They can't be opened here: SQLite in this process takes the parent's locks on them for its own."""
 
 
 class _Connection(sqlite3.Connection):
-    """One that can be referred to weakly, and knows whether it is open."""
+    """A connection that can be referred to weakly and knows whether it is open."""
 
     is_open = True
 
@@ -152,7 +153,7 @@ class SQLite(Backend):
     another process that is writing, before StoreBusyError.
 
     As a URL: `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///state.db?durability=process&timeout=30`.
-    Raises ConfigError for options that can't be meant; `open` raises StoreError for a file that is not ours.
+    Raises ConfigError for invalid options; `open` raises StoreError for a file that is not ours.
 
     >>> SQLite.from_url("sqlite:///state.db?durability=process")
     SQLite('state.db', durability='process')
@@ -194,9 +195,8 @@ class SQLite(Backend):
 
     def _begin_locks(self) -> None:
         self._writing = threading.Lock()  # held by whoever uses the writer
-        self._lock = (
-            new_rlock()
-        )  # guards the queue, the connections and `_open`; reentrant: garbage collection withdraws
+        # guards the queue, the connections and `_open`; reentrant: garbage collection withdraws
+        self._lock = new_rlock()
         self._queued = threading.Condition(self._lock)
 
     @classmethod
@@ -267,9 +267,9 @@ class SQLite(Backend):
             raise
 
     async def own(self) -> None:
-        """Hold a lock on an empty file beside this one, `state.db-owner`: it ends with the process, and stays here in forks."""
+        """Lock an empty file beside this one, `state.db-owner`. The lock ends with the process; forked children don't have it."""
         try:
-            with self._lock:  # no fork comes in between
+            with self._lock:  # no fork can come in between
                 self._ownership = _Ownership(f"{self._absolute.resolve()}-owner")
         except BlockingIOError:
             raise StoreBusyError(
@@ -280,7 +280,7 @@ class SQLite(Backend):
             raise StoreError(f"{self.path}: it can't be owned: {error}") from error
 
     def _connected(self) -> sqlite3.Connection:
-        """A new connection, once no fork goes on. Hold no lock."""
+        """A new connection, after a fork that is under way. The caller must hold no lock."""
         while True:
             with self._lock:
                 if not is_under_way():
@@ -288,7 +288,7 @@ class SQLite(Backend):
             wait_for_fork()
 
     def _connect(self) -> sqlite3.Connection:
-        """The same for who knows that none goes on, and holds the lock."""
+        """The same for a caller that holds the lock and has checked that no fork is under way."""
         if _forbidden and _identity(self._name) in _forbidden:
             raise self._forked_in_use()
         if self._open:
@@ -339,7 +339,7 @@ class SQLite(Backend):
         return False
 
     async def close(self) -> None:
-        """Do what is queued, then let go of the file. An interrupted close can be done again."""
+        """Write what is queued, then close the file. Can be called again if it was interrupted."""
         finished: Waiter[None] = Waiter()
         with self._lock:
             self._open = False
@@ -355,9 +355,9 @@ class SQLite(Backend):
             self._close_readers()
             with self._writing:
                 self._close_writer()
-            if self._ownership is not None:
-                self._ownership.release()
-                self._ownership = None
+                if self._ownership is not None:
+                    self._ownership.release()
+                    self._ownership = None
 
     def _close_readers(self) -> None:
         while self._readers:
@@ -370,7 +370,7 @@ class SQLite(Backend):
         _close(self._writer)
         self._writer = None
         log, self._log_file = self._log_file, None
-        # SQLite leaves its log where the file has moved away, and would take it for that of the one there now.
+        # If the file was moved away SQLite leaves its log, and would later take it for the log of another file in that place.
         if log is not None and not _is_at(self._name, self._file) and _is_at(self._log, log):
             for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
                 Path(name).unlink(missing_ok=True)
@@ -390,7 +390,7 @@ class SQLite(Backend):
         )
 
     def rest(self) -> bool:
-        """Before a fork: close every connection that is not in use; were they all?"""
+        """Before a fork: close every connection that is not in use. Gives True if none was."""
         held: list[Any] = []
         try:
             take((self._lock,), held)
@@ -474,7 +474,7 @@ class SQLite(Backend):
             start = page[-1][0] + "\0"  # the name that comes next
 
     async def _has_ended(self, key: str) -> bool:
-        """Has an entry expired whose deadline says so? A damaged one has not: whoever reads it is told."""
+        """Has an entry expired? Where its deadline says so, but its record is damaged: no, and reading it is an error."""
         try:
             return await self.read(key) is None
         except CodecError:
@@ -571,7 +571,7 @@ class SQLite(Backend):
             return False
         held: list[Any] = []
         try:
-            held.extend(filter(_acquire_at_once, (self._writing,)))  # a step of C's: no interrupt comes in between
+            held.extend(filter(_acquire_at_once, (self._writing,)))  # one call into C, so no interrupt comes in between
             if not held:
                 return False
             if not self._open:
@@ -660,7 +660,7 @@ class SQLite(Backend):
         return batch
 
     def _begun(self) -> sqlite3.Cursor | None:
-        """The writer, in a transaction; None where this process is about to be forked, which waits for no other one."""
+        """The writer, in a transaction; None if this process is about to be forked: a fork doesn't wait for other processes."""
         writer = self._writer
         if writer is None:  # since a fork
             with self._lock:
@@ -788,7 +788,7 @@ class SQLite(Backend):
             raise type(error)(f"key {change.key!r}: {error}") from error
 
     def _version_of(self, execute: _Execute, key: str, now: float) -> Any:
-        """What stands there; 0 where nothing does, or it has expired."""
+        """The stored version; 0 where there is no entry or it has expired."""
         row = execute(_SEEN, (key,)).fetchone()
         if row is None or row[1] is None:
             return 0 if row is None else row[0]
@@ -796,7 +796,7 @@ class SQLite(Backend):
         return version if self._is_alive(key, record, version, expires_at, now) else 0
 
     def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
-        """Has a row not expired? Raises CorruptRecordError where that can't be told: a damaged deadline ends nothing."""
+        """Is a row not expired? Raises CorruptRecordError where its deadline may be damaged: damage must not look like expiry."""
         try:
             if expires_at is None or now < expires_at:
                 return True
@@ -812,7 +812,7 @@ class SQLite(Backend):
             )
 
     def _is_damaged(self, execute: _Execute, key: str) -> bool:
-        """Is there a row that says nothing any more? It is older than anything, whatever version stands there."""
+        """Is there a damaged row? It is replaced whatever version it has, since that can't be trusted."""
         row = execute(_READ_MANY, (key,)).fetchone()
         try:
             return row is not None and not is_whole(row[1], place_of(key, *row[2:]))
@@ -838,7 +838,8 @@ class SQLite(Backend):
     def _not_open(self) -> StoreClosedError:
         if _forbidden and self._file in _forbidden:
             return self._forked_in_use()
-        return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet (async with Store(…))")
+        way_out = "with SyncStore(…), async with Store(…)"
+        return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet ({way_out})")
 
     def _explained(self, error: Exception) -> Exception:
         """What SQLite says, as our own exception that names the file and the way out."""
@@ -867,10 +868,9 @@ _WAYS_OUT = {
 
 
 class _Ownership:
-    """A lock on a file, made where there is none, that ends with the process. Raises BlockingIOError where it is taken.
+    """An exclusive lock on a file, which is created if need be. It ends with the process. Raises BlockingIOError if it is held.
 
-    It is one of the open file, not of the process: a forked child inherits the file, and has the lock as well until it
-    leaves it.
+    The lock belongs to the open file, not to the process: a forked child inherits it, and calls `leave`.
     """
 
     def __init__(self, path: str) -> None:
@@ -882,13 +882,13 @@ class _Ownership:
             raise
 
     def release(self) -> None:
-        """In a child too that has not left it, as one that was forked by a library in C."""
+        """Release the lock, also where a child that a library in C has forked still has it."""
         if fcntl is not None and self._file >= 0:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self.leave()
 
     def leave(self) -> None:
-        """In a forked child: it stays the parent's."""
+        """In a forked child: close the file, and the parent keeps the lock."""
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         echo("interrupted", err=True)
         return 130
-    except BaseException as error:  # the user's; as Python prints it, but for what a terminal would obey
+    except BaseException as error:  # the user's: as Python prints it, but escaped
         if not is_fault(error) or isinstance(error, SystemExit):
             raise
         echo("".join(traceback.format_exception(error)).rstrip(), err=True)
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _escaped_logs() -> Generator[None]:
-    """Warnings that Python itself prints, for want of a handler, are escaped as all that the commands print."""
+    """Within, log records that Python prints because no handler is set are escaped, as all output is."""
     printing = logging.lastResort
     if printing is None:
         yield

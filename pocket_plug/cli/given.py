@@ -1,4 +1,4 @@
-"""What is given on the command line as JSON, and made the type that a graph declares.
+"""Inputs and answers given on the command line, as JSON, converted to the type that a graph declares.
 
 JSON that fits comes first. A graph that takes a str or a Path may be given its text as it is, without quotes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path, PurePath
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import click
 import msgspec
@@ -17,13 +17,13 @@ from pocket_plug.keys import type_name
 from pocket_plug.nesting import GraphStep
 from pocket_plug.plan import Step
 from pocket_plug.redaction import summary
-from pocket_plug.typechecks import UNIONS, checker
+from pocket_plug.typechecks import checker, union_members
 
 from .jsonlines import why_no_json
 
 
 def input_of(step: Step) -> Any:
-    """What a step declares to take; of a fan-out a list of what its items' node takes."""
+    """The declared type of a step's input; of a fan-out a list of its node's inputs."""
     if isinstance(step, EachStep):
         return list[input_of(step.inner)]  # type: ignore[misc]
     return input_of(step.graph.plan.start) if isinstance(step, GraphStep) else step.input_type
@@ -32,7 +32,7 @@ def input_of(step: Step) -> Any:
 def value_of(given: str | None, wanted: Any, what: str) -> Any:
     """The value that was given as `what`: JSON, `@FILE` with it, or `-` for stdin; None where nothing was.
 
-    Raises UsageError, naming `what`, the type and what was found, for anything that is none of the type.
+    Raises UsageError, naming `what`, the type and what was found, if the value is not of the type.
     """
     fits = checker(wanted)
     if given is None:
@@ -45,7 +45,7 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
     try:
         value = _decoded(text, wanted)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # the first is a ValueError since msgspec 0.21
-        kinds = [kind for kind in _parts(wanted) if kind is not type(None)]
+        kinds = [kind for kind in union_members(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
         wish = "" if wanted is Any else f"; it is to be: {type_name(wanted)}"
@@ -78,19 +78,15 @@ def _decoded(text: str, wanted: Any) -> Any:
     try:
         return msgspec.json.decode(text, type=wanted, dec_hook=_made)
     except TypeError:  # it has no form for the type, or not for several classes in a union
-        if len(_parts(wanted)) == 1:
+        if len(union_members(wanted)) == 1:
             return msgspec.json.decode(text)
     faults: list[str] = []
-    for part in _parts(wanted):
+    for part in union_members(wanted):
         try:
             return _decoded(text, part)
         except (msgspec.MsgspecError, ValueError) as error:
             faults.append(str(error))
     raise ValueError(" Or: ".join(dict.fromkeys(faults)))
-
-
-def _parts(wanted: Any) -> tuple[Any, ...]:
-    return get_args(wanted) if get_origin(wanted) in UNIONS else (wanted,)
 
 
 def _made(kind: type[Any], value: Any) -> Any:

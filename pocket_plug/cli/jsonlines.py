@@ -83,7 +83,7 @@ def entries_of(lines: Iterable[bytes], name: str, *, reserved: bool) -> Iterator
 
 
 def why_no_json(error: Exception) -> str:
-    """What is wrong with a text. Of one that is nested too deeply Python speaks otherwise in each of its versions."""
+    """What is wrong with a JSON text. Python's message for one that is nested too deeply differs from version to version."""
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 

@@ -1,7 +1,7 @@
-"""All that the commands print, so that nothing in it is obeyed by the terminal (`pocket_plug.terminal`).
+"""Everything that the commands print, escaped by `pocket_plug.terminal`.
 
-What people read is escaped wherever it goes; a value that was asked for is what it is where no terminal is; and JSON says
-the same in either form.
+Text for people is always escaped. A value that was asked for is printed as it is, unless stdout is a terminal. In JSON the
+escapes are JSON's own, so the document means the same.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def echo_value(text: str, *, nl: bool = True) -> None:
 
 
 def echo_drawn(drawn: str) -> None:
-    """Print what was drawn for the terminal, colours and all, of texts that were escaped."""
+    """Print a drawing for the terminal, with colours. The texts in it must be escaped already."""
     click.echo(drawn, nl=False, color=True)
 
 
 def echo_json(value: Any, *, is_compact: bool = False) -> None:
-    """Print a JSON document for people and programs; what JSON has no form for, as text."""
+    """Print a JSON document. Values of types that JSON doesn't have are printed as text."""
     try:
         document = msgspec.json.encode(value, enc_hook=str)
-    except UnicodeEncodeError:  # half a character, of which JSON can speak all the same
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape
         document = json.dumps(msgspec.to_builtins(value, enc_hook=str)).encode()
     if not is_compact:
         document = msgspec.json.format(document, indent=2)

@@ -289,7 +289,7 @@ def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
 async def _removed(stack: Backend, run_id: str, key: str, part: str, look: str | None, force: bool) -> bool:
     """Remove a run, its checkpoint last, so that one that is removed in part is still there to be removed. Was it there?
 
-    `look` is what would have removed it one day.
+    `look` is the key of its note for `keep_finished`, if there is one.
     """
     while True:
         try:

@@ -40,7 +40,7 @@ def plugins(as_json: bool) -> None:
 
 
 def _some_pocket() -> Pocket:
-    """The default Pocket; where its configuration can't be meant, one without it: this command finds out why."""
+    """The default Pocket; where its configuration is invalid, one without it: this command finds out why."""
     for make in (default_pocket, Pocket):
         try:
             return make()
@@ -76,7 +76,7 @@ def stack(name: str | None, as_json: bool) -> None:
         pocket.stores[name]  # refused here, with a suggestion, where there is none
         tables = {name: tables[name]}
     else:
-        pocket.store  # noqa: B018 - built so that a stack that can't be meant is refused
+        pocket.store  # noqa: B018 - built so that an invalid stack is refused
         for each in tables:
             pocket.stores[each]
         tables = {"": pocket.config.store, **tables}

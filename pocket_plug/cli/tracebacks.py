@@ -17,7 +17,7 @@ _LEADING_THERE = (
 
 
 def user_traceback(error: BaseException) -> str:
-    """As Python prints it, but for the frames of pocket_plug, asyncio and click. All of them where there are no others."""
+    """As Python prints it, without the frames of pocket_plug, asyncio and click. If there are no others, with all of them."""
     shown = TracebackException.from_exception(error)
     _shorten(shown)
     return "".join(shown.format()).rstrip()

@@ -113,9 +113,8 @@ class WriteBehind(Backend):
 
     def _begin_empty(self) -> None:
         self._lock = new_rlock()  # guards all of these; reentrant: garbage collection withdraws
-        self._state = threading.Condition(
-            self._lock
-        )  # to wait and notify; as a `with` it could be interrupted half way
+        # To wait and notify only: its `__enter__` is a Python function, in which an interrupt may come.
+        self._state = threading.Condition(self._lock)
         self._pending: Queue = {}
         self._in_flight: Queue = {}
         self._since = self._in_flight_since = 0.0
@@ -156,6 +155,8 @@ class WriteBehind(Backend):
         """Open the durable backend and own it. Raises StoreBusyError where somebody else does."""
         if self._is_open:
             return
+        if self._drains:  # a close was interrupted: what is queued still goes to the file
+            await self.close()
         thread = threading.Thread(target=self._drain, name=f"drain to {self.durable!r}"[:60], daemon=True)
         try:
             self._claim()
@@ -229,8 +230,8 @@ class WriteBehind(Backend):
     def not_open(self) -> StoreClosedError:
         """What is raised while it isn't open."""
         return StoreClosedError(
-            f"{self.durable!r} is not open for writing behind: it was closed, or not opened yet (async with Store(…)), "
-            "or it was opened by the process that this one was forked from"
+            f"{self.durable!r} is not open for writing behind: it was closed, or not opened yet (with SyncStore(…), "
+            "async with Store(…)), or it was opened by the process that this one was forked from"
         )
 
     def _refuse_unless_usable(self) -> None:

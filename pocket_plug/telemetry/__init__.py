@@ -1,7 +1,7 @@
 """Telemetry that arrives: the only part of pocket_plug, next to its testing kit, that imports the OpenTelemetry SDK.
 
 `observe()` traces a developer's runs within one line: to the terminal and a file, or where the environment says.
-`setup()` is for a program in earnest: traces, metrics and logs, all as `OTEL_*` variables say.
+`setup()` is for production: traces, metrics and logs, all as `OTEL_*` variables say.
 
 `wiring` holds both and what ends with the process, `providers` what is set globally, `export` exporters and their queues,
 `logs` structlog. `local` writes the trace file and `recorded` reads it; `live` is what goes on right now; `tree`, `drawing`

@@ -73,7 +73,7 @@ def endpoint(url: str) -> SplitResult:
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # not repeated: it may quote a part of a password
         raise ConfigError(
-            f"the URL of the backend can't be meant: {public_url(url)!r}. One is http://localhost:4318"
+            f"the URL of the backend is invalid: {public_url(url)!r}. One is http://localhost:4318"
         ) from None
     if not usable:
         raise ConfigError(f"{shown(parts)!r} is no URL of a backend; one is http://localhost:4318, for OTLP over HTTP")
@@ -93,7 +93,7 @@ def send(file: TraceFile, url: str, headers: Mapping[str, str], advance: Callabl
     """Post all of it. What a backend is too busy for is tried again, for about half a minute.
 
     `advance` is told of so many bytes more. After an answer that all would get, the rest is refused unsent. Raises
-    ConfigError for a URL that can't be meant, OSError where there is no file.
+    ConfigError for an invalid URL, OSError where there is no file.
     """
     target = endpoint(url)
     sent = Sent()

@@ -1,4 +1,4 @@
-"""`observe()` for a developer's first minute, `setup()` for a program in earnest, and what ends with the process.
+"""`observe()` for a developer's first minute, `setup()` for production, and what ends with the process.
 
 Both find providers that the program has set, and then add nothing to them. Nothing is set up on import.
 """

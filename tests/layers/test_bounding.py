@@ -597,7 +597,7 @@ def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
         ({"max_entries": -5, "ttl": 1}, "max_entries can't be -5"),
         ({"max_entries": True}, "option 'max_entries' must be int . None, not True"),
         ({"max_entries": 2.5}, "option 'max_entries' must be int . None, not 2.5"),
-        ({"max_bytes": "1MB"}, "option 'max_bytes' must be int . None, not str.3."),
+        ({"max_bytes": "1MB"}, "option 'max_bytes' must be int . None, not '1MB'"),
         ({"ttl": 0}, "TTL can't be 0"),
         ({"ttl": "soon"}, "TTL can't be 'soon'"),
     ],

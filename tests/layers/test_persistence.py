@@ -506,7 +506,9 @@ def test_threads_read_what_was_written_last() -> None:
 # ---------------------------------------------------------------- what is refused
 def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
     """Where it is written."""
-    with pytest.raises(ConfigError, match="persistence's option 'mode' must be one of 'through', 'behind', not str"):
+    with pytest.raises(
+        ConfigError, match="persistence's option 'mode' must be one of 'through', 'behind', not 'trough'"
+    ):
         Persistence(to=Memory(), mode="trough")  # type: ignore[arg-type]
 
 

@@ -920,6 +920,24 @@ def test_a_cancelled_close_still_writes_all() -> None:
     assert shelf.has() == {"a": 1}
 
 
+def test_opened_again_after_an_interrupted_close_it_has_lost_nothing() -> None:
+    """Ctrl-C came while the close waited: what was queued is written first."""
+    shelf = Shelf()
+    queue = behind(shelf)
+    shelf.gate.clear()
+    put(queue, "a", 1)
+    closing = queue.close()
+    closing.send(None)
+    with pytest.raises(KeyboardInterrupt):
+        closing.throw(KeyboardInterrupt)
+    opening = in_thread(lambda: drive(queue.open()))
+    shelf.gate.set()
+    opening()
+    put(queue, "b", 2)
+    drive(queue.close())
+    assert shelf.has() == {"a": 1, "b": 2}
+
+
 @pytest.mark.parametrize("step", ["open", "own", "version"])
 def test_after_a_failed_open_the_same_store_can_be_opened_again(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Whichever step failed: the durable backend is closed, owned by nobody, and no thread is left."""

@@ -208,7 +208,7 @@ def test_what_cannot_be_sent(file: Path, otlp_sink: Sink, capsys: pytest.Capture
     assert "'localhost:4318' is no URL of a backend" in capsys.readouterr().err
     for url in ("http://[::1", "http://localhost:99999"):
         assert main(["trace", "send", str(file), "--to", url]) == 2
-        assert "the URL of the backend can't be meant" in capsys.readouterr().err
+        assert "the URL of the backend is invalid" in capsys.readouterr().err
     for secret in ("key=hush\u00ef", "k\u00eby=hush", "key=hush\n"):
         assert main(["trace", "send", str(file), "--to", otlp_sink.url, "--header", secret]) == 2
         said = capsys.readouterr().err
