@@ -335,8 +335,10 @@ def at_place(number: int, error: type[BaseException], found: list[str]) -> Calla
 
 def at_random(draw: random.Random, in_loop: bool) -> Callable[[Callable[[], object]], bool]:
     def interrupt(work: Callable[[], object]) -> bool:
+        global is_armed
         done = False
         stops.clear()
+        is_armed = True
         try:
             try:
                 delay = draw.choice([0.00001, 0.00005, 0.0002, 0.001]) * draw.uniform(0.5, 3)
@@ -347,8 +349,10 @@ def at_random(draw: random.Random, in_loop: bool) -> Callable[[Callable[[], obje
                 time.sleep(2 * delay)
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                is_armed = False
         except (Interrupted, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, 0)
+            is_armed = False
         except Exception as error:
             if not done and not stops:
                 raise Broken(f"{error!r} without an interrupt") from error
@@ -359,8 +363,9 @@ def at_random(draw: random.Random, in_loop: bool) -> Callable[[Callable[[], obje
 
 def _press_ctrl_c(number: int, _: object) -> None:
     """Where a loop runs: asyncio cancels its main task then. What else is raised within asyncio may break that itself."""
-    stops.append(number)
-    signal.raise_signal(signal.SIGINT)
+    if is_armed:
+        stops.append(number)
+        signal.raise_signal(signal.SIGINT)
 
 
 TEMPORARY: str | None = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
@@ -369,10 +374,14 @@ TEMPORARY: str | None = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noq
 stops: list[int] = []
 """The signals that came."""
 
+is_armed = False
+"""On a busy machine the last signal may come after its timer was stopped; then it interrupts nothing."""
+
 
 def _stop(number: int, _: object) -> None:
-    stops.append(number)
-    raise Interrupted
+    if is_armed:
+        stops.append(number)
+        raise Interrupted
 
 
 def main() -> int:
