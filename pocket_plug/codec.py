@@ -505,9 +505,9 @@ class Codec:
                     f"tag {tag!r} is taken by {_name(held.type)}, so {_name(type)} needs one of its own: "
                     f"register_type({type.__name__}, tag=…)"
                 )
-            for former in [
+            for former in tuple(
                 entry for entry in self._types.values() if entry.tag == tag and entry.form.shape != form.shape
-            ]:
+            ):
                 del self._types[former.type]
             self._types[type] = self._tags[tag] = _Entry(type, tag, version, form, steps, head)
         return type
@@ -539,10 +539,9 @@ class Codec:
             if not self._libraries:
                 self._libraries.add(__name__)
                 queue.extend(KNOWN)
-            for library in libraries():
-                if library.__name__ not in self._libraries:
-                    self._libraries.add(library.__name__)
-                    queue.extend(library.KNOWN)
+            for library in tuple(each for each in libraries() if each.__name__ not in self._libraries):
+                self._libraries.add(library.__name__)
+                queue.extend(library.KNOWN)
             seen: dict[int, Any] = {}  # by id: a hint need not be hashable, and may contain itself
             while queue:
                 part = queue.popleft()

@@ -70,16 +70,10 @@ class EachStep(Step):
         if not execution.threads or self.concurrency == 1:
             await self._work(execution, items)
             return results
-        workers: list[asyncio.Task[None]] = []
         failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self.concurrency):
-                    workers.append(group.create_task(self._worker(execution, items)))
-                    # let it take an item, so that no more workers start than there are items
-                    await asyncio.sleep(0)
-                    if items.exhausted:
-                        break
+                await self._start(group, execution, items)
         except BaseExceptionGroup as errors:
             failed = errors.exceptions[0]
         if isinstance(failed, _Stop):
@@ -87,6 +81,13 @@ class EachStep(Step):
         if failed is not None:  # not from within `except`: what caused it stays what it was
             raise failed
         return results
+
+    async def _start(self, group: asyncio.TaskGroup, execution: Execution, items: _Items) -> None:
+        for _ in range(self.concurrency):
+            group.create_task(self._worker(execution, items))
+            await asyncio.sleep(0)  # let it take an item, so that no more workers start than there are items
+            if items.exhausted:
+                break
 
     async def _worker(self, execution: Execution, items: _Items) -> None:
         """`_work` as a task of a group, which would pass over a cancellation that isn't its own: an item would be lost."""

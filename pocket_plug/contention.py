@@ -209,13 +209,18 @@ class Combiner:
 
     async def _apply_all(self, name: str, batch: list[_Request]) -> None:
         with ExitStack() as turn:
-            for lost in range(TRIES):
-                if lost == FREE_TRIES:
-                    turn.enter_context(self._gates.priority((name,)))
-                await self._backoff(lost)
-                if await self._applied(name, batch):
-                    return
+            if await self._in_tries(turn, name, batch):
+                return
         raise Conflict([name], f"{name!r} was changed by somebody else at each of {TRIES} tries")
+
+    async def _in_tries(self, turn: ExitStack, name: str, batch: list[_Request]) -> bool:
+        for lost in range(TRIES):
+            if lost == FREE_TRIES:
+                turn.enter_context(self._gates.priority((name,)))
+            await self._backoff(lost)
+            if await self._applied(name, batch):
+                return True
+        return False
 
     async def _applied(self, name: str, batch: list[_Request]) -> bool:
         """One try; False where somebody else was faster."""

@@ -221,12 +221,7 @@ class Manager:
                 offers: dict[str, tuple[PluginRecord, T]] = {}
                 for record, answer in self._ask(hook):
                     try:
-                        for name, offer in entries(answer):
-                            owner, _ = offers.setdefault(name, (record, offer))
-                            if owner is not record:
-                                report_failure(
-                                    record, hook, PluginError(f"{name!r} is offered by plugin {owner} already")
-                                )
+                        _add(offers, record, hook, entries(answer))
                     except BaseException as error:
                         if not is_fault(error):
                             raise
@@ -288,6 +283,15 @@ def _check_function(hook: str, function: Callable[..., Any]) -> None:
 
 def _without_argument(function: Callable[[], object]) -> Callable[[Run], object]:
     return lambda run: function()
+
+
+def _add(
+    offers: dict[str, tuple[PluginRecord, T]], record: PluginRecord, hook: str, entries: Iterable[tuple[str, T]]
+) -> None:
+    for name, offer in entries:
+        owner, _ = offers.setdefault(name, (record, offer))
+        if owner is not record:
+            report_failure(record, hook, PluginError(f"{name!r} is offered by plugin {owner} already"))
 
 
 def _layers(answer: Any) -> Iterable[tuple[str, type[Layer]]]:

@@ -137,9 +137,10 @@ class Execution:
         entered: Entered = []
         failed: BaseException | None = None
         try:
-            parts = [(observer, observer.run) for observer in self.observers if observer.run is not None]
+            parts = list((observer, observer.run) for observer in self.observers if observer.run is not None)
             if silent := enter(entered, parts, run):
-                self._listen([observer for observer in self.observers if all(observer is not each for each in silent)])
+                heard = (observer for observer in self.observers if all(observer is not each for each in silent))
+                self._listen(list(heard))
             run.output = await self._walk(value)
             run.outcome = "success"
         except RunSuspended:

@@ -121,9 +121,14 @@ class Stack(Layer):
         home = self._home
         if home is None or not home.is_running():
             with self._own_loop_lock:
-                if self._own_loop is None:
-                    self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
-                self._home = home = self._own_loop.loop
+                own = self._own_loop
+                if own is not None and own.is_closed:
+                    own.stop()  # again, for its close may have been interrupted
+                    own = None
+                if own is None:
+                    own = self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
+                own.start()
+                self._home = home = own.loop
         return home
 
     def _leave_own_loop(self) -> None:
@@ -131,8 +136,10 @@ class Stack(Layer):
             own = self._own_loop
             if own is None or own.loop is asyncio._get_running_loop():  # then whoever called close_sync closes it
                 return
-            self._own_loop = None
         own.close()
+        with self._own_loop_lock:
+            if self._own_loop is own:
+                self._own_loop = None
 
     def _leave_loops(self) -> None:
         """In a forked child: its parent's loops don't run here."""

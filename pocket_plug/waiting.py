@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from .errors import StoreError, SyncError
@@ -27,7 +27,7 @@ class _Driving(threading.local):
     """The event loop that this thread's `drive` keeps from running, if there is one below it; what it waits for now."""
 
     over: asyncio.AbstractEventLoop | None = None
-    blocked: Waiter[Any] | Future[Any] | None = None
+    blocked: Waiter[Any] | None = None
 
 
 _driving = _Driving()
@@ -40,10 +40,8 @@ def _answer_in_child() -> None:
         "this process was forked while this call waited for another thread, which only the parent has; what becomes of it "
         "is known there"
     )
-    if isinstance(blocked, Waiter) and not blocked._woken:
+    if blocked is not None and not blocked._woken:
         wake([blocked.fail(error)])
-    elif isinstance(blocked, Future) and not blocked.done():
-        blocked.set_exception(error)
 
 
 after_fork(_answer_in_child)
@@ -71,17 +69,17 @@ async def pause(seconds: float) -> None:
 class Waiter(Generic[T]):
     """A result that some other thread or task will give, awaited by whoever made the waiter.
 
-    Made where a loop runs, it suspends the task; made under `drive`, it blocks the thread. A cancelled await of it may
-    be followed by another one.
+    Made where a loop runs, it suspends the task; made under `drive`, or if it always `blocks`, it blocks the thread. A
+    cancelled await of it may be followed by another one.
     """
 
     __slots__ = ("_error", "_future", "_lock", "_result", "_woken", "loop")
     _result: T
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: bool = False) -> None:
         self._error: BaseException | None = None
         self._woken = False
-        self.loop = None if may_block() else asyncio.get_running_loop()
+        self.loop = None if blocks or may_block() else asyncio.get_running_loop()
         """Where it is awaited; None for a thread."""
         if self.loop is None:
             self._lock = threading.Lock()
@@ -142,6 +140,14 @@ class Waiter(Generic[T]):
 
 
 def _wake_here(waiters: list[Waiter[Any]]) -> None:
+    try:
+        _wake_each(waiters)
+    except BaseException:  # interrupted; asyncio only reports what a callback raises
+        _wake_each(waiters)
+        raise
+
+
+def _wake_each(waiters: list[Waiter[Any]]) -> None:
     for waiter in waiters:
         waiter._woken = True
         if not waiter._future.done():
@@ -231,19 +237,40 @@ class LoopThread:
     loop: asyncio.AbstractEventLoop
 
     def __init__(self, name: str) -> None:
-        self._runs = threading.Event()
+        self.is_closed = False
+        """Has its end begun? It runs only once."""
+        self._starts = threading.Lock()  # an Event, interrupted, might keep its own lock for good
+        self._starts.acquire()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name=name, daemon=True)
-        self._thread.start()
-        self._runs.wait()
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until its loop does. Interrupted, it is closed."""
+        if hasattr(self, "loop"):
+            return
+        try:
+            self._thread.start()
+            self._starts.acquire()
+        except BaseException:
+            self.stop()
+            raise
 
     async def _live(self) -> None:
-        self.loop, self._closed = asyncio.get_running_loop(), asyncio.Event()
-        self._runs.set()
-        await self._closed.wait()
+        self._closed = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self._starts.release()
+        if not self.is_closed:
+            await self._closed.wait()
+
+    def stop(self) -> None:
+        """Have its loop end soon. This can be done again, too."""
+        self.is_closed = True
+        if hasattr(self, "loop"):
+            with suppress(RuntimeError):  # it is closed
+                self.loop.call_soon_threadsafe(self._closed.set)
 
     def close(self) -> None:
-        """Cancel what is still going on there, stop the loop and wait for its thread."""
-        self.loop.call_soon_threadsafe(self._closed.set)
+        """Cancel what is still going on there, stop the loop and wait for its thread. Interrupted, it can be done again."""
+        self.stop()
         self._thread.join()
 
 
@@ -264,13 +291,36 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -
             f"{_title(coroutine)} belongs to an event loop that doesn't run any more, or not yet; "
             "make sync calls while the loop that opened the store runs, or open it with SyncStore"
         )
+    waiter: Waiter[T] = Waiter(blocks=True)  # a Future of threads, interrupted, might keep its lock for good
+
+    def begin() -> None:
+        task = loop.create_task(coroutine)
+        _going.add(task)
+        task.add_done_callback(end)
+
+    def end(task: asyncio.Task[T]) -> None:
+        _going.discard(task)
+        if task.cancelled():
+            waiter.fail(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            waiter.fail(error)
+        else:
+            waiter.give(task.result())
+        wake([waiter])
+
     try:
-        _driving.blocked = future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-        return future.result()
-    except CancelledError:
+        _driving.blocked = waiter
+        loop.call_soon_threadsafe(begin)
+        waiter.block()
+        return waiter.outcome()
+    except asyncio.CancelledError:
         raise StoreError(
             f"{_title(coroutine)} was cut off: the event loop that it ran on was stopped; "
             "if it was a write, whether it landed is not known"
         ) from None
     finally:
         _driving.blocked = None
+
+
+_going: set[asyncio.Task[Any]] = set()
+"""What runs for a thread: an event loop itself holds its tasks weakly."""

@@ -6,11 +6,16 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 
 from pocket_plug.errors import StoreError, SyncError
+from pocket_plug.memory import Memory
+from pocket_plug.sync import SyncStore
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.waiting import LoopThread, Waiter, blocked_loop, drive, drive_inline, may_block, run_on, wake
 
 
@@ -306,6 +311,7 @@ def test_a_loop_thread_serves_until_it_is_closed() -> None:
     """It runs as soon as it is made, and its thread is gone after close."""
     before = threading.active_count()
     home = LoopThread("home of a test")
+    home.start()
 
     async def where() -> object:
         return asyncio.get_running_loop()
@@ -318,6 +324,77 @@ def test_a_loop_thread_serves_until_it_is_closed() -> None:
     assert home.loop.is_closed()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python loses the thread
+@pytest.mark.filterwarnings("ignore:coroutine .*_live' was never awaited")
+def test_an_interrupted_loop_thread_is_gone_at_last() -> None:
+    """Wherever the exception of a signal's handler comes: a start that fails leaves no loop, a close can be done again."""
+    for place in count(1):
+        interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place % 2])
+        home = LoopThread("home that is interrupted")
+        closing = False
+        try:
+            with interrupter:
+                home.start()
+                closing = True
+                home.close()
+        except BaseException:
+            if not interrupter.where:
+                raise
+        if closing:
+            home.close()
+        assert no_thread("home that is interrupted"), interrupter.where
+        if not interrupter.where:
+            return
+
+
+class AtHome(Memory):
+    """One that belongs to an event loop."""
+
+    needs_loop = True
+    inline_read = inline_write = False
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_an_interrupted_store_on_a_loop_of_its_own_works_on() -> None:
+    """Wherever the exception comes, in the opening, a use or the close: it can be done again, and the loop is gone then."""
+
+    def use(store: SyncStore, told: list[object]) -> None:
+        try:
+            store.__enter__()
+            store.set("a", 1)
+            store.close()
+        except Exception as error:
+            told.append(error)
+            raise
+
+    for place in count(1, 2):
+        told: list[object] = []
+        interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place // 2 % 2])
+        store = SyncStore(AtHome())
+        try:
+            with interrupter:
+                use(store, [])
+        except BaseException:
+            if not interrupter.where:
+                raise
+        again = in_thread(partial(use, store, told))
+        again.join(30)
+        assert not again.is_alive(), interrupter.where
+        assert not told, interrupter.where
+        assert no_thread("pocket_plug memory"), interrupter.where
+        if not interrupter.where:
+            return
+
+
+def no_thread(name: str) -> bool:
+    """Does none of this name go on? One that ends is waited for; one that Python lost as it started isn't alive."""
+    threads = [thread for thread in threading.enumerate() if thread.name == name and thread.is_alive()]
+    for thread in threads:
+        thread.join(30)
+    return not any(thread.is_alive() for thread in threads)
+
+
 def test_context_variables_go_along() -> None:
     """The span or logger context of a sync caller is that of its operation."""
     name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="unset")
@@ -326,6 +403,7 @@ def test_context_variables_go_along() -> None:
         return name.get()
 
     home = LoopThread("home of a test")
+    home.start()
     name.set("caller's")
     assert run_on(home.loop, look()) == drive(look()) == "caller's"
     home.close()
@@ -360,6 +438,7 @@ def test_a_loop_that_does_not_run_is_refused() -> None:
 def test_who_waits_when_the_loop_ends_is_told() -> None:
     """Closing cancels what still goes on there: its caller gets an error that hides nothing, and does not hang."""
     home = LoopThread("home of a test")
+    home.start()
     started = threading.Event()
     outcome: list[object] = []
 

@@ -362,7 +362,7 @@ class _Bounded(Keeping):
         self._ttl = None if limits.ttl is None else seconds(limits.ttl)
         self._values = type(limits.inner) is Memory
         self._simple = self._values and not self._weighs and limits.on_evict is None  # nobody asks what was evicted
-        self._record: Callable[..., Any] = _Weighed if self._weighs else _Kept
+        self._record: type[_Kept] = _Weighed if self._weighs else _Kept
         self._clock = limits.clock
 
     def clear(self) -> None:
@@ -457,14 +457,14 @@ class _Bounded(Keeping):
 
     def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
         """As Memory does it, and what is over the bounds goes last."""
-        entries, ttl, gone = self.entries, self._ttl, self.gone
+        entries, ttl, gone, weighs, values = self.entries, self._ttl, self.gone, self._weighs, self._values
         new: dict[str, Any] = {}
         deleted: list[str] = []
         overwritten: list[Dropped] = []
         grown = exempted = 0
         for change in changes:
             key = change.key
-            old = new.get(key) or entries.get(key)
+            old = new[key] if key in new else entries.get(key)
             if change.version is not None and not self.takes(change, change.version, old, now):
                 continue
             if old is None:
@@ -473,14 +473,17 @@ class _Bounded(Keeping):
                 overwritten.append((key, old, "expired"))
             if isinstance(change, Put):
                 deadline = change.expires_at
-                exempt = key.startswith(RESERVED)
+                exempt = RESERVED <= key < _BEYOND_RESERVED
                 if ttl is not None and not exempt:
                     kept = None if change.renews or old is None or not self.alive(old, now) else old.deadline
                     own = now + ttl if kept is None else kept
                     deadline = own if deadline is None or own < deadline else deadline
-                value = change.value if self._values else None
-                record = self._record(value, change.version or version, change.expires_at, deadline)
-                if self._weighs:
+                record = _new(self._record)
+                record.value = change.value if values else None
+                record.version = change.version or version
+                record.expires_at = change.expires_at
+                record.deadline = deadline
+                if weighs:
                     record.size = 0 if exempt else sys.getsizeof(key) + size_of(change.value)
                     grown += record.size
                 if exempt and old is None:
@@ -492,9 +495,10 @@ class _Bounded(Keeping):
                 deleted.append(key)
             else:
                 continue
-            if old is not None and self._weighs:
+            if old is not None and weighs:
                 grown -= old.size
-            new.pop(key, None)  # the last change of a key is its last use
+            if key in new:
+                del new[key]  # noqa: RUF051 - the last change of a key is its last use; half the price of a `pop`
             new[key] = record
         self._bytes += grown
         self._exempt += exempted
@@ -503,9 +507,14 @@ class _Bounded(Keeping):
         entries |= new
         if self.buried:
             self.bury()
+        move = entries.move_to_end
         for key, record in new.items():
-            if record is not gone:  # what can't stay goes first, so that nothing else shall go for it
-                entries.move_to_end(key, not self._weighs or record.size <= self._max_bytes)
+            if record is gone:
+                continue
+            if not weighs or record.size <= self._max_bytes:
+                move(key)
+            else:  # what can't stay goes first, so that nothing else shall go for it
+                move(key, last=False)
         if now >= self.earliest:
             self.sweep(now)
         while len(entries) - self._exempt > self._max_entries:

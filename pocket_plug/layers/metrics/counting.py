@@ -178,7 +178,7 @@ class Tally:
     def entries(self) -> Iterable[tuple[int, Attributes]]:
         """For `pocket_plug.store.entries`."""
         with self._lock:
-            keepers = [keeper for watched in self._watched if (keeper := watched.keeper()) is not None]
+            keepers = tuple(keeper for watched in self._watched if (keeper := watched.keeper()) is not None)
         if keepers:
             yield sum(keeper.entries for keeper in keepers), {}
 

@@ -1,0 +1,68 @@
+"""What holds a lock or cleans up must hold it at every place where the exception of a signal's handler can come."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+
+import pocket_plug
+
+PACKAGE = Path(pocket_plug.__file__).parent
+HARMLESS = {
+    "WriteBehind._take": "done by a thread of ours, where no signal's handler runs",
+    "WriteBehind._done": "done by a thread of ours",
+    "SQLite._write_queued": "done by a thread of ours",
+    "Transaction.scan": "its `except` is for StoreError only, which no interrupt is",
+}
+
+
+def codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes(constant)
+
+
+def unguarded(code: CodeType) -> list[int]:
+    """The lines from which a loop turns outside of a `with` or `try` that is around the loop, in the bytecode."""
+    found = dis.Bytecode(code)
+    opnames = {step.offset: step.opname for step in found}
+
+    def around(offset: int) -> set[int]:
+        """The handlers of `with` and `try`, from the inmost outwards; those of comprehensions and generators don't count."""
+        handlers: set[int] = set()
+        while target := next(
+            (entry.target for entry in found.exception_entries if entry.start <= offset < entry.end), 0
+        ):
+            if opnames[target] == "PUSH_EXC_INFO":
+                handlers.add(target)
+            offset = target
+        return handlers
+
+    lines: list[int] = []
+    before = (
+        0  # the last step that isn't a jump: is that in the same `with` as the loop's head, the jump should be, too
+    )
+    for step in found:
+        if "JUMP" not in step.opname:
+            before = step.offset
+        elif "BACKWARD" not in step.opname or step.opname.endswith("NO_INTERRUPT"):
+            continue
+        elif around(before) & around(step.argval) - around(step.offset):
+            lines.append((step.positions and step.positions.lineno) or 0)
+    return lines
+
+
+def test_no_loop_turns_outside_of_what_is_around_it() -> None:
+    """Python 3.13 has no handler for the jump back of an `if` that ends a loop: an interrupt there leaves a lock locked."""
+    found = {
+        f"{path.relative_to(PACKAGE)}:{line} ({code.co_qualname})"
+        for path in PACKAGE.rglob("*.py")
+        if not {"testing", "cli"}.intersection(path.parts)  # of the command line an interrupt is the end
+        for code in codes(compile(path.read_bytes(), str(path), "exec"))
+        if code.co_qualname not in HARMLESS
+        for line in unguarded(code)
+    }
+    assert found == set(), "put the loop into a function of its own"
