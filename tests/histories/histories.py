@@ -526,6 +526,8 @@ def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -
 
 
 if __name__ == "__main__":
+    if unknown := [stack for stack in sys.argv[3:] if stack not in STACKS]:
+        sys.exit(f"there is no stack {unknown[0]!r}; there are {', '.join(map(repr, STACKS))}")
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
     sys.exit(bool(campaign(wanted, int(sys.argv[2]) if len(sys.argv) > 2 else 0, sys.argv[3:] or [*STACKS],
                            max(1, wanted // 10_000))))  # fmt: skip
