@@ -20,7 +20,10 @@ BUILT_IN: tuple[type[Exception], ...] = tuple(
     {
         kind: None
         for kind in vars(builtins).values()
-        if isinstance(kind, type) and issubclass(kind, Exception) and kind.__module__ == "builtins"
+        if isinstance(kind, type)
+        and issubclass(kind, Exception)
+        and kind.__module__ == "builtins"
+        and not kind.__name__.startswith("_")
     }
 )
 """Python's own exceptions: the only ones that are made again of what is stored."""

@@ -481,7 +481,7 @@ def test_without_debug_a_stack_is_as_it_was_written() -> None:
     with SpanCapture("debug"):
         store = pp.SyncStore(FaultyMemory(), layers=["tracing"])
     with SpanCapture("phase") as capture:
-        store.get("k")
+        store.get("a name of no Key")
     assert capture.tree() == ["get"]
 
 
@@ -634,6 +634,6 @@ def test_a_network_is_a_client_and_memory_is_not() -> None:
 
     for backend, kind in ((pp.Memory(), "INTERNAL"), (Remote(), "CLIENT")):
         with SpanCapture() as capture:
-            asyncio.run(pp.Store(backend, layers=["tracing"]).get("k"))
+            asyncio.run(pp.Store(backend, layers=["tracing"]).get("a name of no Key"))
         assert capture.one("get").kind.name == kind
     assert isinstance(backend, Backend)

@@ -349,23 +349,28 @@ OWN = """
         return f"{answered.input} {answered.answer}"
 
     ask = pp.Ask[str, str](str, question=str, name="ask")
-    graph = pp.Graph(ask >> said, store=pp.Store("sqlite:///state.db?durability=process"), name="own")
+    store = pp.Store("sqlite:///state.db?durability=process")
+    graph = pp.Graph(ask >> said, store=store, name="own")
 """
 
 
 @pytest.fixture
-def own(here: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def own(here: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Run a command in this process, that may load own.py, whose graph has a store of its own and knows Python's types only."""
     Path("own.py").write_text(dedent(OWN))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
+    def close() -> None:  # at the end of its process, which this one is not
+        if own := sys.modules.pop("own", None):
+            own.store.sync.close()
+
     def run(*arguments: str) -> Ran:
-        monkeypatch.delitem(sys.modules, "own", raising=False)
+        close()
         ran: Ran = here(*arguments)
         return ran
 
     yield run
-    sys.modules.pop("own", None)
+    close()
 
 
 @pytest.mark.parametrize("url", [URL, "sqlite:///folder/../state.db", "sqlite:////{}/state.db", "sqlite:///link.db"])
