@@ -213,7 +213,9 @@ def test_terminated_its_trace_is_flushed(folder: Path) -> None:
     """SIGTERM ends it as that signal does, after what was traced is written; the next run finishes."""
     ended = census(folder, "--trace", stop=signal.SIGTERM, after=20)
     assert ended.code == -signal.SIGTERM
-    assert (ended.out, ended.err) == ("", "")
+    assert ended.out == ""
+    # the signal may come in the middle of handing over a span: that one is lost, counted, and said
+    assert ended.err in ("", "telemetry: 1 spans were not exported\n")
     assert_traced(folder, ended)
     versions, _ = state(folder)
     assert set(ended.recorded) <= set(versions)
