@@ -475,8 +475,10 @@ def test_a_fork_does_not_wait_for_another_process_that_writes(
     assert caplog.text == ""
 
 
+# `asyncio.to_thread` would import concurrent.futures.thread in the middle of the fork: what that registers for the time after a fork
+# would then release a lock that was never taken (CPython prints it and goes on).
 WAITING = """
-import itertools, os, signal, sqlite3, sys, threading
+import concurrent.futures.thread, itertools, os, signal, sqlite3, sys, threading
 import pocket_plug as pp
 from pocket_plug.testing.layer_contract import FaultyMemory
 
