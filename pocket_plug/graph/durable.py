@@ -279,7 +279,7 @@ class Journal:
 
     def __init__(self, request: Request, graph: Graph[Any, Any], place: tuple[Stack, str], loop: bool) -> None:
         self.request, self.graph = request, graph
-        self.stack, self.prefix = place
+        self.stack, self.prefix = place[0], str(place[1])
         self.id = request.run_id
         key, self.part = keys_of(self.id)
         self.checkpoint = Checkpoint(key)

@@ -21,7 +21,6 @@ from typing import Any
 
 from pocket_plug.errors import ConfigError, ConflictError, is_fault
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.otel.reporting import template_of
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
@@ -306,8 +305,7 @@ class Bounding(Layer):
     def _report(self, what: str, key: str, error: BaseException | None = None) -> None:
         self.failures += 1
         if self.failures == 1:
-            entry = template_of(key) or "an entry"
-            log_failure(logging.WARNING, f"bounding: {what} {entry}; later failures are only counted", error)
+            log_failure(logging.WARNING, f"bounding: {what} an entry; later failures are only counted", error)
 
 
 class _Kept(Entry):
@@ -407,7 +405,7 @@ class _Bounded(Keeping):
         async def write(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
             if len(changes) != 1 or not isinstance(change := changes[0], Put) or change.version is not None:
                 return await others(changes, expect)
-            key, now = change.key, clock()
+            key, now = str(change.key), clock()
             with lock:
                 if expect:
                     self.check(expect, now)
@@ -464,7 +462,7 @@ class _Bounded(Keeping):
         overwritten: list[Dropped] = []
         grown = exempted = 0
         for change in changes:
-            key = change.key
+            key = str(change.key)
             old = new[key] if key in new else entries.get(key)
             if change.version is not None and not self.takes(change, change.version, old, now):
                 continue

@@ -6,7 +6,9 @@ A name's parts are joined by ":". Whatever fills a template has ":" escaped, so 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Generic, LiteralString, final, overload
 
 from typing_extensions import TypeForm, TypeVar
@@ -21,10 +23,52 @@ from pocket_plug.primitives.typechecks import check_type, checker, declared_type
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
 
-declared_templates: dict[str, None] = {}
-"""The templates of all keys that were declared, in order: the only names that telemetry may show."""
-
 _HOLE = re.compile(r"\{\w*\}")
+
+
+class FullName(str):
+    """The name of an entry or a scope that was made with a Key, whose template it carries: that is what telemetry shows.
+
+    Whatever is added to it, before or after, is part of the name; of the template only if a Key made it too. To everybody
+    else it is a `str`. What keeps names for long keeps `str(name)`, which is shorter.
+
+    >>> TENANT, INVOICE = Key("tenant:{}"), Key("invoice:{}")
+    >>> scope = TENANT("acme").full_name() + ":"
+    >>> template_of(scope + INVOICE(17).full_name()), template_of(scope + "secret"), template_of("secret")
+    ('tenant:{}:invoice:{}', 'tenant:{}', '')
+    """
+
+    __slots__ = ("template",)
+    template: str
+
+    def __add__(self, rest: str, /) -> FullName:
+        name = _new(FullName, _concatenated(self, rest))
+        name.template = self.template if rest.__class__ is str else f"{self.template}:{template_of(rest)}"
+        return name
+
+    def __radd__(self, before: str, /) -> FullName:
+        return _full_name(before + str(self), self.template) if before else self
+
+
+_new, _concatenated = str.__new__, str.__add__  # each view's operation in a Key's scope makes a name
+
+
+def _full_name(text: str, template: str) -> FullName:
+    name = _new(FullName, text)
+    name.template = template
+    return name
+
+
+def template_of(name: str) -> str:
+    """The template that a name carries; "" for plain text, which may have anything in it."""
+    return name.template if isinstance(name, FullName) else ""
+
+
+def _is_written(text: str, frame: FrameType | None) -> bool:
+    """Is a text one of the constants of the code that runs in a frame? What was put together at run time is none of them."""
+    while frame is not None and frame.f_globals.get("__name__") == "typing":  # `Key[int]("age")` is called from there
+        frame = frame.f_back
+    return frame is not None and any(constant is text for constant in frame.f_code.co_consts)
 
 
 class ReadAs(Generic[V_co, K]):
@@ -46,9 +90,12 @@ class Key(ReadAs[K, K], Generic[K]):
 
     A value may be a str, int, UUID, date or Enum, and not empty. It is not a `str`: a type checker would then accept
     any value at it. Raises KeyNameError for names and values that can't be used.
+
+    Telemetry shows a template that is written where the Key is made, as above. Of one that is put together at run time
+    (`Key(f"user:{id}")`, which pyright refuses) it shows nothing, since there may be an id in it.
     """
 
-    __slots__ = ("_check", "_name", "template", "type", "values")
+    __slots__ = ("_check", "_name", "_shown", "template", "type", "values")
 
     @overload
     def __init__(self: Key[Any], template: LiteralString, type: None = None, /) -> None: ...
@@ -66,11 +113,15 @@ class Key(ReadAs[K, K], Generic[K]):
         self.template: str = template
         self.type: Any = type
         self.values: tuple[object, ...] = ()
-        self._name: str | None = None if _HOLE.search(template) else template
+        caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] # as namedtuple does: there is no other way
+        self._shown = _is_written(template, caller)
+        self._name: str | None = None if _HOLE.search(template) else self._named(template)
         self._check: Callable[[object], bool] | None = None
-        declared_templates[template] = None
         if type is not None:
             declared_types.append(type)
+
+    def _named(self, text: str) -> str:
+        return _full_name(text, self.template) if self._shown else text
 
     def __call__(self, *values: object) -> Key[K]:
         """The key with its holes filled, in order."""
@@ -79,11 +130,17 @@ class Key(ReadAs[K, K], Generic[K]):
             raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}")
         filled: Key[K] = object.__new__(type(self))
         filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
+        filled._shown = self._shown
         texts = [part_of_name(value, self.template) for value in values]
-        filled._name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
+        name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
+        filled._name = self._named(name)
         return filled
 
     def __str__(self) -> str:
+        return str(self.full_name())
+
+    def full_name(self) -> str:
+        """Its name in the store, which carries the template where telemetry may show that."""
         if self._name is None:
             raise KeyNameError(f"key template {self.template!r} has no values yet; fill it: KEY(value)")
         return self._name

@@ -104,7 +104,7 @@ class Keeping:
         entries = self.entries
         new: Any = entries if len(changes) == 1 else {}  # several are collected first, to enter at once
         for change in changes:
-            key, own = change.key, change.version
+            key, own = str(change.key), change.version
             if own is not None and not self.takes(change, own, new.get(key) or entries.get(key), now):
                 continue
             if isinstance(change, Put):

@@ -71,8 +71,8 @@ class View:
     def _name(self, key: Any) -> str:
         if key.__class__ is str and not (RESERVED <= key < _PAST_RESERVED) and key and key.isascii():
             return self._prefix + key
-        if isinstance(key, Key):
-            return self._prefix + str(key)  # pyright: ignore[reportUnknownArgumentType]
+        if key.__class__ is Key:
+            return self._prefix + key.full_name()
         return check_name(self._prefix + key if key and isinstance(key, str) else key)
 
     @property
