@@ -1,4 +1,4 @@
-"""The views of `store` without `await`: the same operations, run in place, in this thread, or on the stack's home loop.
+"""The views without `await`: the same operations, run in place, in this thread, or on the stack's home loop.
 
 Nothing is implemented a second time here; each call drives the coroutine that the async view makes.
 """
@@ -18,11 +18,12 @@ from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.waiting import Runner, drive_inline
 
 from .backend import Backend, Clock
+from .base import MISSING, Name, StackOwner, View
 from .keys import Key, ReadAs
 from .layer import Layer
 from .stack import Stack
-from .store import MISSING, Name, OpenTransaction, Store, StoreReader, StoreScope, StoreWriter, View
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
+from .views import OpenTransaction, StoreReader, StoreWriter
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -163,7 +164,7 @@ class SyncScope(SyncWriter):
 
     def transaction(self) -> OpenSyncTransaction:
         """`with store.transaction() as tx:` as on Store."""
-        return OpenSyncTransaction(OpenTransaction(self), self._source.run_write)
+        return OpenSyncTransaction(OpenTransaction(self._source, self._prefix), self._source.run_write)
 
 
 class SyncStore(SyncScope):
@@ -171,14 +172,20 @@ class SyncStore(SyncScope):
 
     __slots__ = ()
 
-    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
-                 clock: Clock | None = None) -> None:  # fmt: skip
-        if isinstance(backend, StoreScope) and not isinstance(backend, Store):
+    def __init__(
+        self,
+        backend: str | Backend | StackOwner = "memory://",
+        /,
+        *,
+        layers: Collection[str | Layer] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        if isinstance(backend, View) and not isinstance(backend, StackOwner):
             raise ConfigError(
                 "SyncStore can't be made of a scope, since it would close the whole store; use scope.sync"
             )
-        if not isinstance(backend, Store):
-            backend = Store(backend, layers=layers, clock=clock)
+        if not isinstance(backend, StackOwner):
+            backend = StackOwner(backend, layers=layers, clock=clock)
         elif layers or clock is not None:
             raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
         super().__init__(backend._source, backend._prefix)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from typing_extensions import TypeForm
 
 from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_name
-from pocket_plug.store.keys import newest
 
-from .store import MISSING, Name, StoreReader
+from .base import MISSING, Name, View
+from .keys import newest
 from .updating import replacing
-
-if TYPE_CHECKING:
-    from .sync import SyncReader
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -24,7 +21,7 @@ D = TypeVar("D")
 class TypedReader(Generic[T]):
     """A view for values of one type; what is of another raises ValueTypeError, naming the key."""
 
-    def __init__(self, view: StoreReader, type: TypeForm[T], /) -> None:
+    def __init__(self, view: View, type: TypeForm[T], /) -> None:
         check_type(type, "a typed store")
         self._view: Any = view
         self._type = type
@@ -76,7 +73,7 @@ class TypedStore(TypedReader[T]):
 class SyncTypedReader(Generic[T]):
     """`TypedReader` without `await`."""
 
-    def __init__(self, view: SyncReader, typed: TypedReader[T], /) -> None:
+    def __init__(self, view: View, typed: TypedReader[T], /) -> None:
         source = view._source  # pyright: ignore[reportPrivateUsage]
         self._read, self._write, self._update = source.run_read, source.run_write, source.run_update
         self._typed: Any = typed
