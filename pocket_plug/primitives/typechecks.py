@@ -5,7 +5,7 @@ A hint that can't be resolved is unchecked, never an error: the checks serve the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import count
 from types import FunctionType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -19,34 +19,28 @@ _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (c
 UNIONS = (Union, UnionType)
 
 
-class DeclaredTypes(Sequence[Any]):
+class DeclaredTypes(list[Any]):
     """Types in the order in which they were declared, each once: of equal ones the first."""
 
     def __init__(self) -> None:
-        self._types: list[Any] = []
+        super().__init__()
         self._known: set[Any] = set()
 
-    def append(self, hint: Any) -> None:
+    def append(self, hint: Any, /) -> None:
         """Take a type in, unless it is known."""
         try:
             if hint in self._known:
                 return
             self._known.add(hint)
         except TypeError:  # it can't be hashed: `Annotated[int, []]`
-            if hint in self._types:
+            if hint in self:
                 return
-        self._types.append(hint)
+        super().append(hint)
 
-    def extend(self, hints: Iterable[Any]) -> None:
+    def extend(self, hints: Iterable[Any], /) -> None:
         """Take several in."""
         for hint in hints:
             self.append(hint)
-
-    def __len__(self) -> int:
-        return len(self._types)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._types[index]
 
 
 declared_types = DeclaredTypes()

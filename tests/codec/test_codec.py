@@ -872,7 +872,7 @@ def test_a_type_that_another_thread_takes_in_at_that_very_moment_is_known() -> N
             return found
 
     codec = Codec(declared=[Plain])
-    codec._types = Racing()
+    codec._registry.types = Racing()
     assert again(codec, Plain("x")) == Plain("x")
 
 

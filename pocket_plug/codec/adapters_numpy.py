@@ -1,6 +1,6 @@
 """Arrays and scalars of numpy: their dtype, shape, order and bytes. What holds Python objects is refused.
 
-Imported by `forms`, once the program has imported numpy.
+Imported by `adapters`, once the program has imported numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from pocket_plug.errors import CodecError
 
-from .forms import Form, of_type
+from .adapters import TypeAdapter, of_type
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,10 +26,10 @@ COPIED = (np.ndarray, np.void)
 _PLAIN = re.compile(r"[<>|][biufcSUVmM]\d+(\[\w+\])?")
 
 
-def form(cls: type) -> Form | None:
+def adapter(cls: type) -> TypeAdapter | None:
     """None for subclasses: they have state of their own."""
     if cls is np.ndarray:
-        return Form(_take_apart, _put_together, copy=_copied, tag="numpy.ndarray")
+        return TypeAdapter(_take_apart, _put_together, copy=_copied, tag="numpy.ndarray")
     if cls not in _SCALARS:
         return None
     scalar: Any = cls
@@ -37,8 +37,8 @@ def form(cls: type) -> Form | None:
     if issubclass(cls, np.str_ | np.bytes_):
         # numpy's own drops zeros at the end
         base, plain = (str, str.__str__) if issubclass(cls, np.str_) else (bytes, bytes)
-        return Form(plain, lambda state: cls(of_type(base, state)), copy=_as_it_is, tag=tag)
-    return Form(_of_scalar, _scalar_maker(scalar), copy=deepcopy if cls is np.void else _as_it_is, tag=tag)
+        return TypeAdapter(plain, lambda state: cls(of_type(base, state)), copy=_as_it_is, tag=tag)
+    return TypeAdapter(_of_scalar, _scalar_maker(scalar), copy=deepcopy if cls is np.void else _as_it_is, tag=tag)
 
 
 def hints(cls: type) -> Iterable[Any] | None:

@@ -1,5 +1,5 @@
 """How objects of a class become a value that the codec knows, and are made of it again: the classes that need no
-functions of their users. Those of pydantic and numpy are in `forms_pydantic` and `forms_numpy`, which are imported only
+functions of their users. Those of pydantic and numpy are in `adapters_pydantic` and `adapters_numpy`, which are imported only
 where the program has imported the library.
 """
 
@@ -33,7 +33,7 @@ _type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unkn
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class TypeAdapter:
     """How the objects of a class become a value that the codec knows, and are made of it again."""
 
     encode: Callable[[Any], Any]
@@ -54,12 +54,12 @@ def libraries() -> Iterator[Any]:
     """The modules that know the classes of other libraries, of those that the program itself has imported.
 
     Each has `KNOWN`, the classes that need no declaration; `COPIED`, those whose objects are never shared; and the
-    functions `form`, `hints` and `advice`, which give None for classes of others.
+    functions `adapter`, `hints` and `advice`, which give None for classes of others.
     """
     for name in _LIBRARIES:
         if name in sys.modules:
             with suppress(ImportError):  # it is older than what our extra asks for: its classes are as any other
-                yield import_module(f".forms_{name}", __package__)
+                yield import_module(f".adapters_{name}", __package__)
 
 
 def of_type(wanted: type, state: Any) -> Any:
@@ -75,7 +75,7 @@ def _range_of(parts: Any) -> range:
     return range(start, stop, step)
 
 
-def _path_form(cls: type[PurePath]) -> Form:
+def _path_adapter(cls: type[PurePath]) -> TypeAdapter:
     """A path is its text, or the bytes of that where a name in it is no UTF-8."""
 
     def encode(path: PurePath) -> str | bytes:
@@ -92,7 +92,7 @@ def _path_form(cls: type[PurePath]) -> Form:
             )
         return cls(text)
 
-    return Form(encode, decode, copy=_as_it_is, tag=f"pathlib.{cls.__name__}")
+    return TypeAdapter(encode, decode, copy=_as_it_is, tag=f"pathlib.{cls.__name__}")
 
 
 def _is_unicode(text: str) -> bool:
@@ -107,32 +107,34 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-_STANDARD: dict[type, Form] = {
-    range: Form(lambda value: (value.start, value.stop, value.step), _range_of, copy=_as_it_is),
-    **{cls: _path_form(cls) for cls in (PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)},
+_STANDARD: dict[type, TypeAdapter] = {
+    range: TypeAdapter(lambda value: (value.start, value.stop, value.step), _range_of, copy=_as_it_is),
+    **{cls: _path_adapter(cls) for cls in (PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)},
 }
 KNOWN = (*_STANDARD,)
 """The classes that need no declaration, beside those of the codec itself."""
 
 
 # ---------------------------------------------------------------- classes of users
-def form_of(cls: Any) -> Form | None:
+def adapter_of(cls: Any) -> TypeAdapter | None:
     """None for a class that can be registered with functions only."""
     if (known := _STANDARD.get(cls)) is not None:
         return known
     if issubclass(cls, Flag):
-        return Form(lambda member: member.value, cls, frozen=True, shape=_members(cls))
+        return TypeAdapter(lambda member: member.value, cls, frozen=True, shape=_members(cls))
     if issubclass(cls, Enum):
-        return Form(lambda member: member.name, lambda name: _member(cls, name), frozen=True, shape=_members(cls))
+        return TypeAdapter(
+            lambda member: member.name, lambda name: _member(cls, name), frozen=True, shape=_members(cls)
+        )
     if issubclass(cls, msgspec.Struct):
-        return _struct_form(cls)
+        return _struct_adapter(cls)
     if tuple in cls.__mro__ and hasattr(cls, "_make"):
-        return Form(_items_of_named, lambda items: _named_of(cls, items), frozen=True, shape=cls._fields)
+        return TypeAdapter(_items_of_named, lambda items: _named_of(cls, items), frozen=True, shape=cls._fields)
     if hasattr(cls, "__dataclass_params__") and is_plain(cls, {spec.name for spec in fields(cls)}):
         parts = _Fields(cls)
         names = tuple(parts.specs)
-        return Form(parts.encode, parts.decode, names, cls.__dataclass_params__.frozen, shape=names)
-    return _asked("form", cls)  # type: ignore[no-any-return]
+        return TypeAdapter(parts.encode, parts.decode, names, cls.__dataclass_params__.frozen, shape=names)
+    return _asked("adapter", cls)  # type: ignore[no-any-return]
 
 
 def _members(cls: type[Enum]) -> tuple[Any, ...]:
@@ -181,7 +183,7 @@ def _member(cls: type[Enum], name: Any) -> Enum:
     return cls[name]
 
 
-def _struct_form(cls: type[msgspec.Struct]) -> Form:
+def _struct_adapter(cls: type[msgspec.Struct]) -> TypeAdapter:
     names = cls.__struct_fields__
 
     def encode(value: msgspec.Struct) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def _struct_form(cls: type[msgspec.Struct]) -> Form:
                 msgspec.structs.force_setattr(value, name, item)
         return value
 
-    return Form(encode, decode, names, cls.__struct_config__.frozen, shape=names)
+    return TypeAdapter(encode, decode, names, cls.__struct_config__.frozen, shape=names)
 
 
 class _Fields:

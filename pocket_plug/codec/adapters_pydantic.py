@@ -1,6 +1,6 @@
 """Models of pydantic: taken apart and put together by what they hold, without validation.
 
-Imported by `forms`, once the program has imported pydantic.
+Imported by `adapters`, once the program has imported pydantic.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from pocket_plug.errors import CodecError
 
-from .forms import Form, check_attributes, is_plain, listed, of_type
+from .adapters import TypeAdapter, check_attributes, is_plain, listed, of_type
 
 KNOWN: tuple[type, ...] = ()
 COPIED = (BaseModel,)
@@ -23,13 +23,13 @@ COPIED = (BaseModel,)
 _EXTRA, _UNSET, _SET = "__extra__", "__unset__", "__set__"
 
 
-def form(cls: type) -> Form | None:
+def adapter(cls: type) -> TypeAdapter | None:
     """None for what is no model, or holds more than a model does."""
     if not issubclass(cls, BaseModel) or not is_plain(cls, BaseModel.__slots__):
         return None
     parts = _Model(cls)
     frozen = bool(cls.model_config.get("frozen")) and not parts.private
-    return Form(parts.encode, parts.decode, parts.names, frozen, shape=parts.names)
+    return TypeAdapter(parts.encode, parts.decode, parts.names, frozen, shape=parts.names)
 
 
 def hints(cls: type) -> Iterable[Any] | None:
