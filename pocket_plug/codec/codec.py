@@ -21,7 +21,7 @@ from .copying import private_copy
 from .encoding import culprit, packed, plain_depth
 from .records import FORMAT, HEADER_SIZE, Sealed, opened, sealed
 from .registry import UNBOUND, Registry, Upgrade, name_of, object_of, upgraded, upgraded_state
-from .wire import BUILT_IN, COMPOSITE_READERS, RECORD, SCALAR_READERS, to_msgpack
+from .wire import BUILT_IN, COMPOSITE_READERS, RECORD, SCALAR_READERS, to_msgpack, type_of
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ class Codec:
         Raises UnregisteredTypeError, naming the path to the object and its type, and CodecError for what can't be
         stored otherwise: a lone surrogate, a container within itself, what is over a limit.
         """
-        kind = type(value)
+        kind = type_of(value)
         try:
             try:
                 if kind is dict or kind is list:
@@ -180,8 +180,8 @@ class Codec:
         Raises CorruptRecordError for bytes that are no whole record, of another place, or break a limit, UnknownTypeError
         where a type is not registered here, and CodecError where an object can't be made of what was stored.
         """
-        format, depth, payload = opened(data, place, self.max_bytes, self.max_depth)
-        if place is not None and format == FORMAT and (seen := upgraded.get()) is not None:
+        payload = opened(data, place, self.max_bytes, self.max_depth)
+        if place is not None and data[0] == FORMAT and (seen := upgraded.get()) is not None:
             seen.append(UNBOUND)
         try:
             if len(data) <= UNLOOKED:
@@ -192,7 +192,7 @@ class Codec:
         except CodecError as error:
             if not self.seals:
                 raise
-            return Sealed(sealed(payload, depth), error)
+            return Sealed(sealed(payload, data[1]), error)
         except msgspec.DecodeError as error:
             raise CorruptRecordError(f"no record of this codec: {error}") from error
         except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
@@ -216,18 +216,18 @@ class Codec:
         return self._from_msgpack(payload)
 
     def _from_ext(self, code: int, data: memoryview) -> Any:
+        if code == RECORD:
+            tag, version, state = self._from_msgpack(data)
+            entry = self._registry.tagged(tag)
+            if version != entry.version:
+                state = upgraded_state(entry, version, state)
+            return object_of(entry, state)
         if (scalar := SCALAR_READERS.get(code)) is not None:
             return scalar(data)
         parts = self._from_msgpack(data)
         if (composite := COMPOSITE_READERS.get(code)) is not None:
             return composite(parts)
-        if code != RECORD:
-            raise CorruptRecordError(f"no record of this codec: it holds an extension of code {code}")
-        tag, version, state = parts
-        entry = self._registry.tagged(tag)
-        if version != entry.version:
-            state = upgraded_state(entry, version, state)
-        return object_of(entry, state)
+        raise CorruptRecordError(f"no record of this codec: it holds an extension of code {code}")
 
     # ---------------------------------------------------------------- copies
     def renewed(self, value: Any) -> Any:

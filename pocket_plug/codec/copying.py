@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from operator import is_
 from typing import Any
@@ -12,9 +12,8 @@ import msgspec
 from .adapters import deep_copy, is_data
 from .encoding import plain_depth
 from .registry import Registry, object_of, state_of
-from .wire import ARRAYS, ATOMS, COMPOSITE_READERS, to_msgpack
+from .wire import ARRAYS, ATOMS, COMPOSITE_READERS, to_msgpack, type_of
 
-_type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
 _from_msgpack = msgspec.msgpack.Decoder().decode
 
 
@@ -42,7 +41,7 @@ class _Copy:
         self.registry = registry
 
     def of(self, value: Any) -> Any:
-        kind = _type_of(value)
+        kind = type_of(value)
         if kind in ATOMS:
             return value
         if kind is list:

@@ -16,11 +16,9 @@ from pocket_plug.primitives.redaction import summary
 
 from .bounds import FEW, counted, made_dict, made_set
 from .registry import Registry, state_of
-from .wire import ARRAYS, BIG_INT, CLOCKS, LEAVES, MSGPACK_INTS, PAIRS, RECORD, SCALARS, to_msgpack, write_int
+from .wire import ARRAYS, BIG_INT, CLOCKS, LEAVES, MSGPACK_INTS, PAIRS, RECORD, SCALARS, to_msgpack, type_of, write_int
 
 _ALL_BUT_INT = LEAVES - {int}
-
-_type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
 
 
 def plain_depth(value: Any, max_depth: int) -> int:
@@ -31,14 +29,14 @@ def plain_depth(value: Any, max_depth: int) -> int:
     """
     if not max_depth:
         return 0
-    if _type_of(value) is dict:
+    if type_of(value) is dict:
         for key in value:
             if type(key) is not str and (len(value) > FEW or type(key) not in LEAVES):
                 return 0
         value = value.values()
     depth = 1
     for item in value:
-        kind = _type_of(item)
+        kind = type_of(item)
         if kind is str or kind is int or kind in LEAVES:
             continue
         if kind is not list and kind is not dict:
@@ -65,7 +63,7 @@ class _Walk:
 
     def wrap(self, value: Any, depth: int) -> Any:
         """`depth` is the number of containers around the value."""
-        kind = _type_of(value)
+        kind = type_of(value)
         if kind in self.leaves:
             return value
         if (scalar := SCALARS.get(kind)) is not None:
@@ -169,7 +167,7 @@ def culprit(value: Any, error: Exception, pack: Pack, registry: Registry) -> tup
 
 
 def _parts(value: Any, registry: Registry) -> Iterator[tuple[str, Any]]:
-    kind = _type_of(value)
+    kind = type_of(value)
     if kind is dict:
         for key, item in value.items():
             name = _key_name(key)

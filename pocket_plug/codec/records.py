@@ -64,8 +64,8 @@ def sealed(payload: bytes | memoryview, depth: int) -> bytes:
     return HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload
 
 
-def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -> tuple[int, int, bytes | memoryview]:
-    """A record's format, depth and payload. Raises CorruptRecordError where it isn't whole, or of another place."""
+def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -> bytes | memoryview:
+    """The payload of a record. Raises CorruptRecordError where it isn't whole, or of another place."""
     if not HEADER_SIZE < len(record) <= max_bytes:
         raise CorruptRecordError(
             f"a record has {HEADER_SIZE + 1} to {max_bytes:,} bytes (max_bytes); this has {len(record):,}"
@@ -90,7 +90,7 @@ def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -
         raise CorruptRecordError(
             f"the record has {depth} containers in each other; {max_depth} are allowed (max_depth)"
         )
-    return format, depth, payload
+    return payload
 
 
 class Sealed:

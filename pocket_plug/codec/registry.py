@@ -18,7 +18,7 @@ from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import defined_again
 
 from .adapters import KNOWN, WITH_FUNCTIONS, TypeAdapter, adapter_of, advice, hints_of, libraries, parts_of
-from .wire import BUILT_IN, to_msgpack
+from .wire import BUILT_IN, to_msgpack, type_of
 
 Upgrade = Callable[[Any], Any]
 """Makes of the state of one version of a type that of the next."""
@@ -28,8 +28,6 @@ upgraded: ContextVar[list[str] | None] = ContextVar("upgraded", default=None)
 that is not bound to its place, as older versions have written them, leaves `UNBOUND`."""
 
 UNBOUND = "an unbound record"
-
-_type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +198,7 @@ def upgraded_state(entry: Registered, version: int, state: Any) -> Any:
             )
         try:
             state = entry.upgrade[step](state)
-            if entry.adapter.names and _type_of(state) is not dict:
+            if entry.adapter.names and type_of(state) is not dict:
                 raise CodecError(f"it gave {summary(state)}, not the dict of the fields")
         except Exception as error:
             raise CodecError(

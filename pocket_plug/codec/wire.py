@@ -23,6 +23,8 @@ from .bounds import made_dict, made_set
 
 to_msgpack = msgspec.msgpack.Encoder().encode
 
+type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
+
 # ---------------------------------------------------------------- which types there are
 LEAVES: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
 """What MessagePack itself holds exactly, but for large ints. Everything else goes into an extension of one of these codes."""
