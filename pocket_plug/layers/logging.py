@@ -20,11 +20,10 @@ from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, PluginHost, Run, hookimpl
-from pocket_plug.layers.bounding import Bounding
 from pocket_plug.otel.reporting import changed, suppressed, template_of
 from pocket_plug.plugins.manager import told_of_failures
 from pocket_plug.primitives.failures import error_type, say_once, stack_of
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Keeper, Put
 from pocket_plug.store.layer import Layer, parts
 
 if TYPE_CHECKING:
@@ -287,7 +286,8 @@ class Logging(Layer):
                 f"logging: level {self.level!r} is none of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
             )
         look()
-        self._bounded = [(part, Counter(part.evictions)) for part in parts(self.inner) if isinstance(part, Bounding)]
+        keepers = [part for part in parts(self.inner)[:-1] if isinstance(part, Keeper)]  # not what the backend lets expire
+        self._keepers = [(keeper, Counter(keeper.evictions)) for keeper in keepers]
 
     async def open(self) -> None:
         look()
@@ -336,14 +336,14 @@ class Logging(Layer):
             _say_done(method, started, error, **fields)
             raise
         _say_done(method, started, None, **fields)
-        if self._bounded and (debug := _methods["debug"]) is not None:
+        if self._keepers and (debug := _methods["debug"]) is not None:
             self._say_evictions(debug)
         return version
 
     def _say_evictions(self, method: Method) -> None:
-        """How many entries the bounding below has evicted since the last write that was logged, and why."""
-        for part, known in self._bounded:
-            for reason, count in part.evictions.items():
+        """How many entries the layers below have evicted since the last write that was logged, and why."""
+        for keeper, known in self._keepers:
+            for reason, count in keeper.evictions.items():
                 if (new := count - known[reason]) > 0:
                     known[reason] = count
                     _guarded(method, "pocket_plug.store.evicted", reason=reason, entries=new)

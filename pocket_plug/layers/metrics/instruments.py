@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _internal
@@ -15,12 +15,10 @@ from pocket_plug.hookspecs import NodeCall
 from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, own_version
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.store.backend import WriteQueue
 
 from . import settings
 from .counting import Attributes, Going, Tally, errors, graphs, nodes, tallies
-
-if TYPE_CHECKING:
-    from pocket_plug.layers.write_behind import WriteBehind
 
 _RUN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DB_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
@@ -32,7 +30,7 @@ class Instruments:
     def __init__(self, meter_provider: MeterProvider) -> None:
         meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
         self.tallies: dict[tuple[str, str], Tally] = {}
-        self.queues: weakref.WeakKeyDictionary[WriteBehind, Attributes] = weakref.WeakKeyDictionary()
+        self.queues: weakref.WeakKeyDictionary[WriteQueue, Attributes] = weakref.WeakKeyDictionary()
         self.reset()
         _sets.add(self)
         self.run_duration = meter.create_histogram(
@@ -103,12 +101,12 @@ class Instruments:
 
         return collect
 
-    def watch(self, queue: WriteBehind, namespace: str, system: str) -> None:
+    def watch(self, queue: WriteQueue, namespace: str, system: str) -> None:
         """Publish the length and the age of a queue."""
         with self._lock:
             self.queues[queue] = of_store(namespace, system)
 
-    def leave(self, queue: WriteBehind) -> None:
+    def leave(self, queue: WriteQueue) -> None:
         """Publish no more of it."""
         with self._lock:
             self.queues.pop(queue, None)

@@ -7,15 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from pocket_plug.errors import is_fault
-from pocket_plug.layers.bounding import Bounding
-from pocket_plug.layers.persistence import Persistence
 from pocket_plug.otel.reporting import current_context, suppressed, system_of
 from pocket_plug.primitives.failures import say_once
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Keeper, Put, Tiered
 from pocket_plug.store.layer import Layer, parts
-from pocket_plug.store.memory import Memory
 
-from .counting import Keeper, Tally, namespaces
+from .counting import Tally, namespaces
 from .instruments import GLOBAL, Instruments, api, failure, join, look, of_store
 
 
@@ -35,15 +32,15 @@ class Metrics(Layer):
     def on_build(self) -> None:
         self._system = system_of(parts(self.inner)[-1])
         self._namespace = namespaces[self.namespace]
-        self._keeper = _keeper_of(self.inner)
-        queues = [part.queue for part in parts(self.inner) if isinstance(part, Persistence)]
-        self._queues = [queue for queue in queues if queue is not None]
+        below = parts(self.inner)
+        tiered = [part for part in below if isinstance(part, Tiered)]
+        self._keeper = next((part for part in below if isinstance(part, Keeper)), None)
+        self._queues = [part.queue for part in tiered if part.queue is not None]
         self._instruments: Instruments | None = None
         self._tally: Tally | None = None
         self._counted_read, self._count_in = counted_read, _ = _counting(self.inner.read)
         join(self)
-        cached = any(isinstance(part, Persistence) for part in parts(self.inner))
-        always = self.durations or (self.inner.survives and not cached)
+        always = self.durations or (self.inner.survives and not tiered)
         self._timed_read = always or not self.inner.inline_read
         self._timed_write = always or not self.inner.inline_write
         if not self._timed_read:
@@ -136,14 +133,6 @@ class Metrics(Layer):
             if not is_fault(fault):
                 raise
             say_once("measuring a store operation", fault)
-
-
-def _keeper_of(stack: Backend) -> Keeper | None:
-    """The outermost part that knows what it keeps. Bounding right over Memory is Memory's own way of keeping."""
-    for part in parts(stack):
-        if isinstance(part, Memory) or (isinstance(part, Bounding) and type(part.inner) is not Memory):
-            return part
-    return None
 
 
 def _counting(
