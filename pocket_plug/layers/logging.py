@@ -81,7 +81,7 @@ def pocket_layers() -> Sequence[type[Layer]]:
     return [Logging]
 
 
-@hookimpl
+@hookimpl(tryfirst=True)  # so that what other plugins log has the run's id
 def pocket_observe(run: Run) -> Observer | None:
     """Log a run where that is wanted."""
     if suppressed():
@@ -286,7 +286,8 @@ class Logging(Layer):
                 f"logging: level {self.level!r} is none of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
             )
         look()
-        keepers = [part for part in parts(self.inner)[:-1] if isinstance(part, Keeper)]  # not what the backend lets expire
+        layers = parts(self.inner)[:-1]  # what a backend lets expire is its own business
+        keepers = [part for part in layers if isinstance(part, Keeper)]
         self._keepers = [(keeper, Counter(keeper.evictions)) for keeper in keepers]
 
     async def open(self) -> None:

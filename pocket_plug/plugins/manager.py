@@ -74,7 +74,7 @@ class Manager:
     # ---------------------------------------------------------------- who is there
     @property
     def records(self) -> tuple[PluginRecord, ...]:
-        """Every plugin that was found, in the order in which hooks are asked; last, those whose name was taken."""
+        """Every plugin that was found, in the order of registration; last, those whose name was taken."""
         return (*self._records.values(), *self._nameless)
 
     def load(self, candidate: Candidate) -> None:
@@ -163,10 +163,9 @@ class Manager:
         return tuple(hooks)
 
     def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
-        """In the order of `records`, but for `tryfirst` and `trylast`. (pluggy itself would ask the last one first.)"""
+        """In the order in which pluggy would call them, which its list has the other way round."""
         found: list[pluggy.HookImpl] = getattr(self._pm.hook, hook).get_hookimpls()
-        found.sort(key=lambda implementation: (not implementation.tryfirst, implementation.trylast))
-        return [(self._records[each.plugin_name], each.function, each.argnames) for each in found]
+        return [(self._records[each.plugin_name], each.function, each.argnames) for each in reversed(found)]
 
     def _ask(self, hook: str, **arguments: object) -> Iterator[tuple[PluginRecord, Any]]:
         for record, function, names in self._implementations(hook):
@@ -220,7 +219,9 @@ class Manager:
         with self._lock:
             if hook not in self._offers:
                 offers: dict[str, tuple[PluginRecord, T]] = {}
-                for record, answer in self._ask(hook):
+                names = [*self._records]
+                # whoever was registered first keeps a name: nobody gets ours by offering another one
+                for record, answer in sorted(self._ask(hook), key=lambda asked: names.index(asked[0].name)):
                     try:
                         _add(offers, record, hook, entries(answer))
                     except BaseException as error:

@@ -25,7 +25,8 @@ from pocket_plug.layers import metrics
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.metrics import Metrics, counting, instruments
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Reason
+from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 
@@ -460,6 +461,39 @@ def test_entries_and_evictions_over_a_file(published: Published, tmp_path: Path)
         assert published.values("pocket_plug.store.entries") == {frozenset(sqlite): 2}
         size = frozenset(sqlite | {("pocket_plug.store.eviction.reason", "size")})
         assert published.values("pocket_plug.store.evictions")[size] == 3
+
+
+class Forgetful(Layer):
+    """A third party's layer that evicts, as bounding does: all that pocket_plug knows of it is the protocol `Keeper`."""
+
+    entries = 7
+
+    def on_build(self) -> None:
+        self.evictions: dict[Reason, int] = {"size": 2}
+
+
+def test_entries_and_evictions_of_any_layer(published: Published) -> None:
+    """It need not be bounding, of which metrics knows nothing; what it evicted before isn't counted."""
+    store = SyncStore(layers=[Metrics(), Forgetful()])
+    layer = parts(store.stack)[2]
+    assert isinstance(layer, Forgetful)
+    layer.evictions["size"] += 3
+    assert published.values("pocket_plug.store.entries") == {attributes(): 7}
+    assert published.values("pocket_plug.store.evictions") == {
+        attributes() | {("pocket_plug.store.eviction.reason", "size")}: 3
+    }
+
+
+def test_a_memory_that_two_stores_share_is_counted_once(published: Published) -> None:
+    """Also where one of them bounds it."""
+    memory = Memory()
+    bounded, plain = (
+        SyncStore(memory, layers=[Metrics(), Bounding(max_entries=2)]),
+        SyncStore(memory, layers=[Metrics()]),
+    )
+    bounded.set("a", 1)
+    plain.set("b", 2)
+    assert published.values("pocket_plug.store.entries") == {attributes(): 2}
 
 
 def test_a_store_that_is_gone_keeps_nothing_and_its_evictions_count(published: Published) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import pluggy
 import pytest
+import structlog
 
 import pocket_plug
 from pocket_plug.errors import ConfigError, PluginError
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.node_functions import node
 from pocket_plug.hookspecs import Observer, Run, Specs, hookimpl
+from pocket_plug.layers import logging as own_logging
 from pocket_plug.plugins.manager import report_failure
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.layer import Layer
@@ -50,7 +58,7 @@ def test_observers_of_a_run():
 
     pocket = pocket_with(Asking(), Silent())
     [observer] = pocket.observers(RUN)
-    assert seen == [RUN, "silent"]
+    assert seen == ["silent", RUN]
     observer.report("node", ValueError())
     assert pocket.plugin("asking").failures == {"node": 1}
 
@@ -70,23 +78,80 @@ class Watching:
 
 
 class Early(Watching):
+    """Asked first."""
+
     @hookimpl(tryfirst=True)
     def pocket_observe(self, run):
         return self.observer
 
 
 class Late(Watching):
+    """Asked last."""
+
     @hookimpl(trylast=True)
     def pocket_observe(self, run):
         return self.observer
 
 
 def test_order_of_observers():
-    """Tracing is outermost, so that the others' logs carry its ids; else the order is that of the plugins' list."""
+    """The plugin that was registered last is asked first, as pluggy's users expect; who is `outermost` is outermost."""
     late, first, early, second, tracing = Late(), Watching(), Early(), Watching(), Watching(outermost=True)
-    pocket = pocket_with(late, first, early, second, tracing)
-    order = [tracing, early, first, second, late]
+    pocket = pocket_with(tracing, late, first, early, second)
+    order = [tracing, early, second, first, late]
     assert [id(observer) for observer in pocket.observers(RUN)] == [id(plugin.observer) for plugin in order]
+
+
+def shutting(called: str, log: list[str], **marks: bool) -> object:
+    """A plugin of this name that notes when it is told of the end."""
+
+    def pocket_shutdown(self: object) -> None:
+        log.append(called)
+
+    return type(called, (), {"pocket_shutdown": hookimpl(**marks)(pocket_shutdown)})()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_is_pluggys(seed):
+    """Whatever is marked `tryfirst` or `trylast`, in whatever order it is registered: as pluggy itself would call it."""
+    kinds = [{}, {"tryfirst": True}, {"trylast": True}] * 3
+    random.Random(seed).shuffle(kinds)
+    log: list[str] = []
+    plugins = [shutting(f"p{position}", log, **marks) for position, marks in enumerate(kinds)]
+    pluggys = pluggy.PluginManager("pocket_plug")
+    pluggys.add_hookspecs(Specs)
+    for plugin in plugins:
+        pluggys.register(plugin)
+    pluggys.hook.pocket_shutdown(pocket=None)
+    expected, log[:] = [*log], []
+    pocket_with(*plugins).shutdown()
+    assert log == expected
+
+
+def test_logs_of_other_plugins_have_the_ids_of_the_run():
+    """Tracing, metrics and logging come before what is not marked, so that what others log inside is bound to the run."""
+    bound: list[object] = []
+
+    class Asking:
+        @hookimpl
+        def pocket_observe(self):
+            @contextmanager
+            def watch(run):
+                bound.append(structlog.contextvars.get_contextvars().get("run_id"))
+                yield
+
+            return Observer(run=watch)
+
+    @node
+    def double(n: int) -> int:
+        return 2 * n
+
+    former = own_logging.configure(events=True)
+    try:
+        with structlog.testing.capture_logs():
+            asyncio.run(Graph(double, name="g").run(1, pocket=Pocket(plugins=[Asking()], autoload=False)))
+    finally:
+        own_logging.configure(events=former.events)
+    assert bound != [None]
 
 
 def test_register_and_unregister():

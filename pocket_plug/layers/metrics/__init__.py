@@ -39,7 +39,7 @@ def pocket_layers() -> Sequence[type[Layer]]:
     return [Metrics]
 
 
-@hookimpl
+@hookimpl(tryfirst=True)
 def pocket_observe(run: Run) -> Observer | None:
     """Measure a run while a meter provider is set."""
     instruments = look()
