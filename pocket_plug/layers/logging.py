@@ -286,6 +286,7 @@ class Logging(Layer):
                 f"logging: level {self.level!r} is none of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
             )
         look()
+        self._about = {"label": self.label} if self.label else {}
         layers = parts(self.inner)[:-1]  # what a backend lets expire is its own business
         keepers = [part for part in layers if isinstance(part, Keeper)]
         self._keepers = [(keeper, Counter(keeper.evictions)) for keeper in keepers]
@@ -302,9 +303,9 @@ class Logging(Layer):
         try:
             entry = await self.inner.read(key)
         except BaseException as error:
-            _say_done(method, started, error, op="get", template=template_of(key))
+            self._say_done(method, started, error, op="get", template=template_of(key))
             raise
-        _say_done(method, started, None, op="get", template=template_of(key), hit=entry is not None)
+        self._say_done(method, started, None, op="get", template=template_of(key), hit=entry is not None)
         return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -316,9 +317,9 @@ class Logging(Layer):
         try:
             entries = await self.inner.read_many(keys)
         except BaseException as error:
-            _say_done(method, started, error, op="get_many", size=len(keys))
+            self._say_done(method, started, error, op="get_many", size=len(keys))
             raise
-        _say_done(method, started, None, op="get_many", size=len(keys), hits=len(entries))
+        self._say_done(method, started, None, op="get_many", size=len(keys), hits=len(entries))
         return entries
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -334,9 +335,9 @@ class Logging(Layer):
         try:
             version = await self.inner.write(changes, expect)
         except BaseException as error:
-            _say_done(method, started, error, **fields)
+            self._say_done(method, started, error, **fields)
             raise
-        _say_done(method, started, None, **fields)
+        self._say_done(method, started, None, **fields)
         if self._keepers and (debug := _methods["debug"]) is not None:
             self._say_evictions(debug)
         return version
@@ -347,21 +348,19 @@ class Logging(Layer):
             for reason, count in keeper.evictions.items():
                 if (new := count - known[reason]) > 0:
                     known[reason] = count
-                    _guarded(method, "pocket_plug.store.evicted", reason=reason, entries=new)
+                    self._log(method, "pocket_plug.store.evicted", reason=reason, entries=new)
 
+    def _say_done(self, method: Method, started: float, error: BaseException | None, **fields: object) -> None:
+        duration = time.perf_counter() - started
+        if error is not None:
+            fields["error_type"] = error_type(error)
+        self._log(method, "pocket_plug.store", duration=duration, **fields)
 
-def _say_done(method: Callable[..., Any], started: float, error: BaseException | None, **fields: Any) -> None:
-    duration = time.perf_counter() - started
-    if error is not None:
-        fields["error_type"] = error_type(error)
-    _guarded(method, "pocket_plug.store", duration=duration, **fields)
-
-
-def _guarded(method: Method, event: str, **fields: Any) -> None:
-    """What structlog's processors raise is said once: a log that fails must not fail the store."""
-    try:
-        method(event, **_ids(), **fields)
-    except BaseException as failure:  # a user's processor may raise anything
-        if not is_fault(failure):
-            raise
-        say_once("logging a store operation", failure, silent=True)
+    def _log(self, method: Method, event: str, **fields: object) -> None:
+        """What structlog's processors raise is said once: a log that fails must not fail the store."""
+        try:
+            method(event, **_ids(), **self._about, **fields)
+        except BaseException as failure:  # a user's processor may raise anything
+            if not is_fault(failure):
+                raise
+            say_once("logging a store operation", failure, silent=True)

@@ -279,6 +279,14 @@ def test_evictions_are_told_at_debug_by_reason(logs: LogCapture) -> None:
     assert "secret" not in repr(logs.entries)
 
 
+def test_what_stands_twice_is_told_apart_by_its_label(logs: LogCapture) -> None:
+    """Each event has the label of the layer that logs it, if it has one."""
+    SyncStore(layers=[Logging(label="outer"), Bounding(max_entries=1), Logging(label="inner")]).set("a", 1)
+    assert [entry["label"] for entry in logs.entries] == ["inner", "outer"]
+    SyncStore(layers=[Logging()]).set("a", 1)
+    assert "label" not in logs.entries[-1]
+
+
 class Forgetful(Layer):
     """A third party's layer that evicts, as bounding does: all that pocket_plug knows of it is the protocol `Keeper`."""
 

@@ -317,6 +317,15 @@ def test_names_without_end_become_one(published: Published) -> None:
         assert len(values) <= most + 1
 
 
+def test_what_stands_twice_is_counted_apart(published: Published) -> None:
+    """Around a cache and behind it, say: each layer counts by its label, and none twice."""
+    store = SyncStore(layers=[Metrics(label="outer"), Bounding(max_entries=5, label="a"), Metrics(label="inner")])
+    store.set("a", 1)
+    for label in ("outer", "inner"):
+        about = attributes(operation="set") | {("pocket_plug.layer.label", label)}
+        assert published.values("pocket_plug.store.writes")[about] == 1
+
+
 def test_namespaces_without_end_become_one_and_lose_no_count(published: Published) -> None:
     """A store for each request, called by its id: those beyond the first 500 are counted together."""
     for number in range(600):

@@ -77,8 +77,9 @@ def public(*classes: type) -> set[str]:
 
 
 def fields_of(cls: Any) -> set[str]:
-    """A dataclass's public fields."""
-    return {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+    """A dataclass's public fields; of a layer without the label that each has."""
+    found = {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+    return found - {"label"} if issubclass(cls, layer.Layer) else found
 
 
 # ---------------------------------------------------------------- names

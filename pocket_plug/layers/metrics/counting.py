@@ -7,13 +7,13 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from pocket_plug.errors import ConflictError
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.store.backend import Keeper, Reason
 
-Attributes = dict[str, str | bool | int | float]
+Value = str | bool | int | float
+Attributes = dict[str, Value]
 
 
 # ---------------------------------------------------------------- names
@@ -38,7 +38,8 @@ class Names(dict[str, str]):
         return known
 
 
-graphs, nodes, actions, errors, namespaces = Names(500), Names(1000), Names(500), Names(200), Names(500)
+graphs, nodes, actions, errors = Names(500), Names(1000), Names(500), Names(200)
+namespaces, labels = Names(500), Names(100)
 
 
 # ---------------------------------------------------------------- numbers
@@ -106,7 +107,7 @@ class Going:
     """
 
     def __init__(self) -> None:
-        self._kinds: dict[tuple[Any, ...], Active] = {}
+        self._kinds: dict[tuple[Value, ...], Active] = {}
 
     def begin(self, attributes: Attributes) -> Active:
         """One more, until its `end()`."""

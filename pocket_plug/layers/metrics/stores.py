@@ -12,7 +12,7 @@ from pocket_plug.primitives.failures import say_once
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Keeper, Put, Tiered
 from pocket_plug.store.layer import Layer, parts
 
-from .counting import Tally, namespaces
+from .counting import Tally
 from .instruments import GLOBAL, Instruments, api, failure, join, look, of_store
 
 
@@ -30,9 +30,8 @@ class Metrics(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        self._system = system_of(parts(self.inner)[-1])
-        self._namespace = namespaces[self.namespace]
         below = parts(self.inner)
+        self._about = of_store(system_of(below[-1]), self.namespace, self.label)
         tiered = [part for part in below if isinstance(part, Tiered)]
         self._keeper = next((part for part in below if isinstance(part, Keeper)), None)
         self._queues = [part.queue for part in tiered if part.queue is not None]
@@ -57,14 +56,14 @@ class Metrics(Layer):
             for queue in self._queues:
                 former.leave(queue)
         self._instruments = instruments
-        self._tally = None if instruments is None else instruments.tally(self._namespace, self._system)
+        self._tally = None if instruments is None else instruments.tally(self._about)
         self._count_in(self._tally)
         if instruments is None or self._tally is None:
             return
         if self._keeper is not None:
             self._tally.watch(self._keeper)
         for queue in self._queues:
-            instruments.watch(queue, self._namespace, system_of(queue.durable))
+            instruments.watch(queue, of_store(system_of(queue.durable), self.namespace, self.label))
 
     def _now(self) -> Tally | None:
         """Where to count; None where nobody listens, or is not to."""
@@ -125,7 +124,7 @@ class Metrics(Layer):
         instruments = look()
         if instruments is None or suppressed():
             return
-        attributes = of_store(self._namespace, self._system) | failure(error)
+        attributes = self._about | failure(error)
         attributes["db.operation.name"] = operation
         try:
             instruments.operation_duration.record(time.perf_counter() - started, attributes)

@@ -23,6 +23,8 @@ from . import flavours, settings
 from .settings import Live
 from .spans import Attributes, carried, fail, is_cancellation
 
+LABEL = "pocket_plug.layer.label"
+
 
 class Tracing(Layer):
     """One span for each operation that reaches the stack, named by the declared template of its key: `get user:{}`.
@@ -47,6 +49,8 @@ class Tracing(Layer):
         self._about: Attributes = {"db.system.name": capped(system_of(backend))}
         if self.namespace:
             self._about["db.namespace"] = capped(self.namespace)
+        if self.label:
+            self._about[LABEL] = capped(self.label)
         self._of_get = self._attributes("get")
         self._read_on = self.inner.read
         probed = isinstance(self.inner, Probe)
@@ -278,6 +282,9 @@ class Probe(Layer):
         part = self.inner
         self._name = capped(part.name if isinstance(part, Layer) else system_of(part))
         self._kind = "layer" if isinstance(part, Layer) else "backend"
+        self._about: Attributes = {"pocket_plug.layer": self._name}
+        if isinstance(part, Layer) and part.label:
+            self._about[LABEL] = capped(part.label)
         if isinstance(part, Layer):  # what it only hands on shows nothing of it
             for operation in ("read", "read_many", "write"):
                 own = getattr(part, operation)
@@ -292,7 +299,7 @@ class Probe(Layer):
         context = current_context()
         if suppressed(context) or not trace.get_current_span(context).is_recording():
             return None
-        attributes: Attributes = {"pocket_plug.layer": self._name, "db.operation.name": operation}
+        attributes: Attributes = {**self._about, "db.operation.name": operation}
         try:
             span = live.store.start_span(capped(f"{self._kind} {self._name}"), context, attributes=attributes)
         except BaseException as error:
