@@ -15,6 +15,7 @@ from itertools import chain, count
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from warnings import warn
 
 from pocket_plug.errors import (
     ConfigError,
@@ -29,6 +30,7 @@ from pocket_plug.graph.host import use_host
 from pocket_plug.hookspecs import Carrier, Observer, Run
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.forking import new_rlock
+from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import conceal, public_url, summary
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
@@ -239,6 +241,7 @@ class Pocket:
         self._ask_types()
         name = layer_name(spec, where)
         offers = self._manager.layers()
+        name = _today(name, offers)
         if name not in offers:
             why = self._out_of_use(name) or alternatives(name, offers)
             raise ConfigError(f"{where and f'{where}: '}there is no layer {name!r}{why}")
@@ -347,6 +350,19 @@ class Pocket:
                   traceparent: Carrier | None = None) -> O:  # fmt: skip
         """Run a graph, watched by this Pocket's plugins."""
         return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
+
+
+def _today(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer]]]) -> str:
+    """A layer's name now, where `name` is the one that it had until 0.2: its class's in lower case, without underscores."""
+    for new, (_, kind) in offers.items():
+        if name == kind.__name__.lower() and name not in offers and new == snake_case(kind.__name__):
+            warn(
+                f"the layer {name!r} is called {new!r} now; the old name goes with 0.3",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            return new
+    return name
 
 
 class _Stores(Mapping[str, "Store"]):

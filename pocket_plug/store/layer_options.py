@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from typing_extensions import dataclass_transform
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
+from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import found, is_secret, secret, shown, summary
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
 
@@ -29,14 +30,14 @@ class Recipe(Backend):
     """
 
     name: ClassVar[str]
-    """What configuration calls it: the class's name in lower case."""
+    """What configuration calls it: the class's name in snake case."""
 
     _written: ClassVar[Mapping[str, Any]] = {}  # the options that a configuration has from the environment, as written
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "name" not in cls.__dict__:
-            cls.name = cls.__name__.lower()
+            cls.name = snake_case(cls.__name__)
         has_init = "__init__" in cls.__dict__
         dataclass(kw_only=True, eq=False, repr=False)(cls)
         cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign]

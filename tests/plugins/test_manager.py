@@ -274,6 +274,24 @@ def test_layers_are_asked_for_once():
     assert asked == [1]
 
 
+class RateLimit(Layer):
+    """Two words."""
+
+
+class Called(Layer):
+    name = "mycalled"
+
+
+def test_a_layer_is_called_in_snake_case():
+    """As a node is. What it was called before 0.2 works, and warns; a name that its author gave is taken as it is."""
+    pocket = pocket_with(offering("pocket_layers", [RateLimit, Called]))
+    assert (type(pocket.layer("rate_limit")), type(pocket.layer("mycalled"))) == (RateLimit, Called)
+    with pytest.warns(DeprecationWarning, match="the layer 'ratelimit' is called 'rate_limit' now"):
+        assert type(pocket.layer({"use": "ratelimit", "label": "x"})) is RateLimit
+    with pytest.raises(ConfigError, match="there is no layer 'called'"):
+        pocket.layer("called")
+
+
 def test_layer_name_taken(caplog):
     """Of two plugins that offer one layer name, the first one's is used, and the message names both."""
     first, second = offering("pocket_layers", [Shout], "first"), offering("pocket_layers", [Whisper], "second")
