@@ -11,7 +11,8 @@ import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, is_fault
+from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.redaction import secret as secret
 
@@ -67,8 +68,20 @@ class Layer(Recipe):
         layer.inline_read = inner.inline_read and adds_none["read"]
         layer.inline_write = inner.inline_write and adds_none["write"]
         layer.needs_loop = inner.needs_loop or (own.needs_loop and not all(adds_none.values()))
-        layer.on_build()
+        layer._build_own()
         return layer
+
+    def _build_own(self) -> None:
+        """`on_build`, whatever its author lets an error say of secret options."""
+        try:
+            self.on_build()
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            said, cause = concealed(error, self.hidden())
+            if cause is None:
+                raise ConfigError(said if isinstance(error, ConfigError) else f"{self.name}: {said}") from None
+            raise
 
     def on_build(self) -> None:
         """Make what one stack needs for itself (counters, indexes) here; the recipe stays as it was."""

@@ -15,7 +15,7 @@ from typing_extensions import dataclass_transform
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.primitives.names import snake_case
-from pocket_plug.primitives.redaction import found, is_secret, secret, shown, summary
+from pocket_plug.primitives.redaction import found, hidden_of, is_secret, secret, shown, summary
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
 
 from .backend import Backend
@@ -32,6 +32,9 @@ class Recipe(Backend):
     name: ClassVar[str]
     """What configuration calls it: the class's name in snake case."""
 
+    plugin: ClassVar[object] = None
+    """The plugin that offers it, as the object that the Pocket uses which made this recipe; None for one made in code."""
+
     _written: ClassVar[Mapping[str, Any]] = {}  # the options that a configuration has from the environment, as written
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -47,6 +50,11 @@ class Recipe(Backend):
         options = ((f, getattr(self, f.name)) for f in dataclasses.fields(recipe) if f.repr)
         texts = (f"{f.name}={shown(f, self._written.get(f.name, v))!r}" for f, v in options if v != f.default)
         return f"{type(self).__name__}({', '.join(texts)})"
+
+    def hidden(self) -> dict[str, str]:
+        """What an error must not quote of the options: each text, with what may stand for it."""
+        recipe: Any = self
+        return hidden_of(dataclasses.fields(recipe), vars(self), self._written)
 
     def __setattr__(self, attribute: str, value: object) -> None:
         self._refuse_change(attribute)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
+import inspect
 import logging
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -22,7 +25,6 @@ from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node_functions import node
 from pocket_plug.hookspecs import Observer, Run, Specs, hookimpl
 from pocket_plug.layers import logging as own_logging
-from pocket_plug.plugins.manager import report_failure
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
@@ -218,8 +220,9 @@ def test_interrupt_in_an_observer_passes():
 
 def test_failures_are_counted_by_kind(caplog):
     """One warning for each kind of failure of a plugin, however many threads meet it."""
-    record = pocket_with(Watching()).plugin("watching")
-    threads = [threading.Thread(target=report_failure, args=(record, what, ValueError("x")))
+    pocket = pocket_with(Watching())
+    [observer], record = pocket.observers(RUN), pocket.plugin("watching")
+    threads = [threading.Thread(target=observer.report, args=(what, ValueError("x")))
                for what in ("node", "phase") for _ in range(50)]  # fmt: skip
     for thread in threads:
         thread.start()
@@ -377,8 +380,26 @@ def test_commands_on_offer(caplog):
 # ---------------------------------------------------------------- the house
 @pytest.mark.parametrize("hook", [name for name in vars(Specs) if name.startswith("pocket_")])
 def test_every_hook_is_documented_and_tested(hook):
-    """A hook without a docstring, or that no test implements, fails the suite."""
-    assert getattr(Specs, hook).__doc__
+    """The spec is the manual: when, each argument, what may be returned, what becomes of an error, an example that runs.
+
+    (The examples run as doctests.) A hook that lacks one of the five, or that no test implements, fails the suite.
+    """
+    spec = getattr(Specs, hook)
+    parts = re.fullmatch(
+        r"\S.+?\.\n\n\s+When: (?P<when>.+?)\n\s+Arguments: (?P<arguments>.+?)\n\s+Returns: (?P<returns>.+?)\n"
+        r"\s+Errors: (?P<errors>.+?)\n\n(?P<example>.+)",
+        spec.__doc__,
+        re.DOTALL,
+    )
+    assert parts is not None, hook
+    arguments = {name for name in inspect.signature(spec).parameters if name != "self"}
+    assert arguments <= set(re.findall(r"`(\w+)`", parts["arguments"]))
+    assert (parts["arguments"] == "none.") == (not arguments)
+    gives = inspect.signature(spec).return_annotation
+    assert (parts["returns"] == "nothing.") == (gives == "None")
+    [example] = doctest.DocTestFinder().find(spec, hook, globs={})
+    assert f"def {hook}(" in "".join(line.source for line in example.examples)
+    assert any(line.want for line in example.examples)
     tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     assert f"def {hook}(self" in tests or f"def {hook}()" in tests
 
