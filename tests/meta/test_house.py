@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import subprocess
 import sys
 import tokenize
@@ -60,15 +61,29 @@ def test_the_core_imports_no_machinery(file: Path) -> None:
         assert not used or (used == {"click"} and file.stem == "hookspecs"), f"{file.name} imports {used}"
 
 
-def test_importing_pocket_plug_loads_nothing_heavy() -> None:
-    """`import pocket_plug` scans and configures nothing."""
-    code = (
-        "import sys, pocket_plug\n"
-        "heavy = ('opentelemetry.sdk', 'structlog', 'msgspec', 'beartype', 'click', 'rich', 'sqlite3', 'importlib.metadata')\n"
-        "print([name for name in heavy if name in sys.modules])\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+def loaded_by(code: str, *names: str) -> list[str]:
+    """Which of these modules are loaded once code has run in an interpreter of its own."""
+    code = f"import sys\n{code}\nprint([name for name in {names} if name in sys.modules], file=sys.stderr)"
+    environment = {**os.environ, "POCKET_PLUG_AUTOLOAD": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    loaded: list[str] = ast.literal_eval(done.stderr)
+    return loaded
+
+
+HEAVY = (
+    *("opentelemetry", "structlog", "msgspec", "beartype", "click", "rich", "pluggy", "packaging"),
+    *("sqlite3", "importlib.metadata", "importlib.resources", "tempfile", "email", "json", "decimal"),
+)
+
+
+def test_importing_pocket_plug_loads_only_its_exceptions() -> None:
+    """`import pocket_plug` scans and configures nothing; what a name needs is loaded when the name is first used."""
+    assert loaded_by("import pocket_plug", *HEAVY, "asyncio", "typing_extensions", "pocket_plug.store") == []
+
+
+def test_stores_and_graphs_load_nothing_heavy() -> None:
+    """Nor do the names that every program uses load a machinery that only some need."""
+    assert loaded_by("from pocket_plug import Graph, Key, Node, Retry, Store, SyncStore, each", *HEAVY) == []
 
 
 def test_the_sdk_is_imported_by_telemetry_and_testing_only() -> None:
