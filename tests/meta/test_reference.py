@@ -17,6 +17,7 @@ import pytest
 import pocket_plug
 from pocket_plug import errors, hookspecs
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
 from pocket_plug.graph.concurrency import each, fan_out
@@ -232,7 +233,10 @@ def options(command: click.Command) -> set[str]:
 def commands(group: click.Group, path: str = "pocket-plug") -> dict[str, click.Command]:
     """All of a group, those of its groups too, by how they are called, without their options."""
     found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in OURS if group is cli else group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
         found[" ".join([path, name, *pieces])] = command
         if isinstance(command, click.Group):
