@@ -65,8 +65,9 @@ def _say_where(telemetry: Telemetry, failed: bool) -> None:
 @click.option("--run-id", metavar="ID", help="For a graph: the run is durable; the same line goes on with it.")
 @trace_option
 @as_json
-def run(target: str, arguments: tuple[str, ...], given: str | None, run_id: str | None, trace: bool,
-        as_json: bool) -> int:  # fmt: skip
+def run(
+    target: str, arguments: tuple[str, ...], given: str | None, run_id: str | None, trace: bool, as_json: bool
+) -> int:
     """Run an application or a graph.
 
     TARGET is a Python file or a folder (its app.py, else its __init__.py). It defines `main`, a click command or a

@@ -224,8 +224,9 @@ def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: 
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")
 @_going_on
-def answer(target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, trace: bool,
-           as_json: bool) -> None:  # fmt: skip
+def answer(
+    target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, trace: bool, as_json: bool
+) -> None:
     """Answer the question at which a run is suspended, go on with it, and print its result.
 
     ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.

@@ -280,8 +280,10 @@ def _after_in_parent() -> None:
     if fork.restless or fork.missing:
         _logger.warning(
             "a child was forked although %s, after waiting %g s for that to end; stores and queues that this concerns "
-            "may refuse to be used in the child", _title(fork), PATIENCE,
-        )  # fmt: skip
+            "may refuse to be used in the child",
+            _title(fork),
+            PATIENCE,
+        )
     _raise_again(fork)
 
 

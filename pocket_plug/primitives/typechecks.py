@@ -111,8 +111,9 @@ def check_type(declared: Any, what: str) -> None:
     """
     if not isinstance(declared, type) and type(declared).__module__ not in ("types", "typing", "typing_extensions"):
         hint = "; a name in quotes can't be looked up later" if isinstance(declared, str) else ""
-        raise ConfigError(f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or "
-                          f"list[str]{hint}")  # fmt: skip
+        raise ConfigError(
+            f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or list[str]{hint}"
+        )
 
 
 def _is_structural(hint: type) -> bool:

@@ -31,10 +31,39 @@ HANGS = 30.0
 """Seconds after which something is taken for hanging; it takes no time at all where all is well."""
 
 ODD_KEYS = (
-    "%", "_", "a%b", "a_b", "a:b", "axb", "'", "''; --", '"', "\\", "[a]", "*", "?", " ", "\t\n", "A", "a", "Ä", "ä",
-    "a\u0308", "ß", "\u017f", "日本", "🙂", "\ud7ff", "\uffff", "\U00010000", "\U0010ffff", "\x00", "a\x00b", "a\x00",
+    "%",
+    "_",
+    "a%b",
+    "a_b",
+    "a:b",
+    "axb",
+    "'",
+    "''; --",
+    '"',
+    "\\",
+    "[a]",
+    "*",
+    "?",
+    " ",
+    "\t\n",
+    "A",
+    "a",
+    "Ä",
+    "ä",
+    "a\u0308",
+    "ß",
+    "\u017f",
+    "日本",
+    "🙂",
+    "\ud7ff",
+    "\uffff",
+    "\U00010000",
+    "\U0010ffff",
+    "\x00",
+    "a\x00b",
+    "a\x00",
     "k" * 5_000,
-)  # fmt: skip
+)
 """Names that a pattern, a collation, a quoting or a length limit would trip over."""
 
 
@@ -63,8 +92,9 @@ def hasty_threads() -> Generator[None]:
         sys.setswitchinterval(usual)
 
 
-async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], read: Callable[[], Awaitable[object]],
-                 times: int) -> None:  # fmt: skip
+async def beside(
+    backend: Backend, write: Callable[[int], Awaitable[object]], read: Callable[[], Awaitable[object]], times: int
+) -> None:
     """Read so many times while `write(1)`, `write(2)`, … go on: in a thread, if the backend isn't bound to a loop."""
     over = threading.Event()
 
