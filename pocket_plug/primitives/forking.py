@@ -25,7 +25,7 @@ from functools import partial
 from itertools import count, takewhile
 from operator import methodcaller
 from types import MethodType
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from weakref import ReferenceType, ref
 
 from pocket_plug.errors import StoreError, is_fault
@@ -35,12 +35,24 @@ PATIENCE = 5.0
 
 _SLICE = 0.01  # seconds to wait for one lock, while others are held
 
-_module_locks: dict[str, Callable[[], Any]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
+_module_locks: dict[str, Callable[[], object]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
 """Python's own locks of modules that are being imported. If a Python has none of that name, forks don't wait for imports."""
 
 _logger = logging.getLogger("pocket_plug")
 T = TypeVar("T")
 Callback = Callable[[], object]
+
+
+class Lock(Protocol):
+    """A lock of `threading`, plain or reentrant."""
+
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
+    def release(self) -> None: ...
+
+
+L = TypeVar("L", bound=Lock)
+Taken = list[Lock | None]
+"""Locks that are held here; None while they are being released."""
 
 
 class Participant(Protocol):
@@ -64,9 +76,9 @@ class _Weak:
 
     __slots__ = ("_function", "_owner")
 
-    def __init__(self, callback: Callback, gone: Callable[[Any], object] | None = None) -> None:
+    def __init__(self, callback: Callback, gone: Callable[[ReferenceType[object]], object] | None = None) -> None:
         self._function: Callable[..., object] = callback
-        self._owner: ReferenceType[Any] | None = None
+        self._owner: ReferenceType[object] | None = None
         if isinstance(callback, MethodType):
             self._function, self._owner = callback.__func__, ref(callback.__self__, gone)
 
@@ -83,7 +95,7 @@ class _Weak:
 _numbers = count()
 _callbacks: dict[int, _Weak] = {}  # in the order in which they came
 _participants: dict[int, ReferenceType[Participant]] = {}
-_locks: dict[int, ReferenceType[Any]] = {}
+_locks: dict[int, ReferenceType[Lock]] = {}
 _lost: dict[int, _Weak] = {}  # by the lock's id
 
 
@@ -105,15 +117,15 @@ def new_lock(lost: Callback | None = None) -> threading.Lock:
     If one does all the same, for longer than a fork waits, `lost` is called in the child: what the lock guards may be half
     changed there. A bound method is held weakly.
     """
-    return _known(threading.Lock(), lost)  # type: ignore[no-any-return]
+    return _known(threading.Lock(), lost)
 
 
 def new_rlock(lost: Callback | None = None) -> threading.RLock:
     """The same, reentrant."""
-    return _known(threading.RLock(), lost)  # type: ignore[no-any-return]
+    return _known(threading.RLock(), lost)
 
 
-def _known(lock: Any, lost: Callback | None) -> Any:
+def _known(lock: L, lost: Callback | None) -> L:
     key = id(lock)
     _locks[key] = ref(lock, partial(_locks.pop, key))
     if lost is not None:
@@ -151,16 +163,17 @@ def wait_for_fork() -> None:
 
 # A signal's handler may raise between any two steps of Python code, but not within C code. So acquiring and keeping account
 # of it is one call into C.
-_acquire: Callable[[Any], bool] = methodcaller("acquire", True, _SLICE)
-_release: Callable[[Any], None] = methodcaller("release")
+_acquire: Callable[[Lock], bool] = methodcaller("acquire", True, _SLICE)
+_release: Callable[[Lock | None], None] = methodcaller("release")
 
 
-def take(locks: Iterable[Any], taken: list[Any]) -> None:
+def take(locks: Iterable[Lock], taken: Taken) -> None:
     """Acquire the locks in this order, up to the first that isn't free soon. `taken` has those acquired, whatever is raised."""
-    taken.extend(takewhile(_acquire, locks))
+    acquired: Iterable[Lock] = takewhile(_acquire, locks)
+    taken.extend(acquired)
 
 
-def release(taken: list[Any]) -> None:
+def release(taken: Taken) -> None:
     """Release all locks in `taken`, the last one first, and empty it."""
     taken.insert(0, None)
     deque(map(_release, iter(taken.pop, None)), maxlen=0)
@@ -183,9 +196,9 @@ class _Fork:
     def __init__(self) -> None:
         self.depth = 1
         self.until = time.monotonic() + PATIENCE
-        self.turn: list[Any] = []
-        self.taken: list[Any] = []
-        self.missing: list[Any] = []
+        self.turn: Taken = []
+        self.taken: Taken = []
+        self.missing: list[Lock] = []
         self.restless: list[Participant] = []
         self.interrupt: BaseException | None = None
 
@@ -207,7 +220,7 @@ class _Fork:
             release(self.taken)
             time.sleep(0.001)
 
-    def _take_all(self, locks: list[Any]) -> bool:
+    def _take_all(self, locks: list[Lock]) -> bool:
         """Acquire all of them; False if one isn't free soon, which is then the first of `locks`, to be tried first the next time.
 
         The order in which they nest isn't known. So a thread that holds one may wait for another that is held here: the
@@ -319,17 +332,17 @@ def _begin_anew(fork: _Fork) -> None:
         _guarded(participant, participant.begin_anew)
     for callback in [*_callbacks.values()]:
         _guarded(callback, callback)
-    reentrant: Any = type(threading.RLock())
+    reentrant = type(threading.RLock())
     for lock in fork.missing:
         if isinstance(lock, reentrant):  # another thread has it, for this one would have got it
             _report_lost(lock)
-            lock._at_fork_reinit()  # as `logging` and `threading` do with theirs
+            methodcaller("_at_fork_reinit")(lock)  # as `logging` and `threading` do with theirs
     plain = [lock for lock in fork.missing if not isinstance(lock, reentrant)]
     if plain:
         threading.Thread(target=_free_in_time, args=(plain,), name="pocket_plug fork", daemon=True).start()
 
 
-def _free_in_time(locks: Sequence[Any]) -> None:
+def _free_in_time(locks: Sequence[Lock]) -> None:
     until = time.monotonic() + PATIENCE
     for lock in locks:
         if not lock.acquire(timeout=max(until - time.monotonic(), _SLICE)):
@@ -337,7 +350,7 @@ def _free_in_time(locks: Sequence[Any]) -> None:
         lock.release()
 
 
-def _report_lost(lock: Any) -> None:
+def _report_lost(lock: Lock) -> None:
     if lost := _lost.get(id(lock)):
         lost()
 
