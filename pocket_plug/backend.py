@@ -24,6 +24,14 @@ READ_TRIES = 100
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
 
+PRESENT = -1
+"""Expected of a key in place of a version: that there is an entry, whichever."""
+
+
+def is_expected(version: int, expected: int) -> bool:
+    """Does the version of a key (0: absent) fit what a write expects of it?"""
+    return version == expected or (expected == PRESENT and version > 0)
+
 
 @dataclass_transform(frozen_default=True)
 def _record(cls: type[T]) -> type[T]:
@@ -121,8 +129,8 @@ class Backend:
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Do all changes or none, and give the version they got.
 
-        `expect` maps keys to the version the caller has seen (0: absent). Where one differs nothing is done and
-        `Conflict` names the keys. Without changes it is a pure check, and gives the current version; that suspends no
+        `expect` maps keys to the version the caller has seen (0: absent), or to `PRESENT`: any entry will do. Where one
+        differs (`is_expected`) nothing is done and `Conflict` names the keys. Without changes it is a pure check, and gives the current version; that suspends no
         more than a read does.
 
         Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from math import inf
 from typing import Any, Literal, NoReturn, cast
 
-from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
 from .errors import ConfigError, Conflict, StoreClosedError
 from .forking import new_lock
 
@@ -93,7 +93,7 @@ class Keeping:
         changed: list[str] = []
         for key, version in expect.items():
             entry = entries.get(key)
-            if (entry.version if entry is not None and self.alive(entry, now) else 0) != version:
+            if not is_expected(entry.version if entry is not None and self.alive(entry, now) else 0, version):
                 changed.append(key)
         if changed:
             raise Conflict(changed)

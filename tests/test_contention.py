@@ -19,6 +19,7 @@ from pocket_plug import (
     Backend,
     Change,
     Conflict,
+    Delete,
     Graph,
     Layer,
     Memory,
@@ -398,6 +399,38 @@ def test_losing_for_ever_is_a_conflict(backend: Backend) -> None:
             assert await store.get("n") == ("theirs",)
             left[0] = 0
             assert await store.update("n", add("ours")) == ("theirs", "ours")
+
+    without_hanging(main)
+
+
+@pytest.mark.parametrize("theirs", [Put("n", "theirs"), Delete("n")], ids=["set", "delete"])
+def test_a_delete_never_loses(backend: Backend, theirs: Change) -> None:
+    """However often another process changes the key between its look and its write, it ends at the first try, and knows."""
+    writes: list[Mapping[str, int]] = []
+
+    class Busy(Layer):
+        inline_read = inline_write = True
+        needs_loop = False
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+            if expect:
+                writes.append(expect)
+                await self.inner.write([theirs])
+            return await self.inner.write(changes, expect)
+
+    async def main() -> None:
+        async with Store(backend, layers=[Busy()]) as store:
+            deletes: list[Callable[[], Any]] = [
+                lambda: store.delete("n"),
+                lambda: store.typed(str).delete("n"),
+                lambda: asyncio.to_thread(store.sync.delete, "n"),
+            ]
+            for delete in deletes:
+                await store.set("n", "ours")
+                assert await delete() is isinstance(theirs, Put)
+                assert not await store.has("n")
+                assert await delete() is False
+            assert len(writes) == len(deletes)
 
     without_hanging(main)
 

@@ -24,7 +24,7 @@ from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
@@ -562,7 +562,7 @@ class SQLite(Backend):
             for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
             if self._is_alive(key, record, version, expires_at, now)
         }
-        if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
+        if changed := [key for key, version in expect.items() if not is_expected(seen.get(key, 0), version)]:
             raise Conflict(changed)
         return current
 
@@ -754,7 +754,7 @@ class SQLite(Backend):
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
-                if self._version_of(execute, key, now) != expected:
+                if not is_expected(self._version_of(execute, key, now), expected):
                     changed.append(key)
             if changed:
                 request.error = Conflict(changed)

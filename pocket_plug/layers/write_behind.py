@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, is_expected
 from pocket_plug.codec import Sealed, default_codec
 from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreClosedError, StoreError
 from pocket_plug.forking import after_fork, new_rlock
@@ -432,7 +432,7 @@ class WriteBehind(Backend):
         for key, expected in expect.items():
             found = known.get(key)
             alive = found is not None and (not isinstance(found, _Queued) or found.alive(now))
-            if (found.version if found is not None and alive else 0) != expected:
+            if not is_expected(found.version if found is not None and alive else 0, expected):
                 changed.append(key)
         if changed:
             raise Conflict(changed)

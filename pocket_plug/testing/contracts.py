@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pocket_plug.backend import Backend, Delete, Entry, Put
+from pocket_plug.backend import PRESENT, Backend, Delete, Entry, Put
 from pocket_plug.errors import CodecError, Conflict, StoreClosedError, StoreError
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
@@ -332,6 +332,23 @@ class BackendContract:
             entry = await backend.read("a")
             assert entry is not None
             assert entry.value == "first"
+
+        run(scenario)
+
+    def test_presence_can_be_expected(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
+        """Of whatever version, in writes and in checks: a delete learns whether anything was there and never loses to a set."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1), Put("mortal", 1, clock() + 1)])
+            last = await backend.write([Put("a", 2)])
+            assert await backend.write([], {"a": PRESENT, "mortal": PRESENT}) == last
+            await backend.write([Delete("a"), Put("b", 1)], {"a": PRESENT, "mortal": PRESENT})
+            clock.advance(1)
+            for changes in ([], [Put("b", 2)], [Delete("a")]):
+                with pytest.raises(Conflict) as caught:
+                    await backend.write(changes, {"a": PRESENT, "b": PRESENT, "mortal": PRESENT, "never": PRESENT})
+                assert caught.value.keys == {"a", "mortal", "never"}
+            assert {key: entry.value for key, entry in (await backend.read_many(["a", "b", "mortal"])).items()} == {"b": 1}
 
         run(scenario)
 
