@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -166,6 +167,14 @@ class Backend:
         Raises StoreBusyError where somebody owns it. The owner's writes get consecutive versions.
         """
         raise ConfigError(f"{self!r} can't be owned by one process, as persistence mode='behind' needs it")
+
+    def turn(self) -> AbstractAsyncContextManager[None] | None:
+        """A context for one read and one write, between which nobody else writes, in other processes neither. None: it has none.
+
+        For an update that has lost to others a few times. Its write ends it; what takes long ends it too. So callers still say
+        what they expect, and no promise but that of an end depends on it. Those that want it get it in a fair order.
+        """
+        return None
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from pocket_plug import (
     Node,
     Put,
     Store,
+    StoreBusyError,
     StoreWriter,
     SyncError,
     UnregisteredTypeError,
@@ -431,6 +434,32 @@ def test_a_delete_never_loses(backend: Backend, theirs: Change) -> None:
                 assert not await store.has("n")
                 assert await delete() is False
             assert len(writes) == len(deletes)
+
+    without_hanging(main)
+
+
+@pytest.mark.parametrize("stack", ["process", "power", "through"])
+def test_an_update_loses_to_other_processes_a_few_times_at_most(stack: str, tmp_path: Path) -> None:
+    """Then it has a turn: one that sets the key at each try, as another process would, is locked out until it is done."""
+    file = f"sqlite:///{tmp_path}/state.db"
+    url, layers = STACKS[stack](file)
+    tries: list[int] = []
+
+    async def main() -> None:
+        async with Store(url, layers=layers) as store, Store(f"{file}?durability=process&timeout=0") as other:
+
+            def overtaken(n: int) -> int:
+                tries.append(n)
+                with suppress(StoreBusyError):
+                    other.sync.set("n", 100)
+                return n + 1
+
+            for update in (store.update, functools.partial(asyncio.to_thread, store.sync.update)):
+                tries.clear()
+                await store.set("n", 0)
+                assert await update("n", overtaken) == 101
+                assert await other.get("n") == 101
+                assert len(tries) <= FREE_TRIES + 2
 
     without_hanging(main)
 
