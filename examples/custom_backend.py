@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from pocket_plug import Backend, Change, Conflict, Entry, Put, Store, StoreClosedError
-from pocket_plug.backend import is_expected
-from pocket_plug.forking import new_lock
+from pocket_plug import Backend, Change, ConflictError, Entry, Put, Store, StoreClosedError
+from pocket_plug.primitives.forking import new_lock
+from pocket_plug.store.backend import is_expected
 
 History = tuple[Entry | None, ...]
 
@@ -38,7 +38,7 @@ class Ledger(Backend):
         with self._lock:
             found = {key: entry.version if (entry := self._live(key)) else 0 for key in expect}
             if changed := [key for key in expect if not is_expected(found[key], expect[key])]:
-                raise Conflict(changed)
+                raise ConflictError(changed)
             self._version += bool(changes)
             new: dict[str, History] = {}  # made ready first: a reader, or Ctrl-C, may come between any two steps
             for change in changes:

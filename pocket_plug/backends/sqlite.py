@@ -27,23 +27,23 @@ from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
-    Conflict,
+    ConflictError,
     CorruptRecordError,
     StoreBusyError,
     StoreClosedError,
     StoreError,
     suggest,
 )
-from pocket_plug.files import make_file, make_folder
-from pocket_plug.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.redaction import public_url
-from pocket_plug.waiting import Waiter, may_block, wake
+from pocket_plug.primitives.files import make_file, make_folder
+from pocket_plug.primitives.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.waiting import Waiter, may_block, wake
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
 
 try:
     import fcntl
@@ -110,7 +110,7 @@ POLL = 0.001, 0.004
 """Seconds between two tries to lock a file that another process has locked: random, so that all who wait are equals. The pauses
 of SQLite's own busy handler grow to 100 ms, and who writes all the time has locked the file again a hundred times meanwhile."""
 
-_WAIT = 0.1  # seconds until a turn looks whether this process is about to be forked
+_WAIT = 0.1  # seconds after which a turn looks whether its time is over, or this process about to be forked
 
 _left_alone: list[_Connection] = []
 """In a forked child: connections that the parent used at the fork. Closing them here could release the parent's locks."""
@@ -589,7 +589,7 @@ class SQLite(Backend):
             if self._is_alive(key, record, version, expires_at, now)
         }
         if changed := [key for key, version in expect.items() if not is_expected(seen.get(key, 0), version)]:
-            raise Conflict(changed)
+            raise ConflictError(changed)
         return current
 
     def _done_in_place(self, request: _Request) -> bool:
@@ -738,8 +738,8 @@ class SQLite(Backend):
         wake([turn.waiter.give(None)])
         until = monotonic() + LONGEST_TURN
         with self._lock:
-            while turn.request is None and not turn.is_over and not is_under_way() and (left := until - monotonic()) > 0:
-                self._queued.wait(min(left, _WAIT))
+            while turn.request is None and not turn.is_over and not is_under_way() and monotonic() < until:
+                self._queued.wait(_WAIT)
             self._turn = None
             return [] if turn.request is None else [turn.request]
 
@@ -769,7 +769,7 @@ class SQLite(Backend):
                 return writer
             if is_under_way():
                 return None
-            time.sleep(uniform(*POLL))
+            time.sleep(uniform(*POLL))  # noqa: S311 - no secret
 
     def _commit(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
         """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
@@ -837,7 +837,7 @@ class SQLite(Backend):
                 if not is_expected(self._version_of(execute, key, now), expected):
                     changed.append(key)
             if changed:
-                request.error = Conflict(changed)
+                request.error = ConflictError(changed)
                 return version
         version += 1
         highest = request.version = version

@@ -35,7 +35,7 @@ def work(url: str, kind: str, ready: Any, seconds: float, answers: Any) -> None:
             try:
                 store.update("n", lambda n: n + 1, default=0)
                 done += 1
-            except pp.Conflict:
+            except pp.ConflictError:
                 conflicts += 1
             took.append(time.monotonic() - now)
     answers.put((kind, done, conflicts, took, time.process_time() - used))
