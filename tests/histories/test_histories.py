@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from histories import MIXES, PROCESSES, PROMISED, SKEWS, STACKS, Recorder, judged, recorded
+from histories import LIVES, MIXES, PROCESSES, PROMISED, SKEWS, STACKS, History, Recorder, recorded
 
 SCRIPT = Path(__file__).parent / "histories.py"
 
@@ -22,6 +22,7 @@ def test_histories_of_every_stack_keep_what_is_promised() -> None:
     assert done.stderr == ""
     histories = [(stack, mix) for stack in STACKS for mix in MIXES]
     histories += [(f"{stack}, processes", mix) for stack, mixes in PROCESSES.items() for mix in mixes]
+    histories += [(f"{stack}, lives", mix) for stack, mixes in LIVES.items() for mix in mixes]
     for stack, mix in histories:
         line = next(line for line in done.stdout.splitlines() if line.startswith(f"{stack}, {mix}: "))
         assert int(re.search(r"'ok': (\d+)", line)[1]) > 40, line  # type: ignore[index]
@@ -48,6 +49,6 @@ def test_a_broken_promise_is_told(tmp_path: Path, uses: list[str]) -> None:
             running.ended("ok")
     with (tmp_path / "log").open("a") as log:
         log.write('{"name": "cut o')
-    findings, beyond = judged(recorded(tmp_path / "log"), {"k": [2]}, uses)
+    findings, beyond = History(recorded(tmp_path / "log"), {"k": [2]}).judged(uses)
     assert {"lost-update", "lost-append"} <= beyond.keys()
     assert len(findings.found["lost-append"]) == 1
