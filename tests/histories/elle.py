@@ -145,12 +145,16 @@ def check_recovery(history: Sequence[Txn], left: Mapping[str, Sequence[int]], fl
             later.add(following)
             waiting.append(following)
     for number in later & survived:
-        findings.add("hole", history[number].name, "came after one of", *(history[each].name for each in sorted(lost)[:5]))
+        findings.add(
+            "hole", history[number].name, "came after one of", *(history[each].name for each in sorted(lost)[:5])
+        )
     return findings
 
 
 def _writers(history: Sequence[Txn]) -> dict[tuple[str, int], int]:
-    return {(op.key, op.element): number for number, txn in enumerate(history) for op in txn.ops if isinstance(op, Append)}
+    return {
+        (op.key, op.element): number for number, txn in enumerate(history) for op in txn.ops if isinstance(op, Append)
+    }
 
 
 def _landed(history: Sequence[Txn], orders: Mapping[str, Sequence[int]]) -> set[int]:

@@ -2,9 +2,10 @@
 `python tests/histories/histories.py [TRANSACTIONS] [SEED] [STACK …]`.
 
 Threads, and tasks of two event loops, append to lists and read them, by every way there is to use a store; at random,
-tasks are cancelled. On SQLite several processes do so too, of which some are killed and some are stopped for a while; who comes after
-a killed one goes on with its durable fan-outs. What writes behind has a life after the other: most end by a kill, and what is left is
-checked. What a stack promises of each use is written down here: `PROMISED`.
+tasks are cancelled. On SQLite several processes do so too, of which some are killed and some are stopped for a while.
+Whoever takes the place of a killed one goes on with its durable fan-outs. Of a store that writes behind one process after
+the other has the use: most are killed, and what is left is checked. What a stack promises of each use is written down
+here: `PROMISED`.
 """
 
 from __future__ import annotations
@@ -420,7 +421,9 @@ class History:
         """What was found, and what of it nobody was told to expect."""
         txns = [txn for running in self.runnings for txn in running.txns()]
         if self.before:
-            txns.append(Txn([Append(key, each) for key in self.before for each in self.before[key]], 0, 0, "ok", "before"))
+            txns.append(
+                Txn([Append(key, each) for key in self.before for each in self.before[key]], 0, 0, "ok", "before")
+            )
         findings = check(txns, self.final if self.flushed is None else None)
         if self.flushed is not None:
             findings.found.update(check_recovery(txns, self.final, self.flushed).found)
@@ -530,7 +533,9 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
         logs.append(folder / f"log.{number}")
         runs = [] if killed is None or not killed.exists() else [each for each in recorded(killed) if each.is_left]
         disturbances["fan-outs that were resumed"] += len(runs)
-        pid = forked(lambda: _worker(stack, uses, f"{seed} {number}", Recorder(number, logs[-1]), folder, until, began, runs))
+        pid = forked(
+            lambda: _worker(stack, uses, f"{seed} {number}", Recorder(number, logs[-1]), folder, until, began, runs)
+        )
         working[pid] = logs[-1]
 
     for _ in range(WORKERS):
