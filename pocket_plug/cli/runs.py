@@ -19,6 +19,7 @@ from pocket_plug.durable import ENDED, RUN, keys_of, look_at, step_at
 from pocket_plug.errors import CodecError, Conflict, PocketError, UnknownRunError
 from pocket_plug.graph import Graph
 from pocket_plug.pocket import default_pocket
+from pocket_plug.signals import run_loop
 from pocket_plug.stack import Stack
 from pocket_plug.store import MISSING
 from pocket_plug.terminal import escaped
@@ -248,7 +249,7 @@ def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, al
             return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
 
     with traced(trace):
-        return asyncio.run(resumed())
+        return run_loop(resumed())
 
 
 async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> Any:
