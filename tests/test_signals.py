@@ -1,4 +1,7 @@
-"""What a signal's handler raises while a loop of ours runs in the main thread: the run ends, and raises it."""
+"""What a signal's handler raises while a loop of ours runs in the main thread: the run ends, and raises it.
+
+`tests/crash/interrupts.py` raises it at every place.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,14 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Node, StoreWriter, SyncStore
-from pocket_plug.concurrency import each
+from pocket_plug import Node, SyncStore
 from pocket_plug.graph import Graph
 from pocket_plug.memory import Memory
 from pocket_plug.signals import run_loop
-from pocket_plug.testing.interrupts import Interrupted, Interrupter
+from pocket_plug.testing.interrupts import Interrupted
 
 SIGNAL = signal.SIGUSR1
-LONG = 60.0
+LONG = 20.0
 """Seconds after which a test fails that would hang otherwise."""
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -156,48 +158,6 @@ def test_another_thread_leaves_handlers_alone(handle: Callable[[Handler], None])
     thread.start()
     thread.join(LONG)
     assert seen == [stop]
-
-
-# ---------------------------------------------------------------- at every place
-class Pair(Node[int, int]):
-    """Suspends, in each of its hooks as well."""
-
-    async def post(self, store: StoreWriter, value: int, prepared: int, result: int) -> int:
-        await asyncio.sleep(0)
-        await store.set_many({f"a{value}": value, f"b{value}": value})
-        return value
-
-    async def on_complete(self, store: StoreWriter) -> None:
-        await asyncio.sleep(0)
-        await store.update("done", lambda times: times + 1, default=0)
-
-
-@pytest.mark.parametrize("error", [Interrupted, SystemExit])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a weak reference's callback, say
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-def test_a_run_is_interrupted_at_every_place_in_asyncio_too(error: type[BaseException]) -> None:
-    """Wherever it comes, the run ends, the store works on, and each item is there as a whole or not at all."""
-    store = SyncStore()
-    graph = Graph(each(Pair()), store=store, name="pairs")
-
-    def interrupted(place: int) -> Interrupter:
-        interrupter = Interrupter(place, error, by=SIGNAL)
-        try:
-            with interrupter:
-                assert graph.run_sync([1, 2]) == [1, 2]
-        except error:
-            assert interrupter.where
-        return interrupter
-
-    interrupted(0)  # imports, and finds plugins
-    within = False
-    for place in range(1, interrupted(0).places, 7):
-        within |= "base_events.py" in interrupted(place).where
-        found = store.get_many(["a1", "b1", "a2", "b2"])
-        assert ("a1" in found, "a2" in found) == ("b1" in found, "b2" in found)
-        store.delete_many(found)
-    assert within
-    assert graph.run_sync([1, 2]) == [1, 2]
 
 
 # ---------------------------------------------------------------- a store at home on a loop of its own
