@@ -24,23 +24,23 @@ from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
-    Conflict,
+    ConflictError,
     CorruptRecordError,
     StoreBusyError,
     StoreClosedError,
     StoreError,
     suggest,
 )
-from pocket_plug.files import make_file, make_folder
-from pocket_plug.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.redaction import public_url
-from pocket_plug.waiting import Waiter, may_block, wake
+from pocket_plug.primitives.files import make_file, make_folder
+from pocket_plug.primitives.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.waiting import Waiter, may_block, wake
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 
 try:
     import fcntl
@@ -563,7 +563,7 @@ class SQLite(Backend):
             if self._is_alive(key, record, version, expires_at, now)
         }
         if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
-            raise Conflict(changed)
+            raise ConflictError(changed)
         return current
 
     def _done_in_place(self, request: _Request) -> bool:
@@ -757,7 +757,7 @@ class SQLite(Backend):
                 if self._version_of(execute, key, now) != expected:
                     changed.append(key)
             if changed:
-                request.error = Conflict(changed)
+                request.error = ConflictError(changed)
                 return version
         version += 1
         highest = request.version = version

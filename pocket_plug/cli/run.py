@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
-from pocket_plug.graph import Graph
-from pocket_plug.pocket import default_pocket
-from pocket_plug.signals import run_loop
+from pocket_plug.graph.graph import Graph
+from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.signals import run_loop
 
 from .given import input_of, value_of
 from .output import echo, echo_json, echo_value

@@ -30,10 +30,10 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.forking import after_fork
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
-from pocket_plug.redaction import public_url
+from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.redaction import public_url
 
 from .export import (
     LogExport,
@@ -375,7 +375,7 @@ def _settings(detail: tracing.Detail | None, capture: tracing.Capture | None, re
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if isinstance(tracing.configure().tracer_provider, NoOpTracerProvider):
         changes["tracer_provider"] = None  # muted, by a former close or `uninstrument`: now the program wants it again
-    return cast(tracing.Changes, changes)
+    return cast("tracing.Changes", changes)
 
 
 def _mode(signal: Signal) -> str:

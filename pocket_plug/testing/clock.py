@@ -11,7 +11,7 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from pocket_plug.signals import run_loop
+from pocket_plug.primitives.signals import run_loop
 
 T = TypeVar("T")
 

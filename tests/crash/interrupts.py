@@ -33,8 +33,8 @@ from typing import Any
 import structlog
 
 import pocket_plug as pp
-from pocket_plug.layer import parts
 from pocket_plug.layers import Bounding, Logging, Metrics, Persistence, Tracing
+from pocket_plug.store.layer import parts
 from pocket_plug.testing.interrupts import Interrupted, Interrupter
 
 HANG = 20.0
@@ -177,6 +177,7 @@ USES: dict[str, Callable[[pp.SyncStore], object]] = {
 
 Seen = dict[str, Any]
 START: Seen = {"a": 0, "b": 0}
+EACH: Seen = START | {f"n{n}": 1 for n in range(6)}
 AFTER: dict[str, Seen] = {
     "set": {"a": 1, "b": 0},
     "many": {"a": 1, "b": 1},
@@ -189,7 +190,9 @@ AFTER: dict[str, Seen] = {
     "run": {"a": 1, "b": 1},
     "await": {"a": 1, "b": 1},
     "run_in_loop": {"a": 1, "b": 1},
-    **dict.fromkeys(("fan_out", "fan_out_sync", "durable_fan_out"), {"a": 0, "b": 0, **{f"n{n}": 1 for n in range(6)}}),
+    "fan_out": EACH,
+    "fan_out_sync": EACH,
+    "durable_fan_out": EACH,
     "work": {"a": 2, "b": 2},
 }
 WITHIN_ASYNCIO = {"run_in_loop", "fan_out_sync", "durable_fan_out"}

@@ -1,0 +1,167 @@
+"""What telemetry may say: of keys their template, of errors their type and a capped text, of a backend its name.
+
+And how a layer of telemetry says that it failed itself: once, through the `pocket_plug` logger, never by raising.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import (
+    _SUPPRESS_INSTRUMENTATION_KEY,  # pyright: ignore[reportPrivateUsage] # the SDK and contrib import it too: it has no other name
+    Context,
+)
+
+from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.primitives.failures import capped
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.keys import declared_templates
+
+if TYPE_CHECKING:
+    from contextvars import ContextVar
+
+    from _typeshed import DataclassInstance
+
+    S = TypeVar("S", bound=DataclassInstance)
+else:
+    S = TypeVar("S")
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+"""The semantic conventions that the names of attributes and metrics follow."""
+
+_MAX_NAMES = 4096
+
+
+# ---------------------------------------------------------------- keys
+class _Templates:
+    """The declared templates as patterns, and which of them a name is, remembered for the names seen last."""
+
+    def __init__(self) -> None:
+        self.count = len(declared_templates)
+        self.names: dict[str, str] = {}
+        self._by_start: dict[str, list[tuple[re.Pattern[str], str]]] = {}
+        # the longest first, and of one length the most literal
+        for template in sorted(declared_templates, key=lambda t: (-t.count(":"), t.count("{"))):
+            start = template.partition(":")[0]
+            if "{" in start:
+                continue  # it would be found in every name
+            pattern = "[^:]+".join(map(re.escape, re.split(r"\{\w*\}", template)))
+            self._by_start.setdefault(start, []).append((re.compile(f"{pattern}(?::|\\Z)"), template))
+
+    def find(self, name: str) -> str:
+        """A key within scopes is the templates of each, joined; what follows the last declared one is left out."""
+        found: list[str] = []
+        position = 0
+        while position < len(name):
+            start = name[position:].partition(":")[0]
+            for pattern, template in self._by_start.get(start, ()):
+                if match := pattern.match(name, position):
+                    found.append(template)
+                    position = match.end()
+                    break
+            else:
+                break
+        if len(self.names) >= _MAX_NAMES:
+            self.names.clear()
+        answer = self.names[name] = capped(":".join(found))
+        return answer
+
+
+_templates = _Templates()
+
+
+def template_of(name: str) -> str:
+    """The declared template of a raw key, that of the scope around it, or "" where neither was declared.
+
+    >>> from pocket_plug.store.keys import Key
+    >>> TENANT, INVOICE = Key("tenant:{}"), Key("invoice:{}")
+    >>> template_of("tenant:acme:invoice:17"), template_of("tenant:acme:secret"), template_of("secret")
+    ('tenant:{}:invoice:{}', 'tenant:{}', '')
+    """
+    global _templates
+    if _templates.count != len(declared_templates):
+        _templates = _Templates()
+    templates = _templates
+    found = templates.names.get(name)
+    return templates.find(name) if found is None else found
+
+
+# ---------------------------------------------------------------- settings
+def changed(layer: str, settings: S, changes: Mapping[str, Any]) -> S:
+    """A layer's settings (a dataclass) with the changes made. Raises ConfigError for what isn't one of them."""
+    known = [field.name for field in fields(settings)]
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"{layer} has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}")
+    return replace(settings, **changes)
+
+
+# ---------------------------------------------------------------- who listens
+def _reader_of_context() -> Callable[[], Context]:
+    """A faster `get_current` of OpenTelemetry's: `get` of its context variable, which a token names."""
+    token = otel_context.attach(otel_context.get_current())
+    otel_context.detach(token)
+    variable: ContextVar[Context] | None = getattr(token, "var", None)  # another kind of context has other tokens
+    return otel_context.get_current if variable is None else variable.get
+
+
+current_context: Callable[[], Context] = _reader_of_context()
+"""OpenTelemetry's context, as operations of a store look at it."""
+
+
+def suppressed(context: Context | None = None) -> bool:
+    """Has somebody around asked for no telemetry, as OpenTelemetry does while an exporter works?
+
+    Then there is none of ours: an exporter that keeps what it is given in a traced store would feed itself for ever.
+    """
+    context = current_context() if context is None else context
+    # an empty one, as outside of runs and requests, is not searched; the second key is that of older instrumentations
+    return bool(context) and bool(context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get("suppress_instrumentation"))
+
+
+class _Asking(dict[str, Any]):
+    """Stands in for a module's global names if the one that is looked up is gone: asks the API each time."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def __missing__(self, name: str) -> object:
+        return self._ask()
+
+
+def globals_of(module: ModuleType, name: str, ask: Callable[[], object]) -> dict[str, Any]:
+    """Where a module of OpenTelemetry's keeps its global provider, None until one is set.
+
+    Stores live longer than providers, so each operation looks up which is set now. Asking the API takes fifty times as
+    long where none is set, since it looks at the environment each time.
+    """
+    names = vars(module)
+    return names if name in names else _Asking(ask)
+
+
+# ---------------------------------------------------------------- parts
+@cache
+def own_version() -> str:
+    """pocket_plug's version, for the instrumentation scopes."""
+    try:
+        return version("pocket-plug")
+    except PackageNotFoundError:  # run from a source tree that isn't installed
+        return ""
+
+
+def system_of(backend: Backend) -> str:
+    """The `db.system.name` of a backend: its class's name in lower case.
+
+    >>> from pocket_plug.store.memory import Memory
+    >>> system_of(Memory())
+    'memory'
+    """
+    return type(backend).__name__.removesuffix("Backend").lower()

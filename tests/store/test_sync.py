@@ -1,0 +1,340 @@
+"""Stores without `await`: over parts that are inline, that wait for threads, and that are bound to an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from pocket_plug import (
+    Backend,
+    Change,
+    ConflictError,
+    Entry,
+    Graph,
+    Layer,
+    Memory,
+    Store,
+    StoreClosedError,
+    SyncError,
+    SyncStore,
+    SyncWriter,
+    node,
+)
+from pocket_plug.testing.layer_contract import FaultyMemory
+
+
+class Sleepy(Layer):
+    """Awaits its event loop in the operations that it is told to."""
+
+    where: tuple[str, ...] = ("read", "write")
+
+    async def _sleep(self, name: str) -> None:
+        if name in self.where:
+            await asyncio.sleep(0)
+
+    async def read(self, key: str) -> Entry | None:
+        await self._sleep("read")
+        return await self.inner.read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        await self._sleep("write")
+        return await self.inner.write(changes, expect)
+
+
+class SlowRead(Layer):
+    """Overrides `read` alone, and suspends there."""
+
+    async def read(self, key: str) -> Entry | None:
+        await asyncio.sleep(0)
+        return await self.inner.read(key)
+
+
+class SlowWrite(Layer):
+    """Overrides `write` alone, and suspends there."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        await asyncio.sleep(0)
+        return await self.inner.write(changes, expect)
+
+
+class SlowScan(Layer):
+    """Overrides `scan` alone, and suspends there."""
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        async for key in self.inner.scan(prefix):
+            await asyncio.sleep(0)
+            yield key
+
+
+class SlowFlush(Layer):
+    """Suspends only where a store is opened, flushed and closed."""
+
+    async def open(self) -> None:
+        await super().open()
+        await asyncio.sleep(0)
+
+    async def flush(self) -> None:
+        await asyncio.sleep(0)
+        await super().flush()
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        await super().close()
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Whatever a test does, no thread of a store outlives it."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert [name for name in left if not name.startswith("pocket_plug-")] == []  # those of the pool are kept
+
+
+def use_everything(store: SyncStore) -> None:
+    store.set("a", 1)
+    store.set_many({"b": 1, "s:c": 1}, ttl=60)
+    assert store.get("a") == store.require("a") == 1
+    assert store.has("a")
+    assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
+    assert list(store.keys()) == ["a", "b", "s:c"]
+    assert list(store.reader().scope("s").keys()) == ["c"]
+    assert store.ttl("a") is None
+    assert store.update("a", lambda n: n + 1) == 2
+    assert store.delete("b")
+    store.delete_many(["b"])
+    typed = store.scope("s").typed(int)
+    typed.set("d", 1)
+    assert typed.update("d", lambda n: n + 1, default=0) == typed.get("d") == typed.require("d") == 2
+    assert typed.delete("d")
+    with store.transaction() as tx:
+        tx.update("a", lambda n: n + 1)
+        tx.set("t", list(tx.keys()))
+        assert tx.delete("s:c")
+    store.flush()
+    assert store.get_many(["a", "t"]) == {"a": 3, "t": ["a", "s:c"]}
+    with pytest.raises(ConflictError), store.transaction() as tx:
+        tx.update("a", lambda n: n + 1)
+        store.set("a", 0)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [[], [Sleepy()], [Sleepy(where=("read",))],
+     [SlowRead()], [SlowWrite()], [SlowScan()], [SlowFlush()], [SlowRead(), SlowFlush()]],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["memory", "threaded", "suspending"])
+def test_every_operation_works_over_every_part(kind: str, layers: list[Layer], threaded: type[Backend]) -> None:
+    """Whichever operations suspend and for what: opened in a thread without a loop, and from within a running loop."""
+    backends: dict[str, Callable[[], Backend]] = {"memory": Memory, "threaded": threaded, "suspending": FaultyMemory}
+    with SyncStore(backends[kind](), layers=layers) as store:
+        use_everything(store)
+
+    async def main() -> None:
+        with SyncStore(backends[kind](), layers=layers) as store:
+            use_everything(store)
+
+    asyncio.run(main())
+
+
+def test_threads_use_a_store_that_lives_on_a_loop() -> None:
+    """A store opened with `await` serves sync callers in threads on its own loop, transactions included."""
+
+    async def main() -> None:
+        async with Store(FaultyMemory(), layers=[SlowRead()]) as store:
+            await asyncio.to_thread(use_everything, store.sync)
+            assert await store.get("a") == 0
+
+    asyncio.run(main())
+
+
+def test_the_home_loops_own_thread_gets_an_error() -> None:
+    """A sync call there would wait for itself: SyncError at once, for every operation, and nothing is done."""
+
+    async def main() -> None:
+        async with Store(FaultyMemory()) as store:
+            for use in (
+                lambda: store.sync.get("a"),
+                lambda: store.sync.set("a", 1),
+                lambda: list(store.sync.keys()),
+                lambda: store.sync.update("a", lambda n: n, default=1),
+                lambda: store.sync.flush(),
+                lambda: store.sync.close(),
+            ):
+                with pytest.raises(SyncError, match="use `await` here"):
+                    use()
+            with pytest.raises(SyncError), store.sync.transaction() as tx:
+                tx.set("a", 1)
+            assert not await store.has("a")
+
+    asyncio.run(main())
+
+
+def test_inline_parts_are_used_in_place_anywhere() -> None:
+    """Over Memory a sync call is fine in a task, too: it never waits for the loop."""
+
+    async def main() -> None:
+        async with Store() as store:
+            use_everything(store.sync)
+
+    asyncio.run(main())
+
+
+def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go() -> None:
+    """One thread while it is open, however many callers begin at once, and none after it."""
+    before = threading.active_count()
+    store = SyncStore(layers=[Sleepy()])  # not opened: it is memory
+    start = threading.Barrier(8)
+    homes: set[str] = set()
+
+    class Who(Layer):
+        async def read(self, key: str) -> Entry | None:
+            await asyncio.sleep(0)
+            homes.add(threading.current_thread().name)
+            return await self.inner.read(key)
+
+    store = SyncStore(layers=[Who()])
+
+    def call() -> None:
+        start.wait(10)
+        for _ in range(20):
+            store.get("a")
+
+    callers = [threading.Thread(target=call, daemon=True) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(10)
+    assert len(homes) == 1
+    assert threading.active_count() == before + 1
+    store.close()
+    assert threading.active_count() == before
+    with pytest.raises(StoreClosedError):
+        store.get("a")
+    assert threading.active_count() == before
+    store.close()
+    assert threading.active_count() == before
+
+
+def test_a_failed_opening_can_be_tried_again() -> None:
+    """On another loop, too: the first one's end is not the store's."""
+
+    class Reluctant(FaultyMemory):
+        tries = 0
+
+        async def open(self) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise ConnectionError("not yet")
+
+    store = Store(Reluctant())
+
+    async def main() -> None:
+        async with store:
+            await asyncio.to_thread(store.sync.set, "a", 1)
+            assert await store.get("a") == 1
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(main())
+    asyncio.run(main())
+
+
+def test_a_store_whose_loop_is_gone_finds_another_home() -> None:
+    """Opened on a loop that has ended without closing it, as by a run before this one: sync calls don't hang."""
+    store = Store(FaultyMemory())
+    asyncio.run(store.open())
+    store.sync.set("a", 1)
+    assert store.sync.get("a") == 1
+    asyncio.run(store.close())
+    with pytest.raises(StoreClosedError):
+        store.sync.get("a")
+    with SyncStore(store) as again:
+        use_everything(again)
+
+
+def test_two_runs_on_two_loops_share_a_store() -> None:
+    """A script that calls `asyncio.run` twice: `def` phases find their store in the second run as in the first."""
+
+    @node.post
+    def collect(store: SyncWriter, item: int) -> int:
+        store.set("sum", store.get("sum", 0) + item)
+        return item
+
+    store = Store(layers=[SlowRead()])
+    graph = Graph(collect, store=store)
+    assert [asyncio.run(graph.run(1)), asyncio.run(graph.run(2)), graph.run_sync(3)] == [1, 2, 3]
+    assert store.sync.get("sum") == 6
+    store.sync.close()
+
+
+def test_closing_ends_calls_that_are_under_way() -> None:
+    """A thread that waits for a slow part when the store is closed gets an error, and does not hang."""
+    entered = threading.Event()
+    errors: list[Exception] = []
+
+    class Endless(Layer):
+        async def read(self, key: str) -> Entry | None:
+            entered.set()
+            await asyncio.Event().wait()
+            return None
+
+    def call() -> None:
+        try:
+            store.get("a")
+        except Exception as error:  # noqa: BLE001 - looked at below
+            errors.append(error)
+
+    store = SyncStore(layers=[Endless()]).__enter__()
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    assert entered.wait(10)
+    store.close()
+    caller.join(10)
+    assert not caller.is_alive()
+    assert [type(error).__name__ for error in errors] == ["StoreError"]
+    assert "was cut off" in str(errors[0])
+
+
+def test_a_part_that_lies_about_its_waiting_is_named() -> None:
+    """It says that it is inline and suspends: the error tells which flag to change."""
+
+    class Liar(Memory):
+        async def read(self, key: str) -> Entry | None:
+            await asyncio.sleep(0)
+            return await super().read(key)
+
+    store = SyncStore(Liar())
+    with pytest.raises(SyncError, match="set inline_read or inline_write to False"):
+        store.get("a")
+    with pytest.raises(SyncError, match="needs_loop = True"):
+        store.update("a", lambda n: n, default=0)
+
+
+def test_keys_left_early_leave_nothing_behind(threaded: type[Backend]) -> None:
+    """A scan that is not read to its end is dropped without a word, over every part."""
+    for make in (Memory, threaded, FaultyMemory):
+        with SyncStore(make()) as store:
+            store.set_many({f"k{n}": n for n in range(5)})
+            names: Any = store.keys()
+            assert next(names) == "k0"
+            del names
+            assert store.get("k4") == 4
+
+
+def test_callers_of_all_kinds_meet(threaded: type[Backend]) -> None:
+    """What a thread writes a task reads, and the other way, whatever the store waits for."""
+
+    async def main(backend: Backend) -> None:
+        async with Store(backend) as store:
+            await store.set("from a task", 1)
+            assert await asyncio.to_thread(store.sync.get, "from a task") == 1
+            await asyncio.to_thread(store.sync.set, "from a thread", 2)
+            assert await store.get("from a thread") == 2
+
+    for make in (Memory, threaded, FaultyMemory):
+        asyncio.run(main(make()))

@@ -1,0 +1,464 @@
+"""Transactions: what they read stays so, what they write lands whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pocket_plug import (
+    MISSING,
+    Backend,
+    ConflictError,
+    Entry,
+    Key,
+    KeyNameError,
+    Memory,
+    MissingKeyError,
+    Store,
+    StoreError,
+    SyncStore,
+    TransactionError,
+    ValueTypeError,
+)
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.layer_contract import FaultyMemory
+
+Open = Callable[..., Any]
+BALANCE = Key("account:{}", int)
+
+
+# ------------------------------------------------------------ reading
+def test_reads_are_repeatable(open_store: Open) -> None:
+    """What a transaction has seen once, absence too, it sees again, whatever others write meanwhile."""
+    store = open_store()
+    store.set_many({"a": 1, "b": 1})
+    with pytest.raises(ConflictError) as caught, store.transaction() as tx:
+        assert (tx.get("a"), tx.get("new", MISSING)) == (1, MISSING)
+        store.set_many({"a": 2, "b": 2, "new": 2})
+        assert (tx.get("a"), tx.get("new", MISSING)) == (1, MISSING)
+        assert tx.get_many(["a", "b", "new"]) == {"a": 1, "b": 2}
+        assert tx.get("b") == 2
+    assert caught.value.keys == {"a", "new"}
+
+
+def test_it_reads_its_own_writes(open_store: Open) -> None:
+    """Sets, deletes and updates are seen by all its reads at once, and by nobody else before the end."""
+    store = open_store()
+    store.set_many({"kept": 0, "deleted": 0, "updated": 0})
+    with store.transaction() as tx:
+        tx.set("new", None)
+        assert tx.delete("deleted") is True
+        assert tx.delete("deleted") is False
+        assert tx.update("updated", lambda n: n + 1) == 1
+        assert tx.update("updated", lambda n: n + 1) == 2
+        assert tx.update("counted", lambda n: n + 1, default=10) == 11
+        tx.set_many({"many:1": 1, "many:2": 2})
+        tx.delete_many(["many:2"])
+        assert tx.get("new", MISSING) is None
+        assert not tx.has("deleted")
+        with pytest.raises(MissingKeyError):
+            tx.require("deleted")
+        with pytest.raises(MissingKeyError):
+            tx.update("deleted", lambda n: n)
+        names = ["kept", "deleted", "updated", "counted", "new", "many:1", "many:2"]
+        inside = {"kept": 0, "updated": 2, "counted": 11, "new": None, "many:1": 1}
+        assert tx.get_many(names) == inside
+        assert store.get_many(names) == {"kept": 0, "deleted": 0, "updated": 0}
+    assert store.get_many(names) == inside
+
+
+def test_a_scan_shows_the_stack_with_its_own_writes(open_store: Open) -> None:
+    """In order, by prefix, within scopes: new names are in it and deleted ones are not."""
+    store = open_store()
+    store.set_many({"a": 0, "s:1": 0, "s:3": 0, "z": 0})
+    with store.transaction() as tx:
+        tx.set("s:2", 1)
+        tx.set("s:3", 1)
+        tx.delete("s:1")
+        tx.scope("s").set("4", 1)
+        assert list(tx.keys()) == ["a", "s:2", "s:3", "s:4", "z"]
+        assert list(tx.keys("s:")) == ["s:2", "s:3", "s:4"]
+        assert list(tx.scope("s").keys()) == ["2", "3", "4"]
+        assert list(store.keys()) == ["a", "s:1", "s:3", "z"]
+
+
+def test_a_name_that_somebody_adds_is_no_conflict(open_store: Open) -> None:
+    """Scans are not tracked, as `keys` says: only what was read by name is."""
+    store = open_store()
+    with store.transaction() as tx:
+        seen = list(tx.keys())
+        store.set("added", 1)
+        tx.set("count", len(seen))
+    assert store.get("count") == 0
+
+
+def test_what_it_hands_out_is_private(open_store: Open) -> None:
+    """`tx.get(k).append(…)` changes nothing without a set: not the store, not what others hold."""
+    store = open_store()
+    store.set_many({"list": [1], "deep": {"rows": [{"n": 1}]}})
+    held = store.get("list")
+    with store.transaction() as tx:
+        tx.get("list").append(2)
+        tx.get_many(["deep"])["deep"]["rows"][0]["n"] = 2
+    assert held == [1]
+    assert store.get_many(["list", "deep"]) == {"list": [1], "deep": {"rows": [{"n": 1}]}}
+    with store.transaction() as tx:
+        items = tx.get("list")
+        items.append(2)
+        tx.set("list", items)
+    assert held == [1]
+    assert store.get("list") == [1, 2]
+
+
+def test_a_discarded_update_leaves_the_value_alone(open_store: Open) -> None:
+    """A function that mutates its argument works on a copy here too, and what it did goes with the transaction."""
+    store = open_store()
+    store.set("list", [1])
+    with pytest.raises(ZeroDivisionError), store.transaction() as tx:
+        tx.update("list", lambda items: items.append(2) or items)
+        assert tx.get("list") == [1, 2]
+        raise ZeroDivisionError
+    assert store.get("list") == [1]
+
+
+# ------------------------------------------------------------ the end
+def test_all_writes_land_at_once() -> None:
+    """One write of the backend, whatever was done."""
+    backend = FaultyMemory()
+    with SyncStore(backend) as store:
+        store.set("a", 0)
+        backend.used.clear()
+        with store.transaction() as tx:
+            tx.set("b", 1)
+            tx.update("a", lambda n: n + 1)
+            tx.set("b", 2)
+            tx.set("c", 1)
+            tx.delete("c")
+        assert [use for use in backend.used if use.startswith("write")] == ["write b a c"]
+
+
+def test_a_conflict_names_the_keys_and_nothing_is_written(open_store: Open) -> None:
+    """The names are the whole ones, as the backend knows them, in scopes too."""
+    store = open_store()
+    store.set_many({"s:a": 1, "s:b": 1, "s:c": 1})
+    with pytest.raises(ConflictError, match="s:a, s:gone") as caught, store.scope("s").transaction() as tx:
+        assert tx.get_many(["a", "b"]) == {"a": 1, "b": 1}
+        assert not tx.has("gone")
+        tx.set("a", 10)
+        tx.set("d", 10)
+        tx.delete("c")
+        store.set_many({"s:a": 2, "s:gone": 2})
+    assert caught.value.keys == {"s:a", "s:gone"}
+    assert isinstance(caught.value, StoreError)
+    assert store.get_many([f"s:{k}" for k in "abcd"]) == {"s:a": 2, "s:b": 1, "s:c": 1}
+
+
+def test_the_first_version_seen_is_the_one_expected(open_store: Open) -> None:
+    """A value that was changed and changed back to an equal one is another one all the same."""
+    store = open_store()
+    store.set("a", 1)
+    with pytest.raises(ConflictError), store.transaction() as tx:
+        tx.set("b", tx.get("a"))
+        store.set("a", 2)
+        store.set("a", 1)
+    with pytest.raises(ConflictError), store.transaction() as tx:
+        tx.set("b", tx.get("a"))
+        store.delete("a")
+        store.set("a", 1)
+    assert not store.has("b")
+
+
+def test_blind_writes_conflict_with_nobody(open_store: Open) -> None:
+    """What was not read is simply set; an update has read."""
+    store = open_store()
+    with store.transaction() as tx:
+        tx.set("a", "ours")
+        store.set("a", "theirs")
+    assert store.get("a") == "ours"
+    store.set("n", 1)
+    with pytest.raises(ConflictError), store.transaction() as tx:
+        tx.update("n", lambda n: n + 1)
+        store.set("n", 5)
+    with pytest.raises(ConflictError), store.transaction() as tx:
+        assert tx.delete("n")
+        store.set("n", 6)
+    assert store.get("n") == 6
+
+
+def test_reading_alone_is_checked_too(open_store: Open) -> None:
+    """What was read is unchanged at the end, where nothing is written too, be it one value or two that never met."""
+    store = open_store()
+    store.set_many({"a": 1, "b": 1})
+    with pytest.raises(ConflictError) as caught, store.transaction() as tx:
+        a = tx.get("a")
+        store.set_many({"a": 2, "b": 2})
+        assert (a, tx.get("b")) == (1, 2)
+    assert caught.value.keys == {"a"}
+    uses: list[Callable[[Any], object]] = [
+        lambda tx: tx.get("a"),
+        lambda tx: tx.get_many(["a"]),
+        lambda tx: tx.has("absent"),
+        lambda tx: tx.ttl("a"),
+        lambda tx: tx.scope("s").get("1"),
+        lambda tx: tx.typed(int).get("a"),
+        lambda tx: tx.delete("absent"),
+    ]
+    for use in uses:
+        with store.transaction() as tx:
+            use(tx)
+        with pytest.raises(ConflictError), store.transaction() as tx:
+            use(tx)
+            store.set_many({"a": 3, "absent": 3, "s:1": 3})
+        store.delete_many(["absent", "s:1"])
+    with store.transaction():
+        pass
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), asyncio.CancelledError()])
+def test_an_exception_discards_it(open_store: Open, error: BaseException) -> None:
+    """It passes unchanged, and nothing of the block is written; no conflict hides it."""
+    store = open_store()
+    store.set("a", 1)
+    with pytest.raises(type(error)) as caught, store.transaction() as tx:
+        tx.set("b", tx.get("a"))
+        store.set("a", 2)
+        raise error
+    assert caught.value is error
+    assert store.get_many(["a", "b"]) == {"a": 2}
+
+
+AFTERWARDS: dict[str, Callable[[Any], object]] = {
+    "get": lambda tx: tx.get("a"),
+    "get of its own": lambda tx: tx.get("own"),
+    "require": lambda tx: tx.require("a"),
+    "has": lambda tx: tx.has("a"),
+    "get_many": lambda tx: tx.get_many(["a"]),
+    "keys": lambda tx: list(tx.keys()),
+    "ttl": lambda tx: tx.ttl("a"),
+    "set": lambda tx: tx.set("a", 1),
+    "set_many": lambda tx: tx.set_many({"a": 1}),
+    "update": lambda tx: tx.update("a", lambda n: n, default=0),
+    "delete": lambda tx: tx.delete("a"),
+    "delete_many": lambda tx: tx.delete_many(["a"]),
+    "typed": lambda tx: tx.typed(int).set("a", 1),
+    "scope, made now": lambda tx: tx.scope("s").set("a", 1),
+}
+
+
+@pytest.mark.parametrize("use", AFTERWARDS.values(), ids=AFTERWARDS.keys())
+def test_after_its_end_it_is_refused(use: Callable[[Any], object]) -> None:
+    """However it ended, and through a scope or a typed view that was made before: never a write into the void."""
+    store = SyncStore()
+    store.set("a", 1)
+    with store.transaction() as committed:
+        committed.set("own", 1)
+        scope = committed.scope("s")
+    with pytest.raises(ZeroDivisionError), store.transaction() as discarded:
+        raise ZeroDivisionError
+    with pytest.raises(ConflictError), store.transaction() as lost:
+        lost.set("b", lost.get("a"))
+        store.set("a", 2)
+    for tx in (committed, discarded, lost, scope):
+        with pytest.raises(TransactionError, match="this transaction has ended"):
+            use(tx)
+    assert store.get_many(["a", "own", "b", "s:a"]) == {"a": 2, "own": 1}
+
+
+# ------------------------------------------------------------ its views
+def test_its_views_are_as_a_stores(open_store: Open) -> None:
+    """Names, keys and types are checked, scopes and typed views belong to it."""
+    store = open_store()
+    with store.transaction() as tx:
+        tx.scope("account").typed(int).set("x", 1)
+        assert tx.get(BALANCE("x")) == 1
+        with pytest.raises(ValueTypeError):
+            tx.set(BALANCE("x"), "one")
+        with pytest.raises(ValueTypeError):
+            tx.typed(int).set("account:x", "one")
+        with pytest.raises(KeyNameError):
+            tx.set("pocket:x", 1)
+        with pytest.raises(AttributeError):
+            tx.transaction  # noqa: B018
+        assert not store.has("account:x")
+    assert store.get("account:x") == 1
+
+
+def test_a_deadline_in_it_counts_from_its_set(open_store: Open) -> None:
+    """A value of its own expires within it as in the store; an update keeps the deadline that it saw."""
+    clock = FakeClock()
+    store = open_store(clock=clock)
+    store.set("hits", 0, ttl=10)
+    with store.transaction() as tx:
+        tx.set("short", 1, ttl=5)
+        tx.update("hits", lambda n: n + 1)
+        assert tx.ttl("short") == 5
+        clock.advance(5)
+        assert not tx.has("short")
+        assert list(tx.keys()) == ["hits"]
+        tx.set("later", 1, ttl=5)
+    assert not store.has("short")
+    assert (store.ttl("hits"), store.ttl("later")) == (5, 5)
+
+
+def test_what_has_expired_meanwhile_is_a_conflict(open_store: Open) -> None:
+    """A decision that rests on a value which is gone by the commit does not land."""
+    clock = FakeClock()
+    store = open_store(clock=clock)
+    store.set("offer", 1, ttl=10)
+    with pytest.raises(ConflictError) as caught, store.transaction() as tx:
+        tx.set("accepted", tx.get("offer"))
+        clock.advance(10)
+        assert tx.get("offer") == 1
+    assert caught.value.keys == {"offer"}
+    assert not store.has("accepted")
+
+
+# ------------------------------------------------------------ many at once
+@pytest.mark.parametrize("kind", ["memory", "threaded", "sqlite"])
+def test_transfers_keep_the_sum(kind: str, threaded: type[Backend], tmp_path: Any) -> None:
+    """Eight threads move money between accounts, one reads on: no penny is lost, and no torn sum is ever accepted."""
+    backend = {"memory": Memory, "threaded": threaded, "sqlite": lambda: SQLite(tmp_path / "db", durability="process")}[
+        kind
+    ]()
+    sums: set[int] = set()
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def transfer(start: int) -> None:
+        for n in range(12):
+            source, target = BALANCE(start % 3), BALANCE((start + n) % 3)
+            while True:
+                try:
+                    with store.transaction() as tx:
+                        amount = tx.require(source) // 4
+                        tx.update(source, lambda balance: balance - amount, default=0)  # noqa: B023
+                        tx.update(target, lambda balance: balance + amount, default=0)  # noqa: B023
+                    break
+                except ConflictError:
+                    continue
+
+    def watch() -> None:
+        while not done.is_set():
+            try:
+                with store.transaction() as tx:
+                    total = sum(tx.get_many([BALANCE(n) for n in range(3)]).values())
+                sums.add(total)
+            except ConflictError:
+                continue
+
+    def guarded(work: Callable[..., None], *arguments: int) -> None:
+        try:
+            work(*arguments)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    with SyncStore(backend) as store:
+        store.set_many({BALANCE(n): 1000 for n in range(3)})
+        watcher = threading.Thread(target=guarded, args=(watch,), daemon=True)
+        threads = [threading.Thread(target=guarded, args=(transfer, n), daemon=True) for n in range(8)]
+        for thread in (watcher, *threads):
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        done.set()
+        watcher.join(30)
+        assert not [thread for thread in (watcher, *threads) if thread.is_alive()]
+        assert errors == []
+        assert sum(store.get_many([BALANCE(n) for n in range(3)]).values()) == 3000
+        assert sums <= {3000}
+
+
+def test_tasks_in_transactions_lose_no_update() -> None:
+    """A hundred tasks that read, pause and write: each one that was not told of a conflict counts."""
+
+    async def main() -> None:
+        store = Store()
+        landed = 0
+
+        async def count() -> None:
+            nonlocal landed
+            try:
+                async with store.transaction() as tx:
+                    n = await tx.get("n", 0)
+                    await asyncio.sleep(0)
+                    await tx.set("n", n + 1)
+                landed += 1
+            except ConflictError:
+                pass
+
+        for _ in range(10):
+            await asyncio.gather(*(count() for _ in range(10)))
+        assert landed == await store.get("n") == 10  # of those who saw the same value, just one
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_commit_has_landed_or_never_will() -> None:
+    """When the caller is told of the cancellation, what can be read is final, and it is all or nothing."""
+
+    async def main() -> None:
+        async with Store(FaultyMemory()) as store:
+            outcomes: set[bool] = set()
+            for patience in range(8):
+                names = [f"{patience}:a", f"{patience}:b"]
+
+                async def work(names: list[str] = names) -> None:
+                    async with store.transaction() as tx:
+                        await tx.get("seen")
+                        await tx.set_many(dict.fromkeys(names, 1))
+
+                task = asyncio.ensure_future(work())
+                for _ in range(patience):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                told = await store.get_many(names)
+                assert len(told) in (0, 2)
+                assert told or task.cancelled()
+                outcomes.add(bool(told))
+                for _ in range(8):
+                    await asyncio.sleep(0)
+                assert await store.get_many(names) == told
+            assert outcomes == {False, True}
+
+    asyncio.run(main())
+
+
+def test_two_tasks_may_read_in_one_transaction() -> None:
+    """Both are given the version that was known first, though the backend answered them with different ones."""
+
+    class Delayed(FaultyMemory):
+        """Each read waits until the test lets it go on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.held: list[asyncio.Event] = []
+
+        async def read(self, key: str) -> Entry | None:
+            self.held.append(asyncio.Event())
+            await self.held[-1].wait()
+            return await super().read(key)
+
+    async def main() -> None:
+        backend = Delayed()
+        async with Store(backend) as store:
+            await store.set("a", 1)
+            with pytest.raises(ConflictError):
+                async with store.transaction() as tx:
+                    slow, quick = (asyncio.ensure_future(tx.get("a")) for _ in range(2))
+                    while len(backend.held) < 2:
+                        await asyncio.sleep(0)
+                    backend.held[1].set()
+                    assert await quick == 1
+                    await store.set("a", 2)
+                    backend.held[0].set()
+                    assert await slow == 1
+                    await tx.set("b", 1)
+
+    asyncio.run(main())
