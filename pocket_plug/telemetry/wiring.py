@@ -329,7 +329,8 @@ def _at_exit() -> None:
 @contextmanager
 def _no_sigterm() -> Generator[None]:
     """One that comes meanwhile is heard at the end: what is half closed would be lost."""
-    handles = signal.getsignal(signal.SIGTERM) is _on_sigterm
+    handler = signal.getsignal(signal.SIGTERM)
+    handles = getattr(handler, "__wrapped__", handler) is _on_sigterm  # `run_loop` wraps it
     if not handles or threading.current_thread() is not threading.main_thread():
         yield
         return
