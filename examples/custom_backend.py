@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from pocket_plug import Backend, Change, Conflict, Entry, Put, Store, StoreClosedError
-from pocket_plug.forking import new_lock
+from pocket_plug.primitives.forking import new_lock
 
 History = tuple[Entry | None, ...]
 

@@ -7,19 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .ask import Answered as Answered
-from .ask import Ask as Ask
-from .backend import Backend as Backend
-from .backend import Change as Change
-from .backend import Delete as Delete
-from .backend import Entry as Entry
-from .backend import Put as Put
-from .chain import END as END
-from .chain import Action as Action
-from .chain import Chain as Chain
-from .chain import Next as Next
-from .concurrency import each as each
-from .concurrency import fan_out as fan_out
 from .errors import CodecError as CodecError
 from .errors import ConfigError as ConfigError
 from .errors import Conflict as Conflict
@@ -53,35 +40,48 @@ from .errors import UnknownTypeError as UnknownTypeError
 from .errors import UnregisteredTypeError as UnregisteredTypeError
 from .errors import ValueTypeError as ValueTypeError
 from .errors import WrappedStopIteration as WrappedStopIteration
-from .graph import Graph as Graph
+from .graph.ask import Answered as Answered
+from .graph.ask import Ask as Ask
+from .graph.chain import END as END
+from .graph.chain import Action as Action
+from .graph.chain import Chain as Chain
+from .graph.chain import Next as Next
+from .graph.concurrency import each as each
+from .graph.concurrency import fan_out as fan_out
+from .graph.graph import Graph as Graph
+from .graph.node import Node as Node
+from .graph.node_functions import node as node
+from .graph.retry import Retry as Retry
 from .hookspecs import hookimpl as hookimpl
-from .keys import Key as Key
-from .layer import Layer as Layer
-from .layer import secret as secret
-from .memory import Memory as Memory
-from .node import Node as Node
-from .node_functions import node as node
-from .retry import Retry as Retry
-from .store import MISSING as MISSING
-from .store import Store as Store
-from .store import StoreReader as StoreReader
-from .store import StoreScope as StoreScope
-from .store import StoreWriter as StoreWriter
-from .sync import SyncReader as SyncReader
-from .sync import SyncScope as SyncScope
-from .sync import SyncStore as SyncStore
-from .sync import SyncWriter as SyncWriter
-from .ttl import TTL as TTL
-from .typed import TypedReader as TypedReader
-from .typed import TypedStore as TypedStore
+from .primitives.ttl import TTL as TTL
+from .store.backend import Backend as Backend
+from .store.backend import Change as Change
+from .store.backend import Delete as Delete
+from .store.backend import Entry as Entry
+from .store.backend import Put as Put
+from .store.keys import Key as Key
+from .store.layer import Layer as Layer
+from .store.layer import secret as secret
+from .store.memory import Memory as Memory
+from .store.store import MISSING as MISSING
+from .store.store import Store as Store
+from .store.store import StoreReader as StoreReader
+from .store.store import StoreScope as StoreScope
+from .store.store import StoreWriter as StoreWriter
+from .store.sync import SyncReader as SyncReader
+from .store.sync import SyncScope as SyncScope
+from .store.sync import SyncStore as SyncStore
+from .store.sync import SyncWriter as SyncWriter
+from .store.typed import TypedReader as TypedReader
+from .store.typed import TypedStore as TypedStore
 
 if TYPE_CHECKING:
     from .codec import register_type as register_type
-    from .durable import idempotency_key as idempotency_key
-    from .pocket import Pocket as Pocket
+    from .graph.durable import idempotency_key as idempotency_key
+    from .plugins.pocket import Pocket as Pocket
     from .telemetry import observe as observe
 
-_LAZY = {"Pocket": "pocket", "idempotency_key": "durable", "register_type": "codec", "observe": "telemetry"}
+_LAZY = {"Pocket": "plugins", "idempotency_key": "graph.durable", "register_type": "codec", "observe": "telemetry"}
 
 
 def __getattr__(name: str) -> Any:

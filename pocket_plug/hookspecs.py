@@ -17,12 +17,12 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from .backend import Backend
     from .codec import Codec
-    from .discovery import PluginRecord
-    from .layer import Layer
-    from .pocket import Pocket
-    from .shape import Shape
+    from .graph.shape import Shape
+    from .plugins.discovery import PluginRecord
+    from .plugins.pocket import Pocket
+    from .store.backend import Backend
+    from .store.layer import Layer
 
 GROUP = "pocket_plug"
 """The entry-point group, and the name that hook markers carry."""

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pocket_plug import Memory, Store, StoreReader, SyncStore, TypedReader
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.primitives.waiting import Waiter, wake
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.testing.layer_contract import FaultyMemory
-from pocket_plug.waiting import Waiter, wake
 
 # A busy machine is no failure. In CI the examples are the same each time, so that a change is judged by what it changes;
 # elsewhere they vary.

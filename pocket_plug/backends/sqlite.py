@@ -24,7 +24,6 @@ from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
@@ -36,11 +35,12 @@ from pocket_plug.errors import (
     StoreError,
     suggest,
 )
-from pocket_plug.files import make_file, make_folder
-from pocket_plug.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.redaction import public_url
-from pocket_plug.waiting import Waiter, may_block, wake
+from pocket_plug.primitives.files import make_file, make_folder
+from pocket_plug.primitives.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.waiting import Waiter, may_block, wake
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 
 try:
     import fcntl

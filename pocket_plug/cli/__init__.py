@@ -15,8 +15,8 @@ from typing import IO, Any
 import click
 
 from pocket_plug.errors import ConfigError, PocketError, RunSuspended, is_fault
-from pocket_plug.pocket import default_pocket
-from pocket_plug.terminal import escaped
+from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.terminal import escaped
 
 from .output import echo
 from .run import graph, run

@@ -12,12 +12,12 @@ from typing import Any
 import click
 import msgspec
 
-from pocket_plug.concurrency import EachStep
-from pocket_plug.keys import type_name
-from pocket_plug.nesting import GraphStep
-from pocket_plug.plan import Step
-from pocket_plug.redaction import summary
-from pocket_plug.typechecks import checker, union_members
+from pocket_plug.graph.concurrency import EachStep
+from pocket_plug.graph.nesting import GraphStep
+from pocket_plug.graph.plan import Step
+from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.typechecks import checker, union_members
+from pocket_plug.store.keys import type_name
 
 from .jsonlines import why_no_json
 

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from pocket_plug.backend import Entry, Put
 from pocket_plug.codec import Opaque, default_codec, inspect_record
 from pocket_plug.errors import CodecError, CorruptRecordError, KeyNameError
-from pocket_plug.keys import RESERVED, check_name
+from pocket_plug.store.backend import Entry, Put
+from pocket_plug.store.keys import RESERVED, check_name
 
 _INTS = range(-(2**63), 2**64)  # what other readers of JSON may be trusted with
 

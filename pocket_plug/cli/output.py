@@ -1,4 +1,4 @@
-"""Everything that the commands print, escaped by `pocket_plug.terminal`.
+"""Everything that the commands print, escaped by `pocket_plug.primitives.terminal`.
 
 Text for people is always escaped. A value that was asked for is printed as it is, unless stdout is a terminal. In JSON the
 escapes are JSON's own, so the document means the same.
@@ -14,7 +14,7 @@ from typing import Any
 import click
 import msgspec
 
-from pocket_plug.terminal import escaped, escaped_json
+from pocket_plug.primitives.terminal import escaped, escaped_json
 
 NAME_WIDTH = 40
 """Columns that a thing's name is left in a narrow terminal, if it needs as many."""

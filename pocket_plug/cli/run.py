@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
-from pocket_plug.graph import Graph
-from pocket_plug.pocket import default_pocket
+from pocket_plug.graph.graph import Graph
+from pocket_plug.plugins.pocket import default_pocket
 
 from .given import input_of, value_of
 from .output import echo, echo_json, echo_value

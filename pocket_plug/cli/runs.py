@@ -12,16 +12,16 @@ from urllib.parse import unquote
 
 import click
 
-from pocket_plug.ask import AskStep
-from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.codec import inspect_record
-from pocket_plug.durable import ENDED, RUN, keys_of, look_at, step_at
 from pocket_plug.errors import CodecError, Conflict, PocketError, UnknownRunError
-from pocket_plug.graph import Graph
-from pocket_plug.pocket import default_pocket
-from pocket_plug.stack import Stack
-from pocket_plug.store import MISSING
-from pocket_plug.terminal import escaped
+from pocket_plug.graph.ask import AskStep
+from pocket_plug.graph.durable import ENDED, RUN, keys_of, look_at, step_at
+from pocket_plug.graph.graph import Graph
+from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.terminal import escaped
+from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.stack import Stack
+from pocket_plug.store.store import MISSING
 
 from .given import value_of
 from .jsonlines import is_json, type_in

@@ -20,20 +20,20 @@ from typing import IO, Any
 import click
 import msgspec
 
-from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.codec import UNBOUND, Sealed, default_codec, inspect_record, upgraded
-from pocket_plug.config import StoreTable
 from pocket_plug.errors import CodecError, KeyNameError, MissingKeyError, PocketError, StoreError
-from pocket_plug.keys import RESERVED, check_name, check_prefix
-from pocket_plug.layer import parts
 from pocket_plug.layers import Persistence
-from pocket_plug.memory import Memory
-from pocket_plug.pocket import default_pocket
-from pocket_plug.redaction import public_url
-from pocket_plug.stack import Stack
-from pocket_plug.store import Store
-from pocket_plug.terminal import escaped, escaped_json
-from pocket_plug.ttl import seconds
+from pocket_plug.plugins.config import StoreTable
+from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.terminal import escaped, escaped_json
+from pocket_plug.primitives.ttl import seconds
+from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.keys import RESERVED, check_name, check_prefix
+from pocket_plug.store.layer import parts
+from pocket_plug.store.memory import Memory
+from pocket_plug.store.stack import Stack
+from pocket_plug.store.store import Store
 
 from .jsonlines import entries_of, is_json, line_of, type_in, why_no_json
 from .output import echo, echo_json, echo_value, print_table

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import click
 
 from pocket_plug.errors import ConfigError, UnknownRunError, suggest
-from pocket_plug.files import make_folder, private
+from pocket_plug.primitives.files import make_folder, private
 
 from .output import echo, echo_json, echo_value, print_table
 from .show import as_json

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocket_plug.terminal import escaped
+from pocket_plug.primitives.terminal import escaped
 
 from .output import echo, echo_drawn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pocket_plug.layer import Layer
+from pocket_plug.store.layer import Layer
 
 if TYPE_CHECKING:
     from .bounding import Bounding

@@ -19,15 +19,15 @@ from contextvars import ContextVar
 from math import inf
 from typing import Any
 
-from pocket_plug.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, is_fault
-from pocket_plug.forking import new_lock
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.keys import RESERVED
-from pocket_plug.layer import Layer, parts
-from pocket_plug.memory import Closed, Dropped, Keeping, Memory, Reason
-from pocket_plug.reporting import log_failure, template_of
-from pocket_plug.ttl import TTL, seconds
+from pocket_plug.otel.reporting import log_failure, template_of
+from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.ttl import TTL, seconds
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
+from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.layer import Layer, parts
+from pocket_plug.store.memory import Closed, Dropped, Keeping, Memory, Reason
 
 __all__ = ["Bounding", "Reason", "size_of"]
 

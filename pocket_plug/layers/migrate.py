@@ -9,11 +9,11 @@ import logging
 from collections.abc import Awaitable, Iterable
 from typing import TypeVar
 
-from pocket_plug.backend import Entry, Put
 from pocket_plug.codec import upgraded
 from pocket_plug.errors import Conflict
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.layer import Layer
+from pocket_plug.store.backend import Entry, Put
+from pocket_plug.store.layer import Layer
 
 T = TypeVar("T")
 

@@ -11,12 +11,12 @@ import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict
-from pocket_plug.forking import after_fork, new_lock
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.layer import Layer
-from pocket_plug.memory import Closed
+from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.memory import Closed
 
 if TYPE_CHECKING:
     from pocket_plug.layers.write_behind import WriteBehind
@@ -93,7 +93,7 @@ class Persistence(Layer):
             if self.to is self.inner:
                 raise ConfigError("persistence: `to` is the very backend that it is put around; give another one")
             return self.to
-        from pocket_plug.pocket import resolve_backend  # late: it imports the layers that are configured
+        from pocket_plug.plugins.pocket import resolve_backend  # late: it imports the layers that are configured
 
         return resolve_backend(self.to)
 

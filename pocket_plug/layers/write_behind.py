@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.codec import Sealed, default_codec
 from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreClosedError, StoreError
-from pocket_plug.forking import after_fork, new_rlock
-from pocket_plug.waiting import Waiter, drive, wake
+from pocket_plug.primitives.forking import after_fork, new_rlock
+from pocket_plug.primitives.waiting import Waiter, drive, wake
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from pocket_plug.terminal import escaped
+from pocket_plug.primitives.terminal import escaped
 
 from .recorded import RecordedSpan
 

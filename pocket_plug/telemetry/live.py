@@ -20,9 +20,9 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from pocket_plug.errors import is_fault
-from pocket_plug.files import make_folder, private
-from pocket_plug.forking import after_fork
-from pocket_plug.reporting import say_once
+from pocket_plug.otel.reporting import say_once
+from pocket_plug.primitives.files import make_folder, private
+from pocket_plug.primitives.forking import after_fork
 
 from .local import encode
 from .recorded import NO_RUN, RecordedSpan, TraceFile

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
-from pocket_plug.files import make_folder, private
+from pocket_plug.primitives.files import make_folder, private
 
 DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
 COMMAND = "pocket-plug"

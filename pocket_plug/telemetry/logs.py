@@ -14,7 +14,7 @@ from opentelemetry._logs import SeverityNumber
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.layers.logging import LEVELS, add_ids
-from pocket_plug.reporting import (
+from pocket_plug.otel.reporting import (
     SCHEMA_URL,
     capped,
     error_text,
@@ -24,7 +24,7 @@ from pocket_plug.reporting import (
     stack_of,
     suppressed,
 )
-from pocket_plug.terminal import escaped
+from pocket_plug.primitives.terminal import escaped
 
 _SEVERITIES = {
     "debug": SeverityNumber.DEBUG, "info": SeverityNumber.INFO, "warning": SeverityNumber.WARN,

@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
-from pocket_plug.forking import after_fork
+from pocket_plug.primitives.forking import after_fork
 
 from .export import endpoint
 

@@ -22,8 +22,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.redaction import public_url
-from pocket_plug.terminal import escaped
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.terminal import escaped
 
 from .recorded import TraceFile
 

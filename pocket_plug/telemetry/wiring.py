@@ -30,10 +30,10 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.forking import after_fork
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
-from pocket_plug.redaction import public_url
+from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.redaction import public_url
 
 from .export import (
     LogExport,

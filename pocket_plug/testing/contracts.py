@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.errors import CodecError, Conflict, StoreClosedError, StoreError
+from pocket_plug.primitives.waiting import drive, drive_inline, run_on
+from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
-from pocket_plug.waiting import drive, drive_inline, run_on
 
 T = TypeVar("T")
 Scenario = Callable[[Backend], Awaitable[None]]

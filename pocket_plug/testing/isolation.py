@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from pocket_plug import pocket
 from pocket_plug.layers import logging, metrics, tracing
+from pocket_plug.plugins import pocket
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def fresh_pocket() -> Generator[None]:
     was before is there again: the former default, and the settings of tracing, metrics and logging, which a
     configuration changes for the whole process. Types that were registered stay so.
 
-    >>> from pocket_plug.pocket import default_pocket
+    >>> from pocket_plug.plugins.pocket import default_pocket
     >>> before = default_pocket()
     >>> with fresh_pocket():
     ...     default_pocket() is before

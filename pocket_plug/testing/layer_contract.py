@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 
 import pytest
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, StoreError
-from pocket_plug.layer import Layer, parts
-from pocket_plug.memory import Memory
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.store.layer import Layer, parts
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import BackendContract, keys_of
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug.backend import NO_EXPECTATIONS, READ_TRIES, Backend, Change, Entry, Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import StoreBusyError
-from pocket_plug.layer import Layer
-from pocket_plug.memory import Memory
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import NO_EXPECTATIONS, READ_TRIES, Backend, Change, Entry, Put
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import BackendContract
-from pocket_plug.waiting import drive
 
 
 class Plain(Backend):

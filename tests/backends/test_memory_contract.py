@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pocket_plug.backend import Backend
-from pocket_plug.memory import Memory
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.contracts import BackendContract
 
 

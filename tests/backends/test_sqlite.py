@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.backends import sqlite
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreError, UnregisteredTypeError
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.testing.contracts import BackendContract, keys_of
-from pocket_plug.waiting import drive
 
 MODES: tuple[sqlite.Durability, ...] = ("power", "process")
 
@@ -726,10 +726,10 @@ def test_a_record_that_cant_be_decoded_names_its_key(tmp_path: Path) -> None:
 
 LIMITED = """
 import resource, sys
-from pocket_plug.backend import Put
+from pocket_plug.store.backend import Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import StoreError
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
 
 backend = SQLite(sys.argv[1], durability=sys.argv[2])
 drive(backend.open())
@@ -751,10 +751,10 @@ print("works again")
 
 READ_ONLY = """
 import os, sys
-from pocket_plug.backend import Put
+from pocket_plug.store.backend import Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import StoreError
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
 
 path = sys.argv[1]
 backend = SQLite(path, durability=sys.argv[2])

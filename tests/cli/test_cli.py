@@ -17,7 +17,7 @@ import pytest
 
 from pocket_plug import telemetry
 from pocket_plug.cli import main
-from pocket_plug.pocket import set_default_pocket
+from pocket_plug.plugins.pocket import set_default_pocket
 
 POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
 
@@ -191,7 +191,7 @@ def test_stack_hides_passwords(capsys, install):
     """A password in a URL is not shown."""
     install("pocket-plug-net", """
         from pocket_plug.hookspecs import hookimpl
-        from pocket_plug.memory import Memory
+        from pocket_plug.store.memory import Memory
         @hookimpl
         def pocket_backends():
             return {"net": lambda url: Memory()}
@@ -383,7 +383,7 @@ def test_run_with_the_configured_stores(capsys):
     write("pocket.toml", "[stores.state]\nurl = 'sqlite:///state.db'")
     write("flow.py", """
         import pocket_plug as pp
-        from pocket_plug.pocket import default_pocket
+        from pocket_plug.plugins.pocket import default_pocket
         @pp.node
         async def count(start: int) -> int:
             return await default_pocket().stores["state"].update("n", lambda n: n + 1, default=start)

@@ -25,9 +25,9 @@ import pocket_plug.cli
 from pocket_plug import SyncStore, hookimpl
 from pocket_plug.cli import main
 from pocket_plug.cli.run import print_result
-from pocket_plug.layer import Layer
-from pocket_plug.pocket import Pocket, set_default_pocket
-from pocket_plug.terminal import escaped, escaped_json
+from pocket_plug.plugins.pocket import Pocket, set_default_pocket
+from pocket_plug.primitives.terminal import escaped, escaped_json
+from pocket_plug.store.layer import Layer
 
 DIRECTION = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 ORDERS = "".join(map(chr, [*range(1, 0x20), *range(0x7F, 0xA0)])) + DIRECTION

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from pocket_plug import Graph, SyncStore, node
-from pocket_plug.backend import Delete, Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
-from pocket_plug.durable import RUN, keys_of
 from pocket_plug.errors import Conflict, RunFenced
-from pocket_plug.pocket import set_default_pocket
-from pocket_plug.waiting import drive
+from pocket_plug.graph.durable import RUN, keys_of
+from pocket_plug.plugins.pocket import set_default_pocket
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import Delete, Put
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]

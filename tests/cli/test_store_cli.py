@@ -31,12 +31,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocket_plug import SyncStore, register_type
-from pocket_plug.backend import Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.codec import Codec, default_codec, is_whole, place_of
-from pocket_plug.pocket import set_default_pocket
-from pocket_plug.waiting import drive
+from pocket_plug.plugins.pocket import set_default_pocket
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import Put
 
 POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
 URL = "sqlite:///state.db?durability=process"

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pocket_plug as pp
-from pocket_plug.backend import Entry, Put
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import Entry, Put
 
 FAR = 4_000_000_000.0
 KINDS = {0x0D: "table", 0x05: "table", 0x0A: "index", 0x02: "index"}

@@ -34,11 +34,11 @@ import numpy as np
 from pydantic import BaseModel, PrivateAttr
 
 import pocket_plug as pp
-from pocket_plug.backend import Delete, Put
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.bounds import NESTING
 from pocket_plug.codec import default_codec, register_type
-from pocket_plug.waiting import drive
+from pocket_plug.codec.bounds import NESTING
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import Delete, Put
 
 SECONDS = 5
 """How long one case may take."""

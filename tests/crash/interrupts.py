@@ -33,8 +33,8 @@ from typing import Any
 import structlog
 
 import pocket_plug as pp
-from pocket_plug.layer import parts
 from pocket_plug.layers import Bounding, Logging, Metrics, Persistence, Tracing
+from pocket_plug.store.layer import parts
 from pocket_plug.testing.interrupts import Interrupted, Interrupter
 
 HANG = 20.0

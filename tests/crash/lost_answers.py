@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import Any
 
 import pocket_plug as pp
-from pocket_plug import durable
-from pocket_plug.backend import NO_EXPECTATIONS, Change, Entry
+from pocket_plug.graph import durable
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.testing.clock import FakeClock, run_virtual
 
 FAULTS = ("refused", "landed", "resent", "beaten", "late", "late and beaten", "cancelled before", "cancelled after",

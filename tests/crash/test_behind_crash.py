@@ -12,7 +12,7 @@ import pytest
 from pocket_plug import SyncStore
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.layers import Bounding, Persistence
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
 
 pytestmark = pytest.mark.crash
 

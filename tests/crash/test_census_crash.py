@@ -45,7 +45,7 @@ import json, sys
 from dataclasses import asdict
 from census.facts import Facts, Total
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
 
 async def main():
     backend = SQLite(".pocket_plug/census.db")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 import pocket_plug as pp
-from pocket_plug.backend import Delete, Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.codec import default_codec
 from pocket_plug.layers import Migrate, Persistence
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import Delete, Put
 
 SCRIPT = Path(__file__).parent / "hostile_records.py"
 

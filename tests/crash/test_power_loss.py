@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pocket_plug.backend import Put
 from pocket_plug.backends.sqlite import Durability, SQLite
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import Put
 
 if TYPE_CHECKING:
     from conftest import LosingDisk

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug.backend import Put
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import Put
 
 pytestmark = pytest.mark.crash
 
 # Eight tasks count, each on two keys that are written together, and say so once the write is acknowledged.
 COUNTING = """
 import asyncio, os, sys
-from pocket_plug.backend import Put
+from pocket_plug.store.backend import Put
 from pocket_plug.backends.sqlite import SQLite
 
 backend = SQLite(sys.argv[1], durability=sys.argv[2])
@@ -77,10 +77,10 @@ def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path, durability:
 
 INCREMENTING = """
 import sys
-from pocket_plug.backend import Put
+from pocket_plug.store.backend import Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import Conflict
-from pocket_plug.waiting import drive
+from pocket_plug.primitives.waiting import drive
 
 print("ready", flush=True)
 sys.stdin.readline()

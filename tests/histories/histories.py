@@ -30,7 +30,7 @@ from elle import Append, Findings, Outcome, Read, Txn, check
 
 import pocket_plug as pp
 from pocket_plug.layers import Bounding, Metrics, Persistence, Tracing
-from pocket_plug.waiting import drive_inline
+from pocket_plug.primitives.waiting import drive_inline
 
 Ops = list[Read | Append]
 Steps = list[tuple[Literal["r", "a"], str]]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug.backend import Backend
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.layer import Layer
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.layers.write_behind import WriteBehind
-from pocket_plug.memory import Memory
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import BackendContract
 from pocket_plug.testing.layer_contract import LayerContract

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pocket_plug import Store, SyncStore
-from pocket_plug.backend import Backend, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, StoreError
-from pocket_plug.layer import Layer, build_stack
 from pocket_plug.layers.bounding import Bounding, size_of
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.memory import Memory
+from pocket_plug.primitives.waiting import drive_inline
+from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.layer import Layer, build_stack
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import keys_of
 from pocket_plug.testing.layer_contract import FaultyMemory
-from pocket_plug.waiting import drive_inline
 
 
 class Plain(Memory):

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.errors import Conflict, StoreError
-from pocket_plug.layer import Layer
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.memory import Memory
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.layer_contract import FaultyMemory, LayerContract
 
 

@@ -18,7 +18,6 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import pocket_plug as pp
 from pocket_plug import Store, SyncStore
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.hookspecs import Run
@@ -26,7 +25,8 @@ from pocket_plug.layers import metrics
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.metrics import Metrics, counting, instruments
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.memory import Memory
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 
 Point = tuple[frozenset[tuple[str, Any]], Any]

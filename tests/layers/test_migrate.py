@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from pocket_plug import Store, SyncStore
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.codec import default_codec, upgraded
 from pocket_plug.errors import StoreError
-from pocket_plug.layer import Layer
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.migrate import Migrate
 from pocket_plug.layers.persistence import Persistence
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.store.layer import Layer
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import BackendContract
 from pocket_plug.testing.layer_contract import FaultyMemory, LayerContract

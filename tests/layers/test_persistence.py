@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from pocket_plug import Store, SyncStore
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.errors import ConfigError, Conflict, StoreClosedError, StoreError
-from pocket_plug.layer import build_stack
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.memory import Memory
+from pocket_plug.primitives.waiting import drive_inline
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.store.layer import build_stack
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import keys_of
 from pocket_plug.testing.layer_contract import FaultyMemory
-from pocket_plug.waiting import drive_inline
 
 
 class Surviving(Memory):

@@ -20,14 +20,14 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 
 import pocket_plug as pp
 from pocket_plug import Store, SyncStore
-from pocket_plug.backend import Backend, Change, Entry
 from pocket_plug.errors import ConfigError, Conflict, StoreError
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run
-from pocket_plug.keys import Key
 from pocket_plug.layers import tracing
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.tracing import Tracing
-from pocket_plug.memory import Memory
+from pocket_plug.store.backend import Backend, Change, Entry
+from pocket_plug.store.keys import Key
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.spans import SpanCapture
 
 PERSON = Key("person:{}", str)

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocket_plug import SyncStore, register_type
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import (
     CodecError,
@@ -27,15 +26,16 @@ from pocket_plug.errors import (
     StoreError,
     UnregisteredTypeError,
 )
-from pocket_plug.layer import Layer, build_stack
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import MAX_PENDING, Persistence
 from pocket_plug.layers.write_behind import DELAYS, WriteBehind
-from pocket_plug.memory import Memory
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.store.layer import Layer, build_stack
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import keys_of
 from pocket_plug.testing.layer_contract import FaultyMemory
-from pocket_plug.waiting import drive
 
 T = TypeVar("T")
 LONG = 30

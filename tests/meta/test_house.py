@@ -14,13 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pocket_plug"
 READ_FIRST = [
-    PACKAGE / f"{name}.py" for name in ("store", "keys", "memory", "layer", "node", "graph", "runner", "hookspecs")
+    PACKAGE / f"{name}.py"
+    for name in (
+        *("store/store", "store/keys", "store/memory", "store/layer"),
+        *("graph/node", "graph/graph", "graph/runner"),
+        "hookspecs",
+    )
 ]
-CORE = READ_FIRST + [PACKAGE / f"{name}.py" for name in (
-    "backend", "stack", "sync", "transaction", "contention", "waiting", "ttl", "typechecks", "errors",
-    "phases", "plan", "typed", "retry", "chain", "context", "watching", "concurrency", "workers", "mermaid",
-    "nesting", "ask", "options", "signatures", "node_functions", "updating", "layer_options", "names",
-)]  # fmt: skip
+CORE = [PACKAGE / "errors.py", PACKAGE / "hookspecs.py"] + [
+    file for name in ("primitives", "store", "graph") for file in sorted((PACKAGE / name).rglob("*.py"))
+]
 
 
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)

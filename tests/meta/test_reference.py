@@ -14,21 +14,23 @@ from typing import Any, get_overloads
 import click
 import pytest
 
-from pocket_plug import backend, config, errors, hookspecs, layer
+from pocket_plug import errors, hookspecs
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
-from pocket_plug.concurrency import each, fan_out
-from pocket_plug.discovery import PluginRecord
-from pocket_plug.graph import Graph
-from pocket_plug.keys import Key
+from pocket_plug.graph.concurrency import each, fan_out
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.node import Node
+from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.retry import Retry
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
-from pocket_plug.node import Node
-from pocket_plug.node_functions import node
-from pocket_plug.pocket import Pocket
-from pocket_plug.retry import Retry
-from pocket_plug.store import Store, StoreReader, StoreScope, StoreWriter
-from pocket_plug.sync import SyncStore
+from pocket_plug.plugins import config
+from pocket_plug.plugins.discovery import PluginRecord
+from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.store import backend, layer
+from pocket_plug.store.keys import Key
+from pocket_plug.store.store import Store, StoreReader, StoreScope, StoreWriter
+from pocket_plug.store.sync import SyncStore
 from pocket_plug.telemetry import Telemetry, observe, setup
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +133,7 @@ def test_every_field_that_an_observer_sees(view: type) -> None:
 
 def test_every_event() -> None:
     """The events that a run tells of are those listed."""
-    source = "".join((PACKAGE / name).read_text("utf-8") for name in ("runner.py", "durable.py"))
+    source = "".join((PACKAGE / name).read_text("utf-8") for name in ("graph/runner.py", "graph/durable.py"))
     assert rows("Events").keys() == set(re.findall(r"self\.event\(\s*\"(\w+)\"", source))
 
 

@@ -26,7 +26,7 @@ from reference_workflow import DURABLE_RUN, Scene
 
 from pocket_plug.layers import tracing
 from pocket_plug.layers.tracing.settings import Detail
-from pocket_plug.reporting import SCHEMA_URL, own_version
+from pocket_plug.otel.reporting import SCHEMA_URL, own_version
 
 SCRIPT = Path(reference_workflow.__file__)
 

@@ -25,9 +25,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from structlog.testing import LogCapture
 
 import pocket_plug as pp
-from pocket_plug import reporting
 from pocket_plug.layers import Logging, Metrics, Tracing, metrics
 from pocket_plug.layers import logging as pocket_logging
+from pocket_plug.otel import reporting
 from pocket_plug.telemetry import export_event
 from pocket_plug.testing.spans import SpanCapture
 

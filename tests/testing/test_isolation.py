@@ -12,7 +12,7 @@ import pytest
 
 from pocket_plug import Graph, Pocket, Store, StoreClosedError, node
 from pocket_plug.layers import logging, metrics, tracing
-from pocket_plug.pocket import current_default, default_pocket, set_default_pocket
+from pocket_plug.plugins.pocket import current_default, default_pocket, set_default_pocket
 from pocket_plug.testing.fixtures import fresh_pocket, pocket
 from pocket_plug.testing.isolation import fresh_pocket as block
 

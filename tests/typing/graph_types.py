@@ -30,8 +30,8 @@ from pocket_plug import (
     idempotency_key,
     node,
 )
-from pocket_plug.chain import Out
-from pocket_plug.node_functions import FunctionNode
+from pocket_plug.graph.chain import Out
+from pocket_plug.graph.node_functions import FunctionNode
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pocket_plug import (
     secret,
 )
 from pocket_plug.layers import Bounding, Metrics, Persistence
-from pocket_plug.typed import SyncTypedReader, SyncTypedStore
+from pocket_plug.store.typed import SyncTypedReader, SyncTypedStore
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pocket_plug import (
     register_type,
 )
 from pocket_plug.codec import default_codec
-from pocket_plug.pocket import Pocket
+from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.testing.layer_contract import LayerContract
 
 LARGE = {"text": "state " * 1_000, "numbers": list(range(1_000)), "pair": (1, {2.5})}

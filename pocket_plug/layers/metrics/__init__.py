@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
-from pocket_plug.layer import Layer
-from pocket_plug.reporting import suppressed
+from pocket_plug.otel.reporting import suppressed
+from pocket_plug.store.layer import Layer
 
 from . import settings
 from .instruments import look
@@ -24,7 +24,7 @@ from .settings import Changes, Settings, configure, mute
 from .stores import Metrics
 
 if TYPE_CHECKING:
-    from pocket_plug.pocket import Pocket
+    from pocket_plug.plugins.pocket import Pocket
 
 __all__ = ["Changes", "Metrics", "Settings", "configure", "mute"]
 

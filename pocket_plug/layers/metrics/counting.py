@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from pocket_plug.errors import Conflict
-from pocket_plug.memory import Reason
-from pocket_plug.reporting import capped, error_type
+from pocket_plug.otel.reporting import capped, error_type
+from pocket_plug.store.memory import Reason
 
 Attributes = dict[str, str | bool | int | float]
 

@@ -11,9 +11,9 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _internal
 
 from pocket_plug.errors import Conflict
-from pocket_plug.forking import after_fork
 from pocket_plug.hookspecs import NodeCall
-from pocket_plug.reporting import SCHEMA_URL, capped, error_type, globals_of, own_version
+from pocket_plug.otel.reporting import SCHEMA_URL, capped, error_type, globals_of, own_version
+from pocket_plug.primitives.forking import after_fork
 
 from . import settings
 from .counting import Attributes, Going, Tally, errors, graphs, nodes, tallies

@@ -10,7 +10,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from typing_extensions import Unpack
 
-from pocket_plug.reporting import changed
+from pocket_plug.otel.reporting import changed
 
 
 @dataclass(frozen=True, slots=True)

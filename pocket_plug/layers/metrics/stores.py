@@ -6,13 +6,13 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.errors import is_fault
-from pocket_plug.layer import Layer, parts
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.memory import Memory
-from pocket_plug.reporting import current_context, say_once, suppressed, system_of
+from pocket_plug.otel.reporting import current_context, say_once, suppressed, system_of
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.store.layer import Layer, parts
+from pocket_plug.store.memory import Memory
 
 from .counting import Keeper, Tally, namespaces
 from .instruments import GLOBAL, Instruments, api, failure, join, look, of_store

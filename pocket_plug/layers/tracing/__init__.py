@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocket_plug.hookspecs import Observer, Run, hookimpl
-from pocket_plug.layer import Layer
-from pocket_plug.reporting import suppressed
+from pocket_plug.otel.reporting import suppressed
+from pocket_plug.store.layer import Layer
 
 from .runs import RunSpan
 from .settings import Besides, Capture, Changes, Detail, Flavour, Redact, Scope, Settings, configure, look, mute, use
 from .stores import Tracing
 
 if TYPE_CHECKING:
-    from pocket_plug.pocket import Pocket
+    from pocket_plug.plugins.pocket import Pocket
 
 __all__ = ["Besides", "Capture", "Changes", "Detail", "Flavour", "Redact", "Scope", "Settings", "Tracing", "configure", "look",
            "mute", "use"]  # fmt: skip

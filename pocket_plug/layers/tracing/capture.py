@@ -14,9 +14,9 @@ from enum import Enum
 from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
 
-from pocket_plug import redaction
 from pocket_plug.errors import is_fault
-from pocket_plug.reporting import MAX_BYTES, capped, capped_all, error_text, say_once
+from pocket_plug.otel.reporting import MAX_BYTES, capped, capped_all, error_text, say_once
+from pocket_plug.primitives import redaction
 
 from .settings import Path, Redact
 

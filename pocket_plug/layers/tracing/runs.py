@@ -15,15 +15,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span
 
 from pocket_plug.hookspecs import SILENT, NodeCall, PhaseCall, Run
+from pocket_plug.otel.reporting import capped, capped_all, error_type
 from pocket_plug.propagation import SESSION, context_of, current_session, inject, named_baggage
-from pocket_plug.reporting import capped, capped_all, error_type
 
 from . import flavours
 from .settings import Live
 from .spans import RECORDED, Attributes, SpanManager, carried, fail, inside_dropped, is_cancellation
 
 if TYPE_CHECKING:
-    from pocket_plug.shape import Shape
+    from pocket_plug.graph.shape import Shape
 
 MAX_ITEMS = 100
 """Of one fan-out: so many items have spans, and so many more if they fail. Its span says how many had none."""

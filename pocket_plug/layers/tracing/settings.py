@@ -14,7 +14,7 @@ from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, TracerP
 from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.reporting import SCHEMA_URL, changed, globals_of, own_version
+from pocket_plug.otel.reporting import SCHEMA_URL, changed, globals_of, own_version
 
 if TYPE_CHECKING:
     from .capture import Captured

@@ -16,8 +16,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
 
+from pocket_plug.otel.reporting import capped, error_type, stack_of
 from pocket_plug.propagation import named_baggage
-from pocket_plug.reporting import capped, error_type, stack_of
 
 from .settings import Live
 

@@ -11,12 +11,12 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
-from pocket_plug.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.errors import Conflict, is_fault
-from pocket_plug.keys import RESERVED
-from pocket_plug.layer import Layer, parts
-from pocket_plug.memory import Memory
-from pocket_plug.reporting import capped, current_context, say_once, suppressed, system_of, template_of
+from pocket_plug.otel.reporting import capped, current_context, say_once, suppressed, system_of, template_of
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.layer import Layer, parts
+from pocket_plug.store.memory import Memory
 
 from . import flavours, settings
 from .settings import Live

@@ -1,0 +1,126 @@
+"""Models of pydantic: taken apart and put together by what they hold, without validation.
+
+Imported by `forms`, once the program has imported pydantic.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from pydantic import BaseModel, RootModel
+from pydantic_core import PydanticUndefined
+
+from pocket_plug.errors import CodecError
+
+from .forms import Form, check_attributes, is_plain, listed, of_type
+
+KNOWN: tuple[type, ...] = ()
+COPIED = (BaseModel,)
+
+# What stands beside fields and private attributes, none of which can be called so.
+_EXTRA, _UNSET, _SET = "__extra__", "__unset__", "__set__"
+
+
+def form(cls: type) -> Form | None:
+    """None for what is no model, or holds more than a model does."""
+    if not issubclass(cls, BaseModel) or not is_plain(cls, BaseModel.__slots__):
+        return None
+    parts = _Model(cls)
+    frozen = bool(cls.model_config.get("frozen")) and not parts.private
+    return Form(parts.encode, parts.decode, parts.names, frozen, shape=parts.names)
+
+
+def hints(cls: type) -> Iterable[Any] | None:
+    """The types of a model's fields and private attributes."""
+    if not issubclass(cls, BaseModel):
+        return None
+    found = [field.annotation for field in cls.model_fields.values()]  # of Box[int] it is int, below it is T
+    try:
+        return [*found, *typing.get_type_hints(cls).values()]
+    except Exception:  # noqa: BLE001 - as of other classes: a declaration is no place to fail
+        return found
+
+
+def advice(cls: type) -> str | None:
+    """A model that holds more is a class as any other."""
+    return None
+
+
+def _names(names: Collection[Any]) -> Collection[str]:
+    """Names, which are texts: of those nobody can choose many that collide."""
+    for name in names:
+        of_type(str, name)
+    return names
+
+
+class _Model:
+    """A model's state is a dict of its fields and private attributes, and of what else makes it what it is.
+
+    `__extra__` has the values that no field is declared for. `__unset__` names what was not set but got its default,
+    `__set__` what else stands in `model_fields_set`. Each is there only if there is something in it.
+    """
+
+    def __init__(self, cls: type[BaseModel]) -> None:
+        self.cls = cls
+        self.fields = cls.model_fields
+        self.private = cls.__private_attributes__
+        self.names = (*self.fields, *self.private)
+        self.is_root = issubclass(cls, RootModel)
+        self.takes_extra = cls.model_config.get("extra") == "allow"
+
+    def encode(self, value: BaseModel) -> dict[str, Any]:
+        check_attributes(value, self.fields)
+        fields = {name: item for name, item in value.__dict__.items() if name in self.fields}
+        state = fields | (value.__pydantic_private__ or {})
+        for name in self.names:
+            if name not in state and (name in self.fields or self._default(name, fields) is not PydanticUndefined):
+                raise CodecError(f"its field {name!r} is not set")
+        extra = value.__pydantic_extra__ or {}
+        if extra:
+            state[_EXTRA] = extra
+        there, named = {*fields, *extra}, value.model_fields_set
+        if unset := there - named:
+            state[_UNSET] = tuple(sorted(unset))
+        if gone := named - there:
+            state[_SET] = tuple(sorted(gone))
+        return state
+
+    def decode(self, state: dict[str, Any]) -> BaseModel:
+        stored: dict[str, Any] = of_type(dict, state)
+        state = stored.copy()
+        extra: dict[str, Any] | None = state.pop(_EXTRA, {} if self.takes_extra else None)
+        unset = set(_names(state.pop(_UNSET, ())))
+        gone = _names(state.pop(_SET, ()))
+        if extra is not None:
+            _names(of_type(dict, extra))
+        if lost := [name for name in state if name not in self.names]:
+            raise CodecError(f"it was stored with fields that the class has not: {listed(lost)}")
+        fields: dict[str, Any] = {}
+        private: dict[str, Any] = {}
+        for name in self.names:
+            item = state[name] if name in state else self._default(name, fields)
+            if name not in state:
+                unset.add(name)
+            if name in self.private:
+                if item is not PydanticUndefined:
+                    private[name] = item
+            elif item is PydanticUndefined:
+                raise CodecError(f"it was stored without field {name!r}, which has no default")
+            else:
+                fields[name] = item
+        value = self.cls.__new__(self.cls)
+        object.__setattr__(value, "__dict__", fields)
+        object.__setattr__(value, "__pydantic_fields_set__", {*fields, *(extra or ()), *gone} - unset)
+        if not self.is_root:  # which has no extra fields, and no room for private attributes unless it declares some
+            object.__setattr__(value, "__pydantic_extra__", extra)
+        if self.private or not self.is_root:
+            object.__setattr__(value, "__pydantic_private__", private if self.private else None)
+        return value
+
+    def _default(self, name: str, fields: dict[str, Any]) -> Any:
+        """PydanticUndefined where there is none."""
+        if name in self.private:
+            return self.private[name].get_default()
+        return self.fields[name].get_default(call_default_factory=True, validated_data=fields)

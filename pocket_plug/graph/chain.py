@@ -1,0 +1,135 @@
+"""Ways out of nodes, and chains: the edges of a graph as immutable values. Nothing is written on the nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
+
+from typing_extensions import TypeVar
+
+from pocket_plug.primitives.redaction import found
+
+if TYPE_CHECKING:
+    from .node import Node
+
+I = TypeVar("I", contravariant=True)  # noqa: E741 - input
+O = TypeVar("O", covariant=True)  # noqa: E741 - output
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+X = TypeVar("X")
+Y = TypeVar("Y")
+M = TypeVar("M", default=Any)
+N = TypeVar("N", default=Any)
+
+DEFAULT = "default"
+"""The action by which a node leaves that names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Next(Generic[T_co]):
+    """Leave by `action`, with `output` for the node that it leads to."""
+
+    action: str
+    output: T_co
+
+
+class Action(Generic[T]):
+    """A way out of a node and the type that it carries. As a class attribute it takes the attribute's name.
+
+    >>> reject = Action[str]("reject")
+    >>> reject("too late")
+    Next(action='reject', output='too late')
+    """
+
+    def __init__(self, name: str = "") -> None:
+        if not isinstance(name, str):
+            hint = (
+                f"; the type that it carries stands before: Action[{name.__name__}]()" if isinstance(name, type) else ""
+            )
+            raise TypeError(f"an action's name is a text, not {found(name)}{hint}")
+        self.name = name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = self.name or name
+
+    def __repr__(self) -> str:
+        return f"Action({self.name!r})"
+
+    def __call__(self, output: T, /) -> Next[T]:
+        return Next(self.name, output)
+
+    @overload
+    def __get__(self, node: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(self, node: Node[X, Any, Any], owner: type, /) -> Out[X, T]: ...
+    def __get__(self, node: Node[Any, Any, Any] | None, owner: type, /) -> Self | Out[Any, Any]:
+        return self if node is None else Out(node, self.name)
+
+
+END: Action[Any] = Action("END")
+"""`return END(output)` ends the run from anywhere; a nested graph then leaves by "default"."""
+
+
+class Out(Generic[I, T_contra]):
+    """One way out of one node: call it to leave by it, `>>` says where it leads."""
+
+    def __init__(self: Out[Any, Any], node: Node[Any, Any, Any], action: str) -> None:
+        self._node, self._action = node, action
+
+    def __call__(self, output: T_contra, /) -> Next[Any]:
+        return Next(self._action, output)
+
+    @overload
+    def __rshift__(self, other: Node[T_contra, Y, Any]) -> Chain[I, Y, Y]: ...
+    @overload
+    def __rshift__(self, other: Chain[T_contra, Y, M]) -> Chain[I, Y, M]: ...
+    def __rshift__(self, other: Any) -> Chain[Any, Any, Any]:
+        chain = _as_chain(other)
+        return Chain(self._node, chain.last, ((self._node, self._action, chain.first), *chain.edges))
+
+
+class Ends(Generic[I, O]):
+    """What a chain takes and gives, whatever lies between: all that a graph asks of most."""
+
+
+class Chain(Ends[I, O], Generic[I, O, M]):
+    """Edges as an immutable value: `a >> b >> c`. Nothing is written on the nodes.
+
+    `M` are the outputs of all its nodes, for type checkers: a branch that ends with one of them may lead back into it.
+    """
+
+    def __init__(self: Chain[Any, Any], first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
+        self.first, self.last, self.edges = first, last, edges
+
+    @overload
+    def __rshift__(self, other: Node[O, Y, Any]) -> Chain[I, Y, M | Y]: ...
+    @overload
+    def __rshift__(self, other: Chain[O, Y, N]) -> Chain[I, Y, M | N]: ...
+    def __rshift__(self, other: Any) -> Chain[Any, Any, Any]:
+        chain = _as_chain(other)
+        return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
+
+    if not TYPE_CHECKING:  # a type checker says it by itself
+
+        def __rrshift__(self, other: Any) -> Any:
+            return _as_chain(other) >> self
+
+
+def _as_chain(node: Any) -> Chain[Any, Any]:
+    from .node import as_chain
+
+    return as_chain(node)
+
+
+def instead(found: object) -> str:
+    """What is meant, probably, by what stands in a node's place."""
+    if isinstance(found, type):
+        return "; it is a class: make an instance of it"
+    if isinstance(found, Action):
+        return "; it is a way out of a class: take that of an instance, node.action"
+    if isinstance(found, Out):
+        return "; it is a way out: it stands at the left of >>"
+    if isinstance(found, list | tuple):
+        return "; nodes are joined by >>, and chains are arguments of their own: Graph(a >> b, a.action >> c)"
+    return "; put @node before the function" if callable(found) else ""

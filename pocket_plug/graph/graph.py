@@ -1,0 +1,208 @@
+"""Graphs: chains of nodes joined into something that runs, and that is a node itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+from pocket_plug.errors import ConfigError, GraphError
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.ttl import TTL, seconds
+from pocket_plug.store.keys import Key, check_name
+from pocket_plug.store.stack import Stack
+from pocket_plug.store.store import MISSING, Store, StoreScope, View
+from pocket_plug.store.sync import SyncScope
+
+from .ask import Ask, AskStep
+from .chain import Chain, Ends
+from .context import go_in_place, in_own_context
+from .nesting import GraphStep
+from .node import I, Node, O, T, as_chain
+from .options import GraphOptions, Options, check_count
+from .plan import Plan, Step
+from .runner import Execution
+
+if TYPE_CHECKING:
+    from pocket_plug.hookspecs import Carrier
+    from pocket_plug.plugins.pocket import Pocket
+
+    from .durable import Request
+
+MAX_STEPS = 10_000
+MAX_DEPTH = 32
+CLEAN_UP_GRACE = 5.0
+
+
+class Graph(Node[I, O]):
+    """A graph of nodes over a store; frozen once made. It begins with the first chain's first node.
+
+    >>> from pocket_plug import node
+    >>> @node
+    ... def shout(word: str) -> str:
+    ...     return word.upper()
+    >>> Graph(shout, name="demo").run_sync("hello")
+    'HELLO'
+
+    - `store`: where its nodes read and write. Without one that is, as part of another graph, that graph's; else the
+      `[store]` of the Pocket's configuration; else one of its own in memory. `scope` gives it a part of that.
+    - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
+    - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
+    - `keep_finished`: how long the records of a finished durable run are kept at least, whatever one client's clock says;
+      without one until they are removed. Once they are gone, a run of the same id begins anew.
+
+    Raises GraphError, with every finding, when it is first validated or run.
+    """
+
+    _takes = frozenset({"name", "trace"})
+
+    # A branch may lead back into the first chain. Else its end is one more output of the graph.
+    @overload
+    def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T], **options: Unpack[GraphOptions]) -> None: ...
+    @overload
+    def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T] | Ends[Any, O],
+                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
+    @overload
+    def __init__(self, main: Node[I, O, Any] | Ends[I, O], /, *more: Ends[Any, O],
+                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
+    def __init__(self, main: Any, /, *more: Any, store: StoreScope | SyncScope | None = None, name: str = "",
+                 scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
+                 clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None:  # fmt: skip
+        self._options = Options().changed(self._takes, name="graph" if name == "" else name)
+        if not (store is None or isinstance(store, StoreScope | SyncScope)):
+            hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
+            raise ConfigError(f"graph {self.name!r}: store can't be {type(store).__name__}; give {hint}")
+        if scope is not None:
+            check_name(str(scope) if isinstance(scope, Key) else scope)
+        self._chains = tuple(as_chain(chain) for chain in (main, *more))
+        self._store: StoreScope | SyncScope | None = store
+        self._scope = scope
+        self.max_steps, self.max_depth = check_count(max_steps, "max_steps"), check_count(max_depth, "max_depth")
+        self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
+        self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
+        self.plan = Plan(self._chains, self.name, make_step)
+        self._placed: tuple[Stack, str] | None = None
+        self._validated: Options | None = None
+        self._is_sync = self.plan.is_sync
+
+    @property
+    def name(self) -> str:
+        """What traces, errors and drawings call it."""
+        return self._options.name
+
+    def __repr__(self) -> str:
+        return f"<graph {self.name}: {', '.join(step.name for step in self.plan.steps.values())}>"
+
+    async def run(self, input: I, /, *, pocket: Pocket | None = None, run_id: str | None = None,
+                  allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+        """Run it from the first node to the last and give what that left with.
+
+        A run is driven in a context of its own, in the caller's task. `pocket` brings the plugins that watch it; without one
+        the process's default is used. Raises what a node raises, GraphError, RouteError, InputError, StepLimitError.
+
+        With a `run_id` the run is durable: the same line starts it, goes on with it after a crash, or gives the result that
+        it had. The store must survive the process, or it is a ConfigError. Raises RunSuspended where it has to wait for an
+        answer, RunFenced where another execution has taken it over, RunMismatch where the id is another input's or
+        graph's, and RunChanged where the graph is no longer what it was, unless `allow_changed`.
+
+        `traceparent` is a W3C trace context, or what `pocket_plug.propagation.inject` gave elsewhere: its trace goes on.
+        """
+        request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
+        execution = self._execution(input, pocket, request, traceparent, loop=True, threads=True)
+        if execution.stack.is_new:
+            await execution.stack.ensure_open()
+        return await in_own_context(execution.go(input))
+
+    async def resume(self, run_id: str, /, *, answer: Any = MISSING, pocket: Pocket | None = None,
+                     allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+        """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
+
+        As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
+        """
+        request = _request(run_id, answer, allow_changed)
+        execution = self._execution(MISSING, pocket, request, traceparent, loop=True, threads=True)
+        if execution.stack.is_new:
+            await execution.stack.ensure_open()
+        return await in_own_context(execution.go(MISSING))
+
+    def run_sync(self, input: I, /, *, pocket: Pocket | None = None, run_id: str | None = None,
+                 allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+        """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
+
+        Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
+        store that is bound to an event loop it is `run` on that loop.
+        """
+        request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
+        execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
+        return go_in_place(execution, input, self._is_sync)  # type: ignore[no-any-return]
+
+    def resume_sync(self, run_id: str, /, *, answer: Any = MISSING, pocket: Pocket | None = None,
+                    allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+        """`resume` for callers without `await`."""
+        request = _request(run_id, answer, allow_changed)
+        execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
+        return go_in_place(execution, MISSING, self._is_sync)  # type: ignore[no-any-return]
+
+    def _execution(self, input: Any, pocket: Pocket | None, request: Request | None, traceparent: Carrier | None, *,
+                   loop: bool, threads: bool) -> Execution:  # fmt: skip
+        if self._validated is not self._options:  # a copy may have others
+            self.validate()
+        if pocket is None:
+            pocket = _defaults()()
+        if self._store is None and pocket.config.store.where:
+            place = self.place(pocket.store)
+        else:
+            place = self._placed = self._placed or self.place(Store())
+        if request is not None:
+            execution: Execution = request.execution(self, place, input, pocket, loop, threads)
+        elif self.plan.asks:
+            raise ConfigError(f"graph {self.name!r} has a node that asks, so its run may have to wait for an answer in "
+                              f"another process; give it an id: run(…, run_id=…)")  # fmt: skip
+        else:
+            execution = Execution(self, place, input, pocket, loop, threads)
+        if traceparent is not None:
+            execution.run.traceparent = {"traceparent": traceparent} if isinstance(traceparent, str) else traceparent
+        return execution
+
+    def place(self, outer: View) -> tuple[Stack, str]:
+        """Where its nodes read and write, given the outer graph's store."""
+        view = self._store if self._store is not None else outer
+        return (view if self._scope is None else view.scope(self._scope)).place
+
+    def validate(self) -> None:
+        """Raise GraphError with every fault of the graph and those within it at once. The first run does it too."""
+        if found := self.plan.findings():
+            raise GraphError(f"graph {self.name!r} can't run:", found)
+        self._validated = self._options
+
+    def mermaid(self) -> str:
+        """The graph as a Mermaid flow chart."""
+        from .mermaid import flow_chart
+
+        return flow_chart(self.plan)
+
+
+@cache
+def _defaults() -> Callable[[], Pocket]:
+    """What gives the default Pocket. Imported when it is first needed; an import in each run would take a tenth of it."""
+    from pocket_plug.plugins.pocket import default_pocket
+
+    return default_pocket
+
+
+def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:
+    """What is asked of a durable run; its module is not loaded for others."""
+    from .durable import Request
+
+    return Request(run_id, answer, allow_changed)
+
+
+def make_step(node: Node[Any, Any, Any]) -> Step:
+    """The step for a node of whatever kind."""
+    from .concurrency import Each, EachStep
+
+    if isinstance(node, Graph):
+        return GraphStep(node)
+    if isinstance(node, Ask):
+        return AskStep(node)  # pyright: ignore[reportUnknownArgumentType]
+    return EachStep(node) if isinstance(node, Each) else Step(node)  # pyright: ignore[reportUnknownArgumentType]

@@ -1,0 +1,141 @@
+"""Nodes: their phases and options.
+
+A node keeps no edges and no state of a run, so one node may stand in many graphs and run many times at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
+
+from typing_extensions import TypeVar
+
+from pocket_plug.primitives.redaction import named
+from pocket_plug.primitives.ttl import TTL
+from pocket_plug.store.keys import Key
+
+from .chain import Action, Chain, M, Next, Out, instead
+from .options import ALL_OPTIONS, Isolation, Options, Traced
+from .retry import Retry
+
+I = TypeVar("I", contravariant=True)  # noqa: E741 - input
+O = TypeVar("O", covariant=True)  # noqa: E741 - output
+if TYPE_CHECKING:
+    R = TypeVar("R", covariant=True, default=O)  # what exec returns: the output, unless post makes that of it
+else:  # on 3.11 a default that names another TypeVar raises in generic subclasses
+    R = TypeVar("R", covariant=True, default=Any)
+T = TypeVar("T")
+X = TypeVar("X")
+Y = TypeVar("Y")
+
+
+def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
+    """A chain as it is; a node as a chain of one."""
+    if not isinstance(node, Node | Chain):
+        raise TypeError(f"{named(node)} is no node and no chain of nodes{instead(node)}")
+    return node if isinstance(node, Chain) else Chain(node, node)
+
+
+class Node(Generic[I, O, R]):
+    """One step of a graph. Override some of the phases, each `async def` or `def`:
+
+    - `prep(store, input)` reads from the store and gives what `exec` needs;
+    - `exec(prepared)` works, without the store; it alone is retried and timed out. What it does to the world outside may be
+      done again: by a retry, and after a conflict over something that prep has read;
+    - `fallback(prepared, error)` answers when `exec` is out of attempts;
+    - `post(store, input, prepared, result)` writes, and gives the output, or `self.action(output)` to leave by another
+      way. Its writes land at once when it returns, or not at all; it may be called again after a conflict.
+
+    `on_success(store, output)`, `on_failure(store, error)` and then `on_complete(store)` run once the outcome is known;
+    as post, each may be called again after a conflict.
+
+    Options are class keywords, so they never meet a subclass's own fields:
+
+    >>> class Charge(Node[int, int], retry=Retry(attempts=3), timeout=30):
+    ...     declined = Action[str]()
+    ...     async def exec(self, amount: int) -> int:
+    ...         return amount
+    """
+
+    _options: Options = Options()
+    _takes: ClassVar[frozenset[str]] = ALL_OPTIONS
+    """The options that mean something for nodes of this class."""
+
+    def __init_subclass__(cls, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
+                          reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
+                          trace: Traced | None = None,
+                          isolation: Isolation | None = None) -> None:  # fmt: skip
+        super().__init_subclass__()
+        cls._options = cls._options.changed(
+            cls._takes, name=_snake_case(cls.__name__) if name is None else name, retry=retry, timeout=timeout, reads=reads,
+            writes=writes, trace=trace, isolation=isolation)  # fmt: skip
+
+    def with_options(self, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
+                     reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
+                     trace: Traced | None = None,
+                     isolation: Isolation | None = None) -> Self:  # fmt: skip
+        """A copy of this node with other options; what is not given stays."""
+        node = copy.copy(self)
+        options = self._options.changed(self._takes, name=name, retry=retry, timeout=timeout, reads=reads, writes=writes,
+                                        trace=trace, isolation=isolation)  # fmt: skip
+        object.__setattr__(node, "_options", options)
+        return node
+
+    # Positional-only and colour-free, so that overrides of either colour, with parameters of any name, type-check.
+    def prep(self, store: Any, input: I, /) -> Any:
+        """Read what `exec` needs; by default the input."""
+        return input
+
+    def exec(self, prepared: Any, /) -> R | Awaitable[R]:
+        """Work, without the store; by default what prep gave."""
+        return prepared  # type: ignore[no-any-return]
+
+    def fallback(self, prepared: Any, error: Exception, /) -> R | Awaitable[R]:
+        """Answer in place of an `exec` that is out of attempts; by default its error stands."""
+        raise error
+
+    def post(self, store: Any, input: I, prepared: Any, result: Any, /) -> O | Next[Any] | Awaitable[O | Next[Any]]:
+        """Write, and choose the way out; by default what exec gave leaves by "default"."""
+        return result  # type: ignore[no-any-return]
+
+    def on_success(self, store: Any, output: Any, /) -> Any:
+        """After the commit."""
+
+    def on_failure(self, store: Any, error: BaseException, /) -> Any:
+        """After an error or a cancellation; what was written is gone already."""
+
+    def on_complete(self, store: Any, /) -> Any:
+        """After everything, whatever happened."""
+
+    @overload
+    def __rshift__(self, other: Node[O, Y, Any]) -> Chain[I, Y, O | Y]: ...
+    @overload
+    def __rshift__(self, other: Chain[O, Y, M]) -> Chain[I, Y, O | M]: ...
+    def __rshift__(self, other: Any) -> Any:
+        return as_chain(self) >> other
+
+    if not TYPE_CHECKING:  # a type checker says it by itself
+
+        def __rrshift__(self, other: Any) -> Any:
+            return as_chain(other) >> self
+
+    @overload
+    def on(self, action: Action[T], /) -> Out[I, T]: ...
+    @overload
+    def on(self, action: str, /) -> Out[I, Any]: ...
+    def on(self, action: Action[Any] | str, /) -> Out[Any, Any]:
+        """The way out by that action, for `>>`: `node.on("retry") >> other`."""
+        if not isinstance(action, Action | str) or not action:
+            raise TypeError(f"an action is a name or an Action, not {named(action)}")
+        return Out(self, action.name if isinstance(action, Action) else action)
+
+
+def options_of(node: Node[Any, Any, Any]) -> Options:
+    """What a node was declared with."""
+    return node._options  # pyright: ignore[reportPrivateUsage]
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

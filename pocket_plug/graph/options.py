@@ -1,0 +1,93 @@
+"""What nodes are declared with, checked where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.redaction import found
+from pocket_plug.primitives.ttl import TTL, seconds
+from pocket_plug.store.keys import Key
+
+from .retry import Retry
+
+if TYPE_CHECKING:
+    from pocket_plug.store.store import StoreScope
+    from pocket_plug.store.sync import SyncScope
+
+Traced = bool | Literal["agent"]
+Isolation = Literal["default", "serializable"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a node is declared with, as class keywords or by `with_options`."""
+
+    name: str = ""
+    retry: Retry | None = None
+    timeout: float | None = None
+    reads: tuple[Key[Any], ...] = ()
+    writes: tuple[Key[Any], ...] = ()
+    trace: Traced = True
+    isolation: Isolation = "default"
+
+    def changed(self, takes: Collection[str], /, **given: Any) -> Options:
+        """These with what was given (not None) in their place; seconds and tuples made of what users write.
+
+        `takes` are those that mean something for the node. Raises ConfigError, or TypeError for what is no Key, naming the
+        option.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        name = given.get("name", self.name or "node")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"a node's name can't be {found(name)}; give a text that is not empty")
+        for option in given:
+            if option not in takes:
+                raise ConfigError(f"node {name!r} takes no {option}: its options are {', '.join(sorted(takes))}; the others "
+                                  "are for nodes with an exec of their own")  # fmt: skip
+        if not isinstance(retry := given.get("retry"), Retry | None):
+            raise ConfigError(f"node {name!r} has retry={found(retry)}: give a Retry, such as Retry(attempts=3)")
+        if "timeout" in given:
+            given["timeout"] = seconds(given["timeout"], f"timeout of node {name!r}")
+        for option in ("reads", "writes"):
+            if option in given:
+                given[option] = _keys(option, given[option])
+        if given.get("isolation", "default") not in ("default", "serializable"):
+            raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
+        if given.get("trace", True) not in (True, False, "agent"):
+            raise ConfigError(f"node {name!r} has trace={given['trace']!r}: it is True, False or 'agent'")
+        return replace(self, **given)
+
+
+class GraphOptions(TypedDict, total=False):
+    """The options of a graph, for type checkers."""
+
+    store: StoreScope | SyncScope | None
+    name: str
+    scope: str | Key[Any] | None
+    max_steps: int
+    max_depth: int
+    clean_up_grace: TTL
+    keep_finished: TTL | None
+
+
+ALL_OPTIONS = frozenset(each.name for each in fields(Options))
+
+
+def _keys(option: str, given: Any) -> tuple[Key[Any], ...]:
+    if not isinstance(given, list | tuple | set | frozenset):
+        raise TypeError(f"{option}={found(given)}: give a tuple of Keys, such as (Key('user:{{}}', User),)")
+    keys = tuple(cast("Iterable[Any]", given))
+    for key in keys:
+        if not isinstance(key, Key):
+            raise TypeError(f"{option}=…: give Keys, such as Key('user:{{}}', User), not {found(key)}")
+    return keys
+
+
+def check_count(given: Any, option: str) -> int:
+    """A whole number from 1 up; raises ConfigError, naming the option, for anything else."""
+    if given.__class__ is not int or given < 1:
+        raise ConfigError(f"{option} can't be {found(given)}; give a whole number from 1 up")
+    return int(given)

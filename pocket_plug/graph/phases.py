@@ -1,0 +1,227 @@
+"""What a node's code says about itself: which phases it has, whether they are async, what they take and give.
+
+`faults` finds what can't work in it, for `validate()`: a phase is looked up by its name alone, so one that is misspelt would
+never be called, in silence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
+
+from pocket_plug.primitives.signatures import is_async, misfit
+from pocket_plug.store.keys import type_name
+from pocket_plug.store.store import StoreReader, StoreWriter
+from pocket_plug.store.sync import SyncReader, SyncWriter
+
+from .chain import Action
+from .node import Node
+from .node_functions import FunctionNode, PostNode
+
+PHASES = ("prep", "exec", "fallback", "post")
+HOOKS = ("on_success", "on_failure", "on_complete")
+
+_PARAMETERS = {
+    "prep": ("store", "input"), "exec": ("prepared",), "fallback": ("prepared", "error"),
+    "post": ("store", "input", "prepared", "result"),
+    "on_success": ("store", "output"), "on_failure": ("store", "error"), "on_complete": ("store",),
+}  # fmt: skip
+"""The positional arguments of each."""
+_OTHER_WORDS = {
+    "on_error": "on_failure", "on_exception": "on_failure", "on_done": "on_complete", "on_finally": "on_complete",
+}  # fmt: skip
+"""The names that hooks have in other frameworks."""
+_CLOSE = 0.7  # similarity, at most 1; that of "execute" and "exec" is 0.73
+
+_ASYNC_VIEWS = {view.__name__: view for view in (StoreReader, StoreWriter)}
+_SYNC_VIEWS = {view.__name__: view for view in (SyncReader, SyncWriter)}
+
+
+def overridden(node: Node[Any, Any, Any], phase: str) -> Callable[..., Any] | None:
+    """The node's own function for a phase, bound; None where it is the default."""
+    if isinstance(node, FunctionNode):
+        return node.functions.get(phase)
+    if getattr(type(node), phase) is getattr(Node, phase):
+        return None
+    return getattr(node, phase)  # type: ignore[no-any-return]
+
+
+def hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Its annotations; those that can't be resolved are left out, never an error."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    try:
+        return get_type_hints(function)
+    except Exception:  # noqa: BLE001 - a hint is the user's code, and may raise anything
+        return {
+            name: hint for name, hint in getattr(function, "__annotations__", {}).items() if not isinstance(hint, str)
+        }
+
+
+def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except ValueError:  # some of Python's own, such as int, have none
+        return Any
+    return hints(function).get(parameters[position], Any) if position < len(parameters) else Any
+
+
+def _plain(hint: Any) -> Any:
+    """The hint where it says something: not a string nor a type variable, nor one that has such a variable in it."""
+    unclear = isinstance(hint, TypeVar | str | ForwardRef) or bool(getattr(hint, "__parameters__", ()))
+    return Any if unclear else hint
+
+
+def _class_arguments(node: Node[Any, Any, Any]) -> tuple[Any, ...]:
+    return tuple(_plain(argument) for argument in _of_node(type(node), ()))
+
+
+def _of_node(cls: type, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What Node's own parameters are in a subclass of it that was given these."""
+    if cls is Node:
+        return given
+    values = dict(zip(getattr(cls, "__parameters__", ()), given, strict=False))
+    for base in cls.__dict__.get("__orig_bases__", cls.__bases__):
+        origin = get_origin(base) or base
+        if isinstance(origin, type) and issubclass(origin, Node):
+            return _of_node(origin, tuple(_filled(argument, values) for argument in get_args(base)))  # pyright: ignore[reportUnknownArgumentType]
+    return ()
+
+
+def _filled(hint: Any, values: dict[Any, Any]) -> Any:
+    if isinstance(hint, TypeVar):
+        return values.get(hint, hint)
+    parameters = getattr(hint, "__parameters__", ())
+    return hint[tuple(values.get(each, each) for each in parameters)] if parameters else hint
+
+
+def input_type(node: Node[Any, Any, Any]) -> Any:
+    """What the node declares to take; Any where it doesn't say."""
+    if isinstance(node, FunctionNode):
+        for phase, position in (("prep", 1), ("post", 1), ("exec", 0)):
+            if (function := node.functions.get(phase)) is not None and (
+                phase != "exec" or "prep" not in node.functions
+            ):
+                return _plain(_hint_of_parameter(function, position))
+        return Any
+    return (*_class_arguments(node), Any)[0]
+
+
+def output_type(node: Node[Any, Any, Any]) -> Any:
+    """What the node declares to leave by "default" with; Any where it doesn't say."""
+    if isinstance(node, FunctionNode):
+        function = node.functions.get("post") or node.functions.get("exec")
+        hint = hints(function).get("return", Any) if function is not None else Any
+        return Any if "Next" in str(hint) else _plain(hint)
+    return (*_class_arguments(node), Any, Any)[1]
+
+
+def declared_actions(node: Node[Any, Any, Any]) -> dict[str, Any]:
+    """The actions that the node's class declares, each with the type that it carries."""
+    found: dict[str, Any] = {}
+    for cls in type(node).__mro__:
+        actions: list[Action[Any]] = [value for value in vars(cls).values() if isinstance(value, Action)]
+        for action in actions:
+            arguments = get_args(getattr(action, "__orig_class__", None))
+            found.setdefault(action.name, _plain(arguments[0]) if arguments else Any)
+    return found
+
+
+def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
+    """What is wrong with the node's phases, in words."""
+    found: list[str] = []
+    functions = {phase: function for phase in _PARAMETERS if (function := overridden(node, phase)) is not None}
+    is_function = issubclass(type(node), FunctionNode)
+    for phase, function in functions.items():
+        title = f"{phase} of {name!r}" if is_function else f"{type(node).__name__}.{phase}"
+        if not callable(function):
+            found.append(f"{title} is {type(function).__name__}, not a function")
+            continue
+        parameters = _PARAMETERS[phase][:2] if issubclass(type(node), PostNode) else _PARAMETERS[phase]
+        if (taken := misfit(function, len(parameters))) is not None:
+            called = f"called with {len(parameters)}: ({', '.join(parameters)})"
+            meant = called if is_function else f"{called}; write `def {phase}({', '.join(('self', *parameters))})`"
+            found.append(f"{title} takes {taken}, but is {meant}")
+            continue
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            found.append(f"{title} is a generator; a phase returns one value")
+            continue
+        if phase in ("exec", "fallback"):
+            continue
+        declared = _store_annotation(function)
+        if is_async(function) and declared in _SYNC_VIEWS:
+            found.append(
+                f"{title} is `async def` but takes {declared} (sync); annotate "
+                f"{declared.replace('Sync', 'Store')} or write `def {phase}`"
+            )
+        elif not is_async(function) and declared in _ASYNC_VIEWS:
+            found.append(
+                f"{title} is `def` but takes {declared} (async); annotate "
+                f"{declared.replace('Store', 'Sync')} or write `async def {phase}`"
+            )
+    return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
+
+
+def _misspelt(node: Node[Any, Any, Any], functions: Collection[str]) -> list[str]:
+    """Methods that are probably misspelt phases, which would never be called: a name close to a phase that the node hasn't got.
+
+    Helpers may have such names: methods whose parameters are not the phase's, names that begin with an underscore, and
+    `execute` where there is an `exec`.
+    """
+    title = type(node).__name__
+    found: list[str] = []
+    others: list[str] = []
+    for name, method in _own_methods(node).items():
+        others.append(name)
+        meant = _phase_meant(name)
+        if meant is None or meant in functions:
+            continue
+        if not functions or misfit(method, len(_PARAMETERS[meant])) is None:
+            found.append(f"{title}.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}? "
+                         f"If it is a helper of yours, name it _{name}")  # fmt: skip
+    if others and not found and not functions:
+        found.append(f"{title} overrides no phase, so nobody calls its {', '.join(others)}; "
+                     f"the phases are: {', '.join(PHASES)}")  # fmt: skip
+    return found
+
+
+def _own_methods(node: Node[Any, Any, Any]) -> dict[str, Callable[..., Any]]:
+    """The public methods, bound, that its classes add to those of Node, those first that are nearest."""
+    names = dict.fromkeys(name for cls in type(node).__mro__ if cls not in Node.__mro__ for name in vars(cls))
+    return {
+        name: method
+        for name in names
+        if not (name.startswith("_") or hasattr(Node, name)) and inspect.isroutine(method := getattr(node, name, None))
+    }
+
+
+def _phase_meant(name: str) -> str | None:
+    """The phase or hook that a name is close to: by spelling, by having it as a word, or by what others call it."""
+    if other := _OTHER_WORDS.get(name):
+        return other
+    if words := set(name.split("_")).intersection(PHASES):
+        return "fallback" if "fallback" in words else words.pop()
+    import difflib  # only validate() needs it
+
+    spelt = name.lower()
+    for phase in difflib.get_close_matches(spelt, _PARAMETERS, cutoff=_CLOSE):
+        if phase[0] == spelt[0] or sorted(phase) == sorted(spelt):  # `cost` is no `post`, nor `callback` a `fallback`
+            return phase
+    return None
+
+
+def _unmade_actions(node: Node[Any, Any, Any]) -> list[str]:
+    """Actions without their brackets: `declined = Action`. Calling that makes an Action, and the node leaves by "default"."""
+    values = {name: value for cls in reversed(type(node).__mro__) for name, value in vars(cls).items()}
+    return [f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
+            for name, value in values.items() if value is Action or get_origin(value) is Action]  # fmt: skip
+
+
+def _written(action: Any) -> str:
+    return f"Action[{', '.join(type_name(argument) for argument in get_args(action))}]".replace("[]", "")
+
+
+def _store_annotation(function: Callable[..., Any]) -> str:
+    parameters = list(inspect.signature(function).parameters.values())
+    annotation = parameters[0].annotation if parameters else ""
+    return annotation.rpartition(".")[2] if isinstance(annotation, str) else getattr(annotation, "__name__", "")

@@ -1,0 +1,135 @@
+"""What observers do around runs, nodes and phases. Whatever they raise, the run goes on as if they were not there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from pocket_plug.errors import PluginError, RunSuspended, is_fault
+from pocket_plug.hookspecs import SILENT, NodeCall, Observer, PhaseCall
+
+Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]
+Entered = list[tuple[Observer, AbstractContextManager[Any]]]
+
+
+def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[Observer]:
+    """Enter what each observer gives for a run, node or phase; one that fails is reported and left out.
+
+    Gives those that have nothing more to say.
+    """
+    silent: Sequence[Observer] = ()
+    for observer, make in observers:
+        manager = None
+        try:
+            manager = make(about)
+            if manager is not None:
+                given = manager.__enter__()
+                entered.append((observer, manager))
+                if given is SILENT:
+                    silent = (*silent, observer)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            is_none = manager is not None and not hasattr(type(manager), "__enter__")
+            why = PluginError(f"it gave {type(manager).__name__}, not a context manager or None") if is_none else error
+            report_observer(observer, "enter", why)
+    return silent
+
+
+def tell(observers: Iterable[Observer], name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
+    """Tell the observers of an event."""
+    for observer in observers:
+        if observer.event is not None:
+            try:
+                observer.event(name, call, attributes)
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                report_observer(observer, "event", error)
+
+
+def measure(call: NodeCall, phase: str, started: float) -> float:
+    """Add the seconds since `started` to a phase's; give the time that it is now."""
+    now = time.perf_counter()
+    call.durations[phase] = call.durations.get(phase, 0.0) + now - started
+    return now
+
+
+def end(call: NodeCall | None, entered: Entered, error: BaseException | None) -> None:
+    """Note how the visit ended, and let the observers leave it."""
+    if call is not None:
+        if error is None:
+            call.outcome = call.outcome or "ok"
+        elif isinstance(error, RunSuspended):
+            call.outcome, error = "suspended", None  # nothing has failed
+        else:
+            call.error = error
+            call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
+    if entered:
+        leave(entered, error)
+
+
+def leave(entered: Entered, error: BaseException | None) -> None:
+    """Leave them, the last entered first. What `__exit__` returns is ignored: nobody can swallow an error."""
+    while entered:
+        observer, manager = entered.pop()
+        try:
+            if error is None:
+                manager.__exit__(None, None, None)
+            else:
+                manager.__exit__(type(error), error, error.__traceback__)
+        except BaseException as failed:
+            if failed is error:
+                continue  # handed on
+            if not is_fault(failed):
+                leave(entered, error)  # the others all the same
+                raise
+            report_observer(observer, "exit", failed)
+
+
+class Watching:
+    """`with` what the observers do around a phase; without a PhaseCall, nothing. Measures the phase as well."""
+
+    __slots__ = ("_entered", "_observers", "_phase", "_started", "delay")
+
+    def __init__(self, observers: Sequence[Part], phase: PhaseCall | None) -> None:
+        self._observers, self._phase = observers, phase
+        self.delay: float | None = None
+
+    def __enter__(self) -> Watching:
+        if self._phase is not None:
+            self._entered: Entered = []
+            self._started = time.perf_counter()
+            if self._observers:
+                enter(self._entered, self._observers, self._phase)
+        return self
+
+    def retry(self, will_retry: bool, retry: Any, attempt: int) -> None:
+        """Note what comes after a failed attempt, before the observers leave it."""
+        self.delay = retry.pause(attempt) if will_retry else None
+        if self._phase is not None:
+            self._phase.will_retry, self._phase.delay = will_retry, self.delay
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if (phase := self._phase) is not None:
+            measure(phase.node, phase.phase, self._started)
+            leave(self._entered, error)
+
+
+def report_observer(observer: Observer, part: str, error: BaseException) -> None:
+    """Put a failure down to the observer's plugin."""
+    from pocket_plug.plugins.manager import report_failure
+
+    report_failure(observer.plugin, f"pocket_observe ({part})", error, silent=True)
+
+
+def report(what: str, error: BaseException) -> None:
+    """Say that a hook of a node failed, which neither hides the node's own error nor undoes what has landed."""
+    import logging
+
+    from pocket_plug.otel.reporting import log_failure
+
+    log_failure(logging.ERROR, f"{what} failed; the run goes on", error)

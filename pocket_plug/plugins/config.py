@@ -1,0 +1,268 @@
+"""`pocket.toml`, or `[tool.pocket_plug]` in pyproject.toml: read, checked, and turned into recipes of layers.
+
+Every message names the file and the path in it. Strings may name environment variables, `"${NAME}"`; they are filled in
+only where a value is used, so what is shown of a configuration is what is written there, without its secrets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar, cast
+
+from pocket_plug.errors import ConfigError, is_fault, suggest
+from pocket_plug.otel.reporting import describe
+from pocket_plug.primitives.redaction import MASK, VARIABLE, conceal, is_secret, public_url, shown, summary
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.layer_options import fitted
+
+T = TypeVar("T")
+L = TypeVar("L", str, "str | Layer")
+LayerSpec = str | Mapping[str, Any]
+"""A layer by name, or a table with its options: `{"use": "bounding", "max_entries": 10}`."""
+
+_USUAL_ORDER = {"tracing": 0, "metrics": 1, "logging": 2, "migrate": 3, "persistence": 5, "bounding": 6}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTable:
+    """One store as it is written in the file."""
+
+    where: str = ""
+    """How messages name the table: `pocket.toml [stores.cache]`."""
+    url: str = "memory://"
+    layers: tuple[LayerSpec, ...] = ()
+
+    def __repr__(self) -> str:
+        """Without what may be a secret: a password, an option."""
+        names = [layer if isinstance(layer, str) else layer.get("use") for layer in self.layers]
+        return f"StoreTable({self.where!r}, {public_url(self.url)!r}, layers={names})"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration file's content. Without a file: one store in memory, and nothing switched off."""
+
+    source: str = ""
+    """The file."""
+    where: str = ""
+    """How messages name the table of plugins: `pocket.toml [plugins]`."""
+    store: StoreTable = StoreTable()
+    stores: Mapping[str, StoreTable] = field(default_factory=dict[str, StoreTable])
+    disable: tuple[str, ...] = ()
+    """Names of plugins that are not used."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]], repr=False)
+    """The tables `[plugins.NAME]`."""
+
+
+def find_config(folder: Path | None = None) -> Path | None:
+    """A folder's configuration, by default the current one's: `pocket.toml`, else a `pyproject.toml` with our table."""
+    folder = folder or Path()
+    own = folder / "pocket.toml"
+    if own.is_file():
+        return own
+    project = folder / "pyproject.toml"
+    if project.is_file() and "pocket_plug" in _text(project) and "pocket_plug" in _toml(project).get("tool", {}):
+        return project
+    return None
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a file. Raises ConfigError, naming the file and the path in it."""
+    path = Path(path)
+    content, name = _toml(path), ""
+    if path.name == "pyproject.toml":
+        content, name = content.get("tool", {}).get("pocket_plug"), "tool.pocket_plug"
+        if content is None:
+            raise ConfigError(f"{path} has no table [tool.pocket_plug]")
+    top = _Table(str(path), name, content)
+    top.allow("store", "stores", "plugins")
+    plugins = top.table("plugins")
+    return Config(
+        source=str(path),
+        where=plugins.where,
+        store=_store(top.table("store")),
+        stores={name: _store(top.table("stores").table(name)) for name in top.table("stores").content},
+        disable=_names(plugins, "disable"),
+        options={name: plugins.table(name).content for name in plugins.content if name != "disable"},
+    )
+
+
+class _Table:
+    """A table of the file, which knows where it stands."""
+
+    def __init__(self, path: str, name: str, content: Any) -> None:
+        self.path, self.name = path, name
+        self.where = f"{path} [{name}]" if name else path
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{self.where}: this is a table, not {summary(content)}")
+        self.content: Mapping[str, Any] = content
+
+    def allow(self, *known: str) -> None:
+        for key in self.content:
+            if key not in known:
+                raise ConfigError(f"{self.where}: there is no {key!r} here{alternatives(key, known)}")
+
+    def table(self, key: str) -> _Table:
+        name = f"{self.name}.{key}" if self.name else key
+        return _Table(self.path, name, self.content.get(key, {}))
+
+    def value(self, key: str, kind: type[T], default: T, wanted: str) -> T:
+        value = self.content.get(key, default)
+        if not isinstance(value, kind):
+            raise ConfigError(f"{self.where}.{key} must be {wanted}, not {summary(value)}")
+        return value
+
+
+def _store(table: _Table) -> StoreTable:
+    table.allow("url", "layers")
+    url = table.value("url", str, "memory://", 'a string such as "sqlite:///state.db"')
+    layers: list[Any] = table.value("layers", list, [], "a list, outermost first")
+    for position, layer in enumerate(layers):
+        layer_name(layer, f"{table.where}.layers[{position}]")
+    return StoreTable(table.where, url, tuple(layers))
+
+
+def _names(table: _Table, key: str) -> tuple[str, ...]:
+    names: list[Any] = table.value(key, list, [], "a list of names")
+    for position, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ConfigError(f"{table.where}.{key}[{position}] must be a name, not {summary(name)}")
+    return tuple(names)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def expand(value: Any, where: str) -> Any:
+    """A value with the environment's variables filled in, however nested. Raises ConfigError for one that isn't set.
+
+    >>> os.environ["CACHE_DIR"] = "/var/cache"
+    >>> expand(["sqlite:///${CACHE_DIR}/x.db"], "pocket.toml [store]")
+    ['sqlite:////var/cache/x.db']
+    """
+
+    def variable(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ConfigError(f"{where}: the environment variable {name!r} is not set")
+        return os.environ[name]
+
+    if isinstance(value, str):
+        return VARIABLE.sub(variable, value)
+    if isinstance(value, Mapping):
+        table = cast("Mapping[str, Any]", value)
+        return {key: expand(item, f"{where}.{key}") for key, item in table.items()}
+    if _is_list(value):
+        return [expand(item, f"{where}[{position}]") for position, item in enumerate(value)]
+    return value
+
+
+def variables(written: Any) -> dict[str, str]:
+    """What the variables hold that are named in a piece of the configuration, each with how it is written there."""
+    names = VARIABLE.findall(str(written))
+    return {os.environ[name]: f"${{{name}}}" for name in names if os.environ.get(name)}
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def layer_name(spec: LayerSpec, where: str = "") -> str:
+    """The name in a layer's spec. Raises ConfigError where there is none."""
+    name = spec.get("use") if isinstance(spec, Mapping) else spec
+    if not isinstance(name, str):
+        found = f"a table without `use`, of: {', '.join(spec)}" if isinstance(spec, Mapping) else summary(spec)
+        raise ConfigError(
+            f'{where and f"{where}: "}a layer is a name or a table such as {{ use = "bounding", '
+            f"max_entries = 1000 }}, not {found}"
+        )
+    return name
+
+
+def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") -> Layer:
+    """A layer's recipe from its options as they are written, each checked against the field's type.
+
+    Variables of the environment are filled in. `where` begins the messages, which show no secret.
+    """
+    prefix = f"{where}: " if where else ""
+    a_dataclass: Any = kind  # which Layer makes of every subclass, unseen by type checkers
+    fields = {each.name: each for each in dataclasses.fields(a_dataclass) if each.init}
+    values: dict[str, Any] = {}
+    from_environment: dict[str, Any] = {}
+    for name, written in options.items():
+        if name not in fields:
+            raise ConfigError(f"{prefix}{kind.name} has no option {name!r}{alternatives(name, fields)}")
+        value = expand(written, f"{where}.{name}")
+        if value != written:
+            from_environment[name] = written
+        values[name], wanted = fitted(kind, name, value)
+        if wanted is not None:
+            found = summary(value) if is_secret(fields[name]) else f"{shown(fields[name], written)!r:.80}"
+            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {wanted}, not {found}")
+    missing = [name for name, each in fields.items() if name not in values and each.default is dataclasses.MISSING
+               and each.default_factory is dataclasses.MISSING]  # fmt: skip
+    if missing:
+        raise ConfigError(f"{prefix}{kind.name} needs the option {missing[0]!r}")
+    try:
+        recipe = kind(**values)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        said = describe(error)
+        if isinstance(error, ValueError | TypeError):  # how a layer refuses an option
+            said = said.removeprefix(f"{type(error).__name__}: ")
+        secrets = (text for name, value in values.items() if is_secret(fields[name]) for text in _texts(value))
+        public = conceal(said, {**dict.fromkeys(secrets, MASK), **variables(from_environment)})
+        raise ConfigError(f"{prefix}{kind.name}: {public}") from (error if public == said else None)
+    recipe.__dict__["_written"] = from_environment
+    return recipe
+
+
+def _texts(value: object) -> Iterator[str]:
+    """How a message may quote a secret."""
+    if isinstance(value, str | bytes):
+        yield value if isinstance(value, str) else value.decode("latin-1")
+    elif isinstance(value, list | tuple):
+        for item in cast("list[object]", value):
+            yield from _texts(item)
+
+
+def order_names(layers: Set[L]) -> list[L]:
+    """A set of names in the usual order: tracing, metrics, logging, migrate, third parties, persistence, bounding.
+
+    >>> order_names({"bounding", "compress", "tracing"})
+    ['tracing', 'compress', 'bounding']
+    """
+
+    def rank(layer: str | Layer) -> tuple[int, str]:
+        name = layer if isinstance(layer, str) else layer.name
+        return _USUAL_ORDER.get(name, 4), name
+
+    return sorted(layers, key=rank)
+
+
+def alternatives(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown name: what was meant, else what there is.
+
+    >>> alternatives("max_entires", ["max_entries", "ttl"])
+    "; did you mean 'max_entries'?"
+    """
+    meant = suggest(name, known).replace(" Did", "; did")
+    return meant or f"; there is: {', '.join(sorted(known)) or 'nothing'}"

@@ -1,0 +1,164 @@
+"""Finding plugins: from entry points, and from our own table, to candidates that can be loaded one by one.
+
+Nothing here calls a hook or keeps a plugin; that is the manager's. Finding reads metadata only and imports no plugin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
+from typing import Literal
+
+from pocket_plug.errors import PluginError, is_fault
+from pocket_plug.hookspecs import GROUP
+from pocket_plug.otel.reporting import describe
+
+OUR_DISTRIBUTION = "pocket-plug"
+
+BUILT_IN = {
+    "bounding": "pocket_plug.layers.bounding",
+    "logging": "pocket_plug.layers.logging",
+    "metrics": "pocket_plug.layers.metrics",
+    "migrate": "pocket_plug.layers.migrate",
+    "persistence": "pocket_plug.layers.persistence",
+    "sqlite": "pocket_plug.backends.sqlite",
+    "tracing": "pocket_plug.layers.tracing",
+}
+"""What our own distribution's entry points say. It counts where their metadata is missing (a checkout on the path that
+was never installed) or older than the code, so the built-in parts are always there."""
+
+Origin = Literal["built-in", "entry point", "given"]
+Status = Literal["active", "disabled", "declined", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRecord:
+    """What became of one plugin. `pocket-plug plugins` lists them."""
+
+    name: str
+    """The entry point's name: also its table in the configuration, and what disables it."""
+    distribution: str | None = None
+    """What `pip install` calls it; None for an object that was handed over in code."""
+    version: str | None = None
+    origin: Origin = "given"
+    hooks: tuple[str, ...] = ()
+    status: Status = "active"
+    reason: str = ""
+    """Why it is not active."""
+    failures: Counter[str] = field(default_factory=Counter[str], compare=False, repr=False)
+    """How often it raised or answered wrongly since, by hook or part: `{"pocket_observe": 3}`."""
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, in words: `can't be used: ModuleNotFoundError: …`."""
+        words = {
+            "active": "is in use",
+            "disabled": "is disabled",
+            "declined": "stepped back",
+            "failed": "can't be used",
+        }
+        return words[self.status] + (f": {self.reason}" if self.reason else "")
+
+    def __str__(self) -> str:
+        """The name as messages give it: `'compress' (pocket-plug-compress 0.1.0)`."""
+        where = f" ({self.distribution}{f' {self.version}' if self.version else ''})" if self.distribution else ""
+        return f"{self.name!r}{where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plugin that was found and not loaded yet."""
+
+    record: PluginRecord
+    entry_point: EntryPoint
+    source: Distribution | None
+
+    def load(self) -> object:
+        """Import it. Raises whatever its import raises, and PluginError where something that it requires is missing."""
+        point = self.entry_point
+        try:
+            extras = point.extras
+        except (AttributeError, AssertionError):  # Python 3.11 and 3.13, where the value has no such form
+            raise PluginError(f"its entry point {point.value!r} is neither 'module' nor 'module:object'") from None
+        if self.source is not None and self.record.origin == "entry point":
+            missing = missing_requirements(self.source, extras)
+            if missing:
+                arguments = " ".join(f'"{requirement}"' for requirement in missing)
+                raise PluginError(f"it requires {', '.join(missing)}, which is not there; do: pip install {arguments}")
+        loaded: object = point.load()
+        return loaded
+
+
+def find_plugins(*, third_party: bool = True) -> tuple[list[Candidate], list[PluginRecord]]:
+    """Candidates, ours first, then by name and distribution; and records of distributions with unreadable metadata.
+
+    Without `third_party`, only what pocket_plug itself brings.
+    """
+    ours: dict[str, Candidate] = {}
+    others: list[Candidate] = []
+    broken: list[PluginRecord] = []
+    seen: set[str] = set()
+    for source in distributions() if third_party else _our_distribution():
+        name, version = "?", None
+        try:
+            if f"[{GROUP}]" not in (source.read_text("entry_points.txt") or ""):
+                continue
+            name, version = source.name, source.version
+            points = source.entry_points.select(group=GROUP)  # all or, where importlib_metadata is in charge, none
+        except BaseException as error:  # anybody writes metadata; a broken one must not hide the others
+            if not is_fault(error):
+                raise
+            reason = f"its metadata can't be read: {describe(error)}"
+            broken.append(PluginRecord(name, name, version, "entry point", status="failed", reason=reason))
+            continue
+        if normalised(name) in seen:
+            continue  # the first on the path counts, as for imports
+        seen.add(normalised(name))
+        for point in points:
+            if normalised(name) != OUR_DISTRIBUTION:
+                others.append(Candidate(PluginRecord(point.name, name, version, "entry point"), point, source))
+            elif BUILT_IN.get(point.name) == point.value:
+                ours[point.name] = Candidate(PluginRecord(point.name, name, version, "built-in"), point, source)
+    for name, module in BUILT_IN.items():
+        if name not in ours:
+            record = PluginRecord(name, OUR_DISTRIBUTION, None, "built-in")
+            ours[name] = Candidate(record, EntryPoint(name, module, GROUP), None)
+    others.sort(key=lambda found: (found.record.name, found.record.distribution or ""))
+    return [*(ours[name] for name in sorted(ours)), *others], broken
+
+
+def _our_distribution() -> Iterator[Distribution]:
+    with contextlib.suppress(PackageNotFoundError):
+        yield distribution(OUR_DISTRIBUTION)
+
+
+def missing_requirements(source: Distribution, extras: Iterable[str] = ()) -> list[str]:
+    """What a distribution requires, with these extras, and is not installed or only in another version."""
+    from packaging.requirements import Requirement
+
+    missing: list[str] = []
+    for text in source.requires or ():
+        requirement = Requirement(text)
+        marker = requirement.marker
+        if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            continue
+        try:
+            there = requirement.specifier.contains(distribution(requirement.name).version, prereleases=True)
+        except PackageNotFoundError:
+            there = normalised(requirement.name) == OUR_DISTRIBUTION  # that's us, running without having been installed
+        if not there:
+            missing.append(f"{requirement.name}{requirement.specifier}")
+    return missing
+
+
+def normalised(distribution_name: str) -> str:
+    """A distribution's name as package indexes compare it.
+
+    >>> normalised("Pocket_Plug.Redis")
+    'pocket-plug-redis'
+    """
+    return re.sub(r"[-_.]+", "-", distribution_name).lower()

@@ -1,0 +1,330 @@
+"""The typed façade over pluggy: a method for each hook, and the only file that touches `pm.hook`.
+
+A plugin can't bring the program down: it is checked when it is registered, and what it raises later is said once, and
+counted in its record.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+
+import pluggy
+
+from pocket_plug.errors import NotConfigured, PluginError, is_fault, suggest
+from pocket_plug.hookspecs import GROUP, Observer, Run, Specs
+from pocket_plug.otel.reporting import describe, error_type
+from pocket_plug.primitives.forking import new_lock, new_rlock
+from pocket_plug.primitives.redaction import conceal
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.layer import Layer
+
+from .config import alternatives
+from .discovery import Candidate, PluginRecord, Status
+
+if TYPE_CHECKING:
+    import click
+
+    from .pocket import Pocket
+
+T = TypeVar("T")
+Options = tuple[Mapping[str, Any], Mapping[str, str]]
+"""A plugin's options; and what of them must not be repeated, each with what may stand for it."""
+
+_logger = logging.getLogger("pocket_plug")
+
+told_of_failures: list[Callable[[PluginRecord, str, BaseException], None]] = []
+"""Who else is told when a plugin fails for the first time at something. They don't raise."""
+_lock = new_lock()
+
+
+def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
+    """Count that a plugin failed at `what` (a hook, or a part of its observer), and say it the first time.
+
+    `silent` about the error's message, where that may hold what a run was given: only level debug has it then. Never
+    raises: not for an error whose `__str__` raises either.
+    """
+    with _lock:
+        plugin.failures[what] += 1
+        first = plugin.failures[what] == 1
+    if first:
+        said = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
+        _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
+        if silent:
+            _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)
+        for tell in told_of_failures:
+            tell(plugin, what, error)
+
+
+class Manager:
+    """The plugins of one Pocket, and the records of those that aren't in use. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._pm = pluggy.PluginManager(GROUP)
+        self._pm.add_hookspecs(Specs)
+        self._lock = new_rlock()
+        self._records: dict[str, PluginRecord] = {}
+        self._nameless: list[PluginRecord] = []
+        self._offers: dict[str, Mapping[str, tuple[PluginRecord, Any]]] = {}
+        self._observing: tuple[tuple[PluginRecord, Callable[[Run], object]], ...] = ()
+
+    # ---------------------------------------------------------------- who is there
+    @property
+    def records(self) -> tuple[PluginRecord, ...]:
+        """Every plugin that was found, in the order in which hooks are asked; last, those whose name was taken."""
+        return (*self._records.values(), *self._nameless)
+
+    def load(self, candidate: Candidate) -> None:
+        """Import a candidate and register it. Whatever goes wrong becomes its record and one warning."""
+        record = candidate.record
+        if taken := self._taken(record.name):
+            record = replace(record, status="failed", reason=taken)
+            self._nameless.append(record)
+            _logger.warning("plugin %s %s", record, record.verdict)
+            return
+        try:
+            self.register(candidate.load(), record)
+        except NotConfigured as error:
+            self.drop(record, "declined", error)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            self.drop(record, "failed", error)
+
+    def register(self, plugin: object, record: PluginRecord) -> PluginRecord:
+        """Take a plugin into use. Raises PluginError where its name is taken or its hooks can't be what it means."""
+        with self._lock:
+            if taken := self._taken(record.name):
+                raise PluginError(taken)
+            hooks = self._check(plugin)
+            try:
+                self._pm.register(plugin, record.name)
+            except (ValueError, pluggy.PluginValidationError) as error:
+                raise PluginError(str(error)) from error
+            record = replace(record, hooks=hooks, status="active", reason="")
+            self._keep(record)
+        return record
+
+    def drop(self, record: PluginRecord, status: Status, why: object) -> PluginRecord:
+        """Take a plugin out of use, or note that it never came into it; said once, unless the user wished it."""
+        reason = describe(why) if isinstance(why, BaseException) else str(why)
+        record = replace(record, status=status, reason=reason)
+        with self._lock:
+            if self._pm.has_plugin(record.name):
+                self._pm.unregister(name=record.name)
+            self._keep(record)
+        if status != "disabled":
+            _logger.warning("plugin %s %s", record, record.verdict)
+        return record
+
+    def _keep(self, record: PluginRecord) -> None:
+        """Note a record, and rebuild what is kept of the plugins' hooks. A disabled namesake stays listed."""
+        owner = self._records.get(record.name)
+        if owner is not None and owner.distribution != record.distribution:
+            self._nameless.append(owner)
+        self._records[record.name] = record
+        self._offers = {}
+        self._observing = tuple(
+            (record, function if names else _without_argument(function))
+            for record, function, names in self._implementations("pocket_observe")
+        )
+
+    def _taken(self, name: str) -> str:
+        """Why a plugin can't have this name; empty where it can."""
+        owner = self._records.get(name)
+        if owner is None or owner.status == "disabled":
+            return ""
+        return f"the name {name!r} is already used by {owner}; uninstall or rename one of the two"
+
+    def _check(self, plugin: object) -> tuple[str, ...]:
+        """The hooks that a plugin implements. pluggy checks less, and says it later or not at all."""
+        specs = [name for name in dir(Specs) if name.startswith("pocket_")]
+        hooks: list[str] = []
+        for attribute in dir(plugin):
+            options = self._pm.parse_hookimpl_opts(plugin, attribute)
+            if options is None:
+                if attribute in specs and callable(getattr(plugin, attribute)):
+                    raise PluginError(f"{attribute} is not marked; write @hookimpl above it")
+                continue
+            hook = options.get("specname") or attribute
+            if hook not in specs:
+                if options.get("optionalhook"):
+                    continue
+                raise PluginError(f"there is no hook {hook!r}{alternatives(hook, specs)}")
+            if options.get("wrapper") or options.get("hookwrapper"):
+                raise PluginError(f"{hook} is a wrapper; hooks here are asked one by one, so drop `wrapper=True`")
+            _check_function(hook, getattr(plugin, attribute))
+            hooks.append(hook)
+        if not hooks:
+            raise PluginError(f"it implements no hook; mark functions with @hookimpl: {', '.join(specs)}")
+        return tuple(hooks)
+
+    def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
+        """In the order of `records`, but for `tryfirst` and `trylast`. (pluggy itself would ask the last one first.)"""
+        found: list[pluggy.HookImpl] = getattr(self._pm.hook, hook).get_hookimpls()
+        found.sort(key=lambda implementation: (not implementation.tryfirst, implementation.trylast))
+        return [(self._records[each.plugin_name], each.function, each.argnames) for each in found]
+
+    def _ask(self, hook: str, **arguments: object) -> Iterator[tuple[PluginRecord, Any]]:
+        for record, function, names in self._implementations(hook):
+            try:
+                answer = function(*[arguments[name] for name in names])
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                report_failure(record, hook, error)
+            else:
+                if answer is not None:
+                    yield record, answer
+
+    # ---------------------------------------------------------------- a method for each hook
+    def observers(self, run: Run) -> list[Observer]:
+        """What the plugins watch this run with, outermost first. Each knows its plugin: `observer.plugin`."""
+        observers: list[Observer] = []
+        for record, ask in self._observing:
+            try:
+                observer = ask(run)
+                if observer is None:
+                    continue
+                if not isinstance(observer, Observer):
+                    raise TypeError(f"it gave {type(observer).__name__}, not an Observer or None")
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                report_failure(record, "pocket_observe", error)
+                continue
+            object.__setattr__(observer, "plugin", record)
+            observers.append(observer)
+        if len(observers) > 1:
+            observers.sort(key=lambda observer: not observer.outermost)
+        return observers
+
+    def layers(self) -> Mapping[str, tuple[PluginRecord, type[Layer]]]:
+        """The layers on offer, by name, each with the plugin that offers it."""
+        return self._collect("pocket_layers", _layers)
+
+    def backends(self) -> Mapping[str, tuple[PluginRecord, Callable[[str], Backend]]]:
+        """What makes a backend of a URL, by scheme."""
+        return self._collect("pocket_backends", _backends)
+
+    def commands(self) -> Mapping[str, tuple[PluginRecord, click.Command]]:
+        """The commands that plugins add to the command line, by name."""
+        return self._collect("pocket_commands", _commands)
+
+    def _collect(
+        self, hook: str, entries: Callable[[Any], Iterable[tuple[str, T]]]
+    ) -> Mapping[str, tuple[PluginRecord, T]]:
+        with self._lock:
+            if hook not in self._offers:
+                offers: dict[str, tuple[PluginRecord, T]] = {}
+                for record, answer in self._ask(hook):
+                    try:
+                        _add(offers, record, hook, entries(answer))
+                    except BaseException as error:
+                        if not is_fault(error):
+                            raise
+                        report_failure(record, hook, error)
+                self._offers[hook] = offers
+            return self._offers[hook]
+
+    def types(self) -> None:
+        """Let the plugins register their types with the codec."""
+        if self._implementations("pocket_types"):
+            from pocket_plug.codec import default_codec
+
+            for _ in self._ask("pocket_types", codec=default_codec):
+                pass
+
+    def configure(self, pocket: Pocket, options: Callable[[str], Options], only: str | None = None) -> None:
+        """Hand each plugin its options; what `options` raises is the user's. One that fails is no longer used."""
+        for record, function, names in self._implementations("pocket_configure"):
+            if only not in (None, record.name):
+                continue
+            own, hidden = options(record.name)
+            arguments = {"pocket": pocket, "options": own}
+            try:
+                function(*[arguments[name] for name in names])
+            except NotConfigured as error:
+                self.drop(record, "declined", conceal(describe(error), hidden))
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                self.drop(record, "failed", conceal(describe(error), hidden))
+
+    def shutdown(self, pocket: Pocket) -> None:
+        """Tell the plugins that the Pocket closes."""
+        for _ in self._ask("pocket_shutdown", pocket=pocket):
+            pass
+
+
+def _check_function(hook: str, function: Callable[..., Any]) -> None:
+    for kind, is_kind in (
+        ("`async def`", inspect.iscoroutinefunction),
+        ("an async generator", inspect.isasyncgenfunction),
+        ("a generator", inspect.isgeneratorfunction),
+    ):
+        if is_kind(function):
+            raise PluginError(f"{hook} is {kind}; hooks are plain functions that return what they have to give")
+    allowed = [name for name in inspect.signature(getattr(Specs, hook)).parameters if name != "self"]
+    takes = f"it takes {' and '.join(allowed)}, or less" if allowed else "it takes no argument"
+    for name, parameter in inspect.signature(function).parameters.items():
+        given = parameter.default is not parameter.empty
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            raise PluginError(
+                f"{hook} has the parameter {str(parameter)!r}; arguments are handed over by name: {takes}"
+            )
+        if name not in allowed and not given:
+            raise PluginError(f"{hook} has no argument {name!r}; {takes}.{suggest(name, allowed)}")
+        if name in allowed and given:
+            raise PluginError(f"{hook} gives {name!r} a default, so it would never be handed over; write it without")
+
+
+def _without_argument(function: Callable[[], object]) -> Callable[[Run], object]:
+    return lambda run: function()
+
+
+def _add(
+    offers: dict[str, tuple[PluginRecord, T]], record: PluginRecord, hook: str, entries: Iterable[tuple[str, T]]
+) -> None:
+    for name, offer in entries:
+        owner, _ = offers.setdefault(name, (record, offer))
+        if owner is not record:
+            report_failure(record, hook, PluginError(f"{name!r} is offered by plugin {owner} already"))
+
+
+def _layers(answer: Any) -> Iterable[tuple[str, type[Layer]]]:
+    for layer in _items(answer):
+        if not (isinstance(layer, type) and issubclass(layer, Layer)):
+            raise TypeError(f"it gave {layer!r:.80}, not a subclass of Layer")
+        yield layer.name, layer
+
+
+def _backends(answer: Any) -> Iterable[tuple[str, Callable[[str], Backend]]]:
+    if not isinstance(answer, Mapping):
+        raise TypeError(f"it gave {type(answer).__name__}, not a mapping of URL schemes: {{'redis': RedisBackend}}")
+    for scheme, make in cast("Mapping[str, Any]", answer).items():
+        if not callable(make):
+            raise TypeError(f"{scheme!r} leads to {make!r:.80}, which can't be called with a URL")
+        yield scheme, cast("Callable[[str], Backend]", make)
+
+
+def _commands(answer: Any) -> Iterable[tuple[str, click.Command]]:
+    import click
+
+    for command in _items(answer):
+        if not isinstance(command, click.Command) or not command.name:
+            raise TypeError(f"it gave {command!r:.80}, not a click command with a name")
+        yield command.name, command
+
+
+def _items(answer: Any) -> Sequence[Any]:
+    if not _is_sequence(answer):
+        raise TypeError(f"it gave {type(answer).__name__}, not a list")
+    return answer
+
+
+def _is_sequence(answer: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(answer, Sequence) and not isinstance(answer, str)

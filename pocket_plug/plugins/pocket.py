@@ -1,0 +1,444 @@
+"""`Pocket`: the plugins, the configuration and the named stores of a program, and the process's default one.
+
+Without a Pocket of one's own, stores and graphs use the default, which is made when it is first needed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from itertools import chain, count
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from pocket_plug.errors import (
+    ConfigError,
+    PluginError,
+    PocketError,
+    StoreClosedError,
+    UnknownStoreError,
+    is_fault,
+    suggest,
+)
+from pocket_plug.hookspecs import Carrier, Observer, Run
+from pocket_plug.otel.reporting import describe
+from pocket_plug.primitives.forking import new_rlock
+from pocket_plug.primitives.redaction import conceal, public_url, summary
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.memory import Memory
+
+from .config import (
+    Config,
+    LayerSpec,
+    StoreTable,
+    alternatives,
+    expand,
+    find_config,
+    layer_name,
+    load_config,
+    make_recipe,
+    variables,
+)
+from .config import order_names as order_names
+from .discovery import PluginRecord, find_plugins
+from .manager import Manager, Options, report_failure
+
+if TYPE_CHECKING:
+    import click
+
+    from pocket_plug.graph.graph import Graph
+    from pocket_plug.store.store import Store
+
+I = TypeVar("I")  # noqa: E741 - a graph's input and output, as in graph
+O = TypeVar("O")  # noqa: E741
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_logger = logging.getLogger("pocket_plug")
+
+
+class Pocket:
+    """Plugins, configuration and named stores.
+
+    `config` is a `pocket.toml`, or a `pyproject.toml` with a table `[tool.pocket_plug]`. `plugins` are modules or
+    objects to use besides the installed ones; with `autoload=False` no third party's is looked for (pocket_plug's own
+    are always there). `block` names plugins that are not to be used. A plugin that can't be used is a warning and a
+    record in `plugins`; with `strict`, or where `required` names it, it raises PluginError. Raises ConfigError for an
+    invalid file.
+
+    The environment has a say too: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
+
+    >>> Pocket(autoload=False).plugin("bounding").status
+    'active'
+    """
+
+    def __init__(self, config: str | Path | None = None, /, *, plugins: Iterable[object] = (), autoload: bool = True,
+                 block: Iterable[str] = (), strict: bool = False, required: Iterable[str] = ()) -> None:  # fmt: skip
+        self.config = Config() if config is None else load_config(config)
+        self._manager = Manager()
+        self._lock = new_rlock()
+        self._stores: dict[str | None, Store] = {}
+        self._types_asked = self._closed = self._told = False
+        self.stores: Mapping[str, Store] = _Stores(self)
+        """The stores of the tables `[stores.NAME]`, each built when it is first asked for."""
+        unwanted = self._unwanted(block)
+        candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
+        for record in broken:
+            self._manager.drop(record, "failed", record.reason)
+        for candidate in candidates:
+            if candidate.record.name in unwanted:
+                self._manager.drop(candidate.record, "disabled", f"by {unwanted[candidate.record.name]}")
+            else:
+                self._manager.load(candidate)
+        for plugin in plugins:
+            name = self._free_name(plugin)
+            try:
+                self._manager.register(plugin, PluginRecord(name))
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                self._manager.drop(PluginRecord(name), "failed", error)
+        self._warn_of_unknown(unwanted)
+        self._check_options()
+        self._manager.configure(self, self._options)
+        self._insist(strict, required)
+
+    def __repr__(self) -> str:
+        active = [record.name for record in self.plugins if record.status == "active"]
+        return f"Pocket({self.config.source!r}, plugins={active})"
+
+    # ---------------------------------------------------------------- plugins
+    @property
+    def plugins(self) -> tuple[PluginRecord, ...]:
+        """A record of every plugin that was found, used or not."""
+        return self._manager.records
+
+    def plugin(self, name: str) -> PluginRecord:
+        """The record of one plugin. Raises PluginError, naming those that there are."""
+        for record in self.plugins:
+            if record.name == name:
+                return record
+        raise PluginError(f"there is no plugin {name!r}{alternatives(name, [each.name for each in self.plugins])}")
+
+    def register(self, plugin: object, /, *, name: str | None = None) -> PluginRecord:
+        """Take one more plugin, a module or an object, into use; runs that start from now on are watched by it.
+
+        Raises PluginError where it can't be used.
+        """
+        record = self._manager.register(plugin, PluginRecord(name or self._free_name(plugin)))
+        self._manager.configure(self, self._options, only=record.name)
+        return self.plugin(record.name)
+
+    def unregister(self, name: str, /) -> None:
+        """Use a plugin no longer."""
+        self._manager.drop(self.plugin(name), "disabled", "unregistered")
+
+    def observers(self, run: Run) -> list[Observer]:
+        """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
+        return self._manager.observers(run)
+
+    def commands(self, taken: Collection[str] = ()) -> dict[str, click.Command]:
+        """The commands that plugins add to `pocket-plug`, by name. One with a `taken` name is reported and left out."""
+        commands: dict[str, click.Command] = {}
+        for name, (record, command) in self._manager.commands().items():
+            if name in taken:
+                report_failure(record, "pocket_commands", PluginError(f"pocket-plug has a command {name!r} of its own"))
+            else:
+                commands[name] = command
+        return commands
+
+    def _free_name(self, plugin: object) -> str:
+        named = plugin if isinstance(plugin, ModuleType | type) else type(plugin)
+        base = named.__name__.rpartition(".")[2].removeprefix("pocket_plug_").lower()
+        taken = {record.name for record in self.plugins if record.status != "disabled"}
+        return next(name for name in chain([base], (f"{base}-{n}" for n in count(2))) if name not in taken)
+
+    def _unwanted(self, block: Iterable[str]) -> dict[str, str]:
+        """The plugins not to be used, and who says so."""
+        unwanted = {name: f"{self.config.where}.disable" for name in self.config.disable}
+        environment = os.environ.get("POCKET_PLUG_DISABLE", "").split(",")
+        unwanted |= {name.strip(): "POCKET_PLUG_DISABLE" for name in environment if name.strip()}
+        return unwanted | dict.fromkeys(block, "Pocket(block=...)")
+
+    def _warn_of_unknown(self, unwanted: Mapping[str, str]) -> None:
+        known = [record.name for record in self.plugins]
+        said_by = {name: self._table_of(name) for name in self.config.options}
+        for name, where in {**said_by, **unwanted}.items():
+            if name not in known:
+                _logger.warning("%s: there is no plugin %r%s", where, name, alternatives(name, known))
+
+    def _check_options(self) -> None:
+        for record in self.plugins:
+            if (
+                record.name in self.config.options
+                and record.status == "active"
+                and "pocket_configure" not in record.hooks
+            ):
+                raise ConfigError(f"{self._table_of(record.name)}: this plugin takes no options")
+
+    def _table_of(self, name: str) -> str:
+        return f"{self.config.where.removesuffix(']')}.{name}]"
+
+    def _options(self, name: str) -> Options:
+        written = self.config.options.get(name, {})
+        return expand(written, self._table_of(name)), variables(written)
+
+    def _insist(self, strict: bool, required: Iterable[str]) -> None:
+        for record in self.plugins:
+            if strict and record.status == "failed":
+                raise PluginError(f"plugin {record} {record.verdict}")
+        for name in required:
+            record = self.plugin(name)
+            if record.status != "active":
+                raise PluginError(f"plugin {record} is required, but {record.verdict}")
+
+    # ---------------------------------------------------------------- parts by name
+    def backend(self, url: str, /) -> Backend:
+        """A new backend for a URL. Raises ConfigError for an unknown scheme, naming the known ones."""
+        if url == "memory://":
+            return Memory()
+        self._ask_types()
+        known = self._manager.backends()
+        schemes = ", ".join(f"{scheme}://" for scheme in sorted({"memory", *known}))
+        found = _SCHEME.match(url)
+        if found is None:
+            raise ConfigError(f"{public_url(url)!r} is no store's URL; it begins with one of: {schemes}")
+        scheme = found[1].lower()
+        if scheme == "memory":
+            raise ConfigError(
+                f"{public_url(url)!r}: nothing may follow memory://; every store that says so has a memory of its own"
+            )
+        if scheme not in known:
+            why = self._out_of_use(scheme) or f"; there is: {schemes}.{suggest(scheme, ['memory', *known])}"
+            raise ConfigError(f"{public_url(url)!r}: no plugin offers {scheme}://{why}")
+        record, make = known[scheme]
+        try:
+            backend: Any = make(url)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            said = conceal(describe(error), {url: public_url(url)})
+            quotes_secret = said != describe(error)
+            if isinstance(error, PocketError) and not quotes_secret:
+                raise
+            raise ConfigError(f"{public_url(url)!r}: plugin {record} made no backend of it: {said}") from (
+                None if quotes_secret else error
+            )
+        if not isinstance(backend, Backend):
+            raise PluginError(f"{public_url(url)!r}: plugin {record} made {summary(backend)} of it, not a Backend")
+        return backend
+
+    def layer(self, spec: LayerSpec, /, *, where: str = "") -> Layer:
+        """A layer's recipe by name, or from `{"use": name, option: value}`. Raises ConfigError, begun by `where`."""
+        self._ask_types()
+        name = layer_name(spec, where)
+        offers = self._manager.layers()
+        if name not in offers:
+            why = self._out_of_use(name) or alternatives(name, offers)
+            raise ConfigError(f"{where and f'{where}: '}there is no layer {name!r}{why}")
+        options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "use"}
+        return make_recipe(offers[name][1], options, where)
+
+    def _out_of_use(self, name: str) -> str:
+        """Where a plugin of this name is there, but not active: what became of it."""
+        named = (each for each in self.plugins if each.name == name and each.status != "active")
+        return next((f": plugin {each} {each.verdict}" for each in named), "")
+
+    def _ask_types(self) -> None:
+        with self._lock:
+            if not self._types_asked:
+                self._types_asked = True
+                self._manager.types()
+
+    # ---------------------------------------------------------------- stores
+    @property
+    def store(self) -> Store:
+        """The store of the table `[store]`, without one a store in memory. Built when it is first asked for."""
+        return self._build(None, self.config.store)
+
+    def _build(self, name: str | None, table: StoreTable) -> Store:
+        from pocket_plug.store.store import Store
+
+        with self._lock:
+            if self._closed:
+                raise StoreClosedError(f"{self!r} is closed")
+            if name not in self._stores:
+                url = expand(table.url, f"{table.where}.url")
+                layers = [self.layer(spec, where=f"{table.where}.layers[{position}]")
+                          for position, spec in enumerate(table.layers)]  # fmt: skip
+                try:
+                    self._stores[name] = Store(self.backend(url), layers=layers)
+                except (ConfigError, PluginError) as error:
+                    said = conceal(str(error), variables((table.url, table.layers)))
+                    kind = ConfigError if isinstance(error, ConfigError) else PluginError
+                    raise kind(f"{table.where}: {said}" if table.where else said) from (
+                        error if said == str(error) else None
+                    )
+            return self._stores[name]
+
+    def _configured(self) -> list[Store]:
+        with self._lock:
+            self._closed = self._told = False
+        return [self.store, *self.stores.values()]
+
+    async def __aenter__(self) -> Self:
+        """Open every store of the configuration. After a `close` it begins anew."""
+        try:
+            for store in self._configured():
+                await store.open()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the stores, the last one built first, then tell the plugins. A store that fails keeps no other open."""
+        try:
+            async with AsyncExitStack() as closing:
+                for store in self._taken_stores():
+                    closing.push_async_callback(store.close)
+        finally:
+            self.shutdown()
+
+    def __enter__(self) -> Self:
+        """Open every store of the configuration, for callers without an event loop."""
+        try:
+            for store in self._configured():
+                store.stack.open_sync()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            with ExitStack() as closing:
+                for store in self._taken_stores():
+                    closing.callback(store.sync.close)
+        finally:
+            self.shutdown()
+
+    def _taken_stores(self) -> list[Store]:
+        with self._lock:
+            self._closed, stores, self._stores = True, list(self._stores.values()), {}
+        return stores
+
+    def shutdown(self) -> None:
+        """Tell the plugins, once, that it is over. `close` does it; for the default Pocket, the end of the process."""
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            self._manager.shutdown(self)
+
+    async def run(self, graph: Graph[I, O], input: I, /, *, run_id: str | None = None,
+                  traceparent: Carrier | None = None) -> O:  # fmt: skip
+        """Run a graph, watched by this Pocket's plugins."""
+        return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
+
+
+class _Stores(Mapping[str, "Store"]):
+    """The named stores, built on demand."""
+
+    def __init__(self, pocket: Pocket) -> None:
+        self._pocket = pocket
+        self._tables = pocket.config.stores
+
+    def __getitem__(self, name: str) -> Store:
+        if name not in self._tables:
+            where = self._pocket.config.source or "this Pocket, which has no configuration"
+            raise UnknownStoreError(f"there is no [stores.{name}] in {where}{alternatives(name, self._tables)}")
+        return self._pocket._build(name, self._tables[name])  # pyright: ignore[reportPrivateUsage]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tables
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+
+def _autoload_wanted() -> bool:
+    value = os.environ.get("POCKET_PLUG_AUTOLOAD", "1").strip().lower()
+    if value not in ("0", "1", "false", "true", ""):
+        raise ConfigError(f"POCKET_PLUG_AUTOLOAD is 0 or 1, not {value!r}")
+    return value not in ("0", "false")
+
+
+# ---------------------------------------------------------------- the process's default one
+_default: Pocket | None = None
+_making = False
+
+
+def _nobody_makes_it() -> None:
+    """In a forked child: the thread that was making the default Pocket doesn't exist here."""
+    global _making
+    _making = False
+
+
+_default_lock = new_rlock(_nobody_makes_it)
+
+
+def default_pocket() -> Pocket:
+    """The Pocket that is used where none is given: made on first use, from the configuration in the current folder.
+
+    It belongs to the whole process. (A context variable would be lost in threads and executors.)
+    """
+    return _default or _make_default()
+
+
+def _make_default() -> Pocket:
+    global _making
+    with _default_lock:
+        if _default is not None:
+            return _default
+        if _making:
+            raise PluginError(
+                "the default Pocket was asked for while it was being made; a plugin must not use it when it "
+                "is imported or configured, but the one that pocket_configure is handed"
+            )
+        _making = True
+        try:
+            pocket = Pocket(find_config())
+        finally:
+            _making = False
+        set_default_pocket(pocket)
+        return pocket
+
+
+def current_default() -> Pocket | None:
+    """The process's default, if there is one by now."""
+    return _default
+
+
+def set_default_pocket(pocket: Pocket | None, /) -> None:
+    """Make `pocket` the process's default; None: make a new one when it is next needed. The old one is not closed."""
+    global _default
+    with _default_lock:
+        _default = pocket
+        atexit.unregister(_shut_down_default)
+        atexit.register(_shut_down_default)
+
+
+def _shut_down_default() -> None:
+    if _default is not None:
+        _default.shutdown()
+
+
+def resolve_backend(url: str) -> Backend:
+    """A new backend for a URL, from the default Pocket's plugins; `memory://` needs none of them."""
+    return Memory() if url == "memory://" else default_pocket().backend(url)
+
+
+def resolve_layer(spec: LayerSpec) -> Layer:
+    """A layer's recipe by name, or from `{"use": name, option: value}`, from the default Pocket's plugins."""
+    return default_pocket().layer(spec)

@@ -1,0 +1,344 @@
+"""What is done when this process forks: a child has a copy of everything but the other threads.
+
+Before a fork, the thread that forks waits until no other thread is in the middle of anything. It acquires every lock that was
+made here, and each `Participant` closes what a child can't share, such as connections to a file. So what the child inherits is
+consistent. In the child, the callbacks of `after_fork` drop what belongs to threads, event loops and connections that only
+the parent has.
+
+A fork waits `PATIENCE` seconds at most: a thread may be stuck, and a signal's handler may fork while its own thread holds a
+lock. In the child, such a lock may be released by the thread that forked, for as long again. If it isn't, the thread that held
+it doesn't exist there: the lock's callback (`lost`) makes what it guards refuse to be used, and the lock is freed. A child that
+a library in C forks by itself gets none of this.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import count, takewhile
+from operator import methodcaller
+from types import MethodType
+from typing import Any, Protocol, TypeVar
+from weakref import ReferenceType, ref
+
+from pocket_plug.errors import StoreError, is_fault
+
+PATIENCE = 5.0
+"""Seconds that a fork waits, at most, for other threads to finish what they are doing."""
+
+_SLICE = 0.01  # seconds to wait for one lock, while others are held
+
+_module_locks: dict[str, Callable[[], Any]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
+"""Python's own locks of modules that are being imported. If a Python has none of that name, forks don't wait for imports."""
+
+_logger = logging.getLogger("pocket_plug")
+T = TypeVar("T")
+Callback = Callable[[], object]
+
+
+class Participant(Protocol):
+    """What must be idle at a fork, such as connections to a file. The thread that forks calls the methods."""
+
+    def rest(self) -> bool:
+        """Try to become idle, and stay so while `is_under_way()`. Gives True if it is; else it is called again."""
+        ...
+
+    def begin_anew(self) -> None:
+        """Called in the child. What wasn't idle at the fork must never be used here."""
+        ...
+
+
+class _Weak:
+    """A callback; the object of a bound method is held weakly.
+
+    `gone` is called when that object is garbage-collected. It has to be a C function: what a signal's handler raises in a
+    Python function that the garbage collector calls is only printed, so a Ctrl-C would be lost.
+    """
+
+    __slots__ = ("_function", "_owner")
+
+    def __init__(self, callback: Callback, gone: Callable[[Any], object] | None = None) -> None:
+        self._function: Callable[..., object] = callback
+        self._owner: ReferenceType[Any] | None = None
+        if isinstance(callback, MethodType):
+            self._function, self._owner = callback.__func__, ref(callback.__self__, gone)
+
+    def __repr__(self) -> str:
+        return getattr(self._function, "__qualname__", repr(self._function))
+
+    def __call__(self) -> None:
+        if self._owner is None:
+            self._function()
+        elif (owner := self._owner()) is not None:
+            self._function(owner)
+
+
+_numbers = count()
+_callbacks: dict[int, _Weak] = {}  # in the order in which they came
+_participants: dict[int, ReferenceType[Participant]] = {}
+_locks: dict[int, ReferenceType[Any]] = {}
+_lost: dict[int, _Weak] = {}  # by the lock's id
+
+
+def after_fork(callback: Callback) -> None:
+    """Call `callback` in each forked child; callbacks are called in the order given. A bound method is held weakly."""
+    number = next(_numbers)
+    _callbacks[number] = _Weak(callback, partial(_callbacks.pop, number))
+
+
+def take_part(participant: Participant) -> None:
+    """Ask `participant` to become idle before each fork. It is held weakly."""
+    number = next(_numbers)
+    _participants[number] = ref(participant, partial(_participants.pop, number))
+
+
+def new_lock(lost: Callback | None = None) -> threading.Lock:
+    """A plain `threading.Lock` that no other thread holds at the moment of a fork.
+
+    If one does all the same, for longer than a fork waits, `lost` is called in the child: what the lock guards may be half
+    changed there. A bound method is held weakly.
+    """
+    return _known(threading.Lock(), lost)  # type: ignore[no-any-return]
+
+
+def new_rlock(lost: Callback | None = None) -> threading.RLock:
+    """The same, reentrant."""
+    return _known(threading.RLock(), lost)  # type: ignore[no-any-return]
+
+
+def _known(lock: Any, lost: Callback | None) -> Any:
+    key = id(lock)
+    _locks[key] = ref(lock, partial(_locks.pop, key))
+    if lost is not None:
+        _lost[key] = _Weak(lost, partial(_lost.pop, key))
+    return lock
+
+
+# ---------------------------------------------------------------- one fork
+_turn = threading.Lock()  # one fork at a time
+_under_way = False
+
+
+class _Here(threading.local):
+    fork: _Fork | None = None
+
+
+_here = _Here()
+
+
+def is_under_way() -> bool:
+    """Is this process about to be forked? Then open nothing that a child can't inherit: call `wait_for_fork` before."""
+    return _under_way
+
+
+def wait_for_fork() -> None:
+    """Wait for the end of a fork that another thread has begun; hold no lock meanwhile. Raises StoreError if this thread did."""
+    if _here.fork is not None:
+        raise StoreError(
+            "a store is used in the middle of a fork, by a function that os.register_at_fork was given; register it "
+            "after pocket_plug is imported"
+        )
+    with _turn:
+        pass
+
+
+# A signal's handler may raise between any two steps of Python code, but not within C code. So acquiring and keeping account
+# of it is one call into C.
+_acquire: Callable[[Any], bool] = methodcaller("acquire", True, _SLICE)
+_release: Callable[[Any], None] = methodcaller("release")
+
+
+def take(locks: Iterable[Any], taken: list[Any]) -> None:
+    """Acquire the locks in this order, up to the first that isn't free soon. `taken` has those acquired, whatever is raised."""
+    taken.extend(takewhile(_acquire, locks))
+
+
+def release(taken: list[Any]) -> None:
+    """Release all locks in `taken`, the last one first, and empty it."""
+    taken.insert(0, None)
+    deque(map(_release, iter(taken.pop, None)), maxlen=0)
+
+
+def _imports() -> bool:
+    """Is another thread importing a module? An import of the same module in a child would wait for that thread for ever."""
+    me = threading.get_ident()
+    locks = [lock for it in [*_module_locks.values()] if (lock := it()) is not None]
+    return any(getattr(lock, "owner", None) not in (None, me) for lock in locks)
+
+
+def _taking_part() -> list[Participant]:
+    return [each for it in [*_participants.values()] if (each := it()) is not None]
+
+
+class _Fork:
+    """One fork: the locks that were acquired for it, and what wasn't idle or free in time."""
+
+    def __init__(self) -> None:
+        self.depth = 1
+        self.until = time.monotonic() + PATIENCE
+        self.turn: list[Any] = []
+        self.taken: list[Any] = []
+        self.missing: list[Any] = []
+        self.restless: list[Participant] = []
+        self.interrupt: BaseException | None = None
+
+    def prepare(self) -> None:
+        """Wait for participants and locks. If a signal's handler raises in it, it is called again."""
+        global _under_way
+        release(self.taken)
+        while not self.turn and time.monotonic() < self.until + PATIENCE:  # another fork takes no longer
+            take((_turn,), self.turn)
+        _under_way = True
+        self.restless = _taking_part()
+        while True:  # before the locks: an operation on a file may need one to finish
+            self.restless = [each for each in self.restless if _guarded(each, each.rest) is False]
+            if not self.restless or time.monotonic() >= self.until:
+                break
+            time.sleep(0.001)
+        locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]
+        while not self._take_all(locks) or (_imports() and time.monotonic() < self.until):
+            release(self.taken)
+            time.sleep(0.001)
+
+    def _take_all(self, locks: list[Any]) -> bool:
+        """Acquire all of them; False if one isn't free soon, which is then the first of `locks`, to be tried first the next time.
+
+        The order in which they nest isn't known. So a thread that holds one may wait for another that is held here: the
+        caller releases all, and tries again. When the time is over, those that aren't free go into `missing`.
+        """
+        self.missing, left = [], locks
+        while left:
+            before = len(self.taken)
+            take(left, self.taken)
+            left = left[len(self.taken) - before :]
+            if left and time.monotonic() < self.until:
+                locks.remove(left[0])
+                locks.insert(0, left[0])
+                return False
+            self.missing += left[:1]
+            left = left[1:]
+        return True
+
+    def end(self) -> bool:
+        """Release everything at the end of the outermost fork: a signal's handler may have forked in the middle of one."""
+        self.depth -= 1
+        if self.depth:
+            return False
+        _here.fork = None
+        release(self.taken)
+        return True
+
+
+def _in_spite_of_interrupts(fork: _Fork, step: Callback) -> None:
+    """Run a step, again if a signal's handler raises in it: Python only prints what is raised while it forks."""
+    for _ in range(10):
+        try:
+            step()
+            return
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt is raised again when the fork is over
+            fork.interrupt = error
+
+
+def _guarded(part: object, step: Callable[[], T]) -> T | None:
+    """Run a step of one participant or callback. If it fails that is logged, and the others still get their turn."""
+    try:
+        return step()
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        _logger.exception("%r failed to prepare for a fork, or to start again in the child", part)
+    return None
+
+
+def _before() -> None:
+    fork = _here.fork
+    if fork is not None:
+        fork.depth += 1
+        return
+    fork = _here.fork = _Fork()
+    _in_spite_of_interrupts(fork, fork.prepare)
+
+
+def _after_in_parent() -> None:
+    fork = _here.fork
+    if fork is None or not fork.end():
+        return
+
+    def go_on() -> None:
+        global _under_way
+        _under_way = False
+        release(fork.turn)
+
+    _in_spite_of_interrupts(fork, go_on)
+    if fork.restless or fork.missing:
+        _logger.warning(
+            "a child was forked although %s, after waiting %g s for that to end; stores and queues that this concerns "
+            "may refuse to be used in the child", _title(fork), PATIENCE,
+        )  # fmt: skip
+    _raise_again(fork)
+
+
+def _raise_again(fork: _Fork) -> None:
+    """Raise what a signal's handler raised during the fork."""
+    if isinstance(fork.interrupt, KeyboardInterrupt):  # raised here it is only printed, so the signal is sent once more
+        main = threading.main_thread().ident
+        assert main is not None
+        again = threading.Timer(_SLICE, signal.pthread_kill, (main, signal.SIGINT))
+        again.daemon = True
+        again.start()
+    elif fork.interrupt is not None:
+        raise fork.interrupt
+
+
+def _title(fork: _Fork) -> str:
+    busy = [f"{participant!r} was in use" for participant in fork.restless]
+    return ", ".join([*busy, *[f"{len(fork.missing)} lock(s) were held"] * bool(fork.missing)])
+
+
+def _after_in_child() -> None:
+    fork = _here.fork
+    if fork is not None:
+        fork.end()
+        _in_spite_of_interrupts(fork, lambda: _begin_anew(fork))
+        _raise_again(fork)
+
+
+def _begin_anew(fork: _Fork) -> None:
+    global _turn, _under_way
+    _turn, _under_way = threading.Lock(), False
+    for participant in _taking_part():
+        _guarded(participant, participant.begin_anew)
+    for callback in [*_callbacks.values()]:
+        _guarded(callback, callback)
+    reentrant: Any = type(threading.RLock())
+    for lock in fork.missing:
+        if isinstance(lock, reentrant):  # another thread has it, for this one would have got it
+            _report_lost(lock)
+            lock._at_fork_reinit()  # as `logging` and `threading` do with theirs
+    plain = [lock for lock in fork.missing if not isinstance(lock, reentrant)]
+    if plain:
+        threading.Thread(target=_free_in_time, args=(plain,), name="pocket_plug fork", daemon=True).start()
+
+
+def _free_in_time(locks: Sequence[Any]) -> None:
+    until = time.monotonic() + PATIENCE
+    for lock in locks:
+        if not lock.acquire(timeout=max(until - time.monotonic(), _SLICE)):
+            _report_lost(lock)
+        lock.release()
+
+
+def _report_lost(lock: Any) -> None:
+    if lost := _lost.get(id(lock)):
+        lost()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

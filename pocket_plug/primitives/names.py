@@ -1,0 +1,64 @@
+"""Which names a store can have: those of keys, of scopes, and what names may begin with."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pocket_plug.errors import KeyNameError
+
+from .redaction import summary
+
+RESERVED = "pocket:"
+"""The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""
+
+
+def check_name(name: object) -> str:
+    """The name itself, if it can be used as a key or scope.
+
+    >>> check_name("user:123")
+    'user:123'
+    """
+    if not isinstance(name, str):
+        raise KeyNameError(f"a key is a string or a Key, not {summary(name)}")
+    if not name:
+        raise KeyNameError("a key must not be empty")
+    if name.startswith(RESERVED):
+        raise KeyNameError(f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one")
+    return _check_text(name)
+
+
+def _check_text(name: str) -> str:
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise KeyNameError(f"{name!r:.80} has a lone surrogate, which no store can write") from None
+    return name
+
+
+def check_prefix(prefix: object) -> str:
+    """The prefix itself, if names can begin with it, reserved ones too: an empty one is right."""
+    if not isinstance(prefix, str):
+        raise KeyNameError(f"a prefix of names is a string, not {summary(prefix)}")
+    return _check_text(prefix)
+
+
+def part_of_name(value: object, template: str) -> str:
+    """What fills a hole of a key's template: as text, with what separates parts escaped."""
+    if isinstance(value, Enum):
+        return part_of_name(value.value, template)
+    if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
+        raise KeyNameError(
+            f"Key({template!r}) can't be filled with {summary(value)}; give a str, int, UUID, date or Enum"
+        )
+    text = str(value)
+    if not text:
+        raise KeyNameError(f"Key({template!r}) can't be filled with an empty value")
+    return text.replace("%", "%25").replace(":", "%3A")
+
+
+def _is_date_or_uuid(value: object) -> bool:
+    from datetime import date  # seldom needed, and not cheap to import
+    from uuid import UUID
+
+    return isinstance(value, date | UUID)

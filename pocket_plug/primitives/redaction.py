@@ -1,0 +1,121 @@
+"""What messages and `repr` may say of values and of the configuration: of a value its type and size, of a secret nothing.
+
+A message that quotes a value carries it into logs, traces and bug reports. So it names what belongs to the program (keys,
+nodes, options, plugins) and never what passes through it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, field
+from typing import Any
+
+MASK = "***"
+"""What stands in place of a secret."""
+
+_SIZED: tuple[type[Any], ...] = (str, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
+
+# Up to the last "@": a password may hold one, or a "/", though it should not.
+_PASSWORD = re.compile(r"(\w[\w+.-]*://[^/?#@:\s]*):\S*@")
+_PARAMETER = re.compile(
+    r"([?&;][^=&;#\s]*(?:pass|pwd|secret|token|key|auth|credential)[^=&;#\s]*=)[^&;#\s]+", re.IGNORECASE
+)
+
+
+def summary(value: object) -> str:
+    """The type of a value and, where that is known at once, its size.
+
+    >>> summary([1, 2, 3]), summary("abc"), summary(4711), summary(None)
+    ('list[3]', 'str[3]', 'int', 'None')
+    """
+    if value is None:
+        return "None"
+    kind: Any = type(value)
+    for sized in _SIZED:
+        if issubclass(kind, sized):  # by the built-in length: a subclass may say anything, or fail
+            return f"{kind.__name__}[{sized.__len__(value)}]"
+    return str(kind.__name__)
+
+
+def named(value: object) -> str:
+    """What stands where something else should: a class by its name, anything else by its type and size.
+
+    >>> named(dict), named({"a": 1})
+    ('the class dict', 'dict[1]')
+    """
+    return f"the class {value.__name__}" if isinstance(value, type) else summary(value)
+
+
+def found(given: object) -> str:
+    """What was given for an option and is invalid: a number as it is, anything else as `named` has it.
+
+    >>> found(0), found("3"), found(int)
+    ('0', 'str[1]', 'the class int')
+    """
+    return repr(given) if given.__class__ in (int, float, bool) else named(given)
+
+
+def public_url(url: str) -> str:
+    """A URL, or a text with URLs in it, without passwords: neither a user's nor a parameter's.
+
+    >>> public_url("redis://app:secret@cache:6379/0"), public_url("postgresql://db/app?user=me&password=secret")
+    ('redis://app:***@cache:6379/0', 'postgresql://db/app?user=me&password=***')
+    """
+    return _PARAMETER.sub(rf"\1{MASK}", _PASSWORD.sub(rf"\1:{MASK}@", url))
+
+
+def public(option: Any) -> Any:
+    """The value of an option as it may be shown: without the passwords of URLs, however nested."""
+    if isinstance(option, str):
+        return public_url(option)
+    if option.__class__ in (list, tuple):
+        return option.__class__(map(public, option))  # pyright: ignore[reportUnknownVariableType] - it narrows Any
+    return {name: public(value) for name, value in option.items()} if option.__class__ is dict else option
+
+
+def conceal(text: str, hidden: Mapping[str, str]) -> str:
+    """A text from elsewhere in which each of the `hidden` is replaced by what may be shown for it, the longest first.
+
+    >>> conceal("token 'hunter2' is no good", {"hunter2": "${TOKEN}"})
+    "token '${TOKEN}' is no good"
+    """
+    for secret in sorted(hidden, key=len, reverse=True):
+        for form in dict.fromkeys((secret, repr(secret)[1:-1], public_url(secret))):
+            if form:  # whole words: a short one is in many
+                stands = hidden[secret].replace("\\", r"\\")
+                text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", stands, text)
+    return public_url(text)
+
+
+# ---------------------------------------------------------------- options
+VARIABLE = re.compile(r"\$\{([^}]*)\}")
+"""How a configuration names a variable of the environment."""
+
+
+def secret(*, default: Any = MISSING) -> Any:
+    """Declare an option of a layer whose value is never shown: neither by `repr`, nor in errors, nor on the command line.
+
+    >>> from pocket_plug.store.layer import Layer
+    >>> class Sealing(Layer):
+    ...     key: str = secret()
+    >>> Sealing(key="hunter2")
+    Sealing(key='***')
+    """
+    return field(default=default, metadata={_SECRET: True})
+
+
+_SECRET = object()  # what marks such a field
+
+
+def is_secret(option: Field[Any]) -> bool:
+    """Was an option declared by `secret()`?"""
+    return _SECRET in option.metadata
+
+
+def shown(option: Field[Any], written: Any) -> Any:
+    """The value of an option as it may be shown; of a secret one only the variable that it comes from."""
+    if is_secret(option):
+        return written if isinstance(written, str) and VARIABLE.fullmatch(written) else MASK
+    return public(written)

@@ -1,0 +1,49 @@
+"""How long something lives: what users may write for it, and the seconds that it means."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from datetime import timedelta
+
+from pocket_plug.errors import ConfigError
+
+from .redaction import summary
+
+TTL = float | timedelta | str
+"""Seconds, a timedelta, or text such as "500ms", "5m", "1h30m"."""
+
+_UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_TEXT = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit}(?![a-z]))?" for unit in _UNITS), re.ASCII)
+
+
+def seconds(ttl: TTL, what: str = "a TTL", *, or_zero: bool = False) -> float:
+    """The seconds that a TTL means; raises ConfigError, naming `what` it is, unless that is a finite number above 0.
+
+    With `or_zero` no time at all is fine too: 0, "0s".
+
+    >>> seconds(2), seconds("500ms"), seconds("1h30m"), seconds(timedelta(days=1))
+    (2.0, 0.5, 5400.0, 86400.0)
+    """
+    match ttl:
+        case bool():
+            result = math.nan
+        case int() | float():
+            result = ttl
+        case timedelta():
+            result = ttl.total_seconds()
+        case str() if ttl and (parts := _TEXT.fullmatch(ttl)):
+            result = sum(
+                float(number or 0) * unit for number, unit in zip(parts.groups(), _UNITS.values(), strict=True)
+            )
+        case _:
+            result = math.nan
+    if not 0 < result <= sys.float_info.max and not (or_zero and result == 0):
+        least = "seconds from 0 up" if or_zero else "seconds above 0"
+        found = f"{ttl!r:.80}" if isinstance(ttl, int | float | str | timedelta) else summary(ttl)
+        raise ConfigError(
+            f"{what} can't be {found}; give {least}, a timedelta, or text made of d, h, m, s and ms, "
+            "such as '500ms', '5m' or '1h30m'"
+        )
+    return float(result)

@@ -1,0 +1,156 @@
+"""Is a value of a declared type? `isinstance` for plain classes, beartype for everything else.
+
+A hint that can't be resolved is unchecked, never an error: the checks serve the user, not the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from types import FunctionType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from typing_extensions import is_typeddict
+
+from pocket_plug.errors import ConfigError, ValueTypeError
+
+_NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
+
+UNIONS = (Union, UnionType)
+
+
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of any other hint itself."""
+    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+
+
+def checker(hint: Any) -> Callable[[object], bool]:
+    """A function that tells whether a value fits `hint`. As for type checkers, an int is a float.
+
+    >>> checker(float)(1), checker(list[int])(["a"])
+    (True, False)
+    """
+    if hint is Any or hint is object:
+        return lambda value: True
+    if hint is None:
+        return lambda value: value is None
+    if isinstance(hint, type) and get_origin(hint) is None and not _is_structural(hint):
+        classes = _NUMERIC_TOWER.get(hint, hint)
+        return lambda value: isinstance(value, classes)
+    origin = get_origin(hint)
+    if origin in UNIONS:
+        parts = [checker(part) for part in get_args(hint)]
+        return lambda value: any(part(value) for part in parts)
+    if origin is Callable:
+        return callable
+    from beartype import BeartypeConf
+    from beartype.door import is_bearable
+    from beartype.roar import BeartypeException
+
+    conf = BeartypeConf(is_pep484_tower=True)
+    hint = _distinct(hint)
+
+    def check(value: object) -> bool:
+        try:
+            return is_bearable(value, hint, conf=conf)
+        except BeartypeException:
+            return True
+
+    return check
+
+
+_hints: dict[str, tuple[Any, Any]] = {}
+_numbers = count()
+
+
+def _distinct(hint: Any) -> Any:
+    """The hint, made different from others of the same repr, which beartype takes for one: a class and its next definition."""
+    seen, form = _hints.setdefault(repr(hint), (hint, hint))
+    if seen != hint:
+        form = Annotated[hint, next(_numbers)]
+        _hints[repr(hint)] = hint, form
+    return form
+
+
+def newest(value: Any, declared: Any, fits: Callable[[object], bool], wanted: str) -> Any:
+    """A value that doesn't fit, converted: objects of a former definition of a class become objects of the newest one.
+
+    A notebook's cell that runs twice and a module that is reloaded define their classes anew, and a store may still have
+    objects of the former ones. If both definitions have the same fields that is no difference. Raises ValueTypeError for any
+    other value: `wanted`, and the type that was found.
+    """
+    from pocket_plug.codec import default_codec  # needed here only, and not cheap to import
+
+    renewed = default_codec.renewed(value)
+    if fits(renewed):
+        return renewed
+    raise ValueTypeError(f"{wanted} {_type_found(declared, value)}")
+
+
+def _type_found(declared: Any, value: object) -> str:
+    """The type of a value that isn't of the declared one, in a message."""
+    found = type(value)
+    if isinstance(declared, type) and (declared.__module__, declared.__qualname__) == (
+        found.__module__,
+        found.__qualname__,
+    ):
+        return f"{found.__name__}: {defined_again(found, declared)}; make the object anew"
+    return found.__name__
+
+
+def defined_again(former: type, later: type) -> str:
+    """What is wrong with an object of the former of two classes of one name."""
+    return f"{place_of(former)} was defined again, with other fields, since this object was made: {place_of(later)}"
+
+
+def place_of(cls: type) -> str:
+    """A class and where it was defined, as far as that can be known."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    line = getattr(cls, "__firstlineno__", None)  # since Python 3.13; until then a method tells
+    for code in [part.__code__ for part in vars(cls).values() if isinstance(part, FunctionType)]:
+        if code.co_qualname.startswith(f"{cls.__qualname__}."):
+            return f"{name} ({code.co_filename}, line {line or code.co_firstlineno})"
+    return name if line is None else f"{name} (line {line})"
+
+
+def check_type(declared: Any, what: str) -> None:
+    """Raise ConfigError, naming `what` it is for, unless that is a type: a class, or what `typing` makes of classes.
+
+    >>> check_type(int | None, "Key 'age'")
+    >>> check_type(0, "Key 'age'")
+    Traceback (most recent call last):
+    pocket_plug.errors.ConfigError: Key 'age': int is given where a type is due, such as int, User or list[str]
+    """
+    if not isinstance(declared, type) and type(declared).__module__ not in ("types", "typing", "typing_extensions"):
+        hint = "; a name in quotes can't be looked up later" if isinstance(declared, str) else ""
+        raise ConfigError(f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or "
+                          f"list[str]{hint}")  # fmt: skip
+
+
+def _is_structural(hint: type) -> bool:
+    """A TypedDict or a Protocol: `isinstance` can't tell."""
+    return is_typeddict(hint) or getattr(hint, "_is_protocol", False)
+
+
+def fits(given: Any, wanted: Any) -> bool:
+    """May what is declared as `given` be handed to what is declared as `wanted`? In doubt: yes.
+
+    >>> fits(int, float | None), fits(str, int), fits(list[int], list[str])
+    (True, False, False)
+    """
+    if any(hint is Any or isinstance(hint, TypeVar) for hint in (given, wanted)) or wanted is object or given == wanted:
+        return True
+    if get_origin(given) in UNIONS:
+        return all(fits(part, wanted) for part in get_args(given))
+    if get_origin(wanted) in UNIONS:
+        return any(fits(given, part) for part in get_args(wanted))
+    for number, narrower in _NUMERIC_TOWER.items():
+        if wanted is number and isinstance(given, type) and get_origin(given) is None:
+            return issubclass(given, narrower)
+    from beartype.door import is_subhint
+    from beartype.roar import BeartypeException
+
+    try:
+        return is_subhint(given, wanted)
+    except BeartypeException:
+        return True

@@ -1,0 +1,327 @@
+"""Waiting that suits any caller: a task of any event loop, or a plain thread.
+
+Parts of a store use thread primitives inside and the caller's loop outside, so any mix of threads, tasks and loops may
+share one. (An asyncio lock or queue kept on a store would belong to one loop only.)
+"""
+
+# What wakes a Waiter is a friend of it.
+# pyright: reportPrivateUsage=false
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from pocket_plug.errors import StoreError, SyncError
+
+from .forking import after_fork
+
+T = TypeVar("T")
+Runner = Callable[[Coroutine[Any, Any, Any]], Any]
+"""How a sync caller runs a coroutine: `drive_inline`, `drive`, or on its home loop."""
+
+
+class _Driving(threading.local):
+    """The event loop that this thread's `drive` keeps from running, if there is one below it; what it waits for now."""
+
+    over: asyncio.AbstractEventLoop | None = None
+    blocked: Waiter[Any] | None = None
+
+
+_driving = _Driving()
+
+
+def _answer_in_child() -> None:
+    """In a forked child: a signal's handler may have forked while this thread waited for one that isn't here."""
+    blocked, _driving.blocked = _driving.blocked, None
+    error = StoreError(
+        "this process was forked while this call waited for another thread, which only the parent has; what becomes of it "
+        "is known there"
+    )
+    if blocked is not None and not blocked._woken:
+        wake([blocked.fail(error)])
+
+
+after_fork(_answer_in_child)
+
+
+def may_block() -> bool:
+    """May the caller be blocked? Yes in a plain thread and under `drive`, not in a task: that would stop its loop."""
+    loop = asyncio._get_running_loop()
+    return loop is None or loop is _driving.over
+
+
+def blocked_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that stands still while the caller is driven: waiting for one of its tasks would never end."""
+    return _driving.over
+
+
+async def pause(seconds: float) -> None:
+    """Wait a while: a task lets its event loop go on, a thread that is driven sleeps."""
+    if may_block():
+        time.sleep(seconds)  # noqa: ASYNC251 - no loop runs here
+    else:
+        await asyncio.sleep(seconds)
+
+
+class Waiter(Generic[T]):
+    """A result that some other thread or task will give, awaited by whoever made the waiter.
+
+    Made where a loop runs, it suspends the task; made under `drive`, or if it always `blocks`, it blocks the thread. A
+    cancelled await of it may be followed by another one.
+    """
+
+    __slots__ = ("_error", "_future", "_lock", "_result", "_woken", "loop")
+    _result: T
+
+    def __init__(self, blocks: bool = False) -> None:
+        self._error: BaseException | None = None
+        self._woken = False
+        self.loop = None if blocks or may_block() else asyncio.get_running_loop()
+        """Where it is awaited; None for a thread."""
+        if self.loop is None:
+            self._lock = threading.Lock()
+            self._lock.acquire()
+        else:
+            self._future: asyncio.Future[None] = self.loop.create_future()
+
+    def give(self, result: T) -> Waiter[T]:
+        """Note the result; `wake` then lets the waiting side see it."""
+        self._result, self._error = result, None
+        return self
+
+    def fail(self, error: BaseException) -> Waiter[T]:
+        """Note that it failed."""
+        self._error = error
+        return self
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if self._woken:
+            pass
+        elif self.loop is None:
+            yield self
+        else:
+            if self._future.cancelled():  # with the task that awaited it before
+                self._future = self.loop.create_future()
+            yield from self._future.__await__()
+        return self.outcome()
+
+    def outcome(self) -> T:
+        """What was given, once the waiting is over."""
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    async def shielded(self) -> T:
+        """Await the outcome through any number of cancellations; the last one is raised once it is known."""
+        cancelled: asyncio.CancelledError | None = None
+        while not self._woken:
+            try:
+                await self
+            except asyncio.CancelledError as error:
+                cancelled = error
+            except Exception:
+                if not self._woken:
+                    raise
+        if cancelled is not None:
+            raise cancelled
+        return self.outcome()
+
+    def block(self, timeout: float = -1) -> bool:
+        """Block the thread until somebody wakes it, at most `timeout` seconds; was it woken?"""
+        return self._woken or self._lock.acquire(timeout=timeout)
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Has the loop stopped on which it is awaited? Then it may be that nobody ever goes on from here."""
+        return self.loop is not None and not self.loop.is_running()
+
+
+def _wake_here(waiters: list[Waiter[Any]]) -> None:
+    try:
+        _wake_each(waiters)
+    except BaseException:  # interrupted; asyncio only reports what a callback raises
+        _wake_each(waiters)
+        raise
+
+
+def _wake_each(waiters: list[Waiter[Any]]) -> None:
+    for waiter in waiters:
+        waiter._woken = True
+        if not waiter._future.done():
+            waiter._future.set_result(None)
+
+
+def wake(waiters: Iterable[Waiter[Any]]) -> None:
+    """Let the waiting sides go on, from any thread; one wake-up call per event loop, however many wait there.
+
+    Interrupted, it may be called again with the same ones.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[Waiter[Any]]] = {}
+    for waiter in waiters:
+        if waiter.loop is None:
+            if not waiter._woken:
+                waiter._woken = True
+                waiter._lock.release()
+        else:
+            by_loop.setdefault(waiter.loop, []).append(waiter)
+    here = asyncio._get_running_loop()
+    for loop, group in by_loop.items():
+        if loop is here:
+            _wake_here(group)
+        else:
+            try:
+                loop.call_soon_threadsafe(_wake_here, group)
+            except RuntimeError:  # that loop is closed: nobody is waiting any more
+                continue
+
+
+def _title(coroutine: Coroutine[Any, Any, Any]) -> str:
+    return getattr(coroutine, "__qualname__", repr(coroutine))
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in this thread, without a loop; where it waits on a Waiter the thread blocks.
+
+    What interrupts it (Ctrl-C) is raised in the coroutine, so that it can withdraw what it waits for.
+    """
+    step: Callable[[Any], Any] = coroutine.send
+    argument: Any = None
+    outer, _driving.over = _driving.over, asyncio._get_running_loop()
+    try:
+        while True:
+            try:
+                while True:
+                    waiting = step(argument)
+                    step, argument = coroutine.send, None
+                    if not isinstance(waiting, Waiter):
+                        raise SyncError(
+                            f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
+                            "call it with `await`, or let its layer say needs_loop = True"
+                        )
+                    _driving.blocked = waiting
+                    waiting.block()
+                    _driving.blocked = None
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            except SyncError:
+                raise
+            except BaseException as error:
+                if getattr(coroutine, "cr_frame", None) is None:  # it has ended, and this is how
+                    raise
+                step, argument = coroutine.throw, error
+    finally:
+        argument = None
+        _driving.over = outer
+        coroutine.close()  # for who interrupts the interrupt
+
+
+def drive_inline(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends. About a fifth of a microsecond."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    coroutine.close()
+    raise SyncError(
+        f"{_title(coroutine)} suspended although its part says that it is inline; "
+        "set inline_read or inline_write to False there"
+    )
+
+
+class LoopThread:
+    """An event loop in a daemon thread: the home of loop-bound parts whose user has no loop."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, name: str) -> None:
+        self.is_closed = False
+        """Has its end begun? It runs only once."""
+        self._starts = threading.Lock()  # an Event, interrupted, might keep its own lock for good
+        self._starts.acquire()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until its loop does. Interrupted, it is closed."""
+        if hasattr(self, "loop"):
+            return
+        try:
+            self._thread.start()
+            self._starts.acquire()
+        except BaseException:
+            self.stop()
+            raise
+
+    async def _live(self) -> None:
+        self._closed = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self._starts.release()
+        if not self.is_closed:
+            await self._closed.wait()
+
+    def stop(self) -> None:
+        """Have its loop end soon. This can be done again, too."""
+        self.is_closed = True
+        if hasattr(self, "loop"):
+            with suppress(RuntimeError):  # it is closed
+                self.loop.call_soon_threadsafe(self._closed.set)
+
+    def close(self) -> None:
+        """Cancel what is still going on there, stop the loop and wait for its thread. Interrupted, it can be done again."""
+        self.stop()
+        self._thread.join()
+
+
+def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the loop that it belongs to, and block this thread until it is done.
+
+    Raises SyncError from that loop's own thread and where it doesn't run, StoreError where it is stopped meanwhile.
+    """
+    if asyncio._get_running_loop() is loop:
+        coroutine.close()
+        raise SyncError(
+            "a sync call on a store whose home is this very event loop would wait for itself; "
+            "use `await` here, or call it from another thread"
+        )
+    if not loop.is_running():
+        coroutine.close()
+        raise SyncError(
+            f"{_title(coroutine)} belongs to an event loop that doesn't run any more, or not yet; "
+            "make sync calls while the loop that opened the store runs, or open it with SyncStore"
+        )
+    waiter: Waiter[T] = Waiter(blocks=True)  # a Future of threads, interrupted, might keep its lock for good
+
+    def begin() -> None:
+        task = loop.create_task(coroutine)
+        _going.add(task)
+        task.add_done_callback(end)
+
+    def end(task: asyncio.Task[T]) -> None:
+        _going.discard(task)
+        if task.cancelled():
+            waiter.fail(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            waiter.fail(error)
+        else:
+            waiter.give(task.result())
+        wake([waiter])
+
+    try:
+        _driving.blocked = waiter
+        loop.call_soon_threadsafe(begin)
+        waiter.block()
+        return waiter.outcome()
+    except asyncio.CancelledError:
+        raise StoreError(
+            f"{_title(coroutine)} was cut off: the event loop that it ran on was stopped; "
+            "if it was a write, whether it landed is not known"
+        ) from None
+    finally:
+        _driving.blocked = None
+
+
+_going: set[asyncio.Task[Any]] = set()
+"""What runs for a thread: an event loop itself holds its tasks weakly."""

@@ -1,0 +1,189 @@
+"""The waist: what a backend and a layer speak. Everything a user calls is derived from it, once, in `store`.
+
+One road in (`write`) and one road out (`read`): batches, transactions and single sets all pass them, so an encrypting,
+logging or bounding layer can't be bypassed by a sibling method.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from typing_extensions import dataclass_transform
+
+from pocket_plug.errors import ConfigError, Conflict, StoreBusyError
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+"""Gives epoch seconds, as `time.time` does; injected wherever time matters, so that tests own it."""
+
+READ_TRIES = 100
+"""How often a `read_many` that is derived from `read` starts again because something it read has changed, at most."""
+
+NO_EXPECTATIONS: Mapping[str, int] = {}
+
+
+@dataclass_transform(frozen_default=True)
+def _record(cls: type[T]) -> type[T]:
+    """A slotted dataclass that type checkers hold frozen. At run time it isn't: that would triple its cost."""
+    return dataclass(slots=True)(cls)
+
+
+@_record
+class Entry:
+    """What a backend has at a key. `version` is above 0; `expires_at` is in epoch seconds."""
+
+    value: Any
+    version: int
+    expires_at: float | None = None
+
+
+@_record
+class Put:
+    """Set a key. With a `version` (a tier filling another) it is done only where that is newer than what is there.
+
+    An update doesn't `renew`: a layer with a deadline of its own leaves that as it was. A layer that changes a value
+    hands on the rest: `dataclasses.replace(put, value=…)`.
+    """
+
+    key: str
+    value: Any
+    expires_at: float | None = None
+    version: int | None = None
+    renews: bool = True
+
+
+@_record
+class Delete:
+    """Remove a key. With a `version`, only an entry that is not newer."""
+
+    key: str
+    version: int | None = None
+
+
+Change = Put | Delete
+
+
+class Backend:
+    """Where values live. Three methods make one: `read`, `write`, `scan`.
+
+    `inline_read` and `inline_write` say that the operation never suspends: it is then driven in place by sync callers.
+    `needs_loop` says that what does suspend awaits asyncio objects; False where it awaits `waiting.Waiter` only.
+    """
+
+    inline_read: bool = False
+    inline_write: bool = False
+    needs_loop: bool = True
+    clock: Clock = time.time
+    """Epoch seconds. A store that was given a clock hands it to its backend, and the layers take it from there."""
+
+    survives: bool = False
+    """Do entries survive the process? A stack that would delete such entries by accident is refused."""
+
+    buffered: bool = False
+    """May a write that was acknowledged still be lost with the process, until `flush` or `close`?"""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "read_many" in cls.__dict__ and cls.read is Backend.read:
+            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+        if "read" in cls.__dict__ and "read_many" not in cls.__dict__:
+            cls.read_many = cls._read_one_by_one  # type: ignore[method-assign] # not a batch that passes this read by
+
+    async def read(self, key: str) -> Entry | None:
+        """The entry at `key`; None where there is none or it has expired. Raises StoreError, never answers wrongly."""
+        raise NotImplementedError(f"{type(self).__name__} has no read")
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The entries that exist, all as they were at one moment: another's write is seen whole or not at all.
+
+        By default it calls `read` for each key, then checks by a write without changes that none has changed in between;
+        those that have are read again, and after 100 tries it raises StoreBusyError. Override it where a batch is cheaper.
+        """
+        seen: dict[str, Entry | None] = dict.fromkeys(keys)
+        unsure = list(seen)
+        for _ in range(READ_TRIES):
+            for key in unsure:
+                seen[key] = await self.read(key)
+            try:
+                if len(seen) > 1:
+                    await self.write((), {key: 0 if entry is None else entry.version for key, entry in seen.items()})
+            except Conflict as conflict:
+                unsure = sorted(conflict.keys & seen.keys()) or list(seen)
+            else:
+                return {key: entry for key, entry in seen.items() if entry is not None}
+        raise _restless(self, seen, unsure)
+
+    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """Do all changes or none, and give the version they got.
+
+        `expect` maps keys to the version the caller has seen (0: absent). Where one differs nothing is done and
+        `Conflict` names the keys. Without changes it is a pure check, and gives the current version; that suspends no
+        more than a read does.
+
+        Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
+        the caller was told that it did not.
+
+        Conflict means that nothing was done, and callers try again after it. So a backend must not send a write a second
+        time without knowing the outcome of the first: the second would be in conflict with the first. If its driver retries
+        by itself, that has to be switched off. If an answer was lost and the outcome can't be found out, raise StoreError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no write")
+
+    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """The live keys that start with `prefix`, in order. Keys only, so that no layer is passed by."""
+        raise NotImplementedError(f"{type(self).__name__} has no scan")
+
+    async def check(self) -> list[str]:
+        """A sentence for each fault in how the entries are stored that reading them does not show, such as in an index."""
+        return []
+
+    async def version(self) -> int:
+        """The last version given. It never goes back: not by a delete, not by a restart."""
+        raise NotImplementedError(f"{type(self).__name__} has no version")
+
+    async def flush(self) -> None:
+        """Wait until everything acknowledged is as durable as this backend makes it."""
+
+    async def open(self) -> None:
+        """Acquire what is needed. Called once, before the first operation."""
+
+    async def own(self) -> None:
+        """Once open: keep whoever else would own the same data off it, until `close` or the end of the process.
+
+        Raises StoreBusyError where somebody owns it. The owner's writes get consecutive versions.
+        """
+        raise ConfigError(f"{self!r} can't be owned by one process, as persistence mode='behind' needs it")
+
+    async def close(self) -> None:
+        """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""
+
+
+async def read_around(layer: Backend, inner: Backend, keys: Iterable[str]) -> dict[str, Entry]:
+    """What the layer's `read` gives of these keys while the inner one's stay as they are; else again.
+
+    Whatever `read` makes of an entry: it may hide one. Raises StoreBusyError where the keys never stay for so long.
+    """
+    names, changed = list(dict.fromkeys(keys)), frozenset[str]()
+    several = len(names) > 1
+    for _ in range(READ_TRIES):
+        before = await inner.read_many(names) if several else {}
+        found = {key: entry for key in names if (entry := await layer.read(key)) is not None}
+        try:
+            if several:
+                await inner.write((), {key: before[key].version if key in before else 0 for key in names})
+            return found
+        except Conflict as conflict:
+            changed = conflict.keys
+    raise _restless(layer, names, changed)
+
+
+def _restless(backend: Backend, keys: Collection[str], changed: Collection[str]) -> StoreBusyError:
+    return StoreBusyError(
+        f"{len(keys)} keys could not be read as of one moment: some were changed at each of {READ_TRIES} tries, last "
+        f"{', '.join(map(repr, sorted(changed)[:5]))}; try again, or override read_many in {type(backend).__name__}"
+    )

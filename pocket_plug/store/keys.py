@@ -1,0 +1,147 @@
+"""`Key[T]`: a name in a store that knows the type of its value.
+
+A name's parts are joined by ":". Whatever fills a template has ":" escaped, so no value reaches into another scope.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Generic, LiteralString, final, overload
+
+from typing_extensions import TypeForm, TypeVar
+
+from pocket_plug.errors import KeyNameError
+from pocket_plug.primitives.names import RESERVED as RESERVED
+from pocket_plug.primitives.names import check_name as check_name
+from pocket_plug.primitives.names import check_prefix as check_prefix
+from pocket_plug.primitives.names import part_of_name
+
+K = TypeVar("K", default=Any)
+V_co = TypeVar("V_co", covariant=True)
+
+declared_types: list[Any] = []
+"""The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
+
+declared_templates: dict[str, None] = {}
+"""The templates of all keys that were declared, in order: the only names that telemetry may show."""
+
+_HOLE = re.compile(r"\{\w*\}")
+
+
+class ReadAs(Generic[V_co, K]):
+    """How signatures see a `Key[K]`: what is read at it will do wherever something wider is asked for.
+
+    With the invariant `Key[T]` alone, mypy refuses `print(await store.require(AGE))`: it takes T from the context.
+    """
+
+    __slots__ = ()
+
+
+@final
+class Key(ReadAs[K, K], Generic[K]):
+    """A typed key, or a template for many: what stands at it, how it is spelt, and the name telemetry may show.
+
+    >>> REVENUE = Key("revenue:{}", float)
+    >>> str(REVENUE("eu")), str(REVENUE("a:b"))
+    ('revenue:eu', 'revenue:a%3Ab')
+
+    A value may be a str, int, UUID, date or Enum, and not empty. It is not a `str`: a type checker would then accept
+    any value at it. Raises KeyNameError for names and values that can't be used.
+    """
+
+    __slots__ = ("_check", "_name", "template", "type", "values")
+
+    @overload
+    def __init__(self: Key[Any], template: LiteralString, type: None = None, /) -> None: ...
+    @overload
+    def __init__(self, template: LiteralString, type: type[K], /) -> None: ...
+    @overload
+    def __init__(self, template: LiteralString, type: TypeForm[K], /) -> None: ...
+    def __init__(self, template: LiteralString, type: Any = None, /) -> None:
+        check_name(template)
+        if "{" in (rest := _HOLE.sub("", template)) or "}" in rest:
+            raise KeyNameError(f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
+                               "filled by KEY(value)")  # fmt: skip
+        if type is not None:
+            from pocket_plug.primitives.typechecks import check_type
+
+            check_type(type, f"Key {template!r}")
+        self.template: str = template
+        self.type: Any = type
+        self.values: tuple[object, ...] = ()
+        self._name: str | None = None if _HOLE.search(template) else template
+        self._check: Callable[[object], bool] | None = None
+        declared_templates[template] = None
+        if type is not None:
+            declared_types.append(type)
+
+    def __call__(self, *values: object) -> Key[K]:
+        """The key with its holes filled, in order."""
+        parts = _HOLE.split(self.template)
+        if len(parts) - 1 != len(values) or self.values:
+            raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}")
+        filled: Key[K] = object.__new__(type(self))
+        filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
+        texts = [part_of_name(value, self.template) for value in values]
+        filled._name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
+        return filled
+
+    def __str__(self) -> str:
+        if self._name is None:
+            raise KeyNameError(f"key template {self.template!r} has no values yet; fill it: KEY(value)")
+        return self._name
+
+    @property
+    def is_filled(self) -> bool:
+        """Has it no holes (any more)?"""
+        return self._name is not None
+
+    def checked(self, value: Any) -> Any:
+        """The value, which is of the declared type; raises ValueTypeError for one that isn't.
+
+        An object of a class that has been defined anew since, with the same fields, becomes one of the newest definition.
+        """
+        if self.type is None:
+            return value
+        if self._check is None:
+            from pocket_plug.primitives.typechecks import checker
+
+            self._check = checker(self.type)
+        if self._check(value):
+            return value
+        from pocket_plug.primitives.typechecks import newest
+
+        wanted = f"key {self._name or self.template!r} holds {type_name(self.type)}, not"
+        return newest(value, self.type, self._check, wanted)
+
+    def matches(self, name: str) -> bool:
+        """Is `name` this key, or one that this template can become?
+
+        >>> Key("user:{}:profile").matches("user:7:profile"), Key("user:{}").matches("user:7:profile")
+        (True, False)
+        """
+        if self._name is not None:
+            return name == self._name
+        pattern = "[^:]+".join(re.escape(part) for part in _HOLE.split(self.template))
+        return re.fullmatch(pattern, name) is not None
+
+    def __repr__(self) -> str:
+        return f"Key({self.template!r}{''.join(f', {type_name(self.type)}' if self.type else '')})" + (
+            repr(self.values) if self.values else ""
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and (self.template, self.values, self.type) == (
+            other.template,
+            other.values,
+            other.type,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.template, self.values))
+
+
+def type_name(declared: Any) -> str:
+    """A type as one would write it: `User`, `list[User]`."""
+    return declared.__name__ if isinstance(declared, type) and not hasattr(declared, "__args__") else str(declared)

@@ -1,0 +1,165 @@
+"""Layers: decorators around a backend, and the fold that makes a stack of them.
+
+One class is layer, options and recipe. An instance without an inner is a recipe: data with a useful repr. `build` copies
+it over its inner. Operations that it doesn't override are bound straight to the inner one: idle layers cost nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from typing_extensions import dataclass_transform
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.redaction import named, shown
+from pocket_plug.primitives.redaction import secret as secret
+
+from .backend import NO_EXPECTATIONS, Backend, Change, Entry, read_around
+from .layer_options import checks_options
+
+# What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
+# layer overrides nothing of what it is derived from.
+_DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
+    "read": (), "read_many": ("read",), "write": (), "scan": (), "version": (), "flush": (), "open": (), "close": (),
+}  # fmt: skip
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(field, secret))
+class Layer(Backend):
+    """A backend around a backend. Subclass it, annotate the options, override what it changes.
+
+    >>> class Slow(Layer):
+    ...     seconds: float = 0.1
+    >>> Slow(seconds=2)
+    Slow(seconds=2)
+
+    `inline_read`, `inline_write`: set them True where the override adds no suspension of its own. No layer may hold a
+    lock across a call to its inner one.
+    """
+
+    name: ClassVar[str]
+    """What configuration calls it: the class's name in lower case."""
+
+    inner: ClassVar[Backend]  # set by build; a ClassVar only so that it is no option
+
+    _written: ClassVar[Mapping[str, Any]] = {}  # the options that a configuration has from the environment, as written
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "read_many" in cls.__dict__ and cls.read is Layer.read:
+            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+        has_init = "__init__" in cls.__dict__
+        dataclass(kw_only=True, eq=False, repr=False)(cls)
+        if not has_init:
+            cls.__init__ = checks_options(cls.__init__, cls)  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        recipe: Any = self  # a dataclass, unseen by type checkers
+        options = ((f, getattr(self, f.name)) for f in dataclasses.fields(recipe) if f.repr)
+        texts = (f"{f.name}={shown(f, self._written.get(f.name, v))!r}" for f, v in options if v != f.default)
+        return f"{type(self).__name__}({', '.join(texts)})"
+
+    def build(self, inner: Backend, /) -> Backend:
+        """A copy of this recipe, bound over `inner`. Raises ConfigError where that is invalid."""
+        if "inner" in self.__dict__:
+            raise ConfigError(f"{self!r} is part of a stack already; a stack is built from recipes")
+        layer = copy.copy(self)
+        layer.__dict__["inner"] = inner
+        layer.clock, layer.survives, layer.buffered = inner.clock, inner.survives, inner.buffered
+        own = type(layer)
+        changed = {name for name in _DERIVED_FROM if getattr(own, name) is not getattr(Layer, name)}
+        for name, sources in _DERIVED_FROM.items():
+            if changed.isdisjoint((name, *sources)):
+                setattr(layer, name, getattr(inner, name))
+        adds_none = {
+            "read": own.inline_read or not changed & {"read", "read_many", "scan"},
+            "write": own.inline_write or "write" not in changed,
+            "rest": (own.inline_read and own.inline_write) or not changed & {"flush", "open", "close"},
+        }
+        layer.inline_read = inner.inline_read and adds_none["read"]
+        layer.inline_write = inner.inline_write and adds_none["write"]
+        layer.needs_loop = inner.needs_loop or (own.needs_loop and not all(adds_none.values()))
+        layer.on_build()
+        return layer
+
+    def on_build(self) -> None:
+        """Make what one stack needs for itself (counters, indexes) here; the recipe stays as it was."""
+
+    def beneath(self, part: Backend) -> Backend:
+        """What a recipe puts around each part that the stack will have below it, to watch it; by default nothing."""
+        return part
+
+    async def read(self, key: str) -> Entry | None:
+        """By default the inner one's."""
+        return await self.inner.read(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """By default the inner one's; if `read` is overridden, what that gives for each key, all as they were at one moment.
+
+        Then it raises StoreBusyError where the keys change at each of 100 tries; override it too if they may.
+        """
+        return await read_around(self, self.inner, keys)
+
+    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """By default the inner one's."""
+        return await self.inner.write(changes, expect)
+
+    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """By default the inner one's."""
+        return self.inner.scan(prefix)
+
+    async def version(self) -> int:
+        """By default the inner one's."""
+        return await self.inner.version()
+
+    async def check(self) -> list[str]:
+        """By default the inner one's."""
+        return await self.inner.check()
+
+    async def flush(self) -> None:
+        """By default the inner one's."""
+        await self.inner.flush()
+
+    async def open(self) -> None:
+        """Open the inner one; an override calls `await super().open()` first."""
+        await self.inner.open()
+
+    async def close(self) -> None:
+        """Close the inner one; an override calls `await super().close()` last."""
+        await self.inner.close()
+
+
+def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
+    """Fold recipes, outermost first as written, over a backend. Raises ConfigError for an invalid stack."""
+    recipes = list(layers)
+    for position, recipe in enumerate(recipes):
+        if isinstance(recipe, type) or not isinstance(recipe, Layer):
+            raise ConfigError(
+                f"layers[{position}] is {named(recipe)}; give an instance such as Bounding(max_entries=1000), or a name"
+            )
+        if any(type(other) is type(recipe) for other in recipes[:position]):
+            raise ConfigError(
+                f"layer {recipe.name!r} stands twice in the stack; the inner one would see what the outer "
+                "one has already done"
+            )
+    while recipes:
+        for outer in recipes:
+            backend = outer.beneath(backend)
+        backend = recipes.pop().build(backend)
+    return backend
+
+
+def parts(stack: Backend) -> list[Backend]:
+    """The parts of a built stack, outermost first; the last one is the backend."""
+    found = [stack]
+    while isinstance(found[-1], Layer):
+        found.append(found[-1].inner)
+    return found

@@ -1,0 +1,206 @@
+"""The stack behind a store: built once, opened and closed as one, and the same for callers with and without a loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence, Set
+from typing import Any, TypeVar
+
+from pocket_plug.errors import ConfigError, Conflict, StoreClosedError
+from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.redaction import named, public_url
+from pocket_plug.primitives.waiting import LoopThread, Runner, drive, drive_inline, run_on
+
+from .backend import NO_EXPECTATIONS, Backend, Change, Clock
+from .contention import FREE_TRIES, Backoff, Combiner, Gates, Step
+from .layer import Layer, build_stack, parts
+from .memory import Memory
+
+T = TypeVar("T")
+
+
+class Stack(Layer):
+    """The outermost part of every store: costs its operations nothing, and keeps what belongs to the stack as one."""
+
+    needs_loop = False  # of its own; the parts below may
+
+    def on_build(self) -> None:
+        self.stack = self
+        self._write = self.write  # bound straight to the part that writes
+        self.gates = Gates(self._route_writes)
+        self.backoff = Backoff()
+        self.combiner = Combiner(self, self.gates, self.pause_after)
+        self.is_new = True
+        self._is_closed = False
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._own_loop: LoopThread | None = None
+        self._own_loop_lock = new_lock()
+        after_fork(self._leave_loops)
+        # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
+        self.run: Runner = self._run_at_home if self.needs_loop else drive
+        self.run_read: Runner = drive_inline if self.inline_read else self.run
+        self.run_write: Runner = drive_inline if self.inline_write else self.run
+        self.run_update: Runner = (
+            drive if self.inline_read and self.inline_write else self.run
+        )  # it may queue for the key
+
+    def __repr__(self) -> str:
+        return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
+
+    def _route_writes(self, has_priority: bool) -> None:
+        """Have writes wait for an update with priority while there is one; else they cost nothing here."""
+        self.__dict__["write"] = self._write_after_priority if has_priority else self._write
+
+    async def _write_after_priority(
+        self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS
+    ) -> int:
+        await self.gates.yield_to_priority([change.key for change in changes], self.inline_write)
+        return await self._write(changes, expect)
+
+    async def pause_after(self, lost: int) -> None:
+        """Pause after tries that were lost to other processes. What writes in place is used by this one alone."""
+        if not self.inline_write:
+            await self.backoff(lost)
+
+    async def apply(self, name: str, step: Step) -> Any:
+        """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
+        for _ in range(FREE_TRIES if self.inline_write else 0):
+            entry = await self.read(name)
+            change, answer = step(entry)
+            try:
+                if change is not None:
+                    await self.write((change,), {name: entry.version if entry else 0})
+                return answer
+            except Conflict:
+                continue
+        return await self.combiner.apply(name, step)
+
+    async def open(self) -> None:
+        await self._in_turn(self._open)
+
+    async def ensure_open(self) -> None:
+        """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
+        await self._in_turn(self._open_if_new)
+
+    async def close(self) -> None:
+        await self._in_turn(self._close)
+
+    async def _in_turn(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Threads and tasks may open and close it at once; the parts are asked by one at a time."""
+        hold = self.gates.hold(("open",))
+        try:
+            async with hold:
+                await step()
+        finally:
+            hold.leave()
+
+    async def _open(self) -> None:
+        if self.needs_loop:
+            self._home = asyncio.get_running_loop()
+        await self.inner.open()
+        self.is_new = self._is_closed = False
+
+    async def _open_if_new(self) -> None:
+        if self.is_new:
+            await self._open()
+
+    async def _close(self) -> None:
+        self.is_new, self._is_closed, self._home = False, True, None
+        try:
+            await self.inner.close()
+        finally:
+            self._leave_own_loop()
+
+    def _run_at_home(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._is_closed and not self.is_new:
+            coroutine.close()
+            raise StoreClosedError(f"this store is closed: {self!r}")
+        return run_on(self._find_home(), coroutine)
+
+    def _find_home(self) -> asyncio.AbstractEventLoop:
+        """The loop that opened it; one in a thread where there is none, or where it has ended."""
+        home = self._home
+        if home is None or not home.is_running():
+            with self._own_loop_lock:
+                own = self._own_loop
+                if own is not None and own.is_closed:
+                    own.stop()  # again, for its close may have been interrupted
+                    own = None
+                if own is None:
+                    own = self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
+                own.start()
+                self._home = home = own.loop
+        return home
+
+    def _leave_own_loop(self) -> None:
+        with self._own_loop_lock:
+            own = self._own_loop
+            if own is None or own.loop is asyncio._get_running_loop():  # then whoever called close_sync closes it
+                return
+        own.close()
+        with self._own_loop_lock:
+            if self._own_loop is own:
+                self._own_loop = None
+
+    def _leave_loops(self) -> None:
+        """In a forked child: its parent's loops don't run here."""
+        self._home = self._own_loop = None
+
+    def open_sync(self) -> None:
+        """Open it for callers without a loop."""
+        if self.needs_loop:
+            self._find_home()
+            self._is_closed = False
+        self.run(self.open())
+
+    def flush_sync(self) -> None:
+        """Flush it for callers without a loop."""
+        self.run(self.flush())
+
+    def close_sync(self) -> None:
+        """Close it, and the loop that was made for it."""
+        try:
+            if not (self.needs_loop and self._is_closed):
+                self.run(self.close())
+        finally:
+            self._leave_own_loop()
+
+
+def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock | None) -> Stack:
+    """The stack of a backend (or its URL) and layers (or their names). Raises ConfigError where one is invalid."""
+    if isinstance(backend, str):
+        backend = Memory() if backend == "memory://" else _resolve(backend)
+    if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):
+        found = repr(backend) if isinstance(backend, Layer) else named(backend)
+        raise ConfigError(f"a store's backend can't be {found}; give a URL such as 'sqlite:///state.db' or a "
+                          "Backend, and layers in a list: layers=[…]")  # fmt: skip
+    if isinstance(layers, str | Layer):
+        found = public_url(repr(layers))
+        raise ConfigError(f"layers is {found:.80}; give a list: layers=[{found:.80}]")
+    if clock is not None:
+        if not callable(clock):
+            raise ConfigError(f"a store's clock can't be {named(clock)}; give a function of nothing, such as time.time")
+        backend.clock = clock
+    recipes: Iterable[Any] = layers
+    if isinstance(layers, Set):
+        from pocket_plug.plugins.pocket import order_names
+
+        recipes = order_names(layers)
+    stack = build_stack(backend, [_recipe(recipe) for recipe in recipes])
+    built = Stack().build(stack)
+    assert isinstance(built, Stack)
+    return built
+
+
+def _resolve(url: str) -> Backend:
+    from pocket_plug.plugins.pocket import resolve_backend
+
+    return resolve_backend(url)
+
+
+def _recipe(layer: str | Mapping[str, Any] | Layer) -> Layer:
+    if not isinstance(layer, str | Mapping):
+        return layer
+    from pocket_plug.plugins.pocket import resolve_layer
+
+    return resolve_layer(layer)

@@ -1,0 +1,215 @@
+"""The views of `store` without `await`: the same operations, run in place, in this thread, or on the stack's home loop.
+
+Nothing is implemented a second time here; each call drives the coroutine that the async view makes.
+"""
+
+# These views are friends of the async ones.
+# pyright: reportPrivateUsage=false
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from typing_extensions import TypeForm
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.ttl import TTL
+from pocket_plug.primitives.waiting import Runner, drive_inline
+
+from .backend import Backend, Clock
+from .keys import Key, ReadAs
+from .layer import Layer
+from .stack import Stack
+from .store import MISSING, Name, OpenTransaction, Store, StoreReader, StoreScope, StoreWriter, View
+from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
+
+T = TypeVar("T")
+D = TypeVar("D")
+R = TypeVar("R")
+
+
+class SyncReader(View):
+    """`StoreReader` without `await`."""
+
+    __slots__ = ()
+
+    @property
+    def _view(self) -> Any:
+        """The same with `await`; made for each call, since most views of nodes see one call or none."""
+        return StoreWriter(self._source, self._prefix)
+
+    @overload
+    def get(self, key: ReadAs[T, Any], /) -> T | None: ...
+    @overload
+    def get(self, key: ReadAs[R, T], /, default: T) -> R: ...
+    @overload
+    def get(self, key: ReadAs[T, Any], /, default: D) -> T | D: ...
+    @overload
+    def get(self, key: str, /, default: Any = None) -> Any: ...
+    def get(self, key: Any, /, default: Any = None) -> Any:
+        """The value at `key`, else `default`."""
+        return self._source.run_read(_get(self, key, default))
+
+    @overload
+    def require(self, key: ReadAs[T, Any], /) -> T: ...
+    @overload
+    def require(self, key: str, /) -> Any: ...
+    def require(self, key: Any, /) -> Any:
+        """The value at `key`, else MissingKeyError."""
+        return self._source.run_read(self._view.require(key))
+
+    def has(self, key: Name, /) -> bool:
+        """Is there a value, None included?"""
+        return self._source.run_read(self._view.has(key))  # type: ignore[no-any-return]
+
+    @overload
+    def get_many(self, keys: Iterable[ReadAs[T, Any]], /) -> dict[str, T]: ...
+    @overload
+    def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]: ...
+    def get_many(self, keys: Iterable[Any], /) -> dict[str, Any]:
+        """The values that exist, by name, in one go."""
+        return self._source.run_read(self._view.get_many(keys))  # type: ignore[no-any-return]
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """The names that start with `prefix`, in order, without this view's scope."""
+        names = self._view.keys(prefix)
+        while (name := self._source.run_read(anext_or_none(names))) is not None:
+            yield name
+
+    def ttl(self, key: Name, /) -> float | None:
+        """Seconds until `key` expires; None where it never does."""
+        return self._source.run_read(self._view.ttl(key))  # type: ignore[no-any-return]
+
+    @overload
+    def typed(self, type: type[T], /) -> SyncTypedReader[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> SyncTypedReader[T]: ...
+    def typed(self, type: Any, /) -> SyncTypedReader[Any]:
+        """This view for values of one type, checked when they are read."""
+        return SyncTypedReader(self, TypedReader(self._view, type))
+
+
+# The two most used need nothing that SyncReader has not, so they are spared the view in between.
+_get: Any = StoreReader.get
+_set: Any = StoreWriter.set
+
+
+async def anext_or_none(names: AsyncIterator[str]) -> str | None:
+    """The next one, None after the last: StopAsyncIteration can't leave a driven coroutine."""
+    return await anext(names, None)
+
+
+class SyncWriter(SyncReader):
+    """`StoreWriter` without `await`."""
+
+    __slots__ = ()
+
+    @overload
+    def set(self, key: Key[T], value: T, /, *, ttl: TTL | None = None) -> None: ...
+    @overload
+    def set(self, key: str, value: Any, /, *, ttl: TTL | None = None) -> None: ...
+    def set(self, key: Any, value: Any, /, *, ttl: TTL | None = None) -> None:
+        """Store `value`, for `ttl` seconds, a timedelta or "5m"."""
+        self._source.run_write(_set(self, key, value, ttl=ttl))
+
+    def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
+        """Store several values in one write: all or none."""
+        self._source.run_write(self._view.set_many(values, ttl=ttl))
+
+    def delete(self, key: Name, /) -> bool:
+        """Remove it; was it there?"""
+        return self._source.run_update(self._view.delete(key))  # type: ignore[no-any-return]
+
+    def delete_many(self, keys: Iterable[Name], /) -> None:
+        """Remove several in one write."""
+        self._source.run_write(self._view.delete_many(keys))
+
+    @overload
+    def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T) -> R: ...
+    @overload
+    def update(self, key: str, fn: Callable[[Any], Any], /, *, default: Any = ...) -> Any: ...
+    def update(self, key: Any, fn: Any, /, *, default: Any = MISSING) -> Any:
+        """Replace the value by `fn(value)`, atomically, and give the new one."""
+        return self._source.run_update(self._view.update(key, fn, default=default))
+
+    @overload
+    def typed(self, type: type[T], /) -> SyncTypedStore[T]: ...
+    @overload
+    def typed(self, type: TypeForm[T], /) -> SyncTypedStore[T]: ...
+    def typed(self, type: Any, /) -> SyncTypedStore[Any]:
+        """This view for values of one type, checked when they are written and read."""
+        return SyncTypedStore(self, TypedStore(self._view, type))
+
+
+class SyncScope(SyncWriter):
+    """`StoreScope` without `await`."""
+
+    __slots__ = ()
+    _source: Stack
+
+    def flush(self) -> None:
+        """Wait until everything acknowledged is as durable as the stack makes it."""
+        self._source.flush_sync()
+
+    @property
+    def stack(self) -> Stack:
+        """The built stack, as on Store."""
+        return self._source
+
+    def reader(self) -> SyncReader:
+        """The same without the means to write."""
+        return SyncReader(self._source, self._prefix)
+
+    def transaction(self) -> OpenSyncTransaction:
+        """`with store.transaction() as tx:` as on Store."""
+        return OpenSyncTransaction(OpenTransaction(self), self._source.run_write)
+
+
+class SyncStore(SyncScope):
+    """`Store` without `await`. Open it with `with`, unless it is memory."""
+
+    __slots__ = ()
+
+    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
+                 clock: Clock | None = None) -> None:  # fmt: skip
+        if isinstance(backend, StoreScope) and not isinstance(backend, Store):
+            raise ConfigError(
+                "SyncStore can't be made of a scope, since it would close the whole store; use scope.sync"
+            )
+        if not isinstance(backend, Store):
+            backend = Store(backend, layers=layers, clock=clock)
+        elif layers or clock is not None:
+            raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
+        super().__init__(backend._source, backend._prefix)
+
+    def __enter__(self) -> Self:
+        self._source.open_sync()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """What `with` does last."""
+        self._source.close_sync()
+
+    def scope(self, prefix: Name, /) -> SyncScope:  # type: ignore[override]
+        """A view of the names below `prefix`, as on Store."""
+        return SyncScope(self._source, self._below(prefix))
+
+
+class OpenSyncTransaction:
+    """The context manager behind `SyncStore.transaction()`."""
+
+    def __init__(self, transaction: OpenTransaction, run: Runner) -> None:
+        self._transaction, self._run = transaction, run
+
+    def __enter__(self) -> SyncWriter:
+        view = drive_inline(self._transaction.__aenter__())
+        return SyncWriter(view._source, view._prefix)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self._transaction.__aexit__(kind, error, trace))

@@ -1,0 +1,218 @@
+"""Transactions: repeatable reads and buffered writes over a stack, committed as one write.
+
+A transaction is a backend itself, so the views of `store` work over it as they do over a stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pocket_plug.errors import StoreError, TransactionError
+
+from .backend import NO_EXPECTATIONS, Change, Clock, Entry, Put
+from .contention import Step
+
+if TYPE_CHECKING:
+    from pocket_plug.codec import Codec
+    from pocket_plug.primitives.waiting import Runner
+
+    from .stack import Stack
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # the codec knows the others
+
+
+def private(value: Any) -> Any:
+    """A copy that its holder may change: of containers and dataclasses. Immutable atoms come back as they are."""
+    if value.__class__ in _ATOMS:
+        return value
+    return _codec().private(value)
+
+
+@cache
+def _codec() -> Codec:
+    """Imported with the first container; an import for each would cost as much as the copy of a small one."""
+    from pocket_plug.codec import default_codec
+
+    return default_codec
+
+
+def _equal(seen: Entry | None, found: Entry | None) -> bool:
+    if seen is None or found is None:
+        return seen is found
+    old, new = seen.value, found.value
+    return old.__class__ is new.__class__ and old == new and seen.expires_at == found.expires_at
+
+
+class Transaction:
+    """What a transaction has read and wants to write. The first version seen of a key is the one expected at commit.
+
+    Keys found by a scan are not tracked: one that somebody else adds meanwhile is no conflict.
+
+    A node's transaction has two parts, `prep` and then `post`; what only prep read is checked where post writes it, or
+    everywhere if `serializable`. Every visit of a node makes one, so it is slotted, and its dicts are made when needed.
+    """
+
+    __slots__ = ("_may_use", "_read_by_prep", "_read_in_post", "changes", "ended", "in_post", "seen", "stack")
+
+    def __init__(self, stack: Stack, may_use: Callable[[str, bool], None] | None = None) -> None:
+        self.stack = stack
+        self._may_use = may_use
+        self.seen: dict[str, Entry | None] | None = None
+        self._read_by_prep: set[str]  # known once post has read
+        self.changes: dict[str, Change] | None = None
+        self._read_in_post: set[str] | None = None
+        self.in_post = False
+        """Set when a node comes to its `post`: reads are post's from then on."""
+        self.ended = False
+
+    @property
+    def clock(self) -> Clock:
+        """As the stack's."""
+        return self.stack.clock
+
+    @property
+    def run_read(self) -> Runner:
+        """How a sync view runs a read: as the stack does."""
+        return self.stack.run_read
+
+    run_write = run_update = run_read  # writes are buffered, and an update reads first
+
+    def _check(self, key: str, writing: bool = False) -> None:
+        if self.ended:
+            raise TransactionError(f"{key!r}: this transaction has ended; its store must not be kept beyond it")
+        if self._may_use is not None:
+            self._may_use(key, writing)
+
+    def _known(self, key: str) -> bool:
+        if self.changes is not None and key in self.changes:
+            return True
+        if self.in_post:
+            if self._read_in_post is None:
+                self._read_by_prep, self._read_in_post = set(self.seen or ()), set()
+            self._read_in_post.add(key)
+        return self.seen is not None and key in self.seen
+
+    def _entry(self, key: str) -> Entry | None:
+        change = self.changes.get(key) if self.changes is not None else None
+        if change is None:
+            return self.seen[key] if self.seen is not None else None
+        if isinstance(change, Put) and (change.expires_at is None or self.clock() < change.expires_at):
+            return Entry(change.value, 1, change.expires_at)
+        return None
+
+    def _see(self, key: str, entry: Entry | None) -> Entry | None:
+        if self.seen is None:
+            self.seen = {}
+        if entry is not None and entry.value.__class__ not in _ATOMS:
+            entry = Entry(private(entry.value), entry.version, entry.expires_at)
+        return self.seen.setdefault(key, entry)
+
+    async def read(self, key: str) -> Entry | None:
+        """Its own write, else what it saw first, else a private copy of what the stack has."""
+        try:
+            if self.ended or self._may_use is not None:
+                self._check(key)
+            if self.changes is None and not self.in_post:  # the common case, without calls
+                if self.seen is None:
+                    self.seen = {}
+                elif key in self.seen:
+                    return self.seen[key]
+                entry = await self.stack.read(key)
+                if entry is not None and entry.value.__class__ not in _ATOMS:
+                    return self._see(key, entry)
+                return self.seen.setdefault(key, entry)
+            return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
+        except StoreError as error:
+            error.stack = self.stack
+            raise
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """As `read`, what is not known yet in one go."""
+        keys = list(keys)
+        for key in keys:
+            self._check(key)
+        unknown = [key for key in keys if not self._known(key)]
+        if unknown:
+            try:
+                found = await self.stack.read_many(unknown)
+            except StoreError as error:
+                error.stack = self.stack
+                raise
+            for key in unknown:
+                self._see(key, found.get(key))
+        return {key: entry for key in keys if (entry := self._entry(key)) is not None}
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """Buffer the changes; `expect` is left to the commit, which knows the versions first seen."""
+        if self.ended or self._may_use is not None:
+            for change in changes:
+                self._check(change.key, writing=True)
+        if self.changes is None:
+            self.changes = {}
+        for change in changes:
+            self.changes[change.key] = change
+        return 1
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        """The stack's keys with its own writes applied."""
+        if self.ended:
+            self._check(prefix)
+        own = {key for key in self.changes or () if key.startswith(prefix)}
+        try:
+            keys = {key async for key in self.stack.scan(prefix) if key not in own}
+        except StoreError as error:
+            error.stack = self.stack
+            raise
+        for key in sorted(keys | {key for key in own if self._entry(key) is not None}):
+            yield key
+
+    async def apply(self, name: str, step: Step) -> Any:
+        """An update within the transaction."""
+        change, answer = step(await self.read(name))
+        if change is not None:
+            await self.write((change,))
+        return answer
+
+    def _prep_read(self) -> Set[str]:
+        return self._read_by_prep if self._read_in_post is not None else (self.seen or {}).keys()
+
+    def again(self) -> Transaction:
+        """A fresh one for another try at post, which knows what prep has read."""
+        fresh = Transaction(self.stack, self._may_use)
+        if self.seen is not None:
+            fresh.seen = {key: self.seen[key] for key in self._prep_read()}
+        fresh.in_post = True
+        return fresh
+
+    async def prep_stands(self, changed: Iterable[str]) -> bool:
+        """Would prep read the same again, although these keys have changed? Then post alone can be tried again.
+
+        It would if prep read none of them, or if their values are equal to those that prep saw, and immutable. Nor may post
+        have read a mutable value that prep read: it may have changed it in place.
+        """
+        seen, of_prep = self.seen or {}, self._prep_read()
+        again = of_prep & set(changed)
+        shared = of_prep & (self._read_in_post or set())
+        if not all((entry := seen[key]) is None or entry.value.__class__ in _ATOMS for key in again | shared):
+            return False
+        found = await self.stack.read_many(again) if again else {}
+        if not all(_equal(seen[key], found.get(key)) for key in again):
+            return False
+        seen.update((key, found.get(key)) for key in again)
+        return True
+
+    def end(self, *, serializable: bool = True) -> tuple[Sequence[Change], Mapping[str, int]] | None:
+        """End it, and give what to write and which versions to expect; None where there is nothing to write or to check."""
+        self.ended = True
+        seen, changes = self.seen, self.changes
+        if seen is None:
+            return None if changes is None else (tuple(changes.values()), NO_EXPECTATIONS)
+        checked: Iterable[str] = seen
+        if not serializable:
+            checked = (self._read_in_post or set()) | ((changes or {}).keys() & seen.keys())
+        expect = {key: entry.version if (entry := seen[key]) is not None else 0 for key in checked}
+        if changes is not None:
+            return tuple(changes.values()), expect
+        return ((), expect) if expect else None

@@ -1,0 +1,56 @@
+"""What an `update` does to an entry: the function's new value in place of the old one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any
+
+from pocket_plug.errors import MissingKeyError, ValueTypeError
+
+from .backend import Change, Entry, Put
+from .contention import Step
+from .keys import Key
+from .transaction import private
+
+
+def replacing(name: str, key: Any, fn: Callable[[Any], Any], default: Any, has_default: bool = True,
+              declared: Any = None) -> Step:  # fmt: skip
+    """The step for `fn` at the name of a key; `declared` is the type of a typed view.
+
+    The step raises MissingKeyError where there is neither an entry nor a default, and ValueTypeError for a value of another
+    type than the Key's.
+    """
+
+    def step(entry: Entry | None) -> tuple[Change, Any]:
+        if entry is not None:
+            given, deadline = entry.value, entry.expires_at
+            old = private(given)
+            if key.__class__ is Key:
+                old = key.checked(old)
+        elif not has_default:
+            raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
+        else:
+            given, deadline = default, None
+            old = private(given)
+        new = fn(old)
+        if new.__class__ is CoroutineType:
+            new.close()
+            raise ValueTypeError(f"update of {str(key)!r}: the function is `async def`; write `def`, and await what it needs "
+                                 "before the update")  # fmt: skip
+        if new is None and old is not given:  # a copy was made of it, so it can be changed in place
+            _refuse_unless_meant(key, old, key.type if key.__class__ is Key else declared)
+        if key.__class__ is Key:
+            new = key.checked(new)
+        return Put(name, new, deadline, None, entry is None), new
+
+    return step
+
+
+def _refuse_unless_meant(key: Any, old: Any, declared: Any) -> None:
+    from pocket_plug.primitives.typechecks import checker
+
+    if declared is None or not checker(declared)(None):
+        raise ValueTypeError(f"update of {str(key)!r}: the function gave None where a {old.__class__.__name__} was. Does it "
+                             "change its argument and return nothing? It must return the new value. Where None is meant, "
+                             "use a Key whose type has None")  # fmt: skip

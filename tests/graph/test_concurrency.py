@@ -1,0 +1,443 @@
+"""Many items through one node: order, bounds, errors, and what is left of a fan-out that ends early."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from pocket_plug import END, Action, Next, Node, Retry, node
+from pocket_plug.errors import InputError
+from pocket_plug.graph.concurrency import CONCURRENCY, each, fan_out
+from pocket_plug.graph.graph import Graph
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.memory import Memory
+from pocket_plug.store.store import Store, StoreReader, StoreWriter
+from pocket_plug.store.sync import SyncReader, SyncStore, SyncWriter
+from pocket_plug.testing.clock import FakeClock, run_virtual
+from pocket_plug.testing.layer_contract import FaultyMemory
+
+
+@node
+def double(n: int) -> int:
+    return 2 * n
+
+
+@node
+async def double_async(n: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * n
+
+
+class Gauge(Node[int, int]):
+    """Takes so many seconds for an item, and knows how many it had at once."""
+
+    def __init__(self, seconds: float = 1) -> None:
+        self.seconds = seconds
+        self.inside = self.most = 0
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+
+    async def exec(self, n: int) -> int:
+        self.begun.append(n)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await asyncio.sleep(self.seconds)
+            if n < 0:
+                raise ValueError(n)
+        finally:
+            self.inside -= 1
+            self.ended.append(n)
+        return n
+
+
+# ---------------------------------------------------------------- results
+@pytest.mark.parametrize("item", [double, double_async], ids=["def", "async"])
+@pytest.mark.parametrize("how", ["run", "run_sync", "fan_out"])
+@pytest.mark.parametrize("items", [[], [1], [3, 1, 2], range(50)], ids=["empty", "one", "some", "many"])
+def test_results_are_in_the_items_order(item: Any, how: str, items: Iterable[int]) -> None:
+    """Whatever colour the node has, and however it is run; no items give an empty list."""
+    graph = Graph(each(item))
+    if how == "run_sync":
+        results = graph.run_sync(items)
+    else:
+        results = asyncio.run(fan_out(item, items) if how == "fan_out" else graph.run(items))
+    assert results == [2 * n for n in items]
+
+
+def test_order_is_kept_though_items_end_in_another() -> None:
+    """The last to begin may be the first to end."""
+
+    @node
+    async def slow(n: int) -> int:
+        await asyncio.sleep(100 - n)
+        return n
+
+    assert run_virtual(fan_out(slow, range(100), concurrency=100)) == list(range(100))
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 7, CONCURRENCY, 500])
+def test_the_bound_is_reached_and_never_exceeded(concurrency: int) -> None:
+    """So many at a time, no fewer while there are items, in as many rounds as that takes."""
+    gauge, clock = Gauge(), FakeClock()
+    assert run_virtual(fan_out(gauge, range(100), concurrency=concurrency), clock) == list(range(100))
+    assert gauge.most == min(concurrency, 100)
+    assert clock.elapsed == pytest.approx(-(-100 // concurrency))
+
+
+def test_no_more_workers_start_than_there_are_items() -> None:
+    """A wide fan-out of few items costs few tasks."""
+
+    made = 0
+
+    def count(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        nonlocal made
+        made += 1
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(count)
+        await fan_out(double_async, range(3), concurrency=10_000)
+
+    asyncio.run(main())
+    assert made < 10
+
+
+def test_run_sync_takes_one_item_after_the_other() -> None:
+    """Also where the items' phases are async."""
+    gauge = Gauge(0)
+    assert Graph(each(gauge, concurrency=5)).run_sync(range(5)) == list(range(5))
+    assert gauge.most == 1
+
+
+# ---------------------------------------------------------------- input
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_items_are_drawn_as_workers_become_free(concurrency: int) -> None:
+    """A generator is never further ahead than there are workers, so its length doesn't matter."""
+    gauge, drawn = Gauge(), 0
+
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        while drawn < 30:
+            drawn += 1
+            assert drawn - len(gauge.ended) <= concurrency
+            yield drawn
+
+    assert len(run_virtual(fan_out(gauge, endless(), concurrency=concurrency))) == 30
+
+
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_an_input_that_fails_is_an_error_of_its_own(errors: Any, concurrency: int) -> None:
+    """It is raised as it is, never collected; what was begun is cancelled and waited for."""
+    gauge = Gauge()
+
+    def broken() -> Iterator[int]:
+        yield from range(6)
+        raise OSError("lost the list")
+
+    with pytest.raises(OSError, match="lost the list"):
+        run_virtual(fan_out(gauge, broken(), concurrency=concurrency, errors=errors))
+    assert gauge.inside == 0
+    assert gauge.begun == list(range(6))
+
+
+def test_anything_that_can_be_iterated_will_do() -> None:
+    """Sets, dicts, strings, generators; what can't be is an InputError that names the node."""
+    assert asyncio.run(fan_out(double, {3})) == [6]
+    assert asyncio.run(fan_out(double, {1: "a", 2: "b"})) == [2, 4]
+    assert asyncio.run(fan_out(node(str.upper), "ab")) == ["A", "B"]  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="node 'each_double' of graph 'each_double' takes Iterable, not int"):
+        asyncio.run(fan_out(double, 3))  # type: ignore[call-overload]
+
+
+def test_a_hundred_thousand_items_are_not_kept() -> None:
+    """Each input is let go once its item is done: there are never more than a few of them."""
+    living = 0
+
+    class Item:
+        def __init__(self) -> None:
+            nonlocal living
+            living += 1
+            assert living < 50
+
+        def __del__(self) -> None:
+            nonlocal living
+            living -= 1
+
+    @node
+    async def drop(item: Any) -> None:
+        return None
+
+    results = asyncio.run(fan_out(drop, (Item() for _ in range(100_000)), concurrency=8))
+    assert len(results) == 100_000
+    assert living == 0
+
+
+def test_a_fan_out_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tasks go on beside it, and a deadline around it is kept."""
+    monkeypatch.setattr("pocket_plug.graph.runner.TURN", 0.0)
+
+    @node
+    async def quick(n: int) -> int:
+        return n
+
+    def endless() -> Iterator[int]:
+        while True:
+            yield 1
+
+    async def main(concurrency: int) -> None:
+        task = asyncio.create_task(fan_out(quick, endless(), concurrency=concurrency))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for concurrency in (1, 3):
+        asyncio.run(main(concurrency))
+
+
+# ---------------------------------------------------------------- errors
+@pytest.mark.parametrize("concurrency", [1, 3, 100])
+def test_the_first_error_cancels_the_rest_and_is_raised_itself(concurrency: int) -> None:
+    """No exception group around it; nothing more is begun, and what was begun has ended when it is raised."""
+    gauge = Gauge()
+    with pytest.raises(ValueError, match="-1") as caught:
+        run_virtual(fan_out(gauge, [1, 2, -1, *range(3, 100)], concurrency=concurrency))
+    assert type(caught.value) is ValueError
+    assert gauge.inside == 0
+    assert len(gauge.begun) < 3 + concurrency
+    assert sorted(gauge.begun) == sorted(gauge.ended)
+
+
+def test_an_error_at_once_and_an_error_of_an_item_that_is_a_group() -> None:
+    """Before other workers have begun; and a group that an item raised stays that group."""
+
+    @node
+    async def fails(n: int) -> int:
+        raise ExceptionGroup("the item's own", [ValueError(n), OSError(n)])
+
+    for concurrency in (1, 8):
+        with pytest.raises(ExceptionGroup, match="the item's own") as caught:
+            asyncio.run(fan_out(fails, range(100), concurrency=concurrency))
+        assert [type(error) for error in caught.value.exceptions] == [ValueError, OSError]
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_what_caused_an_items_error_is_kept(concurrency: int) -> None:
+    """`raise … from …` and what was being handled are as the item left them."""
+
+    @node
+    async def fails(n: int) -> int:
+        try:
+            return 1 // n
+        except ZeroDivisionError as error:
+            raise ValueError(n) from error
+
+    with pytest.raises(ValueError, match="0") as caught:
+        asyncio.run(fan_out(fails, [1, 0], concurrency=concurrency))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_errors_can_be_collected() -> None:
+    """They stand among the results, in order; the others are as they would be."""
+    gauge = Gauge()
+    results = run_virtual(fan_out(gauge, [1, -2, 3, -4], errors="collect", concurrency=2))
+    assert (results[0], results[2]) == (1, 3)
+    assert [repr(results[1]), repr(results[3])] == ["ValueError(-2)", "ValueError(-4)"]
+    assert [type(result) for result in Graph(each(Gauge(0), errors="collect")).run_sync([-1])] == [ValueError]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(2)])
+def test_interrupts_are_never_collected(error: BaseException, concurrency: int) -> None:
+    """Neither with `errors="collect"` nor into a group."""
+
+    @node
+    async def interrupted(n: int) -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        asyncio.run(fan_out(interrupted, range(3), concurrency=concurrency, errors="collect"))
+
+
+@pytest.mark.parametrize("how", ["run", "fan_out"])
+@pytest.mark.parametrize("stop", ["SystemExit(3)", "KeyboardInterrupt()"])
+def test_an_item_that_ends_the_program_says_nothing_of_tasks(how: str, stop: str) -> None:
+    """Its exit code is the program's, and asyncio has no exception left over that nobody retrieved."""
+    script = f"""
+import asyncio, pocket_plug as pp
+@pp.node
+async def stops(n: int) -> int:
+    await asyncio.sleep(0)
+    raise {stop}
+async def main():
+    if {how == "fan_out"}:
+        return await pp.fan_out(stops, range(9), errors="collect")
+    return await pp.Graph(pp.each(stops) >> stops.with_options(name="more")).run(range(9))
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (3 if "3" in stop else -signal.SIGINT)
+    assert "never retrieved" not in done.stderr
+    assert "pocket_plug" not in done.stderr if "3" in stop else "KeyboardInterrupt" in done.stderr
+
+
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+def test_an_item_that_is_cancelled_by_what_it_awaits_is_not_passed_over(errors: Any) -> None:
+    """It awaited a task that somebody has cancelled: the fan-out is cancelled as any node is, and no result is missing."""
+
+    @node
+    async def awaits(n: int) -> int:
+        task = asyncio.get_running_loop().create_task(asyncio.sleep(1))
+        if n == 1:
+            task.cancel()
+        await task
+        return n
+
+    with pytest.raises(asyncio.CancelledError):
+        run_virtual(fan_out(awaits, range(3), errors=errors))
+
+
+def test_an_items_retry_and_fallback_are_its_own() -> None:
+    """Each item has all its attempts, whatever the others need."""
+    attempts: dict[int, int] = {}
+
+    class Flaky(Node[int, int], retry=Retry(attempts=3, delay=1)):
+        async def exec(self, n: int) -> int:
+            attempts[n] = attempts.get(n, 0) + 1
+            if attempts[n] < n:
+                raise OSError
+            return n
+
+        async def fallback(self, n: int, error: Exception) -> int:
+            return -n
+
+    assert run_virtual(fan_out(Flaky(), [1, 2, 3, 4])) == [1, 2, 3, -4]
+    assert attempts == {1: 1, 2: 2, 3: 3, 4: 3}
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_cancelling_a_fan_out_waits_for_its_workers(concurrency: int) -> None:
+    """When the cancellation is raised no worker goes on, and none is left behind."""
+    gauge = Gauge(5)
+
+    async def main() -> None:
+        task = asyncio.create_task(fan_out(gauge, range(100), concurrency=concurrency))
+        await asyncio.sleep(12)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert gauge.inside == 0
+        assert sorted(gauge.begun) == sorted(gauge.ended) == list(range(3 * concurrency))
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())
+
+
+# ---------------------------------------------------------------- as part of graphs
+def test_each_within_each_over_a_graph_and_between_nodes() -> None:
+    """It is a node as any other: it nests, takes a graph for its items, and hands its list on."""
+
+    @node
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    class Odd(Node[int, int]):
+        even = Action[int]()
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int | Next[int]:
+            return n if n % 2 else self.even(n)
+
+    odd = Odd()
+    route = Graph(odd, odd.even >> double, name="route")
+    for run in (lambda g, x: g.run_sync(x), lambda g, x: asyncio.run(g.run(x))):
+        assert run(Graph(each(each(double))), [[1, 2], [], [3]]) == [[2, 4], [], [6]]
+        assert run(Graph(each(route) >> total), range(6)) == 1 + 3 + 5 + 2 * (2 + 4)
+        assert run(Graph(each(Graph(each(double) >> total, name="inner"), concurrency=2)), [[1, 2], [3]]) == [6, 6]
+
+
+def test_an_item_may_end_early() -> None:
+    """END gives the item's result and ends nothing else."""
+
+    @node.post
+    def first(store: SyncWriter, n: int) -> Any:
+        return END(n) if n > 1 else n
+
+    assert Graph(each(Graph(first >> double)) >> node(len)).run_sync([1, 2, 3]) == 3
+    assert Graph(each(Graph(first >> double, name="g"))).run_sync([1, 2, 3]) == [2, 2, 3]
+
+
+def test_two_fan_outs_of_one_node_stand_in_one_graph_under_other_names() -> None:
+    """Their names come from the node's; with_options gives another."""
+    other = each(double).with_options(name="again")
+    assert Graph(each(double) >> other).run_sync([1]) == [4]
+
+
+@pytest.mark.parametrize("backend", [Memory, FaultyMemory], ids=["memory", "suspending"])
+@pytest.mark.parametrize("colour", ["async", "def"])
+def test_items_update_shared_totals_without_loss(backend: type[Backend], colour: str) -> None:
+    """Each item's writes are a transaction of its own; a hundred at once lose none."""
+
+    class Add(Node[int, int]):
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            await store.update("total", lambda total: total + n, default=0)
+            await store.set(f"item:{n}", n)
+            return n
+
+    class AddDef(Node[int, int]):
+        def prep(self, store: SyncReader, n: int) -> int:
+            return n
+
+        def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> int:
+            store.update("total", lambda total: total + n, default=0)
+            store.set(f"item:{n}", n)
+            return n
+
+    async def main() -> None:
+        store = Store(backend())
+        item = Add() if colour == "async" else AddDef()
+        await fan_out(item, range(100), concurrency=25, store=store)
+        assert await store.get("total") == sum(range(100))
+        assert len([key async for key in store.keys("item:")]) == 100
+
+    asyncio.run(main())
+
+
+def test_items_that_landed_stay_when_a_later_one_fails() -> None:
+    """A fan-out is no transaction: what an item committed is committed."""
+    store = SyncStore()
+
+    class Keep(Node[int, int]):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return n
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            await store.set(f"item:{n}", n)
+            if n == 3:
+                raise ValueError(n)
+            return n
+
+    with pytest.raises(ValueError, match="3"):
+        asyncio.run(Graph(each(Keep(), concurrency=1), store=store).run(range(10)))
+    assert list(store.keys()) == ["item:0", "item:1", "item:2"]
+
+
+def test_deep_fan_outs_keep_to_the_recursion_limit() -> None:
+    """Thirty levels of `each` within `each` run, far from Python's limit."""
+    nested: Any = double
+    value: Any = 1
+    for _ in range(30):
+        nested, value = each(nested, concurrency=2).with_options(name="each"), [value]
+    result = asyncio.run(Graph(nested).run(value))
+    while isinstance(result, list):
+        (result,) = result
+    assert result == 2
+    assert sys.getrecursionlimit() >= 1_000

@@ -1,0 +1,279 @@
+"""What can't work is refused where it is written, or by `validate()`, in our words: it names what is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspended, ValueTypeError
+from pocket_plug.graph.ask import Answered, Ask
+from pocket_plug.graph.chain import Action, Next
+from pocket_plug.graph.concurrency import each
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.node import Node
+from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.retry import Retry
+from pocket_plug.store.keys import Key
+from pocket_plug.store.sync import SyncStore, SyncWriter
+
+
+def findings(main: Any) -> tuple[str, ...]:
+    """What `validate()` has against a graph of this node."""
+    with pytest.raises(GraphError) as error:
+        Graph(main, name="g").validate()
+    return error.value.findings
+
+
+def a_node(*methods: str, **more: Any) -> Node[Any, Any]:
+    """A node with these methods, each written as `name(self, parameter, ...)`."""
+    namespace: dict[str, Any] = dict(more)
+    for method in methods:
+        exec(f"def {method}: ...", namespace)  # noqa: S102 - its parameters are what the test is about
+    namespace.pop("__builtins__", None)
+    cls: Any = type("Charge", (Node,), namespace)
+    return cls()
+
+
+# ---------------------------------------------------------------- names of phases
+@pytest.mark.parametrize(
+    ("method", "meant"),
+    [("exce(self, n)", "exec"), ("exe(self, n)", "exec"), ("Exec(self, n)", "exec"), ("execute(self, n)", "exec"),
+     ("exec_async(self, n)", "exec"), ("prepare(self, store, n)", "prep"), ("perp(self, store, n)", "prep"),
+     ("pots(self, store, n, prepared, result)", "post"), ("post_process(self, store, n, p, r)", "post"),
+     ("fall_back(self, prepared, error)", "fallback"), ("exec_fallback(self, prepared, error)", "fallback"),
+     ("on_sucess(self, store, output)", "on_success"), ("onFailure(self, store, error)", "on_failure"),
+     ("on_error(self, store, error)", "on_failure"), ("on_completed(self, store)", "on_complete"),
+     ("exce(self)", "exec")],
+)  # fmt: skip
+def test_a_misspelt_phase_is_a_finding(method: str, meant: str) -> None:
+    """It would never be called, and the node do nothing: the finding names class, method and what was meant."""
+    name = method.partition("(")[0]
+    (found,) = findings(a_node(method))
+    assert found.startswith(f"Charge.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}?")
+    assert f"helper of yours, name it _{name}" in found
+
+
+def test_a_misspelt_phase_beside_others_is_a_finding() -> None:
+    """Also in a node that does something, in a base class, in an item of a fan-out, and each of several."""
+    both = a_node("exec(self, n)", "pots(self, store, n, prepared, result)", "on_sucess(self, store, output)")
+    assert [found.split()[0] for found in findings(both)] == ["Charge.pots", "Charge.on_sucess"]
+    derived: Any = type("Derived", (type(both),), {})
+    assert len(findings(derived())) == 2
+    assert findings(each(both))[0].startswith("in 'each_charge': Charge.pots")
+
+
+@pytest.mark.parametrize(
+    "helpers",
+    [("exec(self, n)", "execute(self, n)"), ("exec(self, n)", "prepare(self, n)"), ("exec(self, n)", "post_process(self, n)"),
+     ("exec(self, n)", "callback(self, done, total)"), ("exec(self, n)", "cost(self, a, b, c, d)"),
+     ("exec(self, n)", "posts(self)"), ("exec(self, n)", "report(self, store, n)"),
+     ("exec(self, n)", "_exce(self, n)"), ("post(self, store, n, prepared, result)", "process(self, n)"), ()],
+)  # fmt: skip
+def test_helpers_keep_their_names(helpers: tuple[str, ...]) -> None:
+    """What a phase doesn't take, another first letter, an underscore, a helper beside the phase itself: no finding."""
+    Graph(a_node(*helpers)).validate()
+
+
+def test_methods_of_a_node_without_phases_are_a_finding() -> None:
+    """Nobody calls `run`: the finding lists what there is to override. Its own class's properties and values are free."""
+    (found,) = findings(a_node("run(self, n)"))
+    assert found == "Charge overrides no phase, so nobody calls its run; the phases are: prep, exec, fallback, post"
+    Graph(a_node(limit=5, kind=int, total=property(lambda self: 5))).validate()
+
+
+# ---------------------------------------------------------------- their parameters
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [("prep(self, n)", "Charge.prep takes n, but is called with 2: (store, input); write `def prep(self, store, input)`"),
+     ("exec(self, store, n)", "Charge.exec takes store, n, but is called with 1: (prepared); "
+                              "write `def exec(self, prepared)`"),
+     ("exec(n)", "Charge.exec takes nothing, but is called with 1"), ("exec()", "Charge.exec takes no self"),
+     ("exec(self, *, n)", "Charge.exec takes n by keyword"),
+     ("fallback(self, error)", "Charge.fallback takes error, but is called with 2: (prepared, error)"),
+     ("post(self, store, n)", "write `def post(self, store, input, prepared, result)`"),
+     ("on_success(self, store)", "called with 2: (store, output)"),
+     ("on_failure(self, error)", "called with 2: (store, error)"),
+     ("on_complete(self)", "Charge.on_complete takes nothing, but is called with 1: (store)")],
+)  # fmt: skip
+def test_a_phase_with_other_parameters_is_a_finding(method: str, says: str) -> None:
+    """It would raise when the run gets there: the finding shows what it takes, and what to write."""
+    (found,) = findings(a_node(method))
+    assert says in found
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [("exec(self, *args)",), ("post(self, store, *rest)",), ("exec(self, n, times=2)",),
+     ("prep(self, store, n, *, fresh=True)", "fallback(self, a, b)", "exec(self, n, /)"), ("on_success(self, *_, **__)",)],
+)  # fmt: skip
+def test_phases_may_take_more_than_they_are_given(methods: tuple[str, ...]) -> None:
+    """`*args`, defaults, keywords with a default, any names."""
+    Graph(a_node(*methods)).validate()
+
+
+def test_phases_may_be_static_and_class_methods() -> None:
+    """They count without `self`, and with one too many they are a finding too."""
+
+    class Right(Node[int, int]):
+        @staticmethod
+        def exec(n: int) -> int:
+            return n + 1
+
+        @classmethod
+        def post(cls, store: SyncWriter, n: int, prepared: int, result: int) -> int:
+            return result * 2
+
+    assert Graph(Right(), store=SyncStore()).run_sync(1) == 4
+
+    class Wrong(Node[int, int]):
+        @staticmethod
+        def exec(self: Any, n: int) -> int:
+            return n
+
+    assert findings(Wrong())[0].startswith("Wrong.exec takes self, n, but is called with 1: (prepared)")
+
+
+def test_functions_as_nodes_are_held_to_the_same() -> None:
+    """`@node`, `@node.post` and `node.of`: each finding names the phase and the node. Python's own callables are fine."""
+
+    def two(a: int, b: int) -> int:
+        return a
+
+    assert findings(node(two)) == ("exec of 'two' takes a, b, but is called with 1: (prepared)",)
+    post: Any = node.post
+    post = post(name="keep")(lambda n: n)
+    assert findings(post) == ("post of 'keep' takes n, but is called with 2: (store, input)",)
+    of: Any = node.of
+    assert findings(of(prep=lambda n: n, exec=lambda n: n, post=lambda store, n: n, name="of")) == (
+        "prep of 'of' takes n, but is called with 2: (store, input)",
+        "post of 'of' takes store, n, but is called with 4: (store, input, prepared, result)",
+    )
+    for fine in (int, len, print, str.upper):
+        Graph(node(fine)).validate()
+
+
+def test_a_phase_that_is_no_function_is_a_finding() -> None:
+    """A value in a phase's place, of whatever type."""
+    assert findings(a_node(exec=5)) == ("Charge.exec is int, not a function",)
+
+
+def test_an_action_without_brackets_is_a_finding() -> None:
+    """`declined = Action[str]` is a class: called, it would make an Action, and the node leave by "default"."""
+    (found,) = findings(a_node("exec(self, n)", declined=Action[str]))
+    assert found == "Charge.declined is the class Action, not one of them; write declined = Action[str]()"
+    assert findings(a_node("exec(self, n)", declined=Action))[0].endswith("write declined = Action()")
+
+
+# ---------------------------------------------------------------- what is refused where it is written
+@node
+def plus(n: int) -> int:
+    return n + 1
+
+
+class Charge(Node[int, int]):
+    declined = Action[str]()
+
+    def exec(self, n: int) -> int:
+        return n
+
+
+def bare(n: int) -> int:
+    return n
+
+
+charge: Any = Charge()
+WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "a class before >>": (lambda: Charge >> plus, "the class Charge is no node .* make an instance of it"),
+    "a class before a chain": (lambda: Charge >> (plus >> charge), "make an instance of it"),
+    "a function before >>": (lambda: bare >> plus, "put @node before the function"),
+    "a function behind >>": (lambda: plus >> bare, "put @node before the function"),
+    "an action of the class": (lambda: Charge.declined >> plus, "take that of an instance"),
+    "a way out behind >>": (lambda: plus >> charge.declined, "it stands at the left of >>"),
+    "a list": (lambda: Graph([plus, charge]), "chains are arguments of their own"),
+    "an action by its type": (lambda: Action(str), r"Action\[str\]\(\)"),
+    "a way out for an action": (lambda: charge.on(charge.declined), "an action is a name or an Action"),
+    "an action without a name": (lambda: charge.on(""), "an action is a name or an Action"),
+    "@node on a node": (lambda: node(charge), "exec can't be .*; give a function"),
+    "@node on a class of nodes": (lambda: node(Charge), "exec can't be .*; give a function"),
+    "@node with a name": (lambda: node("fetch"), "exec can't be str.5.; give a function, and options by their names"),
+    "node.of of nothing": (lambda: node.of(), "exec can't be None; give a function"),
+    "node.of, misspelt": (lambda: node.of(exce=bare), "exce"),
+    "a retry for a post": (lambda: node.post(lambda store, n: n).with_options(retry=Retry()), "takes no retry"),
+    "a graph's store": (lambda: Graph(plus, store="sqlite:///a.db"), r"give Store\('sqlite:///a.db'\)"),
+    "a graph's steps": (lambda: Graph(plus, max_steps="3"), "max_steps can't be str.1."),
+    "a graph's depth": (lambda: Graph(plus, max_depth=0), "max_depth can't be 0"),
+    "a graph's name": (lambda: Graph(plus, name=5), "name can't be 5"),
+    "a graph's scope": (lambda: Graph(plus, scope=5), "a key is a string or a Key, not int"),
+    "a graph's empty scope": (lambda: Graph(plus, scope=""), "must not be empty"),
+    "a graph's grace": (lambda: Graph(plus, clean_up_grace=-1), "clean_up_grace can't be -1"),
+    "a graph's records": (lambda: Graph(plus, keep_finished="soon"), "keep_finished can't be 'soon'"),
+    "a question": (lambda: Ask(bool, question=5), "Ask: question can't be 5; give a text, or a function"),
+    "an empty question": (lambda: Ask(bool, question=""), "Ask: question can't be str.0."),
+    "a question of nothing": (lambda: Ask(bool, question=lambda: 1), "takes nothing"),
+    "an answer's type": (lambda: Ask(5, question="?"), "int is given where a type is due"),
+    "an ask's name": (lambda: Ask(bool, question="?", name=""), "name can't be str.0."),
+    "a key's type": (lambda: Key("hits", 0), "Key 'hits': int is given where a type is due, such as int"),
+    "a key's type, quoted": (lambda: Key("hits", "int"), "a name in quotes can't be looked up"),
+    "a key's type in a list": (lambda: Key("hits", [int]), "list is given where a type is due"),
+    "a key's hole": (lambda: Key("user:{user.id}"), "has a brace that is no hole; a hole is written {} or {name}"),
+    "a key's half hole": (lambda: Key("user:{"), "has a brace that is no hole"),
+    "a typed store": (lambda: SyncStore().typed("int"), "a typed store: str is given where a type is due"),
+    "a store's clock": (lambda: SyncStore(clock=5), "clock can't be int; give a function"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_what_newcomers_mistype_is_refused_where_it_is_written(written: str) -> None:
+    """With an error of ours that says what is meant, or how it is written."""
+    make, says = WRITTEN[written]
+    with pytest.raises((PocketError, TypeError), match=says):
+        make()
+
+
+def test_a_question_may_be_a_text(tmp_path: Path) -> None:
+    """It is asked as it is, whatever the input."""
+    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        graph = Graph(Ask(bool, question="Ready?"), store=store)
+        with pytest.raises(RunSuspended) as suspended:
+            graph.run_sync(5, run_id="r")
+        assert suspended.value.question == "Ready?"
+        assert graph.resume_sync("r", answer=True) == Answered(5, True)
+
+
+def test_an_async_question_is_refused() -> None:
+    """It is asked between two writes, where nothing is awaited."""
+
+    async def question(n: int) -> str:
+        return "Sure?"
+
+    with pytest.raises(ConfigError, match="Ask: question is `async def`; write `def`"):
+        Ask(bool, question=question)
+
+
+def test_what_is_left_by_is_a_name() -> None:
+    """`Next` with an action in place of its name is a RouteError that says how it is written."""
+
+    class Leaves(Node[int, int]):
+        declined = Action[str]()
+
+        def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> Any:
+            return Next(self.declined, "no")
+
+    leaves = Leaves()
+    with pytest.raises(RouteError, match=r"left by Out, which is no name of an action.*return self.action\(output\)"):
+        Graph(leaves, leaves.declined >> node(len)).run_sync(1)
+
+
+def test_types_of_every_kind_can_be_declared() -> None:
+    """Classes, and what typing makes of them, are checked at a Key."""
+    store = SyncStore()
+    for declared, right, wrong in [(int | None, None, "x"), (list[int], [1], ["x"]), (Literal["a", "b"], "a", "c"),
+                                   (dict[str, int] | str, "x", 5), (Any, 5, None)]:  # fmt: skip
+        key: Key[Any] = Key("declared", declared)
+        store.set(key, right)
+        if wrong is not None:
+            with pytest.raises(ValueTypeError):
+                store.set(key, wrong)

@@ -1,0 +1,732 @@
+"""Graphs: where a run goes, what is found before it starts, graphs within graphs, the picture, and running without await."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NewType
+
+import pytest
+
+from pocket_plug import Node, node
+from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError, RouteError, StepLimitError, SyncError
+from pocket_plug.graph.ask import Ask
+from pocket_plug.graph.chain import END, Action, Next
+from pocket_plug.graph.concurrency import each
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.phases import hints
+from pocket_plug.graph.retry import Retry
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
+from pocket_plug.store.keys import Key
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.memory import Memory
+from pocket_plug.store.store import Store, StoreReader, StoreWriter
+from pocket_plug.store.sync import SyncReader, SyncStore, SyncWriter
+
+if TYPE_CHECKING:
+    from nowhere import Absent  # type: ignore[import-not-found]
+
+UserId = NewType("UserId", int)
+
+
+@node
+def plus(n: int) -> int:
+    return n + 1
+
+
+@node
+def double(n: int) -> int:
+    return 2 * n
+
+
+class Leave(Node[Any, Any]):
+    """Leaves by whatever Next it is handed, and notes that it was there."""
+
+    def post(self, store: SyncWriter, n: Any, prepared: Any, result: Any) -> Any:
+        store.set("was here", n)
+        return n
+
+
+class Fork(Node[int, int]):
+    act = Action[int]()
+    stop = Action[int]()
+
+    def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> int | Next[int]:
+        return self.act(n) if n > 0 else self.stop(n)
+
+
+# ---------------------------------------------------------------- routing
+def test_default_without_an_edge_ends_the_run() -> None:
+    """The last node's output is the graph's."""
+    assert Graph(plus >> double).run_sync(1) == 4
+    assert Graph(plus).run_sync(1) == 2
+
+
+def test_what_an_action_carries_is_the_next_nodes_input() -> None:
+    """Each way out leads where its edge says, with its own output."""
+    fork = Fork()
+    graph = Graph(fork, fork.act >> plus, fork.stop >> double)
+    assert (graph.run_sync(5), graph.run_sync(-5)) == (6, -10)
+
+
+def test_next_default_is_the_default_way() -> None:
+    """`Next("default", x)` is what returning x is."""
+    leave = Leave()
+    assert Graph(leave >> plus).run_sync(Next("default", 1)) == 2
+    assert Graph(leave).run_sync(Next("default", 1)) == 1
+
+
+def test_end_ends_from_anywhere() -> None:
+    """`END(x)` ends the run with x, past nodes that would have followed."""
+    store = SyncStore()
+    assert Graph(double >> Leave() >> plus, store=store).run_sync(1) == 3
+    assert Graph(Leave() >> plus, store=store).run_sync(END("out")) == "out"
+    assert store.get("was here") == END("out")
+
+
+@pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
+@pytest.mark.parametrize("colour", ["async", "def"])
+def test_a_way_that_leads_nowhere_is_an_error_and_nothing_is_committed(sync: bool, colour: str) -> None:
+    """RouteError names node, graph, what there is, and what was probably meant; the node's writes are gone."""
+
+    class Think(Node[int, int]):
+        act = Action[int]()
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> Next[int]:
+            await store.set("thought", n)
+            return Next("atc", n)
+
+    class ThinkDef(Node[int, int], name="think"):
+        act = Action[int]()
+
+        def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> Next[int]:
+            store.set("thought", n)
+            return Next("atc", n)
+
+    store = SyncStore()
+    think = Think() if colour == "async" else ThinkDef()
+    graph = Graph(think, think.act >> plus, store=store, name="agent")
+    with pytest.raises(RouteError) as caught:
+        graph.run_sync(1) if sync else asyncio.run(graph.run(1))
+    assert str(caught.value) == (
+        "node 'think' of graph 'agent' left by 'atc'; it has: act, default. Did you mean 'act'?")  # fmt: skip
+    assert store.get("thought") is None
+
+
+def test_a_loop_runs_until_it_is_left() -> None:
+    """An edge back is an edge as any other; each visit commits."""
+
+    class Count(Node[int, int]):
+        again = Action[int]()
+
+        def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> int | Next[int]:
+            store.update("visits", lambda visits: visits + 1, default=0)
+            return self.again(n - 1) if n else 0
+
+    store, count = SyncStore(), Count()
+    assert Graph(count, count.again >> count, store=store).run_sync(100) == 0
+    assert store.get("visits") == 101
+
+
+def test_max_steps_stops_a_loop_that_never_ends() -> None:
+    """StepLimitError names the setting and the node; exactly so many nodes were entered."""
+    store = SyncStore()
+
+    @node.post
+    def tick(store: SyncWriter, n: int) -> int:
+        store.update("ticks", lambda ticks: ticks + 1, default=0)
+        return n
+
+    graph = Graph(tick >> tick, store=store, name="clock", max_steps=25)
+    for run in (lambda: graph.run_sync(1), lambda: asyncio.run(graph.run(1))):
+        store.set("ticks", 0)
+        with pytest.raises(StepLimitError, match=r"graph 'clock' is about to enter 'tick' as step 26.*max_steps"):
+            run()
+        assert store.get("ticks") == 25
+    assert Graph(plus >> double, max_steps=2).run_sync(1) == 4
+
+
+# ---------------------------------------------------------------- validate
+def findings(graph: Graph[Any, Any]) -> tuple[str, ...]:
+    with pytest.raises(GraphError) as caught:
+        graph.validate()
+    assert all(finding in str(caught.value) for finding in caught.value.findings)
+    return caught.value.findings
+
+
+def test_every_fault_is_found_at_once() -> None:
+    """A graph with three faults reports three, each once, and doesn't run."""
+    fork = Fork()
+
+    @node
+    def text(n: int) -> str:
+        return str(n)
+
+    lone = plus.with_options(name="lone")
+    graph = Graph(text >> double, fork.act >> plus, lone >> plus, name="g")
+    found = findings(graph)
+    assert sorted(found) == sorted([
+        "node 'text' leaves with str, but 'double' takes int",
+        "node 'fork' declares the action 'stop', which leads nowhere; add node.stop >> other",
+        "node 'fork' can't be reached from 'text'",
+        "node 'plus' can't be reached from 'text'",
+        "node 'lone' can't be reached from 'text'",
+    ])  # fmt: skip
+    with pytest.raises(GraphError):
+        graph.run_sync(1)
+
+
+def test_three_faults_are_three_findings() -> None:
+    """A misfit, an action without an edge, two nodes of one name: each is said once, with the way out."""
+    fork = Fork()
+    other = double.with_options(name="plus")
+
+    @node
+    def text(n: int) -> str:
+        return str(n)
+
+    graph = Graph(fork, fork.act >> plus >> text >> other)
+    misfit, unrouted, twice = sorted(findings(graph), key=lambda found: "two nodes" in found or "takes" not in found)
+    assert misfit == "node 'text' leaves with str, but 'plus' takes int"
+    assert "stop" in unrouted + twice
+    assert "with_options(name=…)" in unrouted + twice
+
+
+def test_two_nodes_of_one_name_are_a_finding_that_shows_both() -> None:
+    """Names address nodes, so they must differ within a graph; the same node twice is no fault."""
+    other = double.with_options(name="plus")
+    (found,) = findings(Graph(plus >> other))
+    assert found.startswith(
+        "two nodes are called 'plus': <node plus> and <node plus>; name one of them with with_options"
+    )
+    Graph(plus >> double, plus.on("again") >> plus).validate()
+
+
+def test_an_edge_given_twice_is_a_finding_unless_it_is_the_same() -> None:
+    """Two targets for one action are an error naming both; saying one edge twice is fine."""
+    (found,) = findings(Graph(plus >> double, plus >> plus))
+    assert found == "node 'plus' has two edges for 'default': to 'double' and to 'plus'"
+    assert Graph(plus >> double, plus >> double).run_sync(1) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "fit"),
+    [(int, int, True), (int, float, True), (bool, int, True), (int, str, False), (int, int | str, True),
+     (int | str, int, False), (list[int], list[int], True), (list[int], Sequence[int], True), (list[str], list[int], False),
+     (None, str, False), (Any, str, True), (int, Any, True), (int, object, True), (UserId, int, True),
+     (dict[str, int], Mapping[str, int], True)],
+)  # fmt: skip
+def test_types_at_joints_must_fit(given: Any, wanted: Any, fit: bool) -> None:
+    """As for a type checker; where a type says nothing, anything fits."""
+
+    def source(n: int) -> Any: ...
+
+    def target(value: Any) -> int: ...
+
+    source.__annotations__["return"] = given
+    target.__annotations__["value"] = wanted
+    graph = Graph(node(source) >> node(target))
+    if fit:
+        graph.validate()
+    else:
+        assert "leaves with" in findings(graph)[0]
+
+
+def test_what_an_action_carries_must_fit_too() -> None:
+    """A declared action is checked against the node that it leads to."""
+
+    class Split(Node[int, int]):
+        words = Action[str]()
+
+    split = Split()
+    (found,) = findings(Graph(split >> plus, split.words >> double))
+    assert found == "node 'split' leaves by 'words' with str, but 'double' takes int"
+
+
+def test_a_node_without_phases_between_different_types_is_a_finding() -> None:
+    """It could only hand on what it got; between the same types that is fine."""
+
+    class Idle(Node[int, str]):
+        pass
+
+    class Pass(Node[int, int]):
+        pass
+
+    (found,) = findings(Graph(Idle()))
+    assert found == "node 'idle' overrides no phase, so it can't make str of int"
+    assert Graph(Pass()).run_sync(3) == 3
+
+
+def test_a_store_of_the_other_colour_is_a_finding() -> None:
+    """`def` with an async store, `async def` with a sync one: in prep, post and hooks, each naming the way out."""
+
+    class Charge(Node[int, int]):
+        def prep(self, store: StoreReader, n: int) -> int:
+            return n
+
+        async def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> int:
+            return n
+
+        def on_complete(self, store: StoreWriter) -> None: ...
+
+    assert findings(Graph(Charge())) == (
+        "Charge.prep is `def` but takes StoreReader (async); annotate SyncReader or write `async def prep`",
+        "Charge.post is `async def` but takes SyncWriter (sync); annotate StoreWriter or write `def post`",
+        "Charge.on_complete is `def` but takes StoreWriter (async); annotate SyncWriter or write `async def on_complete`",
+    )
+
+    @node.post  # type: ignore[arg-type]
+    def keep(store: StoreWriter, n: int) -> int:
+        return n
+
+    (found,) = findings(Graph(keep))
+    assert found.startswith("post of 'keep' is `def` but takes StoreWriter (async)")
+
+
+def test_a_generator_is_a_finding() -> None:
+    """A phase returns one value; a `yield` in it would never run."""
+
+    class Streams(Node[int, Any]):
+        def exec(self, n: int) -> Iterable[int]:
+            yield n
+
+        async def post(self, store: StoreWriter, n: int, prepared: Any, result: Any) -> AsyncIterator[int]:
+            yield n
+
+    assert findings(Graph(Streams())) == (
+        "Streams.exec is a generator; a phase returns one value",
+        "Streams.post is a generator; a phase returns one value",
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"retry": Retry()}, {"timeout": 3}, {"reads": [Key("a")]}, {"writes": [Key("a")]},
+                {"isolation": "serializable"}],
+)  # fmt: skip
+def test_options_for_an_exec_are_refused_where_there_is_none(options: Any) -> None:
+    """On a graph, an `each` and an `Ask`, whose nodes work or wait: it names the option, and those that there are."""
+    (option,) = options
+    nodes = {"inner": Graph(plus, name="inner"), "each_plus": each(plus), "ask": Ask[int, bool](bool, question="Sure?")}
+    for name, made in nodes.items():
+        with pytest.raises(ConfigError, match=f"node '{name}' takes no {option}: its options are name, trace"):
+            made.with_options(**options)
+        assert made.with_options(name="other", trace=False) is not made
+    with pytest.raises(ConfigError, match=f"takes no {option}"):
+        type("Sub", (Graph,), {}, **options)
+
+
+def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
+    """With the way there; an action that the outer graph takes care of is none."""
+    fork = Fork()
+    inner = Graph(fork, fork.act >> plus, name="inner")
+    (found,) = findings(Graph(inner >> double))
+    assert (
+        found == "in graph 'inner': node 'fork' declares the action 'stop', which leads nowhere; add node.stop >> other"
+    )
+    Graph(inner >> double, inner.on("stop") >> plus).validate()
+    (found,) = findings(Graph(each(inner)))
+    assert found.startswith("in 'each_inner': in graph 'inner': node 'fork' declares the action 'stop'")
+    assert [found for found in findings(Graph(each(fork))) if "each(Graph" in found]
+
+
+def test_of_hints_that_cannot_be_resolved_the_others_are_known() -> None:
+    """One name that leads nowhere takes none of the others along: those that are no text are checked as before."""
+
+    def work(n: int) -> str:
+        return str(n)
+
+    work.__annotations__ = {"n": int, "return": "Nowhere"}
+    assert hints(work) == {"n": int}
+    with pytest.raises(InputError, match="int"):
+        Graph(node(work)).run_sync("x")
+
+
+def test_hints_that_cannot_be_resolved_are_unchecked() -> None:
+    """Names that exist for type checkers only, or not at all, are never an error."""
+
+    class Gather(Node["Absent", "list[Absent]"]):
+        def exec(self, value: Absent) -> list[Absent]:
+            return [value]
+
+    @node
+    def guess(value: Absent) -> Absent:
+        return value
+
+    class Nested(Node[list["Absent"], int]):
+        def exec(self, values: list[Absent]) -> int:
+            return len(values)
+
+    assert Graph(guess >> Gather() >> Nested()).run_sync(1) == 1
+    assert Graph(guess >> plus).run_sync(1) == 2
+
+
+# ---------------------------------------------------------------- at run time
+def test_an_input_of_another_type_is_an_error_that_names_the_node() -> None:
+    """InputError, whether the type is a class or needs a closer look, and before any phase has run."""
+    called: list[Any] = []
+
+    class Sum(Node[list[int], int]):
+        def exec(self, values: list[int]) -> int:
+            called.append(values)
+            return sum(values)
+
+    graph: Graph[Any, Any] = Graph(plus, name="g")
+    with pytest.raises(InputError, match="node 'plus' of graph 'g' takes int, not str"):
+        graph.run_sync("1")
+    with pytest.raises(InputError, match="node 'plus' of graph 'g' takes int, not str"):
+        asyncio.run(graph.run("1"))
+    summed: Graph[Any, Any] = Graph(Sum())
+    with pytest.raises(InputError, match=r"node 'sum' of graph 'graph' takes list\[int\], not list"):
+        summed.run_sync(["a"])
+    assert called == []
+    assert summed.run_sync([1, 2]) == 3
+    items: Graph[Any, Any] = Graph(each(plus))
+    with pytest.raises(InputError, match="node 'each_plus' of graph 'graph' takes Iterable, not int"):
+        items.run_sync(3)
+
+
+class Forgetful(Node[int, Any]):
+    """Forgets an `await` in the phase that its input names."""
+
+
+def forgetful(phase: str, colour: str) -> Node[Any, Any]:
+    async def lookup() -> int:
+        return 1
+
+    async def forgets_async(*_: Any) -> Any:
+        return lookup()
+
+    def forgets_def(*_: Any) -> Any:
+        return lookup()
+
+    forgets: Any = forgets_async if colour == "async" else forgets_def
+
+    async def accepts_async(*arguments: Any) -> Any:
+        return 1
+
+    def accepts_def(*arguments: Any) -> Any:
+        return 1
+
+    accepts: Any = accepts_async if colour == "async" else accepts_def
+    phases = {name: forgets if name == phase else accepts for name in ("prep", "exec", "post")}
+    return type("Charge", (Node,), {name: lambda self, *a, fn=fn: fn(*a) for name, fn in phases.items()} if colour == "def"
+                else {name: _async_method(fn) for name, fn in phases.items()})()  # type: ignore[no-any-return]  # fmt: skip
+
+
+def _async_method(function: Any) -> Any:
+    async def method(self: Any, *arguments: Any) -> Any:
+        return await function(*arguments)
+
+    return method
+
+
+@pytest.mark.parametrize("phase", ["prep", "exec", "post"])
+@pytest.mark.parametrize("colour", ["async", "def"])
+@pytest.mark.parametrize(
+    "options", [{}, {"retry": Retry(attempts=3)}, {"timeout": 5.0}], ids=["plain", "retry", "timeout"]
+)
+@pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
+def test_a_missing_await_is_an_error_that_names_node_and_phase(
+    phase: str, colour: str, options: Any, sync: bool
+) -> None:
+    """PhaseError, not retried, without a warning of a coroutine that was never awaited; no later phase sees it."""
+    graph: Graph[Any, Any] = Graph(forgetful(phase, colour).with_options(**options))
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(PhaseError) as error:
+        warnings.simplefilter("always")
+        graph.run_sync(1) if sync else asyncio.run(graph.run(1))
+    assert f"Charge.{phase} returned a coroutine: a call lacks `await`" in str(error.value)
+    assert "lookup" in str(error.value)
+    assert [str(warning.message) for warning in caught] == []
+
+
+# ---------------------------------------------------------------- graphs within graphs
+class Mark(Node[int, int]):
+    """Counts its visits in the store at the key that it was made for."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+        await store.update(self.key, lambda visits: visits + 1, default=0)
+        return n
+
+
+def test_a_nested_graph_shares_its_parents_store() -> None:
+    """Unless told otherwise; also if it ran alone before, with a store of its own."""
+    inner = Graph(Mark("a"), name="inner")
+    asyncio.run(inner.run(1))
+    store = SyncStore()
+    asyncio.run(Graph(inner >> Mark("b"), store=store).run(1))
+    assert (store.get("a"), store.get("b")) == (1, 1)
+
+
+def test_a_nested_graph_can_have_a_scope_of_its_parents_store() -> None:
+    """`scope=` is below whatever scope the parent has."""
+    store = SyncStore()
+    inner = Graph(Mark("a"), name="inner", scope=Key("tenant:{}")("x:y"))
+    asyncio.run(Graph(inner, store=store, scope="outer").run(1))
+    assert list(store.keys()) == ["outer:tenant:x%3Ay:a"]
+    asyncio.run(Graph(inner, store=store.scope("below")).run(1))
+    assert store.get("below:tenant:x%3Ay:a") == 1
+
+
+def test_a_nested_graph_can_bring_its_own_store() -> None:
+    """Its nodes read and write there, and the parent's in the parent's."""
+    own, outer = SyncStore(), SyncStore()
+    inner = Graph(Mark("a"), name="inner", store=own)
+    asyncio.run(Graph(inner >> Mark("b"), store=outer).run(1))
+    assert (list(own.keys()), list(outer.keys())) == (["a"], ["b"])
+
+
+def test_a_graph_without_a_store_keeps_one_of_its_own() -> None:
+    """In memory, and the same one from run to run."""
+    mark = Mark("a")
+    graph = Graph(mark)
+
+    class Read(Node[int, int]):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return int(await store.get("a", 0))
+
+    graph = Graph(mark >> Read())
+    assert [asyncio.run(graph.run(1)) for _ in range(3)] == [1, 2, 3]
+
+
+def test_the_inner_graphs_last_action_is_the_graph_nodes_own() -> None:
+    """An action that leads nowhere inside is routed outside; "default" and END go on by the outer default."""
+    fork = Fork()
+    inner = Graph(fork, fork.act >> plus, name="inner")
+    graph = Graph(inner >> double, inner.on("stop") >> plus)
+    assert (graph.run_sync(1), graph.run_sync(-1)) == (4, 0)
+    ends = Graph(Leave() >> plus, name="ends")
+    assert Graph(ends >> double).run_sync(END(5)) == 10
+
+
+def test_actions_pass_through_several_graphs() -> None:
+    """Two levels deep, and only as far as somebody has an edge for them."""
+    fork = Fork()
+    middle = Graph(Graph(fork, fork.act >> plus, name="inner"), name="middle")
+    outer = Graph(middle >> double, middle.on("stop") >> plus)
+    assert (outer.run_sync(1), outer.run_sync(-1)) == (4, 0)
+    unrouted: Graph[Any, Any] = Graph(Graph(Leave(), name="inner") >> double)
+    with pytest.raises(RouteError, match="node 'leave' of graph 'inner' left by 'off'"):
+        unrouted.run_sync(Next("off", 1))
+
+
+def test_an_item_cannot_leave_the_graph_around_it() -> None:
+    """An action of an `each` item leads nowhere, even where the outer graph has such an edge; END ends the item."""
+    inner = Graph(each(Leave()), name="inner")
+    graph: Graph[Any, Any] = Graph(inner, inner.on("off") >> plus)
+    assert graph.run_sync([1, END(2)]) == [1, 2]
+    with pytest.raises(RouteError, match="node 'leave' of graph 'inner' left by 'off'"):
+        graph.run_sync([1, Next("off", 2)])
+
+
+def test_steps_are_counted_over_nested_graphs() -> None:
+    """The budget is the outermost graph's, whatever the inner one would allow."""
+    inner = Graph(plus >> double, name="inner", max_steps=100_000)
+    loop = Graph(inner >> inner, name="outer", max_steps=30)
+    with pytest.raises(StepLimitError, match=r"may take 30.*max_steps"):
+        loop.run_sync(1)
+    assert Graph(inner >> plus, max_steps=4).run_sync(1) == 5
+    with pytest.raises(StepLimitError, match="as step 4, and may take 3"):
+        Graph(inner >> plus, max_steps=3).run_sync(1)
+
+
+def test_depth_is_bounded() -> None:
+    """StepLimitError names the setting; a deeper graph can be allowed."""
+
+    def nested(depth: int, **options: int) -> Graph[int, int]:
+        graph = Graph(plus, name="g0", **options)
+        for level in range(1, depth + 1):
+            graph = Graph(graph, name=f"g{level}", **options)
+        return graph
+
+    assert nested(32).run_sync(1) == 2
+    with pytest.raises(StepLimitError, match=r"graph 'g0' is nested 33 deep, and may be 32.*max_depth"):
+        nested(33).run_sync(1)
+    assert nested(33, max_depth=40).run_sync(1) == 2
+    assert asyncio.run(nested(60, max_depth=60).run(1)) == 2
+
+
+# ---------------------------------------------------------------- the picture
+def test_a_graph_draws_itself() -> None:
+    """Nodes by their kind, edges by their action, declared keys under the name; the same text each time."""
+
+    class Charge(Node[int, int], reads=(Key("price:{}"),), writes=(Key("order"),)):
+        declined = Action[str]()
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            return n
+
+    @node
+    def apologise(why: str) -> str:
+        return why
+
+    charge = Charge()
+    inner = Graph(plus, name="inner")
+    graph: Graph[Any, Any] = Graph(
+        charge >> inner >> each(double), charge.declined >> apologise, charge.on('say "hi"') >> charge
+    )
+    assert graph.mermaid() == "\n".join([
+        "flowchart TD",
+        '    n0["charge<br/>reads price:&#123;&#125;<br/>writes order"]',
+        '    n1[["inner"]]',
+        '    n2[/"each_double"/]',
+        '    n3["apologise"]',
+        "    n0 --> n1",
+        '    n0 -- "declined" --> n3',
+        '    n0 -- "say &quot;hi&quot;" --> n0',
+        "    n1 --> n2",
+    ])  # fmt: skip
+    assert graph.mermaid() == graph.mermaid()
+    assert repr(Graph(plus >> double, name="g")) == "<graph g: plus, double>"
+
+
+# ---------------------------------------------------------------- without await
+class LoopBound(Memory):
+    """A backend that lives on the event loop that opened it, and says so when it is used on another."""
+
+    inline_read = inline_write = False
+    needs_loop = True
+
+    async def open(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().open()
+
+    async def _at_home(self) -> None:
+        await asyncio.sleep(0)
+        assert asyncio.get_running_loop() is self.loop
+
+    async def read(self, key: str) -> Entry | None:
+        await self._at_home()
+        return await super().read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        await self._at_home()
+        return await super().write(changes, expect)
+
+
+class Def(Node[int, int]):
+    def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> int:
+        return int(store.update("n", lambda old: old + n, default=0))
+
+
+@pytest.mark.parametrize("mark", [Mark("n"), Def()], ids=["async", "def"])
+@pytest.mark.parametrize("opened", [True, False], ids=["opened", "new"])
+def test_run_sync_over_a_backend_that_is_bound_to_a_loop(mark: Node[int, int], opened: bool) -> None:
+    """Run after run stays on the backend's own loop, opened by the user or by the first run."""
+    store = SyncStore(LoopBound())
+    graph = Graph(mark, store=store)
+    if opened:
+        store.__enter__()
+    try:
+        for _ in range(3):
+            graph.run_sync(1)
+        assert store.get("n") == 3
+    finally:
+        store.close()
+
+
+def test_run_sync_of_a_nested_store_that_needs_a_loop() -> None:
+    """What only an inner graph's store needs is found before the run, not in it."""
+
+    class Waits(Layer):
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            await asyncio.sleep(0)
+            return await self.inner.write(changes, expect)
+
+    store = SyncStore(layers=[Waits()])
+    assert Graph(Graph(Def(), name="inner", store=store) >> plus).run_sync(1) == 2
+    assert store.get("n") == 1
+
+
+def test_run_sync_of_async_phases_where_a_loop_runs_is_refused() -> None:
+    """SyncError with the way out, instead of a loop that waits for itself; `def` graphs run there."""
+
+    @node
+    async def later(n: int) -> int:
+        return n
+
+    async def main() -> None:
+        assert Graph(plus).run_sync(1) == 2
+        with pytest.raises(SyncError, match=r"graph 'g' has async phases.*await graph\.run"):
+            Graph(later, name="g").run_sync(1)
+
+    asyncio.run(main())
+
+
+def test_run_sync_keeps_to_the_callers_thread() -> None:
+    """`def exec` runs in place there, where `run` gives it to a worker."""
+    import threading
+
+    @node
+    def where(n: int) -> str:
+        return threading.current_thread().name
+
+    here = threading.current_thread().name
+    assert Graph(where).run_sync(1) == here
+    assert asyncio.run(Graph(where).run(1)).startswith("pocket_plug-")
+
+
+# ---------------------------------------------------------------- size
+def test_a_chain_of_ten_thousand_nodes() -> None:
+    """Joined, validated, run and drawn in linear time; no recursion limit is met."""
+    chain: Any = plus.with_options(name="n0")
+    for number in range(1, 10_000):
+        chain = chain >> plus.with_options(name=f"n{number}")
+    graph = Graph(chain, store=Store())
+    assert graph.run_sync(0) == 10_000
+    assert len(graph.mermaid().splitlines()) == 20_000
+
+
+def test_a_thousand_runs_at_once() -> None:
+    """Each has its own way and its own result, and updates of one key by all of them are all there."""
+    store = SyncStore()
+
+    class Add(Node[int, int]):
+        async def exec(self, n: int) -> int:
+            await asyncio.sleep(0)
+            return n
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            await store.update("sum", lambda total: total + n, default=0)
+            return n
+
+    graph = Graph(Add() >> plus, store=store)
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*(graph.run(n) for n in range(1_000)))
+
+    assert asyncio.run(main()) == list(range(1, 1_001))
+    assert store.get("sum") == sum(range(1_000))
+
+
+def test_recursion_by_running_a_graph_in_exec_ends() -> None:
+    """A node that runs its own graph without end gets an error, not a crash."""
+
+    class Again(Node[int, int]):
+        async def exec(self, n: int) -> int:
+            return await graph.run(n + 1) if n < 20 else n
+
+        def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> int:
+            store.update("depth", lambda depth: depth + 1, default=0)
+            return result
+
+    store = SyncStore()
+    graph: Graph[int, int] = Graph(Again(), store=store)
+    assert asyncio.run(graph.run(0)) == 20
+    assert store.get("depth") == 21
+
+
+def test_what_prep_reads_is_the_scopes() -> None:
+    """A graph with `scope=` sees nothing of what lies outside."""
+    store = SyncStore()
+    store.set("a", "outside")
+    store.set("inside:a", "inside")
+
+    class Read(Node[int, Any]):
+        def prep(self, store: SyncReader, n: int) -> Any:
+            return store.get("a"), store.get("outside:a")
+
+    assert Graph(Read(), store=store, scope="inside").run_sync(1) == ("inside", None)

@@ -1,0 +1,91 @@
+"""Everything that the README and the docs show is run: Python, TOML and commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
+
+# Commands that set a machine up, or need a server: `make test` itself, the wheel's test, the collector's test and
+# `make e2e` run these.
+_ELSEWHERE = ("make ", "pip ", "OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_METRICS_EXPORTER=", "git ", "python -m venv",
+              "python examples/monitoring/serve.py", "prometheus ", "promtool ")  # fmt: skip
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """The page's code blocks of a language, each with the file name it is given, if any."""
+    return [(name, code) for found, name, code in _BLOCK.findall(page.read_text("utf-8")) if found == language]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """As a user's shell has it, with our command on the path and nothing sent anywhere."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return clean | {"PATH": path, "HOME": str(folder), "NO_COLOR": "1"}
+
+
+def name_of(page: Path) -> str:
+    """For test ids."""
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    """A page's Python, from top to bottom, prints what the comments beside its prints say."""
+    named = {name: code for language in ("python", "toml") for name, code in blocks(page, language) if name}
+    for name, code in named.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code, "utf-8")
+    code = "\n".join(code for name, code in blocks(page, "python") if not name)
+    if not code:
+        return
+    (tmp_path / "page.py").write_text(code, "utf-8")
+    ran = subprocess.run([sys.executable, "-W", "error", "page.py"], cwd=tmp_path, env=environment(tmp_path),
+                         capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    printed = ran.stdout.splitlines()
+    for expected in _EXPECTED.findall(code):
+        assert expected in printed or expected.startswith("the "), f"{expected!r} is not among {printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
+    """A page's commands end well, in a folder with the files that the page shows."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name, code in blocks(page, "toml"):
+        if name or code.startswith(("[store", "[tool", "[plugins")):
+            (tmp_path / (name or "pocket.toml")).write_text(code, "utf-8")
+    for name, code in blocks(page, "python"):
+        if name:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(code, "utf-8")
+    lines = [line[2:] for _, code in blocks(page, "console") for line in code.splitlines() if line.startswith("$ ")]
+    for line in lines:
+        command, _, comment = (part.strip() for part in line.partition("  #"))
+        if command.startswith(_ELSEWHERE):
+            continue
+        expected = int(code[1]) if (code := re.search(r"exit code (\d)", comment)) else 0
+        command, _, file = (part.strip() for part in command.partition(" > "))
+        ran = subprocess.run(shlex.split(command), cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
+                             timeout=120, check=False)  # fmt: skip
+        assert ran.returncode == expected, f"{command}: {ran.stdout}{ran.stderr}"
+        if file:
+            (tmp_path / file).write_text(ran.stdout, "utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    """Relative links name files that are there."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []

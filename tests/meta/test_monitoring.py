@@ -1,0 +1,171 @@
+"""The dashboard and the alerts of `examples/monitoring` ask for what is really exported, and for all of it.
+
+That they are right in Prometheus' own eyes is shown by `make e2e`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import runpy
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from prometheus_client import REGISTRY
+
+from pocket_plug import Store
+from pocket_plug.layers import Bounding, Metrics, Persistence, metrics
+
+MONITORING = Path(__file__).parents[2] / "examples" / "monitoring"
+DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+VARIABLES: dict[str, dict[str, Any]] = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+
+PROMETHEUS_OWN = {"le", "job", "instance"}
+"""Labels that a scrape or a histogram adds."""
+
+
+def alerts() -> dict[str, str]:
+    """Each alert with its expression, found without a YAML parser: the file is written evenly."""
+    rules = re.split(r"^ +- alert: ", (MONITORING / "alerts.yml").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    found: dict[str, str] = {}
+    for rule in rules:
+        name, _, body = rule.partition("\n")
+        [(block, line)] = re.findall(r"^ {8}expr: (?:\|\n((?: {10}.*\n)+)|(.+)\n)", body, re.MULTILINE)
+        found[name] = block or line
+    return found
+
+
+def asked(expression: str) -> tuple[set[str], set[str]]:
+    """The metrics that an expression names, and the labels that it matches and groups by."""
+    labels = {label for matchers in re.findall(r"\{([^}]*)\}", expression)
+              for label in re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", matchers)}  # fmt: skip
+    rest = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", " ", expression)
+    grouping = r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)"
+    labels.update(label for group in re.findall(grouping, rest) for label in re.findall(r"\w+", group))
+    names = set(re.findall(r"\b(?:pocket_plug|db_client|target)_\w+\b", re.sub(grouping, " ", rest)))
+    return names, labels
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
+    """What a scrape of the example's shop has: the labels of each metric, after good days and bad ones."""
+    provider = MeterProvider([PrometheusMetricReader()], shutdown_on_exit=False)
+    former = metrics.configure(meter_provider=provider)
+    example = runpy.run_path(str(MONITORING / "serve.py"))
+
+    async def trade(folder: Path, trouble: bool) -> None:
+        behind = Persistence(to=f"sqlite:///{folder / 'state.db'}", mode="behind")
+        async with (
+            Store(layers=[Metrics(namespace="state"), behind, Bounding(max_entries=5)]) as state,
+            Store(f"sqlite:///{folder / 'archive.db'}", layers=[Metrics(namespace="archive")]) as archive,
+        ):
+            await example["take_orders"](example["shop"](state, archive, trouble=trouble), 40, 0)
+            for family in REGISTRY.collect():  # the lowest exporter has no other
+                for sample in family.samples:
+                    labels[sample.name].update(sample.labels)
+
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for trouble in (False, True):
+        asyncio.run(trade(tmp_path_factory.mktemp("shop"), trouble))
+    yield labels
+    metrics.configure(meter_provider=former.meter_provider)
+    provider.shutdown()
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """All of them, each with where it stands."""
+    yield from alerts().items()
+    for panel in PANELS:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for name, variable in VARIABLES.items():
+        if variable["type"] == "query":
+            [(series, label)] = re.findall(r"^label_values\((.*), (\w+)\)$", variable["query"]["query"])
+            yield f"${name}", f"sum by ({label}) ({series})"
+
+
+EXPRESSIONS = list(expressions())
+
+
+@pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
+def test_only_what_is_exported_is_asked_for(where: str, expression: str, exported: dict[str, set[str]]) -> None:
+    """Each metric is there, and each label is one of a metric of that expression."""
+    names, labels = asked(expression)
+    assert names or "up{" in expression
+    assert names <= exported.keys()
+    assert labels <= PROMETHEUS_OWN.union(*(exported[name] for name in names))
+
+
+def test_every_metric_of_ours_is_on_the_dashboard(exported: dict[str, set[str]]) -> None:
+    """Nothing is exported that nobody can see; and what the reference lists is what is exported."""
+    ours = {
+        re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if name.startswith(("pocket_plug", "db_client"))
+    }
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for panel in PANELS for target in panel["targets"]
+             for name in asked(target["expr"])[0]}  # fmt: skip
+    assert ours == shown
+    reference = (Path(__file__).parents[2] / "docs" / "reference.md").read_text("utf-8")
+    section = reference.partition("### Metrics published\n")[2].partition("\n### ")[0]
+    listed = re.findall(r"^\| `([\w.]+)` \| (counter|histogram|up-down counter|gauge), (\S+)", section, re.MULTILINE)
+    endings = {"counter": "_total", "histogram": "_seconds"}
+    assert ours == {
+        name.replace(".", "_") + endings.get(kind, "_seconds" if unit == "s" else "") for name, kind, unit in listed
+    }
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_a_panel_can_be_read(panel: dict[str, Any]) -> None:
+    """It has a description and a unit, asks the chosen data source, obeys the choices, and names its lines by labels."""
+    assert panel["description"]
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for target in panel["targets"]:
+        names, labels = asked(target["expr"])
+        stores = any(name.startswith(("pocket_plug_store", "db_client")) for name in names)
+        for matchers in re.findall(r"\{([^}]*)\}", target["expr"]):
+            assert 'job=~"$job"' in matchers
+            assert ('db_namespace=~"$namespace"' if stores else 'pocket_plug_graph_name=~"$graph"') in matchers
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels
+        assert set(re.findall(r"\$(\w+)", target["expr"])) <= {*VARIABLES, "__rate_interval"}
+
+
+def test_the_dashboard_is_one_that_grafana_takes() -> None:
+    """As far as its structure goes: ids are unique, panels lie side by side within 24 columns, rows come in order."""
+    assert DASHBOARD["schemaVersion"] >= 39
+    assert "id" not in DASHBOARD  # else an import would overwrite somebody else's
+    assert VARIABLES["datasource"]["type"] == "datasource"
+    assert VARIABLES["datasource"]["query"] == "prometheus"
+    assert [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"] == ["Runs", "Nodes", "Stores"]
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    cells: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        taken = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not taken & cells, panel["title"]
+        assert max(x for x, _ in taken) < 24
+        cells |= taken
+
+
+def test_an_alert_says_who_is_woken_and_what_to_do() -> None:
+    """Each has a time to wait, a severity, a summary, a description and a runbook, and a test of its own."""
+    text = (MONITORING / "alerts.yml").read_text("utf-8")
+    tested = re.findall(r"alertname: (\w+)", (MONITORING / "alerts_test.yml").read_text("utf-8"))
+    names = alerts()
+    assert len(names) >= 9
+    for rule in re.split(r"^ +- alert: ", text, flags=re.MULTILINE)[1:]:
+        assert re.search(r"^ {8}for: \d+m$", rule, re.MULTILINE)
+        assert re.search(r"^ {10}severity: (page|ticket)$", rule, re.MULTILINE)
+        for annotation in ("summary", "description", "runbook"):
+            assert re.search(rf'^ {{10}}{annotation}: ".+"$', rule, re.MULTILINE)
+        for panel in re.findall(r"'([A-Z][^']+)'", rule):
+            assert panel in {shown["title"] for shown in PANELS}, f"the runbook names a panel {panel!r}"
+    page = (MONITORING.parents[1] / "docs" / "howto" / "monitor-with-prometheus.md").read_text("utf-8")
+    assert set(tested) == set(names) == set(re.findall(r"^\| `(PocketPlug\w+)` \|", page, re.MULTILINE))

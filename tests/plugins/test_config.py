@@ -1,0 +1,233 @@
+"""`pocket.toml` says what it means: what is wrong is named with the file, the path in it, and what was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.plugins.config import StoreTable, expand, find_config, load_config, make_recipe, order_names
+from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.primitives.ttl import TTL
+from pocket_plug.store.layer import Layer
+
+FULL = """
+[store]
+url = "sqlite:///state.db"
+layers = ["tracing", "metrics"]
+[stores.cache]
+layers = ["metrics", { use = "bounding", max_entries = 10_000, ttl = "5m" }]
+[plugins]
+disable = ["logging"]
+[plugins.redis]
+timeout = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Each test in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def written(text: str, name: str = "pocket.toml") -> str:
+    Path(name).write_text(text)
+    return name
+
+
+def test_a_whole_file():
+    """Stores with their layers in the written order, what is disabled, and the plugins' options."""
+    config = load_config(written(FULL))
+    assert config.store == StoreTable("pocket.toml [store]", "sqlite:///state.db", ("tracing", "metrics"))
+    bounding = {"use": "bounding", "max_entries": 10_000, "ttl": "5m"}
+    assert config.stores == {"cache": StoreTable("pocket.toml [stores.cache]", "memory://", ("metrics", bounding))}
+    assert config.disable == ("logging",)
+    assert config.options == {"redis": {"timeout": 3}}
+
+
+def test_the_same_in_pyproject():
+    """In pyproject.toml it stands below [tool.pocket_plug], and messages say so."""
+    headed = FULL.replace("[store", "[tool.pocket_plug.store").replace("[plugins", "[tool.pocket_plug.plugins")
+    config = load_config(written(headed, "pyproject.toml"))
+    assert config.store.where == "pyproject.toml [tool.pocket_plug.store]"
+    assert config.stores["cache"].where == "pyproject.toml [tool.pocket_plug.stores.cache]"
+    assert config.disable == ("logging",)
+
+
+def test_an_empty_file_is_the_default():
+    """Nothing written: a store in memory without layers."""
+    config = load_config(written(""))
+    assert (config.store.url, config.store.layers, config.stores) == ("memory://", (), {})
+
+
+# ---------------------------------------------------------------- which file counts
+def test_pocket_toml_before_pyproject():
+    """`pocket.toml` counts; a pyproject.toml only where it has our table and there is no other."""
+    assert find_config() is None
+    written("[project]\nname = 'pocket_plug_user'\n", "pyproject.toml")
+    assert find_config() is None
+    written("[tool.pocket_plug]\n", "pyproject.toml")
+    assert find_config() == Path("pyproject.toml")
+    written("")
+    assert find_config() == Path("pocket.toml")
+
+
+def test_a_foreign_pyproject_is_left_alone():
+    """A pyproject.toml that has nothing to do with us may be as broken as it likes."""
+    written("[broken", "pyproject.toml")
+    assert find_config() is None
+
+
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[stor]", "pocket.toml: there is no 'stor' here; did you mean 'store'?"),
+        ("[zzz]", "pocket.toml: there is no 'zzz' here; there is: plugins, store, stores"),
+        ("store = 3", "pocket.toml [store]: this is a table, not int"),
+        ("[stores]\ncache = 'x'", "pocket.toml [stores.cache]: this is a table, not str[1]"),
+        ("[store]\nlayer = []", "pocket.toml [store]: there is no 'layer' here; did you mean 'layers'?"),
+        ("[stores.a]\nurl = 3", 'pocket.toml [stores.a].url must be a string such as "sqlite:///state.db", not int'),
+        ("[store]\nlayers = 'x'", "pocket.toml [store].layers must be a list, outermost first, not str[1]"),
+        ("[store]\nlayers = [3]", "pocket.toml [store].layers[0]: a layer is a name or a table"),
+        ("[store]\nlayers = ['a', {max = 3}]", "pocket.toml [store].layers[1]: a layer is a name or a table"),
+        ("[plugins]\ndisable = 'x'", "pocket.toml [plugins].disable must be a list of names, not str[1]"),
+        ("[plugins]\ndisable = [3]", "pocket.toml [plugins].disable[0] must be a name, not int"),
+        ("[plugins]\ndisabel = ['x']", "pocket.toml [plugins.disabel]: this is a table, not list[1]"),
+        ("[store", "pocket.toml is not valid TOML: "),
+    ],
+)
+def test_what_cannot_be_meant(text, message):
+    """Each is refused with the file, the path in it, what was found and what is allowed."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(text))
+    assert str(caught.value).startswith(message)
+
+
+def test_no_such_file():
+    """A file that was named must be there."""
+    with pytest.raises(ConfigError, match=r"nowhere\.toml can't be read: .*No such file"):
+        Pocket("nowhere.toml")
+
+
+def test_no_text():
+    """Nor may it be anything but text."""
+    Path("pocket.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"pocket\.toml can't be read: .*utf-8"):
+        Pocket("pocket.toml")
+
+
+def test_pyproject_without_our_table():
+    """A pyproject.toml that was named must have our table."""
+    with pytest.raises(ConfigError, match=r"pyproject\.toml has no table \[tool\.pocket_plug\]"):
+        load_config(written("[project]\n", "pyproject.toml"))
+
+
+# ---------------------------------------------------------------- layers and their options
+class Slow(Layer):
+    """A layer with options of several types."""
+
+    seconds: float = 0.1
+    ttl: TTL | None = None
+    only: tuple[str, ...] = ()
+    mode: str
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0:
+            raise ValueError("seconds must not be negative")
+
+
+def test_options_become_a_recipe():
+    """Options are the layer's fields; what TOML can't write as such is turned into it."""
+    assert repr(make_recipe(Slow, {"mode": "x", "seconds": 2, "ttl": "5m", "only": ["a"]})) == (
+        "Slow(seconds=2, ttl='5m', only=('a',), mode='x')"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"second": 1}, "here: slow has no option 'second'; did you mean 'seconds'?"),
+        ({"mode": "x", "xyz": 1}, "here: slow has no option 'xyz'; there is: mode, only, seconds, ttl"),
+        ({"mode": 3}, "here: slow's option 'mode' must be str, not 3"),
+        ({"mode": "x", "only": [1]}, "here: slow's option 'only' must be tuple[str, ...], not [1]"),
+        ({"seconds": 1}, "here: slow needs the option 'mode'"),
+        ({"mode": "x", "seconds": -1}, "here: slow: seconds must not be negative"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    """An unknown option, one of another type, a missing one, a value that the layer refuses: all name the option."""
+    with pytest.raises(ConfigError) as caught:
+        make_recipe(Slow, options, "here")
+    assert str(caught.value) == message
+
+
+def test_an_option_whose_hint_cannot_be_resolved_is_unchecked():
+    """The hint is the user's code: one that leads nowhere takes whatever is given, for every option of that layer."""
+
+    class Vague(Layer):
+        what: Nowhere = 1  # noqa: F821
+
+    recipe = make_recipe(Vague, {"what": "anything"})
+    assert recipe.what == "anything"
+
+
+def test_message_of_the_design():
+    """The path of a misspelt option in a list of layers, read aloud."""
+    written('[stores.cache]\nlayers = ["metrics", { use = "bounding", max_entires = 1 }]')
+    with pytest.raises(ConfigError) as caught:
+        Pocket("pocket.toml", autoload=False).stores["cache"]
+    message = "pocket.toml [stores.cache].layers[1]: bounding has no option 'max_entires'; did you mean 'max_entries'?"
+    assert str(caught.value) == message
+
+
+def test_unknown_layer_and_scheme():
+    """So is the path of an unknown layer, and of an unknown scheme."""
+    written('[store]\nlayers = ["bonding"]\n[stores.x]\nurl = "memry://"')
+    pocket = Pocket("pocket.toml", autoload=False)
+    with pytest.raises(ConfigError, match=r"pocket\.toml \[store\]\.layers\[0\]: there is no layer 'bonding'; did you"):
+        pocket.store  # noqa: B018
+    with pytest.raises(
+        ConfigError, match=r"pocket\.toml \[stores\.x\]: 'memry://': no plugin offers memry://; there is"
+    ):
+        pocket.stores["x"]
+
+
+def test_names_in_the_usual_order():
+    """A set of names has no order of its own, so it gets the usual one: third parties inside the three that watch."""
+    names = {"bounding", "persistence", "compress", "audit", "migrate", "logging", "metrics", "tracing"}
+    outside, inside = ["tracing", "metrics", "logging", "migrate"], ["persistence", "bounding"]
+    assert order_names(names) == [*outside, "audit", "compress", *inside]
+    slow = Slow(mode="x")
+    assert order_names({"bounding", slow, "logging"}) == ["logging", slow, "bounding"]
+
+
+# ---------------------------------------------------------------- the environment
+def test_variables_are_filled_in(monkeypatch):
+    """`${NAME}` in any string, however deep; numbers and the rest stay as they are."""
+    monkeypatch.setenv("HOST", "db.example")
+    value = {"url": "x://${HOST}/${HOST}", "list": ["${HOST}", 3], "other": "$HOST {HOST}"}
+    assert expand(value, "") == {
+        "url": "x://db.example/db.example",
+        "list": ["db.example", 3],
+        "other": "$HOST {HOST}",
+    }
+
+
+def test_variable_that_is_not_set(monkeypatch):
+    """A missing one is refused where it is used, naming file, path and variable; other stores work."""
+    monkeypatch.delenv("NOWHERE", raising=False)
+    written(
+        '[stores.a]\nurl = "sqlite:///${NOWHERE}/x.db"\n[stores.b]\nlayers = [{ use = "bounding", ttl = "${NOWHERE}" }]'
+    )
+    pocket = Pocket("pocket.toml", autoload=False)
+    assert pocket.store
+    with pytest.raises(
+        ConfigError, match=r"pocket\.toml \[stores\.a\]\.url: the environment variable 'NOWHERE' is not"
+    ):
+        pocket.stores["a"]
+    with pytest.raises(
+        ConfigError, match=r"pocket\.toml \[stores\.b\]\.layers\[0\]\.ttl: the environment variable 'NOW"
+    ):
+        pocket.stores["b"]

@@ -1,0 +1,367 @@
+"""A Pocket holds plugins, configuration and stores; without one of one's own, the process has a default."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pocket_plug.errors import ConfigError, NotConfigured, PluginError, StoreClosedError, UnknownStoreError
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.node_functions import node
+from pocket_plug.hookspecs import Observer, hookimpl
+from pocket_plug.plugins.pocket import Pocket, default_pocket, resolve_backend, resolve_layer, set_default_pocket
+from pocket_plug.store.layer import parts
+from pocket_plug.store.memory import Memory
+from pocket_plug.store.store import Store
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Each test in a folder of its own, and the process's default Pocket as it was."""
+    monkeypatch.chdir(tmp_path)
+    set_default_pocket(None)
+    yield
+    set_default_pocket(None)
+
+
+def configured(text: str, **options) -> Pocket:
+    Path("pocket.toml").write_text(text)
+    return Pocket("pocket.toml", autoload=False, **options)
+
+
+class Counted(Memory):
+    """A backend that tells when it is opened and closed, and can't be closed where it is told so."""
+
+    log: list[str] = []  # noqa: RUF012
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.called = url.removeprefix("counted://")
+
+    async def open(self) -> None:
+        if self.called == "unopenable":
+            raise ConfigError("can't open")
+        self.log.append(f"open {self.called}")
+
+    async def close(self) -> None:
+        self.log.append(f"close {self.called}")
+        if self.called == "unclosable":
+            raise OSError("can't close")
+
+
+class Offering:
+    """Offers `counted://`."""
+
+    @hookimpl
+    def pocket_backends(self):
+        return {"counted": Counted}
+
+    @hookimpl
+    def pocket_shutdown(self):
+        Counted.log.append("shutdown")
+
+
+@pytest.fixture
+def log() -> list[str]:
+    Counted.log.clear()
+    return Counted.log
+
+
+# ---------------------------------------------------------------- stores
+def test_stores_are_built_on_first_use(log):
+    """A store of the configuration is built once, when it is first asked for; the names are known before."""
+    pocket = configured("[stores.a]\nurl = 'counted://a'\n[stores.b]\nurl = 'nonsense'", plugins=[Offering()])
+    assert list(pocket.stores) == ["a", "b"]
+    assert "a" in pocket.stores
+    assert pocket.stores["a"] is pocket.stores["a"]
+    assert pocket.store is pocket.store
+
+
+def test_without_configuration():
+    """Without a configuration there is one store, in memory, and no named one."""
+    pocket = Pocket(autoload=False)
+    pocket.store.sync.set("a", 1)
+    assert pocket.store.sync.get("a") == 1
+    assert dict(pocket.stores) == {}
+
+
+def test_unknown_store():
+    """An unknown name is a KeyError and a ConfigError, and says what there is."""
+    pocket = configured("[stores.cache]\n")
+    with pytest.raises(
+        UnknownStoreError, match=r"there is no \[stores.cahce\] in pocket\.toml; did you mean 'cache'\?"
+    ):
+        pocket.stores["cahce"]
+    assert pocket.stores.get("cahce") is None
+
+
+def test_opens_and_closes_all(log):
+    """`async with` opens every store of the configuration, and closes them in reverse before the plugins are told."""
+    text = "[store]\nurl = 'counted://main'\n[stores.a]\nurl = 'counted://a'\n"
+
+    async def main() -> None:
+        async with configured(text, plugins=[Offering()]) as pocket:
+            assert log == ["open main", "open a"]
+        assert log[2:] == ["close a", "close main", "shutdown"]
+        await pocket.close()
+        assert len(log) == 5, "closing twice does nothing"
+        with pytest.raises(StoreClosedError, match="is closed"):
+            pocket.store  # noqa: B018
+        async with pocket:
+            assert log[5:] == ["open main", "open a"]
+
+    asyncio.run(main())
+
+
+def test_opens_and_closes_all_without_a_loop(log):
+    """`with` does the same for programs without an event loop."""
+    text = "[store]\nurl = 'counted://main'\n[stores.a]\nurl = 'counted://a'\n"
+    with configured(text, plugins=[Offering()]):
+        assert log == ["open main", "open a"]
+    assert log[2:] == ["close a", "close main", "shutdown"]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_one_that_does_not_open(log, sync):
+    """Where a store can't be opened the others are closed again, and its error is the one raised."""
+    pocket = configured(
+        "[store]\nurl = 'counted://main'\n[stores.a]\nurl = 'counted://unopenable'\n", plugins=[Offering()]
+    )
+
+    async def enter() -> None:
+        async with pocket:
+            raise AssertionError("entered")
+
+    with pytest.raises(ConfigError, match="can't open"):
+        pocket.__enter__() if sync else asyncio.run(enter())
+    assert "close main" in log
+    assert log[-1] == "shutdown"
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_one_that_does_not_close(log, sync):
+    """A store that can't be closed keeps no other open, and its error is raised."""
+    text = "[store]\nurl = 'counted://main'\n[stores.a]\nurl = 'counted://unclosable'\n"
+    pocket = configured(text, plugins=[Offering()])
+
+    async def enter() -> None:
+        async with pocket:
+            pass
+
+    with pytest.raises(OSError, match="can't close"):
+        if sync:
+            with pocket:
+                pass
+        else:
+            asyncio.run(enter())
+    assert log[2:] == ["close unclosable", "close main", "shutdown"]
+
+
+# ---------------------------------------------------------------- runs
+def test_a_run_is_watched_by_its_pocket():
+    """`pocket.run` and `graph.run(…, pocket=…)` use that Pocket's plugins, and no other's."""
+    seen: list[tuple[str, str]] = []
+
+    class Watching:
+        def __init__(self, called: str) -> None:
+            self.called = called
+
+        @hookimpl
+        def pocket_observe(self, run):
+            @contextmanager
+            def watched(call) -> Iterator[None]:
+                yield
+                seen.append((self.called, call.output))
+
+            return Observer(node=watched)
+
+    @node
+    def shout(word: str) -> str:
+        return word.upper()
+
+    async def main() -> None:
+        graph = Graph(shout)
+        mine = Pocket(autoload=False, plugins=[Watching("mine")])
+        set_default_pocket(Pocket(autoload=False, plugins=[Watching("default")]))
+        assert await mine.run(graph, "a") == "A"
+        assert await graph.run("b", pocket=mine) == "B"
+        assert await graph.run("c") == "C"
+
+    asyncio.run(main())
+    assert seen == [("mine", "A"), ("mine", "B"), ("default", "C")]
+
+
+# ---------------------------------------------------------------- plugins of one Pocket
+class Configured:
+    """Keeps what it is configured with."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.options: object = None
+        self.error = error
+
+    @hookimpl
+    def pocket_configure(self, pocket, options):
+        self.pocket, self.options = pocket, options
+        if self.error is not None:
+            raise self.error
+
+
+def test_configure_with_its_own_table(monkeypatch):
+    """A plugin is handed the Pocket and its own table, the environment filled in; an empty one where there is none."""
+    monkeypatch.setenv("TOKEN", "s3cret")
+    plugin, other = Configured(), type("Other", (Configured,), {})()
+    pocket = configured("[plugins.configured]\ntoken = '${TOKEN}'\n", plugins=[plugin, other])
+    assert (plugin.pocket, plugin.options) == (pocket, {"token": "s3cret"})
+    assert other.options == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (NotConfigured("no server given"), "declined", "no server given"),
+        (ValueError("port"), "failed", "ValueError: port"),
+        (SystemExit(1), "failed", "SystemExit: 1"),
+    ],
+)
+def test_one_that_steps_back(caplog, error, status, reason):
+    """A plugin that declines or fails when it is configured is listed with its reason, and not asked again."""
+    pocket = Pocket(autoload=False, plugins=[Configured(error)])
+    record = pocket.plugin("configured")
+    assert (record.status, record.reason) == (status, reason)
+    assert [r.getMessage() for r in caplog.records] == [f"plugin 'configured' {record.verdict}"]
+
+
+def test_variable_of_a_plugin_that_is_not_set(monkeypatch):
+    """A variable that is missing in a plugin's table is the configuration's fault, not the plugin's."""
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"pocket\.toml \[plugins\.configured\]\.token: the environment variable 'NOWHERE'"
+    ):
+        configured("[plugins.configured]\ntoken = '${NOWHERE}'\n", plugins=[Configured()])
+
+
+def test_options_for_one_that_takes_none():
+    """A table for a plugin that takes no options would do nothing, so it is refused."""
+    with pytest.raises(ConfigError, match=r"pocket\.toml \[plugins\.bounding\]: this plugin takes no options"):
+        configured("[plugins.bounding]\nmax_entries = 3\n")
+
+
+def test_options_for_one_that_is_not_there(caplog):
+    """A table for a plugin that is not installed is said, with what was perhaps meant."""
+    configured("[plugins.boundin]\nx = 3\n")
+    assert "pocket.toml [plugins.boundin]: there is no plugin 'boundin'; did you mean 'bounding'?" in caplog.text
+
+
+def test_explicit_plugins_are_isolated_too(caplog):
+    """A plugin given in code that can't be used is a record and a warning, unless strict."""
+    assert Pocket(autoload=False, plugins=[object()]).plugin("object").status == "failed"
+    with pytest.raises(PluginError, match="plugin 'object' can't be used: it implements no hook"):
+        Pocket(autoload=False, plugins=[object()], strict=True)
+
+
+def test_register_refuses_at_once():
+    """A plugin that is registered later and can't be used is an error there and then."""
+    pocket = Pocket(autoload=False)
+    with pytest.raises(PluginError, match="it implements no hook"):
+        pocket.register(object())
+    pocket.register(Offering(), name="mine")
+    with pytest.raises(PluginError, match="the name 'mine' is already used by 'mine'"):
+        pocket.register(Offering(), name="mine")
+
+
+def test_register_configures_the_new_one_only():
+    """A plugin that is registered later is configured as the others were; those are not asked again."""
+    first, second = Configured(), Configured()
+    pocket = Pocket(autoload=False, plugins=[first])
+    first.options = "untouched"
+    record = pocket.register(second)
+    assert (first.options, second.options, record.name) == ("untouched", {}, "configured-2")
+
+
+def test_failing_shutdown_harms_nobody(log, caplog):
+    """What pocket_shutdown raises is said, and the others are told as well."""
+
+    class Broken:
+        @hookimpl
+        def pocket_shutdown(self, pocket):
+            raise RuntimeError("boom")
+
+    with Pocket(autoload=False, plugins=[Broken(), Offering()]):
+        pass
+    assert log == ["shutdown"]
+    assert "plugin 'broken' failed at pocket_shutdown: RuntimeError: boom" in caplog.text
+
+
+# ---------------------------------------------------------------- the default
+def test_default_is_made_once():
+    """All threads get the same default Pocket, made when it is first needed, from the current folder's file."""
+    Path("pocket.toml").write_text("[stores.cache]\n")
+    found: list[Pocket] = []
+    threads = [threading.Thread(target=lambda: found.append(default_pocket())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert list(found[0].stores) == ["cache"]
+
+
+def test_default_can_be_set():
+    """What was set counts, in every thread and context."""
+    mine = Pocket(autoload=False)
+    set_default_pocket(mine)
+    assert default_pocket() is mine
+    assert asyncio.run(asyncio.to_thread(default_pocket)) is mine
+
+
+def test_plugin_that_asks_for_the_default_while_it_is_made(install, caplog):
+    """A plugin that needs the Pocket which is just being made fails with the way out, instead of hanging."""
+    install("pocket-plug-eager", "from pocket_plug.plugins.pocket import default_pocket\ndefault_pocket()")
+    assert default_pocket().plugin("eager").status == "failed"
+    assert "but the one that pocket_configure is handed" in caplog.text
+
+
+def test_memory_needs_no_plugins():
+    """`memory://` is Memory, without a Pocket being made for it."""
+    from pocket_plug.plugins import pocket
+
+    assert isinstance(resolve_backend("memory://"), Memory)
+    assert pocket._default is None
+
+
+def test_parts_by_name():
+    """Stores find layers and backends by name in the default Pocket; what is unknown names what there is."""
+    assert repr(resolve_layer({"use": "bounding", "max_entries": 10})) == "Bounding(max_entries=10)"
+    assert [part.name for part in parts(Store(layers={"logging", "tracing", "metrics"}).stack)[1:-1]] == [
+        "tracing",
+        "metrics",
+        "logging",
+    ]
+    for url, message in {
+        "sqlit:///x.db": r"no plugin offers sqlit://; there is: memory://.*sqlite://.* Did you mean 'sqlite'\?",
+        "state.db": "'state.db' is no store's URL; it begins with one of: memory://",
+        "memory://x": "nothing may follow memory://",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            resolve_backend(url)
+
+
+def test_default_is_shut_down_at_exit(tmp_path):
+    """Plugins of the default Pocket are told when the process ends."""
+    code = """
+from pocket_plug.hookspecs import hookimpl
+from pocket_plug.plugins.pocket import Pocket, set_default_pocket
+class Telling:
+    @hookimpl
+    def pocket_shutdown(self, pocket): print("told")
+set_default_pocket(Pocket(autoload=False, plugins=[Telling()]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "told\n"

@@ -1,0 +1,719 @@
+"""Forks of this process: the child inherits what is whole and waits for nobody; the parent goes on as if nothing were."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import traceback
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pocket_plug as pp
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.errors import StoreBusyError, StoreClosedError
+from pocket_plug.graph import context
+from pocket_plug.layers import Bounding, Persistence
+from pocket_plug.primitives import forking
+from pocket_plug.primitives.forking import after_fork, new_lock, new_rlock
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.backend import NO_EXPECTATIONS
+from pocket_plug.testing.layer_contract import FaultyMemory
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
+
+def in_child(do: Callable[[], object]) -> int:
+    """Do it in a child of fork; gives how that ended: 0, or 1 and what was raised on stderr. One that hangs is killed."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            do()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - there is nobody to raise it to
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(script: str, *arguments: object) -> str:
+    """What a program prints; it must end well."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork that doesn't wait for long."""
+    monkeypatch.setattr(forking, "PATIENCE", 0.05)
+
+
+@pytest.fixture
+def end() -> Iterator[threading.Event]:
+    """Set when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def thread(target: Callable[[], object]) -> threading.Thread:
+    started = threading.Thread(target=target, daemon=True)
+    started.start()
+    return started
+
+
+# ---------------------------------------------------------------- locks
+@pytest.mark.parametrize("make", [new_lock, new_rlock])
+def test_nobody_is_in_a_critical_section_at_a_fork(make: Callable[[], Any], end: threading.Event) -> None:
+    """What a lock guards is whole in the child, and the lock is free there and here."""
+    lock, pair, turns = make(), [0, 0], threading.Semaphore(0)
+
+    def change() -> None:
+        while not end.is_set():
+            with lock:
+                pair[0] += 1
+                for _ in range(1000):  # be found in the middle
+                    pass
+                pair[1] += 1
+            turns.release()
+
+    threads = [thread(change) for _ in range(2)]
+
+    def check() -> None:
+        assert lock.acquire(timeout=0)
+        assert pair[0] == pair[1]
+
+    for _ in range(10):
+        assert turns.acquire(timeout=60)
+        assert in_child(check) == 0
+    end.set()
+    for each in threads:
+        each.join()
+    assert lock.acquire(timeout=60)
+    lock.release()
+
+
+def test_locks_are_taken_whatever_order_others_take_them_in(end: threading.Event) -> None:
+    """Threads that nest two locks, either way in turn, and a fork: none waits for another for ever, none is given up."""
+    locks, turns = (new_lock(), new_lock()), threading.Semaphore(0)
+
+    def nest() -> None:
+        outer, inner = locks
+        while not end.is_set():
+            with outer, inner:
+                turns.release()
+            outer, inner = inner, outer
+
+    nesting = thread(nest)
+    for _ in range(20):
+        assert turns.acquire(timeout=60)
+        assert in_child(lambda: [lock.acquire(blocking=False) or os._exit(3) for lock in locks]) == 0
+    end.set()
+    nesting.join()
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    "layers", [[], [Bounding(max_entries=9)], [Bounding(max_bytes=999)]], ids=["plain", "9", "999"]
+)
+def test_a_thread_that_stays_in_the_middle_is_an_error_in_the_child(
+    layers: list[pp.Layer], end: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fork doesn't wait for it for ever, nor does the child; there what it was changing is refused, and can be begun
+    anew. The parent is told, and goes on."""
+    memory = pp.Memory()
+    store = pp.SyncStore(memory, layers=layers)
+    store.set("a", 1)
+    inside = threading.Event()
+
+    def stay() -> None:
+        with memory.lock:
+            inside.set()
+            end.wait()
+
+    staying = thread(stay)
+    assert inside.wait(60)
+
+    def use() -> None:
+        for do in (lambda: store.set("b", 1), lambda: store.get("a"), lambda: store.get_many(["a"])):
+            with pytest.raises(StoreClosedError, match="forked in the middle of a write"):
+                do()
+        store.close()
+        with store:
+            store.set("b", 1)
+            assert store.get_many(["a", "b"]) == {"b": 1}
+
+    assert in_child(use) == 0
+    assert "a child was forked although 1 lock(s) were held" in caplog.text
+    end.set()
+    staying.join()
+    store.set("b", 1)
+    assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
+
+
+def test_a_fork_by_who_is_in_the_middle_himself_comes_to_a_good_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler may do it: in the child too the thread goes on, and what it was at comes to its end."""
+    monkeypatch.setattr(forking, "PATIENCE", 1.0)  # the child has to come to that end within it
+    memory = pp.Memory()
+    store = pp.SyncStore(memory)
+
+    def end_of_section() -> None:
+        memory.lock.release()
+        store.set("b", 1)
+        assert store.get("b") == 1
+
+    memory.lock.acquire()
+    assert in_child(end_of_section) == 0
+    end_of_section()
+
+
+def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it() -> None:
+    """It is not lost, though an error in a function for forks is only printed; the preparation is made, and undone."""
+    lock = new_lock()
+    rests: list[str] = []
+
+    class Part:
+        def rest(self) -> bool:
+            rests.append("rest")
+            if len(rests) == 1:
+                raise KeyboardInterrupt
+            return True
+
+        def begin_anew(self) -> None:
+            if not lock.acquire(timeout=0):
+                os._exit(3)
+
+    part = Part()
+    forking.take_part(part)
+    with pytest.raises(KeyboardInterrupt):
+        assert in_child(lambda: None) == 0
+        threading.Event().wait(60)  # it comes a moment later
+    assert rests == ["rest", "rest"]
+    assert not forking.is_under_way()
+    assert lock.acquire(timeout=60)
+    lock.release()
+    with suppress(ChildProcessError):  # else it was waited for
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
+
+def test_a_child_can_import_what_its_parent_was_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's lock of a module would be held there for ever: a fork waits for another thread's import to end."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "from tests_of_forks import begun, forks\nbegun.set()\nassert forks.wait(60)\nhere = max(range(200_000))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shared: Any = types.ModuleType("tests_of_forks")
+    shared.begun, shared.forks = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "tests_of_forks", shared)
+
+    class Part:
+        def rest(self) -> bool:
+            shared.forks.set()
+            return True
+
+        def begin_anew(self) -> None: ...
+
+    part = Part()
+    forking.take_part(part)
+    importing = thread(lambda: importlib.import_module("slow_to_import"))
+    assert shared.begun.wait(60)
+
+    def use() -> None:
+        assert importlib.import_module("slow_to_import").here
+
+    assert in_child(use) == 0
+    importing.join()
+    del sys.modules["slow_to_import"]
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    """Locks, methods and stores are held weakly; functions for good."""
+
+    class Part:
+        def __init__(self) -> None:
+            self.lock = new_lock(self.renew)
+            after_fork(self.renew)
+
+        def renew(self) -> None: ...
+
+    gc.collect()
+    before = len(forking._locks), len(forking._callbacks), len(forking._lost)  # pyright: ignore[reportPrivateUsage]
+    part = Part()
+    seen = weakref.ref(part)
+    del part
+    gc.collect()
+    assert seen() is None
+    assert (len(forking._locks), len(forking._callbacks), len(forking._lost)) == before  # pyright: ignore[reportPrivateUsage]
+
+
+# ---------------------------------------------------------------- stores
+def test_a_store_on_a_loop_of_its_own_works_in_a_child() -> None:
+    """The loop's thread isn't there: another one is made, by a sync call as by the first. Closed it stays closed."""
+    store = pp.SyncStore(FaultyMemory())
+    store.set("a", 1)
+
+    def use() -> None:
+        assert store.get("a") == 1
+        store.update("a", lambda n: n + 1)
+        assert store.get("a") == 2
+        store.close()
+        with pytest.raises(StoreClosedError):
+            store.get("a")
+
+    assert in_child(use) == 0
+    assert store.get("a") == 1
+    store.close()
+
+    def is_closed() -> None:
+        with pytest.raises(StoreClosedError):
+            store.get("a")
+
+    assert in_child(is_closed) == 0
+
+
+def test_a_child_works_while_its_parents_loop_waits() -> None:
+    """Forked by a task, while others are in line for the same key and gate: the child has a line of its own."""
+
+    async def main() -> None:
+        store = pp.Store(FaultyMemory())
+        async with store:
+            updates = [asyncio.ensure_future(store.update("n", lambda n: n + 1, default=0)) for _ in range(20)]
+            for _ in range(15):
+                await asyncio.sleep(0)
+            assert in_child(lambda: asyncio.run(store.update("n", lambda n: n + 1, default=0))) == 0
+            assert in_child(lambda: store.sync.update("n", lambda n: n + 1, default=0)) == 0
+            assert sorted(await asyncio.gather(*updates)) == list(range(1, 21))
+
+    asyncio.run(main())
+
+
+MODES = ("power", "process")
+
+
+@pytest.mark.parametrize("durability", MODES)
+def test_children_and_their_parent_count_in_one_file(tmp_path: Path, durability: str) -> None:
+    """By the store that they inherit, and by one of their own; while the parent goes on, and after it has closed."""
+    url = f"sqlite:///{tmp_path}/state.db?durability={durability}"
+    context = multiprocessing.get_context("fork")
+
+    def inherited() -> None:
+        for _ in range(10):
+            store.update("n", lambda n: n + 1, default=0)
+
+    def own() -> None:
+        with pp.SyncStore(url) as mine:
+            for _ in range(10):
+                mine.update("n", lambda n: n + 1, default=0)
+
+    with pp.SyncStore(url) as store:
+        children = [context.Process(target=target) for target in (inherited, own) * 2]
+        threads = [thread(inherited) for _ in range(2)]
+        for child in children:
+            child.start()
+        for each in threads:
+            each.join()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 4
+    with pp.SyncStore(url) as store:
+        assert store.get("n") == 60
+
+
+POOL = """
+import multiprocessing, sys
+import pocket_plug as pp
+
+store = pp.SyncStore(f"sqlite:///{sys.argv[1]}/state.db")
+
+def add(n):
+    return store.update("n", lambda value: value + n, default=0)
+
+if __name__ == "__main__":
+    with store:
+        add(0)
+        with multiprocessing.get_context("fork").Pool(3) as pool:
+            pool.map(add, range(50))
+        add(1000)
+        print(store.get("n"))
+"""
+
+DAEMON = """
+import os, sys
+import pocket_plug as pp
+
+store = pp.SyncStore(f"sqlite:///{sys.argv[1]}/state.db")
+store.__enter__()
+store.set("n", 1)
+done = os.pipe()
+if os.fork():
+    os.close(done[1])
+    print(os.read(done[0], 100).decode())
+    sys.exit()
+os.setsid()
+if os.fork():
+    os._exit(0)
+store.update("n", lambda n: n + 1)
+os.write(done[1], f"{store.get('n')}".encode())
+store.close()
+"""
+
+
+@pytest.mark.parametrize(("program", "said"), [(POOL, "2225"), (DAEMON, "2")], ids=["pool", "daemon"])
+def test_programs_that_fork_with_a_store_open_go_on(program: str, said: str, tmp_path: Path) -> None:
+    """Workers of a Pool use the store that they inherit; a program that makes itself a daemon goes on with its own."""
+    assert run(program, tmp_path) == f"{said}\n"
+
+
+def test_a_file_stays_its_owners_after_forks(tmp_path: Path) -> None:
+    """Neither a child nor its end takes the lock away, and a child doesn't have it; the parent's close ends it, though
+    children live."""
+    path = tmp_path / "state.db"
+    first = SQLite(path)
+    drive(first.open())
+    drive(first.own())
+
+    def is_owned() -> None:
+        other = SQLite(path)
+        drive(other.open())
+        try:
+            drive(other.own())
+        except StoreBusyError:
+            os._exit(10)
+        finally:
+            drive(other.close())
+
+    assert in_child(is_owned) == 10
+    assert in_child(lambda: drive(first.close())) == 0
+    assert in_child(is_owned) == 10
+    go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(go[0], 1)
+        os._exit(0)
+    drive(first.close())
+    assert in_child(is_owned) == 0
+    os.write(go[1], b".")
+    os.waitpid(child, 0)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("durability", MODES)
+def test_forked_in_the_middle_of_a_commit_the_child_refuses_the_file(
+    tmp_path: Path, durability: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the very thread that commits, which a fork can't wait for: the parent's write lands. In the child the inherited
+    store and a new one on the file say why they can't be used; other files work."""
+    path = tmp_path / "state.db"
+    backend = SQLite(path, durability=durability)
+    drive(backend.open())
+    codes: list[int] = []
+
+    def use() -> None:
+        for again in (backend.read("a"), backend.write([pp.Put("b", 1)]), backend.open(), SQLite(path).open()):
+            with pytest.raises(StoreClosedError, match=r"state\.db: this process was forked in the middle of a use"):
+                drive(again)
+        with pp.SyncStore(f"sqlite:///{tmp_path}/other.db") as other:
+            other.set("a", 1)
+
+    def forks() -> float:
+        if not codes:
+            codes.append(99)
+            codes[0] = in_child(use)
+        return 0.0
+
+    backend.clock = forks
+    drive(backend.write([pp.Put("a", 1)]))
+    assert codes == [0]
+    assert "a child was forked although SQLite(" in caplog.text
+    drive(backend.write([pp.Put("c", 1)]))
+    drive(backend.close())
+    assert len(drive(_all_of(path))) == 2
+
+
+async def _all_of(path: Path) -> list[str]:
+    backend = SQLite(path)
+    await backend.open()
+    try:
+        return [key async for key in backend.scan()]
+    finally:
+        await backend.close()
+
+
+@pytest.mark.parametrize("durability", MODES)
+def test_a_fork_does_not_wait_for_another_process_that_writes(
+    tmp_path: Path, durability: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A write that waits for it, in the writer's thread, waits on after the fork, and lands when it may."""
+    with pp.SyncStore(f"sqlite:///{tmp_path}/state.db?durability={durability}&timeout=600") as store:
+        store.set("a", 1)
+        with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            writing = thread(lambda: asyncio.run(store.stack.write([pp.Put("a", 2)])))
+            while not any(each.name.startswith("writer of") for each in threading.enumerate()):
+                pass
+            assert in_child(lambda: store.require("a")) == 0
+            assert writing.is_alive()
+            other.execute("COMMIT")
+        writing.join()
+        assert store.get("a") == 2
+    assert caplog.text == ""
+
+
+# `asyncio.to_thread` would import concurrent.futures.thread in the middle of the fork: what that registers for the time
+# after a fork would then release a lock that was never taken (CPython prints it and goes on).
+WAITING = """
+import concurrent.futures.thread, itertools, os, signal, sqlite3, sys, threading
+import pocket_plug as pp
+from pocket_plug.testing.layer_contract import FaultyMemory
+
+parent = os.getpid()
+signals = itertools.count()
+is_handled = threading.Event()
+
+def on_signal(number, frame):
+    if next(signals):  # one may come in the middle of the handler of the first
+        return
+    is_handled.set()
+    if os.fork() == 0:
+        signal.alarm(60)
+        return  # and the thread waits on, in the child too
+    os.wait()
+    release()
+
+signal.signal(signal.SIGUSR1, on_signal)
+
+if sys.argv[2] == "queued":
+    store = pp.SyncStore(f"sqlite:///{sys.argv[1]}/state.db?timeout=600")
+    with store:
+        store.set("a", 0)
+    store.__enter__()
+    other = sqlite3.connect(f"{sys.argv[1]}/state.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = lambda: other.execute("COMMIT")
+else:
+    go = threading.Event()
+    class Slow(FaultyMemory):
+        async def write(self, changes, expect={}):
+            import asyncio
+            await asyncio.to_thread(go.wait)
+            return await super().write(changes, expect)
+    store = pp.SyncStore(Slow())
+    store.__enter__()
+    release = go.set
+
+def interrupt():
+    main = threading.main_thread().ident
+    while True:
+        frame = sys._current_frames()[main]
+        if frame.f_code.co_name == "block" or frame.f_back is not None and frame.f_back.f_code.co_name == "result":
+            break
+    # Python doesn't look for signals between the entry of `block` and its lock: one that comes there needs a second one
+    signal.pthread_kill(main, signal.SIGUSR1)
+    while not is_handled.wait(0.1):
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    store.set("a", 1)
+    print("parent" if os.getpid() == parent else "child", "has written", flush=True)
+except pp.StoreError as error:
+    print("parent" if os.getpid() == parent else "child", error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("how", ["queued", "on a loop"])
+def test_a_child_forked_by_a_signals_handler_waits_for_no_thread(tmp_path: Path, how: str) -> None:
+    """The handler interrupts a call that waits, forks, and returns in the child: there the call raises, here it ends well."""
+    child, parent = run(WAITING, tmp_path, how).splitlines()
+    assert child.startswith("child this process was forked while this call waited")
+    assert parent == "parent has written"
+
+
+def test_a_part_that_fails_keeps_no_other_from_its_preparation(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a plugin: what it raises is logged, and all others are prepared, and begin anew."""
+    lock = new_lock()
+
+    class Part:
+        def rest(self) -> bool:
+            raise ZeroDivisionError
+
+        begin_anew = rest
+
+    part = Part()
+    forking.take_part(part)
+    forking.after_fork(part.rest)
+    ids = context.run_ids.next()
+
+    def check() -> None:
+        assert lock.acquire(timeout=0)
+        assert context.run_ids.next()[:12] != ids[:12]
+        assert caplog.text.count("failed to prepare for a fork") == 3
+
+    assert in_child(check) == 0
+    assert caplog.text.count("failed to prepare for a fork") == 1
+
+
+def test_forks_while_stores_are_opened_and_closed(tmp_path: Path, end: threading.Event) -> None:
+    """On one file, all the time, by several threads: the child finds no connection half made, and no owner that isn't."""
+    opened = threading.Semaphore(0)
+
+    def use(name: str) -> None:
+        with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+            store.update(name, lambda n: n + 1, default=0)
+        behind = pp.SyncStore(layers=[Persistence(to=f"sqlite:///{tmp_path}/behind.db", mode="behind")])
+        with suppress(StoreBusyError), behind:
+            behind.set(name, 1)
+
+    def go_on(name: str) -> Callable[[], None]:
+        def go_on() -> None:
+            while not end.is_set():
+                use(name)
+                counts[name] += 1
+                opened.release()
+
+        return go_on
+
+    counts = {"first": 0, "second": 0}
+    threads = [thread(go_on(name)) for name in counts]
+    for _ in range(6):
+        assert opened.acquire(timeout=60)
+        assert in_child(lambda: use("child")) == 0
+    end.set()
+    for each in threads:
+        each.join()
+    with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        assert store.get_many([*counts, "child"]) == {**counts, "child": 6}
+
+
+def test_forks_within_a_scan_and_a_transaction(tmp_path: Path) -> None:
+    """What the forking thread is in the middle of goes on, here and in the child."""
+    with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        store.set_many({f"k{n:03}": n for n in range(600)})
+        names = store.keys()
+        first = [next(names) for _ in range(10)]
+
+        def rest() -> None:
+            assert len([*first, *names]) == 600
+
+        assert in_child(rest) == 0
+        rest()
+        with store.transaction() as tx:
+            tx.set("k000", tx.get("k001"))
+
+            def commit() -> None:
+                store.set("child", 1)
+
+            assert in_child(commit) == 0
+            tx.set("k002", 5)
+        assert store.get_many(["k000", "k002", "child"]) == {"k000": 1, "k002": 5, "child": 1}
+
+
+def test_a_cache_in_a_child_doesnt_answer_for_what_its_parent_was_writing(tmp_path: Path) -> None:
+    """Persistence through: forked while another thread's write is between the tiers, the child reads the durable one."""
+    reached, go = threading.Event(), threading.Event()
+
+    class Slow(pp.Memory):
+        async def write(self, changes: Any, expect: Any = NO_EXPECTATIONS) -> int:
+            version = await super().write(changes, expect)
+            if not go.is_set() and expect == {"a": 1}:
+                reached.set()
+                go.wait(60)
+            return version
+
+    store = pp.SyncStore(layers=[Persistence(to=Slow())])
+    with store:
+        store.set("a", "old")
+        assert store.get("a") == "old"
+        writing = thread(lambda: drive(store.stack.write([pp.Put("a", "new")], {"a": 1})))
+        assert reached.wait(60)
+
+        def use() -> None:
+            assert store.get("a") == "new"
+            store.set("a", "newer")
+            assert store.get("a") == "newer"
+
+        assert in_child(use) == 0
+        go.set()
+        writing.join()
+        assert store.get("a") == "new"
+
+
+BEFORE = """
+import os
+class Hook:
+    def __call__(self):
+        try:
+            store.get("a")
+        except Exception as error:
+            print(type(error).__name__, error)
+hook = Hook()
+os.register_at_fork(before=hook)
+import sys
+import pocket_plug as pp
+store = pp.SyncStore(f"sqlite:///{sys.argv[1]}/state.db")
+with store:
+    store.set("a", 1)
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+    print(store.get("a"))
+"""
+
+
+def test_a_function_for_forks_that_uses_a_store_too_late_is_told(tmp_path: Path) -> None:
+    """Registered before pocket_plug's, it is called when all files are closed: an error, and no deadlock."""
+    said, after = run(BEFORE, tmp_path).splitlines()
+    assert said.startswith("StoreError a store is used in the middle of a fork")
+    assert after == "1"
+
+
+# ---------------------------------------------------------------- platforms
+ELSEWHERE = """
+import os, sys
+del os.register_at_fork, os.fork
+sys.modules["fcntl"] = None
+import pocket_plug as pp
+from pocket_plug.layers import Persistence
+import pocket_plug.layers.metrics, pocket_plug.telemetry.wiring, pocket_plug.testing.contracts
+with pp.SyncStore(layers=[Persistence(to=f"sqlite:///{sys.argv[1]}/state.db", mode="behind")]) as store:
+    store.set("a", 1)
+
+@pp.node
+def add(n: int) -> int:
+    return n + 1
+
+import asyncio
+print(asyncio.run(pp.Graph(add).run(1)), "fork" in dir(pocket_plug.testing.contracts.BackendContract))
+"""
+
+
+def test_it_works_where_processes_cant_fork(tmp_path: Path) -> None:
+    """As on Windows: neither os.fork nor os.register_at_fork nor fcntl."""
+    assert run(ELSEWHERE, tmp_path) == "2 False\n"
+
+
+def test_one_module_knows_of_forks() -> None:
+    """Whoever has to do something at a fork does it by `forking`, which is guarded where there are none."""
+    package = Path(pp.__file__).parent
+    users = [
+        str(file.relative_to(package)) for file in package.rglob("*.py") if "register_at_fork(" in file.read_text()
+    ]
+    assert users == ["primitives/forking.py"]

@@ -1,0 +1,188 @@
+"""Is a value of a declared type: what is checked, what is let through, and that asking never fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    Optional,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Union,
+    runtime_checkable,
+)
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import TypedDict as ExtendedTypedDict
+
+from pocket_plug.primitives.typechecks import checker, fits
+
+T = TypeVar("T")
+UserId = NewType("UserId", int)
+
+
+@dataclass
+class User:
+    name: str
+
+
+class Admin(User):
+    pass
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Movie(TypedDict):
+    title: str
+    year: int
+
+
+class Extended(ExtendedTypedDict):
+    title: str
+    year: NotRequired[int]
+
+
+class Size(IntEnum):
+    XL = 42
+
+
+class Box(Generic[T]):
+    pass
+
+
+class Named(Protocol):
+    name: str
+
+
+@runtime_checkable
+class Closing(Protocol):
+    def close(self) -> None: ...
+
+
+class Touchy(type):
+    """A metaclass whose classes can't be asked."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        raise RuntimeError("don't ask")
+
+
+CASES: list[tuple[Any, list[object], list[object]]] = [
+    (int, [1, True, -(10**30)], ["1", 1.0, None, b""]),
+    (float, [1.5, 1, True], ["1.5", None, 1j]),
+    (complex, [1j, 1.0, 1], ["1"]),
+    (str, ["", "a"], [b"a", None]),
+    (bool, [True], [1, None]),
+    (type(None), [None], [0, False]),
+    (None, [None], [0, False]),
+    (User, [User("a"), Admin("a")], ["a", {"name": "a"}, User]),
+    (Point, [Point(1, 2)], [(1, 2)]),
+    (list, [[], ["a"]], [()]),
+    (list[int], [[], [1]], [["a"], (1,), None]),
+    (list[float], [[1, 1.5]], [["a"]]),
+    (dict[str, int], [{}, {"a": 1}], [{1: 1}, {"a": "b"}, []]),
+    (tuple[int, str], [(1, "a")], [(1,), (1, 2), [1, "a"]]),
+    (tuple[int, ...], [(), (1, 2)], [("a",)]),
+    (set[int], [{1}], [{"a"}, [1]]),
+    (Sequence[int], [[1], (1,)], [{1}, 1]),
+    (Mapping[str, int], [{"a": 1}], [{"a": "b"}]),
+    (int | None, [1, None], ["a"]),
+    (Optional[int], [1, None], ["a"]),  # noqa: UP045 - both spellings
+    (Union[int, str], [1, "a"], [None, 1.5]),  # noqa: UP007
+    (float | None, [1, 1.5, None], ["a"]),
+    (Literal["a", 1], ["a", 1], ["b", 2]),
+    (Annotated[int, "seconds"], [1], ["a"]),
+    (UserId, [1], ["a"]),
+    (type[User], [User, Admin], [int, User("a")]),
+    (Callable[[], int], [len, lambda: 1], [1]),
+    (Closing, [open], [1, "a"]),
+    (Box, [Box()], [1]),
+    (Box[int], [Box()], [1]),
+    (Any, [1, None, object()], []),
+    (object, [1, None, object()], []),
+]
+
+
+class Closes:
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("hint", "good", "bad"), CASES, ids=[str(case[0]) for case in CASES])
+def test_a_value_is_told_from_what_it_is_not(hint: Any, good: list[object], bad: list[object]) -> None:
+    """Plain classes, generics to their first level, unions, literals; as for type checkers an int is a float."""
+    if hint is Closing:
+        good = [Closes()]
+    check = checker(hint)
+    assert [value for value in good if not check(value)] == []
+    assert [value for value in bad if check(value)] == []
+
+
+@pytest.mark.parametrize("hint", [Movie, Extended])
+def test_a_typed_dict_is_a_mapping(hint: Any) -> None:
+    """`isinstance` can't be asked for one: it is an answer all the same, never a TypeError."""
+    check = checker(hint)
+    assert check({"title": "M", "year": 1931})
+    assert not check(7)
+    assert not check(["title"])
+
+
+@pytest.mark.parametrize("hint", [Named, "Nowhere", list["Nowhere"], 7, T])  # noqa: F821
+def test_what_cant_be_resolved_is_unchecked(hint: Any) -> None:
+    """A protocol not made for run time, a name that leads nowhere, no hint at all: everything passes."""
+    check = checker(hint)
+    values: list[object] = [["a"]] if hint == list["Nowhere"] else [1, None, "a", object()]  # noqa: F821
+    assert [value for value in values if not check(value)] == []
+
+
+@given(
+    st.sampled_from([case[0] for case in CASES] + [Movie, Extended, Named, "Nowhere", T, Iterable[T]]),
+    st.one_of(
+        st.none(), st.integers(), st.floats(), st.text(), st.lists(st.integers()), st.dictionaries(st.text(), st.none())
+    ),
+)
+def test_asking_never_fails(hint: Any, value: object) -> None:
+    """Whatever the hint and the value, the answer is yes or no."""
+    assert checker(hint)(value) in (True, False)
+
+
+# ------------------------------------------------------------ what fits where
+@pytest.mark.parametrize(
+    ("given_", "wanted"),
+    [
+        (int, int), (int, float), (int, complex), (float, complex), (bool, int), (bool, float), (Admin, User), (User, object),
+        (User, Any), (Any, User), (list[int], list[int]), (list[int], list), (list[int], Sequence[int]), (int, int | None),
+        (int | str, str | int), (None, None), (type(None), int | None), (list[Any], list[int]), (Literal["a"], str),
+        ("Nowhere", int), (int, "Nowhere"), (T, int), (UserId, int), (Annotated[int, "s"], int),
+        (int, float | None), (int | None, float | None), (bool, float | None), (int, Union[float, str]),  # noqa: UP007
+        (int | float, float), (Admin | None, User | None), (int, T), (list[int], list[T]), (Size, float),
+    ],
+)  # fmt: skip
+def test_what_fits_is_let_through(given_: Any, wanted: Any) -> None:
+    """Equal, narrower, or unknown: in doubt yes."""
+    assert fits(given_, wanted)
+
+
+@pytest.mark.parametrize(
+    ("given_", "wanted"),
+    [
+        (str, int), (float, int), (int, str), (User, Admin), (list[int], list[str]), (list, tuple), (int | None, int),
+        (int | str, int), (dict[str, int], dict[str, str]), (object, int), (None, int), (int | None, float), (str, int | None),
+        (float | None, int | None), (complex, float), (User | int, User),
+    ],
+)  # fmt: skip
+def test_what_doesnt_fit_is_found(given_: Any, wanted: Any) -> None:
+    """Another type, a wider one, another parameter."""
+    assert not fits(given_, wanted)

@@ -1,0 +1,253 @@
+"""Names in a store: what can be one, how a template is filled, and that no value reaches into another scope."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from enum import Enum, IntEnum, StrEnum
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pocket_plug import SyncStore
+from pocket_plug.errors import KeyNameError, PocketError, ValueTypeError
+from pocket_plug.primitives.redaction import summary
+from pocket_plug.store.keys import Key, check_name, declared_templates, declared_types, type_name
+
+
+class Colour(Enum):
+    RED = "red:ish"
+    NONE = None
+
+
+class Size(IntEnum):
+    XL = 42
+
+
+class Fruit(StrEnum):
+    APPLE = "apple"
+
+
+PROFILE = Key("user:{}:profile", dict)
+TENANT = Key("tenant:{}")
+PAIR = Key("{}:{}")
+
+
+# ------------------------------------------------------------ how a key is spelt
+def test_a_key_without_holes_is_its_template() -> None:
+    """`str` of it is the name in the store."""
+    assert str(Key("config:pricing")) == "config:pricing"
+    assert Key("config:pricing").is_filled
+
+
+def test_a_template_is_filled_in_order() -> None:
+    """Each value goes into its hole; a hole may have a name, which only tells the reader."""
+    assert str(PROFILE(7)) == "user:7:profile"
+    assert str(Key("order:{order}:{line}")("A", 2)) == "order:A:2"
+    assert not PROFILE.is_filled
+    assert PROFILE(7).is_filled
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("Alice", "Alice"), ("a:b", "a%3Ab"), ("50%", "50%25"), ("a%3Ab", "a%253Ab"), ("{}", "{}"), (" ", " "),
+        ("é🙂", "é🙂"),
+        (7, "7"), (-1, "-1"), (0, "0"), (10**30, str(10**30)),
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (date(2026, 11, 24), "2026-11-24"), (datetime(2026, 11, 24, 3, 25), "2026-11-24 03%3A25%3A00"),
+        (Colour.RED, "red%3Aish"), (Size.XL, "42"), (Fruit.APPLE, "apple"),
+    ],
+)  # fmt: skip
+def test_a_value_has_its_colons_and_percents_escaped(value: object, text: str) -> None:
+    """What fills a hole is one part of the name, whatever it contains."""
+    assert str(TENANT(value)) == f"tenant:{text}"
+
+
+@pytest.mark.parametrize("value", [None, True, False, 1.5, b"bytes", ["list"], ("a", "b"), {}, object(), Colour.NONE])
+def test_only_values_with_one_spelling_fill_a_hole(value: object) -> None:
+    """A float, a bool or None would be spelt in several ways or by accident; the error names key and value."""
+    with pytest.raises(KeyNameError, match=r"Key\('tenant:\{\}'\) can't be filled with .*; give a str, int"):
+        TENANT(value)
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.text(min_size=1), st.text(min_size=1))
+@example("a:b", "c", "a", "b:c")
+@example("a%3Ab", "c", "a:b", "c")
+def test_other_values_make_another_name(a: str, b: str, c: str, d: str) -> None:
+    """No two fillings of a template meet, and no filled name is a scope of another one."""
+    first, second = filled(PAIR, a, b), filled(PAIR, c, d)
+    if first is None or second is None:
+        return
+    assert (first == second) == ((a, b) == (c, d))
+    if a != c:
+        left, right = str(TENANT(a)) + ":", str(TENANT(c)) + ":"
+        assert not left.startswith(right)
+        assert not right.startswith(left)
+
+
+def filled(key: Key[Any], *values: str) -> str | None:
+    """The name, None where it is one that no store can have."""
+    try:
+        return str(key(*values))
+    except KeyNameError:
+        return None
+
+
+@given(st.text(min_size=1, alphabet="a:%{}é3A2"))
+def test_a_template_knows_the_names_it_makes(value: str) -> None:
+    """`matches` says yes to every filling, and no to what lies below or beside it."""
+    name = str(PROFILE(value))
+    assert PROFILE.matches(name)
+    assert PROFILE(value).matches(name)
+    assert not PROFILE.matches(f"{name}:more")
+    assert not PROFILE.matches(name.replace(":profile", ":settings"))
+    assert not PROFILE(value).matches(f"{name}x")
+
+
+def test_matching_takes_the_template_literally() -> None:
+    """Dots and brackets in it are no pattern, and a hole is never empty."""
+    key = Key("v1.0[x]:{}")
+    assert key.matches("v1.0[x]:7")
+    assert not key.matches("v1a0[x]:7")
+    assert not key.matches("v1.0[x]:")
+
+
+# ------------------------------------------------------------ what is no name
+@pytest.mark.parametrize("name", [None, 7, 1.5, b"user", ("user", "1"), ["user"], object()])
+def test_a_name_is_a_string(name: object) -> None:
+    """The message tells the type that was given, and its size."""
+    with pytest.raises(KeyNameError) as caught:
+        check_name(name)
+    assert str(caught.value) == f"a key is a string or a Key, not {summary(name)}"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "empty"),
+        ("pocket:", "reserved"),
+        ("pocket:run:7", "reserved"),
+        ("a\ud800", "lone surrogate"),
+        ("\udfff", "lone"),
+    ],
+)
+def test_some_strings_are_no_names(name: str, reason: str) -> None:
+    """Empty ones, the reserved prefix, and what can't be encoded: said for plain names and for templates alike."""
+    with pytest.raises(KeyNameError, match=reason):
+        check_name(name)
+    with pytest.raises(KeyNameError, match=reason):
+        Key(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["pocket", "pockets:1", "Pocket:1", " pocket:1", "a:pocket:1", "%", ":", "\x00", "日本"]
+)
+def test_everything_else_is_a_name(name: str) -> None:
+    """The reserved prefix takes nothing from its neighbours."""
+    assert check_name(name) == name
+
+
+def test_an_unfilled_template_is_no_name() -> None:
+    """The error names the template and the way out; a store refuses it as well."""
+    with pytest.raises(KeyNameError, match=r"'tenant:\{\}' has no values yet; fill it"):
+        str(TENANT)
+    with pytest.raises(KeyNameError, match="has no values yet"):
+        SyncStore().get(TENANT)
+    with pytest.raises(KeyNameError, match="has no values yet"):
+        SyncStore().scope(TENANT)
+
+
+@pytest.mark.parametrize("values", [(), ("a", "b")])
+def test_the_number_of_values_must_be_right(values: tuple[str, ...]) -> None:
+    """The error tells how many the template takes, and what was given."""
+    with pytest.raises(KeyNameError, match=rf"Key\('tenant:\{{\}}'\) takes 1 value\(s\), not {len(values)}"):
+        TENANT(*values)
+
+
+def test_a_key_is_filled_once() -> None:
+    """A filled key takes no more values, not even as many again."""
+    with pytest.raises(KeyNameError):
+        TENANT("a")("b")
+    with pytest.raises(KeyNameError, match="takes 0"):
+        Key("plain")("a")
+
+
+def test_an_empty_value_fills_no_hole() -> None:
+    """`user::profile` would be the name of everybody whose id was lost."""
+    with pytest.raises(KeyNameError, match="can't be filled with an empty value"):
+        PROFILE("")
+
+
+def test_a_value_cannot_make_a_reserved_name() -> None:
+    """Nor a lone surrogate: what a template becomes is checked as a name, whichever part of it is the value."""
+    with pytest.raises(KeyNameError, match="reserved"):
+        Key("{}:{}")("pocket", "runs")
+    with pytest.raises(KeyNameError, match="lone surrogate"):
+        TENANT("\ud800")
+    assert str(TENANT("pocket:runs")) == "tenant:pocket%3Aruns"
+    assert str(TENANT("pocket:é")) == "tenant:pocket%3Aé"
+
+
+def test_a_name_error_is_a_value_error_too() -> None:
+    """So callers who know nothing of pocket_plug can catch it."""
+    assert issubclass(KeyNameError, ValueError)
+    assert issubclass(KeyNameError, PocketError)
+
+
+# ------------------------------------------------------------ what a key is
+def test_a_key_is_not_a_string() -> None:
+    """Else a type checker would take any value at it; it is equal to no string, either."""
+    assert not isinstance(TENANT("a"), str)
+    assert TENANT("a") != "tenant:a"
+
+
+def test_keys_are_equal_by_template_values_and_type() -> None:
+    """So they serve as keys of a dict."""
+    assert TENANT("a") == TENANT("a")
+    assert hash(TENANT("a")) == hash(TENANT("a"))
+    assert TENANT("a") != TENANT("b")
+    assert TENANT("a") != TENANT
+    assert Key("n", int) != Key("n", float)
+
+
+def test_a_key_shows_how_it_was_made() -> None:
+    """In messages one sees template, type and values."""
+    assert repr(Key("a")) == "Key('a')"
+    assert repr(Key("rows:{}", list[int])(7)) == "Key('rows:{}', list[int])(7,)"
+
+
+def test_what_is_declared_is_known() -> None:
+    """The codec finds the types there, and telemetry the only names that it may show."""
+    before = len(declared_types)
+    Key("declared:{}", Size)
+    assert declared_types[before:] == [Size]
+    assert "declared:{}" in declared_templates
+
+
+# ------------------------------------------------------------ the type of its value
+@pytest.mark.parametrize(
+    ("type_", "good", "bad"),
+    [
+        (int, 1, "1"), (float, 1, "1.0"), (str, "a", b"a"), (dict, {}, []), (Size, Size.XL, 42),
+        (list[int], [1], ["a"]),
+        (int | None, None, "none"), (Any, object(), None), (object, None, None), (tuple[int, str], (1, "a"), (1, 2)),
+    ],
+)  # fmt: skip
+def test_a_value_is_checked_against_the_declared_type(type_: Any, good: object, bad: object) -> None:
+    """Generics and unions too; as for type checkers, an int is a float."""
+    key: Key[Any] = Key("typed:{}", type_)
+    assert key("a").checked(good) is good
+    assert key("b").checked(good) is good
+    if type_ not in (Any, object):
+        with pytest.raises(ValueTypeError) as caught:
+            key("a").checked(bad)
+        assert str(caught.value) == f"key 'typed:a' holds {type_name(type_)}, not {type(bad).__name__}"
+
+
+def test_a_key_without_a_type_holds_anything() -> None:
+    """`Key("name")` is a spelling only."""
+    for value in (None, 1, "a", object()):
+        TENANT("a").checked(value)

@@ -1,0 +1,354 @@
+"""Layers: recipes, the fold, and the binding through of what a layer leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import pytest
+
+from pocket_plug import Store, SyncStore
+from pocket_plug.errors import ConfigError
+from pocket_plug.plugins.config import make_recipe
+from pocket_plug.primitives.waiting import drive_inline
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.store.layer import Layer, build_stack, parts
+from pocket_plug.store.memory import Memory
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import keys_of
+
+OPERATIONS = ("read", "read_many", "write", "scan", "version", "flush", "open", "close")
+
+
+class Idle(Layer):
+    """Leaves all alone."""
+
+
+class OtherIdle(Layer):
+    """Leaves all alone, too."""
+
+
+class Upper(Layer):
+    """Overrides `read` only."""
+
+    async def read(self, key: str) -> Entry | None:
+        entry = await self.inner.read(key)
+        return entry and Entry(entry.value.upper(), entry.version, entry.expires_at)
+
+
+class Encrypting(Layer):
+    """Overrides `read` and `write` only; what is stored is written backwards."""
+
+    inline_read = inline_write = True
+
+    async def read(self, key: str) -> Entry | None:
+        entry = await self.inner.read(key)
+        return entry and Entry(entry.value["secret"][::-1], entry.version, entry.expires_at)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        hidden = [Put(c.key, {"secret": c.value[::-1]}, c.expires_at) if isinstance(c, Put) else c for c in changes]
+        return await self.inner.write(hidden, expect)
+
+
+class Slow(Layer):
+    """Has options."""
+
+    seconds: float = 0.1
+    names: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- bound through
+def test_what_a_layer_leaves_alone_is_the_inner_ones() -> None:
+    """Ten idle layers cost what none costs: the outermost one's operations are the backend's own methods."""
+    memory = Memory()
+    stack: Backend = memory
+    for _ in range(10):
+        stack = Idle().build(stack)
+    for name in OPERATIONS:
+        if name != "read_many":
+            assert getattr(stack, name) == getattr(memory, name)
+    assert stack.read_many == memory.read_many
+    assert stack.inline_read
+    assert stack.inline_write
+    assert not stack.needs_loop
+
+
+def test_a_derived_operation_follows_what_it_is_derived_from() -> None:
+    """Bound through although `read` is overridden, `read_many` would go round it: an encrypting layer would leak."""
+    memory = Memory()
+    layer = Upper().build(memory)
+    assert layer.write == memory.write
+    assert layer.read_many != memory.read_many
+
+    async def main() -> None:
+        await layer.write([Put("a", "x"), Put("b", "y")])
+        assert {key: entry.value for key, entry in (await layer.read_many("ab")).items()} == {"a": "X", "b": "Y"}
+        around = Idle().build(layer)
+        assert (await around.read_many(["a"]))["a"].value == "X"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [Layer, Backend])
+def test_overriding_read_many_alone_is_refused(kind: type[Backend]) -> None:
+    """Single gets would pass it by, so the class itself is an error, naming it."""
+
+    async def read_many(self: Any, keys: Any) -> dict[str, Entry]:
+        return {}
+
+    with pytest.raises(TypeError, match="Batch overrides read_many without read"):
+        type("Batch", (kind,), {"read_many": read_many})
+
+
+def test_nothing_passes_a_layer_by_that_has_read_and_write() -> None:
+    """get_many, set_many, transactions, updates, scopes and sync calls: no plaintext reaches the backend."""
+    memory = Memory()
+
+    async def main() -> None:
+        store = Store(memory, layers=[Idle(), Encrypting()])
+        await store.set("a", "alpha")
+        await store.set_many({"b": "beta", "c": "gamma"})
+        await store.update("c", lambda old: old + "!", default="")
+        async with store.transaction() as tx:
+            assert await tx.get("a") == "alpha"
+            await tx.set("d", "delta")
+        await store.scope("user").set("1", "epsilon")
+        store.sync.set("e", "zeta")
+        stored = [entry.value for entry in (await memory.read_many([k async for k in memory.scan()])).values()]
+        assert [set(value) for value in stored] == [{"secret"}] * 6
+        assert sorted(value["secret"][::-1] for value in stored) == [
+            "alpha", "beta", "delta", "epsilon", "gamma!", "zeta"]  # fmt: skip
+        assert await store.get_many("abcd") == {"a": "alpha", "b": "beta", "c": "gamma!", "d": "delta"}
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- inline or not
+class Suspends(Layer):
+    """Overrides `write`, and may await what it likes."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        await asyncio.sleep(0)
+        return await self.inner.write(changes, expect)
+
+
+class Scanning(Layer):
+    """Overrides `scan` and says nothing of being inline."""
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+        async for key in self.inner.scan(prefix):
+            yield key
+
+
+@pytest.mark.parametrize(
+    ("layer", "inline_read", "inline_write", "needs_loop"),
+    [
+        (Idle(), True, True, False),
+        (Encrypting(), True, True, False),
+        (Suspends(), True, False, True),
+        (Upper(), False, True, True),
+        (Scanning(), False, True, True),
+    ],
+    ids=lambda value: value.name if isinstance(value, Layer) else "",
+)
+def test_an_override_is_inline_only_if_it_says_so(
+    layer: Layer, inline_read: bool, inline_write: bool, needs_loop: bool
+) -> None:
+    """Taken for inline, a layer that suspends would fail every sync caller; what it leaves alone stays inline."""
+    built = Idle().build(layer.build(Memory()))
+    assert (built.inline_read, built.inline_write, built.needs_loop) == (inline_read, inline_write, needs_loop)
+
+
+def test_a_layer_makes_nothing_more_inline_than_its_inner_is() -> None:
+    """It hands on to something that suspends."""
+    built = Encrypting().build(Suspends().build(Memory()))
+    assert built.inline_read
+    assert not built.inline_write
+    assert built.needs_loop
+
+
+def test_clock_and_survival_come_from_inside() -> None:
+    """A layer goes by the clock that the store gave its backend, and says whether what is below survives."""
+
+    class Durable(Memory):
+        survives = True
+
+    clock = FakeClock()
+    stack = Store(Durable(), layers=[Idle()], clock=clock).stack
+    for part in parts(stack):
+        assert part.clock is clock
+        assert part.survives
+
+
+# ---------------------------------------------------------------- recipes
+def test_a_recipe_is_data() -> None:
+    """It shows the options that aren't the default, and takes them by name only."""
+    assert repr(Slow()) == "Slow()"
+    assert repr(Slow(seconds=2, names=("a",))) == "Slow(seconds=2, names=('a',))"
+    assert Slow.name == "slow"
+    with pytest.raises(TypeError):
+        Slow(2)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="secnds"):
+        Slow(secnds=2)  # type: ignore[call-arg]
+
+
+def test_building_copies_the_recipe() -> None:
+    """One recipe makes any number of stacks that share nothing but its options."""
+
+    class Counting(Layer):
+        def on_build(self) -> None:
+            self.seen: list[str] = []
+
+        async def read(self, key: str) -> Entry | None:
+            self.seen.append(key)
+            return await self.inner.read(key)
+
+    recipe = Counting()
+    first, second = recipe.build(Memory()), recipe.build(Memory())
+    asyncio.run(first.read("a"))
+    assert isinstance(first, Counting)
+    assert isinstance(second, Counting)
+    assert (first.seen, second.seen) == (["a"], [])
+    assert not hasattr(recipe, "seen")
+    assert not hasattr(recipe, "inner")
+
+
+def test_a_built_layer_is_refused_as_a_recipe() -> None:
+    """It has an inner already."""
+    built = Slow(seconds=3).build(Memory())
+    with pytest.raises(ConfigError, match=r"Slow\(seconds=3\) is part of a stack already"):
+        build_stack(Memory(), [built])  # type: ignore[list-item]
+
+
+# ---------------------------------------------------------------- the fold
+def test_the_first_written_is_the_outermost() -> None:
+    """A written order is kept, and the stack prints it."""
+    memory = Memory()
+    stack = build_stack(memory, [Idle(), Upper(), OtherIdle()])
+    assert [type(part) for part in parts(stack)] == [Idle, Upper, OtherIdle, Memory]
+    assert str(SyncStore(layers=[Slow(seconds=1), Idle()])) == "SyncStore(Slow(seconds=1) > Idle() > memory)"
+
+
+def test_the_order_is_the_order_of_calls() -> None:
+    """A write meets the outermost layer first; what it changed is what the next one sees."""
+    order: list[str] = []
+
+    class Outer(Layer):
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            order.append("outer in")
+            try:
+                return await self.inner.write(changes, expect)
+            finally:
+                order.append("outer out")
+
+    class Inner(Layer):
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            order.append("inner")
+            return await self.inner.write(changes, expect)
+
+    asyncio.run(build_stack(Memory(), [Outer(), Inner()]).write([Put("a", 1)]))
+    assert order == ["outer in", "inner", "outer out"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ([Idle(), OtherIdle(), Idle()], "'idle' stands twice"),
+        ([Idle], r"layers\[0\] is the class Idle; give an instance"),
+        ([Idle(), 3], r"layers\[1\] is int; give"),
+    ],
+    ids=["twice", "class", "number"],
+)
+def test_a_stack_that_can_not_be_meant_is_refused(layers: list[Any], says: str) -> None:
+    """The message says where in the list it is, what was found and what to write instead."""
+    with pytest.raises(ConfigError, match=says):
+        build_stack(Memory(), layers)
+
+
+def test_open_and_close_go_all_the_way() -> None:
+    """Each layer that has something to open or close does, around its inner one's."""
+    order: list[str] = []
+
+    class Opening(Layer):
+        async def open(self) -> None:
+            await super().open()
+            order.append("open")
+
+        async def close(self) -> None:
+            order.append("close")
+            await super().close()
+
+    async def main() -> None:
+        memory = Memory()
+        stack = build_stack(memory, [Idle(), Opening(), OtherIdle()])
+        await stack.open()
+        await stack.write([Put("a", 1)])
+        assert drive_inline(keys_of(stack)) == ["a"]
+        await stack.close()
+        assert order == ["open", "close"]
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- options
+class Options(Layer):
+    """Every kind of option that there is to check."""
+
+    count: int = 1
+    share: float = 0.5
+    limit: int | None = None
+    names: tuple[str, ...] = ()
+    mode: Literal["fast", "safe"] = "fast"
+    call: Callable[[str], object] | None = None
+    loud: bool = False
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"count": "many"}, "'count' must be int, not 'many'"), ({"count": True}, "'count' must be int, not True"),
+     ({"count": None}, "'count' must be int, not None"), ({"share": "0.5"}, "'share' must be float, not '0.5'"),
+     ({"limit": 2.5}, "'limit' must be int | None, not 2.5"), ({"names": ("a", 1)}, "'names' must be tuple[str, ...]"),
+     ({"names": "a"}, "'names' must be tuple[str, ...], not 'a'"), ({"mode": "fats"}, "'mode' must be one of 'fast', 'safe'"),
+     ({"call": 5}, "'call' must be"), ({"loud": 1}, "'loud' must be bool, not 1"), ({"loud": "yes"}, "'loud' must be bool")],
+)  # fmt: skip
+def test_an_option_of_another_type_is_refused_where_it_is_written(options: dict[str, Any], says: str) -> None:
+    """In Python as in TOML: it names the layer, the option, what it must be and what was found."""
+    with pytest.raises(ConfigError, match=re.escape(f"options's option {says}")):
+        Options(**options)
+    with pytest.raises(ConfigError, match=re.escape(f"here: options's option {says.partition(', not ')[0]}")):
+        make_recipe(Options, options, "here")
+
+
+def test_an_option_that_is_not_there_is_a_type_error() -> None:
+    """As for any call, with what was probably meant."""
+    with pytest.raises(TypeError, match=r"Options has no option 'cuont'; it has: count, .*Did you mean 'count'\?"):
+        Options(cuont=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Options(1)  # type: ignore[misc]
+
+
+def test_options_that_fit_are_kept() -> None:
+    """An int for a float, a list for a tuple, anything where anything may be; a subclass has those of its base."""
+
+    class Derived(Options):
+        more: int = 0
+
+    made = Derived(share=1, names=["a", "b"], call=print, anything=True, more=3, limit=None)  # type: ignore[arg-type]
+    assert (made.share, made.names, made.anything, made.more) == (1, ("a", "b"), True, 3)
+    with pytest.raises(ConfigError, match="derived's option 'count'"):
+        Derived(count="x")  # type: ignore[arg-type]
+
+
+def test_a_layer_with_a_constructor_of_its_own_checks_for_itself() -> None:
+    """What its `__init__` takes is its own business."""
+
+    class Own(Layer):
+        size: int = 1
+
+        def __init__(self, size: str) -> None:
+            self.size = int(size)
+
+    assert Own("5").size == 5
