@@ -38,6 +38,7 @@ from pocket_plug.errors import (
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.files import make_file, make_folder
 from pocket_plug.primitives.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
@@ -87,7 +88,9 @@ _STRAY = {
     f"{_BY_INDEX} EXCEPT {_BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
 }
 # The deadline stands in the index and in the table: a damaged one in either removes nothing.
-_REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?) AND +expires_at <= ?"
+_REAP = (
+    "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?) AND +expires_at <= ?"
+)
 
 _REFUSALS = (sqlite3.Error, UnicodeDecodeError)
 """What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
@@ -195,7 +198,7 @@ class SQLite(Backend):
         take_part(self)
 
     def _begin_locks(self) -> None:
-        self._writing = threading.Lock()  # held by whoever uses the writer
+        self._writing = Lock()  # held by whoever uses the writer
         # guards the queue, the connections and `_open`; reentrant: garbage collection withdraws
         self._lock = new_rlock()
         self._queued = threading.Condition(self._lock)

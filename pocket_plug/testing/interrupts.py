@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _RESUME, _TURN = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
+# CPython 3.15 doesn't look for signals between a `with`'s `__enter__` and its body. 3.14 does; older ones call nothing there.
+_ENTER = dis.opmap["LOAD_SPECIAL"] if sys.version_info >= (3, 15) else None
 _SPARED = str(Path(asyncio.__file__).parent), __file__  # what an interrupt breaks in asyncio itself is nobody's to mend
 
 
@@ -67,7 +69,8 @@ class Interrupter:
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "c_return":
-            self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
+            if _ENTER is None or frame.f_code.co_code[frame.f_lasti - 2] != _ENTER:
+                self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
         elif event == "call":
             code, last = frame.f_code.co_code, frame.f_lasti
             if code[last] == _RESUME and code[last + 1] & 3 < 2:  # else it goes on after an `await`, or is thrown into

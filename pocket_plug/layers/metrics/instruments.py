@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -14,6 +13,7 @@ from pocket_plug.errors import Conflict
 from pocket_plug.hookspecs import NodeCall
 from pocket_plug.otel.reporting import SCHEMA_URL, capped, error_type, globals_of, own_version
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import Lock, RLock
 
 from . import settings
 from .counting import Attributes, Going, Tally, errors, graphs, nodes, tallies
@@ -77,7 +77,7 @@ class Instruments:
     def reset(self) -> None:
         """Nothing goes on yet: at the start, and in a forked child, which reports what it begins itself."""
         self.runs, self.items = Going(), Going()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def tally(self, namespace: str, system: str) -> Tally:
         """What the stores of one namespace over one kind of backend count together."""
@@ -153,7 +153,7 @@ class Follower(Protocol):
 _sets: weakref.WeakSet[Instruments] = weakref.WeakSet()
 _for_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
-_making = threading.RLock()  # re-entered where the SDK logs, and a handler uses a store
+_making = RLock()  # re-entered where the SDK logs, and a handler uses a store
 _seen: tuple[object, Instruments | None] = (object(), None)
 """The global provider that was last seen, and the set of whoever is listened to. Assigned whole."""
 GLOBAL: Final = "_METER_PROVIDER"
@@ -221,7 +221,7 @@ _CONFLICT: Attributes = {"error.type": f"{Conflict.__module__}.{Conflict.__qualn
 # ---------------------------------------------------------------- forks
 def _reset() -> None:
     global _making
-    _making = threading.RLock()
+    _making = RLock()
     for instruments in list(_sets):
         instruments.reset()
     for tally in list(tallies):
