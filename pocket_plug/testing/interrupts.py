@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _RESUME, _TURN = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
-# CPython 3.15 doesn't look for signals between a `with`'s `__enter__` and its body. 3.14 does; older ones call nothing there.
-_ENTER = dis.opmap["LOAD_SPECIAL"] if sys.version_info >= (3, 15) else None
+_ENTER = dis.opmap.get("LOAD_SPECIAL")  # with 3.14, the call of a `with`'s `__enter__` became a step of its own
 _SPARED = str(Path(asyncio.__file__).parent), __file__  # what an interrupt breaks in asyncio itself is nobody's to mend
 
 
@@ -69,7 +68,7 @@ class Interrupter:
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "c_return":
-            if _ENTER is None or frame.f_code.co_code[frame.f_lasti - 2] != _ENTER:
+            if not _is_spared_enter(frame):
                 self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
         elif event == "call":
             code, last = frame.f_code.co_code, frame.f_lasti
@@ -112,6 +111,17 @@ def _steps(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> Gener
             step, argument = operation.send, (yield waiting)
         except BaseException as error:  # noqa: BLE001 - it is handed on
             step, argument = operation.throw, error
+
+
+def _is_spared_enter(frame: FrameType) -> bool:
+    """Is this between a `with`'s `__enter__`, in C, and its body, where no handler is called before and after Python 3.14?
+
+    That one does, and an interrupt there may leave a lock of `threading` itself locked for good: nobody's to mend either.
+    """
+    if frame.f_code.co_code[frame.f_lasti - 2] != _ENTER:
+        return False
+    module = str(frame.f_globals.get("__name__"))
+    return sys.version_info >= (3, 15) or module.partition(".")[0] in sys.stdlib_module_names
 
 
 _known: dict[CodeType, bool] = {}
