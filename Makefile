@@ -45,6 +45,7 @@ test-newest:
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy pocket_plug examples tests/typing
 	$(BIN)/pyright
 

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocket_plug import Action, Answered, Ask, Graph, Key, Next, RunSuspended, SyncStore, SyncWriter, node
+from pocket_plug import Action, Answered, Ask, Graph, Key, Next, RunSuspendedError, SyncStore, SyncWriter, node
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ graph = workflow()  # for `pocket-plug run` and `pocket-plug runs`, over the sto
 def submit(store: SyncStore, text: str) -> None:
     try:
         print(" ", workflow(store).run_sync(text, run_id="mail"))  # the same line goes on after a crash, too
-    except RunSuspended as suspended:
+    except RunSuspendedError as suspended:
         print(f"  waiting: {suspended.question}")
 
 

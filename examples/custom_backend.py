@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from pocket_plug import Backend, Change, Conflict, Entry, Put, Store, StoreClosedError
+from pocket_plug import Backend, Change, ConflictError, Entry, Put, Store, StoreClosedError
 from pocket_plug.primitives.forking import new_lock
 
 History = tuple[Entry | None, ...]
@@ -37,7 +37,7 @@ class Ledger(Backend):
         with self._lock:
             found = {key: entry.version if (entry := self._live(key)) else 0 for key in expect}
             if found != expect:
-                raise Conflict(key for key in expect if found[key] != expect[key])
+                raise ConflictError(key for key in expect if found[key] != expect[key])
             self._version += bool(changes)
             new: dict[str, History] = {}  # made ready first: a reader, or Ctrl-C, may come between any two steps
             for change in changes:

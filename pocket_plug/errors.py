@@ -46,7 +46,7 @@ class StoreBusyError(StoreError):
     """Somebody else held the store for longer than the time-out. Trying again is sensible."""
 
 
-class Conflict(StoreError):
+class ConflictError(StoreError):
     """A key's version is no longer the one expected; nothing of the write was done.
 
     `keys` are the names, as the backend knows them, whose version differed.
@@ -101,7 +101,7 @@ class PluginError(PocketError):
     """A plugin can't be used; names the plugin and its distribution."""
 
 
-class NotConfigured(PocketError):
+class NotConfiguredError(PocketError):
     """Raised by a plugin's `pocket_configure` to step back; the message says why."""
 
 
@@ -137,19 +137,19 @@ class StepLimitError(PocketError, RuntimeError):
     """A run took more steps than `max_steps`, or nested deeper than `max_depth`."""
 
 
-class NodeTimeout(PocketError, TimeoutError):
+class NodeTimeoutError(PocketError, TimeoutError):
     """An attempt at `exec` took longer than the node's `timeout` (seconds).
 
     It is a TimeoutError, hence an OSError: `Retry(on=(OSError,))` retries it.
     """
 
 
-class WrappedStopIteration(PocketError, RuntimeError):
+class WrappedStopIterationError(PocketError, RuntimeError):
     """A `def` phase raised StopIteration, which no future can carry."""
 
 
 # ---------------------------------------------------------------- durable runs
-class RunSuspended(PocketError):
+class RunSuspendedError(PocketError):
     """A durable run waits for an answer: `graph.resume(run_id, answer=…)`. Nothing has failed."""
 
     def __init__(self, run_id: str, question: Any) -> None:
@@ -162,11 +162,11 @@ class RunSuspended(PocketError):
         return type(self), (self.run_id, self.question)
 
 
-class RunFenced(PocketError):
+class RunFencedError(PocketError):
     """Another execution has taken over this durable run, or it was removed; nothing of this one lands any more."""
 
 
-class OutcomeUnknown(StoreError):
+class OutcomeUnknownError(StoreError):
     """A durable run's write failed, and so did the look whether it landed. Nothing is lost: `resume(run_id)` finds out."""
 
 
@@ -186,11 +186,11 @@ class RecordedError(PocketError):
         return f"{self.type}: {self.message}{at}"
 
 
-class RunMismatch(PocketError, ValueError):
+class RunMismatchError(PocketError, ValueError):
     """A run of that id is there, but with another input, of another graph or scope, or without that question."""
 
 
-class RunChanged(PocketError, ValueError):
+class RunChangedError(PocketError, ValueError):
     """A durable run was begun by another form of the graph; `differences` says what has changed."""
 
     def __init__(self, message: str, differences: Iterable[str] = ()) -> None:
@@ -227,3 +227,9 @@ def suggest(name: str, known: Collection[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def __getattr__(name: str) -> Any:
+    from .renamed import EXCEPTIONS, renamed
+
+    return renamed(__name__, name, EXCEPTIONS)

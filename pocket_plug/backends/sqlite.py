@@ -28,7 +28,7 @@ from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
-    Conflict,
+    ConflictError,
     CorruptRecordError,
     StoreBusyError,
     StoreClosedError,
@@ -567,7 +567,7 @@ class SQLite(Backend):
             if self._is_alive(key, record, version, expires_at, now)
         }
         if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
-            raise Conflict(changed)
+            raise ConflictError(changed)
         return current
 
     def _done_in_place(self, request: _Request) -> bool:
@@ -761,7 +761,7 @@ class SQLite(Backend):
                 if self._version_of(execute, key, now) != expected:
                     changed.append(key)
             if changed:
-                request.error = Conflict(changed)
+                request.error = ConflictError(changed)
                 return version
         version += 1
         highest = request.version = version

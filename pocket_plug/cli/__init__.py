@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError, RunSuspended, is_fault
+from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, is_fault
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.terminal import escaped
 
@@ -65,7 +65,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except RunSuspended as suspended:
+        except RunSuspendedError as suspended:
             raise Waiting(f"run {suspended.run_id!r} waits for an answer: {suspended.question}") from suspended
         except PocketError as error:
             if ctx.params["debug"]:

@@ -16,8 +16,7 @@ from pocket_plug.graph.concurrency import EachStep
 from pocket_plug.graph.nesting import GraphStep
 from pocket_plug.graph.plan import Step
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.primitives.typechecks import checker, union_members
-from pocket_plug.store.keys import type_name
+from pocket_plug.primitives.typechecks import checker, type_name, union_members
 
 from .jsonlines import why_no_json
 

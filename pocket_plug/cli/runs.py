@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import click
 
 from pocket_plug.codec import inspect_record
-from pocket_plug.errors import CodecError, Conflict, PocketError, UnknownRunError
+from pocket_plug.errors import CodecError, ConflictError, PocketError, UnknownRunError
 from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.durable import ENDED, RUN, keys_of, look_at, step_at
 from pocket_plug.graph.graph import Graph
@@ -163,7 +163,7 @@ def _as_text(name: str, fact: Any, now: float) -> str:
     if name == "visits":
         return escaped(", ".join(f"{node} {visits}" for node, visits in fact.items()))
     if isinstance(fact, dict):
-        kept = cast(dict[str, Any], fact)
+        kept = cast("dict[str, Any]", fact)
         return str(kept["text"]) if "text" in kept else text_of(kept["value"])
     return escaped(str(fact))
 
@@ -313,6 +313,6 @@ async def _removed(stack: Backend, run_id: str, key: str, part: str, look: str |
             doomed += [key] if look is None else [look, key]
             for start in range(0, len(doomed), BATCH):
                 await stack.write([Delete(each) for each in doomed[start : start + BATCH]], expect)
-        except Conflict:
+        except ConflictError:
             continue  # somebody has gone on with it: look again
         return True

@@ -25,9 +25,9 @@ from pocket_plug.errors import CodecError, KeyNameError, MissingKeyError, Pocket
 from pocket_plug.layers import Persistence
 from pocket_plug.plugins.config import StoreTable
 from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.terminal import escaped, escaped_json
-from pocket_plug.primitives.ttl import seconds
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.keys import RESERVED, check_name, check_prefix
 from pocket_plug.store.layer import parts

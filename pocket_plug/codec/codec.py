@@ -29,8 +29,7 @@ from msgspec.msgpack import Ext
 from pocket_plug.errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.primitives.typechecks import defined_again
-from pocket_plug.store.keys import declared_types
+from pocket_plug.primitives.typechecks import declared_types, defined_again
 
 from .bounds import FEW, UNLOOKED, check_maps, counted, has_at_most, made_dict, made_set, may_have_large_map
 from .forms import KNOWN, WITH_FUNCTIONS, Form, advice, deep_copy, form_of, hints_of, is_data, libraries, parts_of
@@ -637,7 +636,7 @@ class Codec:
                 f"{summary(value)} has a lone surrogate, which is no text; encode it to bytes with "
                 "errors='surrogatepass'"
             )
-        return "", typing.cast(CodecError, error)
+        return "", typing.cast("CodecError", error)
 
     def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         kind = _type_of(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pocket_plug.errors import RecordedError
-from pocket_plug.otel.reporting import capped, error_text, error_type
+from pocket_plug.primitives.failures import capped, error_text, error_type
 
 from .codec import default_codec, register_type
 

@@ -146,7 +146,7 @@ def _description(dtype: np.dtype[Any]) -> Any:
         base, shape = dtype.subdtype
         return [_described(base), *shape]
     if dtype.names is not None:
-        parts = [cast(dict[str, Any], dtype.fields)[name] for name in dtype.names]
+        parts = [cast("dict[str, Any]", dtype.fields)[name] for name in dtype.names]
         return {
             "names": list(dtype.names),
             "formats": [_described(part[0]) for part in parts],

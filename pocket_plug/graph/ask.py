@@ -18,7 +18,7 @@ from .options import Options
 from .plan import Step
 
 if TYPE_CHECKING:
-    from pocket_plug.hookspecs import NodeCall
+    from pocket_plug.graph.observing import NodeCall
 
     from .runner import Execution
 
@@ -38,7 +38,7 @@ class Ask(Node[X, Answered[X, Y]], Generic[X, Y]):
     """A node that suspends the run until `graph.resume(run_id, answer=…)`, here or in another process, days later.
 
     `answer` is the type that an answer must be of; `question` is a text, or a function that makes of the input what is
-    asked, a value that the codec knows. The run raises RunSuspended with it. Only durable runs can ask; an item of a
+    asked, a value that the codec knows. The run raises RunSuspendedError with it. Only durable runs can ask; an item of a
     fan-out can't.
 
     >>> approve = Ask[str, bool](bool, question=lambda draft: f"send {draft!r}?", name="approve")
@@ -86,4 +86,4 @@ class AskStep(Step):
     async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
         from .durable import DurableExecution
 
-        return await cast(DurableExecution, execution).ask(self, value)
+        return await cast("DurableExecution", execution).ask(self, value)

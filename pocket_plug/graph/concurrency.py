@@ -19,7 +19,7 @@ from .plan import Step
 from .runner import STEPS_PER_LOOK
 
 if TYPE_CHECKING:
-    from pocket_plug.hookspecs import NodeCall
+    from pocket_plug.graph.observing import NodeCall
     from pocket_plug.store.store import StoreScope
     from pocket_plug.store.sync import SyncScope
 

@@ -26,28 +26,30 @@ from pocket_plug.codec.error_values import storable
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
-    Conflict,
+    ConflictError,
     CorruptRecordError,
     InputError,
     KeyNameError,
-    OutcomeUnknown,
-    RunChanged,
-    RunFenced,
-    RunMismatch,
-    RunSuspended,
+    OutcomeUnknownError,
+    RunChangedError,
+    RunFencedError,
+    RunMismatchError,
+    RunSuspendedError,
     StoreError,
     TransactionError,
     UnknownRunError,
 )
 from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.typechecks import declared_types, type_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
-from pocket_plug.store.keys import RESERVED, declared_types, type_name
+from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .ask import Answered, AskStep
 from .chain import DEFAULT
 from .context import run_ids
+from .host import RunHost
 from .nesting import GraphStep
 from .phases import declared_actions, hints
 from .plan import Plan, Step
@@ -55,8 +57,7 @@ from .runner import Commit, Execution, Visited
 from .shape import passed
 
 if TYPE_CHECKING:
-    from pocket_plug.hookspecs import NodeCall
-    from pocket_plug.plugins.pocket import Pocket
+    from pocket_plug.graph.observing import NodeCall
 
     from .graph import Graph
 
@@ -209,7 +210,7 @@ class Request:
         keys_of(run_id)  # refused here where it can be no id
         self.run_id, self.answer, self.allow_changed = run_id, answer, allow_changed
 
-    def execution(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
+    def execution(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: RunHost, loop: bool,
                   threads: bool) -> DurableExecution:  # fmt: skip
         """What does it. Raises ConfigError where the graph's stores can't keep it."""
         stack = place[0]
@@ -344,7 +345,7 @@ class Journal:
                 begun = found.get(start)
                 try:  # a tier that is nearer than the authority may be behind it
                     await self.stack.write((), {checkpoint.key: entry.version})
-                except Conflict:
+                except ConflictError:
                     continue
                 _check(checkpoint.key, entry.value, _RUN)
                 if begun is None:
@@ -362,7 +363,7 @@ class Journal:
             except Exception as error:
                 now = (await self._found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
                 if now is None or _field(now, "owner") != token:
-                    if isinstance(error, Conflict):
+                    if isinstance(error, ConflictError):
                         continue  # another execution was faster: look again
                     raise
                 checkpoint.version = now.version
@@ -378,10 +379,10 @@ class Journal:
         """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
         record = entry.value
         if (start["graph"], start["scope"]) != (self.graph.name, self.prefix):
-            raise RunMismatch(f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
+            raise RunMismatchError(f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
                               f"{self.graph.name!r} in {self.prefix!r}; give this one another run_id")  # fmt: skip
         if value is not MISSING and not self._same(start["input"], value):
-            raise RunMismatch(f"run {self.id!r} was begun with another input than this {summary(value)}; give this one another "
+            raise RunMismatchError(f"run {self.id!r} was begun with another input than this {summary(value)}; give this another "
                               "run_id, or go on with resume(run_id)")  # fmt: skip
         self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
         self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
@@ -390,10 +391,10 @@ class Journal:
         answer = self.request.answer
         if record["status"] == "suspended":
             if answer is MISSING:
-                raise RunSuspended(self.id, default_codec.decode(record["question"]))
+                raise RunSuspendedError(self.id, default_codec.decode(record["question"]))
             self._take(answer)
         elif answer is not MISSING and (self.answer is None or not self._same(self.answer, answer)):
-            raise RunMismatch(f"run {self.id!r} waits for no answer: it is {record['status']}, and this {summary(answer)} is "
+            raise RunMismatchError(f"run {self.id!r} waits for no answer: it is {record['status']}, and {summary(answer)} is "
                               "not what it was last given")  # fmt: skip
         return record["result"] if record["status"] == "finished" else None
 
@@ -425,25 +426,25 @@ class Journal:
             *(f"+ {line}" for line in now if line not in before),
         ]
         if isinstance(stands, str):
-            raise RunChanged(f"run {self.id!r} stands at node {stands!r}, which graph {self.graph.name!r} no longer has; "
+            raise RunChangedError(f"run {self.id!r} stands at node {stands!r}, which graph {self.graph.name!r} no longer has; "
                              "go on with the graph that it was begun by:", differences)  # fmt: skip
         if not self.request.allow_changed:
-            raise RunChanged(f"run {self.id!r} was begun by another form of graph {self.graph.name!r}; go on with that, or "
+            raise RunChangedError(f"run {self.id!r} was begun by another form of graph {self.graph.name!r}; go on with that, or "
                              "with this one by allow_changed=True:", differences)  # fmt: skip
         return now
 
     async def landed(self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str) -> int | None:
         """After a failed write: its version if it has landed all the same (only the answer was lost), else None.
 
-        A Conflict doesn't tell: a driver may have sent the write twice, and the second was in conflict with the first. So the
-        token in the record is compared. Raises RunFenced where the run is somebody else's by now, and OutcomeUnknown.
+        A ConflictError doesn't tell: a driver may have sent the write twice, the second in conflict with the first. So the
+        token in the record is compared. Raises RunFencedError where the run is somebody else's by now, and OutcomeUnknownError.
         """
         what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
         found = await self._found({self.checkpoint.key, checkpoint.key}, failed, what)
         run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
         if run is None or execution_of(run) != self.owner:
             by = "it was removed" if run is None else f"epoch {_field(run, 'epoch')} owns it, this was {self.epoch}"
-            raise RunFenced(f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed "
+            raise RunFencedError(f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed "
                             "since") from failed  # fmt: skip
         if own is not None and _field(own, "owner") == token:
             return own.version
@@ -452,7 +453,7 @@ class Journal:
         return None
 
     async def _found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
-        """Look, a few times if need be, whether a write has landed that failed. Raises OutcomeUnknown where no look succeeds."""
+        """Look, a few times if need be, whether a failed write has landed. Raises OutcomeUnknownError where no look succeeds."""
         pauses = iter(PAUSES)
         while True:
             try:
@@ -468,8 +469,8 @@ class Journal:
             else:
                 time.sleep(pause)  # noqa: ASYNC251 - no event loop runs here
 
-    def _unknown(self, what: str, why: str) -> OutcomeUnknown:
-        return OutcomeUnknown(f"run {self.id!r}: whether {what} has landed is not known, since the store failed, and {why}. "
+    def _unknown(self, what: str, why: str) -> OutcomeUnknownError:
+        return OutcomeUnknownError(f"run {self.id!r}: whether {what} has landed is not known, since the store failed, and {why}. "
                               f"resume({self.id!r}) finds out, and goes on from there")  # fmt: skip
 
     # ------------------------------------------------------------ removing finished runs
@@ -496,11 +497,11 @@ class Journal:
                 if swept == SWEPT or _look_time(key) > now:
                     break
                 # another client may be removing it, and a damaged note does no harm
-                with suppress(Conflict, CodecError):
+                with suppress(ConflictError, CodecError):
                     await self._look_again(key, now)
                     swept += 1
         except Exception as error:  # noqa: BLE001 - the run has ended well, whatever becomes of others' records
-            from pocket_plug.otel.reporting import log_failure
+            from pocket_plug.primitives.failures import log_failure
 
             log_failure(logging.WARNING, "removing finished runs failed; the next one that ends tries again", error)
         finally:
@@ -558,7 +559,7 @@ class DurableExecution(Execution):
     checkpoint: Checkpoint
     frame: Frame
 
-    def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
+    def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: RunHost, loop: bool,
                  threads: bool, parent: DurableExecution | None = None, run_id: str = "") -> None:  # fmt: skip
         super().__init__(graph, place, input, pocket, loop, threads, parent, run_id)
         self.outer = parent
@@ -642,7 +643,7 @@ class DurableExecution(Execution):
             return None, value, cancelled
         step = self.plan.named(frame.node)
         if step is None:  # in a graph that an item goes through: the others were looked at before
-            raise RunChanged(f"run {self.journal.id!r} stands at node {frame.node!r} in {self.within!r}, which graph "
+            raise RunChangedError(f"run {self.journal.id!r} stands at node {frame.node!r} in {self.within!r}, which graph "
                              f"{self.run.graph!r} no longer has; go on with the graph that it was begun by")  # fmt: skip
         return step, value, cancelled
 
@@ -729,7 +730,7 @@ class DurableExecution(Execution):
     async def _clean_up(self, step: Step, call: NodeCall | None, hooks: tuple[str, str],
                         outcome: Any) -> asyncio.CancelledError | None:  # fmt: skip
         """As in any run. If it isn't known whether the node has failed, no hook is called: the next execution does."""
-        if isinstance(outcome, OutcomeUnknown):
+        if isinstance(outcome, OutcomeUnknownError):
             return None
         return await super()._clean_up(step, call, hooks, outcome)
 
@@ -777,7 +778,7 @@ class DurableExecution(Execution):
         So it is for errors of recording an item or reading its record, and of the run's store in the item's phases.
         """
         return (
-            isinstance(error, RunFenced)
+            isinstance(error, RunFencedError)
             or any(error is each for each in self.journal.unrecorded)
             or (isinstance(error, StoreError) and not isinstance(error, TransactionError) and error.stack is self.stack)
         )
@@ -797,4 +798,4 @@ class DurableExecution(Execution):
         cancelled = await self._checkpointed(self._save(self.frame, "suspended"))
         if cancelled is not None:
             raise cancelled
-        raise RunSuspended(journal.id, question)
+        raise RunSuspendedError(journal.id, question)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from pocket_plug.errors import ConfigError, GraphError
+from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import public_url
-from pocket_plug.primitives.ttl import TTL, seconds
 from pocket_plug.store.keys import Key, check_name
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
@@ -17,6 +15,7 @@ from pocket_plug.store.sync import SyncScope
 from .ask import Ask, AskStep
 from .chain import Chain, Ends
 from .context import go_in_place, in_own_context
+from .host import RunHost, default_host
 from .nesting import GraphStep
 from .node import I, Node, O, T, as_chain
 from .options import GraphOptions, Options, check_count
@@ -24,8 +23,7 @@ from .plan import Plan, Step
 from .runner import Execution
 
 if TYPE_CHECKING:
-    from pocket_plug.hookspecs import Carrier
-    from pocket_plug.plugins.pocket import Pocket
+    from pocket_plug.graph.observing import Carrier
 
     from .durable import Request
 
@@ -67,7 +65,7 @@ class Graph(Node[I, O]):
                  **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
     def __init__(self, main: Any, /, *more: Any, store: StoreScope | SyncScope | None = None, name: str = "",
                  scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
-                 clean_up_grace: TTL = CLEAN_UP_GRACE, keep_finished: TTL | None = None) -> None:  # fmt: skip
+                 clean_up_grace: Duration = CLEAN_UP_GRACE, keep_finished: Duration | None = None) -> None:  # fmt: skip
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
         if not (store is None or isinstance(store, StoreScope | SyncScope)):
             hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
@@ -93,7 +91,7 @@ class Graph(Node[I, O]):
     def __repr__(self) -> str:
         return f"<graph {self.name}: {', '.join(step.name for step in self.plan.steps.values())}>"
 
-    async def run(self, input: I, /, *, pocket: Pocket | None = None, run_id: str | None = None,
+    async def run(self, input: I, /, *, pocket: RunHost | None = None, run_id: str | None = None,
                   allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """Run it from the first node to the last and give what that left with.
 
@@ -101,9 +99,9 @@ class Graph(Node[I, O]):
         the process's default is used. Raises what a node raises, GraphError, RouteError, InputError, StepLimitError.
 
         With a `run_id` the run is durable: the same line starts it, goes on with it after a crash, or gives the result that
-        it had. The store must survive the process, or it is a ConfigError. Raises RunSuspended where it has to wait for an
-        answer, RunFenced where another execution has taken it over, RunMismatch where the id is another input's or
-        graph's, and RunChanged where the graph is no longer what it was, unless `allow_changed`.
+        it had. The store must survive the process, or it is a ConfigError. Raises RunSuspendedError where it has to wait for an
+        answer, RunFencedError where another execution has taken it over, RunMismatchError where the id is another input's or
+        graph's, and RunChangedError where the graph is no longer what it was, unless `allow_changed`.
 
         `traceparent` is a W3C trace context, or what `pocket_plug.propagation.inject` gave elsewhere: its trace goes on.
         """
@@ -113,7 +111,7 @@ class Graph(Node[I, O]):
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
 
-    async def resume(self, run_id: str, /, *, answer: Any = MISSING, pocket: Pocket | None = None,
+    async def resume(self, run_id: str, /, *, answer: Any = MISSING, pocket: RunHost | None = None,
                      allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
 
@@ -125,7 +123,7 @@ class Graph(Node[I, O]):
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(MISSING))
 
-    def run_sync(self, input: I, /, *, pocket: Pocket | None = None, run_id: str | None = None,
+    def run_sync(self, input: I, /, *, pocket: RunHost | None = None, run_id: str | None = None,
                  allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
 
@@ -136,21 +134,21 @@ class Graph(Node[I, O]):
         execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
         return go_in_place(execution, input, self._is_sync)  # type: ignore[no-any-return]
 
-    def resume_sync(self, run_id: str, /, *, answer: Any = MISSING, pocket: Pocket | None = None,
+    def resume_sync(self, run_id: str, /, *, answer: Any = MISSING, pocket: RunHost | None = None,
                     allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
         return go_in_place(execution, MISSING, self._is_sync)  # type: ignore[no-any-return]
 
-    def _execution(self, input: Any, pocket: Pocket | None, request: Request | None, traceparent: Carrier | None, *,
+    def _execution(self, input: Any, pocket: RunHost | None, request: Request | None, traceparent: Carrier | None, *,
                    loop: bool, threads: bool) -> Execution:  # fmt: skip
         if self._validated is not self._options:  # a copy may have others
             self.validate()
         if pocket is None:
-            pocket = _defaults()()
-        if self._store is None and pocket.config.store.where:
-            place = self.place(pocket.store)
+            pocket = default_host()
+        if self._store is None and (store := pocket.default_store()) is not None:
+            place = self.place(store)
         else:
             place = self._placed = self._placed or self.place(Store())
         if request is not None:
@@ -180,14 +178,6 @@ class Graph(Node[I, O]):
         from .mermaid import flow_chart
 
         return flow_chart(self.plan)
-
-
-@cache
-def _defaults() -> Callable[[], Pocket]:
-    """What gives the default Pocket. Imported when it is first needed; an import in each run would take a tenth of it."""
-    from pocket_plug.plugins.pocket import default_pocket
-
-    return default_pocket
 
 
 def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:

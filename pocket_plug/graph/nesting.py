@@ -12,7 +12,7 @@ from .context import in_own_context
 from .plan import Step
 
 if TYPE_CHECKING:
-    from pocket_plug.hookspecs import NodeCall
+    from pocket_plug.graph.observing import NodeCall
 
     from .graph import Graph
     from .runner import Execution

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 
 from typing_extensions import TypeVar
 
+from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.redaction import named
-from pocket_plug.primitives.ttl import TTL
 from pocket_plug.store.keys import Key
 
 from .chain import Action, Chain, M, Next, Out, instead
@@ -63,7 +63,7 @@ class Node(Generic[I, O, R]):
     _takes: ClassVar[frozenset[str]] = ALL_OPTIONS
     """The options that mean something for nodes of this class."""
 
-    def __init_subclass__(cls, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
+    def __init_subclass__(cls, *, name: str | None = None, retry: Retry | None = None, timeout: Duration | None = None,
                           reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
                           trace: Traced | None = None,
                           isolation: Isolation | None = None) -> None:  # fmt: skip
@@ -72,7 +72,7 @@ class Node(Generic[I, O, R]):
             cls._takes, name=_snake_case(cls.__name__) if name is None else name, retry=retry, timeout=timeout, reads=reads,
             writes=writes, trace=trace, isolation=isolation)  # fmt: skip
 
-    def with_options(self, *, name: str | None = None, retry: Retry | None = None, timeout: TTL | None = None,
+    def with_options(self, *, name: str | None = None, retry: Retry | None = None, timeout: Duration | None = None,
                      reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
                      trace: Traced | None = None,
                      isolation: Isolation | None = None) -> Self:  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Any, Generic, Protocol, cast, overload
 
 from typing_extensions import TypeVar
 
+from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.redaction import named
-from pocket_plug.primitives.ttl import TTL
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
@@ -32,7 +32,7 @@ class FunctionNode(Node[I, O], Generic[I, O, C]):
         for phase, given in self.functions.items() or [("exec", None)]:
             if not callable(given) or isinstance(given, Node) or (isinstance(given, type) and issubclass(given, Node)):
                 raise TypeError(
-                    f"a node's {phase} can't be {named(cast(object, given))}; give a function, and options by their names"
+                    f"a node's {phase} can't be {named(cast('object', given))}; give a function, and options by their names"
                 )
         self.__wrapped__ = self.functions.get("exec") or self.functions.get("post") or self.functions.get("prep")
         name = options.pop("name") or getattr(self.__wrapped__, "__name__", "node")
@@ -93,7 +93,7 @@ class _NodeFactory:
     @overload
     def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
     @overload
-    def __call__(self, *, name: str = "", retry: Retry | None = None, timeout: TTL | None = None,
+    def __call__(self, *, name: str = "", retry: Retry | None = None, timeout: Duration | None = None,
                  trace: Traced | None = None) -> _Decorator: ...  # fmt: skip
     def __call__(self, fn: Any = None, *, name: str = "", retry: Any = None, timeout: Any = None,
                  trace: Any = None) -> Any:  # fmt: skip
@@ -126,16 +126,16 @@ class _NodeFactory:
     @overload
     def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Q]],
            post: Callable[[StoreWriter, X, P, Q], Coroutine[Any, Any, Y]], name: str = "", retry: Retry | None = None,
-           timeout: TTL | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
+           timeout: Duration | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
     @overload
     def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Y]],
-           name: str = "", retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y]: ...  # fmt: skip
+           name: str = "", retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y]: ...  # fmt: skip
     @overload
     def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Q], post: Callable[[SyncWriter, X, P, Q], Y],
-           name: str = "", retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
+           name: str = "", retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
     @overload
     def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Y], name: str = "",
-           retry: Retry | None = None, timeout: TTL | None = None) -> Node[X, Y]: ...  # fmt: skip
+           retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y]: ...  # fmt: skip
     def of(self, *, prep: Any = None, exec: Any = None, post: Any = None, name: str = "", retry: Any = None,
            timeout: Any = None) -> Any:  # fmt: skip
         """A node from one function for each phase; type checkers check that they fit each other."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
-from pocket_plug.primitives.ttl import TTL, seconds
 from pocket_plug.store.keys import Key
 
 from .retry import Retry
@@ -69,8 +69,8 @@ class GraphOptions(TypedDict, total=False):
     scope: str | Key[Any] | None
     max_steps: int
     max_depth: int
-    clean_up_grace: TTL
-    keep_finished: TTL | None
+    clean_up_grace: Duration
+    keep_finished: Duration | None
 
 
 ALL_OPTIONS = frozenset(each.name for each in fields(Options))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
 
 from pocket_plug.primitives.signatures import is_async, misfit
-from pocket_plug.store.keys import type_name
+from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 

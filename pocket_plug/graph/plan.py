@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
 from pocket_plug.primitives.signatures import is_async
-from pocket_plug.primitives.typechecks import checker, fits
-from pocket_plug.store.keys import Key, type_name
+from pocket_plug.primitives.typechecks import checker, fits, type_name
+from pocket_plug.store.keys import Key
 
 from .chain import DEFAULT, Chain
 from .node import Node, options_of
@@ -19,7 +19,7 @@ from .phases import HOOKS, PHASES, declared_actions, faults, input_type, output_
 from .retry import Retry
 
 if TYPE_CHECKING:
-    from pocket_plug.hookspecs import Phase
+    from pocket_plug.graph.observing import Phase
 
     from .shape import Shape
 

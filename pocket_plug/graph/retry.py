@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from pocket_plug.errors import ConfigError, PhaseError
+from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
-from pocket_plug.primitives.ttl import TTL, seconds
 
 if TYPE_CHECKING:
     from random import Random
@@ -34,9 +34,9 @@ class Retry:
     """
 
     attempts: int = 3
-    delay: TTL = 0.0
+    delay: Duration = 0.0
     backoff: float = 1.0
-    max_delay: TTL = 60.0
+    max_delay: Duration = 60.0
     jitter: float = 0.0
     on: type[BaseException] | Collection[type[BaseException]] | Callable[[Any], bool] = (Exception,)
     _random: Random | None = field(default=None, repr=False, compare=False)
@@ -96,7 +96,7 @@ def _errors(on: Any) -> tuple[type[BaseException], ...] | Callable[[Any], bool]:
     classes: tuple[Any, ...] = tuple(cast("Collection[Any]", on)) if several else (on,)
     for each in classes:
         if not isinstance(each, type) or not issubclass(each, BaseException):
-            raise ConfigError(f"Retry: on can't be {found(cast(object, each))}; give exception classes, such as (OSError, "
+            raise ConfigError(f"Retry: on can't be {found(cast('object', each))}; give exception classes, such as (OSError, "
                               "TimeoutError), or a function of the error that gives True or False")  # fmt: skip
         if not (issubclass(each, Exception) or issubclass(Exception, each)):
             raise ConfigError(

@@ -18,17 +18,17 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from pocket_plug.errors import (
-    Conflict,
+    ConflictError,
     InputError,
     MissingKeyError,
-    NodeTimeout,
+    NodeTimeoutError,
     PhaseError,
-    RunSuspended,
+    RunSuspendedError,
     StepLimitError,
 )
-from pocket_plug.hookspecs import NodeCall, Observer, Phase, PhaseCall, Run
+from pocket_plug.graph.observing import NodeCall, Observer, Phase, PhaseCall, Run
+from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import Change
-from pocket_plug.store.keys import type_name
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
@@ -36,14 +36,13 @@ from pocket_plug.store.transaction import Transaction
 
 from .chain import DEFAULT, END, Next
 from .context import run_ids, to_its_end
+from .host import RunHost
 from .places import note_node
 from .plan import Step
 from .watching import Entered, Part, Watching, end, enter, leave, measure, report, tell
 from .workers import Late, pool, wrapped
 
 if TYPE_CHECKING:
-    from pocket_plug.plugins.pocket import Pocket
-
     from .graph import Graph
 
 
@@ -76,7 +75,7 @@ class Execution:
     fence: Mapping[str, int] = {}
     """What every write of a durable run expects."""
 
-    def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: Pocket, loop: bool,
+    def __init__(self, graph: Graph[Any, Any], place: tuple[Stack, str], input: Any, pocket: RunHost, loop: bool,
                  threads: bool, parent: Execution | None = None, run_id: str = "") -> None:  # fmt: skip
         self.plan, self.grace, self.max_steps = graph.plan, graph.clean_up_grace, graph.max_steps
         self.stack, self.prefix = place
@@ -153,13 +152,13 @@ class Execution:
                 self._listen(list(heard))
             run.output = await self._walk(value)
             run.outcome = "success"
-        except RunSuspended:
+        except RunSuspendedError:
             run.outcome = "suspended"
             raise
         except BaseException as error:
             run.error = failed = error
             cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
-            run.outcome = "cancelled" if cancelled else "timeout" if isinstance(error, NodeTimeout) else "failure"
+            run.outcome = "cancelled" if cancelled else "timeout" if isinstance(error, NodeTimeoutError) else "failure"
             raise
         finally:
             leave(entered, failed)
@@ -283,7 +282,7 @@ class Execution:
                             await stack.write(*commit)
                         else:
                             cancelled = await self._commit(stack.write(*commit))
-                    except Conflict as conflict:
+                    except ConflictError as conflict:
                         lost = _Lost(conflict, transaction, prepared, result)
                         target, output, cancelled = await self._try_again(step, value, call, lost)
             except BaseException as error:
@@ -351,7 +350,7 @@ class Execution:
                 visited = await self._try(step, value, call, None)
             except _Lost as lost:
                 visited = await self._try_again(step, value, call, lost)
-        except (GeneratorExit, RunSuspended):
+        except (GeneratorExit, RunSuspendedError):
             raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
         except BaseException as error:
             note_node(error, self, step)
@@ -432,7 +431,7 @@ class Execution:
             call.action, call.next = action, target.name if target is not None else None
         try:
             return target, output, await self._land(step, target, output, commit)
-        except Conflict as conflict:
+        except ConflictError as conflict:
             if transaction is None:
                 raise
             raise _Lost(conflict, transaction, prepared, result) from conflict
@@ -564,7 +563,7 @@ class Execution:
                                        not isinstance(error, PhaseError) and retry.covers(error), retry, attempt)  # fmt: skip
                         raise
             except Exception as error:  # noqa: BLE001 - what exec raises is the fallback's to answer, or raised again
-                if isinstance(error, NodeTimeout):
+                if isinstance(error, NodeTimeoutError):
                     self.event("timeout", call, {"attempt": attempt, "timeout": step.timeout, "error": error})
                 if watching.delay is None:
                     return await self._fall_back(step, prepared, error, call)
@@ -652,7 +651,7 @@ class Execution:
                                 gates.refuse_to_overtake(commit[1])
                                 await self.stack.write(commit[0], {**commit[1], **self.fence})
                             return
-                        except Conflict as conflict:
+                        except ConflictError as conflict:
                             contested |= conflict.keys
                             if tries == MAX_CONFLICTS or not contested.isdisjoint(self.fence):
                                 raise
@@ -668,7 +667,7 @@ class Execution:
 class _Lost(Exception):
     """The commit met a conflict: what another try needs to know."""
 
-    def __init__(self, conflict: Conflict, transaction: Transaction, prepared: Any, result: Any) -> None:
+    def __init__(self, conflict: ConflictError, transaction: Transaction, prepared: Any, result: Any) -> None:
         self.conflict, self.transaction, self.prepared, self.result = conflict, transaction, prepared, result
 
 
@@ -676,8 +675,8 @@ def _way(left: Next[Any]) -> tuple[str, Any]:
     return left.action, left.output
 
 
-def _timed_out(step: Step) -> NodeTimeout:
-    return NodeTimeout(f"node {step.name!r}: exec took longer than timeout={step.timeout:g} seconds")
+def _timed_out(step: Step) -> NodeTimeoutError:
+    return NodeTimeoutError(f"node {step.name!r}: exec took longer than timeout={step.timeout:g} seconds")
 
 
 def _name_the_phase(error: MissingKeyError, step: Step, phase: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pocket_plug.errors import PluginError, RunSuspended, is_fault
-from pocket_plug.hookspecs import SILENT, NodeCall, Observer, PhaseCall
+from pocket_plug.errors import PluginError, RunSuspendedError, is_fault
+from pocket_plug.graph.observing import SILENT, NodeCall, Observer, PhaseCall
+from pocket_plug.primitives.failures import log_failure
 
 Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]
 Entered = list[tuple[Observer, AbstractContextManager[Any]]]
@@ -63,7 +65,7 @@ def end(call: NodeCall | None, entered: Entered, error: BaseException | None) ->
     if call is not None:
         if error is None:
             call.outcome = call.outcome or "ok"
-        elif isinstance(error, RunSuspended):
+        elif isinstance(error, RunSuspendedError):
             call.outcome, error = "suspended", None  # nothing has failed
         else:
             call.error = error
@@ -121,15 +123,9 @@ class Watching:
 
 def report_observer(observer: Observer, part: str, error: BaseException) -> None:
     """Put a failure down to the observer's plugin."""
-    from pocket_plug.plugins.manager import report_failure
-
-    report_failure(observer.plugin, f"pocket_observe ({part})", error, silent=True)
+    observer.report(f"pocket_observe ({part})", error)
 
 
 def report(what: str, error: BaseException) -> None:
     """Say that a hook of a node failed, which neither hides the node's own error nor undoes what has landed."""
-    import logging
-
-    from pocket_plug.otel.reporting import log_failure
-
     log_failure(logging.ERROR, f"{what} failed; the run goes on", error)

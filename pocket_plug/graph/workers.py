@@ -17,7 +17,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-from pocket_plug.errors import ConfigError, WrappedStopIteration
+from pocket_plug.errors import ConfigError, WrappedStopIterationError
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.waiting import Waiter, wake
 
@@ -182,9 +182,9 @@ def _end_child() -> None:
     os._exit(1)
 
 
-def wrapped(error: StopIteration) -> WrappedStopIteration:
+def wrapped(error: StopIteration) -> WrappedStopIterationError:
     """A future can't carry StopIteration: on Python 3.11 the one who waits for it would hang."""
-    found = WrappedStopIteration("a `def` phase raised StopIteration; a bare next() on an empty iterator does that, "
+    found = WrappedStopIterationError("a `def` phase raised StopIteration; a bare next() on an empty iterator does that, "
                                  "next(iterator, default) does not")  # fmt: skip
     found.__cause__ = error
     return found

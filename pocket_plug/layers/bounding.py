@@ -19,11 +19,12 @@ from contextvars import ContextVar
 from math import inf
 from typing import Any
 
-from pocket_plug.errors import ConfigError, Conflict, is_fault
+from pocket_plug.errors import ConfigError, ConflictError, is_fault
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.otel.reporting import log_failure, template_of
+from pocket_plug.otel.reporting import template_of
+from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
-from pocket_plug.primitives.ttl import TTL, seconds
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.layer import Layer, parts
@@ -71,7 +72,7 @@ class Bounding(Layer):
 
     max_entries: int | None = None
     max_bytes: int | None = None
-    ttl: TTL | None = None
+    ttl: Duration | None = None
     on_evict: Callable[[str, Any, Reason], object] | None = None
     durable: bool = False
 
@@ -172,14 +173,14 @@ class Bounding(Layer):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """The inner one's; then whatever is over the bounds is deleted."""
         if self.ttl is not None:
-            # What has expired here is still there for the inner one, which would say Conflict to "expect nothing".
+            # What has expired here is still there for the inner one, which would say ConflictError to "expect nothing".
             self._choose_expired([*expect, *(change.key for change in changes)])
             await self._evict()
         puts = [change for change in changes if isinstance(change, Put)]
         try:
             version = await self.inner.write(changes, expect)
             self._note(changes, version)
-        except Conflict:
+        except ConflictError:
             raise
         except BaseException:
             self._doubtful += [puts]  # they may have landed; if this is interrupted too, the next write notes them
@@ -264,7 +265,7 @@ class Bounding(Layer):
                 return None
             try:
                 await self.inner.write((Delete(key),), {key: entry.version})
-            except Conflict:
+            except ConflictError:
                 continue
             return entry
         return None

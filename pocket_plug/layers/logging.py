@@ -19,16 +19,16 @@ from opentelemetry import trace
 from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
-from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
+from pocket_plug.hookspecs import NodeCall, Observer, PluginHost, Run, hookimpl
 from pocket_plug.layers.bounding import Bounding
-from pocket_plug.otel.reporting import changed, error_type, say_once, stack_of, suppressed, template_of
+from pocket_plug.otel.reporting import changed, suppressed, template_of
 from pocket_plug.plugins.manager import told_of_failures
+from pocket_plug.primitives.failures import error_type, say_once, stack_of
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Put
 from pocket_plug.store.layer import Layer, parts
 
 if TYPE_CHECKING:
     from pocket_plug.plugins.discovery import PluginRecord
-    from pocket_plug.plugins.pocket import Pocket
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
@@ -70,7 +70,7 @@ _settings = Settings()
 
 # ---------------------------------------------------------------- hooks
 @hookimpl
-def pocket_configure(pocket: Pocket, options: Mapping[str, Any]) -> None:
+def pocket_configure(pocket: PluginHost, options: Mapping[str, Any]) -> None:
     """The table `[plugins.logging]`; without one, settings stay as they are."""
     if options:
         configure(**options)

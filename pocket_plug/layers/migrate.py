@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Iterable
 from typing import TypeVar
 
 from pocket_plug.codec import upgraded
-from pocket_plug.errors import Conflict
+from pocket_plug.errors import ConflictError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.layer import Layer
@@ -53,7 +53,7 @@ class Migrate(Layer):
         change = Put(key, entry.value, entry.expires_at, renews=False)
         try:
             version = await self.inner.write([change], {key: entry.version})
-        except Conflict:
+        except ConflictError:
             return entry
         except Exception as error:  # whatever it is, the entry was read
             _logger.warning("migrate: the upgraded value of a key could not be written back", exc_info=error)

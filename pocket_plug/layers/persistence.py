@@ -11,12 +11,13 @@ import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pocket_plug.errors import ConfigError, Conflict
+from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Closed
+from pocket_plug.store.resolving import resolve_backend
 
 if TYPE_CHECKING:
     from pocket_plug.layers.write_behind import WriteBehind
@@ -39,7 +40,7 @@ class Persistence(Layer):
     - `max_pending`: how many keys may be queued, with `behind`; further writes wait.
 
     With `through`, what other processes write is seen when the near tier has dropped its own copy: bound it by a `ttl`
-    (`layers=[Persistence(to=…), Bounding(ttl="1m")]`), or write, which then meets a Conflict instead of losing theirs.
+    (`layers=[Persistence(to=…), Bounding(ttl="1m")]`), or write, which then meets a ConflictError instead of losing theirs.
 
     Raises ConfigError when it is built over a backend that is durable itself, or with a mode there isn't.
 
@@ -93,8 +94,6 @@ class Persistence(Layer):
             if self.to is self.inner:
                 raise ConfigError("persistence: `to` is the very backend that it is put around; give another one")
             return self.to
-        from pocket_plug.plugins.pocket import resolve_backend  # late: it imports the layers that are configured
-
         return resolve_backend(self.to)
 
     # ------------------------------------------------------------ reading
@@ -173,7 +172,7 @@ class Persistence(Layer):
             version = await self._durable.write(changes, expect)
             if await self._follow(last.values(), version):
                 doubtful = versioned  # was it taken?
-        except Conflict as conflict:
+        except ConflictError as conflict:
             doubtful |= conflict.keys
             raise
         finally:

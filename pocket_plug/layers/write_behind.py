@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from typing import Any, TypeVar
 
 from pocket_plug.codec import Sealed, default_codec
-from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreClosedError, StoreError
+from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreClosedError, StoreError
 from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.waiting import Waiter, drive, wake
@@ -436,7 +436,7 @@ class WriteBehind(Backend):
             if (found.version if found is not None and alive else 0) != expected:
                 changed.append(key)
         if changed:
-            raise Conflict(changed)
+            raise ConflictError(changed)
 
     def _queue(self, changes: Iterable[tuple[Change, bytes | None]], known: Mapping[str, _Queued | Entry]) -> int:
         """Let the changes in, under the next version, and tell the thread."""

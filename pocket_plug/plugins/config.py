@@ -10,23 +10,20 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
-from pocket_plug.otel.reporting import describe
+from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.redaction import MASK, VARIABLE, conceal, is_secret, public_url, shown, summary
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.layer_options import fitted
+from pocket_plug.store.resolving import LayerSpec
 
 T = TypeVar("T")
 L = TypeVar("L", str, "str | Layer")
-LayerSpec = str | Mapping[str, Any]
-"""A layer by name, or a table with its options: `{"use": "bounding", "max_entries": 10}`."""
-
-_USUAL_ORDER = {"tracing": 0, "metrics": 1, "logging": 2, "migrate": 3, "persistence": 5, "bounding": 6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,20 +239,6 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in cast("list[object]", value):
             yield from _texts(item)
-
-
-def order_names(layers: Set[L]) -> list[L]:
-    """A set of names in the usual order: tracing, metrics, logging, migrate, third parties, persistence, bounding.
-
-    >>> order_names({"bounding", "compress", "tracing"})
-    ['tracing', 'compress', 'bounding']
-    """
-
-    def rank(layer: str | Layer) -> tuple[int, str]:
-        name = layer if isinstance(layer, str) else layer.name
-        return _USUAL_ORDER.get(name, 4), name
-
-    return sorted(layers, key=rank)
 
 
 def alternatives(name: str, known: Collection[str]) -> str:

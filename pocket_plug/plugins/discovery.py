@@ -15,7 +15,7 @@ from typing import Literal
 
 from pocket_plug.errors import PluginError, is_fault
 from pocket_plug.hookspecs import GROUP
-from pocket_plug.otel.reporting import describe
+from pocket_plug.primitives.failures import describe
 
 OUR_DISTRIBUTION = "pocket-plug"
 

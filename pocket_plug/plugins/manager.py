@@ -10,13 +10,14 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 import pluggy
 
-from pocket_plug.errors import NotConfigured, PluginError, is_fault, suggest
-from pocket_plug.hookspecs import GROUP, Observer, Run, Specs
-from pocket_plug.otel.reporting import describe, error_type
+from pocket_plug.errors import NotConfiguredError, PluginError, is_fault, suggest
+from pocket_plug.hookspecs import GROUP, Observer, PluginHost, Run, Specs
+from pocket_plug.primitives.failures import describe, error_type
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
 from pocket_plug.store.backend import Backend
@@ -28,7 +29,6 @@ from .discovery import Candidate, PluginRecord, Status
 if TYPE_CHECKING:
     import click
 
-    from .pocket import Pocket
 
 T = TypeVar("T")
 Options = tuple[Mapping[str, Any], Mapping[str, str]]
@@ -87,7 +87,7 @@ class Manager:
             return
         try:
             self.register(candidate.load(), record)
-        except NotConfigured as error:
+        except NotConfiguredError as error:
             self.drop(record, "declined", error)
         except BaseException as error:
             if not is_fault(error):
@@ -182,7 +182,7 @@ class Manager:
 
     # ---------------------------------------------------------------- a method for each hook
     def observers(self, run: Run) -> list[Observer]:
-        """What the plugins watch this run with, outermost first. Each knows its plugin: `observer.plugin`."""
+        """What the plugins watch this run with, outermost first. What fails of one is put down to its plugin."""
         observers: list[Observer] = []
         for record, ask in self._observing:
             try:
@@ -196,7 +196,7 @@ class Manager:
                     raise
                 report_failure(record, "pocket_observe", error)
                 continue
-            object.__setattr__(observer, "plugin", record)
+            object.__setattr__(observer, "report", partial(report_failure, record, silent=True))
             observers.append(observer)
         if len(observers) > 1:
             observers.sort(key=lambda observer: not observer.outermost)
@@ -238,7 +238,7 @@ class Manager:
             for _ in self._ask("pocket_types", codec=default_codec):
                 pass
 
-    def configure(self, pocket: Pocket, options: Callable[[str], Options], only: str | None = None) -> None:
+    def configure(self, pocket: PluginHost, options: Callable[[str], Options], only: str | None = None) -> None:
         """Hand each plugin its options; what `options` raises is the user's. One that fails is no longer used."""
         for record, function, names in self._implementations("pocket_configure"):
             if only not in (None, record.name):
@@ -247,14 +247,14 @@ class Manager:
             arguments = {"pocket": pocket, "options": own}
             try:
                 function(*[arguments[name] for name in names])
-            except NotConfigured as error:
+            except NotConfiguredError as error:
                 self.drop(record, "declined", conceal(describe(error), hidden))
             except BaseException as error:
                 if not is_fault(error):
                     raise
                 self.drop(record, "failed", conceal(describe(error), hidden))
 
-    def shutdown(self, pocket: Pocket) -> None:
+    def shutdown(self, pocket: PluginHost) -> None:
         """Tell the plugins that the Pocket closes."""
         for _ in self._ask("pocket_shutdown", pocket=pocket):
             pass

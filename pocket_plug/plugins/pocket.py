@@ -25,17 +25,19 @@ from pocket_plug.errors import (
     is_fault,
     suggest,
 )
+from pocket_plug.graph.host import use_host
 from pocket_plug.hookspecs import Carrier, Observer, Run
-from pocket_plug.otel.reporting import describe
+from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.redaction import conceal, public_url, summary
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
+from pocket_plug.store.resolving import LayerSpec, use_resolver
+from pocket_plug.store.resolving import order_names as order_names
 
 from .config import (
     Config,
-    LayerSpec,
     StoreTable,
     alternatives,
     expand,
@@ -45,7 +47,6 @@ from .config import (
     make_recipe,
     variables,
 )
-from .config import order_names as order_names
 from .discovery import PluginRecord, find_plugins
 from .manager import Manager, Options, report_failure
 
@@ -261,6 +262,10 @@ class Pocket:
         """The store of the table `[store]`, without one a store in memory. Built when it is first asked for."""
         return self._build(None, self.config.store)
 
+    def default_store(self) -> Store | None:
+        """The store of the table `[store]`, for graphs that have none; None without such a table."""
+        return self.store if self.config.store.where else None
+
     def _build(self, name: str | None, table: StoreTable) -> Store:
         from pocket_plug.store.store import Store
 
@@ -434,11 +439,5 @@ def _shut_down_default() -> None:
         _default.shutdown()
 
 
-def resolve_backend(url: str) -> Backend:
-    """A new backend for a URL, from the default Pocket's plugins; `memory://` needs none of them."""
-    return Memory() if url == "memory://" else default_pocket().backend(url)
-
-
-def resolve_layer(spec: LayerSpec) -> Layer:
-    """A layer's recipe by name, or from `{"use": name, option: value}`, from the default Pocket's plugins."""
-    return default_pocket().layer(spec)
+use_resolver(default_pocket)
+use_host(default_pocket)

@@ -12,11 +12,14 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from typing_extensions import is_typeddict
 
-from pocket_plug.errors import ConfigError, ValueTypeError
+from pocket_plug.errors import ConfigError
 
 _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 UNIONS = (Union, UnionType)
+
+declared_types: list[Any] = []
+"""The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
@@ -72,22 +75,7 @@ def _distinct(hint: Any) -> Any:
     return form
 
 
-def newest(value: Any, declared: Any, fits: Callable[[object], bool], wanted: str) -> Any:
-    """A value that doesn't fit, converted: objects of a former definition of a class become objects of the newest one.
-
-    A notebook's cell that runs twice and a module that is reloaded define their classes anew, and a store may still have
-    objects of the former ones. If both definitions have the same fields that is no difference. Raises ValueTypeError for any
-    other value: `wanted`, and the type that was found.
-    """
-    from pocket_plug.codec import default_codec  # needed here only, and not cheap to import
-
-    renewed = default_codec.renewed(value)
-    if fits(renewed):
-        return renewed
-    raise ValueTypeError(f"{wanted} {_type_found(declared, value)}")
-
-
-def _type_found(declared: Any, value: object) -> str:
+def type_found(declared: Any, value: object) -> str:
     """The type of a value that isn't of the declared one, in a message."""
     found = type(value)
     if isinstance(declared, type) and (declared.__module__, declared.__qualname__) == (
@@ -154,3 +142,8 @@ def fits(given: Any, wanted: Any) -> bool:
         return is_subhint(given, wanted)
     except BeartypeException:
         return True
+
+
+def type_name(declared: Any) -> str:
+    """A type as one would write it: `User`, `list[User]`."""
+    return declared.__name__ if isinstance(declared, type) and not hasattr(declared, "__args__") else str(declared)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import dataclass_transform
 
-from pocket_plug.errors import ConfigError, Conflict, StoreBusyError
+from pocket_plug.errors import ConfigError, ConflictError, StoreBusyError
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -110,7 +110,7 @@ class Backend:
             try:
                 if len(seen) > 1:
                     await self.write((), {key: 0 if entry is None else entry.version for key, entry in seen.items()})
-            except Conflict as conflict:
+            except ConflictError as conflict:
                 unsure = sorted(conflict.keys & seen.keys()) or list(seen)
             else:
                 return {key: entry for key, entry in seen.items() if entry is not None}
@@ -122,13 +122,13 @@ class Backend:
         """Do all changes or none, and give the version they got.
 
         `expect` maps keys to the version the caller has seen (0: absent). Where one differs nothing is done and
-        `Conflict` names the keys. Without changes it is a pure check, and gives the current version; that suspends no
+        `ConflictError` names the keys. Without changes it is a pure check, and gives the current version; that suspends no
         more than a read does.
 
         Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
         the caller was told that it did not.
 
-        Conflict means that nothing was done, and callers try again after it. So a backend must not send a write a second
+        ConflictError means that nothing was done, and callers try again after it. So a backend must not send a write a second
         time without knowing the outcome of the first: the second would be in conflict with the first. If its driver retries
         by itself, that has to be switched off. If an answer was lost and the outcome can't be found out, raise StoreError.
         """
@@ -177,7 +177,7 @@ async def read_around(layer: Backend, inner: Backend, keys: Iterable[str]) -> di
             if several:
                 await inner.write((), {key: before[key].version if key in before else 0 for key in names})
             return found
-        except Conflict as conflict:
+        except ConflictError as conflict:
             changed = conflict.keys
     raise _restless(layer, names, changed)
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from pocket_plug.errors import CodecError, Conflict, StoreError, SyncError
+from pocket_plug.errors import CodecError, ConflictError, StoreError, SyncError
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.waiting import Waiter, blocked_loop, may_block, pause, wake
 
@@ -100,7 +100,7 @@ class Combiner:
         self._tasks.clear()
 
     async def apply(self, name: str, step: Step) -> Any:
-        """The caller's answer. Raises what `step` raised, or Conflict when other processes change the key at each try."""
+        """The caller's answer. Raises what `step` raised, or ConflictError when other processes change the key at each try."""
         request = _Request(step)
         # Waiting in line could last for ever: the leader may be a task of the event loop that this call blocks, or wait for a
         # gate that is held around this call.
@@ -212,7 +212,7 @@ class Combiner:
         with ExitStack() as turn:
             if await self._in_tries(turn, name, batch):
                 return
-        raise Conflict([name], f"{name!r} was changed by somebody else at each of {TRIES} tries")
+        raise ConflictError([name], f"{name!r} was changed by somebody else at each of {TRIES} tries")
 
     async def _in_tries(self, turn: ExitStack, name: str, batch: list[_Request]) -> bool:
         for lost in range(TRIES):
@@ -243,7 +243,7 @@ class Combiner:
         try:
             if wanted is not None:
                 await self._backend.write((wanted,), {name: entry.version if entry else 0})
-        except Conflict:
+        except ConflictError:
             return False
         except CodecError:  # somebody's value can't be stored, so nothing was
             if len(batch) == 1:
@@ -384,9 +384,9 @@ class Gates:
         return self.hold(names if in_line or self.taken(names) else ())
 
     def refuse_to_overtake(self, names: Iterable[str]) -> None:
-        """Raise Conflict where others wait in line for one of these: if newcomers passed them, they would lose for ever."""
+        """Raise ConflictError where others wait in line for one of these: if newcomers passed them, they would lose for ever."""
         if self._queues and (taken := self.taken(names)):
-            raise Conflict(taken)
+            raise ConflictError(taken)
 
     async def enter(self, name: str, ticket: Waiter[None]) -> None:
         """Wait in line for a gate. `leave` must follow, also if the waiting was cancelled."""

@@ -11,17 +11,15 @@ from typing import Any, Generic, LiteralString, final, overload
 
 from typing_extensions import TypeForm, TypeVar
 
-from pocket_plug.errors import KeyNameError
+from pocket_plug.errors import KeyNameError, ValueTypeError
 from pocket_plug.primitives.names import RESERVED as RESERVED
 from pocket_plug.primitives.names import check_name as check_name
 from pocket_plug.primitives.names import check_prefix as check_prefix
 from pocket_plug.primitives.names import part_of_name
+from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_found, type_name
 
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
-
-declared_types: list[Any] = []
-"""The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
 
 declared_templates: dict[str, None] = {}
 """The templates of all keys that were declared, in order: the only names that telemetry may show."""
@@ -64,8 +62,6 @@ class Key(ReadAs[K, K], Generic[K]):
             raise KeyNameError(f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
                                "filled by KEY(value)")  # fmt: skip
         if type is not None:
-            from pocket_plug.primitives.typechecks import check_type
-
             check_type(type, f"Key {template!r}")
         self.template: str = template
         self.type: Any = type
@@ -105,13 +101,9 @@ class Key(ReadAs[K, K], Generic[K]):
         if self.type is None:
             return value
         if self._check is None:
-            from pocket_plug.primitives.typechecks import checker
-
             self._check = checker(self.type)
         if self._check(value):
             return value
-        from pocket_plug.primitives.typechecks import newest
-
         wanted = f"key {self._name or self.template!r} holds {type_name(self.type)}, not"
         return newest(value, self.type, self._check, wanted)
 
@@ -142,6 +134,16 @@ class Key(ReadAs[K, K], Generic[K]):
         return hash((self.template, self.values))
 
 
-def type_name(declared: Any) -> str:
-    """A type as one would write it: `User`, `list[User]`."""
-    return declared.__name__ if isinstance(declared, type) and not hasattr(declared, "__args__") else str(declared)
+def newest(value: Any, declared: Any, fits: Callable[[object], bool], wanted: str) -> Any:
+    """A value that doesn't fit, converted: objects of a former definition of a class become objects of the newest one.
+
+    A notebook's cell that runs twice and a module that is reloaded define their classes anew, and a store may still have
+    objects of the former ones. If both definitions have the same fields that is no difference. Raises ValueTypeError for any
+    other value: `wanted`, and the type that was found.
+    """
+    from pocket_plug.codec import default_codec  # needed here only, and not cheap to import
+
+    renewed = default_codec.renewed(value)
+    if fits(renewed):
+        return renewed
+    raise ValueTypeError(f"{wanted} {type_found(declared, value)}")

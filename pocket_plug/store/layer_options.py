@@ -9,9 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.primitives.redaction import found, is_secret, shown, summary
-from pocket_plug.primitives.typechecks import checker, union_members
-
-from .keys import type_name
+from pocket_plug.primitives.typechecks import checker, type_name, union_members
 
 
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:

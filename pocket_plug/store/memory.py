@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from math import inf
 from typing import Any, Literal, NoReturn, cast
 
-from pocket_plug.errors import ConfigError, Conflict, StoreClosedError
+from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
 from pocket_plug.primitives.forking import new_lock
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
@@ -82,7 +82,7 @@ class Keeping:
         return {key: entry for key in keys if (entry := entries.get(key)) is not None and self.alive(entry, now)}
 
     def check(self, expect: Mapping[str, int], now: float) -> None:
-        """Raise Conflict with the keys that have another version than is expected of them."""
+        """Raise ConflictError with the keys that have another version than is expected of them."""
         entries = self.entries
         if now < self.earliest:  # nothing has expired, so there is no need to ask `alive`: half the time
             for key, version in expect.items():
@@ -97,7 +97,7 @@ class Keeping:
             if (entry.version if entry is not None and self.alive(entry, now) else 0) != version:
                 changed.append(key)
         if changed:
-            raise Conflict(changed)
+            raise ConflictError(changed)
 
     def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
         """Do all changes or none, then drop what has to go."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
-from pocket_plug.errors import ConfigError, Conflict, StoreClosedError
+from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.redaction import named, public_url
 from pocket_plug.primitives.waiting import LoopThread, Runner, drive, drive_inline, run_on
@@ -14,7 +14,7 @@ from pocket_plug.primitives.waiting import LoopThread, Runner, drive, drive_inli
 from .backend import NO_EXPECTATIONS, Backend, Change, Clock
 from .contention import FREE_TRIES, Backoff, Combiner, Gates, Step
 from .layer import Layer, build_stack, parts
-from .memory import Memory
+from .resolving import order_names, resolve_backend, resolve_layer
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class Stack(Layer):
                 if change is not None:
                     await self.write((change,), {name: entry.version if entry else 0})
                 return answer
-            except Conflict:
+            except ConflictError:
                 continue
         return await self.combiner.apply(name, step)
 
@@ -169,7 +169,7 @@ class Stack(Layer):
 def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock | None) -> Stack:
     """The stack of a backend (or its URL) and layers (or their names). Raises ConfigError where one is invalid."""
     if isinstance(backend, str):
-        backend = Memory() if backend == "memory://" else _resolve(backend)
+        backend = resolve_backend(backend)
     if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):
         found = repr(backend) if isinstance(backend, Layer) else named(backend)
         raise ConfigError(f"a store's backend can't be {found}; give a URL such as 'sqlite:///state.db' or a "
@@ -183,8 +183,6 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
         backend.clock = clock
     recipes: Iterable[Any] = layers
     if isinstance(layers, Set):
-        from pocket_plug.plugins.pocket import order_names
-
         recipes = order_names(layers)
     stack = build_stack(backend, [_recipe(recipe) for recipe in recipes])
     built = Stack().build(stack)
@@ -192,15 +190,5 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
     return built
 
 
-def _resolve(url: str) -> Backend:
-    from pocket_plug.plugins.pocket import resolve_backend
-
-    return resolve_backend(url)
-
-
 def _recipe(layer: str | Mapping[str, Any] | Layer) -> Layer:
-    if not isinstance(layer, str | Mapping):
-        return layer
-    from pocket_plug.plugins.pocket import resolve_layer
-
-    return resolve_layer(layer)
+    return resolve_layer(layer) if isinstance(layer, str | Mapping) else layer

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from typing_extensions import TypeForm
 
 from pocket_plug.errors import KeyNameError, MissingKeyError
-from pocket_plug.primitives.ttl import TTL, seconds
+from pocket_plug.primitives.durations import Duration, seconds
 
 from .backend import Backend, Change, Clock, Delete, Entry, Put
 from .keys import RESERVED, Key, ReadAs, check_name, check_prefix
@@ -188,10 +188,10 @@ class StoreWriter(StoreReader):
     __slots__ = ()
 
     @overload
-    async def set(self, key: Key[T], value: T, /, *, ttl: TTL | None = None) -> None: ...
+    async def set(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> None: ...
     @overload
-    async def set(self, key: str, value: Any, /, *, ttl: TTL | None = None) -> None: ...
-    async def set(self, key: Any, value: Any, /, *, ttl: TTL | None = None) -> None:
+    async def set(self, key: str, value: Any, /, *, ttl: Duration | None = None) -> None: ...
+    async def set(self, key: Any, value: Any, /, *, ttl: Duration | None = None) -> None:
         """Store `value`. `ttl`: seconds, timedelta or "5m"; a set without one lasts for ever, whatever was there.
 
         Raises ValueTypeError if it isn't what the Key declares, ConfigError for a ttl of 0 and below.
@@ -201,7 +201,7 @@ class StoreWriter(StoreReader):
         deadline = None if ttl is None else _deadline(self._source, ttl)
         await self._source.write((Put(self._name(key), value, deadline),))
 
-    async def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
+    async def set_many(self, values: Mapping[Any, Any], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""
         deadline = _deadline(self._source, ttl)
         checked = {key: key.checked(value) if isinstance(key, Key) else value for key, value in values.items()}
@@ -210,7 +210,7 @@ class StoreWriter(StoreReader):
     async def delete(self, key: Name, /) -> bool:
         """Remove it; was it there? Of several that delete it at once, one is told True.
 
-        Raises Conflict if other processes change the key at each of 20 tries. `delete_many` asks nothing, and never does.
+        Raises ConflictError if other processes change the key at each of 20 tries. `delete_many` asks nothing, and never does.
         """
 
         def step(entry: Entry | None) -> tuple[Change | None, bool]:
@@ -232,7 +232,7 @@ class StoreWriter(StoreReader):
 
         `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
         MissingKeyError. None in place of what can be changed in place, such as a list, is a ValueTypeError, unless the
-        Key's type has None: `fn` has forgotten to return it. Raises Conflict if other processes, or `fn` itself, change the
+        Key's type has None: `fn` has forgotten to return it. Raises ConflictError if other processes, or `fn` itself, change the
         key at each of 20 tries.
 
         >>> from pocket_plug import SyncStore
@@ -254,7 +254,7 @@ class StoreWriter(StoreReader):
         return TypedStore(self, type)
 
 
-def _deadline(source: Source, ttl: TTL | None) -> float | None:
+def _deadline(source: Source, ttl: Duration | None) -> float | None:
     return None if ttl is None else source.clock() + seconds(ttl)
 
 
@@ -275,7 +275,7 @@ class StoreScope(StoreWriter):
     def transaction(self) -> OpenTransaction:
         """`async with store.transaction() as tx:` repeatable reads, buffered writes, one atomic commit.
 
-        Raises Conflict at the end of the block if anything that it read has been changed by then; an exception in the
+        Raises ConflictError at the end of the block if anything that it read has been changed by then; an exception in the
         block discards it.
         """
         return OpenTransaction(self)

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, overload
 from typing_extensions import TypeForm
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.primitives.ttl import TTL
+from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.waiting import Runner, drive_inline
 
 from .backend import Backend, Clock
@@ -106,14 +106,14 @@ class SyncWriter(SyncReader):
     __slots__ = ()
 
     @overload
-    def set(self, key: Key[T], value: T, /, *, ttl: TTL | None = None) -> None: ...
+    def set(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> None: ...
     @overload
-    def set(self, key: str, value: Any, /, *, ttl: TTL | None = None) -> None: ...
-    def set(self, key: Any, value: Any, /, *, ttl: TTL | None = None) -> None:
+    def set(self, key: str, value: Any, /, *, ttl: Duration | None = None) -> None: ...
+    def set(self, key: Any, value: Any, /, *, ttl: Duration | None = None) -> None:
         """Store `value`, for `ttl` seconds, a timedelta or "5m"."""
         self._source.run_write(_set(self, key, value, ttl=ttl))
 
-    def set_many(self, values: Mapping[Any, Any], /, *, ttl: TTL | None = None) -> None:
+    def set_many(self, values: Mapping[Any, Any], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""
         self._source.run_write(self._view.set_many(values, ttl=ttl))
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from pocket_plug.primitives.ttl import TTL
-from pocket_plug.primitives.typechecks import check_type, checker, newest
+from pocket_plug.primitives.durations import Duration
+from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_name
+from pocket_plug.store.keys import newest
 
-from .keys import declared_types, type_name
 from .store import MISSING, Name, StoreReader
 from .updating import replacing
 
@@ -55,7 +55,7 @@ class TypedReader(Generic[T]):
 class TypedStore(TypedReader[T]):
     """A view for values of one type, checked when they are written too."""
 
-    async def set(self, key: str, value: T, /, *, ttl: TTL | None = None) -> None:
+    async def set(self, key: str, value: T, /, *, ttl: Duration | None = None) -> None:
         """Store a value of the type."""
         await self._view.set(key, self._checked(key, value), ttl=ttl)
 
@@ -97,7 +97,7 @@ class SyncTypedReader(Generic[T]):
 class SyncTypedStore(SyncTypedReader[T]):
     """`TypedStore` without `await`."""
 
-    def set(self, key: str, value: T, /, *, ttl: TTL | None = None) -> None:
+    def set(self, key: str, value: T, /, *, ttl: Duration | None = None) -> None:
         """Store a value of the type."""
         self._write(self._typed.set(key, value, ttl=ttl))
 

@@ -29,7 +29,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter, SpanExportResult
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.otel.reporting import say_once
+from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock
 

@@ -20,7 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from pocket_plug.errors import is_fault
-from pocket_plug.otel.reporting import say_once
+from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.files import make_folder, private
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock

@@ -14,16 +14,8 @@ from opentelemetry._logs import SeverityNumber
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.layers.logging import LEVELS, add_ids
-from pocket_plug.otel.reporting import (
-    SCHEMA_URL,
-    capped,
-    error_text,
-    error_type,
-    own_version,
-    say_once,
-    stack_of,
-    suppressed,
-)
+from pocket_plug.otel.reporting import SCHEMA_URL, own_version, suppressed
+from pocket_plug.primitives.failures import capped, error_text, error_type, say_once, stack_of
 from pocket_plug.primitives.terminal import escaped
 
 _SEVERITIES = {

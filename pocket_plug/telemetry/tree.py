@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pocket_plug.errors import is_fault
-from pocket_plug.otel.reporting import say_once
+from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_lock
 
 from .drawing import draw, on_console

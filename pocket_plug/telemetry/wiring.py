@@ -375,7 +375,7 @@ def _settings(detail: tracing.Detail | None, capture: tracing.Capture | None, re
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if isinstance(tracing.configure().tracer_provider, NoOpTracerProvider):
         changes["tracer_provider"] = None  # muted, by a former close or `uninstrument`: now the program wants it again
-    return cast(tracing.Changes, changes)
+    return cast("tracing.Changes", changes)
 
 
 def _mode(signal: Signal) -> str:

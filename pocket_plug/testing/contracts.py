@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pocket_plug.errors import CodecError, Conflict, StoreClosedError, StoreError
+from pocket_plug.errors import CodecError, ConflictError, StoreClosedError, StoreError
 from pocket_plug.primitives.waiting import drive, drive_inline, run_on
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.testing.clock import FakeClock
@@ -47,7 +47,7 @@ async def increment(backend: Backend, key: str, times: int) -> None:
             try:
                 await backend.write([Put(key, value + 1)], {key: version})
                 break
-            except Conflict as conflict:
+            except ConflictError as conflict:
                 if conflict.keys != frozenset({key}):
                     raise
 
@@ -204,7 +204,7 @@ class BackendContract:
             assert await backend.read("nothing") == Entry(None, version)
             assert await backend.read_many(["nothing", "absent"]) == {"nothing": Entry(None, version)}
             assert await keys_of(backend) == ["nothing"]
-            with pytest.raises(Conflict):
+            with pytest.raises(ConflictError):
                 await backend.write([], {"nothing": 0})
 
         run(scenario)
@@ -311,7 +311,7 @@ class BackendContract:
         async def scenario(backend: Backend) -> None:
             old = await backend.write([Put("a", 1), Put("b", 1)])
             new = await backend.write([Put("b", 2)])
-            with pytest.raises(Conflict) as caught:
+            with pytest.raises(ConflictError) as caught:
                 await backend.write(
                     [Put("a", 9), Put("c", 9), Delete("b")], {"a": old, "b": old, "gone": new, "absent": 0}
                 )
@@ -327,7 +327,7 @@ class BackendContract:
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", "first")], {"a": 0})
-            with pytest.raises(Conflict):
+            with pytest.raises(ConflictError):
                 await backend.write([Put("a", "second")], {"a": 0})
             entry = await backend.read("a")
             assert entry is not None
@@ -342,19 +342,19 @@ class BackendContract:
             seen = await backend.write([Put("a", 1)])
             await backend.write([Delete("a")])
             await backend.write([Put("a", 1)])
-            with pytest.raises(Conflict):
+            with pytest.raises(ConflictError):
                 await backend.write([Put("a", 2)], {"a": seen})
 
         run(scenario)
 
     def test_without_changes_it_is_a_pure_check(self, run: Callable[[Scenario], None]) -> None:
-        """`write([], expect)` gives the current version or raises Conflict; it makes no version."""
+        """`write([], expect)` gives the current version or raises ConflictError; it makes no version."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("a", 1), Put("b", 2)])
             assert await backend.write([], {"a": version, "absent": 0}) == version
             assert await backend.write([]) == version
-            with pytest.raises(Conflict) as caught:
+            with pytest.raises(ConflictError) as caught:
                 await backend.write([], {"a": version, "b": version + 1, "absent": version})
             assert caught.value.keys == {"b", "absent"}
             assert await backend.version() == version
@@ -419,7 +419,7 @@ class BackendContract:
             version = await backend.write([Put("a", 1, clock() + 1)])
             clock.advance(1)
             for changes in ([], [Put("b", 1)]):
-                with pytest.raises(Conflict):
+                with pytest.raises(ConflictError):
                     await backend.write(changes, {"a": version})
             await backend.write([], {"a": 0})
             renewed = await backend.write([Put("a", 2)], {"a": 0})
@@ -578,7 +578,7 @@ class BackendContract:
                 for _ in range(50):
                     try:
                         await backend.write([], {"a": version, "b": version})
-                    except Conflict as conflict:
+                    except ConflictError as conflict:
                         if conflict.keys != frozenset({"a", "b"}):
                             raise
                         seen = await backend.read("a")
@@ -637,7 +637,7 @@ class BackendContract:
                 entry = found.get(key, Entry([], 0))
                 try:
                     await backend.write([Put(key, [*entry.value, item])], {"never there": 0, key: entry.version})
-                except Conflict as conflict:
+                except ConflictError as conflict:
                     if conflict.keys != frozenset({key}):
                         raise
                     return False
@@ -668,7 +668,7 @@ class BackendContract:
                 *(backend.write([Put(f"k{n}", n)], {"taken": 0} if n % 3 == 0 else {}) for n in range(60)),
                 return_exceptions=True,
             )
-            assert [isinstance(outcome, Conflict) for outcome in outcomes] == [n % 3 == 0 for n in range(60)]
+            assert [isinstance(outcome, ConflictError) for outcome in outcomes] == [n % 3 == 0 for n in range(60)]
             assert await keys_of(backend, "k") == sorted(f"k{n}" for n in range(60) if n % 3)
 
         run(scenario)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 
 import pytest
 
-from pocket_plug.errors import ConfigError, Conflict, StoreError
+from pocket_plug.errors import ConfigError, ConflictError, StoreError
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
@@ -142,7 +142,7 @@ class LayerContract(BackendContract):
             layer = self.build(self.make_inner())
             await layer.open()
             await layer.write([Put("a", 1), Put("b", 1)])
-            with pytest.raises(Conflict) as caught:
+            with pytest.raises(ConflictError) as caught:
                 await layer.write([Put("a", 2)], {"a": 0, "b": 0, "c": 0})
             assert caught.value.keys == {"a", "b"}
 

@@ -20,7 +20,7 @@ import pytest
 
 from pocket_plug.backends import sqlite
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.errors import CodecError, ConfigError, Conflict, StoreBusyError, StoreError, UnregisteredTypeError
+from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreError, UnregisteredTypeError
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.testing.contracts import BackendContract, keys_of
@@ -405,7 +405,7 @@ def test_a_commit_of_another_process_is_seen_at_once(tmp_path: Path) -> None:
     newer = drive(other.write([Put("a", 2)], {"a": seen}))
     assert newer > seen
     assert drive(one.read("a")) == Entry(2, newer)
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         drive(one.write([Put("a", 3)], {"a": seen}))
     drive(one.close())
     assert drive(other.read("a")) == Entry(2, newer)
@@ -421,7 +421,7 @@ def test_two_in_turn_count_on(tmp_path: Path, durability: sqlite.Durability) -> 
     versions: list[int] = []
     for backend in (one, one, other, one, other, other):
         versions.append(drive(backend.write([Put("a", backend is one)])))
-        with pytest.raises(Conflict):
+        with pytest.raises(ConflictError):
             drive(backend.write([Put("b", 1)], {"a": 99}))
         assert drive(backend.version()) == versions[-1]
     assert versions == [1, 2, 3, 4, 5, 6]
@@ -441,7 +441,7 @@ def test_of_a_shared_commit_conflicts_take_no_version(tmp_path: Path) -> None:
             other.execute("COMMIT")
             outcomes = await writing
         assert outcomes[::2] == [1, 2, 3]
-        assert all(isinstance(outcome, Conflict) for outcome in outcomes[1::2])
+        assert all(isinstance(outcome, ConflictError) for outcome in outcomes[1::2])
         assert await backend.version() == 3
         assert await backend.write([Put("next", 1)]) == 4
 

@@ -16,7 +16,7 @@ import pytest
 from pocket_plug import Graph, SyncStore, node
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
-from pocket_plug.errors import Conflict, RunFenced
+from pocket_plug.errors import ConflictError, RunFencedError
 from pocket_plug.graph.durable import RUN, keys_of
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
@@ -314,7 +314,9 @@ def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
 def test_an_answer_to_no_question(here: Any) -> None:
     """A run that isn't suspended, and one that isn't there, are refused."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
-    assert "RunMismatch: run 'order' waits for no answer" in elsewhere("runs", "answer", "shop.py", "order", "-1").err
+    assert (
+        "RunMismatchError: run 'order' waits for no answer" in elsewhere("runs", "answer", "shop.py", "order", "-1").err
+    )
     assert "UnknownRunError" in elsewhere("runs", "answer", "shop.py", "nobody", "1").err
 
 
@@ -413,7 +415,7 @@ def test_run_with_an_id_goes_on_and_gives_the_result_again(here: Any) -> None:
     assert elsewhere(*line, '"hello"').out == "delivered for 5\n"
     Path("open").unlink()
     assert elsewhere(*line, '"hello"').out == "delivered for 5\n"
-    assert "RunMismatch" in elsewhere(*line, '"other"').err
+    assert "RunMismatchError" in elsewhere(*line, '"other"').err
 
 
 # ---------------------------------------------------------------- rm
@@ -470,7 +472,7 @@ def test_rm_fences_off_who_is_at_the_run(here: Any) -> None:
         return word
 
     with SyncStore(URL) as store:
-        with pytest.raises(RunFenced):
+        with pytest.raises(RunFencedError):
             Graph(removed_meanwhile >> count, store=store, name="g").run_sync("x", run_id="r")
         assert store.get("counted") is None
     assert keys() == []
@@ -487,7 +489,7 @@ def test_rm_takes_a_run_over_before_it_removes_its_parts(here: Any, monkeypatch:
             entry = await self.read(checkpoint)
             assert entry is not None
             owners.append(entry.value["owner"])
-            with pytest.raises(Conflict):
+            with pytest.raises(ConflictError):
                 await write(self, [Put(f"{part}item:late", {})], {checkpoint: versions[0]})
         return await write(self, changes, expect)
 

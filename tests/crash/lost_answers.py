@@ -1,6 +1,6 @@
 """Writes of a durable run that go wrong in every way there is: `python tests/crash/lost_answers.py [WORLDS] [SEED] [STEP]`.
 
-A store fails before a write or after it, says Conflict of what has landed, can't be reached by the look that follows, lets
+A store fails before a write or after it, says ConflictError of what has landed, can't be reached by the look that follows, lets
 a write land late, is cancelled, its process dies, or another one takes the run over. The run is begun again until it ends.
 Each node's writes must have taken effect once by then: none is lost, none is done twice, and every node has been gone
 through.
@@ -24,7 +24,7 @@ from pocket_plug.testing.clock import FakeClock, run_virtual
 
 FAULTS = ("refused", "landed", "resent", "beaten", "late", "late and beaten", "cancelled before", "cancelled after",
           "killed before", "killed after", "overtaken before", "overtaken after", "overtaken and resent")  # fmt: skip
-"""What becomes of a write: an error without it and after it; Conflict after it and without it; an error of each kind, and
+"""What becomes of a write: an error without it and after it; ConflictError after it and without it; an error of each kind, and
 it lands behind the look; the task is cancelled; the process dies; another process goes on with the run as far as it can,
 before the write and after it."""
 
@@ -53,7 +53,7 @@ class Shelf(pp.Memory):
     async def _overtake(self) -> None:
         """Another process, to which nothing happens."""
         plan, self.plan = self.plan, []
-        with suppress(pp.RunSuspended):
+        with suppress(pp.RunSuspendedError):
             await graph_over(pp.Store(self), 1, "collect").run(0, run_id="r")
         self.plan = plan
 
@@ -82,7 +82,7 @@ class Shelf(pp.Memory):
         while self.on_the_way:
             try:
                 await super().write(*self.on_the_way.pop(0))
-            except pp.Conflict:
+            except pp.ConflictError:
                 continue
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -109,7 +109,7 @@ class Shelf(pp.Memory):
         if fault in ("refused", "landed", "late", "overtaken after"):
             raise pp.StoreError("the connection is lost")
         if fault in ("resent", "beaten", "late and beaten", "overtaken and resent"):
-            raise pp.Conflict(expect)
+            raise pp.ConflictError(expect)
         if fault.startswith("cancelled"):
             raise asyncio.CancelledError
         if fault.startswith("killed"):
@@ -223,13 +223,13 @@ async def world(shelf: Shelf, plan: Iterable[tuple[str, int]], concurrency: int,
                 else:
                     result = await graph.resume("r", answer=answer)
                 break
-            except pp.RunSuspended:
+            except pp.RunSuspendedError:
                 answer = True
-                ended["RunSuspended"] += 1
-            except (pp.StoreError, pp.RunFenced, pp.UnknownRunError, asyncio.CancelledError, Killed) as error:
+                ended["RunSuspendedError"] += 1
+            except (pp.StoreError, pp.RunFencedError, pp.UnknownRunError, asyncio.CancelledError, Killed) as error:
                 ended[type(error).__name__] += 1
-            except pp.RunMismatch:  # the answer was taken, or the run had not come as far as to ask
-                ended["RunMismatch"] += 1
+            except pp.RunMismatchError:  # the answer was taken, or the run had not come as far as to ask
+                ended["RunMismatchError"] += 1
                 answer = pp.MISSING
         else:
             raise AssertionError(f"it never ended: {ended}")

@@ -163,5 +163,5 @@ def test_a_stopped_process_finds_itself_fenced(tmp_path: Path, undisturbed: tupl
             assert other.stdout is not None
             assert other.stdout.read().endswith("done 43\n")
         os.kill(stopped.pid, signal.SIGCONT)
-        assert "RunFenced: run 'r' was taken over by another execution: epoch 2 owns it" in stopped.stderr.read()
+        assert "RunFencedError: run 'r' was taken over by another execution: epoch 2 owns it" in stopped.stderr.read()
     assert outcome(path) == undisturbed[0]

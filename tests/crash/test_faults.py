@@ -279,7 +279,7 @@ def transfer(source, target, amount, before_commit=lambda: None):
                     tx.update(f"account:{target}", lambda money: money + amount)
                 before_commit()
             return
-        except pp.Conflict:
+        except pp.ConflictError:
             lost += 1
             before_commit = lambda: None
 

@@ -16,5 +16,5 @@ def test_whatever_becomes_of_a_write_each_effect_is_there_once() -> None:
     )
     assert done.stderr == ""
     assert done.returncode == 0
-    for outcome in ("single faults", "OutcomeUnknown", "RunFenced", "Killed", "CancelledError", "StoreError"):
+    for outcome in ("single faults", "OutcomeUnknownError", "RunFencedError", "Killed", "CancelledError", "StoreError"):
         assert outcome in done.stdout

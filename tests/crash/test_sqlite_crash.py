@@ -79,7 +79,7 @@ INCREMENTING = """
 import sys
 from pocket_plug.store.backend import Put
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.errors import Conflict
+from pocket_plug.errors import ConflictError
 from pocket_plug.primitives.waiting import drive
 
 print("ready", flush=True)
@@ -93,7 +93,7 @@ for _ in range(50):
         try:
             drive(backend.write([Put("count", value + 1)], {"count": version}))
             break
-        except Conflict:
+        except ConflictError:
             pass
 drive(backend.close())
 """

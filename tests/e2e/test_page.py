@@ -109,7 +109,7 @@ def approval(file: Path, store: Path) -> None:
 
         graph = pp.Graph(tax >> approve >> done, store=opened, name="approval")
         with pp.observe(file=file, terminal=False):
-            with pytest.raises(pp.RunSuspended):
+            with pytest.raises(pp.RunSuspendedError):
                 graph.run_sync(7, run_id="seven")
             graph.resume_sync("seven", answer=True)
 

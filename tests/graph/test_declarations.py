@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspended, ValueTypeError
+from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspendedError, ValueTypeError
 from pocket_plug.graph.ask import Answered, Ask
 from pocket_plug.graph.chain import Action, Next
 from pocket_plug.graph.concurrency import each
@@ -237,7 +237,7 @@ def test_a_question_may_be_a_text(tmp_path: Path) -> None:
     """It is asked as it is, whatever the input."""
     with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         graph = Graph(Ask(bool, question="Ready?"), store=store)
-        with pytest.raises(RunSuspended) as suspended:
+        with pytest.raises(RunSuspendedError) as suspended:
             graph.run_sync(5, run_id="r")
         assert suspended.value.question == "Ready?"
         assert graph.resume_sync("r", answer=True) == Answered(5, True)

@@ -25,7 +25,7 @@ from pocket_plug import (
     Ask,
     CodecError,
     ConfigError,
-    Conflict,
+    ConflictError,
     GraphError,
     InputError,
     Key,
@@ -33,15 +33,15 @@ from pocket_plug import (
     Memory,
     Next,
     Node,
-    OutcomeUnknown,
+    OutcomeUnknownError,
     Pocket,
     Put,
     RecordedError,
     Retry,
-    RunChanged,
-    RunFenced,
-    RunMismatch,
-    RunSuspended,
+    RunChangedError,
+    RunFencedError,
+    RunMismatchError,
+    RunSuspendedError,
     StepLimitError,
     Store,
     StoreError,
@@ -473,11 +473,11 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
             assert await graph.run(numbers, run_id="r") == numbers
             assert await graph.run({8, 0}, run_id="r") == numbers
             for other in ({0}, [0, 8], {False, 8}, {0.0, 8}):
-                with pytest.raises(RunMismatch, match="another input"):
+                with pytest.raises(RunMismatchError, match="another input"):
                     await graph.run(other, run_id="r")
-            with pytest.raises(RunMismatch, match="'same' in scope ''"):
+            with pytest.raises(RunMismatchError, match="'same' in scope ''"):
                 await Graph(same, store=store, name="other").run(numbers, run_id="r")
-            with pytest.raises(RunMismatch, match="in 'tenant:'"):
+            with pytest.raises(RunMismatchError, match="in 'tenant:'"):
                 await Graph(same, store=store.scope("tenant"), name="same").run(numbers, run_id="r")
 
     asyncio.run(main())
@@ -503,7 +503,7 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
         async with stored(tmp_path) as store:
             inner = Graph(work >> asked, name="inner")
             graph = Graph(inner >> use, store=store, name="outer")
-            with pytest.raises(RunSuspended):
+            with pytest.raises(RunSuspendedError):
                 await graph.run(0, run_id="r")
             before, version = await all_of(store), await store.stack.version()
             gone = Graph(Graph(work, name="inner") >> work.with_options(name="use"), store=store, name="outer")
@@ -511,13 +511,13 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
             replaced = Graph(Graph(work >> other, name="inner") >> use, store=store, name="outer")
             longer = Graph(inner >> use >> work.with_options(name="last"), store=store, name="outer")
             attempts: list[tuple[type[Exception], str, Any]] = [
-                (RunChanged, "stands at node 'asked'", gone.resume("r", answer=1, allow_changed=True)),
-                (RunChanged, "stands at node 'asked'", replaced.resume("r", answer=1, allow_changed=True)),
-                (RunChanged, "allow_changed=True", longer.resume("r", answer=1)),
-                (RunMismatch, "another input", graph.run(1, run_id="r")),
-                (RunMismatch, "'outer'", Graph(work, store=store, name="another").resume("r")),
+                (RunChangedError, "stands at node 'asked'", gone.resume("r", answer=1, allow_changed=True)),
+                (RunChangedError, "stands at node 'asked'", replaced.resume("r", answer=1, allow_changed=True)),
+                (RunChangedError, "allow_changed=True", longer.resume("r", answer=1)),
+                (RunMismatchError, "another input", graph.run(1, run_id="r")),
+                (RunMismatchError, "'outer'", Graph(work, store=store, name="another").resume("r")),
                 (InputError, "'asked' .* asks for int, not str", graph.resume("r", answer="x")),
-                (RunSuspended, "waits for an answer", graph.resume("r")),
+                (RunSuspendedError, "waits for an answer", graph.resume("r")),
                 (UnknownRunError, "'nobody'", graph.resume("nobody", answer=1)),
                 (UnregisteredTypeError, "the input of graph", graph.run(object(), run_id="new")),
             ]
@@ -527,7 +527,7 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
                 assert (await all_of(store), await store.stack.version()) == (before, version), says
             assert await graph.resume("r", answer=3) == 3
             finished = await all_of(store)
-            with pytest.raises(RunMismatch, match="waits for no answer"):
+            with pytest.raises(RunMismatchError, match="waits for no answer"):
                 await graph.resume("r", answer=4)
             assert await all_of(store) == finished
 
@@ -629,11 +629,11 @@ def test_a_changed_graph_is_refused_with_what_changed(tmp_path: Path) -> None:
             with pytest.raises(Stumble):
                 await before.run(0, run_id="r")
             failing = False
-            with pytest.raises(RunChanged, match="allow_changed=True") as changed:
+            with pytest.raises(RunChangedError, match="allow_changed=True") as changed:
                 await after.run(0, run_id="r")
             assert changed.value.differences == ("+ edge second -default-> third", "+ node third")
             assert pickle.loads(pickle.dumps(changed.value)).differences == changed.value.differences  # noqa: S301
-            with pytest.raises(RunChanged, match="stands at node 'second'"):
+            with pytest.raises(RunChangedError, match="stands at node 'second'"):
                 await Graph(first >> third, store=store).resume("r", allow_changed=True)
             assert await after.run(0, run_id="r", allow_changed=True) == 111
 
@@ -661,7 +661,7 @@ def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path
             with pytest.raises(Stumble):
                 await Graph(each(Graph(first >> second, name="way")), store=store).run([1], run_id="r")
             changed = Graph(each(Graph(first >> third, name="way"), errors=errors), store=store)
-            with pytest.raises(RunChanged, match="stands at node 'second' in '/each_way#1"):
+            with pytest.raises(RunChangedError, match="stands at node 'second' in '/each_way#1"):
                 await changed.resume("r", allow_changed=True)
             more = Graph(each(Graph(first >> second.with_options(name="second") >> third, name="way")), store=store)
             with pytest.raises(Stumble):
@@ -755,7 +755,7 @@ class Unsure(Layer):
         return await self.inner.read_many(keys)
 
 
-@pytest.mark.parametrize("answer", [StoreError("the answer is lost"), Conflict(["x"])], ids=["lost", "met itself"])
+@pytest.mark.parametrize("answer", [StoreError("the answer is lost"), ConflictError(["x"])], ids=["lost", "met itself"])
 @pytest.mark.parametrize("looks", [0, 1, 2, 3])
 def test_what_is_not_known_is_an_error_that_says_so(tmp_path: Path, answer: Exception, looks: int) -> None:
     """No look succeeds after a lost answer: it is neither a node's conflict nor taken for landed, and a resume finds out."""
@@ -779,7 +779,7 @@ def test_what_is_not_known_is_an_error_that_says_so(tmp_path: Path, answer: Exce
             graph = Graph(Ticket() >> show, store=store, name="g")
             if looks == 3:
                 with pytest.raises(
-                    OutcomeUnknown, match=r"run 'r': whether what 'ticket#1' has written .*resume\('r'\)"
+                    OutcomeUnknownError, match=r"run 'r': whether what 'ticket#1' has written .*resume\('r'\)"
                 ):
                     await graph.run(1, run_id="r")
             assert await graph.run(1, run_id="r") == "ticket 1"
@@ -880,7 +880,7 @@ def test_an_item_that_can_not_be_stored_ends_the_execution(tmp_path: Path, resul
 
 @pytest.mark.parametrize("at", range(1, 10))
 def test_whoever_is_overtaken_is_fenced(tmp_path: Path, at: int) -> None:
-    """The run is taken over during any exec and done: the first execution writes nothing more and gets RunFenced."""
+    """The run is taken over during any exec and done: the first execution writes nothing more and gets RunFencedError."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -895,7 +895,7 @@ def test_whoever_is_overtaken_is_fenced(tmp_path: Path, at: int) -> None:
                         taken.append(_in_thread(lambda: Worker().graph(other).run_sync(0, run_id="r")))
 
             first.reach = overtaken  # type: ignore[method-assign]
-            with pytest.raises(RunFenced, match="epoch 2 owns it, this was 1"):
+            with pytest.raises(RunFencedError, match="epoch 2 owns it, this was 1"):
                 await first.graph(store).run(0, run_id="r")
             assert taken == [30]
             assert len(first.execs) == at
@@ -934,7 +934,7 @@ def test_two_that_race_for_one_run(tmp_path: Path) -> None:
             for round in range(10):
                 runs = [Worker().graph(store).run(0, run_id=f"r{round}") for _ in range(4)]
                 results = await asyncio.gather(*runs, return_exceptions=True)
-                assert all(result == 30 or isinstance(result, RunFenced) for result in results), results
+                assert all(result == 30 or isinstance(result, RunFencedError) for result in results), results
                 assert 30 in results
                 assert (await store.get("counted"), await store.get("ended")) == (3 * (round + 1), round + 1)
 
@@ -971,9 +971,9 @@ def test_over_a_cache_that_is_behind(tmp_path: Path) -> None:
             return Store(layers=[Persistence(to=f"sqlite:///{tmp_path}/state.db?durability=process")])
 
         async with through() as one, through() as other:
-            with pytest.raises(RunSuspended):
+            with pytest.raises(RunSuspendedError):
                 await approval(one).run(Draft("hi"), run_id="r")
-            with pytest.raises(RunSuspended):
+            with pytest.raises(RunSuspendedError):
                 await approval(other).resume("r")
             assert await approval(other).resume("r", answer=True) == "sent hi"
             assert await approval(one).resume("r") == "sent hi"
@@ -1002,7 +1002,7 @@ def test_a_removed_run_is_fenced(tmp_path: Path) -> None:
                 await store.stack.write([Delete("pocket:run:r")])
                 return n
 
-            with pytest.raises(RunFenced, match="removed"):
+            with pytest.raises(RunFencedError, match="removed"):
                 await Graph(removing, store=store).run(1, run_id="r")
 
     asyncio.run(main())
@@ -1055,7 +1055,7 @@ def test_hostile_records_are_refused(tmp_path: Path) -> None:
                     hostile += [{**entry.value, "frames": wrong} for wrong in frames]
                 for value in hostile:
                     await store.stack.write([Put(key, value)])
-                    with pytest.raises((CodecError, RunChanged)):
+                    with pytest.raises((CodecError, RunChangedError)):
                         await graph.resume("r")
                 if "format" in entry.value:
                     await store.stack.write([Put(key, {**entry.value, "format": 2, "new": True})])
@@ -1164,9 +1164,9 @@ def test_hooks_of_whoever_is_fenced_write_nothing(tmp_path: Path) -> None:
                     await store.set("failed", True)
 
             graph = Graph(Hooked(), store=store)
-            with pytest.raises(RunFenced):
+            with pytest.raises(RunFencedError):
                 await graph.run(1, run_id="r")
-            assert isinstance(called[0], RunFenced)
+            assert isinstance(called[0], RunFencedError)
             assert await store.get("failed") is None
 
     asyncio.run(main())
@@ -1204,7 +1204,7 @@ def test_a_run_waits_for_an_answer(tmp_path: Path) -> None:
     async def main() -> None:
         for answer, result in ((True, "sent hi"), (False, "dropped hi")):
             async with stored(tmp_path) as store:
-                with pytest.raises(RunSuspended) as suspended:
+                with pytest.raises(RunSuspendedError) as suspended:
                     await approval(store).run(Draft("hi"), run_id=result)
                 assert (suspended.value.run_id, suspended.value.question) == (result, "send 'hi'?")
                 copied = copy.copy(suspended.value)
@@ -1212,13 +1212,13 @@ def test_a_run_waits_for_an_answer(tmp_path: Path) -> None:
             async with stored(tmp_path) as store:
                 graph = approval(store)
                 for again in (graph.run(Draft("hi"), run_id=result), graph.resume(result)):
-                    with pytest.raises(RunSuspended, match=f"run {result!r} waits for an answer"):
+                    with pytest.raises(RunSuspendedError, match=f"run {result!r} waits for an answer"):
                         await again
                 with pytest.raises(InputError, match=r"'approve' .* asks for bool, not str"):
                     await graph.resume(result, answer="yes")
                 assert await graph.resume(result, answer=answer) == result
                 assert await graph.resume(result, answer=answer) == result
-                with pytest.raises(RunMismatch, match="waits for no answer"):
+                with pytest.raises(RunMismatchError, match="waits for no answer"):
                     await graph.resume(result, answer=not answer)
         async with stored(tmp_path) as store:
             assert await store.get("decided") == 2
@@ -1246,14 +1246,14 @@ def test_an_answer_is_kept(tmp_path: Path) -> None:
 
         async with stored(tmp_path, layers=[Faulty(plan=(plan := list[str]()))]) as store:
             graph = Graph(one >> Between() >> two >> both, store=store)
-            with pytest.raises(RunSuspended):
+            with pytest.raises(RunSuspendedError):
                 await graph.run("x", run_id="r")
             plan[:] = ["", "refuse"]  # the answer is taken, the node that asked fails
             with pytest.raises(StoreError, match="gone"):
                 await graph.resume("r", answer=1)
             with pytest.raises(Stumble):
                 await graph.resume("r")
-            with pytest.raises(RunSuspended):
+            with pytest.raises(RunSuspendedError):
                 await graph.run("x", run_id="r")
             assert await graph.resume("r", answer=2) == (1, 2)
 
@@ -1453,7 +1453,7 @@ def test_what_observers_see(tmp_path: Path) -> None:
     async def main() -> None:
         pocket = Pocket(plugins=[watcher], autoload=False)
         async with stored(tmp_path) as store:
-            with pytest.raises(RunSuspended):
+            with pytest.raises(RunSuspendedError):
                 await pocket.run(approval(store), Draft("hi"), run_id="mail")
             assert watcher.seen == [
                 ("approve", 1, "suspended", None), ("asking", "suspended"), ("asking", 1, "suspended", None),
@@ -1499,7 +1499,7 @@ def test_a_run_that_goes_on_is_linked_to_what_it_goes_on_from(tmp_path: Path) ->
         with SpanCapture("run") as capture:
             for _ in range(2):
                 async with stored(tmp_path) as store:
-                    with pytest.raises(RunSuspended):
+                    with pytest.raises(RunSuspendedError):
                         await pocket.run(approval(store), Draft("hi"), run_id="mail")
             async with stored(tmp_path) as store:
                 await approval(store).resume("mail", answer=True, pocket=pocket)

@@ -204,7 +204,7 @@ def test_nothing_is_left_of_ten_thousand_runs(spans: OpenSpans, caplog: pytest.L
     ended = run_virtual(main())
 
     assert sum(ended.values()) == ROUNDS * RUNS
-    assert {"ok", "ValueError", "LookupError", "NodeTimeout", "CancelledError"} == set(ended)
+    assert {"ok", "ValueError", "LookupError", "NodeTimeoutError", "CancelledError"} == set(ended)
     assert min(ended.values()) >= ROUNDS * 5
     assert [measure() for measure in measures] == found
     grown = {name: more for name, more in (objects() - counted).items() if more > 100}

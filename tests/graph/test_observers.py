@@ -11,7 +11,19 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Action, Graph, InputError, Next, Node, NodeTimeout, Retry, StepLimitError, each, hookimpl, node
+from pocket_plug import (
+    Action,
+    Graph,
+    InputError,
+    Next,
+    Node,
+    NodeTimeoutError,
+    Retry,
+    StepLimitError,
+    each,
+    hookimpl,
+    node,
+)
 from pocket_plug.hookspecs import SILENT, NodeCall, Observer, PhaseCall, Run
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.memory import Memory
@@ -180,7 +192,7 @@ def test_a_run_and_its_parents() -> None:
 @pytest.mark.parametrize(
     ("error", "outcome", "node_outcome"),
     [(ValueError("x"), "failure", "failed"), (KeyboardInterrupt(), "failure", "failed"),
-     (asyncio.CancelledError(), "cancelled", "cancelled"), (NodeTimeout("x"), "timeout", "failed"),
+     (asyncio.CancelledError(), "cancelled", "cancelled"), (NodeTimeoutError("x"), "timeout", "failed"),
      (TimeoutError(), "failure", "failed")],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pocket_plug import Next, Node, Pocket, Retry, StoreWriter, SyncStore, each, fan_out, hookimpl, node
-from pocket_plug.errors import InputError, RunSuspended
+from pocket_plug.errors import InputError, RunSuspendedError
 from pocket_plug.graph.graph import Graph
 from pocket_plug.hookspecs import Observer, Run
 
@@ -174,7 +174,7 @@ def test_what_is_no_error_gets_no_note(tmp_path: Path) -> None:
     from pocket_plug import Ask
 
     with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
-        with pytest.raises(RunSuspended) as caught:
+        with pytest.raises(RunSuspendedError) as caught:
             Graph(Ask[int, bool](bool, question=str), store=store).run_sync(1, run_id="r")
         assert notes_of(caught.value) == []
 

@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from pocket_plug import Node, Retry, node
-from pocket_plug.errors import Conflict, MissingKeyError, NodeTimeout, PhaseError, TransactionError, UndeclaredKeyError
+from pocket_plug.errors import (
+    ConflictError,
+    MissingKeyError,
+    NodeTimeoutError,
+    PhaseError,
+    TransactionError,
+    UndeclaredKeyError,
+)
 from pocket_plug.graph.chain import Action, Next
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.runner import Execution
@@ -179,8 +186,8 @@ def test_a_timeout_is_per_attempt() -> None:
 
 
 def test_a_node_timeout_is_a_timeout_error_that_names_node_and_limit() -> None:
-    """NodeTimeout is a TimeoutError, hence an OSError."""
-    with pytest.raises(NodeTimeout, match="node 'slow': exec took longer than timeout=10 seconds") as caught:
+    """NodeTimeoutError is a TimeoutError, hence an OSError."""
+    with pytest.raises(NodeTimeoutError, match="node 'slow': exec took longer than timeout=10 seconds") as caught:
         run_virtual(Graph(Slow(11)).run(1))
     assert isinstance(caught.value, TimeoutError)
     assert isinstance(caught.value, OSError)
@@ -197,7 +204,7 @@ def test_an_execs_own_timeout_error_stays_what_it_is() -> None:
 
     with pytest.raises(TimeoutError) as caught:
         run_virtual(Graph(Own()).run(1))
-    assert not isinstance(caught.value, NodeTimeout)
+    assert not isinstance(caught.value, NodeTimeoutError)
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
@@ -226,7 +233,7 @@ def test_a_def_exec_is_timed_out_and_its_late_result_dropped(sync: bool) -> None
         await task
 
     try:
-        with pytest.raises(NodeTimeout):
+        with pytest.raises(NodeTimeoutError):
             graph.run_sync(1) if sync else run_virtual(main())
     finally:
         release.set()
@@ -257,7 +264,7 @@ def test_cancelling_a_node_with_a_timeout_is_no_timeout() -> None:
         with pytest.raises(TimeoutError) as caught:
             async with asyncio.timeout(2):
                 await Graph(Slow(5)).run(1)
-        assert not isinstance(caught.value, NodeTimeout)
+        assert not isinstance(caught.value, NodeTimeoutError)
 
     run_virtual(main())
 
@@ -388,7 +395,7 @@ def test_hooks_run_for_timeouts_wrong_inputs_aside_and_for_ways_that_lead_nowher
             await store.set("posted", 1)
             return Next("nowhere", n)
 
-    for seconds, kind in ((9, NodeTimeout), (1, LookupError)):
+    for seconds, kind in ((9, NodeTimeoutError), (1, LookupError)):
         lost = Lost()
         with pytest.raises(kind):
             run_virtual(Graph(lost).run(seconds))
@@ -668,7 +675,7 @@ def test_contended_runs_lose_nothing_and_do_not_try_for_ever(backend: type[Backe
 
 
 def test_a_key_that_never_holds_still_is_an_error() -> None:
-    """After 20 tries, as the reference states, Conflict is raised, naming the key; hooks see it as a failure."""
+    """After 20 tries, as the reference states, ConflictError is raised, naming the key; hooks see it as a failure."""
     failed: list[BaseException] = []
     posts: list[int] = []
 
@@ -689,7 +696,7 @@ def test_a_key_that_never_holds_still_is_an_error() -> None:
         async def on_failure(self, store: StoreWriter, error: BaseException) -> None:
             failed.append(error)
 
-    with pytest.raises(Conflict) as caught:
+    with pytest.raises(ConflictError) as caught:
         asyncio.run(Graph(Add(), store=Store(Racing())).run(1))
     assert caught.value.keys == {"n"}
     assert failed == [caught.value]

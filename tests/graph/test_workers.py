@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pocket_plug import Node, Retry, node
-from pocket_plug.errors import ConfigError, NodeTimeout, WrappedStopIteration
+from pocket_plug.errors import ConfigError, NodeTimeoutError, WrappedStopIterationError
 from pocket_plug.graph import workers
 from pocket_plug.graph.concurrency import fan_out
 from pocket_plug.graph.graph import Graph
@@ -109,7 +109,7 @@ def test_stop_iteration_does_not_hang_the_run(options: Any, sync: bool) -> None:
         return next(iter(()))
 
     graph = Graph(take)
-    with pytest.raises(WrappedStopIteration, match="next") as caught:
+    with pytest.raises(WrappedStopIterationError, match="next") as caught:
         graph.run_sync(1) if sync else asyncio.run(graph.run(1))
     assert isinstance(caught.value.__cause__, StopIteration)
 
@@ -127,7 +127,7 @@ def test_stop_iteration_of_a_phase_that_is_called_in_place_says_what_it_is(phase
             return next(iter(()))
 
     for run in (lambda: Graph(Take()).run_sync(1), lambda: asyncio.run(Graph(Take()).run(1))):
-        with pytest.raises(WrappedStopIteration, match="next") as caught:
+        with pytest.raises(WrappedStopIterationError, match="next") as caught:
             run()
         assert isinstance(caught.value.__cause__, StopIteration)
 
@@ -224,7 +224,7 @@ def test_a_hundred_timeouts_in_a_row_do_not_starve_the_pool(
         for n in range(100):
             run = asyncio.create_task(Graph(stuck).run(n))
             await holding.has_begun()
-            with pytest.raises(NodeTimeout):
+            with pytest.raises(NodeTimeoutError):
                 await run
             assert threads.abandoned == n + 1
         assert await fan_out(quick, range(20)) == list(range(1, 21))
@@ -312,7 +312,7 @@ def test_asyncio_run_and_the_process_end_at_once() -> None:
     """Neither waits for a thread that nobody waits for: it would never end."""
     script = """
 import asyncio, threading
-from pocket_plug import Graph, NodeTimeout, node
+from pocket_plug import Graph, NodeTimeoutError, node
 
 @node(timeout=0.05)
 def stuck(n: int) -> int:
@@ -322,7 +322,7 @@ def stuck(n: int) -> int:
 for run in (lambda: asyncio.run(Graph(stuck).run(1)), lambda: Graph(stuck).run_sync(1)):
     try:
         run()
-    except NodeTimeout:
+    except NodeTimeoutError:
         print("timed out", flush=True)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

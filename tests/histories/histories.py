@@ -328,7 +328,7 @@ def outcome(running: Running) -> Any:
     """Note how it ended."""
     try:
         yield
-    except pp.Conflict:
+    except pp.ConflictError:
         running.ended("fail")
     except (asyncio.CancelledError, pp.StoreBusyError):
         running.ended("info")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pocket_plug import Store, SyncStore
-from pocket_plug.errors import ConfigError, Conflict, StoreError
+from pocket_plug.errors import ConfigError, ConflictError, StoreError
 from pocket_plug.layers.bounding import Bounding, size_of
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.waiting import drive_inline
@@ -242,7 +242,7 @@ def test_an_expired_entry_counts_as_absent_for_expectations(backend: Memory, clo
     stack = stacked(backend, clock, ttl=10)
     version = drive_inline(stack.write([Put("a", 1)]))
     clock.advance(10)
-    with pytest.raises(Conflict) as caught:
+    with pytest.raises(ConflictError) as caught:
         drive_inline(stack.write([Put("a", 2)], {"a": version}))
     assert caught.value.keys == {"a"}
     drive_inline(stack.write([], {"a": 0}))
@@ -598,8 +598,8 @@ def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
         ({"max_entries": True}, "option 'max_entries' must be int . None, not True"),
         ({"max_entries": 2.5}, "option 'max_entries' must be int . None, not 2.5"),
         ({"max_bytes": "1MB"}, "option 'max_bytes' must be int . None, not '1MB'"),
-        ({"ttl": 0}, "TTL can't be 0"),
-        ({"ttl": "soon"}, "TTL can't be 'soon'"),
+        ({"ttl": 0}, "ttl can't be 0"),
+        ({"ttl": "soon"}, "ttl can't be 'soon'"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], says: str) -> None:
@@ -657,7 +657,7 @@ def test_the_shortest_way_is_the_same_way(data: st.DataObject, ttl: int | None) 
         for stack in stacks:
             try:
                 outcomes.append(drive_inline(stack.write([change], expect)))
-            except Conflict as conflict:
+            except ConflictError as conflict:
                 outcomes.append(conflict.keys)
         assert outcomes[0] == outcomes[1]
         read = data.draw(keys)

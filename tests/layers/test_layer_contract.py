@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from pocket_plug.errors import Conflict, StoreError
+from pocket_plug.errors import ConflictError, StoreError
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
@@ -110,7 +110,7 @@ class Retries(Layer):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         try:
             return await self.inner.write(changes, expect)
-        except Conflict as error:
+        except ConflictError as error:
             raise RuntimeError("try again") from error
 
 

@@ -159,7 +159,7 @@ def test_a_run_that_waits_is_suspended_and_then_resumed(logs: LogCapture, tmp_pa
     ask = pp.Ask[str, bool](bool, question=lambda text: f"{text}?", name="approve")
     with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         graph = pp.Graph(ask, store=store, name="shop")
-        with pytest.raises(pp.RunSuspended):
+        with pytest.raises(pp.RunSuspendedError):
             graph.run_sync("send", run_id="mail")
         graph.resume_sync("mail", answer=True)
     assert shown(logs, "graph", "steps", "outcome", "run_id") == [

@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 import pocket_plug as pp
 from pocket_plug import Store, SyncStore
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.errors import ConfigError, Conflict, StoreError
+from pocket_plug.errors import ConfigError, ConflictError, StoreError
 from pocket_plug.hookspecs import Run
 from pocket_plug.layers import metrics
 from pocket_plug.layers.bounding import Bounding
@@ -81,7 +81,7 @@ def test_lookups_writes_deletes_and_conflicts_are_counted(published: Published) 
         async with store.transaction() as tx:
             await tx.get("b")
             await tx.set("b", 4)
-        with pytest.raises(Conflict):
+        with pytest.raises(ConflictError):
             async with store.transaction() as tx:
                 await tx.get("c")
                 await store.set("c", 5)
@@ -213,7 +213,7 @@ def test_conflicts_of_commits_are_counted(published: Published) -> None:
     shared = Store()
     assert asyncio.run(pp.Graph(Add(), store=shared, name="adding").run(1)) == 11
     about = {("pocket_plug.graph.name", "adding"), ("pocket_plug.node.name", "add")}
-    conflict = about | {("error.type", "pocket_plug.errors.Conflict")}
+    conflict = about | {("error.type", "pocket_plug.errors.ConflictError")}
     assert published.values("pocket_plug.commit.conflicts") == {frozenset(conflict): 1}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pocket_plug import Store, SyncStore
-from pocket_plug.errors import ConfigError, Conflict, StoreClosedError, StoreError
+from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError, StoreError
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.waiting import drive_inline
@@ -218,10 +218,10 @@ def test_expectations_are_answered_by_the_durable_tier() -> None:
         seen = await stack.write([Put("a", "mine")])
         await durable.write([Put("a", "theirs")])
         assert await near.read("a") == Entry("mine", seen)
-        with pytest.raises(Conflict) as caught:
+        with pytest.raises(ConflictError) as caught:
             await stack.write([Put("a", "mine again")], {"a": seen})
         assert caught.value.keys == {"a"}
-        with pytest.raises(Conflict):
+        with pytest.raises(ConflictError):
             await stack.write([], {"a": seen})
 
     asyncio.run(main())
@@ -235,7 +235,7 @@ def test_on_a_conflict_the_near_tier_drops_the_keys(changes: list[Change]) -> No
         stack, near, durable = tiers()
         seen = await stack.write([Put("a", "mine"), Put("b", 0)])
         theirs = await durable.write([Put("a", "theirs")])
-        with pytest.raises(Conflict):
+        with pytest.raises(ConflictError):
             await stack.write(changes, {"a": seen})
         assert await near.read("a") is None
         assert await stack.read("a") == Entry("theirs", theirs)

@@ -20,7 +20,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 
 import pocket_plug as pp
 from pocket_plug import Store, SyncStore
-from pocket_plug.errors import ConfigError, Conflict, StoreError
+from pocket_plug.errors import ConfigError, ConflictError, StoreError
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run
 from pocket_plug.layers import tracing
 from pocket_plug.layers.bounding import Bounding
@@ -483,7 +483,7 @@ def test_a_failing_backend_is_an_error_and_a_miss_is_not(capture: SpanCapture) -
     assert not capture.one("run g").events
 
 
-@pytest.mark.parametrize("error", [Conflict(["k"]), asyncio.CancelledError()])
+@pytest.mark.parametrize("error", [ConflictError(["k"]), asyncio.CancelledError()])
 def test_conflicts_and_cancellations_are_told_but_no_failures(capture: SpanCapture, error: BaseException) -> None:
     """They are part of a store's ordinary work: UNSET, with their type."""
     backend = Network()

@@ -21,10 +21,10 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
 import pocket_plug as pp
+from pocket_plug import propagation
 from pocket_plug.errors import ConfigError
 from pocket_plug.layers import tracing
 from pocket_plug.layers.tracing.capture import FAILED, Captured, summary
-from pocket_plug.otel import propagation
 from pocket_plug.testing.spans import SpanCapture
 
 CARD = pp.Key("card:{}")

@@ -292,9 +292,9 @@ def test_an_attempt_that_is_out_of_time(capture: SpanCapture) -> None:
         await asyncio.Event().wait()
         return n
 
-    with pytest.raises(pp.NodeTimeout):
+    with pytest.raises(pp.NodeTimeoutError):
         run_virtual(pp.Graph(wait, name="g").run(1))
-    late = "pocket_plug.errors.NodeTimeout"
+    late = "pocket_plug.errors.NodeTimeoutError"
     assert_drawn(capture, f"""
         run g timeout {late} ERROR
           node wait 2 attempts failed {late} ERROR
@@ -386,7 +386,7 @@ def test_a_conflict_is_an_event_of_the_node(capture: SpanCapture) -> None:
           node slow !pocket_plug.conflict
             post slow
               get fare:{}
-            set fare:{} pocket_plug.errors.Conflict
+            set fare:{} pocket_plug.errors.ConflictError
             post slow
               get fare:{}
             set fare:{}

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import NoOpTracer, Span, SpanContext, StatusCode, Tracer, TracerProvider
 
 import pocket_plug as pp
-from pocket_plug.errors import ConfigError, RunSuspended
+from pocket_plug.errors import ConfigError, RunSuspendedError
 from pocket_plug.layers import Bounding, Metrics, Tracing, tracing
 from pocket_plug.layers.tracing.stores import Probe
 from pocket_plug.plugins.pocket import Pocket
@@ -104,7 +104,7 @@ async def suspended_and_resumed(folder: Path, first: str | None, second: str | N
     """A durable run that waits for an answer and gets it, each in a session or in none."""
     pocket = Pocket(autoload=False)
     async with stored(folder) as store:
-        with pytest.raises(RunSuspended), session(first) if first else carrying():
+        with pytest.raises(RunSuspendedError), session(first) if first else carrying():
             await approval(store).run(3, run_id="r-1", pocket=pocket)
     async with stored(folder) as store:
         with session(second) if second else carrying():
@@ -170,7 +170,7 @@ def test_a_child_of_the_former_execution_is_linked_to_the_span_around_it(tmp_pat
 
         async def main() -> None:
             async with stored(tmp_path) as store:
-                with pytest.raises(RunSuspended):
+                with pytest.raises(RunSuspendedError):
                     await approval(store).run(3, run_id="r-1", pocket=pocket)
                 with tracer.start_as_current_span("request"):
                     await approval(store).resume("r-1", answer=True, pocket=pocket)
@@ -238,7 +238,7 @@ def test_a_checkpoint_keeps_the_baggage_that_is_named(tmp_path: Path, names: lis
     async def main() -> Mapping[str, str]:
         pocket = Pocket(autoload=False)
         async with stored(tmp_path) as store:
-            with carrying(tenant="acme", password="s3cr3t"), pytest.raises(RunSuspended):  # noqa: S106
+            with carrying(tenant="acme", password="s3cr3t"), pytest.raises(RunSuspendedError):  # noqa: S106
                 await approval(store).run(3, run_id="r-1", pocket=pocket)
             entry = await store.stack.read("pocket:run:r-1")
             assert entry is not None
@@ -615,7 +615,7 @@ def test_a_durable_run_without_a_span_of_its_own_keeps_the_trace_around_it(tmp_p
 
     async def main(tracer: Tracer) -> Mapping[str, str]:
         async with stored(tmp_path) as store:
-            with tracer.start_as_current_span("request"), pytest.raises(RunSuspended):
+            with tracer.start_as_current_span("request"), pytest.raises(RunSuspendedError):
                 await approval(store).run(3, run_id="r-1", pocket=Pocket(autoload=False))
             entry = await store.stack.read("pocket:run:r-1")
             assert entry is not None

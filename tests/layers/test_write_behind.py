@@ -20,7 +20,7 @@ from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
-    Conflict,
+    ConflictError,
     StoreBusyError,
     StoreClosedError,
     StoreError,
@@ -369,7 +369,7 @@ def test_what_lands_during_a_look_is_still_there() -> None:
     """It has left the queue, and what the durable backend said was before: together they would say "absent"."""
     looking = Looking()
     looking.shelf.meanwhile = looking.land
-    with pytest.raises(Conflict) as caught:
+    with pytest.raises(ConflictError) as caught:
         put(looking.queue, "a", "other", a=0, never=0)
     assert caught.value.keys == {"a"}
     looking = Looking()
@@ -386,7 +386,7 @@ def test_what_is_written_during_a_look_counts(change: Callable[[Looking], None])
     """Whether it has landed by the end of the look or not: for a check, and for a batch, which is of one moment."""
     looking = Looking()
     looking.shelf.meanwhile = lambda: change(looking)
-    with pytest.raises(Conflict) as caught:
+    with pytest.raises(ConflictError) as caught:
         put(looking.queue, "a", "other", a=looking.a, b=looking.b, never=0)
     assert caught.value.keys == {"a", "b"}
     looking.shelf.gate.set()
@@ -512,7 +512,7 @@ def test_expectations_are_not_answered_by_the_near_tier() -> None:
         with shelf.shut():
             second = await stack.write([Put("a", 2)])
             assert await near.read("a") == Entry(1, first)
-            with pytest.raises(Conflict) as caught:
+            with pytest.raises(ConflictError) as caught:
                 await stack.write([Put("a", 3)], {"a": first})
             assert caught.value.keys == {"a"}
             await stack.write([Put("a", 3)], {"a": second})
@@ -537,7 +537,7 @@ def test_expectations_are_answered_by_queue_or_durable_tier(landed: bool) -> Non
             drive(queue.flush())
         for wrong in ({"a": old}, {"a": 0}, {"gone": gone}, {"b": new}):
             for changes in ([Put("x", 1)], []):
-                with pytest.raises(Conflict):
+                with pytest.raises(ConflictError):
                     drive(queue.write(changes, wrong))
         put(queue, "x", 1, a=new, gone=0, b=0)
     drive(queue.close())
@@ -565,7 +565,7 @@ def test_a_write_that_lands_during_the_look_is_no_older_one() -> None:
     put(queue, "a", "first")
     drive(queue.flush())
     shelf.looked.set()
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         creating()
     drive(queue.close())
     assert shelf.has() == {"a": "first"}

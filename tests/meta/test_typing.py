@@ -17,13 +17,13 @@ from pocket_plug.store.typed import SyncTypedReader, SyncTypedStore
 
 SURFACE = [
     "Store", "SyncStore", "StoreReader", "StoreWriter", "SyncReader", "SyncWriter", "TypedReader",
-    "TypedStore", "StoreScope", "SyncScope", "Key", "TTL", "MISSING",
+    "TypedStore", "StoreScope", "SyncScope", "Key", "Duration", "MISSING",
     "Backend", "Layer", "secret", "Memory", "Entry", "Put", "Delete", "Change",
     "Node", "Graph", "Chain", "Action", "Next", "END", "Retry", "node", "each", "fan_out", "Ask", "Answered",
-    "idempotency_key", "RunSuspended", "RunFenced", "RunMismatch", "RunChanged", "UnknownRunError",
+    "idempotency_key", "RunSuspendedError", "RunFencedError", "RunMismatchError", "RunChangedError", "UnknownRunError",
     "Pocket", "observe", "hookimpl", "register_type",
-    "PocketError", "MissingKeyError", "RouteError", "Conflict", "StoreError", "ConfigError",
-    "GraphError", "PhaseError", "InputError", "NodeTimeout",
+    "PocketError", "MissingKeyError", "RouteError", "ConflictError", "StoreError", "ConfigError",
+    "GraphError", "PhaseError", "InputError", "NodeTimeoutError",
 ]  # fmt: skip
 LAYERS = ["Bounding", "Layer", "Logging", "Metrics", "Persistence", "Tracing"]
 HOOKS = ["NodeCall", "Observer", "PhaseCall", "Run", "Specs", "hookimpl"]

@@ -52,11 +52,11 @@ def test_each_thing_that_a_test_could_notice_is_broken(tmp_path: Path) -> None:
 
 def test_the_same_seed_draws_the_same() -> None:
     """Of the same code; another one draws others, and none twice."""
-    drawn = draw(["store/store", "primitives/ttl"], 1, 40)
-    assert draw(["primitives/ttl", "store/store"], 1, 40) == drawn
-    assert draw(["store/store", "primitives/ttl"], 2, 40) != drawn
+    drawn = draw(["store/store", "primitives/durations"], 1, 40)
+    assert draw(["primitives/durations", "store/store"], 1, 40) == drawn
+    assert draw(["store/store", "primitives/durations"], 2, 40) != drawn
     assert len({mutant.source for mutant in drawn}) == 40
-    assert {mutant.module for mutant in drawn} == {"store/store", "primitives/ttl"}
+    assert {mutant.module for mutant in drawn} == {"store/store", "primitives/durations"}
 
 
 def test_every_module_has_tests_and_mutants_that_parse() -> None:
@@ -74,10 +74,10 @@ def test_a_mutant_is_met_in_a_copy(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path, 1)
     mutant = next(
         mutant
-        for mutant in draw(["primitives/ttl"], 1, 1000)
+        for mutant in draw(["primitives/durations"], 1, 1000)
         if mutant.within == "seconds" and "return None" in mutant.shown()
     )
-    tests = ["tests/primitives/test_ttl.py"]
+    tests = ["tests/primitives/test_durations.py"]
     assert workshop.passes(tests, 120) is True
     assert workshop.passes(tests, 120, mutant) is False
     assert workshop.passes(tests, 0, mutant) is None  # it took longer than it may

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.plugins.config import StoreTable, expand, find_config, load_config, make_recipe, order_names
+from pocket_plug.plugins.config import StoreTable, expand, find_config, load_config, make_recipe
 from pocket_plug.plugins.pocket import Pocket
-from pocket_plug.primitives.ttl import TTL
+from pocket_plug.primitives.durations import Duration
 from pocket_plug.store.layer import Layer
+from pocket_plug.store.resolving import order_names
 
 FULL = """
 [store]
@@ -129,7 +130,7 @@ class Slow(Layer):
     """A layer with options of several types."""
 
     seconds: float = 0.1
-    ttl: TTL | None = None
+    ttl: Duration | None = None
     only: tuple[str, ...] = ()
     mode: str
 

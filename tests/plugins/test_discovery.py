@@ -148,9 +148,10 @@ def test_optional_hook_of_another_version(install):
 
 
 def test_declined(install, caplog):
-    """A module that raises NotConfigured steps back: no failure, its words are the reason."""
+    """A module that raises NotConfiguredError steps back: no failure, its words are the reason."""
     install(
-        "pocket-plug-shy", "from pocket_plug.errors import NotConfigured\nraise NotConfigured('SHY_URL is not set')"
+        "pocket-plug-shy",
+        "from pocket_plug.errors import NotConfiguredError\nraise NotConfiguredError('SHY_URL is not set')",
     )
     record = Pocket(strict=True).plugin("shy")
     assert (record.status, record.reason) == ("declined", "SHY_URL is not set")

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug.errors import ConfigError, NotConfigured, PluginError, StoreClosedError, UnknownStoreError
+from pocket_plug.errors import ConfigError, NotConfiguredError, PluginError, StoreClosedError, UnknownStoreError
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node_functions import node
 from pocket_plug.hookspecs import Observer, hookimpl
-from pocket_plug.plugins.pocket import Pocket, default_pocket, resolve_backend, resolve_layer, set_default_pocket
+from pocket_plug.plugins.pocket import Pocket, default_pocket, set_default_pocket
 from pocket_plug.store.layer import parts
 from pocket_plug.store.memory import Memory
+from pocket_plug.store.resolving import resolve_backend, resolve_layer
 from pocket_plug.store.store import Store
 
 
@@ -225,7 +226,7 @@ def test_configure_with_its_own_table(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
     [
-        (NotConfigured("no server given"), "declined", "no server given"),
+        (NotConfiguredError("no server given"), "declined", "no server given"),
         (ValueError("port"), "failed", "ValueError: port"),
         (SystemExit(1), "failed", "SystemExit: 1"),
     ],

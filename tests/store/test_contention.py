@@ -18,7 +18,7 @@ import pytest
 from pocket_plug import (
     Backend,
     Change,
-    Conflict,
+    ConflictError,
     Graph,
     Layer,
     Memory,
@@ -243,13 +243,13 @@ def test_concurrent_updates_are_combined() -> None:
 
 def test_loops_and_threads_take_turns(threaded: type[Backend]) -> None:
     """Eight event loops and two threads on one key never overtake each other: no try is in vain."""
-    conflicts: list[Conflict] = []
+    conflicts: list[ConflictError] = []
 
     class Counting(threaded):  # type: ignore[misc, valid-type]
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
             try:
                 return int(await super().write(changes, expect))
-            except Conflict as conflict:
+            except ConflictError as conflict:
                 conflicts.append(conflict)
                 raise
 
@@ -392,7 +392,9 @@ def test_losing_for_ever_is_a_conflict(backend: Backend) -> None:
 
     async def main() -> None:
         async with Store(backend, layers=[Overtaken(times=left)]) as store:
-            with pytest.raises(Conflict, match=f"'n' was changed by somebody else at each of {TRIES} tries") as caught:
+            with pytest.raises(
+                ConflictError, match=f"'n' was changed by somebody else at each of {TRIES} tries"
+            ) as caught:
                 await store.update("n", add("ours"), default=())
             assert caught.value.keys == {"n"}
             assert await store.get("n") == ("theirs",)
@@ -603,13 +605,13 @@ def test_a_sync_update_never_waits_for_its_own_loop(threaded: type[Backend], tmp
 
 
 def test_an_update_within_an_update_ends(threaded: type[Backend]) -> None:
-    """Of another key it is done; of the same key it overtakes the outer one each time: a Conflict, not a hang."""
+    """Of another key it is done; of the same key it overtakes the outer one each time: a ConflictError, not a hang."""
 
     def nested() -> None:
         with Store(threaded()).sync as store:
             store.update("k", lambda items: (*items, store.update("other", add(1), default=())), default=())
             assert store.get_many(["k", "other"]) == {"k": ((1,),), "other": (1,)}
-            with pytest.raises(Conflict, match="'k' was changed by somebody else"):
+            with pytest.raises(ConflictError, match="'k' was changed by somebody else"):
                 store.update("k", lambda items: store.update("k", add("inner")) and (*items, "outer"), default=())
             assert "outer" not in store.get("k")
 
@@ -752,7 +754,7 @@ class Losses(Layer):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
         try:
             return await self.inner.write(changes, expect)
-        except Conflict:
+        except ConflictError:
             self.count += 1
             raise
 
@@ -854,7 +856,7 @@ def test_an_update_that_sets_its_own_key_is_told_so() -> None:
                 store.sync.set("k", n)
                 return n
 
-            with pytest.raises(Conflict, match="at each of 20 tries"):
+            with pytest.raises(ConflictError, match="at each of 20 tries"):
                 await store.update("k", itself, default=0)
             assert await store.get("k") == 0
 

@@ -74,7 +74,7 @@ def test_a_node_in_line_for_a_key_may_update_it_in_exec() -> None:
                 async def exec(self, total: int) -> int:
                     return await store.update("total", lambda total: total + 1, default=0)
 
-            with pytest.raises(pp.Conflict, match="total"):
+            with pytest.raises(pp.ConflictError, match="total"):
                 async with asyncio.timeout(30):
                     await pp.Graph(Defeating(), store=store).run(1)
 

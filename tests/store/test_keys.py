@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pocket_plug import SyncStore
 from pocket_plug.errors import KeyNameError, PocketError, ValueTypeError
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.store.keys import Key, check_name, declared_templates, declared_types, type_name
+from pocket_plug.primitives.typechecks import declared_types, type_name
+from pocket_plug.store.keys import Key, check_name, declared_templates
 
 
 class Colour(Enum):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pocket_plug import MISSING, Backend, Change, Conflict, Entry, Layer, Memory, MissingKeyError, Store
+from pocket_plug import MISSING, Backend, Change, ConflictError, Entry, Layer, Memory, MissingKeyError, Store
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.testing.clock import FakeClock
@@ -170,7 +170,7 @@ class StoreMachine(RuleBasedStateMachine):
             outcome = "commit"
         except ZeroDivisionError:
             outcome = "abort"
-        except Conflict as conflict:
+        except ConflictError as conflict:
             outcome = "conflict"
             conflicting = conflict.keys
         if other is not None:

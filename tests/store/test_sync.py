@@ -12,7 +12,7 @@ import pytest
 from pocket_plug import (
     Backend,
     Change,
-    Conflict,
+    ConflictError,
     Entry,
     Graph,
     Layer,
@@ -117,7 +117,7 @@ def use_everything(store: SyncStore) -> None:
         assert tx.delete("s:c")
     store.flush()
     assert store.get_many(["a", "t"]) == {"a": 3, "t": ["a", "s:c"]}
-    with pytest.raises(Conflict), store.transaction() as tx:
+    with pytest.raises(ConflictError), store.transaction() as tx:
         tx.update("a", lambda n: n + 1)
         store.set("a", 0)
 

@@ -12,7 +12,7 @@ import pytest
 from pocket_plug import (
     MISSING,
     Backend,
-    Conflict,
+    ConflictError,
     Entry,
     Key,
     KeyNameError,
@@ -37,7 +37,7 @@ def test_reads_are_repeatable(open_store: Open) -> None:
     """What a transaction has seen once, absence too, it sees again, whatever others write meanwhile."""
     store = open_store()
     store.set_many({"a": 1, "b": 1})
-    with pytest.raises(Conflict) as caught, store.transaction() as tx:
+    with pytest.raises(ConflictError) as caught, store.transaction() as tx:
         assert (tx.get("a"), tx.get("new", MISSING)) == (1, MISSING)
         store.set_many({"a": 2, "b": 2, "new": 2})
         assert (tx.get("a"), tx.get("new", MISSING)) == (1, MISSING)
@@ -146,7 +146,7 @@ def test_a_conflict_names_the_keys_and_nothing_is_written(open_store: Open) -> N
     """The names are the whole ones, as the backend knows them, in scopes too."""
     store = open_store()
     store.set_many({"s:a": 1, "s:b": 1, "s:c": 1})
-    with pytest.raises(Conflict, match="s:a, s:gone") as caught, store.scope("s").transaction() as tx:
+    with pytest.raises(ConflictError, match="s:a, s:gone") as caught, store.scope("s").transaction() as tx:
         assert tx.get_many(["a", "b"]) == {"a": 1, "b": 1}
         assert not tx.has("gone")
         tx.set("a", 10)
@@ -162,11 +162,11 @@ def test_the_first_version_seen_is_the_one_expected(open_store: Open) -> None:
     """A value that was changed and changed back to an equal one is another one all the same."""
     store = open_store()
     store.set("a", 1)
-    with pytest.raises(Conflict), store.transaction() as tx:
+    with pytest.raises(ConflictError), store.transaction() as tx:
         tx.set("b", tx.get("a"))
         store.set("a", 2)
         store.set("a", 1)
-    with pytest.raises(Conflict), store.transaction() as tx:
+    with pytest.raises(ConflictError), store.transaction() as tx:
         tx.set("b", tx.get("a"))
         store.delete("a")
         store.set("a", 1)
@@ -181,10 +181,10 @@ def test_blind_writes_conflict_with_nobody(open_store: Open) -> None:
         store.set("a", "theirs")
     assert store.get("a") == "ours"
     store.set("n", 1)
-    with pytest.raises(Conflict), store.transaction() as tx:
+    with pytest.raises(ConflictError), store.transaction() as tx:
         tx.update("n", lambda n: n + 1)
         store.set("n", 5)
-    with pytest.raises(Conflict), store.transaction() as tx:
+    with pytest.raises(ConflictError), store.transaction() as tx:
         assert tx.delete("n")
         store.set("n", 6)
     assert store.get("n") == 6
@@ -194,7 +194,7 @@ def test_reading_alone_is_checked_too(open_store: Open) -> None:
     """What was read is unchanged at the end, where nothing is written too, be it one value or two that never met."""
     store = open_store()
     store.set_many({"a": 1, "b": 1})
-    with pytest.raises(Conflict) as caught, store.transaction() as tx:
+    with pytest.raises(ConflictError) as caught, store.transaction() as tx:
         a = tx.get("a")
         store.set_many({"a": 2, "b": 2})
         assert (a, tx.get("b")) == (1, 2)
@@ -211,7 +211,7 @@ def test_reading_alone_is_checked_too(open_store: Open) -> None:
     for use in uses:
         with store.transaction() as tx:
             use(tx)
-        with pytest.raises(Conflict), store.transaction() as tx:
+        with pytest.raises(ConflictError), store.transaction() as tx:
             use(tx)
             store.set_many({"a": 3, "absent": 3, "s:1": 3})
         store.delete_many(["absent", "s:1"])
@@ -260,7 +260,7 @@ def test_after_its_end_it_is_refused(use: Callable[[Any], object]) -> None:
         scope = committed.scope("s")
     with pytest.raises(ZeroDivisionError), store.transaction() as discarded:
         raise ZeroDivisionError
-    with pytest.raises(Conflict), store.transaction() as lost:
+    with pytest.raises(ConflictError), store.transaction() as lost:
         lost.set("b", lost.get("a"))
         store.set("a", 2)
     for tx in (committed, discarded, lost, scope):
@@ -310,7 +310,7 @@ def test_what_has_expired_meanwhile_is_a_conflict(open_store: Open) -> None:
     clock = FakeClock()
     store = open_store(clock=clock)
     store.set("offer", 1, ttl=10)
-    with pytest.raises(Conflict) as caught, store.transaction() as tx:
+    with pytest.raises(ConflictError) as caught, store.transaction() as tx:
         tx.set("accepted", tx.get("offer"))
         clock.advance(10)
         assert tx.get("offer") == 1
@@ -339,7 +339,7 @@ def test_transfers_keep_the_sum(kind: str, threaded: type[Backend], tmp_path: An
                         tx.update(source, lambda balance: balance - amount, default=0)  # noqa: B023
                         tx.update(target, lambda balance: balance + amount, default=0)  # noqa: B023
                     break
-                except Conflict:
+                except ConflictError:
                     continue
 
     def watch() -> None:
@@ -348,7 +348,7 @@ def test_transfers_keep_the_sum(kind: str, threaded: type[Backend], tmp_path: An
                 with store.transaction() as tx:
                     total = sum(tx.get_many([BALANCE(n) for n in range(3)]).values())
                 sums.add(total)
-            except Conflict:
+            except ConflictError:
                 continue
 
     def guarded(work: Callable[..., None], *arguments: int) -> None:
@@ -389,7 +389,7 @@ def test_tasks_in_transactions_lose_no_update() -> None:
                     await asyncio.sleep(0)
                     await tx.set("n", n + 1)
                 landed += 1
-            except Conflict:
+            except ConflictError:
                 pass
 
         for _ in range(10):
@@ -449,7 +449,7 @@ def test_two_tasks_may_read_in_one_transaction() -> None:
         backend = Delayed()
         async with Store(backend) as store:
             await store.set("a", 1)
-            with pytest.raises(Conflict):
+            with pytest.raises(ConflictError):
                 async with store.transaction() as tx:
                     slow, quick = (asyncio.ensure_future(tx.get("a")) for _ in range(2))
                     while len(backend.held) < 2:

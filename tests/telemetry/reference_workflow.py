@@ -252,7 +252,7 @@ async def suspended(scene: Scene) -> None:
     async with pp.Store(f"sqlite:///{scene.file}", layers=scene.layers) as store:
         try:
             await approval(store).run(scene.word, run_id=DURABLE_RUN)
-        except pp.RunSuspended:
+        except pp.RunSuspendedError:
             return
     raise AssertionError("it should wait for an answer")
 

@@ -149,7 +149,7 @@ class Tree(NamedTuple):
     phase: str
 
 
-LATE = "pocket_plug.errors.NodeTimeout"
+LATE = "pocket_plug.errors.NodeTimeoutError"
 CANCELLED = "asyncio.exceptions.CancelledError"
 
 TREES: dict[str, Tree] = {
@@ -255,7 +255,7 @@ TREES: dict[str, Tree] = {
           node stock !pocket_plug.conflict
             get sold:{} miss
             set sold:{}
-            set sold:{} pocket_plug.errors.Conflict
+            set sold:{} pocket_plug.errors.ConflictError
             get sold:{} hit
             set sold:{}
         """,
@@ -265,7 +265,7 @@ TREES: dict[str, Tree] = {
             post stock
               get sold:{} miss
               set sold:{}
-            set sold:{} pocket_plug.errors.Conflict
+            set sold:{} pocket_plug.errors.ConflictError
             post stock
               get sold:{} hit
             set sold:{}

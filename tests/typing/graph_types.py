@@ -18,7 +18,7 @@ from pocket_plug import (
     Node,
     Pocket,
     Retry,
-    RunSuspended,
+    RunSuspendedError,
     Store,
     StoreReader,
     StoreWriter,
@@ -340,7 +340,7 @@ async def durable(store: Store) -> None:
     approval = Graph(ask >> decide >> price, store=store, name="approval", keep_finished="7d")
     try:
         assert_type(await approval.run(Order("1"), run_id="r", allow_changed=True), float)
-    except RunSuspended as suspended:
+    except RunSuspendedError as suspended:
         assert_type(suspended.run_id, str)
     assert_type(await approval.resume("r", answer=True), float)
     assert_type(await approval.resume("r", allow_changed=True), float)

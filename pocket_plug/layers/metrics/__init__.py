@@ -11,9 +11,9 @@ program names (graphs, nodes, actions, exceptions, namespaces) they hold so many
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
+from pocket_plug.hookspecs import NodeCall, Observer, PluginHost, Run, hookimpl
 from pocket_plug.otel.reporting import suppressed
 from pocket_plug.store.layer import Layer
 
@@ -23,14 +23,11 @@ from .runs import NodeTimer, RunTimer
 from .settings import Changes, Settings, configure, mute
 from .stores import Metrics
 
-if TYPE_CHECKING:
-    from pocket_plug.plugins.pocket import Pocket
-
 __all__ = ["Changes", "Metrics", "Settings", "configure", "mute"]
 
 
 @hookimpl
-def pocket_configure(pocket: Pocket, options: Mapping[str, Any]) -> None:
+def pocket_configure(pocket: PluginHost, options: Mapping[str, Any]) -> None:
     """The table `[plugins.metrics]`; without one, settings stay as they are."""
     if options:
         configure(**options)

@@ -8,8 +8,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from pocket_plug.errors import Conflict
-from pocket_plug.otel.reporting import capped, error_type
+from pocket_plug.errors import ConflictError
+from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.store.memory import Reason
 
@@ -193,7 +193,7 @@ class Tally:
 
     def failed(self, operation: str, error: Exception) -> None:
         """Count a failed operation."""
-        if isinstance(error, Conflict):
+        if isinstance(error, ConflictError):
             self.lost.add()
             return
         with self._lock:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _internal
 
-from pocket_plug.errors import Conflict
+from pocket_plug.errors import ConflictError
 from pocket_plug.hookspecs import NodeCall
-from pocket_plug.otel.reporting import SCHEMA_URL, capped, error_type, globals_of, own_version
+from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, own_version
+from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock, RLock
 
@@ -215,7 +216,7 @@ def failure(error: BaseException | None) -> Attributes:
     return {} if error is None else {"error.type": errors[error_type(error)]}
 
 
-_CONFLICT: Attributes = {"error.type": f"{Conflict.__module__}.{Conflict.__qualname__}"}
+_CONFLICT: Attributes = {"error.type": f"{ConflictError.__module__}.{ConflictError.__qualname__}"}
 
 
 # ---------------------------------------------------------------- forks

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pocket_plug.errors import is_fault
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.otel.reporting import current_context, say_once, suppressed, system_of
+from pocket_plug.otel.reporting import current_context, suppressed, system_of
+from pocket_plug.primitives.failures import say_once
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory

@@ -11,9 +11,9 @@ neither keys nor values nor messages: only declared key templates, and the types
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pocket_plug.hookspecs import Observer, Run, hookimpl
+from pocket_plug.hookspecs import Observer, PluginHost, Run, hookimpl
 from pocket_plug.otel.reporting import suppressed
 from pocket_plug.store.layer import Layer
 
@@ -21,15 +21,12 @@ from .runs import RunSpan
 from .settings import Besides, Capture, Changes, Detail, Flavour, Redact, Scope, Settings, configure, look, mute, use
 from .stores import Tracing
 
-if TYPE_CHECKING:
-    from pocket_plug.plugins.pocket import Pocket
-
 __all__ = ["Besides", "Capture", "Changes", "Detail", "Flavour", "Redact", "Scope", "Settings", "Tracing", "configure", "look",
            "mute", "use"]  # fmt: skip
 
 
 @hookimpl
-def pocket_configure(pocket: Pocket, options: Mapping[str, Any]) -> None:
+def pocket_configure(pocket: PluginHost, options: Mapping[str, Any]) -> None:
     """The table `[plugins.tracing]`; without one, settings stay as they are."""
     if options:
         configure(**options)

@@ -15,8 +15,8 @@ from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
 
 from pocket_plug.errors import is_fault
-from pocket_plug.otel.reporting import MAX_BYTES, capped, capped_all, error_text, say_once
 from pocket_plug.primitives import redaction
+from pocket_plug.primitives.failures import MAX_BYTES, capped, capped_all, error_text, say_once
 
 from .settings import Path, Redact
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from pocket_plug.hookspecs import NodeCall, Phase, Run
-from pocket_plug.otel.reporting import capped
+from pocket_plug.primitives.failures import capped
 
 Attributes = dict[str, str | bool | int | float]
 

@@ -15,7 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span
 
 from pocket_plug.hookspecs import SILENT, NodeCall, PhaseCall, Run
-from pocket_plug.otel.reporting import capped, capped_all, error_type
+from pocket_plug.primitives.failures import capped, capped_all, error_type
 from pocket_plug.propagation import SESSION, context_of, current_session, inject, named_baggage
 
 from . import flavours

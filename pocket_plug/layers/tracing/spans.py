@@ -16,7 +16,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
 
-from pocket_plug.otel.reporting import capped, error_type, stack_of
+from pocket_plug.primitives.failures import capped, error_type, stack_of
 from pocket_plug.propagation import named_baggage
 
 from .settings import Live

@@ -11,8 +11,9 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
-from pocket_plug.errors import Conflict, is_fault
-from pocket_plug.otel.reporting import capped, current_context, say_once, suppressed, system_of, template_of
+from pocket_plug.errors import ConflictError, is_fault
+from pocket_plug.otel.reporting import current_context, suppressed, system_of, template_of
+from pocket_plug.primitives.failures import capped, say_once
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.layer import Layer, parts
@@ -258,7 +259,7 @@ def _finish(live: Live, span: Span, error: BaseException | None, result: tuple[s
             if live.capture is not None and values:
                 _show_values(live, span, values)
             if error is not None:
-                fail(live, span, error, cancelled=is_cancellation(error) or isinstance(error, Conflict))
+                fail(live, span, error, cancelled=is_cancellation(error) or isinstance(error, ConflictError))
         finally:
             span.end(end)
     except BaseException as failure:  # a user's span processor may raise anything

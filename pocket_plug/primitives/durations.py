@@ -11,15 +11,15 @@ from pocket_plug.errors import ConfigError
 
 from .redaction import summary
 
-TTL = float | timedelta | str
+Duration = float | timedelta | str
 """Seconds, a timedelta, or text such as "500ms", "5m", "1h30m"."""
 
 _UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _TEXT = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit}(?![a-z]))?" for unit in _UNITS), re.ASCII)
 
 
-def seconds(ttl: TTL, what: str = "a TTL", *, or_zero: bool = False) -> float:
-    """The seconds that a TTL means; raises ConfigError, naming `what` it is, unless that is a finite number above 0.
+def seconds(ttl: Duration, what: str = "ttl", *, or_zero: bool = False) -> float:
+    """The seconds that a duration means; raises ConfigError, naming `what` it is, unless that is a finite number above 0.
 
     With `or_zero` no time at all is fine too: 0, "0s".
 

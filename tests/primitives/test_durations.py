@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.primitives.ttl import seconds
+from pocket_plug.primitives.durations import seconds
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,5 @@ def test_a_ttl_means_seconds(ttl: Any, meant: float) -> None:
 )  # fmt: skip
 def test_anything_else_is_refused(ttl: Any) -> None:
     """0 and below would be gone before they are there, nan never; the message says what was given and what may be."""
-    with pytest.raises(ConfigError, match=r"a TTL can't be .*; give seconds above 0, a timedelta, or text"):
+    with pytest.raises(ConfigError, match=r"ttl can't be .*; give seconds above 0, a timedelta, or text"):
         seconds(ttl)

@@ -1,0 +1,122 @@
+"""What is seen of a run from outside: the views of a run, a node and a phase, and the observers that are handed them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from .shape import Shape
+
+RunOutcome = Literal["success", "failure", "timeout", "cancelled", "suspended"]
+NodeOutcome = Literal["ok", "fallback", "failed", "cancelled", "suspended"]
+Phase = Literal["prep", "exec", "fallback", "post"]
+SILENT: Final = object()
+"""What a run's context manager gives from `__enter__` where its observer has nothing more to say about this run: a trace,
+say, that isn't sampled. The run then goes on as if the observer had no other part; it costs nothing any more."""
+
+Carrier = str | Mapping[str, str]
+"""A trace context from elsewhere: W3C's `traceparent` text, or what `pocket_plug.propagation.inject` gave."""
+
+
+# The views of a run have no slots: what is None until later is the class's until then, which saves setting it.
+@dataclass(eq=False)
+class Run:
+    """One run of a graph, as plugins see it. Read it, don't write it."""
+
+    id: str
+    graph: str
+    parent: Run | None = None
+    depth: int = 0
+    traceparent: Mapping[str, str] | None = field(default=None, repr=False, init=False)
+    """The trace context that `run(…, traceparent=…)` was given; there once the run is entered."""
+    resumed: bool = field(default=False, init=False)
+    """Does it go on with what an earlier execution has left? Then `id` is that one's, too: a durable run's own."""
+    carrier: dict[str, str] | None = field(default=None, repr=False, init=False)
+    """Of a durable run: the trace context that its checkpoint keeps. Tracing finds the former execution's and puts its own."""
+    input: Any = field(default=None, repr=False)
+    shape: Shape | None = field(default=None, repr=False)
+    """The graph's nodes and edges, and their version. Never None in a run; a test of a plugin may leave it out."""
+    output: Any = field(default=None, repr=False, init=False)
+    steps: int = field(default=0, init=False)
+    """How many nodes it has entered; a nested graph counts its own, the budget is shared."""
+    outcome: RunOutcome | None = field(default=None, init=False)
+    """None while it goes on."""
+    error: BaseException | None = field(default=None, repr=False, init=False)
+
+
+@dataclass(eq=False)
+class NodeCall:
+    """One visit of a node. Read it, don't write it. What happens later is None until then."""
+
+    run: Run
+    name: str
+    type: Literal["node", "graph", "fan_out"]
+    visit: int
+    """1 on the node's first visit in this run."""
+    trace: bool | Literal["agent"] = True
+    """As the node was declared: with `trace=False`, or as an agent."""
+    guarded: bool = False
+    """Does it have a retry, a time-out or a fallback, so that its attempts are worth telling apart?"""
+    phases: tuple[Phase, ...] = ()
+    """The phases that it overrides."""
+    input: Any = field(default=None, repr=False)
+    is_item: bool = False
+    """Is it one of the items of a fan-out?"""
+    output: Any = field(default=None, repr=False, init=False)
+    action: str | None = field(default=None, init=False)
+    next: str | None = field(default=None, init=False)
+    """The node that the action leads to; None where the run ends."""
+    attempts: int = field(default=0, init=False)
+    outcome: NodeOutcome | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, repr=False, init=False)
+    durations: dict[str, float] = field(default_factory=dict, init=False)  # pyright: ignore[reportUnknownVariableType]
+    """Seconds by phase, of all attempts together."""
+
+
+@dataclass(eq=False)
+class PhaseCall:
+    """One attempt at a phase. Read it, don't write it."""
+
+    node: NodeCall
+    phase: Phase
+    attempt: int = 1
+    timeout: float | None = None
+    """Seconds, for `exec` only."""
+    will_retry: bool = False
+    """Decided before the phase's context manager exits with the error."""
+    delay: float | None = None
+    """Seconds until the next attempt, where there will be one."""
+    input: Any = field(default=None, repr=False)
+    """What `prep` and `post` have for the node's input, and `exec` and `fallback` for what prep gave."""
+    output: Any = field(default=None, repr=False, init=False)
+
+
+def _ignore(what: str, error: BaseException) -> None:
+    """An observer that no Pocket has asked for belongs to no plugin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """How a plugin watches one run. A part left None costs nothing.
+
+    `run`, `node` and `phase` give a context manager (or None) that is entered before and left after, in the context in
+    which the user's code runs, so what they set in context variables is seen there. They are synchronous; what
+    `__exit__` returns is ignored; what `__enter__` returns, too, but for `SILENT` from that of `run`. `event` tells of what
+    has no duration: "retry", "fallback", "timeout", "conflict", "resume", "clean_up_failed".
+
+    Whatever an observer raises is caught and said once; the run goes on as if it were not there.
+    """
+
+    run: Callable[[Run], AbstractContextManager[Any] | None] | None = None
+    node: Callable[[NodeCall], AbstractContextManager[Any] | None] | None = None
+    phase: Callable[[PhaseCall], AbstractContextManager[Any] | None] | None = None
+    event: Callable[[str, NodeCall, Mapping[str, Any]], None] | None = None
+    outermost: bool = False
+    """True for tracing, so that what the others log inside carries its ids."""
+    guarded_only: bool = False
+    """True where `phase` has something to say for nodes with a retry, time-out or fallback only: the others are spared it."""
+    report: Callable[[str, BaseException], None] = field(default=_ignore, init=False, repr=False, compare=False)
+    """Puts a failure of one of its parts down to its plugin; set by the Pocket that asked the plugin."""

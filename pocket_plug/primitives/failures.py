@@ -1,0 +1,128 @@
+"""How a failure is put into words: its type, a capped text, its stack; and how it is said that the program goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+from pocket_plug.errors import PocketError, is_fault
+
+from .terminal import escaped
+
+MAX_BYTES = 4096
+"""Of one attribute. A single oversized one makes some backends refuse the whole batch it is in."""
+
+MAX_FRAMES = 16
+"""Of a stack trace: the innermost ones."""
+
+_logger = logging.getLogger("pocket_plug")
+
+
+def capped(text: str) -> str:
+    """`text` as any exporter can send it: at most 4 KiB of valid UTF-8."""
+    if len(text) <= MAX_BYTES and text.isascii():
+        return text
+    return text.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
+
+
+def capped_all(texts: Iterable[str]) -> list[str]:
+    """As many of the texts as one attribute has room for: 4 KiB together."""
+    found: list[str] = []
+    room = MAX_BYTES
+    for text in texts:
+        text = capped(text)
+        room -= len(text.encode())
+        if room < 0:
+            break
+        found.append(text)
+    return found
+
+
+def error_type(error: BaseException) -> str:
+    """The `error.type` of an exception: its class's full name.
+
+    >>> error_type(ValueError("x"))
+    'ValueError'
+    """
+    kind = type(error)
+    return capped(kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}")
+
+
+def error_text(error: BaseException) -> str:
+    """Its message, capped, whatever its `__str__` does."""
+    return _text_of(error, capped)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line that may go to a terminal, whatever its `__str__` does."""
+    text = _text_of(error, escaped)
+    return text if isinstance(error, PocketError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _text_of(error: BaseException, treat: Callable[[str], str]) -> str:
+    try:
+        return treat(str(error))
+    except BaseException as failed:  # a user's exception may do anything when asked for its text
+        if not is_fault(failed):
+            raise
+        return "(its text can't be had)"
+
+
+def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
+    """The innermost frames and what it was caused by. Reads no source file: that would cost five times as much.
+
+    `message` gives what may be said of an exception besides its type, or None.
+    """
+    lines = ["Traceback (most recent call last):", *_frames(error.__traceback__), _headline(error, message)]
+    cause = _cause(error)
+    while cause is not None and len(lines) < 2 * MAX_FRAMES:
+        lines.append(f"caused by {_headline(cause, message)}")
+        cause = _cause(cause)
+    return capped("\n".join(lines))
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    return error.__context__
+
+
+def _headline(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
+    text = message(error)
+    return error_type(error) if text is None else f"{error_type(error)}: {text[:512]}"
+
+
+def _frames(trace: TracebackType | None) -> list[str]:
+    frames: list[tuple[str, int | None, str]] = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append((code.co_filename, trace.tb_lineno, code.co_qualname))
+        trace = trace.tb_next
+    return [f'  File "{file}", line {line}, in {name}' for file, line, name in frames[-MAX_FRAMES:]]
+
+
+def log_failure(level: int, what: str, error: BaseException | None) -> None:
+    """Say that something of the user's failed and that the program goes on, with the stack and without the message.
+
+    A message may hold what nobody should read in a log, so only level debug has it.
+    """
+    stack = "" if error is None else f". {stack_of(error, lambda _: None)}"
+    _logger.log(level, "%s%s", what, stack)
+    if error is not None:
+        _logger.debug("%s", what, exc_info=error)
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def say_once(what: str, error: BaseException, *, silent: bool = False) -> None:
+    """Say that a part of telemetry failed, the first time it does so in this way; `silent` about the message.
+
+    Never raises.
+    """
+    kind = (what, error_type(error))
+    if kind not in _said:
+        _said.add(kind)
+        text = kind[1] if silent else f"{kind[1]}: {escaped(error_text(error))}"
+        _logger.warning("%s failed: %s. The program goes on without; said once", what, text)

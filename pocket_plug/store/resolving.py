@@ -1,0 +1,65 @@
+"""How a store's backend is found by its URL and a layer by its name: by plugins, which this package doesn't know.
+
+`pocket_plug` puts in what finds the default Pocket; a store asks only when it is built from names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from typing import Any, Protocol, TypeVar
+
+from .backend import Backend
+from .layer import Layer
+from .memory import Memory
+
+LayerSpec = str | Mapping[str, Any]
+"""A layer by name, or with options: `{"use": name, option: value}`."""
+
+L = TypeVar("L", bound=str | Layer)
+
+_USUAL_ORDER = {"tracing": 0, "metrics": 1, "logging": 2, "migrate": 3, "persistence": 5, "bounding": 6}
+
+
+class Resolver(Protocol):
+    """What finds the parts of a stack: a Pocket."""
+
+    def backend(self, url: str, /) -> Backend:
+        """A new backend for a URL."""
+        ...
+
+    def layer(self, spec: LayerSpec, /) -> Layer:
+        """A layer's recipe."""
+        ...
+
+
+_resolver: Callable[[], Resolver]
+
+
+def use_resolver(find: Callable[[], Resolver]) -> None:
+    """Ask what `find` gives from now on, each time that there is something to find."""
+    global _resolver
+    _resolver = find
+
+
+def resolve_backend(url: str) -> Backend:
+    """A new backend for a URL, from the default Pocket's plugins; `memory://` needs none of them. Raises ConfigError."""
+    return Memory() if url == "memory://" else _resolver().backend(url)
+
+
+def resolve_layer(spec: LayerSpec) -> Layer:
+    """A layer's recipe by name, or from `{"use": name, option: value}`, from the default Pocket's plugins."""
+    return _resolver().layer(spec)
+
+
+def order_names(layers: Set[L]) -> list[L]:
+    """A set of names in the usual order: tracing, metrics, logging, migrate, third parties, persistence, bounding.
+
+    >>> order_names({"bounding", "compress", "tracing"})
+    ['tracing', 'compress', 'bounding']
+    """
+
+    def rank(layer: str | Layer) -> tuple[int, str]:
+        name = layer if isinstance(layer, str) else layer.name
+        return _USUAL_ORDER.get(name, 4), name
+
+    return sorted(layers, key=rank)

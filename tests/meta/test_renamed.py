@@ -1,0 +1,56 @@
+"""Old names work on for one minor version, and say what they are called now."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import pocket_plug
+from pocket_plug import errors
+from pocket_plug.renamed import EXCEPTIONS, MODULES, NAMES
+
+
+@pytest.mark.parametrize("old", NAMES)
+def test_an_old_name_is_the_new_thing(old: str) -> None:
+    """The same object, so `except` catches what is raised under the new name; with a warning at the user's line."""
+    with pytest.warns(DeprecationWarning, match=f"pocket_plug.{old} is called pocket_plug.{NAMES[old]} now") as said:
+        assert getattr(pocket_plug, old) is getattr(pocket_plug, NAMES[old])
+    assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("old", EXCEPTIONS)
+def test_an_old_exception_in_errors(old: str) -> None:
+    """As at the top of the package."""
+    with pytest.warns(DeprecationWarning, match=f"pocket_plug.errors.{old} is called"):
+        assert getattr(errors, old) is getattr(errors, EXCEPTIONS[old])
+
+
+@pytest.mark.parametrize("old", MODULES)
+def test_an_old_module_is_the_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very module, not a copy of it: classes are the same, and what is set in one is seen in the other."""
+    monkeypatch.delitem(sys.modules, f"pocket_plug.{old}", raising=False)
+    with pytest.warns(DeprecationWarning, match=f"pocket_plug.{old} is called pocket_plug.{MODULES[old]} now"):
+        assert import_module(f"pocket_plug.{old}") is import_module(f"pocket_plug.{MODULES[old]}")
+
+
+def test_the_old_ways_of_importing_work() -> None:
+    """`from … import` of both kinds, without importing anything by its new name before."""
+    code = (
+        "from pocket_plug.backend import Backend\n"
+        "from pocket_plug import Conflict, backend\n"
+        "from pocket_plug.pocket import Pocket\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert "DeprecationWarning: pocket_plug.backend is called pocket_plug.store.backend now" in done.stderr
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_what_never_was_is_an_error() -> None:
+    """As for any other module."""
+    with pytest.raises(AttributeError, match="'pocket_plug' has no attribute 'Storr'"):
+        _ = pocket_plug.Storr  # type: ignore[attr-defined]
+    with pytest.raises(ModuleNotFoundError):
+        import_module("pocket_plug.storr")
