@@ -49,6 +49,7 @@ class GuardedRLock(_CRLock):  # type: ignore[misc]
     __slots__ = ()
 
     def __enter__(self) -> bool:
+        acquired: bool
         [acquired] = map(self.acquire, _BLOCKING)
         return acquired
 
