@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _RESUME, _TURN = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
 _ASYNCIO = str(Path(asyncio.__file__).parent)
+_ENTER = dis.opmap.get("LOAD_SPECIAL")  # with 3.14, the call of a `with`'s `__enter__` became a step of its own
 
 
 class Interrupted(Exception):
@@ -77,7 +78,8 @@ class Interrupter:
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "c_return":
-            self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
+            if not _is_spared_enter(frame):
+                self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
         elif event == "call":
             code, last = frame.f_code.co_code, frame.f_lasti
             if code[last] == _RESUME and code[last + 1] & 3 < 2:  # else it goes on after an `await`, or is thrown into
@@ -119,6 +121,17 @@ def _steps(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> Gener
             step, argument = operation.send, (yield waiting)
         except BaseException as error:  # noqa: BLE001 - it is handed on
             step, argument = operation.throw, error
+
+
+def _is_spared_enter(frame: FrameType) -> bool:
+    """Is this between a `with`'s `__enter__`, in C, and its body, where no handler is called before and after Python 3.14?
+
+    That one does, and an interrupt there may leave a lock of `threading` itself locked for good: nobody's to mend either.
+    """
+    if frame.f_code.co_code[frame.f_lasti - 2] != _ENTER:
+        return False
+    module = str(frame.f_globals.get("__name__"))
+    return sys.version_info >= (3, 15) or module.partition(".")[0] in sys.stdlib_module_names
 
 
 _known: dict[CodeType, bool] = {}
