@@ -30,6 +30,8 @@ from weakref import ReferenceType, ref
 
 from pocket_plug.errors import StoreError, is_fault
 
+from .locks import Lock, RLock
+
 PATIENCE = 5.0
 """Seconds that a fork waits, at most, for other threads to finish what they are doing."""
 
@@ -43,15 +45,15 @@ T = TypeVar("T")
 Callback = Callable[[], object]
 
 
-class Lock(Protocol):
+class Lockable(Protocol):
     """A lock of `threading`, plain or reentrant."""
 
     def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
     def release(self) -> None: ...
 
 
-L = TypeVar("L", bound=Lock)
-Taken = list[Lock | None]
+L = TypeVar("L", bound=Lockable)
+Taken = list[Lockable | None]
 """Locks that are held here; None while they are being released."""
 
 
@@ -95,7 +97,7 @@ class _Weak:
 _numbers = count()
 _callbacks: dict[int, _Weak] = {}  # in the order in which they came
 _participants: dict[int, ReferenceType[Participant]] = {}
-_locks: dict[int, ReferenceType[Lock]] = {}
+_locks: dict[int, ReferenceType[Lockable]] = {}
 _lost: dict[int, _Weak] = {}  # by the lock's id
 
 
@@ -112,17 +114,17 @@ def take_part(participant: Participant) -> None:
 
 
 def new_lock(lost: Callback | None = None) -> threading.Lock:
-    """A plain `threading.Lock` that no other thread holds at the moment of a fork.
+    """A `Lock` of `locks` that no other thread holds at the moment of a fork.
 
     If one does all the same, for longer than a fork waits, `lost` is called in the child: what the lock guards may be half
     changed there. A bound method is held weakly.
     """
-    return _known(threading.Lock(), lost)
+    return _known(Lock(), lost)
 
 
 def new_rlock(lost: Callback | None = None) -> threading.RLock:
     """The same, reentrant."""
-    return _known(threading.RLock(), lost)
+    return _known(RLock(), lost)
 
 
 def _known(lock: L, lost: Callback | None) -> L:
@@ -134,7 +136,7 @@ def _known(lock: L, lost: Callback | None) -> L:
 
 
 # ---------------------------------------------------------------- one fork
-_turn = threading.Lock()  # one fork at a time
+_turn = Lock()  # one fork at a time
 _under_way = False
 
 
@@ -163,13 +165,13 @@ def wait_for_fork() -> None:
 
 # A signal's handler may raise between any two steps of Python code, but not within C code. So acquiring and keeping account
 # of it is one call into C.
-_acquire: Callable[[Lock], bool] = methodcaller("acquire", True, _SLICE)
-_release: Callable[[Lock | None], None] = methodcaller("release")
+_acquire: Callable[[Lockable], bool] = methodcaller("acquire", True, _SLICE)
+_release: Callable[[Lockable | None], None] = methodcaller("release")
 
 
-def take(locks: Iterable[Lock], taken: Taken) -> None:
+def take(locks: Iterable[Lockable], taken: Taken) -> None:
     """Acquire the locks in this order, up to the first that isn't free soon. `taken` has those acquired, whatever is raised."""
-    acquired: Iterable[Lock] = takewhile(_acquire, locks)
+    acquired: Iterable[Lockable] = takewhile(_acquire, locks)
     taken.extend(acquired)
 
 
@@ -198,7 +200,7 @@ class _Fork:
         self.until = time.monotonic() + PATIENCE
         self.turn: Taken = []
         self.taken: Taken = []
-        self.missing: list[Lock] = []
+        self.missing: list[Lockable] = []
         self.restless: list[Participant] = []
         self.interrupt: BaseException | None = None
 
@@ -220,7 +222,7 @@ class _Fork:
             release(self.taken)
             time.sleep(0.001)
 
-    def _take_all(self, locks: list[Lock]) -> bool:
+    def _take_all(self, locks: list[Lockable]) -> bool:
         """Acquire all of them; False if one isn't free soon, which is then the first of `locks`, to be tried first the next time.
 
         The order in which they nest isn't known. So a thread that holds one may wait for another that is held here: the
@@ -327,12 +329,12 @@ def _after_in_child() -> None:
 
 def _begin_anew(fork: _Fork) -> None:
     global _turn, _under_way
-    _turn, _under_way = threading.Lock(), False
+    _turn, _under_way = Lock(), False
     for participant in _taking_part():
         _guarded(participant, participant.begin_anew)
     for callback in [*_callbacks.values()]:
         _guarded(callback, callback)
-    reentrant = type(threading.RLock())
+    reentrant = type(RLock())
     for lock in fork.missing:
         if isinstance(lock, reentrant):  # another thread has it, for this one would have got it
             _report_lost(lock)
@@ -342,7 +344,7 @@ def _begin_anew(fork: _Fork) -> None:
         threading.Thread(target=_free_in_time, args=(plain,), name="pocket_plug fork", daemon=True).start()
 
 
-def _free_in_time(locks: Sequence[Lock]) -> None:
+def _free_in_time(locks: Sequence[Lockable]) -> None:
     until = time.monotonic() + PATIENCE
     for lock in locks:
         if not lock.acquire(timeout=max(until - time.monotonic(), _SLICE)):
@@ -350,7 +352,7 @@ def _free_in_time(locks: Sequence[Lock]) -> None:
         lock.release()
 
 
-def _report_lost(lock: Lock) -> None:
+def _report_lost(lock: Lockable) -> None:
     if lost := _lost.get(id(lock)):
         lost()
 
