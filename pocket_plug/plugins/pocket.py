@@ -27,7 +27,6 @@ from pocket_plug.errors import (
     is_fault,
     suggest,
 )
-from pocket_plug.graph.host import use_host
 from pocket_plug.hookspecs import Carrier, Observer, Run
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.forking import new_rlock
@@ -36,7 +35,7 @@ from pocket_plug.primitives.redaction import public_url, summary, variables
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
-from pocket_plug.store.resolving import LayerSpec, use_resolver
+from pocket_plug.store.resolving import LayerSpec
 from pocket_plug.store.resolving import order_names as order_names
 
 from .config import (
@@ -463,7 +462,3 @@ def set_default_pocket(pocket: Pocket | None, /) -> None:
 def _shut_down_default() -> None:
     if _default is not None:
         _default.shutdown()
-
-
-use_resolver(default_pocket)
-use_host(default_pocket)

@@ -95,9 +95,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield each
         cause = _cause(each)
         pending += [] if cause is None else [cause]
-        if isinstance(each, BaseExceptionGroup):
-            group: BaseExceptionGroup[BaseException] = each
-            pending += group.exceptions
+        pending += getattr(each, "exceptions", ()) if isinstance(each, BaseExceptionGroup) else ()
 
 
 def _texts_of(error: BaseException) -> Iterator[str]:

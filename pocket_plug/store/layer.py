@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar
 
 from pocket_plug.errors import ConfigError, is_fault
@@ -23,6 +24,7 @@ from .layer_options import Recipe
 # layer overrides nothing of what it is derived from.
 _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
     "read": (), "read_many": ("read",), "write": (), "scan": (), "version": (), "flush": (), "open": (), "close": (),
+    "turn": (),
 }  # fmt: skip
 
 
@@ -122,6 +124,10 @@ class Layer(Recipe):
     async def flush(self) -> None:
         """By default the inner one's."""
         await self.inner.flush()
+
+    def turn(self) -> AbstractAsyncContextManager[None] | None:
+        """By default the inner one's."""
+        return self.inner.turn()
 
     async def open(self) -> None:
         """Open the inner one; an override calls `await super().open()` first."""

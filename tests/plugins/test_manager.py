@@ -153,6 +153,7 @@ def test_logs_of_other_plugins_have_the_ids_of_the_run():
             asyncio.run(Graph(double, name="g").run(1, pocket=Pocket(plugins=[Asking()], autoload=False)))
     finally:
         own_logging.configure(events=former.events)
+        structlog.reset_defaults()
     assert bound != [None]
 
 

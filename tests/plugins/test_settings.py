@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,14 @@ def configured(tmp_path: Path) -> Iterator[Callable[[str], Pocket]]:
     yield make
     for pocket in made:
         pocket.__exit__()
+    structlog.reset_defaults()  # `capture_logs` configures it
 
 
 def run(pocket: Pocket, node: Any = double) -> None:
     """A run in a Pocket, whatever comes of it."""
 
     async def main() -> None:
-        with pytest.raises(ValueError) if node is fail else structlog.testing.capture_logs():  # noqa: PT011
+        with suppress(ValueError):
             await pocket.run(pp.Graph(node, name="g"), 1)
 
     asyncio.run(main())
