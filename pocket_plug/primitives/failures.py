@@ -95,7 +95,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield each
         cause = _cause(each)
         pending += [] if cause is None else [cause]
-        pending += getattr(each, "exceptions", ()) if isinstance(each, BaseExceptionGroup) else ()
+        is_group = issubclass(type(each), BaseExceptionGroup)
+        pending += getattr(each, "exceptions", ()) if is_group else ()
 
 
 def _texts_of(error: BaseException) -> Iterator[str]:
