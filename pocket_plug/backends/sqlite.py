@@ -41,6 +41,7 @@ from pocket_plug.errors import (
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.files import make_file, make_folder
 from pocket_plug.primitives.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
@@ -69,7 +70,8 @@ _SCHEMA = (
 _WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
             FROM pragma_application_id, pragma_user_version"""
 _READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
-_READ_MANY = "SELECT ?1, value, version, expires_at FROM entries WHERE key = ?1"
+# With the key that was asked for. Twice `?` and never `?1`, which Python 3.12.1 takes for a name and warns of.
+_READ_MANY = "SELECT ?, value, version, expires_at FROM entries WHERE key = ?"
 _SEEN = "SELECT version, expires_at FROM entries WHERE key = ?"
 # No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
 _SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT)
@@ -89,7 +91,9 @@ _STRAY = {
     f"{_BY_INDEX} EXCEPT {_BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
 }
 # The deadline stands in the index and in the table: a damaged one in either removes nothing.
-_REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ?1 LIMIT ?2) AND +expires_at <= ?1"
+_REAP = (
+    "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?) AND +expires_at <= ?"
+)
 
 _REFUSALS = (sqlite3.Error, UnicodeDecodeError)
 """What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
@@ -220,7 +224,7 @@ class SQLite(Backend):
         take_part(self)
 
     def _begin_locks(self) -> None:
-        self._writing = threading.Lock()  # held by whoever uses the writer
+        self._writing = Lock()  # held by whoever uses the writer
         # guards the queue, the connections and `_open`; reentrant: garbage collection withdraws
         self._lock = new_rlock()
         self._queued = threading.Condition(self._lock)
@@ -481,7 +485,7 @@ class SQLite(Backend):
         """All as they were at one moment."""
         now = self.clock()
         entries: dict[str, Entry] = {}
-        for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in keys]):
+        for key, record, version, expires_at in self._rows(_READ_MANY, [(key, key) for key in keys]):
             if self._is_alive(key, record, version, expires_at, now):
                 try:
                     value = default_codec.decode(record, place_of(key, version, expires_at))
@@ -585,7 +589,7 @@ class SQLite(Backend):
         now = self.clock()
         seen = {
             key: version
-            for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
+            for key, record, version, expires_at in self._rows(_READ_MANY, [(key, key) for key in expect])
             if self._is_alive(key, record, version, expires_at, now)
         }
         if changed := [key for key, version in expect.items() if not is_expected(seen.get(key, 0), version)]:
@@ -791,7 +795,7 @@ class SQLite(Backend):
                 execute(_COUNT, (version,))
             self._counter = version
             if self._unreaped >= REAP_EVERY:
-                execute(_REAP, (now, 2 * self._unreaped))
+                execute(_REAP, (now, 2 * self._unreaped, now))
                 self._unreaped = 0
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
             _roll_back(writer)
@@ -873,7 +877,7 @@ class SQLite(Backend):
         row = execute(_SEEN, (key,)).fetchone()
         if row is None or row[1] is None:
             return 0 if row is None else row[0]
-        _, record, version, expires_at = execute(_READ_MANY, (key,)).fetchone()
+        record, version, expires_at = execute(_READ, (key,)).fetchone()
         return version if self._is_alive(key, record, version, expires_at, now) else 0
 
     def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
@@ -894,9 +898,9 @@ class SQLite(Backend):
 
     def _is_damaged(self, execute: _Execute, key: str) -> bool:
         """Is there a damaged row? It is replaced whatever version it has, since that can't be trusted."""
-        row = execute(_READ_MANY, (key,)).fetchone()
+        row = execute(_READ, (key,)).fetchone()
         try:
-            return row is not None and not is_whole(row[1], place_of(key, *row[2:]))
+            return row is not None and not is_whole(row[0], place_of(key, *row[1:]))
         except (TypeError, struct.error):
             return True
 

@@ -18,6 +18,7 @@ from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.durable import ENDED, RUN, keys_of, look_at, step_at
 from pocket_plug.graph.graph import Graph
 from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
@@ -248,7 +249,7 @@ def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, al
             return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
 
     with traced(trace):
-        return asyncio.run(resumed())
+        return run_loop(resumed())
 
 
 async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> Any:

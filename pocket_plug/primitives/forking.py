@@ -30,6 +30,8 @@ from weakref import ReferenceType, ref
 
 from pocket_plug.errors import StoreError, is_fault
 
+from .locks import Lock, RLock
+
 PATIENCE = 5.0
 """Seconds that a fork waits, at most, for other threads to finish what they are doing."""
 
@@ -100,17 +102,17 @@ def take_part(participant: Participant) -> None:
 
 
 def new_lock(lost: Callback | None = None) -> threading.Lock:
-    """A plain `threading.Lock` that no other thread holds at the moment of a fork.
+    """A `Lock` of `locks` that no other thread holds at the moment of a fork.
 
     If one does all the same, for longer than a fork waits, `lost` is called in the child: what the lock guards may be half
     changed there. A bound method is held weakly.
     """
-    return _known(threading.Lock(), lost)  # type: ignore[no-any-return]
+    return _known(Lock(), lost)  # type: ignore[no-any-return]
 
 
 def new_rlock(lost: Callback | None = None) -> threading.RLock:
     """The same, reentrant."""
-    return _known(threading.RLock(), lost)  # type: ignore[no-any-return]
+    return _known(RLock(), lost)  # type: ignore[no-any-return]
 
 
 def _known(lock: Any, lost: Callback | None) -> Any:
@@ -122,7 +124,7 @@ def _known(lock: Any, lost: Callback | None) -> Any:
 
 
 # ---------------------------------------------------------------- one fork
-_turn = threading.Lock()  # one fork at a time
+_turn = Lock()  # one fork at a time
 _under_way = False
 
 
@@ -312,12 +314,12 @@ def _after_in_child() -> None:
 
 def _begin_anew(fork: _Fork) -> None:
     global _turn, _under_way
-    _turn, _under_way = threading.Lock(), False
+    _turn, _under_way = Lock(), False
     for participant in _taking_part():
         _guarded(participant, participant.begin_anew)
     for callback in [*_callbacks.values()]:
         _guarded(callback, callback)
-    reentrant: Any = type(threading.RLock())
+    reentrant: Any = type(RLock())
     for lock in fork.missing:
         if isinstance(lock, reentrant):  # another thread has it, for this one would have got it
             _report_lost(lock)

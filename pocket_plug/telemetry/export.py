@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import Lock
 
 from .local import FileExporter
 
@@ -220,7 +220,7 @@ class Backlog:
 
     def _reset(self) -> None:
         """In a forked child too: what waits there, its parent exports."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._added = self._finished = self._sent = self._dropped = 0
 
     @property

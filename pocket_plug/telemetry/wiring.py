@@ -33,6 +33,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import public_url
 
 from .export import (
@@ -64,7 +65,7 @@ STANDBYS = 8
 """Threads that wait for the end where none can be started there: one for each exporter of three signals, and to spare."""
 
 _logger = logging.getLogger("pocket_plug")
-_lock = threading.RLock()  # re-entered by a SIGTERM within
+_lock = RLock()  # re-entered by a SIGTERM within
 _observed: Telemetry | None = None
 _in_earnest: Telemetry | None = None
 _spans: Spans | None = None
@@ -312,7 +313,7 @@ def _watch_the_end_of_a_worker(*_: object) -> None:
 
 def _in_forked_child() -> None:
     global _lock
-    _lock = threading.RLock()  # a thread that isn't here may have held it
+    _lock = RLock()  # a thread that isn't here may have held it
     _standbys.clear()
 
 
@@ -329,7 +330,8 @@ def _at_exit() -> None:
 @contextmanager
 def _no_sigterm() -> Generator[None]:
     """One that comes meanwhile is heard at the end: what is half closed would be lost."""
-    handles = signal.getsignal(signal.SIGTERM) is _on_sigterm
+    handler = signal.getsignal(signal.SIGTERM)
+    handles = getattr(handler, "__wrapped__", handler) is _on_sigterm  # `run_loop` wraps it
     if not handles or threading.current_thread() is not threading.main_thread():
         yield
         return
