@@ -21,7 +21,7 @@ from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusy
 from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.waiting import Waiter, drive, wake
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, is_expected
 
 T = TypeVar("T")
 
@@ -433,7 +433,7 @@ class WriteBehind(Backend):
         for key, expected in expect.items():
             found = known.get(key)
             alive = found is not None and (not isinstance(found, _Queued) or found.alive(now))
-            if (found.version if found is not None and alive else 0) != expected:
+            if not is_expected(found.version if found is not None and alive else 0, expected):
                 changed.append(key)
         if changed:
             raise ConflictError(changed)

@@ -43,7 +43,7 @@ class GuardedLock:
         return acquired
 
 
-class GuardedRLock(_CRLock):  # type: ignore[misc]
+class GuardedRLock(_CRLock):  # type: ignore[misc]  # a class in C that `threading` has no public name for
     """The same, reentrant."""
 
     __slots__ = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dis
+import signal
 import sys
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -18,8 +19,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _RESUME, _TURN = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
+_ASYNCIO = str(Path(asyncio.__file__).parent)
 _ENTER = dis.opmap.get("LOAD_SPECIAL")  # with 3.14, the call of a `with`'s `__enter__` became a step of its own
-_SPARED = str(Path(asyncio.__file__).parent), __file__  # what an interrupt breaks in asyncio itself is nobody's to mend
 
 
 class Interrupted(Exception):
@@ -31,40 +32,49 @@ class Interrupter:
 
     `places` counts those that were passed, and `where` tells of the one at which it was raised. `error` is raised instead.
 
+    asyncio's own code is spared, since what an exception breaks there is not ours to mend. With `by`, a signal's number, it is
+    not: then the error is raised by a handler of that signal, as `run_sync`, whose loop is ours, must bear at every place.
+
     >>> with Interrupter(0) as counting:
     ...     _ = sorted([2, 1])
     >>> counting.places > 0, counting.where
     (True, '')
     """
 
-    def __init__(self, at: int, error: type[BaseException] = Interrupted) -> None:
-        self._at, self._error = at, error
+    def __init__(self, at: int, error: type[BaseException] = Interrupted, by: int | None = None) -> None:
+        self._at, self._error, self._by = at, error, by
+        self._spared = (__file__,) if by is not None else (__file__, _ASYNCIO)
         self.places = 0
         self.where = ""
 
     def __enter__(self) -> Interrupter:
         self._outer = sys.gettrace(), sys.getprofile()
+        if self._by is not None:
+            self._handler = signal.signal(self._by, self._raise)
         sys.settrace(self._trace)
         sys.setprofile(self._profile)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         trace, profile = self._outer
         sys.setprofile(profile)
         sys.settrace(trace)
+        if self._by is not None:
+            signal.signal(self._by, self._handler)
+
+    def _raise(self, *_: object) -> None:
+        raise self._error
 
     def _pass(self, frame: FrameType, what: str) -> None:
         code = frame.f_code
-        if code.co_filename.startswith(_SPARED):
+        # stopped from here, where it is called, CPython 3.11 crashes now and then; so it goes on to the end of the block
+        if self.where or code.co_filename.startswith(self._spared):
             return
         self.places += 1
         if self.places == self._at:
-            self._stop()
             self.where = f"{what}, {code.co_qualname}:{frame.f_lineno} ({Path(code.co_filename).name})"
-            raise self._error
+            handler: Any = self._raise if self._by is None else signal.getsignal(self._by)
+            handler(self._by, frame)
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "c_return":
