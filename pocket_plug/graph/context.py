@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pocket_plug.errors import SyncError
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.waiting import drive
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def go_in_place(execution: Execution, input: Any, is_sync: bool) -> Any:
         if stack.is_new:
             stack.open_sync()
         return stack.run(execution.go(input))
-    return asyncio.run(_open_and_go(execution, input))
+    return run_loop(_open_and_go(execution, input))
 
 
 async def _open_and_go(execution: Execution, input: Any) -> Any:

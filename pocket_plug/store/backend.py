@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from typing_extensions import dataclass_transform
 
@@ -23,6 +24,17 @@ READ_TRIES = 100
 """How often a `read_many` that is derived from `read` starts again because something it read has changed, at most."""
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
+
+Reason = Literal["size", "bytes", "expired"]
+"""Why an entry was evicted."""
+
+PRESENT = -1
+"""Expected of a key in place of a version: that there is an entry, whichever."""
+
+
+def is_expected(version: int, expected: int) -> bool:
+    """Does the version of a key (0: absent) fit what a write expects of it?"""
+    return version == expected or (expected == PRESENT and version > 0)
 
 
 @dataclass_transform(frozen_default=True)
@@ -121,9 +133,9 @@ class Backend:
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Do all changes or none, and give the version they got.
 
-        `expect` maps keys to the version the caller has seen (0: absent). Where one differs nothing is done and
-        `ConflictError` names the keys. Without changes it is a pure check, and gives the current version; that suspends no
-        more than a read does.
+        `expect` maps keys to the version the caller has seen (0: absent), or to `PRESENT`: any entry will do. Where one
+        differs (`is_expected`) nothing is done and `ConflictError` names the keys. Without changes it is a pure check, and
+        gives the current version; that suspends no more than a read does.
 
         Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
         the caller was told that it did not.
@@ -159,8 +171,63 @@ class Backend:
         """
         raise ConfigError(f"{self!r} can't be owned by one process, as persistence mode='behind' needs it")
 
+    def turn(self) -> AbstractAsyncContextManager[None] | None:
+        """A context for one read and one write, between which nobody else writes, in other processes neither. None: it has none.
+
+        For an update that has lost to others a few times. Its write ends it; what takes long ends it too. So callers still say
+        what they expect, and no promise but that of an end depends on it. Those that want it get it in a fair order.
+        """
+        return None
+
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""
+
+
+# ---------------------------------------------------------------- what a part may know besides
+@runtime_checkable
+class Keeper(Protocol):
+    """A part of a stack that counts the entries which it keeps, and those which it evicted."""
+
+    @property
+    def entries(self) -> int:
+        """How many entries it keeps now."""
+        ...
+
+    @property
+    def evictions(self) -> Mapping[Reason, int]:
+        """How many entries it evicted so far, by reason. It is always the same mapping, which goes on counting."""
+        ...
+
+
+@runtime_checkable
+class WriteQueue(Protocol):
+    """Writes that were acknowledged, and that the durable backend doesn't have yet."""
+
+    durable: Backend
+    """The backend that they are for."""
+
+    @property
+    def length(self) -> int:
+        """How many keys wait."""
+        ...
+
+    @property
+    def age(self) -> float:
+        """How many seconds the oldest write has been waiting; 0 where there is none."""
+        ...
+
+
+@runtime_checkable
+class Tiered(Protocol):
+    """A layer for which the stack inside is a cache, and another backend the authority."""
+
+    authority: Backend
+    """What answers where the two differ."""
+
+    @property
+    def queue(self) -> WriteQueue | None:
+        """What waits to be written to the authority; None where each write waits for it itself."""
+        ...
 
 
 async def read_around(layer: Backend, inner: Backend, keys: Iterable[str]) -> dict[str, Entry]:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import util as processes
@@ -33,6 +33,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import public_url
 
 from .export import (
@@ -64,7 +65,7 @@ STANDBYS = 8
 """Threads that wait for the end where none can be started there: one for each exporter of three signals, and to spare."""
 
 _logger = logging.getLogger("pocket_plug")
-_lock = threading.RLock()  # re-entered by a SIGTERM within
+_lock = RLock()  # re-entered by a SIGTERM within
 _observed: Telemetry | None = None
 _in_earnest: Telemetry | None = None
 _spans: Spans | None = None
@@ -72,10 +73,16 @@ _log_records: Logs | None = None
 _meters: MeterProvider | None = None
 
 
-def observe(*, detail: tracing.Detail = "phase", file: str | os.PathLike[str] | None = None,
-            terminal: bool | None = None, capture: tracing.Capture | None = None, redact: tracing.Redact | None = None,
-            flavours: Collection[tracing.Flavour] | None = None,
-            baggage: Collection[str] | None = None) -> Telemetry:  # fmt: skip
+def observe(
+    *,
+    detail: tracing.Detail | None = None,
+    file: str | os.PathLike[str] | None = None,
+    terminal: bool | None = None,
+    capture: tracing.Capture | None = None,
+    redact: tracing.Redact | None = None,
+    flavours: Collection[tracing.Flavour] | None = None,
+    baggage: Collection[str] | None = None,
+) -> Telemetry:
     """Trace all runs and traced stores of this process from now on.
 
     Where they go: to the tracer provider that the program has set already, which is left as it is. Else where
@@ -84,70 +91,120 @@ def observe(*, detail: tracing.Detail = "phase", file: str | os.PathLike[str] | 
     and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
     `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
 
-    The others are settings of tracing; those left None stay as they are, but that `flavours` is "openinference" where
-    traces go to Phoenix or MLflow.
+    The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
+    "phase" unless it is given; those left None stay as they are, but that `flavours` is "openinference" where traces go
+    to Phoenix or MLflow.
 
-    Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM
-    too. Raises ConfigError for variables that can't be followed.
+    Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
+    first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
+    and for arguments that differ from the first call's.
     """
     global _observed
+    path = None if file is None else Path(file)
+    given = _given(detail=detail, file=path, terminal=terminal, capture=capture, redact=redact, flavours=flavours,
+                   baggage=baggage)  # fmt: skip
     with _lock, _followed():
         if _observed is None:
-            chosen = _settings(detail, capture, redact, flavours, baggage)
-            mode, spans, file = _trace_locally(Path(file) if file is not None else None, terminal)
+            chosen = _settings(detail or "phase", capture, redact, flavours, baggage)
+            mode, spans, path = _trace_locally(path, terminal)
             tracing.configure(**chosen)  # first: a flavour may put something on the resource
             if spans:
                 _use_spans(spans)
-            _observed = Telemetry({"traces": mode}, spans=spans, file=file)
+            _observed = Telemetry(
+                {"traces": mode}, spans=spans, file=path, given={"detail": "phase", "file": path, **given}
+            )
+        _refuse_others(_observed, "observe", given)
         return _observed
 
 
-def setup(*, detail: tracing.Detail | None = None, capture: tracing.Capture | None = None,
-          redact: tracing.Redact | None = None, flavours: Collection[tracing.Flavour] | None = None,
-          baggage: Collection[str] | None = None, log_level: str = "info") -> Telemetry:  # fmt: skip
+def setup(
+    *,
+    detail: tracing.Detail | None = None,
+    capture: tracing.Capture | None = None,
+    redact: tracing.Redact | None = None,
+    flavours: Collection[tracing.Flavour] | None = None,
+    baggage: Collection[str] | None = None,
+    log_level: str | None = None,
+) -> Telemetry:
     """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
 
     Of each signal: a provider that the program has set is used and left as it is. Else it goes where
     `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` says, else to the endpoint named by
     `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere.
 
-    structlog, unless the program has configured it, writes from `log_level` on to stderr, coloured lines on a terminal
-    and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A program with a chain of its
-    own puts `export_event` into it.
+    structlog, unless the program has configured it, writes from `log_level` ("info" unless it is given) on to stderr,
+    coloured lines on a terminal and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A
+    program with a chain of its own puts `export_event` into it.
 
-    The others are settings of tracing; those left None stay as they are, but that `flavours` is "openinference" where
-    traces go to Phoenix or MLflow.
+    The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
+    None stay as they are, but that `flavours` is "openinference" where traces go to Phoenix or MLflow.
 
-    Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM
-    too. Raises ConfigError for variables that can't be followed.
+    Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
+    first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
+    and for arguments that differ from the first call's.
     """
     global _in_earnest
+    given = _given(
+        detail=detail, capture=capture, redact=redact, flavours=flavours, baggage=baggage, log_level=log_level
+    )
     with _lock, _followed():
         if _in_earnest is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
-            wire_structlog(log_level)
-            if disabled():
-                tracing.configure(**chosen)
-                _in_earnest = Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"))
-                return _in_earnest
-            # all are made before any is used: a variable that can't be followed leaves nothing half set up
-            span_mode, exporters = ("yours", []) if _traces_are_taken() else (_mode("traces"), span_exporters())
-            log_mode, log_parts = ("yours", []) if _logs_are_taken() else (_mode("logs"), log_exporters())
-            metric_mode, readers = ("yours", []) if _metrics_are_taken() else (_mode("metrics"), metric_readers())
-            tracing.configure(**chosen)
-            spans = [SpanExport(exporter) for exporter in exporters]
-            records = [LogExport(exporter) for exporter in log_parts]
-            if spans:
-                _use_spans(spans)
-            if records:
-                _use_logs(records)
-            if readers:
-                _use_metrics(readers)
-            elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
-                own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
-            modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
-            _in_earnest = Telemetry(modes, spans=spans, records=records, readers=readers)
+            _in_earnest = _set_up(chosen, log_level or "info", {"log_level": "info", **given})
+        _refuse_others(_in_earnest, "setup", given)
         return _in_earnest
+
+
+def _set_up(chosen: tracing.Changes, log_level: str, given: Mapping[str, object]) -> Telemetry:
+    """All three signals."""
+    wire_structlog(log_level)
+    if disabled():
+        tracing.configure(**chosen)
+        return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), given=given)
+    # all are made before any is used: a variable that can't be followed leaves nothing half set up
+    span_mode, exporters = ("yours", []) if _traces_are_taken() else (_mode("traces"), span_exporters())
+    log_mode, log_parts = ("yours", []) if _logs_are_taken() else (_mode("logs"), log_exporters())
+    metric_mode, readers = ("yours", []) if _metrics_are_taken() else (_mode("metrics"), metric_readers())
+    tracing.configure(**chosen)
+    spans = [SpanExport(exporter) for exporter in exporters]
+    records = [LogExport(exporter) for exporter in log_parts]
+    if spans:
+        _use_spans(spans)
+    if records:
+        _use_logs(records)
+    if readers:
+        _use_metrics(readers)
+    elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
+        own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
+    modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
+    return Telemetry(modes, spans=spans, records=records, readers=readers, given=given)
+
+
+def _given(**arguments: object) -> dict[str, object]:
+    """What a call asks for: those that aren't left out, lists as tuples."""
+    lists = {name: tuple(value) for name, value in arguments.items() if isinstance(value, list | set | tuple)}
+    return {name: value for name, value in {**arguments, **lists}.items() if value is not None}
+
+
+def _refuse_others(telemetry: Telemetry, function: str, given: Mapping[str, object]) -> None:
+    """Raise ConfigError, saying what differs, where a later call asks for something else than the first one."""
+    first = telemetry._given
+    differing = [
+        f"{name} is {_in_words(value)}, and was {_in_words(first.get(name))}"
+        for name, value in given.items()
+        if value != first.get(name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{function}() was called before with other arguments: {'; '.join(differing)}. What it sets up is the "
+            f"process's: give the same or none, or close what the first call gave"
+        )
+
+
+def _in_words(argument: object) -> str:
+    if argument is None:
+        return "not given"
+    return str(argument) if isinstance(argument, Path) else getattr(argument, "__qualname__", repr(argument))
 
 
 class Telemetry:
@@ -156,14 +213,22 @@ class Telemetry:
     `metrics` and `logs` say the same of these. Close it, or use it as a block, to end it before the process ends.
     """
 
-    def __init__(self, modes: dict[Signal, str], *, spans: Sequence[SpanProcessor] = (),
-                 records: Sequence[LogRecordProcessor] = (), readers: Sequence[MetricReader] = (),
-                 file: Path | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        modes: dict[Signal, str],
+        *,
+        spans: Sequence[SpanProcessor] = (),
+        records: Sequence[LogRecordProcessor] = (),
+        readers: Sequence[MetricReader] = (),
+        file: Path | None = None,
+        given: Mapping[str, object],
+    ) -> None:
         self.mode = modes["traces"]
         self.metrics = modes.get("metrics", "none")
         self.logs = modes.get("logs", "none")
         self.file = file
         self._spans, self._records, self._readers = tuple(spans), tuple(records), tuple(readers)
+        self._given = given
         self._closed = False
 
     def __repr__(self) -> str:
@@ -312,7 +377,7 @@ def _watch_the_end_of_a_worker(*_: object) -> None:
 
 def _in_forked_child() -> None:
     global _lock
-    _lock = threading.RLock()  # a thread that isn't here may have held it
+    _lock = RLock()  # a thread that isn't here may have held it
     _standbys.clear()
 
 
@@ -329,7 +394,8 @@ def _at_exit() -> None:
 @contextmanager
 def _no_sigterm() -> Generator[None]:
     """One that comes meanwhile is heard at the end: what is half closed would be lost."""
-    handles = signal.getsignal(signal.SIGTERM) is _on_sigterm
+    handler = signal.getsignal(signal.SIGTERM)
+    handles = getattr(handler, "__wrapped__", handler) is _on_sigterm  # `run_loop` wraps it
     if not handles or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -365,8 +431,13 @@ def _followed() -> Generator[None]:
         raise ConfigError(f"OpenTelemetry can't follow its OTEL_* variables: {why}") from error
 
 
-def _settings(detail: tracing.Detail | None, capture: tracing.Capture | None, redact: tracing.Redact | None,
-              flavours: Collection[tracing.Flavour] | None, baggage: Collection[str] | None) -> tracing.Changes:  # fmt: skip
+def _settings(
+    detail: tracing.Detail | None,
+    capture: tracing.Capture | None,
+    redact: tracing.Redact | None,
+    flavours: Collection[tracing.Flavour] | None,
+    baggage: Collection[str] | None,
+) -> tracing.Changes:
     """What was asked for of tracing."""
     if flavours is None and wants_openinference():
         flavours = (*tracing.configure().flavours, "openinference")

@@ -14,8 +14,10 @@ from typing import Any, get_overloads
 import click
 import pytest
 
+import pocket_plug
 from pocket_plug import errors, hookspecs
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
 from pocket_plug.graph.concurrency import each, fan_out
@@ -25,8 +27,8 @@ from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
 from pocket_plug.plugins import config
-from pocket_plug.plugins.discovery import PluginRecord
 from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.plugins.records import PluginRecord
 from pocket_plug.store import backend, layer
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import Store, StoreReader, StoreScope, StoreWriter
@@ -77,18 +79,12 @@ def public(*classes: type) -> set[str]:
 
 
 def fields_of(cls: Any) -> set[str]:
-    """A dataclass's public fields."""
-    return {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+    """A dataclass's public fields; of a layer without the label that each has."""
+    found = {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+    return found - {"label"} if issubclass(cls, layer.Layer) else found
 
 
 # ---------------------------------------------------------------- names
-def names_of_the_package() -> set[str]:
-    """What `pocket_plug/__init__.py` imports for its users, lazily or not."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-    imports = [item for item in ast.walk(tree) if isinstance(item, ast.ImportFrom) and item.level]
-    return {alias.asname for item in imports for alias in item.names if alias.asname}
-
-
 def exceptions() -> dict[str, type[BaseException]]:
     """Those that errors.py defines."""
     return {name: kind for name, kind in vars(errors).items()
@@ -97,7 +93,8 @@ def exceptions() -> dict[str, type[BaseException]]:
 
 def test_every_name_of_the_package() -> None:
     """What `from pocket_plug import` gives is listed, and what is listed can be imported."""
-    assert rows("Names").keys() | exceptions().keys() == names_of_the_package()
+    assert rows("Names").keys() | exceptions().keys() == set(pocket_plug.__all__)
+    assert [name for name in pocket_plug.__all__ if not hasattr(pocket_plug, name)] == []
 
 
 def test_every_exception_with_its_bases() -> None:
@@ -155,7 +152,11 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "each": ("Many items", 0, of_signature(each, keywords_only=True) | of_signature(fan_out, keywords_only=True)),
     "Pocket": ("Pocket", 0, of_signature(Pocket)),
     "Pocket's": ("Pocket", 1, public(Pocket) | {"async", "stores", "config"}),
-    "Layer": ("Writing a layer", 0, public(layer.Layer) | {"inner", "read_many", "inline_read", "inline_write"}),
+    "Layer": (
+        "Writing a layer",
+        0,
+        public(layer.Layer) | {"inner", "plugin", "read_many", "inline_read", "inline_write"},
+    ),
     "Backend": ("Writing a backend", 0, public(backend.Backend)),
     "records": ("Writing a backend", 1, {"Entry", "Put", "Delete"}),
     "types": ("Types", 0, of_signature(Codec.register, keywords_only=True)),
@@ -237,7 +238,10 @@ def options(command: click.Command) -> set[str]:
 def commands(group: click.Group, path: str = "pocket-plug") -> dict[str, click.Command]:
     """All of a group, those of its groups too, by how they are called, without their options."""
     found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in OURS if group is cli else group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
         found[" ".join([path, name, *pieces])] = command
         if isinstance(command, click.Group):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
 
 from pocket_plug.errors import ConflictError
 from pocket_plug.primitives.failures import capped, error_type
-from pocket_plug.store.memory import Reason
+from pocket_plug.primitives.locks import Lock
+from pocket_plug.store.backend import Keeper, Reason
 
-Attributes = dict[str, str | bool | int | float]
+Value = str | bool | int | float
+Attributes = dict[str, Value]
 
 
 # ---------------------------------------------------------------- names
@@ -38,7 +38,8 @@ class Names(dict[str, str]):
         return known
 
 
-graphs, nodes, actions, errors, namespaces = Names(500), Names(1000), Names(500), Names(200), Names(500)
+graphs, nodes, actions, errors = Names(500), Names(1000), Names(500), Names(200)
+namespaces, labels = Names(500), Names(100)
 
 
 # ---------------------------------------------------------------- numbers
@@ -57,7 +58,7 @@ class Count:
         self.counter = itertools.count()
         """`next(count.counter)` is `add`, in two thirds of the time."""
         self.add: Callable[[], int] = self.counter.__next__
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._looks = 0  # each look takes an item too
 
     def add_many(self, number: int) -> None:
@@ -73,7 +74,7 @@ class Count:
 
     def reset(self) -> None:
         """Begin at 0 again, in a forked child: what it inherited, its parent reports."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._looks = next(self.counter) + 1
 
 
@@ -106,7 +107,7 @@ class Going:
     """
 
     def __init__(self) -> None:
-        self._kinds: dict[tuple[Any, ...], Active] = {}
+        self._kinds: dict[tuple[Value, ...], Active] = {}
 
     def begin(self, attributes: Attributes) -> Active:
         """One more, until its `end()`."""
@@ -120,15 +121,6 @@ class Going:
         return [(active.value(), active.attributes) for active in list(self._kinds.values())]
 
 
-class Keeper(Protocol):
-    """A part of a stack that knows what it keeps: Memory, or bounding over something else."""
-
-    @property
-    def entries(self) -> int: ...
-    @property
-    def evictions(self) -> Mapping[Reason, int]: ...
-
-
 class Watched:
     """What a keeper evicts from now on, though it goes away itself."""
 
@@ -138,6 +130,10 @@ class Watched:
         self.keeper = weakref.ref(keeper)
         self._evictions = keeper.evictions
         self.reset()
+
+    def counts(self, keeper: Keeper) -> bool:
+        """Is it this one, or one with it? Bounding right over a Memory is that Memory's own way of keeping."""
+        return self._evictions is keeper.evictions
 
     def evicted(self) -> Counter[Reason]:
         return Counter({reason: number - self._start[reason] for reason, number in self._evictions.items()})
@@ -154,14 +150,14 @@ class Tally:
         self._failed: Counter[tuple[str, str]] = Counter()
         self._watched: list[Watched] = []
         self._evicted: Counter[Reason] = Counter()  # by keepers that are gone
-        self._lock = threading.Lock()
+        self._lock = Lock()
         tallies.add(self)
 
     def watch(self, keeper: Keeper) -> None:
         """Count what it keeps and evicts, for as long as it is there; stores may share it."""
         with self._lock:
             self._settle(None)
-            if not any(watched.keeper() is keeper for watched in self._watched):
+            if not any(watched.counts(keeper) for watched in self._watched):
                 self._watched.append(Watched(keeper))
 
     def leave(self, keeper: Keeper) -> None:
@@ -228,7 +224,7 @@ class Tally:
         self._evicted = Counter(dict.fromkeys(self._evicted, 0))
         for watched in self._watched:
             watched.reset()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
 
 tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
