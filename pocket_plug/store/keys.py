@@ -106,8 +106,10 @@ class Key(ReadAs[K, K], Generic[K]):
     def __init__(self, template: LiteralString, type: Any = None, /) -> None:
         check_name(template)
         if "{" in (rest := _HOLE.sub("", template)) or "}" in rest:
-            raise KeyNameError(f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
-                               "filled by KEY(value)")  # fmt: skip
+            raise KeyNameError(
+                f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
+                "filled by KEY(value)"
+            )
         if type is not None:
             check_type(type, f"Key {template!r}")
         self.template: str = template

@@ -266,8 +266,10 @@ class Memory(Backend):
 
     def _cut_off(self) -> None:
         """In a forked child: another thread held the lock at the fork, so a write may be half done."""
-        self._keeping.entries = Closed("this process was forked in the middle of a write to this memory store, which may "
-                                       "be there by half; close it and open it anew")  # fmt: skip
+        self._keeping.entries = Closed(
+            "this process was forked in the middle of a write to this memory store, which may "
+            "be there by half; close it and open it anew"
+        )
 
 
 class Closed(MutableMapping[str, Any]):
