@@ -14,6 +14,7 @@ import msgspec
 
 from pocket_plug.errors import CodecError, CorruptRecordError
 from pocket_plug.primitives.typechecks import declared_types
+from pocket_plug.primitives.values import Value
 
 from .adapters import WITH_FUNCTIONS, TypeAdapter, adapter_of, advice
 from .bounds import UNLOOKED, check_maps, counted, has_at_most, may_have_large_map
@@ -66,7 +67,7 @@ class Codec:
         max_bytes: int = 64 * 1024 * 1024,
         max_depth: int = 100,
         max_items: int = 4_000_000,
-        declared: Sequence[Any] = (),
+        declared: Sequence[Value] = (),
     ) -> None:
         if not 1 <= max_depth <= 255:
             raise ValueError(f"max_depth is from 1 to 255, not {max_depth}")
@@ -135,7 +136,7 @@ class Codec:
         return type in BUILT_IN or self._registry.entry(type) is not None
 
     # ---------------------------------------------------------------- values to bytes
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: Value) -> bytes:
         """The record of a value.
 
         Raises UnregisteredTypeError, naming the path to the object and its type, and CodecError for what can't be
@@ -170,11 +171,11 @@ class Codec:
             raise CodecError(f"the value has more than {self.max_items:,} containers, pairs and objects (max_items)")
         return sealed(payload, depth)
 
-    def _packed(self, value: Any) -> tuple[bytes, int]:
+    def _packed(self, value: Value) -> tuple[bytes, int]:
         return packed(value, self._registry, self.max_depth)
 
     # ---------------------------------------------------------------- bytes to values
-    def decode(self, data: bytes, place: bytes | None = None) -> Any:
+    def decode(self, data: bytes, place: bytes | None = None) -> Value:
         """The value of a record, which stands in a `place` if that is given.
 
         Raises CorruptRecordError for bytes that are no whole record, of another place, or break a limit, UnknownTypeError
@@ -198,7 +199,7 @@ class Codec:
         except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
             raise CorruptRecordError(f"no record of this codec: {type(error).__name__} of what it holds") from None
 
-    def _bounded(self, data: bytes, payload: bytes | memoryview) -> Any:
+    def _bounded(self, data: bytes, payload: bytes | memoryview) -> Value:
         """What is in a longer record, unless that would take more than it may."""
         if len(payload) > self.max_items and not has_at_most(self.max_items, data, HEADER_SIZE):
             raise CorruptRecordError(
@@ -209,13 +210,13 @@ class Codec:
                 return self._with_large_map(data, payload)
             return self._from_msgpack(payload)
 
-    def _with_large_map(self, data: bytes, payload: bytes | memoryview) -> Any:
+    def _with_large_map(self, data: bytes, payload: bytes | memoryview) -> Value:
         with suppress(msgspec.ValidationError):
             return _from_texts(payload)
         check_maps(data, HEADER_SIZE, self._from_ext)
         return self._from_msgpack(payload)
 
-    def _from_ext(self, code: int, data: memoryview) -> Any:
+    def _from_ext(self, code: int, data: memoryview) -> Value:
         if code == RECORD:
             tag, version, state = self._from_msgpack(data)
             entry = self._registry.tagged(tag)
@@ -230,14 +231,14 @@ class Codec:
         raise CorruptRecordError(f"no record of this codec: it holds an extension of code {code}")
 
     # ---------------------------------------------------------------- copies
-    def renewed(self, value: Any) -> Any:
+    def renewed(self, value: Value) -> Value:
         """The value with objects of former definitions of a class made those of the newest; itself where that can't be done."""
         try:
             return self.decode(self.encode(value))
         except CodecError:
             return value
 
-    def private(self, value: Any) -> Any:
+    def private(self, value: Value) -> Value:
         """A copy that can be changed without changing the original.
 
         What can't change comes back as it is: numbers, text, dates, and tuples, frozensets and frozen registered
@@ -259,7 +260,7 @@ class Codec:
 class Opaque:
     """What a record says about an object: the `tag` and `version` of its type, and its `state`."""
 
-    def __init__(self, tag: Any, version: Any, state: Any) -> None:
+    def __init__(self, tag: Any, version: Any, state: Value) -> None:
         self.tag, self.version, self.state = tag, version, state
 
     def __repr__(self) -> str:
@@ -267,7 +268,7 @@ class Opaque:
 
 
 class _Inspector(Codec):
-    def _from_ext(self, code: int, data: memoryview) -> Any:
+    def _from_ext(self, code: int, data: memoryview) -> Value:
         return Opaque(*self._from_msgpack(data)) if code == RECORD else super()._from_ext(code, data)
 
 

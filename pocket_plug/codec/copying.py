@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from operator import is_
-from typing import Any
 
 import msgspec
+
+from pocket_plug.primitives.values import Hint, Value
 
 from .adapters import deep_copy, is_data
 from .encoding import plain_depth
@@ -17,7 +18,7 @@ from .wire import ARRAYS, ATOMS, COMPOSITE_READERS, to_msgpack, type_of
 _from_msgpack = msgspec.msgpack.Decoder().decode
 
 
-def private_copy(value: Any, registry: Registry, max_depth: int) -> Any:
+def private_copy(value: Value, registry: Registry, max_depth: int) -> Value:
     """A copy that can be changed without changing the original. See `Codec.private`."""
     if type(value) in ATOMS:
         return value
@@ -40,7 +41,7 @@ class _Copy:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
 
-    def of(self, value: Any) -> Any:
+    def of(self, value: Value) -> Value:
         kind = type_of(value)
         if kind in ATOMS:
             return value
@@ -57,12 +58,12 @@ class _Copy:
             return bytearray(value)
         return self.of_object(value, kind)
 
-    def all_of(self, values: Collection[Any]) -> list[Any]:
+    def all_of(self, values: Collection[Value]) -> list[Value]:
         if ATOMS.issuperset(map(type, values)):
             return list(values)
         return [value if type(value) in ATOMS else self.of(value) for value in values]
 
-    def of_object(self, value: Any, kind: Any) -> Any:
+    def of_object(self, value: Value, kind: Hint) -> Value:
         entry = self.registry.entry(kind)
         if entry is None:
             return deep_copy(value) if is_data(kind) else value

@@ -13,6 +13,7 @@ from msgspec.msgpack import Ext
 
 from pocket_plug.errors import CodecError, CorruptRecordError
 from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.values import Value
 
 from .bounds import FEW, counted, made_dict, made_set
 from .registry import Registry, state_of
@@ -21,7 +22,7 @@ from .wire import ARRAYS, BIG_INT, CLOCKS, LEAVES, MSGPACK_INTS, PAIRS, RECORD, 
 _ALL_BUT_INT = LEAVES - {int}
 
 
-def plain_depth(value: Any, max_depth: int) -> int:
+def plain_depth(value: Value, max_depth: int) -> int:
     """How deep lists and dicts nest in a list or dict of nothing but them and leaves, which msgspec can take as it is.
 
     0 where there is anything else in it, such as an object of a subclass, or a large dict of other keys than texts (see
@@ -61,7 +62,7 @@ class _Walk:
         self.deepest = 0
         self.left: float | None = None
 
-    def wrap(self, value: Any, depth: int) -> Any:
+    def wrap(self, value: Value, depth: int) -> Value:
         """`depth` is the number of containers around the value."""
         kind = type_of(value)
         if kind in self.leaves:
@@ -77,7 +78,7 @@ class _Walk:
         entry = self.registry.require(kind)
         return Ext(RECORD, entry.head + to_msgpack(self.wrap(state_of(entry, value), depth)))
 
-    def container(self, value: Any, kind: type, depth: int) -> Any:
+    def container(self, value: Value, kind: type, depth: int) -> Value:
         if depth > self.deepest:
             if depth > self.max_depth:
                 raise RecursionError
@@ -91,7 +92,7 @@ class _Walk:
             self.check_keys(value, made_set)
         return Ext(ARRAYS[kind], to_msgpack(items))
 
-    def items(self, values: Any, depth: int) -> Any:
+    def items(self, values: Value, depth: int) -> Value:
         leaves, wrap = self.leaves, self.wrap
         for value in values:
             if type(value) not in leaves:
@@ -100,7 +101,7 @@ class _Walk:
             return values
         return [value if type(value) in leaves else wrap(value, depth) for value in values]
 
-    def mapping(self, values: Any, depth: int) -> Any:
+    def mapping(self, values: Value, depth: int) -> Value:
         leaves, wrap = self.leaves, self.wrap
         for key in values:
             if type(key) is not str and (len(values) > FEW or type(key) not in leaves):
@@ -114,7 +115,7 @@ class _Walk:
             return values
         return {key: value if type(value) in leaves else wrap(value, depth) for key, value in values.items()}
 
-    def check_keys(self, keys: Collection[Any], make: Callable[[list[Any]], object]) -> None:
+    def check_keys(self, keys: Collection[Value], make: Callable[[list[Value]], object]) -> None:
         """Refuse keys here that `decode` would refuse. Plain ones collide only if they were made to, and aren't checked."""
         if self.leaves.issuperset(map(type, keys)):
             return
@@ -133,7 +134,7 @@ class _Walk:
         return Ext(aware, to_msgpack((text, value.fold, self.wrap(zone, depth))))
 
 
-def packed(value: Any, registry: Registry, max_depth: int) -> tuple[bytes, int]:
+def packed(value: Value, registry: Registry, max_depth: int) -> tuple[bytes, int]:
     """A value that isn't plain as MessagePack, and how deep containers nest in it.
 
     Raises CodecError for what can't be stored, UnicodeEncodeError for a lone surrogate, and RecursionError where it is
@@ -148,10 +149,10 @@ def packed(value: Any, registry: Registry, max_depth: int) -> tuple[bytes, int]:
 
 
 # ---------------------------------------------------------------- what is wrong with a value
-Pack = Callable[[Any], object]
+Pack = Callable[[Value], object]
 
 
-def culprit(value: Any, error: Exception, pack: Pack, registry: Registry) -> tuple[str, CodecError]:
+def culprit(value: Value, error: Exception, pack: Pack, registry: Registry) -> tuple[str, CodecError]:
     """The path to the innermost part of a value that `pack` fails on, and why it does."""
     for step, part in _parts(value, registry):
         try:
@@ -166,7 +167,7 @@ def culprit(value: Any, error: Exception, pack: Pack, registry: Registry) -> tup
     return "", typing.cast("CodecError", error)
 
 
-def _parts(value: Any, registry: Registry) -> Iterator[tuple[str, Any]]:
+def _parts(value: Value, registry: Registry) -> Iterator[tuple[str, Any]]:
     kind = type_of(value)
     if kind is dict:
         for key, item in value.items():

@@ -16,11 +16,12 @@ from pocket_plug.errors import CodecError, UnknownTypeError, UnregisteredTypeErr
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import defined_again
+from pocket_plug.primitives.values import Value
 
 from .adapters import KNOWN, WITH_FUNCTIONS, TypeAdapter, adapter_of, advice, hints_of, libraries, parts_of
 from .wire import BUILT_IN, to_msgpack, type_of
 
-Upgrade = Callable[[Any], Any]
+Upgrade = Callable[[Value], Value]
 """Makes of the state of one version of a type that of the next."""
 
 upgraded: ContextVar[list[str] | None] = ContextVar("upgraded", default=None)
@@ -46,7 +47,7 @@ class Registered:
 class Registry:
     """The types that a codec knows. Those `declared` are taken in when they are first needed."""
 
-    def __init__(self, declared: Sequence[Any] = ()) -> None:
+    def __init__(self, declared: Sequence[Value] = ()) -> None:
         self.types: dict[type, Registered] = {}
         self.tags: dict[str, Registered] = {}
         self._declared = declared
@@ -162,7 +163,7 @@ class Registry:
         )
 
 
-def state_of(entry: Registered, value: Any) -> Any:
+def state_of(entry: Registered, value: Value) -> Value:
     """What an object holds, as a value that the codec knows."""
     try:
         return entry.adapter.encode(value)
@@ -172,7 +173,7 @@ def state_of(entry: Registered, value: Any) -> Any:
         raise CodecError(f"taking a {name_of(entry.type)} apart failed{_text(error)}") from error
 
 
-def object_of(entry: Registered, state: Any) -> Any:
+def object_of(entry: Registered, state: Value) -> Value:
     """The object of a state."""
     try:
         return entry.adapter.decode(state)
@@ -182,7 +183,7 @@ def object_of(entry: Registered, state: Any) -> Any:
         ) from error
 
 
-def upgraded_state(entry: Registered, version: int, state: Any) -> Any:
+def upgraded_state(entry: Registered, version: int, state: Value) -> Value:
     """The state of an older version, made one of today's step by step."""
     if version > entry.version:
         raise CodecError(

@@ -18,12 +18,13 @@ import msgspec
 
 from pocket_plug.errors import CodecError, CorruptRecordError
 from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.values import Value
 
 from .bounds import made_dict, made_set
 
 to_msgpack = msgspec.msgpack.Encoder().encode
 
-type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
+type_of: Callable[[Value], Value] = type  # of Any, a type checker makes `type[Unknown]`
 
 # ---------------------------------------------------------------- which types there are
 LEAVES: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
@@ -84,7 +85,7 @@ def _read_zone_info(data: memoryview) -> ZoneInfo:
         raise CodecError(f"this machine knows no time zone {key!r:.80}; install the distribution tzdata") from None
 
 
-SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
+SCALARS: dict[type, tuple[int, Callable[[Value], bytes]]] = {
     complex: (COMPLEX, lambda value: _COMPLEX_PARTS.pack(value.real, value.imag)),
     bytearray: (BYTEARRAY, bytes),
     date: (DATE, lambda value: value.isoformat().encode()),
@@ -114,7 +115,7 @@ def _clock(kind: type[datetime] | type[time], text: str, fold: int, zone: tzinfo
 
 
 # What is made of other values is read from their list.
-COMPOSITE_READERS: dict[int, Callable[[list[Any]], Any]] = {
+COMPOSITE_READERS: dict[int, Callable[[list[Value]], Any]] = {
     TUPLE: tuple,
     SET: made_set,
     FROZENSET: lambda members: frozenset(made_set(members)),

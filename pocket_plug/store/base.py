@@ -14,7 +14,7 @@ from .layer import Layer
 from .stack import Stack, build
 from .transaction import Transaction
 
-Name = str | Key[Any]
+Name = str | Key
 """What users call an entry or a scope by."""
 
 Source = Stack | Transaction

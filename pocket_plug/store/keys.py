@@ -19,6 +19,7 @@ from pocket_plug.primitives.names import check_name as check_name
 from pocket_plug.primitives.names import check_prefix as check_prefix
 from pocket_plug.primitives.names import part_of_name
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_found, type_name
+from pocket_plug.primitives.values import Hint, Value
 
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
@@ -98,7 +99,7 @@ class Key(ReadAs[K, K], Generic[K]):
     __slots__ = ("_check", "_name", "_shown", "template", "type", "values")
 
     @overload
-    def __init__(self: Key[Any], template: LiteralString, type: None = None, /) -> None: ...
+    def __init__(self: Key, template: LiteralString, type: None = None, /) -> None: ...
     @overload
     def __init__(self, template: LiteralString, type: type[K], /) -> None: ...
     @overload
@@ -152,7 +153,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """Has it no holes (any more)?"""
         return self._name is not None
 
-    def checked(self, value: Any) -> Any:
+    def checked(self, value: Value) -> Value:
         """The value, which is of the declared type; raises ValueTypeError for one that isn't.
 
         An object of a class that has been defined anew since, with the same fields, becomes one of the newest definition.
@@ -193,7 +194,7 @@ class Key(ReadAs[K, K], Generic[K]):
         return hash((self.template, self.values))
 
 
-def newest(value: Any, declared: Any, fits: Callable[[object], bool], wanted: str) -> Any:
+def newest(value: Value, declared: Hint, fits: Callable[[object], bool], wanted: str) -> Value:
     """A value that doesn't fit, converted: objects of a former definition of a class become objects of the newest one.
 
     A notebook's cell that runs twice and a module that is reloaded define their classes anew, and a store may still have

@@ -7,6 +7,7 @@ from types import CoroutineType
 from typing import Any
 
 from pocket_plug.errors import MissingKeyError, ValueTypeError
+from pocket_plug.primitives.values import Hint, Value
 
 from .backend import Change, Entry, Put
 from .contention import Step
@@ -15,7 +16,7 @@ from .transaction import private
 
 
 def replacing(
-    name: str, key: Any, fn: Callable[[Any], Any], default: Any, has_default: bool = True, declared: Any = None
+    name: str, key: Any, fn: Callable[[Value], Value], default: Value, has_default: bool = True, declared: Hint = None
 ) -> Step:
     """The step for `fn` at the name of a key; `declared` is the type of a typed view.
 
@@ -50,7 +51,7 @@ def replacing(
     return step
 
 
-def _refuse_unless_meant(key: Any, old: Any, declared: Any) -> None:
+def _refuse_unless_meant(key: Any, old: Value, declared: Hint) -> None:
     from pocket_plug.primitives.typechecks import checker
 
     if declared is None or not checker(declared)(None):

@@ -14,6 +14,7 @@ from typing_extensions import TypeForm
 
 from pocket_plug.errors import ConflictError, MissingKeyError
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.values import Value
 
 from .backend import PRESENT, Delete, Put
 from .base import MISSING, Name, Source, View
@@ -34,14 +35,14 @@ class StoreReader(View):
     __slots__ = ()
 
     @overload
-    async def get(self, key: ReadAs[T, Any], /) -> T | None: ...
+    async def get(self, key: ReadAs[T], /) -> T | None: ...
     @overload
     async def get(self, key: ReadAs[R, T], /, default: T) -> R: ...
     @overload
-    async def get(self, key: ReadAs[T, Any], /, default: D) -> T | D: ...
+    async def get(self, key: ReadAs[T], /, default: D) -> T | D: ...
     @overload
-    async def get(self, key: str, /, default: Any = None) -> Any: ...
-    async def get(self, key: Any, /, default: Any = None) -> Any:
+    async def get(self, key: str, /, default: Value = None) -> Value: ...
+    async def get(self, key: Any, /, default: object = None) -> object:
         """The value at `key`, else `default`. A failing backend raises StoreError: it never looks like nothing there.
 
         >>> from pocket_plug import SyncStore
@@ -55,10 +56,10 @@ class StoreReader(View):
         return key.checked(entry.value) if key.__class__ is Key else entry.value
 
     @overload
-    async def require(self, key: ReadAs[T, Any], /) -> T: ...
+    async def require(self, key: ReadAs[T], /) -> T: ...
     @overload
-    async def require(self, key: str, /) -> Any: ...
-    async def require(self, key: Any, /) -> Any:
+    async def require(self, key: str, /) -> Value: ...
+    async def require(self, key: Any, /) -> object:
         """The value at `key`; raises MissingKeyError, naming the key and the scope, where there is none."""
         value = await self.get(key, MISSING)
         if value is MISSING:
@@ -71,10 +72,10 @@ class StoreReader(View):
         return await self._source.read(self._name(key)) is not None
 
     @overload
-    async def get_many(self, keys: Iterable[ReadAs[T, Any]], /) -> dict[str, T]: ...
+    async def get_many(self, keys: Iterable[ReadAs[T]], /) -> dict[str, T]: ...
     @overload
-    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]: ...
-    async def get_many(self, keys: Iterable[Any], /) -> dict[str, Any]:
+    async def get_many(self, keys: Iterable[Name], /) -> dict[str, Value]: ...
+    async def get_many(self, keys: Iterable[Any], /) -> dict[str, Value]:
         """The values that exist, by name, in one go."""
         names = {self._name(key): key for key in keys}
         entries = await self._source.read_many(names)
@@ -116,8 +117,8 @@ class StoreWriter(StoreReader):
     @overload
     async def set(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> None: ...
     @overload
-    async def set(self, key: str, value: Any, /, *, ttl: Duration | None = None) -> None: ...
-    async def set(self, key: Any, value: Any, /, *, ttl: Duration | None = None) -> None:
+    async def set(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> None: ...
+    async def set(self, key: Any, value: Value, /, *, ttl: Duration | None = None) -> None:
         """Store `value`. `ttl`: seconds, timedelta or "5m"; a set without one lasts for ever, whatever was there.
 
         Raises ValueTypeError if it isn't what the Key declares, ConfigError for a ttl of 0 and below.
@@ -127,7 +128,7 @@ class StoreWriter(StoreReader):
         deadline = None if ttl is None else _deadline(self._source, ttl)
         await self._source.write((Put(self._name(key), value, deadline),))
 
-    async def set_many(self, values: Mapping[Any, Any], /, *, ttl: Duration | None = None) -> None:
+    async def set_many(self, values: Mapping[Value, Value], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""
         deadline = _deadline(self._source, ttl)
         checked = {key: key.checked(value) if isinstance(key, Key) else value for key, value in values.items()}
@@ -151,8 +152,8 @@ class StoreWriter(StoreReader):
     @overload
     async def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T) -> R: ...
     @overload
-    async def update(self, key: str, fn: Callable[[Any], Any], /, *, default: Any = ...) -> Any: ...
-    async def update(self, key: Any, fn: Callable[[Any], Any], /, *, default: Any = MISSING) -> Any:
+    async def update(self, key: str, fn: Callable[[Value], Value], /, *, default: Value = ...) -> Value: ...
+    async def update(self, key: Any, fn: Callable[[Value], object], /, *, default: object = MISSING) -> object:
         """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays.
 
         `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
