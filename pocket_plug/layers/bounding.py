@@ -27,7 +27,7 @@ from pocket_plug.primitives.forking import new_lock
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.layer import Layer, parts
-from pocket_plug.store.memory import Closed, Dropped, Keeping, Memory
+from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
 
 __all__ = ["Bounding", "Reason", "size_of"]
 
@@ -88,7 +88,7 @@ class Bounding(Layer):
         self._index = index = _Bounded(self)
         inner = self.inner
         if type(inner) is Memory:
-            index.tell = self._tell if self.on_evict is not None else None
+            index.notify = self._tell if self.on_evict is not None else None
             inner.adopt(index)
             write = index.writing(inner)
             direct: dict[str, Any] = {"read": index.read, "write": write, "scan": inner.scan, "open": inner.open}
@@ -344,13 +344,13 @@ _GONE = _Weighed(None, 0, -inf, -inf)
 _GONE.size = 0
 
 
-class _Bounded(Keeping):
+class _Bounded(EntryTable):
     """Entries in the order of their last use, with what is needed to hold the bounds.
 
     For Memory these are the entries themselves. As an index over another backend the values in it aren't kept.
     """
 
-    table = OrderedDict[str, Any]
+    mapping = OrderedDict[str, Any]
     gone = _GONE
 
     def __init__(self, limits: Bounding) -> None:

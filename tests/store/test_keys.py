@@ -299,8 +299,8 @@ def test_names_that_come_out_are_plain_text() -> None:
     assert inside == ["plain", "spelt:1", "spelt:2", "spelt:3"]
     memory = store.stack.inner
     assert isinstance(memory, Memory)
-    assert {type(name) for name in memory._keeping.entries} == {str}
-    assert sys.getsizeof(memory._keeping.entries) == sys.getsizeof(dict.fromkeys(store.keys()))
+    assert {type(name) for name in memory._table.entries} == {str}
+    assert sys.getsizeof(memory._table.entries) == sys.getsizeof(dict.fromkeys(store.keys()))
 
 
 def test_a_conflict_names_plain_text() -> None:

@@ -59,7 +59,7 @@ class Tracing(Layer):
             probed or not self.inner.inline_write,
         )
 
-    def beneath(self, part: Backend) -> Backend:
+    def wrap_inner(self, part: Backend) -> Backend:
         """At detail "debug" each part of the stack is watched, but for what is merely in memory: layers may be one with it."""
         if listening_of(self).settings.detail != "debug" or type(part) is Memory or isinstance(part, Probe):
             return part
