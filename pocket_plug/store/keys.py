@@ -118,13 +118,12 @@ class Key(ReadAs[K, K], Generic[K]):
         self.values: tuple[object, ...] = ()
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] # as namedtuple does: there is no other way
         self._shown = _is_written(template, caller)
-        self._name: str | None = None if _HOLE.search(template) else self._named(template)
+        self._name: str | None = None
+        if not _HOLE.search(template):
+            self._name = _full_name(template, template) if self._shown else template
         self._check: Callable[[object], bool] | None = None
         if type is not None:
             declared_types.append(type)
-
-    def _named(self, text: str) -> str:
-        return _full_name(text, self.template) if self._shown else text
 
     def __call__(self, *values: object) -> Key[K]:
         """The key with its holes filled, in order."""
@@ -136,7 +135,7 @@ class Key(ReadAs[K, K], Generic[K]):
         filled._shown = self._shown
         texts = [part_of_name(value, self.template) for value in values]
         name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
-        filled._name = self._named(name)
+        filled._name = _full_name(name, self.template) if self._shown else name
         return filled
 
     def __str__(self) -> str:
