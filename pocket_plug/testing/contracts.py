@@ -355,7 +355,7 @@ class BackendContract:
         run(scenario)
 
     def test_a_name_made_by_a_key_is_its_text(self, run: Callable[[Scenario], None]) -> None:
-        """It is a `str` that carries the template of the Key besides. It finds what was set by the text alone, and the other way."""
+        """It is a `str` that carries a template besides. It finds what was set by the text alone, and the other way round."""
 
         async def scenario(backend: Backend) -> None:
             made = [_ORDER(number).full_name() for number in range(3)]
