@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.telemetry.export import LogExport, SpanExport, log_exporters, metric_readers, span_exporters
+from pocket_plug.telemetry.export import LogExport, SpanExport
+from pocket_plug.telemetry.exporters import log_exporters, metric_readers, span_exporters
 
 
 @pytest.mark.parametrize(
