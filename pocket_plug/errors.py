@@ -7,7 +7,7 @@ built-in exception says the same, the class is also that one, so `except KeyErro
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class PocketError(Exception):
@@ -55,7 +55,7 @@ class ConflictError(StoreError):
         self.keys = frozenset(keys)
         super().__init__(message or f"changed by somebody else in the meantime: {', '.join(sorted(self.keys))}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.keys, str(self))
 
 
@@ -112,7 +112,7 @@ class GraphError(PocketError, ValueError):
         self.findings = tuple(findings)
         super().__init__("\n  - ".join([message, *self.findings]))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (str(self).split("\n  - ", 1)[0], self.findings)
 
 
@@ -157,7 +157,7 @@ class RunSuspendedError(PocketError):
             f"run {run_id!r} waits for an answer to its `question`; resume(run_id, answer=…) goes on with it"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.run_id, self.question)
 
 
@@ -196,7 +196,7 @@ class RunChangedError(PocketError, ValueError):
         self.differences = tuple(differences)
         super().__init__("\n  ".join([message, *self.differences]))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (str(self).split("\n  ", 1)[0], self.differences)
 
 
@@ -230,7 +230,9 @@ def suggest(name: str, known: Collection[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def __getattr__(name: str) -> Any:
-    from .renamed import EXCEPTIONS, renamed
+if not TYPE_CHECKING:  # type checkers would take any misspelt name for an old one
 
-    return renamed(__name__, name, EXCEPTIONS)
+    def __getattr__(name: str) -> object:
+        from .renamed import EXCEPTIONS, renamed
+
+        return renamed(__name__, name, EXCEPTIONS)

@@ -40,7 +40,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.files import make_file, make_folder
-from pocket_plug.primitives.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
@@ -422,7 +422,7 @@ class SQLite(Backend):
 
     def rest(self) -> bool:
         """Before a fork: close every connection that is not in use. Gives True if none was."""
-        held: list[Any] = []
+        held: Taken = []
         try:
             take((self._lock,), held)
             if not held:
@@ -600,7 +600,7 @@ class SQLite(Backend):
         """Commit in the caller's thread, unless somebody is writing: then nothing was done."""
         if self._queue:
             return False
-        held: list[Any] = []
+        held: list[threading.Lock] = []
         try:
             held.extend(filter(_acquire_at_once, (self._writing,)))  # one call into C, so no interrupt comes in between
             if not held:
@@ -890,7 +890,7 @@ class SQLite(Backend):
             raise self._of_record(key, error) from error
         return False
 
-    def _check_whole(self, record: Any, place: bytes) -> None:
+    def _check_whole(self, record: bytes, place: bytes) -> None:
         if not is_whole(record, place):
             raise CorruptRecordError(
                 "the record's checksum does not fit: it was damaged or cut off, or stands elsewhere"
@@ -1031,7 +1031,7 @@ def _close(cursor: sqlite3.Cursor) -> None:
         connection.close()
 
 
-_acquire_at_once: Callable[[Any], bool] = methodcaller("acquire", False)
+_acquire_at_once: Callable[[threading.Lock], bool] = methodcaller("acquire", False)
 
 
 def _begin(cursor: sqlite3.Cursor) -> None:

@@ -24,12 +24,11 @@ from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING
 
+from .entries import BATCH, Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
-from .output import echo, echo_json, print_table
+from .output import as_json, echo, echo_json, print_table
 from .run import is_graph, print_result, trace_option, traced
-from .show import as_json
-from .store import BATCH, Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
 from .target import load
 
 UNREADABLE = "unreadable"
@@ -183,7 +182,7 @@ def _part(entry: Entry | CodecError, name: str) -> Any:
     return value.get(name) if value.__class__ is dict else None
 
 
-def _kept(record: Any) -> dict[str, Any] | None:
+def _kept(record: object) -> dict[str, object] | None:
     """A value that a run has kept, as an export would have it, with a text where that is no JSON."""
     if not isinstance(record, bytes) or not record:
         return None
@@ -194,7 +193,7 @@ def _kept(record: Any) -> dict[str, Any] | None:
     return {"value": value} if is_json(value) else {"type": type_in(record), "record": record, "text": text_of(value)}
 
 
-def _trace_id(carrier: Mapping[str, Any]) -> str | None:
+def _trace_id(carrier: Mapping[str, object]) -> str | None:
     """That of the first execution, as the W3C's traceparent has it."""
     pieces = str(carrier.get("traceparent", "")).split("-")
     return pieces[1] if len(pieces) > 1 else None
@@ -235,13 +234,15 @@ def answer(
     print_result(_resumed(target, graph, run_id, answer_json, allow_changed, trace), as_json)
 
 
-def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool, trace: bool) -> Any:
+def _resumed(
+    target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool, trace: bool
+) -> object:
     target.make_default()
     title, graph = load(name, ("graph",))
     if not is_graph(graph):
         raise click.UsageError(f"{title} is {type(graph).__name__}, not a Graph")
 
-    async def resumed() -> Any:
+    async def resumed() -> object:
         async with default_pocket() as pocket:
             stack, _ = graph.place(pocket.store)
             if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
@@ -253,7 +254,7 @@ def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, al
         return run_loop(resumed())
 
 
-async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> Any:
+async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> object:
     """The answer as the type that is asked for where the run stands."""
     if stack.is_new:
         await stack.ensure_open()

@@ -16,9 +16,7 @@ import click
 from pocket_plug.errors import ConfigError, UnknownRunError, suggest
 from pocket_plug.primitives.files import make_folder, private
 
-from .output import echo, echo_json, echo_value, print_table
-from .show import as_json
-from .store import progress
+from .output import as_json, echo, echo_json, echo_value, print_table, progress
 from .trees import follow, local_time, plural, print_tree
 
 if TYPE_CHECKING:

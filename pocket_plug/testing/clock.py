@@ -9,7 +9,7 @@ import asyncio
 import math
 import selectors
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pocket_plug.primitives.signals import run_loop
 
@@ -43,7 +43,7 @@ class FakeClock:
         self.elapsed += seconds
 
 
-def run_virtual(main: Coroutine[Any, Any, T], clock: FakeClock | None = None) -> T:
+def run_virtual(main: Coroutine[object, object, T], clock: FakeClock | None = None) -> T:
     """`asyncio.run` in virtual time, told by `clock`: what waits for a time is woken when nothing else can go on.
 
     Worker threads don't count as something that goes on: while one works, time jumps to the next timer, and where there

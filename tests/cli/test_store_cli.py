@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import enum
-import importlib
 import io
 import json
 import os
@@ -32,7 +31,7 @@ from hypothesis import strategies as st
 
 from pocket_plug import SyncStore, register_type
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.cli import main
+from pocket_plug.cli import main, transfer
 from pocket_plug.codec import Codec, default_codec, is_whole, place_of
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
@@ -501,14 +500,13 @@ def test_a_damaged_record_keeps_no_other_back() -> None:
 def test_an_export_during_which_something_changed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not a snapshot, so it must not look like one."""
     fill({"a": 1})
-    module = importlib.import_module("pocket_plug.cli.store")  # the package's `store` is the command
-    line_of = module.line_of
+    line_of = transfer.line_of
 
     def written_to_meanwhile(*arguments: Any) -> Any:
         fill({"b": 2})
         return line_of(*arguments)
 
-    monkeypatch.setattr(module, "line_of", written_to_meanwhile)
+    monkeypatch.setattr(transfer, "line_of", written_to_meanwhile)
     assert "the store was written to meanwhile" in run("export")[1]
 
 
