@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -53,12 +53,12 @@ FLUSH_SECONDS = 5.0
 _logger = logging.getLogger("pocket_plug")
 _lock = RLock()  # re-entered by a SIGTERM within
 _observed: Telemetry | None = None
-_set_up: Telemetry | None = None
+_in_production: Telemetry | None = None
 
 
 def observe(
     *,
-    detail: tracing.Detail = "phase",
+    detail: tracing.Detail | None = None,
     file: str | os.PathLike[str] | None = None,
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
@@ -74,22 +74,31 @@ def observe(
     and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
     `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
 
-    The others are settings of tracing; those left None stay as they are, but that `flavours` is "openinference" where
-    traces go to Phoenix or MLflow.
+    The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
+    "phase" unless it is given; those left None stay as they are, but that `flavours` is "openinference" where traces go
+    to Phoenix or MLflow.
 
-    Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM
-    too. Raises ConfigError for variables that can't be followed.
+    Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
+    first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
+    and for arguments that differ from the first call's.
     """
     global _observed
+    path = None if file is None else Path(file)
+    given = _given(
+        detail=detail, file=path, terminal=terminal, capture=capture, redact=redact, flavours=flavours, baggage=baggage
+    )
     with _lock, _followed():
         if _observed is None:
-            chosen = _settings(detail, capture, redact, flavours, baggage)
-            mode, spans, file = _trace_locally(Path(file) if file is not None else None, terminal)
+            chosen = _settings(detail or "phase", capture, redact, flavours, baggage)
+            mode, spans, path = _trace_locally(path, terminal)
             tracing.configure(**chosen)  # first: a flavour may put something on the resource
             if spans:
                 watch_the_end(_close_all)
                 add_spans(spans)
-            _observed = Telemetry({"traces": mode}, spans=spans, file=file)
+            _observed = Telemetry(
+                {"traces": mode}, spans=spans, file=path, given={"detail": "phase", "file": path, **given}
+            )
+        _refuse_others(_observed, "observe", given)
         return _observed
 
 
@@ -100,7 +109,7 @@ def setup(
     redact: tracing.Redact | None = None,
     flavours: Collection[tracing.Flavour] | None = None,
     baggage: Collection[str] | None = None,
-    log_level: str = "info",
+    log_level: str | None = None,
 ) -> Telemetry:
     """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
 
@@ -108,45 +117,81 @@ def setup(
     `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` says, else to the endpoint named by
     `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere.
 
-    structlog, unless the program has configured it, writes from `log_level` on to stderr, coloured lines on a terminal
-    and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A program with a chain of its
-    own puts `export_event` into it.
+    structlog, unless the program has configured it, writes from `log_level` ("info" unless it is given) on to stderr,
+    coloured lines on a terminal and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A
+    program with a chain of its own puts `export_event` into it.
 
-    The others are settings of tracing; those left None stay as they are, but that `flavours` is "openinference" where
-    traces go to Phoenix or MLflow.
+    The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
+    None stay as they are, but that `flavours` is "openinference" where traces go to Phoenix or MLflow.
 
-    Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM
-    too. Raises ConfigError for variables that can't be followed.
+    Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
+    first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
+    and for arguments that differ from the first call's.
     """
-    global _set_up
+    global _in_production
+    given = _given(
+        detail=detail, capture=capture, redact=redact, flavours=flavours, baggage=baggage, log_level=log_level
+    )
     with _lock, _followed():
-        if _set_up is None:
+        if _in_production is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
-            wire_structlog(log_level)
-            if disabled():
-                tracing.configure(**chosen)
-                _set_up = Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"))
-                return _set_up
-            # all are made before any is used: a variable that can't be followed leaves nothing half set up
-            span_mode, exporters = ("yours", []) if traces_are_taken() else (_mode("traces"), span_exporters())
-            log_mode, log_parts = ("yours", []) if logs_are_taken() else (_mode("logs"), log_exporters())
-            metric_mode, readers = ("yours", []) if metrics_are_taken() else (_mode("metrics"), metric_readers())
-            tracing.configure(**chosen)
-            spans = [SpanExport(exporter) for exporter in exporters]
-            records = [LogExport(exporter) for exporter in log_parts]
-            if spans or records or readers:
-                watch_the_end(_close_all)
-            if spans:
-                add_spans(spans)
-            if records:
-                set_logs(records)
-            if readers:
-                set_metrics(readers)
-            elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
-                own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
-            modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
-            _set_up = Telemetry(modes, spans=spans, records=records, readers=readers)
-        return _set_up
+            _in_production = _set_up(chosen, log_level or "info", {"log_level": "info", **given})
+        _refuse_others(_in_production, "setup", given)
+        return _in_production
+
+
+def _set_up(chosen: tracing.Changes, log_level: str, given: Mapping[str, object]) -> Telemetry:
+    """All three signals."""
+    wire_structlog(log_level)
+    if disabled():
+        tracing.configure(**chosen)
+        return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), given=given)
+    # all are made before any is used: a variable that can't be followed leaves nothing half set up
+    span_mode, exporters = ("yours", []) if traces_are_taken() else (_mode("traces"), span_exporters())
+    log_mode, log_parts = ("yours", []) if logs_are_taken() else (_mode("logs"), log_exporters())
+    metric_mode, readers = ("yours", []) if metrics_are_taken() else (_mode("metrics"), metric_readers())
+    tracing.configure(**chosen)
+    spans = [SpanExport(exporter) for exporter in exporters]
+    records = [LogExport(exporter) for exporter in log_parts]
+    if spans or records or readers:
+        watch_the_end(_close_all)
+    if spans:
+        add_spans(spans)
+    if records:
+        set_logs(records)
+    if readers:
+        set_metrics(readers)
+    elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
+        own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
+    modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
+    return Telemetry(modes, spans=spans, records=records, readers=readers, given=given)
+
+
+def _given(**arguments: object) -> dict[str, object]:
+    """What a call asks for: those that aren't left out, lists as tuples."""
+    lists = {name: tuple(value) for name, value in arguments.items() if isinstance(value, list | set | tuple)}
+    return {name: value for name, value in {**arguments, **lists}.items() if value is not None}
+
+
+def _refuse_others(telemetry: Telemetry, function: str, given: Mapping[str, object]) -> None:
+    """Raise ConfigError, saying what differs, where a later call asks for something else than the first one."""
+    first = telemetry._given
+    differing = [
+        f"{name} is {_in_words(value)}, and was {_in_words(first.get(name))}"
+        for name, value in given.items()
+        if value != first.get(name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{function}() was called before with other arguments: {'; '.join(differing)}. What it sets up is the "
+            f"process's: give the same or none, or close what the first call gave"
+        )
+
+
+def _in_words(argument: object) -> str:
+    if argument is None:
+        return "not given"
+    return str(argument) if isinstance(argument, Path) else getattr(argument, "__qualname__", repr(argument))
 
 
 class Telemetry:
@@ -163,16 +208,18 @@ class Telemetry:
         records: Sequence[LogRecordProcessor] = (),
         readers: Sequence[MetricReader] = (),
         file: Path | None = None,
+        given: Mapping[str, object],
     ) -> None:
         self.mode = modes["traces"]
         self.metrics = modes.get("metrics", "none")
         self.logs = modes.get("logs", "none")
         self.file = file
         self._spans, self._records, self._readers = tuple(spans), tuple(records), tuple(readers)
+        self._given = given
         self._closed = False
 
     def __repr__(self) -> str:
-        others = "" if self is not _set_up else f", metrics={self.metrics!r}, logs={self.logs!r}"
+        others = "" if self is not _in_production else f", metrics={self.metrics!r}, logs={self.logs!r}"
         return f"Telemetry(mode={self.mode!r}, file={str(self.file) if self.file else None!r}{others})"
 
     def __enter__(self) -> Self:
@@ -209,15 +256,15 @@ class Telemetry:
             self._close(timeout)
 
     def _close(self, timeout: float) -> None:
-        global _observed, _set_up
+        global _observed, _in_production
         with _lock:
             if self._closed:
                 return
             self._closed = True
             if self is _observed:
                 _observed = None
-            if self is _set_up:
-                _set_up = None
+            if self is _in_production:
+                _in_production = None
         drop_spans(self._spans)
         if self._records:
             set_logs(())
@@ -244,7 +291,7 @@ class _Part(Protocol):
 def _close_all() -> None:
     """At the end of the process."""
     end = time.monotonic() + FLUSH_SECONDS
-    for telemetry in (_observed, _set_up):
+    for telemetry in (_observed, _in_production):
         if telemetry is not None:
             telemetry.close(max(end - time.monotonic(), 0))
 
