@@ -14,7 +14,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from pocket_plug.layers import metrics, tracing
 
 
-class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # so it has no type
     """`instrument(tracer_provider=…, meter_provider=…)`; those left out are the global ones. `uninstrument()` ends it.
 
     After that pocket_plug is silent for the providers that are set by then. One that is set later, as a test does for the

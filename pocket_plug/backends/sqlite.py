@@ -49,7 +49,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, P
 try:
     import fcntl
 except ImportError:  # Windows, which doesn't fork either
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # where it is None is asked below
 
 Durability = Literal["power", "process"]
 

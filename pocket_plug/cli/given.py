@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path, PurePath
+from types import GenericAlias
 from typing import Any
 
 import click
@@ -24,7 +25,7 @@ from .jsonlines import why_no_json
 def input_of(step: Step) -> Any:
     """The declared type of a step's input; of a fan-out a list of its node's inputs."""
     if isinstance(step, EachStep):
-        return list[input_of(step.inner)]  # type: ignore[misc]
+        return GenericAlias(list, (input_of(step.inner),))
     return input_of(step.graph.plan.start) if isinstance(step, GraphStep) else step.input_type
 
 

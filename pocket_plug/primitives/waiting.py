@@ -214,7 +214,8 @@ def drive(coroutine: Coroutine[object, object, T]) -> T:
                     waiting.block()
                     _driving.blocked = None
             except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
+                result: T = done.value
+                return result
             except SyncError:
                 raise
             except BaseException as error:
@@ -232,7 +233,8 @@ def drive_inline(coroutine: Coroutine[object, object, T]) -> T:
     try:
         coroutine.send(None)
     except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+        result: T = done.value
+        return result
     coroutine.close()
     raise SyncError(
         f"{_title(coroutine)} suspended although its part says that it is inline; "

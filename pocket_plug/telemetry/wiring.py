@@ -169,13 +169,16 @@ def _set_up(chosen: tracing.Changes, log_level: str, given: Mapping[str, object]
 
 def _given(**arguments: object) -> dict[str, object]:
     """What a call asks for: those that aren't left out, lists as tuples."""
-    lists = {name: tuple(value) for name, value in arguments.items() if isinstance(value, list | set | tuple)}
-    return {name: value for name, value in {**arguments, **lists}.items() if value is not None}
+    return {
+        name: tuple(cast("Collection[object]", value)) if isinstance(value, list | set | tuple) else value
+        for name, value in arguments.items()
+        if value is not None
+    }
 
 
 def _refuse_others(telemetry: Telemetry, function: str, given: Mapping[str, object]) -> None:
     """Raise ConfigError, saying what differs, where a later call asks for something else than the first one."""
-    first = telemetry._given
+    first = telemetry._given  # pyright: ignore[reportPrivateUsage] - of this module, and not for users
     differing = [
         f"{name} is {_in_words(value)}, and was {_in_words(first.get(name))}"
         for name, value in given.items()

@@ -111,7 +111,8 @@ def _steps(interrupter: Interrupter, operation: Coroutine[object, object, T]) ->
             with interrupter:
                 waiting = step(argument)
         except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+            result: T = done.value
+            return result
         except BaseException as error:
             if getattr(operation, "cr_frame", None) is None:  # it has ended
                 raise
