@@ -93,16 +93,27 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
 
     async def body(times: int) -> None:
         for _ in range(times):
-            with tracer.start_as_current_span("run graph", attributes={
-                "pocket_plug.graph.name": "graph", "pocket_plug.graph.version": "f00d", "pocket_plug.run.id": "1f0c",
-                "pocket_plug.run.resumed": False,
-            }) as run:  # fmt: skip
+            with tracer.start_as_current_span(
+                "run graph",
+                attributes={
+                    "pocket_plug.graph.name": "graph",
+                    "pocket_plug.graph.version": "f00d",
+                    "pocket_plug.run.id": "1f0c",
+                    "pocket_plug.run.resumed": False,
+                },
+            ) as run:
                 for n in range(nodes):
                     name = f"node_{n}"
-                    with tracer.start_as_current_span(f"node {name}", attributes={
-                        "pocket_plug.node.name": name, "pocket_plug.node.type": "node", "pocket_plug.node.visit": 1,
-                        "pocket_plug.run.id": "1f0c", "pocket_plug.graph.name": "graph",
-                    }) as node:  # fmt: skip
+                    with tracer.start_as_current_span(
+                        f"node {name}",
+                        attributes={
+                            "pocket_plug.node.name": name,
+                            "pocket_plug.node.type": "node",
+                            "pocket_plug.node.visit": 1,
+                            "pocket_plug.run.id": "1f0c",
+                            "pocket_plug.graph.name": "graph",
+                        },
+                    ) as node:
                         if detail == "phase":
                             phases(name)
                         end = ends[:]
@@ -114,22 +125,37 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
                 run.set_attributes({"pocket_plug.run.outcome": "success", "pocket_plug.run.steps": nodes})
 
     def phases(name: str) -> None:
-        with tracer.start_as_current_span(f"prep {name}", attributes={
-            "pocket_plug.phase": "prep", "pocket_plug.node.name": name,
-        }):  # fmt: skip
+        with tracer.start_as_current_span(
+            f"prep {name}",
+            attributes={
+                "pocket_plug.phase": "prep",
+                "pocket_plug.node.name": name,
+            },
+        ):
             pass
-        with tracer.start_as_current_span(f"exec {name}", attributes={
-            "pocket_plug.phase": "exec", "pocket_plug.node.name": name, "pocket_plug.attempt": 1,
-        }):  # fmt: skip
+        with tracer.start_as_current_span(
+            f"exec {name}",
+            attributes={
+                "pocket_plug.phase": "exec",
+                "pocket_plug.node.name": name,
+                "pocket_plug.attempt": 1,
+            },
+        ):
             pass
-        with tracer.start_as_current_span(f"post {name}", attributes={
-            "pocket_plug.phase": "post", "pocket_plug.node.name": name,
-        }):  # fmt: skip
+        with tracer.start_as_current_span(
+            f"post {name}",
+            attributes={
+                "pocket_plug.phase": "post",
+                "pocket_plug.node.name": name,
+            },
+        ):
             pass
 
     ends: list[tuple[str, Any]] = [
-        ("pocket_plug.node.attempts", 1), ("pocket_plug.node.outcome", "ok"), ("pocket_plug.node.action", "default"),
-    ]  # fmt: skip
+        ("pocket_plug.node.attempts", 1),
+        ("pocket_plug.node.outcome", "ok"),
+        ("pocket_plug.node.action", "default"),
+    ]
     if detail == "node":
         ends += [(f"pocket_plug.node.{phase}.duration", 1e-6) for phase in ("prep", "exec", "post")]
     return body

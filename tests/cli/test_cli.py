@@ -189,13 +189,16 @@ def test_stack_without_configuration(capsys):
 
 def test_stack_hides_passwords(capsys, install):
     """A password in a URL is not shown."""
-    install("pocket-plug-net", """
+    install(
+        "pocket-plug-net",
+        """
         from pocket_plug.hookspecs import hookimpl
         from pocket_plug.store.memory import Memory
         @hookimpl
         def pocket_backends():
             return {"net": lambda url: Memory()}
-    """)  # fmt: skip
+    """,
+    )
     write("pocket.toml", "[store]\nurl = 'net://me:secret@host/0'")
     assert main(["stack"]) == 0
     assert "net://me:***@host/0" in capsys.readouterr().out
@@ -381,14 +384,17 @@ def test_input_from_a_file_and_from_stdin(capsys, monkeypatch):
 def test_run_with_the_configured_stores(capsys):
     """While a graph runs, the stores of the configuration are open, for its nodes to use by name."""
     write("pocket.toml", "[stores.state]\nurl = 'sqlite:///state.db'")
-    write("flow.py", """
+    write(
+        "flow.py",
+        """
         import pocket_plug as pp
         from pocket_plug.plugins.pocket import default_pocket
         @pp.node
         async def count(start: int) -> int:
             return await default_pocket().stores["state"].update("n", lambda n: n + 1, default=start)
         graph = pp.Graph(count)
-    """)  # fmt: skip
+    """,
+    )
     for expected in ("6\n", "7\n"):
         assert main(["run", "flow.py", "--input", "5"]) == 0
         assert capsys.readouterr().out == expected
@@ -398,7 +404,9 @@ def test_run_with_the_configured_stores(capsys):
 # ---------------------------------------------------------------- run: an application
 def test_run_a_click_command(capsys):
     """`main` may be a click command: it gets the arguments that are left, its own options too, and --json with them."""
-    write("tool.py", """
+    write(
+        "tool.py",
+        """
         import click
         @click.command
         @click.argument("name")
@@ -407,7 +415,8 @@ def test_run_a_click_command(capsys):
         def main(name, loud, as_json):
             click.echo(f"{name} {loud} {as_json}")
             return 3
-    """)  # fmt: skip
+    """,
+    )
     assert main(["run", "tool.py", "ann", "--loud", "--json"]) == 3
     assert capsys.readouterr().out == "ann True True\n"
     assert main(["run", "tool.py", "--", "--help"]) == 0
@@ -570,12 +579,15 @@ def test_a_bug_keeps_its_traceback():
 
 def test_interrupt():
     """Ctrl-C ends a run with exit code 130 and no traceback."""
-    write("waiting.py", """
+    write(
+        "waiting.py",
+        """
         import asyncio
         async def main():
             print("waiting", flush=True)
             await asyncio.Event().wait()
-    """)  # fmt: skip
+    """,
+    )
     command = [*POCKET_PLUG, "run", "waiting.py"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
