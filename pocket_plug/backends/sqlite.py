@@ -530,7 +530,7 @@ class SQLite(Backend):
         try:
             self._enqueue(request)
             await waiter
-        except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
+        except GeneratorExit:  # the coroutine was closed: nobody waits for the outcome
             self._withdraw(request)
             raise
         except BaseException:  # cancelled or interrupted
@@ -615,7 +615,7 @@ class SQLite(Backend):
             thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
             thread.start()
             self._thread = thread
-        elif is_waiting:  # else it has been told already, or is at work and will look
+        elif is_waiting:  # else it was notified already, or is at work and will look
             self._queued.notify()
 
     def _enqueue(self, request: _Request) -> None:

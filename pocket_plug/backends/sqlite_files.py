@@ -75,7 +75,7 @@ def identity_of(path: str) -> Identity | None:
 
 
 def is_at(path: str, file: Identity | None) -> bool:
-    """Is that file still at the path, as far as can be told?"""
+    """Is that file still at the path, as far as can be seen?"""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

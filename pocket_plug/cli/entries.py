@@ -59,7 +59,7 @@ class Target:
             )
         path = path_of(backend)
         if path is not None and not may_be_new and not path.exists():
-            raise click.UsageError(f"{self}: there is no file {path}")
+            raise click.UsageError(f"{self}: there is no file {path}; give the path of a store that exists")
         return stack, backend
 
     def make_default(self) -> None:

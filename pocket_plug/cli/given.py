@@ -48,10 +48,10 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
         kinds = [kind for kind in union_members(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
-        wish = "" if wanted is Any else f"; it is to be: {type_name(wanted)}"
+        wish = "" if wanted is Any else f"; expected: {type_name(wanted)}"
         raise click.UsageError(f"{where}: {why_no_json(error)}{wish}") from error
     if not fits(value):
-        raise click.UsageError(f"{where}: this is {summary(value)}; it is to be: {type_name(wanted)}")
+        raise click.UsageError(f"{where}: found {summary(value)}; expected: {type_name(wanted)}")
     return value
 
 

@@ -66,7 +66,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         from rich.text import Text
 
         table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        first = table.columns[0]  # what one types to name the thing: in a narrow terminal the others give way
+        first = table.columns[0]  # what one types to name the thing: in a narrow terminal the other columns are cut
         first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
         for row in rows:
             table.add_row(*map(Text, row))  # not as markup
@@ -79,7 +79,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 @contextmanager
 def progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
-    """A bar for what takes long, on a terminal. It is told of so many more that are done."""
+    """A progress bar on a terminal. Call what it yields with the number of things that were done since."""
     if total <= MANY or not sys.stderr.isatty():
         yield lambda more: None
         return

@@ -140,7 +140,7 @@ def graph(target: str, as_json: bool) -> None:
     """
     title, found = load(target, ("graph",))
     if not is_graph(found):
-        raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph")
+        raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph; name another one: FILE:name")
     chart = found.mermaid()
     if as_json:
         echo_json({"name": found.name, "mermaid": chart}, is_compact=True)

@@ -32,7 +32,7 @@ from .run import is_graph, print_result, trace_option, traced
 from .target import load
 
 UNREADABLE = "unreadable"
-"""The state of what stands where a run's record should, and is none."""
+"""The state of a run whose record is damaged."""
 
 
 @click.group
@@ -120,7 +120,7 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
         async with target.opened() as stack:
             entry = await stack.read(key)
             if entry is None:
-                raise UnknownRunError(f"there is no run {run_id!r} in {target}")
+                raise UnknownRunError(f"there is no run {run_id!r} in {target}; `pocket-plug runs ls` lists them")
             record, checkpoint = look_at(key, entry)
             start = [found async for _, found in found_entries(stack, [f"{part}start"])]
             frames = checkpoint.frames
@@ -240,13 +240,17 @@ def _resumed(
     target.make_default()
     title, graph = load(name, ("graph",))
     if not is_graph(graph):
-        raise click.UsageError(f"{title} is {type(graph).__name__}, not a Graph")
+        raise click.UsageError(
+            f"{title} is {type(graph).__name__}, not a Graph; name the graph that the run is of: FILE:name"
+        )
 
     async def resumed() -> object:
         async with default_pocket() as pocket:
             stack, _ = graph.place(pocket.store)
             if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
-                raise click.UsageError(f"{title} has a store of its own, so its runs aren't in {target}")
+                raise click.UsageError(
+                    f"{title} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
+                )
             given = MISSING if answer_json is None else await _answer(graph, stack, run_id, answer_json)
             return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
 
@@ -310,12 +314,12 @@ async def _removed(stack: Backend, run_id: str, key: str, part: str, look: str |
                     )
                 fenced = Put(key, {**entry.value, "owner": ""}, entry.expires_at)
                 expect = {key: await stack.write((fenced,), expect)}  # no part of it is added from now on
-            doomed = [each async for each in stack.scan(part)]
-            if entry is None and expect and not doomed:
+            keys = [each async for each in stack.scan(part)]
+            if entry is None and expect and not keys:
                 return False
-            doomed += [key] if look is None else [look, key]
-            for start in range(0, len(doomed), BATCH):
-                await stack.write([Delete(each) for each in doomed[start : start + BATCH]], expect)
+            keys += [key] if look is None else [look, key]
+            for start in range(0, len(keys), BATCH):
+                await stack.write([Delete(each) for each in keys[start : start + BATCH]], expect)
         except ConflictError:
             continue  # somebody has gone on with it: look again
         return True

@@ -123,7 +123,7 @@ def get(target: Target, key: str, as_json: bool) -> None:
         async with target.opened() as stack:
             entry = await stack.read(key)
         if entry is None:
-            raise MissingKeyError(f"nothing at {key!r} in {target}")
+            raise MissingKeyError(f"nothing at {key!r} in {target}; `pocket-plug store ls` lists the keys")
         return entry
 
     entry = asyncio.run(found())

@@ -52,7 +52,7 @@ def _watch_the_end_of_a_worker(close: Callable[[], object]) -> None:
 # ---------------------------------------------------------------- SIGTERM
 @contextmanager
 def no_sigterm() -> Generator[None]:
-    """One that comes meanwhile is heard at the end: what is half closed would be lost."""
+    """A SIGTERM that comes within the block is raised after it: what is half closed would be lost."""
     handles = signal.getsignal(signal.SIGTERM) is _on_sigterm
     if not handles or threading.current_thread() is not threading.main_thread():
         yield
@@ -68,7 +68,7 @@ def no_sigterm() -> Generator[None]:
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # who is impatient sends a second one, and what is open would be lost
+    signal.signal(number, signal.SIG_IGN)  # a second one, from an impatient sender, would lose what is open
     in_time([partial(interrupt_spans, "SIGTERM")], INTERRUPT_SECONDS)
     if _close is not None:
         _close()
@@ -87,7 +87,7 @@ def in_time(works: Sequence[Callable[[], object]], timeout: float) -> bool:
 
 
 def _begin(work: Callable[[], object]) -> threading.Thread | None:
-    """Do it in a thread; None where there is none to be had, and it was done here."""
+    """Do it in a thread; None if no thread could be started, and it was done here."""
     thread = threading.Thread(target=work, name="pocket_plug telemetry", daemon=True)
     try:
         thread.start()

@@ -43,7 +43,7 @@ _logger = logging.getLogger("pocket_plug")
 
 # ---------------------------------------------------------------- queues
 class Backlog:
-    """How much was handed over, dropped for want of room, and sent. Adds no more than `size` at a time.
+    """Counts what was queued, dropped because the queue was full, and exported. The queue holds `size` at most.
 
     >>> backlog = Backlog("spans", size=2)
     >>> backlog.add(), backlog.add(), backlog.unsent
@@ -65,11 +65,11 @@ class Backlog:
 
     @property
     def unsent(self) -> int:
-        """What was handed over and is not exported: it waits, had no room, or was refused."""
+        """What was not exported: it is still queued, was dropped, or was refused."""
         return max(self._added + self._dropped - self._sent, 0)
 
     def add(self) -> bool:
-        """One more; False where there is no room, which is said once."""
+        """Count one more; False if the queue is full, which is logged once."""
         with self._lock:
             if self._added - self._finished < self._size:
                 self._added += 1
@@ -78,14 +78,14 @@ class Backlog:
             first = self._dropped == 1
         if first:
             _logger.warning(
-                "telemetry: %d %s wait to be exported; what comes on top is dropped and counted (said once)",
+                "telemetry: %d %s wait to be exported; further ones are dropped and counted (logged once)",
                 self._size,
                 self.what,
             )
         return False
 
     def done(self, number: int, *, sent: bool) -> None:
-        """So many were exported, or refused.
+        """Count what was exported, or refused.
 
         There is one export at a time, so it takes no lock: a signal may have interrupted who holds that.
         """
@@ -95,7 +95,7 @@ class Backlog:
 
 
 def _number(variable: str, default: int) -> int:
-    """A positive one, as the environment has it. Another text is said and passed over, as OpenTelemetry demands."""
+    """A positive number from the environment. Any other text is logged and ignored, as OpenTelemetry's specification has it."""
     text = os.environ.get(variable, "").strip()
     if text.isdecimal() and int(text):
         return int(text)
@@ -105,13 +105,13 @@ def _number(variable: str, default: int) -> int:
 
 
 def _sizes(queue: str, batch: str) -> tuple[int, int]:
-    """Of a processor's queue and its batches, by their variables; a batch is no larger than its queue."""
+    """The sizes of a processor's queue and batches, from their variables; a batch is no larger than its queue."""
     size = _number(queue, QUEUE)
     return size, min(size, _number(batch, 512))
 
 
 class SpanExport(SpanProcessor):
-    """The SDK's batch processor with a longer queue, which counts what it was not rid of and says once why."""
+    """The SDK's batch processor with a longer queue, which counts what it could not export and logs the reason once."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         size, batch = _sizes("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
@@ -131,11 +131,11 @@ class SpanExport(SpanProcessor):
             self._batch.on_end(span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Export what waits."""
+        """Export what is queued."""
         return self._batch.force_flush(timeout_millis)
 
     def shutdown(self) -> None:
-        """Export what waits, and let go of the exporter."""
+        """Export what is queued, and shut the exporter down."""
         self._batch.shutdown()  # type: ignore[no-untyped-call]  # the SDK forgot its `-> None`
 
 
@@ -174,11 +174,11 @@ class LogExport(LogRecordProcessor):
             self._batch.on_emit(log_record)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Export what waits."""
+        """Export what is queued."""
         return self._batch.force_flush(timeout_millis)
 
     def shutdown(self) -> None:
-        """Export what waits, and let go of the exporter."""
+        """Export what is queued, and shut the exporter down."""
         self._batch.shutdown()  # type: ignore[no-untyped-call]  # the SDK forgot its `-> None`
 
 
@@ -242,7 +242,7 @@ def metric_exporter(kind: Any) -> MetricExporter:
 
 # ---------------------------------------------------------------- what exporters say themselves
 class _SaidOnce(logging.Filter):
-    """Passes a message the first time. An endpoint that doesn't answer is told of at every batch and try otherwise."""
+    """Passes a message the first time only. Else an endpoint that doesn't answer is logged with every batch and retry."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ Signal = Literal["traces", "metrics", "logs"]
 
 
 def disabled() -> bool:
-    """Is all of it switched off?"""
+    """Is OpenTelemetry switched off by its variable?"""
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
@@ -41,7 +41,7 @@ _EXPORTERS = {
 
 
 def endpoint(signal: Signal) -> str:
-    """The collector that is named for a signal, or for all; else ""."""
+    """The collector's endpoint for a signal, or for all signals; else ""."""
     return os.environ.get(_ENDPOINTS[signal]) or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
 
 
@@ -94,7 +94,7 @@ def _by_process(kind: Any) -> Any:
             if self.process != os.getpid():
                 inherited = vars(self).copy()
                 kind.__init__(self)
-                # what was inherited isn't let go of: its locks may be held by threads that aren't here
+                # kept, and never closed: its locks may be held by threads of the parent
                 self.process, self.inherited = os.getpid(), inherited
             return kind.export(self, *batch, **kwargs)
 
@@ -127,7 +127,7 @@ def _named(signal: Signal) -> list[str]:
 
 
 def _prometheus() -> MetricReader:
-    """Metrics at `/metrics`, as OpenTelemetry's variables say. A port that is taken is said, and breaks nothing."""
+    """Metrics at `/metrics`, as OpenTelemetry's variables say. A port that is in use is logged, and breaks nothing."""
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from prometheus_client import start_http_server

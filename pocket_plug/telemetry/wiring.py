@@ -254,7 +254,7 @@ class Telemetry:
         return in_time([part.force_flush for part in self._parts()], timeout)
 
     def close(self, timeout: float = FLUSH_SECONDS) -> None:
-        """Flush, let go, and do no more. Says what wasn't exported, if anything. May be called twice."""
+        """Flush, shut the exporters down, and export no more. Logs what wasn't exported, if anything. May be called twice."""
         with no_sigterm():
             self._close(timeout)
 
@@ -292,7 +292,7 @@ class _Part(Protocol):
 
 
 def _close_all() -> None:
-    """At the end of the process."""
+    """Close what is open, at the end of the process."""
     end = time.monotonic() + FLUSH_SECONDS
     for telemetry in (_observed, _in_production):
         if telemetry is not None:

@@ -263,7 +263,7 @@ def test_show_of_no_run(here: Any) -> None:
     finish("r")
     shown = here("runs", "show", "q")
     assert shown.code == 1
-    assert shown.err == "UnknownRunError: there is no run 'q' in the default store\n"
+    assert shown.err == "UnknownRunError: there is no run 'q' in the default store; `pocket-plug runs ls` lists them\n"
     assert here("runs", "show", "q\udc80").err.startswith("KeyNameError: ")
 
 

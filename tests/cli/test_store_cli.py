@@ -232,7 +232,10 @@ def test_get_of_an_unknown_type_shows_what_is_stored() -> None:
 def test_get_of_nothing() -> None:
     """A key that isn't there is an error that names it, exit code 1, nothing on stdout."""
     fill({"a": 1})
-    assert run("get", "b", code=1) == ("", f"MissingKeyError: nothing at 'b' in {URL}\n")
+    assert run("get", "b", code=1) == (
+        "",
+        f"MissingKeyError: nothing at 'b' in {URL}; `pocket-plug store ls` lists the keys\n",
+    )
 
 
 def test_set_takes_json_or_text() -> None:

@@ -59,7 +59,7 @@ def test_spans_that_have_no_room_are_not_handed_on(
     assert handed == ["first", "second"]
     assert export.backlog.unsent == 4
     assert [record.message for record in caplog.records] == [
-        "telemetry: 2 spans wait to be exported; what comes on top is dropped and counted (said once)"
+        "telemetry: 2 spans wait to be exported; further ones are dropped and counted (logged once)"
     ]
     provider.shutdown()
 
