@@ -47,9 +47,9 @@ from .graph.chain import END as END
 from .graph.chain import Action as Action
 from .graph.chain import Chain as Chain
 from .graph.chain import Next as Next
-from .graph.concurrency import each as each
-from .graph.concurrency import fan_out as fan_out
+from .graph.each import each as each
 from .graph.graph import Graph as Graph
+from .graph.graph import fan_out as fan_out
 from .graph.host import use_host
 from .graph.node import Node as Node
 from .graph.node_functions import node as node

@@ -8,6 +8,7 @@ from .codec import bound as bound
 from .codec import default_codec as default_codec
 from .codec import inspect_record as inspect_record
 from .codec import is_whole as is_whole
+from .codec import payload_of as payload_of
 from .codec import place_of as place_of
 from .codec import register_type as register_type
 from .codec import upgraded as upgraded
@@ -23,6 +24,7 @@ __all__ = [
     "default_codec",
     "inspect_record",
     "is_whole",
+    "payload_of",
     "place_of",
     "register_type",
     "upgraded",

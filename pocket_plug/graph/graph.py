@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.primitives.durations import Duration, seconds
@@ -12,20 +13,21 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
-from .ask import Ask, AskStep
-from .chain import Chain, Ends
-from .context import go_in_place, in_own_context
+from .chain import Chain, Ends, as_chain
+from .context import in_own_context
+from .each import CONCURRENCY, each
+from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
-from .node import I, Node, O, T, as_chain
+from .node import I, Node, O, T, X, Y, options_of
 from .options import GraphOptions, Options, check_count
-from .plan import Plan, Step
-from .runner import Execution
+from .plan import Plan
+from .step import make_step
+from .visit import step_of
 
 if TYPE_CHECKING:
-    from pocket_plug.graph.observing import Carrier
-
     from .durable import Request
+    from .observing import Carrier
 
 MAX_STEPS = 10_000
 MAX_DEPTH = 32
@@ -78,7 +80,8 @@ class Graph(Node[I, O]):
         self.max_steps, self.max_depth = check_count(max_steps, "max_steps"), check_count(max_depth, "max_depth")
         self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
         self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
-        self.plan = Plan(self._chains, self.name, make_step)
+        needs_loop = store is not None and store.place[0].needs_loop
+        self.plan = Plan(self._chains, self.name, step_of, needs_loop)
         self._placed: tuple[Stack, str] | None = None
         self._validated: Options | None = None
         self._is_sync = self.plan.is_sync
@@ -132,14 +135,14 @@ class Graph(Node[I, O]):
         """
         request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
         execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
-        return go_in_place(execution, input, self._is_sync)  # type: ignore[no-any-return]
+        return execution.go_in_place(input, self._is_sync)  # type: ignore[no-any-return]
 
     def resume_sync(self, run_id: str, /, *, answer: Any = MISSING, pocket: RunHost | None = None,
                     allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
-        return go_in_place(execution, MISSING, self._is_sync)  # type: ignore[no-any-return]
+        return execution.go_in_place(MISSING, self._is_sync)  # type: ignore[no-any-return]
 
     def _execution(self, input: Any, pocket: RunHost | None, request: Request | None, traceparent: Carrier | None, *,
                    loop: bool, threads: bool) -> Execution:  # fmt: skip
@@ -187,12 +190,21 @@ def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:
     return Request(run_id, answer, allow_changed)
 
 
-def make_step(node: Node[Any, Any, Any]) -> Step:
-    """The step for a node of whatever kind."""
-    from .concurrency import Each, EachStep
+@overload
+async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
+                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
+@overload
+async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
+                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
+async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
+                  errors: Literal["raise", "collect"] = "raise", store: StoreScope | SyncScope | None = None,
+                  run_id: str | None = None) -> Any:  # fmt: skip
+    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
 
-    if isinstance(node, Graph):
-        return GraphStep(node)
-    if isinstance(node, Ask):
-        return AskStep(node)  # pyright: ignore[reportUnknownArgumentType]
-    return EachStep(node) if isinstance(node, Each) else Step(node)  # pyright: ignore[reportUnknownArgumentType]
+    With a `run_id` it is a durable one: what is finished is not done again after a crash.
+    """
+    everything: Any = each(node, concurrency=concurrency, errors=errors)
+    return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)
+
+
+make_step.register(Graph, GraphStep)

@@ -16,7 +16,7 @@ from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.redaction import named
 from pocket_plug.store.keys import Key
 
-from .chain import Action, Chain, M, Next, Out, instead
+from .chain import Action, Chain, Link, M, Next, Out, as_chain
 from .options import ALL_OPTIONS, Isolation, Options, Traced
 from .retry import Retry
 
@@ -31,14 +31,7 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 
 
-def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
-    """A chain as it is; a node as a chain of one."""
-    if not isinstance(node, Node | Chain):
-        raise TypeError(f"{named(node)} is no node and no chain of nodes{instead(node)}")
-    return node if isinstance(node, Chain) else Chain(node, node)
-
-
-class Node(Generic[I, O, R]):
+class Node(Link[I, O], Generic[I, O, R]):
     """One step of a graph. Override some of the phases, each `async def` or `def`:
 
     - `prep(store, input)` reads from the store and gives what `exec` needs;

@@ -52,7 +52,7 @@ class _Job:
             self.waiter.fail(error)
 
 
-class Late(Exception):
+class WorkerTimeout(Exception):
     """The function is not done in time."""
 
 
@@ -95,14 +95,14 @@ class Workers:
             self._leave(job)  # again, for that may have been interrupted
 
     def call_blocking(self, timeout: float, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The same for a caller without a loop: it waits `timeout` seconds at most, then raises Late."""
+        """The same for a caller without a loop: it waits `timeout` seconds at most, then raises WorkerTimeout."""
         job = _Job(function, arguments)
         try:
             try:
                 self._submit(job)
                 if job.waiter.block(timeout):
                     return job.waiter.outcome()
-                raise Late
+                raise WorkerTimeout
             finally:
                 self._leave(job)
         finally:
