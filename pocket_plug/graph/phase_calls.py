@@ -12,6 +12,7 @@ from typing import Any
 from pocket_plug.errors import NodeTimeoutError, PhaseError
 
 from .observing import NodeCall, PhaseCall
+from .retry import Retry
 from .running import Running
 from .step import Function, Step
 from .watching import Part, Watching
@@ -90,9 +91,7 @@ def attempts(step: Step, exec: Function, in_threads: Collection[str]) -> AsyncFu
                     try:
                         result = await attempt(run, prepared)
                     except Exception as error:
-                        may_retry = retry is not None and number < retry.attempts
-                        will_retry = may_retry and not isinstance(error, PhaseError) and retry.covers(error)
-                        watching.retry(will_retry, retry, number)
+                        watching.retry(_may_retry(retry, number, error), retry, number)
                         raise
                     if about is not None:
                         about.output = result
@@ -106,6 +105,12 @@ def attempts(step: Step, exec: Function, in_threads: Collection[str]) -> AsyncFu
             await _pause(run, watching.delay)
 
     return work
+
+
+def _may_retry(retry: Retry | None, number: int, error: Exception) -> bool:
+    if retry is None or number >= retry.attempts or isinstance(error, PhaseError):
+        return False
+    return retry.covers(error)
 
 
 async def _pause(run: Running, delay: float) -> None:

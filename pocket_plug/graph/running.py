@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pocket_plug.store.backend import Change
@@ -45,7 +45,7 @@ class Running(Protocol):
     """`IN_PLACE`, `EXEC_IN_THREADS` or `ALL_IN_THREADS`."""
     grace: float
     """Seconds that a hook has to end once the run has been cancelled."""
-    exits: Collection[str]
+    exits: Mapping[str, Any]
     """The actions that graphs around this one take care of."""
     left_by: str
     """The action by which it has ended."""

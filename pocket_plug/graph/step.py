@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, Protocol
 
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
 from pocket_plug.primitives.signatures import is_async
@@ -18,7 +18,7 @@ from pocket_plug.store.keys import Key
 from .chain import DEFAULT
 from .node import Node, options_of
 from .node_functions import FunctionNode, PostNode
-from .observing import Phase
+from .observing import NodeCall, Phase
 from .options import Traced
 from .phases import HOOKS, PHASES, faults, input_type, output_type, overridden
 from .retry import Retry
@@ -27,8 +27,14 @@ from .shape import Kind, Shape
 Function = Callable[..., Any]
 Visited = tuple["Step | None", Any, asyncio.CancelledError | None]
 """Where to go (None: the run ends), with what, and a cancellation that came while the node was past stopping."""
-Way = Callable[..., Coroutine[Any, Any, Visited]]
-"""What takes a value through a node: async, of (run, value, call) and, after a conflict, what was lost."""
+
+
+class Way(Protocol):
+    """What takes values through one node."""
+
+    def take(self, run: Any, value: Any, call: NodeCall | None, /) -> Coroutine[Any, Any, Visited]:
+        """Take a value through it, in a run that is watched if there is a call."""
+        ...
 
 
 class Step:
@@ -42,7 +48,7 @@ class Step:
     perform: Function | None = None
     """What stands in for exec where the step is more than one node: async, of (run, call, value)."""
     ways: Sequence[Way]
-    """The function that takes a value through the node, for each place where `def` phases may be called (see `visit`)."""
+    """What takes a value through the node, for each place where a run may call `def` phases (see `visit`)."""
 
     def __init__(self, node: Node[Any, Any, Any]) -> None:
         options = options_of(node)

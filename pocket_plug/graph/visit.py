@@ -45,7 +45,7 @@ def step_of(node: Node[Any, Any, Any]) -> Step:
     """The step for a node of whatever kind, with the ways through it."""
     step = make_step(node)
     in_threads: tuple[Collection[str], ...] = ((), ("exec", "fallback"), PHASES)
-    kind = HookedWay if step.hooks else Way
+    kind = PhasesAndHooks if step.hooks else Phases
     if step.is_async:
         step.ways = (kind(step, ()),) * len(in_threads)
     else:
@@ -53,7 +53,7 @@ def step_of(node: Node[Any, Any, Any]) -> Step:
     return step
 
 
-class Way:
+class Phases:
     """prep, exec, post, the way out and the commit of one node."""
 
     __slots__ = (
@@ -169,7 +169,9 @@ def _leave(run: Running, step: Step, output: Any, call: NodeCall | None) -> tupl
     action, target = DEFAULT, step.next
     if output.__class__ is Next:
         action, output = output.action, output.output
-        target = step.actions.get(action) or _end(run, step, action)
+        target = step.actions.get(action)
+        if target is None:
+            _end(run, step, action)
     if call is not None:
         call.action, call.next = action, target.name if target is not None else None
     return target, output
@@ -219,7 +221,7 @@ class CommitConflict(Exception):
         self.conflict, self.transaction, self.prepared, self.result = conflict, transaction, prepared, result
 
 
-async def _land(run: Running, way: Way, call: NodeCall | None, transaction: Transaction,
+async def _land(run: Running, way: Phases, call: NodeCall | None, transaction: Transaction,
                 made: tuple[Any, Any, Any], left: tuple[Step | None, Any], lost: CommitConflict | None) -> Visited:  # fmt: skip
     """Write what the node has changed, on its way out. After a conflict, take the value through it again."""
     step = way.step
@@ -246,7 +248,7 @@ async def _land(run: Running, way: Way, call: NodeCall | None, transaction: Tran
     return await _try_again(run, way, value, call, missed)
 
 
-async def _try_again(run: Running, way: Way, value: Any, call: NodeCall | None, lost: CommitConflict) -> Visited:
+async def _try_again(run: Running, way: Phases, value: Any, call: NodeCall | None, lost: CommitConflict) -> Visited:
     """After a conflict: at once a few times, then in line for the keys that were lost."""
     contested: set[str] = set()
     run.left_by = DEFAULT
@@ -265,7 +267,7 @@ async def _try_again(run: Running, way: Way, value: Any, call: NodeCall | None, 
                         priority.close()  # plain writes don't wait for an exec
                     elif in_line:
                         priority.enter_context(gates.priority(contested))
-                    return await Way.take(way, run, value, call, lost)
+                    return await Phases.take(way, run, value, call, lost)
             except CommitConflict as again:
                 lost = again
             finally:
@@ -274,7 +276,7 @@ async def _try_again(run: Running, way: Way, value: Any, call: NodeCall | None, 
 
 
 # ---------------------------------------------------------------- hooks
-class HookedWay(Way):
+class PhasesAndHooks(Phases):
     """The way through a node, and then its hooks. An input that the node doesn't take is no visit of it."""
 
     __slots__ = ()
