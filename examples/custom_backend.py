@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from pocket_plug import Backend, Change, ConflictError, Entry, Put, Store, StoreClosedError
 from pocket_plug.primitives.forking import new_lock
+from pocket_plug.store.backend import is_expected
 
 History = tuple[Entry | None, ...]
 
@@ -36,8 +37,8 @@ class Ledger(Backend):
             raise StoreClosedError("the ledger is closed")
         with self._lock:
             found = {key: entry.version if (entry := self._live(key)) else 0 for key in expect}
-            if found != expect:
-                raise ConflictError(key for key in expect if found[key] != expect[key])
+            if changed := [key for key in expect if not is_expected(found[key], expect[key])]:
+                raise ConflictError(changed)
             self._version += bool(changes)
             new: dict[str, History] = {}  # made ready first: a reader, or Ctrl-C, may come between any two steps
             for change in changes:

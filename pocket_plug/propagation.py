@@ -87,8 +87,9 @@ def current_session(context: Context | None = None) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def context_of(carrier: Mapping[str, str] | str, context: Context | None = None, *,
-               baggage: Iterable[str] = ()) -> Context:  # fmt: skip
+def context_of(
+    carrier: Mapping[str, str] | str, context: Context | None = None, *, baggage: Iterable[str] = ()
+) -> Context:
     """A context (the current one, unless given) with the span, the session and the named baggage of a carrier."""
     given: Mapping[Any, Any] = {"traceparent": carrier} if isinstance(carrier, str) else carrier
     texts = {str(name).lower(): value for name, value in given.items() if isinstance(value, str)}

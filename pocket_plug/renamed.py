@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import warn
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importlib.abc would load importlib.resources, tempfile and archive formats
 
 MODULES = {
     "backend": "store.backend",
@@ -34,7 +38,7 @@ EXCEPTIONS = {
 NAMES = {**EXCEPTIONS, "TTL": "Duration"}
 
 
-class RenamedModules(MetaPathFinder, Loader):
+class RenamedModules(Loader):
     """Finds modules by their old names, once nobody else knows them: each is the very module that has the new name."""
 
     def find_spec(
@@ -43,6 +47,9 @@ class RenamedModules(MetaPathFinder, Loader):
         """A spec for an old name, None for all others."""
         package, _, name = fullname.rpartition(".")
         return ModuleSpec(fullname, self) if package == "pocket_plug" and name in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Python makes it; `exec_module` puts another one in its place."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Put the module of the new name in the place of the old one."""

@@ -1,7 +1,8 @@
 """The backend in one SQLite file, which any number of threads, loops and processes may share.
 
 Reads happen in place. A write is one transaction: in place where that stops nobody, else in one writer thread, which
-commits all that wait as one. Values are the codec's bytes. A plugin module, as any third party's.
+commits all that wait as one. In a turn that thread begins the transaction before the caller reads. Values are the codec's
+bytes. A plugin module, as any third party's.
 
 SQLite's locks belong to a process, and in a forked child its library believes that it holds its parent's. So no connection
 may be open at a fork: all are closed before, and opened again when they are needed.
@@ -16,10 +17,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from operator import methodcaller
 from pathlib import Path
+from random import uniform
 from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote
@@ -38,9 +41,10 @@ from pocket_plug.errors import (
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.files import make_file, make_folder
 from pocket_plug.primitives.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
 
 try:
     import fcntl
@@ -66,7 +70,8 @@ _SCHEMA = (
 _WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
             FROM pragma_application_id, pragma_user_version"""
 _READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
-_READ_MANY = "SELECT ?1, value, version, expires_at FROM entries WHERE key = ?1"
+# With the key that was asked for. Twice `?` and never `?1`, which Python 3.12.1 takes for a name and warns of.
+_READ_MANY = "SELECT ?, value, version, expires_at FROM entries WHERE key = ?"
 _SEEN = "SELECT version, expires_at FROM entries WHERE key = ?"
 # No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
 _SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT)
@@ -86,7 +91,9 @@ _STRAY = {
     f"{_BY_INDEX} EXCEPT {_BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
 }
 # The deadline stands in the index and in the table: a damaged one in either removes nothing.
-_REAP = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ?1 LIMIT ?2) AND +expires_at <= ?1"
+_REAP = (
+    "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?) AND +expires_at <= ?"
+)
 
 _REFUSALS = (sqlite3.Error, UnicodeDecodeError)
 """What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
@@ -100,8 +107,14 @@ REAP_EVERY = 16
 LOOK_EVERY = 0.05
 """Reads check at most once in so many seconds whether the file is still in its place. A write checks each time."""
 
-# Seconds that the writer waits for another process before it checks whether this process is about to be forked.
-_WAIT = 0.1
+LONGEST_TURN = 1.0
+"""Seconds for which a turn keeps the file locked, at most."""
+
+POLL = 0.001, 0.004
+"""Seconds between two tries to lock a file that another process has locked: random, so that all who wait are equals. The pauses
+of SQLite's own busy handler grow to 100 ms, and who writes all the time has locked the file again a hundred times meanwhile."""
+
+_WAIT = 0.1  # seconds after which a turn looks whether its time is over, or this process about to be forked
 
 _left_alone: list[_Connection] = []
 """In a forked child: connections that the parent used at the fork. Closing them here could release the parent's locks."""
@@ -143,6 +156,21 @@ class _Request:
         if self.error is not None:
             raise self.error
         return self.version
+
+
+class _Turn:
+    """A time in which the writer thread keeps the file locked for one caller, until that has written or is over."""
+
+    __slots__ = ("is_over", "request", "waiter")
+
+    def __init__(self) -> None:
+        self.waiter: Waiter[None] = Waiter()
+        self.request: _Request | None = None
+        self.is_over = False
+
+
+_had: ContextVar[_Turn | None] = ContextVar("pocket_plug.turn", default=None)
+"""The turn that the current call is in."""
 
 
 class SQLite(Backend):
@@ -189,12 +217,14 @@ class SQLite(Backend):
         self._counter = 0  # where its own last commit has put the counter
         self._unreaped = 0
         self._queue: list[_Request] = []
+        self._turns: list[_Turn] = []
+        self._turn: _Turn | None = None  # the one that is being had
         self._thread: threading.Thread | None = None
         self._closers: list[Waiter[None]] = []
         take_part(self)
 
     def _begin_locks(self) -> None:
-        self._writing = threading.Lock()  # held by whoever uses the writer
+        self._writing = Lock()  # held by whoever uses the writer
         # guards the queue, the connections and `_open`; reentrant: garbage collection withdraws
         self._lock = new_rlock()
         self._queued = threading.Condition(self._lock)
@@ -325,7 +355,7 @@ class SQLite(Backend):
         connection.execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
         for name in ("fullfsync", "checkpoint_fullfsync"):  # on macOS nothing less reaches the disk
             connection.execute(f"PRAGMA {name} = {int(power)}")
-        connection.execute("PRAGMA busy_timeout = 0")  # only the writer thread waits, and says so
+        connection.execute("PRAGMA busy_timeout = 0")  # only the writer thread waits, in its own way
 
     def _is_new(self, connection: sqlite3.Connection) -> bool:
         application, schema, tables = connection.execute(_WHOSE).fetchone()
@@ -415,7 +445,7 @@ class SQLite(Backend):
             _forbidden.add((self._file if self._open else None) or _identity(self._name))
             self._open = False
         self._begin_locks()
-        self._queue, self._thread, self._closers = [], None, []
+        self._queue, self._turns, self._turn, self._thread, self._closers = [], [], None, None, []
         self._readers, self._writer = [], None
         if self._ownership is not None:
             self._ownership.leave()
@@ -455,7 +485,7 @@ class SQLite(Backend):
         """All as they were at one moment."""
         now = self.clock()
         entries: dict[str, Entry] = {}
-        for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in keys]):
+        for key, record, version, expires_at in self._rows(_READ_MANY, [(key, key) for key in keys]):
             if self._is_alive(key, record, version, expires_at, now):
                 try:
                     value = default_codec.decode(record, place_of(key, version, expires_at))
@@ -559,10 +589,10 @@ class SQLite(Backend):
         now = self.clock()
         seen = {
             key: version
-            for key, record, version, expires_at in self._rows(_READ_MANY, [(key,) for key in expect])
+            for key, record, version, expires_at in self._rows(_READ_MANY, [(key, key) for key in expect])
             if self._is_alive(key, record, version, expires_at, now)
         }
-        if changed := [key for key, version in expect.items() if seen.get(key, 0) != version]:
+        if changed := [key for key, version in expect.items() if not is_expected(seen.get(key, 0), version)]:
             raise ConflictError(changed)
         return current
 
@@ -595,19 +625,55 @@ class SQLite(Backend):
                 held[0].release()
         return True
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None]:
+        """The writer thread begins a transaction and keeps it open for the next write of this caller, one second at most."""
+        turn = _Turn()
+        before = _had.get()
+        try:
+            with self._lock:
+                self._wake_writer(not self._turns)
+                self._turns.append(turn)
+            await turn.waiter
+            _had.set(turn)
+            yield
+        finally:
+            try:
+                self._end_turn(turn, before)
+            except BaseException:  # interrupted
+                self._end_turn(turn, before)
+                raise
+
+    def _end_turn(self, turn: _Turn, before: _Turn | None) -> None:
+        with self._lock:
+            _had.set(before)
+            turn.is_over = True
+            if turn in self._turns:
+                self._turns.remove(turn)
+            self._queued.notify()
+
+    def _wake_writer(self, is_waiting: bool) -> None:
+        """Start the writer thread, or tell it that there is something to do. Called with the lock held."""
+        if not self._open:
+            raise self._not_open()
+        if self._thread is None:
+            thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
+            thread.start()
+            self._thread = thread
+        elif is_waiting:  # else it has been told already, or is at work and will look
+            self._queued.notify()
+
     def _enqueue(self, request: _Request) -> None:
         """Hand a request to the writer thread, which is started for the first one."""
         with self._lock:
-            if not self._open:
-                raise self._not_open()
-            if self._thread is None:
-                thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
-                thread.start()
-                self._thread = thread
-            elif not self._queue:  # else it has been told already, or is at work and will look
-                self._queued.notify()
+            turn = self._turn
+            has_turn = turn is not None and turn is _had.get() and turn.request is None
+            self._wake_writer(has_turn or not self._queue)
             request.is_queued = True
-            self._queue.append(request)
+            if turn is not None and has_turn:
+                turn.request = request
+            else:
+                self._queue.append(request)
 
     def _withdraw(self, request: _Request) -> bool:
         """Take a request back, unless it has been begun."""
@@ -627,9 +693,9 @@ class SQLite(Backend):
             self._thread = me
         while True:
             with self._lock:
-                while not self._queue and self._open:
+                while not self._queue and not self._turns and self._open:
                     self._queued.wait()
-                if not self._queue:
+                if not self._queue and not self._turns:
                     self._thread = None
                     closers, self._closers = self._closers, []
                     wake([waiter.give(None) for waiter in closers])
@@ -649,16 +715,37 @@ class SQLite(Backend):
         try:
             writer = self._begun()
         except (*_REFUSALS, StoreError) as error:
+            with self._lock:
+                turns, self._turns = self._turns, []
+            wake([turn.waiter.fail(self._explained(error)) for turn in turns])
             batch = [request for request in waiting if self._withdraw(request)]
             for request in batch:
                 request.error = self._explained(error)
             return batch
         if writer is None:
             return []
+        first = self._written_in_turn()
         with self._lock:
-            batch, self._queue = self._queue, []
-        self._commit(writer, batch)
+            batch, self._queue = [*first, *self._queue], []
+        if batch:
+            self._commit(writer, batch)
+        else:
+            _roll_back(writer)
         return batch
+
+    def _written_in_turn(self) -> list[_Request]:
+        """Let the caller that waits longest for a turn have it, in the transaction that has begun; gives what it has written."""
+        with self._lock:
+            if not self._turns:
+                return []
+            turn = self._turn = self._turns.pop(0)
+        wake([turn.waiter.give(None)])
+        until = monotonic() + LONGEST_TURN
+        with self._lock:
+            while turn.request is None and not turn.is_over and not is_under_way() and monotonic() < until:
+                self._queued.wait(_WAIT)
+            self._turn = None
+            return [] if turn.request is None else [turn.request]
 
     def _begun(self) -> sqlite3.Cursor | None:
         """The writer, in a transaction; None if this process is about to be forked: a fork doesn't wait for other processes."""
@@ -675,21 +762,18 @@ class SQLite(Backend):
                 raise
             writer = self._writer = connection.cursor()
         deadline = monotonic() + self.timeout
-        try:
-            while True:
-                left = max(deadline - monotonic(), 0)
-                writer.execute(f"PRAGMA busy_timeout = {round(min(left, _WAIT) * 1000)}")
-                try:
-                    _begin(writer)
-                except _REFUSALS as error:
-                    if not _is_busy(error) or not left:
-                        raise
-                    if is_under_way():
-                        return None
-                else:
-                    return writer
-        finally:
-            writer.execute("PRAGMA busy_timeout = 0")
+        while True:
+            is_last = monotonic() >= deadline
+            try:
+                _begin(writer)
+            except _REFUSALS as error:
+                if not _is_busy(error) or is_last:
+                    raise
+            else:
+                return writer
+            if is_under_way():
+                return None
+            time.sleep(uniform(*POLL))  # noqa: S311 - no secret
 
     def _commit(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
         """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
@@ -711,7 +795,7 @@ class SQLite(Backend):
                 execute(_COUNT, (version,))
             self._counter = version
             if self._unreaped >= REAP_EVERY:
-                execute(_REAP, (now, 2 * self._unreaped))
+                execute(_REAP, (now, 2 * self._unreaped, now))
                 self._unreaped = 0
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
             _roll_back(writer)
@@ -754,7 +838,7 @@ class SQLite(Backend):
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
-                if self._version_of(execute, key, now) != expected:
+                if not is_expected(self._version_of(execute, key, now), expected):
                     changed.append(key)
             if changed:
                 request.error = ConflictError(changed)
@@ -793,7 +877,7 @@ class SQLite(Backend):
         row = execute(_SEEN, (key,)).fetchone()
         if row is None or row[1] is None:
             return 0 if row is None else row[0]
-        _, record, version, expires_at = execute(_READ_MANY, (key,)).fetchone()
+        record, version, expires_at = execute(_READ, (key,)).fetchone()
         return version if self._is_alive(key, record, version, expires_at, now) else 0
 
     def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
@@ -814,9 +898,9 @@ class SQLite(Backend):
 
     def _is_damaged(self, execute: _Execute, key: str) -> bool:
         """Is there a damaged row? It is replaced whatever version it has, since that can't be trusted."""
-        row = execute(_READ_MANY, (key,)).fetchone()
+        row = execute(_READ, (key,)).fetchone()
         try:
-            return row is not None and not is_whole(row[1], place_of(key, *row[2:]))
+            return row is not None and not is_whole(row[0], place_of(key, *row[1:]))
         except (TypeError, struct.error):
             return True
 

@@ -2,29 +2,38 @@
 
 Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or configuration,
 3 a run waits for an answer, 130 interrupted.
+
+A command's module is imported when the command runs, so that the help is there at once: here stand only its name and the
+line that the help shows.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import IO, Any
 
 import click
 
 from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, is_fault
-from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.terminal import escaped
 
 from .output import echo
-from .run import graph, run
-from .runs import runs
-from .show import plugins, stack
-from .store import store
-from .trace import trace
-from .tracebacks import user_traceback
+
+COMMANDS = {
+    "graph": ("run", "Draw a graph as a Mermaid flow chart."),
+    "plugins": ("show", "List the plugins that were found, used or not, and why."),
+    "run": ("run", "Run an application or a graph."),
+    "runs": ("runs", "Look at durable runs, go on with them, answer and remove them."),
+    "stack": ("show", "Draw the configured store stacks."),
+    "store": ("store", "Look into a store, and change it."),
+    "trace": ("trace", "Look at what was traced, open it in the browser, send it to a backend."),
+}
+"""Our commands: the module that has each, and the first sentence of its help."""
 
 
 class Failure(click.ClickException):
@@ -50,17 +59,21 @@ class Commands(click.Group):
     """Our commands, then those of plugins, which are asked for theirs only where a name is none of ours."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *self._of_plugins()]
+        return [*COMMANDS, *_commands_of_plugins()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or self._of_plugins().get(cmd_name)
+        if cmd_name not in COMMANDS:
+            return _commands_of_plugins().get(cmd_name)
+        command: click.Command = getattr(import_module(f".{COMMANDS[cmd_name][0]}", __name__), cmd_name)
+        return command
 
-    def _of_plugins(self) -> dict[str, click.Command]:
-        try:
-            return default_pocket().commands(taken=self.commands)
-        except PocketError as error:  # the help must not depend on the configuration
-            echo(f"commands of plugins are left out. {type(error).__name__}: {error}", err=True)
-            return {}
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, line) for name, (_, line) in COMMANDS.items()]
+        for name, command in _commands_of_plugins().items():
+            if not command.hidden:
+                rows.append((name, command.get_short_help_str()))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -78,6 +91,8 @@ class Commands(click.Group):
         except BaseException as error:
             if ctx.params["debug"] or not is_fault(error) or isinstance(error, SystemExit):
                 raise
+            from .tracebacks import user_traceback
+
             raise Failure(user_traceback(error)) from error
 
 
@@ -88,8 +103,31 @@ def cli(debug: bool) -> None:
     """State management for workflows: stores, graphs, plugins."""
 
 
-for command in (run, runs, trace, graph, plugins, stack, store):
-    cli.add_command(command)
+def _commands_of_plugins() -> dict[str, click.Command]:
+    if not _may_have_plugins():
+        return {}
+    from pocket_plug.plugins.pocket import default_pocket
+
+    try:
+        return default_pocket().commands(taken=COMMANDS)
+    except PocketError as error:  # the help must not depend on the configuration
+        echo(f"commands of plugins are left out. {type(error).__name__}: {error}", err=True)
+        return {}
+
+
+def _may_have_plugins() -> bool:
+    """Is there a plugin besides our own, which offer no commands? The metadata tell it without loading any."""
+    if "pocket_plug.plugins.pocket" in sys.modules:
+        return True  # a Pocket may have been given plugins in code
+    from importlib.metadata import distributions
+
+    try:
+        return any(
+            "[pocket_plug]" in (found.read_text("entry_points.txt") or "") and found.name != "pocket-plug"
+            for found in distributions()
+        )
+    except Exception:  # noqa: BLE001 - anybody writes metadata; loading the plugins says what is wrong with them
+        return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

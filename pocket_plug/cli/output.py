@@ -6,13 +6,11 @@ escapes are JSON's own, so the document means the same.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
-import msgspec
 
 from pocket_plug.primitives.terminal import escaped, escaped_json
 
@@ -40,6 +38,10 @@ def echo_drawn(drawn: str) -> None:
 
 def echo_json(value: Any, *, is_compact: bool = False) -> None:
     """Print a JSON document. Values of types that JSON doesn't have are printed as text."""
+    import json
+
+    import msgspec  # here, since the help needs neither
+
     try:
         document = msgspec.json.encode(value, enc_hook=str)
     except UnicodeEncodeError:  # a lone surrogate, which JSON can escape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import sys
 from collections.abc import Generator
@@ -13,6 +12,7 @@ import click
 
 from pocket_plug.graph.graph import Graph
 from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.signals import run_loop
 
 from .given import input_of, value_of
 from .output import echo, echo_json, echo_value
@@ -65,8 +65,9 @@ def _say_where(telemetry: Telemetry, failed: bool) -> None:
 @click.option("--run-id", metavar="ID", help="For a graph: the run is durable; the same line goes on with it.")
 @trace_option
 @as_json
-def run(target: str, arguments: tuple[str, ...], given: str | None, run_id: str | None, trace: bool,
-        as_json: bool) -> int:  # fmt: skip
+def run(
+    target: str, arguments: tuple[str, ...], given: str | None, run_id: str | None, trace: bool, as_json: bool
+) -> int:
     """Run an application or a graph.
 
     TARGET is a Python file or a folder (its app.py, else its __init__.py). It defines `main`, a click command or a
@@ -108,7 +109,7 @@ def _run_main(main: Any, title: str, arguments: tuple[str, ...]) -> int:
     else:
         code = main()
     if inspect.iscoroutine(code):
-        code = asyncio.run(code)
+        code = run_loop(code)
     return code if isinstance(code, int) else 0
 
 
@@ -118,7 +119,7 @@ def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) ->
             return await pocket.run(graph, value, run_id=run_id)
 
     value = value_of(given, input_of(graph.plan.start), "--input")
-    return asyncio.run(in_pocket())
+    return run_loop(in_pocket())
 
 
 def print_result(result: Any, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.durable import ENDED, RUN, keys_of, look_at, step_at
 from pocket_plug.graph.graph import Graph
 from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
@@ -224,8 +225,9 @@ def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: 
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")
 @_going_on
-def answer(target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, trace: bool,
-           as_json: bool) -> None:  # fmt: skip
+def answer(
+    target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, trace: bool, as_json: bool
+) -> None:
     """Answer the question at which a run is suspended, go on with it, and print its result.
 
     ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.
@@ -248,7 +250,7 @@ def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, al
             return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
 
     with traced(trace):
-        return asyncio.run(resumed())
+        return run_loop(resumed())
 
 
 async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> Any:

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from pocket_plug.telemetry.summary import RunSummary
 
 in_file = click.option(
-    "--file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="The file of traces; .pocket_plug/traces.jsonl without it.",
-)  # fmt: skip
+)
 
 
 @click.group
@@ -191,8 +193,9 @@ def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]
         raise UnknownRunError(f"{len(begun)} runs in {path} begin with {wanted!r}: {several}. Give more of the id")
     else:
         close = suggest(wanted, [*names, *dict.fromkeys(run.graph for run in runs)])
-        raise UnknownRunError(f"there is no run {wanted!r} in {path}, nor a graph of that name.{close} "
-                              "`pocket-plug trace ls` lists them")  # fmt: skip
+        raise UnknownRunError(
+            f"there is no run {wanted!r} in {path}, nor a graph of that name.{close} `pocket-plug trace ls` lists them"
+        )
     return {run.trace_id for run in runs if run.run_id == run_id}
 
 

@@ -719,10 +719,14 @@ class Codec:
             )
         with counted():
             if may_have_large_map(data, _HEADER_SIZE):
-                with suppress(msgspec.ValidationError):
-                    return _from_texts(payload)
-                check_maps(data, _HEADER_SIZE, self._from_ext)
+                return self._with_large_map(data, payload)
             return self._from_msgpack(payload)
+
+    def _with_large_map(self, data: bytes, payload: bytes | memoryview) -> Any:
+        with suppress(msgspec.ValidationError):
+            return _from_texts(payload)
+        check_maps(data, _HEADER_SIZE, self._from_ext)
+        return self._from_msgpack(payload)
 
     def _from_ext(self, code: int, data: memoryview) -> Any:
         if (scalar := _SCALAR_READERS.get(code)) is not None:

@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import Any
 
 from pocket_plug.errors import NodeTimeoutError, RunSuspendedError, StepLimitError, SyncError
+from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
@@ -128,7 +129,7 @@ class Execution:
             if stack.is_new:
                 stack.open_sync()
             return stack.run(self.go(value))
-        return asyncio.run(self._open_and_go(value))
+        return run_loop(self._open_and_go(value))
 
     async def _open_and_go(self, value: Any) -> Any:
         if self.stack.is_new:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
+from pocket_plug.primitives.default_pocket import find_default_pocket
 from pocket_plug.store.store import Store
 
 from .observing import Observer, Run
@@ -22,15 +22,7 @@ class RunHost(Protocol):
         ...
 
 
-_host: Callable[[], RunHost]
-
-
-def use_host(find: Callable[[], RunHost]) -> None:
-    """Run what names no Pocket in what `find` gives, from now on."""
-    global _host
-    _host = find
-
-
 def default_host() -> RunHost:
     """What a run uses that names no Pocket: the default one."""
-    return _host()
+    found: RunHost = find_default_pocket()
+    return found

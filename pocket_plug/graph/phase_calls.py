@@ -125,7 +125,11 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
     timeout = step.timeout
     if timeout is None:
         function, awaits = placed(function, step.exec_async, in_thread)
-        return lambda run, prepared: checked(step, "exec", function, awaits, prepared)
+
+        async def attempt_at_once(run: Running, prepared: Any) -> Any:
+            return await checked(step, "exec", function, awaits, prepared)
+
+        return attempt_at_once
     late = f"node {step.name!r}: exec took longer than timeout={timeout:g} seconds"
     beside = partial(checked, step, "exec", *placed(function, step.exec_async, in_thread=True))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Literal
 
 from pocket_plug.errors import ConfigError, ConflictError
@@ -275,6 +276,10 @@ class Persistence(Layer):
         """Both tiers."""
         await self.inner.flush()
         await self._durable.flush()
+
+    def turn(self) -> AbstractAsyncContextManager[None] | None:
+        """The durable tier's."""
+        return self._durable.turn()
 
     async def open(self) -> None:
         """Both tiers, or neither."""

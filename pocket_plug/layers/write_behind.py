@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 from pocket_plug.codec import Sealed, default_codec
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreClosedError, StoreError
 from pocket_plug.primitives.forking import after_fork, new_rlock
+from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.waiting import Waiter, drive, wake
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, is_expected
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds between the tries of a batch that meets a busy backend; after the last of them it has failed."""
 
 _owners: weakref.WeakSet[WriteBehind] = weakref.WeakSet()
-_claiming = threading.Lock()
+_claiming = Lock()
 
 
 class _Queued:
@@ -432,7 +433,7 @@ class WriteBehind(Backend):
         for key, expected in expect.items():
             found = known.get(key)
             alive = found is not None and (not isinstance(found, _Queued) or found.alive(now))
-            if (found.version if found is not None and alive else 0) != expected:
+            if not is_expected(found.version if found is not None and alive else 0, expected):
                 changed.append(key)
         if changed:
             raise ConflictError(changed)
@@ -567,7 +568,7 @@ class WriteBehind(Backend):
 
 def _forget_all() -> None:
     global _claiming
-    _claiming = threading.Lock()
+    _claiming = Lock()
     for queue in list(_owners):
         queue.forget()
         _owners.discard(queue)

@@ -25,7 +25,6 @@ from pocket_plug.errors import (
     is_fault,
     suggest,
 )
-from pocket_plug.graph.host import use_host
 from pocket_plug.hookspecs import Carrier, Observer, Run
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.forking import new_rlock
@@ -33,7 +32,7 @@ from pocket_plug.primitives.redaction import conceal, public_url, summary
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
-from pocket_plug.store.resolving import LayerSpec, use_resolver
+from pocket_plug.store.resolving import LayerSpec
 from pocket_plug.store.resolving import order_names as order_names
 
 from .config import (
@@ -437,7 +436,3 @@ def set_default_pocket(pocket: Pocket | None, /) -> None:
 def _shut_down_default() -> None:
     if _default is not None:
         _default.shutdown()
-
-
-use_resolver(default_pocket)
-use_host(default_pocket)

@@ -25,22 +25,36 @@ from functools import partial
 from itertools import count, takewhile
 from operator import methodcaller
 from types import MethodType
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from weakref import ReferenceType, ref
 
 from pocket_plug.errors import StoreError, is_fault
+
+from .locks import Lock, RLock
 
 PATIENCE = 5.0
 """Seconds that a fork waits, at most, for other threads to finish what they are doing."""
 
 _SLICE = 0.01  # seconds to wait for one lock, while others are held
 
-_module_locks: dict[str, Callable[[], Any]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
+_module_locks: dict[str, Callable[[], object]] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
 """Python's own locks of modules that are being imported. If a Python has none of that name, forks don't wait for imports."""
 
 _logger = logging.getLogger("pocket_plug")
 T = TypeVar("T")
 Callback = Callable[[], object]
+
+
+class Lockable(Protocol):
+    """A lock of `threading`, plain or reentrant."""
+
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
+    def release(self) -> None: ...
+
+
+L = TypeVar("L", bound=Lockable)
+Taken = list[Lockable | None]
+"""Locks that are held here; None while they are being released."""
 
 
 class Participant(Protocol):
@@ -64,9 +78,9 @@ class _Weak:
 
     __slots__ = ("_function", "_owner")
 
-    def __init__(self, callback: Callback, gone: Callable[[Any], object] | None = None) -> None:
+    def __init__(self, callback: Callback, gone: Callable[[ReferenceType[object]], object] | None = None) -> None:
         self._function: Callable[..., object] = callback
-        self._owner: ReferenceType[Any] | None = None
+        self._owner: ReferenceType[object] | None = None
         if isinstance(callback, MethodType):
             self._function, self._owner = callback.__func__, ref(callback.__self__, gone)
 
@@ -83,7 +97,7 @@ class _Weak:
 _numbers = count()
 _callbacks: dict[int, _Weak] = {}  # in the order in which they came
 _participants: dict[int, ReferenceType[Participant]] = {}
-_locks: dict[int, ReferenceType[Any]] = {}
+_locks: dict[int, ReferenceType[Lockable]] = {}
 _lost: dict[int, _Weak] = {}  # by the lock's id
 
 
@@ -100,20 +114,20 @@ def take_part(participant: Participant) -> None:
 
 
 def new_lock(lost: Callback | None = None) -> threading.Lock:
-    """A plain `threading.Lock` that no other thread holds at the moment of a fork.
+    """A `Lock` of `locks` that no other thread holds at the moment of a fork.
 
     If one does all the same, for longer than a fork waits, `lost` is called in the child: what the lock guards may be half
     changed there. A bound method is held weakly.
     """
-    return _known(threading.Lock(), lost)  # type: ignore[no-any-return]
+    return _known(Lock(), lost)
 
 
 def new_rlock(lost: Callback | None = None) -> threading.RLock:
     """The same, reentrant."""
-    return _known(threading.RLock(), lost)  # type: ignore[no-any-return]
+    return _known(RLock(), lost)
 
 
-def _known(lock: Any, lost: Callback | None) -> Any:
+def _known(lock: L, lost: Callback | None) -> L:
     key = id(lock)
     _locks[key] = ref(lock, partial(_locks.pop, key))
     if lost is not None:
@@ -122,7 +136,7 @@ def _known(lock: Any, lost: Callback | None) -> Any:
 
 
 # ---------------------------------------------------------------- one fork
-_turn = threading.Lock()  # one fork at a time
+_turn = Lock()  # one fork at a time
 _under_way = False
 
 
@@ -151,16 +165,17 @@ def wait_for_fork() -> None:
 
 # A signal's handler may raise between any two steps of Python code, but not within C code. So acquiring and keeping account
 # of it is one call into C.
-_acquire: Callable[[Any], bool] = methodcaller("acquire", True, _SLICE)
-_release: Callable[[Any], None] = methodcaller("release")
+_acquire: Callable[[Lockable], bool] = methodcaller("acquire", True, _SLICE)
+_release: Callable[[Lockable | None], None] = methodcaller("release")
 
 
-def take(locks: Iterable[Any], taken: list[Any]) -> None:
+def take(locks: Iterable[Lockable], taken: Taken) -> None:
     """Acquire the locks in this order, up to the first that isn't free soon. `taken` has those acquired, whatever is raised."""
-    taken.extend(takewhile(_acquire, locks))
+    acquired: Iterable[Lockable] = takewhile(_acquire, locks)
+    taken.extend(acquired)
 
 
-def release(taken: list[Any]) -> None:
+def release(taken: Taken) -> None:
     """Release all locks in `taken`, the last one first, and empty it."""
     taken.insert(0, None)
     deque(map(_release, iter(taken.pop, None)), maxlen=0)
@@ -183,9 +198,9 @@ class _Fork:
     def __init__(self) -> None:
         self.depth = 1
         self.until = time.monotonic() + PATIENCE
-        self.turn: list[Any] = []
-        self.taken: list[Any] = []
-        self.missing: list[Any] = []
+        self.turn: Taken = []
+        self.taken: Taken = []
+        self.missing: list[Lockable] = []
         self.restless: list[Participant] = []
         self.interrupt: BaseException | None = None
 
@@ -207,7 +222,7 @@ class _Fork:
             release(self.taken)
             time.sleep(0.001)
 
-    def _take_all(self, locks: list[Any]) -> bool:
+    def _take_all(self, locks: list[Lockable]) -> bool:
         """Acquire all of them; False if one isn't free soon, which is then the first of `locks`, to be tried first the next time.
 
         The order in which they nest isn't known. So a thread that holds one may wait for another that is held here: the
@@ -280,8 +295,10 @@ def _after_in_parent() -> None:
     if fork.restless or fork.missing:
         _logger.warning(
             "a child was forked although %s, after waiting %g s for that to end; stores and queues that this concerns "
-            "may refuse to be used in the child", _title(fork), PATIENCE,
-        )  # fmt: skip
+            "may refuse to be used in the child",
+            _title(fork),
+            PATIENCE,
+        )
     _raise_again(fork)
 
 
@@ -312,22 +329,22 @@ def _after_in_child() -> None:
 
 def _begin_anew(fork: _Fork) -> None:
     global _turn, _under_way
-    _turn, _under_way = threading.Lock(), False
+    _turn, _under_way = Lock(), False
     for participant in _taking_part():
         _guarded(participant, participant.begin_anew)
     for callback in [*_callbacks.values()]:
         _guarded(callback, callback)
-    reentrant: Any = type(threading.RLock())
+    reentrant = type(RLock())
     for lock in fork.missing:
         if isinstance(lock, reentrant):  # another thread has it, for this one would have got it
             _report_lost(lock)
-            lock._at_fork_reinit()  # as `logging` and `threading` do with theirs
+            methodcaller("_at_fork_reinit")(lock)  # as `logging` and `threading` do with theirs
     plain = [lock for lock in fork.missing if not isinstance(lock, reentrant)]
     if plain:
         threading.Thread(target=_free_in_time, args=(plain,), name="pocket_plug fork", daemon=True).start()
 
 
-def _free_in_time(locks: Sequence[Any]) -> None:
+def _free_in_time(locks: Sequence[Lockable]) -> None:
     until = time.monotonic() + PATIENCE
     for lock in locks:
         if not lock.acquire(timeout=max(until - time.monotonic(), _SLICE)):
@@ -335,7 +352,7 @@ def _free_in_time(locks: Sequence[Any]) -> None:
         lock.release()
 
 
-def _report_lost(lock: Any) -> None:
+def _report_lost(lock: Lockable) -> None:
     if lost := _lost.get(id(lock)):
         lost()
 

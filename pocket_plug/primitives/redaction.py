@@ -32,11 +32,11 @@ def summary(value: object) -> str:
     """
     if value is None:
         return "None"
-    kind: Any = type(value)
+    kind = type(value)
     for sized in _SIZED:
         if issubclass(kind, sized):  # by the built-in length: a subclass may say anything, or fail
             return f"{kind.__name__}[{sized.__len__(value)}]"
-    return str(kind.__name__)
+    return kind.__name__
 
 
 def named(value: object) -> str:

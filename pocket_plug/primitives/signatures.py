@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 
-def misfit(function: Callable[..., Any], arguments: int) -> str | None:
+def misfit(function: Callable[..., object], arguments: int) -> str | None:
     """What a function takes, in words, where it can't be called with so many arguments by position; else None.
 
     >>> misfit(lambda key, value: None, 1), misfit(print, 1)
@@ -26,12 +25,13 @@ def misfit(function: Callable[..., Any], arguments: int) -> str | None:
     return None
 
 
-def is_async(function: Callable[..., Any]) -> bool:
+def is_async(function: Callable[..., object]) -> bool:
     """Is it `async def`?"""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    call: object = getattr(function, "__call__", None)  # noqa: B004 - not whether it can be called: by what
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-def fault_of_question(function: Callable[..., Any]) -> str | None:
+def fault_of_question(function: Callable[..., object]) -> str | None:
     """What is wrong with a plain function of one argument that is called for its answer, in words; None where nothing is."""
     if is_async(function):
         return "is `async def`; write `def`"

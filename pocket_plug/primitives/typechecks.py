@@ -22,12 +22,12 @@ declared_types: list[Any] = []
 """The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
 
 
-def union_members(hint: Any) -> tuple[Any, ...]:
+def union_members(hint: object) -> tuple[Any, ...]:
     """The members of a union; of any other hint itself."""
     return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
 
 
-def checker(hint: Any) -> Callable[[object], bool]:
+def checker(hint: object) -> Callable[[object], bool]:
     """A function that tells whether a value fits `hint`. As for type checkers, an int is a float.
 
     >>> checker(float)(1), checker(list[int])(["a"])
@@ -51,22 +51,22 @@ def checker(hint: Any) -> Callable[[object], bool]:
     from beartype.roar import BeartypeException
 
     conf = BeartypeConf(is_pep484_tower=True)
-    hint = _distinct(hint)
+    distinct = _distinct(hint)
 
     def check(value: object) -> bool:
         try:
-            return is_bearable(value, hint, conf=conf)
+            return is_bearable(value, distinct, conf=conf)
         except BeartypeException:
             return True
 
     return check
 
 
-_hints: dict[str, tuple[Any, Any]] = {}
+_hints: dict[str, tuple[object, object]] = {}
 _numbers = count()
 
 
-def _distinct(hint: Any) -> Any:
+def _distinct(hint: object) -> Any:
     """The hint, made different from others of the same repr, which beartype takes for one: a class and its next definition."""
     seen, form = _hints.setdefault(repr(hint), (hint, hint))
     if seen != hint:
@@ -75,7 +75,7 @@ def _distinct(hint: Any) -> Any:
     return form
 
 
-def type_found(declared: Any, value: object) -> str:
+def type_found(declared: object, value: object) -> str:
     """The type of a value that isn't of the declared one, in a message."""
     found = type(value)
     if isinstance(declared, type) and (declared.__module__, declared.__qualname__) == (
@@ -101,7 +101,7 @@ def place_of(cls: type) -> str:
     return name if line is None else f"{name} (line {line})"
 
 
-def check_type(declared: Any, what: str) -> None:
+def check_type(declared: object, what: str) -> None:
     """Raise ConfigError, naming `what` it is for, unless that is a type: a class, or what `typing` makes of classes.
 
     >>> check_type(int | None, "Key 'age'")
@@ -111,8 +111,9 @@ def check_type(declared: Any, what: str) -> None:
     """
     if not isinstance(declared, type) and type(declared).__module__ not in ("types", "typing", "typing_extensions"):
         hint = "; a name in quotes can't be looked up later" if isinstance(declared, str) else ""
-        raise ConfigError(f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or "
-                          f"list[str]{hint}")  # fmt: skip
+        raise ConfigError(
+            f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or list[str]{hint}"
+        )
 
 
 def _is_structural(hint: type) -> bool:
@@ -144,6 +145,6 @@ def fits(given: Any, wanted: Any) -> bool:
         return True
 
 
-def type_name(declared: Any) -> str:
+def type_name(declared: object) -> str:
     """A type as one would write it: `User`, `list[User]`."""
     return declared.__name__ if isinstance(declared, type) and not hasattr(declared, "__args__") else str(declared)

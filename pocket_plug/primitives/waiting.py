@@ -173,10 +173,18 @@ def wake(waiters: Iterable[Waiter[Any]]) -> None:
         if loop is here:
             _wake_here(group)
         else:
-            try:
-                loop.call_soon_threadsafe(_wake_here, group)
-            except RuntimeError:  # that loop is closed: nobody is waiting any more
-                continue
+            with suppress(RuntimeError):  # that loop is closed: nobody is waiting any more
+                _call_on(loop, _wake_here, group)
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """Have a loop call it, from any thread; twice, so it must bear that. Raises RuntimeError where the loop is closed.
+
+    In the main thread the exception of a signal's handler may come at its entry, before any `try`. asyncio then only reports
+    it, and without the second call the one who waits for the first would wait for ever.
+    """
+    loop.call_soon_threadsafe(function, *arguments)
+    loop.call_soon_threadsafe(function, *arguments)
 
 
 def _title(coroutine: Coroutine[Any, Any, Any]) -> str:
@@ -292,28 +300,17 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -
             f"{_title(coroutine)} belongs to an event loop that doesn't run any more, or not yet; "
             "make sync calls while the loop that opened the store runs, or open it with SyncStore"
         )
-    waiter: Waiter[T] = Waiter(blocks=True)  # a Future of threads, interrupted, might keep its lock for good
-
-    def begin() -> None:
-        task = loop.create_task(coroutine)
-        _going.add(task)
-        task.add_done_callback(end)
-
-    def end(task: asyncio.Task[T]) -> None:
-        _going.discard(task)
-        if task.cancelled():
-            waiter.fail(asyncio.CancelledError())
-        elif (error := task.exception()) is not None:
-            waiter.fail(error)
-        else:
-            waiter.give(task.result())
-        wake([waiter])
-
+    running = _Running(loop, coroutine)
     try:
-        _driving.blocked = waiter
-        loop.call_soon_threadsafe(begin)
-        waiter.block()
-        return waiter.outcome()
+        _driving.blocked = running.waiter
+        try:
+            running.start()
+            running.wait()
+        except BaseException:  # interrupted
+            running.cancel()
+            running.wait()  # so that nothing lands after this call is over; interrupted again, it is left alone
+            raise
+        return running.waiter.outcome()
     except asyncio.CancelledError:
         raise StoreError(
             f"{_title(coroutine)} was cut off: the event loop that it ran on was stopped; "
@@ -321,6 +318,66 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -
         ) from None
     finally:
         _driving.blocked = None
+
+
+LOOK = 1.0
+"""Seconds after which a thread that waits for a task of a loop looks whether that loop still runs."""
+
+
+class _Running(Generic[T]):
+    """A coroutine that runs on a loop, for a thread that waits for its end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._loop, self._coroutine = loop, coroutine
+        self._task: asyncio.Task[T] | None = None
+        self._is_cancelled = False
+        self.waiter: Waiter[T] = Waiter(blocks=True)  # a Future of threads, interrupted, might keep its lock for good
+
+    def start(self) -> None:
+        self._call(self._begin)
+
+    def cancel(self) -> None:
+        """Have it end soon."""
+        self._call(self._cancel)
+
+    def wait(self) -> None:
+        """Block until it has ended, or can't any more since the loop has stopped."""
+        was_running = True
+        while not self.waiter.block(LOOK):
+            is_running = self._loop.is_running()
+            if not is_running and not was_running:  # not just between two runs
+                self.cancel()  # in case it runs once more
+                if self._task is None:
+                    self._coroutine.close()
+                wake([self.waiter.fail(asyncio.CancelledError())])
+            was_running = is_running
+
+    def _call(self, step: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, as `wait` finds out
+            _call_on(self._loop, step)
+
+    # ------------------------------------------------------------ on the loop, where each may be called twice
+    def _begin(self) -> None:
+        if self._task is None:
+            self._task = self._loop.create_task(self._coroutine)
+        _going.add(self._task)
+        self._task.add_done_callback(self._end)
+
+    def _cancel(self) -> None:
+        self._begin()
+        if self._task is not None and not self._is_cancelled:
+            self._is_cancelled = True
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        _going.discard(task)
+        if task.cancelled():
+            self.waiter.fail(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.waiter.fail(error)
+        else:
+            self.waiter.give(task.result())
+        wake([self.waiter])
 
 
 _going: set[asyncio.Task[Any]] = set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +24,14 @@ READ_TRIES = 100
 """How often a `read_many` that is derived from `read` starts again because something it read has changed, at most."""
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
+
+PRESENT = -1
+"""Expected of a key in place of a version: that there is an entry, whichever."""
+
+
+def is_expected(version: int, expected: int) -> bool:
+    """Does the version of a key (0: absent) fit what a write expects of it?"""
+    return version == expected or (expected == PRESENT and version > 0)
 
 
 @dataclass_transform(frozen_default=True)
@@ -121,9 +130,9 @@ class Backend:
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Do all changes or none, and give the version they got.
 
-        `expect` maps keys to the version the caller has seen (0: absent). Where one differs nothing is done and
-        `ConflictError` names the keys. Without changes it is a pure check, and gives the current version; that suspends no
-        more than a read does.
+        `expect` maps keys to the version the caller has seen (0: absent), or to `PRESENT`: any entry will do. Where one
+        differs (`is_expected`) nothing is done and `ConflictError` names the keys. Without changes it is a pure check, and
+        gives the current version; that suspends no more than a read does.
 
         Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
         the caller was told that it did not.
@@ -158,6 +167,14 @@ class Backend:
         Raises StoreBusyError where somebody owns it. The owner's writes get consecutive versions.
         """
         raise ConfigError(f"{self!r} can't be owned by one process, as persistence mode='behind' needs it")
+
+    def turn(self) -> AbstractAsyncContextManager[None] | None:
+        """A context for one read and one write, between which nobody else writes, in other processes neither. None: it has none.
+
+        For an update that has lost to others a few times. Its write ends it; what takes long ends it too. So callers still say
+        what they expect, and no promise but that of an end depends on it. Those that want it get it in a fair order.
+        """
+        return None
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""

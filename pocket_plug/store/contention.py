@@ -1,8 +1,8 @@
 """How callers share a key that several want to change at once: they combine their updates, or wait in line at a gate.
 
 Retrying freely is quadratic: 800 writers of one key would make 320,000 tries. Plain writes (`set`) never wait in line. But an
-update that has lost to those of this process a few times gets priority: they wait until it is done. Writes of other
-processes can't be made to wait, so between tries that were lost to them there are pauses.
+update that has lost to those of this process a few times gets priority: they wait until it is done. Those of other
+processes wait where the backend has turns; where it has none, and for nodes, there are pauses between the tries.
 """
 
 from __future__ import annotations
@@ -209,17 +209,23 @@ class Combiner:
                 line.next = None
 
     async def _apply_all(self, name: str, batch: list[_Request]) -> None:
-        with ExitStack() as turn:
-            if await self._in_tries(turn, name, batch):
+        with ExitStack() as priority:
+            if await self._in_tries(priority, name, batch):
                 return
         raise ConflictError([name], f"{name!r} was changed by somebody else at each of {TRIES} tries")
 
-    async def _in_tries(self, turn: ExitStack, name: str, batch: list[_Request]) -> bool:
+    async def _in_tries(self, priority: ExitStack, name: str, batch: list[_Request]) -> bool:
         for lost in range(TRIES):
             if lost == FREE_TRIES:
-                turn.enter_context(self._gates.priority((name,)))
-            await self._backoff(lost)
-            if await self._applied(name, batch):
+                priority.enter_context(self._gates.priority((name,)))
+            turn = self._backend.turn() if lost >= FREE_TRIES else None
+            if turn is None:
+                await self._backoff(lost)
+                done = await self._applied(name, batch)
+            else:
+                async with turn:
+                    done = await self._applied(name, batch)
+            if done:
                 return True
         return False
 

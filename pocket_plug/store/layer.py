@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from .layer_options import checks_options
 # layer overrides nothing of what it is derived from.
 _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
     "read": (), "read_many": ("read",), "write": (), "scan": (), "version": (), "flush": (), "open": (), "close": (),
+    "turn": (),
 }  # fmt: skip
 
 
@@ -127,6 +129,10 @@ class Layer(Backend):
     async def flush(self) -> None:
         """By default the inner one's."""
         await self.inner.flush()
+
+    def turn(self) -> AbstractAsyncContextManager[None] | None:
+        """By default the inner one's."""
+        return self.inner.turn()
 
     async def open(self) -> None:
         """Open the inner one; an override calls `await super().open()` first."""

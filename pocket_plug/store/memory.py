@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, cast
 from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
 from pocket_plug.primitives.forking import new_lock
 
-from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
 
 Reason = Literal["size", "bytes", "expired"]
 Dropped = tuple[str, Any, Reason]
@@ -94,7 +94,7 @@ class Keeping:
         changed: list[str] = []
         for key, version in expect.items():
             entry = entries.get(key)
-            if (entry.version if entry is not None and self.alive(entry, now) else 0) != version:
+            if not is_expected(entry.version if entry is not None and self.alive(entry, now) else 0, version):
                 changed.append(key)
         if changed:
             raise ConflictError(changed)

@@ -1,12 +1,14 @@
 """How a store's backend is found by its URL and a layer by its name: by plugins, which this package doesn't know.
 
-`pocket_plug` puts in what finds the default Pocket; a store asks only when it is built from names.
+A store asks the default Pocket, and only when it is built from names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any, Protocol, TypeVar
+
+from pocket_plug.primitives.default_pocket import find_default_pocket
 
 from .backend import Backend
 from .layer import Layer
@@ -32,13 +34,9 @@ class Resolver(Protocol):
         ...
 
 
-_resolver: Callable[[], Resolver]
-
-
-def use_resolver(find: Callable[[], Resolver]) -> None:
-    """Ask what `find` gives from now on, each time that there is something to find."""
-    global _resolver
-    _resolver = find
+def _resolver() -> Resolver:
+    found: Resolver = find_default_pocket()
+    return found
 
 
 def resolve_backend(url: str) -> Backend:

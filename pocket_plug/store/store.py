@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from pocket_plug.errors import KeyNameError, MissingKeyError
+from pocket_plug.errors import ConflictError, KeyNameError, MissingKeyError
 from pocket_plug.primitives.durations import Duration, seconds
 
-from .backend import Backend, Change, Clock, Delete, Entry, Put
+from .backend import PRESENT, Backend, Clock, Delete, Put
 from .keys import RESERVED, Key, ReadAs, check_name, check_prefix
 from .layer import Layer
 from .stack import Stack, build
@@ -208,16 +208,15 @@ class StoreWriter(StoreReader):
         await self._source.write([Put(self._name(key), value, deadline) for key, value in checked.items()])
 
     async def delete(self, key: Name, /) -> bool:
-        """Remove it; was it there? Of several that delete it at once, one is told True.
-
-        Raises ConflictError if other processes change the key at each of 20 tries. `delete_many` asks nothing, and never does.
-        """
-
-        def step(entry: Entry | None) -> tuple[Change | None, bool]:
-            return (None, False) if entry is None else (Delete(name), True)
-
+        """Remove it; was it there? Of several that delete it at once, one is told True. What others set meanwhile goes too."""
         name = self._name(key)
-        return bool(await self._source.apply(name, step))
+        if await self._source.read(name) is None:  # a look is cheaper than a write that does nothing
+            return False
+        try:
+            await self._source.write((Delete(name),), {name: PRESENT})
+        except ConflictError:  # somebody else has removed it
+            return False
+        return True
 
     async def delete_many(self, keys: Iterable[Name], /) -> None:
         """Remove several in one write."""

@@ -18,8 +18,15 @@ FAILED = 3
 """Of more than that the first is shown, and so many of those that failed or go on. The rest is summed up in a line."""
 
 
-def draw(spans: Sequence[RecordedSpan], *, root: RecordedSpan | None = None, width: int = 80, plain: bool = False,
-         now: int = 0, alive: bool = True) -> list[Text]:  # fmt: skip
+def draw(
+    spans: Sequence[RecordedSpan],
+    *,
+    root: RecordedSpan | None = None,
+    width: int = 80,
+    plain: bool = False,
+    now: int = 0,
+    alive: bool = True,
+) -> list[Text]:
     """The lines of a tree, at most `width` columns wide; `plain` keeps to ASCII.
 
     What has no parent among the spans hangs under the `root`, if one is given, else stands by itself. A span without an
@@ -92,8 +99,10 @@ def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
     if not span.end:
         label.append(f" {'...' if plain else '…'} {'running' if alive else 'not ended'}", style="yellow")
     elif span.status == "error":
-        label.append(f" {'x' if plain else '✗'} {escaped(str(attributes.get('error.type', 'error')))}",
-                     style="red" if span.failed else "yellow")  # fmt: skip
+        label.append(
+            f" {'x' if plain else '✗'} {escaped(str(attributes.get('error.type', 'error')))}",
+            style="red" if span.failed else "yellow",
+        )
     elif suppressed := attributes.get("pocket_plug.fan_out.suppressed"):
         label.append(f" ({suppressed} more items without spans)", style="dim")
     elif "error.type" in attributes:
@@ -101,8 +110,13 @@ def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
     return label
 
 
-def _layout(rows: Sequence[tuple[Text, str, RecordedSpan | None]], tops: Sequence[RecordedSpan], width: int,
-            plain: bool, now: int) -> list[Text]:  # fmt: skip
+def _layout(
+    rows: Sequence[tuple[Text, str, RecordedSpan | None]],
+    tops: Sequence[RecordedSpan],
+    width: int,
+    plain: bool,
+    now: int,
+) -> list[Text]:
     """Labels, durations and bars in three columns; a bar's place and length are the span's within those at the top."""
     time_width = max(len(duration) for _, duration, _ in rows)
     label_width = min(max(label.cell_len for label, _, _ in rows), max(width - time_width - 14, 20))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import Lock
 
 from .local import FileExporter
 
@@ -82,8 +82,10 @@ def asked(signal: Signal) -> list[str]:
     named = [name for name in dict.fromkeys(texts) if name]
     for name in named:
         if name not in known:
-            raise ConfigError(f"{variable} is {name!r}; known are {', '.join(known[:-1])} and {known[-1]}. For another "
-                              "exporter set a provider of your own before")  # fmt: skip
+            raise ConfigError(
+                f"{variable} is {name!r}; known are {', '.join(known[:-1])} and {known[-1]}. For another "
+                "exporter set a provider of your own before"
+            )
     return named or (["otlp"] if endpoint(signal) else [])
 
 
@@ -173,8 +175,10 @@ def _prometheus() -> MetricReader:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from prometheus_client import start_http_server
     except ImportError:
-        raise ConfigError("OTEL_METRICS_EXPORTER asks for prometheus, and its exporter is not installed: "
-                          "pip install 'pocket-plug[prometheus]'") from None  # fmt: skip
+        raise ConfigError(
+            "OTEL_METRICS_EXPORTER asks for prometheus, and its exporter is not installed: "
+            "pip install 'pocket-plug[prometheus]'"
+        ) from None
     host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "localhost"
     text = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464"
     if not text.isdecimal() or not 0 < int(text) < 65536:
@@ -220,7 +224,7 @@ class Backlog:
 
     def _reset(self) -> None:
         """In a forked child too: what waits there, its parent exports."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._added = self._finished = self._sent = self._dropped = 0
 
     @property
@@ -237,8 +241,11 @@ class Backlog:
             self._dropped += 1
             first = self._dropped == 1
         if first:
-            _logger.warning("telemetry: %d %s wait to be exported; what comes on top is dropped and counted (said once)",
-                            self._size, self.what)  # fmt: skip
+            _logger.warning(
+                "telemetry: %d %s wait to be exported; what comes on top is dropped and counted (said once)",
+                self._size,
+                self.what,
+            )
         return False
 
     def done(self, number: int, *, sent: bool) -> None:
@@ -274,9 +281,12 @@ class SpanExport(SpanProcessor):
         size, batch = _sizes("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
         self.backlog = Backlog("spans", size)
         soon = isinstance(exporter, FileExporter) and "OTEL_BSP_SCHEDULE_DELAY" not in os.environ
-        self._batch = BatchSpanProcessor(_Spans(exporter, self.backlog), max_queue_size=size,
-                                         schedule_delay_millis=FILE_DELAY if soon else None,
-                                         max_export_batch_size=batch)  # fmt: skip
+        self._batch = BatchSpanProcessor(
+            _Spans(exporter, self.backlog),
+            max_queue_size=size,
+            schedule_delay_millis=FILE_DELAY if soon else None,
+            max_export_batch_size=batch,
+        )
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue it."""
@@ -318,8 +328,9 @@ class LogExport(LogRecordProcessor):
     def __init__(self, exporter: LogRecordExporter) -> None:
         size, batch = _sizes("OTEL_BLRP_MAX_QUEUE_SIZE", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE")
         self.backlog = Backlog("log records", size)
-        self._batch = BatchLogRecordProcessor(_Logs(exporter, self.backlog), max_queue_size=size,
-                                              max_export_batch_size=batch)  # fmt: skip
+        self._batch = BatchLogRecordProcessor(
+            _Logs(exporter, self.backlog), max_queue_size=size, max_export_batch_size=batch
+        )
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         """Queue it."""

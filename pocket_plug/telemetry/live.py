@@ -23,6 +23,7 @@ from pocket_plug.errors import is_fault
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.files import make_folder, private
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import Lock
 
 from .local import encode
 from .recorded import NO_RUN, RecordedSpan, TraceFile
@@ -89,7 +90,7 @@ class OpenSpans(SpanProcessor):
         self._open: dict[int, Span] = {}
         self._changed = False
         self._touched = 0.0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._awake, self._ended = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 

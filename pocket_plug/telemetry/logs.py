@@ -19,14 +19,19 @@ from pocket_plug.primitives.failures import capped, error_text, error_type, say_
 from pocket_plug.primitives.terminal import escaped
 
 _SEVERITIES = {
-    "debug": SeverityNumber.DEBUG, "info": SeverityNumber.INFO, "warning": SeverityNumber.WARN,
-    "error": SeverityNumber.ERROR, "critical": SeverityNumber.FATAL,
-}  # fmt: skip
+    "debug": SeverityNumber.DEBUG,
+    "info": SeverityNumber.INFO,
+    "warning": SeverityNumber.WARN,
+    "error": SeverityNumber.ERROR,
+    "critical": SeverityNumber.FATAL,
+}
 _OTHER_NAMES = {"warn": "warning", "exception": "error", "err": "error", "fatal": "critical", "msg": "info"}
 _OURS = {
-    "run_id": "pocket_plug.run.id", "graph": "pocket_plug.graph.name", "node": "pocket_plug.node.name",
+    "run_id": "pocket_plug.run.id",
+    "graph": "pocket_plug.graph.name",
+    "node": "pocket_plug.node.name",
     "error_type": "error.type",
-}  # fmt: skip
+}
 _ELSEWHERE = ("event", "level", "timestamp", "logger", "trace_id", "span_id", "exc_info", "exception")
 
 
@@ -65,10 +70,18 @@ def _emit(method: str, event: Mapping[str, Any]) -> None:
         if key not in _ELSEWHERE
     }
     if (error := _error(event.get("exc_info"))) is not None:
-        attributes |= {"exception.type": error_type(error), "exception.message": error_text(error),
-                       "exception.stacktrace": stack_of(error, error_text)}  # fmt: skip
-    exporter.emit(severity_number=severity, severity_text=level.upper(), body=body, attributes=attributes,
-                  event_name=body if own else None)  # fmt: skip
+        attributes |= {
+            "exception.type": error_type(error),
+            "exception.message": error_text(error),
+            "exception.stacktrace": stack_of(error, error_text),
+        }
+    exporter.emit(
+        severity_number=severity,
+        severity_text=level.upper(),
+        body=body,
+        attributes=attributes,
+        event_name=body if own else None,
+    )
 
 
 def _named(event: Mapping[str, Any]) -> str:
@@ -136,9 +149,12 @@ def wire_structlog(level: str) -> bool:
     if structlog.is_configured():
         return False
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars, add_ids, structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True), export_event,
-    ]  # fmt: skip
+        structlog.contextvars.merge_contextvars,
+        add_ids,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        export_event,
+    ]
     if sys.stderr.isatty():
         last: list[Any] = [
             _escape,

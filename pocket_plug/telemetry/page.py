@@ -94,10 +94,18 @@ class _Encoder:
         if span.links:
             more["links"] = [[each.trace_id, each.span_id, self._attributes(each.attributes)] for each in span.links]
         return [
-            str(span.span_id), parent, self._text(span.name), self._text(span.scope), span.kind,
-            span.start - start, span.duration if span.end else None, ("unset", "ok", "error").index(span.status),
-            self._attributes(span.attributes), self._attributes(span.resource), *([more] if more else []),
-        ]  # fmt: skip
+            str(span.span_id),
+            parent,
+            self._text(span.name),
+            self._text(span.scope),
+            span.kind,
+            span.start - start,
+            span.duration if span.end else None,
+            ("unset", "ok", "error").index(span.status),
+            self._attributes(span.attributes),
+            self._attributes(span.resource),
+            *([more] if more else []),
+        ]
 
     def _text(self, text: str) -> int:
         number = self._texts.setdefault(str(text), len(self.texts))

@@ -33,8 +33,17 @@ BATCH_BYTES = 1_000_000
 TIMEOUT = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer."""
 
-RETRIES = Retry(5, connect=1, read=1, redirect=0, backoff_factor=1, backoff_jitter=0.5, allowed_methods=None,
-                status_forcelist=(429, 502, 503, 504), raise_on_status=False)  # fmt: skip
+RETRIES = Retry(
+    5,
+    connect=1,
+    read=1,
+    redirect=0,
+    backoff_factor=1,
+    backoff_jitter=0.5,
+    allowed_methods=None,
+    status_forcelist=(429, 502, 503, 504),
+    raise_on_status=False,
+)
 """What a backend is too busy for is tried again, after the time that it says, else after up to 16 seconds."""
 
 HOPELESS = (401, 403, 404, 405)

@@ -33,6 +33,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import public_url
 
 from .export import (
@@ -64,7 +65,7 @@ STANDBYS = 8
 """Threads that wait for the end where none can be started there: one for each exporter of three signals, and to spare."""
 
 _logger = logging.getLogger("pocket_plug")
-_lock = threading.RLock()  # re-entered by a SIGTERM within
+_lock = RLock()  # re-entered by a SIGTERM within
 _observed: Telemetry | None = None
 _in_earnest: Telemetry | None = None
 _spans: Spans | None = None
@@ -72,10 +73,16 @@ _log_records: Logs | None = None
 _meters: MeterProvider | None = None
 
 
-def observe(*, detail: tracing.Detail = "phase", file: str | os.PathLike[str] | None = None,
-            terminal: bool | None = None, capture: tracing.Capture | None = None, redact: tracing.Redact | None = None,
-            flavours: Collection[tracing.Flavour] | None = None,
-            baggage: Collection[str] | None = None) -> Telemetry:  # fmt: skip
+def observe(
+    *,
+    detail: tracing.Detail = "phase",
+    file: str | os.PathLike[str] | None = None,
+    terminal: bool | None = None,
+    capture: tracing.Capture | None = None,
+    redact: tracing.Redact | None = None,
+    flavours: Collection[tracing.Flavour] | None = None,
+    baggage: Collection[str] | None = None,
+) -> Telemetry:
     """Trace all runs and traced stores of this process from now on.
 
     Where they go: to the tracer provider that the program has set already, which is left as it is. Else where
@@ -102,9 +109,15 @@ def observe(*, detail: tracing.Detail = "phase", file: str | os.PathLike[str] | 
         return _observed
 
 
-def setup(*, detail: tracing.Detail | None = None, capture: tracing.Capture | None = None,
-          redact: tracing.Redact | None = None, flavours: Collection[tracing.Flavour] | None = None,
-          baggage: Collection[str] | None = None, log_level: str = "info") -> Telemetry:  # fmt: skip
+def setup(
+    *,
+    detail: tracing.Detail | None = None,
+    capture: tracing.Capture | None = None,
+    redact: tracing.Redact | None = None,
+    flavours: Collection[tracing.Flavour] | None = None,
+    baggage: Collection[str] | None = None,
+    log_level: str = "info",
+) -> Telemetry:
     """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
 
     Of each signal: a provider that the program has set is used and left as it is. Else it goes where
@@ -156,9 +169,15 @@ class Telemetry:
     `metrics` and `logs` say the same of these. Close it, or use it as a block, to end it before the process ends.
     """
 
-    def __init__(self, modes: dict[Signal, str], *, spans: Sequence[SpanProcessor] = (),
-                 records: Sequence[LogRecordProcessor] = (), readers: Sequence[MetricReader] = (),
-                 file: Path | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        modes: dict[Signal, str],
+        *,
+        spans: Sequence[SpanProcessor] = (),
+        records: Sequence[LogRecordProcessor] = (),
+        readers: Sequence[MetricReader] = (),
+        file: Path | None = None,
+    ) -> None:
         self.mode = modes["traces"]
         self.metrics = modes.get("metrics", "none")
         self.logs = modes.get("logs", "none")
@@ -312,7 +331,7 @@ def _watch_the_end_of_a_worker(*_: object) -> None:
 
 def _in_forked_child() -> None:
     global _lock
-    _lock = threading.RLock()  # a thread that isn't here may have held it
+    _lock = RLock()  # a thread that isn't here may have held it
     _standbys.clear()
 
 
@@ -329,7 +348,8 @@ def _at_exit() -> None:
 @contextmanager
 def _no_sigterm() -> Generator[None]:
     """One that comes meanwhile is heard at the end: what is half closed would be lost."""
-    handles = signal.getsignal(signal.SIGTERM) is _on_sigterm
+    handler = signal.getsignal(signal.SIGTERM)
+    handles = getattr(handler, "__wrapped__", handler) is _on_sigterm  # `run_loop` wraps it
     if not handles or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -365,8 +385,13 @@ def _followed() -> Generator[None]:
         raise ConfigError(f"OpenTelemetry can't follow its OTEL_* variables: {why}") from error
 
 
-def _settings(detail: tracing.Detail | None, capture: tracing.Capture | None, redact: tracing.Redact | None,
-              flavours: Collection[tracing.Flavour] | None, baggage: Collection[str] | None) -> tracing.Changes:  # fmt: skip
+def _settings(
+    detail: tracing.Detail | None,
+    capture: tracing.Capture | None,
+    redact: tracing.Redact | None,
+    flavours: Collection[tracing.Flavour] | None,
+    baggage: Collection[str] | None,
+) -> tracing.Changes:
     """What was asked for of tracing."""
     if flavours is None and wants_openinference():
         flavours = (*tracing.configure().flavours, "openinference")

@@ -11,6 +11,8 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from pocket_plug.primitives.signals import run_loop
+
 T = TypeVar("T")
 
 
@@ -54,8 +56,7 @@ def run_virtual(main: Coroutine[Any, Any, T], clock: FakeClock | None = None) ->
     3600.0
     """
     owned = FakeClock() if clock is None else clock
-    with asyncio.Runner(loop_factory=lambda: _VirtualLoop(owned)) as runner:
-        return runner.run(main)
+    return run_loop(main, lambda: _VirtualLoop(owned))
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ import pytest
 
 from pocket_plug.errors import CodecError, ConflictError, StoreClosedError, StoreError
 from pocket_plug.primitives.waiting import drive, drive_inline, run_on
-from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.backend import PRESENT, Backend, Delete, Entry, Put
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
 
@@ -31,10 +31,39 @@ HANGS = 30.0
 """Seconds after which something is taken for hanging; it takes no time at all where all is well."""
 
 ODD_KEYS = (
-    "%", "_", "a%b", "a_b", "a:b", "axb", "'", "''; --", '"', "\\", "[a]", "*", "?", " ", "\t\n", "A", "a", "Ä", "ä",
-    "a\u0308", "ß", "\u017f", "日本", "🙂", "\ud7ff", "\uffff", "\U00010000", "\U0010ffff", "\x00", "a\x00b", "a\x00",
+    "%",
+    "_",
+    "a%b",
+    "a_b",
+    "a:b",
+    "axb",
+    "'",
+    "''; --",
+    '"',
+    "\\",
+    "[a]",
+    "*",
+    "?",
+    " ",
+    "\t\n",
+    "A",
+    "a",
+    "Ä",
+    "ä",
+    "a\u0308",
+    "ß",
+    "\u017f",
+    "日本",
+    "🙂",
+    "\ud7ff",
+    "\uffff",
+    "\U00010000",
+    "\U0010ffff",
+    "\x00",
+    "a\x00b",
+    "a\x00",
     "k" * 5_000,
-)  # fmt: skip
+)
 """Names that a pattern, a collation, a quoting or a length limit would trip over."""
 
 
@@ -63,8 +92,9 @@ def hasty_threads() -> Generator[None]:
         sys.setswitchinterval(usual)
 
 
-async def beside(backend: Backend, write: Callable[[int], Awaitable[object]], read: Callable[[], Awaitable[object]],
-                 times: int) -> None:  # fmt: skip
+async def beside(
+    backend: Backend, write: Callable[[int], Awaitable[object]], read: Callable[[], Awaitable[object]], times: int
+) -> None:
     """Read so many times while `write(1)`, `write(2)`, … go on: in a thread, if the backend isn't bound to a loop."""
     over = threading.Event()
 
@@ -332,6 +362,25 @@ class BackendContract:
             entry = await backend.read("a")
             assert entry is not None
             assert entry.value == "first"
+
+        run(scenario)
+
+    def test_presence_can_be_expected(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
+        """Of whatever version, in writes and in checks: a delete learns whether anything was there and never loses to a set."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1), Put("mortal", 1, clock() + 1)])
+            last = await backend.write([Put("a", 2)])
+            assert await backend.write([], {"a": PRESENT, "mortal": PRESENT}) == last
+            await backend.write([Delete("a"), Put("b", 1)], {"a": PRESENT, "mortal": PRESENT})
+            clock.advance(1)
+            for changes in ([], [Put("b", 2)], [Delete("a")]):
+                with pytest.raises(ConflictError) as caught:
+                    await backend.write(changes, {"a": PRESENT, "b": PRESENT, "mortal": PRESENT, "never": PRESENT})
+                assert caught.value.keys == {"a", "mortal", "never"}
+            assert {key: entry.value for key, entry in (await backend.read_many(["a", "b", "mortal"])).items()} == {
+                "b": 1
+            }
 
         run(scenario)
 
@@ -624,6 +673,49 @@ class BackendContract:
                     assert one is None or (other is not None and one.value <= other.value)
 
             await beside(backend, write, read, 300)
+
+        run(scenario)
+
+    def test_nobody_writes_within_a_turn(self, run: Callable[[Scenario], None]) -> None:
+        """If the backend has turns: what is read in one is still so for its write; unused, failed or cancelled, it ends."""
+
+        async def scenario(backend: Backend) -> None:
+            async def increment(times: int) -> None:
+                for _ in range(times):
+                    async with backend.turn() or nullcontext():
+                        found = await backend.read_many(["n", "theirs"])
+                        count = found["n"].value if "n" in found else 0
+                        expect = {key: found[key].version if key in found else 0 for key in ("n", "theirs")}
+                        await backend.write([Put("n", count + 1)], expect)
+
+            async def rival(times: int) -> None:
+                for n in range(times):
+                    await backend.write([Put("theirs", n)])
+                    with suppress(ZeroDivisionError):
+                        async with backend.turn() or nullcontext():
+                            if n % 2:
+                                raise ZeroDivisionError
+
+            if backend.turn() is None:
+                return
+            workers = [increment(20), increment(20), rival(20)]
+            if not backend.needs_loop:
+                workers += [
+                    asyncio.to_thread(lambda: drive(increment(20))),
+                    asyncio.to_thread(lambda: drive(rival(20))),
+                ]
+            await asyncio.gather(*workers)
+            for patience in range(6):
+                given_up = asyncio.ensure_future(increment(20))
+                for _ in range(patience):
+                    await asyncio.sleep(0)
+                given_up.cancel()
+                await asyncio.gather(given_up, return_exceptions=True)
+            entry = await backend.read("n")
+            assert entry is not None
+            assert entry.value >= (40 if backend.needs_loop else 60)
+            await increment(1)
+            assert await backend.read("n") == Entry(entry.value + 1, await backend.version())
 
         run(scenario)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dis
+import signal
 import sys
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -18,7 +19,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _RESUME, _TURN = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
-_SPARED = str(Path(asyncio.__file__).parent), __file__  # what an interrupt breaks in asyncio itself is nobody's to mend
+_ASYNCIO = str(Path(asyncio.__file__).parent)
+_ENTER = dis.opmap.get("LOAD_SPECIAL")  # with 3.14, the call of a `with`'s `__enter__` became a step of its own
 
 
 class Interrupted(Exception):
@@ -30,44 +32,54 @@ class Interrupter:
 
     `places` counts those that were passed, and `where` tells of the one at which it was raised. `error` is raised instead.
 
+    asyncio's own code is spared, since what an exception breaks there is not ours to mend. With `by`, a signal's number, it is
+    not: then the error is raised by a handler of that signal, as `run_sync`, whose loop is ours, must bear at every place.
+
     >>> with Interrupter(0) as counting:
     ...     _ = sorted([2, 1])
     >>> counting.places > 0, counting.where
     (True, '')
     """
 
-    def __init__(self, at: int, error: type[BaseException] = Interrupted) -> None:
-        self._at, self._error = at, error
+    def __init__(self, at: int, error: type[BaseException] = Interrupted, by: int | None = None) -> None:
+        self._at, self._error, self._by = at, error, by
+        self._spared = (__file__,) if by is not None else (__file__, _ASYNCIO)
         self.places = 0
         self.where = ""
 
     def __enter__(self) -> Interrupter:
         self._outer = sys.gettrace(), sys.getprofile()
+        if self._by is not None:
+            self._handler = signal.signal(self._by, self._raise)
         sys.settrace(self._trace)
         sys.setprofile(self._profile)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         trace, profile = self._outer
         sys.setprofile(profile)
         sys.settrace(trace)
+        if self._by is not None:
+            signal.signal(self._by, self._handler)
+
+    def _raise(self, *_: object) -> None:
+        raise self._error
 
     def _pass(self, frame: FrameType, what: str) -> None:
         code = frame.f_code
-        if code.co_filename.startswith(_SPARED):
+        # stopped from here, where it is called, CPython 3.11 crashes now and then; so it goes on to the end of the block
+        if self.where or code.co_filename.startswith(self._spared):
             return
         self.places += 1
         if self.places == self._at:
-            self._stop()
             self.where = f"{what}, {code.co_qualname}:{frame.f_lineno} ({Path(code.co_filename).name})"
-            raise self._error
+            handler: Any = self._raise if self._by is None else signal.getsignal(self._by)
+            handler(self._by, frame)
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "c_return":
-            self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
+            if not _is_spared_enter(frame):
+                self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
         elif event == "call":
             code, last = frame.f_code.co_code, frame.f_lasti
             if code[last] == _RESUME and code[last + 1] & 3 < 2:  # else it goes on after an `await`, or is thrown into
@@ -109,6 +121,17 @@ def _steps(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> Gener
             step, argument = operation.send, (yield waiting)
         except BaseException as error:  # noqa: BLE001 - it is handed on
             step, argument = operation.throw, error
+
+
+def _is_spared_enter(frame: FrameType) -> bool:
+    """Is this between a `with`'s `__enter__`, in C, and its body, where no handler is called before and after Python 3.14?
+
+    That one does, and an interrupt there may leave a lock of `threading` itself locked for good: nobody's to mend either.
+    """
+    if frame.f_code.co_code[frame.f_lasti - 2] != _ENTER:
+        return False
+    module = str(frame.f_globals.get("__name__"))
+    return sys.version_info >= (3, 15) or module.partition(".")[0] in sys.stdlib_module_names
 
 
 _known: dict[CodeType, bool] = {}

@@ -20,7 +20,15 @@ import pytest
 
 from pocket_plug.backends import sqlite
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreError, UnregisteredTypeError
+from pocket_plug.errors import (
+    CodecError,
+    ConfigError,
+    ConflictError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreError,
+    UnregisteredTypeError,
+)
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.testing.contracts import BackendContract, keys_of
@@ -444,6 +452,93 @@ def test_of_a_shared_commit_conflicts_take_no_version(tmp_path: Path) -> None:
         assert all(isinstance(outcome, ConflictError) for outcome in outcomes[1::2])
         assert await backend.version() == 3
         assert await backend.write([Put("next", 1)]) == 4
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize("durability", MODES)
+def test_a_turn_locks_other_processes_out(tmp_path: Path, durability: sqlite.Durability) -> None:
+    """Until its write, its end, or until it has taken too long; others wait meanwhile."""
+    one, other = (SQLite(tmp_path / "state.db", durability=durability, timeout=60) for _ in range(2))
+    drive(one.open())
+    drive(other.open())
+    order: list[str] = []
+
+    def theirs() -> None:
+        drive(other.write([Put("a", "theirs")]))
+        order.append("theirs")
+
+    async def ours(writes: bool) -> None:
+        async with one.turn():
+            rival.start()
+            entry = await one.read("a")
+            if writes:
+                await one.write([Put("a", "ours")], {"a": entry.version if entry else 0})
+                rival.join()
+                order.append("ours")
+            assert rival.is_alive() is not writes
+
+    for writes in (True, False):
+        rival = threading.Thread(target=theirs)
+        drive(ours(writes))
+        rival.join()
+        assert drive(other.read("a")).value == "theirs"  # type: ignore[union-attr]
+    assert order == ["theirs", "ours", "theirs"]
+    drive(one.close())
+    drive(other.close())
+
+
+def test_a_turn_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes too long for it meets a conflict, as without one; two turns within each other end so, too."""
+    monkeypatch.setattr(sqlite, "LONGEST_TURN", 0.01)
+    one, other = (SQLite(tmp_path / "state.db", durability="process", timeout=60) for _ in range(2))
+    drive(one.open())
+    drive(other.open())
+
+    async def scenario() -> None:
+        async with one.turn():
+            drive(other.write([Put("a", "theirs")]))  # waits for the end of the turn
+            with pytest.raises(ConflictError):
+                await one.write([Put("a", "ours")], {"a": 0})
+        async with one.turn(), one.turn():
+            await one.write([Put("a", "ours")])
+
+    drive(scenario())
+    assert drive(other.read("a")).value == "ours"  # type: ignore[union-attr]
+    drive(one.close())
+    drive(other.close())
+
+
+def test_a_turn_that_waits_for_another_process_ends(tmp_path: Path) -> None:
+    """Cancelled, with StoreBusyError after the time-out, and by a close: nothing is left of it."""
+    backend = SQLite(tmp_path / "state.db", timeout=0.02)
+
+    async def in_turn() -> None:
+        async with backend.turn():
+            await backend.write([Put("a", 1)])
+
+    async def scenario() -> None:
+        with another_writer(tmp_path / "state.db"):
+            with pytest.raises(StoreBusyError, match=r"state\.db.*0\.02 s"):
+                await in_turn()
+            backend.timeout = 60
+            cancelled = asyncio.ensure_future(in_turn())
+            await settle()
+            cancelled.cancel()
+            await asyncio.gather(cancelled, return_exceptions=True)
+            assert cancelled.cancelled()
+            waiting = asyncio.ensure_future(in_turn())
+            await settle()
+            closing = asyncio.ensure_future(backend.close())
+            await settle()
+        await closing
+        with pytest.raises(StoreClosedError):
+            await waiting
+        with pytest.raises(StoreClosedError):
+            await in_turn()
+        await backend.open()
+        await in_turn()
+        assert await backend.read("a") == Entry(1, 1)
 
     run(backend, scenario)
 

@@ -556,7 +556,7 @@ def test_a_users_error_is_a_short_traceback(capsys):
         [*POCKET_PLUG, "--debug", "run", "shop.py:graph", "--input", "[0]"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "pocket_plug/runner.py" in done.stderr
+    assert "pocket_plug/graph/" in done.stderr
     assert "at node 'find', in item 0" in done.stderr
 
 

@@ -11,6 +11,14 @@ import pytest
 SCRIPT = Path(__file__).parent / "interrupts.py"
 
 
+def campaign(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 broke something" in done.stdout
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -30,12 +38,9 @@ SCRIPT = Path(__file__).parent / "interrupts.py"
 )
 def test_an_interrupt_leaves_the_store_whole_and_working(names: list[str]) -> None:
     """Some of the places of each use, and some moments that a timer chose; all of them by hand, as the script says."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--steps", "6", "--random", "2", *names],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ", 0 broke something" in done.stdout
+    campaign("--steps", "6", "--random", "2", *names)
+
+
+def test_no_run_hangs_where_a_handler_raises_within_asyncio() -> None:
+    """`run_sync` makes the loop, so it ends wherever in asyncio's code the exception comes; a durable run goes on afterwards."""
+    campaign("--steps", "50", "--random", "5", "memory/run_in_loop", "power/fan_out_sync", "power/durable_fan_out")

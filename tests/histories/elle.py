@@ -73,6 +73,12 @@ OTHERS = (
     "lost-append",  # an element was acknowledged, and is not in the list as it was read at the end
 )
 
+AFTER_A_CRASH = (
+    "torn",  # half of a transaction is left
+    "hole",  # a transaction is left, and one that came before it is lost
+    "lost-flush",  # one is lost that was acknowledged before a flush that was acknowledged too
+)
+
 Edges = dict[int, set[int]]
 
 
@@ -93,9 +99,7 @@ class Findings:
 def check(history: Sequence[Txn], final: Mapping[str, Sequence[int]] | None = None) -> Findings:
     """Find the anomalies. `final` has the lists as they were when all was over, if somebody has read them then."""
     findings = Findings()
-    writer = {
-        (op.key, op.element): number for number, txn in enumerate(history) for op in txn.ops if isinstance(op, Append)
-    }
+    writer = _writers(history)
     reads = _external_reads(history, findings)
     seen: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for key, _, found in reads:
@@ -104,7 +108,58 @@ def check(history: Sequence[Txn], final: Mapping[str, Sequence[int]] | None = No
         seen[key].append(tuple(found))
     orders = {key: _order(key, lists, findings) for key, lists in seen.items()}
     _elements(history, reads, orders, writer, final, findings)
-    landed = {
+    _cycles(history, _landed(history, orders), reads, orders, writer, findings)
+    return findings
+
+
+def check_recovery(history: Sequence[Txn], left: Mapping[str, Sequence[int]], flushed: float = -inf) -> Findings:
+    """Is what a crash has left of a history a beginning of it? `flushed`: when the last flush began that was acknowledged.
+
+    The history must be strictly serializable; that is for `check`. So what comes before what is known by all edges.
+    """
+    findings = Findings()
+    writer = _writers(history)
+    reads = _external_reads(history, Findings())
+    seen: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for key, _, found in [*reads, *((key, 0, tuple(elements)) for key, elements in left.items())]:
+        seen[key].append(found)
+    orders = {key: _order(key, lists, findings) for key, lists in seen.items()}
+    landed = _landed(history, orders)
+    survived, lost = set[int](), set[int]()
+    for number, txn in enumerate(history):
+        there = [op.element in left.get(op.key, ()) for op in txn.ops if isinstance(op, Append)]
+        if any(there) and (not all(there) or txn.outcome == "fail"):
+            findings.add("torn", txn.name)
+        if there and number in landed:
+            (survived if any(there) else lost).add(number)
+            if txn.outcome == "ok" and txn.end < flushed and not all(there):
+                findings.add("lost-flush", txn.name)
+    for key, elements in left.items():
+        for element in elements:
+            if (key, element) not in writer:
+                findings.add("unwritten", key, element)
+    edges = _joined(*_edges(history, landed, reads, orders, writer), _in_time(history, landed))
+    waiting, later = deque(lost), set(lost)
+    while waiting:
+        for following in edges.get(waiting.popleft(), set()) - later:
+            later.add(following)
+            waiting.append(following)
+    for number in later & survived:
+        findings.add(
+            "hole", history[number].name, "came after one of", *(history[each].name for each in sorted(lost)[:5])
+        )
+    return findings
+
+
+def _writers(history: Sequence[Txn]) -> dict[tuple[str, int], int]:
+    return {
+        (op.key, op.element): number for number, txn in enumerate(history) for op in txn.ops if isinstance(op, Append)
+    }
+
+
+def _landed(history: Sequence[Txn], orders: Mapping[str, Sequence[int]]) -> set[int]:
+    """Those that are known to have landed: somebody was told so, or has seen it."""
+    return {
         number
         for number, txn in enumerate(history)
         if txn.outcome == "ok"
@@ -113,8 +168,6 @@ def check(history: Sequence[Txn], final: Mapping[str, Sequence[int]] | None = No
             and any(isinstance(op, Append) and op.element in orders.get(op.key, ()) for op in txn.ops)
         )
     }
-    _cycles(history, landed, reads, orders, writer, findings)
-    return findings
 
 
 def _external_reads(history: Sequence[Txn], findings: Findings) -> list[tuple[str, int, tuple[int, ...]]]:
@@ -177,6 +230,19 @@ def _elements(history: Sequence[Txn], reads: Iterable[tuple[str, int, tuple[int,
 def _cycles(history: Sequence[Txn], landed: set[int], reads: Iterable[tuple[str, int, tuple[int, ...]]],
             orders: Mapping[str, tuple[int, ...]], writer: Mapping[tuple[str, int], int],
             findings: Findings) -> None:  # fmt: skip
+    ww, wr, rw = _edges(history, landed, reads, orders, writer)
+    plain = _named(ww, wr, rw)
+    for name, cycle in plain.items():
+        findings.add(name, *(history[number].name for number in cycle))
+    for name, cycle in _named(ww, wr, rw, _in_time(history, landed)).items():
+        if name not in plain:
+            findings.add(f"{name}-realtime", *(history[number].name for number in cycle if number < len(history)))
+
+
+def _edges(history: Sequence[Txn], landed: set[int], reads: Iterable[tuple[str, int, tuple[int, ...]]],
+           orders: Mapping[str, tuple[int, ...]],
+           writer: Mapping[tuple[str, int], int]) -> tuple[Edges, Edges, Edges]:  # fmt: skip
+    """Who depends on whom: ww, wr, rw."""
     ww, wr, rw = (defaultdict[int, set[int]](set) for _ in range(3))
 
     def edge(edges: Edges, one: int | None, other: int | None) -> None:
@@ -195,12 +261,7 @@ def _cycles(history: Sequence[Txn], landed: set[int], reads: Iterable[tuple[str,
             # what comes next and isn't the reader's own: an append of its own overwrites what it read, and harms nobody
             following = (writer.get((key, element)) for element in order[len(found) :])
             edge(rw, number, next((other for other in following if other != number), None))
-    plain = _named(ww, wr, rw)
-    for name, cycle in plain.items():
-        findings.add(name, *(history[number].name for number in cycle))
-    for name, cycle in _named(ww, wr, rw, _in_time(history, landed)).items():
-        if name not in plain:
-            findings.add(f"{name}-realtime", *(history[number].name for number in cycle if number < len(history)))
+    return ww, wr, rw
 
 
 def _in_time(history: Sequence[Txn], landed: set[int]) -> Edges:

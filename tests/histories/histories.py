@@ -2,8 +2,10 @@
 `python tests/histories/histories.py [TRANSACTIONS] [SEED] [STACK …]`.
 
 Threads, and tasks of two event loops, append to lists and read them, by every way there is to use a store; at random,
-tasks are cancelled. On SQLite several processes do so too, of which some are killed and some are stopped for a while. What
-a stack promises of each use is written down here: `PROMISED`.
+tasks are cancelled. On SQLite several processes do so too, of which some are killed and some are stopped for a while.
+Whoever takes the place of a killed one goes on with its durable fan-outs. Of a store that writes behind one process after
+the other has the use: most are killed, and what is left is checked. What a stack promises of each use is written down
+here: `PROMISED`.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from elle import Append, Findings, Outcome, Read, Txn, check
+from elle import Append, Findings, Outcome, Read, Txn, check, check_recovery
 
 import pocket_plug as pp
 from pocket_plug.layers import Bounding, Metrics, Persistence, Tracing
@@ -52,6 +54,9 @@ PROMISED: dict[str, frozenset[str]] = {
     "post": frozenset(),
     "serializable": frozenset(),
     "durable": frozenset(),
+    "fan-out": frozenset(),
+    "durable fan-out": frozenset(),
+    "flush": frozenset(),
     "default": SKEWS,
 }
 """For each use, the anomalies that may be found where it is in the history. All others are promised not to be."""
@@ -60,8 +65,18 @@ Mixes = dict[str, tuple[str, ...]]
 
 CHECKED = ("update", "transaction", "post", "serializable")
 STRICT = ("get", "get_many", *CHECKED)
-MIXES: Mixes = {"strict": STRICT, "default": ("default", "transaction", "get_many")}
-DURABLE: Mixes = {"strict": (*STRICT, "durable"), "default": MIXES["default"]}
+MIXES: Mixes = {
+    "strict": STRICT,
+    "default": ("default", "transaction", "get_many"),
+    "fan-outs": ("fan-out", "get_many", "update"),
+}
+DURABLE: Mixes = {
+    **MIXES,
+    "strict": (*STRICT, "durable"),
+    "fan-outs": (*MIXES["fan-outs"], "durable fan-out"),
+}
+ITEMS = 6
+"""What a fan-out has at most."""
 
 Make = Callable[[Path], pp.Store]
 
@@ -78,15 +93,22 @@ STACKS: dict[str, Make] = {
     "sqlite process": lambda folder: pp.Store(file(folder, "process")),
     "sqlite power": lambda folder: pp.Store(file(folder, "power")),
     "through": lambda folder: pp.Store(layers=[Persistence(to=file(folder, "process")), Bounding(max_entries=3)]),
-    "behind": lambda folder: pp.Store(
-        layers=[Persistence(to=file(folder, "process"), mode="behind"), Bounding(max_entries=3)]
+    "behind": lambda folder: pp.Store(  # to "power", which is slow: so there is a queue
+        layers=[Persistence(to=file(folder, "power"), mode="behind"), Bounding(max_entries=3)]
     ),
     "behind, without room": lambda folder: pp.Store(
-        layers=[Persistence(to=file(folder, "process"), mode="behind", max_pending=3)]
+        layers=[Persistence(to=file(folder, "power"), mode="behind", max_pending=3)]
     ),
 }
-PROCESSES: dict[str, Mixes] = {"sqlite process": MIXES, "sqlite power": MIXES, "through": {"checked": CHECKED}}
+SHARED: Mixes = {**MIXES, "fan-outs": DURABLE["fan-outs"]}
+PROCESSES: dict[str, Mixes] = {"sqlite process": SHARED, "sqlite power": SHARED, "through": {"checked": CHECKED}}
 """What several processes may share, and how they use it. Plain reads of `through` may be old; what is checked is not."""
+
+LIVES: dict[str, Mixes] = {
+    stack: {"killed": (*STRICT, "flush"), "fan-outs, killed": (*MIXES["fan-outs"], "flush")}
+    for stack in ("behind", "behind, without room")
+}
+"""What belongs to one process at a time, and is killed."""
 
 
 # ---------------------------------------------------------------- recording
@@ -98,6 +120,7 @@ class Running:
     start: float
     write: Callable[[dict[str, Any]], None] | None = None
     tries: list[Ops] = field(default_factory=list)
+    tasks: list[Any] | None = None  # of a durable fan-out, in the record of its run
     end: float = 0.0
     outcome: Outcome = "info"
 
@@ -113,9 +136,14 @@ class Running:
         if self.write is not None:
             self.write({"name": self.name, "start": self.start, **what})
 
+    @property
+    def is_left(self) -> bool:
+        """Is it a durable fan-out of a process that was killed before its end?"""
+        return self.tasks is not None and self.name.startswith("durable") and not self.end
+
     def txns(self) -> list[Txn]:
         """Each try is a transaction of its own: of one that landed, the others were lost."""
-        if self.outcome != "ok":
+        if self.outcome != "ok" or not self.tries:
             return [Txn(ops, self.start, self.end, self.outcome, self.name) for ops in self.tries]
         *lost, landed = self.tries
         return [
@@ -141,9 +169,10 @@ class Recorder:
     def element(self) -> int:
         return next(self._elements)
 
-    def begin(self, use: str) -> Running:
-        number = next(self._names)
-        running = Running(f"{use} {self._number}.{number}", time.monotonic(), self._write if self._file else None)
+    def begin(self, use: str, name: str | None = None) -> Running:
+        """`name`: of what somebody else has begun who was killed."""
+        name = name or f"{use} {self._number}.{next(self._names)}"
+        running = Running(name, time.monotonic(), self._write if self._file else None)
         self.runnings.append(running)
         return running
 
@@ -167,7 +196,9 @@ def recorded(path: Path) -> list[Running]:
         with suppress(json.JSONDecodeError):  # the last one, cut off
             what = json.loads(line)
             running = runnings.setdefault(what["name"], Running(what["name"], what["start"]))
-            if "ops" in what:
+            if "tasks" in what:
+                running.tasks = what["tasks"]
+            elif "ops" in what:
                 running.tries.append(
                     [Read(key, tuple(at)) if kind == "r" else Append(key, at) for kind, key, at in what["ops"]]
                 )
@@ -248,8 +279,40 @@ Serializable = {kind: kind().with_options(isolation="serializable") for kind in 
 
 
 def graph_of(store: pp.Store, kind: type[pp.Node[Any, str]], use: str) -> pp.Graph[Any, str]:
+    if use in FAN_OUTS:
+        return pp.Graph(pp.each(Serializable[Work], concurrency=3), store=store, name=use)
     node = Serializable[kind] if use in ("serializable", "durable") else kind()
     return pp.Graph(node, store=store, name=f"{kind.__name__} {use}")
+
+
+FAN_OUTS = ("fan-out", "durable fan-out")
+
+
+async def fan_out(use: str, keys: list[str], chance: random.Random, recorder: Recorder, graphs: dict[str, Any],
+                  left: Running | None = None) -> None:  # fmt: skip
+    """One fan-out, each item of which is a transaction; or one that a killed process has `left`."""
+    run = recorder.begin(f"{use}, run", left and left.name)
+    if left is not None and left.tasks is not None:
+        tasks = left.tasks
+    else:
+        tasks = [
+            [f"{run.name}, item {n}", first, [*map(list, steps), ["a", chance.choice(keys)]]]
+            for n in range(chance.randint(1, ITEMS))
+            for first, steps in [some(chance, keys, use)]
+        ]
+    run._note(tasks=tasks)
+    items = [recorder.begin(use, name) for name, *_ in tasks]
+    _running.update((item.name, (item, recorder)) for item in items)
+    how: Outcome = "info"
+    try:
+        await graphs[use].run(tasks, run_id=run.name if use == "durable fan-out" else None)
+        how = "ok"
+    except (asyncio.CancelledError, pp.StoreBusyError, pp.ConflictError):
+        pass  # of one item, or of none: nobody is told of the others
+    finally:
+        for each in (*items, run):
+            each.ended(how)
+            _running.pop(each.name, None)
 
 
 def some(chance: random.Random, keys: Sequence[str], use: str) -> tuple[list[str], Steps]:
@@ -262,6 +325,8 @@ def some(chance: random.Random, keys: Sequence[str], use: str) -> tuple[list[str
 async def use_async(store: pp.Store, use: str, keys: list[str], chance: random.Random, recorder: Recorder,
                     graphs: dict[str, Any]) -> None:  # fmt: skip
     """One transaction, by a task."""
+    if use in FAN_OUTS:
+        return await fan_out(use, keys, chance, recorder, graphs)
     running = recorder.begin(use)
     first, steps = some(chance, keys, use)
     with outcome(running):
@@ -289,12 +354,16 @@ async def use_async(store: pp.Store, use: str, keys: list[str], chance: random.R
 def use_sync(store: pp.Store, use: str, keys: list[str], chance: random.Random, recorder: Recorder,
              graphs: dict[str, Any]) -> None:  # fmt: skip
     """One transaction, by a thread."""
+    if use in FAN_OUTS:
+        return asyncio.run(fan_out(use, keys, chance, recorder, graphs))
     running = recorder.begin(use)
     first, steps = some(chance, keys, use)
     view = store.sync
     with outcome(running):
         if use == "get":
             running.tried([Read(keys[0], tuple(view.get(keys[0], ())))])
+        elif use == "flush":
+            view.flush()
         elif use == "get_many":
             found = view.get_many(keys)
             running.tried([Read(key, tuple(found.get(key, ()))) for key in keys])
@@ -336,10 +405,52 @@ def outcome(running: Running) -> Any:
         running.ended("ok")
 
 
+@dataclass
+class History:
+    """What was done, and the lists as they were at the end; of a process that came after another one also as that has left them.
+
+    `flushed`: of a process that was killed, when its last flush began that was acknowledged.
+    """
+
+    runnings: list[Running]
+    final: Mapping[str, Sequence[int]]
+    before: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    flushed: float | None = None
+
+    def judged(self, uses: Sequence[str]) -> tuple[Findings, dict[str, list[str]]]:
+        """What was found, and what of it nobody was told to expect."""
+        txns = [txn for running in self.runnings for txn in running.txns()]
+        if self.before:
+            txns.append(
+                Txn([Append(key, each) for key in self.before for each in self.before[key]], 0, 0, "ok", "before")
+            )
+        findings = check(txns, self.final if self.flushed is None else None)
+        if self.flushed is not None:
+            findings.found.update(check_recovery(txns, self.final, self.flushed).found)
+        self._count(findings)
+        return findings, findings.beyond(frozenset().union(*(PROMISED[use] for use in uses)))
+
+    def _count(self, findings: Findings) -> None:
+        """Each is done once, whoever goes on with it after a kill."""
+        there = {element for elements in self.final.values() for element in elements}
+        landed, acknowledged = Counter[str](), set[str]()
+        for running in self.runnings:
+            for ops in running.tries:
+                own = [op.element for op in ops if isinstance(op, Append)]
+                landed[running.name] += bool(own) and not there.isdisjoint(own)
+                acknowledged.update([running.name] if own and running.outcome == "ok" else ())
+        for name, times in landed.items():
+            if times > 1:
+                findings.add("twice", name)
+            if not times and name in acknowledged:
+                if self.flushed is None:
+                    findings.add("never", name)
+                else:
+                    disturbances["acknowledged and lost with a kill"] += 1
+
+
 # ---------------------------------------------------------------- in one process
-def in_one_process(
-    stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path
-) -> tuple[list[Running], Any]:
+def in_one_process(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> list[History]:
     """Two threads and two event loops with three tasks each share a store."""
     recorder = Recorder()
     made = STACKS[stack](folder)
@@ -392,19 +503,20 @@ def in_one_process(
             each.join()
         if errors:
             raise errors[0]
-        final = {key: store.get(key) for key in store.keys() if key.startswith("k")}
-    return recorder.runnings, final
+        return [History(recorder.runnings, lists_in(store))]
+
+
+def lists_in(store: pp.SyncStore) -> dict[str, list[int]]:
+    return {key: store.get(key) for key in store.keys() if key.startswith("k")}
 
 
 # ---------------------------------------------------------------- in several
 WORKERS = 4
 disturbances = Counter[str]()
-"""How many processes were stopped and killed, and how many tasks cancelled before they were done."""
+"""How many processes were stopped and killed, how many tasks cancelled before they were done, and what came of it."""
 
 
-def in_processes(
-    stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path
-) -> tuple[list[Running], Any]:
+def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> list[History]:
     """Processes with two threads each, of which now and then one is killed and replaced, and one is stopped for a while."""
     with STACKS[stack](folder).sync:
         pass  # the file is there
@@ -413,23 +525,18 @@ def in_processes(
     until = folder / "go on"
     until.touch()
     began = time.monotonic()
-    working: dict[int, int] = {}
+    working: dict[int, Path] = {}
     logs: list[Path] = []
 
-    def begin() -> None:
+    def begin(killed: Path | None = None) -> None:
         number = next(numbers)
         logs.append(folder / f"log.{number}")
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                _worker(stack, uses, f"{seed} {number}", Recorder(number, logs[-1]), folder, until, began)
-                status = 0
-            except BaseException:  # noqa: BLE001 - the parent learns the status
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        working[pid] = number
+        runs = [] if killed is None or not killed.exists() else [each for each in recorded(killed) if each.is_left]
+        disturbances["fan-outs that were resumed"] += len(runs)
+        pid = forked(
+            lambda: _worker(stack, uses, f"{seed} {number}", Recorder(number, logs[-1]), folder, until, began, runs)
+        )
+        working[pid] = logs[-1]
 
     for _ in range(WORKERS):
         begin()
@@ -447,8 +554,7 @@ def in_processes(
             os.kill(pid, signal.SIGKILL)
             disturbances["killed"] += 1
             os.waitpid(pid, 0)
-            del working[pid]
-            begin()
+            begin(working.pop(pid))
         lines = sum(log.read_bytes().count(b'"outcome"') for log in logs if log.exists())
         if lines >= transactions:
             break
@@ -456,16 +562,72 @@ def in_processes(
         os.kill(pid, signal.SIGCONT)
     until.unlink()
     for pid in working:
-        _, status = os.waitpid(pid, 0)
-        if status:
-            raise RuntimeError(f"a worker ended with {os.waitstatus_to_exitcode(status)}")
+        end_well(pid)
     with STACKS[stack](folder).sync as store:
-        final = {key: store.get(key) for key in store.keys() if key.startswith("k")}
-    return [running for log in logs if log.exists() for running in recorded(log)], final
+        return [History([running for log in logs if log.exists() for running in recorded(log)], lists_in(store))]
+
+
+def in_lives(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> list[History]:
+    """One process after the other, each with two threads; most of them are killed, the others end. A history for each."""
+    chance = random.Random(f"{seed} kills")
+    until = folder / "go on"
+    began = time.monotonic()
+    histories: list[History] = []
+    before: dict[str, list[int]] = {}
+    done = 0
+    while done < transactions:
+        until.touch()
+        number = len(histories) + 1
+        log = folder / f"log.{number}"
+        pid = forked(
+            lambda: _worker(stack, uses, f"{seed} {number}", Recorder(number, log), folder, until, began, speed=2000)  # noqa: B023 - called at once
+        )
+        while not log.exists() or not log.stat().st_size:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0.0, 0.2))
+        killed = chance.random() < 0.9
+        if killed:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            disturbances["killed"] += 1
+        else:
+            until.unlink()
+            end_well(pid)
+        runnings = recorded(log)
+        flushes = [each.start for each in runnings if each.name.startswith("flush ") and each.outcome == "ok"]
+        with pp.SyncStore(file(folder, "process")) as store:
+            left = lists_in(store)
+        histories.append(History(runnings, left, before, max(flushes, default=0.0) if killed else None))
+        before = left
+        done += sum(each.outcome == "ok" for each in runnings)
+    return histories
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do it in another process."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 - the parent learns the status
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return pid
+
+
+def end_well(pid: int) -> None:
+    """Wait for the end of a worker. Raises RuntimeError if that was an error."""
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise RuntimeError(f"a worker ended with {os.waitstatus_to_exitcode(status)}")
 
 
 def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, folder: Path, until: Path,
-            began: float) -> None:  # fmt: skip
+            began: float, runs: Sequence[Running] = (), speed: int = 200) -> None:  # fmt: skip
+    """`runs` are those that a process has left which was killed; `speed`: about so many elements are appended per second."""
     made = STACKS[stack](folder)
     errors: list[BaseException] = []
 
@@ -473,13 +635,16 @@ def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, fold
         chance = random.Random(f"{seed} {number}")
         graphs = {use: graph_of(made, WorkInThread, use) for use in uses}
         while until.exists() and not errors:
-            keys = keys_in_use(chance, int((time.monotonic() - began) * 200))  # which all processes know
+            keys = keys_in_use(chance, int((time.monotonic() - began) * speed))  # which all processes know
             try:
                 use_sync(made, chance.choice(uses), keys, chance, recorder, graphs)
             except BaseException as error:  # noqa: BLE001 - raised below
                 errors.append(error)
 
     with made.sync:
+        for run in runs:
+            graphs = {"durable fan-out": graph_of(made, Work, "durable fan-out")}
+            asyncio.run(fan_out("durable fan-out", [], random.Random(), recorder, graphs, run))
         threads = [threading.Thread(target=thread, args=(number,)) for number in range(2)]
         for each in threads:
             each.start()
@@ -490,17 +655,12 @@ def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, fold
 
 
 # ---------------------------------------------------------------- the campaign
-def judged(runnings: Sequence[Running], final: Any, uses: Sequence[str]) -> tuple[Findings, dict[str, list[str]]]:
-    """What was found, and what of it nobody was told to expect."""
-    findings = check([txn for running in runnings for txn in running.txns()], final)
-    return findings, findings.beyond(frozenset().union(*(PROMISED[use] for use in uses)))
-
-
 def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -> int:
     """Every stack and mix, in rounds with a store of its own each. How many histories broke a promise?"""
     places: list[tuple[str, str, Callable[..., Any], Mixes]] = [
         *((stack, "", in_one_process, DURABLE if stack.startswith("sqlite") else MIXES) for stack in stacks),
         *((stack, ", processes", in_processes, PROCESSES[stack]) for stack in stacks if stack in PROCESSES),
+        *((stack, ", lives", in_lives, LIVES[stack]) for stack in stacks if stack in LIVES),
     ]
     each = max(50, transactions // (sum(len(mixes) for *_, mixes in places) * rounds))
     broken, total = 0, Counter[str]()
@@ -512,13 +672,14 @@ def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -
                     interval = sys.getswitchinterval()
                     usual.callback(sys.setswitchinterval, interval)
                     sys.setswitchinterval(interval if turn % 2 else 1e-5)  # threads take turns often, at times
-                    runnings, final = record(stack, uses, each, seed + turn, Path(folder))
-                findings, beyond = judged(runnings, final, uses)
-                outcomes += Counter(running.outcome for running in runnings)
-                seen += Counter({name: len(examples) for name, examples in findings.found.items()})
-                for name, examples in beyond.items():
-                    broken += 1
-                    print(f"BROKEN {stack}{where}, {mix}, seed {seed + turn}: {name}", *examples, sep="\n    ")
+                    histories: list[History] = record(stack, uses, each, seed + turn, Path(folder))
+                for history in histories:
+                    findings, beyond = history.judged(uses)
+                    outcomes += Counter(running.outcome for running in history.runnings)
+                    seen += Counter({name: len(examples) for name, examples in findings.found.items()})
+                    for name, examples in beyond.items():
+                        broken += 1
+                        print(f"BROKEN {stack}{where}, {mix}, seed {seed + turn}: {name}", *examples, sep="\n    ")
             total += outcomes
             print(f"{stack}{where}, {mix}: {dict(outcomes)}, found {dict(seen) or 'nothing'}", flush=True)
     print(f"{total.total()} transactions ({dict(total)}; {dict(disturbances)}), {broken} broken promises")

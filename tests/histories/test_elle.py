@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from elle import CYCLES, OTHERS, REALTIME, Append, Read, Txn, check
+from elle import AFTER_A_CRASH, CYCLES, OTHERS, REALTIME, Append, Read, Txn, check, check_recovery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,3 +156,52 @@ def test_a_stale_read_is_always_found(wanted: list[list[tuple[str, str]]], data:
     stale = txn(Read(key, tuple(lists[key][:-1])), start=len(wanted) + 1, end=len(wanted) + 2)
     found = check([*history, stale], lists).found
     assert {*found} & {"G-single-realtime", "G1b"}
+
+
+LEFT: dict[str, tuple[list[Txn], dict[str, list[int]]]] = {
+    "torn": ([txn(a("x", 1), a("y", 1))], {"x": [1]}),
+    "hole": ([txn(a("x", 1), end=1), txn(a("y", 2), start=2)], {"y": [2]}),
+    "lost-flush": ([txn(a("x", 1), end=1), txn(a("y", 2), end=2)], {"y": [2]}),
+}
+
+
+def test_there_is_one_of_each_kind_after_a_crash() -> None:
+    """No kind of loss goes without a test."""
+    assert LEFT.keys() == {*AFTER_A_CRASH}
+
+
+@pytest.mark.parametrize("anomaly", LEFT)
+def test_what_a_crash_must_not_leave_is_found(anomaly: str) -> None:
+    """By its name and alone; the history before the crash was in order."""
+    history, left = LEFT[anomaly]
+    assert not check(history).found
+    assert {*check_recovery(history, left, 2 if anomaly == "lost-flush" else 0).found} == {anomaly}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [txn(a("x", 1)), txn(r("x", 1), a("y", 2))],  # it has read what is lost
+        [txn(r("x"), a("y", 1)), txn(a("x", 2))],  # it has overwritten what the lost one has read
+        [txn(a("x", 1)), txn(r("x", 1), end=1), txn(a("y", 2), start=2)],  # by way of one that only reads
+    ],
+)
+def test_a_hole_is_found_by_every_kind_of_edge(between: list[Txn]) -> None:
+    """One that is left came after a lost one: what was lost is no end of the history."""
+    last = between[-1].ops[-1]
+    assert isinstance(last, Append)
+    assert "hole" in check_recovery(between, {last.key: [last.element]}).found
+
+
+@given(st.lists(STEPS, min_size=1, max_size=30), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_beginning_is_what_a_crash_may_leave(wanted: list[list[tuple[str, str]]], data: st.DataObject) -> None:
+    """Any number of whole transactions from the start, if those before a flush are among them."""
+    history = serial(wanted, [0] * len(wanted))
+    kept = data.draw(st.integers(0, len(history)))
+    left = lists_of(history[:kept])
+    assert not check_recovery(history, left, history[kept - 1].end + 0.1 if kept else 0).found
+    rest = [number for number, each in enumerate(history) if number >= kept and lists_of([each])]
+    if len(rest) > 1:
+        wrong = lists_of([*history[:kept], history[rest[1]]])
+        assert check_recovery(history, wrong).found

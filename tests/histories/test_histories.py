@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from histories import MIXES, PROCESSES, PROMISED, SKEWS, STACKS, Recorder, judged, recorded
+from histories import LIVES, MIXES, PROCESSES, PROMISED, SKEWS, STACKS, History, Recorder, recorded
 
 SCRIPT = Path(__file__).parent / "histories.py"
 
@@ -22,6 +22,7 @@ def test_histories_of_every_stack_keep_what_is_promised() -> None:
     assert done.stderr == ""
     histories = [(stack, mix) for stack in STACKS for mix in MIXES]
     histories += [(f"{stack}, processes", mix) for stack, mixes in PROCESSES.items() for mix in mixes]
+    histories += [(f"{stack}, lives", mix) for stack, mixes in LIVES.items() for mix in mixes]
     for stack, mix in histories:
         line = next(line for line in done.stdout.splitlines() if line.startswith(f"{stack}, {mix}: "))
         assert int(re.search(r"'ok': (\d+)", line)[1]) > 40, line  # type: ignore[index]
@@ -48,6 +49,47 @@ def test_a_broken_promise_is_told(tmp_path: Path, uses: list[str]) -> None:
             running.ended("ok")
     with (tmp_path / "log").open("a") as log:
         log.write('{"name": "cut o')
-    findings, beyond = judged(recorded(tmp_path / "log"), {"k": [2]}, uses)
+    findings, beyond = History(recorded(tmp_path / "log"), {"k": [2]}).judged(uses)
     assert {"lost-update", "lost-append"} <= beyond.keys()
     assert len(findings.found["lost-append"]) == 1
+
+
+def test_what_a_kill_leaves_is_judged(tmp_path: Path) -> None:
+    """The end of a history may be lost, with what was acknowledged; its beginning, and what was flushed, may not."""
+    recorder = Recorder(1, tmp_path / "log")
+    for element in (1, 2, 3):
+        running = recorder.begin("update")
+        running._note(ops=[["r", "k", [*range(element)]], ["a", "k", element]])
+        running.ended("ok")
+        if element == 1:
+            recorder.begin("flush").ended("ok")
+    runnings = recorded(tmp_path / "log")
+    flushed = next(each.start for each in runnings if each.name.startswith("flush"))
+
+    def found(*left: int) -> set[str]:
+        return {*History(runnings, {"k": left}, {"k": [0]}, flushed).judged(["update"])[1]}
+
+    assert found(0, 1) == found(0, 1, 2) == found(0, 1, 2, 3) == set()
+    assert found(0) == {"lost-flush"}
+    assert "hole" in found(0, 1, 3)
+    assert "lost-append" in History(runnings, {"k": [0, 1]}, {"k": [0]}).judged(["update"])[1]
+
+
+def test_an_item_that_was_done_twice_or_never_is_told(tmp_path: Path) -> None:
+    """By a process that was killed and by the one that went on with its fan-out."""
+
+    def found(first: list[int], second: list[int], final: list[int]) -> set[str]:
+        runnings = []
+        for number, elements in enumerate((first, second)):
+            log = tmp_path / f"log.{len([*tmp_path.iterdir()])}"
+            running = Recorder(number, log).begin("durable fan-out", "item 0")
+            for element in elements:
+                running._note(ops=[["a", "k", element]])
+            if number:
+                running.ended("ok")
+            runnings += recorded(log)
+        return {*History(runnings, {"k": final}).judged(["durable fan-out"])[1]}
+
+    assert found([1], [2], [2]) == found([1], [], [1]) == set()
+    assert "twice" in found([1], [2], [1, 2])
+    assert "never" in found([1], [2], [])

@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
 
 # Commands that set a machine up, or need a server: `make test` itself, the wheel's test, the collector's test and
 # `make e2e` run these.
-_ELSEWHERE = ("make ", "pip ", "OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_METRICS_EXPORTER=", "git ", "python -m venv",
-              "python examples/monitoring/serve.py", "prometheus ", "promtool ")  # fmt: skip
+_ELSEWHERE = (
+    *("make ", "pip ", "git ", "python -m venv", ".venv/bin/pytest "),
+    *("OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_METRICS_EXPORTER="),
+    *("python examples/monitoring/serve.py", "prometheus ", "promtool "),
+)
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:

@@ -9,7 +9,10 @@ import sys
 import tokenize
 from pathlib import Path
 
+import click
 import pytest
+
+from pocket_plug.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pocket_plug"
@@ -60,15 +63,47 @@ def test_the_core_imports_no_machinery(file: Path) -> None:
         assert not used or (used == {"click"} and file.stem == "hookspecs"), f"{file.name} imports {used}"
 
 
-def test_importing_pocket_plug_loads_nothing_heavy() -> None:
-    """`import pocket_plug` scans and configures nothing."""
+def loaded_by(code: str, *names: str) -> list[str]:
+    """Which of these modules are loaded once code has run in an interpreter of its own."""
+    code = f"import sys\n{code}\nprint([name for name in {names} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded: list[str] = ast.literal_eval(done.stderr)
+    return loaded
+
+
+HEAVY = (
+    *("opentelemetry", "structlog", "msgspec", "beartype", "click", "rich", "pluggy", "packaging"),
+    *("sqlite3", "importlib.metadata", "importlib.resources", "tempfile", "email", "json", "decimal"),
+)
+
+
+def test_importing_pocket_plug_loads_only_its_exceptions() -> None:
+    """`import pocket_plug` scans and configures nothing; what a name needs is loaded when the name is first used."""
+    assert loaded_by("import pocket_plug", *HEAVY, "asyncio", "typing_extensions", "pocket_plug.store") == []
+
+
+def test_stores_and_graphs_load_nothing_heavy() -> None:
+    """Nor do the names that every program uses load a machinery that only some need."""
+    assert loaded_by("from pocket_plug import Graph, Key, Node, Retry, Store, SyncStore, each", *HEAVY) == []
+
+
+def test_the_help_loads_no_command() -> None:
+    """`pocket-plug --help` loads neither the commands nor what they need, where no plugin may have commands of its own."""
     code = (
-        "import sys, pocket_plug\n"
-        "heavy = ('opentelemetry.sdk', 'structlog', 'msgspec', 'beartype', 'click', 'rich', 'sqlite3', 'importlib.metadata')\n"
-        "print([name for name in heavy if name in sys.modules])\n"
+        "import importlib.metadata\n"
+        "importlib.metadata.distributions = lambda: iter(())\n"
+        "from pocket_plug.cli import main\n"
+        "assert main(['--help']) == 0"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+    libraries = ("asyncio", "msgspec", "opentelemetry", "packaging", "pluggy", "rich", "sqlite3", "structlog")
+    assert loaded_by(code, *libraries, "pocket_plug.cli.run", "pocket_plug.graph", "pocket_plug.store") == []
+
+
+def test_the_help_has_the_first_line_of_each_command() -> None:
+    """What the help shows of a command, without loading it, is what the command itself says."""
+    lines = {name: line for name, (_, line) in COMMANDS.items()}
+    commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    assert lines == {name: command and command.get_short_help_str(100) for name, command in commands.items()}
 
 
 def test_the_sdk_is_imported_by_telemetry_and_testing_only() -> None:

@@ -14,8 +14,10 @@ from typing import Any, get_overloads
 import click
 import pytest
 
+import pocket_plug
 from pocket_plug import errors, hookspecs
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
 from pocket_plug.graph.each import each
@@ -82,13 +84,6 @@ def fields_of(cls: Any) -> set[str]:
 
 
 # ---------------------------------------------------------------- names
-def names_of_the_package() -> set[str]:
-    """What `pocket_plug/__init__.py` imports for its users, lazily or not."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-    imports = [item for item in ast.walk(tree) if isinstance(item, ast.ImportFrom) and item.level]
-    return {alias.asname for item in imports for alias in item.names if alias.asname}
-
-
 def exceptions() -> dict[str, type[BaseException]]:
     """Those that errors.py defines."""
     return {name: kind for name, kind in vars(errors).items()
@@ -97,7 +92,8 @@ def exceptions() -> dict[str, type[BaseException]]:
 
 def test_every_name_of_the_package() -> None:
     """What `from pocket_plug import` gives is listed, and what is listed can be imported."""
-    assert rows("Names").keys() | exceptions().keys() == names_of_the_package()
+    assert rows("Names").keys() | exceptions().keys() == set(pocket_plug.__all__)
+    assert [name for name in pocket_plug.__all__ if not hasattr(pocket_plug, name)] == []
 
 
 def test_every_exception_with_its_bases() -> None:
@@ -237,7 +233,10 @@ def options(command: click.Command) -> set[str]:
 def commands(group: click.Group, path: str = "pocket-plug") -> dict[str, click.Command]:
     """All of a group, those of its groups too, by how they are called, without their options."""
     found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in OURS if group is cli else group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
         found[" ".join([path, name, *pieces])] = command
         if isinstance(command, click.Group):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from pocket_plug.errors import StoreError, SyncError
+from pocket_plug.primitives import waiting
 from pocket_plug.primitives.waiting import (
     LoopThread,
     Waiter,
@@ -142,6 +144,32 @@ def test_a_closed_loop_is_passed_over() -> None:
 
     asyncio.run(dying())
     assert dead[0].is_orphaned
+    asyncio.run(main())
+
+
+def test_a_wake_up_that_a_signals_handler_stops_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler's exception at the entry of what wakes is only reported by asyncio; the one who waits goes on nevertheless."""
+    stopped: list[object] = []
+
+    def stopped_first(waiters: list[Waiter[Any]]) -> None:
+        if not stopped:
+            stopped.append(waiters)
+            raise Interrupted
+        woken(waiters)
+
+    woken = waiting._wake_here
+    monkeypatch.setattr(waiting, "_wake_here", stopped_first)
+
+    async def main() -> None:
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        waiter: Waiter[int] = Waiter()
+        thread = in_thread(lambda: wake([waiter.give(7)]))
+        async with asyncio.timeout(30):
+            assert await waiter == 7
+        thread.join(10)
+        assert len(reported) == len(stopped) == 1
+
     asyncio.run(main())
 
 
@@ -365,9 +393,10 @@ class AtHome(Memory):
     inline_read = inline_write = False
 
 
+@pytest.mark.parametrize("by", [None, signal.SIGUSR1], ids=["outside asyncio", "within it, too"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-def test_an_interrupted_store_on_a_loop_of_its_own_works_on() -> None:
+def test_an_interrupted_store_on_a_loop_of_its_own_works_on(by: int | None) -> None:
     """Wherever the exception comes, in the opening, a use or the close: it can be done again, and the loop is gone then."""
 
     def use(store: SyncStore, told: list[object]) -> None:
@@ -381,7 +410,7 @@ def test_an_interrupted_store_on_a_loop_of_its_own_works_on() -> None:
 
     for place in count(1, 2):
         told: list[object] = []
-        interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place // 2 % 2])
+        interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place // 2 % 2], by)
         store = SyncStore(AtHome())
         try:
             with interrupter:
@@ -445,6 +474,49 @@ def test_a_loop_that_does_not_run_is_refused() -> None:
         with pytest.raises(SyncError, match=r"never.* belongs to an event loop that doesn't run"):
             run_on(loop, never())
         loop.close()
+
+
+def test_a_loop_that_stops_before_it_has_begun_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop ends, broken by a signal's handler, say, and never looks at what a thread has asked of it."""
+    monkeypatch.setattr(waiting, "LOOK", 0.01)
+    loop = asyncio.new_event_loop()
+    busy, asked = threading.Event(), threading.Event()
+    outcome: list[object] = []
+    begun: list[bool] = []
+
+    def keep_busy() -> None:
+        busy.set()
+        assert asked.wait(10)
+        loop.stop()
+
+    async def never() -> None:
+        begun.append(True)
+
+    def ask() -> None:
+        try:
+            run_on(loop, never())
+        except StoreError as error:
+            outcome.append(str(error))
+
+    call_soon_threadsafe = loop.call_soon_threadsafe
+
+    def told(*given: Any, **more: Any) -> Any:
+        handle = call_soon_threadsafe(*given, **more)
+        asked.set()
+        return handle
+
+    loop.call_soon(keep_busy)
+    running = in_thread(loop.run_forever)
+    assert busy.wait(10)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", told)
+    asking = in_thread(ask)
+    running.join(10)
+    asking.join(10)
+    assert not asking.is_alive()
+    assert "never was cut off: the event loop that it ran on was stopped" in str(outcome)
+    loop.run_until_complete(asyncio.sleep(0))  # once more: what it was asked for isn't done after all
+    loop.close()
+    assert begun == []
 
 
 def test_who_waits_when_the_loop_ends_is_told() -> None:

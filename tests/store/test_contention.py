@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,14 @@ from pocket_plug import (
     Backend,
     Change,
     ConflictError,
+    Delete,
     Graph,
     Layer,
     Memory,
     Node,
     Put,
     Store,
+    StoreBusyError,
     StoreWriter,
     SyncError,
     UnregisteredTypeError,
@@ -400,6 +404,64 @@ def test_losing_for_ever_is_a_conflict(backend: Backend) -> None:
             assert await store.get("n") == ("theirs",)
             left[0] = 0
             assert await store.update("n", add("ours")) == ("theirs", "ours")
+
+    without_hanging(main)
+
+
+@pytest.mark.parametrize("theirs", [Put("n", "theirs"), Delete("n")], ids=["set", "delete"])
+def test_a_delete_never_loses(backend: Backend, theirs: Change) -> None:
+    """However often another process changes the key between its look and its write, it ends at the first try, and knows."""
+    writes: list[Mapping[str, int]] = []
+
+    class Busy(Layer):
+        inline_read = inline_write = True
+        needs_loop = False
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+            if expect:
+                writes.append(expect)
+                await self.inner.write([theirs])
+            return await self.inner.write(changes, expect)
+
+    async def main() -> None:
+        async with Store(backend, layers=[Busy()]) as store:
+            deletes: list[Callable[[], Any]] = [
+                lambda: store.delete("n"),
+                lambda: store.typed(str).delete("n"),
+                lambda: asyncio.to_thread(store.sync.delete, "n"),
+            ]
+            for delete in deletes:
+                await store.set("n", "ours")
+                assert await delete() is isinstance(theirs, Put)
+                assert not await store.has("n")
+                assert await delete() is False
+            assert len(writes) == len(deletes)
+
+    without_hanging(main)
+
+
+@pytest.mark.parametrize("stack", ["process", "power", "through"])
+def test_an_update_loses_to_other_processes_a_few_times_at_most(stack: str, tmp_path: Path) -> None:
+    """Then it has a turn: one that sets the key at each try, as another process would, is locked out until it is done."""
+    file = f"sqlite:///{tmp_path}/state.db"
+    url, layers = STACKS[stack](file)
+    tries: list[int] = []
+
+    async def main() -> None:
+        async with Store(url, layers=layers) as store, Store(f"{file}?durability=process&timeout=0") as other:
+
+            def overtaken(n: int) -> int:
+                tries.append(n)
+                with suppress(StoreBusyError):
+                    other.sync.set("n", 100)
+                return n + 1
+
+            for update in (store.update, functools.partial(asyncio.to_thread, store.sync.update)):
+                tries.clear()
+                await store.set("n", 0)
+                assert await update("n", overtaken) == 101
+                assert await other.get("n") == 101
+                assert len(tries) <= FREE_TRIES + 2
 
     without_hanging(main)
 

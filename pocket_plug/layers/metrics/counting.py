@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 from pocket_plug.errors import ConflictError
 from pocket_plug.primitives.failures import capped, error_type
+from pocket_plug.primitives.locks import Lock
 from pocket_plug.store.memory import Reason
 
 Attributes = dict[str, str | bool | int | float]
@@ -57,7 +57,7 @@ class Count:
         self.counter = itertools.count()
         """`next(count.counter)` is `add`, in two thirds of the time."""
         self.add: Callable[[], int] = self.counter.__next__
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._looks = 0  # each look takes an item too
 
     def add_many(self, number: int) -> None:
@@ -73,7 +73,7 @@ class Count:
 
     def reset(self) -> None:
         """Begin at 0 again, in a forked child: what it inherited, its parent reports."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._looks = next(self.counter) + 1
 
 
@@ -154,7 +154,7 @@ class Tally:
         self._failed: Counter[tuple[str, str]] = Counter()
         self._watched: list[Watched] = []
         self._evicted: Counter[Reason] = Counter()  # by keepers that are gone
-        self._lock = threading.Lock()
+        self._lock = Lock()
         tallies.add(self)
 
     def watch(self, keeper: Keeper) -> None:
@@ -228,7 +228,7 @@ class Tally:
         self._evicted = Counter(dict.fromkeys(self._evicted, 0))
         for watched in self._watched:
             watched.reset()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
 
 tallies: weakref.WeakSet[Tally] = weakref.WeakSet()

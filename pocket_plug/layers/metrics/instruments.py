@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -15,6 +14,7 @@ from pocket_plug.hookspecs import NodeCall
 from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, own_version
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import Lock, RLock
 
 from . import settings
 from .counting import Attributes, Going, Tally, errors, graphs, nodes, tallies
@@ -78,7 +78,7 @@ class Instruments:
     def reset(self) -> None:
         """Nothing goes on yet: at the start, and in a forked child, which reports what it begins itself."""
         self.runs, self.items = Going(), Going()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def tally(self, namespace: str, system: str) -> Tally:
         """What the stores of one namespace over one kind of backend count together."""
@@ -154,7 +154,7 @@ class Follower(Protocol):
 _sets: weakref.WeakSet[Instruments] = weakref.WeakSet()
 _for_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
-_making = threading.RLock()  # re-entered where the SDK logs, and a handler uses a store
+_making = RLock()  # re-entered where the SDK logs, and a handler uses a store
 _seen: tuple[object, Instruments | None] = (object(), None)
 """The global provider that was last seen, and the set of whoever is listened to. Assigned whole."""
 GLOBAL: Final = "_METER_PROVIDER"
@@ -222,7 +222,7 @@ _CONFLICT: Attributes = {"error.type": f"{ConflictError.__module__}.{ConflictErr
 # ---------------------------------------------------------------- forks
 def _reset() -> None:
     global _making
-    _making = threading.RLock()
+    _making = RLock()
     for instruments in list(_sets):
         instruments.reset()
     for tally in list(tallies):

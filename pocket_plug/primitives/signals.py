@@ -1,0 +1,139 @@
+"""An event loop in the main thread, where the handlers of signals run, and may raise.
+
+A handler's exception (a time limit at SIGALRM, SystemExit at SIGTERM) comes between any two steps of what goes on. In asyncio's
+own code it would lose a task's next step, and whatever awaits that task would wait for ever. asyncio therefore turns Ctrl-C
+into a cancellation; `run_loop` does so with the exceptions of all handlers that the program has installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar, cast
+
+T = TypeVar("T")
+Handler = Callable[[int, FrameType | None], object]
+
+_ASYNCIO = str(Path(asyncio.__file__).parent)
+_IS_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
+
+def run_loop(
+    main: Coroutine[object, object, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> T:
+    """`asyncio.run`, whose loop no exception of a signal's handler can break.
+
+    One that comes in a coroutine's code is raised there. One that comes anywhere else, within asyncio above all, cancels
+    `main`, and is raised when that has ended and the loop is closed.
+    """
+    handlers = _Handlers()
+    result: T | None = None
+    ended: BaseException | None = None
+    try:
+        try:
+            handlers.guard()
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                result = runner.run(handlers.follow(main))
+        except BaseException as error:  # noqa: BLE001 - raised below, where no handler is guarded any more
+            ended = error
+        finally:
+            handlers.restore()
+    finally:
+        handlers.restore()  # again, for that may have been interrupted
+        main.close()  # it was never begun where a handler raised before
+    try:
+        if handlers.raised is not None:
+            raise handlers.raised from ended
+        if ended is not None:
+            raise ended
+        return cast("T", result)
+    finally:
+        handlers.raised = ended = None  # their tracebacks hold this frame
+
+
+class _Handlers:
+    """The handlers that the program has installed, guarded while a loop runs."""
+
+    def __init__(self) -> None:
+        self.raised: BaseException | None = None
+        """What a handler has raised where it could not be passed on at once."""
+        self._guarded: dict[int, tuple[Handler, Handler]] = {}
+        self._is_over = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[object] | None = None
+
+    def guard(self) -> None:
+        """Put a guarded one in the place of each. Only the main thread runs handlers, and only it may change them."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in range(1, signal.NSIG):
+            handler = signal.getsignal(number)
+            if callable(handler) and handler is not signal.default_int_handler:  # that one is asyncio's care
+                self._replace(number, handler)
+
+    def _replace(self, number: int, handler: Handler) -> None:
+        guarded = self._guard(handler)
+        self._guarded[number] = guarded, handler
+        with suppress(ValueError):  # in a subinterpreter, where no handler runs
+            signal.signal(number, guarded)
+
+    def _guard(self, handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        def guarded(number: int, frame: FrameType | None) -> object:
+            try:
+                return handler(number, frame)
+            except BaseException as error:
+                if self._is_over or _is_in_a_coroutine(frame):
+                    raise
+                self._keep(error)
+                return None
+
+        return guarded
+
+    def _keep(self, error: BaseException) -> None:
+        if error.__context__ is None and error is not self.raised:
+            error.__context__ = self.raised
+        self.raised = error
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        assert self._loop is not None
+        assert self._main is not None
+        for task in asyncio.all_tasks(self._loop) if self._main.done() else [self._main]:
+            task.cancel()
+
+    async def follow(self, main: Coroutine[object, object, T]) -> T | None:
+        """Await it, unless a handler has raised already."""
+        self._main, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        return await main if self.raised is None else None
+
+    def restore(self) -> None:
+        """Put the program's own back, where it hasn't installed others meanwhile. Can be called again."""
+        for number, (guarded, handler) in tuple(self._guarded.items()):
+            if signal.getsignal(number) is guarded:
+                signal.signal(number, handler)
+        self._is_over = True
+        self._guarded.clear()
+
+
+def _is_in_a_coroutine(frame: FrameType | None) -> bool:
+    """Is it a coroutine's code that was interrupted, or what that has called, and no code of asyncio's or of this module?
+
+    What is raised there ends that coroutine as any other exception does, and its task.
+    """
+    while frame is not None and not frame.f_code.co_filename.startswith(_ASYNCIO):
+        if frame.f_code.co_flags & _IS_COROUTINE:
+            return True
+        if frame.f_code.co_filename == __file__:
+            return False
+        frame = frame.f_back
+    return False

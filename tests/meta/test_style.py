@@ -1,0 +1,122 @@
+"""The style that ruff has no rule for: how long a function may be, and how often the code may argue with its tools."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "pocket_plug"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LONGEST = 60
+TOO_LONG = {("codec.py", "register"), ("runner.py", "_walk"), ("bounding.py", "apply")}
+"""Functions that are still longer."""
+
+SUPPRESSIONS, ANYS = 11, 50
+"""So many of each may stand in a thousand lines."""
+
+DIRECTIVE = re.compile(
+    r"(?:noqa(?:: ?[A-Z]+\d+(?:, ?[A-Z]+\d+)*)?|(?:type|pyright): ignore(?:\[[\w, -]+\])?|pyright: \w+=\w+|fmt: (?:skip|off)"
+    r"|pragma: no \w+)"
+)
+UNEXPLAINED = {"codec", "graph", "hookspecs.py", "layers", "plugins", "store"}
+"""Where some are still without a reason."""
+
+
+def tokens(file: Path) -> list[tokenize.TokenInfo]:
+    with file.open("rb") as source:
+        return list(tokenize.tokenize(source.readline))
+
+
+def suppressions(file: Path) -> Iterator[tuple[int, str]]:
+    """The comments by which a file switches a tool off, with their lines; one that names two tools is there twice."""
+    for token in tokens(file):
+        if token.type == tokenize.COMMENT:
+            for _ in DIRECTIVE.findall(token.string):
+                yield token.start[0], token.string
+
+
+def anys(file: Path) -> int:
+    """How often `Any` stands in a file's code, in the quotes of a `cast` too."""
+    docs = {
+        node.body[0].lineno
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if ast.get_docstring(node, clean=False) is not None
+    }
+    return sum(
+        (token.type == tokenize.NAME and token.string == "Any")
+        or (
+            token.type == tokenize.STRING
+            and token.start[0] not in docs
+            and bool(re.search(r"[\[, ]Any[\], ]", token.string))
+        )
+        for token in tokens(file)
+    )
+
+
+def per_thousand_lines(counts: dict[Path, int]) -> str:
+    """How many there are in a thousand lines of each package, as a message."""
+    lines: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    for file, count in counts.items():
+        package = file.relative_to(PACKAGE).parts[0]
+        lines[package] += len(file.read_bytes().splitlines())
+        found[package] += count
+    return "\n".join(f"{package}: {found[package]} in {lines[package]:,} lines" for package in sorted(lines))
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    """60 lines at most, its docstring included; ruff holds the complexity (C901)."""
+    long = [
+        f"{file.relative_to(PACKAGE)}: {node.name}"
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= LONGEST
+        if (file.name, node.name) not in TOO_LONG
+    ]
+    assert long == []
+
+
+def has_reason(comment: str) -> bool:
+    """Does a comment say more than what it switches off?"""
+    return bool(re.search(r"\w", DIRECTIVE.sub("", comment)))
+
+
+def test_each_suppression_has_a_reason() -> None:
+    """Whoever reads `noqa`, `type: ignore` or the like finds on its line, or above what counts for a file, why it is there."""
+    bare = [
+        f"{file.relative_to(PACKAGE)}:{number}: {comment}"
+        for file in FILES
+        if file.relative_to(PACKAGE).parts[0] not in UNEXPLAINED
+        for number, comment in suppressions(file)
+        if not has_reason(comment)
+        if not ("=" in comment and has_reason(file.read_text("utf-8").splitlines()[number - 2]))
+    ]
+    assert bare == []
+
+
+def test_fights_with_the_tools_are_rare() -> None:
+    """Suppressions, and `Any`, stay below so many in a thousand lines of the package."""
+    lines = sum(len(file.read_bytes().splitlines()) for file in FILES) / 1000
+    silenced = {file: len(list(suppressions(file))) for file in FILES}
+    untyped = {file: anys(file) for file in FILES}
+    assert sum(silenced.values()) / lines <= SUPPRESSIONS, per_thousand_lines(silenced)
+    assert sum(untyped.values()) / lines <= ANYS, per_thousand_lines(untyped)
+
+
+def test_a_reason_is_more_than_the_names_of_rules() -> None:
+    """Also where a line switches off two tools."""
+    explained = ["# noqa: S101 - why", "# type: ignore[misc]  # why", "# pyright: ignore[reportA, reportB]  # why"]
+    bare = [
+        "# noqa: S101",
+        "# noqa",
+        "# type: ignore[misc]  # pyright: ignore[reportA]",
+        "# fmt: skip",
+        "# pyright: reportA=false",
+    ]
+    assert [text for text in (*explained, *bare) if has_reason(text)] == explained
