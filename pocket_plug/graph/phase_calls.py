@@ -55,9 +55,11 @@ def phase_over(step: Step, phase: str, result: Any, call: Any, started: float) -
     if result.__class__ is CoroutineType:
         raise unawaited(step, phase, result)
     now, durations = time.perf_counter(), call.durations
-    durations[phase] = durations.get(phase, 0.0) + now - started
     if phase == "exec":
+        if step.works:
+            return now  # what calls exec has measured it
         call.attempts += 1
+    durations[phase] = durations.get(phase, 0.0) + now - started
     return now
 
 
@@ -74,7 +76,7 @@ async def watch(
 
 
 # ---------------------------------------------------------------- exec
-def attempts(step: Step, exec: Function, in_threads: Collection[str]) -> AsyncFunction:
+def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunction:
     """`exec` of a guarded node: as often as its retry allows, then the fallback."""
     attempt, fall_back = _attempt(step, exec, "exec" in in_threads), _fallback(step, "fallback" in in_threads)
     retry = step.retry
@@ -86,8 +88,9 @@ def attempts(step: Step, exec: Function, in_threads: Collection[str]) -> AsyncFu
             if call is not None:
                 call.attempts += 1
             about = PhaseCall(call, "exec", number, step.timeout, input=prepared) if call is not None else None
+            watching = Watching(run.on_phase, about)
             try:
-                with Watching(run.on_phase, about) as watching:
+                with watching:
                     try:
                         result = await attempt(run, prepared)
                     except Exception as error:
@@ -142,8 +145,9 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
                 return await checked(step, "exec", blocking, False, prepared)
             except WorkerTimeout as error:
                 raise NodeTimeoutError(late) from error
+        deadline = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as deadline:
+            async with deadline:
                 return await beside(prepared)
         except TimeoutError as error:
             if deadline.expired():

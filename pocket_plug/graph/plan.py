@@ -12,7 +12,7 @@ from pocket_plug.store.store import View
 
 from .chain import DEFAULT, Chain
 from .phases import declared_actions
-from .shape import Shape
+from .shape import Kind, Shape
 from .step import Step
 
 
@@ -75,9 +75,11 @@ class Plan:
             (step.name, action, target.name) for step in self.steps.values() for action, target in step.actions.items()
         ]
         asking = {name for name, step in steps.items() if step.asks and step.kind == "node"}
-        items = {name: (step.passed.kind, step.passed.name) for name, step in steps.items() if step.passed is not step}
+        items: dict[str, tuple[Kind, str]] = {
+            name: (step.passed.kind, step.passed.name) for name, step in steps.items() if step.passed is not step
+        }
         within = {name: shape for name, step in steps.items() if (shape := step.inner_shape()) is not None}
-        kinds = {name: step.kind for name, step in steps.items()}
+        kinds: dict[str, Kind] = {name: step.kind for name, step in steps.items()}
         return Shape(kinds, tuple(edges), frozenset(asking), items, within)
 
     def named(self, name: str) -> Step | None:

@@ -107,6 +107,11 @@ class Step:
         """Has it `reads` or `writes`?"""
         return bool(self.reads or self.writes)
 
+    @property
+    def works(self) -> bool:
+        """Is there more to it than to call `exec` once? Then what does that calls the phase, and measures it."""
+        return self.perform is not None or (self.guarded and self.exec is not None)
+
     def faults(self, exits: Collection[str]) -> list[str]:
         """What is wrong with the node itself, in words. `exits` are actions that an outer graph takes care of."""
         return faults(self.node, self.name)

@@ -58,7 +58,7 @@ class Phases:
 
     __slots__ = (
         *("awaits_exec", "awaits_post", "awaits_prep", "checks", "declares", "exec", "input_class", "post", "prep"),
-        *("reader", "step", "work", "writer"),
+        *("reader", "step", "works", "writer"),
     )
 
     def __init__(self, step: Step, in_threads: Collection[str]) -> None:
@@ -66,9 +66,9 @@ class Phases:
         self.prep, self.awaits_prep = placed(step.prep, step.prep_async, "prep" in in_threads)
         self.exec, self.awaits_exec = placed(step.exec, step.exec_async, "exec" in in_threads)
         self.post, self.awaits_post = placed(step.post, step.post_async, "post" in in_threads)
-        self.work = step.perform or (
-            attempts(step, step.exec, in_threads) if step.guarded and step.exec is not None else None
-        )
+        self.works = step.works
+        if self.works:
+            self.exec = step.perform or attempts(step, step.exec, in_threads)
         self.reader = StoreReader if step.prep_async else SyncReader
         self.writer = StoreWriter if step.post_async else SyncWriter
         self.input_class, self.checks = step.input_class, step.fits is not None and not step.hooks
@@ -102,11 +102,11 @@ class Phases:
                     if timed is not None or prepared.__class__ is CoroutineType:
                         started = phase_over(step, phase, prepared, timed, started)
                 phase, result = "exec", prepared
-                if (work := self.work) is not None:
-                    result = await work(run, call, prepared)
-                elif (exec := self.exec) is not None:
+                if (exec := self.exec) is not None:
                     result = (
-                        await watch(observers, call, step, phase, exec, self.awaits_exec, prepared)
+                        await exec(run, call, prepared)
+                        if self.works
+                        else await watch(observers, call, step, phase, exec, self.awaits_exec, prepared)
                         if observers
                         else (await exec(prepared) if self.awaits_exec else exec(prepared))
                     )
@@ -115,7 +115,6 @@ class Phases:
             output = result
             if (post := self.post) is not None:
                 phase = "post"
-                started = started if self.work is None else time.perf_counter()  # it measures itself
                 if transaction is NO_TRANSACTION:
                     transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
                 transaction.in_post = True
@@ -198,7 +197,7 @@ def _failed(
 ) -> BaseException:
     """What the node raises for an error in a phase; unless it is tried again, with a note that says where."""
     transaction.ended = True
-    if timed is not None and phase in step.phases and (phase != "exec" or not step.guarded):
+    if timed is not None and phase in step.phases:
         phase_over(step, phase, None, timed, started)
     if isinstance(error, MissingKeyError):
         if phase in step.phases and "needed by" not in str(error):
