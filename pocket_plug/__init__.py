@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from .codec import register_type
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
-    from .graph.each import each
     from .graph.durable import idempotency_key
+    from .graph.each import each
     from .graph.graph import Graph, fan_out
     from .graph.node import Node
     from .graph.node_functions import node

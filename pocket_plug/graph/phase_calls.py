@@ -59,7 +59,7 @@ def phase_over(step: Step, phase: str, result: Any, call: Any, started: float) -
         if step.works:
             return now  # what calls exec has measured it
         call.attempts += 1
-    durations[phase] = durations.get(phase, 0.0) + now - started
+    durations[phase] = now - started + (durations[phase] if phase in durations else 0.0)
     return now
 
 
