@@ -11,7 +11,7 @@ from typing import Any
 
 from pocket_plug.errors import NodeTimeoutError, PhaseError
 
-from .observing import NodeCall, PhaseCall
+from .observing import NodeCall, Phase, PhaseCall
 from .retry import Retry
 from .running import Running
 from .step import Function, Step
@@ -50,8 +50,33 @@ def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
     return PhaseError(f"{step.title}.{phase} returned a coroutine: a call lacks `await` (probably {name})")
 
 
+# ---------------------------------------------------------------- watched runs
+Watched = tuple[Sequence[Part], NodeCall | None, float]
+"""Who watches a node's phases; else the call in which they are only measured, and the time at which the first begins."""
+NOBODY: Watched = (), None, 0.0
+
+
+def watching(run: Running, step: Step, call: NodeCall) -> Watched:
+    """What is to be done at the phases of a node, in a watched run."""
+    observers = run.on_phase if step.guarded else run.on_every_phase
+    return (observers, None, 0.0) if observers else (observers, call, time.perf_counter())
+
+
+async def watch(
+    observers: Sequence[Part], step: Step, call: Any, phase: Phase, function: Function, awaits: bool, *arguments: Any
+) -> Any:
+    """What a phase gives: measured, between what these observers do before and after."""
+    is_exec = phase == "exec"
+    if is_exec:
+        call.attempts += 1
+    about = PhaseCall(call, phase, input=arguments[0] if is_exec else arguments[1])
+    with Watching(observers, about):
+        about.output = await checked(step, phase, function, awaits, *arguments)
+    return about.output
+
+
 def phase_over(step: Step, phase: str, result: Any, call: Any, started: float) -> float:
-    """Measure a phase of a watched run; gives the time. Raises PhaseError where it gave a coroutine that nobody awaits."""
+    """Measure a phase that nobody watches; gives the time. Raises PhaseError where it gave a coroutine."""
     if result.__class__ is CoroutineType:
         raise unawaited(step, phase, result)
     now, durations = time.perf_counter(), call.durations
@@ -59,20 +84,8 @@ def phase_over(step: Step, phase: str, result: Any, call: Any, started: float) -
         if step.works:
             return now  # what calls exec has measured it
         call.attempts += 1
-    durations[phase] = now - started + (durations[phase] if phase in durations else 0.0)
+    durations[phase] = durations.get(phase, 0.0) + now - started
     return now
-
-
-async def watch(
-    observers: Sequence[Part], call: Any, step: Step, phase: Any, function: Function, awaits: bool, *arguments: Any
-) -> Any:
-    """What a phase gives, measured, between what these observers do before and after."""
-    input = arguments[0] if phase == "exec" else arguments[1]
-    if phase == "exec":
-        call.attempts += 1
-    with Watching(observers, about := PhaseCall(call, phase, input=input)):
-        about.output = await checked(step, phase, function, awaits, *arguments)
-    return about.output
 
 
 # ---------------------------------------------------------------- exec

@@ -9,7 +9,6 @@ no visit asks again. Watched and unwatched runs take the same way; what observer
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from types import CoroutineType
@@ -25,7 +24,7 @@ from .chain import DEFAULT, END, Next
 from .clean_up import clean_up
 from .node import Node
 from .observing import NodeCall
-from .phase_calls import attempts, phase_over, placed, watch
+from .phase_calls import NOBODY, attempts, phase_over, placed, watch, watching
 from .phases import PHASES
 from .places import note_node
 from .running import FREE_CONFLICTS, MAX_CONFLICTS, Running
@@ -74,45 +73,39 @@ class Phases:
         self.input_class, self.checks = step.input_class, step.fits is not None and not step.hooks
         self.declares = step.declares_keys
 
-    async def take(
-        self, run: Running, value: Any, call: NodeCall | None, lost: CommitConflict | None = None
-    ) -> Visited:
+    async def take(self, run: Running, value: Any, call: NodeCall | None, lost: Lost = None) -> Visited:
         """Take a value through the node; after a commit that was `lost`, again, or from post on."""
-        step = self.step
+        step, phase, transaction = self.step, "prep", NO_TRANSACTION
         if self.checks and value.__class__ is not self.input_class:
             check(run, step, value)
-        observers = call and (run.on_phase if step.guarded else run.on_every_phase)
-        timed = None if observers else call
-        started = time.perf_counter() if timed is not None else 0.0
-        transaction, phase = NO_TRANSACTION, "prep"
+        observers, timed, started = watching(run, step, call) if call is not None else NOBODY
         try:
             if lost is not None and lost.prep_stands:
-                transaction, prepared, result = lost.transaction.again(), lost.prepared, lost.result
+                transaction, ready, result = lost.transaction.again(), lost.prepared, lost.result
             else:
-                prepared = value
+                ready = value
                 if (prep := self.prep) is not None:
                     transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
                     view = new(self.reader)
                     view._source, view._prefix = transaction, run.prefix
-                    prepared = (
-                        await watch(observers, call, step, phase, prep, self.awaits_prep, view, value)
+                    ready = (
+                        await watch(observers, step, call, "prep", prep, self.awaits_prep, view, value)
                         if observers
                         else (await prep(view, value) if self.awaits_prep else prep(view, value))
                     )
-                    if timed is not None or prepared.__class__ is CoroutineType:
-                        started = phase_over(step, phase, prepared, timed, started)
-                phase, result = "exec", prepared
+                    if timed is not None or ready.__class__ is CoroutineType:
+                        started = phase_over(step, phase, ready, timed, started)
+                phase, result, output = "exec", ready, ready
                 if (exec := self.exec) is not None:
-                    result = (
-                        await exec(run, call, prepared)
+                    output = result = (
+                        await exec(run, call, ready)
                         if self.works
-                        else await watch(observers, call, step, phase, exec, self.awaits_exec, prepared)
+                        else await watch(observers, step, call, "exec", exec, self.awaits_exec, ready)
                         if observers
-                        else (await exec(prepared) if self.awaits_exec else exec(prepared))
+                        else (await exec(ready) if self.awaits_exec else exec(ready))
                     )
                     if timed is not None or result.__class__ is CoroutineType:
                         started = phase_over(step, phase, result, timed, started)
-            output = result
             if (post := self.post) is not None:
                 phase = "post"
                 if transaction is NO_TRANSACTION:
@@ -121,25 +114,21 @@ class Phases:
                 view = new(self.writer)
                 view._source, view._prefix = transaction, run.prefix
                 output = (
-                    await watch(observers, call, step, phase, post, self.awaits_post, view, value, prepared, result)
+                    await watch(observers, step, call, "post", post, self.awaits_post, view, value, ready, result)
                     if observers
                     else (
-                        await post(view, value, prepared, result)
-                        if self.awaits_post
-                        else post(view, value, prepared, result)
+                        await post(view, value, ready, result) if self.awaits_post else post(view, value, ready, result)
                     )
                 )
                 if timed is not None or output.__class__ is CoroutineType:
                     phase_over(step, phase, output, timed, started)
-            phase, target = "", step.next
+            phase, target, transaction.ended = "", step.next, True
             if call is not None or output.__class__ is Next:
                 target, output = _leave(run, step, output, call)
-            transaction.ended = True
-            nothing_to_write = transaction.changes is None and transaction.seen is None and run.ledger is None
             return (
-                (target, output, None)
-                if nothing_to_write
-                else await _land(run, self, call, transaction, (value, prepared, result), (target, output), lost)
+                await _land(run, self, call, transaction, (value, ready, result), (target, output), lost)
+                if transaction.changes or transaction.seen or run.ledger is not None
+                else (target, output, None)
             )
         except BaseException as error:
             error = _failed(run, step, phase, transaction, error, lost is None, timed, started)
@@ -218,6 +207,9 @@ class CommitConflict(Exception):
 
     def __init__(self, conflict: ConflictError, transaction: Transaction, prepared: Any, result: Any) -> None:
         self.conflict, self.transaction, self.prepared, self.result = conflict, transaction, prepared, result
+
+
+Lost = CommitConflict | None
 
 
 async def _land(run: Running, way: Phases, call: NodeCall | None, transaction: Transaction,
