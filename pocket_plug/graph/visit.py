@@ -81,7 +81,7 @@ class Phases:
         observers, timed, started = watching(run, step, call) if call is not None else NOBODY
         try:
             if lost is not None and lost.prep_stands:
-                transaction, ready, result = lost.transaction.again(), lost.prepared, lost.result
+                transaction, ready, result, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
             else:
                 ready = value
                 if (prep := self.prep) is not None:
