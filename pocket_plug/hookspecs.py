@@ -1,8 +1,8 @@
 """What a plugin may implement, and what it is handed. This is the manual for plugin authors.
 
-A plugin is a module or an object with functions marked `@hookimpl`; an entry point in the group `pocket_plug` makes it
-found. Hooks are asked once, when a stack is built or a run starts; what they gave is then called directly, so a part
-that they did not give costs nothing.
+A plugin is a module or an object with functions marked `@hookimpl`, or a class, of which each Pocket makes an object of
+its own; an entry point in the group `pocket_plug` makes it found. Hooks are called once, when a stack is built or a run
+starts; what they gave is then called directly, so a part that they did not give costs nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import click
 
     from .codec import Codec
+    from .plugins.records import PluginRecord
     from .store.backend import Backend
     from .store.layer import Layer
     from .store.resolving import LayerSpec
@@ -61,35 +62,187 @@ class PluginHost(Protocol):
 
 
 class Specs:
-    """The hooks. Take any of the named arguments, or none."""
+    """The hooks, each with when it is called, what it takes and gives, what becomes of an error, and an example.
+
+    An implementation takes any of the named arguments, or none. It is a plain function: not `async`, no generator, no
+    wrapper. It has the spec's name, in a module or an object that is a plugin.
+
+    The order is pluggy's: whoever was registered last is called first, and `@hookimpl(tryfirst=True)` or `trylast=True`
+    moves one to the front or the end. pocket_plug's own plugins are registered first, then the installed ones by name,
+    then those given in code. Whose a name is (a layer's, a scheme's, a command's) isn't decided by that: the plugin that
+    was registered first keeps it.
+    """
 
     @hookspec
     def pocket_observe(self, run: Run) -> Observer | None:
-        """Asked once as each run starts, nested ones too. None: stay silent for this whole run."""
+        """Watch a run.
+
+        When: once as each run starts, nested ones too; not again for its nodes.
+        Arguments: `run`, what may be known of it: its id, its graph, its parent.
+        Returns: an `Observer`, whose parts are then called directly; or None, to stay silent for this whole run. The
+        first one that is asked is the outermost.
+        Errors: what it raises, or an answer of another type, is logged once and counted; the run goes on without it.
+
+        >>> from pocket_plug import Graph, Pocket, hookimpl, node
+        >>> class Printing:
+        ...     @hookimpl
+        ...     def pocket_observe(self, run):
+        ...         print("a run of", run.graph)
+        >>> @node
+        ... async def double(n: int) -> int:
+        ...     return 2 * n
+        >>> Graph(double, name="doubling").run_sync(21, pocket=Pocket(plugins=[Printing()], autoload=False))
+        a run of doubling
+        42
+        """
+        raise NotImplementedError
 
     @hookspec
-    def pocket_layers(self) -> Sequence[type[Layer]]:  # type: ignore[empty-body]  # pyright: ignore[reportReturnType]
-        """The layers that the plugin offers; asked when a name is first looked up. A layer's name is its `name`."""
+    def pocket_layers(self) -> Sequence[type[Layer]]:
+        """Offer layers.
+
+        When: once for each Pocket, when it first looks up a layer by its name.
+        Arguments: none.
+        Returns: a list of subclasses of `Layer`, each to be used by its `name`.
+        Errors: what it raises, or an answer of another type, is logged once and counted; none of its layers is there.
+        A name that another plugin has already offered stays with that one, and is logged.
+
+        >>> from pocket_plug import Layer, Pocket, hookimpl
+        >>> class Slow(Layer):
+        ...     seconds: float = 0.1
+        >>> class Offering:
+        ...     @hookimpl
+        ...     def pocket_layers(self):
+        ...         return [Slow]
+        >>> Pocket(plugins=[Offering()], autoload=False).layer({"use": "slow", "seconds": 2})
+        Slow(seconds=2)
+        """
+        raise NotImplementedError
 
     @hookspec
-    def pocket_backends(self) -> Mapping[str, Callable[[str], Backend]]:  # type: ignore[empty-body]  # pyright: ignore[reportReturnType]
-        """URL schemes, each with what makes a backend of a whole URL: `{"redis": RedisBackend}`."""
+    def pocket_backends(self) -> Mapping[str, Callable[[str], Backend]]:
+        """Offer backends, each for the URLs of one scheme.
+
+        When: once for each Pocket, when it first makes a backend of a URL other than `memory://`.
+        Arguments: none.
+        Returns: a mapping of schemes to what makes a backend of a whole URL: `{"redis": RedisBackend}`.
+        Errors: what it raises, or an answer of another type, is logged once and counted; none of its backends is there.
+        What the maker raises for a URL is raised to whoever asked for the store, as a ConfigError without passwords.
+
+        >>> from pocket_plug import Memory, Pocket, hookimpl
+        >>> class Offering:
+        ...     @hookimpl
+        ...     def pocket_backends(self):
+        ...         return {"scratch": lambda url: Memory()}
+        >>> Pocket(plugins=[Offering()], autoload=False).backend("scratch://anything")
+        memory
+        """
+        raise NotImplementedError
 
     @hookspec
     def pocket_types(self, codec: Codec) -> None:
-        """Register types with the codec; asked when the codec is first needed by this Pocket."""
+        """Register types, so that their values can be stored.
+
+        When: once for each Pocket, before it first makes a backend or a layer by name.
+        Arguments: `codec`, the process's one, with `register`.
+        Returns: nothing.
+        Errors: what it raises is logged once and counted; what it has registered by then stays so.
+
+        >>> from fractions import Fraction
+        >>> from pocket_plug import Pocket, hookimpl
+        >>> class Fractions:
+        ...     @hookimpl
+        ...     def pocket_types(self, codec):
+        ...         codec.register(Fraction, tag="fraction", encode=str, decode=Fraction)
+        >>> from pocket_plug.codec import default_codec
+        >>> layer = Pocket(plugins=[Fractions()], autoload=False).layer("migrate")
+        >>> default_codec.decode(default_codec.encode(Fraction(1, 3)))
+        Fraction(1, 3)
+        """
 
     @hookspec
-    def pocket_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]  # pyright: ignore[reportReturnType]
-        """Commands for `pocket-plug`; asked when the command line starts."""
+    def pocket_commands(self) -> Sequence[click.Command]:
+        """Add commands to `pocket-plug`.
+
+        When: as the command line looks for a name that is none of its own, or lists the commands.
+        Arguments: none.
+        Returns: a list of click commands, each with a name.
+        Errors: what it raises, or an answer of another type, is logged once and counted; the command line works without.
+        A name that another plugin or `pocket-plug` itself has stays with that one, and is logged.
+
+        >>> import click
+        >>> from pocket_plug import Pocket, hookimpl
+        >>> class Greeting:
+        ...     @hookimpl
+        ...     def pocket_commands(self):
+        ...         return [click.Command("greet", callback=lambda: click.echo("hello"))]
+        >>> list(Pocket(plugins=[Greeting()], autoload=False).commands())
+        ['greet']
+        """
+        raise NotImplementedError
 
     @hookspec
     def pocket_configure(self, pocket: PluginHost, options: Mapping[str, Any]) -> None:
-        """Asked once, when a Pocket is made. `options` is the plugin's own table: `[plugins.NAME]`.
+        """Take the options, and get ready.
 
-        Raise `NotConfiguredError("why")` to step back: the plugin is then listed as declined and not used.
+        When: once for each Pocket, as it is made, after all plugins are registered.
+        Arguments: `pocket`, the Pocket as plugins may use it; `options`, the plugin's own table `[plugins.NAME]`, with the
+        variables of the environment filled in, and empty where there is none.
+        Returns: nothing.
+        Errors: `NotConfiguredError("why")` means that the plugin steps back: it is listed as declined and not used. After
+        any other error it is listed as failed and not used. Both are logged.
+
+        What it keeps belongs on the plugin's object, and the plugin should be a class: each Pocket makes an object of its
+        own then. Settings on a module are shared by all Pockets, and the last one that is made wins.
+
+        >>> from pocket_plug import NotConfiguredError, Pocket, hookimpl
+        >>> class Choosy:
+        ...     @hookimpl
+        ...     def pocket_configure(self, options):
+        ...         if "server" not in options:
+        ...             raise NotConfiguredError("no server is named")
+        >>> Pocket(plugins=[Choosy], autoload=False).plugin("choosy").verdict
+        'stepped back: no server is named'
+        """
+
+    @hookspec
+    def pocket_plugin_failed(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
+        """Be told that a plugin of the same Pocket fails.
+
+        When: the first time that it fails at something; later failures at the same are only counted, in its record.
+        Arguments: `plugin`, its record; `what` it failed at: a hook, or a part of its observer such as
+        "pocket_observe (node)"; `error`, what it raised, whose message may hold anything, secrets too.
+        Returns: nothing.
+        Errors: what it raises is logged once and counted; nobody is told of that.
+
+        >>> from pocket_plug import Pocket, hookimpl
+        >>> class Broken:
+        ...     @hookimpl
+        ...     def pocket_layers(self):
+        ...         return ["slow"]
+        >>> class Listening:
+        ...     @hookimpl
+        ...     def pocket_plugin_failed(self, plugin, what):
+        ...         print(plugin.name, "failed at", what)
+        >>> layer = Pocket(plugins=[Broken(), Listening()], autoload=False).layer("migrate")
+        broken failed at pocket_layers
         """
 
     @hookspec
     def pocket_shutdown(self, pocket: PluginHost) -> None:
-        """Asked when a Pocket is closed, and at exit for the process's default one: flush here."""
+        """Flush, and release what is held.
+
+        When: once, after the stores of a Pocket were closed; for the default Pocket at the latest at the process's end.
+        Arguments: `pocket`, the Pocket as plugins may use it.
+        Returns: nothing.
+        Errors: what it raises is logged once and counted; the others are told all the same.
+
+        >>> from pocket_plug import Pocket, hookimpl
+        >>> class Closing:
+        ...     @hookimpl
+        ...     def pocket_shutdown(self):
+        ...         print("flushed")
+        >>> with Pocket(plugins=[Closing()], autoload=False) as pocket:
+        ...     pocket.store.sync.set("a", 1)
+        flushed
+        """

@@ -6,13 +6,13 @@ A node keeps no edges and no state of a run, so one node may stand in many graph
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 
 from typing_extensions import TypeVar
 
 from pocket_plug.primitives.durations import Duration
+from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import named
 from pocket_plug.store.keys import Key
 
@@ -62,7 +62,7 @@ class Node(Link[I, O], Generic[I, O, R]):
                           isolation: Isolation | None = None) -> None:  # fmt: skip
         super().__init_subclass__()
         cls._options = cls._options.changed(
-            cls._takes, name=_snake_case(cls.__name__) if name is None else name, retry=retry, timeout=timeout, reads=reads,
+            cls._takes, name=snake_case(cls.__name__) if name is None else name, retry=retry, timeout=timeout, reads=reads,
             writes=writes, trace=trace, isolation=isolation)  # fmt: skip
 
     def with_options(self, *, name: str | None = None, retry: Retry | None = None, timeout: Duration | None = None,
@@ -128,7 +128,3 @@ class Node(Link[I, O], Generic[I, O, R]):
 def options_of(node: Node[Any, Any, Any]) -> Options:
     """What a node was declared with."""
     return node._options  # pyright: ignore[reportPrivateUsage]
-
-
-def _snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -25,10 +25,10 @@ from pocket_plug.otel.reporting import template_of
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.layer import Layer, parts
-from pocket_plug.store.memory import Closed, Dropped, Keeping, Memory, Reason
+from pocket_plug.store.memory import Closed, Dropped, Keeping, Memory
 
 __all__ = ["Bounding", "Reason", "size_of"]
 
@@ -106,7 +106,7 @@ class Bounding(Layer):
             raise ConfigError("bounding has nothing to do; give it max_entries, max_bytes or ttl")
         if self.ttl is not None:
             seconds(self.ttl)
-        if any(part.name == "persistence" for part in parts(self.inner) if isinstance(part, Layer)):
+        if any(isinstance(part, Tiered) for part in parts(self.inner)):
             raise ConfigError(
                 "bounding around persistence would delete what persistence is there to keep; write persistence first: "
                 "layers=[Persistence(…), Bounding(…)] bounds the cache in memory"

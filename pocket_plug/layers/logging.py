@@ -12,23 +12,22 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from opentelemetry import trace
 from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
-from pocket_plug.hookspecs import NodeCall, Observer, PluginHost, Run, hookimpl
-from pocket_plug.layers.bounding import Bounding
+from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.otel.reporting import changed, suppressed, template_of
-from pocket_plug.plugins.manager import told_of_failures
 from pocket_plug.primitives.failures import error_type, say_once, stack_of
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Put
+from pocket_plug.primitives.redaction import summary
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Keeper, Put
 from pocket_plug.store.layer import Layer, parts
 
 if TYPE_CHECKING:
-    from pocket_plug.plugins.discovery import PluginRecord
+    from pocket_plug.plugins.records import PluginRecord
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
@@ -56,9 +55,10 @@ class Changes(TypedDict, total=False):
 
 
 def configure(**changes: Unpack[Changes]) -> Settings:
-    """Change the process's log events, from the next run on; gives the former settings.
+    """Change the process's settings of log events, from the next run on; gives the former ones.
 
-    `[plugins.logging] events = true` does the same. Raises ConfigError for what isn't an option.
+    They count for all that no Pocket says otherwise: `[plugins.logging] events = true` is for the runs of that Pocket.
+    Raises ConfigError for what isn't an option.
     """
     global _settings
     former, _settings = _settings, changed("logging", _settings, changes)
@@ -69,62 +69,61 @@ _settings = Settings()
 
 
 # ---------------------------------------------------------------- hooks
-@hookimpl
-def pocket_configure(pocket: PluginHost, options: Mapping[str, Any]) -> None:
-    """The table `[plugins.logging]`; without one, settings stay as they are."""
-    if options:
-        configure(**options)
+class LoggingPlugin:
+    """The plugin, of which each Pocket has its own: its table `[plugins.logging]` is for its own runs."""
+
+    def __init__(self) -> None:
+        self._own: Changes = {}
+
+    @hookimpl
+    def pocket_configure(self, options: Changes) -> None:
+        """The table; what it doesn't name is as the process has it."""
+        changed("logging", _settings, options)  # refuses what isn't an option
+        for name, value in options.items():
+            if not isinstance(value, bool):
+                raise ConfigError(f"logging's {name} is true or false, not {summary(value)}")
+        self._own = options
+
+    @hookimpl
+    def pocket_layers(self) -> Sequence[type[Layer]]:
+        """The layer `logging`."""
+        return [Logging]
+
+    @hookimpl(tryfirst=True)  # so that what other plugins log has the run's id
+    def pocket_observe(self) -> Observer | None:
+        """Log a run where that is wanted."""
+        if suppressed():
+            return None
+        chosen = replace(_settings, **self._own)
+        if not _wanted(chosen):
+            if _looked:
+                look()  # a layer logs: for it too, a changed configuration counts from here on
+            return None
+        log = look()
+        return Observer(
+            run=lambda run: _RunLog(log, run),
+            node=lambda call: _NodeLog(log, call, chosen.exceptions),
+            event=lambda name, call, attributes: _event(log, name, call, attributes),
+        )
+
+    @hookimpl
+    def pocket_plugin_failed(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
+        """Log the first time that a plugin fails at something."""
+        if _wanted(replace(_settings, **self._own)) and not suppressed():
+            about = {"plugin": plugin.name, "part": what, "error_type": error_type(error)}
+            try:
+                _say(look(), "warning", "pocket_plug.plugin.failed", **about)
+            except BaseException as failure:  # a user's processor may raise anything
+                if not is_fault(failure):
+                    raise
+                say_once("logging that a plugin failed", failure, silent=True)
 
 
-@hookimpl
-def pocket_layers() -> Sequence[type[Layer]]:
-    """The layer `logging`."""
-    return [Logging]
-
-
-@hookimpl
-def pocket_observe(run: Run) -> Observer | None:
-    """Log a run where that is wanted."""
-    if suppressed():
-        return None
-    if not _wanted():
-        if _looked:
-            look()  # a layer logs: for it too, a changed configuration counts from here on
-        return None
-    log = look()
-    return Observer(
-        run=lambda run: _RunLog(log, run),
-        node=lambda call: _NodeLog(log, call),
-        event=lambda name, call, attributes: _event(log, name, call, attributes),
-    )
-
-
-def _wanted() -> bool:
-    if _settings.events is not None:
-        return _settings.events
+def _wanted(chosen: Settings) -> bool:
+    if chosen.events is not None:
+        return chosen.events
     structlog = sys.modules.get("structlog")  # whoever configures it has imported it
     return structlog is not None and structlog.is_configured()
-
-
-def _plugin_failed(plugin: PluginRecord, what: str, error: BaseException) -> None:
-    """The first time that a plugin fails at something."""
-    if _wanted() and not suppressed():
-        try:
-            _say(
-                look(),
-                "warning",
-                "pocket_plug.plugin.failed",
-                plugin=plugin.name,
-                part=what,
-                error_type=error_type(error),
-            )
-        except BaseException as failure:  # a user's processor may raise anything
-            if not is_fault(failure):
-                raise
-            say_once("logging that a plugin failed", failure, silent=True)
-
-
-told_of_failures.append(_plugin_failed)
 
 
 # ---------------------------------------------------------------- the logger
@@ -220,10 +219,10 @@ class _RunLog:
 class _NodeLog:
     """Binds the node's name for all that is logged inside, and says what escapes it, once per run."""
 
-    __slots__ = ("call", "log", "tokens")
+    __slots__ = ("call", "log", "tokens", "whole")
 
-    def __init__(self, log: Methods, call: NodeCall) -> None:
-        self.log, self.call = log, call
+    def __init__(self, log: Methods, call: NodeCall, whole: bool) -> None:
+        self.log, self.call, self.whole = log, call, whole
 
     def __enter__(self) -> None:
         from structlog.contextvars import bind_contextvars
@@ -237,14 +236,14 @@ class _NodeLog:
             if error is not None and self.call.outcome == "failed" and not _told(error):
                 missing = isinstance(error, RouteError)
                 event = "pocket_plug.route.missing" if missing else "pocket_plug.node.exception"
-                _say(self.log, "error", event, **_about(self.call), **_told_of(error))
+                _say(self.log, "error", event, **_about(self.call), **_told_of(error, self.whole))
         finally:
             reset_contextvars(**self.tokens)
 
 
-def _told_of(error: BaseException) -> dict[str, Any]:
-    """What may be said of it."""
-    what = {"exc_info": error} if _settings.exceptions else {"stack": stack_of(error, lambda _: None)}
+def _told_of(error: BaseException, whole: bool) -> dict[str, Any]:
+    """What may be said of it: with its message, if it is logged `whole`."""
+    what = {"exc_info": error} if whole else {"stack": stack_of(error, lambda _: None)}
     return {"error_type": error_type(error), **what}
 
 
@@ -287,7 +286,10 @@ class Logging(Layer):
                 f"logging: level {self.level!r} is none of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
             )
         look()
-        self._bounded = [(part, Counter(part.evictions)) for part in parts(self.inner) if isinstance(part, Bounding)]
+        self._about = {"label": self.label} if self.label else {}
+        layers = parts(self.inner)[:-1]  # what a backend lets expire is its own business
+        keepers = [part for part in layers if isinstance(part, Keeper)]
+        self._keepers = [(keeper, Counter(keeper.evictions)) for keeper in keepers]
 
     async def open(self) -> None:
         look()
@@ -301,9 +303,9 @@ class Logging(Layer):
         try:
             entry = await self.inner.read(key)
         except BaseException as error:
-            _say_done(method, started, error, op="get", template=template_of(key))
+            self._say_done(method, started, error, op="get", template=template_of(key))
             raise
-        _say_done(method, started, None, op="get", template=template_of(key), hit=entry is not None)
+        self._say_done(method, started, None, op="get", template=template_of(key), hit=entry is not None)
         return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -315,9 +317,9 @@ class Logging(Layer):
         try:
             entries = await self.inner.read_many(keys)
         except BaseException as error:
-            _say_done(method, started, error, op="get_many", size=len(keys))
+            self._say_done(method, started, error, op="get_many", size=len(keys))
             raise
-        _say_done(method, started, None, op="get_many", size=len(keys), hits=len(entries))
+        self._say_done(method, started, None, op="get_many", size=len(keys), hits=len(entries))
         return entries
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -333,34 +335,32 @@ class Logging(Layer):
         try:
             version = await self.inner.write(changes, expect)
         except BaseException as error:
-            _say_done(method, started, error, **fields)
+            self._say_done(method, started, error, **fields)
             raise
-        _say_done(method, started, None, **fields)
-        if self._bounded and (debug := _methods["debug"]) is not None:
+        self._say_done(method, started, None, **fields)
+        if self._keepers and (debug := _methods["debug"]) is not None:
             self._say_evictions(debug)
         return version
 
     def _say_evictions(self, method: Method) -> None:
-        """How many entries the bounding below has evicted since the last write that was logged, and why."""
-        for part, known in self._bounded:
-            for reason, count in part.evictions.items():
+        """How many entries the layers below have evicted since the last write that was logged, and why."""
+        for keeper, known in self._keepers:
+            for reason, count in keeper.evictions.items():
                 if (new := count - known[reason]) > 0:
                     known[reason] = count
-                    _guarded(method, "pocket_plug.store.evicted", reason=reason, entries=new)
+                    self._log(method, "pocket_plug.store.evicted", reason=reason, entries=new)
 
+    def _say_done(self, method: Method, started: float, error: BaseException | None, **fields: object) -> None:
+        duration = time.perf_counter() - started
+        if error is not None:
+            fields["error_type"] = error_type(error)
+        self._log(method, "pocket_plug.store", duration=duration, **fields)
 
-def _say_done(method: Callable[..., Any], started: float, error: BaseException | None, **fields: Any) -> None:
-    duration = time.perf_counter() - started
-    if error is not None:
-        fields["error_type"] = error_type(error)
-    _guarded(method, "pocket_plug.store", duration=duration, **fields)
-
-
-def _guarded(method: Method, event: str, **fields: Any) -> None:
-    """What structlog's processors raise is said once: a log that fails must not fail the store."""
-    try:
-        method(event, **_ids(), **fields)
-    except BaseException as failure:  # a user's processor may raise anything
-        if not is_fault(failure):
-            raise
-        say_once("logging a store operation", failure, silent=True)
+    def _log(self, method: Method, event: str, **fields: object) -> None:
+        """What structlog's processors raise is said once: a log that fails must not fail the store."""
+        try:
+            method(event, **_ids(), **self._about, **fields)
+        except BaseException as failure:  # a user's processor may raise anything
+            if not is_fault(failure):
+                raise
+            say_once("logging a store operation", failure, silent=True)

@@ -21,7 +21,7 @@ from pocket_plug.store.memory import Closed
 from pocket_plug.store.resolving import resolve_backend
 
 if TYPE_CHECKING:
-    from pocket_plug.layers.write_behind import WriteBehind
+    from .write_behind import WriteBehind
 
 _logger = logging.getLogger("pocket_plug")
 
@@ -59,13 +59,13 @@ class Persistence(Layer):
 
     def on_build(self) -> None:
         self._refuse_nonsense()
-        self._durable = durable = self._resolved()
+        self.authority = durable = self._resolved()
         durable.clock = self.clock
         self.queue: WriteBehind | None = None
         if self.mode == "behind":
-            from pocket_plug.layers.write_behind import WriteBehind  # late: the codec comes with it
+            from .write_behind import WriteBehind  # late: the codec comes with it
 
-            self._durable = durable = self.queue = WriteBehind(durable, self.max_pending or MAX_PENDING)
+            self.authority = durable = self.queue = WriteBehind(durable, self.max_pending or MAX_PENDING)
         self.survives, self.buffered = durable.survives, durable.buffered
         near = self.inner
         self.inline_write = near.inline_write and durable.inline_write
@@ -132,7 +132,7 @@ class Persistence(Layer):
                 lease.keys.update(leased)
                 for key in leased:
                     self._leases.setdefault(key, []).append(lease)
-            found = await self._durable.read_many(keys)
+            found = await self.authority.read_many(keys)
             with self._lock:
                 lease.is_filling = True
                 fill = list(
@@ -170,7 +170,7 @@ class Persistence(Layer):
         write = _Write(last)
         try:
             self._begin(write)
-            version = await self._durable.write(changes, expect)
+            version = await self.authority.write(changes, expect)
             if await self._follow(last.values(), version):
                 doubtful = versioned  # was it taken?
         except ConflictError as conflict:
@@ -262,35 +262,35 @@ class Persistence(Layer):
     # ------------------------------------------------------------ the rest
     def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """The durable tier's."""
-        return self._durable.scan(prefix)
+        return self.authority.scan(prefix)
 
     async def version(self) -> int:
         """The durable tier's."""
-        return await self._durable.version()
+        return await self.authority.version()
 
     async def check(self) -> list[str]:
         """Both tiers."""
-        return [*await self.inner.check(), *await self._durable.check()]
+        return [*await self.inner.check(), *await self.authority.check()]
 
     async def flush(self) -> None:
         """Both tiers."""
         await self.inner.flush()
-        await self._durable.flush()
+        await self.authority.flush()
 
     def turn(self) -> AbstractAsyncContextManager[None] | None:
         """The durable tier's."""
-        return self._durable.turn()
+        return self.authority.turn()
 
     async def open(self) -> None:
         """Both tiers, or neither."""
-        await self._durable.open()
+        await self.authority.open()
         try:
             if isinstance(self._writes, Closed):
                 await self.inner.close()
                 self._writes = {}
             await self.inner.open()
         except BaseException:
-            await self._durable.close()
+            await self.authority.close()
             raise
 
     async def close(self) -> None:
@@ -298,7 +298,7 @@ class Persistence(Layer):
         try:
             await self.inner.close()
         finally:
-            await self._durable.close()
+            await self.authority.close()
 
 
 class _Lease:

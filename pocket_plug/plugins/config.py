@@ -10,14 +10,14 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
-from pocket_plug.primitives.failures import describe
-from pocket_plug.primitives.redaction import MASK, VARIABLE, conceal, is_secret, public_url, shown, summary
+from pocket_plug.primitives.failures import concealed
+from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, public_url, shown, summary
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.layer_options import fitted
 from pocket_plug.store.resolving import LayerSpec
@@ -171,12 +171,6 @@ def expand(value: Any, where: str) -> Any:
     return value
 
 
-def variables(written: Any) -> dict[str, str]:
-    """What the variables hold that are named in a piece of the configuration, each with how it is written there."""
-    names = VARIABLE.findall(str(written))
-    return {os.environ[name]: f"${{{name}}}" for name in names if os.environ.get(name)}
-
-
 def _is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
@@ -193,10 +187,11 @@ def layer_name(spec: LayerSpec, where: str = "") -> str:
     return name
 
 
-def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") -> Layer:
+def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", *, plugin: object = None) -> Layer:
     """A layer's recipe from its options as they are written, each checked against the field's type.
 
-    Variables of the environment are filled in. `where` begins the messages, which show no secret.
+    Variables of the environment are filled in. `where` begins the messages, which show no secret. `plugin` is the object
+    that offers the layer.
     """
     prefix = f"{where}: " if where else ""
     a_dataclass: Any = kind  # which Layer makes of every subclass, unseen by type checkers
@@ -222,23 +217,12 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "") 
     except BaseException as error:
         if not is_fault(error):
             raise
-        said = describe(error)
+        said, cause = concealed(error, hidden_of(fields.values(), values, from_environment))
         if isinstance(error, ValueError | TypeError):  # how a layer refuses an option
             said = said.removeprefix(f"{type(error).__name__}: ")
-        secrets = (text for name, value in values.items() if is_secret(fields[name]) for text in _texts(value))
-        public = conceal(said, {**dict.fromkeys(secrets, MASK), **variables(from_environment)})
-        raise ConfigError(f"{prefix}{kind.name}: {public}") from (error if public == said else None)
-    recipe.__dict__["_written"] = from_environment
+        raise ConfigError(f"{prefix}{kind.name}: {said}") from cause
+    recipe.__dict__.update(_written=from_environment, plugin=plugin)
     return recipe
-
-
-def _texts(value: object) -> Iterator[str]:
-    """How a message may quote a secret."""
-    if isinstance(value, str | bytes):
-        yield value if isinstance(value, str) else value.decode("latin-1")
-    elif isinstance(value, list | tuple):
-        for item in cast("list[object]", value):
-            yield from _texts(item)
 
 
 def alternatives(name: str, known: Collection[str]) -> str:

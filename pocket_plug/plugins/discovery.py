@@ -7,66 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
-from typing import Literal
 
 from pocket_plug.errors import PluginError, is_fault
 from pocket_plug.hookspecs import GROUP
 from pocket_plug.primitives.failures import describe
 
+from .records import PluginRecord
+
 OUR_DISTRIBUTION = "pocket-plug"
 
 BUILT_IN = {
     "bounding": "pocket_plug.layers.bounding",
-    "logging": "pocket_plug.layers.logging",
-    "metrics": "pocket_plug.layers.metrics",
+    "logging": "pocket_plug.layers.logging:LoggingPlugin",
+    "metrics": "pocket_plug.layers.metrics:MetricsPlugin",
     "migrate": "pocket_plug.layers.migrate",
     "persistence": "pocket_plug.layers.persistence",
     "sqlite": "pocket_plug.backends.sqlite",
-    "tracing": "pocket_plug.layers.tracing",
+    "tracing": "pocket_plug.layers.tracing:TracingPlugin",
 }
 """What our own distribution's entry points say. It counts where their metadata is missing (a checkout on the path that
 was never installed) or older than the code, so the built-in parts are always there."""
-
-Origin = Literal["built-in", "entry point", "given"]
-Status = Literal["active", "disabled", "declined", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class PluginRecord:
-    """What became of one plugin. `pocket-plug plugins` lists them."""
-
-    name: str
-    """The entry point's name: also its table in the configuration, and what disables it."""
-    distribution: str | None = None
-    """What `pip install` calls it; None for an object that was handed over in code."""
-    version: str | None = None
-    origin: Origin = "given"
-    hooks: tuple[str, ...] = ()
-    status: Status = "active"
-    reason: str = ""
-    """Why it is not active."""
-    failures: Counter[str] = field(default_factory=Counter[str], compare=False, repr=False)
-    """How often it raised or answered wrongly since, by hook or part: `{"pocket_observe": 3}`."""
-
-    @property
-    def verdict(self) -> str:
-        """What became of it, in words: `can't be used: ModuleNotFoundError: …`."""
-        words = {
-            "active": "is in use",
-            "disabled": "is disabled",
-            "declined": "stepped back",
-            "failed": "can't be used",
-        }
-        return words[self.status] + (f": {self.reason}" if self.reason else "")
-
-    def __str__(self) -> str:
-        """The name as messages give it: `'compress' (pocket-plug-compress 0.1.0)`."""
-        where = f" ({self.distribution}{f' {self.version}' if self.version else ''})" if self.distribution else ""
-        return f"{self.name!r}{where}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 
 from .config import alternatives
-from .discovery import Candidate, PluginRecord, Status
+from .discovery import Candidate
+from .records import PluginRecord, Status
 
 if TYPE_CHECKING:
     import click
@@ -35,28 +36,6 @@ Options = tuple[Mapping[str, Any], Mapping[str, str]]
 """A plugin's options; and what of them must not be repeated, each with what may stand for it."""
 
 _logger = logging.getLogger("pocket_plug")
-
-told_of_failures: list[Callable[[PluginRecord, str, BaseException], None]] = []
-"""Who else is told when a plugin fails for the first time at something. They don't raise."""
-_lock = new_lock()
-
-
-def report_failure(plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
-    """Count that a plugin failed at `what` (a hook, or a part of its observer), and say it the first time.
-
-    `silent` about the error's message, where that may hold what a run was given: only level debug has it then. Never
-    raises: not for an error whose `__str__` raises either.
-    """
-    with _lock:
-        plugin.failures[what] += 1
-        first = plugin.failures[what] == 1
-    if first:
-        said = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
-        _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
-        if silent:
-            _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)
-        for tell in told_of_failures:
-            tell(plugin, what, error)
 
 
 class Manager:
@@ -70,11 +49,13 @@ class Manager:
         self._nameless: list[PluginRecord] = []
         self._offers: dict[str, Mapping[str, tuple[PluginRecord, Any]]] = {}
         self._observing: tuple[tuple[PluginRecord, Callable[[Run], object]], ...] = ()
+        self._counting = new_lock()
+        self._hidden: dict[str, Mapping[str, str]] = {}
 
     # ---------------------------------------------------------------- who is there
     @property
     def records(self) -> tuple[PluginRecord, ...]:
-        """Every plugin that was found, in the order in which hooks are asked; last, those whose name was taken."""
+        """Every plugin that was found, in the order of registration; last, those whose name was taken."""
         return (*self._records.values(), *self._nameless)
 
     def load(self, candidate: Candidate) -> None:
@@ -99,6 +80,7 @@ class Manager:
         with self._lock:
             if taken := self._taken(record.name):
                 raise PluginError(taken)
+            plugin = _made(plugin)
             hooks = self._check(plugin)
             try:
                 self._pm.register(plugin, record.name)
@@ -119,6 +101,30 @@ class Manager:
         if status != "disabled":
             _logger.warning("plugin %s %s", record, record.verdict)
         return record
+
+    def plugin_of(self, record: PluginRecord) -> Any:
+        """The module or object whose hooks are used for a plugin."""
+        return self._pm.get_plugin(record.name)
+
+    def report(self, plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
+        """Count that a plugin failed at `what` (a hook, or a part of its observer); say it, and tell the others, once.
+
+        `silent` about the error's message, where that may hold what a run was given: only level debug has it then. Never
+        raises: not for an error whose `__str__` raises either.
+        """
+        with self._counting:
+            plugin.failures[what] += 1
+            first = plugin.failures[what] == 1
+        if not first:
+            return
+        said = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
+        said = conceal(said, self._hidden.get(plugin.name, {}))
+        _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
+        if silent:
+            _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)
+        if what != _FAILED:  # a plugin that fails at being told isn't told of that
+            for _ in self._ask(_FAILED, plugin=plugin, what=what, error=error):
+                pass
 
     def _keep(self, record: PluginRecord) -> None:
         """Note a record, and rebuild what is kept of the plugins' hooks. A disabled namesake stays listed."""
@@ -163,10 +169,9 @@ class Manager:
         return tuple(hooks)
 
     def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
-        """In the order of `records`, but for `tryfirst` and `trylast`. (pluggy itself would ask the last one first.)"""
+        """In the order in which pluggy would call them, which its list has the other way round."""
         found: list[pluggy.HookImpl] = getattr(self._pm.hook, hook).get_hookimpls()
-        found.sort(key=lambda implementation: (not implementation.tryfirst, implementation.trylast))
-        return [(self._records[each.plugin_name], each.function, each.argnames) for each in found]
+        return [(self._records[each.plugin_name], each.function, each.argnames) for each in reversed(found)]
 
     def _ask(self, hook: str, **arguments: object) -> Iterator[tuple[PluginRecord, Any]]:
         for record, function, names in self._implementations(hook):
@@ -175,7 +180,7 @@ class Manager:
             except BaseException as error:
                 if not is_fault(error):
                     raise
-                report_failure(record, hook, error)
+                self.report(record, hook, error)
             else:
                 if answer is not None:
                     yield record, answer
@@ -194,9 +199,9 @@ class Manager:
             except BaseException as error:
                 if not is_fault(error):
                     raise
-                report_failure(record, "pocket_observe", error)
+                self.report(record, "pocket_observe", error)
                 continue
-            object.__setattr__(observer, "report", partial(report_failure, record, silent=True))
+            object.__setattr__(observer, "report", partial(self.report, record, silent=True))
             observers.append(observer)
         if len(observers) > 1:
             observers.sort(key=lambda observer: not observer.outermost)
@@ -220,13 +225,19 @@ class Manager:
         with self._lock:
             if hook not in self._offers:
                 offers: dict[str, tuple[PluginRecord, T]] = {}
-                for record, answer in self._ask(hook):
+                names = [*self._records]
+                # whoever was registered first keeps a name: nobody gets ours by offering another one
+                for record, answer in sorted(self._ask(hook), key=lambda asked: names.index(asked[0].name)):
                     try:
-                        _add(offers, record, hook, entries(answer))
+                        for name, offer in entries(answer):
+                            owner, _ = offers.setdefault(name, (record, offer))
+                            if owner is not record:
+                                taken = PluginError(f"{name!r} is offered by plugin {owner} already")
+                                self.report(record, hook, taken)
                     except BaseException as error:
                         if not is_fault(error):
                             raise
-                        report_failure(record, hook, error)
+                        self.report(record, hook, error)
                 self._offers[hook] = offers
             return self._offers[hook]
 
@@ -244,6 +255,7 @@ class Manager:
             if only not in (None, record.name):
                 continue
             own, hidden = options(record.name)
+            self._hidden[record.name] = hidden
             arguments = {"pocket": pocket, "options": own}
             try:
                 function(*[arguments[name] for name in names])
@@ -258,6 +270,23 @@ class Manager:
         """Tell the plugins that the Pocket closes."""
         for _ in self._ask("pocket_shutdown", pocket=pocket):
             pass
+
+
+_FAILED = "pocket_plugin_failed"
+
+
+def _made(plugin: object) -> object:
+    """A class makes an object for each Pocket."""
+    if not isinstance(plugin, type):
+        return plugin
+    try:
+        return plugin()
+    except NotConfiguredError:
+        raise
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        raise PluginError(f"no object can be made of the class {plugin.__name__}: {describe(error)}") from error
 
 
 def _check_function(hook: str, function: Callable[..., Any]) -> None:
@@ -284,15 +313,6 @@ def _check_function(hook: str, function: Callable[..., Any]) -> None:
 
 def _without_argument(function: Callable[[], object]) -> Callable[[Run], object]:
     return lambda run: function()
-
-
-def _add(
-    offers: dict[str, tuple[PluginRecord, T]], record: PluginRecord, hook: str, entries: Iterable[tuple[str, T]]
-) -> None:
-    for name, offer in entries:
-        owner, _ = offers.setdefault(name, (record, offer))
-        if owner is not record:
-            report_failure(record, hook, PluginError(f"{name!r} is offered by plugin {owner} already"))
 
 
 def _layers(answer: Any) -> Iterable[tuple[str, type[Layer]]]:

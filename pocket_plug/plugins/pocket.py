@@ -15,9 +15,11 @@ from itertools import chain, count
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from warnings import warn
 
 from pocket_plug.errors import (
     ConfigError,
+    NotConfiguredError,
     PluginError,
     PocketError,
     StoreClosedError,
@@ -26,9 +28,10 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.hookspecs import Carrier, Observer, Run
-from pocket_plug.primitives.failures import describe
+from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.forking import new_rlock
-from pocket_plug.primitives.redaction import conceal, public_url, summary
+from pocket_plug.primitives.names import snake_case
+from pocket_plug.primitives.redaction import public_url, summary, variables
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
@@ -44,10 +47,10 @@ from .config import (
     layer_name,
     load_config,
     make_recipe,
-    variables,
 )
-from .discovery import PluginRecord, find_plugins
-from .manager import Manager, Options, report_failure
+from .discovery import find_plugins
+from .manager import Manager, Options
+from .records import PluginRecord
 
 if TYPE_CHECKING:
     import click
@@ -65,11 +68,11 @@ _logger = logging.getLogger("pocket_plug")
 class Pocket:
     """Plugins, configuration and named stores.
 
-    `config` is a `pocket.toml`, or a `pyproject.toml` with a table `[tool.pocket_plug]`. `plugins` are modules or
-    objects to use besides the installed ones; with `autoload=False` no third party's is looked for (pocket_plug's own
-    are always there). `block` names plugins that are not to be used. A plugin that can't be used is a warning and a
-    record in `plugins`; with `strict`, or where `required` names it, it raises PluginError. Raises ConfigError for an
-    invalid file.
+    `config` is a `pocket.toml`, or a `pyproject.toml` with a table `[tool.pocket_plug]`. `plugins` are to be used besides
+    the installed ones: modules, objects, or classes, of which each Pocket makes an object of its own. With
+    `autoload=False` no third party's is looked for (pocket_plug's own are always there). `block` names plugins that are
+    not to be used. A plugin that can't be used is a warning and a record in `plugins`; with `strict`, or where `required`
+    names it, it raises PluginError. Raises ConfigError for an invalid file.
 
     The environment has a say too: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
 
@@ -99,6 +102,8 @@ class Pocket:
             name = self._free_name(plugin)
             try:
                 self._manager.register(plugin, PluginRecord(name))
+            except NotConfiguredError as error:
+                self._manager.drop(PluginRecord(name), "declined", error)
             except BaseException as error:
                 if not is_fault(error):
                     raise
@@ -147,7 +152,9 @@ class Pocket:
         commands: dict[str, click.Command] = {}
         for name, (record, command) in self._manager.commands().items():
             if name in taken:
-                report_failure(record, "pocket_commands", PluginError(f"pocket-plug has a command {name!r} of its own"))
+                self._manager.report(
+                    record, "pocket_commands", PluginError(f"pocket-plug has a command {name!r} of its own")
+                )
             else:
                 commands[name] = command
         return commands
@@ -222,13 +229,10 @@ class Pocket:
         except BaseException as error:
             if not is_fault(error):
                 raise
-            said = conceal(describe(error), {url: public_url(url)})
-            quotes_secret = said != describe(error)
-            if isinstance(error, PocketError) and not quotes_secret:
+            said, cause = concealed(error, {url: public_url(url)})
+            if isinstance(error, PocketError) and cause is not None:
                 raise
-            raise ConfigError(f"{public_url(url)!r}: plugin {record} made no backend of it: {said}") from (
-                None if quotes_secret else error
-            )
+            raise ConfigError(f"{public_url(url)!r}: plugin {record} made no backend of it: {said}") from cause
         if not isinstance(backend, Backend):
             raise PluginError(f"{public_url(url)!r}: plugin {record} made {summary(backend)} of it, not a Backend")
         return backend
@@ -238,11 +242,13 @@ class Pocket:
         self._ask_types()
         name = layer_name(spec, where)
         offers = self._manager.layers()
+        name = _today(name, offers)
         if name not in offers:
             why = self._out_of_use(name) or alternatives(name, offers)
             raise ConfigError(f"{where and f'{where}: '}there is no layer {name!r}{why}")
         options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "use"}
-        return make_recipe(offers[name][1], options, where)
+        record, kind = offers[name]
+        return make_recipe(kind, options, where, plugin=self._manager.plugin_of(record))
 
     def _out_of_use(self, name: str) -> str:
         """Where a plugin of this name is there, but not active: what became of it."""
@@ -266,24 +272,31 @@ class Pocket:
         return self.store if self.config.store.where else None
 
     def _build(self, name: str | None, table: StoreTable) -> Store:
-        from pocket_plug.store.store import Store
-
         with self._lock:
             if self._closed:
                 raise StoreClosedError(f"{self!r} is closed")
             if name not in self._stores:
-                url = expand(table.url, f"{table.where}.url")
-                layers = [self.layer(spec, where=f"{table.where}.layers[{position}]")
-                          for position, spec in enumerate(table.layers)]  # fmt: skip
-                try:
-                    self._stores[name] = Store(self.backend(url), layers=layers)
-                except (ConfigError, PluginError) as error:
-                    said = conceal(str(error), variables((table.url, table.layers)))
-                    kind = ConfigError if isinstance(error, ConfigError) else PluginError
-                    raise kind(f"{table.where}: {said}" if table.where else said) from (
-                        error if said == str(error) else None
-                    )
+                self._stores[name] = self._built(table)
             return self._stores[name]
+
+    def _built(self, table: StoreTable) -> Store:
+        from pocket_plug.store.store import Store
+
+        url = expand(table.url, f"{table.where}.url")
+        places = [f"{table.where}.layers[{position}]" for position in range(len(table.layers))]
+        layers = [self.layer(spec, where=where) for spec, where in zip(table.layers, places, strict=True)]
+        try:
+            store = Store(self.backend(url), layers=layers)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            said, cause = concealed(error, variables((table.url, table.layers)))
+            if cause is not None and not isinstance(error, ConfigError | PluginError):
+                raise
+            kind = PluginError if isinstance(error, PluginError) else ConfigError
+            raise kind(f"{table.where}: {said}" if table.where else said) from cause
+        store.stack.from_environment = variables(table.url)
+        return store
 
     def _configured(self) -> list[Store]:
         with self._lock:
@@ -346,6 +359,19 @@ class Pocket:
                   traceparent: Carrier | None = None) -> O:  # fmt: skip
         """Run a graph, watched by this Pocket's plugins."""
         return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
+
+
+def _today(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer]]]) -> str:
+    """A layer's name now, where `name` is the one that it had until 0.2: its class's in lower case, without underscores."""
+    for new, (_, kind) in offers.items():
+        if name == kind.__name__.lower() and name not in offers and new == snake_case(kind.__name__):
+            warn(
+                f"the layer {name!r} is called {new!r} now; the old name goes with 0.3",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            return new
+    return name
 
 
 class _Stores(Mapping[str, "Store"]):

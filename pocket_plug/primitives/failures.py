@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 
 from pocket_plug.errors import PocketError, is_fault
 
+from .redaction import conceal
 from .terminal import escaped
 
 MAX_BYTES = 4096
@@ -67,6 +68,40 @@ def _text_of(error: BaseException, treat: Callable[[str], str]) -> str:
         if not is_fault(failed):
             raise
         return "(its text can't be had)"
+
+
+def concealed(error: BaseException, hidden: Mapping[str, str]) -> tuple[str, BaseException | None]:
+    """What may be said of an error, and what may be named as the cause of the one that says it.
+
+    In its text each of the `hidden` is replaced by what may stand for it. The cause is the error itself, but None if it,
+    or what it was caused by, shows something of them: a traceback would print it.
+
+    >>> said, cause = concealed(ValueError("token 'hunter2' is no good"), {"hunter2": "***"})
+    >>> said, cause
+    ("ValueError: token '***' is no good", None)
+    """
+    shows = any(conceal(text, hidden) != text for each in _chain(error) for text in _texts_of(each))
+    return conceal(describe(error), hidden), None if shows else error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that a traceback of it prints: causes, and the members of groups."""
+    pending, seen = [error], list[BaseException]()
+    while pending:
+        each = pending.pop()
+        if any(each is other for other in seen):
+            continue
+        seen.append(each)
+        yield each
+        cause = _cause(each)
+        pending += [] if cause is None else [cause]
+        is_group = issubclass(type(each), BaseExceptionGroup)
+        pending += getattr(each, "exceptions", ()) if is_group else ()
+
+
+def _texts_of(error: BaseException) -> Iterator[str]:
+    yield describe(error)
+    yield from (escaped(str(note)) for note in getattr(error, "__notes__", ()))
 
 
 def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:

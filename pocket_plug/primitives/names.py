@@ -1,7 +1,8 @@
-"""Which names a store can have: those of keys, of scopes, and what names may begin with."""
+"""Which names a store can have: those of keys, of scopes, and what names may begin with; and what a class is called."""
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 from pocket_plug.errors import KeyNameError
@@ -10,6 +11,15 @@ from .redaction import summary
 
 RESERVED = "pocket:"
 """The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""
+
+
+def snake_case(name: str) -> str:
+    """What a node or layer is called by default: the name of its class in snake case.
+
+    >>> snake_case("RateLimit"), snake_case("HTTPCache"), snake_case("Level2Cache")
+    ('rate_limit', 'http_cache', 'level2_cache')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def check_name(name: object) -> str:

@@ -6,14 +6,19 @@ nodes, options, plugins) and never what passes through it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, field
-from typing import Any
+from typing import Any, cast
 
 MASK = "***"
 """What stands in place of a secret."""
+
+Path = tuple[str, ...]
+Redact = Callable[[Path, Any], Any]
+"""Of where a value stands, such as `("run", "input", "card", "number")`, and the value: what may be said instead."""
 
 _SIZED: tuple[type[Any], ...] = (str, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
 
@@ -94,6 +99,21 @@ VARIABLE = re.compile(r"\$\{([^}]*)\}")
 """How a configuration names a variable of the environment."""
 
 
+def variables(written: object) -> dict[str, str]:
+    """What the variables hold that are named in a piece of the configuration, each with how it is written there."""
+    names = VARIABLE.findall(str(written))
+    return {os.environ[name]: f"${{{name}}}" for name in names if os.environ.get(name)}
+
+
+def texts_of(value: object) -> Iterator[str]:
+    """How a message may quote a secret."""
+    if isinstance(value, str | bytes):
+        yield value if isinstance(value, str) else value.decode("latin-1")
+    elif isinstance(value, list | tuple):
+        for item in cast("list[object]", value):
+            yield from texts_of(item)
+
+
 def secret(*, default: Any = MISSING) -> Any:
     """Declare an option of a layer whose value is never shown: neither by `repr`, nor in errors, nor on the command line.
 
@@ -112,6 +132,15 @@ _SECRET = object()  # what marks such a field
 def is_secret(option: Field[Any]) -> bool:
     """Was an option declared by `secret()`?"""
     return _SECRET in option.metadata
+
+
+def hidden_of(options: Iterable[Field[Any]], values: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, str]:
+    """What an error must not quote of the values of options: each text, with what may stand for it.
+
+    `written` are those that a configuration has from the environment, as they are written there.
+    """
+    secrets = (text for option in options if is_secret(option) for text in texts_of(values.get(option.name)))
+    return {**dict.fromkeys(secrets, MASK), **variables(written)}
 
 
 def shown(option: Field[Any], written: Any) -> Any:

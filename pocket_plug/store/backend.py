@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from typing_extensions import dataclass_transform
 
@@ -24,6 +24,9 @@ READ_TRIES = 100
 """How often a `read_many` that is derived from `read` starts again because something it read has changed, at most."""
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
+
+Reason = Literal["size", "bytes", "expired"]
+"""Why an entry was evicted."""
 
 PRESENT = -1
 """Expected of a key in place of a version: that there is an entry, whichever."""
@@ -178,6 +181,53 @@ class Backend:
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""
+
+
+# ---------------------------------------------------------------- what a part may know besides
+@runtime_checkable
+class Keeper(Protocol):
+    """A part of a stack that counts the entries which it keeps, and those which it evicted."""
+
+    @property
+    def entries(self) -> int:
+        """How many entries it keeps now."""
+        ...
+
+    @property
+    def evictions(self) -> Mapping[Reason, int]:
+        """How many entries it evicted so far, by reason. It is always the same mapping, which goes on counting."""
+        ...
+
+
+@runtime_checkable
+class WriteQueue(Protocol):
+    """Writes that were acknowledged, and that the durable backend doesn't have yet."""
+
+    durable: Backend
+    """The backend that they are for."""
+
+    @property
+    def length(self) -> int:
+        """How many keys wait."""
+        ...
+
+    @property
+    def age(self) -> float:
+        """How many seconds the oldest write has been waiting; 0 where there is none."""
+        ...
+
+
+@runtime_checkable
+class Tiered(Protocol):
+    """A layer for which the stack inside is a cache, and another backend the authority."""
+
+    authority: Backend
+    """What answers where the two differ."""
+
+    @property
+    def queue(self) -> WriteQueue | None:
+        """What waits to be written to the authority; None where each write waits for it itself."""
+        ...
 
 
 async def read_around(layer: Backend, inner: Backend, keys: Iterable[str]) -> dict[str, Entry]:

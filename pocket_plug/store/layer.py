@@ -1,26 +1,24 @@
 """Layers: decorators around a backend, and the fold that makes a stack of them.
 
-One class is layer, options and recipe. An instance without an inner is a recipe: data with a useful repr. `build` copies
-it over its inner. Operations that it doesn't override are bound straight to the inner one: idle layers cost nothing.
+One class is layer, options and recipe. An instance without an inner is a recipe: frozen data with a useful repr. `build`
+copies it over its inner; what a stack needs at run time lives beside the options, which stay as they are. Operations that
+it doesn't override are bound straight to the inner one: idle layers cost nothing.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from typing_extensions import dataclass_transform
-
-from pocket_plug.errors import ConfigError
-from pocket_plug.primitives.redaction import named, shown
+from pocket_plug.errors import ConfigError, is_fault
+from pocket_plug.primitives.failures import concealed
+from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.redaction import secret as secret
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, read_around
-from .layer_options import checks_options
+from .layer_options import Recipe
 
 # What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
 # layer overrides nothing of what it is derived from.
@@ -30,8 +28,7 @@ _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(field, secret))
-class Layer(Backend):
+class Layer(Recipe):
     """A backend around a backend. Subclass it, annotate the options, override what it changes.
 
     >>> class Slow(Layer):
@@ -43,29 +40,15 @@ class Layer(Backend):
     lock across a call to its inner one.
     """
 
-    name: ClassVar[str]
-    """What configuration calls it: the class's name in lower case."""
+    label: str = ""
+    """Tells apart layers of one class in one stack: `repr` and telemetry show it."""
 
     inner: ClassVar[Backend]  # set by build; a ClassVar only so that it is no option
-
-    _written: ClassVar[Mapping[str, Any]] = {}  # the options that a configuration has from the environment, as written
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Layer.read:
             raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
-        if "name" not in cls.__dict__:
-            cls.name = cls.__name__.lower()
-        has_init = "__init__" in cls.__dict__
-        dataclass(kw_only=True, eq=False, repr=False)(cls)
-        if not has_init:
-            cls.__init__ = checks_options(cls.__init__, cls)  # type: ignore[method-assign]
-
-    def __repr__(self) -> str:
-        recipe: Any = self  # a dataclass, unseen by type checkers
-        options = ((f, getattr(self, f.name)) for f in dataclasses.fields(recipe) if f.repr)
-        texts = (f"{f.name}={shown(f, self._written.get(f.name, v))!r}" for f, v in options if v != f.default)
-        return f"{type(self).__name__}({', '.join(texts)})"
 
     def build(self, inner: Backend, /) -> Backend:
         """A copy of this recipe, bound over `inner`. Raises ConfigError where that is invalid."""
@@ -87,8 +70,20 @@ class Layer(Backend):
         layer.inline_read = inner.inline_read and adds_none["read"]
         layer.inline_write = inner.inline_write and adds_none["write"]
         layer.needs_loop = inner.needs_loop or (own.needs_loop and not all(adds_none.values()))
-        layer.on_build()
+        layer._build_own()
         return layer
+
+    def _build_own(self) -> None:
+        """`on_build`, whatever its author lets an error say of secret options."""
+        try:
+            self.on_build()
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            said, cause = concealed(error, self.hidden())
+            if cause is None:
+                raise ConfigError(said if isinstance(error, ConfigError) else f"{self.name}: {said}") from None
+            raise
 
     def on_build(self) -> None:
         """Make what one stack needs for itself (counters, indexes) here; the recipe stays as it was."""
@@ -151,16 +146,22 @@ def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
             raise ConfigError(
                 f"layers[{position}] is {named(recipe)}; give an instance such as Bounding(max_entries=1000), or a name"
             )
-        if any(type(other) is type(recipe) for other in recipes[:position]):
-            raise ConfigError(
-                f"layer {recipe.name!r} stands twice in the stack; the inner one would see what the outer "
-                "one has already done"
-            )
+        _refuse_twice(recipe, recipes[:position])
     while recipes:
         for outer in recipes:
             backend = outer.beneath(backend)
         backend = recipes.pop().build(backend)
     return backend
+
+
+def _refuse_twice(recipe: Layer, outer: Iterable[Layer]) -> None:
+    for other in outer:
+        if type(other) is type(recipe) and (not recipe.label or not other.label or recipe.label == other.label):
+            which = f" with the label {recipe.label!r}" if recipe.label and recipe.label == other.label else ""
+            raise ConfigError(
+                f"layer {recipe.name!r} stands twice in the stack{which}; the inner one would see what the outer "
+                f"one has already done. If that is meant, give each a label of its own: {type(recipe).__name__}(label='…')"
+            )
 
 
 def parts(stack: Backend) -> list[Backend]:

@@ -1,15 +1,84 @@
-"""What a layer's options may be: its fields, each of its annotated type. Python and TOML are held to the same."""
+"""Recipes: a layer's options before it is built. Each is of its annotated type and fixed once it is given.
+
+Python and TOML are held to the same.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import FrozenInstanceError, dataclass, field
 from functools import cache, wraps
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from typing_extensions import dataclass_transform
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
-from pocket_plug.primitives.redaction import found, is_secret, shown, summary
+from pocket_plug.primitives.names import snake_case
+from pocket_plug.primitives.redaction import found, hidden_of, is_secret, secret, shown, summary
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
+
+from .backend import Backend
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(field, secret))
+class Recipe(Backend):
+    """Options as data: the annotated fields of a class, given by name, shown by `repr`, never changed.
+
+    A subclass's `__init__` and `__post_init__` may set what they like; after that the object is fixed. What `build`
+    makes of it keeps the options, and has attributes besides them that may change.
+    """
+
+    name: ClassVar[str]
+    """What configuration calls it: the class's name in snake case."""
+
+    plugin: ClassVar[object] = None
+    """The plugin that offers it, as the object that the Pocket uses which made this recipe; None for one made in code."""
+
+    _written: ClassVar[Mapping[str, Any]] = {}  # the options that a configuration has from the environment, as written
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in cls.__dict__:
+            cls.name = snake_case(cls.__name__)
+        has_init = "__init__" in cls.__dict__
+        dataclass(kw_only=True, eq=False, repr=False)(cls)
+        cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        recipe: Any = self  # a dataclass, unseen by type checkers
+        options = ((f, getattr(self, f.name)) for f in dataclasses.fields(recipe) if f.repr)
+        texts = (f"{f.name}={shown(f, self._written.get(f.name, v))!r}" for f, v in options if v != f.default)
+        return f"{type(self).__name__}({', '.join(texts)})"
+
+    def hidden(self) -> dict[str, str]:
+        """What an error must not quote of the options: each text, with what may stand for it."""
+        recipe: Any = self
+        return hidden_of(dataclasses.fields(recipe), vars(self), self._written)
+
+    def __setattr__(self, attribute: str, value: object) -> None:
+        self._refuse_change(attribute)
+        object.__setattr__(self, attribute, value)
+
+    def __delattr__(self, attribute: str) -> None:
+        self._refuse_change(attribute)
+        object.__delattr__(self, attribute)
+
+    def _refuse_change(self, attribute: str) -> None:
+        own: Any = self.__dict__
+        recipe: Any = self
+        if "_is_fixed" not in own:  # its `__init__` is not done yet
+            return
+        if attribute in recipe.__dataclass_fields__:
+            raise FrozenInstanceError(
+                f"{self.name}'s option {attribute!r} can't be changed: options are fixed once a recipe is made. "
+                f"Make another recipe, with dataclasses.replace(recipe, {attribute}=…), and a store of it"
+            )
+        if "inner" not in own:
+            raise FrozenInstanceError(
+                f"{self.name}'s recipe takes no attribute {attribute!r}: it is data, of which any number of stacks may "
+                "be built. Set what one stack needs in on_build"
+            )
 
 
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:
@@ -31,24 +100,38 @@ def _fits(value: Any, hint: Any) -> bool:
     return checker(hint)(value) and (value.__class__ is not bool or hint in (bool, Any, object))
 
 
-def checks_options(init: Callable[..., None], kind: type[Any]) -> Callable[..., None]:
-    """The `__init__` of a layer's class, which raises ConfigError for an option of another type than its field's."""
+def _fixing(
+    init: Callable[..., None], kind: type[Recipe], check: Callable[[type[Recipe], dict[str, Any]], dict[str, Any]]
+) -> Callable[..., None]:
+    """The `__init__` of a recipe's class, which checks the options first, and allows no change afterwards."""
 
     @wraps(init)
     def __init__(self: Any, *none: Any, **options: Any) -> None:
-        fields = {each.name: each for each in dataclasses.fields(kind)}
-        for option, given in options.items():
-            if option not in fields:
-                raise TypeError(f"{kind.__name__} has no option {option!r}; it has: {', '.join(fields) or 'none'}."
-                                f"{suggest(option, fields)}")  # fmt: skip
-            options[option], wanted = fitted(kind, option, given)
-            if wanted is not None:
-                raise ConfigError(
-                    f"{kind.name}'s option {option!r} must be {wanted}, not {_given(fields[option], given)}"
-                )
-        init(self, *none, **options)
+        init(self, *none, **check(kind, options))
+        if type(self) is kind:  # else a subclass's own goes on
+            self.__dict__["_is_fixed"] = True
 
     return __init__
+
+
+def _checked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:
+    """The options as they fit. Raises ConfigError for one of another type than its field's, TypeError for an unknown one."""
+    a_dataclass: Any = kind
+    fields = {each.name: each for each in dataclasses.fields(a_dataclass)}
+    for option, given in options.items():
+        if option not in fields:
+            raise TypeError(
+                f"{kind.__name__} has no option {option!r}; it has: {', '.join(fields)}.{suggest(option, fields)}"
+            )
+        options[option], wanted = fitted(kind, option, given)
+        if wanted is not None:
+            raise ConfigError(f"{kind.name}'s option {option!r} must be {wanted}, not {_given(fields[option], given)}")
+    return options
+
+
+def _unchecked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:
+    """What an `__init__` of a class's own takes is its own business."""
+    return options
 
 
 def _given(option: dataclasses.Field[Any], given: Any) -> str:

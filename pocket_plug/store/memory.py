@@ -8,14 +8,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from math import inf
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
 from pocket_plug.primitives.forking import new_lock
 
-from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
+from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, Reason, is_expected
 
-Reason = Literal["size", "bytes", "expired"]
 Dropped = tuple[str, Any, Reason]
 """A key, the entry that was there, and why it had to go."""
 

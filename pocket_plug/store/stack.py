@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
 from pocket_plug.primitives.forking import after_fork, new_lock
-from pocket_plug.primitives.redaction import named, public_url
+from pocket_plug.primitives.redaction import conceal, named, public_url
 from pocket_plug.primitives.waiting import LoopThread, Runner, drive, drive_inline, run_on
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Clock
@@ -26,6 +26,8 @@ class Stack(Layer):
 
     def on_build(self) -> None:
         self.stack = self
+        self.from_environment: Mapping[str, str] = {}
+        """What the URL has from the environment, each text with how the configuration writes it."""
         self._write = self.write  # bound straight to the part that writes
         self.gates = Gates(self._route_writes)
         self.backoff = Backoff()
@@ -45,7 +47,7 @@ class Stack(Layer):
         )  # it may queue for the key
 
     def __repr__(self) -> str:
-        return " > ".join(public_url(repr(part)) for part in parts(self)[1:])
+        return conceal(" > ".join(repr(part) for part in parts(self)[1:]), self.from_environment)
 
     def _route_writes(self, has_priority: bool) -> None:
         """Have writes wait for an update with priority while there is one; else they cost nothing here."""

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import util as processes
@@ -75,7 +75,7 @@ _meters: MeterProvider | None = None
 
 def observe(
     *,
-    detail: tracing.Detail = "phase",
+    detail: tracing.Detail | None = None,
     file: str | os.PathLike[str] | None = None,
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
@@ -91,21 +91,29 @@ def observe(
     and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
     `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
 
-    The others are settings of tracing; those left None stay as they are, but that `flavours` is "openinference" where
-    traces go to Phoenix or MLflow.
+    The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
+    "phase" unless it is given; those left None stay as they are, but that `flavours` is "openinference" where traces go
+    to Phoenix or MLflow.
 
-    Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM
-    too. Raises ConfigError for variables that can't be followed.
+    Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
+    first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
+    and for arguments that differ from the first call's.
     """
     global _observed
+    path = None if file is None else Path(file)
+    given = _given(detail=detail, file=path, terminal=terminal, capture=capture, redact=redact, flavours=flavours,
+                   baggage=baggage)  # fmt: skip
     with _lock, _followed():
         if _observed is None:
-            chosen = _settings(detail, capture, redact, flavours, baggage)
-            mode, spans, file = _trace_locally(Path(file) if file is not None else None, terminal)
+            chosen = _settings(detail or "phase", capture, redact, flavours, baggage)
+            mode, spans, path = _trace_locally(path, terminal)
             tracing.configure(**chosen)  # first: a flavour may put something on the resource
             if spans:
                 _use_spans(spans)
-            _observed = Telemetry({"traces": mode}, spans=spans, file=file)
+            _observed = Telemetry(
+                {"traces": mode}, spans=spans, file=path, given={"detail": "phase", "file": path, **given}
+            )
+        _refuse_others(_observed, "observe", given)
         return _observed
 
 
@@ -116,7 +124,7 @@ def setup(
     redact: tracing.Redact | None = None,
     flavours: Collection[tracing.Flavour] | None = None,
     baggage: Collection[str] | None = None,
-    log_level: str = "info",
+    log_level: str | None = None,
 ) -> Telemetry:
     """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
 
@@ -124,43 +132,79 @@ def setup(
     `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` says, else to the endpoint named by
     `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere.
 
-    structlog, unless the program has configured it, writes from `log_level` on to stderr, coloured lines on a terminal
-    and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A program with a chain of its
-    own puts `export_event` into it.
+    structlog, unless the program has configured it, writes from `log_level` ("info" unless it is given) on to stderr,
+    coloured lines on a terminal and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A
+    program with a chain of its own puts `export_event` into it.
 
-    The others are settings of tracing; those left None stay as they are, but that `flavours` is "openinference" where
-    traces go to Phoenix or MLflow.
+    The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
+    None stay as they are, but that `flavours` is "openinference" where traces go to Phoenix or MLflow.
 
-    Called again it gives the same `Telemetry`, until that was closed. It is flushed when the process ends, by SIGTERM
-    too. Raises ConfigError for variables that can't be followed.
+    Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
+    first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
+    and for arguments that differ from the first call's.
     """
     global _in_earnest
+    given = _given(
+        detail=detail, capture=capture, redact=redact, flavours=flavours, baggage=baggage, log_level=log_level
+    )
     with _lock, _followed():
         if _in_earnest is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
-            wire_structlog(log_level)
-            if disabled():
-                tracing.configure(**chosen)
-                _in_earnest = Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"))
-                return _in_earnest
-            # all are made before any is used: a variable that can't be followed leaves nothing half set up
-            span_mode, exporters = ("yours", []) if _traces_are_taken() else (_mode("traces"), span_exporters())
-            log_mode, log_parts = ("yours", []) if _logs_are_taken() else (_mode("logs"), log_exporters())
-            metric_mode, readers = ("yours", []) if _metrics_are_taken() else (_mode("metrics"), metric_readers())
-            tracing.configure(**chosen)
-            spans = [SpanExport(exporter) for exporter in exporters]
-            records = [LogExport(exporter) for exporter in log_parts]
-            if spans:
-                _use_spans(spans)
-            if records:
-                _use_logs(records)
-            if readers:
-                _use_metrics(readers)
-            elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
-                own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
-            modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
-            _in_earnest = Telemetry(modes, spans=spans, records=records, readers=readers)
+            _in_earnest = _set_up(chosen, log_level or "info", {"log_level": "info", **given})
+        _refuse_others(_in_earnest, "setup", given)
         return _in_earnest
+
+
+def _set_up(chosen: tracing.Changes, log_level: str, given: Mapping[str, object]) -> Telemetry:
+    """All three signals."""
+    wire_structlog(log_level)
+    if disabled():
+        tracing.configure(**chosen)
+        return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), given=given)
+    # all are made before any is used: a variable that can't be followed leaves nothing half set up
+    span_mode, exporters = ("yours", []) if _traces_are_taken() else (_mode("traces"), span_exporters())
+    log_mode, log_parts = ("yours", []) if _logs_are_taken() else (_mode("logs"), log_exporters())
+    metric_mode, readers = ("yours", []) if _metrics_are_taken() else (_mode("metrics"), metric_readers())
+    tracing.configure(**chosen)
+    spans = [SpanExport(exporter) for exporter in exporters]
+    records = [LogExport(exporter) for exporter in log_parts]
+    if spans:
+        _use_spans(spans)
+    if records:
+        _use_logs(records)
+    if readers:
+        _use_metrics(readers)
+    elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
+        own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
+    modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
+    return Telemetry(modes, spans=spans, records=records, readers=readers, given=given)
+
+
+def _given(**arguments: object) -> dict[str, object]:
+    """What a call asks for: those that aren't left out, lists as tuples."""
+    lists = {name: tuple(value) for name, value in arguments.items() if isinstance(value, list | set | tuple)}
+    return {name: value for name, value in {**arguments, **lists}.items() if value is not None}
+
+
+def _refuse_others(telemetry: Telemetry, function: str, given: Mapping[str, object]) -> None:
+    """Raise ConfigError, saying what differs, where a later call asks for something else than the first one."""
+    first = telemetry._given
+    differing = [
+        f"{name} is {_in_words(value)}, and was {_in_words(first.get(name))}"
+        for name, value in given.items()
+        if value != first.get(name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{function}() was called before with other arguments: {'; '.join(differing)}. What it sets up is the "
+            f"process's: give the same or none, or close what the first call gave"
+        )
+
+
+def _in_words(argument: object) -> str:
+    if argument is None:
+        return "not given"
+    return str(argument) if isinstance(argument, Path) else getattr(argument, "__qualname__", repr(argument))
 
 
 class Telemetry:
@@ -177,12 +221,14 @@ class Telemetry:
         records: Sequence[LogRecordProcessor] = (),
         readers: Sequence[MetricReader] = (),
         file: Path | None = None,
+        given: Mapping[str, object],
     ) -> None:
         self.mode = modes["traces"]
         self.metrics = modes.get("metrics", "none")
         self.logs = modes.get("logs", "none")
         self.file = file
         self._spans, self._records, self._readers = tuple(spans), tuple(records), tuple(readers)
+        self._given = given
         self._closed = False
 
     def __repr__(self) -> str:

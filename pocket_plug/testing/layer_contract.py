@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 
 import pytest
 
@@ -106,6 +107,27 @@ class LayerContract(BackendContract):
     def make_backend(self) -> Callable[[], Backend]:
         """What makes the stack under test."""
         return lambda: self.build(self.make_inner())
+
+    # ------------------------------------------------------------ a recipe is data
+    def test_options_are_fixed(self) -> None:
+        """Neither a recipe's nor a built layer's can be changed, so what `repr` shows is what is in use."""
+        recipe = self.recipe()
+        built = self.build(self.make_inner())
+        for part in (recipe, *(part for part in parts(built) if type(part) is type(recipe))):
+            shown = repr(part)
+            for option in fields(recipe):
+                with pytest.raises(AttributeError, match=f"option '{option.name}'"):
+                    setattr(part, option.name, "changed")
+            assert repr(part) == shown
+
+    def test_a_recipe_is_not_changed_by_a_stack(self) -> None:
+        """What a stack needs at run time is the built layer's own: any number of stacks may be made of one recipe."""
+        recipe = self.recipe()
+        before = {**vars(recipe)}
+        recipe.build(self.make_inner())
+        assert vars(recipe) == before
+        with pytest.raises(AttributeError, match="takes no attribute"):
+            setattr(recipe, "something", 1)  # noqa: B010 - type checkers would refuse it too
 
     # ------------------------------------------------------------ what passes through
     @pytest.mark.parametrize("error", [StoreError("the disk is full"), ZeroDivisionError("a bug")], ids=["ours", "any"])

@@ -434,7 +434,7 @@ def test_hooks_run_within_the_nodes_context_manager() -> None:
 
 # ---------------------------------------------------------------- order, context, cost
 def test_the_outermost_observer_comes_first() -> None:
-    """It is entered before the others and left after them; those are in the order of their plugins."""
+    """It is entered before the others and left after them; of those, the plugin that was registered last comes first."""
     lines: list[str] = []
 
     def named(name: str, **more: Any) -> Journal:
@@ -442,7 +442,7 @@ def test_the_outermost_observer_comes_first() -> None:
         journal.lines = lines
         return journal
 
-    pocket = a_pocket(named("a"), named("b"), named("tracing", outermost=True))
+    pocket = a_pocket(named("tracing", outermost=True), named("b"), named("a"))
     Graph(plus, name="g").run_sync(1, pocket=pocket)
     assert lines == [
         "tracing> run g", "a> run g", "b> run g",
@@ -746,7 +746,7 @@ def test_a_broken_event_or_hook_is_said_once_and_counted(caplog: pytest.LogCaptu
         for _ in range(3):
             assert asyncio.run(Graph(Flaky()).run(1, pocket=pocket)) == 1
     assert [record.getMessage().partition(" failed at ")[0] for record in caplog.records] == [
-        "plugin 'worse'", "plugin 'garbage'", "plugin 'plugin'"]  # fmt: skip
+        "plugin 'garbage'", "plugin 'worse'", "plugin 'plugin'"]  # fmt: skip
     assert pocket.plugin("plugin").failures == {"pocket_observe (event)": 4 * 3}
     assert pocket.plugin("worse").failures == {"pocket_observe": 3}
 
@@ -760,4 +760,4 @@ def test_a_failing_node_manager_of_one_plugin_leaves_the_others_entered() -> Non
         Plugin(node=lambda call: Manager(leave=lambda: left.append("last"))),
     ]
     assert Graph(plus).run_sync(1, pocket=a_pocket(*plugins)) == 2
-    assert left == ["last", "first"]
+    assert left == ["first", "last"]

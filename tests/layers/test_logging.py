@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from pocket_plug.layers import logging as pocket_logging
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.logging import Logging, add_ids
 from pocket_plug.layers.tracing import Tracing
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Reason
+from pocket_plug.store.layer import Layer
 from pocket_plug.testing.spans import SpanCapture
 
 GUEST = pp.Key("guest:{}", str)
@@ -277,6 +279,32 @@ def test_evictions_are_told_at_debug_by_reason(logs: LogCapture) -> None:
     assert "secret" not in repr(logs.entries)
 
 
+def test_what_stands_twice_is_told_apart_by_its_label(logs: LogCapture) -> None:
+    """Each event has the label of the layer that logs it, if it has one."""
+    SyncStore(layers=[Logging(label="outer"), Bounding(max_entries=1), Logging(label="inner")]).set("a", 1)
+    assert [entry["label"] for entry in logs.entries] == ["inner", "outer"]
+    SyncStore(layers=[Logging()]).set("a", 1)
+    assert "label" not in logs.entries[-1]
+
+
+class Forgetful(Layer):
+    """A third party's layer that evicts, as bounding does: all that pocket_plug knows of it is the protocol `Keeper`."""
+
+    def on_build(self) -> None:
+        self.entries = 0
+        self.evictions: dict[Reason, int] = {"size": 0}
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        self.evictions["size"] += 1
+        return await self.inner.write(changes, expect)
+
+
+def test_evictions_of_any_layer_are_told(logs: LogCapture) -> None:
+    """It need not be bounding, of which logging knows nothing."""
+    SyncStore(layers=[Logging(), Forgetful()]).set("a", 1)
+    assert ("debug", "pocket_plug.store.evicted", "size", 1) in shown(logs, "reason", "entries")
+
+
 def test_fallbacks_and_timeouts_are_warnings(logs: LogCapture) -> None:
     """They are what somebody on call looks for."""
 
@@ -319,7 +347,7 @@ def test_events_can_be_switched_off(logs: LogCapture) -> None:
     """Configured structlog or not."""
     former = pocket_logging.configure(events=False)
     try:
-        assert pocket_logging.pocket_observe(Run("r", "g")) is None
+        assert pocket_logging.LoggingPlugin().pocket_observe() is None
     finally:
         pocket_logging.configure(events=former.events)
 

@@ -20,12 +20,12 @@ import pocket_plug as pp
 from pocket_plug import Store, SyncStore
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import ConfigError, ConflictError, StoreError
-from pocket_plug.hookspecs import Run
 from pocket_plug.layers import metrics
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.metrics import Metrics, counting, instruments
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Reason
+from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 
@@ -316,6 +316,15 @@ def test_names_without_end_become_one(published: Published) -> None:
         assert len(values) <= most + 1
 
 
+def test_what_stands_twice_is_counted_apart(published: Published) -> None:
+    """Around a cache and behind it, say: each layer counts by its label, and none twice."""
+    store = SyncStore(layers=[Metrics(label="outer"), Bounding(max_entries=5, label="a"), Metrics(label="inner")])
+    store.set("a", 1)
+    for label in ("outer", "inner"):
+        about = attributes(operation="set") | {("pocket_plug.layer.label", label)}
+        assert published.values("pocket_plug.store.writes")[about] == 1
+
+
 def test_namespaces_without_end_become_one_and_lose_no_count(published: Published) -> None:
     """A store for each request, called by its id: those beyond the first 500 are counted together."""
     for number in range(600):
@@ -366,7 +375,7 @@ def test_items_of_a_fan_out_that_are_being_worked_on(published: Published) -> No
 def test_without_a_meter_provider_runs_are_not_observed(published: Published) -> None:
     """Nobody listens: nothing is measured."""
     metrics.configure(meter_provider=NoOpMeterProvider())
-    assert metrics.pocket_observe(Run("r", "g")) is None
+    assert metrics.MetricsPlugin().pocket_observe() is None
 
 
 def test_a_failing_meter_does_not_fail_the_store(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,6 +469,39 @@ def test_entries_and_evictions_over_a_file(published: Published, tmp_path: Path)
         assert published.values("pocket_plug.store.entries") == {frozenset(sqlite): 2}
         size = frozenset(sqlite | {("pocket_plug.store.eviction.reason", "size")})
         assert published.values("pocket_plug.store.evictions")[size] == 3
+
+
+class Forgetful(Layer):
+    """A third party's layer that evicts, as bounding does: all that pocket_plug knows of it is the protocol `Keeper`."""
+
+    entries = 7
+
+    def on_build(self) -> None:
+        self.evictions: dict[Reason, int] = {"size": 2}
+
+
+def test_entries_and_evictions_of_any_layer(published: Published) -> None:
+    """It need not be bounding, of which metrics knows nothing; what it evicted before isn't counted."""
+    store = SyncStore(layers=[Metrics(), Forgetful()])
+    layer = parts(store.stack)[2]
+    assert isinstance(layer, Forgetful)
+    layer.evictions["size"] += 3
+    assert published.values("pocket_plug.store.entries") == {attributes(): 7}
+    assert published.values("pocket_plug.store.evictions") == {
+        attributes() | {("pocket_plug.store.eviction.reason", "size")}: 3
+    }
+
+
+def test_a_memory_that_two_stores_share_is_counted_once(published: Published) -> None:
+    """Also where one of them bounds it."""
+    memory = Memory()
+    bounded, plain = (
+        SyncStore(memory, layers=[Metrics(), Bounding(max_entries=2)]),
+        SyncStore(memory, layers=[Metrics()]),
+    )
+    bounded.set("a", 1)
+    plain.set("b", 2)
+    assert published.values("pocket_plug.store.entries") == {attributes(): 2}
 
 
 def test_a_store_that_is_gone_keeps_nothing_and_its_evictions_count(published: Published) -> None:

@@ -41,7 +41,7 @@ def capture() -> Iterator[SpanCapture]:
 
 
 def observe(run: Run) -> Observer:
-    observer = tracing.pocket_observe(run)
+    observer = tracing.TracingPlugin().pocket_observe(run)
     assert observer is not None
     return observer
 
@@ -307,7 +307,7 @@ def test_without_a_provider_a_run_is_silent() -> None:
     """Nobody listens: no observer, so the run costs one look."""
     with SpanCapture():
         tracing.configure(tracer_provider=trace.NoOpTracerProvider())
-        assert tracing.pocket_observe(Run("r", "g")) is None
+        assert tracing.TracingPlugin().pocket_observe(Run("r", "g")) is None
         assert SyncStore(layers=[Tracing()]).get("k") is None
 
 

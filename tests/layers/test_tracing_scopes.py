@@ -413,6 +413,19 @@ def test_a_store_has_a_namespace() -> None:
     assert [attributes(span)["db.namespace"] for span in capture.spans] == ["orders"] * 4
 
 
+def test_what_stands_twice_is_told_apart_by_its_label() -> None:
+    """The spans of two tracing layers, and at detail "debug" those of any two layers of one class."""
+    label = "pocket_plug.layer.label"
+    with SpanCapture("debug") as capture:
+        bounds = [Bounding(max_entries=9, label=name) for name in ("near", "far")]
+        layers = [Tracing(label="outer"), bounds[0], Tracing(label="inner"), bounds[1]]
+        store = pp.SyncStore(layers=layers)
+        store.set("k", 1)
+    found = [(span.name, attributes(span).get(label)) for span in capture.spans]
+    assert [each for each in found if each[0] == "set"] == [("set", "outer"), ("set", "inner")]
+    assert {("layer bounding", "near"), ("layer bounding", "far"), ("layer tracing", "inner")} <= {*found}
+
+
 class Upper(Layer):
     """Has something to do with reads only."""
 

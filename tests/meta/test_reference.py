@@ -27,8 +27,8 @@ from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
 from pocket_plug.plugins import config
-from pocket_plug.plugins.discovery import PluginRecord
 from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.plugins.records import PluginRecord
 from pocket_plug.store import backend, layer
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import Store, StoreReader, StoreScope, StoreWriter
@@ -79,8 +79,9 @@ def public(*classes: type) -> set[str]:
 
 
 def fields_of(cls: Any) -> set[str]:
-    """A dataclass's public fields."""
-    return {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+    """A dataclass's public fields; of a layer without the label that each has."""
+    found = {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+    return found - {"label"} if issubclass(cls, layer.Layer) else found
 
 
 # ---------------------------------------------------------------- names
@@ -151,7 +152,11 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "each": ("Many items", 0, of_signature(each, keywords_only=True) | of_signature(fan_out, keywords_only=True)),
     "Pocket": ("Pocket", 0, of_signature(Pocket)),
     "Pocket's": ("Pocket", 1, public(Pocket) | {"async", "stores", "config"}),
-    "Layer": ("Writing a layer", 0, public(layer.Layer) | {"inner", "read_many", "inline_read", "inline_write"}),
+    "Layer": (
+        "Writing a layer",
+        0,
+        public(layer.Layer) | {"inner", "plugin", "read_many", "inline_read", "inline_write"},
+    ),
     "Backend": ("Writing a backend", 0, public(backend.Backend)),
     "records": ("Writing a backend", 1, {"Entry", "Put", "Delete"}),
     "types": ("Types", 0, of_signature(Codec.register, keywords_only=True)),

@@ -150,7 +150,7 @@ def test_options_become_a_recipe():
     ("options", "message"),
     [
         ({"second": 1}, "here: slow has no option 'second'; did you mean 'seconds'?"),
-        ({"mode": "x", "xyz": 1}, "here: slow has no option 'xyz'; there is: mode, only, seconds, ttl"),
+        ({"mode": "x", "xyz": 1}, "here: slow has no option 'xyz'; there is: label, mode, only, seconds, ttl"),
         ({"mode": 3}, "here: slow's option 'mode' must be str, not 3"),
         ({"mode": "x", "only": [1]}, "here: slow's option 'only' must be tuple[str, ...], not [1]"),
         ({"seconds": 1}, "here: slow needs the option 'mode'"),

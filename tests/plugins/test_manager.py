@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import doctest
+import inspect
 import logging
+import random
+import re
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import pluggy
 import pytest
+import structlog
 
 import pocket_plug
 from pocket_plug.errors import ConfigError, PluginError
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.node_functions import node
 from pocket_plug.hookspecs import Observer, Run, Specs, hookimpl
-from pocket_plug.plugins.manager import report_failure
+from pocket_plug.layers import logging as own_logging
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
@@ -50,7 +60,7 @@ def test_observers_of_a_run():
 
     pocket = pocket_with(Asking(), Silent())
     [observer] = pocket.observers(RUN)
-    assert seen == [RUN, "silent"]
+    assert seen == ["silent", RUN]
     observer.report("node", ValueError())
     assert pocket.plugin("asking").failures == {"node": 1}
 
@@ -70,23 +80,81 @@ class Watching:
 
 
 class Early(Watching):
+    """Asked first."""
+
     @hookimpl(tryfirst=True)
     def pocket_observe(self, run):
         return self.observer
 
 
 class Late(Watching):
+    """Asked last."""
+
     @hookimpl(trylast=True)
     def pocket_observe(self, run):
         return self.observer
 
 
 def test_order_of_observers():
-    """Tracing is outermost, so that the others' logs carry its ids; else the order is that of the plugins' list."""
+    """The plugin that was registered last is asked first, as pluggy's users expect; who is `outermost` is outermost."""
     late, first, early, second, tracing = Late(), Watching(), Early(), Watching(), Watching(outermost=True)
-    pocket = pocket_with(late, first, early, second, tracing)
-    order = [tracing, early, first, second, late]
+    pocket = pocket_with(tracing, late, first, early, second)
+    order = [tracing, early, second, first, late]
     assert [id(observer) for observer in pocket.observers(RUN)] == [id(plugin.observer) for plugin in order]
+
+
+def shutting(called: str, log: list[str], **marks: bool) -> object:
+    """A plugin of this name that notes when it is told of the end."""
+
+    def pocket_shutdown(self: object) -> None:
+        log.append(called)
+
+    return type(called, (), {"pocket_shutdown": hookimpl(**marks)(pocket_shutdown)})()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_is_pluggys(seed):
+    """Whatever is marked `tryfirst` or `trylast`, in whatever order it is registered: as pluggy itself would call it."""
+    kinds = [{}, {"tryfirst": True}, {"trylast": True}] * 3
+    random.Random(seed).shuffle(kinds)
+    log: list[str] = []
+    plugins = [shutting(f"p{position}", log, **marks) for position, marks in enumerate(kinds)]
+    pluggys = pluggy.PluginManager("pocket_plug")
+    pluggys.add_hookspecs(Specs)
+    for plugin in plugins:
+        pluggys.register(plugin)
+    pluggys.hook.pocket_shutdown(pocket=None)
+    expected, log[:] = [*log], []
+    pocket_with(*plugins).shutdown()
+    assert log == expected
+
+
+def test_logs_of_other_plugins_have_the_ids_of_the_run():
+    """Tracing, metrics and logging come before what is not marked, so that what others log inside is bound to the run."""
+    bound: list[object] = []
+
+    class Asking:
+        @hookimpl
+        def pocket_observe(self):
+            @contextmanager
+            def watch(run):
+                bound.append(structlog.contextvars.get_contextvars().get("run_id"))
+                yield
+
+            return Observer(run=watch)
+
+    @node
+    def double(n: int) -> int:
+        return 2 * n
+
+    former = own_logging.configure(events=True)
+    try:
+        with structlog.testing.capture_logs():
+            asyncio.run(Graph(double, name="g").run(1, pocket=Pocket(plugins=[Asking()], autoload=False)))
+    finally:
+        own_logging.configure(events=former.events)
+        structlog.reset_defaults()
+    assert bound != [None]
 
 
 def test_register_and_unregister():
@@ -153,8 +221,9 @@ def test_interrupt_in_an_observer_passes():
 
 def test_failures_are_counted_by_kind(caplog):
     """One warning for each kind of failure of a plugin, however many threads meet it."""
-    record = pocket_with(Watching()).plugin("watching")
-    threads = [threading.Thread(target=report_failure, args=(record, what, ValueError("x")))
+    pocket = pocket_with(Watching())
+    [observer], record = pocket.observers(RUN), pocket.plugin("watching")
+    threads = [threading.Thread(target=observer.report, args=(what, ValueError("x")))
                for what in ("node", "phase") for _ in range(50)]  # fmt: skip
     for thread in threads:
         thread.start()
@@ -207,6 +276,24 @@ def test_layers_are_asked_for_once():
     pocket.layer("shout")
     pocket.layer("shout")
     assert asked == [1]
+
+
+class RateLimit(Layer):
+    """Two words."""
+
+
+class Called(Layer):
+    name = "mycalled"
+
+
+def test_a_layer_is_called_in_snake_case():
+    """As a node is. What it was called before 0.2 works, and warns; a name that its author gave is taken as it is."""
+    pocket = pocket_with(offering("pocket_layers", [RateLimit, Called]))
+    assert (type(pocket.layer("rate_limit")), type(pocket.layer("mycalled"))) == (RateLimit, Called)
+    with pytest.warns(DeprecationWarning, match="the layer 'ratelimit' is called 'rate_limit' now"):
+        assert type(pocket.layer({"use": "ratelimit", "label": "x"})) is RateLimit
+    with pytest.raises(ConfigError, match="there is no layer 'called'"):
+        pocket.layer("called")
 
 
 def test_layer_name_taken(caplog):
@@ -294,8 +381,26 @@ def test_commands_on_offer(caplog):
 # ---------------------------------------------------------------- the house
 @pytest.mark.parametrize("hook", [name for name in vars(Specs) if name.startswith("pocket_")])
 def test_every_hook_is_documented_and_tested(hook):
-    """A hook without a docstring, or that no test implements, fails the suite."""
-    assert getattr(Specs, hook).__doc__
+    """The spec is the manual: when, each argument, what may be returned, what becomes of an error, an example that runs.
+
+    (The examples run as doctests.) A hook that lacks one of the five, or that no test implements, fails the suite.
+    """
+    spec = getattr(Specs, hook)
+    parts = re.fullmatch(
+        r"\S.+?\.\n\n\s+When: (?P<when>.+?)\n\s+Arguments: (?P<arguments>.+?)\n\s+Returns: (?P<returns>.+?)\n"
+        r"\s+Errors: (?P<errors>.+?)\n\n(?P<example>.+)",
+        spec.__doc__,
+        re.DOTALL,
+    )
+    assert parts is not None, hook
+    arguments = {name for name in inspect.signature(spec).parameters if name != "self"}
+    assert arguments <= set(re.findall(r"`(\w+)`", parts["arguments"]))
+    assert (parts["arguments"] == "none.") == (not arguments)
+    gives = inspect.signature(spec).return_annotation
+    assert (parts["returns"] == "nothing.") == (gives == "None")
+    [example] = doctest.DocTestFinder().find(spec, hook, globs={})
+    assert f"def {hook}(" in "".join(line.source for line in example.examples)
+    assert any(line.want for line in example.examples)
     tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     assert f"def {hook}(self" in tests or f"def {hook}()" in tests
 

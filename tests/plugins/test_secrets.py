@@ -229,6 +229,93 @@ def test_what_comes_from_the_environment_is_shown_as_it_is_written(
         assert WORD in capsys.readouterr().out
 
 
+class Careless(Layer):
+    """Quotes its secret in an error while a stack is built: in the text, in its cause, in a note."""
+
+    key: str = secret()
+    how: str = "text"
+
+    def on_build(self) -> None:
+        if self.how == "text":
+            raise RuntimeError(f"{self.key} is too short")
+        error = ConfigError("it is too short")
+        if self.how == "note":
+            error.add_note(f"it was {self.key}")
+            raise error
+        raise error from ExceptionGroup("both", [ValueError(f"it was {self.key}")])
+
+
+class Open(Careless):
+    """The same, undeclared."""
+
+    key: str = ""
+
+
+class OffersCareless:
+    @hookimpl
+    def pocket_layers(self) -> Sequence[type[Layer]]:
+        return [Careless]
+
+
+@pytest.mark.parametrize("how", ["text", "cause", "note"])
+def test_a_layer_that_quotes_its_secret_while_it_is_built(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Python, and by a configuration that has it literally or from the environment; the error is otherwise whole."""
+    monkeypatch.setenv("KEY", WORD)
+    monkeypatch.chdir(tmp_path)
+    said = Said()
+    said.error(lambda: SyncStore(layers=[Careless(key=WORD, how=how)]), ConfigError)
+    for written, name in ((WORD, "literal"), ("${KEY}", "variable")):
+        text = f'[store]\nlayers = [{{ use = "careless", key = "{written}", how = "{how}" }}]'
+        Path(f"{name}.toml").write_text(text)
+        pocket = Pocket(f"{name}.toml", plugins=[OffersCareless()], autoload=False)
+        said.error(lambda pocket=pocket: pocket.store, ConfigError)
+    assert said.with_word() == []
+    assert all("too short" in text for text in said.texts)
+    control = Said()
+    control.error(lambda: SyncStore(layers=[Open(key=WORD, how=how)]))
+    assert control.with_word() != []
+
+
+def test_a_store_shows_its_url_as_the_configuration_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a backend says of itself is made of the URL, and a stack is shown with its backend."""
+    monkeypatch.setenv("KEY", WORD)
+    with pocket_of(tmp_path, '[store]\nurl = "sqlite:///x-${KEY}.db"', monkeypatch) as pocket:
+        said = [repr(pocket.store), str(pocket.store), repr(pocket.store.sync), repr(pocket.store.stack)]
+        assert [text for text in said if WORD in text] == []
+        assert "x-${KEY}.db" in said[0]
+
+
+def test_a_plugin_that_quotes_its_options_later_is_told_on_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In any hook, not only while it is configured."""
+
+    class Forgetful:
+        @hookimpl
+        def pocket_configure(self, options: Any) -> None:
+            self.token = options["token"]
+
+        @hookimpl
+        def pocket_layers(self) -> Sequence[type[Layer]]:
+            raise RuntimeError(f"{self.token} has no layers")
+
+        @hookimpl
+        def pocket_observe(self) -> None:
+            raise RuntimeError(f"{self.token} sees nothing")
+
+    monkeypatch.setenv("KEY", WORD)
+    monkeypatch.chdir(tmp_path)
+    Path("pocket.toml").write_text('[plugins.forgetful]\ntoken = "${KEY}"')
+    pocket = Pocket("pocket.toml", plugins=[Forgetful()], autoload=False)
+    pocket.layer("bounding")
+    pocket.observers(pp.hookspecs.Run("run-1", "g"))
+    assert "${KEY} has no layers" in caplog.text
+    assert "${KEY} sees nothing" in caplog.text
+    assert WORD not in caplog.text
+
+
 def test_the_causes_of_errors_that_quote_nothing_are_kept() -> None:
     """Only where a cause would show what is hidden it is left out."""
     with pytest.raises(ConfigError) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import FrozenInstanceError, replace
 from typing import Any, Literal
 
 import pytest
@@ -194,6 +195,76 @@ def test_a_recipe_is_data() -> None:
         Slow(secnds=2)  # type: ignore[call-arg]
 
 
+class Keeps(Layer):
+    """What it does is decided when it is built, so an option that changes later would lie."""
+
+    count: int = 1
+
+    def on_build(self) -> None:
+        self.doubled = 2 * self.count
+
+
+def test_what_a_stack_says_of_itself_is_true() -> None:
+    """Options can't be changed behind its back: of a recipe that stacks are built of, nor of a layer that is built."""
+    recipe = Keeps(count=3)
+    stack = build_stack(Memory(), [recipe])
+    assert isinstance(stack, Keeps)
+    for part in (recipe, stack):
+        with pytest.raises(
+            FrozenInstanceError, match=r"keeps's option 'count' can't be changed: .*dataclasses.replace"
+        ):
+            part.count = 5
+        with pytest.raises(FrozenInstanceError, match="option 'count'"):
+            del part.count
+    with pytest.raises(FrozenInstanceError, match=r"option 'inner' can't be changed"):
+        stack.inner = Memory()  # type: ignore[misc]
+    assert (repr(stack), stack.doubled) == ("Keeps(count=3)", 6)
+    assert repr(replace(recipe, count=5)) == "Keeps(count=5)"
+
+
+def test_a_recipe_is_data_and_a_built_layer_has_state() -> None:
+    """A recipe takes no attribute besides its options; a built layer takes any."""
+    recipe = Keeps()
+    with pytest.raises(FrozenInstanceError, match="keeps's recipe takes no attribute 'seen'"):
+        recipe.seen = 1  # type: ignore[attr-defined]
+    built = recipe.build(Memory())
+    built.seen = 1  # type: ignore[attr-defined]
+
+
+def test_constructors_may_set_what_they_like() -> None:
+    """One of a class's own, `__post_init__`, and that of a class which is derived from it."""
+
+    class Own(Layer):
+        size: int = 1
+
+        def __init__(self, size: str) -> None:
+            self.size = int(size)
+            self.label = "mine"
+
+    class Derived(Own):
+        def __init__(self) -> None:
+            super().__init__("7")
+            self.size += 1
+
+    class Normal(Layer):
+        ttl: str = "1m"
+
+        def __post_init__(self) -> None:
+            self.ttl = self.ttl.strip()
+
+    assert (Own("5").size, Derived().size, Normal(ttl=" 5m ").ttl) == (5, 8, "5m")
+    for recipe in (Own("5"), Derived(), Normal()):
+        with pytest.raises(FrozenInstanceError):
+            recipe.label = "other"
+
+
+def test_a_class_may_stand_twice_with_labels() -> None:
+    """Each has one, they differ, and what prints the stack shows them."""
+    outer, inner = Slow(label="outer"), Slow(label="inner", seconds=3)
+    store = SyncStore(layers=[outer, Idle(), inner])
+    assert str(store) == "SyncStore(Slow(label='outer') > Idle() > Slow(label='inner', seconds=3) > memory)"
+
+
 def test_building_copies_the_recipe() -> None:
     """One recipe makes any number of stacks that share nothing but its options."""
 
@@ -255,11 +326,16 @@ def test_the_order_is_the_order_of_calls() -> None:
 @pytest.mark.parametrize(
     ("layers", "says"),
     [
-        ([Idle(), OtherIdle(), Idle()], "'idle' stands twice"),
+        (
+            [Idle(), OtherIdle(), Idle()],
+            r"'idle' stands twice in the stack; .*give each a label of its own: Idle\(label=",
+        ),
+        ([Idle(label="a"), Idle()], "'idle' stands twice in the stack; "),
+        ([Idle(label="a"), Idle(label="a")], "'idle' stands twice in the stack with the label 'a'; "),
         ([Idle], r"layers\[0\] is the class Idle; give an instance"),
         ([Idle(), 3], r"layers\[1\] is int; give"),
     ],
-    ids=["twice", "class", "number"],
+    ids=["twice", "one label", "the same label", "class", "number"],
 )
 def test_a_stack_that_can_not_be_meant_is_refused(layers: list[Any], says: str) -> None:
     """The message says where in the list it is, what was found and what to write instead."""
@@ -324,7 +400,9 @@ def test_an_option_of_another_type_is_refused_where_it_is_written(options: dict[
 
 def test_an_option_that_is_not_there_is_a_type_error() -> None:
     """As for any call, with what was probably meant."""
-    with pytest.raises(TypeError, match=r"Options has no option 'cuont'; it has: count, .*Did you mean 'count'\?"):
+    with pytest.raises(
+        TypeError, match=r"Options has no option 'cuont'; it has: label, count, .*Did you mean 'count'\?"
+    ):
         Options(cuont=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
         Options(1)  # type: ignore[misc]

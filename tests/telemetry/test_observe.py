@@ -84,7 +84,7 @@ def test_it_is_idempotent_closable_and_starts_again(tmp_path: Path) -> None:
     done = python(
         """
 first = observe(detail="run", file="one.jsonl")
-assert observe(file="other.jsonl") is first and first.mode == "local"
+assert observe() is first and observe(file="one.jsonl", detail="run") is first and first.mode == "local"
 graph.run_sync("a")
 assert first.flush() and first.unsent == 0
 first.close(); first.close()
@@ -99,7 +99,32 @@ graph.run_sync("d")
     assert (done.returncode, done.stderr) == (0, "")
     assert names_in(tmp_path / "one.jsonl") == ["run shop"]
     assert names_in(tmp_path / "two.jsonl") == sorted(SHOP)
-    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_a_second_call_that_wants_something_else_is_refused(tmp_path: Path) -> None:
+    """What it sets up is the process's, so the second would have no effect; the message says what differs."""
+    done = python(
+        """
+from pocket_plug.errors import ConfigError
+def hide(path, value): return "***"
+first = observe(file="one.jsonl", flavours=["gen_ai"])
+assert observe(detail="phase", flavours=("gen_ai",)) is first
+for other in ({"file": "other.jsonl"}, {"detail": "run", "redact": hide}, {"terminal": False}, {"flavours": []}):
+    try:
+        observe(**other)
+    except ConfigError as error:
+        print(str(error).partition(": ")[2].partition(". What")[0])
+first.close()
+with observe(file="other.jsonl"):
+    graph.run_sync("a")
+""", tmp_path)  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "file is other.jsonl, and was one.jsonl",
+        "detail is 'run', and was 'phase'; redact is hide, and was not given",
+        "terminal is False, and was not given",
+        "flavours is (), and was ('gen_ai',)",
+    ], done.stderr
+    assert names_in(tmp_path / "other.jsonl") == sorted(SHOP)
 
 
 def test_a_tree_on_demand_ends_in_where_the_file_lies(tmp_path: Path) -> None:

@@ -97,7 +97,13 @@ def test_called_twice_it_is_wired_once_and_after_closing_again(tmp_path: Path, o
     """The second call gives the first one's; nothing is told twice; what runs while it is closed is not told at all."""
     code = """
 first = setup()
-assert setup() is first
+assert setup() is first and setup(log_level="info") is first
+try:
+    setup(log_level="debug", capture="full")
+except pp.ConfigError as error:
+    assert "other arguments: capture is 'full', and was not given; log_level is 'debug'" in str(error)
+else:
+    raise AssertionError("it was taken for the same")
 graph.run_sync("tea")
 first.close(); first.close()
 graph.run_sync("in between")

@@ -164,10 +164,11 @@ def test_within_a_run_only_what_is_suppressed_is_left_out(told: Told) -> None:
 def test_a_plugin_that_fails_there_makes_no_event(told: Told) -> None:
     """It is still said through the logger `pocket_plug`, which is no telemetry."""
     record: Any = SimpleNamespace(name="any")
+    plugin = pocket_logging.LoggingPlugin()
     with suppress_instrumentation():
-        pocket_logging._plugin_failed(record, "observing", ValueError())
+        plugin.pocket_plugin_failed(record, "observing", ValueError())
     assert told.all()[2] == []
-    pocket_logging._plugin_failed(record, "observing", ValueError())
+    plugin.pocket_plugin_failed(record, "observing", ValueError())
     assert told.all()[2] == ["pocket_plug.plugin.failed"]
 
 

@@ -28,14 +28,6 @@ LEAVES_MUCH = """
 [store]
 url = "sqlite:///state.db"
 layers = ["tracing", "metrics"]
-[plugins.tracing]
-detail = "debug"
-capture = "full"
-[plugins.metrics]
-node_duration = false
-[plugins.logging]
-events = false
-exceptions = true
 """
 
 
@@ -68,7 +60,7 @@ def test_the_pocket_of_a_test(folder: Path, pocket: Pocket) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_all_is_as_it_was(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default Pocket and the settings, which a configuration changes for the process, also after a failing test."""
+    """The default Pocket and the process's settings, also after a failing test."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pocket.toml").write_text(LEAVES_MUCH)
     mine = Pocket(autoload=False)
@@ -82,6 +74,9 @@ def test_all_is_as_it_was(fails: bool, tmp_path: Path, monkeypatch: pytest.Monke
             made = default_pocket().__enter__()
             made.store.sync.set("a", 1)
             stores.append(made.store)
+            tracing.configure(detail="debug", capture="full")
+            metrics.configure(node_duration=False)
+            logging.configure(events=False, exceptions=True)
             assert (tracing.configure(), metrics.configure(), logging.configure()) != before
             assert fails is False
     except AssertionError:

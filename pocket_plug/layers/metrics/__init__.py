@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pocket_plug.hookspecs import NodeCall, Observer, PluginHost, Run, hookimpl
+from pocket_plug.hookspecs import NodeCall, Observer, hookimpl
 from pocket_plug.otel.reporting import suppressed
 from pocket_plug.store.layer import Layer
 
@@ -23,31 +23,34 @@ from .runs import NodeTimer, RunTimer
 from .settings import Changes, Settings, configure, mute
 from .stores import Metrics
 
-__all__ = ["Changes", "Metrics", "Settings", "configure", "mute"]
+__all__ = ["Changes", "Metrics", "MetricsPlugin", "Settings", "configure", "mute"]
 
 
-@hookimpl
-def pocket_configure(pocket: PluginHost, options: Mapping[str, Any]) -> None:
-    """The table `[plugins.metrics]`; without one, settings stay as they are."""
-    if options:
-        configure(**options)
+class MetricsPlugin:
+    """The plugin, of which each Pocket has its own: its table `[plugins.metrics]` is for its own runs."""
 
+    def __init__(self) -> None:
+        self._own: Mapping[str, Any] = {}
 
-@hookimpl
-def pocket_layers() -> Sequence[type[Layer]]:
-    """The layer `metrics`."""
-    return [Metrics]
+    @hookimpl
+    def pocket_configure(self, options: Mapping[str, Any]) -> None:
+        """The table; what it doesn't name is as the process has it."""
+        self._own = settings.checked(options)
 
+    @hookimpl
+    def pocket_layers(self) -> Sequence[type[Layer]]:
+        """The layer `metrics`."""
+        return [Metrics]
 
-@hookimpl
-def pocket_observe(run: Run) -> Observer | None:
-    """Measure a run while a meter provider is set."""
-    instruments = look()
-    if instruments is None or suppressed():
-        return None
-    timed = settings.settings.node_duration
+    @hookimpl(tryfirst=True)
+    def pocket_observe(self) -> Observer | None:
+        """Measure a run while a meter provider is set."""
+        instruments = look()
+        if instruments is None or suppressed():
+            return None
+        timed = self._own.get("node_duration", settings.settings.node_duration)
 
-    def node(call: NodeCall) -> NodeTimer | None:
-        return NodeTimer(instruments, call, timed) if timed or call.is_item else None
+        def node(call: NodeCall) -> NodeTimer | None:
+            return NodeTimer(instruments, call, timed) if timed or call.is_item else None
 
-    return Observer(run=lambda run: RunTimer(instruments, run), node=node, event=instruments.event)
+        return Observer(run=lambda run: RunTimer(instruments, run), node=node, event=instruments.event)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
 
 from pocket_plug.errors import ConflictError
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.locks import Lock
-from pocket_plug.store.memory import Reason
+from pocket_plug.store.backend import Keeper, Reason
 
-Attributes = dict[str, str | bool | int | float]
+Value = str | bool | int | float
+Attributes = dict[str, Value]
 
 
 # ---------------------------------------------------------------- names
@@ -38,7 +38,8 @@ class Names(dict[str, str]):
         return known
 
 
-graphs, nodes, actions, errors, namespaces = Names(500), Names(1000), Names(500), Names(200), Names(500)
+graphs, nodes, actions, errors = Names(500), Names(1000), Names(500), Names(200)
+namespaces, labels = Names(500), Names(100)
 
 
 # ---------------------------------------------------------------- numbers
@@ -106,7 +107,7 @@ class Going:
     """
 
     def __init__(self) -> None:
-        self._kinds: dict[tuple[Any, ...], Active] = {}
+        self._kinds: dict[tuple[Value, ...], Active] = {}
 
     def begin(self, attributes: Attributes) -> Active:
         """One more, until its `end()`."""
@@ -120,15 +121,6 @@ class Going:
         return [(active.value(), active.attributes) for active in list(self._kinds.values())]
 
 
-class Keeper(Protocol):
-    """A part of a stack that knows what it keeps: Memory, or bounding over something else."""
-
-    @property
-    def entries(self) -> int: ...
-    @property
-    def evictions(self) -> Mapping[Reason, int]: ...
-
-
 class Watched:
     """What a keeper evicts from now on, though it goes away itself."""
 
@@ -138,6 +130,10 @@ class Watched:
         self.keeper = weakref.ref(keeper)
         self._evictions = keeper.evictions
         self.reset()
+
+    def counts(self, keeper: Keeper) -> bool:
+        """Is it this one, or one with it? Bounding right over a Memory is that Memory's own way of keeping."""
+        return self._evictions is keeper.evictions
 
     def evicted(self) -> Counter[Reason]:
         return Counter({reason: number - self._start[reason] for reason, number in self._evictions.items()})
@@ -161,7 +157,7 @@ class Tally:
         """Count what it keeps and evicts, for as long as it is there; stores may share it."""
         with self._lock:
             self._settle(None)
-            if not any(watched.keeper() is keeper for watched in self._watched):
+            if not any(watched.counts(keeper) for watched in self._watched):
                 self._watched.append(Watched(keeper))
 
     def leave(self, keeper: Keeper) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _internal
@@ -15,12 +15,10 @@ from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, own_version
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock, RLock
+from pocket_plug.store.backend import WriteQueue
 
 from . import settings
-from .counting import Attributes, Going, Tally, errors, graphs, nodes, tallies
-
-if TYPE_CHECKING:
-    from pocket_plug.layers.write_behind import WriteBehind
+from .counting import Attributes, Going, Tally, Value, errors, graphs, labels, namespaces, nodes, tallies
 
 _RUN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DB_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
@@ -31,8 +29,8 @@ class Instruments:
 
     def __init__(self, meter_provider: MeterProvider) -> None:
         meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
-        self.tallies: dict[tuple[str, str], Tally] = {}
-        self.queues: weakref.WeakKeyDictionary[WriteBehind, Attributes] = weakref.WeakKeyDictionary()
+        self._tallies: dict[tuple[tuple[str, Value], ...], tuple[Attributes, Tally]] = {}
+        self.queues: weakref.WeakKeyDictionary[WriteQueue, Attributes] = weakref.WeakKeyDictionary()
         self.reset()
         _sets.add(self)
         self.run_duration = meter.create_histogram(
@@ -80,10 +78,10 @@ class Instruments:
         self.runs, self.items = Going(), Going()
         self._lock = Lock()
 
-    def tally(self, namespace: str, system: str) -> Tally:
-        """What the stores of one namespace over one kind of backend count together."""
+    def tally(self, about: Attributes) -> Tally:
+        """What the stores count together whose figures have the same attributes."""
         with self._lock:
-            return self.tallies.setdefault((namespace, system), Tally())
+            return self._tallies.setdefault((*about.items(),), (about, Tally()))[1]
 
     def _of_active(self, figure: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def collect(options: CallbackOptions) -> Iterable[Observation]:
@@ -96,19 +94,19 @@ class Instruments:
     def _counts(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def collect(options: CallbackOptions) -> Iterable[Observation]:
             with self._lock:
-                tallies = list(self.tallies.items())
-            for (namespace, system), tally in tallies:
+                tallies = list(self._tallies.values())
+            for about, tally in tallies:
                 for value, attributes in getattr(tally, name)():
-                    yield Observation(value, of_store(namespace, system) | attributes)
+                    yield Observation(value, about | attributes)
 
         return collect
 
-    def watch(self, queue: WriteBehind, namespace: str, system: str) -> None:
+    def watch(self, queue: WriteQueue, about: Attributes) -> None:
         """Publish the length and the age of a queue."""
         with self._lock:
-            self.queues[queue] = of_store(namespace, system)
+            self.queues[queue] = about
 
-    def leave(self, queue: WriteBehind) -> None:
+    def leave(self, queue: WriteQueue) -> None:
         """Publish no more of it."""
         with self._lock:
             self.queues.pop(queue, None)
@@ -117,7 +115,7 @@ class Instruments:
         def collect(options: CallbackOptions) -> Iterable[Observation]:
             with self._lock:
                 queues = list(self.queues.items())
-            found: dict[tuple[tuple[str, Any], ...], float] = {}
+            found: dict[tuple[tuple[str, Value], ...], float] = {}
             for queue, attributes in queues:
                 key, value = tuple(attributes.items()), getattr(queue, figure)
                 former = found.get(key, 0)
@@ -135,11 +133,13 @@ class Instruments:
             self.commit_conflicts.add(1, about(call) | _CONFLICT)
 
 
-def of_store(namespace: str, system: str) -> Attributes:
-    """The attributes of a store's figures."""
+def of_store(system: str, namespace: str, label: str) -> Attributes:
+    """The attributes of a store's figures: what is empty is left out."""
     attributes: Attributes = {"db.system.name": capped(system)}
     if namespace:
-        attributes["db.namespace"] = namespace
+        attributes["db.namespace"] = namespaces[namespace]
+    if label:
+        attributes["pocket_plug.layer.label"] = labels[label]
     return attributes
 
 

@@ -7,15 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from pocket_plug.errors import is_fault
-from pocket_plug.layers.bounding import Bounding
-from pocket_plug.layers.persistence import Persistence
 from pocket_plug.otel.reporting import current_context, suppressed, system_of
 from pocket_plug.primitives.failures import say_once
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Keeper, Put, Tiered
 from pocket_plug.store.layer import Layer, parts
-from pocket_plug.store.memory import Memory
 
-from .counting import Keeper, Tally, namespaces
+from .counting import Tally
 from .instruments import GLOBAL, Instruments, api, failure, join, look, of_store
 
 
@@ -33,17 +30,16 @@ class Metrics(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        self._system = system_of(parts(self.inner)[-1])
-        self._namespace = namespaces[self.namespace]
-        self._keeper = _keeper_of(self.inner)
-        queues = [part.queue for part in parts(self.inner) if isinstance(part, Persistence)]
-        self._queues = [queue for queue in queues if queue is not None]
+        below = parts(self.inner)
+        self._about = of_store(system_of(below[-1]), self.namespace, self.label)
+        tiered = [part for part in below if isinstance(part, Tiered)]
+        self._keeper = next((part for part in below if isinstance(part, Keeper)), None)
+        self._queues = [part.queue for part in tiered if part.queue is not None]
         self._instruments: Instruments | None = None
         self._tally: Tally | None = None
         self._counted_read, self._count_in = counted_read, _ = _counting(self.inner.read)
         join(self)
-        cached = any(isinstance(part, Persistence) for part in parts(self.inner))
-        always = self.durations or (self.inner.survives and not cached)
+        always = self.durations or (self.inner.survives and not tiered)
         self._timed_read = always or not self.inner.inline_read
         self._timed_write = always or not self.inner.inline_write
         if not self._timed_read:
@@ -60,14 +56,14 @@ class Metrics(Layer):
             for queue in self._queues:
                 former.leave(queue)
         self._instruments = instruments
-        self._tally = None if instruments is None else instruments.tally(self._namespace, self._system)
+        self._tally = None if instruments is None else instruments.tally(self._about)
         self._count_in(self._tally)
         if instruments is None or self._tally is None:
             return
         if self._keeper is not None:
             self._tally.watch(self._keeper)
         for queue in self._queues:
-            instruments.watch(queue, self._namespace, system_of(queue.durable))
+            instruments.watch(queue, of_store(system_of(queue.durable), self.namespace, self.label))
 
     def _now(self) -> Tally | None:
         """Where to count; None where nobody listens, or is not to."""
@@ -128,7 +124,7 @@ class Metrics(Layer):
         instruments = look()
         if instruments is None or suppressed():
             return
-        attributes = of_store(self._namespace, self._system) | failure(error)
+        attributes = self._about | failure(error)
         attributes["db.operation.name"] = operation
         try:
             instruments.operation_duration.record(time.perf_counter() - started, attributes)
@@ -136,14 +132,6 @@ class Metrics(Layer):
             if not is_fault(fault):
                 raise
             say_once("measuring a store operation", fault)
-
-
-def _keeper_of(stack: Backend) -> Keeper | None:
-    """The outermost part that knows what it keeps. Bounding right over Memory is Memory's own way of keeping."""
-    for part in parts(stack):
-        if isinstance(part, Memory) or (isinstance(part, Bounding) and type(part.inner) is not Memory):
-            return part
-    return None
 
 
 def _counting(

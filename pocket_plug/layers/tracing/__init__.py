@@ -13,39 +13,76 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pocket_plug.hookspecs import Observer, PluginHost, Run, hookimpl
+from pocket_plug.hookspecs import Observer, Run, hookimpl
 from pocket_plug.otel.reporting import suppressed
 from pocket_plug.store.layer import Layer
 
 from .runs import RunSpan
-from .settings import Besides, Capture, Changes, Detail, Flavour, Redact, Scope, Settings, configure, look, mute, use
+from .settings import (
+    Besides,
+    Capture,
+    Changes,
+    Detail,
+    Flavour,
+    Listening,
+    Redact,
+    Scope,
+    Settings,
+    configure,
+    look,
+    mute,
+    use,
+)
 from .stores import Tracing
 
-__all__ = ["Besides", "Capture", "Changes", "Detail", "Flavour", "Redact", "Scope", "Settings", "Tracing", "configure", "look",
-           "mute", "use"]  # fmt: skip
+__all__ = [
+    "Besides",
+    "Capture",
+    "Changes",
+    "Detail",
+    "Flavour",
+    "Redact",
+    "Scope",
+    "Settings",
+    "Tracing",
+    "TracingPlugin",
+    "configure",
+    "look",
+    "mute",
+    "use",
+]
 
 
-@hookimpl
-def pocket_configure(pocket: PluginHost, options: Mapping[str, Any]) -> None:
-    """The table `[plugins.tracing]`; without one, settings stay as they are."""
-    if options:
-        configure(**options)
+class TracingPlugin:
+    """The plugin, of which each Pocket has its own: its table `[plugins.tracing]` is for its own runs and stores."""
 
+    def __init__(self) -> None:
+        self.listening = Listening()
 
-@hookimpl
-def pocket_layers() -> Sequence[type[Layer]]:
-    """The layer `tracing`."""
-    return [Tracing]
+    @hookimpl
+    def pocket_configure(self, options: Mapping[str, Any]) -> None:
+        """The table; what it doesn't name is as the process has it."""
+        self.listening.choose(options)
 
+    @hookimpl
+    def pocket_layers(self) -> Sequence[type[Layer]]:
+        """The layer `tracing`."""
+        return [Tracing]
 
-@hookimpl
-def pocket_observe(run: Run) -> Observer | None:
-    """Watch a run while a provider is set."""
-    live = look()
-    if live is None or suppressed():
-        return None
-    spans = RunSpan(live, run)
-    if live.detail == "run":
-        return Observer(run=spans.of_run, event=spans.event, outermost=True)
-    return Observer(run=spans.of_run, node=spans.of_node, phase=spans.of_phase, event=spans.event, outermost=True,
-                    guarded_only=not live.phases)  # fmt: skip
+    @hookimpl
+    def pocket_observe(self, run: Run) -> Observer | None:
+        """Watch a run while a provider is set."""
+        live = self.listening.look()
+        if live is None or suppressed():
+            return None
+        spans = RunSpan(live, run)
+        if live.detail == "run":
+            return Observer(run=spans.of_run, event=spans.event, outermost=True)
+        return Observer(
+            run=spans.of_run,
+            node=spans.of_node,
+            phase=spans.of_phase,
+            event=spans.event,
+            outermost=True,
+            guarded_only=not live.phases,
+        )

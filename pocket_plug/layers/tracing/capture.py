@@ -17,8 +17,7 @@ from typing import Any, Literal
 from pocket_plug.errors import is_fault
 from pocket_plug.primitives import redaction
 from pocket_plug.primitives.failures import MAX_BYTES, capped, capped_all, error_text, say_once
-
-from .settings import Path, Redact
+from pocket_plug.primitives.redaction import Path, Redact
 
 FAILED = "(redact failed)"
 """Stands in place of an attribute of which `redact` would not say what may be shown."""

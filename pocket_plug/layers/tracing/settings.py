@@ -1,13 +1,15 @@
-"""What the process's tracing does, and whether anybody listens: decided here, once, and looked at by all spans.
+"""What tracing does, and whether anybody listens: decided here, once, and looked at by all spans.
 
-No span is made in this module.
+The process has settings, and a Pocket may have some of its own in their place. Who listens, a tracer provider, is the
+process's. No span is made in this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
+from weakref import WeakSet
 
 from opentelemetry import trace
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, TracerProvider
@@ -15,6 +17,8 @@ from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.otel.reporting import SCHEMA_URL, changed, globals_of, own_version
+from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.redaction import Redact as Redact
 
 if TYPE_CHECKING:
     from .capture import Captured
@@ -23,14 +27,11 @@ Detail = Literal["run", "node", "phase", "debug"]
 Capture = Literal["none", "keys", "summary", "full"]
 Flavour = Literal["openinference", "gen_ai"]
 Scope = Literal["graph", "phase", "store"]
-Path = tuple[str, ...]
-Redact = Callable[[Path, Any], Any]
-"""Of where a value stands, such as `("run", "input", "card", "number")`, and the value: what may be said instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the process's tracing does. `tracer_provider` None: OpenTelemetry's global one.
+    """What tracing does. `tracer_provider` None: OpenTelemetry's global one.
 
     `detail` "run": one span per run. "node": also one per node, with its phases' durations, per attempt where a node
     has a retry, a time-out or a fallback, and per store operation. "phase": one for each phase, instead of durations.
@@ -74,19 +75,23 @@ class Changes(Besides, total=False):
 
 
 def configure(**changes: Unpack[Changes]) -> Settings:
-    """Change the process's tracing, from the next run on; gives the former settings.
+    """Change the process's settings of tracing, from the next run on; gives the former ones.
 
-    `[plugins.tracing] detail = "phase"` does the same. Raises ConfigError for what isn't an option.
+    They count for all that no Pocket says otherwise: `[plugins.tracing] detail = "phase"` is for the runs and the stores
+    of that Pocket. Raises ConfigError for what isn't an option.
     """
     return use(changed("tracing", settings, _checked(changes)))
 
 
 def use(chosen: Settings) -> Settings:
     """Put these settings in place of all that were; gives the former ones."""
-    global settings, _given, _seen
+    global settings, _given
     former, settings = settings, chosen
     _given = None if isinstance(chosen.tracer_provider, Muted) else chosen.tracer_provider
-    _seen = _NEVER
+    with _lock:
+        everywhere = list(_all)
+    for listening in everywhere:
+        listening.forget()
     return former
 
 
@@ -166,36 +171,70 @@ class Muted(NoOpTracerProvider):
 
 
 settings = Settings()
-"""Those in use."""
+"""The process's."""
 _given: TracerProvider | None = None
 """The provider of the settings; None where it is OpenTelemetry's global one."""
 _NEVER: tuple[object, None] = (object(), None)
-_seen: tuple[object, Live | None] = _NEVER
-"""The provider that was last seen, and where spans go for it. Assigned whole."""
 _GLOBAL: Final = "_TRACER_PROVIDER"
 _api = globals_of(trace, _GLOBAL, trace.get_tracer_provider)
 
 
-def look() -> Live | None:
-    """See whether somebody listens; None where nobody does. Costs a fraction of a microsecond.
+class Listening:
+    """Does anybody listen, and to what? The process's settings, with those of one Pocket in their place."""
 
-    Whoever keeps the answer misses a provider that is set later, and goes on with one that was replaced.
-    """
-    provider = _api[_GLOBAL] if _given is None else _given
-    known, live = _seen
-    return live if provider is known else _look_at(provider)
+    def __init__(self) -> None:
+        self._own: Mapping[str, Any] = {}
+        self._seen: tuple[object, Live | None] = _NEVER
+        """The provider that was last seen, and where spans go for it. Assigned whole."""
+        with _lock:
+            _all.add(self)
+
+    def choose(self, own: Mapping[str, Any]) -> None:
+        """Put these in place of the process's settings. Raises ConfigError for what is no setting of a Pocket."""
+        own = _checked(own)
+        changed("tracing", settings, own)  # refuses what isn't one
+        if "tracer_provider" in own:
+            raise ConfigError(
+                "tracing's tracer_provider is the process's, as OpenTelemetry has it: give it to "
+                "pocket_plug.layers.tracing.configure(tracer_provider=…)"
+            )
+        self._own = own
+        self.forget()
+
+    @property
+    def settings(self) -> Settings:
+        """Those that count here now."""
+        return replace(settings, **self._own)
+
+    def forget(self) -> None:
+        """Look anew: settings have changed."""
+        self._seen = _NEVER
+
+    def look(self) -> Live | None:
+        """See whether somebody listens; None where nobody does. Costs a fraction of a microsecond.
+
+        Whoever keeps the answer misses a provider that is set later, and goes on with one that was replaced.
+        """
+        provider = _api[_GLOBAL] if _given is None else _given
+        known, live = self._seen
+        return live if provider is known else self._look_at(provider)
+
+    def _look_at(self, provider: TracerProvider | None) -> Live | None:
+        process, known = settings, provider
+        chosen = self.settings
+        if provider is None:
+            provider = trace.get_tracer_provider()  # which loads the one that the environment names
+        muted = isinstance(chosen.tracer_provider, Muted) and chosen.tracer_provider.provider is provider
+        silent = muted or isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
+        live = None if silent else Live(provider, chosen)
+        self._seen = known, live
+        if settings is not process:  # changed meanwhile, by another thread
+            self.forget()
+        return live
 
 
-def _look_at(provider: TracerProvider | None) -> Live | None:
-    global _seen
-    chosen = settings
-    known = provider
-    if provider is None:
-        provider = trace.get_tracer_provider()  # which loads the one that the environment names
-    muted = isinstance(chosen.tracer_provider, Muted) and chosen.tracer_provider.provider is provider
-    silent = muted or isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
-    live = None if silent else Live(provider, chosen)
-    _seen = known, live
-    if settings is not chosen:  # changed meanwhile, by another thread
-        _seen = _NEVER
-    return live
+_all: WeakSet[Listening] = WeakSet()
+_lock = new_lock()
+process = Listening()
+"""For all that belongs to no Pocket."""
+look = process.look

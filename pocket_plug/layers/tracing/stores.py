@@ -20,8 +20,10 @@ from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 
 from . import flavours, settings
-from .settings import Live
+from .settings import Listening, Live
 from .spans import Attributes, carried, fail, is_cancellation
+
+LABEL = "pocket_plug.layer.label"
 
 
 class Tracing(Layer):
@@ -40,13 +42,15 @@ class Tracing(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        stack = parts(self.inner)
-        backend = stack[-1]
+        self._look = listening_of(self).look
+        backend = parts(self.inner)[-1]
         network = backend.needs_loop and not backend.inline_read
         self._kind = SpanKind.CLIENT if network else SpanKind.INTERNAL
         self._about: Attributes = {"db.system.name": capped(system_of(backend))}
         if self.namespace:
             self._about["db.namespace"] = capped(self.namespace)
+        if self.label:
+            self._about[LABEL] = capped(self.label)
         self._of_get = self._attributes("get")
         self._read_on = self.inner.read
         probed = isinstance(self.inner, Probe)
@@ -57,9 +61,11 @@ class Tracing(Layer):
 
     def beneath(self, part: Backend) -> Backend:
         """At detail "debug" each part of the stack is watched, but for what is merely in memory: layers may be one with it."""
-        if settings.settings.detail != "debug":
+        if listening_of(self).settings.detail != "debug" or type(part) is Memory or isinstance(part, Probe):
             return part
-        return part if type(part) is Memory or isinstance(part, Probe) else Probe().build(part)
+        probe = Probe()
+        probe.__dict__["plugin"] = self.plugin
+        return probe.build(part)
 
     def _attributes(self, operation: str) -> Attributes:
         return {**self._about, "db.operation.name": operation}
@@ -67,7 +73,7 @@ class Tracing(Layer):
     def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # no `async`: what nobody listens to is handed on, without a coroutine of its own
         context = current_context()
-        live = _heard(context)
+        live = _heard(self._look(), context)
         return self._read_on(key) if live is None else self._traced_read(key, live, context)
 
     async def _traced_read(self, key: str, live: Live, context: Context) -> Entry | None:
@@ -90,7 +96,7 @@ class Tracing(Layer):
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         context = current_context()
-        live = _heard(context)
+        live = _heard(self._look(), context)
         if live is None:
             return await self.inner.read_many(keys)
         keys = list(keys)
@@ -106,7 +112,7 @@ class Tracing(Layer):
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         context = current_context()
-        live = _heard(context)
+        live = _heard(self._look(), context)
         if live is None:
             return await self.inner.write(changes, expect)
         if len(changes) == 1:
@@ -125,7 +131,7 @@ class Tracing(Layer):
             return await self.inner.write(changes, expect)
 
     def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        live = _heard(current_context())
+        live = _heard(self._look(), current_context())
         return self.inner.scan(prefix) if live is None else self._scanned(live, prefix)
 
     async def _scanned(self, live: Live, prefix: str) -> AsyncIterator[str]:
@@ -173,9 +179,14 @@ class Tracing(Layer):
         return span
 
 
-def _heard(context: Context) -> Live | None:
+def listening_of(layer: Layer) -> Listening:
+    """Whose settings count for a layer: those of the Pocket that made its recipe, else the process's."""
+    found = getattr(layer.plugin, "listening", None)
+    return found if isinstance(found, Listening) else settings.process
+
+
+def _heard(live: Live | None, context: Context) -> Live | None:
     """Where a store operation's span goes; None where nobody listens, or the span around it isn't recorded."""
-    live = settings.look()
     if live is None or not live.stores:
         return None
     if context:  # an empty one, as outside of runs and requests, has no span: to look would cost as much as the read
@@ -275,9 +286,13 @@ class Probe(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
+        self._look = listening_of(self).look
         part = self.inner
         self._name = capped(part.name if isinstance(part, Layer) else system_of(part))
         self._kind = "layer" if isinstance(part, Layer) else "backend"
+        self._about: Attributes = {"pocket_plug.layer": self._name}
+        if isinstance(part, Layer) and part.label:
+            self._about[LABEL] = capped(part.label)
         if isinstance(part, Layer):  # what it only hands on shows nothing of it
             for operation in ("read", "read_many", "write"):
                 own = getattr(part, operation)
@@ -286,13 +301,13 @@ class Probe(Layer):
 
     def _watched(self, operation: str) -> _Operation | None:
         """Only inside of an operation whose span is recorded."""
-        live = settings.look()
+        live = self._look()
         if live is None or live.detail != "debug":
             return None
         context = current_context()
         if suppressed(context) or not trace.get_current_span(context).is_recording():
             return None
-        attributes: Attributes = {"pocket_plug.layer": self._name, "db.operation.name": operation}
+        attributes: Attributes = {**self._about, "db.operation.name": operation}
         try:
             span = live.store.start_span(capped(f"{self._kind} {self._name}"), context, attributes=attributes)
         except BaseException as error:
