@@ -52,7 +52,7 @@ class Ask(Node[X, Answered[X, Y]], Generic[X, Y]):
         self._options = Options().changed(self._takes, name=name)
 
 
-def _asking(question: Any) -> Callable[[Any], Any]:
+def _asking(question: object) -> Callable[[Any], Any]:
     """The function that gives the question, of what was given for it."""
     if isinstance(question, str) and question:
         return lambda input: question
@@ -80,7 +80,7 @@ class AskStep(Step):
         answered: Any = Answered
         self.output_type = answered[self.input_type, self.answer_type]
 
-    async def perform(self, run: Running, call: NodeCall | None, value: Any) -> Any:
+    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Any:
         return Answered(value, await run.ask(self, self.question(value)))
 
 

@@ -60,7 +60,7 @@ class Action(Generic[T]):
     def __get__(self, node: None, owner: type, /) -> Self: ...
     @overload
     def __get__(self, node: Link[X, Any], owner: type, /) -> Out[X, T]: ...
-    def __get__(self, node: Link[Any, Any] | None, owner: type, /) -> Self | Out[Any, Any]:
+    def __get__(self, node: AnyLink | None, owner: type, /) -> Self | AnyOut:
         return self if node is None else Out(node, self.name)
 
 
@@ -71,7 +71,7 @@ END: Action[Any] = Action("END")
 class Out(Generic[I, T_contra]):
     """One way out of one node: call it to leave by it, `>>` says where it leads."""
 
-    def __init__(self: Out[Any, Any], node: Link[Any, Any], action: str) -> None:
+    def __init__(self: AnyOut, node: AnyLink, action: str) -> None:
         self._node, self._action = node, action
 
     def __call__(self, output: T_contra, /) -> Next[Any]:
@@ -81,7 +81,7 @@ class Out(Generic[I, T_contra]):
     def __rshift__(self, other: Link[T_contra, Y]) -> Chain[I, Y, Y]: ...
     @overload
     def __rshift__(self, other: Chain[T_contra, Y, M]) -> Chain[I, Y, M]: ...
-    def __rshift__(self, other: Any) -> Chain[Any, Any, Any]:
+    def __rshift__(self, other: Any) -> AnyChain:
         chain = as_chain(other)
         return Chain(self._node, chain.last, ((self._node, self._action, chain.first), *chain.edges))
 
@@ -100,14 +100,14 @@ class Chain(Ends[I, O], Generic[I, O, M]):
     `M` are the outputs of all its nodes, for type checkers: a branch that ends with one of them may lead back into it.
     """
 
-    def __init__(self: Chain[Any, Any], first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
+    def __init__(self: AnyChain, first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
         self.first, self.last, self.edges = first, last, edges
 
     @overload
     def __rshift__(self, other: Link[O, Y]) -> Chain[I, Y, M | Y]: ...
     @overload
     def __rshift__(self, other: Chain[O, Y, N]) -> Chain[I, Y, M | N]: ...
-    def __rshift__(self, other: Any) -> Chain[Any, Any, Any]:
+    def __rshift__(self, other: Any) -> AnyChain:
         chain = as_chain(other)
         return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
 
@@ -117,7 +117,12 @@ class Chain(Ends[I, O], Generic[I, O, M]):
             return as_chain(other) >> self
 
 
-def as_chain(node: Link[Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
+AnyLink = Link[Any, Any]
+AnyChain = Chain[Any, Any, Any]
+AnyOut = Out[Any, Any]
+
+
+def as_chain(node: AnyLink | AnyChain) -> AnyChain:
     """A chain as it is; a node as a chain of one."""
     if not isinstance(node, Link | Chain):
         raise TypeError(f"{named(node)} is no node and no chain of nodes{_instead(node)}")

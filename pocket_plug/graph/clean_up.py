@@ -21,7 +21,7 @@ from .watching import report
 
 
 async def clean_up(
-    run: Running, step: Step, call: NodeCall | None, hooks: tuple[str, str], outcome: Any
+    run: Running, step: Step, call: NodeCall | None, hooks: tuple[str, str], outcome: object
 ) -> asyncio.CancelledError | None:
     """Run the node's hooks, whatever happens meanwhile; a cancellation that comes is handed back.
 

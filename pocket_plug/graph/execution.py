@@ -55,7 +55,7 @@ class Execution:
         self,
         graph: PlannedGraph,
         place: tuple[Stack, str],
-        input: Any,
+        input: object,
         pocket: RunHost,
         loop: bool,
         threads: bool,
@@ -108,7 +108,7 @@ class Execution:
         return 1 if self.visits is None else self.visits.get(step.name, 1)
 
     # ------------------------------------------------------------ the run
-    def go_in_place(self, value: Any, is_sync: bool) -> Any:
+    def go_in_place(self, value: object, is_sync: bool) -> Any:
         """Run for a caller without `await`: with no event loop if every phase `is_sync`, else on one made for it."""
         stack = self.stack
         if is_sync and not stack.needs_loop:
@@ -131,12 +131,12 @@ class Execution:
             return stack.run(self.go(value))
         return run_loop(self._open_and_go(value))
 
-    async def _open_and_go(self, value: Any) -> Any:
+    async def _open_and_go(self, value: object) -> Any:
         if self.stack.is_new:
             await self.stack.ensure_open()
         return await self.go(value)
 
-    async def go(self, value: Any) -> Any:
+    async def go(self, value: object) -> Any:
         """Run from the start, or from where it was left, to the end; give the output of the last node."""
         if self.ledger is not None:
             result = await self.ledger.claim(self, value)
@@ -154,7 +154,7 @@ class Execution:
             return ALL_IN_THREADS
         return EXEC_IN_THREADS if self.threads else IN_PLACE
 
-    async def _watched(self, value: Any) -> Any:
+    async def _watched(self, value: object) -> Any:
         """Travel between what the observers do before and after."""
         run = self.run
         entered: Entered = []
@@ -178,7 +178,7 @@ class Execution:
             leave(entered, failed)
         return run.output
 
-    async def _travel(self, value: Any) -> Any:
+    async def _travel(self, value: object) -> Any:
         """From step to step, through each by the way that was found when the plan was made."""
         step: Step | None = self.plan.start
         cancelled: asyncio.CancelledError | None = None
@@ -221,11 +221,11 @@ class Execution:
             outermost.turn_ends = time.perf_counter() + TURN
 
     # ------------------------------------------------------------ its nodes
-    def visit(self, step: Step, value: Any) -> Coroutine[Any, Any, Visited]:
+    def visit(self, step: Step, value: object) -> Coroutine[Any, Any, Visited]:
         """Take a value through a node, watched if the run is."""
         return self._watch(step, value) if self.observers else step.ways[self.where].take(self, value, None)
 
-    async def _watch(self, step: Step, value: Any) -> Visited:
+    async def _watch(self, step: Step, value: object) -> Visited:
         """Take a value through a node, between what the observers do before and after."""
         run, visits, name = self.run, self.visits, step.name
         assert visits is not None
@@ -262,7 +262,7 @@ class Execution:
         task.result()
         return cancelled
 
-    async def nested(self, graph: PlannedGraph, value: Any, exits: Mapping[str, Step]) -> Any:
+    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Any:
         """Run a graph as a node of this one, and give what it left with."""
         place = graph.place(StoreReader(self.stack, self.prefix))
         if place[0].is_new:
@@ -273,7 +273,7 @@ class Execution:
         output = await in_own_context(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
 
-    def item(self, step: Step, item: Any, position: int) -> Coroutine[Any, Any, Visited]:
+    def item(self, step: Step, item: object, position: int) -> Coroutine[Any, Any, Visited]:
         """Take one item of a fan-out through its node."""
         return self.visit(step, item) if self.ledger is None else self.ledger.item(self, step, item, position)
 
@@ -283,7 +283,7 @@ class Execution:
         beside.ledger = ledger
         return beside
 
-    async def ask(self, step: Step, question: Any) -> Any:
+    async def ask(self, step: Step, question: object) -> Any:
         """The answer to a question of a node."""
         assert self.ledger is not None  # a graph that asks runs with one only
         return await self.ledger.ask(self, step, question)

@@ -34,5 +34,5 @@ class GraphStep(Step):
     def inner_shape(self) -> Shape:
         return self.graph.plan.shape
 
-    async def perform(self, run: Running, call: NodeCall | None, value: Any) -> Any:
+    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Any:
         return await run.nested(self.graph, value, self.actions)

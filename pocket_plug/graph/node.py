@@ -16,7 +16,7 @@ from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import named
 from pocket_plug.store.keys import Key
 
-from .chain import Action, Chain, Link, M, Next, Out, as_chain
+from .chain import Action, AnyOut, Chain, Link, M, Next, Out, as_chain
 from .options import ALL_OPTIONS, Isolation, Options, Traced
 from .retry import Retry
 
@@ -118,13 +118,16 @@ class Node(Link[I, O], Generic[I, O, R]):
     def on(self, action: Action[T], /) -> Out[I, T]: ...
     @overload
     def on(self, action: str, /) -> Out[I, Any]: ...
-    def on(self, action: Action[Any] | str, /) -> Out[Any, Any]:
+    def on(self, action: Action[Any] | str, /) -> AnyOut:
         """The way out by that action, for `>>`: `node.on("retry") >> other`."""
         if not isinstance(action, Action | str) or not action:
             raise TypeError(f"an action is a name or an Action, not {named(action)}")
         return Out(self, action.name if isinstance(action, Action) else action)
 
 
-def options_of(node: Node[Any, Any, Any]) -> Options:
+AnyNode = Node[Any, Any, Any]
+
+
+def options_of(node: AnyNode) -> Options:
     """What a node was declared with."""
     return node._options  # pyright: ignore[reportPrivateUsage]

@@ -10,7 +10,7 @@ from pocket_plug.primitives.typechecks import fits, type_name
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import View
 
-from .chain import DEFAULT, Chain
+from .chain import DEFAULT, AnyChain
 from .phases import declared_actions
 from .shape import Kind, Shape
 from .step import Step
@@ -19,9 +19,7 @@ from .step import Step
 class Plan:
     """The steps of a graph, joined. Faults are collected by `findings`, not raised here."""
 
-    def __init__(
-        self, chains: Iterable[Chain[Any, Any]], name: str, step_of: Callable[[Any], Step], needs_loop: bool
-    ) -> None:
+    def __init__(self, chains: Iterable[AnyChain], name: str, step_of: Callable[[Any], Step], needs_loop: bool) -> None:
         self.name = name
         self._needs_loop = needs_loop  # its store does
         self.steps: dict[int, Step] = {}

@@ -69,7 +69,7 @@ class Running(Protocol):
         """How often the run has entered a node."""
         ...
 
-    def visit(self, step: Step, value: Any) -> Coroutine[Any, Any, Visited]:
+    def visit(self, step: Step, value: object) -> Coroutine[Any, Any, Visited]:
         """Take a value through a node, watched if the run is."""
         ...
 
@@ -85,7 +85,7 @@ class Running(Protocol):
         """Let the event loop go on where this run has kept it for long enough."""
         ...
 
-    async def nested(self, graph: PlannedGraph, value: Any, exits: Mapping[str, Step]) -> Any:
+    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Any:
         """Run a graph as a node of this one, and give what it left with."""
         ...
 
@@ -93,11 +93,11 @@ class Running(Protocol):
         """The same run, kept in another ledger: for an item of a fan-out."""
         ...
 
-    async def ask(self, step: Step, question: Any) -> Any:
+    async def ask(self, step: Step, question: object) -> Any:
         """The answer to a question of a node."""
         ...
 
-    def item(self, step: Step, item: Any, position: int) -> Coroutine[Any, Any, Visited]:
+    def item(self, step: Step, item: object, position: int) -> Coroutine[Any, Any, Visited]:
         """Take one item of a fan-out through its node."""
         ...
 
@@ -110,11 +110,11 @@ class Ledger(Protocol):
         """What every write of the run expects, so that it fails once another execution has taken it over."""
         ...
 
-    async def claim(self, run: Running, value: Any) -> Any:
+    async def claim(self, run: Running, value: object) -> Any:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
         ...
 
-    async def begin(self, run: Running, value: Any) -> Visited:
+    async def begin(self, run: Running, value: object) -> Visited:
         """Where to begin: at the graph's start, or where it was left."""
         ...
 
@@ -127,7 +127,7 @@ class Ledger(Protocol):
         ...
 
     async def commit(
-        self, run: Running, step: Step, target: Step | None, output: Any, commit: Commit | None
+        self, run: Running, step: Step, target: Step | None, output: object, commit: Commit | None
     ) -> asyncio.CancelledError | None:
         """Write what a node has changed, with where the run goes on; a cancellation that comes meanwhile is handed back."""
         ...
@@ -144,7 +144,7 @@ class Ledger(Protocol):
         """The same for a graph that is nested in this one."""
         ...
 
-    async def ask(self, run: Running, step: Step, question: Any) -> Any:
+    async def ask(self, run: Running, step: Step, question: object) -> Any:
         """The answer to a question. Raises RunSuspendedError where there is none yet."""
         ...
 
@@ -152,7 +152,7 @@ class Ledger(Protocol):
         """The items of a fan-out as any process finds them."""
         ...
 
-    def item(self, run: Running, step: Step, item: Any, position: int) -> Coroutine[Any, Any, Visited]:
+    def item(self, run: Running, step: Step, item: object, position: int) -> Coroutine[Any, Any, Visited]:
         """Take one item of a fan-out through its node, under a record of its own."""
         ...
 

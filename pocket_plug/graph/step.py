@@ -16,7 +16,7 @@ from pocket_plug.primitives.typechecks import checker
 from pocket_plug.store.keys import Key
 
 from .chain import DEFAULT
-from .node import Node, options_of
+from .node import AnyNode, options_of
 from .node_functions import FunctionNode, PostNode
 from .observing import NodeCall, Phase
 from .options import Traced
@@ -32,7 +32,7 @@ Visited = tuple["Step | None", Any, asyncio.CancelledError | None]
 class Way(Protocol):
     """What takes values through one node."""
 
-    def take(self, run: Any, value: Any, call: NodeCall | None, /) -> Coroutine[Any, Any, Visited]:
+    def take(self, run: Any, value: object, call: NodeCall | None, /) -> Coroutine[Any, Any, Visited]:
         """Take a value through it, in a run that is watched if there is a call."""
         ...
 
@@ -50,7 +50,7 @@ class Step:
     ways: Sequence[Way]
     """What takes a value through the node, for each place where a run may call `def` phases (see `visit`)."""
 
-    def __init__(self, node: Node[Any, Any, Any]) -> None:
+    def __init__(self, node: AnyNode) -> None:
         options = options_of(node)
         self.node = node
         self.name = options.name
@@ -157,13 +157,13 @@ class Step:
 
 
 def _of_two(function: Function) -> Function:
-    def post(store: Any, input: Any, prepared: Any, result: Any) -> Any:
+    def post(store: Any, input: object, prepared: Any, result: Any) -> Any:
         return function(store, input)
 
     return post
 
 
 @singledispatch
-def make_step(node: Node[Any, Any, Any]) -> Step:
+def make_step(node: AnyNode) -> Step:
     """The step for a node; its kind registers another class for it where a plain `Step` doesn't do."""
     return Step(node)

@@ -22,7 +22,7 @@ from pocket_plug.store.transaction import Transaction
 
 from .chain import DEFAULT, END, Next
 from .clean_up import clean_up
-from .node import Node
+from .node import AnyNode
 from .observing import NodeCall
 from .phase_calls import NOBODY, attempts, phase_over, placed, watch, watching
 from .phases import PHASES
@@ -40,7 +40,7 @@ new: Any = object.__new__
 """Makes a view without a call of its `__init__`: two are made at each visit."""
 
 
-def step_of(node: Node[Any, Any, Any]) -> Step:
+def step_of(node: AnyNode) -> Step:
     """The step for a node of whatever kind, with the ways through it."""
     step = make_step(node)
     in_threads: tuple[Collection[str], ...] = ((), ("exec", "fallback"), PHASES)
@@ -73,7 +73,7 @@ class Phases:
         self.input_class, self.checks = step.input_class, step.fits is not None and not step.hooks
         self.declares = step.declares_keys
 
-    async def take(self, run: Running, value: Any, call: NodeCall | None, lost: Lost = None) -> Visited:
+    async def take(self, run: Running, value: object, call: NodeCall | None, lost: Lost = None) -> Visited:
         """Take a value through the node; after a commit that was `lost`, again, or from post on."""
         step, phase, transaction = self.step, "prep", NO_TRANSACTION
         if self.checks and value.__class__ is not self.input_class:
@@ -135,7 +135,7 @@ class Phases:
             raise error
 
 
-def check(run: Running, step: Step, value: Any) -> None:
+def check(run: Running, step: Step, value: object) -> None:
     """Raise InputError unless the node takes the value."""
     if step.fits is not None and not step.fits(value):
         wanted, found = type_name(step.input_type), type(value).__name__
@@ -239,7 +239,7 @@ async def _land(run: Running, way: Phases, call: NodeCall | None, transaction: T
     return await _try_again(run, way, value, call, missed)
 
 
-async def _try_again(run: Running, way: Phases, value: Any, call: NodeCall | None, lost: CommitConflict) -> Visited:
+async def _try_again(run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict) -> Visited:
     """After a conflict: at once a few times, then in line for the keys that were lost."""
     contested: set[str] = set()
     run.left_by = DEFAULT
@@ -273,7 +273,7 @@ class PhasesAndHooks(Phases):
     __slots__ = ()
 
     async def take(
-        self, run: Running, value: Any, call: NodeCall | None, lost: CommitConflict | None = None
+        self, run: Running, value: object, call: NodeCall | None, lost: CommitConflict | None = None
     ) -> Visited:
         step = self.step
         check(run, step, value)

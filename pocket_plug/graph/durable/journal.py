@@ -75,7 +75,7 @@ class Journal:
     """One execution's hold on a run: its checkpoint, and the tokens by which it knows its own writes."""
 
     def __init__(
-        self, run_id: str, answer: Any, allow_changed: bool, graph: PlannedGraph, place: tuple[Stack, str]
+        self, run_id: str, answer: object, allow_changed: bool, graph: PlannedGraph, place: tuple[Stack, str]
     ) -> None:
         self.id, self.graph = run_id, graph
         self.stack, self.prefix = place
@@ -99,7 +99,7 @@ class Journal:
         self.is_answered = False
         """Has an answer been given that the node has not taken yet?"""
 
-    def encode(self, value: Any, what: str) -> bytes:
+    def encode(self, value: object, what: str) -> bytes:
         """A value's bytes; the error of one that can't be stored says what it was."""
         try:
             return default_codec.encode(value)
@@ -123,7 +123,7 @@ class Journal:
             "carrier": dict(self.carrier),
         }  # fmt: skip
 
-    async def claim(self, value: Any) -> bytes | None:
+    async def claim(self, value: object) -> bytes | None:
         """Make the run this execution's own; give the result where it has one already."""
         checkpoint, start = self.checkpoint, self.part + "start"
         while True:
@@ -173,7 +173,7 @@ class Journal:
         return Put(key, {"graph": self.graph.name, "scope": self.prefix, "shape": self.graph.plan.shape.lines, "input": encoded,
                          "started": self.started})  # fmt: skip
 
-    def _settled(self, entry: Entry, start: Mapping[str, Any], value: Any) -> bytes | None:
+    def _settled(self, entry: Entry, start: Mapping[str, Any], value: object) -> bytes | None:
         """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
         record = entry.value
         if (start["graph"], start["scope"]) != (self.graph.name, self.prefix):
@@ -196,14 +196,14 @@ class Journal:
                               "not what it was last given")  # fmt: skip
         return record["result"] if record["status"] == "finished" else None
 
-    def _take(self, answer: Any) -> None:
+    def _take(self, answer: object) -> None:
         step = step_at(self.graph.plan, self.checkpoint.frames)
         if isinstance(step, AskStep) and not step.accepts(answer):
             raise InputError(f"node {step.name!r} of graph {self.graph.name!r} asks for {type_name(step.answer_type)}, "
                              f"not {type(answer).__name__}; run {self.id!r} still waits")  # fmt: skip
         self.answer, self.is_answered = self.encode(answer, "the answer"), True
 
-    def _same(self, encoded: bytes, value: Any) -> bool:
+    def _same(self, encoded: bytes, value: object) -> bool:
         """Is it the value that was encoded? The order of a set's members is another one in each process."""
         other = self.encode(value, "the input")
         if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):

@@ -79,7 +79,7 @@ class RunLedger:
         """That of a graph which is the node that this one is at."""
         return RunLedger(self.journal, self.checkpoint, self, self.level + 1, self.current)
 
-    async def claim(self, run: Running, value: Any) -> Any:
+    async def claim(self, run: Running, value: object) -> Any:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
         if self.outer is not None:
             return MISSING
@@ -100,7 +100,7 @@ class RunLedger:
         if self.outer is None and self.journal.graph.keep_finished is not None:
             await sweep(self.journal.stack)
 
-    async def begin(self, run: Running, value: Any) -> Visited:
+    async def begin(self, run: Running, value: object) -> Visited:
         """Where to begin: at the graph's start, or where the checkpoint says."""
         try:
             return await self._begin(run, value)
@@ -108,7 +108,7 @@ class RunLedger:
             self.checkpoint.failed = error
             raise
 
-    async def _begin(self, run: Running, value: Any) -> Visited:
+    async def _begin(self, run: Running, value: object) -> Visited:
         checkpoint, start = self.checkpoint, run.plan.start
         if len(checkpoint.frames) <= self.level:
             assert self.outer is not None
@@ -156,7 +156,7 @@ class RunLedger:
 
     # ------------------------------------------------------------ commits
     async def commit(
-        self, run: Running, step: Step, target: Step | None, output: Any, commit: Commit | None
+        self, run: Running, step: Step, target: Step | None, output: object, commit: Commit | None
     ) -> asyncio.CancelledError | None:
         """Write what a node has changed, with the checkpoint; a cancellation that comes meanwhile is handed back."""
         changes, expect = commit if commit is not None else ((), NO_EXPECTATIONS)
@@ -249,7 +249,7 @@ class RunLedger:
             return items
         return sorted(items, key=lambda item: payload_of(default_codec.encode(item)))
 
-    async def item(self, run: Running, step: Step, item: Any, position: int) -> Visited:
+    async def item(self, run: Running, step: Step, item: object, position: int) -> Visited:
         """Take an item through its node, under a checkpoint of its own; not again where that is done."""
         current = f"{self.current}[{position}]"
         checkpoint = Checkpoint(f"{self.journal.part}item:{escaped(current, ':')}", is_old=self.checkpoint.is_old)
@@ -272,7 +272,7 @@ class RunLedger:
                 self.journal.unrecorded.append(error)
             raise
 
-    async def _visit(self, run: Running, step: Step, item: Any) -> Visited:
+    async def _visit(self, run: Running, step: Step, item: object) -> Visited:
         if self.frame.node is not None:
             return await run.visit(step, item)
         output = default_codec.decode(self.frame.value)
@@ -307,7 +307,7 @@ class RunLedger:
         """What can be stored of it; handed on at once too, so that a resume makes no difference."""
         return storable(error)
 
-    async def ask(self, run: Running, step: Step, question: Any) -> Any:
+    async def ask(self, run: Running, step: Step, question: object) -> Any:
         """The answer, if it was given; else suspend the run."""
         journal = self.journal
         if journal.is_answered and journal.answer is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pocket_plug.errors import ConfigError
 from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.execution import Execution
@@ -23,14 +21,14 @@ from .records import keys_of
 class Request:
     """What is asked of a durable run."""
 
-    def __init__(self, run_id: str | None, answer: Any, allow_changed: bool) -> None:
+    def __init__(self, run_id: str | None, answer: object, allow_changed: bool) -> None:
         if run_id is None:
             raise ConfigError("allow_changed is for durable runs; give the run's id: run(…, run_id=…)")
         keys_of(run_id)  # refused here where it can be no id
         self.run_id, self.answer, self.allow_changed = run_id, answer, allow_changed
 
     def execution(
-        self, graph: PlannedGraph, place: tuple[Stack, str], input: Any, pocket: RunHost, loop: bool, threads: bool
+        self, graph: PlannedGraph, place: tuple[Stack, str], input: object, pocket: RunHost, loop: bool, threads: bool
     ) -> Execution:
         """What does it. Raises ConfigError where the graph's stores can't keep it."""
         stack = place[0]
