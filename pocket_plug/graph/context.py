@@ -39,8 +39,9 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
             step, argument = coroutine.throw, error
 
 
-async def to_its_end(coroutine: Coroutine[Any, Any, T],
-                      grace: float | None) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:  # fmt: skip
+async def to_its_end(
+    coroutine: Coroutine[Any, Any, T], grace: float | None
+) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
     """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
 
     With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.

@@ -61,8 +61,11 @@ class EachStep(Step):
         return self.inner.inner_shape()
 
     def faults(self, exits: Collection[str]) -> list[str]:
-        unrouted = [f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
-                    "graph: each(Graph(…))" for action in declared_actions(self.inner.node)]  # fmt: skip
+        unrouted = [
+            f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
+            "graph: each(Graph(…))"
+            for action in declared_actions(self.inner.node)
+        ]
         found = [*self.inner.faults(()), *unrouted]
         if self.inner.asks:
             found.append(f"node {self.inner.name!r} asks, which an item of a fan-out can't; ask before or after it")
@@ -147,8 +150,9 @@ def each(
     node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["raise"] = ...
 ) -> Node[Iterable[X], list[Y]]: ...
 @overload
-def each(node: Node[X, Y, Any], /, *, concurrency: int = ...,
-         errors: Literal["collect"]) -> Node[Iterable[X], list[Y | Exception]]: ...  # fmt: skip
+def each(
+    node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["collect"]
+) -> Node[Iterable[X], list[Y | Exception]]: ...
 def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise", "collect"] = "raise") -> Any:
     """A node that takes every item of its input through `node`, up to `concurrency` at a time; results in order.
 

@@ -60,14 +60,26 @@ class Graph(Node[I, O]):
     @overload
     def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T], **options: Unpack[GraphOptions]) -> None: ...
     @overload
-    def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T] | Ends[Any, O],
-                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
+    def __init__(
+        self, main: Chain[I, O, T], /, *more: Ends[Any, T] | Ends[Any, O], **options: Unpack[GraphOptions]
+    ) -> None: ...
     @overload
-    def __init__(self, main: Node[I, O, Any] | Ends[I, O], /, *more: Ends[Any, O],
-                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
-    def __init__(self, main: Any, /, *more: Any, store: StoreScope | SyncScope | None = None, name: str = "",
-                 scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
-                 clean_up_grace: Duration = CLEAN_UP_GRACE, keep_finished: Duration | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, main: Node[I, O, Any] | Ends[I, O], /, *more: Ends[Any, O], **options: Unpack[GraphOptions]
+    ) -> None: ...
+    def __init__(
+        self,
+        main: Any,
+        /,
+        *more: Any,
+        store: StoreScope | SyncScope | None = None,
+        name: str = "",
+        scope: str | Key[Any] | None = None,
+        max_steps: int = MAX_STEPS,
+        max_depth: int = MAX_DEPTH,
+        clean_up_grace: Duration = CLEAN_UP_GRACE,
+        keep_finished: Duration | None = None,
+    ) -> None:
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
         if not (store is None or isinstance(store, StoreScope | SyncScope)):
             hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
@@ -94,8 +106,16 @@ class Graph(Node[I, O]):
     def __repr__(self) -> str:
         return f"<graph {self.name}: {', '.join(step.name for step in self.plan.steps.values())}>"
 
-    async def run(self, input: I, /, *, pocket: RunHost | None = None, run_id: str | None = None,
-                  allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+    async def run(
+        self,
+        input: I,
+        /,
+        *,
+        pocket: RunHost | None = None,
+        run_id: str | None = None,
+        allow_changed: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> O:
         """Run it from the first node to the last and give what that left with.
 
         A run is driven in a context of its own, in the caller's task. `pocket` brings the plugins that watch it; without one
@@ -114,8 +134,16 @@ class Graph(Node[I, O]):
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
 
-    async def resume(self, run_id: str, /, *, answer: Any = MISSING, pocket: RunHost | None = None,
-                     allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+    async def resume(
+        self,
+        run_id: str,
+        /,
+        *,
+        answer: Any = MISSING,
+        pocket: RunHost | None = None,
+        allow_changed: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> O:
         """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
 
         As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
@@ -126,8 +154,16 @@ class Graph(Node[I, O]):
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(MISSING))
 
-    def run_sync(self, input: I, /, *, pocket: RunHost | None = None, run_id: str | None = None,
-                 allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+    def run_sync(
+        self,
+        input: I,
+        /,
+        *,
+        pocket: RunHost | None = None,
+        run_id: str | None = None,
+        allow_changed: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> O:
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
 
         Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
@@ -137,15 +173,31 @@ class Graph(Node[I, O]):
         execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
         return execution.go_in_place(input, self._is_sync)  # type: ignore[no-any-return]
 
-    def resume_sync(self, run_id: str, /, *, answer: Any = MISSING, pocket: RunHost | None = None,
-                    allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+    def resume_sync(
+        self,
+        run_id: str,
+        /,
+        *,
+        answer: Any = MISSING,
+        pocket: RunHost | None = None,
+        allow_changed: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> O:
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
         return execution.go_in_place(MISSING, self._is_sync)  # type: ignore[no-any-return]
 
-    def _execution(self, input: Any, pocket: RunHost | None, request: Request | None, traceparent: Carrier | None, *,
-                   loop: bool, threads: bool) -> Execution:  # fmt: skip
+    def _execution(
+        self,
+        input: Any,
+        pocket: RunHost | None,
+        request: Request | None,
+        traceparent: Carrier | None,
+        *,
+        loop: bool,
+        threads: bool,
+    ) -> Execution:
         if self._validated is not self._options:  # a copy may have others
             self.validate()
         if pocket is None:
@@ -157,8 +209,10 @@ class Graph(Node[I, O]):
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
         elif self.plan.asks:
-            raise ConfigError(f"graph {self.name!r} has a node that asks, so its run may have to wait for an answer in "
-                              f"another process; give it an id: run(…, run_id=…)")  # fmt: skip
+            raise ConfigError(
+                f"graph {self.name!r} has a node that asks, so its run may have to wait for an answer in "
+                f"another process; give it an id: run(…, run_id=…)"
+            )
         else:
             execution = Execution(self, place, input, pocket, loop, threads)
         if traceparent is not None:
@@ -191,14 +245,37 @@ def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:
 
 
 @overload
-async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
-                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
+async def fan_out(
+    node: Node[X, Y, Any],
+    items: Iterable[X],
+    /,
+    *,
+    concurrency: int = ...,
+    errors: Literal["raise"] = ...,
+    store: StoreScope | SyncScope | None = ...,
+    run_id: str | None = ...,
+) -> list[Y]: ...
 @overload
-async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
-                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
-async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
-                  errors: Literal["raise", "collect"] = "raise", store: StoreScope | SyncScope | None = None,
-                  run_id: str | None = None) -> Any:  # fmt: skip
+async def fan_out(
+    node: Node[X, Y, Any],
+    items: Iterable[X],
+    /,
+    *,
+    concurrency: int = ...,
+    errors: Literal["collect"],
+    store: StoreScope | SyncScope | None = ...,
+    run_id: str | None = ...,
+) -> list[Y | Exception]: ...
+async def fan_out(
+    node: Any,
+    items: Iterable[Any],
+    /,
+    *,
+    concurrency: int = CONCURRENCY,
+    errors: Literal["raise", "collect"] = "raise",
+    store: StoreScope | SyncScope | None = None,
+    run_id: str | None = None,
+) -> Any:
     """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
 
     With a `run_id` it is a durable one: what is finished is not done again after a crash.

@@ -56,23 +56,52 @@ class Node(Link[I, O], Generic[I, O, R]):
     _takes: ClassVar[frozenset[str]] = ALL_OPTIONS
     """The options that mean something for nodes of this class."""
 
-    def __init_subclass__(cls, *, name: str | None = None, retry: Retry | None = None, timeout: Duration | None = None,
-                          reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-                          trace: Traced | None = None,
-                          isolation: Isolation | None = None) -> None:  # fmt: skip
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        reads: Sequence[Key[Any]] | None = None,
+        writes: Sequence[Key[Any]] | None = None,
+        trace: Traced | None = None,
+        isolation: Isolation | None = None,
+    ) -> None:
         super().__init_subclass__()
         cls._options = cls._options.changed(
-            cls._takes, name=snake_case(cls.__name__) if name is None else name, retry=retry, timeout=timeout, reads=reads,
-            writes=writes, trace=trace, isolation=isolation)  # fmt: skip
+            cls._takes,
+            name=snake_case(cls.__name__) if name is None else name,
+            retry=retry,
+            timeout=timeout,
+            reads=reads,
+            writes=writes,
+            trace=trace,
+            isolation=isolation,
+        )
 
-    def with_options(self, *, name: str | None = None, retry: Retry | None = None, timeout: Duration | None = None,
-                     reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-                     trace: Traced | None = None,
-                     isolation: Isolation | None = None) -> Self:  # fmt: skip
+    def with_options(
+        self,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        reads: Sequence[Key[Any]] | None = None,
+        writes: Sequence[Key[Any]] | None = None,
+        trace: Traced | None = None,
+        isolation: Isolation | None = None,
+    ) -> Self:
         """A copy of this node with other options; what is not given stays."""
         node = copy.copy(self)
-        options = self._options.changed(self._takes, name=name, retry=retry, timeout=timeout, reads=reads, writes=writes,
-                                        trace=trace, isolation=isolation)  # fmt: skip
+        options = self._options.changed(
+            self._takes,
+            name=name,
+            retry=retry,
+            timeout=timeout,
+            reads=reads,
+            writes=writes,
+            trace=trace,
+            isolation=isolation,
+        )
         object.__setattr__(node, "_options", options)
         return node
 

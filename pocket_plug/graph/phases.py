@@ -23,14 +23,21 @@ PHASES = ("prep", "exec", "fallback", "post")
 HOOKS = ("on_success", "on_failure", "on_complete")
 
 _PARAMETERS = {
-    "prep": ("store", "input"), "exec": ("prepared",), "fallback": ("prepared", "error"),
+    "prep": ("store", "input"),
+    "exec": ("prepared",),
+    "fallback": ("prepared", "error"),
     "post": ("store", "input", "prepared", "result"),
-    "on_success": ("store", "output"), "on_failure": ("store", "error"), "on_complete": ("store",),
-}  # fmt: skip
+    "on_success": ("store", "output"),
+    "on_failure": ("store", "error"),
+    "on_complete": ("store",),
+}
 """The positional arguments of each."""
 _OTHER_WORDS = {
-    "on_error": "on_failure", "on_exception": "on_failure", "on_done": "on_complete", "on_finally": "on_complete",
-}  # fmt: skip
+    "on_error": "on_failure",
+    "on_exception": "on_failure",
+    "on_done": "on_complete",
+    "on_finally": "on_complete",
+}
 """The names that hooks have in other frameworks."""
 _CLOSE = 0.7  # similarity, at most 1; that of "execute" and "exec" is 0.73
 
@@ -177,11 +184,14 @@ def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
         if meant is None or meant in functions:
             continue
         if not functions or misfit(method, len(_PARAMETERS[meant])) is None:
-            found.append(f"{title}.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}? "
-                         f"If it is a helper of yours, name it _{name}")  # fmt: skip
+            found.append(
+                f"{title}.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}? "
+                f"If it is a helper of yours, name it _{name}"
+            )
     if others and not found and not functions:
-        found.append(f"{title} overrides no phase, so nobody calls its {', '.join(others)}; "
-                     f"the phases are: {', '.join(PHASES)}")  # fmt: skip
+        found.append(
+            f"{title} overrides no phase, so nobody calls its {', '.join(others)}; the phases are: {', '.join(PHASES)}"
+        )
     return found
 
 
@@ -213,8 +223,11 @@ def _phase_meant(name: str) -> str | None:
 def _unmade_actions(node: AnyNode) -> list[str]:
     """Actions without their brackets: `declined = Action`. Calling that makes an Action, and the node leaves by "default"."""
     values = {name: value for cls in reversed(type(node).__mro__) for name, value in vars(cls).items()}
-    return [f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
-            for name, value in values.items() if value is Action or get_origin(value) is Action]  # fmt: skip
+    return [
+        f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
+        for name, value in values.items()
+        if value is Action or get_origin(value) is Action
+    ]
 
 
 def _written(action: Any) -> str:

@@ -46,8 +46,9 @@ class Plan:
         if action == DEFAULT:
             source.next = known
         if known is not target:
-            self._conflicts.append(f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to "
-                                   f"{target.name!r}")  # fmt: skip
+            self._conflicts.append(
+                f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to {target.name!r}"
+            )
 
     @property
     def is_sync(self) -> bool:
@@ -91,8 +92,10 @@ class Plan:
         by_name: dict[str, Step] = {}
         for step in steps:
             if step.name in by_name:
-                found.append(f"two nodes are called {step.name!r}: {by_name[step.name].node!r} and {step.node!r}; "
-                             f"name one of them with with_options(name=…)")  # fmt: skip
+                found.append(
+                    f"two nodes are called {step.name!r}: {by_name[step.name].node!r} and {step.node!r}; "
+                    f"name one of them with with_options(name=…)"
+                )
             by_name.setdefault(step.name, step)
             found += step.faults(exits)
             found += self._unrouted(step, exits)
@@ -114,8 +117,11 @@ class Plan:
         return reached
 
     def _unrouted(self, step: Step, exits: Collection[str]) -> list[str]:
-        return [f"node {step.name!r} declares the action {action!r}, which leads nowhere; add node.{action} >> other"
-                for action in declared_actions(step.node) if action not in step.actions and action not in exits]  # fmt: skip
+        return [
+            f"node {step.name!r} declares the action {action!r}, which leads nowhere; add node.{action} >> other"
+            for action in declared_actions(step.node)
+            if action not in step.actions and action not in exits
+        ]
 
     def _misfits(self, step: Step) -> list[str]:
         found: list[str] = []
@@ -124,8 +130,10 @@ class Plan:
             given = carried.get(action, Any)
             if not fits(given, target.input_type):
                 way = "" if action == DEFAULT else f" by {action!r}"
-                found.append(f"node {step.name!r} leaves{way} with {type_name(given)}, but {target.name!r} takes "
-                             f"{type_name(target.input_type)}")  # fmt: skip
+                found.append(
+                    f"node {step.name!r} leaves{way} with {type_name(given)}, but {target.name!r} takes "
+                    f"{type_name(target.input_type)}"
+                )
         return found
 
     def _idle(self, step: Step) -> list[str]:

@@ -129,10 +129,14 @@ class Step:
         """The error for an action that leads nowhere."""
         known = ", ".join(sorted({*self.actions, DEFAULT}))
         if not isinstance(action, str):
-            return RouteError(f"node {self.name!r} of graph {graph!r} left by {type(action).__name__}, which is no name of an "
-                              f"action; it has: {known}. Write Next('name', output), or return self.action(output)")  # fmt: skip
-        return RouteError(f"node {self.name!r} of graph {graph!r} left by {action!r}; it has: {known}."
-                          f"{suggest(action, [*self.actions, DEFAULT])}")  # fmt: skip
+            return RouteError(
+                f"node {self.name!r} of graph {graph!r} left by {type(action).__name__}, which is no name of an "
+                f"action; it has: {known}. Write Next('name', output), or return self.action(output)"
+            )
+        return RouteError(
+            f"node {self.name!r} of graph {graph!r} left by {action!r}; it has: {known}."
+            f"{suggest(action, [*self.actions, DEFAULT])}"
+        )
 
     def guard(self, prefix: str) -> Callable[[str, bool], None] | None:
         """What refuses keys outside the declared `reads` and `writes`; None where nothing is declared."""

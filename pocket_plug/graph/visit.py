@@ -212,8 +212,15 @@ class CommitConflict(Exception):
 Lost = CommitConflict | None
 
 
-async def _land(run: Running, way: Phases, call: NodeCall | None, transaction: Transaction,
-                made: tuple[Any, Any, Any], left: tuple[Step | None, Any], lost: CommitConflict | None) -> Visited:  # fmt: skip
+async def _land(
+    run: Running,
+    way: Phases,
+    call: NodeCall | None,
+    transaction: Transaction,
+    made: tuple[Any, Any, Any],
+    left: tuple[Step | None, Any],
+    lost: CommitConflict | None,
+) -> Visited:
     """Write what the node has changed, on its way out. After a conflict, take the value through it again."""
     step = way.step
     commit = None if transaction is NO_TRANSACTION else transaction.end(serializable=step.serializable)

@@ -116,12 +116,22 @@ class Journal:
     ) -> dict[str, Any]:
         """The run's checkpoint, as it is stored."""
         return {
-            "format": FORMAT, "status": status, "graph": self.graph.name, "epoch": self.epoch, "owner": token,
-            "commits": self.checkpoint.commits + 1, "steps": self.steps, "started": self.started,
-            "updated": self.stack.clock(), "frames": [plain(frame) for frame in frames], "question": self.question,
-            "answer": self.answer, "is_answered": self.is_answered, "result": result,
+            "format": FORMAT,
+            "status": status,
+            "graph": self.graph.name,
+            "epoch": self.epoch,
+            "owner": token,
+            "commits": self.checkpoint.commits + 1,
+            "steps": self.steps,
+            "started": self.started,
+            "updated": self.stack.clock(),
+            "frames": [plain(frame) for frame in frames],
+            "question": self.question,
+            "answer": self.answer,
+            "is_answered": self.is_answered,
+            "result": result,
             "carrier": dict(self.carrier),
-        }  # fmt: skip
+        }
 
     async def claim(self, value: object) -> bytes | None:
         """Make the run this execution's own; give the result where it has one already."""
@@ -170,18 +180,30 @@ class Journal:
             return None
 
     def _start(self, key: str, encoded: bytes) -> Put:
-        return Put(key, {"graph": self.graph.name, "scope": self.prefix, "shape": self.graph.plan.shape.lines, "input": encoded,
-                         "started": self.started})  # fmt: skip
+        return Put(
+            key,
+            {
+                "graph": self.graph.name,
+                "scope": self.prefix,
+                "shape": self.graph.plan.shape.lines,
+                "input": encoded,
+                "started": self.started,
+            },
+        )
 
     def _settled(self, entry: Entry, start: Mapping[str, Any], value: object) -> bytes | None:
         """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
         record = entry.value
         if (start["graph"], start["scope"]) != (self.graph.name, self.prefix):
-            raise RunMismatchError(f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
-                              f"{self.graph.name!r} in {self.prefix!r}; give this one another run_id")  # fmt: skip
+            raise RunMismatchError(
+                f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
+                f"{self.graph.name!r} in {self.prefix!r}; give this one another run_id"
+            )
         if value is not MISSING and not self._same(start["input"], value):
-            raise RunMismatchError(f"run {self.id!r} was begun with another input than this {summary(value)}; give this another "
-                              "run_id, or go on with resume(run_id)")  # fmt: skip
+            raise RunMismatchError(
+                f"run {self.id!r} was begun with another input than this {summary(value)}; give this another "
+                "run_id, or go on with resume(run_id)"
+            )
         self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
         self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
         self.checkpoint.load(entry)
@@ -192,15 +214,19 @@ class Journal:
                 raise RunSuspendedError(self.id, default_codec.decode(record["question"]))
             self._take(answer)
         elif answer is not MISSING and (self.answer is None or not self._same(self.answer, answer)):
-            raise RunMismatchError(f"run {self.id!r} waits for no answer: it is {record['status']}, and {summary(answer)} is "
-                              "not what it was last given")  # fmt: skip
+            raise RunMismatchError(
+                f"run {self.id!r} waits for no answer: it is {record['status']}, and {summary(answer)} is "
+                "not what it was last given"
+            )
         return record["result"] if record["status"] == "finished" else None
 
     def _take(self, answer: object) -> None:
         step = step_at(self.graph.plan, self.checkpoint.frames)
         if isinstance(step, AskStep) and not step.accepts(answer):
-            raise InputError(f"node {step.name!r} of graph {self.graph.name!r} asks for {type_name(step.answer_type)}, "
-                             f"not {type(answer).__name__}; run {self.id!r} still waits")  # fmt: skip
+            raise InputError(
+                f"node {step.name!r} of graph {self.graph.name!r} asks for {type_name(step.answer_type)}, "
+                f"not {type(answer).__name__}; run {self.id!r} still waits"
+            )
         self.answer, self.is_answered = self.encode(answer, "the answer"), True
 
     def _same(self, encoded: bytes, value: object) -> bool:
@@ -224,11 +250,17 @@ class Journal:
             *(f"+ {line}" for line in now if line not in before),
         ]
         if isinstance(stands, str):
-            raise RunChangedError(f"run {self.id!r} stands at node {stands!r}, which graph {self.graph.name!r} no longer has; "
-                             "go on with the graph that it was begun by:", differences)  # fmt: skip
+            raise RunChangedError(
+                f"run {self.id!r} stands at node {stands!r}, which graph {self.graph.name!r} no longer has; "
+                "go on with the graph that it was begun by:",
+                differences,
+            )
         if not self.allow_changed:
-            raise RunChangedError(f"run {self.id!r} was begun by another form of graph {self.graph.name!r}; go on with that, or "
-                             "with this one by allow_changed=True:", differences)  # fmt: skip
+            raise RunChangedError(
+                f"run {self.id!r} was begun by another form of graph {self.graph.name!r}; go on with that, or "
+                "with this one by allow_changed=True:",
+                differences,
+            )
         return now
 
     async def landed(self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str) -> int | None:
@@ -242,8 +274,9 @@ class Journal:
         run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
         if run is None or execution_of(run) != self.owner:
             by = "it was removed" if run is None else f"epoch {field_of(run, 'epoch')} owns it, this was {self.epoch}"
-            raise RunFencedError(f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed "
-                            "since") from failed  # fmt: skip
+            raise RunFencedError(
+                f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed since"
+            ) from failed
         if own is not None and field_of(own, "owner") == token:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
@@ -265,8 +298,10 @@ class Journal:
             await wait(pause)
 
     def _unknown(self, what: str, why: str) -> OutcomeUnknownError:
-        return OutcomeUnknownError(f"run {self.id!r}: whether {what} has landed is not known, since the store failed, and {why}. "
-                              f"resume({self.id!r}) finds out, and goes on from there")  # fmt: skip
+        return OutcomeUnknownError(
+            f"run {self.id!r}: whether {what} has landed is not known, since the store failed, and {why}. "
+            f"resume({self.id!r}) finds out, and goes on from there"
+        )
 
     def finish(self, token: str, frames: Sequence[Frame], result: bytes) -> list[Change]:
         """The changes that record the end of the run."""

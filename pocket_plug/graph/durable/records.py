@@ -40,10 +40,20 @@ def escaped(text: str, marks: str) -> str:
 # the execution's id, and after a dot which of its writes it was (in older records the id alone).
 ITEM_FIELDS: Mapping[str, Any] = {"owner": str, "commits": int, "frames": list}
 RUN_FIELDS: Mapping[str, Any] = {
-    **ITEM_FIELDS, "format": int, "status": str, "graph": str, "epoch": int, "steps": int, "started": float, "updated": float,
-    "question": bytes | None, "answer": bytes | None, "is_answered": bool, "result": bytes | None,
+    **ITEM_FIELDS,
+    "format": int,
+    "status": str,
+    "graph": str,
+    "epoch": int,
+    "steps": int,
+    "started": float,
+    "updated": float,
+    "question": bytes | None,
+    "answer": bytes | None,
+    "is_answered": bool,
+    "result": bytes | None,
     "carrier": dict,
-}  # fmt: skip
+}
 START_FIELDS: Mapping[str, Any] = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
 FRAME_FIELDS: Mapping[str, Any] = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
 
