@@ -13,13 +13,13 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
-from .chain import Chain, Ends, as_chain
+from .chain import Chain, Ends, I, O, T, as_chain
 from .context import in_own_context
 from .each import CONCURRENCY, each
 from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
-from .node import I, Node, O, T, X, Y, options_of
+from .node import Node, X, Y, options_of
 from .options import GraphOptions, Options, check_count
 from .plan import Plan
 from .step import make_step
@@ -171,7 +171,8 @@ class Graph(Node[I, O]):
         """
         request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
         execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
-        return execution.go_in_place(input, self._is_sync)  # type: ignore[no-any-return]
+        output: O = execution.go_in_place(input, self._is_sync)
+        return output
 
     def resume_sync(
         self,
@@ -186,7 +187,8 @@ class Graph(Node[I, O]):
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
-        return execution.go_in_place(MISSING, self._is_sync)  # type: ignore[no-any-return]
+        output: O = execution.go_in_place(MISSING, self._is_sync)
+        return output
 
     def _execution(
         self,

@@ -16,12 +16,10 @@ from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import named
 from pocket_plug.store.keys import Key
 
-from .chain import Action, AnyOut, Chain, Link, M, Next, Out, as_chain
+from .chain import Action, AnyOut, Chain, I, Link, M, Next, O, Out, as_chain
 from .options import ALL_OPTIONS, Isolation, Options, Traced
 from .retry import Retry
 
-I = TypeVar("I", contravariant=True)  # noqa: E741 - input
-O = TypeVar("O", covariant=True)  # noqa: E741 - output
 if TYPE_CHECKING:
     R = TypeVar("R", covariant=True, default=O)  # what exec returns: the output, unless post makes that of it
 else:  # on 3.11 a default that names another TypeVar raises in generic subclasses

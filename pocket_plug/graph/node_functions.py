@@ -13,8 +13,8 @@ from pocket_plug.store.keys import Key
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
-from .chain import Next
-from .node import I, Node, O, X, Y
+from .chain import I, Next, O
+from .node import Node, X, Y
 from .options import Options, Traced
 from .retry import Retry
 

@@ -10,6 +10,7 @@ from types import CoroutineType
 from typing import Any
 
 from pocket_plug.errors import NodeTimeoutError, PhaseError
+from pocket_plug.primitives.waiting import pause
 
 from .observing import NodeCall, Phase, PhaseCall
 from .retry import Retry
@@ -118,7 +119,8 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
                 if watching.delay is None:
                     return await fall_back(run, call, prepared, error)
                 run.event("retry", call, {"attempt": number, "delay": watching.delay, "error": error})
-            await _pause(run, watching.delay)
+            if watching.delay:
+                await pause(watching.delay)
 
     return work
 
@@ -127,13 +129,6 @@ def _may_retry(retry: Retry | None, number: int, error: Exception) -> bool:
     if retry is None or number >= retry.attempts or isinstance(error, PhaseError):
         return False
     return retry.covers(error)
-
-
-async def _pause(run: Running, delay: float) -> None:
-    if delay and run.loop:
-        await asyncio.sleep(delay)
-    elif delay:
-        time.sleep(delay)  # noqa: ASYNC251 - no event loop runs here
 
 
 def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:

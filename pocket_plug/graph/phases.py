@@ -18,8 +18,9 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 from .chain import Action
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
+from .observing import Phase
 
-PHASES = ("prep", "exec", "fallback", "post")
+PHASES: tuple[Phase, ...] = ("prep", "exec", "fallback", "post")
 HOOKS = ("on_success", "on_failure", "on_complete")
 
 _PARAMETERS = {

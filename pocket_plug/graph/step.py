@@ -73,7 +73,7 @@ class Step:
         self.hooks: dict[str, tuple[Function, bool]] = {
             name: (function, is_async(function)) for name in HOOKS if (function := functions[name]) is not None
         }
-        self.phases: tuple[Phase, ...] = tuple(name for name in PHASES if functions[name] is not None)  # type: ignore[misc]
+        self.phases: tuple[Phase, ...] = tuple(name for name in PHASES if functions[name] is not None)
         self.guarded = bool(self.retry or self.timeout or self.fallback)
         declared = input_type(node)
         self.input_type, self.output_type = declared, output_type(node)
