@@ -183,9 +183,9 @@ class Execution:
         step: Step | None = self.plan.start
         cancelled: asyncio.CancelledError | None = None
         ledger, counter, where, watched = self.ledger, self.outermost, self.where, bool(self.observers)
-        visits = None if watched else self.visits
         if ledger is not None:
             step, value, cancelled = await ledger.begin(self, value)
+        visits = None if watched else self.visits
         while step is not None and cancelled is None:
             counter.steps = steps = counter.steps + 1
             if steps > counter.max_steps:
@@ -195,7 +195,7 @@ class Execution:
             if visits is not None:
                 visits[step.name] += 1
             if ledger is not None:
-                ledger.enter(step)
+                ledger.stand_at(step)
             way = step.ways[where]
             step, value, cancelled = await (self._watch(step, value) if watched else way.take(self, value, None))
         if ledger is not None and step is None:
@@ -237,7 +237,7 @@ class Execution:
             if self.on_node:
                 enter(entered, self.on_node, call)
             if self.ledger is not None:
-                self.ledger.entered(self, call)
+                self.ledger.tell_resumed(self, call)
             visited = await step.ways[self.where].take(self, value, call)
         except BaseException as error:
             end(call, entered, error)

@@ -82,7 +82,7 @@ def phase_over(step: Step, phase: str, result: Any, call: Any, started: float) -
         raise unawaited(step, phase, result)
     now, durations = time.perf_counter(), call.durations
     if phase == "exec":
-        if step.works:
+        if step.wraps_exec:
             return now  # what calls exec has measured it
         call.attempts += 1
     durations[phase] = durations.get(phase, 0.0) + now - started

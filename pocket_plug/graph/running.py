@@ -118,12 +118,12 @@ class Ledger(Protocol):
         """Where to begin: at the graph's start, or where it was left."""
         ...
 
-    def enter(self, step: Step) -> None:
+    def stand_at(self, step: Step) -> None:
         """The run comes to a node."""
         ...
 
-    def entered(self, run: Running, call: NodeCall) -> None:
-        """The observers have been told so."""
+    def tell_resumed(self, run: Running, call: NodeCall) -> None:
+        """Tell the observers, once, if the run goes on where an earlier execution has left it."""
         ...
 
     async def commit(

@@ -108,8 +108,8 @@ class Step:
         return bool(self.reads or self.writes)
 
     @property
-    def works(self) -> bool:
-        """Is there more to it than to call `exec` once? Then what does that calls the phase, and measures it."""
+    def wraps_exec(self) -> bool:
+        """Is there something around `exec`, or in its place: several attempts, or other nodes? Then that measures it."""
         return self.perform is not None or (self.guarded and self.exec is not None)
 
     def faults(self, exits: Collection[str]) -> list[str]:

@@ -36,7 +36,7 @@ NO_TRANSACTION: Any = Transaction.__new__(Transaction)
 NO_TRANSACTION.seen = NO_TRANSACTION.changes = None
 
 
-new: Any = object.__new__
+new_view: Any = object.__new__
 """Makes a view without a call of its `__init__`: two are made at each visit."""
 
 
@@ -57,7 +57,7 @@ class Phases:
 
     __slots__ = (
         *("awaits_exec", "awaits_post", "awaits_prep", "checks", "declares", "exec", "input_class", "post", "prep"),
-        *("reader", "step", "works", "writer"),
+        *("reader", "step", "wraps_exec", "writer"),
     )
 
     def __init__(self, step: Step, in_threads: Collection[str]) -> None:
@@ -65,8 +65,8 @@ class Phases:
         self.prep, self.awaits_prep = placed(step.prep, step.prep_async, "prep" in in_threads)
         self.exec, self.awaits_exec = placed(step.exec, step.exec_async, "exec" in in_threads)
         self.post, self.awaits_post = placed(step.post, step.post_async, "post" in in_threads)
-        self.works = step.works
-        if self.works:
+        self.wraps_exec = step.wraps_exec
+        if self.wraps_exec:
             self.exec = step.perform or attempts(step, step.exec, in_threads)
         self.reader = StoreReader if step.prep_async else SyncReader
         self.writer = StoreWriter if step.post_async else SyncWriter
@@ -86,7 +86,7 @@ class Phases:
                 ready = value
                 if (prep := self.prep) is not None:
                     transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
-                    view = new(self.reader)
+                    view = new_view(self.reader)
                     view._source, view._prefix = transaction, run.prefix
                     ready = (
                         await watch(observers, step, call, "prep", prep, self.awaits_prep, view, value)
@@ -99,7 +99,7 @@ class Phases:
                 if (exec := self.exec) is not None:
                     output = result = (
                         await exec(run, call, ready)
-                        if self.works
+                        if self.wraps_exec
                         else await watch(observers, step, call, "exec", exec, self.awaits_exec, ready)
                         if observers
                         else (await exec(ready) if self.awaits_exec else exec(ready))
@@ -111,7 +111,7 @@ class Phases:
                 if transaction is NO_TRANSACTION:
                     transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
                 transaction.in_post = True
-                view = new(self.writer)
+                view = new_view(self.writer)
                 view._source, view._prefix = transaction, run.prefix
                 output = (
                     await watch(observers, step, call, "post", post, self.awaits_post, view, value, ready, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from contextvars import ContextVar
@@ -118,7 +119,7 @@ class RunLedger:
         self.frame = frame = checkpoint.frames[self.level]
         if self.outer is None and not checkpoint.is_old:
             return start, value, None
-        run.visits = dict(frame.visits)
+        run.visits = defaultdict(int, frame.visits)
         run.left_by = frame.action
         value = default_codec.decode(frame.value)
         cancelled = None
@@ -137,11 +138,11 @@ class RunLedger:
             )
         return step, value, cancelled
 
-    def enter(self, step: Step) -> None:
+    def stand_at(self, step: Step) -> None:
         """The run comes to a node."""
         self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
 
-    def entered(self, run: Running, call: NodeCall) -> None:
+    def tell_resumed(self, run: Running, call: NodeCall) -> None:
         """Tell the observers that a run goes on, at the node where it does."""
         if self.journal.is_to_tell and len(self.checkpoint.frames) <= self.level + 1:
             self.journal.is_to_tell = False
