@@ -42,8 +42,8 @@ from .config import (
     Config,
     StoreTable,
     alternatives,
+    default_config,
     expand,
-    find_config,
     layer_name,
     load_config,
     make_recipe,
@@ -74,7 +74,7 @@ class Pocket:
     not to be used. A plugin that can't be used is a warning and a record in `plugins`; with `strict`, or where `required`
     names it, it raises PluginError. Raises ConfigError for an invalid file.
 
-    The environment has a say too: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
+    Two variables of the environment count as well: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
 
     >>> Pocket(autoload=False).plugin("bounding").status
     'active'
@@ -419,9 +419,11 @@ _default_lock = new_rlock(_nobody_makes_it)
 
 
 def default_pocket() -> Pocket:
-    """The Pocket that is used where none is given: made on first use, from the configuration in the current folder.
+    """The Pocket that is used where none is given: made on first use, from the file that `POCKET_PLUG_CONFIG` names.
 
-    It belongs to the whole process. (A context variable would be lost in threads and executors.)
+    Without that variable it has no configuration; what file there is in the current folder makes no difference. A program
+    names its own: `set_default_pocket(Pocket("pocket.toml"))`. It belongs to the whole process. (A context variable would
+    be lost in threads and executors.)
     """
     return _default or _make_default()
 
@@ -438,7 +440,7 @@ def _make_default() -> Pocket:
             )
         _making = True
         try:
-            pocket = Pocket(find_config())
+            pocket = Pocket(default_config())
         finally:
             _making = False
         set_default_pocket(pocket)
