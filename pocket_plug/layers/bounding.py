@@ -272,8 +272,10 @@ class Bounding(Layer):
 
     def _cut_off(self) -> None:
         """In a child that was forked while another thread was at the index, and stayed at it."""
-        self._index.entries = Closed("this process was forked in the middle of a write to this bounded store, whose "
-                                     "bounds can't be told any more; close it and open it anew")  # fmt: skip
+        self._index.entries = Closed(
+            "this process was forked in the middle of a write to this bounded store, whose "
+            "bounds can't be told any more; close it and open it anew"
+        )
 
     # ------------------------------------------------------------ on_evict
     async def _tell(self, dropped: Sequence[Dropped]) -> None:
@@ -314,6 +316,7 @@ class _Kept(Entry):
     """An entry with its own deadline: the earlier one of `expires_at` and the layer's ttl."""
 
     __slots__ = ("deadline",)
+    deadline: float | None
 
     def __init__(
         self: Any, value: Any, version: int, expires_at: float | None = None, deadline: float | None = None
@@ -379,14 +382,14 @@ class _Bounded(Keeping):
 
     async def read(self, key: str) -> Entry | None:
         """The entry, which is then the last one used. Without a lock: each call on an OrderedDict is atomic."""
-        entry: Any = self.entries.get(key)
+        entry: _Kept | None = self.entries.get(key)
         if entry is None or ((deadline := entry.deadline) is not None and self._clock() >= deadline):
             return None
         try:  # noqa: SIM105 - half the cost of this function
             self.entries.move_to_end(key)
         except KeyError:  # removed by another thread, just now
             pass
-        return entry  # type: ignore[no-any-return]
+        return entry
 
     def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
         found = super().read_many(keys, now)
@@ -453,8 +456,8 @@ class _Bounded(Keeping):
         with contextlib.suppress(KeyError):  # removed by another thread, just now
             self.entries.move_to_end(key)
 
-    def deadline(self, entry: Any) -> float | None:
-        return entry.deadline  # type: ignore[no-any-return]
+    def deadline(self, entry: _Kept) -> float | None:
+        return entry.deadline
 
     def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
         """As Memory does it, and what is over the bounds goes last."""
@@ -495,20 +498,22 @@ class _Bounded(Keeping):
         exempt = RESERVED <= put.key < _BEYOND_RESERVED
         deadline = put.expires_at
         if self._ttl is not None and not exempt:
-            keeps = not (put.renews or old is None) and self.alive(old, now)
-            own = old.deadline if keeps else None
-            own = now + self._ttl if own is None else own
+            kept: float | None = None
+            if old is not None and not put.renews and self.alive(old, now):
+                kept = old.deadline
+            own = now + self._ttl if kept is None else kept
             deadline = own if deadline is None or own < deadline else deadline
         if deadline is not None and deadline < self.earliest:
             self.earliest = deadline
-        record = _new(self._record)
+        record: Any = _new(self._record)
         record.value = put.value if self._values else None
         record.version = version
         record.expires_at = put.expires_at
         record.deadline = deadline
         if self._weighs:
             record.size = 0 if exempt else sys.getsizeof(put.key) + size_of(put.value)
-        return record  # type: ignore[no-any-return] # made without its class's call, which type checkers don't follow
+        kept: _Kept = record
+        return kept
 
     def _growth(self, new: Mapping[str, Any]) -> tuple[int, int]:
         """By how many bytes, and how many exempt entries, there are more with `new` than without."""

@@ -229,8 +229,11 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", 
         if wanted is not None:
             found = summary(value) if is_secret(fields[name]) else f"{shown(fields[name], written)!r:.80}"
             raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {wanted}, not {found}")
-    missing = [name for name, each in fields.items() if name not in values and each.default is dataclasses.MISSING
-               and each.default_factory is dataclasses.MISSING]  # fmt: skip
+    missing = [
+        name
+        for name, each in fields.items()
+        if name not in values and each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise ConfigError(f"{prefix}{kind.name} needs the option {missing[0]!r}")
     try:

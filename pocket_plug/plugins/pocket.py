@@ -9,7 +9,7 @@ import atexit
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from itertools import chain, count
 from pathlib import Path
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from pocket_plug.graph.graph import Graph
     from pocket_plug.store.store import Store
 
-I = TypeVar("I")  # noqa: E741 - a graph's input and output, as in graph
-O = TypeVar("O")  # noqa: E741
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _logger = logging.getLogger("pocket_plug")
@@ -80,14 +80,23 @@ class Pocket:
     'active'
     """
 
-    def __init__(self, config: str | Path | None = None, /, *, plugins: Iterable[object] = (), autoload: bool = True,
-                 block: Iterable[str] = (), strict: bool = False, required: Iterable[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: str | Path | None = None,
+        /,
+        *,
+        plugins: Iterable[object] = (),
+        autoload: bool = True,
+        block: Iterable[str] = (),
+        strict: bool = False,
+        required: Iterable[str] = (),
+    ) -> None:
         self.config = Config() if config is None else load_config(config)
         self._manager = Manager()
         self._lock = new_rlock()
         self._stores: dict[str | None, Store] = {}
         self._types_asked = self._closed = self._told = False
-        self.stores: Mapping[str, Store] = _Stores(self)
+        self.stores: Mapping[str, Store] = _Stores(self.config, self._build)
         """The stores of the tables `[stores.NAME]`, each built when it is first asked for."""
         unwanted = self._unwanted(block)
         candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
@@ -355,8 +364,9 @@ class Pocket:
         if not told:
             self._manager.shutdown(self)
 
-    async def run(self, graph: Graph[I, O], input: I, /, *, run_id: str | None = None,
-                  traceparent: Carrier | None = None) -> O:  # fmt: skip
+    async def run(
+        self, graph: Graph[In, Out], input: In, /, *, run_id: str | None = None, traceparent: Carrier | None = None
+    ) -> Out:
         """Run a graph, watched by this Pocket's plugins."""
         return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
 
@@ -377,15 +387,14 @@ def _today(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer]]]) ->
 class _Stores(Mapping[str, "Store"]):
     """The named stores, built on demand."""
 
-    def __init__(self, pocket: Pocket) -> None:
-        self._pocket = pocket
-        self._tables = pocket.config.stores
+    def __init__(self, config: Config, build: Callable[[str, StoreTable], Store]) -> None:
+        self._tables, self._build = config.stores, build
+        self._where = config.source or "this Pocket, which has no configuration"
 
     def __getitem__(self, name: str) -> Store:
         if name not in self._tables:
-            where = self._pocket.config.source or "this Pocket, which has no configuration"
-            raise UnknownStoreError(f"there is no [stores.{name}] in {where}{alternatives(name, self._tables)}")
-        return self._pocket._build(name, self._tables[name])  # pyright: ignore[reportPrivateUsage]
+            raise UnknownStoreError(f"there is no [stores.{name}] in {self._where}{alternatives(name, self._tables)}")
+        return self._build(name, self._tables[name])
 
     def __contains__(self, name: object) -> bool:
         return name in self._tables

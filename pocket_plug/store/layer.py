@@ -23,9 +23,16 @@ from .layer_options import Recipe
 # What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
 # layer overrides nothing of what it is derived from.
 _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
-    "read": (), "read_many": ("read",), "write": (), "scan": (), "version": (), "flush": (), "open": (), "close": (),
+    "read": (),
+    "read_many": ("read",),
+    "write": (),
+    "scan": (),
+    "version": (),
+    "flush": (),
+    "open": (),
+    "close": (),
     "turn": (),
-}  # fmt: skip
+}
 
 
 class Layer(Recipe):
