@@ -110,11 +110,11 @@ LOOK_EVERY = 0.05
 LONGEST_TURN = 1.0
 """Seconds for which a turn keeps the file locked, at most."""
 
-POLL = 0.001, 0.004
-"""Seconds between two tries to lock a file that another process has locked: random, so that all who wait are equals. The pauses
-of SQLite's own busy handler grow to 100 ms, and who writes all the time has locked the file again a hundred times meanwhile."""
+LONGEST_PAUSE = 0.01
+"""Seconds between two tries to lock a file that another process has locked, at most: random, so that all who wait are equals.
+The pauses of SQLite's own busy handler grow to 100 ms, and who writes without a break has locked the file again meanwhile."""
 
-_WAIT = 0.1  # seconds after which a turn looks whether its time is over, or this process about to be forked
+_WAIT = 0.1  # seconds after which a turn looks whether its time is over or a fork is about to be
 
 _left_alone: list[_Connection] = []
 """In a forked child: connections that the parent used at the fork. Closing them here could release the parent's locks."""
@@ -773,7 +773,7 @@ class SQLite(Backend):
                 return writer
             if is_under_way():
                 return None
-            time.sleep(uniform(*POLL))  # noqa: S311 - no secret
+            time.sleep(uniform(0, LONGEST_PAUSE))  # noqa: S311 - no secret
 
     def _commit(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
         """Do the requests in the transaction that has begun, commit, and note in each what became of it."""

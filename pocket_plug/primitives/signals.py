@@ -47,6 +47,7 @@ def run_loop(
             handlers.restore()
     finally:
         handlers.restore()  # again, for that may have been interrupted
+        handlers.take_outcome()
         main.close()  # it was never begun where a handler raised before
     try:
         if handlers.raised is not None:
@@ -115,6 +116,11 @@ class _Handlers:
         """Await it, unless a handler has raised already."""
         self._main, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         return await main if self.raised is None else None
+
+    def take_outcome(self) -> None:
+        """What the task has raised is raised here: asyncio need not log that nobody has retrieved it."""
+        if self._main is not None and self._main.done() and not self._main.cancelled():
+            self._main.exception()
 
     def restore(self) -> None:
         """Put the program's own back, where it hasn't installed others meanwhile. Can be called again."""

@@ -849,6 +849,35 @@ class BackendContract:
 
         run(scenario)
 
+    @_leaves_things_behind
+    @pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    )  # of one that comes in a weakref's callback
+    def test_an_interrupted_turn_ends(self, run: Callable[[Scenario], None]) -> None:
+        """If the backend has turns: wherever one is interrupted, its write is there or not, and others can write soon."""
+
+        async def scenario(backend: Backend) -> None:
+            async def in_turn(value: int) -> None:
+                async with backend.turn() or nullcontext():
+                    entry = await backend.read("a") or Entry(0, 0)
+                    await backend.write([Put("a", value)], {"a": entry.version})
+
+            for place in count(1, 3) if backend.turn() is not None else ():
+                interrupter = Interrupter(place)
+                landed = {place}
+                try:
+                    await interrupted(backend, in_turn(place), interrupter)
+                except (Interrupted, StoreError, CodecError):  # a part may take it for what failed there
+                    landed = {0, place}
+                entry = await backend.read("a") or Entry(0, 0)
+                assert entry.value in landed, interrupter.where
+                await in_a_thread(backend, backend.write([Put("a", 0)]), interrupter.where)
+                if not interrupter.where:
+                    gc.collect()  # while those warnings are ignored
+                    return
+
+        run(scenario)
+
     # ------------------------------------------------------------ callers of every kind
     def test_it_is_as_inline_as_it_says(self, run: Callable[[Scenario], None]) -> None:
         """What is said to be inline never suspends; what needs no loop can be driven from a thread without one."""

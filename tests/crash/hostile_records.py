@@ -41,7 +41,7 @@ from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Delete, Put
 
 SECONDS = 5
-"""How long one case may take."""
+"""CPU time that one case may take."""
 
 ROOM = 200 * 1024 * 1024
 """Bytes of memory that all cases together may take, beyond what there was before the first one."""
@@ -311,7 +311,7 @@ def main(cases: int, seed: int) -> None:
             sys.addaudithook(refuse_code)
             before = used_memory()
             for case in range(seed, seed + cases):
-                signal.alarm(SECONDS)  # without a handler it ends the process
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)  # without a handler it ends the process
                 began = process_time()
                 attempt(case, store, backend, other, ended)
                 slowest = max(slowest, (process_time() - began, case))

@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).parent / "hostile_records.py"
 def test_hostile_bytes_in_every_field() -> None:
     """Thousands of altered values, versions, deadlines, keys and counters: no other error, no code, no hang, no memory."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "4000"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(SCRIPT), "4000"], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stderr == ""
     assert done.returncode == 0

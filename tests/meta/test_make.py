@@ -19,6 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 PINS = (ROOT / ".ci" / "constraints.txt").read_text("utf-8").splitlines()
+PYTHONS = [f"3.{minor}" for minor in range(11, 16)]
 PROJECTS = [ROOT / "pyproject.toml", *sorted((ROOT / "plugins").glob("*/pyproject.toml"))]
 
 
@@ -121,24 +122,35 @@ def test_all_pythons_are_tried_and_those_that_are_not_there_are_named(tmp_path: 
     assert failing.returncode != 0
 
 
+def pinned_for(python: str) -> list[tuple[str, str]]:
+    """Name and version of each pin that counts for that Python."""
+    pins = [Requirement(line) for line in PINS if line and not line.startswith("#")]
+    found = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
+    return [(canonicalize_name(pin.name), str(pin.specifier).removeprefix("==")) for pin in found]
+
+
 def test_pins_are_exact_and_name_no_index() -> None:
-    """Every line is `name==version`: no address, no option, no name twice."""
+    """Every line is `name==version`, for some Pythons only or for all: no address, no option, no name twice for any."""
     pins = [line for line in PINS if line and not line.startswith("#")]
+    pattern = r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+(; python_version [<>]=? \"[0-9.]+\")?"
     assert not [line for line in PINS if "://" in line or line.startswith("-")]
-    assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
-    names = [canonicalize_name(line.partition("==")[0]) for line in pins]
-    assert sorted(set(names)) == sorted(names)
+    assert [line for line in pins if not re.fullmatch(pattern, line)] == []
+    for python in PYTHONS:
+        names = [name for name, _ in pinned_for(python)]
+        assert sorted(set(names)) == sorted(names)
 
 
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.parent.name)
-def test_what_is_required_is_pinned_in_a_version_that_fits(project: Path) -> None:
+def test_what_is_required_is_pinned_in_a_version_that_fits(project: Path, python: str) -> None:
     """What was tested is what the constraints say, for our requirements and those of every extra and plugin."""
-    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in PINS)}
+    pinned = dict(pinned_for(python))
     declared = tomllib.loads(project.read_text("utf-8"))["project"]
     extras = declared.get("optional-dependencies", {}).values()
     for line in [*declared["dependencies"], *(line for extra in extras for line in extra)]:
         wanted = Requirement(line)
-        if canonicalize_name(wanted.name) == "pocket-plug":
+        applies = wanted.marker is None or wanted.marker.evaluate({"python_version": python})
+        if canonicalize_name(wanted.name) == "pocket-plug" or not applies:
             continue
         assert canonicalize_name(wanted.name) in pinned, f"{wanted.name} is not pinned"
         assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)])

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -158,6 +160,32 @@ def test_another_thread_leaves_handlers_alone(handle: Callable[[Handler], None])
     thread.start()
     thread.join(LONG)
     assert seen == [stop]
+
+
+def test_nothing_is_logged_of_what_is_raised(
+    handle: Callable[[Handler], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A SystemExit of a task ends the loop, and comes out of whoever awaits that task as the loop is closed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(3)
+
+    handle(leave)
+
+    async def other() -> None:
+        signal.raise_signal(SIGNAL)
+
+    async def main() -> None:
+        task = asyncio.create_task(other())
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        task.result()
+
+    with pytest.raises(SystemExit):
+        run_loop(main())
+    gc.collect()
+    assert caplog.messages == []
 
 
 # ---------------------------------------------------------------- a store at home on a loop of its own
