@@ -498,10 +498,10 @@ class _Bounded(Keeping):
         exempt = RESERVED <= put.key < _BEYOND_RESERVED
         deadline = put.expires_at
         if self._ttl is not None and not exempt:
-            kept: float | None = None
+            former: float | None = None
             if old is not None and not put.renews and self.alive(old, now):
-                kept = old.deadline
-            own = now + self._ttl if kept is None else kept
+                former = old.deadline
+            own = now + self._ttl if former is None else former
             deadline = own if deadline is None or own < deadline else deadline
         if deadline is not None and deadline < self.earliest:
             self.earliest = deadline
