@@ -21,14 +21,13 @@ from typing import Any
 
 from pocket_plug.errors import ConfigError, ConflictError, is_fault
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.otel.reporting import template_of
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.layer import Layer, parts
-from pocket_plug.store.memory import Closed, Dropped, Keeping, Memory
+from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
 
 __all__ = ["Bounding", "Reason", "size_of"]
 
@@ -89,7 +88,7 @@ class Bounding(Layer):
         self._index = index = _Bounded(self)
         inner = self.inner
         if type(inner) is Memory:
-            index.tell = self._tell if self.on_evict is not None else None
+            index.notify = self._tell if self.on_evict is not None else None
             inner.adopt(index)
             write = index.writing(inner)
             direct: dict[str, Any] = {"read": index.read, "write": write, "scan": inner.scan, "open": inner.open}
@@ -272,8 +271,10 @@ class Bounding(Layer):
 
     def _cut_off(self) -> None:
         """In a child that was forked while another thread was at the index, and stayed at it."""
-        self._index.entries = Closed("this process was forked in the middle of a write to this bounded store, whose "
-                                     "bounds can't be told any more; close it and open it anew")  # fmt: skip
+        self._index.entries = Closed(
+            "this process was forked in the middle of a write to this bounded store, whose "
+            "bounds can't be told any more; close it and open it anew"
+        )
 
     # ------------------------------------------------------------ on_evict
     async def _tell(self, dropped: Sequence[Dropped]) -> None:
@@ -306,14 +307,14 @@ class Bounding(Layer):
     def _report(self, what: str, key: str, error: BaseException | None = None) -> None:
         self.failures += 1
         if self.failures == 1:
-            entry = template_of(key) or "an entry"
-            log_failure(logging.WARNING, f"bounding: {what} {entry}; later failures are only counted", error)
+            log_failure(logging.WARNING, f"bounding: {what} an entry; later failures are only counted", error)
 
 
 class _Kept(Entry):
     """An entry with its own deadline: the earlier one of `expires_at` and the layer's ttl."""
 
     __slots__ = ("deadline",)
+    deadline: float | None
 
     def __init__(
         self: Any, value: Any, version: int, expires_at: float | None = None, deadline: float | None = None
@@ -346,13 +347,13 @@ _GONE = _Weighed(None, 0, -inf, -inf)
 _GONE.size = 0
 
 
-class _Bounded(Keeping):
+class _Bounded(EntryTable):
     """Entries in the order of their last use, with what is needed to hold the bounds.
 
     For Memory these are the entries themselves. As an index over another backend the values in it aren't kept.
     """
 
-    table = OrderedDict[str, Any]
+    mapping = OrderedDict[str, Any]
     gone = _GONE
 
     def __init__(self, limits: Bounding) -> None:
@@ -379,14 +380,14 @@ class _Bounded(Keeping):
 
     async def read(self, key: str) -> Entry | None:
         """The entry, which is then the last one used. Without a lock: each call on an OrderedDict is atomic."""
-        entry: Any = self.entries.get(key)
+        entry: _Kept | None = self.entries.get(key)
         if entry is None or ((deadline := entry.deadline) is not None and self._clock() >= deadline):
             return None
         try:  # noqa: SIM105 - half the cost of this function
             self.entries.move_to_end(key)
         except KeyError:  # removed by another thread, just now
             pass
-        return entry  # type: ignore[no-any-return]
+        return entry
 
     def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
         found = super().read_many(keys, now)
@@ -407,7 +408,7 @@ class _Bounded(Keeping):
         async def write(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
             if len(changes) != 1 or not isinstance(change := changes[0], Put) or change.version is not None:
                 return await others(changes, expect)
-            key, now = change.key, clock()
+            key, now = str(change.key), clock()
             with lock:
                 if expect:
                     self.check(expect, now)
@@ -453,54 +454,34 @@ class _Bounded(Keeping):
         with contextlib.suppress(KeyError):  # removed by another thread, just now
             self.entries.move_to_end(key)
 
-    def deadline(self, entry: Any) -> float | None:
-        return entry.deadline  # type: ignore[no-any-return]
+    def deadline(self, entry: _Kept) -> float | None:
+        return entry.deadline
 
     def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
         """As Memory does it, and what is over the bounds goes last."""
-        entries, ttl, gone, weighs, values = self.entries, self._ttl, self.gone, self._weighs, self._values
+        entries, gone = self.entries, self.gone
         new: dict[str, Any] = {}
         deleted: list[str] = []
         overwritten: list[Dropped] = []
-        grown = exempted = 0
         for change in changes:
-            key = change.key
+            key = str(change.key)
             old = new[key] if key in new else entries.get(key)
             if change.version is not None and not self.takes(change, change.version, old, now):
                 continue
             if old is None:
                 self.sorted = None
-            elif old is not gone and old.deadline is not None and old.deadline <= now:
+            elif old is not gone and not self.alive(old, now):
                 overwritten.append((key, old, "expired"))
             if isinstance(change, Put):
-                deadline = change.expires_at
-                exempt = RESERVED <= key < _BEYOND_RESERVED
-                if ttl is not None and not exempt:
-                    kept = None if change.renews or old is None or not self.alive(old, now) else old.deadline
-                    own = now + ttl if kept is None else kept
-                    deadline = own if deadline is None or own < deadline else deadline
-                record = _new(self._record)
-                record.value = change.value if values else None
-                record.version = change.version or version
-                record.expires_at = change.expires_at
-                record.deadline = deadline
-                if weighs:
-                    record.size = 0 if exempt else sys.getsizeof(key) + size_of(change.value)
-                    grown += record.size
-                if exempt and old is None:
-                    exempted += 1
-                if deadline is not None and deadline < self.earliest:
-                    self.earliest = deadline
+                record = self._record_of(change, old, change.version or version, now)
             elif old is not None:
                 record = gone
                 deleted.append(key)
             else:
                 continue
-            if old is not None and weighs:
-                grown -= old.size
-            if key in new:
-                del new[key]  # noqa: RUF051 - the last change of a key is its last use; half the price of a `pop`
+            new.pop(key, None)  # the last change of a key is its last use
             new[key] = record
+        grown, exempted = self._growth(new)
         self._bytes += grown
         self._exempt += exempted
         self.dropped += overwritten
@@ -508,14 +489,49 @@ class _Bounded(Keeping):
         entries |= new
         if self.buried:
             self.bury()
-        move = entries.move_to_end
+        self._keep_bounds(new, now)
+
+    def _record_of(self, put: Put, old: Any, version: int, now: float) -> _Kept:
+        """What is kept of a put, and until when: `old` is the record that it overwrites."""
+        exempt = RESERVED <= put.key < _BEYOND_RESERVED
+        deadline = put.expires_at
+        if self._ttl is not None and not exempt:
+            former: float | None = None
+            if old is not None and not put.renews and self.alive(old, now):
+                former = old.deadline
+            own = now + self._ttl if former is None else former
+            deadline = own if deadline is None or own < deadline else deadline
+        if deadline is not None and deadline < self.earliest:
+            self.earliest = deadline
+        record: Any = _new(self._record)
+        record.value = put.value if self._values else None
+        record.version = version
+        record.expires_at = put.expires_at
+        record.deadline = deadline
+        if self._weighs:
+            record.size = 0 if exempt else sys.getsizeof(put.key) + size_of(put.value)
+        kept: _Kept = record
+        return kept
+
+    def _growth(self, new: Mapping[str, Any]) -> tuple[int, int]:
+        """By how many bytes, and how many exempt entries, there are more with `new` than without."""
+        entries, weighs = self.entries, self._weighs
+        grown = exempted = 0
         for key, record in new.items():
-            if record is gone:
+            if RESERVED <= key < _BEYOND_RESERVED and key not in entries:
+                exempted += 1
+            if weighs:
+                grown += record.size - (entries[key].size if key in entries else 0)
+        return grown, exempted
+
+    def _keep_bounds(self, new: Mapping[str, Any], now: float) -> None:
+        """Note that `new` were used last, and take out what is over the bounds."""
+        entries = self.entries
+        for key, record in new.items():
+            if record is self.gone:
                 continue
-            if not weighs or record.size <= self._max_bytes:
-                move(key)
-            else:  # what can't stay goes first, so that nothing else shall go for it
-                move(key, last=False)
+            # what can't stay goes first, so that nothing else has to go for it
+            entries.move_to_end(key, last=not self._weighs or record.size <= self._max_bytes)
         if now >= self.earliest:
             self.sweep(now)
         while len(entries) - self._exempt > self._max_entries:

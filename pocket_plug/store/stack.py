@@ -174,8 +174,10 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
         backend = resolve_backend(backend)
     if not isinstance(backend, Backend) or (isinstance(backend, Layer) and "inner" not in backend.__dict__):
         found = repr(backend) if isinstance(backend, Layer) else named(backend)
-        raise ConfigError(f"a store's backend can't be {found}; give a URL such as 'sqlite:///state.db' or a "
-                          "Backend, and layers in a list: layers=[…]")  # fmt: skip
+        raise ConfigError(
+            f"a store's backend can't be {found}; give a URL such as 'sqlite:///state.db' or a "
+            "Backend, and layers in a list: layers=[…]"
+        )
     if isinstance(layers, str | Layer):
         found = public_url(repr(layers))
         raise ConfigError(f"layers is {found:.80}; give a list: layers=[{found:.80}]")

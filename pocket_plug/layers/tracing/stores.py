@@ -12,10 +12,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.errors import ConflictError, is_fault
-from pocket_plug.otel.reporting import current_context, suppressed, system_of, template_of
+from pocket_plug.otel.reporting import current_context, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.keys import RESERVED, template_of
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 
@@ -59,7 +59,7 @@ class Tracing(Layer):
             probed or not self.inner.inline_write,
         )
 
-    def beneath(self, part: Backend) -> Backend:
+    def wrap_inner(self, part: Backend) -> Backend:
         """At detail "debug" each part of the stack is watched, but for what is merely in memory: layers may be one with it."""
         if listening_of(self).settings.detail != "debug" or type(part) is Memory or isinstance(part, Probe):
             return part
@@ -70,8 +70,8 @@ class Tracing(Layer):
     def _attributes(self, operation: str) -> Attributes:
         return {**self._about, "db.operation.name": operation}
 
-    def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # no `async`: what nobody listens to is handed on, without a coroutine of its own
+    # No `async`: what nobody listens to is handed on, without a coroutine of its own.
+    def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride] - awaited alike
         context = current_context()
         live = _heard(self._look(), context)
         return self._read_on(key) if live is None else self._traced_read(key, live, context)
@@ -152,13 +152,21 @@ class Tracing(Layer):
             raise
         finally:
             attributes = self._attributes("scan") | {"db.response.returned_rows": count}
-            template = template_of(prefix.removesuffix(":"))
+            template = template_of(prefix)
             span = self._start(live, "scan", template, attributes, parent, prefix, start)
             if span is not None:
                 _finish(live, span, error, None, None, start + busy)
 
-    def _start(self, live: Live, operation: str, template: str, attributes: Attributes, parent: Context,
-               keys: str | Sequence[str], start: int | None = None) -> Span | None:  # fmt: skip
+    def _start(
+        self,
+        live: Live,
+        operation: str,
+        template: str,
+        attributes: Attributes,
+        parent: Context,
+        keys: str | Sequence[str],
+        start: int | None = None,
+    ) -> Span | None:
         """A recording span, or None. A tracing that fails must not fail the store."""
         if _is_bookkeeping(keys) and not trace.get_current_span(parent).get_span_context().is_valid:
             return None  # it looks for its records before there is a span: that begins no trace
@@ -261,8 +269,14 @@ class _Operation:
         _finish(self.live, self.span, error, self.result, self.values)
 
 
-def _finish(live: Live, span: Span, error: BaseException | None, result: tuple[str, bool | int] | None, values: Values,
-            end: int | None = None) -> None:  # fmt: skip
+def _finish(
+    live: Live,
+    span: Span,
+    error: BaseException | None,
+    result: tuple[str, bool | int] | None,
+    values: Values,
+    end: int | None = None,
+) -> None:
     try:
         try:
             if result is not None:
