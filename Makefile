@@ -61,7 +61,7 @@ SEED ?= 0
 histories: $(VENV)/ready-dev
 	$(BIN)/python tests/histories/histories.py $(TRANSACTIONS) $(SEED) $(STACKS)
 
-# Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store/store'
+# Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store/views'
 mutants: $(VENV)/ready-dev
 	$(BIN)/python -m tests.mutants $(ARGS)
 

@@ -52,7 +52,7 @@ class ConflictError(StoreError):
     """
 
     def __init__(self, keys: Iterable[str], message: str = "") -> None:
-        self.keys = frozenset(keys)
+        self.keys = frozenset(map(str, keys))
         super().__init__(message or f"changed by somebody else in the meantime: {', '.join(sorted(self.keys))}")
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Raw
 
 from pocket_plug.errors import CorruptRecordError
+from pocket_plug.primitives.values import Value
 
 UNLOOKED = 1024
 """Bytes of a record that is decoded without a look at it."""
@@ -203,9 +204,9 @@ def check_maps(data: bytes, start: int, ext_hook: Callable[[int, memoryview], An
                 pass
 
 
-def _gathered(data: memoryview, ext_hook: Callable[[int, memoryview], Any]) -> list[Any]:
+def _gathered(data: memoryview, ext_hook: Callable[[int, memoryview], Any]) -> list[Value]:
     """The keys of a map, in order, up to the first that can't be read."""
-    keys: list[Any] = []
+    keys: list[Value] = []
 
     def gather(_: type, key: Any) -> _Name:
         hash(key)
@@ -235,25 +236,25 @@ def counted(left: float | None = None) -> Generator[_Left]:
         _left.steps = former
 
 
-def made_set(members: Sequence[Any]) -> set[Any]:
+def made_set(members: Sequence[Value]) -> set[Value]:
     """The set of a list's members. Raises CorruptRecordError where they were made to collide."""
     if len(members) <= FEW:
         return set(members)
-    made: set[Any] = set()
+    made: set[Value] = set()
     _grow(members, lambda part: made.update(members[part]), is_set=True)
     return made
 
 
-def made_dict(keys: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
+def made_dict(keys: Sequence[Value], values: Sequence[Value]) -> dict[Value, Value]:
     """The dict of as many keys as values. Raises CorruptRecordError for keys made to collide."""
     if len(keys) <= FEW:
         return dict(zip(keys, values, strict=True))
-    made: dict[Any, Any] = {}
+    made: dict[Value, Value] = {}
     _grow(keys, lambda part: made.update(zip(keys[part], values[part], strict=True)), is_set=False)
     return made
 
 
-def _grow(keys: Sequence[Any], add: Callable[[slice], None], *, is_set: bool) -> None:
+def _grow(keys: Sequence[Value], add: Callable[[slice], None], *, is_set: bool) -> None:
     """Add all keys, a part at a time. If a part is slow the probes are counted: only their number, not time, refuses a record."""
     is_known = _SEEDED.issuperset(map(type, keys)) or _left.steps == math.inf
     for start in range(0, len(keys), _CHUNK):

@@ -10,10 +10,10 @@ import asyncio
 import builtins
 import sysconfig
 from pathlib import Path
-from typing import Any
 
 from pocket_plug.errors import RecordedError
 from pocket_plug.primitives.failures import capped, error_text, error_type
+from pocket_plug.primitives.values import Value
 
 from .codec import default_codec, register_type
 
@@ -52,7 +52,7 @@ def _comes_back(error: Exception) -> bool:
 
     In some lists, since it is to stand among results, which may stand in others: a codec limits how deep.
     """
-    nested: Any = error
+    nested: Value = error
     for _ in range(_AROUND):
         nested = [nested]
     try:
@@ -86,15 +86,15 @@ def _origin(error: Exception) -> str:
 
 def _taken_apart(error: Exception) -> tuple[object, object]:
     """Its arguments and its attributes, as it would be pickled."""
-    parts: Any = error.__reduce__()
+    parts: Value = error.__reduce__()
     state = dict(parts[2]) if len(parts) > 2 else {}
     if "__notes__" in state:
         state["__notes__"] = [str(note) for note in state["__notes__"]]
     return parts[1], state
 
 
-def _maker(kind: type[Exception]) -> Any:
-    def made(parts: tuple[tuple[Any, ...], dict[str, Any]]) -> Exception:
+def _maker(kind: type[Exception]) -> Value:
+    def made(parts: tuple[tuple[Value, ...], dict[str, Value]]) -> Exception:
         arguments, state = parts
         error = kind(*arguments)
         error.__setstate__(state)

@@ -21,14 +21,13 @@ from typing import Any
 
 from pocket_plug.errors import ConfigError, ConflictError, is_fault
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.otel.reporting import template_of
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.layer import Layer, parts
-from pocket_plug.store.memory import Closed, Dropped, Keeping, Memory
+from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
 
 __all__ = ["Bounding", "Reason", "size_of"]
 
@@ -89,7 +88,7 @@ class Bounding(Layer):
         self._index = index = _Bounded(self)
         inner = self.inner
         if type(inner) is Memory:
-            index.tell = self._tell if self.on_evict is not None else None
+            index.notify = self._tell if self.on_evict is not None else None
             inner.adopt(index)
             write = index.writing(inner)
             direct: dict[str, Any] = {"read": index.read, "write": write, "scan": inner.scan, "open": inner.open}
@@ -308,8 +307,7 @@ class Bounding(Layer):
     def _report(self, what: str, key: str, error: BaseException | None = None) -> None:
         self.failures += 1
         if self.failures == 1:
-            entry = template_of(key) or "an entry"
-            log_failure(logging.WARNING, f"bounding: {what} {entry}; later failures are only counted", error)
+            log_failure(logging.WARNING, f"bounding: {what} an entry; later failures are only counted", error)
 
 
 class _Kept(Entry):
@@ -349,13 +347,13 @@ _GONE = _Weighed(None, 0, -inf, -inf)
 _GONE.size = 0
 
 
-class _Bounded(Keeping):
+class _Bounded(EntryTable):
     """Entries in the order of their last use, with what is needed to hold the bounds.
 
     For Memory these are the entries themselves. As an index over another backend the values in it aren't kept.
     """
 
-    table = OrderedDict[str, Any]
+    mapping = OrderedDict[str, Any]
     gone = _GONE
 
     def __init__(self, limits: Bounding) -> None:
@@ -410,7 +408,7 @@ class _Bounded(Keeping):
         async def write(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
             if len(changes) != 1 or not isinstance(change := changes[0], Put) or change.version is not None:
                 return await others(changes, expect)
-            key, now = change.key, clock()
+            key, now = str(change.key), clock()
             with lock:
                 if expect:
                     self.check(expect, now)
@@ -466,7 +464,7 @@ class _Bounded(Keeping):
         deleted: list[str] = []
         overwritten: list[Dropped] = []
         for change in changes:
-            key = change.key
+            key = str(change.key)
             old = new[key] if key in new else entries.get(key)
             if change.version is not None and not self.takes(change, change.version, old, now):
                 continue

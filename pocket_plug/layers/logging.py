@@ -20,10 +20,11 @@ from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
-from pocket_plug.otel.reporting import changed, suppressed, template_of
+from pocket_plug.otel.reporting import changed, suppressed
 from pocket_plug.primitives.failures import error_type, say_once, stack_of
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Keeper, Put
+from pocket_plug.store.keys import template_of
 from pocket_plug.store.layer import Layer, parts
 
 if TYPE_CHECKING:

@@ -448,7 +448,7 @@ class WriteBehind(Backend):
         new: Queue = {}
         now = self.clock()
         for change, record in changes:
-            key, own = change.key, version
+            key, own = str(change.key), version
             if change.version is not None:
                 own = change.version
                 found = new.get(key) or self._pending.get(key) or known.get(key)

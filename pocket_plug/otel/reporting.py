@@ -5,7 +5,6 @@ And how a layer of telemetry says that it failed itself: once, through the `pock
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import cache
@@ -20,9 +19,7 @@ from opentelemetry.context import (
 )
 
 from pocket_plug.errors import ConfigError, suggest
-from pocket_plug.primitives.failures import capped
 from pocket_plug.store.backend import Backend
-from pocket_plug.store.keys import declared_templates
 
 if TYPE_CHECKING:
     from contextvars import ContextVar
@@ -35,62 +32,6 @@ else:
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 """The semantic conventions that the names of attributes and metrics follow."""
-
-_MAX_NAMES = 4096
-
-
-# ---------------------------------------------------------------- keys
-class _Templates:
-    """The declared templates as patterns, and which of them a name is, remembered for the names seen last."""
-
-    def __init__(self) -> None:
-        self.count = len(declared_templates)
-        self.names: dict[str, str] = {}
-        self._by_start: dict[str, list[tuple[re.Pattern[str], str]]] = {}
-        # the longest first, and of one length the most literal
-        for template in sorted(declared_templates, key=lambda t: (-t.count(":"), t.count("{"))):
-            start = template.partition(":")[0]
-            if "{" in start:
-                continue  # it would be found in every name
-            pattern = "[^:]+".join(map(re.escape, re.split(r"\{\w*\}", template)))
-            self._by_start.setdefault(start, []).append((re.compile(f"{pattern}(?::|\\Z)"), template))
-
-    def find(self, name: str) -> str:
-        """A key within scopes is the templates of each, joined; what follows the last declared one is left out."""
-        found: list[str] = []
-        position = 0
-        while position < len(name):
-            start = name[position:].partition(":")[0]
-            for pattern, template in self._by_start.get(start, ()):
-                if match := pattern.match(name, position):
-                    found.append(template)
-                    position = match.end()
-                    break
-            else:
-                break
-        if len(self.names) >= _MAX_NAMES:
-            self.names.clear()
-        answer = self.names[name] = capped(":".join(found))
-        return answer
-
-
-_templates = _Templates()
-
-
-def template_of(name: str) -> str:
-    """The declared template of a raw key, that of the scope around it, or "" where neither was declared.
-
-    >>> from pocket_plug.store.keys import Key
-    >>> TENANT, INVOICE = Key("tenant:{}"), Key("invoice:{}")
-    >>> template_of("tenant:acme:invoice:17"), template_of("tenant:acme:secret"), template_of("secret")
-    ('tenant:{}:invoice:{}', 'tenant:{}', '')
-    """
-    global _templates
-    if _templates.count != len(declared_templates):
-        _templates = _Templates()
-    templates = _templates
-    found = templates.names.get(name)
-    return templates.find(name) if found is None else found
 
 
 # ---------------------------------------------------------------- settings

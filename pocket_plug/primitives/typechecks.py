@@ -5,7 +5,7 @@ A hint that can't be resolved is unchecked, never an error: the checks serve the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from types import FunctionType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -18,7 +18,32 @@ _NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (c
 
 UNIONS = (Union, UnionType)
 
-declared_types: list[Any] = []
+
+class DeclaredTypes(list[Any]):
+    """Types in the order in which they were declared, each once: of equal ones the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: set[Any] = set()
+
+    def append(self, hint: Any, /) -> None:
+        """Take a type in, unless it is known."""
+        try:
+            if hint in self._known:
+                return
+            self._known.add(hint)
+        except TypeError:  # it can't be hashed: `Annotated[int, []]`
+            if hint in self:
+                return
+        super().append(hint)
+
+    def extend(self, hints: Iterable[Any], /) -> None:
+        """Take several in."""
+        for hint in hints:
+            self.append(hint)
+
+
+declared_types = DeclaredTypes()
 """The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
 
 

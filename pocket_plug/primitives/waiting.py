@@ -13,15 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pocket_plug.errors import StoreError, SyncError
 
 from .forking import after_fork
 
 T = TypeVar("T")
-Runner = Callable[[Coroutine[Any, Any, Any]], Any]
-"""How a sync caller runs a coroutine: `drive_inline`, `drive`, or on its home loop."""
+
+
+class Runner(Protocol):
+    """How a sync caller runs a coroutine: `drive_inline`, `drive`, or on its home loop."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
 
 
 class _Driving(threading.local):

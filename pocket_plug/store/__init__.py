@@ -5,23 +5,23 @@ from .backend import Change as Change
 from .backend import Delete as Delete
 from .backend import Entry as Entry
 from .backend import Put as Put
+from .base import MISSING as MISSING
 from .keys import Key as Key
 from .layer import Layer as Layer
 from .layer import build_stack as build_stack
 from .layer import parts as parts
 from .layer import secret as secret
 from .memory import Memory as Memory
-from .store import MISSING as MISSING
 from .store import Store as Store
-from .store import StoreReader as StoreReader
 from .store import StoreScope as StoreScope
-from .store import StoreWriter as StoreWriter
 from .sync import SyncReader as SyncReader
 from .sync import SyncScope as SyncScope
 from .sync import SyncStore as SyncStore
 from .sync import SyncWriter as SyncWriter
 from .typed import TypedReader as TypedReader
 from .typed import TypedStore as TypedStore
+from .views import StoreReader as StoreReader
+from .views import StoreWriter as StoreWriter
 
 __all__ = [
     "MISSING",

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from typing_extensions import dataclass_transform
 
 from pocket_plug.errors import ConfigError, ConflictError, StoreBusyError
+from pocket_plug.primitives.values import Value
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -47,7 +48,7 @@ def _record(cls: type[T]) -> type[T]:
 class Entry:
     """What a backend has at a key. `version` is above 0; `expires_at` is in epoch seconds."""
 
-    value: Any
+    value: Value
     version: int
     expires_at: float | None = None
 
@@ -61,7 +62,7 @@ class Put:
     """
 
     key: str
-    value: Any
+    value: Value
     expires_at: float | None = None
     version: int | None = None
     renews: bool = True

@@ -41,8 +41,11 @@ class Backoff:
     So two processes that collided once don't collide again and again. Tests replace `sleep` and `uniform`.
     """
 
-    def __init__(self, sleep: Callable[[float], Awaitable[None]] = pause,
-                 uniform: Callable[[float, float], float] = random.uniform) -> None:  # fmt: skip
+    def __init__(
+        self,
+        sleep: Callable[[float], Awaitable[None]] = pause,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._sleep, self._uniform = sleep, uniform
 
     async def __call__(self, lost: int) -> None:

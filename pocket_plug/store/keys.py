@@ -6,7 +6,9 @@ A name's parts are joined by ":". Whatever fills a template has ":" escaped, so 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Generic, LiteralString, final, overload
 
 from typing_extensions import TypeForm, TypeVar
@@ -17,14 +19,57 @@ from pocket_plug.primitives.names import check_name as check_name
 from pocket_plug.primitives.names import check_prefix as check_prefix
 from pocket_plug.primitives.names import part_of_name
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_found, type_name
+from pocket_plug.primitives.values import Hint, Value
 
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
 
-declared_templates: dict[str, None] = {}
-"""The templates of all keys that were declared, in order: the only names that telemetry may show."""
-
 _HOLE = re.compile(r"\{\w*\}")
+
+
+class FullName(str):
+    """The name of an entry or a scope that was made with a Key, whose template it carries: that is what telemetry shows.
+
+    Whatever is added to it, before or after, is part of the name; of the template only if a Key made it too. To everybody
+    else it is a `str`. What keeps names for long keeps `str(name)`, which is shorter.
+
+    >>> TENANT, INVOICE = Key("tenant:{}"), Key("invoice:{}")
+    >>> scope = TENANT("acme").full_name() + ":"
+    >>> template_of(scope + INVOICE(17).full_name()), template_of(scope + "secret"), template_of("secret")
+    ('tenant:{}:invoice:{}', 'tenant:{}', '')
+    """
+
+    __slots__ = ("template",)
+    template: str
+
+    def __add__(self, rest: str, /) -> FullName:
+        name = _new(FullName, _concatenated(self, rest))
+        name.template = self.template if rest.__class__ is str else f"{self.template}:{template_of(rest)}"
+        return name
+
+    def __radd__(self, before: str, /) -> FullName:
+        return _full_name(before + str(self), self.template) if before else self
+
+
+_new, _concatenated = str.__new__, str.__add__  # each view's operation in a Key's scope makes a name
+
+
+def _full_name(text: str, template: str) -> FullName:
+    name = _new(FullName, text)
+    name.template = template
+    return name
+
+
+def template_of(name: str) -> str:
+    """The template that a name carries; "" for plain text, which may have anything in it."""
+    return name.template if isinstance(name, FullName) else ""
+
+
+def _is_written(text: str, frame: FrameType | None) -> bool:
+    """Is a text one of the constants of the code that runs in a frame? What was put together at run time is none of them."""
+    while frame is not None and frame.f_globals.get("__name__") == "typing":  # `Key[int]("age")` is called from there
+        frame = frame.f_back
+    return frame is not None and any(constant is text for constant in frame.f_code.co_consts)
 
 
 class ReadAs(Generic[V_co, K]):
@@ -46,12 +91,15 @@ class Key(ReadAs[K, K], Generic[K]):
 
     A value may be a str, int, UUID, date or Enum, and not empty. It is not a `str`: a type checker would then accept
     any value at it. Raises KeyNameError for names and values that can't be used.
+
+    Telemetry shows a template that is written where the Key is made, as above. Of one that is put together at run time
+    (`Key(f"user:{id}")`, which pyright refuses) it shows nothing, since there may be an id in it.
     """
 
-    __slots__ = ("_check", "_name", "template", "type", "values")
+    __slots__ = ("_check", "_name", "_shown", "template", "type", "values")
 
     @overload
-    def __init__(self: Key[Any], template: LiteralString, type: None = None, /) -> None: ...
+    def __init__(self: Key, template: LiteralString, type: None = None, /) -> None: ...
     @overload
     def __init__(self, template: LiteralString, type: type[K], /) -> None: ...
     @overload
@@ -59,16 +107,21 @@ class Key(ReadAs[K, K], Generic[K]):
     def __init__(self, template: LiteralString, type: Any = None, /) -> None:
         check_name(template)
         if "{" in (rest := _HOLE.sub("", template)) or "}" in rest:
-            raise KeyNameError(f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
-                               "filled by KEY(value)")  # fmt: skip
+            raise KeyNameError(
+                f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
+                "filled by KEY(value)"
+            )
         if type is not None:
             check_type(type, f"Key {template!r}")
         self.template: str = template
         self.type: Any = type
         self.values: tuple[object, ...] = ()
-        self._name: str | None = None if _HOLE.search(template) else template
+        caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] # as namedtuple does: there is no other way
+        self._shown = _is_written(template, caller)
+        self._name: str | None = None
+        if not _HOLE.search(template):
+            self._name = _full_name(template, template) if self._shown else template
         self._check: Callable[[object], bool] | None = None
-        declared_templates[template] = None
         if type is not None:
             declared_types.append(type)
 
@@ -79,11 +132,17 @@ class Key(ReadAs[K, K], Generic[K]):
             raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}")
         filled: Key[K] = object.__new__(type(self))
         filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
+        filled._shown = self._shown
         texts = [part_of_name(value, self.template) for value in values]
-        filled._name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
+        name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
+        filled._name = _full_name(name, self.template) if self._shown else name
         return filled
 
     def __str__(self) -> str:
+        return str(self.full_name())
+
+    def full_name(self) -> str:
+        """Its name in the store, which carries the template where telemetry may show that."""
         if self._name is None:
             raise KeyNameError(f"key template {self.template!r} has no values yet; fill it: KEY(value)")
         return self._name
@@ -93,7 +152,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """Has it no holes (any more)?"""
         return self._name is not None
 
-    def checked(self, value: Any) -> Any:
+    def checked(self, value: Value) -> Value:
         """The value, which is of the declared type; raises ValueTypeError for one that isn't.
 
         An object of a class that has been defined anew since, with the same fields, becomes one of the newest definition.
@@ -134,7 +193,7 @@ class Key(ReadAs[K, K], Generic[K]):
         return hash((self.template, self.values))
 
 
-def newest(value: Any, declared: Any, fits: Callable[[object], bool], wanted: str) -> Any:
+def newest(value: Value, declared: Hint, fits: Callable[[object], bool], wanted: str) -> Value:
     """A value that doesn't fit, converted: objects of a former definition of a class become objects of the newest one.
 
     A notebook's cell that runs twice and a module that is reloaded define their classes anew, and a store may still have

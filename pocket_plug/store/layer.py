@@ -11,6 +11,7 @@ import copy
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar
+from warnings import warn
 
 from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.primitives.failures import concealed
@@ -56,6 +57,9 @@ class Layer(Recipe):
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Layer.read:
             raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+        if "beneath" in cls.__dict__:
+            warn(f"{cls.__name__}.beneath is called wrap_inner now; the old name goes with 0.3", DeprecationWarning, 2)
+            setattr(cls, "wrap_inner", cls.__dict__["beneath"])  # noqa: B010 - for a type checker a class has no such attribute
 
     def build(self, inner: Backend, /) -> Backend:
         """A copy of this recipe, bound over `inner`. Raises ConfigError where that is invalid."""
@@ -95,7 +99,7 @@ class Layer(Recipe):
     def on_build(self) -> None:
         """Make what one stack needs for itself (counters, indexes) here; the recipe stays as it was."""
 
-    def beneath(self, part: Backend) -> Backend:
+    def wrap_inner(self, part: Backend) -> Backend:
         """What a recipe puts around each part that the stack will have below it, to watch it; by default nothing."""
         return part
 
@@ -156,7 +160,7 @@ def build_stack(backend: Backend, layers: Iterable[Layer]) -> Backend:
         _refuse_twice(recipe, recipes[:position])
     while recipes:
         for outer in recipes:
-            backend = outer.beneath(backend)
+            backend = outer.wrap_inner(backend)
         backend = recipes.pop().build(backend)
     return backend
 

@@ -26,17 +26,17 @@ _items: Callable[[Any], Iterable[tuple[str, Any]]] = cast("Any", dict).items
 _new: Callable[[type[Entry]], Any] = object.__new__  # half the price of the class's call, which goes through __init__
 
 
-class Keeping:
+class EntryTable:
     """How a Memory keeps its entries; the bounding layer has another way. Called with the Memory's lock held.
 
     A signal's handler (Ctrl-C) can raise at every call and at every turn of a loop, and only there. So changes that belong
     together are prepared first, and then put in place by statements without calls and loops.
     """
 
-    tell: Callable[[Sequence[Dropped]], Awaitable[None]] | None = None
+    notify: Callable[[Sequence[Dropped]], Awaitable[None]] | None = None
     """Awaited after a write that dropped something, with no lock held."""
 
-    table: Callable[[], Any] = dict
+    mapping: Callable[[], Any] = dict
     gone: Any = Entry(None, 0, -inf)
     """Replaces an entry that a write deletes, until the write is complete. It counts as expired, so it is never read."""
 
@@ -50,10 +50,10 @@ class Keeping:
 
     def clear(self) -> None:
         """Begin empty; the version goes on."""
-        entries = self.table()
+        entries = self.mapping()
         self.sorted: list[str] | None = None
         self.earliest = inf  # no entry expires before
-        self.dropped: list[Dropped] = []  # of which `tell` has not been called yet
+        self.dropped: list[Dropped] = []  # of which `notify` has not been called yet
         self.buried: list[str] = []  # keys at which `gone` may stand
         self._swept = 0  # the version at which it was last looked for expired ones
         self.entries: Any = entries
@@ -103,7 +103,7 @@ class Keeping:
         entries = self.entries
         new: Any = entries if len(changes) == 1 else {}  # several are collected first, to enter at once
         for change in changes:
-            key, own = change.key, change.version
+            key, own = str(change.key), change.version
             if own is not None and not self.takes(change, own, new.get(key) or entries.get(key), now):
                 continue
             if isinstance(change, Put):
@@ -177,37 +177,37 @@ class Memory(Backend):
     needs_loop = False
 
     def __init__(self) -> None:
-        self._keeping = Keeping()
+        self._table = EntryTable()
         self.lock = new_lock(self._cut_off)
 
     def __repr__(self) -> str:
         return "memory"
 
-    def adopt(self, keeping: Keeping) -> None:
+    def adopt(self, table: EntryTable) -> None:
         """Keep the entries in another way from now on. Raises ConfigError where that was done before."""
         with self.lock:
-            former, now = self._keeping, self.clock()
-            if type(former) is not Keeping:
+            former, now = self._table, self.clock()
+            if type(former) is not EntryTable:
                 raise ConfigError(
                     "this Memory is bounded by another stack already; share that stack's store, or use another Memory"
                 )
-            keeping.version, keeping.evictions = former.version, former.evictions
-            keeping.take_over(former.read_many(former.entries, now), now)
-            self._keeping = keeping
+            table.version, table.evictions = former.version, former.evictions
+            table.take_over(former.read_many(former.entries, now), now)
+            self._table = table
 
     @property
     def entries(self) -> int:
         """How many it keeps, expired ones too that no write has swept out yet."""
-        return len(self._keeping)
+        return len(self._table)
 
     @property
     def evictions(self) -> Mapping[Reason, int]:
         """How many had to go so far, by reason; what is asked once goes on counting."""
-        return self._keeping.evictions
+        return self._table.evictions
 
     async def read(self, key: str) -> Entry | None:
         """One dict look-up; no lock, since a dict's `get` is atomic."""
-        entry: Entry | None = self._keeping.entries.get(key)
+        entry: Entry | None = self._table.entries.get(key)
         if entry is None or entry.expires_at is None or self.clock() < entry.expires_at:
             return entry
         return None
@@ -216,58 +216,60 @@ class Memory(Backend):
         """All as they were at one moment: under the lock, as a write of several is."""
         names, now = list(keys), self.clock()
         with self.lock:
-            return self._keeping.read_many(names, now)
+            return self._table.read_many(names, now)
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """All under the lock; nothing in it can fail half way."""
         now = self.clock()
         with self.lock:
-            keeping = self._keeping
+            table = self._table
             if expect:
-                keeping.check(expect, now)
+                table.check(expect, now)
             if not changes:
-                return keeping.version
-            version = keeping.version = keeping.version + 1
-            keeping.apply(changes, version, now)
-            dropped = keeping.dropped
+                return table.version
+            version = table.version = table.version + 1
+            table.apply(changes, version, now)
+            dropped = table.dropped
             if dropped:
-                keeping.dropped = []
-                keeping.count(dropped)
-        if dropped and keeping.tell is not None:
-            await keeping.tell(dropped)
+                table.dropped = []
+                table.count(dropped)
+        if dropped and table.notify is not None:
+            await table.notify(dropped)
         return version
 
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """The live keys as they were when the scan began, less those gone when it comes to them."""
-        keeping = self._keeping
+        table = self._table
         with self.lock:
-            keys = keeping.sorted = sorted(keeping.entries) if keeping.sorted is None else keeping.sorted
+            keys = table.sorted = sorted(table.entries) if table.sorted is None else table.sorted
         for position in range(bisect_left(keys, prefix), len(keys)):
             key = keys[position]
             if not key.startswith(prefix):
                 return
-            entry = keeping.entries.get(key)
-            if entry is not None and keeping.alive(entry, self.clock()):
+            entry = table.entries.get(key)
+            if entry is not None and table.alive(entry, self.clock()):
                 yield key
 
     async def version(self) -> int:
         """The last version given."""
-        return self._keeping.version
+        return self._table.version
 
     async def open(self) -> None:
         """Nothing to acquire; after a close it begins empty."""
-        if isinstance(self._keeping.entries, Closed):
-            self._keeping.clear()
+        if isinstance(self._table.entries, Closed):
+            self._table.clear()
 
     async def close(self) -> None:
         """Forget everything."""
         with self.lock:
-            self._keeping.sorted, self._keeping.entries = None, Closed()
+            self._table.sorted, self._table.entries = None, Closed()
 
     def _cut_off(self) -> None:
         """In a forked child: another thread held the lock at the fork, so a write may be half done."""
-        self._keeping.entries = Closed("this process was forked in the middle of a write to this memory store, which may "
-                                       "be there by half; close it and open it anew")  # fmt: skip
+        self._table.entries = Closed(
+            "this process was forked in the middle of a write to this memory store, which may "
+            "be there by half; close it and open it anew"
+        )
 
 
 class Closed(MutableMapping[str, Any]):

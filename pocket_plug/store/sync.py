@@ -1,4 +1,4 @@
-"""The views of `store` without `await`: the same operations, run in place, in this thread, or on the stack's home loop.
+"""The views without `await`: the same operations, run in place, in this thread, or on the stack's home loop.
 
 Nothing is implemented a second time here; each call drives the coroutine that the async view makes.
 """
@@ -15,14 +15,16 @@ from typing_extensions import TypeForm
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.durations import Duration
+from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Runner, drive_inline
 
 from .backend import Backend, Clock
+from .base import MISSING, Name, StackOwner, View
 from .keys import Key, ReadAs
 from .layer import Layer
 from .stack import Stack
-from .store import MISSING, Name, OpenTransaction, Store, StoreReader, StoreScope, StoreWriter, View
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
+from .views import OpenTransaction, StoreReader, StoreWriter
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -35,41 +37,41 @@ class SyncReader(View):
     __slots__ = ()
 
     @property
-    def _view(self) -> Any:
+    def _view(self) -> StoreWriter:
         """The same with `await`; made for each call, since most views of nodes see one call or none."""
         return StoreWriter(self._source, self._prefix)
 
     @overload
-    def get(self, key: ReadAs[T, Any], /) -> T | None: ...
+    def get(self, key: ReadAs[T], /) -> T | None: ...
     @overload
     def get(self, key: ReadAs[R, T], /, default: T) -> R: ...
     @overload
-    def get(self, key: ReadAs[T, Any], /, default: D) -> T | D: ...
+    def get(self, key: ReadAs[T], /, default: D) -> T | D: ...
     @overload
-    def get(self, key: str, /, default: Any = None) -> Any: ...
-    def get(self, key: Any, /, default: Any = None) -> Any:
+    def get(self, key: str, /, default: Value = None) -> Value: ...
+    def get(self, key: Any, /, default: object = None) -> object:
         """The value at `key`, else `default`."""
         return self._source.run_read(_get(self, key, default))
 
     @overload
-    def require(self, key: ReadAs[T, Any], /) -> T: ...
+    def require(self, key: ReadAs[T], /) -> T: ...
     @overload
-    def require(self, key: str, /) -> Any: ...
-    def require(self, key: Any, /) -> Any:
+    def require(self, key: str, /) -> Value: ...
+    def require(self, key: Any, /) -> object:
         """The value at `key`, else MissingKeyError."""
         return self._source.run_read(self._view.require(key))
 
     def has(self, key: Name, /) -> bool:
         """Is there a value, None included?"""
-        return self._source.run_read(self._view.has(key))  # type: ignore[no-any-return]
+        return self._source.run_read(self._view.has(key))
 
     @overload
-    def get_many(self, keys: Iterable[ReadAs[T, Any]], /) -> dict[str, T]: ...
+    def get_many(self, keys: Iterable[ReadAs[T]], /) -> dict[str, T]: ...
     @overload
-    def get_many(self, keys: Iterable[Name], /) -> dict[str, Any]: ...
-    def get_many(self, keys: Iterable[Any], /) -> dict[str, Any]:
+    def get_many(self, keys: Iterable[Name], /) -> dict[str, Value]: ...
+    def get_many(self, keys: Iterable[Any], /) -> dict[str, Value]:
         """The values that exist, by name, in one go."""
-        return self._source.run_read(self._view.get_many(keys))  # type: ignore[no-any-return]
+        return self._source.run_read(self._view.get_many(keys))
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """The names that start with `prefix`, in order, without this view's scope."""
@@ -79,7 +81,7 @@ class SyncReader(View):
 
     def ttl(self, key: Name, /) -> float | None:
         """Seconds until `key` expires; None where it never does."""
-        return self._source.run_read(self._view.ttl(key))  # type: ignore[no-any-return]
+        return self._source.run_read(self._view.ttl(key))
 
     @overload
     def typed(self, type: type[T], /) -> SyncTypedReader[T]: ...
@@ -108,18 +110,18 @@ class SyncWriter(SyncReader):
     @overload
     def set(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> None: ...
     @overload
-    def set(self, key: str, value: Any, /, *, ttl: Duration | None = None) -> None: ...
-    def set(self, key: Any, value: Any, /, *, ttl: Duration | None = None) -> None:
+    def set(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> None: ...
+    def set(self, key: Any, value: Value, /, *, ttl: Duration | None = None) -> None:
         """Store `value`, for `ttl` seconds, a timedelta or "5m"."""
         self._source.run_write(_set(self, key, value, ttl=ttl))
 
-    def set_many(self, values: Mapping[Any, Any], /, *, ttl: Duration | None = None) -> None:
+    def set_many(self, values: Mapping[Value, Value], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""
         self._source.run_write(self._view.set_many(values, ttl=ttl))
 
     def delete(self, key: Name, /) -> bool:
         """Remove it; was it there?"""
-        return self._source.run_update(self._view.delete(key))  # type: ignore[no-any-return]
+        return self._source.run_update(self._view.delete(key))
 
     def delete_many(self, keys: Iterable[Name], /) -> None:
         """Remove several in one write."""
@@ -128,8 +130,8 @@ class SyncWriter(SyncReader):
     @overload
     def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T) -> R: ...
     @overload
-    def update(self, key: str, fn: Callable[[Any], Any], /, *, default: Any = ...) -> Any: ...
-    def update(self, key: Any, fn: Any, /, *, default: Any = MISSING) -> Any:
+    def update(self, key: str, fn: Callable[[Value], Value], /, *, default: Value = ...) -> Value: ...
+    def update(self, key: Any, fn: Callable[[Value], object], /, *, default: object = MISSING) -> object:
         """Replace the value by `fn(value)`, atomically, and give the new one."""
         return self._source.run_update(self._view.update(key, fn, default=default))
 
@@ -163,7 +165,7 @@ class SyncScope(SyncWriter):
 
     def transaction(self) -> OpenSyncTransaction:
         """`with store.transaction() as tx:` as on Store."""
-        return OpenSyncTransaction(OpenTransaction(self), self._source.run_write)
+        return OpenSyncTransaction(OpenTransaction(self._source, self._prefix), self._source.run_write)
 
 
 class SyncStore(SyncScope):
@@ -171,14 +173,20 @@ class SyncStore(SyncScope):
 
     __slots__ = ()
 
-    def __init__(self, backend: str | Backend | Store = "memory://", /, *, layers: Collection[str | Layer] = (),
-                 clock: Clock | None = None) -> None:  # fmt: skip
-        if isinstance(backend, StoreScope) and not isinstance(backend, Store):
+    def __init__(
+        self,
+        backend: str | Backend | StackOwner = "memory://",
+        /,
+        *,
+        layers: Collection[str | Layer] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        if isinstance(backend, View) and not isinstance(backend, StackOwner):
             raise ConfigError(
                 "SyncStore can't be made of a scope, since it would close the whole store; use scope.sync"
             )
-        if not isinstance(backend, Store):
-            backend = Store(backend, layers=layers, clock=clock)
+        if not isinstance(backend, StackOwner):
+            backend = StackOwner(backend, layers=layers, clock=clock)
         elif layers or clock is not None:
             raise ConfigError("SyncStore of a Store takes no layers and no clock; give them to the Store")
         super().__init__(backend._source, backend._prefix)

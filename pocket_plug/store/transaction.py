@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pocket_plug.errors import StoreError, TransactionError
+from pocket_plug.primitives.values import Value
 
 from .backend import NO_EXPECTATIONS, Change, Clock, Entry, Put
 from .contention import Step
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # the codec knows the others
 
 
-def private(value: Any) -> Any:
+def private(value: Value) -> Value:
     """A copy that its holder may change: of containers and dataclasses. Immutable atoms come back as they are."""
     if value.__class__ in _ATOMS:
         return value
@@ -168,7 +169,7 @@ class Transaction:
         for key in sorted(keys | {key for key in own if self._entry(key) is not None}):
             yield key
 
-    async def apply(self, name: str, step: Step) -> Any:
+    async def apply(self, name: str, step: Step) -> Value:
         """An update within the transaction."""
         change, answer = step(await self.read(name))
         if change is not None:

@@ -7,6 +7,7 @@ from types import CoroutineType
 from typing import Any
 
 from pocket_plug.errors import MissingKeyError, ValueTypeError
+from pocket_plug.primitives.values import Hint, Value
 
 from .backend import Change, Entry, Put
 from .contention import Step
@@ -14,8 +15,9 @@ from .keys import Key
 from .transaction import private
 
 
-def replacing(name: str, key: Any, fn: Callable[[Any], Any], default: Any, has_default: bool = True,
-              declared: Any = None) -> Step:  # fmt: skip
+def replacing(
+    name: str, key: Any, fn: Callable[[Value], Value], default: Value, has_default: bool = True, declared: Hint = None
+) -> Step:
     """The step for `fn` at the name of a key; `declared` is the type of a typed view.
 
     The step raises MissingKeyError where there is neither an entry nor a default, and ValueTypeError for a value of another
@@ -36,8 +38,10 @@ def replacing(name: str, key: Any, fn: Callable[[Any], Any], default: Any, has_d
         new = fn(old)
         if new.__class__ is CoroutineType:
             new.close()
-            raise ValueTypeError(f"update of {str(key)!r}: the function is `async def`; write `def`, and await what it needs "
-                                 "before the update")  # fmt: skip
+            raise ValueTypeError(
+                f"update of {str(key)!r}: the function is `async def`; write `def`, and await what it needs "
+                "before the update"
+            )
         if new is None and old is not given:  # a copy was made of it, so it can be changed in place
             _refuse_unless_meant(key, old, key.type if key.__class__ is Key else declared)
         if key.__class__ is Key:
@@ -47,10 +51,12 @@ def replacing(name: str, key: Any, fn: Callable[[Any], Any], default: Any, has_d
     return step
 
 
-def _refuse_unless_meant(key: Any, old: Any, declared: Any) -> None:
+def _refuse_unless_meant(key: Any, old: Value, declared: Hint) -> None:
     from pocket_plug.primitives.typechecks import checker
 
     if declared is None or not checker(declared)(None):
-        raise ValueTypeError(f"update of {str(key)!r}: the function gave None where a {old.__class__.__name__} was. Does it "
-                             "change its argument and return nothing? It must return the new value. Where None is meant, "
-                             "use a Key whose type has None")  # fmt: skip
+        raise ValueTypeError(
+            f"update of {str(key)!r}: the function gave None where a {old.__class__.__name__} was. Does it "
+            "change its argument and return nothing? It must return the new value. Where None is meant, "
+            "use a Key whose type has None"
+        )

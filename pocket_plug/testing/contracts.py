@@ -22,10 +22,12 @@ import pytest
 from pocket_plug.errors import CodecError, ConflictError, StoreClosedError, StoreError
 from pocket_plug.primitives.waiting import drive, drive_inline, run_on
 from pocket_plug.store.backend import PRESENT, Backend, Delete, Entry, Put
+from pocket_plug.store.keys import Key
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
 
 T = TypeVar("T")
+_ORDER = Key("order:{}")
 Scenario = Callable[[Backend], Awaitable[None]]
 HANGS = 30.0
 """Seconds after which something is taken for hanging; it takes no time at all where all is well."""
@@ -349,6 +351,26 @@ class BackendContract:
             found = await backend.read_many(["a", "b", "c"])
             assert found == {"a": Entry(1, old), "b": Entry(2, new)}
             assert await backend.version() == new
+
+        run(scenario)
+
+    def test_a_name_made_by_a_key_is_its_text(self, run: Callable[[Scenario], None]) -> None:
+        """It is a `str` that carries a template besides. It finds what was set by the text alone, and the other way round."""
+
+        async def scenario(backend: Backend) -> None:
+            made = [_ORDER(number).full_name() for number in range(3)]
+            plain = [str(name) for name in made]
+            assert {type(name) for name in plain} == {str} != {type(name) for name in made}
+            version = await backend.write([Put(made[0], 1), Put(plain[1], 1)], {made[0]: 0})
+            version = await backend.write([Put(made[0], 2)], {made[0]: version})
+            assert await backend.read(made[0]) == await backend.read(plain[0]) == Entry(2, version)
+            assert {*await backend.read_many(made)} == {*plain[:2]}
+            assert [key async for key in backend.scan(made[0][:-1])] == plain[:2]
+            with pytest.raises(ConflictError) as caught:
+                await backend.write([Delete(made[1])], {made[1]: 0, made[2]: 1})
+            assert {(type(key), key) for key in caught.value.keys} == {(str, key) for key in plain[1:]}
+            await backend.write([Delete(made[1])])
+            assert await backend.read(plain[1]) is None
 
         run(scenario)
 

@@ -872,7 +872,7 @@ def test_a_type_that_another_thread_takes_in_at_that_very_moment_is_known() -> N
             return found
 
     codec = Codec(declared=[Plain])
-    codec._types = Racing()
+    codec._registry.types = Racing()
     assert again(codec, Plain("x")) == Plain("x")
 
 
@@ -1028,11 +1028,13 @@ def full_codec_of(**limits: int) -> Codec:
 
 
 def test_nesting_without_end_is_an_error_on_both_sides(codec: Codec) -> None:
-    """A list in itself, an `encode` that never ends, and bytes that lie about their depth."""
+    """A list in itself, once or twice, an `encode` that never ends, and bytes that lie about their depth."""
     loop: list[Any] = []
     loop.append(loop)
+    fork: list[Any] = []
+    fork += [fork, fork]
     codec.register(Text, encode=lambda value: Text("x"), decode=Text)
-    for value in (loop, {"a": loop}, (loop,), Text("y")):
+    for value in (loop, fork, {"a": loop}, (loop,), (fork,), {"a": fork}, Text("y")):
         with pytest.raises(CodecError, match="contains itself"):
             codec.encode(value)
     extensions = b"\x90"

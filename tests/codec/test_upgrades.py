@@ -190,7 +190,7 @@ def test_a_class_that_a_key_declares_keeps_the_version_it_was_registered_with() 
         assert codec.knows(User)
         old = Codec()
         old.register(make_dataclass("User", ["first", "last"]), tag="User")
-        cls = next(iter(old._types))
+        cls = next(iter(old._registry.types))
         assert codec.decode(old.encode(cls("a", "b"))) == User("a", "b", "X")
 
 

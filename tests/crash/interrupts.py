@@ -270,7 +270,7 @@ def check_works(store: pp.SyncStore, most: int, round: int) -> None:
 def inside(place: Place) -> None:
     """What is kept beside the entries agrees with them."""
     for part in parts(place.store.stack):
-        index: Any = getattr(part, "_index", None) or getattr(part, "_keeping", None)
+        index: Any = getattr(part, "_index", None) or getattr(part, "_table", None)
         if index is not None and hasattr(index, "_bytes"):
             entries = index.entries
             assert index._bytes == (sum(entry.size for entry in entries.values()) if index._weighs else 0)

@@ -667,7 +667,7 @@ def test_the_shortest_way_is_the_same_way(data: st.DataObject, ttl: int | None) 
 
 def ordered(memory: Memory) -> list[tuple[str, Any, float | None]]:
     """What it keeps, the least recently used first, with the deadlines."""
-    kept: Any = memory._keeping
+    kept: Any = memory._table
     return [(key, entry, kept.deadline(entry)) for key, entry in kept.entries.items()]
 
 

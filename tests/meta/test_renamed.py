@@ -48,6 +48,21 @@ def test_the_old_ways_of_importing_work() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
+def test_a_layers_method_by_its_old_name_is_called() -> None:
+    """It watches what is below it as before, with a warning at the line of its class."""
+    with pytest.warns(DeprecationWarning, match=r"Watching.beneath is called wrap_inner now") as said:
+
+        class Watching(pocket_plug.Layer):
+            def beneath(self, part: pocket_plug.Backend) -> pocket_plug.Backend:
+                below.append(part)
+                return part
+
+    below: list[pocket_plug.Backend] = []
+    store = pocket_plug.Store(layers=[Watching()])
+    assert below == [pocket_plug.store.parts(store.stack)[-1]]
+    assert said[0].filename == __file__
+
+
 def test_what_never_was_is_an_error() -> None:
     """As for any other module."""
     with pytest.raises(AttributeError, match="'pocket_plug' has no attribute 'Storr'"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import date, datetime
 from enum import Enum, IntEnum, StrEnum
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pocket_plug import SyncStore
-from pocket_plug.errors import KeyNameError, PocketError, ValueTypeError
+from pocket_plug.errors import ConflictError, KeyNameError, PocketError, ValueTypeError
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import declared_types, type_name
-from pocket_plug.store.keys import Key, check_name, declared_templates
+from pocket_plug.store.keys import Key, check_name, template_of
+from pocket_plug.store.memory import Memory
 
 
 class Colour(Enum):
@@ -220,12 +222,15 @@ def test_a_key_shows_how_it_was_made() -> None:
     assert repr(Key("rows:{}", list[int])(7)) == "Key('rows:{}', list[int])(7,)"
 
 
-def test_what_is_declared_is_known() -> None:
-    """The codec finds the types there, and telemetry the only names that it may show."""
+def test_a_declared_type_is_known_once() -> None:
+    """The codec finds it there; however often it is declared, by keys or by views, it takes no more room."""
     before = len(declared_types)
-    Key("declared:{}", Size)
-    assert declared_types[before:] == [Size]
-    assert "declared:{}" in declared_templates
+    for _ in range(100):
+        Key("declared:{}", Size)
+        Key("sizes:{}", list[Size])
+        Key("marked:{}", Annotated[Size, []])  # which has no hash
+        SyncStore().typed(Size)
+    assert declared_types[before:] == [Size, list[Size], Annotated[Size, []]]
 
 
 # ------------------------------------------------------------ the type of its value
@@ -252,3 +257,56 @@ def test_a_key_without_a_type_holds_anything() -> None:
     """`Key("name")` is a spelling only."""
     for value in (None, 1, "a", object()):
         TENANT("a").checked(value)
+
+
+# ------------------------------------------------------------ the template that a name carries
+SPELT = Key("spelt:{}")
+
+
+def test_a_name_carries_the_templates_that_made_it() -> None:
+    """Those of the key and of the scopes around it; of what is plain text, and may be anything, nothing is carried."""
+    scope = TENANT("acme").full_name() + ":"
+    assert template_of(SPELT(7).full_name()) == "spelt:{}"
+    assert template_of(scope + SPELT(7).full_name()) == "tenant:{}:spelt:{}"
+    assert template_of(scope + "plain") == template_of(scope) == "tenant:{}"
+    assert template_of("around:" + SPELT(7).full_name()) == "spelt:{}"
+    assert template_of("spelt:7") == ""
+    assert template_of(Key[int]("config:limit").full_name()) == "config:limit"
+
+
+@pytest.mark.parametrize("user", ["alice", 17])
+def test_a_template_put_together_at_run_time_is_not_carried(user: object) -> None:
+    """There may be an id in it. Only what stands in the code that declares the key is known to have none."""
+    names = [f"user:{user}", "user:" + str(user), f"user:{user}:{{}}"]
+    keys: list[Key[Any]] = [Key(name) for name in names]
+    assert [template_of(key.full_name()) for key in keys[:2]] == ["", ""]
+    assert template_of(keys[2]("cart").full_name()) == ""
+    assert [str(key) for key in keys[:2]] == [f"user:{user}", f"user:{user}"]
+
+
+def test_names_that_come_out_are_plain_text() -> None:
+    """A template goes with a name to the backend, and no further: neither to users nor into what is kept."""
+    store = SyncStore(clock=lambda: 0.0)
+    scope = store.scope(TENANT("acme"))
+    scope.set(SPELT(1), 1)
+    scope.set(SPELT(1), 2)
+    scope.set_many({SPELT(2): 1, "plain": 1})
+    with scope.transaction() as tx:
+        tx.set(SPELT(3), tx.get(SPELT(1)))
+        inside = [*tx.keys()]
+    found = [*inside, *scope.keys(), *store.keys(), *scope.get_many([SPELT(1), "plain"]), str(SPELT(1))]
+    assert {type(name) for name in found} == {str}
+    assert inside == ["plain", "spelt:1", "spelt:2", "spelt:3"]
+    memory = store.stack.inner
+    assert isinstance(memory, Memory)
+    assert {type(name) for name in memory._table.entries} == {str}
+    assert sys.getsizeof(memory._table.entries) == sys.getsizeof(dict.fromkeys(store.keys()))
+
+
+def test_a_conflict_names_plain_text() -> None:
+    """Whoever keeps the names of what was in conflict keeps no templates."""
+    store = SyncStore()
+    with pytest.raises(ConflictError) as caught, store.transaction() as tx:
+        tx.update(SPELT(1), lambda n: n + 1, default=0)
+        store.set(SPELT(1), 5)
+    assert {type(name) for name in caught.value.keys} == {str}

@@ -12,10 +12,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.errors import ConflictError, is_fault
-from pocket_plug.otel.reporting import current_context, suppressed, system_of, template_of
+from pocket_plug.otel.reporting import current_context, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.keys import RESERVED, template_of
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 
@@ -59,7 +59,7 @@ class Tracing(Layer):
             probed or not self.inner.inline_write,
         )
 
-    def beneath(self, part: Backend) -> Backend:
+    def wrap_inner(self, part: Backend) -> Backend:
         """At detail "debug" each part of the stack is watched, but for what is merely in memory: layers may be one with it."""
         if listening_of(self).settings.detail != "debug" or type(part) is Memory or isinstance(part, Probe):
             return part
@@ -152,7 +152,7 @@ class Tracing(Layer):
             raise
         finally:
             attributes = self._attributes("scan") | {"db.response.returned_rows": count}
-            template = template_of(prefix.removesuffix(":"))
+            template = template_of(prefix)
             span = self._start(live, "scan", template, attributes, parent, prefix, start)
             if span is not None:
                 _finish(live, span, error, None, None, start + busy)

@@ -1,5 +1,5 @@
 """How objects of a class become a value that the codec knows, and are made of it again: the classes that need no
-functions of their users. Those of pydantic and numpy are in `forms_pydantic` and `forms_numpy`, which are imported only
+functions of their users. Those of pydantic and numpy are in `adapters_pydantic` and `adapters_numpy`, which are imported only
 where the program has imported the library.
 """
 
@@ -22,6 +22,9 @@ import msgspec
 
 from pocket_plug.errors import CodecError
 from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.values import Hint, Value
+
+from .wire import type_of
 
 WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
 
@@ -29,24 +32,22 @@ _MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _LIBRARIES = ("numpy", "pydantic")
 _DEEPCOPIED = (MutableMapping, MutableSequence, MutableSet, tuple, frozenset, msgspec.Struct)
 
-_type_of: Callable[[Any], Any] = type  # of Any, a type checker makes `type[Unknown]`
-
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class TypeAdapter:
     """How the objects of a class become a value that the codec knows, and are made of it again."""
 
-    encode: Callable[[Any], Any]
-    decode: Callable[[Any], Any]
+    encode: Callable[[Value], Value]
+    decode: Callable[[Value], Value]
     names: tuple[str, ...] = ()
     """The fields, where that value is a dict of them."""
     frozen: bool = False
     """May an object be shared once all in its state may?"""
-    copy: Callable[[Any], Any] | None = None
+    copy: Callable[[Value], Value] | None = None
     """Makes a private copy, where there is a better way than through the state."""
     tag: str | None = None
     """What it is called in records, unless it is told; else its qualified name."""
-    shape: tuple[Any, ...] = ()
+    shape: tuple[Value, ...] = ()
     """What its state is made of. Two definitions of a class, of the same name and shape, are taken for one."""
 
 
@@ -54,15 +55,15 @@ def libraries() -> Iterator[Any]:
     """The modules that know the classes of other libraries, of those that the program itself has imported.
 
     Each has `KNOWN`, the classes that need no declaration; `COPIED`, those whose objects are never shared; and the
-    functions `form`, `hints` and `advice`, which give None for classes of others.
+    functions `adapter`, `hints` and `advice`, which give None for classes of others.
     """
     for name in _LIBRARIES:
         if name in sys.modules:
             with suppress(ImportError):  # it is older than what our extra asks for: its classes are as any other
-                yield import_module(f".forms_{name}", __package__)
+                yield import_module(f".adapters_{name}", __package__)
 
 
-def of_type(wanted: type, state: Any) -> Any:
+def of_type(wanted: type, state: Value) -> Value:
     """The state, which is of that type. A constructor makes of other things what nobody stored: `bytearray(10**9)`."""
     if type(state) is not wanted:
         raise CodecError(f"the record has {summary(state)} where it should have {wanted.__name__}")
@@ -70,12 +71,12 @@ def of_type(wanted: type, state: Any) -> Any:
 
 
 # ---------------------------------------------------------------- classes of the standard library
-def _range_of(parts: Any) -> range:
+def _range_of(parts: Value) -> range:
     start, stop, step = of_type(tuple, parts)
     return range(start, stop, step)
 
 
-def _path_form(cls: type[PurePath]) -> Form:
+def _path_adapter(cls: type[PurePath]) -> TypeAdapter:
     """A path is its text, or the bytes of that where a name in it is no UTF-8."""
 
     def encode(path: PurePath) -> str | bytes:
@@ -84,7 +85,7 @@ def _path_form(cls: type[PurePath]) -> Form:
             raise CodecError("its text is that of another path")
         return text if text.isascii() or _is_unicode(text) else text.encode("utf-8", "surrogatepass")
 
-    def decode(state: Any) -> PurePath:
+    def decode(state: Value) -> PurePath:
         text = state.decode("utf-8", "surrogatepass") if type(state) is bytes else of_type(str, state)
         if issubclass(cls, Path) and cls is not type(Path()):
             raise CodecError(
@@ -92,7 +93,7 @@ def _path_form(cls: type[PurePath]) -> Form:
             )
         return cls(text)
 
-    return Form(encode, decode, copy=_as_it_is, tag=f"pathlib.{cls.__name__}")
+    return TypeAdapter(encode, decode, copy=_as_it_is, tag=f"pathlib.{cls.__name__}")
 
 
 def _is_unicode(text: str) -> bool:
@@ -103,49 +104,51 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_it_is(value: Value) -> Value:
     return value
 
 
-_STANDARD: dict[type, Form] = {
-    range: Form(lambda value: (value.start, value.stop, value.step), _range_of, copy=_as_it_is),
-    **{cls: _path_form(cls) for cls in (PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)},
+_STANDARD: dict[type, TypeAdapter] = {
+    range: TypeAdapter(lambda value: (value.start, value.stop, value.step), _range_of, copy=_as_it_is),
+    **{cls: _path_adapter(cls) for cls in (PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)},
 }
 KNOWN = (*_STANDARD,)
 """The classes that need no declaration, beside those of the codec itself."""
 
 
 # ---------------------------------------------------------------- classes of users
-def form_of(cls: Any) -> Form | None:
+def adapter_of(cls: Hint) -> TypeAdapter | None:
     """None for a class that can be registered with functions only."""
     if (known := _STANDARD.get(cls)) is not None:
         return known
     if issubclass(cls, Flag):
-        return Form(lambda member: member.value, cls, frozen=True, shape=_members(cls))
+        return TypeAdapter(lambda member: member.value, cls, frozen=True, shape=_members(cls))
     if issubclass(cls, Enum):
-        return Form(lambda member: member.name, lambda name: _member(cls, name), frozen=True, shape=_members(cls))
+        return TypeAdapter(
+            lambda member: member.name, lambda name: _member(cls, name), frozen=True, shape=_members(cls)
+        )
     if issubclass(cls, msgspec.Struct):
-        return _struct_form(cls)
+        return _struct_adapter(cls)
     if tuple in cls.__mro__ and hasattr(cls, "_make"):
-        return Form(_items_of_named, lambda items: _named_of(cls, items), frozen=True, shape=cls._fields)
+        return TypeAdapter(_items_of_named, lambda items: _named_of(cls, items), frozen=True, shape=cls._fields)
     if hasattr(cls, "__dataclass_params__") and is_plain(cls, {spec.name for spec in fields(cls)}):
         parts = _Fields(cls)
         names = tuple(parts.specs)
-        return Form(parts.encode, parts.decode, names, cls.__dataclass_params__.frozen, shape=names)
-    return _asked("form", cls)  # type: ignore[no-any-return]
+        return TypeAdapter(parts.encode, parts.decode, names, cls.__dataclass_params__.frozen, shape=names)
+    return _asked("adapter", cls)  # type: ignore[no-any-return]
 
 
-def _members(cls: type[Enum]) -> tuple[Any, ...]:
+def _members(cls: type[Enum]) -> tuple[Value, ...]:
     return tuple((name, repr(member.value)) for name, member in cls.__members__.items())
 
 
-def _asked(function: str, cls: type) -> Any:
+def _asked(function: str, cls: type) -> Value:
     """What the first of the libraries says that knows the class; None where none does."""
     answers = (getattr(library, function)(cls) for library in libraries())
     return next((answer for answer in answers if answer is not None), None)
 
 
-def listed(names: Collection[Any]) -> str:
+def listed(names: Collection[Value]) -> str:
     """Names of fields in a message. What stands in a record can be anything, and much of it."""
     return ", ".join([f"{name:.80}" for name in names if isinstance(name, str)][:10]) + ", …" * (len(names) > 10)
 
@@ -157,19 +160,19 @@ def is_plain(cls: type[Any], names: Collection[str]) -> bool:
     return all(base.__flags__ & _MADE_IN_PYTHON for base in bases) and slots <= set(names)
 
 
-def check_attributes(value: Any, names: Iterable[str]) -> None:
+def check_attributes(value: Value, names: Iterable[str]) -> None:
     """Refuse an object with state outside its fields, which would be lost. Cached properties are made again."""
     for name in getattr(value, "__dict__", {}).keys() - set(names):
-        if not isinstance(getattr(_type_of(value), name, None), cached_property) and not name.startswith("__"):
+        if not isinstance(getattr(type_of(value), name, None), cached_property) and not name.startswith("__"):
             raise CodecError(f"its attribute {name!r} is no field and would be lost; give {WITH_FUNCTIONS}")
 
 
-def _items_of_named(value: tuple[Any, ...]) -> tuple[Any, ...]:
+def _items_of_named(value: tuple[Value, ...]) -> tuple[Value, ...]:
     check_attributes(value, ())
     return tuple(value)
 
 
-def _named_of(cls: Any, items: Any) -> Any:
+def _named_of(cls: Hint, items: Value) -> Value:
     if len(of_type(tuple, items)) != len(cls._fields):
         raise CodecError(f"it was stored with {len(items):,} items, and the class has {len(cls._fields)}")
     return cls._make(items)
@@ -181,21 +184,21 @@ def _member(cls: type[Enum], name: Any) -> Enum:
     return cls[name]
 
 
-def _struct_form(cls: type[msgspec.Struct]) -> Form:
+def _struct_adapter(cls: type[msgspec.Struct]) -> TypeAdapter:
     names = cls.__struct_fields__
 
-    def encode(value: msgspec.Struct) -> dict[str, Any]:
+    def encode(value: msgspec.Struct) -> dict[str, Value]:
         check_attributes(value, names)
         return {name: getattr(value, name) for name in names}
 
-    def decode(state: dict[str, Any]) -> msgspec.Struct:
+    def decode(state: dict[str, Value]) -> msgspec.Struct:
         value = cls(**of_type(dict, state))
         if hasattr(cls, "__post_init__"):  # it ran just now, once more than for the original
             for name, item in state.items():
                 msgspec.structs.force_setattr(value, name, item)
         return value
 
-    return Form(encode, decode, names, cls.__struct_config__.frozen, shape=names)
+    return TypeAdapter(encode, decode, names, cls.__struct_config__.frozen, shape=names)
 
 
 class _Fields:
@@ -204,13 +207,13 @@ class _Fields:
     def __init__(self, cls: type[Any]) -> None:
         self.cls = cls
         self.specs = {spec.name: spec for spec in fields(cls)}
-        descriptors: list[Any] = [getattr(cls, name, None) for name in self.specs]
+        descriptors: list[Value] = [getattr(cls, name, None) for name in self.specs]
         self.in_dict = not any(hasattr(descriptor, "__set__") for descriptor in descriptors)  # slots have it
 
-    def encode(self, value: Any) -> dict[str, Any]:
+    def encode(self, value: Value) -> dict[str, Value]:
         specs = self.specs
         if self.in_dict:
-            state: dict[str, Any] = value.__dict__
+            state: dict[str, Value] = value.__dict__
             if state.keys() == specs.keys():
                 return state
         check_attributes(value, specs)
@@ -221,10 +224,10 @@ class _Fields:
             del state[name]
         return state
 
-    def decode(self, state: dict[str, Any]) -> Any:
+    def decode(self, state: dict[str, Value]) -> Value:
         if state.keys() != self.specs.keys():
             state = self._complete(state)
-        value: Any = object.__new__(self.cls)
+        value: Value = object.__new__(self.cls)
         if self.in_dict:
             value.__dict__.update(state)
         else:
@@ -232,7 +235,7 @@ class _Fields:
                 object.__setattr__(value, name, item)
         return value
 
-    def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, state: dict[str, Value]) -> dict[str, Value]:
         """The state of an object that was stored when its class had other fields."""
         specs = self.specs
         if gone := [name for name in state if name not in specs]:
@@ -243,12 +246,12 @@ class _Fields:
                 raise CodecError(f"it was stored without field {name!r}, which has no default")
         return state | {name: default for name, default in missing.items() if default is not MISSING}
 
-    def _default(self, name: str) -> Any:
+    def _default(self, name: str) -> Value:
         spec = self.specs[name]
         return spec.default if spec.default_factory is MISSING else spec.default_factory()
 
 
-def parts_of(declared: Any) -> Iterator[Any]:
+def parts_of(declared: Hint) -> Iterator[Hint]:
     """What a declared type is built of: of `dict[str, User | None]` first dict, str and `User | None`."""
     yield typing.get_origin(declared)
     yield from typing.get_args(declared)
@@ -256,7 +259,7 @@ def parts_of(declared: Any) -> Iterator[Any]:
         yield declared.__value__
 
 
-def hints_of(cls: type) -> Iterable[Any]:
+def hints_of(cls: type) -> Iterable[Hint]:
     """The types of a class's fields; none where they can't be resolved."""
     if (hints := _asked("hints", cls)) is not None:
         return hints  # type: ignore[no-any-return]
@@ -280,7 +283,7 @@ def is_data(cls: type[Any]) -> bool:
     )
 
 
-def deep_copy(value: Any) -> Any:
+def deep_copy(value: Value) -> Value:
     """A copy by `copy.deepcopy`; the value itself where that fails."""
     try:
         return copy.deepcopy(value)

@@ -1,6 +1,6 @@
 """Arrays and scalars of numpy: their dtype, shape, order and bytes. What holds Python objects is refused.
 
-Imported by `forms`, once the program has imported numpy.
+Imported by `adapters`, once the program has imported numpy.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from pocket_plug.errors import CodecError
+from pocket_plug.primitives.values import Value
 
-from .forms import Form, of_type
+from .adapters import TypeAdapter, of_type
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,10 +27,10 @@ COPIED = (np.ndarray, np.void)
 _PLAIN = re.compile(r"[<>|][biufcSUVmM]\d+(\[\w+\])?")
 
 
-def form(cls: type) -> Form | None:
+def adapter(cls: type) -> TypeAdapter | None:
     """None for subclasses: they have state of their own."""
     if cls is np.ndarray:
-        return Form(_take_apart, _put_together, copy=_copied, tag="numpy.ndarray")
+        return TypeAdapter(_take_apart, _put_together, copy=_copied, tag="numpy.ndarray")
     if cls not in _SCALARS:
         return None
     scalar: Any = cls
@@ -37,8 +38,8 @@ def form(cls: type) -> Form | None:
     if issubclass(cls, np.str_ | np.bytes_):
         # numpy's own drops zeros at the end
         base, plain = (str, str.__str__) if issubclass(cls, np.str_) else (bytes, bytes)
-        return Form(plain, lambda state: cls(of_type(base, state)), copy=_as_it_is, tag=tag)
-    return Form(_of_scalar, _scalar_maker(scalar), copy=deepcopy if cls is np.void else _as_it_is, tag=tag)
+        return TypeAdapter(plain, lambda state: cls(of_type(base, state)), copy=_as_it_is, tag=tag)
+    return TypeAdapter(_of_scalar, _scalar_maker(scalar), copy=deepcopy if cls is np.void else _as_it_is, tag=tag)
 
 
 def hints(cls: type) -> Iterable[Any] | None:
@@ -62,7 +63,7 @@ def advice(cls: type) -> str | None:
     return None
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_it_is(value: Value) -> Value:
     return value
 
 
@@ -75,14 +76,14 @@ _FEW = 4096
 """Items of an array that may take no bytes. A copy of it can take one for each."""
 
 
-def _take_apart(array: Array) -> list[Any]:
+def _take_apart(array: Array) -> list[Value]:
     _check_empty(array)
     order: Literal["F", "C"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     return [_described(array.dtype), order, array.tobytes(order), *array.shape]
 
 
-def _put_together(state: Any) -> Array:
-    parts: list[Any] = of_type(list, state)
+def _put_together(state: Value) -> Array:
+    parts: list[Value] = of_type(list, state)
     description, order, data, *shape = parts
     return _array(_dtype(description), tuple(shape), data, order)
 
@@ -101,15 +102,15 @@ def _check_empty(array: Array) -> None:
         raise CodecError(f"it has {array.size:,} items that take no bytes; {_FEW:,} are allowed")
 
 
-def _of_scalar(scalar: np.generic) -> list[Any]:
+def _of_scalar(scalar: np.generic) -> list[Value]:
     return [_described(scalar.dtype), scalar.tobytes()]
 
 
-def _scalar_maker(cls: type[Any]) -> Callable[[list[Any]], Any]:
-    def make(state: Any) -> Any:
-        parts: list[Any] = of_type(list, state)
+def _scalar_maker(cls: type[Any]) -> Callable[[list[Value]], Any]:
+    def make(state: Value) -> Value:
+        parts: list[Value] = of_type(list, state)
         description, data = parts
-        made: Any = _array(_dtype(description), (), data)[()]
+        made: Value = _array(_dtype(description), (), data)[()]
         if type(made) is cls:
             return made
         wanted = np.dtype(cls)
@@ -121,7 +122,7 @@ def _scalar_maker(cls: type[Any]) -> Callable[[list[Any]], Any]:
 
 
 # ---------------------------------------------------------------- dtypes
-def _described(dtype: np.dtype[Any]) -> Any:
+def _described(dtype: np.dtype[Any]) -> Value:
     """A dtype as text, a structured one as a dict. Raises CodecError unless that makes just the same again."""
     if dtype.hasobject:
         raise CodecError(
@@ -141,12 +142,12 @@ def _named(dtype: np.dtype[Any]) -> str:
     return f"dtype {dtype.str}" if dtype.names is None else f"a dtype of {len(dtype.names):,} fields"
 
 
-def _description(dtype: np.dtype[Any]) -> Any:
+def _description(dtype: np.dtype[Any]) -> Value:
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return [_described(base), *shape]
     if dtype.names is not None:
-        parts = [cast("dict[str, Any]", dtype.fields)[name] for name in dtype.names]
+        parts = [cast("dict[str, Value]", dtype.fields)[name] for name in dtype.names]
         return {
             "names": list(dtype.names),
             "formats": [_described(part[0]) for part in parts],
@@ -161,7 +162,7 @@ def _description(dtype: np.dtype[Any]) -> Any:
 
 def _dtype(description: Any) -> np.dtype[Any]:
     """The dtype that is described; raises for what no dtype of plain bytes is."""
-    parts: Any = description
+    parts: Value = description
     if isinstance(description, list):
         base, *shape = parts
         return np.dtype((_dtype(base), tuple(shape)))
@@ -169,7 +170,7 @@ def _dtype(description: Any) -> np.dtype[Any]:
         parts = dict(parts)
         aligned = of_type(bool, parts.pop("aligned"))
         parts["formats"] = [_dtype(part) for part in parts["formats"]]
-        return np.dtype(parts, align=aligned)  # type: ignore[no-any-return]
+        return np.dtype(parts, align=aligned)
     text, _, mantissa = of_type(str, description).partition("/")
     if not _PLAIN.fullmatch(text):
         raise CodecError(f"the record's dtype, a {type(description).__name__}, is none that is stored")

@@ -1,6 +1,6 @@
 """Models of pydantic: taken apart and put together by what they hold, without validation.
 
-Imported by `forms`, once the program has imported pydantic.
+Imported by `adapters`, once the program has imported pydantic.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pydantic import BaseModel, RootModel
 from pydantic_core import PydanticUndefined
 
 from pocket_plug.errors import CodecError
+from pocket_plug.primitives.values import Value
 
-from .forms import Form, check_attributes, is_plain, listed, of_type
+from .adapters import TypeAdapter, check_attributes, is_plain, listed, of_type
 
 KNOWN: tuple[type, ...] = ()
 COPIED = (BaseModel,)
@@ -23,13 +24,13 @@ COPIED = (BaseModel,)
 _EXTRA, _UNSET, _SET = "__extra__", "__unset__", "__set__"
 
 
-def form(cls: type) -> Form | None:
+def adapter(cls: type) -> TypeAdapter | None:
     """None for what is no model, or holds more than a model does."""
     if not issubclass(cls, BaseModel) or not is_plain(cls, BaseModel.__slots__):
         return None
     parts = _Model(cls)
     frozen = bool(cls.model_config.get("frozen")) and not parts.private
-    return Form(parts.encode, parts.decode, parts.names, frozen, shape=parts.names)
+    return TypeAdapter(parts.encode, parts.decode, parts.names, frozen, shape=parts.names)
 
 
 def hints(cls: type) -> Iterable[Any] | None:
@@ -48,7 +49,7 @@ def advice(cls: type) -> str | None:
     return None
 
 
-def _names(names: Collection[Any]) -> Collection[str]:
+def _names(names: Collection[Value]) -> Collection[str]:
     """Names, which are texts: of those nobody can choose many that collide."""
     for name in names:
         of_type(str, name)
@@ -70,7 +71,7 @@ class _Model:
         self.is_root = issubclass(cls, RootModel)
         self.takes_extra = cls.model_config.get("extra") == "allow"
 
-    def encode(self, value: BaseModel) -> dict[str, Any]:
+    def encode(self, value: BaseModel) -> dict[str, Value]:
         check_attributes(value, self.fields)
         fields = {name: item for name, item in value.__dict__.items() if name in self.fields}
         state = fields | (value.__pydantic_private__ or {})
@@ -87,18 +88,18 @@ class _Model:
             state[_SET] = tuple(sorted(gone))
         return state
 
-    def decode(self, state: dict[str, Any]) -> BaseModel:
-        stored: dict[str, Any] = of_type(dict, state)
+    def decode(self, state: dict[str, Value]) -> BaseModel:
+        stored: dict[str, Value] = of_type(dict, state)
         state = stored.copy()
-        extra: dict[str, Any] | None = state.pop(_EXTRA, {} if self.takes_extra else None)
+        extra: dict[str, Value] | None = state.pop(_EXTRA, {} if self.takes_extra else None)
         unset = set(_names(state.pop(_UNSET, ())))
         gone = _names(state.pop(_SET, ()))
         if extra is not None:
             _names(of_type(dict, extra))
         if lost := [name for name in state if name not in self.names]:
             raise CodecError(f"it was stored with fields that the class has not: {listed(lost)}")
-        fields: dict[str, Any] = {}
-        private: dict[str, Any] = {}
+        fields: dict[str, Value] = {}
+        private: dict[str, Value] = {}
         for name in self.names:
             item = state[name] if name in state else self._default(name, fields)
             if name not in state:
@@ -119,7 +120,7 @@ class _Model:
             object.__setattr__(value, "__pydantic_private__", private if self.private else None)
         return value
 
-    def _default(self, name: str, fields: dict[str, Any]) -> Any:
+    def _default(self, name: str, fields: dict[str, Value]) -> Value:
         """PydanticUndefined where there is none."""
         if name in self.private:
             return self.private[name].get_default()

@@ -398,7 +398,7 @@ print([name for name in ("pydantic", "numpy") if name in sys.modules])
 
 def test_a_pydantic_too_old_for_us_is_as_any_other_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can't be imported of it is no error of the program that uses something else."""
-    monkeypatch.setitem(sys.modules, "pocket_plug.codec.forms_pydantic", None)  # importing it raises ImportError
+    monkeypatch.setitem(sys.modules, "pocket_plug.codec.adapters_pydantic", None)  # importing it raises ImportError
     with pytest.raises(UnregisteredTypeError, match="Tag is not registered"):
         Codec(declared=[Tag]).encode(Tag(name="x"))
     assert again([1, (2,)], Codec()) == [1, (2,)]

@@ -1,0 +1,109 @@
+"""A record: a header and a payload of MessagePack. The header seals the payload, and may bind it to a place.
+
+It is the format, the depth of nesting, and a CRC-32. The checksum makes a flipped bit an error rather than another value;
+the depth lets a reader with a lower limit refuse before it parses. The checksum of a bound record goes on over the place
+where it stands (`place_of`), so the right record in the wrong place is an error too.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from pocket_plug.errors import CodecError, CorruptRecordError
+
+FORMAT, BOUND = 1, 2  # no single bit makes one of them the other
+HEADER = struct.Struct(">BBI")
+HEADER_SIZE = HEADER.size
+
+_SHORT = 4096
+"""Fewer bytes are copied faster than a memoryview of them is made."""
+
+_pack_version, _pack_deadline = struct.Struct(">q").pack, struct.Struct(">qd").pack
+
+
+def place_of(key: str, version: int, expires_at: float | None) -> bytes:
+    """What a backend that keeps records by key, version and deadline binds them to."""
+    if expires_at is None:
+        return _pack_version(version) + key.encode()
+    return _pack_deadline(version, expires_at) + key.encode()
+
+
+def bound(record: bytes, place: bytes) -> bytes:
+    """A record as it is to stand in a place; `Codec.decode(…, place)` reads it there and nowhere else.
+
+    >>> from pocket_plug.codec import default_codec
+    >>> record = bound(default_codec.encode(5), place_of("a", 7, None))
+    >>> default_codec.decode(record, place_of("a", 7, None))
+    5
+    >>> default_codec.decode(record, place_of("b", 7, None))
+    Traceback (most recent call last):
+      ...
+    pocket_plug.errors.CorruptRecordError: the record's checksum does not fit: it was damaged or cut off, or stands elsewhere
+    """
+    _, depth, checksum = HEADER.unpack_from(record)
+    return HEADER.pack(BOUND, depth, zlib.crc32(place, checksum)) + record[HEADER_SIZE:]
+
+
+def payload_of(record: bytes) -> bytes:
+    """The bytes of a record's value alone, without what says how they were written."""
+    return record[HEADER_SIZE:]
+
+
+def is_whole(record: bytes, place: bytes) -> bool:
+    """Is a record undamaged, and in its place? It is not decoded.
+
+    >>> from pocket_plug.codec import default_codec
+    >>> is_whole(bound(default_codec.encode(5), b"here"), b"here"), is_whole(bound(default_codec.encode(5), b"here"), b"there")
+    (True, False)
+    """
+    if len(record) <= HEADER_SIZE:
+        return False
+    format, depth, checksum = HEADER.unpack_from(record)
+    found = zlib.crc32(memoryview(record)[HEADER_SIZE:], depth)
+    return format in (FORMAT, BOUND) and checksum == (found if format == FORMAT else zlib.crc32(place, found))
+
+
+def sealed(payload: bytes | memoryview, depth: int) -> bytes:
+    """The record of a payload."""
+    return HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload
+
+
+def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -> bytes | memoryview:
+    """The payload of a record. Raises CorruptRecordError where it isn't whole, or of another place."""
+    if not HEADER_SIZE < len(record) <= max_bytes:
+        raise CorruptRecordError(
+            f"a record has {HEADER_SIZE + 1} to {max_bytes:,} bytes (max_bytes); this has {len(record):,}"
+        )
+    format, depth, checksum = HEADER.unpack_from(record)
+    payload = (record if len(record) < _SHORT else memoryview(record))[HEADER_SIZE:]
+    found = zlib.crc32(payload, depth)
+    if format == BOUND:
+        if place is None:
+            raise CorruptRecordError("the record is bound to a key, version and deadline, and is read without them")
+        found = zlib.crc32(place, found)
+    elif format != FORMAT:
+        raise CorruptRecordError(
+            f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x} or {BOUND:#04x}"
+        )
+    if found != checksum:
+        raise CorruptRecordError(
+            "the record's checksum does not fit: it was damaged or cut off"
+            + (", or stands elsewhere" if format == BOUND else "")
+        )
+    if depth > max_depth:
+        raise CorruptRecordError(
+            f"the record has {depth} containers in each other; {max_depth} are allowed (max_depth)"
+        )
+    return payload
+
+
+class Sealed:
+    """A whole record that can't be made a value here: of an unknown type, say, or of a newer version of one.
+
+    Stored as a value, it is that `record` again, byte for byte. `error` says what is missing.
+    """
+
+    def __init__(self, record: bytes, error: CodecError) -> None:
+        self.record = record
+        self.error = error

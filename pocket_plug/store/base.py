@@ -1,0 +1,99 @@
+"""What all views of a store share: a source (a stack, or a transaction over one), a prefix, and how keys become names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+from typing import Any, Final, Self
+
+from pocket_plug.errors import KeyNameError
+
+from .backend import Backend, Clock
+from .keys import RESERVED, Key, check_name
+from .layer import Layer
+from .stack import Stack, build
+from .transaction import Transaction
+
+Name = str | Key
+"""What users call an entry or a scope by."""
+
+Source = Stack | Transaction
+
+
+class Missing(Enum):
+    """The type of `MISSING`."""
+
+    MISSING = "MISSING"
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    __str__ = __repr__
+
+
+MISSING: Final = Missing.MISSING
+"""A default for `get` that no stored value equals: it tells a stored None from nothing stored."""
+
+
+_PAST_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)  # names in between begin with it; cheaper than a slice
+
+
+class View:
+    """What every view is: a source and a prefix."""
+
+    __slots__ = ("_prefix", "_source")
+
+    def __init__(self, source: Source, prefix: str = "") -> None:
+        self._source = source
+        self._prefix = prefix
+
+    def __repr__(self) -> str:
+        scope = f", scope={self._prefix[:-1]!r}" if self._prefix else ""
+        return f"{type(self).__name__}({self._source!r}{scope})"
+
+    def _name(self, key: Any) -> str:
+        if key.__class__ is str and not (RESERVED <= key < _PAST_RESERVED) and key and key.isascii():
+            return self._prefix + key
+        if key.__class__ is Key:
+            return self._prefix + key.full_name()
+        return check_name(self._prefix + key if key and isinstance(key, str) else key)
+
+    @property
+    def place(self) -> tuple[Stack, str]:
+        """The stack that it is a view of, and the prefix there."""
+        return self._source.stack, self._prefix
+
+    def scope(self, prefix: Name, /) -> Self:
+        """A view of the names below `prefix`; its `get("123")` is `get("user:123")` here.
+
+        >>> from pocket_plug import SyncStore
+        >>> store = SyncStore()
+        >>> store.scope("user").scope("admin").set("001", "Alice")
+        >>> store.get("user:admin:001")
+        'Alice'
+        """
+        view = object.__new__(type(self))
+        view._source, view._prefix = self._source, self._below(prefix)
+        return view
+
+    def _below(self, prefix: Name) -> str:
+        name = self._name(prefix) + ":"
+        if name.startswith(RESERVED):
+            raise KeyNameError(f"the scope {name[:-1]!r} is reserved; choose another one")
+        return name
+
+
+class StackOwner(View):
+    """A view of a whole stack, which opens and closes it."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        backend: str | Backend = "memory://",
+        /,
+        *,
+        layers: Collection[str | Layer] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(build(backend, layers, clock))
