@@ -28,7 +28,7 @@ from pocket_plug.store.keys import template_of
 from pocket_plug.store.layer import Layer, parts
 
 if TYPE_CHECKING:
-    from pocket_plug.plugins.records import PluginRecord
+    from pocket_plug.hookspecs import PluginRecord
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
