@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from pocket_plug.errors import PocketError
+from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.config import StoreTable, layer_name
 from pocket_plug.plugins.pocket import Pocket, default_pocket
-from pocket_plug.plugins.records import PluginRecord
 from pocket_plug.primitives.redaction import public_url, shown
 
 from .output import as_json, echo, echo_json, print_table

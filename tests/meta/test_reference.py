@@ -25,10 +25,10 @@ from pocket_plug.graph.graph import Graph, fan_out
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry
+from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
 from pocket_plug.plugins import config
 from pocket_plug.plugins.pocket import Pocket
-from pocket_plug.plugins.records import PluginRecord
 from pocket_plug.store import backend, layer
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import Store, StoreReader, StoreScope, StoreWriter
