@@ -12,9 +12,9 @@ from typing import Any
 import click
 import msgspec
 
-from pocket_plug.graph.concurrency import EachStep
+from pocket_plug.graph.each import EachStep
 from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.plan import Step
+from pocket_plug.graph.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
 

@@ -69,6 +69,9 @@ def stack(name: str | None, as_json: bool) -> None:
 
     Outermost layer first: the stack of [stores.NAME], without NAME all of them. Options are shown as they are written,
     with the names of environment variables instead of what they hold; secret ones are not shown.
+
+    The configuration is the file that POCKET_PLUG_CONFIG names, else the nearest one: pocket.toml, or pyproject.toml with
+    the table [tool.pocket_plug], in the current folder or above.
     """
     pocket = default_pocket()
     tables: dict[str, StoreTable] = dict(pocket.config.stores)
@@ -81,8 +84,10 @@ def stack(name: str | None, as_json: bool) -> None:
             pocket.stores[each]
         tables = {"": pocket.config.store, **tables}
     if as_json:
-        echo_json([{"store": each or None, **_stack(pocket, table)} for each, table in tables.items()])
+        about = {"configuration": pocket.config.source or None}
+        echo_json([{"store": each or None, **about, **_stack(pocket, table)} for each, table in tables.items()])
         return
+    echo(f"configuration: {pocket.config.source or 'none, neither in this folder nor above it'}", err=True)
     for each, table in tables.items():
         echo(f"{f'stores.{each}' if each else 'store'}{f'  ({table.where})' if table.where else ''}")
         drawn = _stack(pocket, table)

@@ -45,6 +45,11 @@ def bound(record: bytes, place: bytes) -> bytes:
     return HEADER.pack(BOUND, depth, zlib.crc32(place, checksum)) + record[HEADER_SIZE:]
 
 
+def payload_of(record: bytes) -> bytes:
+    """The bytes of a record's value alone, without what says how they were written."""
+    return record[HEADER_SIZE:]
+
+
 def is_whole(record: bytes, place: bytes) -> bool:
     """Is a record undamaged, and in its place? It is not decoded.
 

@@ -13,8 +13,8 @@ from pocket_plug.store.keys import Key
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
-from .chain import Next
-from .node import I, Node, O, X, Y
+from .chain import I, Next, O
+from .node import Node, X, Y
 from .options import Options, Traced
 from .retry import Retry
 
@@ -93,10 +93,17 @@ class _NodeFactory:
     @overload
     def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
     @overload
-    def __call__(self, *, name: str = "", retry: Retry | None = None, timeout: Duration | None = None,
-                 trace: Traced | None = None) -> _Decorator: ...  # fmt: skip
-    def __call__(self, fn: Any = None, *, name: str = "", retry: Any = None, timeout: Any = None,
-                 trace: Any = None) -> Any:  # fmt: skip
+    def __call__(
+        self,
+        *,
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        trace: Traced | None = None,
+    ) -> _Decorator: ...
+    def __call__(
+        self, fn: Any = None, *, name: str = "", retry: Any = None, timeout: Any = None, trace: Any = None
+    ) -> Any:
         """A node whose `exec` is the function."""
 
         def make(fn: Any) -> FunctionNode[Any, Any, Any]:
@@ -113,8 +120,14 @@ class _NodeFactory:
     @overload
     def post(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
     @overload
-    def post(self, *, name: str = "", reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-             trace: Traced | None = None) -> _PostDecorator: ...  # fmt: skip
+    def post(
+        self,
+        *,
+        name: str = "",
+        reads: Sequence[Key[Any]] | None = None,
+        writes: Sequence[Key[Any]] | None = None,
+        trace: Traced | None = None,
+    ) -> _PostDecorator: ...
     def post(self, fn: Any = None, *, name: str = "", reads: Any = None, writes: Any = None, trace: Any = None) -> Any:
         """A node whose `post` is the function, called with (store, input)."""
 
@@ -124,20 +137,57 @@ class _NodeFactory:
         return make if fn is None else make(fn)
 
     @overload
-    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Q]],
-           post: Callable[[StoreWriter, X, P, Q], Coroutine[Any, Any, Y]], name: str = "", retry: Retry | None = None,
-           timeout: Duration | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
+    def of(
+        self,
+        *,
+        prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]],
+        exec: Callable[[P], Coroutine[Any, Any, Q]],
+        post: Callable[[StoreWriter, X, P, Q], Coroutine[Any, Any, Y]],
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Node[X, Y, Q]: ...
     @overload
-    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Y]],
-           name: str = "", retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y]: ...  # fmt: skip
+    def of(
+        self,
+        *,
+        prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]],
+        exec: Callable[[P], Coroutine[Any, Any, Y]],
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Node[X, Y]: ...
     @overload
-    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Q], post: Callable[[SyncWriter, X, P, Q], Y],
-           name: str = "", retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
+    def of(
+        self,
+        *,
+        prep: Callable[[SyncReader, X], P],
+        exec: Callable[[P], Q],
+        post: Callable[[SyncWriter, X, P, Q], Y],
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Node[X, Y, Q]: ...
     @overload
-    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Y], name: str = "",
-           retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y]: ...  # fmt: skip
-    def of(self, *, prep: Any = None, exec: Any = None, post: Any = None, name: str = "", retry: Any = None,
-           timeout: Any = None) -> Any:  # fmt: skip
+    def of(
+        self,
+        *,
+        prep: Callable[[SyncReader, X], P],
+        exec: Callable[[P], Y],
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Node[X, Y]: ...
+    def of(
+        self,
+        *,
+        prep: Any = None,
+        exec: Any = None,
+        post: Any = None,
+        name: str = "",
+        retry: Any = None,
+        timeout: Any = None,
+    ) -> Any:
         """A node from one function for each phase; type checkers check that they fit each other."""
         options = {"name": name, "retry": retry, "timeout": timeout}
         return FunctionNode[Any, Any, Any]({"prep": prep, "exec": exec, "post": post}, options)

@@ -45,8 +45,10 @@ class Options:
             raise ConfigError(f"a node's name can't be {found(name)}; give a text that is not empty")
         for option in given:
             if option not in takes:
-                raise ConfigError(f"node {name!r} takes no {option}: its options are {', '.join(sorted(takes))}; the others "
-                                  "are for nodes with an exec of their own")  # fmt: skip
+                raise ConfigError(
+                    f"node {name!r} takes no {option}: its options are {', '.join(sorted(takes))}; the others "
+                    "are for nodes with an exec of their own"
+                )
         if not isinstance(retry := given.get("retry"), Retry | None):
             raise ConfigError(f"node {name!r} has retry={found(retry)}: give a Retry, such as Retry(attempts=3)")
         if "timeout" in given:

@@ -52,7 +52,7 @@ class _Job:
             self.waiter.fail(error)
 
 
-class Late(Exception):
+class WorkerTimeout(Exception):
     """The function is not done in time."""
 
 
@@ -95,14 +95,14 @@ class Workers:
             self._leave(job)  # again, for that may have been interrupted
 
     def call_blocking(self, timeout: float, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The same for a caller without a loop: it waits `timeout` seconds at most, then raises Late."""
+        """The same for a caller without a loop: it waits `timeout` seconds at most, then raises WorkerTimeout."""
         job = _Job(function, arguments)
         try:
             try:
                 self._submit(job)
                 if job.waiter.block(timeout):
                     return job.waiter.outcome()
-                raise Late
+                raise WorkerTimeout
             finally:
                 self._leave(job)
         finally:
@@ -184,8 +184,10 @@ def _end_child() -> None:
 
 def wrapped(error: StopIteration) -> WrappedStopIterationError:
     """A future can't carry StopIteration: on Python 3.11 the one who waits for it would hang."""
-    found = WrappedStopIterationError("a `def` phase raised StopIteration; a bare next() on an empty iterator does that, "
-                                 "next(iterator, default) does not")  # fmt: skip
+    found = WrappedStopIterationError(
+        "a `def` phase raised StopIteration; a bare next() on an empty iterator does that, "
+        "next(iterator, default) does not"
+    )
     found.__cause__ = error
     return found
 
@@ -207,8 +209,9 @@ def pool() -> Workers:
 def _most() -> int:
     text = os.environ.get("POCKET_PLUG_THREADS", "").strip() or str(MAX_THREADS)
     if not (text.isascii() and text.isdecimal() and int(text)):
-        raise ConfigError(f"POCKET_PLUG_THREADS is {text!r:.80}; give a whole number from 1 up, or leave it out: "
-                          f"{MAX_THREADS}")  # fmt: skip
+        raise ConfigError(
+            f"POCKET_PLUG_THREADS is {text!r:.80}; give a whole number from 1 up, or leave it out: {MAX_THREADS}"
+        )
     return int(text)
 
 

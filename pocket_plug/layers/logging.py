@@ -207,8 +207,12 @@ class _RunLog:
         reset_contextvars(**self.tokens)
         if run.parent is None and (escaped := _escaped.get()) is not None:
             escaped.clear()  # its tracebacks lead to the run's context, which holds this
-        about = {"run_id": run.id, "graph": run.graph, "steps": run.steps,
-                 "duration": time.perf_counter() - self.started}  # fmt: skip
+        about = {
+            "run_id": run.id,
+            "graph": run.graph,
+            "steps": run.steps,
+            "duration": time.perf_counter() - self.started,
+        }
         if run.outcome == "suspended":  # it waits for somebody; nothing has failed
             _say(self.log, "info", "pocket_plug.run.suspended", **about)
             return

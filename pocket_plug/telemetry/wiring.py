@@ -68,6 +68,8 @@ _logger = logging.getLogger("pocket_plug")
 _lock = RLock()  # re-entered by a SIGTERM within
 _observed: Telemetry | None = None
 _in_earnest: Telemetry | None = None
+_first_given: dict[str, Mapping[str, object]] = {}
+"""What `observe` and `setup` were called with when they set up what is in use."""
 _spans: Spans | None = None
 _log_records: Logs | None = None
 _meters: MeterProvider | None = None
@@ -110,10 +112,9 @@ def observe(
             tracing.configure(**chosen)  # first: a flavour may put something on the resource
             if spans:
                 _use_spans(spans)
-            _observed = Telemetry(
-                {"traces": mode}, spans=spans, file=path, given={"detail": "phase", "file": path, **given}
-            )
-        _refuse_others(_observed, "observe", given)
+            _first_given["observe"] = {"detail": "phase", "file": path, **given}
+            _observed = Telemetry({"traces": mode}, spans=spans, file=path)
+        _refuse_others("observe", given)
         return _observed
 
 
@@ -150,17 +151,18 @@ def setup(
     with _lock, _followed():
         if _in_earnest is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
-            _in_earnest = _set_up(chosen, log_level or "info", {"log_level": "info", **given})
-        _refuse_others(_in_earnest, "setup", given)
+            _first_given["setup"] = {"log_level": "info", **given}
+            _in_earnest = _set_up(chosen, log_level or "info")
+        _refuse_others("setup", given)
         return _in_earnest
 
 
-def _set_up(chosen: tracing.Changes, log_level: str, given: Mapping[str, object]) -> Telemetry:
+def _set_up(chosen: tracing.Changes, log_level: str) -> Telemetry:
     """All three signals."""
     wire_structlog(log_level)
     if disabled():
         tracing.configure(**chosen)
-        return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), given=given)
+        return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"))
     # all are made before any is used: a variable that can't be followed leaves nothing half set up
     span_mode, exporters = ("yours", []) if _traces_are_taken() else (_mode("traces"), span_exporters())
     log_mode, log_parts = ("yours", []) if _logs_are_taken() else (_mode("logs"), log_exporters())
@@ -177,18 +179,20 @@ def _set_up(chosen: tracing.Changes, log_level: str, given: Mapping[str, object]
     elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
         own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
-    return Telemetry(modes, spans=spans, records=records, readers=readers, given=given)
+    return Telemetry(modes, spans=spans, records=records, readers=readers)
 
 
-def _given(**arguments: object) -> dict[str, object]:
-    """What a call asks for: those that aren't left out, lists as tuples."""
-    lists = {name: tuple(value) for name, value in arguments.items() if isinstance(value, list | set | tuple)}
-    return {name: value for name, value in {**arguments, **lists}.items() if value is not None}
+def _given(**arguments: Any) -> dict[str, Any]:
+    """What a call asks for: those that aren't left out, and lists as tuples."""
+    for name in ("flavours", "baggage"):
+        if arguments[name] is not None:
+            arguments[name] = tuple(arguments[name])
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _refuse_others(telemetry: Telemetry, function: str, given: Mapping[str, object]) -> None:
+def _refuse_others(function: str, given: Mapping[str, object]) -> None:
     """Raise ConfigError, saying what differs, where a later call asks for something else than the first one."""
-    first = telemetry._given
+    first = _first_given[function]
     differing = [
         f"{name} is {_in_words(value)}, and was {_in_words(first.get(name))}"
         for name, value in given.items()
@@ -221,14 +225,12 @@ class Telemetry:
         records: Sequence[LogRecordProcessor] = (),
         readers: Sequence[MetricReader] = (),
         file: Path | None = None,
-        given: Mapping[str, object],
     ) -> None:
         self.mode = modes["traces"]
         self.metrics = modes.get("metrics", "none")
         self.logs = modes.get("logs", "none")
         self.file = file
         self._spans, self._records, self._readers = tuple(spans), tuple(records), tuple(readers)
-        self._given = given
         self._closed = False
 
     def __repr__(self) -> str:

@@ -177,14 +177,61 @@ def test_stack_is_drawn(capsys, monkeypatch, tmp_path):
     """)
     assert main(["stack", "cache", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [
-        {"store": "cache", "url": "memory://", "layers": [{"name": "bounding", "options": {"ttl": "5m"}}]}
+        {
+            "store": "cache",
+            "configuration": "pocket.toml",
+            "url": "memory://",
+            "layers": [{"name": "bounding", "options": {"ttl": "5m"}}],
+        }
     ]
 
 
 def test_stack_without_configuration(capsys):
-    """Without a configuration it is the store in memory that one gets."""
+    """Without a configuration it is the store in memory that one gets, and it is said that there is none."""
     assert main(["stack"]) == 0
-    assert capsys.readouterr().out == "store\n  memory://\n"
+    assert capsys.readouterr() == (
+        "store\n  memory://\n",
+        "configuration: none, neither in this folder nor above it\n",
+    )
+
+
+def test_stack_says_which_configuration_it_took(capsys, monkeypatch, folder):
+    """The nearest one, upwards from the current folder; else the one that the environment names, wherever that is."""
+    write("pocket.toml", "[store]\nlayers = ['tracing']")
+    write("other.toml", "")
+    (folder / "a" / "b").mkdir(parents=True)
+    for where, named, said in (
+        (folder, "", "pocket.toml"),
+        (folder / "a" / "b", "", str(folder / "pocket.toml")),
+        (folder / "a", "../other.toml", "../other.toml"),
+    ):
+        monkeypatch.chdir(where)
+        monkeypatch.setenv("POCKET_PLUG_CONFIG", named)
+        set_default_pocket(None)
+        assert main(["stack"]) == 0
+        out, err = capsys.readouterr()
+        assert err == f"configuration: {said}\n"
+        assert out.startswith(f"store  ({said} [store])\n")
+
+
+def test_an_application_has_the_configuration_of_the_command_line(capsys, monkeypatch, folder):
+    """What `pocket-plug run` runs uses the default Pocket that the command has found; elsewhere it finds none."""
+    write("pocket.toml", "[stores.cache]\n")
+    app = write(
+        "below/app.py",
+        """
+        from pocket_plug.plugins import default_pocket
+        def main():
+            print(list(default_pocket().stores))
+        """,
+    )
+    monkeypatch.chdir(folder / "below")
+    assert main(["run", "app.py"]) == 0
+    assert capsys.readouterr().out == "['cache']\n"
+    set_default_pocket(None)
+    code = f"import runpy; runpy.run_path({str(folder / app)!r})['main']()"
+    plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert plain.stdout == "[]\n"
 
 
 def test_stack_hides_passwords(capsys, install):

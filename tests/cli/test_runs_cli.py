@@ -142,6 +142,7 @@ def finish(*run_ids: str) -> None:
     with SyncStore(URL) as store:
         for run_id in run_ids:
             Graph(upper, store=store, name="plain").run_sync(run_id, run_id=run_id)
+    set_default_pocket(None)  # these runs have made one, which isn't the command line's
 
 
 # ---------------------------------------------------------------- two processes

@@ -20,8 +20,8 @@ from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
-from pocket_plug.graph.concurrency import each, fan_out
-from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.each import each
+from pocket_plug.graph.graph import Graph, fan_out
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry
@@ -130,8 +130,8 @@ def test_every_field_that_an_observer_sees(view: type) -> None:
 
 def test_every_event() -> None:
     """The events that a run tells of are those listed."""
-    source = "".join((PACKAGE / name).read_text("utf-8") for name in ("graph/runner.py", "graph/durable.py"))
-    assert rows("Events").keys() == set(re.findall(r"self\.event\(\s*\"(\w+)\"", source))
+    source = "".join(file.read_text("utf-8") for file in (PACKAGE / "graph").rglob("*.py"))
+    assert rows("Events").keys() == set(re.findall(r"run\.event\(\s*\"(\w+)\"", source))
 
 
 def test_every_field_of_a_plugin_record() -> None:
