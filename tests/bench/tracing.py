@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from pocket_plug import Graph
+from pocket_plug import Graph, Key
 from pocket_plug.layers import Tracing, tracing
 
 from . import peers
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the SDK is imported by the rows that need it: others measur
     from opentelemetry.trace import Tracer
 
 Attributes = dict[str, Any]
+USER = Key("user:{}")
 
 
 def listening(processor: SpanProcessor | None = None) -> TracerProvider:
@@ -74,6 +76,27 @@ def get_recorded(bench: Bench) -> None:
     bench.case("pocket_plug", ours)
     bench.case("a bare span", bare)
     bench.target("pocket_plug", 1.15, "a bare span")
+
+
+@row
+def many_keys(bench: Bench) -> None:
+    """a traced get by a key that nobody has used before, made of a template; and after 100,000 others"""
+
+    def getting() -> Body:
+        store, numbers = stack(Tracing()), count()
+
+        async def body(times: int) -> None:
+            for number in islice(numbers, times):
+                await store.get(USER(number))
+
+        return body
+
+    tracing.configure(tracer_provider=listening())
+    many = getting()
+    bench.run(many(100_000))
+    bench.case("the first keys", getting())
+    bench.case("after 100,000 others", many)
+    bench.target("after 100,000 others", 1.1, "the first keys")
 
 
 # ---------------------------------------------------------------- a node
