@@ -12,6 +12,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
 from pocket_plug.primitives.typechecks import check_type, checker
+from pocket_plug.primitives.values import Value
 
 from .node import Node
 from .observing import NodeCall
@@ -80,7 +81,7 @@ class AskStep(Step):
         answered: Any = Answered
         self.output_type = answered[self.input_type, self.answer_type]
 
-    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Any:
+    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
         return Answered(value, await run.ask(self, self.question(value)))
 
 

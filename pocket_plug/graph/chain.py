@@ -74,7 +74,7 @@ class Out(Generic[I, T_contra]):
     def __init__(self: AnyOut, node: AnyLink, action: str) -> None:
         self._node, self._action = node, action
 
-    def __call__(self, output: T_contra, /) -> Next[Any]:
+    def __call__(self, output: T_contra, /) -> AnyNext:
         return Next(self._action, output)
 
     @overload
@@ -117,6 +117,7 @@ class Chain(Ends[I, O], Generic[I, O, M]):
             return as_chain(other) >> self
 
 
+AnyNext = Next[Any]
 AnyLink = Link[Any, Any]
 AnyChain = Chain[Any, Any, Any]
 AnyOut = Out[Any, Any]

@@ -15,8 +15,9 @@ from pocket_plug.store.transaction import Transaction
 from .context import to_its_end
 from .observing import NodeCall
 from .phase_calls import checked, placed
+from .phases import Function
 from .running import ALL_IN_THREADS, FREE_CONFLICTS, MAX_CONFLICTS, Running
-from .step import Function, Step
+from .step import Step
 from .watching import report
 
 

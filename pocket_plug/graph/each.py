@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.typechecks import checker
+from pocket_plug.primitives.values import Value
 
 from .chain import Chain, as_chain
 from .node import Node, X, Y, options_of
@@ -71,8 +72,8 @@ class EachStep(Step):
             found.append(f"node {self.inner.name!r} asks, which an item of a fan-out can't; ask before or after it")
         return [f"in {self.name!r}: {fault}" for fault in found]
 
-    async def perform(self, run: Running, call: NodeCall | None, value: Any) -> Any:
-        results: list[Any] = []
+    async def perform(self, run: Running, call: NodeCall | None, value: Value) -> Value:
+        results: list[Value] = []
         items = _Items(value if run.ledger is None else run.ledger.in_order(value), results)
         if not run.threads or self.concurrency == 1:
             await self._work(run, items)
@@ -134,11 +135,11 @@ class _Stop(Exception):
 class _Items:
     """One iterator that all workers draw from, and the results in the items' order."""
 
-    def __init__(self, items: Iterable[Any], results: list[Any]) -> None:
+    def __init__(self, items: Iterable[Value], results: list[Value]) -> None:
         self._items, self.results = iter(items), results
         self.exhausted = False
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
+    def __iter__(self) -> Iterator[tuple[int, Value]]:
         for item in self._items:
             self.results.append(None)
             yield len(self.results) - 1, item
@@ -153,7 +154,7 @@ def each(
 def each(
     node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["collect"]
 ) -> Node[Iterable[X], list[Y | Exception]]: ...
-def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise", "collect"] = "raise") -> Any:
+def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise", "collect"] = "raise") -> Value:
     """A node that takes every item of its input through `node`, up to `concurrency` at a time; results in order.
 
     Items are drawn as workers become free, so an iterator of any length is fine. They share the graph's store. The first

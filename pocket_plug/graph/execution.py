@@ -10,12 +10,12 @@ import copy
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import copy_context
-from typing import Any
 
 from pocket_plug.errors import NodeTimeoutError, RunSuspendedError, StepLimitError, SyncError
 from pocket_plug.primitives.signals import run_loop
+from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
@@ -25,8 +25,8 @@ from .context import in_own_context, run_ids, to_its_end
 from .host import RunHost
 from .observing import NodeCall, Observer, Run
 from .plan import PlannedGraph
-from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Ledger
-from .step import Step, Visited
+from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Ledger, Writing
+from .step import Step, Visited, Visiting
 from .watching import Entered, Part, end, enter, leave, tell
 
 TURN = 0.001
@@ -35,7 +35,7 @@ TURN = 0.001
 _runs = itertools.count(1)
 """Numbers them, so that an error's note tells what has come out of a run from what was written before."""
 
-NO_EXITS: Mapping[str, Any] = {}
+NO_EXITS: Mapping[str, object] = {}
 
 
 class Execution:
@@ -108,7 +108,7 @@ class Execution:
         return 1 if self.visits is None else self.visits.get(step.name, 1)
 
     # ------------------------------------------------------------ the run
-    def go_in_place(self, value: object, is_sync: bool) -> Any:
+    def go_in_place(self, value: object, is_sync: bool) -> Value:
         """Run for a caller without `await`: with no event loop if every phase `is_sync`, else on one made for it."""
         stack = self.stack
         if is_sync and not stack.needs_loop:
@@ -131,12 +131,12 @@ class Execution:
             return stack.run(self.go(value))
         return run_loop(self._open_and_go(value))
 
-    async def _open_and_go(self, value: object) -> Any:
+    async def _open_and_go(self, value: object) -> Value:
         if self.stack.is_new:
             await self.stack.ensure_open()
         return await self.go(value)
 
-    async def go(self, value: object) -> Any:
+    async def go(self, value: object) -> Value:
         """Run from the start, or from where it was left, to the end; give the output of the last node."""
         if self.ledger is not None:
             result = await self.ledger.claim(self, value)
@@ -154,7 +154,7 @@ class Execution:
             return ALL_IN_THREADS
         return EXEC_IN_THREADS if self.threads else IN_PLACE
 
-    async def _watched(self, value: object) -> Any:
+    async def _watched(self, value: object) -> Value:
         """Travel between what the observers do before and after."""
         run = self.run
         entered: Entered = []
@@ -178,7 +178,7 @@ class Execution:
             leave(entered, failed)
         return run.output
 
-    async def _travel(self, value: object) -> Any:
+    async def _travel(self, value: object) -> Value:
         """From step to step, through each by the way that was found when the plan was made."""
         step: Step | None = self.plan.start
         cancelled: asyncio.CancelledError | None = None
@@ -221,7 +221,7 @@ class Execution:
             outermost.turn_ends = time.perf_counter() + TURN
 
     # ------------------------------------------------------------ its nodes
-    def visit(self, step: Step, value: object) -> Coroutine[Any, Any, Visited]:
+    def visit(self, step: Step, value: object) -> Visiting:
         """Take a value through a node, watched if the run is."""
         return self._watch(step, value) if self.observers else step.ways[self.where].take(self, value, None)
 
@@ -246,12 +246,12 @@ class Execution:
         leave(entered, None)
         return visited
 
-    def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
+    def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
         """Tell the observers."""
         if call is not None:
             tell(self.observers, name, call, attributes)
 
-    async def to_its_end(self, writing: Coroutine[Any, Any, Any]) -> asyncio.CancelledError | None:
+    async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
         """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""
         if self.stack.inline_write or not self.loop:
             await writing
@@ -262,7 +262,7 @@ class Execution:
         task.result()
         return cancelled
 
-    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Any:
+    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Value:
         """Run a graph as a node of this one, and give what it left with."""
         place = graph.place(StoreReader(self.stack, self.prefix))
         if place[0].is_new:
@@ -273,7 +273,7 @@ class Execution:
         output = await in_own_context(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
 
-    def item(self, step: Step, item: object, position: int) -> Coroutine[Any, Any, Visited]:
+    def item(self, step: Step, item: object, position: int) -> Visiting:
         """Take one item of a fan-out through its node."""
         return self.visit(step, item) if self.ledger is None else self.ledger.item(self, step, item, position)
 
@@ -283,7 +283,7 @@ class Execution:
         beside.ledger = ledger
         return beside
 
-    async def ask(self, step: Step, question: object) -> Any:
+    async def ask(self, step: Step, question: object) -> Value:
         """The answer to a question of a node."""
         assert self.ledger is not None  # a graph that asks runs with one only
         return await self.ledger.ask(self, step, question)

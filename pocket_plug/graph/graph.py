@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.values import Value
 from pocket_plug.store.keys import Key, check_name
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
@@ -139,7 +140,7 @@ class Graph(Node[I, O]):
         run_id: str,
         /,
         *,
-        answer: Any = MISSING,
+        answer: object = MISSING,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         traceparent: Carrier | None = None,
@@ -179,7 +180,7 @@ class Graph(Node[I, O]):
         run_id: str,
         /,
         *,
-        answer: Any = MISSING,
+        answer: object = MISSING,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         traceparent: Carrier | None = None,
@@ -192,7 +193,7 @@ class Graph(Node[I, O]):
 
     def _execution(
         self,
-        input: Any,
+        input: Value,
         pocket: RunHost | None,
         request: Request | None,
         traceparent: Carrier | None,
@@ -239,7 +240,7 @@ class Graph(Node[I, O]):
         return flow_chart(self.plan)
 
 
-def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:
+def _request(run_id: str | None, answer: object, allow_changed: bool) -> Request:
     """What is asked of a durable run; its module is not loaded for others."""
     from .durable import Request
 
@@ -270,14 +271,14 @@ async def fan_out(
 ) -> list[Y | Exception]: ...
 async def fan_out(
     node: Any,
-    items: Iterable[Any],
+    items: Iterable[Value],
     /,
     *,
     concurrency: int = CONCURRENCY,
     errors: Literal["raise", "collect"] = "raise",
     store: StoreScope | SyncScope | None = None,
     run_id: str | None = None,
-) -> Any:
+) -> Value:
     """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
 
     With a `run_id` it is a durable one: what is finished is not done again after a crash.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from pocket_plug.primitives.values import Value
+
 from .observing import NodeCall
 from .plan import PlannedGraph
 from .running import Running
@@ -34,5 +36,5 @@ class GraphStep(Step):
     def inner_shape(self) -> Shape:
         return self.graph.plan.shape
 
-    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Any:
+    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
         return await run.nested(self.graph, value, self.actions)

@@ -6,7 +6,7 @@ A node keeps no edges and no state of a run, so one node may stand in many graph
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 
 from typing_extensions import TypeVar
@@ -14,10 +14,10 @@ from typing_extensions import TypeVar
 from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import named
-from pocket_plug.store.keys import Key
+from pocket_plug.primitives.values import Value
 
-from .chain import Action, AnyOut, Chain, I, Link, M, Next, O, Out, as_chain
-from .options import ALL_OPTIONS, Isolation, Options, Traced
+from .chain import Action, AnyNext, AnyOut, Chain, I, Link, M, O, Out, as_chain
+from .options import ALL_OPTIONS, Isolation, Keys, Options, Traced
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Node(Link[I, O], Generic[I, O, R]):
         name: str | None = None,
         retry: Retry | None = None,
         timeout: Duration | None = None,
-        reads: Sequence[Key[Any]] | None = None,
-        writes: Sequence[Key[Any]] | None = None,
+        reads: Keys | None = None,
+        writes: Keys | None = None,
         trace: Traced | None = None,
         isolation: Isolation | None = None,
     ) -> None:
@@ -83,8 +83,8 @@ class Node(Link[I, O], Generic[I, O, R]):
         name: str | None = None,
         retry: Retry | None = None,
         timeout: Duration | None = None,
-        reads: Sequence[Key[Any]] | None = None,
-        writes: Sequence[Key[Any]] | None = None,
+        reads: Keys | None = None,
+        writes: Keys | None = None,
         trace: Traced | None = None,
         isolation: Isolation | None = None,
     ) -> Self:
@@ -104,29 +104,29 @@ class Node(Link[I, O], Generic[I, O, R]):
         return node
 
     # Positional-only and colour-free, so that overrides of either colour, with parameters of any name, type-check.
-    def prep(self, store: Any, input: I, /) -> Any:
+    def prep(self, store: Any, input: I, /) -> Value:
         """Read what `exec` needs; by default the input."""
         return input
 
-    def exec(self, prepared: Any, /) -> R | Awaitable[R]:
+    def exec(self, prepared: Value, /) -> R | Awaitable[R]:
         """Work, without the store; by default what prep gave."""
         return prepared  # type: ignore[no-any-return]
 
-    def fallback(self, prepared: Any, error: Exception, /) -> R | Awaitable[R]:
+    def fallback(self, prepared: Value, error: Exception, /) -> R | Awaitable[R]:
         """Answer in place of an `exec` that is out of attempts; by default its error stands."""
         raise error
 
-    def post(self, store: Any, input: I, prepared: Any, result: Any, /) -> O | Next[Any] | Awaitable[O | Next[Any]]:
+    def post(self, store: Any, input: I, prepared: Value, result: Value, /) -> O | AnyNext | Awaitable[O | AnyNext]:
         """Write, and choose the way out; by default what exec gave leaves by "default"."""
         return result  # type: ignore[no-any-return]
 
-    def on_success(self, store: Any, output: Any, /) -> Any:
+    def on_success(self, store: Any, output: Value, /) -> Value:
         """After the commit."""
 
-    def on_failure(self, store: Any, error: BaseException, /) -> Any:
+    def on_failure(self, store: Any, error: BaseException, /) -> Value:
         """After an error or a cancellation; what was written is gone already."""
 
-    def on_complete(self, store: Any, /) -> Any:
+    def on_complete(self, store: Any, /) -> Value:
         """After everything, whatever happened."""
 
     @overload

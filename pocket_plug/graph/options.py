@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Traced = bool | Literal["agent"]
 Isolation = Literal["default", "serializable"]
+Keys = Sequence[Key[Any]]
+"""What a node declares to read or write."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,12 +10,14 @@ from types import CoroutineType
 from typing import Any
 
 from pocket_plug.errors import NodeTimeoutError, PhaseError
+from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
 
 from .observing import NodeCall, Phase, PhaseCall
+from .phases import Function
 from .retry import Retry
 from .running import Running
-from .step import Function, Step
+from .step import Step
 from .watching import Part, Watching
 from .workers import WorkerTimeout, pool, wrapped
 
@@ -29,11 +31,11 @@ def placed(function: Function | None, is_async: bool, in_thread: bool) -> tuple[
     return function, is_async
 
 
-def _in_thread(function: Function, *arguments: Any) -> Coroutine[Any, Any, Any]:
+def _in_thread(function: Function, *arguments: object) -> Coroutine[Any, Any, Any]:
     return pool().call(function, *arguments)
 
 
-async def checked(step: Step, phase: str, function: Function, awaits: bool, *arguments: Any) -> Any:
+async def checked(step: Step, phase: str, function: Function, awaits: bool, *arguments: object) -> Value:
     """What a phase gives. Raises PhaseError where that is a coroutine that nobody awaits."""
     try:
         result = await function(*arguments) if awaits else function(*arguments)
@@ -64,8 +66,8 @@ def watching(run: Running, step: Step, call: NodeCall) -> Watched:
 
 
 async def watch(
-    observers: Sequence[Part], step: Step, call: Any, phase: Phase, function: Function, awaits: bool, *arguments: Any
-) -> Any:
+    observers: Sequence[Part], step: Step, call: Any, phase: Phase, function: Function, awaits: bool, *arguments: object
+) -> Value:
     """What a phase gives: measured, between what these observers do before and after."""
     is_exec = phase == "exec"
     if is_exec:
@@ -76,7 +78,7 @@ async def watch(
     return about.output
 
 
-def phase_over(step: Step, phase: str, result: Any, call: Any, started: float) -> float:
+def phase_over(step: Step, phase: str, result: Value, call: Any, started: float) -> float:
     """Measure a phase that nobody watches; gives the time. Raises PhaseError where it gave a coroutine."""
     if result.__class__ is CoroutineType:
         raise unawaited(step, phase, result)
@@ -95,7 +97,7 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
     attempt, fall_back = _attempt(step, exec, "exec" in in_threads), _fallback(step, "fallback" in in_threads)
     retry = step.retry
 
-    async def work(run: Running, call: NodeCall | None, prepared: Any) -> Any:
+    async def work(run: Running, call: NodeCall | None, prepared: Value) -> Value:
         number = 0
         while True:
             number += 1
@@ -137,17 +139,17 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
     if timeout is None:
         function, awaits = placed(function, step.exec_async, in_thread)
 
-        async def attempt_at_once(run: Running, prepared: Any) -> Any:
+        async def attempt_at_once(run: Running, prepared: Value) -> Value:
             return await checked(step, "exec", function, awaits, prepared)
 
         return attempt_at_once
     late = f"node {step.name!r}: exec took longer than timeout={timeout:g} seconds"
     beside = partial(checked, step, "exec", *placed(function, step.exec_async, in_thread=True))
 
-    def blocking(prepared: Any) -> Any:
+    def blocking(prepared: Value) -> Value:
         return pool().call_blocking(timeout, function, prepared)
 
-    async def attempt(run: Running, prepared: Any) -> Any:
+    async def attempt(run: Running, prepared: Value) -> Value:
         if not run.loop:
             try:
                 return await checked(step, "exec", blocking, False, prepared)
@@ -169,7 +171,7 @@ def _fallback(step: Step, in_thread: bool) -> AsyncFunction:
     """What answers for an `exec` that is out of attempts."""
     fallback, awaits = placed(step.fallback, step.fallback_async, in_thread)
 
-    async def fall_back(run: Running, call: NodeCall | None, prepared: Any, error: Exception) -> Any:
+    async def fall_back(run: Running, call: NodeCall | None, prepared: Value, error: Exception) -> Value:
         if fallback is None or isinstance(error, PhaseError):
             raise error
         about = PhaseCall(call, "fallback", input=prepared) if call is not None else None

@@ -12,6 +12,7 @@ from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hint
 
 from pocket_plug.primitives.signatures import is_async, misfit
 from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.values import Hint
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
@@ -19,6 +20,8 @@ from .chain import Action
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
 from .observing import Phase
+
+Function = Callable[..., Any]
 
 PHASES: tuple[Phase, ...] = ("prep", "exec", "fallback", "post")
 HOOKS = ("on_success", "on_failure", "on_complete")
@@ -46,7 +49,7 @@ _ASYNC_VIEWS = {view.__name__: view for view in (StoreReader, StoreWriter)}
 _SYNC_VIEWS = {view.__name__: view for view in (SyncReader, SyncWriter)}
 
 
-def overridden(node: AnyNode, phase: str) -> Callable[..., Any] | None:
+def overridden(node: AnyNode, phase: str) -> Function | None:
     """The node's own function for a phase, bound; None where it is the default."""
     if isinstance(node, FunctionNode):
         return node.functions.get(phase)
@@ -55,7 +58,7 @@ def overridden(node: AnyNode, phase: str) -> Callable[..., Any] | None:
     return getattr(node, phase)  # type: ignore[no-any-return]
 
 
-def hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints(function: Function) -> dict[str, Hint]:
     """Its annotations; those that can't be resolved are left out, never an error."""
     function = inspect.unwrap(getattr(function, "__func__", function))
     try:
@@ -66,7 +69,7 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
         }
 
 
-def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
+def _hint_of_parameter(function: Function, position: int) -> Hint:
     try:
         parameters = list(inspect.signature(function).parameters)
     except ValueError:  # some of Python's own, such as int, have none
@@ -74,17 +77,17 @@ def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
     return hints(function).get(parameters[position], Any) if position < len(parameters) else Any
 
 
-def _plain(hint: Any) -> Any:
+def _plain(hint: Hint) -> Hint:
     """The hint where it says something: not a string nor a type variable, nor one that has such a variable in it."""
     unclear = isinstance(hint, TypeVar | str | ForwardRef) or bool(getattr(hint, "__parameters__", ()))
     return Any if unclear else hint
 
 
-def _class_arguments(node: AnyNode) -> tuple[Any, ...]:
+def _class_arguments(node: AnyNode) -> tuple[Hint, ...]:
     return tuple(_plain(argument) for argument in _of_node(type(node), ()))
 
 
-def _of_node(cls: type, given: tuple[Any, ...]) -> tuple[Any, ...]:
+def _of_node(cls: type, given: tuple[Hint, ...]) -> tuple[Hint, ...]:
     """What Node's own parameters are in a subclass of it that was given these."""
     if cls is Node:
         return given
@@ -96,14 +99,14 @@ def _of_node(cls: type, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return ()
 
 
-def _filled(hint: Any, values: dict[Any, Any]) -> Any:
+def _filled(hint: Hint, values: dict[Hint, Hint]) -> Hint:
     if isinstance(hint, TypeVar):
         return values.get(hint, hint)
     parameters = getattr(hint, "__parameters__", ())
     return hint[tuple(values.get(each, each) for each in parameters)] if parameters else hint
 
 
-def input_type(node: AnyNode) -> Any:
+def input_type(node: AnyNode) -> Hint:
     """What the node declares to take; Any where it doesn't say."""
     if isinstance(node, FunctionNode):
         for phase, position in (("prep", 1), ("post", 1), ("exec", 0)):
@@ -115,7 +118,7 @@ def input_type(node: AnyNode) -> Any:
     return (*_class_arguments(node), Any)[0]
 
 
-def output_type(node: AnyNode) -> Any:
+def output_type(node: AnyNode) -> Hint:
     """What the node declares to leave by "default" with; Any where it doesn't say."""
     if isinstance(node, FunctionNode):
         function = node.functions.get("post") or node.functions.get("exec")
@@ -124,9 +127,9 @@ def output_type(node: AnyNode) -> Any:
     return (*_class_arguments(node), Any, Any)[1]
 
 
-def declared_actions(node: AnyNode) -> dict[str, Any]:
+def declared_actions(node: AnyNode) -> dict[str, Hint]:
     """The actions that the node's class declares, each with the type that it carries."""
-    found: dict[str, Any] = {}
+    found: dict[str, Hint] = {}
     for cls in type(node).__mro__:
         actions: list[Action[Any]] = [value for value in vars(cls).values() if isinstance(value, Action)]
         for action in actions:
@@ -196,7 +199,7 @@ def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
     return found
 
 
-def _own_methods(node: AnyNode) -> dict[str, Callable[..., Any]]:
+def _own_methods(node: AnyNode) -> dict[str, Function]:
     """The public methods, bound, that its classes add to those of Node, those first that are nearest."""
     names = dict.fromkeys(name for cls in type(node).__mro__ if cls not in Node.__mro__ for name in vars(cls))
     return {
@@ -231,11 +234,11 @@ def _unmade_actions(node: AnyNode) -> list[str]:
     ]
 
 
-def _written(action: Any) -> str:
+def _written(action: Hint) -> str:
     return f"Action[{', '.join(type_name(argument) for argument in get_args(action))}]".replace("[]", "")
 
 
-def _store_annotation(function: Callable[..., Any]) -> str:
+def _store_annotation(function: Function) -> str:
     parameters = list(inspect.signature(function).parameters.values())
     annotation = parameters[0].annotation if parameters else ""
     return annotation.rpartition(".")[2] if isinstance(annotation, str) else getattr(annotation, "__name__", "")

@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Change
 from pocket_plug.store.stack import Stack
 
 from .observing import NodeCall, Run
 from .plan import Plan, PlannedGraph
-from .step import Step, Visited
+from .step import Step, Visited, Visiting
 from .watching import Part
 
+Writing = Coroutine[Any, Any, object]
 Commit = tuple[Sequence[Change], Mapping[str, int]]
 """What to write, and the versions that it expects."""
 
@@ -45,7 +47,7 @@ class Running(Protocol):
     """`IN_PLACE`, `EXEC_IN_THREADS` or `ALL_IN_THREADS`."""
     grace: float
     """Seconds that a hook has to end once the run has been cancelled."""
-    exits: Mapping[str, Any]
+    exits: Mapping[str, object]
     """The actions that graphs around this one take care of."""
     left_by: str
     """The action by which it has ended."""
@@ -69,15 +71,15 @@ class Running(Protocol):
         """How often the run has entered a node."""
         ...
 
-    def visit(self, step: Step, value: object) -> Coroutine[Any, Any, Visited]:
+    def visit(self, step: Step, value: object) -> Visiting:
         """Take a value through a node, watched if the run is."""
         ...
 
-    def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, Any]) -> None:
+    def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
         """Tell the observers."""
         ...
 
-    async def to_its_end(self, writing: Coroutine[Any, Any, Any]) -> asyncio.CancelledError | None:
+    async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
         """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""
         ...
 
@@ -85,7 +87,7 @@ class Running(Protocol):
         """Let the event loop go on where this run has kept it for long enough."""
         ...
 
-    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Any:
+    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Value:
         """Run a graph as a node of this one, and give what it left with."""
         ...
 
@@ -93,11 +95,11 @@ class Running(Protocol):
         """The same run, kept in another ledger: for an item of a fan-out."""
         ...
 
-    async def ask(self, step: Step, question: object) -> Any:
+    async def ask(self, step: Step, question: object) -> Value:
         """The answer to a question of a node."""
         ...
 
-    def item(self, step: Step, item: object, position: int) -> Coroutine[Any, Any, Visited]:
+    def item(self, step: Step, item: object, position: int) -> Visiting:
         """Take one item of a fan-out through its node."""
         ...
 
@@ -110,7 +112,7 @@ class Ledger(Protocol):
         """What every write of the run expects, so that it fails once another execution has taken it over."""
         ...
 
-    async def claim(self, run: Running, value: object) -> Any:
+    async def claim(self, run: Running, value: object) -> Value:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
         ...
 
@@ -144,15 +146,15 @@ class Ledger(Protocol):
         """The same for a graph that is nested in this one."""
         ...
 
-    async def ask(self, run: Running, step: Step, question: object) -> Any:
+    async def ask(self, run: Running, step: Step, question: object) -> Value:
         """The answer to a question. Raises RunSuspendedError where there is none yet."""
         ...
 
-    def in_order(self, items: Iterable[Any]) -> Iterable[Any]:
+    def in_order(self, items: Iterable[Value]) -> Iterable[Value]:
         """The items of a fan-out as any process finds them."""
         ...
 
-    def item(self, run: Running, step: Step, item: object, position: int) -> Coroutine[Any, Any, Visited]:
+    def item(self, run: Running, step: Step, item: object, position: int) -> Visiting:
         """Take one item of a fan-out through its node, under a record of its own."""
         ...
 

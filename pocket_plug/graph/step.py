@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.typechecks import checker
+from pocket_plug.primitives.values import Value
 from pocket_plug.store.keys import Key
 
 from .chain import DEFAULT
@@ -20,19 +21,19 @@ from .node import AnyNode, options_of
 from .node_functions import FunctionNode, PostNode
 from .observing import NodeCall, Phase
 from .options import Traced
-from .phases import HOOKS, PHASES, faults, input_type, output_type, overridden
+from .phases import HOOKS, PHASES, Function, faults, input_type, output_type, overridden
 from .retry import Retry
 from .shape import Kind, Shape
 
-Function = Callable[..., Any]
-Visited = tuple["Step | None", Any, asyncio.CancelledError | None]
+Visited = tuple["Step | None", Value, asyncio.CancelledError | None]
 """Where to go (None: the run ends), with what, and a cancellation that came while the node was past stopping."""
+Visiting = Coroutine[Any, Any, Visited]
 
 
 class Way(Protocol):
     """What takes values through one node."""
 
-    def take(self, run: Any, value: object, call: NodeCall | None, /) -> Coroutine[Any, Any, Visited]:
+    def take(self, run: Any, value: object, call: NodeCall | None, /) -> Visiting:
         """Take a value through it, in a run that is watched if there is a call."""
         ...
 
@@ -161,7 +162,7 @@ class Step:
 
 
 def _of_two(function: Function) -> Function:
-    def post(store: Any, input: object, prepared: Any, result: Any) -> Any:
+    def post(store: object, input: object, prepared: object, result: object) -> Value:
         return function(store, input)
 
     return post

@@ -16,6 +16,7 @@ from typing import Any
 
 from pocket_plug.errors import ConflictError, InputError, MissingKeyError, RunSuspendedError
 from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 from pocket_plug.store.transaction import Transaction
@@ -152,7 +153,7 @@ async def _declared(run: Running, step: Step) -> Transaction:
     return transaction
 
 
-def _leave(run: Running, step: Step, output: Any, call: NodeCall | None) -> tuple[Step | None, Any]:
+def _leave(run: Running, step: Step, output: Value, call: NodeCall | None) -> tuple[Step | None, Value]:
     """Where the run goes on from a node, None where it ends, and with what."""
     action, target = DEFAULT, step.next
     if output.__class__ is Next:
@@ -205,7 +206,7 @@ class CommitConflict(Exception):
     prep_stands = False
     """Would prep read the same again, so that post alone has to be tried again?"""
 
-    def __init__(self, conflict: ConflictError, transaction: Transaction, prepared: Any, result: Any) -> None:
+    def __init__(self, conflict: ConflictError, transaction: Transaction, prepared: Value, result: Value) -> None:
         self.conflict, self.transaction, self.prepared, self.result = conflict, transaction, prepared, result
 
 
@@ -217,8 +218,8 @@ async def _land(
     way: Phases,
     call: NodeCall | None,
     transaction: Transaction,
-    made: tuple[Any, Any, Any],
-    left: tuple[Step | None, Any],
+    made: tuple[Value, Value, Value],
+    left: tuple[Step | None, Value],
     lost: CommitConflict | None,
 ) -> Visited:
     """Write what the node has changed, on its way out. After a conflict, take the value through it again."""

@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any
 
 from pocket_plug.errors import ConfigError, WrappedStopIterationError
 from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Waiter, wake
 
 _logger = logging.getLogger("pocket_plug")
@@ -33,11 +33,11 @@ _in_worker: contextvars.ContextVar[bool] = contextvars.ContextVar("pocket_plug.i
 class _Job:
     __slots__ = ("arguments", "context", "function", "is_left", "is_over", "thread", "waiter")
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, function: Callable[..., Value], arguments: tuple[object, ...]) -> None:
         self.function, self.arguments = function, arguments
         self.context = contextvars.copy_context()
         self.context.run(_in_worker.set, True)
-        self.waiter: Waiter[Any] = Waiter()
+        self.waiter: Waiter[Value] = Waiter()
         self.thread: threading.Thread | None = None
         """Where it is being done."""
         self.is_left = self.is_over = False
@@ -78,7 +78,7 @@ class Workers:
         """How many threads still run what nobody waits for any more."""
         return len(self._abandoned)
 
-    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def call(self, function: Callable[..., Value], *arguments: object) -> Value:
         """Run it in a thread, with the caller's context variables, and give what it gives.
 
         Cancelled while it waits, the function is not begun; while it runs, its thread is abandoned: it goes on, its
@@ -94,7 +94,7 @@ class Workers:
         finally:
             self._leave(job)  # again, for that may have been interrupted
 
-    def call_blocking(self, timeout: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call_blocking(self, timeout: float, function: Callable[..., Value], *arguments: object) -> Value:
         """The same for a caller without a loop: it waits `timeout` seconds at most, then raises WorkerTimeout."""
         job = _Job(function, arguments)
         try:

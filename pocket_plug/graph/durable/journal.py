@@ -7,8 +7,7 @@ a token of its own, so that after a failure the record tells whether this very w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.errors import (
@@ -42,6 +41,7 @@ from .records import (
     START_FIELDS,
     Checkpoint,
     Frame,
+    Record,
     Status,
     check,
     execution_of,
@@ -113,7 +113,7 @@ class Journal:
 
     def record(
         self, token: str, frames: Sequence[Frame], status: Status = "running", result: bytes | None = None
-    ) -> dict[str, Any]:
+    ) -> Record:
         """The run's checkpoint, as it is stored."""
         return {
             "format": FORMAT,
@@ -191,7 +191,7 @@ class Journal:
             },
         )
 
-    def _settled(self, entry: Entry, start: Mapping[str, Any], value: object) -> bytes | None:
+    def _settled(self, entry: Entry, start: Record, value: object) -> bytes | None:
         """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
         record = entry.value
         if (start["graph"], start["scope"]) != (self.graph.name, self.prefix):
@@ -239,7 +239,7 @@ class Journal:
         except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
             return False
 
-    def _changed(self, start: Mapping[str, Any]) -> list[str] | None:
+    def _changed(self, start: Record) -> list[str] | None:
         """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
         before, now = start["shape"], self.graph.plan.shape.lines
         stands = step_at(self.graph.plan, self.checkpoint.frames)

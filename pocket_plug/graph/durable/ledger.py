@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
 
 from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.codec.error_values import storable
@@ -25,6 +24,7 @@ from pocket_plug.graph.clean_up import clean_up
 from pocket_plug.graph.observing import NodeCall
 from pocket_plug.graph.running import Commit, Running
 from pocket_plug.graph.step import Step, Visited
+from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Put
 from pocket_plug.store.store import MISSING
 
@@ -80,7 +80,7 @@ class RunLedger:
         """That of a graph which is the node that this one is at."""
         return RunLedger(self.journal, self.checkpoint, self, self.level + 1, self.current)
 
-    async def claim(self, run: Running, value: object) -> Any:
+    async def claim(self, run: Running, value: object) -> Value:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
         if self.outer is not None:
             return MISSING
@@ -244,7 +244,7 @@ class RunLedger:
         self.frame = frame
 
     # ------------------------------------------------------------ items and questions
-    def in_order(self, items: Iterable[Any]) -> Iterable[Any]:
+    def in_order(self, items: Iterable[Value]) -> Iterable[Value]:
         """A set's by their bytes: another process must find the same one at each position."""
         if not isinstance(items, Set):
             return items
@@ -308,7 +308,7 @@ class RunLedger:
         """What can be stored of it; handed on at once too, so that a resume makes no difference."""
         return storable(error)
 
-    async def ask(self, run: Running, step: Step, question: object) -> Any:
+    async def ask(self, run: Running, step: Step, question: object) -> Value:
         """The answer, if it was given; else suspend the run."""
         journal = self.journal
         if journal.is_answered and journal.answer is not None:

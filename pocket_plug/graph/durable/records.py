@@ -18,6 +18,8 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
 
 FORMAT = 1
+Record = Mapping[str, Any]
+"""What stands at a key; or what has to stand in it, by field."""
 RUN = f"{RESERVED}run:"
 """`pocket:run:ID` is a run's checkpoint."""
 PART = f"{RESERVED}run-part:"
@@ -38,8 +40,8 @@ def escaped(text: str, marks: str) -> str:
 
 # What stands in a record: one that somebody else has written must not be taken for a run. Its `owner` is a write's token:
 # the execution's id, and after a dot which of its writes it was (in older records the id alone).
-ITEM_FIELDS: Mapping[str, Any] = {"owner": str, "commits": int, "frames": list}
-RUN_FIELDS: Mapping[str, Any] = {
+ITEM_FIELDS: Record = {"owner": str, "commits": int, "frames": list}
+RUN_FIELDS: Record = {
     **ITEM_FIELDS,
     "format": int,
     "status": str,
@@ -54,8 +56,8 @@ RUN_FIELDS: Mapping[str, Any] = {
     "result": bytes | None,
     "carrier": dict,
 }
-START_FIELDS: Mapping[str, Any] = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
-FRAME_FIELDS: Mapping[str, Any] = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
+START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
+FRAME_FIELDS: Record = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Checkpoint:
             raise CorruptRecordError(f"{self.key!r} is no record of a durable run: it says not where that stands")
 
 
-def check(key: str, record: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+def check(key: str, record: Record, fields: Record) -> None:
     """Raise CorruptRecordError unless it is a record of those fields, and StoreError if it is a newer one."""
     found = record if isinstance(record, dict) else {}
     if isinstance(format := found.get("format"), int) and format > FORMAT:
@@ -109,7 +111,7 @@ def check(key: str, record: Mapping[str, Any], fields: Mapping[str, Any]) -> Non
 
 def field_of(entry: Entry, name: str) -> Any:
     """A field of a record; None where it is no record, or has no such field."""
-    record: Mapping[str, Any] = entry.value
+    record: Record = entry.value
     return record.get(name) if isinstance(record, dict) else None
 
 
@@ -131,7 +133,7 @@ def keys_of(run_id: str) -> tuple[str, str]:
     return RUN + name, f"{PART}{name}:"
 
 
-def look_at(key: str, entry: Entry) -> tuple[Mapping[str, Any], Checkpoint]:
+def look_at(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
     """A run's record as it is stored, and its checkpoint, for whoever only looks. Raises StoreError, CorruptRecordError."""
     check(key, entry.value, RUN_FIELDS)
     checkpoint = Checkpoint(key)
@@ -151,7 +153,7 @@ def look_time(key: str) -> float:
     return 0.0  # not written by us; it sorts first, and is removed
 
 
-def plain(frame: Frame) -> dict[str, Any]:
+def plain(frame: Frame) -> Record:
     """A frame as it is stored."""
     return {
         "node": frame.node,
