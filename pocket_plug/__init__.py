@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from .codec import register_type
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
-    from .graph.concurrency import each, fan_out
     from .graph.durable import idempotency_key
-    from .graph.graph import Graph
+    from .graph.each import each
+    from .graph.graph import Graph, fan_out
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.retry import Retry
@@ -77,8 +77,8 @@ _MODULES = {
     "Chain": "graph.chain",
     "END": "graph.chain",
     "Next": "graph.chain",
-    "each": "graph.concurrency",
-    "fan_out": "graph.concurrency",
+    "each": "graph.each",
+    "fan_out": "graph.graph",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",

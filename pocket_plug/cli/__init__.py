@@ -20,6 +20,7 @@ from typing import IO, Any
 import click
 
 from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, is_fault
+from pocket_plug.primitives.default_pocket import searching_config
 from pocket_plug.primitives.terminal import escaped
 
 from .output import echo
@@ -133,7 +134,7 @@ def _may_have_plugins() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code."""
     try:
-        with _escaped_logs():
+        with _escaped_logs(), searching_config():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
         message = error.message

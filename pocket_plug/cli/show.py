@@ -8,14 +8,12 @@ from typing import Any
 import click
 
 from pocket_plug.errors import PocketError
+from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.config import StoreTable, layer_name
 from pocket_plug.plugins.pocket import Pocket, default_pocket
-from pocket_plug.plugins.records import PluginRecord
 from pocket_plug.primitives.redaction import public_url, shown
 
-from .output import echo, echo_json, print_table
-
-as_json = click.option("--json", "as_json", is_flag=True, help="For machines: JSON.")
+from .output import as_json, echo, echo_json, print_table
 
 
 @click.command
@@ -49,7 +47,7 @@ def _some_pocket() -> Pocket:
     return Pocket(autoload=False)
 
 
-def _plugin(record: PluginRecord) -> dict[str, Any]:
+def _plugin(record: PluginRecord) -> dict[str, object]:
     return {
         "name": record.name,
         "distribution": record.distribution,
@@ -69,6 +67,9 @@ def stack(name: str | None, as_json: bool) -> None:
 
     Outermost layer first: the stack of [stores.NAME], without NAME all of them. Options are shown as they are written,
     with the names of environment variables instead of what they hold; secret ones are not shown.
+
+    The configuration is the file that POCKET_PLUG_CONFIG names, else the nearest one: pocket.toml, or pyproject.toml with
+    the table [tool.pocket_plug], in the current folder or above.
     """
     pocket = default_pocket()
     tables: dict[str, StoreTable] = dict(pocket.config.stores)
@@ -81,8 +82,10 @@ def stack(name: str | None, as_json: bool) -> None:
             pocket.stores[each]
         tables = {"": pocket.config.store, **tables}
     if as_json:
-        echo_json([{"store": each or None, **_stack(pocket, table)} for each, table in tables.items()])
+        about = {"configuration": pocket.config.source or None}
+        echo_json([{"store": each or None, **about, **_stack(pocket, table)} for each, table in tables.items()])
         return
+    echo(f"configuration: {pocket.config.source or 'none, neither in this folder nor above it'}", err=True)
     for each, table in tables.items():
         echo(f"{f'stores.{each}' if each else 'store'}{f'  ({table.where})' if table.where else ''}")
         drawn = _stack(pocket, table)

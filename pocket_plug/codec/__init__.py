@@ -9,6 +9,7 @@ from .codec import register_type as register_type
 from .records import Sealed as Sealed
 from .records import bound as bound
 from .records import is_whole as is_whole
+from .records import payload_of as payload_of
 from .records import place_of as place_of
 from .registry import UNBOUND as UNBOUND
 from .registry import upgraded as upgraded
@@ -23,6 +24,7 @@ __all__ = [
     "default_codec",
     "inspect_record",
     "is_whole",
+    "payload_of",
     "place_of",
     "register_type",
     "upgraded",

@@ -6,9 +6,9 @@ from .chain import END as END
 from .chain import Action as Action
 from .chain import Chain as Chain
 from .chain import Next as Next
-from .concurrency import each as each
-from .concurrency import fan_out as fan_out
+from .each import each as each
 from .graph import Graph as Graph
+from .graph import fan_out as fan_out
 from .node import Node as Node
 from .retry import Retry as Retry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, cast, get_args
+from typing import Any, Generic, cast, get_args
 
 from typing_extensions import TypeForm, TypeVar
 
@@ -12,15 +12,13 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
 from pocket_plug.primitives.typechecks import check_type, checker
+from pocket_plug.primitives.values import Value
 
 from .node import Node
+from .observing import NodeCall
 from .options import Options
-from .plan import Step
-
-if TYPE_CHECKING:
-    from pocket_plug.graph.observing import NodeCall
-
-    from .runner import Execution
+from .running import Running
+from .step import Step, make_step
 
 X = TypeVar("X", default=Any)  # a question that is a text says nothing of the input
 Y = TypeVar("Y", default=Any)
@@ -55,7 +53,7 @@ class Ask(Node[X, Answered[X, Y]], Generic[X, Y]):
         self._options = Options().changed(self._takes, name=name)
 
 
-def _asking(question: Any) -> Callable[[Any], Any]:
+def _asking(question: object) -> Callable[[Any], Any]:
     """The function that gives the question, of what was given for it."""
     if isinstance(question, str) and question:
         return lambda input: question
@@ -83,7 +81,8 @@ class AskStep(Step):
         answered: Any = Answered
         self.output_type = answered[self.input_type, self.answer_type]
 
-    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
-        from .durable import DurableExecution
+    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
+        return Answered(value, await run.ask(self, self.question(value)))
 
-        return await cast("DurableExecution", execution).ask(self, value)
+
+make_step.register(Ask, AskStep)

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 from typing_extensions import TypeVar
 
-from pocket_plug.primitives.redaction import found
-
-if TYPE_CHECKING:
-    from .node import Node
+from pocket_plug.primitives.redaction import found, named
 
 I = TypeVar("I", contravariant=True)  # noqa: E741 - input
 O = TypeVar("O", covariant=True)  # noqa: E741 - output
@@ -62,8 +59,8 @@ class Action(Generic[T]):
     @overload
     def __get__(self, node: None, owner: type, /) -> Self: ...
     @overload
-    def __get__(self, node: Node[X, Any, Any], owner: type, /) -> Out[X, T]: ...
-    def __get__(self, node: Node[Any, Any, Any] | None, owner: type, /) -> Self | Out[Any, Any]:
+    def __get__(self, node: Link[X, Any], owner: type, /) -> Out[X, T]: ...
+    def __get__(self, node: AnyLink | None, owner: type, /) -> Self | AnyOut:
         return self if node is None else Out(node, self.name)
 
 
@@ -74,19 +71,23 @@ END: Action[Any] = Action("END")
 class Out(Generic[I, T_contra]):
     """One way out of one node: call it to leave by it, `>>` says where it leads."""
 
-    def __init__(self: Out[Any, Any], node: Node[Any, Any, Any], action: str) -> None:
+    def __init__(self: AnyOut, node: AnyLink, action: str) -> None:
         self._node, self._action = node, action
 
-    def __call__(self, output: T_contra, /) -> Next[Any]:
+    def __call__(self, output: T_contra, /) -> AnyNext:
         return Next(self._action, output)
 
     @overload
-    def __rshift__(self, other: Node[T_contra, Y, Any]) -> Chain[I, Y, Y]: ...
+    def __rshift__(self, other: Link[T_contra, Y]) -> Chain[I, Y, Y]: ...
     @overload
     def __rshift__(self, other: Chain[T_contra, Y, M]) -> Chain[I, Y, M]: ...
-    def __rshift__(self, other: Any) -> Chain[Any, Any, Any]:
-        chain = _as_chain(other)
+    def __rshift__(self, other: Any) -> AnyChain:
+        chain = as_chain(other)
         return Chain(self._node, chain.last, ((self._node, self._action, chain.first), *chain.edges))
+
+
+class Link(Generic[I, O]):
+    """What a chain joins: a node, with what it takes and gives."""
 
 
 class Ends(Generic[I, O]):
@@ -99,30 +100,37 @@ class Chain(Ends[I, O], Generic[I, O, M]):
     `M` are the outputs of all its nodes, for type checkers: a branch that ends with one of them may lead back into it.
     """
 
-    def __init__(self: Chain[Any, Any], first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
+    def __init__(self: AnyChain, first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
         self.first, self.last, self.edges = first, last, edges
 
     @overload
-    def __rshift__(self, other: Node[O, Y, Any]) -> Chain[I, Y, M | Y]: ...
+    def __rshift__(self, other: Link[O, Y]) -> Chain[I, Y, M | Y]: ...
     @overload
     def __rshift__(self, other: Chain[O, Y, N]) -> Chain[I, Y, M | N]: ...
-    def __rshift__(self, other: Any) -> Chain[Any, Any, Any]:
-        chain = _as_chain(other)
+    def __rshift__(self, other: Any) -> AnyChain:
+        chain = as_chain(other)
         return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
 
     if not TYPE_CHECKING:  # a type checker says it by itself
 
         def __rrshift__(self, other: Any) -> Any:
-            return _as_chain(other) >> self
+            return as_chain(other) >> self
 
 
-def _as_chain(node: Any) -> Chain[Any, Any]:
-    from .node import as_chain
+AnyNext = Next[Any]
+AnyLink = Link[Any, Any]
+AnyChain = Chain[Any, Any, Any]
+AnyOut = Out[Any, Any]
 
-    return as_chain(node)
+
+def as_chain(node: AnyLink | AnyChain) -> AnyChain:
+    """A chain as it is; a node as a chain of one."""
+    if not isinstance(node, Link | Chain):
+        raise TypeError(f"{named(node)} is no node and no chain of nodes{_instead(node)}")
+    return node if isinstance(node, Chain) else Chain(node, node)
 
 
-def instead(found: object) -> str:
+def _instead(found: object) -> str:
     """What is meant, probably, by what stands in a node's place."""
     if isinstance(found, type):
         return "; it is a class: make an instance of it"

@@ -8,15 +8,9 @@ import os
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from pocket_plug.errors import SyncError
 from pocket_plug.primitives.forking import after_fork
-from pocket_plug.primitives.signals import run_loop
-from pocket_plug.primitives.waiting import drive
-
-if TYPE_CHECKING:
-    from .runner import Execution
 
 T = TypeVar("T")
 
@@ -45,38 +39,9 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
             step, argument = coroutine.throw, error
 
 
-def go_in_place(execution: Execution, input: Any, is_sync: bool) -> Any:
-    """Run it for a caller without `await`: with no event loop if every phase `is_sync`, else on one made for it."""
-    stack = execution.stack
-    if is_sync and not stack.needs_loop:
-        if stack.is_new:
-            stack.open_sync()
-        return copy_context().run(drive, execution.go(input))
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
-        raise SyncError(
-            f"graph {execution.run.graph!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`"
-        )
-    execution.loop = True
-    if stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
-        execution.threads = True
-        if stack.is_new:
-            stack.open_sync()
-        return stack.run(execution.go(input))
-    return run_loop(_open_and_go(execution, input))
-
-
-async def _open_and_go(execution: Execution, input: Any) -> Any:
-    if execution.stack.is_new:
-        await execution.stack.ensure_open()
-    return await execution.go(input)
-
-
-async def to_its_end(coroutine: Coroutine[Any, Any, T],
-                      grace: float | None) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:  # fmt: skip
+async def to_its_end(
+    coroutine: Coroutine[Any, Any, T], grace: float | None
+) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
     """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
 
     With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.values import Value
 from pocket_plug.store.keys import Key, check_name
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
-from .ask import Ask, AskStep
-from .chain import Chain, Ends
-from .context import go_in_place, in_own_context
+from .chain import Chain, Ends, I, O, T, as_chain
+from .context import in_own_context
+from .each import CONCURRENCY, each
+from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
-from .node import I, Node, O, T, as_chain
+from .node import Node, X, Y, options_of
 from .options import GraphOptions, Options, check_count
-from .plan import Plan, Step
-from .runner import Execution
+from .plan import Plan
+from .step import make_step
+from .visit import step_of
 
 if TYPE_CHECKING:
-    from pocket_plug.graph.observing import Carrier
-
     from .durable import Request
+    from .observing import Carrier
 
 MAX_STEPS = 10_000
 MAX_DEPTH = 32
@@ -58,14 +61,26 @@ class Graph(Node[I, O]):
     @overload
     def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T], **options: Unpack[GraphOptions]) -> None: ...
     @overload
-    def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T] | Ends[Any, O],
-                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
+    def __init__(
+        self, main: Chain[I, O, T], /, *more: Ends[Any, T] | Ends[Any, O], **options: Unpack[GraphOptions]
+    ) -> None: ...
     @overload
-    def __init__(self, main: Node[I, O, Any] | Ends[I, O], /, *more: Ends[Any, O],
-                 **options: Unpack[GraphOptions]) -> None: ...  # fmt: skip
-    def __init__(self, main: Any, /, *more: Any, store: StoreScope | SyncScope | None = None, name: str = "",
-                 scope: str | Key[Any] | None = None, max_steps: int = MAX_STEPS, max_depth: int = MAX_DEPTH,
-                 clean_up_grace: Duration = CLEAN_UP_GRACE, keep_finished: Duration | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, main: Node[I, O, Any] | Ends[I, O], /, *more: Ends[Any, O], **options: Unpack[GraphOptions]
+    ) -> None: ...
+    def __init__(
+        self,
+        main: Any,
+        /,
+        *more: Any,
+        store: StoreScope | SyncScope | None = None,
+        name: str = "",
+        scope: str | Key[Any] | None = None,
+        max_steps: int = MAX_STEPS,
+        max_depth: int = MAX_DEPTH,
+        clean_up_grace: Duration = CLEAN_UP_GRACE,
+        keep_finished: Duration | None = None,
+    ) -> None:
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
         if not (store is None or isinstance(store, StoreScope | SyncScope)):
             hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
@@ -78,7 +93,8 @@ class Graph(Node[I, O]):
         self.max_steps, self.max_depth = check_count(max_steps, "max_steps"), check_count(max_depth, "max_depth")
         self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
         self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
-        self.plan = Plan(self._chains, self.name, make_step)
+        needs_loop = store is not None and store.place[0].needs_loop
+        self.plan = Plan(self._chains, self.name, step_of, needs_loop)
         self._placed: tuple[Stack, str] | None = None
         self._validated: Options | None = None
         self._is_sync = self.plan.is_sync
@@ -91,8 +107,16 @@ class Graph(Node[I, O]):
     def __repr__(self) -> str:
         return f"<graph {self.name}: {', '.join(step.name for step in self.plan.steps.values())}>"
 
-    async def run(self, input: I, /, *, pocket: RunHost | None = None, run_id: str | None = None,
-                  allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+    async def run(
+        self,
+        input: I,
+        /,
+        *,
+        pocket: RunHost | None = None,
+        run_id: str | None = None,
+        allow_changed: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> O:
         """Run it from the first node to the last and give what that left with.
 
         A run is driven in a context of its own, in the caller's task. `pocket` brings the plugins that watch it; without one
@@ -111,8 +135,16 @@ class Graph(Node[I, O]):
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
 
-    async def resume(self, run_id: str, /, *, answer: Any = MISSING, pocket: RunHost | None = None,
-                     allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+    async def resume(
+        self,
+        run_id: str,
+        /,
+        *,
+        answer: object = MISSING,
+        pocket: RunHost | None = None,
+        allow_changed: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> O:
         """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
 
         As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
@@ -123,8 +155,16 @@ class Graph(Node[I, O]):
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(MISSING))
 
-    def run_sync(self, input: I, /, *, pocket: RunHost | None = None, run_id: str | None = None,
-                 allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+    def run_sync(
+        self,
+        input: I,
+        /,
+        *,
+        pocket: RunHost | None = None,
+        run_id: str | None = None,
+        allow_changed: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> O:
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
 
         Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
@@ -132,17 +172,35 @@ class Graph(Node[I, O]):
         """
         request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
         execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
-        return go_in_place(execution, input, self._is_sync)  # type: ignore[no-any-return]
+        output: O = execution.go_in_place(input, self._is_sync)
+        return output
 
-    def resume_sync(self, run_id: str, /, *, answer: Any = MISSING, pocket: RunHost | None = None,
-                    allow_changed: bool = False, traceparent: Carrier | None = None) -> O:  # fmt: skip
+    def resume_sync(
+        self,
+        run_id: str,
+        /,
+        *,
+        answer: object = MISSING,
+        pocket: RunHost | None = None,
+        allow_changed: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> O:
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
-        return go_in_place(execution, MISSING, self._is_sync)  # type: ignore[no-any-return]
+        output: O = execution.go_in_place(MISSING, self._is_sync)
+        return output
 
-    def _execution(self, input: Any, pocket: RunHost | None, request: Request | None, traceparent: Carrier | None, *,
-                   loop: bool, threads: bool) -> Execution:  # fmt: skip
+    def _execution(
+        self,
+        input: Value,
+        pocket: RunHost | None,
+        request: Request | None,
+        traceparent: Carrier | None,
+        *,
+        loop: bool,
+        threads: bool,
+    ) -> Execution:
         if self._validated is not self._options:  # a copy may have others
             self.validate()
         if pocket is None:
@@ -154,8 +212,10 @@ class Graph(Node[I, O]):
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
         elif self.plan.asks:
-            raise ConfigError(f"graph {self.name!r} has a node that asks, so its run may have to wait for an answer in "
-                              f"another process; give it an id: run(…, run_id=…)")  # fmt: skip
+            raise ConfigError(
+                f"graph {self.name!r} has a node that asks, so its run may have to wait for an answer in "
+                f"another process; give it an id: run(…, run_id=…)"
+            )
         else:
             execution = Execution(self, place, input, pocket, loop, threads)
         if traceparent is not None:
@@ -180,19 +240,51 @@ class Graph(Node[I, O]):
         return flow_chart(self.plan)
 
 
-def _request(run_id: str | None, answer: Any, allow_changed: bool) -> Request:
+def _request(run_id: str | None, answer: object, allow_changed: bool) -> Request:
     """What is asked of a durable run; its module is not loaded for others."""
     from .durable import Request
 
     return Request(run_id, answer, allow_changed)
 
 
-def make_step(node: Node[Any, Any, Any]) -> Step:
-    """The step for a node of whatever kind."""
-    from .concurrency import Each, EachStep
+@overload
+async def fan_out(
+    node: Node[X, Y, Any],
+    items: Iterable[X],
+    /,
+    *,
+    concurrency: int = ...,
+    errors: Literal["raise"] = ...,
+    store: StoreScope | SyncScope | None = ...,
+    run_id: str | None = ...,
+) -> list[Y]: ...
+@overload
+async def fan_out(
+    node: Node[X, Y, Any],
+    items: Iterable[X],
+    /,
+    *,
+    concurrency: int = ...,
+    errors: Literal["collect"],
+    store: StoreScope | SyncScope | None = ...,
+    run_id: str | None = ...,
+) -> list[Y | Exception]: ...
+async def fan_out(
+    node: Any,
+    items: Iterable[Value],
+    /,
+    *,
+    concurrency: int = CONCURRENCY,
+    errors: Literal["raise", "collect"] = "raise",
+    store: StoreScope | SyncScope | None = None,
+    run_id: str | None = None,
+) -> Value:
+    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
 
-    if isinstance(node, Graph):
-        return GraphStep(node)
-    if isinstance(node, Ask):
-        return AskStep(node)  # pyright: ignore[reportUnknownArgumentType]
-    return EachStep(node) if isinstance(node, Each) else Step(node)  # pyright: ignore[reportUnknownArgumentType]
+    With a `run_id` it is a durable one: what is finished is not done again after a crash.
+    """
+    everything: Any = each(node, concurrency=concurrency, errors=errors)
+    return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)
+
+
+make_step.register(Graph, GraphStep)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .chain import DEFAULT
-from .plan import Plan, Step
+from .plan import Plan
+from .step import Step
 
 _SHAPES = {"node": ('["', '"]'), "graph": ('[["', '"]]'), "fan_out": ('[/"', '"/]')}
 

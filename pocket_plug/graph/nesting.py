@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pocket_plug.store.store import StoreReader
+from pocket_plug.primitives.values import Value
 
-from .chain import DEFAULT, Next
-from .context import in_own_context
-from .plan import Step
-
-if TYPE_CHECKING:
-    from pocket_plug.graph.observing import NodeCall
-
-    from .graph import Graph
-    from .runner import Execution
+from .observing import NodeCall
+from .plan import PlannedGraph
+from .running import Running
+from .shape import Shape
+from .step import Step
 
 
 class GraphStep(Step):
@@ -23,29 +19,22 @@ class GraphStep(Step):
 
     kind = "graph"
 
-    def __init__(self, graph: Graph[Any, Any]) -> None:
+    def __init__(self, graph: Any) -> None:
         super().__init__(graph)
-        self.graph = graph
-        self.asks = graph.plan.asks
-        first = graph.plan.start
+        self.graph: PlannedGraph = graph
+        self.asks = self.graph.plan.asks
+        first = self.graph.plan.start
         self.input_type, self.fits, self.input_class = first.input_type, None, None
 
     @property
     def is_sync(self) -> bool:
-        store = self.graph._store  # pyright: ignore[reportPrivateUsage]
-        return self.graph.plan.is_sync and (store is None or not store.place[0].needs_loop)
+        return self.graph.plan.is_sync
 
     def faults(self, exits: Collection[str]) -> list[str]:
         return [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
 
-    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
-        graph = self.graph
-        place = graph.place(StoreReader(execution.stack, execution.prefix))
-        if place[0].is_new:
-            await place[0].ensure_open()
-        inner = type(execution)(
-            graph, place, value, execution.pocket, execution.loop, execution.threads, parent=execution
-        )
-        inner.exits = {**execution.exits, **self.actions}
-        output = await in_own_context(inner.go(value))
-        return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
+    def inner_shape(self) -> Shape:
+        return self.graph.plan.shape
+
+    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
+        return await run.nested(self.graph, value, self.actions)

@@ -6,7 +6,7 @@ A node keeps no edges and no state of a run, so one node may stand in many graph
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 
 from typing_extensions import TypeVar
@@ -14,14 +14,12 @@ from typing_extensions import TypeVar
 from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import named
-from pocket_plug.store.keys import Key
+from pocket_plug.primitives.values import Value
 
-from .chain import Action, Chain, M, Next, Out, instead
-from .options import ALL_OPTIONS, Isolation, Options, Traced
+from .chain import Action, AnyNext, AnyOut, Chain, I, Link, M, O, Out, as_chain
+from .options import ALL_OPTIONS, Isolation, Keys, Options, Traced
 from .retry import Retry
 
-I = TypeVar("I", contravariant=True)  # noqa: E741 - input
-O = TypeVar("O", covariant=True)  # noqa: E741 - output
 if TYPE_CHECKING:
     R = TypeVar("R", covariant=True, default=O)  # what exec returns: the output, unless post makes that of it
 else:  # on 3.11 a default that names another TypeVar raises in generic subclasses
@@ -31,14 +29,7 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 
 
-def as_chain(node: Node[Any, Any, Any] | Chain[Any, Any]) -> Chain[Any, Any]:
-    """A chain as it is; a node as a chain of one."""
-    if not isinstance(node, Node | Chain):
-        raise TypeError(f"{named(node)} is no node and no chain of nodes{instead(node)}")
-    return node if isinstance(node, Chain) else Chain(node, node)
-
-
-class Node(Generic[I, O, R]):
+class Node(Link[I, O], Generic[I, O, R]):
     """One step of a graph. Override some of the phases, each `async def` or `def`:
 
     - `prep(store, input)` reads from the store and gives what `exec` needs;
@@ -63,50 +54,79 @@ class Node(Generic[I, O, R]):
     _takes: ClassVar[frozenset[str]] = ALL_OPTIONS
     """The options that mean something for nodes of this class."""
 
-    def __init_subclass__(cls, *, name: str | None = None, retry: Retry | None = None, timeout: Duration | None = None,
-                          reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-                          trace: Traced | None = None,
-                          isolation: Isolation | None = None) -> None:  # fmt: skip
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        reads: Keys | None = None,
+        writes: Keys | None = None,
+        trace: Traced | None = None,
+        isolation: Isolation | None = None,
+    ) -> None:
         super().__init_subclass__()
         cls._options = cls._options.changed(
-            cls._takes, name=snake_case(cls.__name__) if name is None else name, retry=retry, timeout=timeout, reads=reads,
-            writes=writes, trace=trace, isolation=isolation)  # fmt: skip
+            cls._takes,
+            name=snake_case(cls.__name__) if name is None else name,
+            retry=retry,
+            timeout=timeout,
+            reads=reads,
+            writes=writes,
+            trace=trace,
+            isolation=isolation,
+        )
 
-    def with_options(self, *, name: str | None = None, retry: Retry | None = None, timeout: Duration | None = None,
-                     reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-                     trace: Traced | None = None,
-                     isolation: Isolation | None = None) -> Self:  # fmt: skip
+    def with_options(
+        self,
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        reads: Keys | None = None,
+        writes: Keys | None = None,
+        trace: Traced | None = None,
+        isolation: Isolation | None = None,
+    ) -> Self:
         """A copy of this node with other options; what is not given stays."""
         node = copy.copy(self)
-        options = self._options.changed(self._takes, name=name, retry=retry, timeout=timeout, reads=reads, writes=writes,
-                                        trace=trace, isolation=isolation)  # fmt: skip
+        options = self._options.changed(
+            self._takes,
+            name=name,
+            retry=retry,
+            timeout=timeout,
+            reads=reads,
+            writes=writes,
+            trace=trace,
+            isolation=isolation,
+        )
         object.__setattr__(node, "_options", options)
         return node
 
     # Positional-only and colour-free, so that overrides of either colour, with parameters of any name, type-check.
-    def prep(self, store: Any, input: I, /) -> Any:
+    def prep(self, store: Any, input: I, /) -> Value:
         """Read what `exec` needs; by default the input."""
         return input
 
-    def exec(self, prepared: Any, /) -> R | Awaitable[R]:
+    def exec(self, prepared: Value, /) -> R | Awaitable[R]:
         """Work, without the store; by default what prep gave."""
         return prepared  # type: ignore[no-any-return]
 
-    def fallback(self, prepared: Any, error: Exception, /) -> R | Awaitable[R]:
+    def fallback(self, prepared: Value, error: Exception, /) -> R | Awaitable[R]:
         """Answer in place of an `exec` that is out of attempts; by default its error stands."""
         raise error
 
-    def post(self, store: Any, input: I, prepared: Any, result: Any, /) -> O | Next[Any] | Awaitable[O | Next[Any]]:
+    def post(self, store: Any, input: I, prepared: Value, result: Value, /) -> O | AnyNext | Awaitable[O | AnyNext]:
         """Write, and choose the way out; by default what exec gave leaves by "default"."""
         return result  # type: ignore[no-any-return]
 
-    def on_success(self, store: Any, output: Any, /) -> Any:
+    def on_success(self, store: Any, output: Value, /) -> Value:
         """After the commit."""
 
-    def on_failure(self, store: Any, error: BaseException, /) -> Any:
+    def on_failure(self, store: Any, error: BaseException, /) -> Value:
         """After an error or a cancellation; what was written is gone already."""
 
-    def on_complete(self, store: Any, /) -> Any:
+    def on_complete(self, store: Any, /) -> Value:
         """After everything, whatever happened."""
 
     @overload
@@ -125,13 +145,16 @@ class Node(Generic[I, O, R]):
     def on(self, action: Action[T], /) -> Out[I, T]: ...
     @overload
     def on(self, action: str, /) -> Out[I, Any]: ...
-    def on(self, action: Action[Any] | str, /) -> Out[Any, Any]:
+    def on(self, action: Action[Any] | str, /) -> AnyOut:
         """The way out by that action, for `>>`: `node.on("retry") >> other`."""
         if not isinstance(action, Action | str) or not action:
             raise TypeError(f"an action is a name or an Action, not {named(action)}")
         return Out(self, action.name if isinstance(action, Action) else action)
 
 
-def options_of(node: Node[Any, Any, Any]) -> Options:
+AnyNode = Node[Any, Any, Any]
+
+
+def options_of(node: AnyNode) -> Options:
     """What a node was declared with."""
     return node._options  # pyright: ignore[reportPrivateUsage]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, cast, overload
 
 from typing_extensions import TypeVar
 
 from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.redaction import named
-from pocket_plug.store.keys import Key
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
-from .chain import Next
-from .node import I, Node, O, X, Y
-from .options import Options, Traced
+from .chain import AnyNext, I, O
+from .node import AnyNode, Node, X, Y
+from .options import Keys, Options, Traced
 from .retry import Retry
 
-C = TypeVar("C", covariant=True)
+AsyncOf = Coroutine[Any, Any, X]
+"""What an `async def` gives that returns X."""
+
+C = TypeVar("C", covariant=True, default=Any)
 P = TypeVar("P")
 Q = TypeVar("Q")
 
@@ -62,20 +64,20 @@ class PostNode(FunctionNode[I, O, Any]):
 
 class _Decorator(Protocol):
     @overload
-    def __call__(self, fn: Callable[[X], Coroutine[Any, Any, Y]], /) -> FunctionNode[X, Y, Coroutine[Any, Any, Y]]: ...
+    def __call__(self, fn: Callable[[X], AsyncOf[Y]], /) -> FunctionNode[X, Y, AsyncOf[Y]]: ...
     @overload
     def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
 
 
 class _PostDecorator(Protocol):
     @overload
-    def __call__(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
+    def __call__(self, fn: Callable[[StoreWriter, X], AsyncOf[AnyNext]], /) -> Node[X, Any]: ...
     @overload
-    def __call__(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Y | Next[Any]]], /) -> Node[X, Y]: ...
+    def __call__(self, fn: Callable[[StoreWriter, X], AsyncOf[Y | AnyNext]], /) -> Node[X, Y]: ...
     @overload
-    def __call__(self, fn: Callable[[SyncWriter, X], Next[Any]], /) -> Node[X, Any]: ...
+    def __call__(self, fn: Callable[[SyncWriter, X], AnyNext], /) -> Node[X, Any]: ...
     @overload
-    def __call__(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
+    def __call__(self, fn: Callable[[SyncWriter, X], Y | AnyNext], /) -> Node[X, Y]: ...
 
 
 class _NodeFactory:
@@ -89,58 +91,111 @@ class _NodeFactory:
     """
 
     @overload
-    def __call__(self, fn: Callable[[X], Coroutine[Any, Any, Y]], /) -> FunctionNode[X, Y, Coroutine[Any, Any, Y]]: ...
+    def __call__(self, fn: Callable[[X], AsyncOf[Y]], /) -> FunctionNode[X, Y, AsyncOf[Y]]: ...
     @overload
     def __call__(self, fn: Callable[[X], Y], /) -> FunctionNode[X, Y, Y]: ...
     @overload
-    def __call__(self, *, name: str = "", retry: Retry | None = None, timeout: Duration | None = None,
-                 trace: Traced | None = None) -> _Decorator: ...  # fmt: skip
-    def __call__(self, fn: Any = None, *, name: str = "", retry: Any = None, timeout: Any = None,
-                 trace: Any = None) -> Any:  # fmt: skip
+    def __call__(
+        self,
+        *,
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        trace: Traced | None = None,
+    ) -> _Decorator: ...
+    def __call__(
+        self, fn: object = None, *, name: str = "", retry: object = None, timeout: object = None, trace: object = None
+    ) -> Any:
         """A node whose `exec` is the function."""
 
-        def make(fn: Any) -> FunctionNode[Any, Any, Any]:
+        def make(fn: object) -> AnyNode:
             return FunctionNode({"exec": fn}, {"name": name, "retry": retry, "timeout": timeout, "trace": trace})
 
         return make if fn is None else make(fn)
 
     @overload
-    def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Next[Any]]], /) -> Node[X, Any]: ...
+    def post(self, fn: Callable[[StoreWriter, X], AsyncOf[AnyNext]], /) -> Node[X, Any]: ...
     @overload
-    def post(self, fn: Callable[[StoreWriter, X], Coroutine[Any, Any, Y | Next[Any]]], /) -> Node[X, Y]: ...
+    def post(self, fn: Callable[[StoreWriter, X], AsyncOf[Y | AnyNext]], /) -> Node[X, Y]: ...
     @overload
-    def post(self, fn: Callable[[SyncWriter, X], Next[Any]], /) -> Node[X, Any]: ...
+    def post(self, fn: Callable[[SyncWriter, X], AnyNext], /) -> Node[X, Any]: ...
     @overload
-    def post(self, fn: Callable[[SyncWriter, X], Y | Next[Any]], /) -> Node[X, Y]: ...
+    def post(self, fn: Callable[[SyncWriter, X], Y | AnyNext], /) -> Node[X, Y]: ...
     @overload
-    def post(self, *, name: str = "", reads: Sequence[Key[Any]] | None = None, writes: Sequence[Key[Any]] | None = None,
-             trace: Traced | None = None) -> _PostDecorator: ...  # fmt: skip
-    def post(self, fn: Any = None, *, name: str = "", reads: Any = None, writes: Any = None, trace: Any = None) -> Any:
+    def post(
+        self,
+        *,
+        name: str = "",
+        reads: Keys | None = None,
+        writes: Keys | None = None,
+        trace: Traced | None = None,
+    ) -> _PostDecorator: ...
+    def post(
+        self, fn: object = None, *, name: str = "", reads: object = None, writes: object = None, trace: object = None
+    ) -> Any:
         """A node whose `post` is the function, called with (store, input)."""
 
-        def make(fn: Any) -> PostNode[Any, Any]:
+        def make(fn: object) -> AnyNode:
             return PostNode({"post": fn}, {"name": name, "reads": reads, "writes": writes, "trace": trace})
 
         return make if fn is None else make(fn)
 
     @overload
-    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Q]],
-           post: Callable[[StoreWriter, X, P, Q], Coroutine[Any, Any, Y]], name: str = "", retry: Retry | None = None,
-           timeout: Duration | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
+    def of(
+        self,
+        *,
+        prep: Callable[[StoreReader, X], AsyncOf[P]],
+        exec: Callable[[P], AsyncOf[Q]],
+        post: Callable[[StoreWriter, X, P, Q], AsyncOf[Y]],
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Node[X, Y, Q]: ...
     @overload
-    def of(self, *, prep: Callable[[StoreReader, X], Coroutine[Any, Any, P]], exec: Callable[[P], Coroutine[Any, Any, Y]],
-           name: str = "", retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y]: ...  # fmt: skip
+    def of(
+        self,
+        *,
+        prep: Callable[[StoreReader, X], AsyncOf[P]],
+        exec: Callable[[P], AsyncOf[Y]],
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Node[X, Y]: ...
     @overload
-    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Q], post: Callable[[SyncWriter, X, P, Q], Y],
-           name: str = "", retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y, Q]: ...  # fmt: skip
+    def of(
+        self,
+        *,
+        prep: Callable[[SyncReader, X], P],
+        exec: Callable[[P], Q],
+        post: Callable[[SyncWriter, X, P, Q], Y],
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Node[X, Y, Q]: ...
     @overload
-    def of(self, *, prep: Callable[[SyncReader, X], P], exec: Callable[[P], Y], name: str = "",
-           retry: Retry | None = None, timeout: Duration | None = None) -> Node[X, Y]: ...  # fmt: skip
-    def of(self, *, prep: Any = None, exec: Any = None, post: Any = None, name: str = "", retry: Any = None,
-           timeout: Any = None) -> Any:  # fmt: skip
+    def of(
+        self,
+        *,
+        prep: Callable[[SyncReader, X], P],
+        exec: Callable[[P], Y],
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Node[X, Y]: ...
+    def of(
+        self,
+        *,
+        prep: object = None,
+        exec: object = None,
+        post: object = None,
+        name: str = "",
+        retry: object = None,
+        timeout: object = None,
+    ) -> Any:
         """A node from one function for each phase; type checkers check that they fit each other."""
         options = {"name": name, "retry": retry, "timeout": timeout}
-        return FunctionNode[Any, Any, Any]({"prep": prep, "exec": exec, "post": post}, options)
+        made: AnyNode = FunctionNode({"prep": prep, "exec": exec, "post": post}, options)
+        return made
 
 
 node = _NodeFactory()

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from pocket_plug.primitives.values import Value
+
 if TYPE_CHECKING:
     from .shape import Shape
 
@@ -36,10 +38,10 @@ class Run:
     """Does it go on with what an earlier execution has left? Then `id` is that one's, too: a durable run's own."""
     carrier: dict[str, str] | None = field(default=None, repr=False, init=False)
     """Of a durable run: the trace context that its checkpoint keeps. Tracing finds the former execution's and puts its own."""
-    input: Any = field(default=None, repr=False)
+    input: Value = field(default=None, repr=False)
     shape: Shape | None = field(default=None, repr=False)
     """The graph's nodes and edges, and their version. Never None in a run; a test of a plugin may leave it out."""
-    output: Any = field(default=None, repr=False, init=False)
+    output: Value = field(default=None, repr=False, init=False)
     steps: int = field(default=0, init=False)
     """How many nodes it has entered; a nested graph counts its own, the budget is shared."""
     outcome: RunOutcome | None = field(default=None, init=False)
@@ -62,10 +64,10 @@ class NodeCall:
     """Does it have a retry, a time-out or a fallback, so that its attempts are worth telling apart?"""
     phases: tuple[Phase, ...] = ()
     """The phases that it overrides."""
-    input: Any = field(default=None, repr=False)
+    input: Value = field(default=None, repr=False)
     is_item: bool = False
     """Is it one of the items of a fan-out?"""
-    output: Any = field(default=None, repr=False, init=False)
+    output: Value = field(default=None, repr=False, init=False)
     action: str | None = field(default=None, init=False)
     next: str | None = field(default=None, init=False)
     """The node that the action leads to; None where the run ends."""
@@ -89,9 +91,9 @@ class PhaseCall:
     """Decided before the phase's context manager exits with the error."""
     delay: float | None = None
     """Seconds until the next attempt, where there will be one."""
-    input: Any = field(default=None, repr=False)
+    input: Value = field(default=None, repr=False)
     """What `prep` and `post` have for the node's input, and `exec` and `fallback` for what prep gave."""
-    output: Any = field(default=None, repr=False, init=False)
+    output: Value = field(default=None, repr=False, init=False)
 
 
 def _ignore(what: str, error: BaseException) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Traced = bool | Literal["agent"]
 Isolation = Literal["default", "serializable"]
+Keys = Sequence[Key[Any]]
+"""What a node declares to read or write."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +47,10 @@ class Options:
             raise ConfigError(f"a node's name can't be {found(name)}; give a text that is not empty")
         for option in given:
             if option not in takes:
-                raise ConfigError(f"node {name!r} takes no {option}: its options are {', '.join(sorted(takes))}; the others "
-                                  "are for nodes with an exec of their own")  # fmt: skip
+                raise ConfigError(
+                    f"node {name!r} takes no {option}: its options are {', '.join(sorted(takes))}; the others "
+                    "are for nodes with an exec of their own"
+                )
         if not isinstance(retry := given.get("retry"), Retry | None):
             raise ConfigError(f"node {name!r} has retry={found(retry)}: give a Retry, such as Retry(attempts=3)")
         if "timeout" in given:

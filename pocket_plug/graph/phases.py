@@ -12,25 +12,36 @@ from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hint
 
 from pocket_plug.primitives.signatures import is_async, misfit
 from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.values import Hint
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .chain import Action
-from .node import Node
+from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
+from .observing import Phase
 
-PHASES = ("prep", "exec", "fallback", "post")
+Function = Callable[..., Any]
+
+PHASES: tuple[Phase, ...] = ("prep", "exec", "fallback", "post")
 HOOKS = ("on_success", "on_failure", "on_complete")
 
 _PARAMETERS = {
-    "prep": ("store", "input"), "exec": ("prepared",), "fallback": ("prepared", "error"),
+    "prep": ("store", "input"),
+    "exec": ("prepared",),
+    "fallback": ("prepared", "error"),
     "post": ("store", "input", "prepared", "result"),
-    "on_success": ("store", "output"), "on_failure": ("store", "error"), "on_complete": ("store",),
-}  # fmt: skip
+    "on_success": ("store", "output"),
+    "on_failure": ("store", "error"),
+    "on_complete": ("store",),
+}
 """The positional arguments of each."""
 _OTHER_WORDS = {
-    "on_error": "on_failure", "on_exception": "on_failure", "on_done": "on_complete", "on_finally": "on_complete",
-}  # fmt: skip
+    "on_error": "on_failure",
+    "on_exception": "on_failure",
+    "on_done": "on_complete",
+    "on_finally": "on_complete",
+}
 """The names that hooks have in other frameworks."""
 _CLOSE = 0.7  # similarity, at most 1; that of "execute" and "exec" is 0.73
 
@@ -38,7 +49,7 @@ _ASYNC_VIEWS = {view.__name__: view for view in (StoreReader, StoreWriter)}
 _SYNC_VIEWS = {view.__name__: view for view in (SyncReader, SyncWriter)}
 
 
-def overridden(node: Node[Any, Any, Any], phase: str) -> Callable[..., Any] | None:
+def overridden(node: AnyNode, phase: str) -> Function | None:
     """The node's own function for a phase, bound; None where it is the default."""
     if isinstance(node, FunctionNode):
         return node.functions.get(phase)
@@ -47,7 +58,7 @@ def overridden(node: Node[Any, Any, Any], phase: str) -> Callable[..., Any] | No
     return getattr(node, phase)  # type: ignore[no-any-return]
 
 
-def hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints(function: Function) -> dict[str, Hint]:
     """Its annotations; those that can't be resolved are left out, never an error."""
     function = inspect.unwrap(getattr(function, "__func__", function))
     try:
@@ -58,7 +69,7 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
         }
 
 
-def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
+def _hint_of_parameter(function: Function, position: int) -> Hint:
     try:
         parameters = list(inspect.signature(function).parameters)
     except ValueError:  # some of Python's own, such as int, have none
@@ -66,17 +77,17 @@ def _hint_of_parameter(function: Callable[..., Any], position: int) -> Any:
     return hints(function).get(parameters[position], Any) if position < len(parameters) else Any
 
 
-def _plain(hint: Any) -> Any:
+def _plain(hint: Hint) -> Hint:
     """The hint where it says something: not a string nor a type variable, nor one that has such a variable in it."""
     unclear = isinstance(hint, TypeVar | str | ForwardRef) or bool(getattr(hint, "__parameters__", ()))
     return Any if unclear else hint
 
 
-def _class_arguments(node: Node[Any, Any, Any]) -> tuple[Any, ...]:
+def _class_arguments(node: AnyNode) -> tuple[Hint, ...]:
     return tuple(_plain(argument) for argument in _of_node(type(node), ()))
 
 
-def _of_node(cls: type, given: tuple[Any, ...]) -> tuple[Any, ...]:
+def _of_node(cls: type, given: tuple[Hint, ...]) -> tuple[Hint, ...]:
     """What Node's own parameters are in a subclass of it that was given these."""
     if cls is Node:
         return given
@@ -88,14 +99,14 @@ def _of_node(cls: type, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return ()
 
 
-def _filled(hint: Any, values: dict[Any, Any]) -> Any:
+def _filled(hint: Hint, values: dict[Hint, Hint]) -> Hint:
     if isinstance(hint, TypeVar):
         return values.get(hint, hint)
     parameters = getattr(hint, "__parameters__", ())
     return hint[tuple(values.get(each, each) for each in parameters)] if parameters else hint
 
 
-def input_type(node: Node[Any, Any, Any]) -> Any:
+def input_type(node: AnyNode) -> Hint:
     """What the node declares to take; Any where it doesn't say."""
     if isinstance(node, FunctionNode):
         for phase, position in (("prep", 1), ("post", 1), ("exec", 0)):
@@ -107,7 +118,7 @@ def input_type(node: Node[Any, Any, Any]) -> Any:
     return (*_class_arguments(node), Any)[0]
 
 
-def output_type(node: Node[Any, Any, Any]) -> Any:
+def output_type(node: AnyNode) -> Hint:
     """What the node declares to leave by "default" with; Any where it doesn't say."""
     if isinstance(node, FunctionNode):
         function = node.functions.get("post") or node.functions.get("exec")
@@ -116,9 +127,9 @@ def output_type(node: Node[Any, Any, Any]) -> Any:
     return (*_class_arguments(node), Any, Any)[1]
 
 
-def declared_actions(node: Node[Any, Any, Any]) -> dict[str, Any]:
+def declared_actions(node: AnyNode) -> dict[str, Hint]:
     """The actions that the node's class declares, each with the type that it carries."""
-    found: dict[str, Any] = {}
+    found: dict[str, Hint] = {}
     for cls in type(node).__mro__:
         actions: list[Action[Any]] = [value for value in vars(cls).values() if isinstance(value, Action)]
         for action in actions:
@@ -127,7 +138,7 @@ def declared_actions(node: Node[Any, Any, Any]) -> dict[str, Any]:
     return found
 
 
-def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
+def faults(node: AnyNode, name: str) -> list[str]:
     """What is wrong with the node's phases, in words."""
     found: list[str] = []
     functions = {phase: function for phase in _PARAMETERS if (function := overridden(node, phase)) is not None}
@@ -162,7 +173,7 @@ def faults(node: Node[Any, Any, Any], name: str) -> list[str]:
     return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
 
 
-def _misspelt(node: Node[Any, Any, Any], functions: Collection[str]) -> list[str]:
+def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
     """Methods that are probably misspelt phases, which would never be called: a name close to a phase that the node hasn't got.
 
     Helpers may have such names: methods whose parameters are not the phase's, names that begin with an underscore, and
@@ -177,15 +188,18 @@ def _misspelt(node: Node[Any, Any, Any], functions: Collection[str]) -> list[str
         if meant is None or meant in functions:
             continue
         if not functions or misfit(method, len(_PARAMETERS[meant])) is None:
-            found.append(f"{title}.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}? "
-                         f"If it is a helper of yours, name it _{name}")  # fmt: skip
+            found.append(
+                f"{title}.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}? "
+                f"If it is a helper of yours, name it _{name}"
+            )
     if others and not found and not functions:
-        found.append(f"{title} overrides no phase, so nobody calls its {', '.join(others)}; "
-                     f"the phases are: {', '.join(PHASES)}")  # fmt: skip
+        found.append(
+            f"{title} overrides no phase, so nobody calls its {', '.join(others)}; the phases are: {', '.join(PHASES)}"
+        )
     return found
 
 
-def _own_methods(node: Node[Any, Any, Any]) -> dict[str, Callable[..., Any]]:
+def _own_methods(node: AnyNode) -> dict[str, Function]:
     """The public methods, bound, that its classes add to those of Node, those first that are nearest."""
     names = dict.fromkeys(name for cls in type(node).__mro__ if cls not in Node.__mro__ for name in vars(cls))
     return {
@@ -210,18 +224,21 @@ def _phase_meant(name: str) -> str | None:
     return None
 
 
-def _unmade_actions(node: Node[Any, Any, Any]) -> list[str]:
+def _unmade_actions(node: AnyNode) -> list[str]:
     """Actions without their brackets: `declined = Action`. Calling that makes an Action, and the node leaves by "default"."""
     values = {name: value for cls in reversed(type(node).__mro__) for name, value in vars(cls).items()}
-    return [f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
-            for name, value in values.items() if value is Action or get_origin(value) is Action]  # fmt: skip
+    return [
+        f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
+        for name, value in values.items()
+        if value is Action or get_origin(value) is Action
+    ]
 
 
-def _written(action: Any) -> str:
+def _written(action: Hint) -> str:
     return f"Action[{', '.join(type_name(argument) for argument in get_args(action))}]".replace("[]", "")
 
 
-def _store_annotation(function: Callable[..., Any]) -> str:
+def _store_annotation(function: Function) -> str:
     parameters = list(inspect.signature(function).parameters.values())
     annotation = parameters[0].annotation if parameters else ""
     return annotation.rpartition(".")[2] if isinstance(annotation, str) else getattr(annotation, "__name__", "")

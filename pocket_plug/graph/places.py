@@ -7,11 +7,9 @@ one, however deep the graphs are nested, and however often the same exception is
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .plan import Step
-    from .runner import Execution
+from .running import Running
+from .step import Step
 
 
 class Place(str):
@@ -21,37 +19,35 @@ class Place(str):
     last: int
 
 
-def note_node(error: BaseException, execution: Execution, step: Step) -> None:
+def note_node(error: BaseException, run: Running, step: Step) -> None:
     """An error leaves a node; an interrupt is none. Never raises: what the exception makes of it is its own affair."""
     if not isinstance(error, Exception):
         return
     with suppress(Exception):
         is_around = step.perform is not None  # of other nodes, which may have written it as the error left them
-        known = _known(error, execution, is_around)
+        known = _known(error, run, is_around)
         if known is None or not is_around or not (step.is_item or known.last == id(step)):
-            visit = "" if step.is_item else f" of graph {execution.run.graph!r} (visit {execution.visit_of(step)})"
-            _write(error, execution, step, known, f"node {step.name!r}{visit}")
+            visit = "" if step.is_item else f" of graph {run.run.graph!r} (visit {run.visit_of(step)})"
+            _write(error, run, step, known, f"node {step.name!r}{visit}")
 
 
-def note_item(error: Exception, execution: Execution, step: Step, position: int) -> None:
+def note_item(error: Exception, run: Running, step: Step, position: int) -> None:
     """An error leaves an item of a fan-out, counted from 0. Never raises."""
     with suppress(Exception):
-        text = (
-            f"item {position} of node {step.name!r} of graph {execution.run.graph!r} (visit {execution.visit_of(step)})"
-        )
-        _write(error, execution, step, _known(error, execution, True), text)
+        text = f"item {position} of node {step.name!r} of graph {run.run.graph!r} (visit {run.visit_of(step)})"
+        _write(error, run, step, _known(error, run, True), text)
 
 
-def _known(error: Exception, execution: Execution, is_around: bool) -> Place | None:
+def _known(error: Exception, run: Running, is_around: bool) -> Place | None:
     """What has been written as the error came here; None where it was raised here, whatever was written some other time."""
     known = next((note for note in getattr(error, "__notes__", ()) if isinstance(note, Place)), None)
-    began = execution.outermost.began
+    began = run.began
     return known if known is not None and (known.began > began or (is_around and known.began == began)) else None
 
 
-def _write(error: Exception, execution: Execution, step: Step, known: Place | None, text: str) -> None:
+def _write(error: Exception, run: Running, step: Step, known: Place | None, text: str) -> None:
     place = Place(f"at {text}" if known is None else f"{known}, in {text}")
-    place.began, place.last = execution.outermost.began, id(step)
+    place.began, place.last = run.began, id(step)
     notes = getattr(error, "__notes__", [])
     for position, note in enumerate(notes):
         if isinstance(note, Place):

@@ -96,8 +96,10 @@ def _errors(on: Any) -> tuple[type[BaseException], ...] | Callable[[Any], bool]:
     classes: tuple[Any, ...] = tuple(cast("Collection[Any]", on)) if several else (on,)
     for each in classes:
         if not isinstance(each, type) or not issubclass(each, BaseException):
-            raise ConfigError(f"Retry: on can't be {found(cast('object', each))}; give exception classes, such as (OSError, "
-                              "TimeoutError), or a function of the error that gives True or False")  # fmt: skip
+            raise ConfigError(
+                f"Retry: on can't be {found(cast('object', each))}; give exception classes, such as (OSError, "
+                "TimeoutError), or a function of the error that gives True or False"
+            )
         if not (issubclass(each, Exception) or issubclass(Exception, each)):
             raise ConfigError(
                 f"Retry: {each.__name__} is never tried again, since it is no Exception; leave it out of on"

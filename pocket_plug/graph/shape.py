@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from .concurrency import EachStep
-from .nesting import GraphStep
-
-if TYPE_CHECKING:
-    from .plan import Plan, Step
+Kind = Literal["node", "graph", "fan_out"]
 
 
+@dataclass(frozen=True, eq=False)
 class Shape:
-    """The nodes and edges of one graph, as plugins see them. Each is made out when it is first asked for.
+    """The nodes and edges of one graph, as plugins see them.
 
     >>> from pocket_plug import Graph, node
     >>> @node
@@ -28,28 +27,21 @@ class Shape:
     ({'parse': 'node', 'double': 'node'}, (('parse', 'default', 'double'),))
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    @cached_property
-    def nodes(self) -> dict[str, Literal["node", "graph", "fan_out"]]:
-        """The kind of each node, by name; the one that a run begins with is the first."""
-        steps = self._plan.steps.values()
-        return {step.name: step.kind for step in (self._plan.start, *steps)}
-
-    @cached_property
-    def edges(self) -> tuple[tuple[str, str, str], ...]:
-        """Source, action and target of each edge."""
-        return tuple(
-            (step.name, action, target.name)
-            for step in self._plan.steps.values()
-            for action, target in step.actions.items()
-        )
+    nodes: Mapping[str, Kind]
+    """The kind of each node, by name; the one that a run begins with is the first."""
+    edges: tuple[tuple[str, str, str], ...]
+    """Source, action and target of each edge."""
+    asking: Set[str] = field(default=frozenset(), repr=False)
+    """The nodes at which a run may have to wait for an answer."""
+    items: Mapping[str, tuple[Kind, str]] = field(default_factory=dict[str, tuple[Kind, str]], repr=False)
+    """For each fan-out, the kind and the name of the node that its items go through."""
+    within: Mapping[str, Shape] = field(default_factory=dict[str, "Shape"], repr=False)
+    """The shapes of the graphs that are nested in it, by the name of the node that is such a graph, or whose items' node is."""
 
     @cached_property
     def lines(self) -> list[str]:
         """Nodes and edges, nested graphs' too, a line each: what a durable run relies on."""
-        return _lines(self._plan, "")
+        return _lines(self, "")
 
     @cached_property
     def version(self) -> str:
@@ -57,19 +49,14 @@ class Shape:
         return hashlib.sha256("\n".join(self.lines).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def _lines(plan: Plan, within: str) -> list[str]:
-    lines = [f"start {within}{plan.start.name}"]
-    for step in plan.steps.values():
-        name, inner = f"{within}{step.name}", passed(step)
-        lines.append(f"{'ask' if step.asks and step.kind == 'node' else step.kind} {name}")
-        lines.extend(f"edge {name} -{action}-> {within}{target.name}" for action, target in step.actions.items())
-        if inner is not step:
-            lines.append(f"{inner.kind} {name}/{inner.name}")
-        if isinstance(inner, GraphStep):
-            lines.extend(_lines(inner.graph.plan, f"{name}/"))
+def _lines(shape: Shape, prefix: str) -> list[str]:
+    lines = [f"start {prefix}{next(iter(shape.nodes))}"]
+    for name, kind in shape.nodes.items():
+        lines.append(f"{'ask' if name in shape.asking else kind} {prefix}{name}")
+        if name in shape.items:
+            item_kind, item = shape.items[name]
+            lines.append(f"{item_kind} {prefix}{name}/{item}")
+        if name in shape.within:
+            lines.extend(_lines(shape.within[name], f"{prefix}{name}/"))
+    lines.extend(f"edge {prefix}{source} -{action}-> {prefix}{target}" for source, action, target in shape.edges)
     return sorted(lines)
-
-
-def passed(step: Step) -> Step:
-    """Of a fan-out the step that its items go through; any other step itself."""
-    return step.inner if isinstance(step, EachStep) else step

@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any
 
 from pocket_plug.errors import ConfigError, WrappedStopIterationError
 from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Waiter, wake
 
 _logger = logging.getLogger("pocket_plug")
@@ -33,11 +33,11 @@ _in_worker: contextvars.ContextVar[bool] = contextvars.ContextVar("pocket_plug.i
 class _Job:
     __slots__ = ("arguments", "context", "function", "is_left", "is_over", "thread", "waiter")
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, function: Callable[..., Value], arguments: tuple[object, ...]) -> None:
         self.function, self.arguments = function, arguments
         self.context = contextvars.copy_context()
         self.context.run(_in_worker.set, True)
-        self.waiter: Waiter[Any] = Waiter()
+        self.waiter: Waiter[Value] = Waiter()
         self.thread: threading.Thread | None = None
         """Where it is being done."""
         self.is_left = self.is_over = False
@@ -52,7 +52,7 @@ class _Job:
             self.waiter.fail(error)
 
 
-class Late(Exception):
+class WorkerTimeout(Exception):
     """The function is not done in time."""
 
 
@@ -78,7 +78,7 @@ class Workers:
         """How many threads still run what nobody waits for any more."""
         return len(self._abandoned)
 
-    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def call(self, function: Callable[..., Value], *arguments: object) -> Value:
         """Run it in a thread, with the caller's context variables, and give what it gives.
 
         Cancelled while it waits, the function is not begun; while it runs, its thread is abandoned: it goes on, its
@@ -94,15 +94,15 @@ class Workers:
         finally:
             self._leave(job)  # again, for that may have been interrupted
 
-    def call_blocking(self, timeout: float, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The same for a caller without a loop: it waits `timeout` seconds at most, then raises Late."""
+    def call_blocking(self, timeout: float, function: Callable[..., Value], *arguments: object) -> Value:
+        """The same for a caller without a loop: it waits `timeout` seconds at most, then raises WorkerTimeout."""
         job = _Job(function, arguments)
         try:
             try:
                 self._submit(job)
                 if job.waiter.block(timeout):
                     return job.waiter.outcome()
-                raise Late
+                raise WorkerTimeout
             finally:
                 self._leave(job)
         finally:
@@ -184,8 +184,10 @@ def _end_child() -> None:
 
 def wrapped(error: StopIteration) -> WrappedStopIterationError:
     """A future can't carry StopIteration: on Python 3.11 the one who waits for it would hang."""
-    found = WrappedStopIterationError("a `def` phase raised StopIteration; a bare next() on an empty iterator does that, "
-                                 "next(iterator, default) does not")  # fmt: skip
+    found = WrappedStopIterationError(
+        "a `def` phase raised StopIteration; a bare next() on an empty iterator does that, "
+        "next(iterator, default) does not"
+    )
     found.__cause__ = error
     return found
 
@@ -207,8 +209,9 @@ def pool() -> Workers:
 def _most() -> int:
     text = os.environ.get("POCKET_PLUG_THREADS", "").strip() or str(MAX_THREADS)
     if not (text.isascii() and text.isdecimal() and int(text)):
-        raise ConfigError(f"POCKET_PLUG_THREADS is {text!r:.80}; give a whole number from 1 up, or leave it out: "
-                          f"{MAX_THREADS}")  # fmt: skip
+        raise ConfigError(
+            f"POCKET_PLUG_THREADS is {text!r:.80}; give a whole number from 1 up, or leave it out: {MAX_THREADS}"
+        )
     return int(text)
 
 

@@ -271,8 +271,10 @@ class Bounding(Layer):
 
     def _cut_off(self) -> None:
         """In a child that was forked while another thread was at the index, and stayed at it."""
-        self._index.entries = Closed("this process was forked in the middle of a write to this bounded store, whose "
-                                     "bounds can't be told any more; close it and open it anew")  # fmt: skip
+        self._index.entries = Closed(
+            "this process was forked in the middle of a write to this bounded store, whose "
+            "bounds can't be told any more; close it and open it anew"
+        )
 
     # ------------------------------------------------------------ on_evict
     async def _tell(self, dropped: Sequence[Dropped]) -> None:
@@ -312,6 +314,7 @@ class _Kept(Entry):
     """An entry with its own deadline: the earlier one of `expires_at` and the layer's ttl."""
 
     __slots__ = ("deadline",)
+    deadline: float | None
 
     def __init__(
         self: Any, value: Any, version: int, expires_at: float | None = None, deadline: float | None = None
@@ -377,14 +380,14 @@ class _Bounded(EntryTable):
 
     async def read(self, key: str) -> Entry | None:
         """The entry, which is then the last one used. Without a lock: each call on an OrderedDict is atomic."""
-        entry: Any = self.entries.get(key)
+        entry: _Kept | None = self.entries.get(key)
         if entry is None or ((deadline := entry.deadline) is not None and self._clock() >= deadline):
             return None
         try:  # noqa: SIM105 - half the cost of this function
             self.entries.move_to_end(key)
         except KeyError:  # removed by another thread, just now
             pass
-        return entry  # type: ignore[no-any-return]
+        return entry
 
     def read_many(self, keys: Iterable[str], now: float) -> dict[str, Entry]:
         found = super().read_many(keys, now)
@@ -451,16 +454,15 @@ class _Bounded(EntryTable):
         with contextlib.suppress(KeyError):  # removed by another thread, just now
             self.entries.move_to_end(key)
 
-    def deadline(self, entry: Any) -> float | None:
-        return entry.deadline  # type: ignore[no-any-return]
+    def deadline(self, entry: _Kept) -> float | None:
+        return entry.deadline
 
     def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
         """As Memory does it, and what is over the bounds goes last."""
-        entries, ttl, gone, weighs, values = self.entries, self._ttl, self.gone, self._weighs, self._values
+        entries, gone = self.entries, self.gone
         new: dict[str, Any] = {}
         deleted: list[str] = []
         overwritten: list[Dropped] = []
-        grown = exempted = 0
         for change in changes:
             key = str(change.key)
             old = new[key] if key in new else entries.get(key)
@@ -468,37 +470,18 @@ class _Bounded(EntryTable):
                 continue
             if old is None:
                 self.sorted = None
-            elif old is not gone and old.deadline is not None and old.deadline <= now:
+            elif old is not gone and not self.alive(old, now):
                 overwritten.append((key, old, "expired"))
             if isinstance(change, Put):
-                deadline = change.expires_at
-                exempt = RESERVED <= key < _BEYOND_RESERVED
-                if ttl is not None and not exempt:
-                    kept = None if change.renews or old is None or not self.alive(old, now) else old.deadline
-                    own = now + ttl if kept is None else kept
-                    deadline = own if deadline is None or own < deadline else deadline
-                record = _new(self._record)
-                record.value = change.value if values else None
-                record.version = change.version or version
-                record.expires_at = change.expires_at
-                record.deadline = deadline
-                if weighs:
-                    record.size = 0 if exempt else sys.getsizeof(key) + size_of(change.value)
-                    grown += record.size
-                if exempt and old is None:
-                    exempted += 1
-                if deadline is not None and deadline < self.earliest:
-                    self.earliest = deadline
+                record = self._record_of(change, old, change.version or version, now)
             elif old is not None:
                 record = gone
                 deleted.append(key)
             else:
                 continue
-            if old is not None and weighs:
-                grown -= old.size
-            if key in new:
-                del new[key]  # noqa: RUF051 - the last change of a key is its last use; half the price of a `pop`
+            new.pop(key, None)  # the last change of a key is its last use
             new[key] = record
+        grown, exempted = self._growth(new)
         self._bytes += grown
         self._exempt += exempted
         self.dropped += overwritten
@@ -506,14 +489,49 @@ class _Bounded(EntryTable):
         entries |= new
         if self.buried:
             self.bury()
-        move = entries.move_to_end
+        self._keep_bounds(new, now)
+
+    def _record_of(self, put: Put, old: Any, version: int, now: float) -> _Kept:
+        """What is kept of a put, and until when: `old` is the record that it overwrites."""
+        exempt = RESERVED <= put.key < _BEYOND_RESERVED
+        deadline = put.expires_at
+        if self._ttl is not None and not exempt:
+            former: float | None = None
+            if old is not None and not put.renews and self.alive(old, now):
+                former = old.deadline
+            own = now + self._ttl if former is None else former
+            deadline = own if deadline is None or own < deadline else deadline
+        if deadline is not None and deadline < self.earliest:
+            self.earliest = deadline
+        record: Any = _new(self._record)
+        record.value = put.value if self._values else None
+        record.version = version
+        record.expires_at = put.expires_at
+        record.deadline = deadline
+        if self._weighs:
+            record.size = 0 if exempt else sys.getsizeof(put.key) + size_of(put.value)
+        kept: _Kept = record
+        return kept
+
+    def _growth(self, new: Mapping[str, Any]) -> tuple[int, int]:
+        """By how many bytes, and how many exempt entries, there are more with `new` than without."""
+        entries, weighs = self.entries, self._weighs
+        grown = exempted = 0
         for key, record in new.items():
-            if record is gone:
+            if RESERVED <= key < _BEYOND_RESERVED and key not in entries:
+                exempted += 1
+            if weighs:
+                grown += record.size - (entries[key].size if key in entries else 0)
+        return grown, exempted
+
+    def _keep_bounds(self, new: Mapping[str, Any], now: float) -> None:
+        """Note that `new` were used last, and take out what is over the bounds."""
+        entries = self.entries
+        for key, record in new.items():
+            if record is self.gone:
                 continue
-            if not weighs or record.size <= self._max_bytes:
-                move(key)
-            else:  # what can't stay goes first, so that nothing else shall go for it
-                move(key, last=False)
+            # what can't stay goes first, so that nothing else has to go for it
+            entries.move_to_end(key, last=not self._weighs or record.size <= self._max_bytes)
         if now >= self.earliest:
             self.sweep(now)
         while len(entries) - self._exempt > self._max_entries:

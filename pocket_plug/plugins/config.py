@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
+from pocket_plug.primitives.default_pocket import searches_config
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, public_url, shown, summary
 from pocket_plug.store.layer import Layer
@@ -57,9 +58,29 @@ class Config:
     """The tables `[plugins.NAME]`."""
 
 
+def default_config() -> Path | None:
+    """The file of the default Pocket: what `POCKET_PLUG_CONFIG` names, else none; for the command line the nearest one.
+
+    Raises ConfigError where the variable names no file.
+    """
+    named = os.environ.get("POCKET_PLUG_CONFIG", "")
+    if not named:
+        return find_config() if searches_config() else None
+    if not Path(named).is_file():
+        raise ConfigError(f"POCKET_PLUG_CONFIG is {named!r}, and there is no such file")
+    return Path(named)
+
+
 def find_config(folder: Path | None = None) -> Path | None:
-    """A folder's configuration, by default the current one's: `pocket.toml`, else a `pyproject.toml` with our table."""
+    """The nearest configuration: in a folder, by default the current one, else in the ones above it.
+
+    Of one folder it is `pocket.toml`, else a `pyproject.toml` with our table.
+    """
     folder = folder or Path()
+    return next((found for each in (folder, *folder.absolute().parents) if (found := _config_in(each))), None)
+
+
+def _config_in(folder: Path) -> Path | None:
     own = folder / "pocket.toml"
     if own.is_file():
         return own
@@ -208,8 +229,11 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", 
         if wanted is not None:
             found = summary(value) if is_secret(fields[name]) else f"{shown(fields[name], written)!r:.80}"
             raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {wanted}, not {found}")
-    missing = [name for name, each in fields.items() if name not in values and each.default is dataclasses.MISSING
-               and each.default_factory is dataclasses.MISSING]  # fmt: skip
+    missing = [
+        name
+        for name, each in fields.items()
+        if name not in values and each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise ConfigError(f"{prefix}{kind.name} needs the option {missing[0]!r}")
     try:

@@ -9,7 +9,7 @@ import atexit
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from itertools import chain, count
 from pathlib import Path
@@ -27,7 +27,7 @@ from pocket_plug.errors import (
     is_fault,
     suggest,
 )
-from pocket_plug.hookspecs import Carrier, Observer, Run
+from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
@@ -42,15 +42,14 @@ from .config import (
     Config,
     StoreTable,
     alternatives,
+    default_config,
     expand,
-    find_config,
     layer_name,
     load_config,
     make_recipe,
 )
 from .discovery import find_plugins
 from .manager import Manager, Options
-from .records import PluginRecord
 
 if TYPE_CHECKING:
     import click
@@ -58,8 +57,8 @@ if TYPE_CHECKING:
     from pocket_plug.graph.graph import Graph
     from pocket_plug.store.store import Store
 
-I = TypeVar("I")  # noqa: E741 - a graph's input and output, as in graph
-O = TypeVar("O")  # noqa: E741
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _logger = logging.getLogger("pocket_plug")
@@ -74,20 +73,29 @@ class Pocket:
     not to be used. A plugin that can't be used is a warning and a record in `plugins`; with `strict`, or where `required`
     names it, it raises PluginError. Raises ConfigError for an invalid file.
 
-    The environment has a say too: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
+    Two variables of the environment count as well: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
 
     >>> Pocket(autoload=False).plugin("bounding").status
     'active'
     """
 
-    def __init__(self, config: str | Path | None = None, /, *, plugins: Iterable[object] = (), autoload: bool = True,
-                 block: Iterable[str] = (), strict: bool = False, required: Iterable[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: str | Path | None = None,
+        /,
+        *,
+        plugins: Iterable[object] = (),
+        autoload: bool = True,
+        block: Iterable[str] = (),
+        strict: bool = False,
+        required: Iterable[str] = (),
+    ) -> None:
         self.config = Config() if config is None else load_config(config)
         self._manager = Manager()
         self._lock = new_rlock()
         self._stores: dict[str | None, Store] = {}
         self._types_asked = self._closed = self._told = False
-        self.stores: Mapping[str, Store] = _Stores(self)
+        self.stores: Mapping[str, Store] = _Stores(self.config, self._build)
         """The stores of the tables `[stores.NAME]`, each built when it is first asked for."""
         unwanted = self._unwanted(block)
         candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
@@ -355,8 +363,9 @@ class Pocket:
         if not told:
             self._manager.shutdown(self)
 
-    async def run(self, graph: Graph[I, O], input: I, /, *, run_id: str | None = None,
-                  traceparent: Carrier | None = None) -> O:  # fmt: skip
+    async def run(
+        self, graph: Graph[In, Out], input: In, /, *, run_id: str | None = None, traceparent: Carrier | None = None
+    ) -> Out:
         """Run a graph, watched by this Pocket's plugins."""
         return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
 
@@ -377,15 +386,14 @@ def _today(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer]]]) ->
 class _Stores(Mapping[str, "Store"]):
     """The named stores, built on demand."""
 
-    def __init__(self, pocket: Pocket) -> None:
-        self._pocket = pocket
-        self._tables = pocket.config.stores
+    def __init__(self, config: Config, build: Callable[[str, StoreTable], Store]) -> None:
+        self._tables, self._build = config.stores, build
+        self._where = config.source or "this Pocket, which has no configuration"
 
     def __getitem__(self, name: str) -> Store:
         if name not in self._tables:
-            where = self._pocket.config.source or "this Pocket, which has no configuration"
-            raise UnknownStoreError(f"there is no [stores.{name}] in {where}{alternatives(name, self._tables)}")
-        return self._pocket._build(name, self._tables[name])  # pyright: ignore[reportPrivateUsage]
+            raise UnknownStoreError(f"there is no [stores.{name}] in {self._where}{alternatives(name, self._tables)}")
+        return self._build(name, self._tables[name])
 
     def __contains__(self, name: object) -> bool:
         return name in self._tables
@@ -419,9 +427,11 @@ _default_lock = new_rlock(_nobody_makes_it)
 
 
 def default_pocket() -> Pocket:
-    """The Pocket that is used where none is given: made on first use, from the configuration in the current folder.
+    """The Pocket that is used where none is given: made on first use, from the file that `POCKET_PLUG_CONFIG` names.
 
-    It belongs to the whole process. (A context variable would be lost in threads and executors.)
+    Without that variable it has no configuration; what file there is in the current folder makes no difference. A program
+    names its own: `set_default_pocket(Pocket("pocket.toml"))`. It belongs to the whole process. (A context variable would
+    be lost in threads and executors.)
     """
     return _default or _make_default()
 
@@ -438,7 +448,7 @@ def _make_default() -> Pocket:
             )
         _making = True
         try:
-            pocket = Pocket(find_config())
+            pocket = Pocket(default_config())
         finally:
             _making = False
         set_default_pocket(pocket)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 _find: Callable[[], Any]
@@ -12,6 +13,28 @@ def use_default_pocket(find: Callable[[], Any]) -> None:
     """From now on the default Pocket is what `find` returns; it is called each time that the Pocket is needed."""
     global _find
     _find = find
+
+
+_searches = False
+
+
+@contextmanager
+def searching_config() -> Generator[None]:
+    """Within the block a default Pocket that has to be made looks for its configuration from the current folder upwards.
+
+    The command line does so. A library must not: a program would do something else in another folder.
+    """
+    global _searches
+    former, _searches = _searches, True
+    try:
+        yield
+    finally:
+        _searches = former
+
+
+def searches_config() -> bool:
+    """Does the default Pocket look for its configuration?"""
+    return _searches
 
 
 def find_default_pocket() -> Any:

@@ -43,7 +43,7 @@ class Recipe(Backend):
             cls.name = snake_case(cls.__name__)
         has_init = "__init__" in cls.__dict__
         dataclass(kw_only=True, eq=False, repr=False)(cls)
-        cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign]
+        cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign] # a guard around it
 
     def __repr__(self) -> str:
         recipe: Any = self  # a dataclass, unseen by type checkers

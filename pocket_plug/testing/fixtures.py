@@ -20,5 +20,5 @@ def fresh_pocket() -> Generator[None]:
 
 @pytest.fixture
 def pocket(fresh_pocket: None) -> Pocket:
-    """The default Pocket, of this test alone, configured by the folder that is the current one as the test begins."""
+    """The default Pocket, of this test alone, configured by the file that `POCKET_PLUG_CONFIG` names as it begins, if any."""
     return default_pocket()

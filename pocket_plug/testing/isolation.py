@@ -15,9 +15,9 @@ from pocket_plug.plugins import pocket
 def fresh_pocket() -> Generator[None]:
     """Within the block the process has no default Pocket at first: the first use makes one, as in a new process.
 
-    So it is configured by the folder that is the current one then. At the end it is closed, with its stores, and what
-    was before is there again: the former default, and the settings of tracing, metrics and logging, which a
-    configuration changes for the whole process. Types that were registered stay so.
+    So it is configured by the file that `POCKET_PLUG_CONFIG` names then, if it is set. At the end it is closed, with its
+    stores, and what was before is there again: the former default, and the process's settings of tracing, metrics and
+    logging. Types that were registered stay so.
 
     >>> from pocket_plug.plugins.pocket import default_pocket
     >>> before = default_pocket()

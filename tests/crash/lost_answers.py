@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 import pocket_plug as pp
-from pocket_plug.graph import durable
+from pocket_plug.graph.durable import records as durable
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.testing.clock import FakeClock, run_virtual
 

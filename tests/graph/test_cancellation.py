@@ -14,7 +14,7 @@ import pytest
 
 from pocket_plug import Node, Retry, node
 from pocket_plug.errors import StoreError
-from pocket_plug.graph.concurrency import each
+from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run, hookimpl
 from pocket_plug.plugins.pocket import Pocket

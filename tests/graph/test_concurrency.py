@@ -13,8 +13,8 @@ import pytest
 
 from pocket_plug import END, Action, Next, Node, Retry, node
 from pocket_plug.errors import InputError
-from pocket_plug.graph.concurrency import CONCURRENCY, each, fan_out
-from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.each import CONCURRENCY, each
+from pocket_plug.graph.graph import Graph, fan_out
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.store import Store, StoreReader, StoreWriter
@@ -182,7 +182,7 @@ def test_a_hundred_thousand_items_are_not_kept() -> None:
 
 def test_a_fan_out_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tasks go on beside it, and a deadline around it is kept."""
-    monkeypatch.setattr("pocket_plug.graph.runner.TURN", 0.0)
+    monkeypatch.setattr("pocket_plug.graph.execution.TURN", 0.0)
 
     @node
     async def quick(n: int) -> int:

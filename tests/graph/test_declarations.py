@@ -11,7 +11,7 @@ import pytest
 from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspendedError, ValueTypeError
 from pocket_plug.graph.ask import Answered, Ask
 from pocket_plug.graph.chain import Action, Next
-from pocket_plug.graph.concurrency import each
+from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node

@@ -199,6 +199,19 @@ def test_a_finished_run_gives_its_result(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_in_a_scope_of_a_key(tmp_path: Path) -> None:
+    """The scope's name carries the template of its Key; the record has the name alone."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            scope = store.scope(Key("tenant:{}")("acme"))
+            count = node(lambda n: n + 1, name="count")
+            for _ in range(2):
+                assert await Graph(count, store=scope, name="counting").run(0, run_id="r") == 1
+
+    asyncio.run(main())
+
+
 def test_without_await(tmp_path: Path) -> None:
     """run_sync and resume_sync do the same, with no event loop where every phase is `def`."""
     failing = True
@@ -1361,7 +1374,7 @@ def test_a_removal_that_stops_half_way_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int, fault: str
 ) -> None:
     """Till its last write the run is a finished one that gives its result; the next end removes what is left."""
-    monkeypatch.setattr("pocket_plug.graph.durable.CHUNK", 1)
+    monkeypatch.setattr("pocket_plug.graph.durable.finished.CHUNK", 1)
 
     async def main() -> None:
         clock, plan = FakeClock(), list[str]()

@@ -13,7 +13,7 @@ from pocket_plug import Node, node
 from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError, RouteError, StepLimitError, SyncError
 from pocket_plug.graph.ask import Ask
 from pocket_plug.graph.chain import END, Action, Next
-from pocket_plug.graph.concurrency import each
+from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.phases import hints
 from pocket_plug.graph.retry import Retry

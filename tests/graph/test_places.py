@@ -187,3 +187,13 @@ def test_what_is_no_error_gets_no_note(tmp_path: Path) -> None:
         with pytest.raises(kind) as stopped:
             asyncio.run(Graph(stops).run(1))
         assert notes_of(stopped.value) == []
+
+
+def test_a_resumed_run_knows_its_visits(tmp_path: Path) -> None:
+    """Those of the executions before it count, whether it is watched or not."""
+    for pocket in (Pocket(plugins=[]), Pocket(plugins=[]), Pocket(plugins=[Watches()])):
+        with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
+            graph = Graph(fine >> loop, loop.on("again") >> loop, name="rounds", store=store)
+            with pytest.raises(ValueError, match="2") as caught:
+                graph.run_sync(0, run_id="r", pocket=pocket)
+            assert notes_of(caught.value) == [OF_ROUNDS]

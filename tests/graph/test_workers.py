@@ -18,9 +18,8 @@ import pytest
 from pocket_plug import Node, Retry, node
 from pocket_plug.errors import ConfigError, NodeTimeoutError, WrappedStopIterationError
 from pocket_plug.graph import workers
-from pocket_plug.graph.concurrency import fan_out
-from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.workers import Late, Workers, pool
+from pocket_plug.graph.graph import Graph, fan_out
+from pocket_plug.graph.workers import Workers, WorkerTimeout, pool
 from pocket_plug.store.store import Store
 from pocket_plug.testing.clock import run_virtual
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
@@ -242,7 +241,7 @@ def test_run_sync_abandons_threads_as_well(own_pool: Callable[[int], Workers], h
     """More time-outs than there may be threads, and the next call has one."""
     threads = own_pool(2)
     for _ in range(6):
-        with pytest.raises(Late):
+        with pytest.raises(WorkerTimeout):
             threads.call_blocking(0.001, holding.stay)
     holding.release.set()
     assert threads.call_blocking(60, len, "ab") == 2
@@ -457,7 +456,7 @@ def test_an_interrupt_as_a_thread_is_abandoned_loses_nothing_that_queues_behind_
             else:
                 asyncio.run(under(interrupter, call(stay)))
         except BaseException as error:
-            if not isinstance(error, Late | TimeoutError) and not interrupter.where:
+            if not isinstance(error, WorkerTimeout | TimeoutError) and not interrupter.where:
                 raise
         if threads.abandoned:  # else `stay` was never begun
             assert behind.begun.wait(60), interrupter.where

@@ -89,7 +89,7 @@ SHOWN = {
         left in the store: ['published:news', 'temp:draft:gossip']
     """,
     "configuration": """
-        store: SyncStore(Metrics() > SQLite('…/state.db', durability='process'))
+        store: SyncStore(Metrics() > SQLite('${DATA}/state.db', durability='process'))
         kept in the database: ['a', 'b', 'c']
         kept in the cache:    ['b', 'c']
         refused:

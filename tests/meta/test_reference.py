@@ -20,15 +20,15 @@ from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
-from pocket_plug.graph.concurrency import each, fan_out
-from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.each import each
+from pocket_plug.graph.graph import Graph, fan_out
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry
+from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
 from pocket_plug.plugins import config
 from pocket_plug.plugins.pocket import Pocket
-from pocket_plug.plugins.records import PluginRecord
 from pocket_plug.store import backend, layer
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import Store, StoreReader, StoreScope, StoreWriter
@@ -69,8 +69,11 @@ def rows(title: str, table: int = 0) -> dict[str, str]:
 def of_signature(function: Any, *, keywords_only: bool = False) -> set[str]:
     """The names of its parameters."""
     parameters = inspect.signature(function).parameters.values()
-    return {each.name for each in parameters
-            if each.name != "self" and (each.kind is each.KEYWORD_ONLY or not keywords_only)}  # fmt: skip
+    return {
+        each.name
+        for each in parameters
+        if each.name != "self" and (each.kind is each.KEYWORD_ONLY or not keywords_only)
+    }
 
 
 def public(*classes: type) -> set[str]:
@@ -87,8 +90,11 @@ def fields_of(cls: Any) -> set[str]:
 # ---------------------------------------------------------------- names
 def exceptions() -> dict[str, type[BaseException]]:
     """Those that errors.py defines."""
-    return {name: kind for name, kind in vars(errors).items()
-            if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == errors.__name__}  # fmt: skip
+    return {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == errors.__name__
+    }
 
 
 def test_every_name_of_the_package() -> None:
@@ -130,8 +136,8 @@ def test_every_field_that_an_observer_sees(view: type) -> None:
 
 def test_every_event() -> None:
     """The events that a run tells of are those listed."""
-    source = "".join((PACKAGE / name).read_text("utf-8") for name in ("graph/runner.py", "graph/durable.py"))
-    assert rows("Events").keys() == set(re.findall(r"self\.event\(\s*\"(\w+)\"", source))
+    source = "".join(file.read_text("utf-8") for file in (PACKAGE / "graph").rglob("*.py"))
+    assert rows("Events").keys() == set(re.findall(r"run\.event\(\s*\"(\w+)\"", source))
 
 
 def test_every_field_of_a_plugin_record() -> None:

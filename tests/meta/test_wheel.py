@@ -78,8 +78,7 @@ def test_plugin_is_used_by_name(installed, tmp_path):
     (tmp_path / "pocket.toml").write_text('[store]\nurl = "sqlite:///state.db"\nlayers = ["compress"]\n')
     code = """
 import pathlib, pocket_plug
-from pocket_plug.plugins.pocket import default_pocket
-with default_pocket() as pocket:
+with pocket_plug.Pocket("pocket.toml") as pocket:
     pocket.store.sync.set("page", "state " * 10_000)
     assert pocket.store.sync.get("page") == "state " * 10_000
 print(pathlib.Path(pocket_plug.__file__).parents[4])

@@ -40,16 +40,24 @@ TESTS: dict[str, str] = {
     "codec/registry": "test_codec test_upgrades test_defined_again",
     "graph/ask": "test_durable",
     "graph/chain": "test_node test_graph test_runner",
-    "graph/concurrency": "test_concurrency test_cancellation",
     "graph/context": "test_runner test_cancellation",
-    "graph/durable": "test_durable",
+    "graph/clean_up": "test_runner test_cancellation",
+    "graph/durable/finished": "test_durable",
+    "graph/durable/journal": "test_durable",
+    "graph/durable/ledger": "test_durable",
+    "graph/durable/records": "test_durable",
+    "graph/durable/request": "test_durable",
+    "graph/each": "test_concurrency test_cancellation",
+    "graph/execution": "test_runner test_cancellation test_observers",
     "graph/graph": "test_graph test_runner",
     "graph/nesting": "test_graph test_runner test_durable",
     "graph/node": "test_node test_runner",
+    "graph/phase_calls": "test_runner test_observers test_workers",
     "graph/phases": "test_node test_runner test_typing",
     "graph/plan": "test_graph test_runner",
     "graph/retry": "test_node",
-    "graph/runner": "test_runner test_cancellation test_observers test_isolation_levels",
+    "graph/step": "test_graph test_runner",
+    "graph/visit": "test_runner test_cancellation test_observers test_isolation_levels",
     "graph/watching": "test_observers",
     "graph/workers": "test_workers test_runner",
     "layers/bounding": "test_bounding test_layer_contract",
@@ -87,8 +95,13 @@ class Workshop:
     """Copies of the working tree, each for one mutant at a time."""
 
     def __init__(self, folder: Path, copies: int) -> None:
-        listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True,
-                                capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
         self._free: queue.Queue[Path] = queue.Queue()
         for number in range(copies):
             copy = folder / str(number)
@@ -117,8 +130,15 @@ def _run(copy: Path, tests: Sequence[str], limit: float) -> bool | None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     # no .pyc: one that is as old and as long as the mutant's source would be taken for it
     env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "CI": "true"}
-    process = subprocess.Popen(command, cwd=copy, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        cwd=copy,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         return process.wait(limit) == 0
     except subprocess.TimeoutExpired:

@@ -74,6 +74,20 @@ def test_pocket_toml_before_pyproject():
     assert find_config() == Path("pocket.toml")
 
 
+def test_the_nearest_file_counts(tmp_path, monkeypatch):
+    """From the folder upwards, as ruff and pytest look for theirs; in the current one it is named as it is written."""
+    written("")
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    (tmp_path / "a" / "pyproject.toml").write_text("[project]\nname = 'pocket_plug_user'")
+    monkeypatch.chdir(below)
+    assert find_config() == tmp_path / "pocket.toml"
+    (tmp_path / "a" / "pyproject.toml").write_text("[tool.pocket_plug]")
+    assert find_config() == tmp_path / "a" / "pyproject.toml"
+    written("")
+    assert find_config() == Path("pocket.toml")
+
+
 def test_a_foreign_pyproject_is_left_alone():
     """A pyproject.toml that has nothing to do with us may be as broken as it likes."""
     written("[broken", "pyproject.toml")

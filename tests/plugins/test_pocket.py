@@ -301,9 +301,42 @@ def test_failing_shutdown_harms_nobody(log, caplog):
 
 
 # ---------------------------------------------------------------- the default
-def test_default_is_made_once():
-    """All threads get the same default Pocket, made when it is first needed, from the current folder's file."""
+def test_a_library_is_configured_by_no_file_that_lies_about(tmp_path):
+    """`import` and a run do the same in whatever folder: neither its pocket.toml counts nor one above it."""
+    Path("pocket.toml").write_text("[store]\nurl = 'sqlite:///found.db'\n[stores.cache]\n")
+    Path("below").mkdir()
+    code = (
+        "import pocket_plug as pp\n"
+        "@pp.node.post\n"
+        "async def keep(store, n: int) -> None:\n"
+        "    await store.set('n', n)\n"
+        "pp.Graph(keep).run_sync(1)\n"
+        "from pocket_plug.plugins import default_pocket\n"
+        "print(default_pocket().config.source or 'none', dict(default_pocket().stores))\n"
+    )
+    for folder in (tmp_path, tmp_path / "below"):
+        ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (0, "none {}\n"), ran.stderr
+    assert not Path("found.db").exists()
+
+
+def test_the_environment_names_the_default_configuration(monkeypatch):
+    """One that isn't there is an error that names the variable; an empty one is none."""
+    Path("other.toml").write_text("[stores.cache]\n")
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", "other.toml")
+    assert list(default_pocket().stores) == ["cache"]
+    set_default_pocket(None)
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"POCKET_PLUG_CONFIG is 'nowhere\.toml', and there is no such file"):
+        default_pocket()
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", "")
+    assert default_pocket().config.source == ""
+
+
+def test_default_is_made_once(monkeypatch):
+    """All threads get the same default Pocket, made when it is first needed."""
     Path("pocket.toml").write_text("[stores.cache]\n")
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", "pocket.toml")
     found: list[Pocket] = []
     threads = [threading.Thread(target=lambda: found.append(default_pocket())) for _ in range(8)]
     for thread in threads:

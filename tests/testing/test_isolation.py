@@ -38,7 +38,7 @@ def test_two_tests_with_a_configuration_each(
 ) -> None:
     """None gets the store of another, whichever comes first."""
     (tmp_path / "pocket.toml").write_text(f'[store]\nlayers = ["{layer}"]')
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", str(tmp_path / "pocket.toml"))
     assert Graph(same).run_sync(1) == 1
     assert repr(default_pocket().store) == f"Store({layer.capitalize()}() > memory)"
     assert default_pocket().store.sync.update("visits", lambda visits: visits + 1, default=0) == 1
@@ -46,14 +46,15 @@ def test_two_tests_with_a_configuration_each(
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current one, with a configuration."""
+    """The current one, with a configuration that the environment names."""
     (tmp_path / "pocket.toml").write_text('[store]\nlayers = ["metrics"]')
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", "pocket.toml")
     return tmp_path
 
 
 def test_the_pocket_of_a_test(folder: Path, pocket: Pocket) -> None:
-    """It is the default one, configured by the folder that another fixture has made the current one."""
+    """It is the default one, configured by the file that another fixture has named."""
     assert pocket is default_pocket()
     assert repr(pocket.store) == "Store(Metrics() > memory)"
 
@@ -62,6 +63,7 @@ def test_the_pocket_of_a_test(folder: Path, pocket: Pocket) -> None:
 def test_all_is_as_it_was(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default Pocket and the process's settings, also after a failing test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", "pocket.toml")
     (tmp_path / "pocket.toml").write_text(LEAVES_MUCH)
     mine = Pocket(autoload=False)
     was = current_default()

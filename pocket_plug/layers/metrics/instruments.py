@@ -34,11 +34,14 @@ class Instruments:
         self.reset()
         _sets.add(self)
         self.run_duration = meter.create_histogram(
-            "pocket_plug.run.duration", "s", "How long runs take",
-            explicit_bucket_boundaries_advisory=_RUN_BUCKETS)  # fmt: skip
+            "pocket_plug.run.duration", "s", "How long runs take", explicit_bucket_boundaries_advisory=_RUN_BUCKETS
+        )
         self.node_duration = meter.create_histogram(
-            "pocket_plug.node.duration", "s", "How long visits of nodes take",
-            explicit_bucket_boundaries_advisory=_RUN_BUCKETS)  # fmt: skip
+            "pocket_plug.node.duration",
+            "s",
+            "How long visits of nodes take",
+            explicit_bucket_boundaries_advisory=_RUN_BUCKETS,
+        )
         for name, figure, unit, description in (
             ("run", "runs", "{run}", "Runs that go on"),
             ("fan_out", "items", "{item}", "Items of fan-outs that are being worked on"),
@@ -53,8 +56,11 @@ class Instruments:
             "pocket_plug.commit.conflicts", "{conflict}", "Commits of nodes that met somebody else's"
         )
         self.operation_duration = meter.create_histogram(
-            "db.client.operation.duration", "s", "How long operations on disk or a network take",
-            explicit_bucket_boundaries_advisory=_DB_BUCKETS)  # fmt: skip
+            "db.client.operation.duration",
+            "s",
+            "How long operations on disk or a network take",
+            explicit_bucket_boundaries_advisory=_DB_BUCKETS,
+        )
         for name, unit, description in (
             ("lookups", "{lookup}", "Keys looked up"),
             ("writes", "{entry}", "Entries set or deleted"),

@@ -88,8 +88,10 @@ class RunSpan(SpanManager):
         context, links = self._place(otel_context.get_current())
         session = self.session = current_session(context)
         attributes: Attributes = {
-            "pocket_plug.graph.name": self.graph, "pocket_plug.run.id": self.id, "pocket_plug.run.resumed": run.resumed,
-        }  # fmt: skip
+            "pocket_plug.graph.name": self.graph,
+            "pocket_plug.run.id": self.id,
+            "pocket_plug.run.resumed": run.resumed,
+        }
         if run.shape is not None:
             attributes["pocket_plug.graph.version"] = run.shape.version
         if run.parent is not None:
@@ -193,9 +195,12 @@ class NodeSpan(SpanManager):
         call, live = self.call, self.run.live
         name = capped(call.name)
         attributes: Attributes = {
-            "pocket_plug.node.name": name, "pocket_plug.node.type": call.type, "pocket_plug.node.visit": call.visit,
-            "pocket_plug.run.id": self.run.id, "pocket_plug.graph.name": self.run.graph,
-        }  # fmt: skip
+            "pocket_plug.node.name": name,
+            "pocket_plug.node.type": call.type,
+            "pocket_plug.node.visit": call.visit,
+            "pocket_plug.run.id": self.run.id,
+            "pocket_plug.graph.name": self.run.graph,
+        }
         title = capped(f"item {name}" if call.is_item else f"node {name}")
         if self.index is not None:
             attributes["pocket_plug.fan_out.index"] = self.index

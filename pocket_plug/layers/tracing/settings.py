@@ -101,8 +101,10 @@ def mute() -> None:
 
 
 _ONE_OF: Mapping[str, tuple[Any, ...]] = {
-    "detail": get_args(Detail), "capture": get_args(Capture), "resume_trace": ("link", "parent"),
-}  # fmt: skip
+    "detail": get_args(Detail),
+    "capture": get_args(Capture),
+    "resume_trace": ("link", "parent"),
+}
 _SOME_OF: Mapping[str, tuple[Any, ...]] = {"flavours": get_args(Flavour), "scopes": get_args(Scope), "baggage": ()}
 
 
@@ -136,8 +138,21 @@ def _texts(value: object) -> tuple[str, ...] | None:
 class Live:
     """Where spans go while somebody listens, and what stands on them. Made whole, never changed."""
 
-    __slots__ = ("baggage", "capture", "decorated", "detail", "draws", "flavours", "graph", "phase", "phases", "provider",
-                 "resume_trace", "store", "stores")  # fmt: skip
+    __slots__ = (
+        "baggage",
+        "capture",
+        "decorated",
+        "detail",
+        "draws",
+        "flavours",
+        "graph",
+        "phase",
+        "phases",
+        "provider",
+        "resume_trace",
+        "store",
+        "stores",
+    )
 
     def __init__(self, provider: TracerProvider, chosen: Settings) -> None:
         self.provider, self.detail, self.resume_trace = provider, chosen.detail, chosen.resume_trace
@@ -158,9 +173,10 @@ class Live:
         nobody = NoOpTracerProvider()
         self.graph, self.phase, self.store = [
             (provider if scope in chosen.scopes else nobody).get_tracer(
-                f"pocket_plug.{scope}", own_version(), SCHEMA_URL)
+                f"pocket_plug.{scope}", own_version(), SCHEMA_URL
+            )
             for scope in get_args(Scope)
-        ]  # fmt: skip
+        ]
 
 
 class Muted(NoOpTracerProvider):

@@ -70,8 +70,8 @@ class Tracing(Layer):
     def _attributes(self, operation: str) -> Attributes:
         return {**self._about, "db.operation.name": operation}
 
-    def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # no `async`: what nobody listens to is handed on, without a coroutine of its own
+    # No `async`: what nobody listens to is handed on, without a coroutine of its own.
+    def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride] - awaited alike
         context = current_context()
         live = _heard(self._look(), context)
         return self._read_on(key) if live is None else self._traced_read(key, live, context)
@@ -157,8 +157,16 @@ class Tracing(Layer):
             if span is not None:
                 _finish(live, span, error, None, None, start + busy)
 
-    def _start(self, live: Live, operation: str, template: str, attributes: Attributes, parent: Context,
-               keys: str | Sequence[str], start: int | None = None) -> Span | None:  # fmt: skip
+    def _start(
+        self,
+        live: Live,
+        operation: str,
+        template: str,
+        attributes: Attributes,
+        parent: Context,
+        keys: str | Sequence[str],
+        start: int | None = None,
+    ) -> Span | None:
         """A recording span, or None. A tracing that fails must not fail the store."""
         if _is_bookkeeping(keys) and not trace.get_current_span(parent).get_span_context().is_valid:
             return None  # it looks for its records before there is a span: that begins no trace
@@ -261,8 +269,14 @@ class _Operation:
         _finish(self.live, self.span, error, self.result, self.values)
 
 
-def _finish(live: Live, span: Span, error: BaseException | None, result: tuple[str, bool | int] | None, values: Values,
-            end: int | None = None) -> None:  # fmt: skip
+def _finish(
+    live: Live,
+    span: Span,
+    error: BaseException | None,
+    result: tuple[str, bool | int] | None,
+    values: Values,
+    end: int | None = None,
+) -> None:
     try:
         try:
             if result is not None:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.typechecks import checker
+from pocket_plug.primitives.values import Value
 
-from .chain import Chain
-from .graph import Graph, make_step
-from .node import Node, X, Y, as_chain, options_of
+from .chain import Chain, as_chain
+from .node import Node, X, Y, options_of
+from .observing import NodeCall
 from .options import Options, check_count
 from .phases import declared_actions
 from .places import note_item
-from .plan import Step
-from .runner import STEPS_PER_LOOK
-
-if TYPE_CHECKING:
-    from pocket_plug.graph.observing import NodeCall
-    from pocket_plug.store.store import StoreScope
-    from pocket_plug.store.sync import SyncScope
-
-    from .runner import Execution
+from .running import STEPS_PER_LOOK, Running
+from .shape import Shape
+from .step import Step, make_step
+from .visit import step_of
 
 CONCURRENCY = 10
 
@@ -50,7 +46,7 @@ class EachStep(Step):
     def __init__(self, node: Each[Any, Any]) -> None:
         super().__init__(node)
         self.input_type, self.fits = Iterable, checker(Iterable)
-        self.inner = make_step(node.node)
+        self.inner = step_of(node.node)
         self.inner.is_item = True
         self.concurrency, self.collects = node.concurrency, node.errors == "collect"
 
@@ -58,24 +54,34 @@ class EachStep(Step):
     def is_sync(self) -> bool:
         return self.inner.is_sync
 
+    @property
+    def passed(self) -> Step:
+        return self.inner
+
+    def inner_shape(self) -> Shape | None:
+        return self.inner.inner_shape()
+
     def faults(self, exits: Collection[str]) -> list[str]:
-        unrouted = [f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
-                    "graph: each(Graph(…))" for action in declared_actions(self.inner.node)]  # fmt: skip
+        unrouted = [
+            f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
+            "graph: each(Graph(…))"
+            for action in declared_actions(self.inner.node)
+        ]
         found = [*self.inner.faults(()), *unrouted]
         if self.inner.asks:
             found.append(f"node {self.inner.name!r} asks, which an item of a fan-out can't; ask before or after it")
         return [f"in {self.name!r}: {fault}" for fault in found]
 
-    async def perform(self, execution: Execution, value: Any, call: NodeCall | None) -> Any:
-        results: list[Any] = []
-        items = _Items(execution.in_order(value), results)
-        if not execution.threads or self.concurrency == 1:
-            await self._work(execution, items)
+    async def perform(self, run: Running, call: NodeCall | None, value: Value) -> Value:
+        results: list[Value] = []
+        items = _Items(value if run.ledger is None else run.ledger.in_order(value), results)
+        if not run.threads or self.concurrency == 1:
+            await self._work(run, items)
             return results
         failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                await self._start(group, execution, items)
+                await self._start(group, run, items)
         except BaseExceptionGroup as errors:
             failed = errors.exceptions[0]
         if isinstance(failed, _Stop):
@@ -84,38 +90,38 @@ class EachStep(Step):
             raise failed
         return results
 
-    async def _start(self, group: asyncio.TaskGroup, execution: Execution, items: _Items) -> None:
+    async def _start(self, group: asyncio.TaskGroup, run: Running, items: _Items) -> None:
         for _ in range(self.concurrency):
-            group.create_task(self._worker(execution, items))
+            group.create_task(self._worker(run, items))
             await asyncio.sleep(0)  # let it take an item, so that no more workers start than there are items
             if items.exhausted:
                 break
 
-    async def _worker(self, execution: Execution, items: _Items) -> None:
+    async def _worker(self, run: Running, items: _Items) -> None:
         """`_work` as a task of a group, which would pass over a cancellation that isn't its own: an item would be lost."""
         try:
-            await self._work(execution, items)
+            await self._work(run, items)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             raise _Stop(error) from error
 
-    async def _work(self, execution: Execution, items: _Items) -> None:
-        take, step = execution.item, self.inner
+    async def _work(self, run: Running, items: _Items) -> None:
+        take, step, ledger = run.item, self.inner, run.ledger
         for position, item in items:
             try:
                 _, output, cancelled = await take(step, item, position)
             except Exception as error:
-                note_item(error, execution, self, position)
-                if not self.collects or execution.must_end(error):
+                note_item(error, run, self, position)
+                if not self.collects or (ledger is not None and ledger.must_end(error)):
                     raise
-                output, cancelled = execution.collected(error), None
+                output, cancelled = error if ledger is None else ledger.collected(error), None
             items.results[position] = output
             if cancelled is not None:
                 raise cancelled
-            if execution.loop and not (position + 1) % STEPS_PER_LOOK:
-                await execution.outermost.give_way()
+            if run.loop and not (position + 1) % STEPS_PER_LOOK:
+                await run.give_way()
 
 
 class _Stop(Exception):
@@ -129,11 +135,11 @@ class _Stop(Exception):
 class _Items:
     """One iterator that all workers draw from, and the results in the items' order."""
 
-    def __init__(self, items: Iterable[Any], results: list[Any]) -> None:
+    def __init__(self, items: Iterable[Value], results: list[Value]) -> None:
         self._items, self.results = iter(items), results
         self.exhausted = False
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
+    def __iter__(self) -> Iterator[tuple[int, Value]]:
         for item in self._items:
             self.results.append(None)
             yield len(self.results) - 1, item
@@ -145,9 +151,10 @@ def each(
     node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["raise"] = ...
 ) -> Node[Iterable[X], list[Y]]: ...
 @overload
-def each(node: Node[X, Y, Any], /, *, concurrency: int = ...,
-         errors: Literal["collect"]) -> Node[Iterable[X], list[Y | Exception]]: ...  # fmt: skip
-def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise", "collect"] = "raise") -> Any:
+def each(
+    node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["collect"]
+) -> Node[Iterable[X], list[Y | Exception]]: ...
+def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise", "collect"] = "raise") -> Value:
     """A node that takes every item of its input through `node`, up to `concurrency` at a time; results in order.
 
     Items are drawn as workers become free, so an iterator of any length is fine. They share the graph's store. The first
@@ -163,18 +170,4 @@ def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise
     return Each(node, concurrency, errors)
 
 
-@overload
-async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["raise"] = ...,
-                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y]: ...  # fmt: skip
-@overload
-async def fan_out(node: Node[X, Y, Any], items: Iterable[X], /, *, concurrency: int = ..., errors: Literal["collect"],
-                  store: StoreScope | SyncScope | None = ..., run_id: str | None = ...) -> list[Y | Exception]: ...  # fmt: skip
-async def fan_out(node: Any, items: Iterable[Any], /, *, concurrency: int = CONCURRENCY,
-                  errors: Literal["raise", "collect"] = "raise", store: StoreScope | SyncScope | None = None,
-                  run_id: str | None = None) -> Any:  # fmt: skip
-    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
-
-    With a `run_id` it is a durable one: what is finished is not done again after a crash.
-    """
-    everything: Any = each(node, concurrency=concurrency, errors=errors)
-    return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)
+make_step.register(Each, EachStep)

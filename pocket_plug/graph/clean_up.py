@@ -1,0 +1,80 @@
+"""A node's hooks: what it does once its outcome is known, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from typing import Any
+
+from pocket_plug.errors import ConflictError, OutcomeUnknownError
+from pocket_plug.store.backend import NO_EXPECTATIONS
+from pocket_plug.store.store import StoreWriter
+from pocket_plug.store.sync import SyncWriter
+from pocket_plug.store.transaction import Transaction
+
+from .context import to_its_end
+from .observing import NodeCall
+from .phase_calls import checked, placed
+from .phases import Function
+from .running import ALL_IN_THREADS, FREE_CONFLICTS, MAX_CONFLICTS, Running
+from .step import Step
+from .watching import report
+
+
+async def clean_up(
+    run: Running, step: Step, call: NodeCall | None, hooks: tuple[str, str], outcome: object
+) -> asyncio.CancelledError | None:
+    """Run the node's hooks, whatever happens meanwhile; a cancellation that comes is handed back.
+
+    What they raise is reported: it must not hide the node's own error, nor undo what has landed. If it isn't known whether
+    a durable run's node has failed, no hook is called: the next execution does.
+    """
+    if run.ledger is not None and isinstance(outcome, OutcomeUnknownError):
+        return None
+    cancelled = None
+    for name in hooks:
+        if name not in step.hooks:
+            continue
+        arguments = () if name == "on_complete" else (outcome,)
+        hook = _call(run, step, name, *step.hooks[name], *arguments)
+        try:
+            if run.loop:
+                task, stopped = await to_its_end(hook, run.grace)
+                cancelled = stopped or cancelled
+                task.result()
+            else:
+                await hook
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - reported, as the docstring says
+            run.event("clean_up_failed", call, {"hook": name, "error": error})
+            report(f"{step.title}.{name}", error)
+    return cancelled
+
+
+async def _call(run: Running, step: Step, name: str, function: Function, is_async: bool, *arguments: Any) -> None:
+    """Call a hook with a transaction of its own; again after a conflict, as post."""
+    contested: set[str] = set()
+    gates = run.stack.gates
+    hook, awaits = placed(function, is_async, run.where == ALL_IN_THREADS)
+    writer = StoreWriter if is_async else SyncWriter
+    with ExitStack() as priority:
+        for tries in range(1, MAX_CONFLICTS + 1):
+            await run.stack.pause_after(tries - 1)
+            turn = gates.turn(contested, tries > FREE_CONFLICTS)
+            try:
+                async with turn:
+                    if tries > FREE_CONFLICTS:
+                        priority.enter_context(gates.priority(contested))
+                    transaction = Transaction(run.stack, step.guard(run.prefix))
+                    await checked(step, name, hook, awaits, writer(transaction, run.prefix), *arguments)
+                    fence = run.ledger.fence if run.ledger is not None else NO_EXPECTATIONS
+                    try:
+                        if (commit := transaction.end()) is not None:
+                            gates.refuse_to_overtake(commit[1])
+                            await run.stack.write(commit[0], {**commit[1], **fence})
+                        return
+                    except ConflictError as conflict:
+                        contested |= conflict.keys
+                        if tries == MAX_CONFLICTS or not contested.isdisjoint(fence):
+                            raise
+            finally:
+                turn.leave()

@@ -1,0 +1,14 @@
+"""Durable runs: what a run has come to is written with what its nodes write, so that it goes on where it was left."""
+
+from pocket_plug.codec import register_type
+from pocket_plug.graph.ask import Answered
+
+from .journal import step_at as step_at
+from .ledger import idempotency_key as idempotency_key
+from .records import ENDED as ENDED
+from .records import RUN as RUN
+from .records import keys_of as keys_of
+from .records import look_at as look_at
+from .request import Request as Request
+
+register_type(Answered, tag="pocket_plug.Answered")

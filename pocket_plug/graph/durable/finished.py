@@ -1,0 +1,64 @@
+"""Removing finished runs whose `keep_finished` is over. What is left, the next run that ends removes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+from pocket_plug.errors import CodecError, ConflictError
+from pocket_plug.primitives.failures import log_failure
+from pocket_plug.store.backend import Delete, Put
+from pocket_plug.store.stack import Stack
+
+from .records import ENDED, PART, RUN, field_of, look_key, look_time
+
+CHUNK = 256
+"""How many records of a run are removed in one write."""
+SWEPT = 4
+"""How many finished runs are looked at, at most, when a run ends: more than one, so that a backlog gets smaller."""
+
+
+async def sweep(stack: Stack) -> None:
+    """Remove some of the finished runs whose `keep_finished` is over. What it leaves, the next run that ends does.
+
+    No record of a run has a deadline: each client would judge it by its own clock, and one that is ahead would do a
+    finished run again. A run is removed when two looks, of whatever clients, have each found that `keep_finished` has
+    passed: the first look since the run's end, the second since the first. So a single wrong clock can't remove it early.
+    """
+    keys = stack.scan(ENDED)
+    try:
+        now, swept = stack.clock(), 0
+        async for key in keys:
+            if swept == SWEPT or look_time(key) > now:
+                break
+            # another client may be removing it, and a damaged note does no harm
+            with suppress(ConflictError, CodecError):
+                await _look_again(stack, key, now)
+                swept += 1
+    except Exception as error:  # noqa: BLE001 - the run has ended well, whatever becomes of others' records
+        log_failure(logging.WARNING, "removing finished runs failed; the next one that ends tries again", error)
+    finally:
+        if isinstance(keys, AsyncGenerator):
+            await keys.aclose()
+
+
+async def _look_again(stack: Stack, key: str, now: float) -> None:
+    name = key.removeprefix(ENDED).partition(":")[2]
+    run, part = RUN + name, f"{PART}{name}:"
+    found = await stack.read_many((key, run))
+    look, ended = found.get(key), found.get(run)
+    if look is None:
+        return
+    keep = field_of(look, "keep")
+    if ended is None or field_of(ended, "owner") != field_of(look, "owner") or not isinstance(keep, int | float):
+        await stack.write([Delete(key)], {key: look.version})  # it was removed by hand, and perhaps begun anew
+    elif not field_of(look, "is_seen"):
+        seen = Put(look_key(now + keep, name), {**look.value, "is_seen": True})
+        await stack.write([Delete(key), seen], {key: look.version})
+    else:
+        doomed = [each async for each in stack.scan(part) if each != part + "start"]
+        for at in range(0, len(doomed), CHUNK):
+            await stack.write([Delete(each) for each in doomed[at : at + CHUNK]], {run: ended.version})
+        # till the last write it is a finished run, with its result
+        await stack.write([Delete(each) for each in (part + "start", run, key)], {run: ended.version})

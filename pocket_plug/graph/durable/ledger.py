@@ -1,0 +1,321 @@
+"""A durable run's ledger: its commits bring the run's checkpoint along, and it begins where that says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
+from contextvars import ContextVar
+
+from pocket_plug.codec import default_codec, payload_of
+from pocket_plug.codec.error_values import storable
+from pocket_plug.errors import (
+    CodecError,
+    RunChangedError,
+    RunFencedError,
+    RunSuspendedError,
+    StoreError,
+    TransactionError,
+    UnknownRunError,
+)
+from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.graph.clean_up import clean_up
+from pocket_plug.graph.observing import NodeCall
+from pocket_plug.graph.running import Commit, Running
+from pocket_plug.graph.step import Step, Visited
+from pocket_plug.primitives.values import Value
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Put
+from pocket_plug.store.store import MISSING
+
+from .finished import sweep
+from .journal import Journal
+from .records import Checkpoint, Frame, Status, escaped, plain
+
+_key: ContextVar[str] = ContextVar("pocket_plug.idempotency_key")
+
+
+def idempotency_key() -> str:
+    """The same string each time that this visit of this node is tried again, in whatever process, and no other one's.
+
+    For `exec`, which is done at least once: hand it to a service that does nothing twice for one key. It is made of the
+    run's id, the node and the visit. Raises UnknownRunError outside of durable runs.
+    """
+    try:
+        return _key.get()
+    except LookupError:
+        raise UnknownRunError(
+            "idempotency_key(): no durable run goes on here; start it with run(…, run_id=…)"
+        ) from None
+
+
+class RunLedger:
+    """The ledger of one execution, or of one that is nested in it, or of an item; all share the journal of their run."""
+
+    frame: Frame
+    """How far its graph has come."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        checkpoint: Checkpoint | None = None,
+        outer: RunLedger | None = None,
+        level: int = 0,
+        within: str = "",
+    ) -> None:
+        self.journal, self.outer, self.level = journal, outer, level
+        self.checkpoint = journal.checkpoint if checkpoint is None else checkpoint
+        self.items: list[str] = []
+        """The records of the items of the fan-out under way."""
+        self.within = self.current = within
+        """Where its nodes are, and which visit of which node it is at: `/outer#1/inner#2`."""
+
+    @property
+    def fence(self) -> Mapping[str, int]:
+        """The run is still this execution's."""
+        own = self.journal.checkpoint
+        return {own.key: own.version}
+
+    def nested(self) -> RunLedger:
+        """That of a graph which is the node that this one is at."""
+        return RunLedger(self.journal, self.checkpoint, self, self.level + 1, self.current)
+
+    async def claim(self, run: Running, value: object) -> Value:
+        """Make the run this execution's own; give its result where it is finished, else MISSING."""
+        if self.outer is not None:
+            return MISSING
+        journal = self.journal
+        result = await journal.claim(value)
+        if result is not None:
+            return default_codec.decode(result)
+        run.steps = journal.steps
+        run.run.resumed, run.run.carrier = self.checkpoint.is_old, journal.carrier
+        if value is MISSING:
+            begun = await run.stack.read(journal.part + "start")
+            with suppress(CodecError):  # only who watches the run wants to know
+                run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
+        return MISSING
+
+    async def close(self) -> None:
+        """The run is over: look for others that have been for long."""
+        if self.outer is None and self.journal.graph.keep_finished is not None:
+            await sweep(self.journal.stack)
+
+    async def begin(self, run: Running, value: object) -> Visited:
+        """Where to begin: at the graph's start, or where the checkpoint says."""
+        try:
+            return await self._begin(run, value)
+        except Exception as error:
+            self.checkpoint.failed = error
+            raise
+
+    async def _begin(self, run: Running, value: object) -> Visited:
+        checkpoint, start = self.checkpoint, run.plan.start
+        if len(checkpoint.frames) <= self.level:
+            assert self.outer is not None
+            encoded = self.outer.frame.value or self.journal.encode(value, f"the input of graph {run.run.graph!r}")
+            self.frame = Frame(start.name, encoded)
+            return start, value, None
+        self.frame = frame = checkpoint.frames[self.level]
+        if self.outer is None and not checkpoint.is_old:
+            return start, value, None
+        run.visits = defaultdict(int, frame.visits)
+        run.left_by = frame.action
+        value = default_codec.decode(frame.value)
+        cancelled = None
+        if frame.hooks:
+            left = run.plan.named(frame.hooks)
+            assert left is not None
+            self._stand_at(self._visit_of(left, frame.visits.get(left.name, 1)))
+            cancelled = await clean_up(run, left, None, ("on_success", "on_complete"), value)
+        if frame.node is None:
+            return None, value, cancelled
+        step = run.plan.named(frame.node)
+        if step is None:  # in a graph that an item goes through: the others were looked at before
+            raise RunChangedError(
+                f"run {self.journal.id!r} stands at node {frame.node!r} in {self.within!r}, which graph {run.run.graph!r} "
+                "no longer has; go on with the graph that it was begun by"
+            )
+        return step, value, cancelled
+
+    def stand_at(self, step: Step) -> None:
+        """The run comes to a node."""
+        self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
+
+    def tell_resumed(self, run: Running, call: NodeCall) -> None:
+        """Tell the observers that a run goes on, at the node where it does."""
+        if self.journal.is_to_tell and len(self.checkpoint.frames) <= self.level + 1:
+            self.journal.is_to_tell = False
+            run.event("resume", call, {"epoch": self.journal.epoch})
+
+    def _visit_of(self, step: Step, visit: int) -> str:
+        return f"{self.within}/{escaped(step.name, '/#[')}#{visit}"
+
+    def _stand_at(self, current: str) -> None:
+        self.current = current
+        _key.set(escaped(self.journal.id, "/") + current)
+
+    # ------------------------------------------------------------ commits
+    async def commit(
+        self, run: Running, step: Step, target: Step | None, output: object, commit: Commit | None
+    ) -> asyncio.CancelledError | None:
+        """Write what a node has changed, with the checkpoint; a cancellation that comes meanwhile is handed back."""
+        changes, expect = commit if commit is not None else ((), NO_EXPECTATIONS)
+        what = f"what node {step.name!r} left with" if target is None else f"the input of node {target.name!r}"
+        visits = {**self.frame.visits, step.name: self.frame.visits.get(step.name, 0) + 1}
+        try:
+            frame = Frame(
+                node=target.name if target is not None else None,
+                value=self.journal.encode(output, what),
+                visits=visits,
+                action=run.left_by if target is None else DEFAULT,
+                hooks=step.name if step.hooks else "",
+            )
+            ends = target is None and self.outer is None and not frame.hooks
+            run.stack.gates.refuse_to_overtake(expect)
+            if step.kind == "fan_out":
+                changes = [*changes, *(Delete(key) for key in self.items)]
+            status: Status = "finished" if ends else "running"
+            cancelled = await self._save(run, frame, status, changes, expect, leaving=True)
+        except Exception as error:
+            self.checkpoint.failed = error
+            raise
+        self.items = []
+        return cancelled
+
+    async def end(self, run: Running) -> asyncio.CancelledError | None:
+        """The last node's hooks are done with, so the run is."""
+        if self.outer is not None or not self.frame.hooks:
+            return None
+        return await self._save(run, self.frame, "finished")
+
+    def _frames(self, last: Frame) -> list[Frame]:
+        return [*(self.outer._frames(self.outer.frame) if self.outer is not None and self.level else ()), last]
+
+    async def _save(
+        self,
+        run: Running,
+        frame: Frame,
+        status: Status = "running",
+        changes: Sequence[Change] = (),
+        expect: Mapping[str, int] = NO_EXPECTATIONS,
+        leaving: bool = False,
+    ) -> asyncio.CancelledError | None:
+        """Write the checkpoint, with what a node has changed; to its end, once begun."""
+        cancelled = await run.to_its_end(self._write(run, frame, status, changes, expect, leaving))
+        late, self.journal.cancelled = self.journal.cancelled, None  # one of a write that has landed all the same
+        return cancelled or late
+
+    async def _write(
+        self,
+        run: Running,
+        frame: Frame,
+        status: Status,
+        changes: Sequence[Change],
+        expect: Mapping[str, int],
+        leaving: bool,
+    ) -> None:
+        journal, checkpoint = self.journal, self.checkpoint
+        frames, commits, token = self._frames(frame), checkpoint.commits + 1, journal.token()
+        expect = {**expect, **self.fence, checkpoint.key: checkpoint.version}
+        if checkpoint is not journal.checkpoint:
+            record = {"owner": token, "commits": commits, "frames": [plain(each) for each in frames]}
+            records: list[Change] = [Put(checkpoint.key, record)]
+        else:
+            journal.steps = run.outermost.steps - self.level  # the nodes around are entered again
+            if status == "finished":
+                records = journal.finish(token, frames, frame.value)
+            else:
+                records = [Put(checkpoint.key, journal.record(token, frames, status))]
+            if leaving:
+                passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
+                records.append(Put(f"{journal.part}path:{commits:09}", passed))
+        try:
+            version = await run.stack.write([*changes, *records], expect)
+        except (Exception, asyncio.CancelledError) as error:
+            landed = await journal.landed(checkpoint, token, error, self.current)
+            if landed is None:
+                raise
+            version = landed
+            if isinstance(error, asyncio.CancelledError):
+                journal.cancelled = error
+        checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
+        checkpoint.failed = None  # it holds frames, and with them this execution
+        self.frame = frame
+
+    # ------------------------------------------------------------ items and questions
+    def in_order(self, items: Iterable[Value]) -> Iterable[Value]:
+        """A set's by their bytes: another process must find the same one at each position."""
+        if not isinstance(items, Set):
+            return items
+        return sorted(items, key=lambda item: payload_of(default_codec.encode(item)))
+
+    async def item(self, run: Running, step: Step, item: object, position: int) -> Visited:
+        """Take an item through its node, under a checkpoint of its own; not again where that is done."""
+        current = f"{self.current}[{position}]"
+        checkpoint = Checkpoint(f"{self.journal.part}item:{escaped(current, ':')}", is_old=self.checkpoint.is_old)
+        self.items.append(checkpoint.key)
+        ledger = RunLedger(self.journal, checkpoint, self, 0, self.within)
+        ledger._stand_at(current)
+        own: Exception | None = None
+        try:
+            if checkpoint.is_old and (entry := await run.stack.read(checkpoint.key)) is not None:
+                checkpoint.load(entry)
+            ledger.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
+            try:
+                visited = await ledger._visit(run.beside(ledger), step, item)
+            except Exception as error:
+                own = error if error is not checkpoint.failed else None
+                raise
+            return await ledger._end_item(run, step, visited)
+        except Exception as error:
+            if error is not own:
+                self.journal.unrecorded.append(error)
+            raise
+
+    async def _visit(self, run: Running, step: Step, item: object) -> Visited:
+        if self.frame.node is not None:
+            return await run.visit(step, item)
+        output = default_codec.decode(self.frame.value)
+        late = None
+        if self.frame.hooks:
+            late = await clean_up(run, step, None, ("on_success", "on_complete"), output)
+        return None, output, late
+
+    async def _end_item(self, run: Running, step: Step, visited: Visited) -> Visited:
+        """Its hooks are done with."""
+        if not (step.hooks and self.frame.hooks):
+            return visited
+        cancelled = await self._save(run, Frame(None, self.frame.value))
+        return visited[0], visited[1], visited[2] or cancelled
+
+    def must_end(self, error: Exception) -> bool:
+        """Is this an error of the run's store, not of the item? Then the item has no result yet, and a resume does it.
+
+        So it is for errors of recording an item or reading its record, and of the run's store in the item's phases.
+        """
+        return (
+            isinstance(error, RunFencedError)
+            or any(error is each for each in self.journal.unrecorded)
+            or (
+                isinstance(error, StoreError)
+                and not isinstance(error, TransactionError)
+                and error.stack is self.journal.stack
+            )
+        )
+
+    def collected(self, error: Exception) -> Exception:
+        """What can be stored of it; handed on at once too, so that a resume makes no difference."""
+        return storable(error)
+
+    async def ask(self, run: Running, step: Step, question: object) -> Value:
+        """The answer, if it was given; else suspend the run."""
+        journal = self.journal
+        if journal.is_answered and journal.answer is not None:
+            journal.is_answered = False
+            return default_codec.decode(journal.answer)
+        journal.question = journal.encode(question, f"the question of node {step.name!r}")
+        cancelled = await self._save(run, self.frame, "suspended")
+        if cancelled is not None:
+            raise cancelled
+        raise RunSuspendedError(journal.id, question)

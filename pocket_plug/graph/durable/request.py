@@ -1,0 +1,72 @@
+"""What is asked of a durable run, whether the graph's stores can keep it, and the execution that does it."""
+
+from __future__ import annotations
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.graph.ask import AskStep
+from pocket_plug.graph.execution import Execution
+from pocket_plug.graph.host import RunHost
+from pocket_plug.graph.nesting import GraphStep
+from pocket_plug.graph.phases import declared_actions, hints
+from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.primitives.typechecks import declared_types
+from pocket_plug.store.stack import Stack
+from pocket_plug.store.store import StoreReader
+
+from .journal import Journal
+from .ledger import RunLedger
+from .records import keys_of
+
+
+class Request:
+    """What is asked of a durable run."""
+
+    def __init__(self, run_id: str | None, answer: object, allow_changed: bool) -> None:
+        if run_id is None:
+            raise ConfigError("allow_changed is for durable runs; give the run's id: run(…, run_id=…)")
+        keys_of(run_id)  # refused here where it can be no id
+        self.run_id, self.answer, self.allow_changed = run_id, answer, allow_changed
+
+    def execution(
+        self, graph: PlannedGraph, place: tuple[Stack, str], input: object, pocket: RunHost, loop: bool, threads: bool
+    ) -> Execution:
+        """What does it. Raises ConfigError where the graph's stores can't keep it."""
+        stack = place[0]
+        if not stack.survives or stack.buffered:
+            found = "may lose what was acknowledged" if stack.survives else "does not"
+            raise ConfigError(
+                f"run_id={self.run_id!r}: the run of graph {graph.name!r} is to survive this process, and its store "
+                f"{stack!r} {found}; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
+            )
+        _check_stores(graph.plan, place)
+        _declare(graph.plan)
+        ledger = RunLedger(Journal(self.run_id, self.answer, self.allow_changed, graph, place))
+        return Execution(graph, place, input, pocket, loop, threads, ledger=ledger, run_id=self.run_id)
+
+
+def _check_stores(plan: Plan, place: tuple[Stack, str]) -> None:
+    for step in (step.passed for step in plan.steps.values()):
+        if isinstance(step, GraphStep):
+            inner = step.graph.place(StoreReader(*place))
+            if inner[0] is not place[0]:
+                raise ConfigError(
+                    f"graph {step.name!r} has a store of its own, and a durable run is kept in one: its writes there "
+                    f"and the checkpoint in {plan.name!r}'s store could not land together; use that store, or a scope of it"
+                )
+            _check_stores(step.graph.plan, inner)
+
+
+def _declare(plan: Plan) -> None:
+    """Let the codec know the types that nodes are annotated with: their inputs are stored."""
+    if plan.is_declared:
+        return
+    plan.is_declared = True
+    for step in (step.passed for step in plan.steps.values()):
+        declared_types.extend((step.input_type, step.output_type, *declared_actions(step.node).values()))
+        for function in (step.prep, step.exec, step.fallback, step.post):
+            if function is not None:
+                declared_types.extend(hints(function).values())
+        if isinstance(step, AskStep):
+            declared_types.append(step.answer_type)
+        if isinstance(step, GraphStep):
+            _declare(step.graph.plan)

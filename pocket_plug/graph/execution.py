@@ -1,0 +1,289 @@
+"""How a run travels through a graph: step by step, along the ways that its plan has found.
+
+An `Execution` is one run of one graph. Nothing of it is kept on a node, and nothing it sets leaks into the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextvars import copy_context
+
+from pocket_plug.errors import NodeTimeoutError, RunSuspendedError, StepLimitError, SyncError
+from pocket_plug.primitives.signals import run_loop
+from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.store.stack import Stack
+from pocket_plug.store.store import MISSING, StoreReader
+
+from .chain import DEFAULT, Next
+from .context import in_own_context, run_ids, to_its_end
+from .host import RunHost
+from .observing import NodeCall, Observer, Run
+from .plan import PlannedGraph
+from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Ledger, Writing
+from .step import Step, Visited, Visiting
+from .watching import Entered, Part, end, enter, leave, tell
+
+TURN = 0.001
+"""Seconds after which a run that never suspends gives way to the event loop."""
+
+_runs = itertools.count(1)
+"""Numbers them, so that an error's note tells what has come out of a run from what was written before."""
+
+NO_EXITS: Mapping[str, object] = {}
+
+
+class Execution:
+    """One run of one graph over one store. The outermost one keeps the steps that nested ones share.
+
+    With a `ledger` it is durable: that says where to begin, and keeps what the run has come to.
+    """
+
+    __slots__ = (
+        *("above", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers", "on_every_phase"),
+        *("on_node", "on_phase", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends", "visits"),
+        "where",
+    )
+    where: int
+
+    def __init__(
+        self,
+        graph: PlannedGraph,
+        place: tuple[Stack, str],
+        input: object,
+        pocket: RunHost,
+        loop: bool,
+        threads: bool,
+        parent: Execution | None = None,
+        ledger: Ledger | None = None,
+        run_id: str = "",
+    ) -> None:
+        self.plan, self.grace, self.max_steps = graph.plan, graph.clean_up_grace, graph.max_steps
+        self.stack, self.prefix = place
+        self.pocket, self.loop, self.threads, self.ledger = pocket, loop, threads, ledger
+        self.left_by = DEFAULT
+        self.steps = 0
+        self.turn_ends = 0.0
+        if parent is None:
+            self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
+            self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
+        else:
+            self.above, self.exits, self.began = parent.outermost, parent.exits, parent.began
+            self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
+            if run.depth > graph.max_depth:
+                raise StepLimitError(
+                    f"graph {graph.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
+                    "does it contain itself? Else raise Graph(…, max_depth=…)"
+                )
+        self.on_node: Sequence[Part] = ()
+        self.on_phase: Sequence[Part] = ()  # of guarded nodes
+        self.on_every_phase: Sequence[Part] = ()
+        self.observers = observers = pocket.observers(run)
+        self.visits: dict[str, int] | None = (
+            None  # counted only if the run is watched or durable, or the graph has loops
+        )
+        if observers or self.plan.loops or ledger is not None:
+            self.visits = defaultdict(int)
+        if observers:
+            self._listen(observers)
+
+    def _listen(self, observers: list[Observer]) -> None:
+        self.observers = observers
+        self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
+        self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
+        self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
+
+    @property
+    def outermost(self) -> Execution:
+        """The run that this one is nested in, or itself. Kept as an attribute it would be a cycle, and garbage to collect."""
+        return self.above or self
+
+    def visit_of(self, step: Step) -> int:
+        """How often the run has entered a node, for errors."""
+        return 1 if self.visits is None else self.visits.get(step.name, 1)
+
+    # ------------------------------------------------------------ the run
+    def go_in_place(self, value: object, is_sync: bool) -> Value:
+        """Run for a caller without `await`: with no event loop if every phase `is_sync`, else on one made for it."""
+        stack = self.stack
+        if is_sync and not stack.needs_loop:
+            if stack.is_new:
+                stack.open_sync()
+            return copy_context().run(drive, self.go(value))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise SyncError(
+                f"graph {self.run.graph!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`"
+            )
+        self.loop = True
+        if stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
+            self.threads = True
+            if stack.is_new:
+                stack.open_sync()
+            return stack.run(self.go(value))
+        return run_loop(self._open_and_go(value))
+
+    async def _open_and_go(self, value: object) -> Value:
+        if self.stack.is_new:
+            await self.stack.ensure_open()
+        return await self.go(value)
+
+    async def go(self, value: object) -> Value:
+        """Run from the start, or from where it was left, to the end; give the output of the last node."""
+        if self.ledger is not None:
+            result = await self.ledger.claim(self, value)
+            if result is not MISSING:
+                return result
+        self.where = self._where()
+        output = await (self._travel(value) if not self.observers else self._watched(value))
+        if self.ledger is not None:
+            await self.ledger.close()
+        return output
+
+    def _where(self) -> int:
+        """Where `def` phases are called: prep and post in place if the stack reads inline, or if they may block there."""
+        if not (self.stack.inline_read or not (self.threads or self.stack.needs_loop)):
+            return ALL_IN_THREADS
+        return EXEC_IN_THREADS if self.threads else IN_PLACE
+
+    async def _watched(self, value: object) -> Value:
+        """Travel between what the observers do before and after."""
+        run = self.run
+        entered: Entered = []
+        failed: BaseException | None = None
+        try:
+            parts = [(observer, observer.run) for observer in self.observers if observer.run is not None]
+            if silent := enter(entered, parts, run):
+                heard = (observer for observer in self.observers if all(observer is not each for each in silent))
+                self._listen(list(heard))
+            run.output = await self._travel(value)
+            run.outcome = "success"
+        except RunSuspendedError:
+            run.outcome = "suspended"
+            raise
+        except BaseException as error:
+            run.error = failed = error
+            cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+            run.outcome = "cancelled" if cancelled else "timeout" if isinstance(error, NodeTimeoutError) else "failure"
+            raise
+        finally:
+            leave(entered, failed)
+        return run.output
+
+    async def _travel(self, value: object) -> Value:
+        """From step to step, through each by the way that was found when the plan was made."""
+        step: Step | None = self.plan.start
+        cancelled: asyncio.CancelledError | None = None
+        ledger, counter, where, watched = self.ledger, self.outermost, self.where, bool(self.observers)
+        if ledger is not None:
+            step, value, cancelled = await ledger.begin(self, value)
+        visits = None if watched else self.visits
+        while step is not None and cancelled is None:
+            counter.steps = steps = counter.steps + 1
+            if steps > counter.max_steps:
+                raise self._too_many(step)
+            if self.loop and (not steps % STEPS_PER_LOOK or ledger is not None):
+                await self.give_way()
+            if visits is not None:
+                visits[step.name] += 1
+            if ledger is not None:
+                ledger.stand_at(step)
+            way = step.ways[where]
+            step, value, cancelled = await (self._watch(step, value) if watched else way.take(self, value, None))
+        if ledger is not None and step is None:
+            cancelled = await ledger.end(self) or cancelled
+        if cancelled is not None:
+            raise cancelled
+        return value
+
+    def _too_many(self, step: Step) -> StepLimitError:
+        limit = self.outermost.max_steps
+        return StepLimitError(
+            f"graph {self.run.graph!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
+            f"{limit}: a loop that never ends? Else raise Graph(…, max_steps=…)"
+        )
+
+    async def give_way(self) -> None:
+        """Let the event loop go on where this run has kept it for long enough. Of nested runs the outermost one asks."""
+        outermost, now = self.outermost, time.perf_counter()
+        if not outermost.turn_ends:
+            outermost.turn_ends = now + TURN
+        elif now > outermost.turn_ends:
+            await asyncio.sleep(0)
+            outermost.turn_ends = time.perf_counter() + TURN
+
+    # ------------------------------------------------------------ its nodes
+    def visit(self, step: Step, value: object) -> Visiting:
+        """Take a value through a node, watched if the run is."""
+        return self._watch(step, value) if self.observers else step.ways[self.where].take(self, value, None)
+
+    async def _watch(self, step: Step, value: object) -> Visited:
+        """Take a value through a node, between what the observers do before and after."""
+        run, visits, name = self.run, self.visits, step.name
+        assert visits is not None
+        run.steps += 1
+        visits[name] = visit = visits.get(name, 0) + 1
+        call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item)
+        entered: Entered = []
+        try:
+            if self.on_node:
+                enter(entered, self.on_node, call)
+            if self.ledger is not None:
+                self.ledger.tell_resumed(self, call)
+            visited = await step.ways[self.where].take(self, value, call)
+        except BaseException as error:
+            end(call, entered, error)
+            raise
+        call.output, call.outcome = visited[1], call.outcome or "ok"
+        leave(entered, None)
+        return visited
+
+    def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
+        """Tell the observers."""
+        if call is not None:
+            tell(self.observers, name, call, attributes)
+
+    async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
+        """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""
+        if self.stack.inline_write or not self.loop:
+            await writing
+            return None
+        task, cancelled = await to_its_end(writing, None)
+        if cancelled is not None and (task.cancelled() or task.exception() is not None):
+            raise cancelled  # nothing landed, so the run may end here
+        task.result()
+        return cancelled
+
+    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Value:
+        """Run a graph as a node of this one, and give what it left with."""
+        place = graph.place(StoreReader(self.stack, self.prefix))
+        if place[0].is_new:
+            await place[0].ensure_open()
+        ledger = self.ledger.nested() if self.ledger is not None else None
+        inner = Execution(graph, place, value, self.pocket, self.loop, self.threads, parent=self, ledger=ledger)
+        inner.exits = {**self.exits, **exits}
+        output = await in_own_context(inner.go(value))
+        return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
+
+    def item(self, step: Step, item: object, position: int) -> Visiting:
+        """Take one item of a fan-out through its node."""
+        return self.visit(step, item) if self.ledger is None else self.ledger.item(self, step, item, position)
+
+    def beside(self, ledger: Ledger) -> Execution:
+        """This run, as it is kept in another ledger: for an item of a fan-out."""
+        beside = copy.copy(self)
+        beside.ledger = ledger
+        return beside
+
+    async def ask(self, step: Step, question: object) -> Value:
+        """The answer to a question of a node."""
+        assert self.ledger is not None  # a graph that asks runs with one only
+        return await self.ledger.ask(self, step, question)

@@ -1,0 +1,187 @@
+"""How one phase of a node is called: async, in place or in a worker thread, watched or not, and `exec` as often as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from functools import partial
+from types import CoroutineType
+from typing import Any
+
+from pocket_plug.errors import NodeTimeoutError, PhaseError
+from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import pause
+
+from .observing import NodeCall, Phase, PhaseCall
+from .phases import Function
+from .retry import Retry
+from .running import Running
+from .step import Step
+from .watching import Part, Watching
+from .workers import WorkerTimeout, pool, wrapped
+
+AsyncFunction = Callable[..., Coroutine[Any, Any, Any]]
+
+
+def placed(function: Function | None, is_async: bool, in_thread: bool) -> tuple[Any, bool]:
+    """What to call for a phase: the function, or what calls it in a worker thread; and whether what that gives is awaited."""
+    if in_thread and function is not None and not is_async:
+        return partial(_in_thread, function), True
+    return function, is_async
+
+
+def _in_thread(function: Function, *arguments: object) -> Coroutine[Any, Any, Any]:
+    return pool().call(function, *arguments)
+
+
+async def checked(step: Step, phase: str, function: Function, awaits: bool, *arguments: object) -> Value:
+    """What a phase gives. Raises PhaseError where that is a coroutine that nobody awaits."""
+    try:
+        result = await function(*arguments) if awaits else function(*arguments)
+    except StopIteration as error:
+        raise wrapped(error) from error
+    if result.__class__ is CoroutineType:
+        raise unawaited(step, phase, result)
+    return result
+
+
+def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
+    """The error for a phase that gives a coroutine."""
+    coroutine.close()
+    name = getattr(coroutine, "__qualname__", "a coroutine")
+    return PhaseError(f"{step.title}.{phase} returned a coroutine: a call lacks `await` (probably {name})")
+
+
+# ---------------------------------------------------------------- watched runs
+Watched = tuple[Sequence[Part], NodeCall | None, float]
+"""Who watches a node's phases; else the call in which they are only measured, and the time at which the first begins."""
+NOBODY: Watched = (), None, 0.0
+
+
+def watching(run: Running, step: Step, call: NodeCall) -> Watched:
+    """What is to be done at the phases of a node, in a watched run."""
+    observers = run.on_phase if step.guarded else run.on_every_phase
+    return (observers, None, 0.0) if observers else (observers, call, time.perf_counter())
+
+
+async def watch(
+    observers: Sequence[Part], step: Step, call: Any, phase: Phase, function: Function, awaits: bool, *arguments: object
+) -> Value:
+    """What a phase gives: measured, between what these observers do before and after."""
+    is_exec = phase == "exec"
+    if is_exec:
+        call.attempts += 1
+    about = PhaseCall(call, phase, input=arguments[0] if is_exec else arguments[1])
+    with Watching(observers, about):
+        about.output = await checked(step, phase, function, awaits, *arguments)
+    return about.output
+
+
+def phase_over(step: Step, phase: str, result: Value, call: Any, started: float) -> float:
+    """Measure a phase that nobody watches; gives the time. Raises PhaseError where it gave a coroutine."""
+    if result.__class__ is CoroutineType:
+        raise unawaited(step, phase, result)
+    now, durations = time.perf_counter(), call.durations
+    if phase == "exec":
+        if step.wraps_exec:
+            return now  # what calls exec has measured it
+        call.attempts += 1
+    durations[phase] = durations.get(phase, 0.0) + now - started
+    return now
+
+
+# ---------------------------------------------------------------- exec
+def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunction:
+    """`exec` of a guarded node: as often as its retry allows, then the fallback."""
+    attempt, fall_back = _attempt(step, exec, "exec" in in_threads), _fallback(step, "fallback" in in_threads)
+    retry = step.retry
+
+    async def work(run: Running, call: NodeCall | None, prepared: Value) -> Value:
+        number = 0
+        while True:
+            number += 1
+            if call is not None:
+                call.attempts += 1
+            about = PhaseCall(call, "exec", number, step.timeout, input=prepared) if call is not None else None
+            watching = Watching(run.on_phase, about)
+            try:
+                with watching:
+                    try:
+                        result = await attempt(run, prepared)
+                    except Exception as error:
+                        watching.retry(_may_retry(retry, number, error), retry, number)
+                        raise
+                    if about is not None:
+                        about.output = result
+                    return result
+            except Exception as error:  # noqa: BLE001 - what exec raises is the fallback's to answer, or raised again
+                if isinstance(error, NodeTimeoutError):
+                    run.event("timeout", call, {"attempt": number, "timeout": step.timeout, "error": error})
+                if watching.delay is None:
+                    return await fall_back(run, call, prepared, error)
+                run.event("retry", call, {"attempt": number, "delay": watching.delay, "error": error})
+            if watching.delay:
+                await pause(watching.delay)
+
+    return work
+
+
+def _may_retry(retry: Retry | None, number: int, error: Exception) -> bool:
+    if retry is None or number >= retry.attempts or isinstance(error, PhaseError):
+        return False
+    return retry.covers(error)
+
+
+def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
+    """One attempt at `exec`, within the node's time-out."""
+    timeout = step.timeout
+    if timeout is None:
+        function, awaits = placed(function, step.exec_async, in_thread)
+
+        async def attempt_at_once(run: Running, prepared: Value) -> Value:
+            return await checked(step, "exec", function, awaits, prepared)
+
+        return attempt_at_once
+    late = f"node {step.name!r}: exec took longer than timeout={timeout:g} seconds"
+    beside = partial(checked, step, "exec", *placed(function, step.exec_async, in_thread=True))
+
+    def blocking(prepared: Value) -> Value:
+        return pool().call_blocking(timeout, function, prepared)
+
+    async def attempt(run: Running, prepared: Value) -> Value:
+        if not run.loop:
+            try:
+                return await checked(step, "exec", blocking, False, prepared)
+            except WorkerTimeout as error:
+                raise NodeTimeoutError(late) from error
+        deadline = asyncio.timeout(timeout)
+        try:
+            async with deadline:
+                return await beside(prepared)
+        except TimeoutError as error:
+            if deadline.expired():
+                raise NodeTimeoutError(late) from error
+            raise
+
+    return attempt
+
+
+def _fallback(step: Step, in_thread: bool) -> AsyncFunction:
+    """What answers for an `exec` that is out of attempts."""
+    fallback, awaits = placed(step.fallback, step.fallback_async, in_thread)
+
+    async def fall_back(run: Running, call: NodeCall | None, prepared: Value, error: Exception) -> Value:
+        if fallback is None or isinstance(error, PhaseError):
+            raise error
+        about = PhaseCall(call, "fallback", input=prepared) if call is not None else None
+        with Watching(run.on_phase, about):
+            result = await checked(step, "fallback", fallback, awaits, prepared, error)
+            if about is not None:
+                about.output = result
+        if call is not None:
+            call.outcome = "fallback"
+        run.event("fallback", call, {"error": error})
+        return result
+
+    return fall_back

@@ -1,0 +1,167 @@
+"""What a run is for its steps, and what a durable one is kept in: all that steps, visits and errors' notes know of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from pocket_plug.primitives.values import Value
+from pocket_plug.store.backend import Change
+from pocket_plug.store.stack import Stack
+
+from .observing import NodeCall, Run
+from .plan import Plan, PlannedGraph
+from .step import Step, Visited, Visiting
+from .watching import Part
+
+Writing = Coroutine[Any, Any, object]
+Commit = tuple[Sequence[Change], Mapping[str, int]]
+"""What to write, and the versions that it expects."""
+
+FREE_CONFLICTS = 3
+"""How often a node is tried again at once after a conflict; from then on it queues for the keys it lost."""
+MAX_CONFLICTS = 20
+"""After so many it is an error."""
+
+STEPS_PER_LOOK = 16
+"""How often a run that never suspends looks at the clock, to give way to the event loop."""
+
+IN_PLACE, EXEC_IN_THREADS, ALL_IN_THREADS = 0, 1, 2
+"""Where a run calls its `def` phases: its own thread, or worker threads for `exec` or for all of them."""
+
+
+class Running(Protocol):
+    """One run of one graph."""
+
+    run: Run
+    stack: Stack
+    prefix: str
+    ledger: Ledger | None
+    """What a durable run is kept in."""
+    loop: bool
+    """Is it driven by an event loop?"""
+    threads: bool
+    """Are there worker threads beside it, for `def` phases?"""
+    where: int
+    """`IN_PLACE`, `EXEC_IN_THREADS` or `ALL_IN_THREADS`."""
+    grace: float
+    """Seconds that a hook has to end once the run has been cancelled."""
+    exits: Mapping[str, object]
+    """The actions that graphs around this one take care of."""
+    left_by: str
+    """The action by which it has ended."""
+    plan: Plan
+    steps: int
+    visits: dict[str, int] | None
+    """How often it has entered each node, where somebody wants to know."""
+    began: int
+    """Its number, and that of all graphs nested in it."""
+    on_phase: Sequence[Part]
+    """Who watches the phases of guarded nodes."""
+    on_every_phase: Sequence[Part]
+    """Who watches those of the others."""
+
+    @property
+    def outermost(self) -> Running:
+        """The run that this one is nested in, or itself. It counts the steps of all."""
+        ...
+
+    def visit_of(self, step: Step) -> int:
+        """How often the run has entered a node."""
+        ...
+
+    def visit(self, step: Step, value: object) -> Visiting:
+        """Take a value through a node, watched if the run is."""
+        ...
+
+    def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
+        """Tell the observers."""
+        ...
+
+    async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
+        """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""
+        ...
+
+    async def give_way(self) -> None:
+        """Let the event loop go on where this run has kept it for long enough."""
+        ...
+
+    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Value:
+        """Run a graph as a node of this one, and give what it left with."""
+        ...
+
+    def beside(self, ledger: Ledger) -> Running:
+        """The same run, kept in another ledger: for an item of a fan-out."""
+        ...
+
+    async def ask(self, step: Step, question: object) -> Value:
+        """The answer to a question of a node."""
+        ...
+
+    def item(self, step: Step, item: object, position: int) -> Visiting:
+        """Take one item of a fan-out through its node."""
+        ...
+
+
+class Ledger(Protocol):
+    """What a durable run is kept in. It is asked as the run begins, before each node, at each commit, and as the run ends."""
+
+    @property
+    def fence(self) -> Mapping[str, int]:
+        """What every write of the run expects, so that it fails once another execution has taken it over."""
+        ...
+
+    async def claim(self, run: Running, value: object) -> Value:
+        """Make the run this execution's own; give its result where it is finished, else MISSING."""
+        ...
+
+    async def begin(self, run: Running, value: object) -> Visited:
+        """Where to begin: at the graph's start, or where it was left."""
+        ...
+
+    def stand_at(self, step: Step) -> None:
+        """The run comes to a node."""
+        ...
+
+    def tell_resumed(self, run: Running, call: NodeCall) -> None:
+        """Tell the observers, once, if the run goes on where an earlier execution has left it."""
+        ...
+
+    async def commit(
+        self, run: Running, step: Step, target: Step | None, output: object, commit: Commit | None
+    ) -> asyncio.CancelledError | None:
+        """Write what a node has changed, with where the run goes on; a cancellation that comes meanwhile is handed back."""
+        ...
+
+    async def end(self, run: Running) -> asyncio.CancelledError | None:
+        """The last node's hooks are over."""
+        ...
+
+    async def close(self) -> None:
+        """The run is over."""
+        ...
+
+    def nested(self) -> Ledger:
+        """The same for a graph that is nested in this one."""
+        ...
+
+    async def ask(self, run: Running, step: Step, question: object) -> Value:
+        """The answer to a question. Raises RunSuspendedError where there is none yet."""
+        ...
+
+    def in_order(self, items: Iterable[Value]) -> Iterable[Value]:
+        """The items of a fan-out as any process finds them."""
+        ...
+
+    def item(self, run: Running, step: Step, item: object, position: int) -> Visiting:
+        """Take one item of a fan-out through its node, under a record of its own."""
+        ...
+
+    def must_end(self, error: Exception) -> bool:
+        """Does an error that left an item end the run even where errors are collected?"""
+        ...
+
+    def collected(self, error: Exception) -> Exception:
+        """The result of an item that raised this error, as it can be stored."""
+        ...

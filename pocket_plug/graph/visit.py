@@ -1,0 +1,298 @@
+"""The one way through a node: the function that takes a value through it, put together as the plan is made.
+
+By then it is known which phases the node has, which of them are async, and whether it has a retry, hooks or declared keys, so
+no visit asks again. Watched and unwatched runs take the same way; what observers do is put around the phases.
+"""
+
+# What drives a node makes its store's views.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from types import CoroutineType
+from typing import Any
+
+from pocket_plug.errors import ConflictError, InputError, MissingKeyError, RunSuspendedError
+from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.values import Value
+from pocket_plug.store.store import StoreReader, StoreWriter
+from pocket_plug.store.sync import SyncReader, SyncWriter
+from pocket_plug.store.transaction import Transaction
+
+from .chain import DEFAULT, END, Next
+from .clean_up import clean_up
+from .node import AnyNode
+from .observing import NodeCall
+from .phase_calls import NOBODY, attempts, phase_over, placed, watch, watching
+from .phases import PHASES
+from .places import note_node
+from .running import FREE_CONFLICTS, MAX_CONFLICTS, Running
+from .step import Step, Visited, make_step
+from .workers import wrapped
+
+NO_TRANSACTION: Any = Transaction.__new__(Transaction)
+"""That of a node which has no store."""
+NO_TRANSACTION.seen = NO_TRANSACTION.changes = None
+
+
+new_view: Any = object.__new__
+"""Makes a view without a call of its `__init__`: two are made at each visit."""
+
+
+def step_of(node: AnyNode) -> Step:
+    """The step for a node of whatever kind, with the ways through it."""
+    step = make_step(node)
+    in_threads: tuple[Collection[str], ...] = ((), ("exec", "fallback"), PHASES)
+    kind = PhasesAndHooks if step.hooks else Phases
+    if step.is_async:
+        step.ways = (kind(step, ()),) * len(in_threads)
+    else:
+        step.ways = tuple(kind(step, phases) for phases in in_threads)
+    return step
+
+
+class Phases:
+    """prep, exec, post, the way out and the commit of one node."""
+
+    __slots__ = (
+        *("awaits_exec", "awaits_post", "awaits_prep", "checks", "declares", "exec", "input_class", "post", "prep"),
+        *("reader", "step", "wraps_exec", "writer"),
+    )
+
+    def __init__(self, step: Step, in_threads: Collection[str]) -> None:
+        self.step = step
+        self.prep, self.awaits_prep = placed(step.prep, step.prep_async, "prep" in in_threads)
+        self.exec, self.awaits_exec = placed(step.exec, step.exec_async, "exec" in in_threads)
+        self.post, self.awaits_post = placed(step.post, step.post_async, "post" in in_threads)
+        self.wraps_exec = step.wraps_exec
+        if self.wraps_exec:
+            self.exec = step.perform or attempts(step, step.exec, in_threads)
+        self.reader = StoreReader if step.prep_async else SyncReader
+        self.writer = StoreWriter if step.post_async else SyncWriter
+        self.input_class, self.checks = step.input_class, step.fits is not None and not step.hooks
+        self.declares = step.declares_keys
+
+    async def take(self, run: Running, value: object, call: NodeCall | None, lost: Lost = None) -> Visited:
+        """Take a value through the node; after a commit that was `lost`, again, or from post on."""
+        step, phase, transaction = self.step, "prep", NO_TRANSACTION
+        if self.checks and value.__class__ is not self.input_class:
+            check(run, step, value)
+        observers, timed, started = watching(run, step, call) if call is not None else NOBODY
+        try:
+            if lost is not None and lost.prep_stands:
+                transaction, ready, result, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
+            else:
+                ready = value
+                if (prep := self.prep) is not None:
+                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    view = new_view(self.reader)
+                    view._source, view._prefix = transaction, run.prefix
+                    ready = (
+                        await watch(observers, step, call, "prep", prep, self.awaits_prep, view, value)
+                        if observers
+                        else (await prep(view, value) if self.awaits_prep else prep(view, value))
+                    )
+                    if timed is not None or ready.__class__ is CoroutineType:
+                        started = phase_over(step, phase, ready, timed, started)
+                phase, result, output = "exec", ready, ready
+                if (exec := self.exec) is not None:
+                    output = result = (
+                        await exec(run, call, ready)
+                        if self.wraps_exec
+                        else await watch(observers, step, call, "exec", exec, self.awaits_exec, ready)
+                        if observers
+                        else (await exec(ready) if self.awaits_exec else exec(ready))
+                    )
+                    if timed is not None or result.__class__ is CoroutineType:
+                        started = phase_over(step, phase, result, timed, started)
+            if (post := self.post) is not None:
+                phase = "post"
+                if transaction is NO_TRANSACTION:
+                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                transaction.in_post = True
+                view = new_view(self.writer)
+                view._source, view._prefix = transaction, run.prefix
+                output = (
+                    await watch(observers, step, call, "post", post, self.awaits_post, view, value, ready, result)
+                    if observers
+                    else (
+                        await post(view, value, ready, result) if self.awaits_post else post(view, value, ready, result)
+                    )
+                )
+                if timed is not None or output.__class__ is CoroutineType:
+                    phase_over(step, phase, output, timed, started)
+            phase, target, transaction.ended = "", step.next, True
+            if call is not None or output.__class__ is Next:
+                target, output = _leave(run, step, output, call)
+            return (
+                await _land(run, self, call, transaction, (value, ready, result), (target, output), lost)
+                if transaction.changes or transaction.seen or run.ledger is not None
+                else (target, output, None)
+            )
+        except BaseException as error:
+            error = _failed(run, step, phase, transaction, error, lost is None, timed, started)
+            raise error
+
+
+def check(run: Running, step: Step, value: object) -> None:
+    """Raise InputError unless the node takes the value."""
+    if step.fits is not None and not step.fits(value):
+        wanted, found = type_name(step.input_type), type(value).__name__
+        refused = InputError(f"node {step.name!r} of graph {run.run.graph!r} takes {wanted}, not {found}")
+        note_node(refused, run, step)
+        raise refused
+
+
+async def _declared(run: Running, step: Step) -> Transaction:
+    """A transaction for the declared keys alone, with those that are declared to be read, templates aside, read in one go."""
+    transaction = Transaction(run.stack, step.guard(run.prefix))
+    if names := [run.prefix + str(key) for key in step.reads if key.is_filled]:
+        await transaction.read_many(names)
+    return transaction
+
+
+def _leave(run: Running, step: Step, output: Value, call: NodeCall | None) -> tuple[Step | None, Value]:
+    """Where the run goes on from a node, None where it ends, and with what."""
+    action, target = DEFAULT, step.next
+    if output.__class__ is Next:
+        action, output = output.action, output.output
+        target = step.actions.get(action)
+        if target is None:
+            _end(run, step, action)
+    if call is not None:
+        call.action, call.next = action, target.name if target is not None else None
+    return target, output
+
+
+def _end(run: Running, step: Step, action: str) -> None:
+    """The run ends here, by this action, or it may not: there is no next step."""
+    if action == END.name or action == DEFAULT:
+        action = DEFAULT
+    elif step.is_item or action not in run.exits:
+        raise step.no_route(action, run.run.graph)
+    run.left_by = action
+
+
+def _failed(
+    run: Running,
+    step: Step,
+    phase: str,
+    transaction: Transaction,
+    error: BaseException,
+    is_last: bool,
+    timed: NodeCall | None,
+    started: float,
+) -> BaseException:
+    """What the node raises for an error in a phase; unless it is tried again, with a note that says where."""
+    transaction.ended = True
+    if timed is not None and phase in step.phases:
+        phase_over(step, phase, None, timed, started)
+    if isinstance(error, MissingKeyError):
+        if phase in step.phases and "needed by" not in str(error):
+            error.args = (f"{error}, needed by {step.title}.{phase}",)
+    elif isinstance(error, StopIteration):
+        error = wrapped(error)
+    if is_last and not isinstance(error, RunSuspendedError):
+        note_node(error, run, step)
+    return error
+
+
+# ---------------------------------------------------------------- the commit
+class CommitConflict(Exception):
+    """A commit met a conflict: what another try needs to know."""
+
+    prep_stands = False
+    """Would prep read the same again, so that post alone has to be tried again?"""
+
+    def __init__(self, conflict: ConflictError, transaction: Transaction, prepared: Value, result: Value) -> None:
+        self.conflict, self.transaction, self.prepared, self.result = conflict, transaction, prepared, result
+
+
+Lost = CommitConflict | None
+
+
+async def _land(
+    run: Running,
+    way: Phases,
+    call: NodeCall | None,
+    transaction: Transaction,
+    made: tuple[Value, Value, Value],
+    left: tuple[Step | None, Value],
+    lost: CommitConflict | None,
+) -> Visited:
+    """Write what the node has changed, on its way out. After a conflict, take the value through it again."""
+    step = way.step
+    commit = None if transaction is NO_TRANSACTION else transaction.end(serializable=step.serializable)
+    target, output = left
+    stack, cancelled = run.stack, None
+    try:
+        if run.ledger is not None:
+            cancelled = await run.ledger.commit(run, step, target, output, commit)
+        elif commit is not None:
+            stack.gates.refuse_to_overtake(commit[1])
+            if stack.inline_write or not commit[0]:  # a check alone may be cancelled at any point
+                await stack.write(*commit)
+            else:
+                cancelled = await run.to_its_end(stack.write(*commit))
+        return target, output, cancelled
+    except ConflictError as conflict:
+        if transaction is NO_TRANSACTION:
+            raise
+        value, prepared, result = made
+        missed = CommitConflict(conflict, transaction, prepared, result)
+        if lost is not None:
+            raise missed from conflict
+    return await _try_again(run, way, value, call, missed)
+
+
+async def _try_again(run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict) -> Visited:
+    """After a conflict: at once a few times, then in line for the keys that were lost."""
+    contested: set[str] = set()
+    run.left_by = DEFAULT
+    gates = run.stack.gates
+    with ExitStack() as priority:
+        for tries in range(1, MAX_CONFLICTS):
+            run.event("conflict", call, {"tries": tries})
+            contested |= lost.conflict.keys
+            await run.stack.pause_after(tries)
+            in_line = tries >= FREE_CONFLICTS
+            turn = gates.turn(contested, in_line)
+            try:
+                async with turn:
+                    lost.prep_stands = await lost.transaction.prep_stands(lost.conflict.keys)
+                    if not lost.prep_stands:
+                        priority.close()  # plain writes don't wait for an exec
+                    elif in_line:
+                        priority.enter_context(gates.priority(contested))
+                    return await Phases.take(way, run, value, call, lost)
+            except CommitConflict as again:
+                lost = again
+            finally:
+                turn.leave()
+    raise lost.conflict
+
+
+# ---------------------------------------------------------------- hooks
+class PhasesAndHooks(Phases):
+    """The way through a node, and then its hooks. An input that the node doesn't take is no visit of it."""
+
+    __slots__ = ()
+
+    async def take(
+        self, run: Running, value: object, call: NodeCall | None, lost: CommitConflict | None = None
+    ) -> Visited:
+        step = self.step
+        check(run, step, value)
+        try:
+            target, output, cancelled = await super().take(run, value, call, lost)
+        except (GeneratorExit, RunSuspendedError):
+            raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
+        except BaseException as error:
+            cancelled = await clean_up(run, step, call, ("on_failure", "on_complete"), error)
+            if cancelled is not None and isinstance(error, Exception):
+                raise cancelled from error  # whoever cancelled must not take the run for one that goes on
+            raise
+        late = await clean_up(run, step, call, ("on_success", "on_complete"), output)
+        return target, output, cancelled or late
