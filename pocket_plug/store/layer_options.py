@@ -45,6 +45,10 @@ class Recipe(Backend):
         dataclass(kw_only=True, eq=False, repr=False)(cls)
         cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign] # a guard around it
 
+    def made_by(self, plugin: object, written: Mapping[str, Any]) -> None:
+        """Note the plugin's object of the Pocket that made it by name, and what its configuration has from the environment."""
+        self.__dict__.update(plugin=plugin, _written=written)
+
     def __repr__(self) -> str:
         recipe: Any = self  # a dataclass, unseen by type checkers
         options = ((f, getattr(self, f.name)) for f in dataclasses.fields(recipe) if f.repr)
