@@ -58,8 +58,8 @@ class NodeCall:
     type: Literal["node", "graph", "fan_out"]
     visit: int
     """1 on the node's first visit in this run."""
-    trace: bool | Literal["agent"] = True
-    """As the node was declared: with `trace=False`, or as an agent."""
+    trace: bool = True
+    """As the node was declared: `trace=False` leaves out its spans."""
     guarded: bool = False
     """Does it have a retry, a time-out or a fallback, so that its attempts are worth telling apart?"""
     phases: tuple[Phase, ...] = ()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pocket_plug.store.store import StoreScope
     from pocket_plug.store.sync import SyncScope
 
-Traced = bool | Literal["agent"]
+Traced = bool
 Isolation = Literal["default", "serializable"]
 Keys = Sequence[Key[Any]]
 """What a node declares to read or write."""
@@ -60,8 +60,8 @@ class Options:
                 given[option] = _keys(option, given[option])
         if given.get("isolation", "default") not in ("default", "serializable"):
             raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
-        if given.get("trace", True) not in (True, False, "agent"):
-            raise ConfigError(f"node {name!r} has trace={given['trace']!r}: it is True, False or 'agent'")
+        if given.get("trace", True) not in (True, False):
+            raise ConfigError(f"node {name!r} has trace={given['trace']!r}: it is True or False")
         return replace(self, **given)
 
 

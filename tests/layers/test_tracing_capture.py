@@ -540,10 +540,10 @@ def test_whatever_things_are_called_no_span_has_more_than_a_collector_takes(
             raise kind(value)
 
     flavours: Any = ("openinference", "gen_ai")
-    named = Fails().with_options(name=node, trace="agent")
+    named = Fails().with_options(name=node)
     token = otel_context.attach(baggage.set_baggage("tenant", value))
     try:
-        capture = SpanCapture("phase", capture=level, flavours=flavours, baggage=["tenant"])
+        capture = SpanCapture("phase", capture=level, flavours=flavours, agents=[node], baggage=["tenant"])
         with capture, propagation.session(session), pytest.raises(kind):
             pp.Graph(named, name=graph).run_sync(value)
     finally:

@@ -300,7 +300,7 @@ def test_a_graph_that_is_too_large_for_an_attribute_is_cut() -> None:
 
 
 # ---------------------------------------------------------------- flavours and agents
-class Answer(pp.Node[str, str], trace="agent", retry=pp.Retry(attempts=2)):
+class Answer(pp.Node[str, str], retry=pp.Retry(attempts=2)):
     """An agent with a memory."""
 
     async def prep(self, store: pp.StoreReader, text: str) -> str:
@@ -321,7 +321,7 @@ def answered(**settings: Any) -> SpanCapture:
         with session("chat-17"):
             assert await graph.run("hi") == "HI"
 
-    with SpanCapture(**settings) as capture:
+    with SpanCapture(**{"agents": ["answer"], **settings}) as capture:
         asyncio.run(main())
     return capture
 
@@ -393,10 +393,10 @@ def test_gen_ai_tells_agents_and_the_workflow() -> None:
     }  # fmt: skip
 
 
-def test_a_node_is_traced_or_not_or_an_agent() -> None:
+def test_a_node_is_traced_or_not() -> None:
     """Anything else is refused where it is written, with the node and what is allowed."""
-    with pytest.raises(ConfigError, match="node 'halve' has trace='agents': it is True, False or 'agent'"):
-        halve.with_options(trace="agents")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="node 'halve' has trace='agent': it is True or False"):
+        halve.with_options(trace="agent")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="node 'odd' has trace='no'"):
         pp.node(name="odd", trace="no")(lambda n: n)  # type: ignore[call-overload]
 

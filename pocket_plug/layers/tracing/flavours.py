@@ -29,9 +29,8 @@ def of_run(flavours: Collection[str], run: Run, session: str | None) -> Attribut
     return found
 
 
-def of_node(flavours: Collection[str], call: NodeCall, session: str | None) -> Attributes:
-    """A node: a chain, or an agent where it was declared with `trace="agent"`."""
-    is_agent = call.trace == "agent"
+def of_node(flavours: Collection[str], call: NodeCall, is_agent: bool, session: str | None) -> Attributes:
+    """A node: a chain, or an agent."""
     found: Attributes = {}
     if "openinference" in flavours:
         found |= {KIND: "AGENT", "agent.name": capped(call.name)} if is_agent else {KIND: "CHAIN"}

@@ -205,7 +205,8 @@ class NodeSpan(SpanManager):
         if self.index is not None:
             attributes["pocket_plug.fan_out.index"] = self.index
         if live.decorated:
-            attributes = carried(live, context) | flavours.of_node(live.flavours, call, self.run.session) | attributes
+            added = flavours.of_node(live.flavours, call, call.name in live.agents, self.run.session)
+            attributes = carried(live, context) | added | attributes
         return live.graph.start_span(title, context, attributes=attributes, start_time=start)
 
     def __enter__(self) -> None:

@@ -41,15 +41,17 @@ class Settings:
     "summary": also messages, and of inputs, outputs and values the type and the size. "full": the values themselves.
     What `redact(path, value)` gives stands in place of each key, message and value.
 
-    `flavours` adds the attributes that others' tools look for. `baggage` names the entries of baggage that become
-    attributes and go along to other processes. `resume_trace`: is the span of a run that goes on a child of the former
-    execution's ("parent"), or does it begin a trace with a link there ("link")? `scopes` are those that make spans.
+    `flavours` adds the attributes that others' tools look for; `agents` names the nodes that are agents to them. `baggage`
+    names the entries of baggage that become attributes and go along to other processes. `resume_trace`: is the span of a
+    run that goes on a child of the former execution's ("parent"), or does it begin a trace with a link there ("link")?
+    `scopes` are those that make spans.
     """
 
     detail: Detail = "node"
     capture: Capture = "none"
     redact: Redact | None = None
     flavours: tuple[Flavour, ...] = ()
+    agents: tuple[str, ...] = ()
     baggage: tuple[str, ...] = ()
     resume_trace: Literal["link", "parent"] = "link"
     scopes: tuple[Scope, ...] = ("graph", "phase", "store")
@@ -62,6 +64,7 @@ class Besides(TypedDict, total=False):
     capture: Capture
     redact: Redact | None
     flavours: Collection[Flavour]
+    agents: Collection[str]
     baggage: Collection[str]
     resume_trace: Literal["link", "parent"]
     scopes: Collection[Scope]
@@ -105,7 +108,12 @@ _ONE_OF: Mapping[str, tuple[Any, ...]] = {
     "capture": get_args(Capture),
     "resume_trace": ("link", "parent"),
 }
-_SOME_OF: Mapping[str, tuple[Any, ...]] = {"flavours": get_args(Flavour), "scopes": get_args(Scope), "baggage": ()}
+_SOME_OF: Mapping[str, tuple[Any, ...]] = {
+    "flavours": get_args(Flavour),
+    "agents": (),
+    "scopes": get_args(Scope),
+    "baggage": (),
+}
 
 
 def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -139,6 +147,7 @@ class Live:
     """Where spans go while somebody listens, and what stands on them. Made whole, never changed."""
 
     __slots__ = (
+        "agents",
         "baggage",
         "capture",
         "decorated",
@@ -163,6 +172,7 @@ class Live:
         self.stores = chosen.detail != "run" and "store" in chosen.scopes
         """Have store operations spans?"""
         self.flavours, self.baggage = frozenset(chosen.flavours), chosen.baggage
+        self.agents = frozenset(chosen.agents)
         self.decorated = bool(self.flavours or self.baggage)
         """Does anything stand on spans besides what is pocket_plug's?"""
         self.capture: Captured | None = None
