@@ -119,14 +119,17 @@ class Registry:
             for library in tuple(each for each in libraries() if each.__name__ not in self._libraries):
                 self._libraries.add(library.__name__)
                 queue.extend(library.KNOWN)
-            seen: dict[int, Any] = {}  # by id: a hint need not be hashable, and may contain itself
-            while queue:
-                part = queue.popleft()
-                if id(part) not in seen:
-                    seen[id(part)] = part
-                    queue.extend(parts_of(part))
-                    if isinstance(part, type) and part not in BUILT_IN:
-                        queue.extend(self._adopted_with(part))
+            self._adopt_all(queue)
+
+    def _adopt_all(self, queue: deque[Any]) -> None:
+        seen: dict[int, Any] = {}  # by id: a hint need not be hashable, and may contain itself
+        while queue:
+            part = queue.popleft()
+            if id(part) not in seen:
+                seen[id(part)] = part
+                queue.extend(parts_of(part))
+                if isinstance(part, type) and part not in BUILT_IN:
+                    queue.extend(self._adopted_with(part))
 
     def _adopted_with(self, cls: type) -> Iterable[Any]:
         """Register a class unless its tag is another's; gives the hints of its fields if it is registered now."""

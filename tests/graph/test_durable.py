@@ -746,18 +746,13 @@ class Unsure(Layer):
 
     name = "unsure"
     inline_write = False
-    answer: Any = None
-    at: int = -1
-    looks: int = 0
-
-    def on_build(self) -> None:
-        self.left, self.failing = self.at, self.looks
+    plan: Any = ()
+    looks: Any = ()
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         version = await self.inner.write(changes, expect)
-        self.left -= bool(changes)
-        if self.left == -1 and changes:
-            raise self.answer
+        if self.plan and changes and (answer := self.plan.pop(0)) is not None:
+            raise answer
         return version
 
     async def read(self, key: str) -> Entry | None:
@@ -765,9 +760,8 @@ class Unsure(Layer):
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         keys = list(keys)
-        if self.left == -1 and self.failing and keys[0].startswith("pocket:"):
-            self.failing -= 1
-            raise StoreError("not reachable just now")
+        if not self.plan and self.looks and keys[0].startswith("pocket:"):
+            raise self.looks.pop()
         return await self.inner.read_many(keys)
 
 
@@ -790,8 +784,10 @@ def test_what_is_not_known_is_an_error_that_says_so(tmp_path: Path, answer: Exce
         await store.set("printed", n)
         return f"ticket {n}"
 
+    unsure = Unsure(plan=[None, answer], looks=[StoreError("not reachable just now")] * looks)
+
     async def main() -> None:
-        async with stored(tmp_path, layers=[Unsure(answer=answer, at=1, looks=looks)]) as store:
+        async with stored(tmp_path, layers=[unsure]) as store:
             graph = Graph(Ticket() >> show, store=store, name="g")
             if looks == 3:
                 with pytest.raises(
@@ -803,6 +799,7 @@ def test_what_is_not_known_is_an_error_that_says_so(tmp_path: Path, answer: Exce
             assert posts == [1]
 
     run_virtual(main())
+    assert unsure.plan == unsure.looks == []  # all of it has happened
 
 
 @pytest.mark.parametrize("errors", ["raise", "collect"])
