@@ -148,7 +148,7 @@ def check(run: Running, step: Step, value: object) -> None:
 async def _declared(run: Running, step: Step) -> Transaction:
     """A transaction for the declared keys alone, with those that are declared to be read, templates aside, read in one go."""
     transaction = Transaction(run.stack, step.guard(run.prefix))
-    if names := [run.prefix + str(key) for key in step.reads if key.is_filled]:
+    if names := [run.prefix + key.full_name() for key in step.reads if key.is_filled]:
         await transaction.read_many(names)
     return transaction
 

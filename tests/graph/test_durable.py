@@ -750,10 +750,13 @@ class Unsure(Layer):
     at: int = -1
     looks: int = 0
 
+    def on_build(self) -> None:
+        self.left, self.failing = self.at, self.looks
+
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         version = await self.inner.write(changes, expect)
-        self.at -= bool(changes)
-        if self.at == -1 and changes:
+        self.left -= bool(changes)
+        if self.left == -1 and changes:
             raise self.answer
         return version
 
@@ -762,8 +765,8 @@ class Unsure(Layer):
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         keys = list(keys)
-        if self.at == -1 and self.looks and keys[0].startswith("pocket:"):
-            self.looks -= 1
+        if self.left == -1 and self.failing and keys[0].startswith("pocket:"):
+            self.failing -= 1
             raise StoreError("not reachable just now")
         return await self.inner.read_many(keys)
 

@@ -27,7 +27,7 @@ from pocket_plug.graph.execution import Execution
 from pocket_plug.graph.graph import Graph
 from pocket_plug.hookspecs import Run
 from pocket_plug.store.backend import Backend, Entry
-from pocket_plug.store.keys import Key
+from pocket_plug.store.keys import Key, template_of
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.store import Store, StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncStore, SyncWriter
@@ -836,13 +836,15 @@ def test_declared_keys_hold_in_prep_and_hooks_too() -> None:
 
 @pytest.mark.parametrize("phase", ["prep", "post"])
 def test_declared_reads_are_fetched_in_one_go(phase: str) -> None:
-    """Plain keys, not templates, by one `read_many`, for the first phase that has a store."""
+    """Plain keys, not templates, by one `read_many`, for the first phase that has a store; telemetry may show them."""
     batches: list[list[str]] = []
+    shown: list[str] = []
     singles: list[str] = []
 
     class Noting(Memory):
         async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
             batches.append(sorted(keys := list(keys)))
+            shown.extend(sorted(map(template_of, keys)))
             return {key: entry for key in keys if (entry := await Memory.read(self, key)) is not None}
 
         async def read(self, key: str) -> Entry | None:
@@ -863,6 +865,7 @@ def test_declared_reads_are_fetched_in_one_go(phase: str) -> None:
     store = Store(Noting())
     asyncio.run(Graph(Prep() if phase == "prep" else Post(), store=store, scope="s").run(1))
     assert batches == [["s:price", "s:tax"]]
+    assert shown == ["price", "tax"]
     assert singles == []
 
 

@@ -158,9 +158,9 @@ def test_within_a_run_only_what_is_suppressed_is_left_out(told: Told) -> None:
     @pp.node
     async def outer(n: int) -> int:
         with suppress_instrumentation():
-            await store.set("k", 1)
+            await store.set("of no Key", 1)
             await inner.run(1)
-        await store.get("k")
+        await store.get("of no Key")
         return n
 
     asyncio.run(pp.Graph(outer, name="outer").run(1))
