@@ -16,7 +16,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import MemberDescriptorType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Hint, Value
 
 from .wire import type_of
+
+T = TypeVar("T")
 
 WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
 
@@ -51,16 +53,31 @@ class TypeAdapter:
     """What its state is made of. Two definitions of a class, of the same name and shape, are taken for one."""
 
 
-def libraries() -> Iterator[Any]:
-    """The modules that know the classes of other libraries, of those that the program itself has imported.
+class Library(Protocol):
+    """A module that knows the classes of another library. Its functions give None for classes of others."""
 
-    Each has `KNOWN`, the classes that need no declaration; `COPIED`, those whose objects are never shared; and the
-    functions `adapter`, `hints` and `advice`, which give None for classes of others.
-    """
+    __name__: str
+    KNOWN: Collection[type]
+    """The classes that need no declaration."""
+    COPIED: tuple[type, ...]
+    """Those whose objects are never shared."""
+    adapter: Callable[[type], TypeAdapter | None]
+    hints: Callable[[type], Iterable[Hint] | None]
+    advice: Callable[[type], str | None]
+
+
+def libraries() -> Iterator[Library]:
+    """The modules for those libraries that the program itself has imported."""
     for name in _LIBRARIES:
         if name in sys.modules:
             with suppress(ImportError):  # it is older than what our extra asks for: its classes are as any other
-                yield import_module(f".adapters_{name}", __package__)
+                library: Any = import_module(f".adapters_{name}", __package__)
+                yield library
+
+
+def _first_known(answers: Iterable[T | None]) -> T | None:
+    """The answer of the first library that has one; None where none has."""
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def of_type(wanted: type, state: Value) -> Value:
@@ -135,17 +152,11 @@ def adapter_of(cls: Hint) -> TypeAdapter | None:
         parts = _Fields(cls)
         names = tuple(parts.specs)
         return TypeAdapter(parts.encode, parts.decode, names, cls.__dataclass_params__.frozen, shape=names)
-    return _asked("adapter", cls)  # type: ignore[no-any-return]  # what a library module answers is Any
+    return _first_known(library.adapter(cls) for library in libraries())
 
 
 def _members(cls: type[Enum]) -> tuple[Value, ...]:
     return tuple((name, repr(member.value)) for name, member in cls.__members__.items())
-
-
-def _asked(function: str, cls: type) -> Value:
-    """What the first of the libraries says that knows the class; None where none does."""
-    answers = (getattr(library, function)(cls) for library in libraries())
-    return next((answer for answer in answers if answer is not None), None)
 
 
 def listed(names: Collection[Value]) -> str:
@@ -261,8 +272,8 @@ def parts_of(declared: Hint) -> Iterator[Hint]:
 
 def hints_of(cls: type) -> Iterable[Hint]:
     """The types of a class's fields; none where they can't be resolved."""
-    if (hints := _asked("hints", cls)) is not None:
-        return hints  # type: ignore[no-any-return]  # the same
+    if (hints := _first_known(library.hints(cls) for library in libraries())) is not None:
+        return hints
     try:
         return typing.get_type_hints(cls).values()
     except Exception:  # noqa: BLE001 - a hint may evaluate to anything, and a declaration is no place to fail
@@ -271,7 +282,7 @@ def hints_of(cls: type) -> Iterable[Hint]:
 
 def advice(cls: type) -> str | None:
     """What to do about a library's class that can't be stored as it is; None where there is nothing particular to say."""
-    return _asked("advice", cls)  # type: ignore[no-any-return]  # the same
+    return _first_known(library.advice(cls) for library in libraries())
 
 
 def is_data(cls: type[Any]) -> bool:

@@ -75,7 +75,7 @@ class Store(StackOwner, StoreScope):
         await self._source.close()
 
     # Not of its own class, as those of other views are: the end of a block around a part must not close the whole.
-    def scope(self, prefix: Name, /) -> StoreScope:  # type: ignore[override]
+    def scope(self, prefix: Name, /) -> StoreScope:  # type: ignore[override] # see above
         """A view of the names below `prefix`; its `get("123")` is `get("user:123")` here."""
         return StoreScope(self._source, self._below(prefix))
 

@@ -202,7 +202,7 @@ class SyncStore(SyncScope):
         """What `with` does last."""
         self._source.close_sync()
 
-    def scope(self, prefix: Name, /) -> SyncScope:  # type: ignore[override]
+    def scope(self, prefix: Name, /) -> SyncScope:  # type: ignore[override] # a part, as on Store
         """A view of the names below `prefix`, as on Store."""
         return SyncScope(self._source, self._below(prefix))
 

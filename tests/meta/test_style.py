@@ -20,7 +20,7 @@ DIRECTIVE = re.compile(
     r"(?:noqa(?:: ?[A-Z]+\d+(?:, ?[A-Z]+\d+)*)?|(?:type|pyright): ignore(?:\[[\w, -]+\])?|pyright: \w+=\w+|fmt: (?:skip|off)"
     r"|pragma: no \w+)"
 )
-UNEXPLAINED = {"graph", "store"}
+UNEXPLAINED = {"graph"}
 """Packages in which some are still without a reason."""
 
 
