@@ -160,7 +160,7 @@ def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise
     Items are drawn as workers become free, so an iterator of any length is fine. They share the graph's store. The first
     error cancels the rest; with `errors="collect"` it stands among the results instead.
 
-    >>> from pocket_plug import node
+    >>> from pocket_plug import Graph, node
     >>> @node
     ... def double(n: int) -> int:
     ...     return 2 * n
