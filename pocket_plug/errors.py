@@ -7,7 +7,7 @@ built-in exception says the same, the class is also that one, so `except KeyErro
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class PocketError(Exception):
@@ -20,7 +20,7 @@ class KeyNameError(PocketError, ValueError):
 
 
 class MissingKeyError(PocketError, KeyError):
-    """`require` found nothing."""
+    """`require` found no entry at a key."""
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return str(self.args[0])
@@ -42,7 +42,7 @@ class StoreClosedError(StoreError):
 
 
 class StoreBusyError(StoreError):
-    """Somebody else held the store for longer than the time-out. Trying again is sensible."""
+    """Another connection kept the store locked for longer than the time-out. It makes sense to try again."""
 
 
 class ConflictError(StoreError):
@@ -55,7 +55,7 @@ class ConflictError(StoreError):
         self.keys = frozenset(map(str, keys))
         super().__init__(message or f"changed by somebody else in the meantime: {', '.join(sorted(self.keys))}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.keys, str(self))
 
 
@@ -64,7 +64,7 @@ class TransactionError(StoreError):
 
 
 class SyncError(PocketError, RuntimeError):
-    """A sync call would have to wait for the very event loop that it blocks."""
+    """A sync call would have to wait for the event loop that it blocks."""
 
 
 # ---------------------------------------------------------------- the codec
@@ -81,7 +81,7 @@ class UnknownTypeError(CodecError):
 
 
 class CorruptRecordError(CodecError, ValueError):
-    """Bytes that are no record of ours, or that break a limit of size or depth."""
+    """Bytes that are no record of pocket_plug, or that exceed a limit of size or depth."""
 
 
 # ---------------------------------------------------------------- configuration and plugins
@@ -101,7 +101,7 @@ class PluginError(PocketError):
 
 
 class NotConfiguredError(PocketError):
-    """Raised by a plugin's `pocket_configure` to step back; the message says why."""
+    """Raised by a plugin's `pocket_configure` to decline: the plugin is not used, and the message is the reason."""
 
 
 # ---------------------------------------------------------------- nodes and graphs
@@ -112,20 +112,20 @@ class GraphError(PocketError, ValueError):
         self.findings = tuple(findings)
         super().__init__("\n  - ".join([message, *self.findings]))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (str(self).split("\n  - ", 1)[0], self.findings)
 
 
 class PhaseError(PocketError, TypeError):
-    """A node's phase is of the wrong kind: its colour, its signature, or what it returned."""
+    """A phase of a node is invalid: `def` instead of `async def`, or the reverse; its signature; or what it returned."""
 
 
 class InputError(PocketError, TypeError):
-    """A node was handed something else than it declares."""
+    """A node's input is not of the type that the node declares."""
 
 
 class RouteError(PocketError, LookupError):
-    """A node left by an action that leads nowhere; nothing of it was committed."""
+    """A node returned an action that has no edge; nothing that the node wrote was committed."""
 
 
 class UndeclaredKeyError(PocketError, LookupError):
@@ -157,16 +157,16 @@ class RunSuspendedError(PocketError):
             f"run {run_id!r} waits for an answer to its `question`; resume(run_id, answer=…) goes on with it"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.run_id, self.question)
 
 
 class RunFencedError(PocketError):
-    """Another execution has taken over this durable run, or it was removed; nothing of this one lands any more."""
+    """Another execution has taken over this durable run, or the run was removed: this one can write nothing any more."""
 
 
 class OutcomeUnknownError(StoreError):
-    """A durable run's write failed, and so did the look whether it landed. Nothing is lost: `resume(run_id)` finds out."""
+    """A durable run's write failed, and reading whether it was stored failed too. Nothing is lost: `resume(run_id)` finds out."""
 
 
 class RecordedError(PocketError):
@@ -186,17 +186,17 @@ class RecordedError(PocketError):
 
 
 class RunMismatchError(PocketError, ValueError):
-    """A run of that id is there, but with another input, of another graph or scope, or without that question."""
+    """A run with that id exists, but with another input, graph or scope, or it asks no such question."""
 
 
 class RunChangedError(PocketError, ValueError):
-    """A durable run was begun by another form of the graph; `differences` says what has changed."""
+    """A durable run was started with another version of the graph; `differences` lists what has changed."""
 
     def __init__(self, message: str, differences: Iterable[str] = ()) -> None:
         self.differences = tuple(differences)
         super().__init__("\n  ".join([message, *self.differences]))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (str(self).split("\n  ", 1)[0], self.differences)
 
 
@@ -205,7 +205,7 @@ class UnknownRunError(PocketError, LookupError):
 
 
 def is_fault(error: BaseException) -> bool:
-    """Is what a plugin raised its own failure? All is, but what somebody wants to pass: an interrupt, a cancellation, a close.
+    """Is an exception a failure of the plugin that raised it? Interrupts, cancellations and a generator's close are not.
 
     An extension in another language panics with a BaseException of its own, and `SystemExit` is no plugin's to raise. So
     wherever a plugin's code runs, what it raises is caught as `except BaseException as error: if not is_fault(error): raise`.
@@ -230,7 +230,9 @@ def suggest(name: str, known: Collection[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def __getattr__(name: str) -> Any:
-    from .renamed import EXCEPTIONS, renamed
+if not TYPE_CHECKING:  # type checkers would take any misspelt name for an old one
 
-    return renamed(__name__, name, EXCEPTIONS)
+    def __getattr__(name: str) -> object:
+        from .renamed import EXCEPTIONS, renamed
+
+        return renamed(__name__, name, EXCEPTIONS)

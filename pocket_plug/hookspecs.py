@@ -7,8 +7,10 @@ starts; what they gave is then called directly, so a part that they did not give
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     import click
 
     from .codec import Codec
-    from .plugins.records import PluginRecord
     from .store.backend import Backend
     from .store.layer import Layer
     from .store.resolving import LayerSpec
@@ -37,6 +38,44 @@ GROUP = "pocket_plug"
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+Origin = Literal["built-in", "entry point", "given"]
+Status = Literal["active", "disabled", "declined", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRecord:
+    """What became of one plugin. `pocket-plug plugins` lists them."""
+
+    name: str
+    """The entry point's name: also its table in the configuration, and what disables it."""
+    distribution: str | None = None
+    """What `pip install` calls it; None for an object that was handed over in code."""
+    version: str | None = None
+    origin: Origin = "given"
+    hooks: tuple[str, ...] = ()
+    status: Status = "active"
+    reason: str = ""
+    """Why it is not active."""
+    failures: Counter[str] = field(default_factory=Counter[str], compare=False, repr=False)
+    """How often it raised or answered wrongly since, by hook or part: `{"pocket_observe": 3}`."""
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, in words: `can't be used: ModuleNotFoundError: …`."""
+        words = {
+            "active": "is in use",
+            "disabled": "is disabled",
+            "declined": "stepped back",
+            "failed": "can't be used",
+        }
+        return words[self.status] + (f": {self.reason}" if self.reason else "")
+
+    def __str__(self) -> str:
+        """The name as messages give it: `'compress' (pocket-plug-compress 0.1.0)`."""
+        where = f" ({self.distribution}{f' {self.version}' if self.version else ''})" if self.distribution else ""
+        return f"{self.name!r}{where}"
 
 
 class PluginHost(Protocol):

@@ -1,7 +1,7 @@
 """What `opentelemetry-instrument` finds. It needs `opentelemetry-instrumentation`; nothing of pocket_plug imports it.
 
 pocket_plug speaks to OpenTelemetry by itself: wherever a provider is set, runs are traced and measured. So there is nothing
-to patch, and what can be told here is which providers, and when to stop: until others are set.
+to patch, and all that can be chosen here is which providers are used, and when that ends: until others are set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from pocket_plug.layers import metrics, tracing
 
 
-class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # so it has no type
     """`instrument(tracer_provider=…, meter_provider=…)`; those left out are the global ones. `uninstrument()` ends it.
 
     After that pocket_plug is silent for the providers that are set by then. One that is set later, as a test does for the

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from opentelemetry import baggage as otel_baggage
 from opentelemetry import context as otel_context
@@ -91,7 +90,7 @@ def context_of(
     carrier: Mapping[str, str] | str, context: Context | None = None, *, baggage: Iterable[str] = ()
 ) -> Context:
     """A context (the current one, unless given) with the span, the session and the named baggage of a carrier."""
-    given: Mapping[Any, Any] = {"traceparent": carrier} if isinstance(carrier, str) else carrier
+    given: Mapping[str, object] = {"traceparent": carrier} if isinstance(carrier, str) else carrier
     texts = {str(name).lower(): value for name, value in given.items() if isinstance(value, str)}
     context = _TRACE.extract(texts, otel_context.get_current() if context is None else context)
     if SESSION in texts:

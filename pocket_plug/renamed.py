@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from warnings import warn
 
 if TYPE_CHECKING:
@@ -58,10 +58,11 @@ class RenamedModules(Loader):
         sys.modules[module.__name__] = import_module(new)
 
 
-def renamed(module: str, name: str, names: dict[str, str] = NAMES) -> Any:
+def renamed(module: str, name: str, names: dict[str, str] = NAMES) -> object:
     """What an old name of a module stands for, for its `__getattr__`. Raises AttributeError for any other name."""
     if name not in names:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     new = names[name]
     warn(f"{module}.{name} is called {module}.{new} now; the old name goes with 0.3", DeprecationWarning, stacklevel=3)
-    return getattr(import_module(module), new)
+    found: object = getattr(import_module(module), new)
+    return found

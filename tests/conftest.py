@@ -37,8 +37,9 @@ for _name in [*os.environ]:
 
 
 class Install(Protocol):
-    def __call__(self, name: str, source: str, /, *, entry_points: str = ..., requires: tuple[str, ...] = ...,
-                 version: str = ...) -> Path: ...  # fmt: skip
+    def __call__(
+        self, name: str, source: str, /, *, entry_points: str = ..., requires: tuple[str, ...] = ..., version: str = ...
+    ) -> Path: ...
 
 
 @pytest.fixture
@@ -51,8 +52,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     site.mkdir()
     monkeypatch.syspath_prepend(site)
 
-    def install(name: str, source: str, /, *, entry_points: str | None = None, requires: tuple[str, ...] = (),
-                version: str = "1.0") -> Path:  # fmt: skip
+    def install(
+        name: str,
+        source: str,
+        /,
+        *,
+        entry_points: str | None = None,
+        requires: tuple[str, ...] = (),
+        version: str = "1.0",
+    ) -> Path:
         module = name.replace("-", "_")
         (site / f"{module}.py").write_text(dedent(source))
         info = site / f"{module}-{version}.dist-info"

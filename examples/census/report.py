@@ -25,8 +25,13 @@ class Progress:
     """A plugin: it watches the census and moves a bar, on a terminal."""
 
     def __init__(self) -> None:
-        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), transient=True,
-                        console=Console(stderr=True))  # fmt: skip
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            transient=True,
+            console=Console(stderr=True),
+        )
         self._task = self._bar.add_task("looking around", total=None)
 
     @hookimpl
@@ -68,8 +73,10 @@ def _markdown(summary: Summary) -> Iterator[str]:
     yield "\n| distribution | version | licence | files | size | requires | missing |\n|---|---|---|---:|---:|---:|---|"
     for facts in summary.records:
         missing = ", ".join(summary.missing.get(facts.found.name, ()))
-        yield (f"| {facts.found.name} | {_cell(facts.found.version)} | {_cell(facts.licence)} | {facts.files} "
-               f"| {decimal(facts.bytes)} | {len(facts.requires)} | {_cell(missing)} |")  # fmt: skip
+        yield (
+            f"| {facts.found.name} | {_cell(facts.found.version)} | {_cell(facts.licence)} | {facts.files} "
+            f"| {decimal(facts.bytes)} | {len(facts.requires)} | {_cell(missing)} |"
+        )
     if faulty := _faulty(summary):
         yield "\n## Not read whole\n"
         for facts in faulty:
@@ -85,16 +92,25 @@ def _faulty(summary: Summary) -> list[Facts]:
 
 
 def _largest_first(summary: Summary) -> list[tuple[str, Total]]:
-    return sorted(((name, part) for name, part in summary.licences.items() if part.distributions),
-                  key=lambda each: (-each[1].bytes, each[0]))  # fmt: skip
+    return sorted(
+        ((name, part) for name, part in summary.licences.items() if part.distributions),
+        key=lambda each: (-each[1].bytes, each[0]),
+    )
 
 
 def show(summary: Summary, as_json: bool) -> None:
     """The totals on stdout: a table on a terminal, plain lines when piped, or JSON."""
     if as_json:
-        print(json.dumps({"total": asdict(summary.total), "missing": summary.missing,
-                          "faults": {facts.found.name: facts.faults for facts in _faulty(summary)},
-                          "licences": {name: asdict(part) for name, part in _largest_first(summary)}}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "total": asdict(summary.total),
+                    "missing": summary.missing,
+                    "faults": {facts.found.name: facts.faults for facts in _faulty(summary)},
+                    "licences": {name: asdict(part) for name, part in _largest_first(summary)},
+                }
+            )
+        )
         return
     console, total = Console(), summary.total
     rows = [(name, str(part.distributions), decimal(part.bytes)) for name, part in _largest_first(summary)]
@@ -105,8 +121,10 @@ def show(summary: Summary, as_json: bool) -> None:
         console.print(table)
     else:
         print("\n".join("\t".join(row) for row in rows))
-    print(f"{total.distributions} distributions, {total.files} files, {decimal(total.bytes)}; "
-          f"{len(summary.missing)} lack something that they require")  # fmt: skip
+    print(
+        f"{total.distributions} distributions, {total.files} files, {decimal(total.bytes)}; "
+        f"{len(summary.missing)} lack something that they require"
+    )
     if faulty := _faulty(summary):
         print(f"not read whole: {', '.join(facts.found.name for facts in faulty)}")
     print("report: .pocket_plug/census.md, .pocket_plug/census.json")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
-import sys
 import threading
 import time
 import weakref
@@ -40,60 +39,34 @@ from pocket_plug.errors import (
 )
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.files import make_file, make_folder
-from pocket_plug.primitives.forking import is_under_way, new_rlock, release, take, take_part, wait_for_fork
+from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
 
-try:
-    import fcntl
-except ImportError:  # Windows, which doesn't fork either
-    fcntl = None  # type: ignore[assignment]
+from .sqlite_files import Identity, Ownership, check_path, identity_of, is_at
+from .sqlite_statements import (
+    APPLICATION_ID,
+    COUNT,
+    COUNT_FROM,
+    DELETE,
+    DELETE_IF_NOT_NEWER,
+    PUT,
+    PUT_IF_NEWER,
+    READ,
+    READ_MANY,
+    REAP,
+    SCAN,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SEEN,
+    STRAY,
+    VERSION,
+    WHOSE,
+)
 
 Durability = Literal["power", "process"]
-
-APPLICATION_ID = 0x504B5047
-SCHEMA_VERSION = 1
-
-# A rowid table: WITHOUT ROWID saves nothing on small values and doubles the time from half a kilobyte on, since its
-# tree moves all but the smallest rows to overflow pages.
-_SCHEMA = (
-    """CREATE TABLE entries
-       (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, expires_at REAL)""",
-    "CREATE INDEX entries_by_expiry ON entries (expires_at) WHERE expires_at IS NOT NULL",
-    "CREATE TABLE counter (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)",
-    "INSERT INTO counter VALUES (1, 0)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
-_WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
-            FROM pragma_application_id, pragma_user_version"""
-_READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
-# With the key that was asked for. Twice `?` and never `?1`, which Python 3.12.1 takes for a name and warns of.
-_READ_MANY = "SELECT ?, value, version, expires_at FROM entries WHERE key = ?"
-_SEEN = "SELECT version, expires_at FROM entries WHERE key = ?"
-# No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
-_SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT)
-            ORDER BY key LIMIT 256"""
-_VERSION = "SELECT version FROM counter"
-_COUNT = "UPDATE counter SET version = ?"
-_COUNT_FROM = "UPDATE counter SET version = ? WHERE version = ?"
-_PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
-          SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at"""
-_PUT_IF_NEWER = f"{_PUT} WHERE excluded.version > entries.version"
-_DELETE = "DELETE FROM entries WHERE key = ?"
-_DELETE_IF_NOT_NEWER = f"{_DELETE} AND version <= ?"
-_BY_INDEX = "SELECT key FROM entries INDEXED BY sqlite_autoindex_entries_1 WHERE key >= ''"
-_BY_TABLE = "SELECT key FROM entries NOT INDEXED"
-_STRAY = {
-    f"{_BY_TABLE} EXCEPT {_BY_INDEX}": "is in the table and not in its index: it is not found",
-    f"{_BY_INDEX} EXCEPT {_BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
-}
-# The deadline stands in the index and in the table: a damaged one in either removes nothing.
-_REAP = (
-    "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?) AND +expires_at <= ?"
-)
 
 _REFUSALS = (sqlite3.Error, UnicodeDecodeError)
 """What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
@@ -119,10 +92,7 @@ _WAIT = 0.1  # seconds after which a turn looks whether its time is over or a fo
 _left_alone: list[_Connection] = []
 """In a forked child: connections that the parent used at the fork. Closing them here could release the parent's locks."""
 
-_Identity = tuple[int, int]
-"""A file's device, and its number there."""
-
-_forbidden: set[_Identity | None] = set()
+_forbidden: set[Identity | None] = set()
 """Their files. They can't be opened here: SQLite in this process takes the parent's locks on them for its own."""
 
 
@@ -200,16 +170,16 @@ class SQLite(Backend):
         if timeout.__class__ not in (int, float) or not 0 <= timeout <= _LONGEST:
             raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, from 0 to {_LONGEST:,}")
         self.path = os.fspath(path)
-        _check_path(self.path)
+        check_path(self.path)
         self.durability: Durability = durability
         self.timeout = timeout
         self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
         self._open = False
         self._name, self._log = str(self._absolute), ""
-        self._file: _Identity | None = None
-        self._log_file: _Identity | None = None  # since the first commit by its writer
+        self._file: Identity | None = None
+        self._log_file: Identity | None = None  # since the first commit by its writer
         self._look_next = 0.0
-        self._ownership: _Ownership | None = None
+        self._ownership: Ownership | None = None
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
         self._writer: sqlite3.Cursor | None = None  # None after a fork too, until it is needed
@@ -290,7 +260,7 @@ class SQLite(Backend):
                 _abandon(connection)
                 raise
         try:
-            self._file, self._log = _identity(self._name), f"{self._absolute.resolve()}-wal"
+            self._file, self._log = identity_of(self._name), f"{self._absolute.resolve()}-wal"
             self._writer = connection.cursor()
             self._open = True
         except BaseException:
@@ -301,7 +271,7 @@ class SQLite(Backend):
         """Lock an empty file beside this one, `state.db-owner`. The lock ends with the process; forked children don't have it."""
         try:
             with self._lock:  # no fork can come in between
-                self._ownership = _Ownership(f"{self._absolute.resolve()}-owner")
+                self._ownership = Ownership(f"{self._absolute.resolve()}-owner")
         except BlockingIOError:
             raise StoreBusyError(
                 f"{self.path} is owned by another store that writes behind, here or in another process; close that one, "
@@ -320,7 +290,7 @@ class SQLite(Backend):
 
     def _connect(self) -> sqlite3.Connection:
         """The same for a caller that holds the lock and has checked that no fork is under way."""
-        if _forbidden and _identity(self._name) in _forbidden:
+        if _forbidden and identity_of(self._name) in _forbidden:
             raise self._forked_in_use()
         if self._open:
             self._look(closely=True)
@@ -345,7 +315,7 @@ class SQLite(Backend):
         if self._is_new(connection):
             connection.execute("BEGIN IMMEDIATE")
             if self._is_new(connection):  # nobody else has made them in the meantime
-                for statement in _SCHEMA:
+                for statement in SCHEMA:
                     connection.execute(statement)
             connection.execute("COMMIT")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -358,7 +328,7 @@ class SQLite(Backend):
         connection.execute("PRAGMA busy_timeout = 0")  # only the writer thread waits, in its own way
 
     def _is_new(self, connection: sqlite3.Connection) -> bool:
-        application, schema, tables = connection.execute(_WHOSE).fetchone()
+        application, schema, tables = connection.execute(WHOSE).fetchone()
         if (application, schema, tables) == (0, 0, 0):
             return True
         if application != APPLICATION_ID:
@@ -402,7 +372,7 @@ class SQLite(Backend):
         self._writer = None
         log, self._log_file = self._log_file, None
         # If the file was moved away SQLite leaves its log, and would later take it for the log of another file in that place.
-        if log is not None and not _is_at(self._name, self._file) and _is_at(self._log, log):
+        if log is not None and not is_at(self._name, self._file) and is_at(self._log, log):
             for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
                 Path(name).unlink(missing_ok=True)
 
@@ -410,7 +380,7 @@ class SQLite(Backend):
     def _look(self, *, closely: bool = False) -> None:
         """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
         if closely or monotonic() >= self._look_next:
-            if not _is_at(self._name, self._file):
+            if not is_at(self._name, self._file):
                 raise self._moved(self.path) if self._open else self._not_open()
             self._look_next = monotonic() + LOOK_EVERY
 
@@ -422,7 +392,7 @@ class SQLite(Backend):
 
     def rest(self) -> bool:
         """Before a fork: close every connection that is not in use. Gives True if none was."""
-        held: list[Any] = []
+        held: Taken = []
         try:
             take((self._lock,), held)
             if not held:
@@ -442,7 +412,7 @@ class SQLite(Backend):
         """After a fork, in the child: what is queued and owned is the parent's."""
         if in_use := self._in_use():
             _left_alone.extend(in_use)
-            _forbidden.add((self._file if self._open else None) or _identity(self._name))
+            _forbidden.add((self._file if self._open else None) or identity_of(self._name))
             self._open = False
         self._begin_locks()
         self._queue, self._turns, self._turn, self._thread, self._closers = [], [], None, None, []
@@ -454,25 +424,10 @@ class SQLite(Backend):
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
         """One look-up in place."""
-        if monotonic() >= self._look_next:
-            self._look()
-        try:  # as in `_rows`, whose call would be felt here
-            cursor = self._readers.pop()
-        except IndexError:
-            cursor = self._reader()
-        try:
-            row = cursor.execute(_READ, (str(key),)).fetchone()
-        except BaseException as error:
-            _close(cursor)  # interrupted, it might go on showing the file as it was then
-            if isinstance(error, _REFUSALS):
-                raise self._explained(error) from error
-            raise
-        self._readers.append(cursor)
-        if not self._open:
-            self._close_readers()
-        if row is None:
+        rows = self._rows(READ, ((str(key),),))
+        if not rows:
             return None
-        record, version, expires_at = row
+        record, version, expires_at = rows[0]
         try:
             if expires_at is not None and expires_at <= self.clock():
                 self._check_whole(record, place_of(key, version, expires_at))  # damage is no end
@@ -485,7 +440,7 @@ class SQLite(Backend):
         """All as they were at one moment."""
         now = self.clock()
         entries: dict[str, Entry] = {}
-        for key, record, version, expires_at in self._rows(_READ_MANY, [(str(key), str(key)) for key in keys]):
+        for key, record, version, expires_at in self._rows(READ_MANY, [(str(key), str(key)) for key in keys]):
             if self._is_alive(key, record, version, expires_at, now):
                 try:
                     value = default_codec.decode(record, place_of(key, version, expires_at))
@@ -497,7 +452,7 @@ class SQLite(Backend):
     async def scan(self, prefix: str = "") -> AsyncIterator[str]:
         """Page by page, so that a slow reader keeps no old state of the file alive."""
         start = prefix
-        while page := self._rows(_SCAN, ((start, prefix),)):
+        while page := self._rows(SCAN, ((start, prefix),)):
             now = self.clock()
             for key, expires_at in page:
                 if type(expires_at) is not float or now < expires_at or not await self._has_ended(key):
@@ -514,7 +469,7 @@ class SQLite(Backend):
     async def check(self) -> list[str]:
         """What SQLite finds wrong with its file, keys that its index has lost, and a counter that has gone back."""
         faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
-        for statement, what in _STRAY.items():
+        for statement, what in STRAY.items():
             faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
         counter = await self.version()
         ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
@@ -524,7 +479,7 @@ class SQLite(Backend):
 
     async def version(self) -> int:
         """The stored counter."""
-        return self._counter_of(self._rows(_VERSION, ((),)))
+        return self._counter_of(self._rows(VERSION, ((),)))
 
     def _rows(self, statement: str, parameters: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """What a statement gives for each of its parameters in turn, all at one moment."""
@@ -575,7 +530,7 @@ class SQLite(Backend):
         try:
             self._enqueue(request)
             await waiter
-        except GeneratorExit:  # the coroutine was closed: nobody can be told of an outcome
+        except GeneratorExit:  # the coroutine was closed: nobody waits for the outcome
             self._withdraw(request)
             raise
         except BaseException:  # cancelled or interrupted
@@ -589,7 +544,7 @@ class SQLite(Backend):
         now = self.clock()
         seen = {
             key: version
-            for key, record, version, expires_at in self._rows(_READ_MANY, [(str(key), str(key)) for key in expect])
+            for key, record, version, expires_at in self._rows(READ_MANY, [(str(key), str(key)) for key in expect])
             if self._is_alive(key, record, version, expires_at, now)
         }
         if changed := [key for key, version in expect.items() if not is_expected(seen.get(key, 0), version)]:
@@ -600,7 +555,7 @@ class SQLite(Backend):
         """Commit in the caller's thread, unless somebody is writing: then nothing was done."""
         if self._queue:
             return False
-        held: list[Any] = []
+        held: list[threading.Lock] = []
         try:
             held.extend(filter(_acquire_at_once, (self._writing,)))  # one call into C, so no interrupt comes in between
             if not held:
@@ -660,7 +615,7 @@ class SQLite(Backend):
             thread = threading.Thread(target=self._write_queued, name=f"writer of {self.path}", daemon=True)
             thread.start()
             self._thread = thread
-        elif is_waiting:  # else it has been told already, or is at work and will look
+        elif is_waiting:  # else it was notified already, or is at work and will look
             self._queued.notify()
 
     def _enqueue(self, request: _Request) -> None:
@@ -781,8 +736,8 @@ class SQLite(Backend):
         try:
             self._look(closely=True)
             if self._log_file is None:
-                self._log_file = _identity(self._log)
-            elif self.durability == "power" and not _is_at(self._log, self._log_file):
+                self._log_file = identity_of(self._log)
+            elif self.durability == "power" and not is_at(self._log, self._log_file):
                 raise self._moved(f"{self.path}-wal")
             now = self.clock()
             before = version = self._count(execute, len(batch))
@@ -792,10 +747,10 @@ class SQLite(Backend):
                 _roll_back(writer)
                 return
             if version != before + len(batch):
-                execute(_COUNT, (version,))
+                execute(COUNT, (version,))
             self._counter = version
             if self._unreaped >= REAP_EVERY:
-                execute(_REAP, (now, 2 * self._unreaped, now))
+                execute(REAP, (now, 2 * self._unreaped, now))
                 self._unreaped = 0
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
             _roll_back(writer)
@@ -817,9 +772,9 @@ class SQLite(Backend):
         It is where this backend's last commit left it, unless another one has written since; then it must be read.
         """
         before = self._counter
-        if not execute(_COUNT_FROM, (before + more, before)).rowcount:
-            before = self._counter_of(execute(_VERSION).fetchall())
-            execute(_COUNT, (before + more,))
+        if not execute(COUNT_FROM, (before + more, before)).rowcount:
+            before = self._counter_of(execute(VERSION).fetchall())
+            execute(COUNT, (before + more,))
         return before
 
     def _commit_singly(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
@@ -853,13 +808,13 @@ class SQLite(Backend):
             if isinstance(change, Put):
                 row = (key, bound(change.value, place_of(key, own, change.expires_at)), own, change.expires_at)
                 if change.version is None or (
-                    not execute(_PUT_IF_NEWER, row).rowcount and self._is_damaged(execute, key)
+                    not execute(PUT_IF_NEWER, row).rowcount and self._is_damaged(execute, key)
                 ):
-                    execute(_PUT, row)
+                    execute(PUT, row)
             elif change.version is None or (
-                not execute(_DELETE_IF_NOT_NEWER, (key, own)).rowcount and self._is_damaged(execute, key)
+                not execute(DELETE_IF_NOT_NEWER, (key, own)).rowcount and self._is_damaged(execute, key)
             ):
-                execute(_DELETE, (key,))
+                execute(DELETE, (key,))
         self._unreaped += len(request.changes)
         return highest
 
@@ -874,10 +829,10 @@ class SQLite(Backend):
 
     def _version_of(self, execute: _Execute, key: str, now: float) -> Any:
         """The stored version; 0 where there is no entry or it has expired."""
-        row = execute(_SEEN, (key,)).fetchone()
+        row = execute(SEEN, (key,)).fetchone()
         if row is None or row[1] is None:
             return 0 if row is None else row[0]
-        record, version, expires_at = execute(_READ, (key,)).fetchone()
+        record, version, expires_at = execute(READ, (key,)).fetchone()
         return version if self._is_alive(key, record, version, expires_at, now) else 0
 
     def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
@@ -890,7 +845,7 @@ class SQLite(Backend):
             raise self._of_record(key, error) from error
         return False
 
-    def _check_whole(self, record: Any, place: bytes) -> None:
+    def _check_whole(self, record: bytes, place: bytes) -> None:
         if not is_whole(record, place):
             raise CorruptRecordError(
                 "the record's checksum does not fit: it was damaged or cut off, or stands elsewhere"
@@ -898,7 +853,7 @@ class SQLite(Backend):
 
     def _is_damaged(self, execute: _Execute, key: str) -> bool:
         """Is there a damaged row? It is replaced whatever version it has, since that can't be trusted."""
-        row = execute(_READ, (key,)).fetchone()
+        row = execute(READ, (key,)).fetchone()
         try:
             return row is not None and not is_whole(row[0], place_of(key, *row[1:]))
         except (TypeError, struct.error):
@@ -952,75 +907,6 @@ _WAYS_OUT = {
 }
 
 
-class _Ownership:
-    """An exclusive lock on a file, which is created if need be. It ends with the process. Raises BlockingIOError if it is held.
-
-    The lock belongs to the open file, not to the process: a forked child inherits it, and calls `leave`.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            _lock_file(self._file)
-        except BaseException:
-            os.close(self._file)
-            raise
-
-    def release(self) -> None:
-        """Release the lock, also where a child that a library in C has forked still has it."""
-        if fcntl is not None and self._file >= 0:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-        self.leave()
-
-    def leave(self) -> None:
-        """In a forked child: close the file, and the parent keeps the lock."""
-        file, self._file = self._file, -1
-        if file >= 0:
-            os.close(file)
-
-
-def _check_path(path: str) -> None:
-    try:
-        encoded = os.fsencode(path)
-    except UnicodeEncodeError:
-        encoded = b"\0"
-    if b"\0" in encoded:
-        raise ConfigError(
-            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or what no file system can write"
-        )
-
-
-def _lock_file(file: int) -> None:
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    elif sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError from error
-
-
-def _identity(path: str) -> _Identity | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _is_at(path: str, file: _Identity | None) -> bool:
-    """Is that file still at the path, as far as can be told?"""
-    try:
-        status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:  # we may no longer look into its folder
-        return True
-    return (status.st_dev, status.st_ino) == file
-
-
 def _close(cursor: sqlite3.Cursor) -> None:
     """Close its connection. A statement that has failed would keep the file open until the cursor is gone."""
     connection = cursor.connection
@@ -1031,7 +917,7 @@ def _close(cursor: sqlite3.Cursor) -> None:
         connection.close()
 
 
-_acquire_at_once: Callable[[Any], bool] = methodcaller("acquire", False)
+_acquire_at_once: Callable[[threading.Lock], bool] = methodcaller("acquire", False)
 
 
 def _begin(cursor: sqlite3.Cursor) -> None:

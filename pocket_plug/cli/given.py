@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path, PurePath
+from types import GenericAlias
 from typing import Any
 
 import click
@@ -24,7 +25,7 @@ from .jsonlines import why_no_json
 def input_of(step: Step) -> Any:
     """The declared type of a step's input; of a fan-out a list of its node's inputs."""
     if isinstance(step, EachStep):
-        return list[input_of(step.inner)]  # type: ignore[misc]
+        return GenericAlias(list, (input_of(step.inner),))
     return input_of(step.graph.plan.start) if isinstance(step, GraphStep) else step.input_type
 
 
@@ -47,10 +48,10 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
         kinds = [kind for kind in union_members(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
-        wish = "" if wanted is Any else f"; it is to be: {type_name(wanted)}"
+        wish = "" if wanted is Any else f"; expected: {type_name(wanted)}"
         raise click.UsageError(f"{where}: {why_no_json(error)}{wish}") from error
     if not fits(value):
-        raise click.UsageError(f"{where}: this is {summary(value)}; it is to be: {type_name(wanted)}")
+        raise click.UsageError(f"{where}: found {summary(value)}; expected: {type_name(wanted)}")
     return value
 
 

@@ -7,15 +7,20 @@ escapes are JSON's own, so the document means the same.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 
 import click
 
 from pocket_plug.primitives.terminal import escaped, escaped_json
 
+as_json = click.option("--json", "as_json", is_flag=True, help="For machines: JSON.")
+
 NAME_WIDTH = 40
 """Columns that a thing's name is left in a narrow terminal, if it needs as many."""
+
+MANY = 1000
+"""Of more things than that, a terminal is shown how far it is."""
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
@@ -36,7 +41,7 @@ def echo_drawn(drawn: str) -> None:
     click.echo(drawn, nl=False, color=True)
 
 
-def echo_json(value: Any, *, is_compact: bool = False) -> None:
+def echo_json(value: object, *, is_compact: bool = False) -> None:
     """Print a JSON document. Values of types that JSON doesn't have are printed as text."""
     import json
 
@@ -61,7 +66,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         from rich.text import Text
 
         table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        first = table.columns[0]  # what one types to name the thing: in a narrow terminal the others give way
+        first = table.columns[0]  # what one types to name the thing: in a narrow terminal the other columns are cut
         first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
         for row in rows:
             table.add_row(*map(Text, row))  # not as markup
@@ -70,3 +75,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
         echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@contextmanager
+def progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
+    """A progress bar on a terminal. Call what it yields with the number of things that were done since."""
+    if total <= MANY or not sys.stderr.isatty():
+        yield lambda more: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda more: bar.advance(task, more)

@@ -15,8 +15,7 @@ from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.signals import run_loop
 
 from .given import input_of, value_of
-from .output import echo, echo_json, echo_value
-from .show import as_json
+from .output import as_json, echo, echo_json, echo_value
 from .target import load
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def run(
         return 0
 
 
-def is_graph(found: Any) -> TypeGuard[Graph[Any, Any]]:
+def is_graph(found: object) -> TypeGuard[Graph[Any, Any]]:
     """Is what a target names a graph?"""
     return isinstance(found, Graph)
 
@@ -113,8 +112,8 @@ def _run_main(main: Any, title: str, arguments: tuple[str, ...]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) -> Any:
-    async def in_pocket() -> Any:
+def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) -> object:
+    async def in_pocket() -> object:
         async with default_pocket() as pocket:
             return await pocket.run(graph, value, run_id=run_id)
 
@@ -122,7 +121,7 @@ def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) ->
     return run_loop(in_pocket())
 
 
-def print_result(result: Any, as_json: bool) -> None:
+def print_result(result: object, as_json: bool) -> None:
     """What a graph has left with: text as it is, anything else as JSON."""
     if isinstance(result, str) and not as_json:
         echo_value(result)
@@ -141,7 +140,7 @@ def graph(target: str, as_json: bool) -> None:
     """
     title, found = load(target, ("graph",))
     if not is_graph(found):
-        raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph")
+        raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph; name another one: FILE:name")
     chart = found.mermaid()
     if as_json:
         echo_json({"name": found.name, "mermaid": chart}, is_compact=True)

@@ -24,16 +24,15 @@ from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING
 
+from .entries import BATCH, Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
-from .output import echo, echo_json, print_table
+from .output import as_json, echo, echo_json, print_table
 from .run import is_graph, print_result, trace_option, traced
-from .show import as_json
-from .store import BATCH, Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
 from .target import load
 
 UNREADABLE = "unreadable"
-"""The state of what stands where a run's record should, and is none."""
+"""The state of a run whose record is damaged."""
 
 
 @click.group
@@ -121,7 +120,7 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
         async with target.opened() as stack:
             entry = await stack.read(key)
             if entry is None:
-                raise UnknownRunError(f"there is no run {run_id!r} in {target}")
+                raise UnknownRunError(f"there is no run {run_id!r} in {target}; `pocket-plug runs ls` lists them")
             record, checkpoint = look_at(key, entry)
             start = [found async for _, found in found_entries(stack, [f"{part}start"])]
             frames = checkpoint.frames
@@ -183,7 +182,7 @@ def _part(entry: Entry | CodecError, name: str) -> Any:
     return value.get(name) if value.__class__ is dict else None
 
 
-def _kept(record: Any) -> dict[str, Any] | None:
+def _kept(record: object) -> dict[str, object] | None:
     """A value that a run has kept, as an export would have it, with a text where that is no JSON."""
     if not isinstance(record, bytes) or not record:
         return None
@@ -194,7 +193,7 @@ def _kept(record: Any) -> dict[str, Any] | None:
     return {"value": value} if is_json(value) else {"type": type_in(record), "record": record, "text": text_of(value)}
 
 
-def _trace_id(carrier: Mapping[str, Any]) -> str | None:
+def _trace_id(carrier: Mapping[str, object]) -> str | None:
     """That of the first execution, as the W3C's traceparent has it."""
     pieces = str(carrier.get("traceparent", "")).split("-")
     return pieces[1] if len(pieces) > 1 else None
@@ -235,17 +234,23 @@ def answer(
     print_result(_resumed(target, graph, run_id, answer_json, allow_changed, trace), as_json)
 
 
-def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool, trace: bool) -> Any:
+def _resumed(
+    target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool, trace: bool
+) -> object:
     target.make_default()
     title, graph = load(name, ("graph",))
     if not is_graph(graph):
-        raise click.UsageError(f"{title} is {type(graph).__name__}, not a Graph")
+        raise click.UsageError(
+            f"{title} is {type(graph).__name__}, not a Graph; name the graph that the run is of: FILE:name"
+        )
 
-    async def resumed() -> Any:
+    async def resumed() -> object:
         async with default_pocket() as pocket:
             stack, _ = graph.place(pocket.store)
             if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
-                raise click.UsageError(f"{title} has a store of its own, so its runs aren't in {target}")
+                raise click.UsageError(
+                    f"{title} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
+                )
             given = MISSING if answer_json is None else await _answer(graph, stack, run_id, answer_json)
             return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
 
@@ -253,7 +258,7 @@ def _resumed(target: Target, name: str, run_id: str, answer_json: str | None, al
         return run_loop(resumed())
 
 
-async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> Any:
+async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> object:
     """The answer as the type that is asked for where the run stands."""
     if stack.is_new:
         await stack.ensure_open()
@@ -309,12 +314,12 @@ async def _removed(stack: Backend, run_id: str, key: str, part: str, look: str |
                     )
                 fenced = Put(key, {**entry.value, "owner": ""}, entry.expires_at)
                 expect = {key: await stack.write((fenced,), expect)}  # no part of it is added from now on
-            doomed = [each async for each in stack.scan(part)]
-            if entry is None and expect and not doomed:
+            keys = [each async for each in stack.scan(part)]
+            if entry is None and expect and not keys:
                 return False
-            doomed += [key] if look is None else [look, key]
-            for start in range(0, len(doomed), BATCH):
-                await stack.write([Delete(each) for each in doomed[start : start + BATCH]], expect)
+            keys += [key] if look is None else [look, key]
+            for start in range(0, len(keys), BATCH):
+                await stack.write([Delete(each) for each in keys[start : start + BATCH]], expect)
         except ConflictError:
             continue  # somebody has gone on with it: look again
         return True

@@ -8,14 +8,12 @@ from typing import Any
 import click
 
 from pocket_plug.errors import PocketError
+from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.config import StoreTable, layer_name
 from pocket_plug.plugins.pocket import Pocket, default_pocket
-from pocket_plug.plugins.records import PluginRecord
 from pocket_plug.primitives.redaction import public_url, shown
 
-from .output import echo, echo_json, print_table
-
-as_json = click.option("--json", "as_json", is_flag=True, help="For machines: JSON.")
+from .output import as_json, echo, echo_json, print_table
 
 
 @click.command
@@ -49,7 +47,7 @@ def _some_pocket() -> Pocket:
     return Pocket(autoload=False)
 
 
-def _plugin(record: PluginRecord) -> dict[str, Any]:
+def _plugin(record: PluginRecord) -> dict[str, object]:
     return {
         "name": record.name,
         "distribution": record.distribution,

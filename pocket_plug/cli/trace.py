@@ -16,9 +16,7 @@ import click
 from pocket_plug.errors import ConfigError, UnknownRunError, suggest
 from pocket_plug.primitives.files import make_folder, private
 
-from .output import echo, echo_json, echo_value, print_table
-from .show import as_json
-from .store import progress
+from .output import as_json, echo, echo_json, echo_value, print_table, progress
 from .trees import follow, local_time, plural, print_tree
 
 if TYPE_CHECKING:
@@ -99,7 +97,7 @@ def _runs(path: Path) -> tuple[list[RunSummary], TraceFile]:
 
 @contextmanager
 def _readable(path: Path) -> Generator[None]:
-    """What can't be read is said to be so, by its name."""
+    """An error of reading as one that names the file and the way out."""
     try:
         yield
     except FileNotFoundError:
@@ -205,7 +203,7 @@ def _newest(path: Path) -> str:
 
     newest = max(TraceFile(path).spans(), key=lambda span: span.start, default=None)
     if newest is None:
-        raise UnknownRunError(f"there are no traces in {path}")
+        raise UnknownRunError(f"there are no traces in {path}; `pocket-plug run --trace` and observe() write some")
     return newest.trace_id
 
 
@@ -224,10 +222,12 @@ def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
         with open(path, "w", encoding="utf-8", opener=private) as file:
             file.write(text)
     except OSError as error:
-        raise ConfigError(f"the page can't be written to {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"the page can't be written to {path}: {error.strerror}; --html names another file"
+        ) from error
     echo(f"page: {path}", err=True)
     if opens and not webbrowser.open(path.resolve().as_uri()):
-        echo("there is no browser here that could be opened", err=True)
+        echo("no browser could be opened; open the page by hand", err=True)
         return 1
     return 0
 

@@ -135,7 +135,7 @@ def adapter_of(cls: Hint) -> TypeAdapter | None:
         parts = _Fields(cls)
         names = tuple(parts.specs)
         return TypeAdapter(parts.encode, parts.decode, names, cls.__dataclass_params__.frozen, shape=names)
-    return _asked("adapter", cls)  # type: ignore[no-any-return]
+    return _asked("adapter", cls)  # type: ignore[no-any-return]  # what a library module answers is Any
 
 
 def _members(cls: type[Enum]) -> tuple[Value, ...]:
@@ -262,7 +262,7 @@ def parts_of(declared: Hint) -> Iterator[Hint]:
 def hints_of(cls: type) -> Iterable[Hint]:
     """The types of a class's fields; none where they can't be resolved."""
     if (hints := _asked("hints", cls)) is not None:
-        return hints  # type: ignore[no-any-return]
+        return hints  # type: ignore[no-any-return]  # the same
     try:
         return typing.get_type_hints(cls).values()
     except Exception:  # noqa: BLE001 - a hint may evaluate to anything, and a declaration is no place to fail
@@ -271,7 +271,7 @@ def hints_of(cls: type) -> Iterable[Hint]:
 
 def advice(cls: type) -> str | None:
     """What to do about a library's class that can't be stored as it is; None where there is nothing particular to say."""
-    return _asked("advice", cls)  # type: ignore[no-any-return]
+    return _asked("advice", cls)  # type: ignore[no-any-return]  # the same
 
 
 def is_data(cls: type[Any]) -> bool:

@@ -22,7 +22,7 @@ from .copying import private_copy
 from .encoding import culprit, packed, plain_depth
 from .records import FORMAT, HEADER_SIZE, Sealed, opened, sealed
 from .registry import UNBOUND, Registry, Upgrade, name_of, object_of, upgraded, upgraded_state
-from .wire import BUILT_IN, COMPOSITE_READERS, RECORD, SCALAR_READERS, to_msgpack, type_of
+from .wire import BUILT_IN, COMPOSITE_READERS, LEAVES, RECORD, SCALAR_READERS, to_msgpack, type_of
 
 T = TypeVar("T")
 
@@ -145,9 +145,9 @@ class Codec:
         kind = type_of(value)
         try:
             try:
-                if kind is dict or kind is list:
-                    depth = plain_depth(value, self.max_depth)
-                    payload, depth = (to_msgpack(value), depth) if depth else self._packed(value)
+                depth = plain_depth(value, self.max_depth) if kind is dict or kind is list else 0
+                if depth or kind in LEAVES:
+                    payload = to_msgpack(value)
                 else:
                     payload, depth = self._packed(value)
             except OverflowError:  # an int that MessagePack does not hold

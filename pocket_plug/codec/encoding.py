@@ -37,16 +37,14 @@ def plain_depth(value: Value, max_depth: int) -> int:
         value = value.values()
     depth = 1
     for item in value:
-        kind = type_of(item)
-        if kind is str or kind is int or kind in LEAVES:
-            continue
-        if kind is not list and kind is not dict:
-            return 0
-        below = plain_depth(item, max_depth - 1)
-        if not below:
-            return 0
-        if below >= depth:
-            depth = below + 1
+        if type(item) not in LEAVES:
+            if type(item) is not list and type(item) is not dict:
+                return 0
+            below = plain_depth(item, max_depth - 1)
+            if not below:
+                return 0
+            if below >= depth:
+                depth = below + 1
     return depth
 
 

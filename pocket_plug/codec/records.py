@@ -8,13 +8,14 @@ where it stands (`place_of`), so the right record in the wrong place is an error
 from __future__ import annotations
 
 import struct
-import zlib
+from zlib import crc32
 
 from pocket_plug.errors import CodecError, CorruptRecordError
 
 FORMAT, BOUND = 1, 2  # no single bit makes one of them the other
-HEADER = struct.Struct(">BBI")
-HEADER_SIZE = HEADER.size
+_HEADER = struct.Struct(">BBI")
+_pack_header, _unpack_header = _HEADER.pack, _HEADER.unpack_from
+HEADER_SIZE = _HEADER.size
 
 _SHORT = 4096
 """Fewer bytes are copied faster than a memoryview of them is made."""
@@ -41,8 +42,8 @@ def bound(record: bytes, place: bytes) -> bytes:
       ...
     pocket_plug.errors.CorruptRecordError: the record's checksum does not fit: it was damaged or cut off, or stands elsewhere
     """
-    _, depth, checksum = HEADER.unpack_from(record)
-    return HEADER.pack(BOUND, depth, zlib.crc32(place, checksum)) + record[HEADER_SIZE:]
+    _, depth, checksum = _unpack_header(record)
+    return _pack_header(BOUND, depth, crc32(place, checksum)) + record[HEADER_SIZE:]
 
 
 def payload_of(record: bytes) -> bytes:
@@ -59,14 +60,14 @@ def is_whole(record: bytes, place: bytes) -> bool:
     """
     if len(record) <= HEADER_SIZE:
         return False
-    format, depth, checksum = HEADER.unpack_from(record)
-    found = zlib.crc32(memoryview(record)[HEADER_SIZE:], depth)
-    return format in (FORMAT, BOUND) and checksum == (found if format == FORMAT else zlib.crc32(place, found))
+    format, depth, checksum = _unpack_header(record)
+    found = crc32(memoryview(record)[HEADER_SIZE:], depth)
+    return format in (FORMAT, BOUND) and checksum == (found if format == FORMAT else crc32(place, found))
 
 
 def sealed(payload: bytes | memoryview, depth: int) -> bytes:
     """The record of a payload."""
-    return HEADER.pack(FORMAT, depth, zlib.crc32(payload, depth)) + payload
+    return _pack_header(FORMAT, depth, crc32(payload, depth)) + payload
 
 
 def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -> bytes | memoryview:
@@ -75,13 +76,13 @@ def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -
         raise CorruptRecordError(
             f"a record has {HEADER_SIZE + 1} to {max_bytes:,} bytes (max_bytes); this has {len(record):,}"
         )
-    format, depth, checksum = HEADER.unpack_from(record)
+    format, depth, checksum = _unpack_header(record)
     payload = (record if len(record) < _SHORT else memoryview(record))[HEADER_SIZE:]
-    found = zlib.crc32(payload, depth)
+    found = crc32(payload, depth)
     if format == BOUND:
         if place is None:
             raise CorruptRecordError("the record is bound to a key, version and deadline, and is read without them")
-        found = zlib.crc32(place, found)
+        found = crc32(place, found)
     elif format != FORMAT:
         raise CorruptRecordError(
             f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x} or {BOUND:#04x}"

@@ -29,7 +29,7 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
         try:
             waiting = context.run(step, argument)
         except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+            return done.value  # type: ignore[no-any-return]  # what it returns is T
         try:
             step, argument = coroutine.send, (yield waiting)
         except GeneratorExit:

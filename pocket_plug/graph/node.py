@@ -110,7 +110,7 @@ class Node(Link[I, O], Generic[I, O, R]):
 
     def exec(self, prepared: Value, /) -> R | Awaitable[R]:
         """Work, without the store; by default what prep gave."""
-        return prepared  # type: ignore[no-any-return]
+        return prepared  # type: ignore[no-any-return]  # without an exec, R is what prep gives
 
     def fallback(self, prepared: Value, error: Exception, /) -> R | Awaitable[R]:
         """Answer in place of an `exec` that is out of attempts; by default its error stands."""
@@ -118,7 +118,7 @@ class Node(Link[I, O], Generic[I, O, R]):
 
     def post(self, store: Any, input: I, prepared: Value, result: Value, /) -> O | AnyNext | Awaitable[O | AnyNext]:
         """Write, and choose the way out; by default what exec gave leaves by "default"."""
-        return result  # type: ignore[no-any-return]
+        return result  # type: ignore[no-any-return]  # without a post, O is what exec gives
 
     def on_success(self, store: Any, output: Value, /) -> Value:
         """After the commit."""
@@ -157,4 +157,4 @@ AnyNode = Node[Any, Any, Any]
 
 def options_of(node: AnyNode) -> Options:
     """What a node was declared with."""
-    return node._options  # pyright: ignore[reportPrivateUsage]
+    return node._options  # pyright: ignore[reportPrivateUsage]  # one of this module

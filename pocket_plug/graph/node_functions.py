@@ -45,7 +45,7 @@ class FunctionNode(Node[I, O], Generic[I, O, C]):
     def __call__(self, input: I, /) -> C:
         """Call the function itself, as a unit test does."""
         assert self.__wrapped__ is not None
-        return self.__wrapped__(input)  # type: ignore[no-any-return]
+        return self.__wrapped__(input)  # type: ignore[no-any-return]  # C, by the decorator
 
     def __repr__(self) -> str:
         return f"<node {self._options.name}>"
@@ -56,7 +56,7 @@ class PostNode(FunctionNode[I, O, Any]):
 
     _takes = Node._takes - {"retry", "timeout"}
 
-    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore
+    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes two
         """Call the function itself, as a unit test does."""
         assert self.__wrapped__ is not None
         return self.__wrapped__(store, input)

@@ -74,7 +74,7 @@ class NodeCall:
     attempts: int = field(default=0, init=False)
     outcome: NodeOutcome | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, repr=False, init=False)
-    durations: dict[str, float] = field(default_factory=dict, init=False)  # pyright: ignore[reportUnknownVariableType]
+    durations: dict[str, float] = field(default_factory=dict[str, float], init=False)
     """Seconds by phase, of all attempts together."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.primitives.signatures import is_async, misfit
 from pocket_plug.primitives.typechecks import type_name
@@ -55,7 +55,7 @@ def overridden(node: AnyNode, phase: str) -> Function | None:
         return node.functions.get(phase)
     if getattr(type(node), phase) is getattr(Node, phase):
         return None
-    return getattr(node, phase)  # type: ignore[no-any-return]
+    return getattr(node, phase)  # type: ignore[no-any-return]  # looked up by name
 
 
 def hints(function: Function) -> dict[str, Hint]:
@@ -95,7 +95,8 @@ def _of_node(cls: type, given: tuple[Hint, ...]) -> tuple[Hint, ...]:
     for base in cls.__dict__.get("__orig_bases__", cls.__bases__):
         origin = get_origin(base) or base
         if isinstance(origin, type) and issubclass(origin, Node):
-            return _of_node(origin, tuple(_filled(argument, values) for argument in get_args(base)))  # pyright: ignore[reportUnknownArgumentType]
+            arguments: tuple[Hint, ...] = get_args(base)
+            return _of_node(cast("type", origin), tuple(_filled(argument, values) for argument in arguments))
     return ()
 
 

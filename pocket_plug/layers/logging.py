@@ -28,7 +28,7 @@ from pocket_plug.store.keys import template_of
 from pocket_plug.store.layer import Layer, parts
 
 if TYPE_CHECKING:
-    from pocket_plug.plugins.records import PluginRecord
+    from pocket_plug.hookspecs import PluginRecord
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
@@ -91,11 +91,11 @@ class LoggingPlugin:
         return [Logging]
 
     @hookimpl(tryfirst=True)  # so that what other plugins log has the run's id
-    def pocket_observe(self) -> Observer | None:
+    def pocket_observe(self, run: Run) -> Observer | None:
         """Log a run where that is wanted."""
         if suppressed():
             return None
-        chosen = replace(_settings, **self._own)
+        chosen = self._chosen()
         if not _wanted(chosen):
             if _looked:
                 look()  # a layer logs: for it too, a changed configuration counts from here on
@@ -107,10 +107,14 @@ class LoggingPlugin:
             event=lambda name, call, attributes: _event(log, name, call, attributes),
         )
 
+    def _chosen(self) -> Settings:
+        """Those that count here now."""
+        return replace(_settings, **self._own) if self._own else _settings  # asked for each run
+
     @hookimpl
     def pocket_plugin_failed(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
         """Log the first time that a plugin fails at something."""
-        if _wanted(replace(_settings, **self._own)) and not suppressed():
+        if _wanted(self._chosen()) and not suppressed():
             about = {"plugin": plugin.name, "part": what, "error_type": error_type(error)}
             try:
                 _say(look(), "warning", "pocket_plug.plugin.failed", **about)

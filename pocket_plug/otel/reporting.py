@@ -1,6 +1,6 @@
-"""What telemetry may say: of keys their template, of errors their type and a capped text, of a backend its name.
+"""What all of telemetry is built on: who listens, what is suppressed, how settings are changed, and what a backend is called.
 
-And how a layer of telemetry says that it failed itself: once, through the `pocket_plug` logger, never by raising.
+It speaks OpenTelemetry's API only, never its SDK.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Plugins: found by their entry points, registered with pluggy, configured by a Pocket, which runs and stores ask."""
 
+from pocket_plug.hookspecs import PluginRecord as PluginRecord
+
 from .pocket import Pocket as Pocket
 from .pocket import default_pocket as default_pocket
 from .pocket import set_default_pocket as set_default_pocket
-from .records import PluginRecord as PluginRecord
 
 __all__ = ["PluginRecord", "Pocket", "default_pocket", "set_default_pocket"]

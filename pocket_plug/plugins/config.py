@@ -245,7 +245,7 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", 
         if isinstance(error, ValueError | TypeError):  # how a layer refuses an option
             said = said.removeprefix(f"{type(error).__name__}: ")
         raise ConfigError(f"{prefix}{kind.name}: {said}") from cause
-    recipe.__dict__.update(_written=from_environment, plugin=plugin)
+    recipe.made_by(plugin, from_environment)
     return recipe
 
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
 
 from pocket_plug.errors import PluginError, is_fault
-from pocket_plug.hookspecs import GROUP
+from pocket_plug.hookspecs import GROUP, PluginRecord
 from pocket_plug.primitives.failures import describe
-
-from .records import PluginRecord
 
 OUR_DISTRIBUTION = "pocket-plug"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 import pluggy
 
 from pocket_plug.errors import NotConfiguredError, PluginError, is_fault, suggest
-from pocket_plug.hookspecs import GROUP, Observer, PluginHost, Run, Specs
+from pocket_plug.hookspecs import GROUP, Observer, PluginHost, PluginRecord, Run, Specs, Status
 from pocket_plug.primitives.failures import describe, error_type
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
@@ -25,7 +25,6 @@ from pocket_plug.store.layer import Layer
 
 from .config import alternatives
 from .discovery import Candidate
-from .records import PluginRecord, Status
 
 if TYPE_CHECKING:
     import click

@@ -27,7 +27,7 @@ from pocket_plug.errors import (
     is_fault,
     suggest,
 )
-from pocket_plug.hookspecs import Carrier, Observer, Run
+from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
@@ -50,7 +50,6 @@ from .config import (
 )
 from .discovery import find_plugins
 from .manager import Manager, Options
-from .records import PluginRecord
 
 if TYPE_CHECKING:
     import click

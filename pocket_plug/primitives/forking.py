@@ -13,6 +13,7 @@ a library in C forks by itself gets none of this.
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import logging
 import os
@@ -34,6 +35,9 @@ from .locks import Lock, RLock
 
 PATIENCE = 5.0
 """Seconds that a fork waits, at most, for other threads to finish what they are doing."""
+
+SOON = 0.01
+"""Seconds after a fork until a Ctrl-C that came in the middle of it is raised again: until then the caller has the child's id."""
 
 _SLICE = 0.01  # seconds to wait for one lock, while others are held
 
@@ -303,15 +307,19 @@ def _after_in_parent() -> None:
 
 
 def _raise_again(fork: _Fork) -> None:
-    """Raise what a signal's handler raised during the fork."""
+    """Raise what a signal's handler raised during the fork. It has to be the last that is done for a fork."""
     if isinstance(fork.interrupt, KeyboardInterrupt):  # raised here it is only printed, so the signal is sent once more
-        main = threading.main_thread().ident
-        assert main is not None
-        again = threading.Timer(_SLICE, signal.pthread_kill, (main, signal.SIGINT))
-        again.daemon = True
-        again.start()
+        # unpacking what `map` does is no call, so however soon the signal comes, its handler is called after the fork
+        [_] = map(_thread.start_new_thread, (_send_interrupt,), ((),))
     elif fork.interrupt is not None:
         raise fork.interrupt
+
+
+def _send_interrupt() -> None:
+    time.sleep(SOON)
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)  # which wakes it, too
 
 
 def _title(fork: _Fork) -> str:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Runner(Protocol):
     """How a sync caller runs a coroutine: `drive_inline`, `drive`, or on its home loop."""
 
-    def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
+    def __call__(self, coroutine: Coroutine[object, object, T], /) -> T: ...
 
 
 class _Driving(threading.local):
@@ -191,11 +191,11 @@ def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *ar
     loop.call_soon_threadsafe(function, *arguments)
 
 
-def _title(coroutine: Coroutine[Any, Any, Any]) -> str:
+def _title(coroutine: Coroutine[object, object, object]) -> str:
     return getattr(coroutine, "__qualname__", repr(coroutine))
 
 
-def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+def drive(coroutine: Coroutine[object, object, T]) -> T:
     """Run a coroutine to its end in this thread, without a loop; where it waits on a Waiter the thread blocks.
 
     What interrupts it (Ctrl-C) is raised in the coroutine, so that it can withdraw what it waits for.
@@ -218,7 +218,8 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
                     waiting.block()
                     _driving.blocked = None
             except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
+                result: T = done.value
+                return result
             except SyncError:
                 raise
             except BaseException as error:
@@ -231,12 +232,13 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         coroutine.close()  # for who interrupts the interrupt
 
 
-def drive_inline(coroutine: Coroutine[Any, Any, T]) -> T:
+def drive_inline(coroutine: Coroutine[object, object, T]) -> T:
     """Run a coroutine that never suspends. About a fifth of a microsecond."""
     try:
         coroutine.send(None)
     except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+        result: T = done.value
+        return result
     coroutine.close()
     raise SyncError(
         f"{_title(coroutine)} suspended although its part says that it is inline; "
@@ -287,7 +289,7 @@ class LoopThread:
         self._thread.join()
 
 
-def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object, T]) -> T:
     """Run a coroutine on the loop that it belongs to, and block this thread until it is done.
 
     Raises SyncError from that loop's own thread and where it doesn't run, StoreError where it is stopped meanwhile.
@@ -331,7 +333,7 @@ LOOK = 1.0
 class _Running(Generic[T]):
     """A coroutine that runs on a loop, for a thread that waits for its end."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object, T]) -> None:
         self._loop, self._coroutine = loop, coroutine
         self._task: asyncio.Task[T] | None = None
         self._is_cancelled = False
@@ -384,5 +386,5 @@ class _Running(Generic[T]):
         wake([self.waiter])
 
 
-_going: set[asyncio.Task[Any]] = set()
+_going: set[asyncio.Task[object]] = set()
 """What runs for a thread: an event loop itself holds its tasks weakly."""

@@ -91,7 +91,7 @@ class Layer(Recipe):
         except BaseException as error:
             if not is_fault(error):
                 raise
-            said, cause = concealed(error, self.hidden())
+            said, cause = concealed(error, self._hidden())
             if cause is None:
                 raise ConfigError(said if isinstance(error, ConfigError) else f"{self.name}: {said}") from None
             raise

@@ -43,7 +43,17 @@ class Recipe(Backend):
             cls.name = snake_case(cls.__name__)
         has_init = "__init__" in cls.__dict__
         dataclass(kw_only=True, eq=False, repr=False)(cls)
+        a_dataclass: Any = cls  # unseen by type checkers
+        for taken in ("inner", "plugin"):
+            if any(option.name == taken for option in dataclasses.fields(a_dataclass)):
+                raise TypeError(
+                    f"{cls.__name__}: an option can't be called {taken!r}, which every layer has; rename it"
+                )
         cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign] # a guard around it
+
+    def made_by(self, plugin: object, written: Mapping[str, Any]) -> None:
+        """Note the plugin's object of the Pocket that made it by name, and what its configuration has from the environment."""
+        self.__dict__.update(plugin=plugin, _written=written)
 
     def __repr__(self) -> str:
         recipe: Any = self  # a dataclass, unseen by type checkers
@@ -51,7 +61,7 @@ class Recipe(Backend):
         texts = (f"{f.name}={shown(f, self._written.get(f.name, v))!r}" for f, v in options if v != f.default)
         return f"{type(self).__name__}({', '.join(texts)})"
 
-    def hidden(self) -> dict[str, str]:
+    def _hidden(self) -> dict[str, str]:
         """What an error must not quote of the options: each text, with what may stand for it."""
         recipe: Any = self
         return hidden_of(dataclasses.fields(recipe), vars(self), self._written)

@@ -3,9 +3,9 @@
 `observe()` traces a developer's runs within one line: to the terminal and a file, or where the environment says.
 `setup()` is for production: traces, metrics and logs, all as `OTEL_*` variables say.
 
-`wiring` holds both and what ends with the process, `providers` what is set globally, `export` exporters and their queues,
-`logs` structlog. `local` writes the trace file and `recorded` reads it; `live` is what goes on right now; `tree`, `drawing`
-and `page` show it.
+`wiring` holds both, `ending` what is done at the end of the process, `providers` what is set globally, `exporters` what the
+environment names, `export` the queues before them, `logs` structlog. `local` writes the trace file and `recorded` reads it;
+`live` is what goes on right now; `tree`, `drawing` and `page` show it.
 """
 
 from __future__ import annotations

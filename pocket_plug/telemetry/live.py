@@ -38,11 +38,11 @@ LEFT = 24 * 3600.0
 """Seconds after which what a killed process left is cleared away by the next one."""
 
 LIMIT = 500
-"""So many open spans are told at most, those that began first."""
+"""So many open spans are written at most, those that began first."""
 
 
 def _beside(file: Path) -> list[Path]:
-    """What processes told, and what one was killed over (`~`)."""
+    """The files with the open spans of processes, and those that a killed one was just writing (`~`)."""
     return sorted(file.parent.glob(f"{file.name}.open-*"))
 
 
@@ -57,7 +57,7 @@ class OpenSpan:
 
 
 def open_spans(file: Path, clock: Callable[[], float] = time.time) -> list[OpenSpan]:
-    """Those of all processes that trace to a file, and of those that were killed over it."""
+    """The open spans of all processes that trace to a file, and of those that were killed."""
     found: list[OpenSpan] = []
     for path in _beside(file):
         if path.name.endswith("~"):
@@ -73,7 +73,7 @@ def open_spans(file: Path, clock: Callable[[], float] = time.time) -> list[OpenS
 
 # ---------------------------------------------------------------- writing
 class OpenSpans(SpanProcessor):
-    """Tells which spans are open, from a thread of its own that sleeps while none is.
+    """Writes down which spans are open, in a thread of its own that sleeps while there is none.
 
     `last_run` is the id of the outermost run that began last.
     """
@@ -95,7 +95,7 @@ class OpenSpans(SpanProcessor):
         self._thread: threading.Thread | None = None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """It is open."""
+        """The span is open from now on."""
         attributes = span.attributes or {}
         if "pocket_plug.run.id" in attributes and not NO_RUN & attributes.keys():
             self.last_run = str(attributes["pocket_plug.run.id"])
@@ -112,14 +112,14 @@ class OpenSpans(SpanProcessor):
             self._awake.set()
 
     def on_end(self, span: ReadableSpan) -> None:
-        """It is not."""
+        """The span is no longer open."""
         context = span.get_span_context()
         with self._lock:
             if context is not None and self._open.pop(context.span_id, None) is not None:
                 self._changed = True
 
     def shutdown(self) -> None:
-        """Nothing is told any more."""
+        """Stop, and remove the file."""
         self._ended.set()
         self._awake.set()
         if self._thread is not None:

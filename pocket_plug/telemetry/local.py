@@ -11,11 +11,13 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind
+from opentelemetry.util.types import AnyValue
 
 from pocket_plug.primitives.files import make_folder, private
 
@@ -44,24 +46,27 @@ def _command() -> str:
     return called if Path(called).name == COMMAND and shutil.which(COMMAND) is None else COMMAND
 
 
-def encode(spans: Iterable[ReadableSpan]) -> dict[str, Any]:
+Encoded = dict[str, object]
+
+
+def encode(spans: Iterable[ReadableSpan]) -> Encoded:
     """An `ExportTraceServiceRequest` as OTLP/JSON has it: ids in hex, enums as numbers, 64-bit integers as strings."""
-    resources: dict[Any, dict[Any, list[ReadableSpan]]] = {}
+    resources: dict[Resource, dict[InstrumentationScope | None, list[ReadableSpan]]] = {}
     for span in spans:
         resources.setdefault(span.resource, {}).setdefault(span.instrumentation_scope, []).append(span)
     return {"resourceSpans": [_resource(resource, scopes) for resource, scopes in resources.items()]}
 
 
-def _resource(resource: Any, scopes: Mapping[Any, list[ReadableSpan]]) -> dict[str, Any]:
-    encoded: dict[str, Any] = {
+def _resource(resource: Resource, scopes: Mapping[InstrumentationScope | None, list[ReadableSpan]]) -> Encoded:
+    encoded: Encoded = {
         "resource": {"attributes": _attributes(resource.attributes)},
         "scopeSpans": [_scope(scope, spans) for scope, spans in scopes.items()],
     }
     return encoded | ({"schemaUrl": resource.schema_url} if resource.schema_url else {})
 
 
-def _scope(scope: Any, spans: list[ReadableSpan]) -> dict[str, Any]:
-    encoded: dict[str, Any] = {"spans": [_span(span) for span in spans]}
+def _scope(scope: InstrumentationScope | None, spans: list[ReadableSpan]) -> Encoded:
+    encoded: Encoded = {"spans": [_span(span) for span in spans]}
     if scope is not None:
         encoded["scope"] = {"name": scope.name} | ({"version": scope.version} if scope.version else {})
         if scope.schema_url:
@@ -69,21 +74,22 @@ def _scope(scope: Any, spans: list[ReadableSpan]) -> dict[str, Any]:
     return encoded
 
 
-def _span(span: ReadableSpan) -> dict[str, Any]:
-    encoded: dict[str, Any] = {
+def _span(span: ReadableSpan) -> Encoded:
+    encoded: Encoded = {
         **_ids(span.get_span_context()),
         "name": span.name,
         "kind": _KINDS[span.kind],
         "startTimeUnixNano": str(span.start_time or 0),
         "endTimeUnixNano": str(span.end_time or 0),
         "attributes": _attributes(span.attributes),
-        "status": {"code": span.status.status_code.value},
+        "status": {
+            "code": span.status.status_code.value,
+            **({"message": span.status.description} if span.status.description else {}),
+        },
     }
     encoded["flags"] = _flags(span.parent)
     if span.parent is not None:
         encoded["parentSpanId"] = f"{span.parent.span_id:016x}"
-    if span.status.description:
-        encoded["status"]["message"] = span.status.description
     if span.events:
         encoded["events"] = [
             {"timeUnixNano": str(event.timestamp), "name": event.name, "attributes": _attributes(event.attributes)}
@@ -97,7 +103,7 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
     return encoded
 
 
-def _link(link: Link) -> dict[str, Any]:
+def _link(link: Link) -> Encoded:
     return {**_ids(link.context), "attributes": _attributes(link.attributes), "flags": _flags(link.context)}
 
 
@@ -114,11 +120,11 @@ def _ids(context: SpanContext | None) -> dict[str, str]:
     return ids | ({"traceState": state} if state else {})
 
 
-def _attributes(attributes: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _attributes(attributes: Mapping[str, AnyValue] | None) -> list[Encoded]:
     return [{"key": key, "value": _value(value)} for key, value in (attributes or {}).items()]
 
 
-def _value(value: Any) -> dict[str, Any]:
+def _value(value: AnyValue) -> Encoded:
     if isinstance(value, bool):
         return {"boolValue": value}
     if isinstance(value, int):
@@ -129,9 +135,9 @@ def _value(value: Any) -> dict[str, Any]:
     if isinstance(value, bytes):
         return {"bytesValue": base64.b64encode(value).decode()}
     if isinstance(value, Mapping):
-        return {"kvlistValue": {"values": _attributes(value)}}  # pyright: ignore[reportUnknownArgumentType]
+        return {"kvlistValue": {"values": _attributes(value)}}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return {"arrayValue": {"values": [_value(item) for item in value]}}  # pyright: ignore[reportUnknownVariableType]
+        return {"arrayValue": {"values": [_value(item) for item in value]}}
     return {} if value is None else {"stringValue": str(value)}
 
 

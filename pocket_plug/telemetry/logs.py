@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from io import StringIO
-from typing import Any, TextIO
+from typing import TextIO, cast
 
 import structlog
 from opentelemetry import _logs
 from opentelemetry._logs import SeverityNumber
+from opentelemetry.util.types import AnyValue
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.layers.logging import LEVELS, add_ids
@@ -35,7 +37,7 @@ _OURS = {
 _ELSEWHERE = ("event", "level", "timestamp", "logger", "trace_id", "span_id", "exc_info", "exception")
 
 
-def export_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def export_event(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """A structlog processor that emits each event as an OpenTelemetry log record, where a logger provider is set.
 
     The event is the body, its level the severity, its fields the attributes, and the current span's ids are the
@@ -52,7 +54,7 @@ def export_event(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
     return event
 
 
-def _emit(method: str, event: Mapping[str, Any]) -> None:
+def _emit(method: str, event: Mapping[str, object]) -> None:
     body = capped(str(event.get("event", "")))
     own = body.startswith("pocket_plug.")
     name, version, schema = ("pocket_plug", own_version(), SCHEMA_URL) if own else (_named(event), None, None)
@@ -64,7 +66,7 @@ def _emit(method: str, event: Mapping[str, Any]) -> None:
     if enabled is not None and not enabled(severity_number=severity):
         return
     within = "run_id" in event
-    attributes: dict[str, Any] = {
+    attributes: dict[str, AnyValue] = {
         capped(_OURS.get(key, key) if within else key): _plain(value)
         for key, value in event.items()
         if key not in _ELSEWHERE
@@ -84,11 +86,11 @@ def _emit(method: str, event: Mapping[str, Any]) -> None:
     )
 
 
-def _named(event: Mapping[str, Any]) -> str:
+def _named(event: Mapping[str, object]) -> str:
     return str(event.get("logger") or "structlog")
 
 
-def _plain(value: Any) -> str | bool | int | float:
+def _plain(value: object) -> str | bool | int | float:
     if isinstance(value, bool | float):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
@@ -96,21 +98,22 @@ def _plain(value: Any) -> str | bool | int | float:
     return capped(value if isinstance(value, str) else repr(value))
 
 
-def _error(exc_info: Any) -> BaseException | None:
+def _error(exc_info: object) -> BaseException | None:
     """As structlog's users give it: the exception, a tuple with it, or True for the one being handled."""
+    if isinstance(exc_info, tuple):
+        parts = cast("tuple[object, ...]", exc_info)
+        exc_info = parts[1] if len(parts) > 1 else None
     if isinstance(exc_info, BaseException):
         return exc_info
-    if isinstance(exc_info, tuple):
-        return exc_info[1] if len(exc_info) > 1 else None  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
     return sys.exc_info()[1] if exc_info else None
 
 
-def _escape(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _escape(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """A structlog processor for what is drawn on the terminal: no text in an event is obeyed by it."""
     return {escaped(name): _shown(name, value) for name, value in event.items()}
 
 
-def _shown(name: str, value: Any) -> Any:
+def _shown(name: str, value: object) -> object:
     if name == "exc_info":
         return value  # see _traceback
     text = value if isinstance(value, str) else repr(value)
@@ -118,7 +121,7 @@ def _shown(name: str, value: Any) -> Any:
     return value if shown == text else shown
 
 
-def _traceback(sio: TextIO, exc_info: Any) -> None:
+def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
     text = StringIO()
     structlog.dev.plain_traceback(text, exc_info)  # the usual one shows the values of local names
     sio.write(escaped(text.getvalue(), keep="\n\t"))
@@ -148,7 +151,7 @@ def wire_structlog(level: str) -> bool:
         raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(level, LEVELS)}")
     if structlog.is_configured():
         return False
-    shared: list[Any] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         add_ids,
         structlog.processors.add_log_level,
@@ -156,7 +159,7 @@ def wire_structlog(level: str) -> bool:
         export_event,
     ]
     if sys.stderr.isatty():
-        last: list[Any] = [
+        last: list[Processor] = [
             _escape,
             structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=_traceback),
         ]

@@ -12,7 +12,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+
+from opentelemetry.util.types import AnyValue
 
 from .recorded import RecordedSpan, Trace
 
@@ -68,11 +69,11 @@ class _Encoder:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.pairs: list[tuple[int, Any]] = []  # an attribute: its name's number and its value
+        self.pairs: list[tuple[int, object]] = []  # an attribute: its name's number and its value
         self._texts: dict[str, int] = {}
         self._pairs: dict[tuple[int, bool, str], int] = {}
 
-    def trace(self, trace: Trace) -> dict[str, Any]:
+    def trace(self, trace: Trace) -> dict[str, object]:
         """Times are nanoseconds since the trace's start, which is given in text: as a number it would be rounded."""
         start = min((span.start for span in trace.spans), default=0)
         numbers = {span.span_id: number for number, span in enumerate(trace.spans)}
@@ -82,9 +83,9 @@ class _Encoder:
             "spans": [self._span(each, start, numbers) for each in trace.spans],
         }
 
-    def _span(self, span: RecordedSpan, start: int, numbers: Mapping[str, int]) -> list[Any]:
+    def _span(self, span: RecordedSpan, start: int, numbers: Mapping[str, int]) -> list[object]:
         parent = numbers.get(span.parent_id, span.parent_id) if span.parent_id else None
-        more: dict[str, Any] = {}
+        more: dict[str, object] = {}
         if span.message:
             more["message"] = str(span.message)
         if span.events:
@@ -113,20 +114,20 @@ class _Encoder:
             self.texts.append(str(text))
         return number
 
-    def _attributes(self, attributes: Mapping[str, Any]) -> list[int]:
+    def _attributes(self, attributes: Mapping[str, AnyValue]) -> list[int]:
         return [self._pair(self._text(name), _plain(value)) for name, value in attributes.items()]
 
-    def _pair(self, name: int, value: Any) -> int:
+    def _pair(self, name: int, value: object) -> int:
         # as JSON, since 1, 1.0 and True are not the same
-        is_text = isinstance(value, str)
-        same = name, is_text, value if is_text else json.dumps(value)
+        text = value if isinstance(value, str) else json.dumps(value)
+        same = name, isinstance(value, str), text
         number = self._pairs.setdefault(same, len(self.pairs))
         if number == len(self.pairs):
             self.pairs.append((name, value))
         return number
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: AnyValue) -> object:
     """What JSON can hold and JavaScript doesn't round; the rest as text."""
     if value is None or isinstance(value, bool):
         return value
@@ -137,7 +138,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_plain(each) for each in value]
     return str(value)

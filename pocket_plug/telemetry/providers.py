@@ -1,4 +1,7 @@
-"""The process's own providers. OpenTelemetry lets each be set once and never taken back, so what they feed changes."""
+"""What is set globally: the program's providers, which are left alone, or ours.
+
+OpenTelemetry lets each be set once and never taken back, so what ours feed changes.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,24 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
+from opentelemetry import _logs, metrics, trace
 from opentelemetry.context import Context
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor, ReadWriteLogRecord
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
+from pocket_plug.layers import metrics as own_metrics
+from pocket_plug.layers import tracing
 from pocket_plug.primitives.forking import after_fork
 
-from .export import endpoint
+from .exporters import endpoint
 
 MAX_OPEN = 10_000
 """Spans that are remembered while they are open, in case a SIGTERM ends them."""
@@ -93,7 +102,7 @@ class LogFan(LogRecordProcessor):
         for processor in self.processors:
             processor.on_emit(log_record)
 
-    def enabled(self, **kwargs: Any) -> bool:
+    def enabled(self, **kwargs: object) -> bool:
         return bool(self.processors)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -103,6 +112,92 @@ class LogFan(LogRecordProcessor):
         """Those who put processors there shut them down."""
 
 
+# ---------------------------------------------------------------- ours, once they are set
+_spans: Spans | None = None
+_log_records: Logs | None = None
+_meters: MeterProvider | None = None
+
+
+def traces_are_taken() -> bool:
+    """Has the program set a tracer provider, or does `observe()` or `setup()` already send traces?"""
+    chosen = tracing.configure().tracer_provider  # by the program, or what the last close left
+    provider = trace.get_tracer_provider() if chosen is None or isinstance(chosen, NoOpTracerProvider) else chosen
+    if provider is _spans and _spans is not None:
+        return bool(_spans.fan.processors)
+    return not isinstance(provider, ProxyTracerProvider)
+
+
+def logs_are_taken() -> bool:
+    """Has the program set a logger provider?"""
+    provider = _logs.get_logger_provider()
+    return provider is not _log_records and not type(provider).__module__.startswith("opentelemetry._logs")
+
+
+def metrics_are_taken() -> bool:
+    """Has the program set a meter provider?"""
+    provider = own_metrics.configure().meter_provider
+    if provider is None or isinstance(provider, NoOpMeterProvider):
+        provider = metrics.get_meter_provider()
+    return provider is not _meters and not _is_the_apis(provider)
+
+
+def _is_the_apis(provider: object) -> bool:
+    """It stands in until one is set, or does nothing."""
+    return type(provider).__module__.startswith("opentelemetry.metrics")
+
+
+def add_spans(processors: Sequence[SpanProcessor]) -> None:
+    """Hand spans to these processors too, by a provider of ours."""
+    global _spans
+    if _spans is None:
+        _spans = Spans(_resource())
+    if trace.get_tracer_provider() is not _spans:  # a test may have taken it back
+        trace.set_tracer_provider(_spans)
+    _spans.fan.processors += tuple(processors)
+    tracing.configure(tracer_provider=None)
+
+
+def drop_spans(processors: Sequence[SpanProcessor]) -> None:
+    """Hand spans to these no longer."""
+    if _spans is not None and processors:
+        _spans.fan.processors = tuple(part for part in _spans.fan.processors if part not in processors)
+        if not _spans.fan.processors:
+            tracing.mute()  # ours stays the global one: runs cost again what they cost before
+
+
+def interrupt_spans(reason: str) -> None:
+    """End the spans that are open, since the process is about to die."""
+    if _spans is not None:
+        _spans.fan.interrupt(reason)
+
+
+def set_logs(processors: Sequence[LogRecordProcessor]) -> None:
+    """Hand log records to these processors, by a provider of ours; to none, if there are none."""
+    global _log_records
+    if _log_records is None:
+        if not processors:
+            return
+        _log_records = Logs(_resource())
+    if processors and _logs.get_logger_provider() is not _log_records:
+        _logs.set_logger_provider(_log_records)
+    _log_records.fan.processors = tuple(processors)
+
+
+def set_metrics(readers: Sequence[MetricReader]) -> None:
+    """Let these read the metrics. A provider has its readers for good: after a close there is another one, for our metrics."""
+    global _meters
+    _meters = MeterProvider(list(readers), resource=_resource(), shutdown_on_exit=False)
+    free = _is_the_apis(metrics.get_meter_provider())
+    if free:
+        metrics.set_meter_provider(_meters)
+    own_metrics.configure(meter_provider=None if free else _meters)
+
+
+def _resource() -> Resource:
+    return make_resource(tracing.configure().flavours)
+
+
+# ---------------------------------------------------------------- what they say of the process
 def make_resource(flavours: Sequence[str]) -> Resource:
     """The environment's; for OpenInference's tools with a project.
 

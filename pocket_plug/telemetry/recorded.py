@@ -14,9 +14,10 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from sys import intern
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
+from opentelemetry.util.types import AnyValue
 
 __all__ = ["Event", "RecordedSpan", "SpanLink", "Trace", "TraceFile", "read_traces"]
 
@@ -33,7 +34,7 @@ class Event:
 
     name: str
     time: int
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, AnyValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class SpanLink:
 
     trace_id: str
     span_id: str
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, AnyValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,12 @@ class RecordedSpan:
     scope: str
     start: int
     end: int
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, AnyValue]
     status: Status = "unset"
     message: str = ""
     events: tuple[Event, ...] = ()
     links: tuple[SpanLink, ...] = ()
-    resource: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    resource: Mapping[str, AnyValue] = field(default_factory=dict[str, AnyValue])
 
     @property
     def duration(self) -> int:
@@ -333,7 +334,7 @@ def _spans(line: bytes) -> list[RecordedSpan]:
     ]
 
 
-def _span(span: _Span, scope: str, resource: Mapping[str, Any]) -> RecordedSpan:
+def _span(span: _Span, scope: str, resource: Mapping[str, AnyValue]) -> RecordedSpan:
     if not (0 <= span.start_time_unix_nano < 2**64 and 0 <= span.end_time_unix_nano < 2**64):
         raise ValueError("a time of more than 64 bits")
     status = span.status or _Status()
@@ -363,11 +364,11 @@ def _id(text: str, size: int) -> str:
     return text.lower()
 
 
-def _attributes(attributes: Sequence[_Attribute]) -> dict[str, Any]:
+def _attributes(attributes: Sequence[_Attribute]) -> dict[str, AnyValue]:
     return {intern(each.key): None if each.value is None else _value(each.value) for each in attributes}
 
 
-def _value(value: _Value) -> Any:
+def _value(value: _Value) -> AnyValue:
     if value.array_value is not None:
         return tuple(_value(item) for item in value.array_value.values)
     if value.kvlist_value is not None:

@@ -1,4 +1,4 @@
-"""The runs in a trace file, a line's worth of each, from a file of any size: spans are counted and let go."""
+"""The runs in a trace file, a line for each, from a file of any size: spans are counted and not kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run followed while it goes on, from another process: what has ended by the trace file, the rest by what is told beside."""
+"""A run followed while it goes on, from another process: by the trace file what has ended, by those beside it the rest."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .summary import runs_in
 
 
 class Watch:
-    """The newest run that is called so, by its id or its graph, that goes on, or else the next that begins. By
-    its id it may be one that has ended.
+    """The newest run with this id or of this graph that is still running, or else the next one that begins. A run that is
+    named by its id may have ended.
 
     `look()` reads what is new. Then `trace` is what is known of it, None while it hasn't begun; `ended` if it did;
     `lost` if its process shows no sign of life any more.

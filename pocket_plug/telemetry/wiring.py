@@ -5,29 +5,21 @@ Both find providers that the program has set, and then add nothing to them. Noth
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import util as processes
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol, Self, cast
+from typing import Protocol, Self, cast
 
-from opentelemetry import _logs, metrics, trace
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LogRecordProcessor
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.export import SpanExporter
-from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
+from opentelemetry.trace import NoOpTracerProvider
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.layers import metrics as own_metrics
@@ -36,43 +28,34 @@ from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import public_url
 
-from .export import (
-    LogExport,
-    MetricExport,
-    Signal,
-    SpanExport,
-    asked,
-    disabled,
-    endpoint,
-    log_exporters,
-    metric_readers,
-    span_exporters,
-)
+from .ending import in_time, no_sigterm, watch_the_end
+from .export import LogExport, MetricExport, SpanExport
+from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_readers, span_exporters
 from .live import OpenSpans
 from .local import DEFAULT_FILE, FileExporter, where_to_look
 from .logs import wire_structlog
-from .providers import Logs, Spans, make_resource, wants_openinference
+from .providers import (
+    add_spans,
+    drop_spans,
+    logs_are_taken,
+    metrics_are_taken,
+    set_logs,
+    set_metrics,
+    traces_are_taken,
+    wants_openinference,
+)
 from .recorded import RecordedSpan
 from .tree import TreeProcessor
 
 FLUSH_SECONDS = 5.0
 """How long the end of a process may wait for exporters."""
 
-INTERRUPT_SECONDS = 2.0
-"""How long, of a SIGTERM, the spans that are open may take to end. One may wait for a lock that the signal interrupted."""
-
-STANDBYS = 8
-"""Threads that wait for the end where none can be started there: one for each exporter of three signals, and to spare."""
-
 _logger = logging.getLogger("pocket_plug")
 _lock = RLock()  # re-entered by a SIGTERM within
 _observed: Telemetry | None = None
-_in_earnest: Telemetry | None = None
+_in_production: Telemetry | None = None
 _first_given: dict[str, Mapping[str, object]] = {}
 """What `observe` and `setup` were called with when they set up what is in use."""
-_spans: Spans | None = None
-_log_records: Logs | None = None
-_meters: MeterProvider | None = None
 
 
 def observe(
@@ -103,15 +86,17 @@ def observe(
     """
     global _observed
     path = None if file is None else Path(file)
-    given = _given(detail=detail, file=path, terminal=terminal, capture=capture, redact=redact, flavours=flavours,
-                   baggage=baggage)  # fmt: skip
+    given = _given(
+        detail=detail, file=path, terminal=terminal, capture=capture, redact=redact, flavours=flavours, baggage=baggage
+    )
     with _lock, _followed():
         if _observed is None:
             chosen = _settings(detail or "phase", capture, redact, flavours, baggage)
             mode, spans, path = _trace_locally(path, terminal)
             tracing.configure(**chosen)  # first: a flavour may put something on the resource
             if spans:
-                _use_spans(spans)
+                watch_the_end(_close_all)
+                add_spans(spans)
             _first_given["observe"] = {"detail": "phase", "file": path, **given}
             _observed = Telemetry({"traces": mode}, spans=spans, file=path)
         _refuse_others("observe", given)
@@ -144,17 +129,17 @@ def setup(
     first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
     and for arguments that differ from the first call's.
     """
-    global _in_earnest
+    global _in_production
     given = _given(
         detail=detail, capture=capture, redact=redact, flavours=flavours, baggage=baggage, log_level=log_level
     )
     with _lock, _followed():
-        if _in_earnest is None:
+        if _in_production is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
             _first_given["setup"] = {"log_level": "info", **given}
-            _in_earnest = _set_up(chosen, log_level or "info")
+            _in_production = _set_up(chosen, log_level or "info")
         _refuse_others("setup", given)
-        return _in_earnest
+        return _in_production
 
 
 def _set_up(chosen: tracing.Changes, log_level: str) -> Telemetry:
@@ -164,30 +149,33 @@ def _set_up(chosen: tracing.Changes, log_level: str) -> Telemetry:
         tracing.configure(**chosen)
         return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"))
     # all are made before any is used: a variable that can't be followed leaves nothing half set up
-    span_mode, exporters = ("yours", []) if _traces_are_taken() else (_mode("traces"), span_exporters())
-    log_mode, log_parts = ("yours", []) if _logs_are_taken() else (_mode("logs"), log_exporters())
-    metric_mode, readers = ("yours", []) if _metrics_are_taken() else (_mode("metrics"), metric_readers())
+    span_mode, exporters = ("yours", []) if traces_are_taken() else (_mode("traces"), span_exporters())
+    log_mode, log_parts = ("yours", []) if logs_are_taken() else (_mode("logs"), log_exporters())
+    metric_mode, readers = ("yours", []) if metrics_are_taken() else (_mode("metrics"), metric_readers())
     tracing.configure(**chosen)
     spans = [SpanExport(exporter) for exporter in exporters]
     records = [LogExport(exporter) for exporter in log_parts]
+    if spans or records or readers:
+        watch_the_end(_close_all)
     if spans:
-        _use_spans(spans)
+        add_spans(spans)
     if records:
-        _use_logs(records)
+        set_logs(records)
     if readers:
-        _use_metrics(readers)
+        set_metrics(readers)
     elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
         own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
     return Telemetry(modes, spans=spans, records=records, readers=readers)
 
 
-def _given(**arguments: Any) -> dict[str, Any]:
-    """What a call asks for: those that aren't left out, and lists as tuples."""
-    for name in ("flavours", "baggage"):
-        if arguments[name] is not None:
-            arguments[name] = tuple(arguments[name])
-    return {name: value for name, value in arguments.items() if value is not None}
+def _given(**arguments: object) -> dict[str, object]:
+    """What a call asks for: those that aren't left out, lists as tuples."""
+    return {
+        name: tuple(cast("Collection[object]", value)) if isinstance(value, list | set | tuple) else value
+        for name, value in arguments.items()
+        if value is not None
+    }
 
 
 def _refuse_others(function: str, given: Mapping[str, object]) -> None:
@@ -234,7 +222,7 @@ class Telemetry:
         self._closed = False
 
     def __repr__(self) -> str:
-        others = "" if self is not _in_earnest else f", metrics={self.metrics!r}, logs={self.logs!r}"
+        others = "" if self is not _in_production else f", metrics={self.metrics!r}, logs={self.logs!r}"
         return f"Telemetry(mode={self.mode!r}, file={str(self.file) if self.file else None!r}{others})"
 
     def __enter__(self) -> Self:
@@ -263,34 +251,30 @@ class Telemetry:
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
         """Export what there is so far; False if that took longer than `timeout` seconds."""
-        return _in_time([part.force_flush for part in self._parts()], timeout)
+        return in_time([part.force_flush for part in self._parts()], timeout)
 
     def close(self, timeout: float = FLUSH_SECONDS) -> None:
-        """Flush, let go, and do no more. Says what wasn't exported, if anything. May be called twice."""
-        with _no_sigterm():
+        """Flush, shut the exporters down, and export no more. Logs what wasn't exported, if anything. May be called twice."""
+        with no_sigterm():
             self._close(timeout)
 
     def _close(self, timeout: float) -> None:
-        global _observed, _in_earnest
+        global _observed, _in_production
         with _lock:
             if self._closed:
                 return
             self._closed = True
             if self is _observed:
                 _observed = None
-            if self is _in_earnest:
-                _in_earnest = None
-        if self._spans and _spans is not None:
-            fan = _spans.fan
-            fan.processors = tuple(part for part in fan.processors if part not in self._spans)
-            if not fan.processors:
-                tracing.mute()  # ours, which stays the global one: runs cost again what they cost before
-        if self._records and _log_records is not None:
-            _log_records.fan.processors = ()
-        in_time = _in_time([part.shutdown for part in self._parts()], timeout)
+            if self is _in_production:
+                _in_production = None
+        drop_spans(self._spans)
+        if self._records:
+            set_logs(())
+        is_done = in_time([part.shutdown for part in self._parts()], timeout)
         if self._readers:
             own_metrics.mute()
-        self._say_losses("" if in_time else f"; exporting took longer than {timeout:.2g} s and was given up")
+        self._say_losses("" if is_done else f"; exporting took longer than {timeout:.2g} s and was given up")
 
     def _say_losses(self, why: str) -> None:
         for part in self._queues():
@@ -307,117 +291,20 @@ class _Part(Protocol):
     def shutdown(self) -> None: ...
 
 
-class _Standby:
-    """A thread that waits for its work. Python 3.12 starts none any more while the process ends: these are there already."""
-
-    def __init__(self) -> None:
-        self._work: Callable[[], object] | None = None
-        self._needed = threading.Event()
-        self.thread = threading.Thread(target=self._wait, name="pocket_plug telemetry", daemon=True)
-        self.thread.start()
-
-    def _wait(self) -> None:
-        self._needed.wait()
-        assert self._work is not None
-        self._work()
-
-    def do(self, work: Callable[[], object]) -> None:
-        self._work = work
-        self._needed.set()
-
-
-_standbys: list[_Standby] = []
-
-
-def _begin(work: Callable[[], object]) -> threading.Thread | None:
-    """Do it in a thread; None where there is none to be had, and it was done here."""
-    thread = threading.Thread(target=work, name="pocket_plug telemetry", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        if not _standbys:
-            work()
-            return None
-        standby = _standbys.pop()
-        standby.do(work)
-        return standby.thread
-    return thread
-
-
-def _in_time(works: Sequence[Callable[[], object]], timeout: float) -> bool:
-    """Do each in a thread of its own, since an exporter may hang, and wait for them so long all together."""
-    threads = [thread for work in works if (thread := _begin(work)) is not None]
-    end = time.monotonic() + timeout
-    for thread in threads:
-        thread.join(max(end - time.monotonic(), 0))
-    return not any(thread.is_alive() for thread in threads)
-
-
-# ---------------------------------------------------------------- the end of the process
-_watched = False
-
-
-def _watch_the_end() -> None:
-    """At exit, and at a SIGTERM that nobody handles: end what is open, flush, then die of it as before."""
-    global _watched
-    if not _watched:
-        _watched = True
-        atexit.register(_at_exit)
-        processes.register_after_fork(_at_exit, _watch_the_end_of_a_worker)
-        _watch_the_end_of_a_worker()
-        if sys.version_info[:2] == (3, 12):
-            _standbys.extend(_Standby() for _ in range(STANDBYS))
-    main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _on_sigterm)
-
-
-def _watch_the_end_of_a_worker(*_: object) -> None:
-    """A process of multiprocessing's ends without what `atexit` has, and forgets what was registered before it began."""
-    processes.Finalize(None, _at_exit, exitpriority=-1)
+def _close_all() -> None:
+    """Close what is open, at the end of the process."""
+    end = time.monotonic() + FLUSH_SECONDS
+    for telemetry in (_observed, _in_production):
+        if telemetry is not None:
+            telemetry.close(max(end - time.monotonic(), 0))
 
 
 def _in_forked_child() -> None:
     global _lock
     _lock = RLock()  # a thread that isn't here may have held it
-    _standbys.clear()
 
 
 after_fork(_in_forked_child)
-
-
-def _at_exit() -> None:
-    end = time.monotonic() + FLUSH_SECONDS
-    for telemetry in (_observed, _in_earnest):
-        if telemetry is not None:
-            telemetry.close(max(end - time.monotonic(), 0))
-
-
-@contextmanager
-def _no_sigterm() -> Generator[None]:
-    """One that comes meanwhile is heard at the end: what is half closed would be lost."""
-    handler = signal.getsignal(signal.SIGTERM)
-    handles = getattr(handler, "__wrapped__", handler) is _on_sigterm  # `run_loop` wraps it
-    if not handles or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, _on_sigterm)
-        for number in came[:1]:
-            signal.raise_signal(number)
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # who is impatient sends a second one, and what is open would be lost
-    if _spans is not None:
-        _in_time([partial(_spans.fan.interrupt, "SIGTERM")], INTERRUPT_SECONDS)
-    _at_exit()
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
 
 
 # ---------------------------------------------------------------- set-up
@@ -444,7 +331,7 @@ def _settings(
     if flavours is None and wants_openinference():
         flavours = (*tracing.configure().flavours, "openinference")
     given = {"detail": detail, "capture": capture, "redact": redact, "flavours": flavours, "baggage": baggage}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if isinstance(tracing.configure().tracer_provider, NoOpTracerProvider):
         changes["tracer_provider"] = None  # muted, by a former close or `uninstrument`: now the program wants it again
     return cast("tracing.Changes", changes)
@@ -455,39 +342,13 @@ def _mode(signal: Signal) -> str:
     return ",".join(asked(signal)) or "none"
 
 
-def _traces_are_taken() -> bool:
-    """Has the program set a tracer provider, or does `observe()` or `setup()` already send traces?"""
-    chosen = tracing.configure().tracer_provider  # by the program, or what the last close left
-    provider = trace.get_tracer_provider() if chosen is None or isinstance(chosen, NoOpTracerProvider) else chosen
-    if provider is _spans and _spans is not None:
-        return bool(_spans.fan.processors)
-    return not isinstance(provider, ProxyTracerProvider)
-
-
-def _logs_are_taken() -> bool:
-    provider = _logs.get_logger_provider()
-    return provider is not _log_records and not type(provider).__module__.startswith("opentelemetry._logs")
-
-
-def _metrics_are_taken() -> bool:
-    provider = own_metrics.configure().meter_provider
-    if provider is None or isinstance(provider, NoOpMeterProvider):
-        provider = metrics.get_meter_provider()
-    return provider is not _meters and not _is_the_apis(provider)
-
-
-def _is_the_apis(provider: object) -> bool:
-    """It stands in until one is set, or does nothing."""
-    return type(provider).__module__.startswith("opentelemetry.metrics")
-
-
 def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[SpanProcessor], Path | None]:
     if disabled():
         return "off", [], None
-    if _traces_are_taken():
+    if traces_are_taken():
         return "yours", [], None
     named = asked("traces")
-    exporters: list[SpanExporter] = span_exporters()
+    exporters = span_exporters()
     if file is None and not named:
         file = DEFAULT_FILE
     if file is not None:
@@ -504,39 +365,3 @@ def _footer(file: Path | None, root: RecordedSpan) -> str:
     if file is None:
         return f"trace: sent to {public_url(endpoint('traces'))}"
     return where_to_look(file, root.attributes.get("pocket_plug.run.id"))
-
-
-def _use_spans(processors: Sequence[SpanProcessor]) -> None:
-    global _spans
-    if _spans is None:
-        _spans = Spans(make_resource(_flavours()))
-    if trace.get_tracer_provider() is not _spans:  # a test may have taken it back
-        trace.set_tracer_provider(_spans)
-    _watch_the_end()
-    _spans.fan.processors += tuple(processors)
-    tracing.configure(tracer_provider=None)
-
-
-def _use_logs(processors: Sequence[LogRecordProcessor]) -> None:
-    global _log_records
-    if _log_records is None:
-        _log_records = Logs(make_resource(_flavours()))
-    if _logs.get_logger_provider() is not _log_records:
-        _logs.set_logger_provider(_log_records)
-    _watch_the_end()
-    _log_records.fan.processors = tuple(processors)
-
-
-def _use_metrics(readers: Sequence[MetricReader]) -> None:
-    """A meter provider has its readers for good: after a close there is another one, for pocket_plug's own metrics."""
-    global _meters
-    _meters = MeterProvider(list(readers), resource=make_resource(_flavours()), shutdown_on_exit=False)
-    free = _is_the_apis(metrics.get_meter_provider())
-    if free:
-        metrics.set_meter_provider(_meters)
-    _watch_the_end()
-    own_metrics.configure(meter_provider=None if free else _meters)
-
-
-def _flavours() -> tuple[str, ...]:
-    return tracing.configure().flavours

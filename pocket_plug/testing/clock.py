@@ -1,4 +1,4 @@
-"""Time that a test owns: a clock that moves when told to, and an event loop on which sleeping takes no time.
+"""Time under a test's control: a clock that moves when the test moves it, and an event loop on which sleeping takes no time.
 
 `asyncio.sleep`, `asyncio.timeout` and `call_later` jump to their end as soon as there is nothing else to do.
 """
@@ -9,7 +9,7 @@ import asyncio
 import math
 import selectors
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pocket_plug.primitives.signals import run_loop
 
@@ -43,8 +43,8 @@ class FakeClock:
         self.elapsed += seconds
 
 
-def run_virtual(main: Coroutine[Any, Any, T], clock: FakeClock | None = None) -> T:
-    """`asyncio.run` in virtual time, told by `clock`: what waits for a time is woken when nothing else can go on.
+def run_virtual(main: Coroutine[object, object, T], clock: FakeClock | None = None) -> T:
+    """`asyncio.run` in virtual time, which `clock` shows: what waits for a time is woken when nothing else can go on.
 
     Worker threads don't count as something that goes on: while one works, time jumps to the next timer, and where there
     is none it is waited for. So a test of a time-out is exact, and one of a thread that is in time has no other timer.

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -122,7 +122,7 @@ async def beside(
         await task
 
 
-async def interrupted(backend: Backend, operation: Coroutine[Any, Any, T], interrupter: Interrupter) -> T:
+async def interrupted(backend: Backend, operation: Coroutine[object, object, T], interrupter: Interrupter) -> T:
     """Do it in this thread under the interrupter: without the loop, if the backend isn't bound to one."""
     if backend.needs_loop:
         return await under(interrupter, operation)
@@ -130,7 +130,7 @@ async def interrupted(backend: Backend, operation: Coroutine[Any, Any, T], inter
         return drive(operation)
 
 
-async def in_a_thread(backend: Backend, operation: Coroutine[Any, Any, T], where: str) -> T:
+async def in_a_thread(backend: Backend, operation: Coroutine[object, object, T], where: str) -> T:
     """Do it in another thread, if the backend isn't bound to a loop; fail where it hangs after the interrupt at `where`."""
     if backend.needs_loop:
         return await asyncio.wait_for(operation, HANGS)
@@ -151,7 +151,7 @@ CHILD_SECONDS = 60
 """How long a forked child may take before it is killed, as one that hangs."""
 
 
-def works_in_a_child(use: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool:
     """Fork, and run it there on a new event loop: did it work, or raise StoreError? Anything else fails the test."""
     child = os.fork()
     if child == 0:
@@ -984,7 +984,7 @@ class BackendContract:
             await backend.write([Put("a", 1)])
             await backend.close()
             await backend.close()
-            uses: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+            uses: list[Callable[[], Coroutine[object, object, object]]] = [
                 lambda: backend.read("a"),
                 lambda: backend.read_many(["a"]),
                 lambda: backend.write([Put("b", 1)]),

@@ -76,7 +76,7 @@ class Interrupter:
             handler: Any = self._raise if self._by is None else signal.getsignal(self._by)
             handler(self._by, frame)
 
-    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+    def _profile(self, frame: FrameType, event: str, arg: object) -> None:
         if event == "c_return":
             if not _is_spared_enter(frame):
                 self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
@@ -85,25 +85,25 @@ class Interrupter:
             if code[last] == _RESUME and code[last + 1] & 3 < 2:  # else it goes on after an `await`, or is thrown into
                 self._pass(frame, "at the entry")
 
-    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+    def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
         if not _turns(frame.f_code):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._opcode
 
-    def _opcode(self, frame: FrameType, event: str, arg: Any) -> Any:
+    def _opcode(self, frame: FrameType, event: str, arg: object) -> Any:
         if event == "opcode" and frame.f_code.co_code[frame.f_lasti] == _TURN:
             self._pass(frame, "at the turn of a loop")
         return self._opcode
 
 
-async def under(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> T:
+async def under(interrupter: Interrupter, operation: Coroutine[object, object, T]) -> T:
     """Await it, under the interrupter at each of its steps; what its event loop does in between is spared."""
     return await _steps(interrupter, operation)
 
 
 @types.coroutine
-def _steps(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+def _steps(interrupter: Interrupter, operation: Coroutine[object, object, T]) -> Generator[object, object, T]:
     step: Callable[[Any], Any] = operation.send
     argument: Any = None
     while True:
@@ -111,7 +111,8 @@ def _steps(interrupter: Interrupter, operation: Coroutine[Any, Any, T]) -> Gener
             with interrupter:
                 waiting = step(argument)
         except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
+            result: T = done.value
+            return result
         except BaseException as error:
             if getattr(operation, "cr_frame", None) is None:  # it has ended
                 raise

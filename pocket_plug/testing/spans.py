@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from pocket_plug.layers import tracing
 
-Tree = str | tuple[str, list[Any]]
+Tree = str | tuple[str, "list[Tree]"]
 """A span's name; with spans below it, its name and theirs."""
 
 

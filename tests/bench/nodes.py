@@ -96,12 +96,21 @@ def node(bench: Bench) -> None:
     watched = pp.Pocket(plugins=[Watching])
     bench.case("pocket_plug", "await graph.run(1)", graph=chain(Phases(), NODES), per=NODES)
     bench.case("pocket_plug, post writes a key", "await graph.run(1)", graph=chain(Writes(), NODES), per=NODES)
-    bench.case("pocket_plug, a no-op observer", "await graph.run(1, pocket=pocket)", graph=chain(Phases(), NODES),
-               pocket=watched, per=NODES)  # fmt: skip
+    bench.case(
+        "pocket_plug, a no-op observer",
+        "await graph.run(1, pocket=pocket)",
+        graph=chain(Phases(), NODES),
+        pocket=watched,
+        per=NODES,
+    )
     bench.case("three awaits", three_awaits)
     bench.case("PocketFlow AsyncFlow", "await flow.run_async({})", flow=peers.pocketflow_async(NODES), per=NODES)
-    bench.case("PocketFlow AsyncFlow, post writes a key", "await flow.run_async({})",
-               flow=peers.pocketflow_async(NODES, writes=True), per=NODES)  # fmt: skip
+    bench.case(
+        "PocketFlow AsyncFlow, post writes a key",
+        "await flow.run_async({})",
+        flow=peers.pocketflow_async(NODES, writes=True),
+        per=NODES,
+    )
     bench.target("pocket_plug", 0.3, "PocketFlow AsyncFlow")
     bench.target("pocket_plug, post writes a key", 0.7, "PocketFlow AsyncFlow, post writes a key")
     bench.target("pocket_plug, a no-op observer", 0.9, "PocketFlow AsyncFlow")
@@ -198,8 +207,14 @@ def fan_out_cases(bench: Bench, node: Any, floor: str) -> None:
     bench.case("pocket_plug", "await graph.run(items)", graph=graph, items=items, per=ITEMS)
     bench.case(floor, f"await workers(function, items, {WIDE})", workers=workers, function=node, items=items, per=ITEMS)
     bench.target("pocket_plug", 2, floor)
-    bench.case("gather + semaphore", f"await gather(function, items, {WIDE})", gather=with_semaphore, function=node, items=items,
-               per=ITEMS)  # fmt: skip
+    bench.case(
+        "gather + semaphore",
+        f"await gather(function, items, {WIDE})",
+        gather=with_semaphore,
+        function=node,
+        items=items,
+        per=ITEMS,
+    )
 
 
 @row

@@ -157,8 +157,12 @@ def llama_index(length: int) -> Body:
 
 def workflows(length: int) -> dict[str, Body]:
     """Each of them with so many nodes."""
-    return {"Burr": burr(length), "pydantic-graph": pydantic_graph(length), "LangGraph": langgraph(length),
-            "llama-index-workflows": llama_index(length)}  # fmt: skip
+    return {
+        "Burr": burr(length),
+        "pydantic-graph": pydantic_graph(length),
+        "LangGraph": langgraph(length),
+        "llama-index-workflows": llama_index(length),
+    }
 
 
 # ---------------------------------------------------------------- fan-outs
@@ -204,8 +208,11 @@ def pydantic_graph_fan_out(items: int) -> Body:
     builder = GraphBuilder(input_type=list[int], output_type=list[int], auto_instrument=False)
     step = builder.step(work)
     join = builder.join(reduce_list_append, initial_factory=list[int])
-    builder.add(builder.edge_from(builder.start_node).map().to(step), builder.edge_from(step).to(join),
-                builder.edge_from(join).to(builder.end_node))  # fmt: skip
+    builder.add(
+        builder.edge_from(builder.start_node).map().to(step),
+        builder.edge_from(step).to(join),
+        builder.edge_from(join).to(builder.end_node),
+    )
     graph = builder.build()
 
     async def body(times: int) -> None:
@@ -252,8 +259,11 @@ def llama_index_fan_out(items: int, wide: int) -> Body:
 
 def fan_outs(items: int, wide: int) -> dict[str, Body]:
     """Each of them with so many items, so many at a time."""
-    return {"LangGraph": langgraph_fan_out(items, wide), "pydantic-graph": pydantic_graph_fan_out(items),
-            "llama-index-workflows": llama_index_fan_out(items, wide)}  # fmt: skip
+    return {
+        "LangGraph": langgraph_fan_out(items, wide),
+        "pydantic-graph": pydantic_graph_fan_out(items),
+        "llama-index-workflows": llama_index_fan_out(items, wide),
+    }
 
 
 # ---------------------------------------------------------------- durable runs

@@ -121,8 +121,12 @@ def set_process(bench: Bench) -> None:
     raws: dict[str, Any] = {"keys": KEYS, "values": ENCODED}
     bench.case("pocket_plug", f"await store.set({KEY}, {VALUE})", store=ours(bench, at / "ours", "process"), **names)
     bench.case("raw sqlite3", f"raw.set({KEY}, {VALUE})", raw=raw(bench, at / "raw", "NORMAL"), **raws)
-    bench.case("raw sqlite3 with a counter row", f"raw.set_counted({KEY}, {VALUE})", raw=raw(bench, at / "counted", "NORMAL"),
-               **raws)  # fmt: skip
+    bench.case(
+        "raw sqlite3 with a counter row",
+        f"raw.set_counted({KEY}, {VALUE})",
+        raw=raw(bench, at / "counted", "NORMAL"),
+        **raws,
+    )
     bench.target("pocket_plug", 2, "raw sqlite3")
 
     cache = bench.enter(diskcache.Cache(at / "diskcache"))
@@ -131,12 +135,22 @@ def set_process(bench: Bench) -> None:
     bench.case("py-key-value DiskStore", f"await store.put({KEY}, {VALUE})", store=disk, **names)
     langgraph = bench.enter(SqliteStore.from_conn_string(str(at / "langgraph")))
     langgraph.setup()
-    bench.case("LangGraph SqliteStore (synchronous=FULL)", f"store.put(scope, {KEY}, {VALUE})", store=langgraph, scope=("scope",),
-               **names)  # fmt: skip
+    bench.case(
+        "LangGraph SqliteStore (synchronous=FULL)",
+        f"store.put(scope, {KEY}, {VALUE})",
+        store=langgraph,
+        scope=("scope",),
+        **names,
+    )
     asynchronous = bench.enter(AsyncSqliteStore.from_conn_string(str(at / "langgraph-async")))
     bench.run(asynchronous.setup())
-    bench.case("LangGraph AsyncSqliteStore (synchronous=FULL)", f"await store.aput(scope, {KEY}, {VALUE})", store=asynchronous,
-               scope=("scope",), **names)  # fmt: skip
+    bench.case(
+        "LangGraph AsyncSqliteStore (synchronous=FULL)",
+        f"await store.aput(scope, {KEY}, {VALUE})",
+        store=asynchronous,
+        scope=("scope",),
+        **names,
+    )
 
 
 TOGETHER = 100
@@ -157,21 +171,46 @@ def set_power(bench: Bench) -> None:
 
     bench.case("pocket_plug, async", f"await store.set({KEY}, {VALUE})", store=store, wall=True, **names)
     in_thread = partial(bench.run(running_loop()).run_in_executor, bench.enter(ThreadPoolExecutor(1)))
-    bench.case("raw sqlite3 in a thread", f"await in_thread(raw.set, {KEY}, {VALUE})", in_thread=in_thread,
-               raw=raw(bench, at / "thread", "FULL"), wall=True, **raws)  # fmt: skip
+    bench.case(
+        "raw sqlite3 in a thread",
+        f"await in_thread(raw.set, {KEY}, {VALUE})",
+        in_thread=in_thread,
+        raw=raw(bench, at / "thread", "FULL"),
+        wall=True,
+        **raws,
+    )
     bench.target("pocket_plug, async", 2, "raw sqlite3 in a thread")
 
-    bench.case("pocket_plug, 100 at once", "await set_at_once(store, next(batches))", set_at_once=set_at_once, store=store,
-               batches=batches(VALUES), per=TOGETHER, wall=True)  # fmt: skip
+    bench.case(
+        "pocket_plug, 100 at once",
+        "await set_at_once(store, next(batches))",
+        set_at_once=set_at_once,
+        store=store,
+        batches=batches(VALUES),
+        per=TOGETHER,
+        wall=True,
+    )
     batch, futures = "raw sqlite3, 100 in one transaction", "gather of 100 futures"
-    bench.case(batch, "raw.set_many(next(batches))", raw=raw(bench, at / "batch", "FULL"), batches=batches(ENCODED), per=TOGETHER,
-               wall=True)  # fmt: skip
+    bench.case(
+        batch,
+        "raw.set_many(next(batches))",
+        raw=raw(bench, at / "batch", "FULL"),
+        batches=batches(ENCODED),
+        per=TOGETHER,
+        wall=True,
+    )
     bench.case(futures, futures_at_once, per=TOGETHER, wall=True)
     bench.target("pocket_plug, 100 at once", 2, batch, futures)
 
     environment = bench.enter(lmdb.open(str(at / "lmdb"), map_size=1 << 28))
-    bench.case("lmdb, sync", f"put(keys[i % {len(KEYS)}], {VALUE})", put=lmdb_put(environment), wall=True,
-               keys=[key.encode() for key in KEYS], values=ENCODED)  # fmt: skip
+    bench.case(
+        "lmdb, sync",
+        f"put(keys[i % {len(KEYS)}], {VALUE})",
+        put=lmdb_put(environment),
+        wall=True,
+        keys=[key.encode() for key in KEYS],
+        values=ENCODED,
+    )
 
 
 async def running_loop() -> asyncio.AbstractEventLoop:

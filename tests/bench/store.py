@@ -126,8 +126,13 @@ def set(bench: Bench) -> None:
     bench.case("hand-written", f"cache.set({which}, i)", cache=hand_written, keys=keys)
     bench.target("pocket_plug", 2.5, "hand-written")
 
-    bench.case("LangGraph InMemoryStore, without a bound", f"store.put(scope, {which}, {{'value': i}})",
-               store=InMemoryStore(), scope=("scope",), keys=keys)  # fmt: skip
+    bench.case(
+        "LangGraph InMemoryStore, without a bound",
+        f"store.put(scope, {which}, {{'value': i}})",
+        store=InMemoryStore(),
+        scope=("scope",),
+        keys=keys,
+    )
     bench.case(
         "py-key-value + 5 wrappers",
         f"await store.put({which}, {{'value': i}}, ttl={TTL})",

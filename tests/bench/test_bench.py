@@ -120,13 +120,20 @@ def test_a_target_is_a_ratio_to_others_together_or_a_limit() -> None:
     console.print(table(result, framed=False))
     assert isinstance(console.file, io.StringIO)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
-    assert lines == ["case µs reached to reach", "ours 3.00 1.50 ≤ 1.5 x theirs + floor met", "6.00 ≤ 5 x floor missed",
-                     "4.00 ≤ 2 x floor, beyond what theirs loses missed",
-                     "theirs 1.50", "floor 0.500 ≤ 0.5 met"]  # fmt: skip
+    assert lines == [
+        "case µs reached to reach",
+        "ours 3.00 1.50 ≤ 1.5 x theirs + floor met",
+        "6.00 ≤ 5 x floor missed",
+        "4.00 ≤ 2 x floor, beyond what theirs loses missed",
+        "theirs 1.50",
+        "floor 0.500 ≤ 0.5 met",
+    ]
     assert summary([result], ["store.set"]).splitlines() == [
-        "2 of 4 targets met", "  missed: test_bench.targets: ours 6.00, to reach 5",
-        "  missed: test_bench.targets: ours 4.00, to reach 2", "  not measured: store.set",
-    ]  # fmt: skip
+        "2 of 4 targets met",
+        "  missed: test_bench.targets: ours 6.00, to reach 5",
+        "  missed: test_bench.targets: ours 4.00, to reach 2",
+        "  not measured: store.set",
+    ]
 
 
 def test_rows_are_found_by_a_part_of_their_name() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from pocket_plug import Graph
+from pocket_plug import Graph, Key
 from pocket_plug.layers import Tracing, tracing
 
 from . import peers
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the SDK is imported by the rows that need it: others measur
     from opentelemetry.trace import Tracer
 
 Attributes = dict[str, Any]
+USER = Key("user:{}")
 
 
 def listening(processor: SpanProcessor | None = None) -> TracerProvider:
@@ -76,6 +78,27 @@ def get_recorded(bench: Bench) -> None:
     bench.target("pocket_plug", 1.15, "a bare span")
 
 
+@row
+def many_keys(bench: Bench) -> None:
+    """a traced get by a key that nobody has used before, made of a template; and after 100,000 others"""
+
+    def getting() -> Body:
+        store, numbers = stack(Tracing()), count()
+
+        async def body(times: int) -> None:
+            for number in islice(numbers, times):
+                await store.get(USER(number))
+
+        return body
+
+    tracing.configure(tracer_provider=listening())
+    many = getting()
+    bench.run(many(100_000))
+    bench.case("the first keys", getting())
+    bench.case("after 100,000 others", many)
+    bench.target("after 100,000 others", 1.1, "the first keys")
+
+
 # ---------------------------------------------------------------- a node
 def traced(graph: Graph[int, int], provider: TracerProvider, detail: Literal["node", "phase"]) -> Body:
     """Runs of a graph, so traced."""
@@ -93,16 +116,27 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
 
     async def body(times: int) -> None:
         for _ in range(times):
-            with tracer.start_as_current_span("run graph", attributes={
-                "pocket_plug.graph.name": "graph", "pocket_plug.graph.version": "f00d", "pocket_plug.run.id": "1f0c",
-                "pocket_plug.run.resumed": False,
-            }) as run:  # fmt: skip
+            with tracer.start_as_current_span(
+                "run graph",
+                attributes={
+                    "pocket_plug.graph.name": "graph",
+                    "pocket_plug.graph.version": "f00d",
+                    "pocket_plug.run.id": "1f0c",
+                    "pocket_plug.run.resumed": False,
+                },
+            ) as run:
                 for n in range(nodes):
                     name = f"node_{n}"
-                    with tracer.start_as_current_span(f"node {name}", attributes={
-                        "pocket_plug.node.name": name, "pocket_plug.node.type": "node", "pocket_plug.node.visit": 1,
-                        "pocket_plug.run.id": "1f0c", "pocket_plug.graph.name": "graph",
-                    }) as node:  # fmt: skip
+                    with tracer.start_as_current_span(
+                        f"node {name}",
+                        attributes={
+                            "pocket_plug.node.name": name,
+                            "pocket_plug.node.type": "node",
+                            "pocket_plug.node.visit": 1,
+                            "pocket_plug.run.id": "1f0c",
+                            "pocket_plug.graph.name": "graph",
+                        },
+                    ) as node:
                         if detail == "phase":
                             phases(name)
                         end = ends[:]
@@ -114,22 +148,37 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
                 run.set_attributes({"pocket_plug.run.outcome": "success", "pocket_plug.run.steps": nodes})
 
     def phases(name: str) -> None:
-        with tracer.start_as_current_span(f"prep {name}", attributes={
-            "pocket_plug.phase": "prep", "pocket_plug.node.name": name,
-        }):  # fmt: skip
+        with tracer.start_as_current_span(
+            f"prep {name}",
+            attributes={
+                "pocket_plug.phase": "prep",
+                "pocket_plug.node.name": name,
+            },
+        ):
             pass
-        with tracer.start_as_current_span(f"exec {name}", attributes={
-            "pocket_plug.phase": "exec", "pocket_plug.node.name": name, "pocket_plug.attempt": 1,
-        }):  # fmt: skip
+        with tracer.start_as_current_span(
+            f"exec {name}",
+            attributes={
+                "pocket_plug.phase": "exec",
+                "pocket_plug.node.name": name,
+                "pocket_plug.attempt": 1,
+            },
+        ):
             pass
-        with tracer.start_as_current_span(f"post {name}", attributes={
-            "pocket_plug.phase": "post", "pocket_plug.node.name": name,
-        }):  # fmt: skip
+        with tracer.start_as_current_span(
+            f"post {name}",
+            attributes={
+                "pocket_plug.phase": "post",
+                "pocket_plug.node.name": name,
+            },
+        ):
             pass
 
     ends: list[tuple[str, Any]] = [
-        ("pocket_plug.node.attempts", 1), ("pocket_plug.node.outcome", "ok"), ("pocket_plug.node.action", "default"),
-    ]  # fmt: skip
+        ("pocket_plug.node.attempts", 1),
+        ("pocket_plug.node.outcome", "ok"),
+        ("pocket_plug.node.action", "default"),
+    ]
     if detail == "node":
         ends += [(f"pocket_plug.node.{phase}.duration", 1e-6) for phase in ("prep", "exec", "post")]
     return body

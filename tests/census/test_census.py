@@ -30,8 +30,16 @@ class Site:
         self.folder = folder
         folder.mkdir()
 
-    def add(self, name: str, version: str = "1.0", *, metadata: str = "", files: Mapping[str, str] | None = None,
-            raw: bytes | None = None, record: str | None = None) -> None:  # fmt: skip
+    def add(
+        self,
+        name: str,
+        version: str = "1.0",
+        *,
+        metadata: str = "",
+        files: Mapping[str, str] | None = None,
+        raw: bytes | None = None,
+        record: str | None = None,
+    ) -> None:
         """`raw` is the whole METADATA, `record` the whole RECORD, where they are not to be what they should be."""
         self.remove(name)
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -59,8 +67,15 @@ def environment(*paths: Path, **env: str) -> dict[str, str]:
 
 
 def census(folder: Path, *paths: Path, arguments: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RUN, *arguments], cwd=folder, env=environment(*paths, **env), capture_output=True,
-                          encoding="utf-8", timeout=60, check=False)  # fmt: skip
+    return subprocess.run(
+        [*RUN, *arguments],
+        cwd=folder,
+        env=environment(*paths, **env),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -70,8 +85,11 @@ def report(folder: Path) -> dict[str, Any]:
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """The made-up ones, by what comes after `fake-`."""
-    return {name.removeprefix("fake-"): each for each in report(folder)["records"]
-            if (name := each["found"]["name"]).startswith("fake-")}  # fmt: skip
+    return {
+        name.removeprefix("fake-"): each
+        for each in report(folder)["records"]
+        if (name := each["found"]["name"]).startswith("fake-")
+    }
 
 
 def assert_adds_up(folder: Path) -> None:
@@ -89,8 +107,13 @@ def assert_adds_up(folder: Path) -> None:
 def spans_of_latest_run(folder: Path) -> Counter[str]:
     """How many of each name its trace has."""
     lines = (folder / ".pocket_plug" / "traces.jsonl").read_text().splitlines()
-    spans = [span for line in lines for resource in json.loads(line)["resourceSpans"]
-             for scope in resource["scopeSpans"] for span in scope["spans"]]  # fmt: skip
+    spans = [
+        span
+        for line in lines
+        for resource in json.loads(line)["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
     last = [span["traceId"] for span in spans if span["name"] == "run census"][-1]
     return Counter(span["name"] for span in spans if span["traceId"] == last)
 
@@ -117,24 +140,34 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         metadata="Classifier: License :: OSI Approved :: MIT License\n",
         files={"fake/b.py": "x" * 20},
     )
-    first.add("fake-two", metadata="Classifier: License :: OSI Approved :: MIT License\n"
-                                   "Classifier: License :: OSI Approved :: Apache Software License\n")  # fmt: skip
+    first.add(
+        "fake-two",
+        metadata="Classifier: License :: OSI Approved :: MIT License\n"
+        "Classifier: License :: OSI Approved :: Apache Software License\n",
+    )
     first.add("fake-text", metadata="License: " + "long words " * 9 + "\n", files={"fake/LICENSE.txt": MIT_TEXT})
     first.add("fake-odd", metadata="License: ours: v3 | 100%\n")
     first.add("fake-unknown", metadata="License: UNKNOWN\nClassifier: License :: OSI Approved\n")
     first.add("fake-sizeless", metadata="License-Expression: MIT\n", record="fake/c.py,,\nfake/never_compiled.pyc,,")
     (first.folder / "fake" / "c.py").write_text("x" * 300)
-    first.add("fake-incomplete", metadata="Requires-Dist: fake-nowhere>=2\nRequires-Dist: fake-two>7\n"
-                                          "Requires-Dist: Fake_Two; extra == 'more'\nRequires-Dist: fake-gone<7\n"
-                                          "Requires-Dist: fake-nope; python_version < '3'\n")  # fmt: skip
+    first.add(
+        "fake-incomplete",
+        metadata="Requires-Dist: fake-nowhere>=2\nRequires-Dist: fake-two>7\n"
+        "Requires-Dist: Fake_Two; extra == 'more'\nRequires-Dist: fake-gone<7\n"
+        "Requires-Dist: fake-nope; python_version < '3'\n",
+    )
     first.add("fake-gone", metadata="License-Expression: Zlib\n", files={"fake/d.py": "x" * 5})
     first.add("fake-twice", "2.0", metadata="License-Expression: MIT\n", files={"fake/e.py": "x" * 7})
     second.add("fake-twice", "1.0", metadata="License-Expression: ISC\n", files={"fake/e.py": "x" * 70})
     first.add("fake-latin", raw=b"Metadata-Version: 2.1\nName: fake-latin\nVersion: 1\nAuthor: Jos\xe9\n")
     first.add("fake-nameless", raw=b"nonsense\n")
     first.add("fake-badly", metadata="License-Expression: MIT\nRequires-Dist: ???\n", files={"fake/f.py": "x" * 9})
-    first.add("fake-records", "one.banana", metadata="License-Expression: MIT\nRequires-Dist: fake-records>=1\n"
-                                                     "Requires-Dist: fake-records\n", record="a,b,c,d,e")  # fmt: skip
+    first.add(
+        "fake-records",
+        "one.banana",
+        metadata="License-Expression: MIT\nRequires-Dist: fake-records>=1\nRequires-Dist: fake-records\n",
+        record="a,b,c,d,e",
+    )
     story = Story(folder, [], [], [], [], [])
 
     def run() -> None:
@@ -240,8 +273,12 @@ def test_two_at_once_count_nothing_twice(tmp_path: Path) -> None:
     site = Site(tmp_path / "site")
     for number in range(20):
         site.add(f"fake-{number}", metadata="License-Expression: MIT\n", files={f"fake/{number}.py": "x" * number})
-    both = [subprocess.Popen(RUN, cwd=tmp_path, env=environment(site.folder), stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True) for _ in range(2)]  # fmt: skip
+    both = [
+        subprocess.Popen(
+            RUN, cwd=tmp_path, env=environment(site.folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     said = [each.communicate(timeout=60) for each in both]
     assert [each.returncode for each in both] == [0, 0], said
     assert_adds_up(tmp_path)
@@ -295,8 +332,14 @@ def on_a_terminal(folder: Path, *paths: Path, **env: str) -> tuple[int, str]:
     """Exit code, and what a terminal of 100 columns got to show."""
     ours, theirs = pty.openpty()
     shown = b""
-    with subprocess.Popen([*RUN, "--trace"], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
-                          env=environment(*paths, TERM="xterm-256color", COLUMNS="100", **env)) as run:  # fmt: skip
+    with subprocess.Popen(
+        [*RUN, "--trace"],
+        cwd=folder,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(*paths, TERM="xterm-256color", COLUMNS="100", **env),
+    ) as run:
         os.close(theirs)
         try:
             while data := os.read(ours, 65_536):
@@ -318,17 +361,20 @@ def test_on_a_terminal_there_are_a_bar_a_tree_and_a_table(story: Story) -> None:
     assert code == 0, shown
     text = plain(shown)
     everything = story.totals[2]["distributions"]
-    places = [text.index(mark) for mark in (
-        "looking around",
-        "run census",
-        "├─ node find",
-        "node each_survey",
-        "└─ node report",
-        "trace: .pocket_plug/traces.jsonl",
-        "the distributions around this Python",
-        f"{everything} distributions, ",
-        "report: .pocket_plug/census.md",
-    )]  # fmt: skip
+    places = [
+        text.index(mark)
+        for mark in (
+            "looking around",
+            "run census",
+            "├─ node find",
+            "node each_survey",
+            "└─ node report",
+            "trace: .pocket_plug/traces.jsonl",
+            "the distributions around this Python",
+            f"{everything} distributions, ",
+            "report: .pocket_plug/census.md",
+        )
+    ]
     assert places == sorted(places)
     assert "surveying" in text
     assert f"{everything}/{everything}" in text
@@ -372,8 +418,16 @@ def obstacles(folder: Path, kind: str) -> tuple[Path, str]:
     return folder, "Error: the report can't be written: "
 
 
-@pytest.mark.parametrize("kind", ["read-only folder", ".pocket_plug is a file", "census.db is a folder",
-                                  "census.db is another's", "census.md is a folder"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "read-only folder",
+        ".pocket_plug is a file",
+        "census.db is a folder",
+        "census.db is another's",
+        "census.md is a folder",
+    ],
+)
 def test_where_it_can_not_work_it_says_why(tmp_path: Path, kind: str) -> None:
     """One message that names the file and the cause, no traceback, exit code 1, and nothing of the other's is touched."""
     folder, message = obstacles(tmp_path, kind)

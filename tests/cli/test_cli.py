@@ -236,13 +236,16 @@ def test_an_application_has_the_configuration_of_the_command_line(capsys, monkey
 
 def test_stack_hides_passwords(capsys, install):
     """A password in a URL is not shown."""
-    install("pocket-plug-net", """
+    install(
+        "pocket-plug-net",
+        """
         from pocket_plug.hookspecs import hookimpl
         from pocket_plug.store.memory import Memory
         @hookimpl
         def pocket_backends():
             return {"net": lambda url: Memory()}
-    """)  # fmt: skip
+    """,
+    )
     write("pocket.toml", "[store]\nurl = 'net://me:secret@host/0'")
     assert main(["stack"]) == 0
     assert "net://me:***@host/0" in capsys.readouterr().out
@@ -385,13 +388,13 @@ def test_input_becomes_what_the_graph_takes(capsys, name, given, shown):
     [
         ("number", None, "the graph takes int; give it by --input, as JSON, @FILE, or - for stdin"),
         ("fan", None, "the graph takes list[int]; give it by --input"),
-        ("number", "hello", "--input: JSON is malformed: invalid character (byte 0); it is to be: int"),
+        ("number", "hello", "--input: JSON is malformed: invalid character (byte 0); expected: int"),
         ("anything", "{", "--input: Input data was truncated\n"),
-        ("model", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`; it is to be: Model"),
+        ("model", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`; expected: Model"),
         ("checked", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`"),
         ("several", '[{"n": -4711}]', "--input: Input should be greater than 0 - at `$.n` - at `$[0]`"),
         ("other", "{}", "Field required - at `$.n` Or: Field required - at `$.z`"),
-        ("place", '{"id": "a", "where": 5}', "Expected `Path`, got `int` - at `$.where`; it is to be: Place"),
+        ("place", '{"id": "a", "where": 5}', "Expected `Path`, got `int` - at `$.where`; expected: Place"),
         ("fan", '[1, "x"]', "Expected `int`, got `str` - at `$[1]`"),
         ("mixed", "hello", "JSON is malformed"),
         ("model", "@nowhere.json", "--input: the file 'nowhere.json' can't be read: "),
@@ -428,14 +431,17 @@ def test_input_from_a_file_and_from_stdin(capsys, monkeypatch):
 def test_run_with_the_configured_stores(capsys):
     """While a graph runs, the stores of the configuration are open, for its nodes to use by name."""
     write("pocket.toml", "[stores.state]\nurl = 'sqlite:///state.db'")
-    write("flow.py", """
+    write(
+        "flow.py",
+        """
         import pocket_plug as pp
         from pocket_plug.plugins.pocket import default_pocket
         @pp.node
         async def count(start: int) -> int:
             return await default_pocket().stores["state"].update("n", lambda n: n + 1, default=start)
         graph = pp.Graph(count)
-    """)  # fmt: skip
+    """,
+    )
     for expected in ("6\n", "7\n"):
         assert main(["run", "flow.py", "--input", "5"]) == 0
         assert capsys.readouterr().out == expected
@@ -445,7 +451,9 @@ def test_run_with_the_configured_stores(capsys):
 # ---------------------------------------------------------------- run: an application
 def test_run_a_click_command(capsys):
     """`main` may be a click command: it gets the arguments that are left, its own options too, and --json with them."""
-    write("tool.py", """
+    write(
+        "tool.py",
+        """
         import click
         @click.command
         @click.argument("name")
@@ -454,7 +462,8 @@ def test_run_a_click_command(capsys):
         def main(name, loud, as_json):
             click.echo(f"{name} {loud} {as_json}")
             return 3
-    """)  # fmt: skip
+    """,
+    )
     assert main(["run", "tool.py", "ann", "--loud", "--json"]) == 3
     assert capsys.readouterr().out == "ann True True\n"
     assert main(["run", "tool.py", "--", "--help"]) == 0
@@ -617,12 +626,15 @@ def test_a_bug_keeps_its_traceback():
 
 def test_interrupt():
     """Ctrl-C ends a run with exit code 130 and no traceback."""
-    write("waiting.py", """
+    write(
+        "waiting.py",
+        """
         import asyncio
         async def main():
             print("waiting", flush=True)
             await asyncio.Event().wait()
-    """)  # fmt: skip
+    """,
+    )
     command = [*POCKET_PLUG, "run", "waiting.py"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None

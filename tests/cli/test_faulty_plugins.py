@@ -122,8 +122,9 @@ def pocket_plug(folder: Path, *arguments: str, plugins: bool = True) -> subproce
     ours = ("OTEL_", "POCKET_PLUG_", "PYTHON")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = {"PYTHONPATH": str(folder / "site")} if plugins else {}
-    return subprocess.run([*POCKET_PLUG, *arguments], cwd=folder, env=kept | path, capture_output=True, text=True,
-                          timeout=60, check=False)  # fmt: skip
+    return subprocess.run(
+        [*POCKET_PLUG, *arguments], cwd=folder, env=kept | path, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def warnings(done: subprocess.CompletedProcess[str]) -> list[str]:

@@ -214,8 +214,15 @@ def traced(arguments: list[str]) -> str:
         name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_", "PYTHON"))
     }
     with terminal() as (stream, all_shown):
-        subprocess.run([*POCKET_PLUG, "run", *arguments, "--trace"], stdin=stream, stdout=stream, stderr=stream, env=kept,
-                       timeout=60, check=False)  # fmt: skip
+        subprocess.run(
+            [*POCKET_PLUG, "run", *arguments, "--trace"],
+            stdin=stream,
+            stdout=stream,
+            stderr=stream,
+            env=kept,
+            timeout=60,
+            check=False,
+        )
         return all_shown()
 
 
@@ -316,7 +323,8 @@ def test_commands_print_through_one_module() -> None:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called not in ("click.echo", "click.secho", "print", "sys.stdout.write", "sys.stderr.write") or (
-                file.stem == "output"), f"{file.name}, line {node.lineno}"  # fmt: skip
+                file.stem == "output"
+            ), f"{file.name}, line {node.lineno}"
 
 
 # ---------------------------------------------------------------- what isn't a command's
@@ -344,8 +352,9 @@ def test_events_that_are_drawn_on_a_terminal(folder: Path) -> None:
         name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_", "PYTHON"))
     }
     with terminal() as (stream, all_shown):
-        done = subprocess.run([sys.executable, "-c", LOGS], stdin=stream, stdout=stream, stderr=stream, env=kept, timeout=60,
-                              check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", LOGS], stdin=stream, stdout=stream, stderr=stream, env=kept, timeout=60, check=False
+        )
         shown = all_shown()
     assert done.returncode == 0, shown
     assert "number" in shown

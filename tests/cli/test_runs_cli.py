@@ -155,7 +155,11 @@ def test_an_approval_is_submitted_in_one_process_and_answered_in_another(here: A
 
     (listed,) = here("runs", "ls", "--json").json
     assert (listed["run"], listed["state"], listed["graph"], listed["node"]) == (
-        "mail", "suspended", "approval", "approve")  # fmt: skip
+        "mail",
+        "suspended",
+        "approval",
+        "approve",
+    )
     assert here("runs", "show", "mail", "--json").json["question"] == {"value": "send 'All is well' (3 words)?"}
     assert here("runs", "rm", "nobody").code == 1
 
@@ -260,7 +264,7 @@ def test_show_of_no_run(here: Any) -> None:
     finish("r")
     shown = here("runs", "show", "q")
     assert shown.code == 1
-    assert shown.err == "UnknownRunError: there is no run 'q' in the default store\n"
+    assert shown.err == "UnknownRunError: there is no run 'q' in the default store; `pocket-plug runs ls` lists them\n"
     assert here("runs", "show", "q\udc80").err.startswith("KeyNameError: ")
 
 
@@ -292,8 +296,11 @@ def test_resume_of_a_changed_graph_has_to_be_allowed(here: Any) -> None:
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     Path("open").touch()
     source = Path("shop.py").read_text()
-    Path("shop.py").write_text(source.replace("price >> deliver, name", "price >> deliver >> wrap, name").replace(
-        "nested =", "@pp.node\ndef wrap(what: str) -> str:\n    return f'{what}, wrapped'\n\nnested ="))  # fmt: skip
+    Path("shop.py").write_text(
+        source.replace("price >> deliver, name", "price >> deliver >> wrap, name").replace(
+            "nested =", "@pp.node\ndef wrap(what: str) -> str:\n    return f'{what}, wrapped'\n\nnested ="
+        )
+    )
     refused = elsewhere("runs", "resume", "shop.py", "order")
     assert refused.code == 1
     assert "+ node nested/wrap" in refused.err

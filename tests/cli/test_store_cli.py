@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import enum
-import importlib
 import io
 import json
 import os
@@ -32,7 +31,7 @@ from hypothesis import strategies as st
 
 from pocket_plug import SyncStore, register_type
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.cli import main
+from pocket_plug.cli import main, transfer
 from pocket_plug.codec import Codec, default_codec, is_whole, place_of
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
@@ -209,8 +208,13 @@ def test_get_as_json() -> None:
     assert json.loads(run("get", "a", "--json")[0]) == {"key": "a", "value": [1], "version": 1, "expires_at": None}
     record = base64.b64encode(default_codec.encode(Decimal("1.5"))).decode()
     assert json.loads(run("get", "b", "--json")[0]) == {
-        "key": "b", "type": "Decimal", "record": record, "version": 1, "expires_at": 4e9, "text": "Decimal('1.5')",
-    }  # fmt: skip
+        "key": "b",
+        "type": "Decimal",
+        "record": record,
+        "version": 1,
+        "expires_at": 4e9,
+        "text": "Decimal('1.5')",
+    }
 
 
 def test_get_of_an_unknown_type_shows_what_is_stored() -> None:
@@ -228,7 +232,10 @@ def test_get_of_an_unknown_type_shows_what_is_stored() -> None:
 def test_get_of_nothing() -> None:
     """A key that isn't there is an error that names it, exit code 1, nothing on stdout."""
     fill({"a": 1})
-    assert run("get", "b", code=1) == ("", f"MissingKeyError: nothing at 'b' in {URL}\n")
+    assert run("get", "b", code=1) == (
+        "",
+        f"MissingKeyError: nothing at 'b' in {URL}; `pocket-plug store ls` lists the keys\n",
+    )
 
 
 def test_set_takes_json_or_text() -> None:
@@ -433,7 +440,7 @@ def in_base64(value: Any) -> str:
         (json.dumps({"key": "a", "record": in_base64({1}), "type": "tuple"}), "'tuple', and holds 'set'"),
         ('{"key": "a", "value": %s}' % ("[" * 100_000), "it is nested too deeply"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_line_is_refused(line: str, said: str) -> None:
     """File and line are named, exit code 1, and nothing at all is stored: every line is looked at first."""
     Path("bad.jsonl").write_text('{"key": "good", "value": 1}\n\n' + line + "\n")
@@ -476,8 +483,13 @@ def test_import_reads_a_pipe() -> None:
     fill({"a": 1, "b": (2,)})
     shell = [*POCKET_PLUG, "store", "--url"]
     with subprocess.Popen([*shell, URL, "export"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as exporting:
-        done = subprocess.run([*shell, "sqlite:///to.db", "import", "-"], stdin=exporting.stdout, check=True,
-                              capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            [*shell, "sqlite:///to.db", "import", "-"],
+            stdin=exporting.stdout,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     assert done.stderr == "imported 2 entries\n"
     assert content("to.db") == content()
 
@@ -487,8 +499,10 @@ def test_a_damaged_record_keeps_no_other_back() -> None:
     fill({"a": 1, "b": 2, "c": 3})
     overwrite("b", b"\x01nonsense")
     assert [line.split()[:2] for line in run("ls", "-l")[0].splitlines()[1:]] == [
-        ["a", "int"], ["b", "damaged"], ["c", "int"],
-    ]  # fmt: skip
+        ["a", "int"],
+        ["b", "damaged"],
+        ["c", "int"],
+    ]
     out, err = run("export", code=1)
     assert [json.loads(line)["key"] for line in out.splitlines()] == ["a", "c"]
     assert re.search(r"left out: state\.db, key 'b': .*\nexported 2 entries\n", err)
@@ -501,14 +515,13 @@ def test_a_damaged_record_keeps_no_other_back() -> None:
 def test_an_export_during_which_something_changed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not a snapshot, so it must not look like one."""
     fill({"a": 1})
-    module = importlib.import_module("pocket_plug.cli.store")  # the package's `store` is the command
-    line_of = module.line_of
+    line_of = transfer.line_of
 
     def written_to_meanwhile(*arguments: Any) -> Any:
         fill({"b": 2})
         return line_of(*arguments)
 
-    monkeypatch.setattr(module, "line_of", written_to_meanwhile)
+    monkeypatch.setattr(transfer, "line_of", written_to_meanwhile)
     assert "the store was written to meanwhile" in run("export")[1]
 
 
@@ -655,7 +668,9 @@ def test_the_configured_stores_by_name() -> None:
 
 def test_a_layer_of_a_plugin_is_undone(install: Any) -> None:
     """What a configured layer did to the values is undone on the way out, and done on the way in."""
-    install("pocket-plug-shout", """
+    install(
+        "pocket-plug-shout",
+        """
         from dataclasses import replace
         from pocket_plug import Layer, hookimpl
         class Shout(Layer):
@@ -667,7 +682,8 @@ def test_a_layer_of_a_plugin_is_undone(install: Any) -> None:
         @hookimpl
         def pocket_layers():
             return [Shout]
-    """)  # fmt: skip
+    """,
+    )
     Path("pocket.toml").write_text('[store]\nurl = "sqlite:///state.db"\nlayers = ["shout"]')
     run("set", "a", "quiet", "--text", url=None)
     assert content()["a"][0] == default_codec.encode("QUIET")
@@ -677,7 +693,9 @@ def test_a_layer_of_a_plugin_is_undone(install: Any) -> None:
 
 def test_a_backend_of_a_plugin(install: Any) -> None:
     """Any scheme that a plugin offers will do, and the types that it registers are known."""
-    install("pocket-plug-shelf", """
+    install(
+        "pocket-plug-shelf",
+        """
         from dataclasses import dataclass
         from pocket_plug import Memory, hookimpl
         @dataclass
@@ -692,7 +710,8 @@ def test_a_backend_of_a_plugin(install: Any) -> None:
         @hookimpl
         def pocket_backends():
             return {"shelf": lambda url: Shelf()}
-    """)  # fmt: skip
+    """,
+    )
     assert run("get", "book", url="shelf://")[0] == "Book(title='Emma')\n"
     assert json.loads(run("export", url="shelf://")[0])["type"] == "shelf.Book"
     assert "file_bytes" not in json.loads(run("stats", "--json", url="shelf://")[0])

@@ -29,11 +29,15 @@ def span(
     attributes = {f"pocket_plug.{name.replace('_', '.', 1)}": value for name, value in said.items()}
     attributes |= {"error.type": error} if error else {}
     return {
-        "traceId": trace, "spanId": f"{number:016x}", "parentSpanId": f"{parent:016x}" if parent else "", "name": name,
-        "startTimeUnixNano": str(BEGIN + int(begin * S)), "endTimeUnixNano": str(BEGIN + int(end * S)),
+        "traceId": trace,
+        "spanId": f"{number:016x}",
+        "parentSpanId": f"{parent:016x}" if parent else "",
+        "name": name,
+        "startTimeUnixNano": str(BEGIN + int(begin * S)),
+        "endTimeUnixNano": str(BEGIN + int(end * S)),
         "attributes": [{"key": key, "value": {kinds[type(value)]: value}} for key, value in attributes.items()],
         "status": {"code": 2 if error else 0},
-    }  # fmt: skip
+    }
 
 
 def line(*spans: Any) -> str:

@@ -295,8 +295,11 @@ def main() -> None:
     print(f"seed {options.seed}", flush=True)
     for name in options.names or CASES:
         outcomes = campaign(name, options.forks, random.Random(f"{options.seed} {name}"))
-        print(f"{name}: {options.forks} forks beside {outcomes.pop('steps')} steps;",
-              ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())), flush=True)  # fmt: skip
+        print(
+            f"{name}: {options.forks} forks beside {outcomes.pop('steps')} steps;",
+            ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -330,8 +330,9 @@ def interrupter_for(use: str, number: int, error: type[BaseException] = Interrup
     return Interrupter(number, error, signal.SIGUSR1 if use in WITHIN_ASYNCIO else None)
 
 
-def at_place(use: str, number: int, error: type[BaseException],
-             found: list[str]) -> Callable[[Callable[[], object]], bool]:  # fmt: skip
+def at_place(
+    use: str, number: int, error: type[BaseException], found: list[str]
+) -> Callable[[Callable[[], object]], bool]:
     def interrupt(work: Callable[[], object]) -> bool:
         interrupter = interrupter_for(use, number, error)
         try:

@@ -18,8 +18,15 @@ import pytest
 pytestmark = pytest.mark.crash
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RUN = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())",
-       "run", str(EXAMPLES / "census")]  # fmt: skip
+RUN = [
+    sys.executable,
+    "-W",
+    "error",
+    "-c",
+    "import sys; from pocket_plug.cli import main; sys.exit(main())",
+    "run",
+    str(EXAMPLES / "census"),
+]
 MANY = 150
 
 # Tells the test of each distribution that is recorded: its commit is done by then.
@@ -99,8 +106,15 @@ def census(folder: Path, *arguments: str, stop: signal.Signals | None = None, af
     """Run it; send it a signal as soon as so many are recorded."""
     ours, theirs = os.pipe()
     recorded: list[str] = []
-    with subprocess.Popen([*RUN, *arguments], cwd=folder, env=environment(folder, TELL=str(theirs)), pass_fds=[theirs],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:  # fmt: skip
+    with subprocess.Popen(
+        [*RUN, *arguments],
+        cwd=folder,
+        env=environment(folder, TELL=str(theirs)),
+        pass_fds=[theirs],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
         os.close(theirs)
         with open(ours) as told:
             for line in told:
@@ -113,8 +127,9 @@ def census(folder: Path, *arguments: str, stop: signal.Signals | None = None, af
 
 def state(folder: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
     """Of each record its version; the records. The totals are the sums of these, or the test fails."""
-    done = subprocess.run([sys.executable, "-c", READ], cwd=folder, env=environment(folder), capture_output=True,
-                          text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", READ], cwd=folder, env=environment(folder), capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     records = {each["found"]["name"]: each for key, each in found.items() if key.startswith("record:")}
     sums = {"total": Counter[str]()}
@@ -165,8 +180,13 @@ def test_killed_again_and_again_it_goes_on_with_what_was_recorded(folder: Path) 
 
 def spans(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / ".pocket_plug" / "traces.jsonl").read_text().splitlines()
-    return [span for line in lines for resource in json.loads(line)["resourceSpans"]
-            for scope in resource["scopeSpans"] for span in scope["spans"]]  # fmt: skip
+    return [
+        span
+        for line in lines
+        for resource in json.loads(line)["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
 
 
 def attributes(span: dict[str, Any]) -> dict[str, Any]:

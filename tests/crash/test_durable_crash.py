@@ -97,8 +97,13 @@ asyncio.run(main())
 
 
 def start(path: Path, durability: str = "process", waits_at: str = "") -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", RUNNING, str(path), durability, waits_at], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", RUNNING, str(path), durability, waits_at],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def outcome(path: Path) -> dict[str, Any]:

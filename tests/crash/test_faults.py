@@ -302,10 +302,15 @@ def test_processes_that_count_and_transfer_are_exact(tmp_path: Path) -> None:
     with pp.SyncStore(f"sqlite:///{path}") as store:
         store.set_many({f"account:{n}": 100 for n in range(5)})
     children = [
-        subprocess.Popen([sys.executable, "-c", SHARING, str(path), str(number)],
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", SHARING, str(path), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for number in range(8)
-    ]  # fmt: skip
+    ]
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"

@@ -38,10 +38,15 @@ def test_hostile_bytes_in_every_field() -> None:
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        ("value", 17), ("value", "a text that is long enough"), ("version", "one"), ("version", b"1"), ("version", 1.5),
-        ("expires_at", "never"), ("expires_at", b"x"),
+        ("value", 17),
+        ("value", "a text that is long enough"),
+        ("version", "one"),
+        ("version", b"1"),
+        ("version", 1.5),
+        ("expires_at", "never"),
+        ("expires_at", b"x"),
     ],
-)  # fmt: skip
+)
 def test_a_field_of_the_wrong_type_is_named_and_can_be_mended(tmp_path: Path, column: str, value: Any) -> None:
     """File and key stand in the error, by every way of reading; overwriting and removing both help."""
     path = tmp_path / "state.db"
@@ -62,8 +67,10 @@ def test_a_damaged_counter_stops_all_writes(tmp_path: Path, version: Any) -> Non
     path = tmp_path / "state.db"
     with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         store.set("k", 1)
-        other.execute("DELETE FROM counter" if version is None else "UPDATE counter SET version = ?",
-                      () if version is None else (version,))  # fmt: skip
+        other.execute(
+            "DELETE FROM counter" if version is None else "UPDATE counter SET version = ?",
+            () if version is None else (version,),
+        )
         for _ in range(2):
             with pytest.raises(pp.StoreError, match=r"state\.db: its counter is damaged"):
                 store.set("k", 2)
@@ -92,7 +99,7 @@ def test_a_version_from_nowhere_does_not_keep_an_entry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"), [("key", "l"), ("version", 3), ("expires_at", 5.0), ("expires_at", 4e9), ("value", b"other")]
-)  # fmt: skip
+)
 def test_a_record_in_a_wrong_place_is_an_error(tmp_path: Path, column: str, value: Any) -> None:
     """Another key, another version, another deadline, the value of another key: for every way of reading, and of writing
     what expects something of it. Nothing is taken for expired, and so for absent.
@@ -107,9 +114,12 @@ def test_a_record_in_a_wrong_place_is_an_error(tmp_path: Path, column: str, valu
             other.execute(f"UPDATE entries SET {column} = ? WHERE key = 'k'", (value,))  # noqa: S608 - a name from above
         key = "l" if column == "key" else "k"
         uses: list[Any] = [
-            lambda: store.get(key), lambda: store.get_many([key]), lambda: store.ttl(key), lambda: store.has(key),
+            lambda: store.get(key),
+            lambda: store.get_many([key]),
+            lambda: store.ttl(key),
+            lambda: store.has(key),
             lambda: store.update(key, lambda old: old, default=2),
-        ]  # fmt: skip
+        ]
         if value == 5.0:
             uses += [lambda: drive(store._source.write([Put(key, 2)], {key: 0}))]
             assert key in store.keys()

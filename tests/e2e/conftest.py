@@ -19,8 +19,15 @@ PICTURES = ROOT / "docs" / "pictures"
 LARGEST = 200_000
 SIZE = (1440, 900)
 
-QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--disable-default-apps", "--no-first-run", "--disable-dev-shm-usage")  # fmt: skip
+QUIET = (
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,8 +53,11 @@ def look(browser: Browser) -> Iterator[Look]:
     opened: list[Page] = []
 
     def look(url: str, *, dark: bool = False) -> Page:
-        page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]}, color_scheme="dark" if dark else "light",
-                                reduced_motion="reduce")  # fmt: skip
+        page = browser.new_page(
+            viewport={"width": SIZE[0], "height": SIZE[1]},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+        )
         opened.append(page)
         page.set_default_timeout(120_000)
         page.goto(url)

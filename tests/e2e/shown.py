@@ -44,8 +44,9 @@ def play(folder: Path, environment: Mapping[str, str], capture: str = "none") ->
     (folder / "pocket.toml").write_text(f'[plugins.tracing]\ncapture = "{capture}"\n')
     for parts in (BEFORE, ("resumed",)):
         command = [sys.executable, "-W", "error", WORKFLOW, "tea", "reference.db", *parts]
-        done = subprocess.run(command, cwd=folder, env=clean(environment), capture_output=True, text=True, timeout=120,
-                              check=False)  # fmt: skip
+        done = subprocess.run(
+            command, cwd=folder, env=clean(environment), capture_output=True, text=True, timeout=120, check=False
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -77,12 +78,16 @@ def trees(spans: Iterable[Shown]) -> dict[str, str]:
         return line + "".join(indent(draw(span), "  ") for span in spans if span.parent_id == parent.span_id)
 
     roots = [span for span in spans if not span.parent_id]
-    return {f"{span.name}, resumed" if span.attributes.get("pocket_plug.run.resumed") else span.name: draw(span)
-            for span in roots}  # fmt: skip
+    return {
+        f"{span.name}, resumed" if span.attributes.get("pocket_plug.run.resumed") else span.name: draw(span)
+        for span in roots
+    }
 
 
-EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
-    "run shop": """
+EXPECTED = {
+    name: dedent(tree).lstrip("\n")
+    for name, tree in {
+        "run shop": """
         run shop CHAIN
           node checkout CHAIN
             run checkout CHAIN
@@ -116,7 +121,7 @@ EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
             item pack CHAIN
               exec pack TOOL
         """,
-    "run failing": """
+        "run failing": """
         run failing CHAIN ERROR
           node draft CHAIN
             exec draft TOOL
@@ -125,14 +130,14 @@ EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
               node refuse CHAIN ERROR
                 exec refuse TOOL !exception ERROR
         """,
-    "run stopped": """
+        "run stopped": """
         run stopped CHAIN
           node draft CHAIN
             exec draft TOOL
           node wait CHAIN
             exec wait TOOL
         """,
-    "run stocktaking": """
+        "run stocktaking": """
         run stocktaking CHAIN
           node stock CHAIN !pocket_plug.conflict
             post stock CHAIN
@@ -143,7 +148,7 @@ EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
               get sold:{} RETRIEVER
             set sold:{} CHAIN
         """,
-    "request": """
+        "request": """
         request UNKNOWN
           run foreign CHAIN
             node weigh CHAIN
@@ -155,7 +160,7 @@ EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
                   own work in a task UNKNOWN
                 own work by to_thread UNKNOWN
         """,
-    "run sync": """
+        "run sync": """
         run sync CHAIN
           node weigh CHAIN
             exec weigh TOOL
@@ -166,7 +171,7 @@ EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
             post count CHAIN
             set sold:{} CHAIN
         """,
-    "run approval": """
+        "run approval": """
         run approval CHAIN
           node draft CHAIN
             exec draft TOOL
@@ -174,7 +179,7 @@ EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
           node approve CHAIN
             set CHAIN
         """,
-    "run approval, resumed": """
+        "run approval, resumed": """
         run approval CHAIN
           node approve CHAIN
             write CHAIN
@@ -182,7 +187,8 @@ EXPECTED = {name: dedent(tree).lstrip("\n") for name, tree in {
             post send CHAIN
             write CHAIN
         """,
-}.items()}  # fmt: skip
+    }.items()
+}
 """At detail "phase"; of the user's own spans the kind is not known."""
 
 SPANS = sum(tree.count("\n") for tree in EXPECTED.values())

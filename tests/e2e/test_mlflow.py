@@ -63,12 +63,17 @@ class MLflow:
 def shown(span: Mapping[str, Any]) -> Shown:
     attributes = {found["key"]: value_of(found["value"]) for found in span["attributes"]}
     return Shown(
-        hexadecimal(span["trace_id"]), hexadecimal(span["span_id"]), hexadecimal(span.get("parent_span_id", "")),
-        span["name"], attributes.get("mlflow.spanType", "UNKNOWN"),
-        span["status"].get("code", "").removeprefix("STATUS_CODE_"), int(span["start_time_unix_nano"]), attributes,
+        hexadecimal(span["trace_id"]),
+        hexadecimal(span["span_id"]),
+        hexadecimal(span.get("parent_span_id", "")),
+        span["name"],
+        attributes.get("mlflow.spanType", "UNKNOWN"),
+        span["status"].get("code", "").removeprefix("STATUS_CODE_"),
+        int(span["start_time_unix_nano"]),
+        attributes,
         [event["name"] for event in span.get("events", ())],
         [(hexadecimal(link["trace_id"]), hexadecimal(link["span_id"])) for link in span.get("links", ())],
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

@@ -118,10 +118,16 @@ def span(number: int, parent: int | None, **changes: Any) -> RecordedSpan:
     """A made-up span of one trace."""
     start = 1_800_000_000_000_000_000 + number * 10_000
     given: dict[str, Any] = {
-        "trace_id": "7" * 32, "span_id": f"{number:016x}", "parent_id": None if parent is None else f"{parent:016x}",
-        "name": f"node n{number}", "kind": 1, "scope": "pocket_plug.graph", "start": start, "end": start + 9_000,
+        "trace_id": "7" * 32,
+        "span_id": f"{number:016x}",
+        "parent_id": None if parent is None else f"{parent:016x}",
+        "name": f"node n{number}",
+        "kind": 1,
+        "scope": "pocket_plug.graph",
+        "start": start,
+        "end": start + 9_000,
         "attributes": {},
-    }  # fmt: skip
+    }
     return RecordedSpan(**given | changes)
 
 
@@ -244,14 +250,29 @@ def test_path_in_the_graph(page):
     ways = {
         way.get_attribute("data-way"): way.get_attribute("data-times") for way in page.locator("path[data-way]").all()
     }
-    assert ways == {"find>default>each_price": "1", "each_price>default>rate": "1", "rate>default>check": "2",
-                    "check>again>rate": "1", "check>default>billing": "1", "check>refused>refuse": "0",
-                    "billing>default>ship": "1", "ship>default>mail": "0"}  # fmt: skip
+    assert ways == {
+        "find>default>each_price": "1",
+        "each_price>default>rate": "1",
+        "rate>default>check": "2",
+        "check>again>rate": "1",
+        "check>default>billing": "1",
+        "check>refused>refuse": "0",
+        "billing>default>ship": "1",
+        "ship>default>mail": "0",
+    }
     classes = {
         node.get_attribute("data-node"): node.get_attribute("class").split()[1] for node in page.locator(".place").all()
     }
-    assert classes == {"find": "ok", "each_price": "ok", "rate": "fallback", "check": "ok", "billing": "ok", "ship": "failed",
-                       "refuse": "unvisited", "mail": "unvisited"}  # fmt: skip
+    assert classes == {
+        "find": "ok",
+        "each_price": "ok",
+        "rate": "fallback",
+        "check": "ok",
+        "billing": "ok",
+        "ship": "failed",
+        "refuse": "unvisited",
+        "mail": "unvisited",
+    }
     expect(page.locator("[data-node=each_price]")).to_contain_text(f"{ITEMS} items")
     expect(page.locator("[data-node=check]")).to_contain_text("\N{MULTIPLICATION SIGN}2")
     expect(page.locator(".end")).to_have_class("end bad")
@@ -501,8 +522,12 @@ def test_hostile_texts(show):
 def walked(edges: list[tuple[str, str, str]], *steps: tuple[str, str, str], fails: bool = False) -> Trace:
     """A made-up run that goes these steps over a graph of these edges, and fails in the last node if so."""
     ours = "pocket_plug."
-    begun = {f"{ours}run.id": "r", f"{ours}graph.name": "g", f"{ours}graph.edges": tuple("\t".join(edge) for edge in edges),
-             f"{ours}run.outcome": "failure" if fails else "success"}  # fmt: skip
+    begun = {
+        f"{ours}run.id": "r",
+        f"{ours}graph.name": "g",
+        f"{ours}graph.edges": tuple("\t".join(edge) for edge in edges),
+        f"{ours}run.outcome": "failure" if fails else "success",
+    }
     ways = [*steps, (steps[-1][2], "default", None)]
     status = "error" if fails else "unset"
     spans = [span(0, None, name="run g", attributes=begun, status=status)]

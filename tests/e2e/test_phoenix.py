@@ -37,11 +37,19 @@ class Phoenix:
             return found if len(found) >= number else None
 
         return [
-            Shown(found["context"]["trace_id"], found["context"]["span_id"], found["parent_id"] or "", found["name"],
-                  found["span_kind"], found["status_code"], found["start_time"], found["attributes"],
-                  [event["name"] for event in found["events"]])
+            Shown(
+                found["context"]["trace_id"],
+                found["context"]["span_id"],
+                found["parent_id"] or "",
+                found["name"],
+                found["span_kind"],
+                found["status_code"],
+                found["start_time"],
+                found["attributes"],
+                [event["name"] for event in found["events"]],
+            )
             for found in until(f"{number} spans of {project}", come)
-        ]  # fmt: skip
+        ]
 
     def page(self, project: str, trace_id: str) -> str:
         """Where a trace is shown."""
@@ -53,8 +61,13 @@ class Phoenix:
 def phoenix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phoenix]:
     folder = tmp_path_factory.mktemp("phoenix")
     server = Phoenix(free_port())
-    settings = {"PHOENIX_WORKING_DIR": str(folder), "PHOENIX_HOST": "127.0.0.1", "PHOENIX_PORT": str(server.port),
-                "PHOENIX_GRPC_PORT": str(free_port()), "PHOENIX_TELEMETRY_ENABLED": "false"}  # fmt: skip
+    settings = {
+        "PHOENIX_WORKING_DIR": str(folder),
+        "PHOENIX_HOST": "127.0.0.1",
+        "PHOENIX_PORT": str(server.port),
+        "PHOENIX_GRPC_PORT": str(free_port()),
+        "PHOENIX_TELEMETRY_ENABLED": "false",
+    }
     command = [installed("phoenix") / "phoenix", "serve"]
     with running(command, folder, f"{server.url}/healthz", clean(settings)):
         yield server
@@ -81,12 +94,24 @@ def replayed(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("replayed")
     play(folder, {"OTEL_SERVICE_NAME": "replayed"})
     file = folder / ".pocket_plug" / "traces.jsonl"
-    done = subprocess.run(["pocket-plug", "trace", "send", file, "--to", phoenix.url], cwd=folder, env=clean({}),
-                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["pocket-plug", "trace", "send", file, "--to", phoenix.url],
+        cwd=folder,
+        env=clean({}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    spans = [span for line in lines for resource in line["resourceSpans"]
-             for scope in resource["scopeSpans"] for span in scope["spans"]]  # fmt: skip
+    spans = [
+        span
+        for line in lines
+        for resource in line["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
     return phoenix.spans("default"), spans
 
 
@@ -118,8 +143,12 @@ def test_nothing_is_captured_unless_asked_for(sent: list[Shown]) -> None:
 def test_phoenix_has_inputs_and_outputs_where_captured(captured: list[Shown]) -> None:
     """As JSON, where its columns `input` and `output` look for them."""
     [run] = [span for span in captured if span.name == "run checkout"]
-    wanted = {"input.value": '"tea"', "input.mime_type": "application/json",
-              "output.value": '"tea"', "output.mime_type": "application/json"}  # fmt: skip
+    wanted = {
+        "input.value": '"tea"',
+        "input.mime_type": "application/json",
+        "output.value": '"tea"',
+        "output.mime_type": "application/json",
+    }
     assert {name: run.attributes.get(name) for name in wanted} == wanted
     assert trees(captured) == EXPECTED
 

@@ -15,8 +15,15 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the workflow's run "shop"."""
     folder = tmp_path_factory.mktemp("page")
     play(folder, {"OTEL_SERVICE_NAME": "shop"}, capture="full")
-    done = subprocess.run(["pocket-plug", "trace", "show", "shop", "--html", "shop.html"], cwd=folder, env=clean({}),
-                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["pocket-plug", "trace", "show", "shop", "--html", "shop.html"],
+        cwd=folder,
+        env=clean({}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return folder / "shop.html"
 

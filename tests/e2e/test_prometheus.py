@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 MONITORING = ROOT / "examples" / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
-EXPRESSIONS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] if panel["type"] != "row"
-               for target in panel["targets"]]  # fmt: skip
+EXPRESSIONS = [
+    (panel["title"], target["expr"])
+    for panel in DASHBOARD["panels"]
+    if panel["type"] != "row"
+    for target in panel["targets"]
+]
 MAY_BE_ZERO = {"Active runs", "What goes on", "Write-behind queue", "Age of the queue"}  # at any moment
 ORDERS = 300
 PACKAGE = "prometheus"  # of Debian
@@ -48,9 +52,13 @@ class Prometheus:
         (folder / "alerts.yml").write_text(re.sub(r"\[5m\]", "[20s]", rules))
 
     def running(self) -> AbstractContextManager[None]:
-        command = [program("prometheus", PACKAGE), "--config.file=prometheus.yml", "--storage.tsdb.path=data",
-                   "--web.enable-lifecycle",
-                   f"--web.listen-address=127.0.0.1:{self.port}"]  # fmt: skip
+        command = [
+            program("prometheus", PACKAGE),
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=data",
+            "--web.enable-lifecycle",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+        ]
         return running(command, self.folder, f"{self.url}/-/ready", os.environ)
 
     def watch_too(self, port: int) -> None:
@@ -71,8 +79,11 @@ class Prometheus:
     def firing(self) -> set[tuple[str, str]]:
         """The names of the alerts that fire, each with the graph, store or instance that it is about."""
         about = ("pocket_plug_graph_name", "db_namespace", "instance")
-        return {(alert["labels"]["alertname"], next(alert["labels"][name] for name in about if name in alert["labels"]))
-                for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"}  # fmt: skip
+        return {
+            (alert["labels"]["alertname"], next(alert["labels"][name] for name in about if name in alert["labels"]))
+            for alert in self.ask("alerts")["alerts"]
+            if alert["state"] == "firing"
+        }
 
 
 class Shop:
@@ -174,18 +185,22 @@ def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
         ("sum(pocket_plug_run_duration_seconds_count{%s})", ORDERS),
         ("sum(pocket_plug_run_active{%s})", 0),
         ("sum(pocket_plug_fan_out_active{%s})", 0),
-        ('sum(pocket_plug_node_duration_seconds_count{%s,pocket_plug_node_name="pack"})',
-         sum(1 + number % 3 for number in range(ORDERS) if number % 14 != 13)),
+        (
+            'sum(pocket_plug_node_duration_seconds_count{%s,pocket_plug_node_name="pack"})',
+            sum(1 + number % 3 for number in range(ORDERS) if number % 14 != 13),
+        ),
         ('pocket_plug_node_duration_seconds_count{%s,pocket_plug_node_action="declined"}', ORDERS // 14),
         ("sum(pocket_plug_node_retries_total{%s})", ORDERS // 5),
         ('pocket_plug_store_writes_total{%s,db_namespace="archive",db_operation_name="set"}', ORDERS - ORDERS // 14),
         ('sum(pocket_plug_store_lookups_total{%s,db_namespace="archive"})', ORDERS - ORDERS // 14),
-        ('sum(db_client_operation_duration_seconds_count{%s,db_namespace="archive",db_operation_name="set"})',
-         ORDERS - ORDERS // 14),
+        (
+            'sum(db_client_operation_duration_seconds_count{%s,db_namespace="archive",db_operation_name="set"})',
+            ORDERS - ORDERS // 14,
+        ),
         ('pocket_plug_store_entries{%s,db_namespace="state"}', 50),
         ('pocket_plug_store_queue{%s,db_namespace="state"}', 0),
     ],
-)  # fmt: skip
+)
 def test_prometheus_has_what_the_shop_did(prometheus: Prometheus, shop: Shop, expression: str, expected: int) -> None:
     """Exactly so many runs, visits, items, retries, writes, lookups and entries."""
     assert prometheus.values(expression % f'instance="{shop.instance}"') == [expected]

@@ -199,6 +199,19 @@ def test_a_finished_run_gives_its_result(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_in_a_scope_of_a_key(tmp_path: Path) -> None:
+    """The scope's name carries the template of its Key; the record has the name alone."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            scope = store.scope(Key("tenant:{}")("acme"))
+            count = node(lambda n: n + 1, name="count")
+            for _ in range(2):
+                assert await Graph(count, store=scope, name="counting").run(0, run_id="r") == 1
+
+    asyncio.run(main())
+
+
 def test_without_await(tmp_path: Path) -> None:
     """run_sync and resume_sync do the same, with no event loop where every phase is `def`."""
     failing = True
@@ -737,10 +750,13 @@ class Unsure(Layer):
     at: int = -1
     looks: int = 0
 
+    def on_build(self) -> None:
+        self.left, self.failing = self.at, self.looks
+
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         version = await self.inner.write(changes, expect)
-        self.at -= bool(changes)
-        if self.at == -1 and changes:
+        self.left -= bool(changes)
+        if self.left == -1 and changes:
             raise self.answer
         return version
 
@@ -749,8 +765,8 @@ class Unsure(Layer):
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         keys = list(keys)
-        if self.at == -1 and self.looks and keys[0].startswith("pocket:"):
-            self.looks -= 1
+        if self.left == -1 and self.failing and keys[0].startswith("pocket:"):
+            self.failing -= 1
             raise StoreError("not reachable just now")
         return await self.inner.read_many(keys)
 

@@ -201,9 +201,14 @@ def _order(key: str, lists: Iterable[tuple[int, ...]], findings: Findings) -> tu
     return longest
 
 
-def _elements(history: Sequence[Txn], reads: Iterable[tuple[str, int, tuple[int, ...]]],
-              orders: Mapping[str, tuple[int, ...]], writer: Mapping[tuple[str, int], int],
-              final: Mapping[str, Sequence[int]] | None, findings: Findings) -> None:  # fmt: skip
+def _elements(
+    history: Sequence[Txn],
+    reads: Iterable[tuple[str, int, tuple[int, ...]]],
+    orders: Mapping[str, tuple[int, ...]],
+    writer: Mapping[tuple[str, int], int],
+    final: Mapping[str, Sequence[int]] | None,
+    findings: Findings,
+) -> None:
     """Anomalies that need no graph."""
     for key, order in orders.items():
         for element in order:
@@ -227,9 +232,14 @@ def _elements(history: Sequence[Txn], reads: Iterable[tuple[str, int, tuple[int,
                 findings.add("lost-append", key, element, history[number].name)
 
 
-def _cycles(history: Sequence[Txn], landed: set[int], reads: Iterable[tuple[str, int, tuple[int, ...]]],
-            orders: Mapping[str, tuple[int, ...]], writer: Mapping[tuple[str, int], int],
-            findings: Findings) -> None:  # fmt: skip
+def _cycles(
+    history: Sequence[Txn],
+    landed: set[int],
+    reads: Iterable[tuple[str, int, tuple[int, ...]]],
+    orders: Mapping[str, tuple[int, ...]],
+    writer: Mapping[tuple[str, int], int],
+    findings: Findings,
+) -> None:
     ww, wr, rw = _edges(history, landed, reads, orders, writer)
     plain = _named(ww, wr, rw)
     for name, cycle in plain.items():
@@ -239,9 +249,13 @@ def _cycles(history: Sequence[Txn], landed: set[int], reads: Iterable[tuple[str,
             findings.add(f"{name}-realtime", *(history[number].name for number in cycle if number < len(history)))
 
 
-def _edges(history: Sequence[Txn], landed: set[int], reads: Iterable[tuple[str, int, tuple[int, ...]]],
-           orders: Mapping[str, tuple[int, ...]],
-           writer: Mapping[tuple[str, int], int]) -> tuple[Edges, Edges, Edges]:  # fmt: skip
+def _edges(
+    history: Sequence[Txn],
+    landed: set[int],
+    reads: Iterable[tuple[str, int, tuple[int, ...]]],
+    orders: Mapping[str, tuple[int, ...]],
+    writer: Mapping[tuple[str, int], int],
+) -> tuple[Edges, Edges, Edges]:
     """Who depends on whom: ww, wr, rw."""
     ww, wr, rw = (defaultdict[int, set[int]](set) for _ in range(3))
 

@@ -288,8 +288,14 @@ def graph_of(store: pp.Store, kind: type[pp.Node[Any, str]], use: str) -> pp.Gra
 FAN_OUTS = ("fan-out", "durable fan-out")
 
 
-async def fan_out(use: str, keys: list[str], chance: random.Random, recorder: Recorder, graphs: dict[str, Any],
-                  left: Running | None = None) -> None:  # fmt: skip
+async def fan_out(
+    use: str,
+    keys: list[str],
+    chance: random.Random,
+    recorder: Recorder,
+    graphs: dict[str, Any],
+    left: Running | None = None,
+) -> None:
     """One fan-out, each item of which is a transaction; or one that a killed process has `left`."""
     run = recorder.begin(f"{use}, run", left and left.name)
     if left is not None and left.tasks is not None:
@@ -322,8 +328,9 @@ def some(chance: random.Random, keys: Sequence[str], use: str) -> tuple[list[str
     return first, steps
 
 
-async def use_async(store: pp.Store, use: str, keys: list[str], chance: random.Random, recorder: Recorder,
-                    graphs: dict[str, Any]) -> None:  # fmt: skip
+async def use_async(
+    store: pp.Store, use: str, keys: list[str], chance: random.Random, recorder: Recorder, graphs: dict[str, Any]
+) -> None:
     """One transaction, by a task."""
     if use in FAN_OUTS:
         return await fan_out(use, keys, chance, recorder, graphs)
@@ -351,8 +358,9 @@ async def use_async(store: pp.Store, use: str, keys: list[str], chance: random.R
                 del _running[running.name]
 
 
-def use_sync(store: pp.Store, use: str, keys: list[str], chance: random.Random, recorder: Recorder,
-             graphs: dict[str, Any]) -> None:  # fmt: skip
+def use_sync(
+    store: pp.Store, use: str, keys: list[str], chance: random.Random, recorder: Recorder, graphs: dict[str, Any]
+) -> None:
     """One transaction, by a thread."""
     if use in FAN_OUTS:
         return asyncio.run(fan_out(use, keys, chance, recorder, graphs))
@@ -690,5 +698,13 @@ if __name__ == "__main__":
     if unknown := [stack for stack in sys.argv[3:] if stack not in STACKS]:
         sys.exit(f"there is no stack {unknown[0]!r}; there are {', '.join(map(repr, STACKS))}")
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    sys.exit(bool(campaign(wanted, int(sys.argv[2]) if len(sys.argv) > 2 else 0, sys.argv[3:] or [*STACKS],
-                           max(1, wanted // 10_000))))  # fmt: skip
+    sys.exit(
+        bool(
+            campaign(
+                wanted,
+                int(sys.argv[2]) if len(sys.argv) > 2 else 0,
+                sys.argv[3:] or [*STACKS],
+                max(1, wanted // 10_000),
+            )
+        )
+    )

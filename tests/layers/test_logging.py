@@ -347,7 +347,7 @@ def test_events_can_be_switched_off(logs: LogCapture) -> None:
     """Configured structlog or not."""
     former = pocket_logging.configure(events=False)
     try:
-        assert pocket_logging.LoggingPlugin().pocket_observe() is None
+        assert pocket_logging.LoggingPlugin().pocket_observe(Run("r", "g")) is None
     finally:
         pocket_logging.configure(events=former.events)
 

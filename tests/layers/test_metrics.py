@@ -20,6 +20,7 @@ import pocket_plug as pp
 from pocket_plug import Store, SyncStore
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import ConfigError, ConflictError, StoreError
+from pocket_plug.hookspecs import Run
 from pocket_plug.layers import metrics
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.metrics import Metrics, counting, instruments
@@ -375,7 +376,7 @@ def test_items_of_a_fan_out_that_are_being_worked_on(published: Published) -> No
 def test_without_a_meter_provider_runs_are_not_observed(published: Published) -> None:
     """Nobody listens: nothing is measured."""
     metrics.configure(meter_provider=NoOpMeterProvider())
-    assert metrics.MetricsPlugin().pocket_observe() is None
+    assert metrics.MetricsPlugin().pocket_observe(Run("r", "g")) is None
 
 
 def test_a_failing_meter_does_not_fail_the_store(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -577,5 +577,5 @@ def with_base64_ids(value: Any) -> Any:
         return [with_base64_ids(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {key: base64.b64encode(bytes.fromhex(item)).decode() if key in ("traceId", "spanId", "parentSpanId")
+    return {key: base64.urlsafe_b64encode(bytes.fromhex(item)).decode() if key in ("traceId", "spanId", "parentSpanId")
             else with_base64_ids(item) for key, item in value.items()}  # fmt: skip

@@ -53,8 +53,15 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     if not code:
         return
     (tmp_path / "page.py").write_text(code, "utf-8")
-    ran = subprocess.run([sys.executable, "-W", "error", "page.py"], cwd=tmp_path, env=environment(tmp_path),
-                         capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "page.py"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr
     printed = ran.stdout.splitlines()
     for expected in _EXPECTED.findall(code):
@@ -79,8 +86,15 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
             continue
         expected = int(code[1]) if (code := re.search(r"exit code (\d)", comment)) else 0
         command, _, file = (part.strip() for part in command.partition(" > "))
-        ran = subprocess.run(shlex.split(command), cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
-                             timeout=120, check=False)  # fmt: skip
+        ran = subprocess.run(
+            shlex.split(command),
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert ran.returncode == expected, f"{command}: {ran.stdout}{ran.stderr}"
         if file:
             (tmp_path / file).write_text(ran.stdout, "utf-8")

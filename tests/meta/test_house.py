@@ -112,9 +112,11 @@ def test_the_sdk_is_imported_by_telemetry_and_testing_only() -> None:
         file.relative_to(PACKAGE).parts[0]
         for file in PACKAGE.rglob("*.py")
         if "opentelemetry.sdk" in file.read_text("utf-8") and "import" in file.read_text("utf-8")
-        if any(line.lstrip().startswith(("from opentelemetry.sdk", "import opentelemetry.sdk"))
-               for line in file.read_text("utf-8").splitlines())
-    }  # fmt: skip
+        if any(
+            line.lstrip().startswith(("from opentelemetry.sdk", "import opentelemetry.sdk"))
+            for line in file.read_text("utf-8").splitlines()
+        )
+    }
     assert users <= {"telemetry", "testing"}
 
 

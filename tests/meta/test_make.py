@@ -99,8 +99,11 @@ def test_the_lowest_versions_are_the_bounds_of_each_pyproject(python: tuple[int,
 def test_all_pythons_are_tried_and_those_that_are_not_there_are_named(tmp_path: Path) -> None:
     """One is there if it runs: a shim that answers for all versions and has none is none. A failing one ends it."""
     home, shims = tmp_path / "home", tmp_path / "shims"
-    for path, code in ((home / ".pyenv/versions/3.12.9/bin/python", 0), (home / ".pyenv/versions/3.14.1/bin/python", 1),
-                       *((shims / f"python3.{minor}", 127 if minor != 13 else 0) for minor in range(11, 16))):  # fmt: skip
+    for path, code in (
+        (home / ".pyenv/versions/3.12.9/bin/python", 0),
+        (home / ".pyenv/versions/3.14.1/bin/python", 1),
+        *((shims / f"python3.{minor}", 127 if minor != 13 else 0) for minor in range(11, 16)),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/sh\nexit {code}\n")
         path.chmod(0o755)

@@ -44,8 +44,11 @@ def alerts() -> dict[str, str]:
 
 def asked(expression: str) -> tuple[set[str], set[str]]:
     """The metrics that an expression names, and the labels that it matches and groups by."""
-    labels = {label for matchers in re.findall(r"\{([^}]*)\}", expression)
-              for label in re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", matchers)}  # fmt: skip
+    labels = {
+        label
+        for matchers in re.findall(r"\{([^}]*)\}", expression)
+        for label in re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", matchers)
+    }
     rest = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", " ", expression)
     grouping = r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)"
     labels.update(label for group in re.findall(grouping, rest) for label in re.findall(r"\w+", group))
@@ -108,8 +111,12 @@ def test_every_metric_of_ours_is_on_the_dashboard(exported: dict[str, set[str]])
     ours = {
         re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if name.startswith(("pocket_plug", "db_client"))
     }
-    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for panel in PANELS for target in panel["targets"]
-             for name in asked(target["expr"])[0]}  # fmt: skip
+    shown = {
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for panel in PANELS
+        for target in panel["targets"]
+        for name in asked(target["expr"])[0]
+    }
     assert ours == shown
     reference = (Path(__file__).parents[2] / "docs" / "reference.md").read_text("utf-8")
     section = reference.partition("### Metrics published\n")[2].partition("\n### ")[0]

@@ -25,10 +25,10 @@ from pocket_plug.graph.graph import Graph, fan_out
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry
+from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
 from pocket_plug.plugins import config
 from pocket_plug.plugins.pocket import Pocket
-from pocket_plug.plugins.records import PluginRecord
 from pocket_plug.store import backend, layer
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import Store, StoreReader, StoreScope, StoreWriter
@@ -69,8 +69,11 @@ def rows(title: str, table: int = 0) -> dict[str, str]:
 def of_signature(function: Any, *, keywords_only: bool = False) -> set[str]:
     """The names of its parameters."""
     parameters = inspect.signature(function).parameters.values()
-    return {each.name for each in parameters
-            if each.name != "self" and (each.kind is each.KEYWORD_ONLY or not keywords_only)}  # fmt: skip
+    return {
+        each.name
+        for each in parameters
+        if each.name != "self" and (each.kind is each.KEYWORD_ONLY or not keywords_only)
+    }
 
 
 def public(*classes: type) -> set[str]:
@@ -87,8 +90,11 @@ def fields_of(cls: Any) -> set[str]:
 # ---------------------------------------------------------------- names
 def exceptions() -> dict[str, type[BaseException]]:
     """Those that errors.py defines."""
-    return {name: kind for name, kind in vars(errors).items()
-            if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == errors.__name__}  # fmt: skip
+    return {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == errors.__name__
+    }
 
 
 def test_every_name_of_the_package() -> None:

@@ -13,18 +13,15 @@ PACKAGE = Path(__file__).parents[2] / "pocket_plug"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LONGEST = 60
-TOO_LONG = {("codec.py", "register"), ("runner.py", "_walk"), ("bounding.py", "apply")}
-"""Functions that are still longer."""
-
-SUPPRESSIONS, ANYS = 11, 50
+SUPPRESSIONS, ANYS = 5, 30
 """So many of each may stand in a thousand lines."""
 
 DIRECTIVE = re.compile(
     r"(?:noqa(?:: ?[A-Z]+\d+(?:, ?[A-Z]+\d+)*)?|(?:type|pyright): ignore(?:\[[\w, -]+\])?|pyright: \w+=\w+|fmt: (?:skip|off)"
     r"|pragma: no \w+)"
 )
-UNEXPLAINED = {"codec", "graph", "hookspecs.py", "layers", "plugins", "store"}
-"""Where some are still without a reason."""
+UNEXPLAINED = {"graph", "store"}
+"""Packages in which some are still without a reason."""
 
 
 def tokens(file: Path) -> list[tokenize.TokenInfo]:
@@ -77,7 +74,6 @@ def test_no_function_is_longer_than_a_screen() -> None:
         for file in FILES
         for node in ast.walk(ast.parse(file.read_bytes()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= LONGEST
-        if (file.name, node.name) not in TOO_LONG
     ]
     assert long == []
 

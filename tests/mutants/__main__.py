@@ -95,8 +95,13 @@ class Workshop:
     """Copies of the working tree, each for one mutant at a time."""
 
     def __init__(self, folder: Path, copies: int) -> None:
-        listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True,
-                                capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
         self._free: queue.Queue[Path] = queue.Queue()
         for number in range(copies):
             copy = folder / str(number)
@@ -125,8 +130,15 @@ def _run(copy: Path, tests: Sequence[str], limit: float) -> bool | None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     # no .pyc: one that is as old and as long as the mutant's source would be taken for it
     env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "CI": "true"}
-    process = subprocess.Popen(command, cwd=copy, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        cwd=copy,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         return process.wait(limit) == 0
     except subprocess.TimeoutExpired:

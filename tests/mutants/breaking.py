@@ -12,11 +12,25 @@ from difflib import unified_diff
 from pathlib import Path
 
 _COMPARED: dict[type[ast.cmpop], str] = {
-    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not",
-    ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
-}  # fmt: skip
-_COMPUTED: dict[type[ast.operator], str] = {ast.Add: "-", ast.Sub: "+", ast.Mult: "+", ast.Div: "*", ast.FloorDiv: "*",
-                                            ast.Mod: "+"}  # fmt: skip
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+    ast.In: "not in",
+    ast.NotIn: "in",
+}
+_COMPUTED: dict[type[ast.operator], str] = {
+    ast.Add: "-",
+    ast.Sub: "+",
+    ast.Mult: "+",
+    ast.Div: "*",
+    ast.FloorDiv: "*",
+    ast.Mod: "+",
+}
 _CALLED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 _ALONE = {"__repr__", "__str__", "__slots__", "__all__", "__match_args__"}
 
@@ -152,5 +166,7 @@ def _is_none(value: ast.expr | None) -> bool:
 
 
 def _is_text(node: ast.BinOp) -> bool:
-    return any(isinstance(part, ast.JoinedStr) or (isinstance(part, ast.Constant) and isinstance(part.value, str | bytes))
-               for part in (node.left, node.right))  # fmt: skip
+    return any(
+        isinstance(part, ast.JoinedStr) or (isinstance(part, ast.Constant) and isinstance(part.value, str | bytes))
+        for part in (node.left, node.right)
+    )

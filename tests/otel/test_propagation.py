@@ -75,8 +75,15 @@ def test_baggage_goes_along_only_if_it_is_named() -> None:
     assert baggage.get_all(context_of(carrier, baggage=["tenant"])) == {"tenant": "acme, inc"}
 
 
-@given(st.one_of(st.text(), st.dictionaries(st.sampled_from(["traceparent", "tracestate", "baggage", "session.id", "x"]),
-                                            st.one_of(st.text(), st.none(), st.integers()))))  # fmt: skip
+@given(
+    st.one_of(
+        st.text(),
+        st.dictionaries(
+            st.sampled_from(["traceparent", "tracestate", "baggage", "session.id", "x"]),
+            st.one_of(st.text(), st.none(), st.integers()),
+        ),
+    )
+)
 def test_no_carrier_can_do_harm(carrier: Any) -> None:
     """What can't be read is no context: a message from anywhere must not fail the work that it asks for."""
     with extract(carrier):

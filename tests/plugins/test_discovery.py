@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from pocket_plug.errors import PluginError
-from pocket_plug.hookspecs import hookimpl
+from pocket_plug.hookspecs import PluginRecord, hookimpl
 from pocket_plug.plugins import discovery
 from pocket_plug.plugins.discovery import BUILT_IN, find_plugins
 from pocket_plug.plugins.pocket import Pocket
-from pocket_plug.plugins.records import PluginRecord
 
 GOOD = """
     from pocket_plug.hookspecs import hookimpl

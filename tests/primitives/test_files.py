@@ -56,9 +56,14 @@ def test_a_database_is_its_owners(tmp_path: Path, umask: int) -> None:
         store.flush()
         found = modes(tmp_path)
     assert found == {
-        "there": "0o750", "there/a": "0o700", "there/a/b": "0o700", "there/a/b/state.db": "0o600",
-        "there/a/b/state.db-wal": "0o600", "there/a/b/state.db-shm": "0o600", "there/a/b/state.db-owner": "0o600",
-    }  # fmt: skip
+        "there": "0o750",
+        "there/a": "0o700",
+        "there/a/b": "0o700",
+        "there/a/b/state.db": "0o600",
+        "there/a/b/state.db-wal": "0o600",
+        "there/a/b/state.db-shm": "0o600",
+        "there/a/b/state.db-owner": "0o600",
+    }
     assert {mode for path, mode in modes(tmp_path).items() if path != "there"} == {"0o700", "0o600"}
 
 
@@ -94,8 +99,12 @@ def test_all_that_the_commands_write(tmp_path: Path, umask: int) -> None:
         name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_", "PYTHON"))
     }
     kept |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1", "BROWSER": "true"}
-    for arguments in (["run", "app.py", "--input", "4", "--trace"], ["trace", "show", "--html", "pages/new.html"],
-                      ["trace", "show", "--html", "old.html"], ["trace", "show", "--open"]):  # fmt: skip
+    for arguments in (
+        ["run", "app.py", "--input", "4", "--trace"],
+        ["trace", "show", "--html", "pages/new.html"],
+        ["trace", "show", "--html", "old.html"],
+        ["trace", "show", "--open"],
+    ):
         subprocess.run([*POCKET_PLUG, *arguments], cwd=tmp_path, env=kept, check=True, capture_output=True, timeout=60)
     found = modes(tmp_path)
     assert found.items() >= there.items()

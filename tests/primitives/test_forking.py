@@ -184,8 +184,13 @@ def test_a_fork_by_who_is_in_the_middle_himself_comes_to_a_good_end(monkeypatch:
     end_of_section()
 
 
-def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it() -> None:
-    """It is not lost, though an error in a function for forks is only printed; the preparation is made, and undone."""
+@pytest.mark.parametrize("seconds", [0.01, 0])
+def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not lost, though an error in a function for forks is only printed, however soon after the fork it comes; the
+    preparation is made, and undone."""
+    monkeypatch.setattr(forking, "SOON", seconds)
     lock = new_lock()
     rests: list[str] = []
 

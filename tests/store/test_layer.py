@@ -231,6 +231,13 @@ def test_a_recipe_is_data_and_a_built_layer_has_state() -> None:
     built.seen = 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("taken", ["inner", "plugin"])
+def test_an_option_takes_no_name_that_every_layer_has(taken: str) -> None:
+    """It would be overwritten as the layer is built, or made by its name."""
+    with pytest.raises(TypeError, match=f"Odd: an option can't be called '{taken}'"):
+        type("Odd", (Layer,), {"__annotations__": {taken: "str"}, taken: ""})
+
+
 def test_constructors_may_set_what_they_like() -> None:
     """One of a class's own, `__post_init__`, and that of a class which is derived from it."""
 

@@ -256,8 +256,9 @@ class Sink:
         with self._changed:
             if not self._changed.wait_for(condition, seconds):
                 came = [(request.path, request.status) for request in self.requests]
-                raise AssertionError(f"not within {seconds:g} s; {self._held} hang, and there came {came} with the spans "
-                                     f"{self.names()}")  # fmt: skip
+                raise AssertionError(
+                    f"not within {seconds:g} s; {self._held} hang, and there came {came} with the spans {self.names()}"
+                )
 
     def _accepted(self, path: str) -> Iterable[bytes]:
         return [request.body for request in list(self.requests) if (request.path, request.status) == (path, 200)]
@@ -304,11 +305,19 @@ def logs_of(body: bytes) -> list[Log]:
     for resource in ExportLogsServiceRequest.FromString(body).resource_logs:
         about = _attributes(resource.resource.attributes)
         for scope in resource.scope_logs:
-            found += [Log(
-                body=_value(log.body), event=log.event_name, severity=log.severity_text,
-                attributes=_attributes(log.attributes), trace_id=log.trace_id.hex(), span_id=log.span_id.hex(),
-                scope=_scope(scope), resource=about,
-            ) for log in scope.log_records]  # fmt: skip
+            found += [
+                Log(
+                    body=_value(log.body),
+                    event=log.event_name,
+                    severity=log.severity_text,
+                    attributes=_attributes(log.attributes),
+                    trace_id=log.trace_id.hex(),
+                    span_id=log.span_id.hex(),
+                    scope=_scope(scope),
+                    resource=about,
+                )
+                for log in scope.log_records
+            ]
     return found
 
 

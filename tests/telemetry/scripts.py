@@ -33,5 +33,6 @@ def environment(**env: str) -> dict[str, str]:
 
 def python(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", WORKFLOW + code]
-    return subprocess.run(command, cwd=cwd, env=environment(**env), text=True, capture_output=True, timeout=60,
-                          check=False)  # fmt: skip
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**env), text=True, capture_output=True, timeout=60, check=False
+    )

@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.telemetry.export import LogExport, SpanExport, log_exporters, metric_readers, span_exporters
+from pocket_plug.telemetry.export import LogExport, SpanExport
+from pocket_plug.telemetry.exporters import log_exporters, metric_readers, span_exporters
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,8 @@ def test_spans_that_have_no_room_are_not_handed_on(
     assert handed == ["first", "second"]
     assert export.backlog.unsent == 4
     assert [record.message for record in caplog.records] == [
-        "telemetry: 2 spans wait to be exported; what comes on top is dropped and counted (said once)"]  # fmt: skip
+        "telemetry: 2 spans wait to be exported; further ones are dropped and counted (logged once)"
+    ]
     provider.shutdown()
 
 
@@ -98,6 +100,9 @@ def test_a_repeated_warning_of_an_exporter_is_said_once(caplog: pytest.LogCaptur
             for _ in range(3):
                 export._batch._batch_processor._exporter.export([])  # type: ignore[attr-defined]
     assert [record.getMessage() for record in caplog.records] == [
-        "no answer from host, try 0", "gave up", *["as usual"] * 6]  # fmt: skip
+        "no answer from host, try 0",
+        "gave up",
+        *["as usual"] * 6,
+    ]
     for export in exports:
         export.shutdown()

@@ -87,9 +87,15 @@ def test_it_takes_providers_is_idempotent_and_can_be_ended() -> None:
     assert [span.name for span in spans.get_finished_spans()] == ["node look", "run shop"]
     data = reader.get_metrics_data()
     assert data is not None
-    counts = {point.count for resource in data.resource_metrics for scope in resource.scope_metrics
-              for metric in scope.metrics if metric.name == "pocket_plug.run.duration"
-              for point in metric.data.data_points if hasattr(point, "count")}  # fmt: skip
+    counts = {
+        point.count
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == "pocket_plug.run.duration"
+        for point in metric.data.data_points
+        if hasattr(point, "count")
+    }
     assert counts == {1}
 
 

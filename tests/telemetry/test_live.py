@@ -58,7 +58,9 @@ def test_what_is_open_is_told_and_what_has_ended_is_not(traced: Traced) -> None:
     node = traced.node("charge", run)
     traced.open.tell()
     assert [(each.span.name, each.span.end, each.alive) for each in open_spans(traced.path)] == [
-        ("run shop", 0, True), ("node charge", 0, True)]  # fmt: skip
+        ("run shop", 0, True),
+        ("node charge", 0, True),
+    ]
     assert open_spans(traced.path)[1].span.parent_id == f"{run.get_span_context().span_id:016x}"
     node.end()
     traced.open.tell()
@@ -155,7 +157,10 @@ def test_a_run_is_followed_from_its_beginning_to_its_end(traced: Traced) -> None
     watch.look()
     assert watch.trace is not None
     assert [(span.name, span.end > 0) for span in watch.trace.spans] == [
-        ("run shop", False), ("node charge", True), ("node ship", False)]  # fmt: skip
+        ("run shop", False),
+        ("node charge", True),
+        ("node ship", False),
+    ]
     assert not watch.ended
     run.end()
     watch.look()

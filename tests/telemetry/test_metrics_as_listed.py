@@ -64,8 +64,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
 
 
 @pytest.mark.parametrize(("name", "kind", "unit", "always", "sometimes"), LISTED, ids=[row[0] for row in LISTED])
-def test_a_metric_is_as_listed(published: dict[str, Metric], name: str, kind: str, unit: str, always: set[str],
-                               sometimes: set[str]) -> None:  # fmt: skip
+def test_a_metric_is_as_listed(
+    published: dict[str, Metric], name: str, kind: str, unit: str, always: set[str], sometimes: set[str]
+) -> None:
     """Kind, UCUM unit and scope; each point has what is always there, and nothing that isn't listed."""
     metric = published[name]
     assert (metric.kind, metric.unit, metric.scope.name) == (KINDS[kind], unit, "pocket_plug")

@@ -48,8 +48,9 @@ SHOP = ["get price:{}", "node look", "exec look", "node pay", "prep pay", "post 
 
 def python(code: str, cwd: Path, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", WORKFLOW + code]
-    return subprocess.run(command, cwd=cwd, env=environment(env), text=True, capture_output=True, timeout=timeout,
-                          check=False)  # fmt: skip
+    return subprocess.run(
+        command, cwd=cwd, env=environment(env), text=True, capture_output=True, timeout=timeout, check=False
+    )
 
 
 def environment(env: dict[str, str]) -> dict[str, str]:
@@ -61,8 +62,13 @@ def environment(env: dict[str, str]) -> dict[str, str]:
 def spans_in(path: Path) -> list[dict[str, Any]]:
     """All spans of a trace file."""
     requests = [json.loads(line) for line in path.read_text().splitlines()]
-    return [span for request in requests for resource in request["resourceSpans"]
-            for scope in resource["scopeSpans"] for span in scope["spans"]]  # fmt: skip
+    return [
+        span
+        for request in requests
+        for resource in request["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
 
 
 def names_in(path: Path) -> list[str]:
@@ -95,7 +101,9 @@ with observe(file="two.jsonl") as second:
     assert second is not first
     graph.run_sync("c")
 graph.run_sync("d")
-""", tmp_path)  # fmt: skip
+""",
+        tmp_path,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert names_in(tmp_path / "one.jsonl") == ["run shop"]
     assert names_in(tmp_path / "two.jsonl") == sorted(SHOP)
@@ -117,7 +125,9 @@ for other in ({"file": "other.jsonl"}, {"detail": "run", "redact": hide}, {"term
 first.close()
 with observe(file="other.jsonl"):
     graph.run_sync("a")
-""", tmp_path)  # fmt: skip
+""",
+        tmp_path,
+    )
     assert done.stdout.splitlines() == [
         "file is other.jsonl, and was one.jsonl",
         "detail is 'run', and was 'phase'; redact is hide, and was not given",
@@ -154,7 +164,10 @@ assert telemetry.mode == "yours" and telemetry.file is None
 assert trace.get_tracer_provider() is provider
 graph.run_sync("b")
 print(len(memory.get_finished_spans()))
-""", tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")  # fmt: skip
+""",
+        tmp_path,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+    )
     assert (done.stdout, done.stderr) == ("16\n", "")
     assert not (tmp_path / ".pocket_plug").exists()
 
@@ -186,7 +199,9 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 assert str(ids().trace_id) != os.read(reading, 100).decode()
-""", tmp_path)  # fmt: skip
+""",
+        tmp_path,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert len({span["traceId"] for span in spans_in(tmp_path / "t.jsonl")}) == 2
 
@@ -194,8 +209,9 @@ assert str(ids().trace_id) != os.read(reading, 100).decode()
 def test_spans_are_flushed_on_sigterm_which_still_kills(tmp_path: Path) -> None:
     """The process dies of the signal, after its spans are written."""
     code = 'observe(file="t.jsonl"); graph.run_sync("a"); print("ready", flush=True); import time; time.sleep(60)'
-    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, env=environment({}), text=True,
-                          stdout=subprocess.PIPE) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, env=environment({}), text=True, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
@@ -241,8 +257,13 @@ class Sink:
 
     def spans(self) -> dict[bytes, Any]:
         """By id."""
-        return {span.span_id: span for request in self.requests for resource in request.resource_spans
-                for scope in resource.scope_spans for span in scope.spans}  # fmt: skip
+        return {
+            span.span_id: span
+            for request in self.requests
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        }
 
     def close(self) -> None:
         self.hold.set()
@@ -260,21 +281,36 @@ def sink() -> Iterator[Sink]:
 
 def test_with_an_endpoint_in_the_environment_a_collector_gets_the_tree(tmp_path: Path, sink: Sink) -> None:
     """One trace, every parent right, scopes and resource as they should be, and no local file."""
-    done = python('print(observe().mode); asyncio.run(graph.run("tea"))', tmp_path,
-                  OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint, OTEL_SERVICE_NAME="shop-service")  # fmt: skip
+    done = python(
+        'print(observe().mode); asyncio.run(graph.run("tea"))',
+        tmp_path,
+        OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+        OTEL_SERVICE_NAME="shop-service",
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "otlp\n", "")
     spans = sink.spans()
     tree = {span.name: spans[span.parent_span_id].name if span.parent_span_id else "" for span in spans.values()}
     assert tree == {
-        "run shop": "", "node look": "run shop", "exec look": "node look", "node pay": "run shop",
-        "prep pay": "node pay", "get price:{}": "prep pay", "post pay": "node pay",
-        "set price:{}": "node pay"}  # fmt: skip
+        "run shop": "",
+        "node look": "run shop",
+        "exec look": "node look",
+        "node pay": "run shop",
+        "prep pay": "node pay",
+        "get price:{}": "prep pay",
+        "post pay": "node pay",
+        "set price:{}": "node pay",
+    }
     assert len({span.trace_id for span in spans.values()}) == 1
-    (resource,) = {resource.resource.SerializeToString(True) for request in sink.requests
-                   for resource in request.resource_spans}  # fmt: skip
+    (resource,) = {
+        resource.resource.SerializeToString(True) for request in sink.requests for resource in request.resource_spans
+    }
     assert b"shop-service" in resource
-    scopes = {scope.scope.name: scope.schema_url for request in sink.requests for resource in request.resource_spans
-              for scope in resource.scope_spans}  # fmt: skip
+    scopes = {
+        scope.scope.name: scope.schema_url
+        for request in sink.requests
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+    }
     assert set(scopes) == {"pocket_plug.graph", "pocket_plug.phase", "pocket_plug.store"}
     assert all(scopes.values())
     assert not (tmp_path / ".pocket_plug").exists()
@@ -291,9 +327,15 @@ asyncio.run(main())
 print("ran", flush=True)
 sys.stdin.readline()
 """
-    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, text=True, stdin=subprocess.PIPE,
-                          env=environment({"OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint}), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKFLOW + code],
+        cwd=tmp_path,
+        text=True,
+        stdin=subprocess.PIPE,
+        env=environment({"OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ran\n"
         sink.hold.set()
@@ -301,7 +343,10 @@ sys.stdin.readline()
     assert errors == ""
     names = [span.name for span in sink.spans().values()]
     assert {name: names.count(name) for name in ("run shop", "node look", "node pay")} == {
-        "run shop": 700, "node look": 700, "node pay": 700}  # fmt: skip
+        "run shop": 700,
+        "node look": 700,
+        "node pay": 700,
+    }
 
 
 def test_a_collector_that_hangs_delays_the_end_of_the_process_by_a_limit(tmp_path: Path, sink: Sink) -> None:

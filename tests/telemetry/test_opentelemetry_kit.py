@@ -60,10 +60,15 @@ class Kit(test_base.TestBase):
     def figures(self, reader: Any = None) -> dict[str, Any]:
         """What is published: sums over all attributes."""
         data = (reader or self.memory_metrics_reader).get_metrics_data()
-        return {metric.name.removeprefix("pocket_plug."): sum(getattr(point, "value", getattr(point, "count", 0))
-                                                             for point in metric.data.data_points)
-                for resource in (data.resource_metrics if data else ()) for scope in resource.scope_metrics
-                if scope.scope.name == "pocket_plug" for metric in scope.metrics}  # fmt: skip
+        return {
+            metric.name.removeprefix("pocket_plug."): sum(
+                getattr(point, "value", getattr(point, "count", 0)) for point in metric.data.data_points
+            )
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            if scope.scope.name == "pocket_plug"
+            for metric in scope.metrics
+        }
 
     def check_all_is_told(self) -> None:
         """Exactly what `work` did, once."""
@@ -205,8 +210,9 @@ for name in ("one", "two"):
     graph.run_sync("tea")
     print(first.mode, second.mode, second.metrics, second.logs, len(spans.get_finished_spans()) > 0)
 """
-    done = python(code, tmp_path, OTEL_TRACES_EXPORTER="console", OTEL_METRICS_EXPORTER="console",
-                  OTEL_LOGS_EXPORTER="console")  # fmt: skip
+    done = python(
+        code, tmp_path, OTEL_TRACES_EXPORTER="console", OTEL_METRICS_EXPORTER="console", OTEL_LOGS_EXPORTER="console"
+    )
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.endswith(" True")]
     assert said == ["console console console console True"] * 2

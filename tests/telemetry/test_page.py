@@ -119,9 +119,16 @@ def test_page_needs_nothing_else():
 
 def test_all_spans_are_in_the_data():
     """Each with its parent (its place, or its id where it isn't here), times, status, attributes, events, links, resource."""
-    failed = span(2, 1, status="error", message="no", attributes={"pocket_plug.attempt": 2}, scope="pocket_plug.phase",
-                  events=(Event("exception", span(2).start + 7, {"exception.type": "ValueError"}),),
-                  links=(SpanLink("a" * 32, "b" * 16, {"why": "resumed"}),))  # fmt: skip
+    failed = span(
+        2,
+        1,
+        status="error",
+        message="no",
+        attributes={"pocket_plug.attempt": 2},
+        scope="pocket_plug.phase",
+        events=(Event("exception", span(2).start + 7, {"exception.type": "ValueError"}),),
+        links=(SpanLink("a" * 32, "b" * 16, {"why": "resumed"}),),
+    )
     data = data_of(page([trace(span(1), failed, span(3, 99, end=0))]))
     [one] = data["traces"]
     assert (one["id"], one["start"]) == (f"{7:032x}", str(span(1).start))

@@ -41,8 +41,14 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none",
-                  OTEL_BSP_SCHEDULE_DELAY="60000", OTEL_BLRP_SCHEDULE_DELAY="60000")  # fmt: skip
+    done = python(
+        code,
+        tmp_path,
+        OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+        OTEL_METRICS_EXPORTER="none",
+        OTEL_BSP_SCHEDULE_DELAY="60000",
+        OTEL_BLRP_SCHEDULE_DELAY="60000",
+    )
     assert (done.returncode, "not exported" in done.stderr) == (0, False), done.stderr
     assert otlp_sink.names().count("run shop") == 2
     assert len({span.trace_id for span in otlp_sink.spans}) == 2
@@ -95,8 +101,12 @@ def test_workers_of_multiprocessing_send_theirs_as_they_end(tmp_path: Path, otlp
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_BSP_SCHEDULE_DELAY="60000")
     assert done.returncode == 0, done.stderr
     assert otlp_sink.names().count("run shop") == 4
-    counts = [point.count for metric in otlp_sink.metrics if metric.name == "pocket_plug.run.duration"
-              for point in metric.points]  # fmt: skip
+    counts = [
+        point.count
+        for metric in otlp_sink.metrics
+        if metric.name == "pocket_plug.run.duration"
+        for point in metric.points
+    ]
     assert sum(counts) == 4
 
 
@@ -170,10 +180,16 @@ telemetry = setup(log_level="error"); graph.run_sync("tea")
 print("ran", flush=True)
 {goes_on}
 """
-    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
-                                                                  OTEL_METRICS_EXPORTER="none",
-                                                                  OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1")) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKFLOW + code],
+        cwd=tmp_path,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(
+            OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1"
+        ),
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ran\n"
         if goes_on == "sys.stdin.read()":

@@ -115,8 +115,10 @@ def line(*found: dict[str, Any]) -> str:
 def said(**attributes: str | int | bool) -> list[dict[str, Any]]:
     """Attributes of pocket_plug's own, `_` for `.`."""
     kinds = {str: "stringValue", int: "intValue", bool: "boolValue"}
-    return [{"key": f"pocket_plug.{name.replace('_', '.', 1)}", "value": {kinds[type(value)]: value}}
-            for name, value in attributes.items()]  # fmt: skip
+    return [
+        {"key": f"pocket_plug.{name.replace('_', '.', 1)}", "value": {kinds[type(value)]: value}}
+        for name, value in attributes.items()
+    ]
 
 
 def test_what_other_tools_write_is_read_too(tmp_path: Path) -> None:
@@ -192,8 +194,11 @@ def test_a_file_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -
 def test_times_that_no_clock_gives_are_unreadable(tmp_path: Path) -> None:
     """OTLP has 64 bits for them, which is enough until 2554."""
     path = tmp_path / "t.jsonl"
-    path.write_text(line(span(A, 1, startTimeUnixNano=str(2**64))) + line(span(A, 2, endTimeUnixNano="-1"))
-                    + line(span(A, 3, endTimeUnixNano=str(2**64 - 1))))  # fmt: skip
+    path.write_text(
+        line(span(A, 1, startTimeUnixNano=str(2**64)))
+        + line(span(A, 2, endTimeUnixNano="-1"))
+        + line(span(A, 3, endTimeUnixNano=str(2**64 - 1)))
+    )
     file = TraceFile(path)
     assert [each.name for each in file.spans()] == ["s3"]
     assert file.unreadable == 2

@@ -353,7 +353,7 @@ TREES: dict[str, Tree] = {
             set
         """,
     ),
-}  # fmt: skip
+}
 
 RESUMED = Tree(
     node="""
@@ -371,7 +371,7 @@ RESUMED = Tree(
         post send
         write of 3
     """,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("part", TREES)
@@ -388,8 +388,15 @@ def resumed_elsewhere(sink: Sink, folder: Path, **environment: str) -> subproces
     """Plays "resumed" in a process of its own, which observes at detail "phase"."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
     command = [sys.executable, "-W", "error", SCRIPT, "tea", folder / "reference.db", "resumed"]
-    return subprocess.run(command, cwd=folder, env=kept | {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url} | environment, text=True,
-                          capture_output=True, timeout=120, check=False)  # fmt: skip
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=kept | {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url} | environment,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def root_of(spans: Sequence[Span]) -> Span:
@@ -438,7 +445,11 @@ def test_every_run_says_whose_it_is_and_what_its_graph_looks_like(play: Play) ->
     assert set(inner["pocket_plug.graph.nodes"]) == {"fetch\tnode", "price\tnode"}
     assert set(inner["pocket_plug.graph.edges"]) == {"fetch\tdefault\tprice", "price\tagain\tprice"}
     assert set(first["pocket_plug.graph.nodes"]) == {
-        "checkout\tgraph", "hurry\tnode", "split\tnode", "each_pack\tfan_out"}  # fmt: skip
+        "checkout\tgraph",
+        "hurry\tnode",
+        "split\tnode",
+        "each_pack\tfan_out",
+    }
 
 
 def test_durations_of_phases_stand_on_the_node_where_the_phases_have_no_spans(play: Play) -> None:
@@ -446,8 +457,13 @@ def test_durations_of_phases_stand_on_the_node_where_the_phases_have_no_spans(pl
     for detail in ("node", "phase"):
         for span in play(detail, "nested"):
             found = {phase for phase in PHASES if f"pocket_plug.node.{phase}.duration" in span.attributes}
-            wanted = {"node fetch": {"exec"}, "node price": {"prep", "exec", "post"}, "node hurry": {"exec", "fallback"},
-                      "node split": {"exec"}, "item pack": {"exec"}}  # fmt: skip
+            wanted = {
+                "node fetch": {"exec"},
+                "node price": {"prep", "exec", "post"},
+                "node hurry": {"exec", "fallback"},
+                "node split": {"exec"},
+                "item pack": {"exec"},
+            }
             assert found == (wanted.get(span.name, set()) if detail == "node" else set()), span.name
 
 

@@ -36,8 +36,15 @@ with setup(log_level="debug", detail=sys.argv[2], **eval(sys.argv[3])):
 
 def python(folder: Path, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
-    return subprocess.run([sys.executable, "-W", "error", *command], cwd=folder, env=kept | environment, text=True,
-                          capture_output=True, timeout=120, check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=folder,
+        env=kept | environment,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def play(sink: Sink, folder: Path, detail: Detail, **options: object) -> str:
@@ -71,8 +78,11 @@ def test_at_the_default_settings_no_secret_leaves_the_process(
     assert {"pocket_plug.run.finished", "pocket_plug.node.exception", "pocket_plug.node.retry", "played"} <= set(events)
     assert "pocket_plug.node.exception" in {log.event or log.body for log in otlp_sink.logs}
 
-    found = {f"a request to {request.path}" for request in otlp_sink.requests
-             if WORD.lower().encode() in request.body.lower()}  # fmt: skip
+    found = {
+        f"a request to {request.path}"
+        for request in otlp_sink.requests
+        if WORD.lower().encode() in request.body.lower()
+    }
     assert found == set()
     assert lines_with(WORD, said) == []
 
@@ -81,8 +91,14 @@ def test_who_asks_for_everything_gets_it(otlp_sink: Sink, tmp_path: Path) -> Non
     """With `capture="full"` the secret is in the spans, and still in no metric: the test above can find it."""
     play(otlp_sink, tmp_path, "phase", capture="full")
     with_it = {name for span in otlp_sink.spans for name, value in span.attributes.items() if WORD in str(value)}
-    assert {"pocket_plug.run.input", "pocket_plug.run.output", "pocket_plug.node.input", "pocket_plug.node.output",
-            "pocket_plug.store.key", "pocket_plug.store.value"} <= with_it  # fmt: skip
+    assert {
+        "pocket_plug.run.input",
+        "pocket_plug.run.output",
+        "pocket_plug.node.input",
+        "pocket_plug.node.output",
+        "pocket_plug.store.key",
+        "pocket_plug.store.value",
+    } <= with_it
     events = [event for span in otlp_sink.spans for event in span.events if event.name == "exception"]
     assert any(WORD in event.attributes["exception.message"] for event in events)
     assert WORD.encode() in otlp_sink.raw("/v1/traces")

@@ -28,15 +28,20 @@ def lines(text: str) -> list[dict[str, object]]:
 # ---------------------------------------------------------------- where it goes
 def test_one_endpoint_gets_all_three_signals_of_one_resource_correlated(tmp_path: Path, otlp_sink: Sink) -> None:
     """Logs carry the ids of the span they were said in; the script's own events too, with run, graph and node."""
-    done = python('print(setup()); graph.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
-                  OTEL_SERVICE_NAME="shop-service")  # fmt: skip
+    done = python(
+        'print(setup()); graph.run_sync("tea")',
+        tmp_path,
+        OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+        OTEL_SERVICE_NAME="shop-service",
+    )
     assert (done.returncode, done.stdout) == (0, "Telemetry(mode='otlp', file=None, metrics='otlp', logs='otlp')\n")
     run, node = otlp_sink.one("run shop"), otlp_sink.one("node look")
     logs = {log.body: log for log in otlp_sink.logs}
     looked, finished = logs["looked"], logs["pocket_plug.run.finished"]
     assert (looked.trace_id, looked.span_id, looked.severity) == (node.trace_id, node.span_id, "INFO")
-    assert {name: looked.attributes[name] for name in ("colour", "pocket_plug.graph.name", "pocket_plug.node.name")} == {
-        "colour": "green", "pocket_plug.graph.name": "shop", "pocket_plug.node.name": "look"}  # fmt: skip
+    assert {
+        name: looked.attributes[name] for name in ("colour", "pocket_plug.graph.name", "pocket_plug.node.name")
+    } == {"colour": "green", "pocket_plug.graph.name": "shop", "pocket_plug.node.name": "look"}
     assert looked.attributes["pocket_plug.run.id"] == run["pocket_plug.run.id"]
     assert (looked.scope.name, looked.event) == ("structlog", "")
     assert (finished.scope.name, finished.event, finished.span_id) == ("pocket_plug", finished.body, run.span_id)
@@ -59,10 +64,15 @@ print(tracing.look(), [type(each).__module__.split(".")[1] for each in (
     trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider())])
 """
     done = python(code, tmp_path)
-    assert done.stdout.splitlines() == ["Telemetry(mode='none', file=None, metrics='none', logs='none')",
-                                        "None ['trace', 'metrics', '_logs']"]  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "Telemetry(mode='none', file=None, metrics='none', logs='none')",
+        "None ['trace', 'metrics', '_logs']",
+    ]
     assert [line["event"] for line in lines(done.stderr)] == [
-        "pocket_plug.run.started", "looked", "pocket_plug.run.finished"]  # fmt: skip
+        "pocket_plug.run.started",
+        "looked",
+        "pocket_plug.run.finished",
+    ]
 
 
 def test_providers_of_the_program_are_used_and_left_as_they_are(tmp_path: Path, otlp_sink: Sink) -> None:
@@ -119,8 +129,12 @@ with setup() as second:
     assert done.returncode == 0, done.stderr
     assert otlp_sink.names().count("run shop") == 2
     assert [log.body for log in otlp_sink.logs].count("looked") == 2
-    counts = [point.count for metric in otlp_sink.metrics if metric.name == "pocket_plug.run.duration"
-              for point in metric.points]  # fmt: skip
+    counts = [
+        point.count
+        for metric in otlp_sink.metrics
+        if metric.name == "pocket_plug.run.duration"
+        for point in metric.points
+    ]
     assert counts == [1, 1]
 
 
@@ -136,8 +150,13 @@ def test_beside_observe_each_does_its_part_and_no_span_is_sent_twice(tmp_path: P
 
 def test_each_signal_goes_its_own_way(tmp_path: Path, otlp_sink: Sink) -> None:
     """An exporter named for one counts for that one; `none` means none."""
-    done = python('setup(); graph.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
-                  OTEL_TRACES_EXPORTER="none", OTEL_LOGS_EXPORTER="console")  # fmt: skip
+    done = python(
+        'setup(); graph.run_sync("tea")',
+        tmp_path,
+        OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+        OTEL_TRACES_EXPORTER="none",
+        OTEL_LOGS_EXPORTER="console",
+    )
     assert done.returncode == 0, done.stderr
     assert {request.path for request in otlp_sink.requests} == {"/v1/metrics"}
     assert '"body": "looked"' in done.stdout
@@ -147,8 +166,11 @@ def test_prometheus_finds_metrics_until_it_is_closed(tmp_path: Path) -> None:
     """At OTEL_EXPORTER_PROMETHEUS_PORT. A port that is taken is said, and breaks nothing."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = str(taken.getsockname()[1])
-        settings = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": port,
-                    "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1"}  # fmt: skip
+        settings = {
+            "OTEL_METRICS_EXPORTER": "prometheus",
+            "OTEL_EXPORTER_PROMETHEUS_PORT": port,
+            "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
+        }
         done = python('setup(); print(graph.run_sync("tea"))', tmp_path, **settings)
         assert (done.returncode, done.stdout) == (0, "tea\n")
         assert f"serving metrics to Prometheus on 127.0.0.1:{port} failed" in done.stderr
@@ -192,9 +214,11 @@ print(type(trace.get_tracer_provider()).__name__)
     assert "'statsd'; known are otlp, prometheus, console and none" in metrics
     assert "'syslog'; known are otlp, console and none" in logs
     assert "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL is 'grpc'" in protocol
-    assert others == ["OTEL_EXPORTER_PROMETHEUS_PORT is 'http'; give a port, 1 to 65535",
-                      "log_level 'loud' is none of debug, info, warning, error, critical.",
-                      "ProxyTracerProvider"]  # fmt: skip
+    assert others == [
+        "OTEL_EXPORTER_PROMETHEUS_PORT is 'http'; give a port, 1 to 65535",
+        "log_level 'loud' is none of debug, info, warning, error, critical.",
+        "ProxyTracerProvider",
+    ]
 
 
 def test_what_opentelemetry_cannot_make_of_its_variables_is_an_error_too(tmp_path: Path) -> None:
@@ -211,9 +235,15 @@ except pp.ConfigError as error:
 
 def test_sizes_that_cannot_be_meant_are_passed_over(tmp_path: Path, otlp_sink: Sink) -> None:
     """A text that is no number is said; a batch is no larger than its queue; an exporter named twice is one."""
-    done = python('print(setup(log_level="error").mode); graph.run_sync("tea")', tmp_path, OTEL_METRICS_EXPORTER="none",
-                  OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_TRACES_EXPORTER="otlp,otlp",
-                  OTEL_BSP_MAX_QUEUE_SIZE="plenty", OTEL_BLRP_MAX_EXPORT_BATCH_SIZE="99999")  # fmt: skip
+    done = python(
+        'print(setup(log_level="error").mode); graph.run_sync("tea")',
+        tmp_path,
+        OTEL_METRICS_EXPORTER="none",
+        OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+        OTEL_TRACES_EXPORTER="otlp,otlp",
+        OTEL_BSP_MAX_QUEUE_SIZE="plenty",
+        OTEL_BLRP_MAX_EXPORT_BATCH_SIZE="99999",
+    )
     assert (done.returncode, done.stdout) == (0, "otlp\n"), done.stderr
     assert "OTEL_BSP_MAX_QUEUE_SIZE is 'plenty', not a positive number; it is taken as 32768" in done.stderr
     assert otlp_sink.names().count("run shop") == 1
@@ -223,9 +253,13 @@ def test_a_service_is_called_as_the_script_unless_it_has_a_name(tmp_path: Path, 
     """Another attribute whose name ends like it is not the service's."""
     (tmp_path / "shopping.py").write_text(WORKFLOW + 'observe(); graph.run_sync("tea")')
     for attributes in ("peer.service.name=other", "service.name=shop"):
-        subprocess.run([sys.executable, "shopping.py"], cwd=tmp_path, timeout=60, check=True,
-                       env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
-                                       OTEL_RESOURCE_ATTRIBUTES=attributes))  # fmt: skip
+        subprocess.run(
+            [sys.executable, "shopping.py"],
+            cwd=tmp_path,
+            timeout=60,
+            check=True,
+            env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_RESOURCE_ATTRIBUTES=attributes),
+        )
     assert [span.resource["service.name"] for span in otlp_sink.spans if span.name == "run shop"] == [
         "shopping",
         "shop",
@@ -234,8 +268,12 @@ def test_a_service_is_called_as_the_script_unless_it_has_a_name(tmp_path: Path, 
 
 def test_switched_off_only_structlog_is_configured(tmp_path: Path) -> None:
     """OTEL_SDK_DISABLED=true."""
-    done = python('t = setup(); print(t.mode, t.metrics, t.logs); graph.run_sync("tea")', tmp_path,
-                  OTEL_SDK_DISABLED="true", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")  # fmt: skip
+    done = python(
+        't = setup(); print(t.mode, t.metrics, t.logs); graph.run_sync("tea")',
+        tmp_path,
+        OTEL_SDK_DISABLED="true",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+    )
     assert done.stdout == "off off off\n"
     assert "looked" in [line["event"] for line in lines(done.stderr)]
 
@@ -254,8 +292,13 @@ def test_phoenix_and_mlflow_get_their_flavour(
     tmp_path: Path, otlp_sink: Sink, call: str, env: dict[str, str], flavoured: bool
 ) -> None:
     """Known by a variable of Phoenix's or MLflow's header; the resource names the project."""
-    python(f'{call}(); graph.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
-           OTEL_SERVICE_NAME="shop-service", **env)  # fmt: skip
+    python(
+        f'{call}(); graph.run_sync("tea")',
+        tmp_path,
+        OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+        OTEL_SERVICE_NAME="shop-service",
+        **env,
+    )
     run = otlp_sink.one("run shop")
     assert run["openinference.span.kind"] == ("CHAIN" if flavoured else None)
     project = env.get("PHOENIX_PROJECT_NAME", "shop-service") if flavoured else None
@@ -362,10 +405,22 @@ sys.stdin.readline()
 print(telemetry.unsent > 0, telemetry.flush(0.0))
 telemetry.close(timeout=0.1)
 """
-    env = environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_BSP_MAX_QUEUE_SIZE="10", OTEL_BLRP_MAX_QUEUE_SIZE="10",
-                      OTEL_BSP_SCHEDULE_DELAY="10", OTEL_BLRP_SCHEDULE_DELAY="10")  # fmt: skip
-    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, env=env, text=True,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+    env = environment(
+        OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+        OTEL_BSP_MAX_QUEUE_SIZE="10",
+        OTEL_BLRP_MAX_QUEUE_SIZE="10",
+        OTEL_BSP_SCHEDULE_DELAY="10",
+        OTEL_BLRP_SCHEDULE_DELAY="10",
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKFLOW + code],
+        cwd=tmp_path,
+        env=env,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ran\n"
         otlp_sink.wait_for(lambda: otlp_sink.held)
@@ -421,9 +476,14 @@ async def wait(name: str) -> str:
 
 setup(); pp.Graph(look >> wait, name="shop").run_sync("tea")
 """
-    with subprocess.Popen([sys.executable, "-c", WORKFLOW + code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL,
-                          env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKFLOW + code],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url),
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGTERM)
@@ -431,7 +491,10 @@ setup(); pp.Graph(look >> wait, name="shop").run_sync("tea")
     run, look, wait = (otlp_sink.one(name) for name in ("run shop", "node look", "node wait"))
     assert [span.parent_id for span in (run, look, wait)] == ["", run.span_id, run.span_id]
     assert [(span["pocket_plug.interrupted"], span["error.type"], span.status) for span in (run, look, wait)] == [
-        (True, "SIGTERM", "UNSET"), (None, None, "UNSET"), (True, "SIGTERM", "UNSET")]  # fmt: skip
+        (True, "SIGTERM", "UNSET"),
+        (None, None, "UNSET"),
+        (True, "SIGTERM", "UNSET"),
+    ]
     assert "looked" in [log.body for log in otlp_sink.logs]
     assert otlp_sink.metrics
 

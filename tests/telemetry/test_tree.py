@@ -57,8 +57,14 @@ def test_a_tree_shows_names_durations_bars_errors_and_where_the_file_lies() -> N
     root.end(100 * MS)
     lines = terminal.text().splitlines()
     names = [re.split(r" +[\d.]+ ms ", line)[0].rstrip() for line in lines]
-    assert names == ["run shop", "├─ node charge", "│  ├─ exec charge ✗ builtins.ValueError", "│  └─ exec charge #2",
-                     "└─ node ship CancelledError", "trace of run shop"]  # fmt: skip
+    assert names == [
+        "run shop",
+        "├─ node charge",
+        "│  ├─ exec charge ✗ builtins.ValueError",
+        "│  └─ exec charge #2",
+        "└─ node ship CancelledError",
+        "trace of run shop",
+    ]
     assert "100.0 ms" in lines[0]
     assert "40.0 ms" in lines[2]
     bars = {line.find("▇") - lines[0].find("▇"): line.count("▇") for line in lines[:-1]}

@@ -148,7 +148,7 @@ def keys(user: str) -> None:
 def stacks() -> None:
     Bounding(max_entris=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Bounding(max_entries="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    Bounding(3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Bounding(3)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     Persistence(to="sqlite:///a.db", mode="behnd")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Persistence()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Store(layers=[Bounding])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pocket_plug.hookspecs import NodeCall, Observer, hookimpl
+from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
 from pocket_plug.otel.reporting import suppressed
 from pocket_plug.store.layer import Layer
 
@@ -43,7 +43,7 @@ class MetricsPlugin:
         return [Metrics]
 
     @hookimpl(tryfirst=True)
-    def pocket_observe(self) -> Observer | None:
+    def pocket_observe(self, run: Run) -> Observer | None:
         """Measure a run while a meter provider is set."""
         instruments = look()
         if instruments is None or suppressed():

@@ -64,7 +64,7 @@ class Tracing(Layer):
         if listening_of(self).settings.detail != "debug" or type(part) is Memory or isinstance(part, Probe):
             return part
         probe = Probe()
-        probe.__dict__["plugin"] = self.plugin
+        probe.made_by(self.plugin, {})
         return probe.build(part)
 
     def _attributes(self, operation: str) -> Attributes:

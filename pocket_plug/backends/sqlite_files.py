@@ -1,0 +1,85 @@
+"""The files of the SQLite backend: whether one is still the one that was opened, and who alone may write."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pocket_plug.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which doesn't fork either
+    fcntl = None  # type: ignore[assignment]  # where it is None is asked below
+
+Identity = tuple[int, int]
+"""A file's device, and its number there."""
+
+
+class Ownership:
+    """An exclusive lock on a file, which is created if need be. It ends with the process. Raises BlockingIOError if it is held.
+
+    The lock belongs to the open file, not to the process: a forked child inherits it, and calls `leave`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _lock_file(self._file)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def release(self) -> None:
+        """Release the lock, also where a child that a library in C has forked still has it."""
+        if fcntl is not None and self._file >= 0:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        self.leave()
+
+    def leave(self) -> None:
+        """In a forked child: close the file, and the parent keeps the lock."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+
+def check_path(path: str) -> None:
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ConfigError(
+            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or what no file system can write"
+        )
+
+
+def _lock_file(file: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+
+
+def identity_of(path: str) -> Identity | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def is_at(path: str, file: Identity | None) -> bool:
+    """Is that file still at the path, as far as can be seen?"""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # we may no longer look into its folder
+        return True
+    return (status.st_dev, status.st_ino) == file

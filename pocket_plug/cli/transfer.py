@@ -1,0 +1,115 @@
+"""`store export` and `store import`: the entries of a store as JSON Lines."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import IO
+
+import click
+import msgspec
+
+from pocket_plug.errors import CodecError, PocketError
+from pocket_plug.primitives.terminal import escaped_json
+from pocket_plug.store.backend import Backend, Put
+
+from .entries import BATCH, Target, count, found_entries, names_of, readable_name
+from .jsonlines import entries_of, line_of
+from .output import echo, progress
+
+
+@click.command
+@click.argument("prefix", default="", callback=readable_name)
+@click.option("--all", "show_all", is_flag=True, help="With pocket_plug's own entries, whose names begin with pocket:.")
+@click.pass_obj
+def export(target: Target, prefix: str, show_all: bool) -> int:
+    """Print the entries whose keys begin with PREFIX as JSON Lines.
+
+    What can't be read is said and left out, and the exit code is 1.
+    """
+    out, on_terminal, encode = sys.stdout.buffer, sys.stdout.isatty(), msgspec.json.Encoder().encode
+
+    async def exported() -> tuple[int, int]:
+        number = damaged = 0
+        async with target.opened() as stack:
+            before = await stack.version()
+            names = await names_of(stack, prefix, show_all)
+            with progress("exporting", 0 if on_terminal else len(names)) as advance:
+                async for name, entry in found_entries(stack, names):
+                    if isinstance(entry, CodecError):
+                        damaged += 1
+                        echo(f"left out: {entry}", err=True)
+                    else:
+                        number += 1
+                        line = encode(line_of(name, entry))
+                        out.write((escaped_json(line.decode()).encode() if on_terminal else line) + b"\n")
+                    advance(1)
+            out.flush()
+            if await stack.version() != before:
+                echo("the store was written to meanwhile: this is not as it was at one moment", err=True)
+        return number, damaged
+
+    number, damaged = asyncio.run(exported())
+    echo(f"exported {count(number)}", err=True)
+    return int(damaged > 0)
+
+
+@click.command("import")
+@click.argument("file", type=click.File("rb"))
+@click.option("--atomic", is_flag=True, help=f"All in one write, else in writes of {BATCH:,}.")
+@click.option("--all", "take_all", is_flag=True, help="Take pocket_plug's own entries too.")
+@click.pass_obj
+def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> None:
+    """Store the entries of an exported FILE; - is stdin.
+
+    Every line is looked at before the first entry is stored. Entries that are there are replaced.
+    """
+    with _readable_twice(file) as lines:
+        total = sum(1 for _ in entries_of(lines, file.name, reserved=take_all))
+        lines.seek(0)
+
+        async def imported() -> tuple[int, int]:
+            done = expired = 0
+            async with target.opened(may_be_new=True) as stack:
+                now = stack.clock()
+                puts: list[Put] = []
+                with progress("importing", total) as advance:
+                    for put in entries_of(lines, file.name, reserved=take_all):
+                        if put.expires_at is not None and put.expires_at <= now:
+                            expired += 1
+                        else:
+                            puts.append(put)
+                        if len(puts) == BATCH and not atomic:
+                            done += await _stored(stack, puts, done, total)
+                            advance(BATCH)
+                            puts = []
+                    done += await _stored(stack, puts, done, total)
+            return done, expired
+
+        done, expired = asyncio.run(imported())
+    left_out = f"; left out {expired:,} that had expired" if expired else ""
+    echo(f"imported {count(done)}{left_out}", err=True)
+
+
+async def _stored(stack: Backend, puts: list[Put], done: int, total: int) -> int:
+    try:
+        await stack.write(puts)
+    except PocketError:
+        echo(f"{done:,} of {total:,} are stored; it may be imported again as a whole", err=True)
+        raise
+    return len(puts)
+
+
+@contextmanager
+def _readable_twice(file: IO[bytes]) -> Generator[IO[bytes]]:
+    if file.seekable():
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        copy.seek(0)
+        yield copy

@@ -1,0 +1,162 @@
+"""The exporters that `OTEL_*` variables name. A variable that can't be followed is a ConfigError, which names it."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any, Literal
+
+from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.failures import say_once
+
+from .export import MetricExport, metric_exporter
+
+Signal = Literal["traces", "metrics", "logs"]
+
+
+def disabled() -> bool:
+    """Is OpenTelemetry switched off by its variable?"""
+    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+_ENDPOINTS = {
+    "traces": "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "metrics": "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "logs": "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+}
+_PROTOCOLS = {
+    "traces": "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "metrics": "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+    "logs": "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL",
+}
+_EXPORTERS = {
+    "traces": ("OTEL_TRACES_EXPORTER", ("otlp", "console", "none")),
+    "metrics": ("OTEL_METRICS_EXPORTER", ("otlp", "prometheus", "console", "none")),
+    "logs": ("OTEL_LOGS_EXPORTER", ("otlp", "console", "none")),
+}
+
+
+def endpoint(signal: Signal) -> str:
+    """The collector's endpoint for a signal, or for all signals; else ""."""
+    return os.environ.get(_ENDPOINTS[signal]) or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+
+
+def asked(signal: Signal) -> list[str]:
+    """The exporters that the environment asks for; an endpoint asks for `otlp`. Raises ConfigError for unknown ones."""
+    variable, known = _EXPORTERS[signal]
+    texts = [name.strip() for name in os.environ.get(variable, "").split(",")]
+    named = [name for name in dict.fromkeys(texts) if name]
+    for name in named:
+        if name not in known:
+            raise ConfigError(
+                f"{variable} is {name!r}; known are {', '.join(known[:-1])} and {known[-1]}. For another "
+                "exporter set a provider of your own before"
+            )
+    return named or (["otlp"] if endpoint(signal) else [])
+
+
+_OTLP = {
+    "traces": ("trace_exporter", "OTLPSpanExporter"),
+    "metrics": ("metric_exporter", "OTLPMetricExporter"),
+    "logs": ("_log_exporter", "OTLPLogExporter"),
+}
+
+
+def _otlp(signal: Signal) -> Any:
+    """The class of a signal's OTLP exporter. Raises ConfigError for another protocol, and where it isn't installed."""
+    for variable in (_PROTOCOLS[signal], "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if (protocol := os.environ.get(variable)) and protocol != "http/protobuf":
+            raise ConfigError(
+                f"{variable} is {protocol!r}; pocket_plug speaks http/protobuf only, usually on port 4318"
+            )
+    module, name = _OTLP[signal]
+    try:
+        kind = getattr(import_module(f"opentelemetry.exporter.otlp.proto.http.{module}"), name)
+    except ImportError:
+        raise ConfigError(
+            "the environment asks for OTLP, and its exporter is not installed: pip install 'pocket-plug[otlp]'"
+        ) from None
+    return _by_process(kind)
+
+
+def _by_process(kind: Any) -> Any:
+    """A kind of exporter with a connection of its own in each process: a forked child would write into its parent's."""
+
+    class Exporter(kind):  # type: ignore[misc]  # a class that is known at run time only
+        process = os.getpid()
+        inherited: object = None
+
+        def export(self, *batch: object, **kwargs: object) -> object:
+            if self.process != os.getpid():
+                inherited = vars(self).copy()
+                kind.__init__(self)
+                # kept, and never closed: its locks may be held by threads of the parent
+                self.process, self.inherited = os.getpid(), inherited
+            return kind.export(self, *batch, **kwargs)
+
+    Exporter.__name__ = kind.__name__
+    return Exporter
+
+
+def span_exporters() -> list[SpanExporter]:
+    """Those that the environment asks for. Raises ConfigError for what can't be followed."""
+    return [_otlp("traces")() if name == "otlp" else ConsoleSpanExporter() for name in _named("traces")]
+
+
+def log_exporters() -> list[LogRecordExporter]:
+    """Those that the environment asks for. Raises ConfigError for what can't be followed."""
+    return [_otlp("logs")() if name == "otlp" else ConsoleLogRecordExporter() for name in _named("logs")]
+
+
+def metric_readers() -> list[MetricReader]:
+    """Those that the environment asks for. Raises ConfigError for what can't be followed."""
+    return [
+        _prometheus()
+        if name == "prometheus"
+        else MetricExport(metric_exporter(_otlp("metrics") if name == "otlp" else ConsoleMetricExporter))
+        for name in _named("metrics")
+    ]
+
+
+def _named(signal: Signal) -> list[str]:
+    return [name for name in asked(signal) if name != "none"]
+
+
+def _prometheus() -> MetricReader:
+    """Metrics at `/metrics`, as OpenTelemetry's variables say. A port that is in use is logged, and breaks nothing."""
+    try:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import start_http_server
+    except ImportError:
+        raise ConfigError(
+            "OTEL_METRICS_EXPORTER asks for prometheus, and its exporter is not installed: "
+            "pip install 'pocket-plug[prometheus]'"
+        ) from None
+    host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "localhost"
+    text = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464"
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ConfigError(f"OTEL_EXPORTER_PROMETHEUS_PORT is {text!r}; give a port, 1 to 65535")
+    port = int(text)
+
+    class Reader(PrometheusMetricReader):
+        """With its server, which ends with it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.server: Any = None
+            try:
+                self.server, _ = start_http_server(port, host)
+            except OSError as error:
+                say_once(f"serving metrics to Prometheus on {host}:{port}", error)
+
+        def shutdown(self, timeout_millis: float = 30_000, **kwargs: object) -> None:
+            super().shutdown(timeout_millis, **kwargs)  # pyright: ignore[reportUnknownMemberType] - it has no types for `kwargs`
+            if self.server is not None:
+                self.server.shutdown()
+                self.server.server_close()
+
+    return Reader()
