@@ -159,8 +159,8 @@ class Execution:
         run = self.run
         entered: Entered = []
         failed: BaseException | None = None
+        parts = [(observer, observer.run) for observer in self.observers if observer.run is not None]
         try:
-            parts = [(observer, observer.run) for observer in self.observers if observer.run is not None]
             if silent := enter(entered, parts, run):
                 heard = (observer for observer in self.observers if all(observer is not each for each in silent))
                 self._listen(list(heard))

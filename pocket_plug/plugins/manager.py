@@ -227,18 +227,30 @@ class Manager:
                 names = [*self._records]
                 # whoever was registered first keeps a name: nobody gets ours by offering another one
                 for record, answer in sorted(self._ask(hook), key=lambda asked: names.index(asked[0].name)):
-                    try:
-                        for name, offer in entries(answer):
-                            owner, _ = offers.setdefault(name, (record, offer))
-                            if owner is not record:
-                                taken = PluginError(f"{name!r} is offered by plugin {owner} already")
-                                self.report(record, hook, taken)
-                    except BaseException as error:
-                        if not is_fault(error):
-                            raise
-                        self.report(record, hook, error)
+                    self._add(offers, record, hook, answer, entries)
                 self._offers[hook] = offers
             return self._offers[hook]
+
+    def _add(
+        self,
+        offers: dict[str, tuple[PluginRecord, T]],
+        record: PluginRecord,
+        hook: str,
+        answer: object,
+        entries: Callable[[Any], Iterable[tuple[str, T]]],
+    ) -> None:
+        """Add what a plugin offers; a name that another one has stays that one's. What is wrong with it is reported."""
+        try:
+            for name, offer in entries(answer):
+                self._check_owner(hook, name, record, offers.setdefault(name, (record, offer))[0])
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            self.report(record, hook, error)
+
+    def _check_owner(self, hook: str, name: str, record: PluginRecord, owner: PluginRecord) -> None:
+        if owner is not record:
+            self.report(record, hook, PluginError(f"{name!r} is offered by plugin {owner} already"))
 
     def types(self) -> None:
         """Let the plugins register their types with the codec."""

@@ -15,6 +15,7 @@ HARMLESS = {
     "WriteBehind._take": "done by a thread of ours, where no signal's handler runs",
     "WriteBehind._done": "done by a thread of ours",
     "SQLite._write_queued": "done by a thread of ours",
+    "SQLite._written_in_turn": "done by a thread of ours",
     "Transaction.scan": "its `except` is for StoreError only, which no interrupt is",
 }
 
