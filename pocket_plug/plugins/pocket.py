@@ -28,6 +28,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run
+from pocket_plug.primitives.default_pocket import use_default_pocket
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
@@ -472,3 +473,6 @@ def set_default_pocket(pocket: Pocket | None, /) -> None:
 def _shut_down_default() -> None:
     if _default is not None:
         _default.shutdown()
+
+
+use_default_pocket(default_pocket)  # asked directly from now on: an import in each run would take a tenth of it
