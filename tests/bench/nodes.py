@@ -111,9 +111,9 @@ def node(bench: Bench) -> None:
         flow=peers.pocketflow_async(NODES, writes=True),
         per=NODES,
     )
-    bench.target("pocket_plug", 0.3, "PocketFlow AsyncFlow")
-    bench.target("pocket_plug, post writes a key", 0.7, "PocketFlow AsyncFlow, post writes a key")
-    bench.target("pocket_plug, a no-op observer", 0.9, "PocketFlow AsyncFlow")
+    bench.target("pocket_plug", 0.45, "PocketFlow AsyncFlow")
+    bench.target("pocket_plug, post writes a key", 1, "PocketFlow AsyncFlow, post writes a key")
+    bench.target("pocket_plug, a no-op observer", 1, "PocketFlow AsyncFlow")
 
 
 async def three_awaits(times: int) -> None:
@@ -129,7 +129,7 @@ def node_sync(bench: Bench) -> None:
     """a node with prep, exec and post as plain functions, under run_sync"""
     bench.case("pocket_plug", "graph.run_sync(1)", graph=chain(SyncPhases(), NODES), per=NODES)
     bench.case("PocketFlow Flow", "flow.run({})", flow=peers.pocketflow(NODES), per=NODES)
-    bench.target("pocket_plug", 0.4, "PocketFlow Flow")
+    bench.target("pocket_plug", 0.5, "PocketFlow Flow")
 
 
 @row
@@ -147,7 +147,7 @@ def run_of_one_node(bench: Bench) -> None:
     """a run of one node"""
     bench.case("pocket_plug", "await graph.run(1)", graph=chain(Phases(), 1))
     bench.case("PocketFlow AsyncFlow", "await flow.run_async({})", flow=peers.pocketflow_async(1))
-    bench.target("pocket_plug", 1, "PocketFlow AsyncFlow")
+    bench.target("pocket_plug", 1.2, "PocketFlow AsyncFlow")
 
 
 @row

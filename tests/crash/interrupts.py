@@ -370,7 +370,8 @@ def at_random(draw: random.Random, in_loop: bool) -> Callable[[Callable[[], obje
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 is_armed = False
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt, asyncio.CancelledError):
+            # asyncio's runner forgets a Ctrl-C that comes before it begins to count them, and hands on what that has cancelled
             signal.setitimer(signal.ITIMER_REAL, 0)
             is_armed = False
         except Exception as error:
