@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from pocket_plug.errors import ConflictError, MissingKeyError
+from pocket_plug.errors import ConflictError, MissingKeyError, StoreError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.values import Value
 
@@ -137,11 +137,18 @@ class StoreWriter(StoreReader):
     async def delete(self, key: Name, /) -> bool:
         """Remove it; was it there? Of several that delete it at once, one is told True. What others set meanwhile goes too."""
         name = self._name(key)
-        if await self._source.read(name) is None:  # a look is cheaper than a write that does nothing
+        found = await self._source.read(name)
+        if found is None:  # a look is cheaper than a write that does nothing
             return False
         try:
             await self._source.write((Delete(name),), {name: PRESENT})
         except ConflictError:  # somebody else has removed it
+            left = await self._source.read(name)
+            if left is not None and left.version == found.version:
+                raise StoreError(
+                    f"{str(key)!r} could not be deleted: its backend refuses what expects PRESENT of an entry that is there; "
+                    "let its write compare by pocket_plug.store.backend.is_expected"
+                ) from None
             return False
         return True
 

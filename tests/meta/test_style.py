@@ -20,8 +20,6 @@ DIRECTIVE = re.compile(
     r"(?:noqa(?:: ?[A-Z]+\d+(?:, ?[A-Z]+\d+)*)?|(?:type|pyright): ignore(?:\[[\w, -]+\])?|pyright: \w+=\w+|fmt: (?:skip|off)"
     r"|pragma: no \w+)"
 )
-UNEXPLAINED = {"graph"}
-"""Packages in which some are still without a reason."""
 
 
 def tokens(file: Path) -> list[tokenize.TokenInfo]:
@@ -88,7 +86,6 @@ def test_each_suppression_has_a_reason() -> None:
     bare = [
         f"{file.relative_to(PACKAGE)}:{number}: {comment}"
         for file in FILES
-        if file.relative_to(PACKAGE).parts[0] not in UNEXPLAINED
         for number, comment in suppressions(file)
         if not has_reason(comment)
         if not ("=" in comment and has_reason(file.read_text("utf-8").splitlines()[number - 2]))

@@ -21,6 +21,7 @@ from pocket_plug import (
     Backend,
     Change,
     ConfigError,
+    ConflictError,
     Entry,
     Graph,
     Key,
@@ -31,6 +32,7 @@ from pocket_plug import (
     Put,
     Store,
     StoreClosedError,
+    StoreError,
     StoreReader,
     StoreScope,
     StoreWriter,
@@ -72,6 +74,24 @@ def test_set_get_delete(open_store: Open) -> None:
     assert store.delete("user:123") is True
     assert store.delete("user:123") is False
     assert store.get("user:123") is None
+
+
+class Literal(FaultyMemory):
+    """A backend as before `PRESENT`: it compares what is expected by `==`."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        if -1 in expect.values():
+            raise ConflictError(expect)
+        return await super().write(changes, expect)
+
+
+def test_a_delete_that_a_backend_can_not_do_is_an_error() -> None:
+    """It doesn't look as if somebody else had been first: the entry is still there."""
+    store = SyncStore(Literal())
+    store.set("a", 1)
+    with pytest.raises(StoreError, match="'a' could not be deleted: its backend refuses what expects PRESENT"):
+        store.delete("a")
+    assert store.delete("b") is False
 
 
 def test_none_is_a_value(open_store: Open) -> None:
