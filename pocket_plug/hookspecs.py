@@ -246,13 +246,13 @@ class Specs:
 
     @hookspec
     def pocket_plugin_failed(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
-        """Be told that a plugin of the same Pocket fails.
+        """Be notified that a plugin of the same Pocket fails.
 
         When: the first time that it fails at something; later failures at the same are only counted, in its record.
         Arguments: `plugin`, its record; `what` it failed at: a hook, or a part of its observer such as
         "pocket_observe (node)"; `error`, what it raised, whose message may hold anything, secrets too.
         Returns: nothing.
-        Errors: what it raises is logged once and counted; nobody is told of that.
+        Errors: what it raises is logged once and counted; nobody is notified of that.
 
         >>> from pocket_plug import Pocket, hookimpl
         >>> class Broken:
@@ -274,7 +274,7 @@ class Specs:
         When: once, after the stores of a Pocket were closed; for the default Pocket at the latest at the process's end.
         Arguments: `pocket`, the Pocket as plugins may use it.
         Returns: nothing.
-        Errors: what it raises is logged once and counted; the others are told all the same.
+        Errors: what it raises is logged once and counted; the others are asked all the same.
 
         >>> from pocket_plug import Pocket, hookimpl
         >>> class Closing:

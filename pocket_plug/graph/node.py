@@ -103,7 +103,7 @@ class Node(Link[I, O], Generic[I, O, R]):
         object.__setattr__(node, "_options", options)
         return node
 
-    # Positional-only and colour-free, so that overrides of either colour, with parameters of any name, type-check.
+    # Positional-only, and neither async nor sync, so that overrides of both kinds, with parameters of any name, type-check.
     def prep(self, store: Any, input: I, /) -> Value:
         """Read what `exec` needs; by default the input."""
         return input

@@ -35,7 +35,7 @@ _UNKNOWN = 0
 """The version of an entry that is there, or may be, while nobody has looked."""
 
 _telling: ContextVar[tuple[Layer, ...]] = ContextVar("pocket_plug.telling", default=())
-"""The layers whose `on_evict` is being called here: what it evicts itself isn't told again."""
+"""The layers whose `on_evict` is being called here: what it evicts itself is not reported again."""
 
 
 class Bounding(Layer):
@@ -228,7 +228,7 @@ class Bounding(Layer):
 
     def _choose_dropped(self) -> None:
         for key, known, reason in self._index.dropped:
-            self._going.pop(key, None)  # chosen again, by another version: it goes, and is told of, in its new turn
+            self._going.pop(key, None)  # chosen again, by another version: it goes, and is reported, in its new turn
             self._going[key] = known, reason
         self._index.dropped = []
 
@@ -273,7 +273,7 @@ class Bounding(Layer):
         """In a child that was forked while another thread was at the index, and stayed at it."""
         self._index.entries = Closed(
             "this process was forked in the middle of a write to this bounded store, whose "
-            "bounds can't be told any more; close it and open it anew"
+            "entries can't be counted any more; close it and open it again"
         )
 
     # ------------------------------------------------------------ on_evict

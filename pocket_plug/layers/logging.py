@@ -181,7 +181,7 @@ def _say(log: Methods, level: str, event: str, **fields: Any) -> None:
 
 
 _escaped: ContextVar[deque[BaseException] | None] = ContextVar("escaped", default=None)
-"""In a run's context: the exceptions that were told already, so that none is told again by the graph around."""
+"""In a run's context: the exceptions that were logged already, so that the graph around logs none again."""
 
 
 class _RunLog:

@@ -491,7 +491,7 @@ class WriteBehind(Backend):
             failure: Exception | None = None
             try:
                 self._land(batch)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next caller is told
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is raised in the next call
                 failure = error
             except BaseException as error:  # noqa: BLE001 - nor may the thread end and leave all waiting
                 failure = StoreError(f"{type(error).__name__}: {error}")

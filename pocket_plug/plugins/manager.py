@@ -121,7 +121,7 @@ class Manager:
         _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
         if silent:
             _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)
-        if what != _FAILED:  # a plugin that fails at being told isn't told of that
+        if what != _FAILED:  # a plugin that fails in this hook isn't notified of that
             for _ in self._ask(_FAILED, plugin=plugin, what=what, error=error):
                 pass
 

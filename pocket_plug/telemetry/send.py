@@ -101,7 +101,7 @@ def shown(url: SplitResult) -> str:
 def send(file: TraceFile, url: str, headers: Mapping[str, str], advance: Callable[[int], None]) -> Sent:
     """Post all of it. What a backend is too busy for is tried again, for about half a minute.
 
-    `advance` is told of so many bytes more. After an answer that all would get, the rest is refused unsent. Raises
+    `advance` gets the number of bytes sent since. After an answer that all would get, the rest is refused unsent. Raises
     ConfigError for an invalid URL, OSError where there is no file.
     """
     target = endpoint(url)

@@ -93,7 +93,7 @@ class Journal:
         self.unrecorded: list[Exception] = []
         """Errors of recording items. They are not the items' own, so they are never collected."""
         self.is_to_tell = False
-        """Does the run go on, and nobody was told yet?"""
+        """Does the run go on, and no observer was notified yet?"""
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation that came out of a write which has landed."""
         self.is_answered = False

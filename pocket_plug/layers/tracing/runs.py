@@ -112,7 +112,7 @@ class RunSpan(SpanManager):
         return SILENT if self.dropped else None
 
     def _begin(self) -> None:
-        """What is to be told or kept once there is a span."""
+        """What is to be recorded or kept once there is a span."""
         live, run, span = self.live, self.run, self.span
         self.dropped = not span.is_recording() and inside_dropped()
         if run.carrier is not None:
