@@ -12,7 +12,7 @@ $(VENV)/ready: pyproject.toml .ci/constraints.txt
 
 $(VENV)/ready-dev: $(VENV)/ready plugins/pocket-plug-compress/pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-	    --editable '.[otlp,dev]' --editable 'plugins/pocket-plug-compress[zstd]'
+	    --editable '.[otlp,dev,lint]' --editable 'plugins/pocket-plug-compress[zstd]'
 	touch $@
 
 demo: $(VENV)/ready

@@ -387,8 +387,8 @@ def test_every_hook_is_documented_and_tested(hook):
     """
     spec = getattr(Specs, hook)
     parts = re.fullmatch(
-        r"\S.+?\.\n\n\s+When: (?P<when>.+?)\n\s+Arguments: (?P<arguments>.+?)\n\s+Returns: (?P<returns>.+?)\n"
-        r"\s+Errors: (?P<errors>.+?)\n\n(?P<example>.+)",
+        r"\S.+?\.\n\n\s*When: (?P<when>.+?)\n\s*Arguments: (?P<arguments>.+?)\n\s*Returns: (?P<returns>.+?)\n"
+        r"\s*Errors: (?P<errors>.+?)\n\n(?P<example>.+)",
         spec.__doc__,
         re.DOTALL,
     )
