@@ -35,8 +35,8 @@ class Captured:
         self.mime_type = "application/json" if level == "full" else "text/plain"
 
     def key(self, key: str) -> str:
-        """A raw key."""
-        return self._text(("store", "key"), key)
+        """A raw key, as plain text: OpenTelemetry drops sequences of a subclass of str in older versions."""
+        return self._text(("store", "key"), str(key))
 
     def keys(self, keys: Iterable[str]) -> Sequence[str]:
         """Raw keys, as many as there is room for."""
