@@ -430,11 +430,13 @@ def calls_in(work: Callable[[], object]) -> Counter[str]:
         if event in ("call", "c_call"):
             found[frame.f_code.co_qualname if event == "call" else argument.__qualname__] += 1
 
+    gc.disable()  # what is registered for the garbage collector is no part of the work
     sys.setprofile(count)
     try:
         work()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return found
 
 
