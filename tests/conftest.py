@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,11 @@ from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.primitives.waiting import Waiter, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.testing.layer_contract import FaultyMemory
+
+# A shell starts its background jobs with Ctrl-C ignored. What is ignored stays so in the processes that tests start and
+# interrupt, which would never end; a handler of Python's doesn't.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure. In CI the examples are the same each time, so that a change is judged by what it changes;
 # elsewhere they vary.
