@@ -38,7 +38,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.primitives.files import make_file, make_folder
+from pocket_plug.primitives.files import located, make_file, make_folder
 from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, release, take, take_part, wait_for_fork
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.redaction import public_url
@@ -169,11 +169,11 @@ class SQLite(Backend):
             )
         if timeout.__class__ not in (int, float) or not 0 <= timeout <= _LONGEST:
             raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, from 0 to {_LONGEST:,}")
-        self.path = os.fspath(path)
+        self.path = located(os.fspath(path))
         check_path(self.path)
         self.durability: Durability = durability
         self.timeout = timeout
-        self._absolute = Path(path).absolute()  # a later chdir must not lead to another file
+        self._absolute = Path(self.path).absolute()  # a later chdir must not lead to another file
         self._open = False
         self._name, self._log = str(self._absolute), ""
         self._file: Identity | None = None

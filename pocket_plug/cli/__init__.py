@@ -138,8 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
         message = error.message
-        if isinstance(error, click.NoSuchOption) and not error.possibilities:
-            message += " What begins with - and is no option, such as a run's id, goes behind --"
+        if isinstance(error, click.NoSuchOption):
+            if place := _where_it_stands(error):
+                message = f"{message} {place}"
+                vars(error)["possibilities"] = None  # it is no other option that is meant
+            elif not error.possibilities:
+                message += " What begins with - and is no option, such as a run's id, goes behind --"
         vars(error)["message"] = escaped(message, keep="\n\t")  # click's own quote the command line
         error.show()
         return error.exit_code
@@ -152,6 +156,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _where_it_stands(error: click.NoSuchOption) -> str:
+    """Where an option has to stand that a command doesn't have, but a group around it; "" if none has it."""
+    context = error.ctx
+    around = context.parent if context is not None else None
+    while context is not None and around is not None:
+        if any(error.option_name in parameter.opts for parameter in around.command.params):
+            return (
+                f"It stands before {context.info_name}: {around.command_path} {error.option_name} … {context.info_name}"
+            )
+        around = around.parent
+    return ""
 
 
 @contextmanager

@@ -48,6 +48,8 @@ class Config:
 
     source: str = ""
     """The file."""
+    folder: Path | None = None
+    """Where the file is: relative paths in it count from there."""
     where: str = ""
     """How messages name the table of plugins: `pocket.toml [plugins]`."""
     store: StoreTable = StoreTable()
@@ -103,6 +105,7 @@ def load_config(path: str | Path) -> Config:
     plugins = top.table("plugins")
     return Config(
         source=str(path),
+        folder=path.absolute().parent,
         where=plugins.where,
         store=_store(top.table("store")),
         stores={name: _store(top.table("stores").table(name)) for name in top.table("stores").content},

@@ -30,6 +30,7 @@ from pocket_plug.errors import (
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run
 from pocket_plug.primitives.default_pocket import use_default_pocket
 from pocket_plug.primitives.failures import concealed
+from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import public_url, summary, variables
@@ -295,7 +296,8 @@ class Pocket:
         places = [f"{table.where}.layers[{position}]" for position in range(len(table.layers))]
         layers = [self.layer(spec, where=where) for spec, where in zip(table.layers, places, strict=True)]
         try:
-            store = Store(self.backend(url), layers=layers)
+            with relative_to(self.config.folder):
+                store = Store(self.backend(url), layers=layers)
         except BaseException as error:
             if not is_fault(error):
                 raise

@@ -1,5 +1,6 @@
-"""The files and folders that we make are their owner's alone, 0600 and 0700: they hold what the program works with.
+"""Where files are, and that those that we make are their owner's alone: 0600, and folders 0700.
 
+A relative path in a configuration counts from the folder of that file, every other one from the current folder.
 Those that exist stay as they are, and the umask can only take more away. SQLite gives the files that it puts beside a
 database the database's own mode.
 """
@@ -7,8 +8,35 @@ database the database's own mode.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+
+_folder: ContextVar[Path | None] = ContextVar("pocket_plug.folder", default=None)
+
+
+@contextmanager
+def relative_to(folder: Path | None) -> Generator[None]:
+    """Within the block relative paths count from a folder; None: from the current one."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def located(path: str) -> str:
+    """A path as backends are to open it, and to show it.
+
+    >>> with relative_to(Path("/srv/shop")):
+    ...     located("state.db"), located("/var/lib/state.db")
+    ('/srv/shop/state.db', '/var/lib/state.db')
+    >>> located("state.db")
+    'state.db'
+    """
+    folder = _folder.get()
+    return path if folder is None or folder == Path.cwd() else str(folder / path)
 
 
 def make_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from pocket_plug import telemetry
 from pocket_plug.cli import main
-from pocket_plug.plugins.pocket import set_default_pocket
+from pocket_plug.plugins.pocket import Pocket, set_default_pocket
 
 POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
 
@@ -212,6 +212,23 @@ def test_stack_says_which_configuration_it_took(capsys, monkeypatch, folder):
         out, err = capsys.readouterr()
         assert err == f"configuration: {said}\n"
         assert out.startswith(f"store  ({said} [store])\n")
+
+
+def test_a_relative_path_counts_from_the_configurations_folder(capsys, monkeypatch, folder):
+    """Not from the folder in which the command is called: that would be another database, made in silence. Layers' too."""
+    write(
+        "pocket.toml", "[store]\nurl='sqlite:///a.db'\n[stores.far]\nlayers=[{use='persistence', to='sqlite:///b.db'}]"
+    )
+    (folder / "below").mkdir()
+    monkeypatch.chdir(folder / "below")
+    assert main(["store", "set", "key", "1"]) == main(["store", "--name", "far", "set", "key", "2"]) == 0
+    assert list((folder / "below").iterdir()) == []
+    assert {file.name for file in folder.glob("*.db")} == {"a.db", "b.db"}
+    set_default_pocket(None)
+    assert main(["store", "get", "key"]) == 0
+    assert capsys.readouterr().out.strip() == "1"
+    with Pocket("../pocket.toml") as pocket:  # a program's own as well
+        assert pocket.store.sync.get("key") == 1
 
 
 def test_an_application_has_the_configuration_of_the_command_line(capsys, monkeypatch, folder):
@@ -650,6 +667,10 @@ def test_usage(capsys):
     assert main(["frobnicate"]) == 2
     assert main(["plugins", "--frobnicate"]) == 2
     assert "No such command 'frobnicate'" in capsys.readouterr().err
+    assert main(["runs", "ls", "--url", "sqlite:///a.db"]) == 2
+    assert "No such option '--url'. It stands before ls: pocket-plug runs --url … ls" in capsys.readouterr().err
+    assert main(["store", "ls", "--debug"]) == 2
+    assert "It stands before ls: pocket-plug --debug … ls" in capsys.readouterr().err
 
 
 def test_help_whatever_the_configuration(capsys):
