@@ -140,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = error.message
         if isinstance(error, click.NoSuchOption):
             if place := _where_it_stands(error):
-                message = f"{message} {place}"
+                message = (
+                    f"No such option {error.option_name!r}. {place}"  # its own words differ from release to release
+                )
                 vars(error)["possibilities"] = None  # it is no other option that is meant
             elif not error.possibilities:
                 message += " What begins with - and is no option, such as a run's id, goes behind --"
