@@ -12,6 +12,7 @@ from pocket_plug.store.backend import Delete, Put
 from pocket_plug.store.stack import Stack
 
 from .records import ENDED, PART, RUN, field_of, look_key, look_time
+from .states import state_of
 
 CHUNK = 256
 """How many records of a run are removed in one write."""
@@ -61,4 +62,5 @@ async def _look_again(stack: Stack, key: str, now: float) -> None:
         for at in range(0, len(doomed), CHUNK):
             await stack.write([Delete(each) for each in doomed[at : at + CHUNK]], {run: ended.version})
         # till the last write it is a finished run, with its result
-        await stack.write([Delete(each) for each in (part + "start", run, key)], {run: ended.version})
+        last = (part + "start", run, key, state_of(ended.value, name))
+        await stack.write([Delete(each) for each in last], {run: ended.version})
