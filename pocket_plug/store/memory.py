@@ -155,7 +155,7 @@ class EntryTable:
     def names(self) -> list[str]:
         """All names in order. The list is changed by the next call.
 
-        To put one in its place takes 40 µs among 200,000, and to sort those that are sorted but for a few at the end 8 ms.
+        Among 200,000, to put one in its place takes 20 to 70 µs, and to sort them when all but a few are in order 9 ms.
         """
         entries, names, moved = self.entries, self.sorted, self.moved
         if names is None:

@@ -22,14 +22,15 @@ class Scanned(Protocol):
 def stretch(
     names: Sequence[str], prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
 ) -> Sequence[str]:
-    """Of names that are sorted, those that a scan gives, in its order. It costs two bisections and a copy of what it gives.
+    """Of names that are sorted, those that a scan gives, in its order. It costs some bisections and a copy of what it gives.
 
     >>> stretch(["a", "b:1", "b:2", "b:3", "c"], "b:", after="b:3", reverse=True, limit=1)
     ['b:2']
     """
     start = bisect_left(names, prefix)
-    # no name is sure to come right behind those that start with the prefix, so it is asked of each name itself
-    end = bisect_left(names, True, start, key=lambda name: not name.startswith(prefix))
+    # what starts with "ab" comes before "ac"; behind the highest code point there is none, so the one before it counts
+    stem = prefix.rstrip("\U0010ffff")
+    end = bisect_left(names, stem[:-1] + chr(ord(stem[-1]) + 1), start) if stem else len(names)
     if reverse:
         if after:
             end = bisect_left(names, after, start, end)

@@ -56,6 +56,19 @@ def test_names_that_come_and_go_cost_no_sort_of_all(bounds: tuple[Bounding, ...]
     assert sorts_during(use_as_a_queue) == 0
 
 
+@pytest.mark.parametrize("many", [10, 1_000])
+def test_the_order_of_names_has_no_dead_ones(many: int) -> None:
+    """Few that come and go are put in their places, many are sorted in: a scan then has no removed names to pass."""
+    table = EntryTable()
+    table.apply([Put(f"{n:04}", 0) for n in range(4_000)], 1, 0.0)
+    assert table.names() == sorted(table.entries)
+    table.apply([Delete(f"{2 * n:04}") for n in range(many // 2)], 2, 0.0)
+    table.apply([Put(f"{2 * n:04}+", 0) for n in range(many // 2)], 3, 0.0)
+    assert table.moved
+    assert table.names() == sorted(table.entries)
+    assert not table.moved
+
+
 def test_what_nobody_scans_is_not_noted_for_ever() -> None:
     """Names that come and go after the last scan are forgotten when there are many; the next scan sorts them all."""
     table = EntryTable()
