@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.retry import Retry
+    from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
     from .primitives.durations import Duration
@@ -84,6 +85,7 @@ _MODULES = {
     "Node": "graph.node",
     "node": "graph.node_functions",
     "Retry": "graph.retry",
+    "RunPosition": "graph.upgrades",
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",
     "Duration": "primitives.durations",
@@ -151,6 +153,7 @@ __all__ = [
     "RunChangedError",
     "RunFencedError",
     "RunMismatchError",
+    "RunPosition",
     "RunSuspendedError",
     "StepLimitError",
     "Store",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from pocket_plug.errors import ConfigError, GraphError
@@ -24,6 +24,7 @@ from .node import Node, X, Y, options_of
 from .options import GraphOptions, Options, check_count
 from .plan import Plan
 from .step import make_step
+from .upgrades import Upgrade, check_upgrade
 from .visit import step_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Graph(Node[I, O]):
     - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
     - `keep_finished`: how long the records of a finished durable run are kept at least, whatever one client's clock says;
       without one until they are removed. Once they are gone, a run of the same id begins anew.
+    - `version` and `upgrade`: what becomes of durable runs that an older version of this graph has begun. `upgrade={1: fn}` has
+      for each older version a function of a `RunPosition`, which gives where such a run stands in the next one.
 
     Raises GraphError, with every finding, when it is first validated or run.
     """
@@ -80,6 +83,8 @@ class Graph(Node[I, O]):
         max_depth: int = MAX_DEPTH,
         clean_up_grace: Duration = CLEAN_UP_GRACE,
         keep_finished: Duration | None = None,
+        version: int = 1,
+        upgrade: Mapping[int, Upgrade] | None = None,
     ) -> None:
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
         if not (store is None or isinstance(store, StoreScope | SyncScope)):
@@ -93,6 +98,7 @@ class Graph(Node[I, O]):
         self.max_steps, self.max_depth = check_count(max_steps, "max_steps"), check_count(max_depth, "max_depth")
         self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
         self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
+        self.version, self.upgrade = check_count(version, "version"), check_upgrade(upgrade, version, self.name)
         needs_loop = store is not None and store.place[0].needs_loop
         self.plan = Plan(self._chains, self.name, step_of, needs_loop)
         self._placed: tuple[Stack, str] | None = None

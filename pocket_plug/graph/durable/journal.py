@@ -16,7 +16,6 @@ from pocket_plug.errors import (
     CorruptRecordError,
     InputError,
     OutcomeUnknownError,
-    RunChangedError,
     RunFencedError,
     RunMismatchError,
     RunSuspendedError,
@@ -24,9 +23,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.context import run_ids
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.plan import Plan, PlannedGraph
-from pocket_plug.graph.step import Step
+from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.waiting import pause as wait
@@ -34,41 +31,28 @@ from pocket_plug.store.backend import Change, Entry, Put
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING
 
+from .judging import Judge, Kept
 from .records import (
+    FORM,
     FORMAT,
     RUN,
     RUN_FIELDS,
-    START_FIELDS,
     Checkpoint,
     Frame,
     Record,
     Status,
     check,
+    check_start,
     execution_of,
     field_of,
     keys_of,
     look_key,
     plain,
 )
+from .standing import step_at
 
 PAUSES: Sequence[float] = (0.05, 0.5)
 """Seconds between the tries to find out whether a failed write has landed."""
-
-
-def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
-    """The step at which the innermost frame stands; its name where the graph has none such."""
-    step: Step | None = None
-    for frame in frames:
-        if isinstance(step, GraphStep):
-            plan = step.graph.plan
-        for name in filter(None, (frame.node, frame.hooks)):
-            found = plan.named(name)
-            if found is None:
-                return name
-            step = found
-        if frame.node is None:
-            step = None
-    return step
 
 
 class Journal:
@@ -80,6 +64,7 @@ class Journal:
         self.id, self.graph = run_id, graph
         self.stack, self.prefix = place[0], str(place[1])
         self.given, self.allow_changed = answer, allow_changed
+        self.judge = Judge(graph, place)
         key, self.part = keys_of(self.id)
         self.checkpoint = Checkpoint(key)
         self.owner = run_ids.next()
@@ -140,6 +125,7 @@ class Journal:
             found = await self.stack.read_many((checkpoint.key, start))
             entry = found.get(checkpoint.key)
             changes: list[Change] = []
+            expect = {checkpoint.key: entry.version if entry else 0}
             if entry is None:
                 if value is MISSING:
                     raise UnknownRunError(
@@ -158,16 +144,25 @@ class Journal:
                 check(checkpoint.key, entry.value, RUN_FIELDS)
                 if begun is None:
                     raise CorruptRecordError(f"run {self.id!r} has lost its record {start!r}; it can only be removed")
-                check(start, begun.value, START_FIELDS)
-                if (result := self._settled(entry, begun.value, value)) is not None:
+                check_start(start, begun.value)
+                self._refuse_another(begun.value, value)
+                checkpoint.load(entry)
+                if entry.value["status"] != "finished":
+                    going = await self.judge.going_on(
+                        self.stack,
+                        Kept(self.id, self.part, entry.value, begun.value, checkpoint.frames),
+                        self.allow_changed,
+                    )
+                    checkpoint.frames = going.frames
+                    changes.extend(going.changes)
+                    expect.update(going.expect)
+                if (result := self._settled(entry)) is not None:
                     return result
-                if changed := self._changed(begun.value):
-                    changes.append(Put(start, {**begun.value, "shape": changed}))
             token = self.token()
             record = self.record(token, checkpoint.frames)
             changes.append(Put(checkpoint.key, record))
             try:
-                checkpoint.version = await self.stack.write(changes, {checkpoint.key: entry.version if entry else 0})
+                checkpoint.version = await self.stack.write(changes, expect)
             except Exception as error:
                 now = (await self._found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
                 if now is None or field_of(now, "owner") != token:
@@ -185,15 +180,15 @@ class Journal:
             {
                 "graph": self.graph.name,
                 "scope": self.prefix,
-                "shape": self.graph.plan.shape.lines,
+                "shape": self.judge.text,
+                "form": FORM,
+                "version": self.graph.version,
                 "input": encoded,
                 "started": self.started,
             },
         )
 
-    def _settled(self, entry: Entry, start: Record, value: object) -> bytes | None:
-        """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
-        record = entry.value
+    def _refuse_another(self, start: Record, value: object) -> None:
         if (start["graph"], start["scope"]) != (self.graph.name, self.prefix):
             raise RunMismatchError(
                 f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
@@ -204,9 +199,12 @@ class Journal:
                 f"run {self.id!r} was begun with another input than this {summary(value)}; give this another "
                 "run_id, or go on with resume(run_id)"
             )
+
+    def _settled(self, entry: Entry) -> bytes | None:
+        """Take over what is known of a run; give its result where it is finished, raise where it waits."""
+        record = entry.value
         self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
         self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
-        self.checkpoint.load(entry)
         self.carrier = dict(record["carrier"])
         answer = self.given
         if record["status"] == "suspended":
@@ -238,30 +236,6 @@ class Journal:
             return bool(default_codec.decode(encoded) == value)
         except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
             return False
-
-    def _changed(self, start: Record) -> list[str] | None:
-        """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
-        before, now = start["shape"], self.graph.plan.shape.lines
-        stands = step_at(self.graph.plan, self.checkpoint.frames)
-        if before == now and not isinstance(stands, str):
-            return None
-        differences = [
-            *(f"- {line}" for line in before if line not in now),
-            *(f"+ {line}" for line in now if line not in before),
-        ]
-        if isinstance(stands, str):
-            raise RunChangedError(
-                f"run {self.id!r} stands at node {stands!r}, which graph {self.graph.name!r} no longer has; "
-                "go on with the graph that it was begun by:",
-                differences,
-            )
-        if not self.allow_changed:
-            raise RunChangedError(
-                f"run {self.id!r} was begun by another form of graph {self.graph.name!r}; go on with that, or "
-                "with this one by allow_changed=True:",
-                differences,
-            )
-        return now
 
     async def landed(self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str) -> int | None:
         """After a failed write: its version if it has landed all the same (only the answer was lost), else None.

@@ -18,6 +18,8 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
 
 FORMAT = 1
+FORM = 2
+"""The version of what is recorded of a graph's form: 1 are the lines of its `Shape`, without types and scopes."""
 Record = Mapping[str, Any]
 """What stands at a key; or what has to stand in it, by field."""
 RUN = f"{RESERVED}run:"
@@ -56,7 +58,8 @@ RUN_FIELDS: Record = {
     "result": bytes | None,
     "carrier": dict,
 }
-START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
+OLD_START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
+START_FIELDS: Record = {**OLD_START_FIELDS, "shape": str, "form": int, "version": int}
 FRAME_FIELDS: Record = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
 
 
@@ -107,6 +110,14 @@ def check(key: str, record: Record, fields: Record) -> None:
     for name, kind in fields.items():
         if not isinstance(found[name], kind):
             raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {summary(found[name])}")
+
+
+def check_start(key: str, record: Record) -> None:
+    """`check` for the record of a run's start; that of an older version has no types in its shape."""
+    is_old = isinstance(record, dict) and "form" not in record
+    check(key, record, OLD_START_FIELDS if is_old else START_FIELDS)
+    if not is_old and record["form"] > FORM:
+        raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
 
 
 def field_of(entry: Entry, name: str) -> Any:
