@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .codec import register_type
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
-    from .graph.durable import idempotency_key
+    from .graph.durable import RunCheck, idempotency_key
     from .graph.each import each
     from .graph.graph import Graph, fan_out
     from .graph.node import Node
@@ -80,6 +80,7 @@ _MODULES = {
     "Next": "graph.chain",
     "each": "graph.each",
     "fan_out": "graph.graph",
+    "RunCheck": "graph.durable",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",
@@ -151,6 +152,7 @@ __all__ = [
     "Retry",
     "RouteError",
     "RunChangedError",
+    "RunCheck",
     "RunFencedError",
     "RunMismatchError",
     "RunPosition",

@@ -28,7 +28,7 @@ from .upgrades import Upgrade, check_upgrade
 from .visit import step_of
 
 if TYPE_CHECKING:
-    from .durable import Request
+    from .durable import Request, RunCheck
     from .observing import Carrier
 
 MAX_STEPS = 10_000
@@ -197,6 +197,36 @@ class Graph(Node[I, O]):
         output: O = execution.go_in_place(MISSING, self._is_sync)
         return output
 
+    async def check_runs(self, *, pocket: RunHost | None = None) -> list[RunCheck]:
+        """Which of its open durable runs can go on in it as it is now; none is executed, and nothing is written.
+
+        Functions given as `upgrade` are called. Raises ConfigError where its store can't keep durable runs.
+        """
+        from .durable import check_runs
+
+        place = self._own_place(pocket or default_host())
+        if place[0].is_new:
+            await place[0].ensure_open()
+        return await check_runs(self, place)
+
+    def check_runs_sync(self, *, pocket: RunHost | None = None) -> list[RunCheck]:
+        """`check_runs` for callers without `await`."""
+        from .durable import check_runs
+
+        place = self._own_place(pocket or default_host())
+        if place[0].is_new:
+            place[0].open_sync()
+        return place[0].run(check_runs(self, place))
+
+    def _own_place(self, pocket: RunHost) -> tuple[Stack, str]:
+        """Where it reads and writes when it is run by itself. Raises GraphError where it can't run."""
+        if self._validated is not self._options:  # a copy may have others
+            self.validate()
+        if self._store is None and (store := pocket.default_store()) is not None:
+            return self.place(store)
+        self._placed = self._placed or self.place(Store())
+        return self._placed
+
     def _execution(
         self,
         input: Value,
@@ -207,14 +237,9 @@ class Graph(Node[I, O]):
         loop: bool,
         threads: bool,
     ) -> Execution:
-        if self._validated is not self._options:  # a copy may have others
-            self.validate()
         if pocket is None:
             pocket = default_host()
-        if self._store is None and (store := pocket.default_store()) is not None:
-            place = self.place(store)
-        else:
-            place = self._placed = self._placed or self.place(Store())
+        place = self._own_place(pocket)
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
         elif self.plan.asks:

@@ -3,6 +3,8 @@
 from pocket_plug.codec import register_type
 from pocket_plug.graph.ask import Answered
 
+from .check import RunCheck as RunCheck
+from .check import check_runs as check_runs
 from .ledger import idempotency_key as idempotency_key
 from .records import ENDED as ENDED
 from .records import RUN as RUN
