@@ -31,6 +31,7 @@ from .errors import (
     RunChangedError,
     RunFencedError,
     RunMismatchError,
+    RunStuckError,
     RunSuspendedError,
     StepLimitError,
     StoreBusyError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, idempotency_key
+    from .graph.durable.worker import Worker, WorkerReport
     from .graph.each import each
     from .graph.graph import Graph, fan_out
     from .graph.node import Node
@@ -83,6 +85,8 @@ _MODULES = {
     "each": "graph.each",
     "fan_out": "graph.graph",
     "RunCheck": "graph.durable",
+    "Worker": "graph.durable.worker",
+    "WorkerReport": "graph.durable.worker",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",
@@ -160,6 +164,7 @@ __all__ = [
     "RunFencedError",
     "RunMismatchError",
     "RunPosition",
+    "RunStuckError",
     "RunSuspendedError",
     "StepLimitError",
     "Store",
@@ -183,6 +188,8 @@ __all__ = [
     "UnknownTypeError",
     "UnregisteredTypeError",
     "ValueTypeError",
+    "Worker",
+    "WorkerReport",
     "WrappedStopIterationError",
     "each",
     "fan_out",

@@ -173,6 +173,10 @@ class RunCancelledError(PocketError):
     """This durable run was cancelled. What its nodes had written by then stays; nothing goes on with it."""
 
 
+class RunStuckError(PocketError):
+    """Execution after execution of this durable run has ended at the same node, without an error and without progress."""
+
+
 class OutcomeUnknownError(StoreError):
     """A durable run's write failed, and reading whether it was stored failed too. Nothing is lost: `resume(run_id)` finds out."""
 

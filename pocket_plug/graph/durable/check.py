@@ -55,9 +55,11 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
     keys = [key async for key in stack.scan(RUN)]
     for at in range(0, len(keys), BATCH):
         runs = {
-            key: entry async for key, entry in _entries(stack, keys[at : at + BATCH]) if _is_open(entry, graph.name)
+            key: entry
+            async for key, entry in found_entries(stack, keys[at : at + BATCH])
+            if _is_open(entry, graph.name)
         }
-        begun = {key: entry async for key, entry in _entries(stack, [f"{part_of(key)}start" for key in runs])}
+        begun = {key: entry async for key, entry in found_entries(stack, [f"{part_of(key)}start" for key in runs])}
         for key, entry in runs.items():
             start = begun.get(f"{part_of(key)}start")
             if _is_elsewhere(start, str(place[1])):
@@ -114,7 +116,7 @@ async def _checked(
     )
 
 
-async def _entries(stack: Backend, keys: Sequence[str]) -> AsyncIterator[tuple[str, Entry | CodecError]]:
+async def found_entries(stack: Backend, keys: Sequence[str]) -> AsyncIterator[tuple[str, Entry | CodecError]]:
     """What is there of these; a record that can't be read is its error, and keeps no other back."""
     try:
         for key, entry in (await stack.read_many(keys)).items():

@@ -34,7 +34,7 @@ from pocket_plug.store.store import MISSING
 from .claim import claim
 from .finished import sweep
 from .heartbeat import keep_beating
-from .journal import Journal
+from .journal import Journal, RunReleasedError
 from .processes import this_process
 from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
 from .standing import in_order, item_key
@@ -74,6 +74,9 @@ class RunLedger:
         self.checkpoint = journal.checkpoint if checkpoint is None else checkpoint
         self.items: list[str] = []
         """The records of the items of the fan-out under way."""
+        self.in_flight = 0
+        """How many of them are at work."""
+        self._is_drained: asyncio.Event | None = None
         self.within = self.current = within
         """Where its nodes are, and which visit of which node it is at: `/outer#1/inner#2`."""
 
@@ -95,7 +98,7 @@ class RunLedger:
         if result is not None:
             return default_codec.decode(result)
         run.steps = journal.steps
-        run.run.resumed, run.run.carrier = self.checkpoint.is_old, journal.carrier
+        run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
         if value is MISSING:
             begun = await run.stack.read(journal.part + "start")
             with suppress(CodecError):  # only who watches the run wants to know
@@ -126,7 +129,9 @@ class RunLedger:
         try:
             return await travel(value)
         except BaseException as error:
-            if not isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError):
+            if isinstance(error, RunReleasedError):
+                await run.to_its_end(journal.record_end(error))
+            elif not isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError):
                 await self._end_early(run, error)
             raise
         finally:
@@ -186,7 +191,12 @@ class RunLedger:
         return step, value, cancelled
 
     def stand_at(self, step: Step) -> None:
-        """The run comes to a node."""
+        """The run comes to a node. Raises RunReleasedError where it is to be left to others."""
+        if self.journal.is_released:
+            if self.checkpoint is self.journal.checkpoint:  # the hooks of the node before have ended
+                frames = [plain(each) for each in self._frames(replace(self.frame, hooks=""))]
+                self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
+            raise RunReleasedError(self.journal.id)
         self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
 
     def tell_resumed(self, run: Running, call: NodeCall) -> None:
@@ -310,6 +320,22 @@ class RunLedger:
 
     async def item(self, run: Running, step: Step, item: object, position: int) -> Visited:
         """Take an item through its node, under a checkpoint of its own; not again where that is done."""
+        if not self.journal.is_released:
+            self.in_flight += 1
+            try:
+                return await self._item(run, step, item, position)
+            except RunReleasedError:
+                pass
+            finally:
+                self.in_flight -= 1
+                if self._is_drained is not None and not self.in_flight:
+                    self._is_drained.set()
+        if self.in_flight:  # they are not to be cancelled because one more can't begin
+            self._is_drained = self._is_drained or asyncio.Event()
+            await self._is_drained.wait()
+        raise RunReleasedError(self.journal.id)
+
+    async def _item(self, run: Running, step: Step, item: object, position: int) -> Visited:
         current = f"{self.current}[{position}]"
         key = item_key(self.journal.part, self.current, position)
         checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old)
@@ -354,7 +380,7 @@ class RunLedger:
         So it is for errors of recording an item or reading its record, and of the run's store in the item's phases.
         """
         return (
-            isinstance(error, RunFencedError | RunCancelledError)
+            isinstance(error, RunFencedError | RunCancelledError | RunReleasedError)
             or any(error is each for each in self.journal.unrecorded)
             or (
                 isinstance(error, StoreError)
