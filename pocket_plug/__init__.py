@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.retry import Retry
+    from .graph.sleep import Sleep
     from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
@@ -76,6 +77,7 @@ _MODULES = {
     "register_type": "codec",
     "Answered": "graph.ask",
     "Ask": "graph.ask",
+    "Sleep": "graph.sleep",
     "Action": "graph.chain",
     "Chain": "graph.chain",
     "END": "graph.chain",
@@ -161,6 +163,7 @@ __all__ = [
     "RunMismatchError",
     "RunPosition",
     "RunSuspendedError",
+    "Sleep",
     "StepLimitError",
     "Store",
     "StoreBusyError",
