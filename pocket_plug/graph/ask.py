@@ -8,7 +8,7 @@ from typing import Any, Generic, cast, get_args
 
 from typing_extensions import TypeForm, TypeVar
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, RunSuspendedError
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
 from pocket_plug.primitives.typechecks import check_type, checker
@@ -82,7 +82,12 @@ class AskStep(Step):
         self.output_type = answered[self.input_type, self.answer_type]
 
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
-        return Answered(value, await run.ask(self, self.question(value)))
+        question = self.question(value)
+        try:
+            return Answered(value, await run.ask(self, question))
+        except RunSuspendedError as suspended:
+            run.event("question", call, {"run_id": suspended.run_id, "question": question})
+            raise
 
 
 make_step.register(Ask, AskStep)
