@@ -80,19 +80,15 @@ class RunStream(Generic[O]):
     async def aclose(self) -> None:
         """Cancel the run unless it is over, and wait until everything of it is: its hooks have run, too.
 
-        What it raises meanwhile is logged. Can be called again.
+        What it raises meanwhile is logged. Cancelled while it waits, this waits no longer, and the run ends by itself. Can be
+        called again.
         """
         self._start = None
         self._feed.close()
-        task, cancelled = self._task, None
-        while task is not None and not task.done():
+        task = self._task
+        if task is not None and not task.done():
             task.cancel()
-            try:
-                await asyncio.wait({task})
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
+            await asyncio.wait({task})
 
     def _begin(self) -> None:
         """Start the run, unless it has been."""
