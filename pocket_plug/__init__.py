@@ -26,6 +26,8 @@ from .errors import (
     PocketError,
     RecordedError,
     RouteError,
+    RunBusyError,
+    RunCancelledError,
     RunChangedError,
     RunFencedError,
     RunMismatchError,
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from .codec import register_type
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
-    from .graph.durable import idempotency_key
+    from .graph.durable import RunCheck, idempotency_key
     from .graph.each import each
     from .graph.events import (
         Asked,
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from .graph.reports import emit, progress
     from .graph.retry import Retry
     from .graph.streaming import RunStream
+    from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
     from .primitives.durations import Duration
@@ -103,6 +106,7 @@ _MODULES = {
     "Progressed": "graph.events",
     "RunEvent": "graph.events",
     "fan_out": "graph.graph",
+    "RunCheck": "graph.durable",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",
@@ -111,6 +115,7 @@ _MODULES = {
     "progress": "graph.reports",
     "Retry": "graph.retry",
     "RunStream": "graph.streaming",
+    "RunPosition": "graph.upgrades",
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",
     "Duration": "primitives.durations",
@@ -184,10 +189,14 @@ __all__ = [
     "RecordedError",
     "Retry",
     "RouteError",
+    "RunBusyError",
+    "RunCancelledError",
     "RunChangedError",
+    "RunCheck",
     "RunEvent",
     "RunFencedError",
     "RunMismatchError",
+    "RunPosition",
     "RunStream",
     "RunSuspendedError",
     "StepLimitError",

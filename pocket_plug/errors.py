@@ -165,6 +165,14 @@ class RunFencedError(PocketError):
     """Another execution has taken over this durable run, or the run was removed: this one can write nothing any more."""
 
 
+class RunBusyError(PocketError):
+    """Another execution is at this durable run: who, and since when. `takeover=True` takes the run from it."""
+
+
+class RunCancelledError(PocketError):
+    """This durable run was cancelled. What its nodes had written by then stays; nothing goes on with it."""
+
+
 class OutcomeUnknownError(StoreError):
     """A durable run's write failed, and reading whether it was stored failed too. Nothing is lost: `resume(run_id)` finds out."""
 
@@ -190,14 +198,17 @@ class RunMismatchError(PocketError, ValueError):
 
 
 class RunChangedError(PocketError, ValueError):
-    """A durable run was started with another version of the graph; `differences` lists what has changed."""
+    """A durable run can't go on in its graph as it is now; `differences` lists what lies ahead of it and has changed.
+
+    `message` says why and what to do, without these.
+    """
 
     def __init__(self, message: str, differences: Iterable[str] = ()) -> None:
-        self.differences = tuple(differences)
-        super().__init__("\n  ".join([message, *self.differences]))
+        self.message, self.differences = message, tuple(differences)
+        super().__init__("\n  ".join([f"{message}:" if self.differences else message, *self.differences]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (str(self).split("\n  ", 1)[0], self.differences)
+        return type(self), (self.message, self.differences)
 
 
 class UnknownRunError(PocketError, LookupError):
