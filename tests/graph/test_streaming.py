@@ -306,6 +306,28 @@ def test_a_question_ends_the_stream(file: str) -> None:
     asyncio.run(main())
 
 
+def test_a_durable_run_whose_reader_has_left_can_be_gone_on_with(file: str) -> None:
+    """Leaving the loop is no operator's cancel: what has landed stays, and the same line goes on from there."""
+    go_on = asyncio.Event()
+
+    @pp.node
+    async def wait(n: int) -> int:
+        await go_on.wait()
+        return n
+
+    async def main() -> None:
+        async with pp.Store(file) as store:
+            graph = pp.Graph(add >> wait, store=store)
+            async with graph.stream(1, run_id="r") as events:
+                async for event in events:
+                    if isinstance(event, pp.NodeEntered) and event.node == "wait":
+                        break
+            go_on.set()
+            assert await all_of(graph.stream(1, run_id="r")) == ["> wait#1", "< wait#1: 2", "= 2"]
+
+    asyncio.run(main())
+
+
 def test_a_place_is_what_the_idempotency_key_names(file: str) -> None:
     """So what is told of a durable run can be compared with its records."""
     keys: list[str] = []
