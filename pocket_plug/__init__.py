@@ -55,11 +55,25 @@ if TYPE_CHECKING:
     from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, idempotency_key
     from .graph.each import each
+    from .graph.events import (
+        Asked,
+        Emitted,
+        Finished,
+        ItemDone,
+        NodeEntered,
+        NodeLeft,
+        NodePlace,
+        NodeRetried,
+        Progressed,
+        RunEvent,
+    )
     from .graph.graph import Graph, fan_out
     from .graph.node import Node
     from .graph.node_functions import node
+    from .graph.reports import emit, progress
     from .graph.retry import Retry
     from .graph.sleep import Sleep
+    from .graph.streaming import RunStream
     from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
@@ -83,13 +97,26 @@ _MODULES = {
     "END": "graph.chain",
     "Next": "graph.chain",
     "each": "graph.each",
+    "Asked": "graph.events",
+    "Emitted": "graph.events",
+    "Finished": "graph.events",
+    "ItemDone": "graph.events",
+    "NodeEntered": "graph.events",
+    "NodeLeft": "graph.events",
+    "NodePlace": "graph.events",
+    "NodeRetried": "graph.events",
+    "Progressed": "graph.events",
+    "RunEvent": "graph.events",
     "fan_out": "graph.graph",
     "RunCheck": "graph.durable",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",
     "node": "graph.node_functions",
+    "emit": "graph.reports",
+    "progress": "graph.reports",
     "Retry": "graph.retry",
+    "RunStream": "graph.streaming",
     "RunPosition": "graph.upgrades",
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",
@@ -124,6 +151,7 @@ __all__ = [
     "Action",
     "Answered",
     "Ask",
+    "Asked",
     "Backend",
     "Chain",
     "Change",
@@ -133,10 +161,13 @@ __all__ = [
     "CorruptRecordError",
     "Delete",
     "Duration",
+    "Emitted",
     "Entry",
+    "Finished",
     "Graph",
     "GraphError",
     "InputError",
+    "ItemDone",
     "Key",
     "KeyNameError",
     "Layer",
@@ -144,6 +175,10 @@ __all__ = [
     "MissingKeyError",
     "Next",
     "Node",
+    "NodeEntered",
+    "NodeLeft",
+    "NodePlace",
+    "NodeRetried",
     "NodeTimeoutError",
     "NotConfiguredError",
     "OutcomeUnknownError",
@@ -151,6 +186,7 @@ __all__ = [
     "PluginError",
     "Pocket",
     "PocketError",
+    "Progressed",
     "Put",
     "RecordedError",
     "Retry",
@@ -159,9 +195,11 @@ __all__ = [
     "RunCancelledError",
     "RunChangedError",
     "RunCheck",
+    "RunEvent",
     "RunFencedError",
     "RunMismatchError",
     "RunPosition",
+    "RunStream",
     "RunSuspendedError",
     "Sleep",
     "StepLimitError",
@@ -188,11 +226,13 @@ __all__ = [
     "ValueTypeError",
     "WrappedStopIterationError",
     "each",
+    "emit",
     "fan_out",
     "hookimpl",
     "idempotency_key",
     "node",
     "observe",
+    "progress",
     "register_type",
     "secret",
 ]

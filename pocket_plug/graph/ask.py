@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, cast, get_args, get_origin
 
 from typing_extensions import TypeForm, TypeVar
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, RunSuspendedError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
@@ -108,10 +108,17 @@ class AskStep(Step):
 
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
         node = self.node
-        answer = await run.ask(
-            self,
-            lambda: Asking(self.question(value), type_name(self.answer_type), choices(self.answer_type), node.timeout),
-        )
+        try:
+            answer = await run.ask(
+                self,
+                lambda: Asking(
+                    self.question(value), type_name(self.answer_type), choices(self.answer_type), node.timeout
+                ),
+            )
+        except RunSuspendedError as suspended:
+            about = {"run_id": suspended.run_id, "question": suspended.question, "question_id": suspended.question_id}
+            run.event("question", call, about)
+            raise
         if answer is MISSING and node.action:
             return Next(node.action, value)
         return Answered(value, node.default if answer is MISSING else answer)

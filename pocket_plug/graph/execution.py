@@ -36,7 +36,7 @@ from .observing import NodeCall, Observer, Run
 from .plan import PlannedGraph
 from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .step import Step, Visited, Visiting
-from .watching import Entered, Part, end, enter, leave, tell
+from .watching import Entered, Part, end, enter, keep_pace, leave, tell
 
 TURN = 0.001
 """Seconds after which a run that never suspends gives way to the event loop."""
@@ -54,21 +54,9 @@ class Execution:
     """
 
     __slots__ = (
-        *(
-            "above",
-            "attempts",
-            "began",
-            "exits",
-            "grace",
-            "ledger",
-            "left_by",
-            "loop",
-            "max_steps",
-            "observers",
-            "on_every_phase",
-        ),
-        *("on_node", "on_phase", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends", "visits"),
-        *("attempts", "where"),
+        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers"),
+        *("on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack", "steps"),
+        *("threads", "turn_ends", "visits", "where"),
     )
     where: int
     attempts: int
@@ -105,6 +93,7 @@ class Execution:
         self.on_node: Sequence[Part] = ()
         self.on_phase: Sequence[Part] = ()  # of guarded nodes
         self.on_every_phase: Sequence[Part] = ()
+        self.paced: Sequence[Observer] = ()
         self.observers = observers = pocket.observers(run)
         self.visits: dict[str, int] | None = (
             None  # counted only if the run is watched or durable, or the graph has loops
@@ -119,6 +108,7 @@ class Execution:
         self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
         self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
         self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
+        self.paced = [observer for observer in observers if observer.pace is not None]
 
     @property
     def outermost(self) -> Execution:
@@ -247,17 +237,21 @@ class Execution:
             outermost.turn_ends = time.perf_counter() + TURN
 
     # ------------------------------------------------------------ its nodes
-    def visit(self, step: Step, value: object) -> Visiting:
+    def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
         """Take a value through a node, watched if the run is."""
-        return self._watch(step, value) if self.observers else step.ways[self.where].take(self, value, None)
+        return self._watch(step, value, position) if self.observers else step.ways[self.where].take(self, value, None)
 
-    async def _watch(self, step: Step, value: object) -> Visited:
+    async def _watch(self, step: Step, value: object, position: int | None = None) -> Visited:
         """Take a value through a node, between what the observers do before and after."""
+        if self.paced and self.loop:
+            await keep_pace(self.paced)
         run, visits, name = self.run, self.visits, step.name
         assert visits is not None
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
-        call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item)
+        call = NodeCall(
+            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, position
+        )
         entered: Entered = []
         try:
             if self.on_node:
@@ -301,7 +295,7 @@ class Execution:
 
     def item(self, step: Step, item: object, position: int) -> Visiting:
         """Take one item of a fan-out through its node."""
-        return self.visit(step, item) if self.ledger is None else self.ledger.item(self, step, item, position)
+        return self.visit(step, item, position) if self.ledger is None else self.ledger.item(self, step, item, position)
 
     def beside(self, ledger: Ledger) -> Execution:
         """This run, as it is kept in another ledger: for an item of a fan-out."""

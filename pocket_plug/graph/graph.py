@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from .ask import Ask
     from .durable import Request, RunCheck
     from .observing import Carrier
+    from .streaming import RunStream
 
 MAX_STEPS = 10_000
 MAX_DEPTH = 32
 CLEAN_UP_GRACE = 5.0
+BUFFER = 100
 
 
 class Graph(Node[I, O]):
@@ -142,6 +144,34 @@ class Graph(Node[I, O]):
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
+
+    def stream(
+        self,
+        input: I,
+        /,
+        *,
+        buffer: int = BUFFER,
+        pocket: RunHost | None = None,
+        run_id: str | None = None,
+        allow_changed: bool = False,
+        takeover: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> RunStream[O]:
+        """`run`, and its events as they happen: `async for event in graph.stream(order): …`.
+
+        The run goes in a task of its own, from the first event that is asked for. It may be `buffer` events ahead of its
+        reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or `Asked` where the
+        run waits for an answer. What `run` would raise is raised by the loop, after the events that came before.
+
+        Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for the end of that.
+        """
+        from .feed import Feed
+        from .streaming import RunStream, StreamHost
+
+        request = _request(run_id, MISSING, allow_changed, takeover)
+        feed = Feed(check_count(buffer, "buffer"))
+        host = StreamHost(default_host() if pocket is None else pocket, feed)
+        return RunStream(feed, self._execution(input, host, request, traceparent, loop=True, threads=True), input)
 
     async def resume(
         self,

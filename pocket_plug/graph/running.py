@@ -90,8 +90,8 @@ class Running(Protocol):
         """How often the run has entered a node."""
         ...
 
-    def visit(self, step: Step, value: object) -> Visiting:
-        """Take a value through a node, watched if the run is."""
+    def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
+        """Take a value through a node, watched if the run is; an item of a fan-out has a `position` there."""
         ...
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:

@@ -322,7 +322,7 @@ class RunLedger:
                 checkpoint.load(entry)
             ledger.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
             try:
-                visited = await ledger._visit(run.beside(ledger), step, item)
+                visited = await ledger._visit(run.beside(ledger), step, item, position)
             except Exception as error:
                 own = error if error is not checkpoint.failed else None
                 raise
@@ -332,9 +332,9 @@ class RunLedger:
                 self.journal.unrecorded.append(error)
             raise
 
-    async def _visit(self, run: Running, step: Step, item: object) -> Visited:
+    async def _visit(self, run: Running, step: Step, item: object, position: int) -> Visited:
         if self.frame.node is not None:
-            return await run.visit(step, item)
+            return await run.visit(step, item, position)
         output = default_codec.decode(self.frame.value)
         late = None
         if self.frame.hooks:

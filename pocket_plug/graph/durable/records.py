@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
 from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.primitives.names import escaped as escaped
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
@@ -33,13 +34,6 @@ ENDED = f"{RESERVED}run-ended:"
 
 Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finished"]
 """What is recorded. Whether a running one is stalled is for whoever looks to say."""
-
-
-def escaped(text: str, marks: str) -> str:
-    """A text in which these marks, and `%`, stand for nothing else."""
-    for mark in "%" + marks:
-        text = text.replace(mark, f"%{ord(mark):02X}")
-    return text
 
 
 # What stands in a record: one that somebody else has written must not be taken for a run. Its `owner` is a write's token:
