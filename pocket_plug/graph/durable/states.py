@@ -117,6 +117,8 @@ class State:
     failure: RunFailure | None = None
     wake_at: float | None = None
     """When it goes on by itself, if it waits for a time."""
+    look_at: float | None = None
+    """The time in the key of its note for `keep_finished`, if it has one."""
 
 
 _DEFAULTS = {each.name: each.default for each in fields(State) if each.name != "since"}
