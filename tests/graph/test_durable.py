@@ -1392,7 +1392,7 @@ def test_a_removal_that_stops_half_way_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int, fault: str
 ) -> None:
     """Till its last write the run is a finished one that gives its result; the next end removes what is left."""
-    monkeypatch.setattr("pocket_plug.graph.durable.finished.CHUNK", 1)
+    monkeypatch.setattr("pocket_plug.graph.durable.removal.CHUNK", 1)
 
     async def main() -> None:
         clock, plan = FakeClock(), list[str]()

@@ -240,8 +240,7 @@ class Journal:
     def finish(self, token: str, frames: Sequence[Frame], result: bytes) -> list[Change]:
         """The changes that record the end of the run."""
         changes: list[Change] = [Put(self.checkpoint.key, self.record(token, frames, "finished", result))]
-        changes += self.come_to("finished")
-        if (keep := self.graph.keep_finished) is not None:
-            look = {"owner": token, "keep": keep, "is_seen": False}
-            changes.append(Put(look_key(self.stack.clock() + keep, self.name), look))
-        return changes
+        if (keep := self.graph.keep_finished) is None:
+            return [*changes, *self.come_to("finished")]
+        look, look_at = {"owner": token, "keep": keep, "is_seen": False}, self.stack.clock() + keep
+        return [*changes, *self.come_to("finished", look_at=look_at), Put(look_key(look_at, self.name), look)]

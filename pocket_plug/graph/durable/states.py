@@ -132,6 +132,8 @@ class State:
     """When it goes on by itself, if it waits for a time."""
     questions: int = 0
     """How many it waits to be answered."""
+    look_at: float | None = None
+    """The time in the key of its note for `keep_finished`, if it has one."""
 
 
 _DEFAULTS = {each.name: each.default for each in fields(State) if each.name != "since"}
