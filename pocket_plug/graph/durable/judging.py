@@ -19,14 +19,12 @@ from pocket_plug.store.stack import Stack
 
 from .changes import Facts, differences, misplaced
 from .forms import GraphForm, form_of, read_form, read_lines
-from .records import FORM, Frame, Record, plain
+from .records import FORM, Frame, Record, plain, status_of
 from .standing import Items, Standing, step_at
 from .upgrading import item_frames, upgraded
 
 How = Literal["unchanged", "unchanged ahead", "upgraded", "allowed"]
 """Why a run goes on: its graph, or what lies ahead in it, is what it was; an upgrade moves the run; `allow_changed` was given."""
-
-WAITING = ("suspended", "waiting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class Kept:
     @property
     def waits(self) -> bool:
         """Does it wait for an answer?"""
-        return self.record["status"] in WAITING
+        return status_of(self.record) == "waiting"
 
 
 class Judge:

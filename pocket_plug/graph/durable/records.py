@@ -17,7 +17,8 @@ from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
 
-FORMAT = 1
+FORMAT = 2
+"""Of a run's record. Those of format 1 had no state beside them, and said "suspended" for "waiting"."""
 FORM = 2
 """The version of what is recorded of a graph's form: 1 are the lines of its `Shape`, without types and scopes."""
 Record = Mapping[str, Any]
@@ -30,7 +31,8 @@ each item of a fan-out that is under way."""
 ENDED = f"{RESERVED}run-ended:"
 """`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: from TIME on the run is to be looked at."""
 
-Status = Literal["running", "suspended", "finished"]
+Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finished"]
+"""What is recorded. Whether a running one is stalled is for whoever looks to say."""
 
 
 def escaped(text: str, marks: str) -> str:
@@ -118,6 +120,11 @@ def check_start(key: str, record: Record) -> None:
     check(key, record, OLD_START_FIELDS if is_old else START_FIELDS)
     if not is_old and record["form"] > FORM:
         raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
+
+
+def status_of(record: Record) -> str:
+    """The state that a run's record names."""
+    return "waiting" if record["status"] == "suspended" else str(record["status"])
 
 
 def field_of(entry: Entry, name: str) -> Any:
