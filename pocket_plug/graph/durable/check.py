@@ -32,7 +32,7 @@ class RunCheck:
     run_id: str
     can_go_on: bool
     verdict: How | Literal["refused"]
-    """`unchanged`: the graph is what it was; `unchanged ahead`: what lies ahead is; `upgraded`: an upgrade moves the run."""
+    """`unchanged`: the graph is as it was; `unchanged ahead`: what lies ahead of the run is; `upgraded`: an upgrade moves it."""
     state: str
     at: str
     """The node at which it stands; `outer/inner` in a nested graph."""

@@ -15,7 +15,7 @@ from pocket_plug.errors import (
 from pocket_plug.graph.ask import AskStep
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import type_name
-from pocket_plug.store.backend import Change, Delete, Entry, Put
+from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.store import MISSING
 
 from .journal import Journal
@@ -49,14 +49,17 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             check_start(start, begun.value)
             state = read_state(there, stood) if stood is not None else None
             _refuse_another(journal, begun.value, value)
-            if (result := _settled(journal, entry, state)) is not None:
+            journal.checkpoint.load(entry)
+            _refuse_if_busy(journal, entry.value, state)
+            changes = [Delete(there)] if stood is not None else []
+            if status_of(entry.value) != "finished":
+                kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames)
+                going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
+                journal.checkpoint.frames = going.frames
+                changes += going.changes
+                expect |= going.expect
+            if (result := _settled(journal, entry.value)) is not None:
                 return result
-            kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames)
-            going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
-            journal.checkpoint.frames = going.frames
-            _take_answer(journal, status_of(entry.value))
-            changes = [*going.changes, *([Delete(there)] if stood is not None else ())]
-            expect.update(going.expect)
             is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
             tries = state.tries + 1 if state is not None and is_unmoved else 1
         if await _take_over(journal, changes, expect, tries):
@@ -113,7 +116,7 @@ def _begin(journal: Journal, start: str, value: object) -> Put:
 
 
 def _refuse_another(journal: Journal, start: Record, value: object) -> None:
-    """Raise RunMismatchError where the run is one of another graph, or was begun with another input."""
+    """Raise RunMismatchError where the run is one of another graph or input."""
     name, prefix = journal.graph.name, journal.prefix
     if (start["graph"], start["scope"]) != (name, prefix):
         raise RunMismatchError(
@@ -127,48 +130,37 @@ def _refuse_another(journal: Journal, start: Record, value: object) -> None:
         )
 
 
-def _settled(journal: Journal, entry: Entry, state: State | None) -> bytes | None:
-    """Take over what is known of a run; give its result where it is finished, raise where it is cancelled or under way."""
-    record, status = entry.value, status_of(entry.value)
+def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> None:
+    """Raise RunBusyError unless the execution that is at the run is known to have ended, RunCancelledError if nothing may be."""
+    status = status_of(record)
     if status == "cancelled":
         raise journal.cancelled_error()
-    journal.started, journal.epoch, journal.steps = record["started"], record["epoch"] + 1, record["steps"]
-    journal.question, journal.answer, journal.is_answered = record["question"], record["answer"], record["is_answered"]
-    journal.checkpoint.load(entry)
-    journal.carrier = dict(record["carrier"])
-    if status == "finished":
-        _take_answer(journal, status)
-    if status == "running" and state is not None and not journal.wanted.takeover:
-        _refuse_if_busy(journal, state, record["updated"])
-    return record["result"] if status == "finished" else None
-
-
-def _take_answer(journal: Journal, status: str) -> None:
-    """Take the answer that was given, if the run waits for one. Raises where there is none, or where it waits for none."""
-    answer = journal.wanted.answer
-    if status == "waiting":
-        if answer is MISSING:
-            assert journal.question is not None
-            raise RunSuspendedError(journal.id, default_codec.decode(journal.question))
-        _take(journal, answer)
-    elif answer is not MISSING and (journal.answer is None or not _same(journal, journal.answer, answer)):
-        raise RunMismatchError(
-            f"run {journal.id!r} waits for no answer: it is {status}, and {summary(answer)} is "
-            "not what it was last given"
+    if status != "running" or state is None or state.process is None or journal.wanted.takeover:
+        return
+    process, now = state.process, journal.stack.clock()
+    if not this_process().knows_ended(state.owner, process):
+        raise RunBusyError(
+            f"run {journal.id!r} is under way: process {process['pid']} on {process['host']!r} has been at it for "
+            f"{max(now - state.since, 0):.0f} seconds, and moved it {max(now - record['updated'], 0):.0f} seconds ago. "
+            "Wait for it, or take it over with takeover=True"
         )
 
 
-def _refuse_if_busy(journal: Journal, state: State, moved: float) -> None:
-    """Raise RunBusyError unless the execution that is at the run is known to have ended."""
-    process = state.process
-    if process is None or this_process().knows_ended(state.owner, process):
-        return
-    now = journal.stack.clock()
-    raise RunBusyError(
-        f"run {journal.id!r} is under way: process {process['pid']} on {process['host']!r} has been at it for "
-        f"{max(now - state.since, 0):.0f} seconds, and moved it {max(now - moved, 0):.0f} seconds ago. Wait for it, or "
-        "take it over with takeover=True"
-    )
+def _settled(journal: Journal, record: Record) -> bytes | None:
+    """Take over what is known of a run; give its result where it is finished, raise where it waits."""
+    status, answer = status_of(record), journal.wanted.answer
+    journal.started, journal.epoch, journal.steps = record["started"], record["epoch"] + 1, record["steps"]
+    journal.question, journal.answer, journal.is_answered = record["question"], record["answer"], record["is_answered"]
+    journal.carrier = dict(record["carrier"])
+    if status == "waiting":
+        if answer is MISSING:
+            raise RunSuspendedError(journal.id, default_codec.decode(record["question"]))
+        _take(journal, answer)
+    elif answer is not MISSING and (journal.answer is None or not _same(journal, journal.answer, answer)):
+        raise RunMismatchError(
+            f"run {journal.id!r} waits for no answer: it is {status}, and {summary(answer)} is not what it was last given"
+        )
+    return record["result"] if status == "finished" else None
 
 
 def _take(journal: Journal, answer: object) -> None:

@@ -114,17 +114,17 @@ def check(key: str, record: Record, fields: Record) -> None:
             raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {summary(found[name])}")
 
 
+def status_of(record: Record) -> str:
+    """The state that a run's record names."""
+    return "waiting" if record["status"] == "suspended" else str(record["status"])
+
+
 def check_start(key: str, record: Record) -> None:
     """`check` for the record of a run's start; that of an older version has no types in its shape."""
     is_old = isinstance(record, dict) and "form" not in record
     check(key, record, OLD_START_FIELDS if is_old else START_FIELDS)
     if not is_old and record["form"] > FORM:
         raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
-
-
-def status_of(record: Record) -> str:
-    """The state that a run's record names."""
-    return "waiting" if record["status"] == "suspended" else str(record["status"])
 
 
 def field_of(entry: Entry, name: str) -> Any:
