@@ -17,6 +17,7 @@ from .judging import How, Judge, Kept
 from .records import RUN, check_start, field_of, look_at
 from .request import prepare
 from .standing import part_of
+from .states import STATE, states_of
 
 BATCH = 1000
 """Runs that are read at once."""
@@ -52,7 +53,7 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
     prepare(graph, place)
     stack, judge = place[0], Judge(graph, place)
     found: list[RunCheck] = []
-    keys = [key async for key in stack.scan(RUN)]
+    keys = await _keys(stack, graph.name)
     for at in range(0, len(keys), BATCH):
         runs = {
             key: entry async for key, entry in _entries(stack, keys[at : at + BATCH]) if _is_open(entry, graph.name)
@@ -64,6 +65,15 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
                 continue
             found.append(await _checked(stack, judge, key, entry, start))
     return found
+
+
+async def _keys(stack: Stack, graph: str) -> list[str]:
+    """The keys of all runs but those that their state tells to be over, or another graph's. Older runs have no state."""
+    ours = [states_of(status, graph) for status in OPEN]
+    others = {
+        key.rpartition(":")[2] async for key in stack.scan(STATE) if not any(key.startswith(each) for each in ours)
+    }
+    return [key async for key in stack.scan(RUN) if key.removeprefix(RUN) not in others]
 
 
 def _is_open(entry: Entry | CodecError, graph: str) -> bool:
