@@ -84,7 +84,8 @@ def _is_open(entry: Entry | CodecError, graph: str) -> bool:
 
 
 def _is_elsewhere(start: Entry | CodecError | None, scope: str) -> bool:
-    return isinstance(start, Entry) and field_of(start, "scope") != scope
+    """Is it one of a graph of that name in another scope? Where its record doesn't say it, it may be this one's."""
+    return isinstance(start, Entry) and field_of(start, "scope") not in (None, scope)
 
 
 async def _checked(
