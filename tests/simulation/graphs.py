@@ -54,6 +54,7 @@ class Hooked(Work):
     """With hooks, which run after the commit and may run again."""
 
     async def on_success(self, store: pp.StoreWriter, outcome: Any) -> None:
+        current.hooked.add(pp.idempotency_key())
         await store.set(HOOKED + pp.idempotency_key(), 1)
 
     async def on_failure(self, store: pp.StoreWriter, error: BaseException) -> None:
@@ -62,6 +63,20 @@ class Hooked(Work):
 
 class Tried(Work, retry=pp.Retry(attempts=3, delay=0.2, backoff=2)):
     """One whose exec is tried again."""
+
+
+class Picky(pp.Node[int, int], name="item"):
+    """One that refuses some items, which is a result where errors are collected."""
+
+    async def exec(self, n: int) -> int:
+        if not n % 3:
+            raise ValueError(n)
+        await current.work(pp.idempotency_key(), may_fail=False)
+        return n
+
+    async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: int) -> int:
+        await store.update(EFFECT + pp.idempotency_key(), _more, default=0)
+        return result
 
 
 class Again(Work):
@@ -124,7 +139,7 @@ def _graphs() -> dict[str, pp.Graph[int, int]]:
         "branches": (branch >> a, branch.on("odd") >> odd),
         "shared": (shared >> reader >> Work("last", shared=True),),
         "fan": (Spread() >> pp.each(Hooked("item", shared=True), concurrency=3) >> total >> a,),
-        "collect": (Spread() >> pp.each(Tried("item"), concurrency=2, errors="collect") >> total,),
+        "collect": (Spread() >> pp.each(Picky(), concurrency=2, errors="collect") >> total,),
         "ways": (Spread() >> pp.each(way, concurrency=2) >> total >> b,),
         "nested": (a >> loop >> Hooked("end"),),
         "asks": (a >> _ask("approve") >> answered >> b,),

@@ -57,7 +57,7 @@ def _judge_error(world: World, mine: Attempt, error: Exception) -> None:
             world.violate(f"attempt {number} ended by {word}, and its store has not failed: {error}")
     elif not isinstance(error, pp.RunSuspendedError | pp.RunMismatchError):
         world.violate(f"attempt {number} ended by an unexpected {word}: {error}")
-    if mine.overtaken_at is not None and mine.last_fault < mine.overtaken_at and not isinstance(error, Boom):
+    if mine.overtaken_at is not None and not mine.faults and not isinstance(error, Boom):
         world.violate(f"attempt {number} was overtaken, and was told {word} in place of RunFencedError")
 
 

@@ -33,7 +33,6 @@ class Attempt:
     claimed_at: float | None = None
     overtaken_at: float | None = None
     faults: int = 0
-    last_fault: float = -1.0
     conflicts: int = 0
     execs: Counter[str] = field(default_factory=Counter)
     raised: Counter[str] = field(default_factory=Counter)
@@ -105,6 +104,8 @@ class World:
         self.machines: list[Machine] = []
         self.runs: dict[str, Story] = {}
         self.attempts = 0
+        self.hooked: set[str] = set()
+        """The places whose hooks were called at least once."""
         self.total = 0
         self.is_faulty = not is_calm
         chance = self.random
@@ -161,7 +162,7 @@ class World:
         """How often something happens to a request of it."""
         return self.fault_rate
 
-    async def work(self, place: str) -> None:
+    async def work(self, place: str, *, may_fail: bool = True) -> None:
         """What a node's exec does."""
         attempt = self.attempt()
         assert attempt is not None
@@ -175,7 +176,7 @@ class World:
         if attempt.execs[place] > 1 + attempt.raised[place] + attempt.conflicts:
             self.violate(f"exec of {place} {attempt.execs[place]} times by attempt {attempt.number}")
         await asyncio.sleep(chance.choice(self.durations))
-        if self.is_faulty and chance.random() < self.boom_rate:
+        if may_fail and self.is_faulty and chance.random() < self.boom_rate:
             attempt.raised[place] += 1
             raise Boom(place)
 
@@ -209,7 +210,7 @@ class World:
     def _moved(self, attempt: Attempt) -> None:
         run = attempt.run
         if run.owner is not attempt:
-            if attempt.claimed_at is not None:
+            if attempt.execs:  # before that it may claim again: it was not told that it had the run
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if run.owner is not None:
                 run.owner.overtaken_at = self.scheduler.now
@@ -225,7 +226,6 @@ class World:
         """A request was told that it has failed."""
         if attempt is not None:
             attempt.faults += 1
-            attempt.last_fault = self.scheduler.now
 
     def died(self, machine: Machine) -> None:
         """A process was killed."""
@@ -250,7 +250,7 @@ class World:
                 if self.server.value(EFFECT + place) != 1:
                     self.violate(f"the effect of {place} is {self.server.value(EFFECT + place)}")
             for place in sorted(wanted.hooks):
-                if not self.server.value(f"{HOOKED}{run.id}/{place}"):
+                if f"{run.id}/{place}" not in self.hooked:
                     self.violate(f"the hook of {run.id}/{place} was never called")
         for key in self.server.keys(EFFECT):
             if key not in seen:
