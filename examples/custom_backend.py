@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pocket_plug import Backend, Change, ConflictError, Entry, Put, Store, StoreClosedError
 from pocket_plug.primitives.forking import new_lock
 from pocket_plug.store.backend import is_expected
+from pocket_plug.store.scanning import stretch
 
 History = tuple[Entry | None, ...]
 
@@ -49,10 +50,18 @@ class Ledger(Backend):
             self.entries |= new  # and this is one step
             return self._version
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        for key in sorted(self.entries):
-            if key.startswith(prefix) and await self.read(key):
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        given = 0
+        for key in stretch(
+            sorted(self.entries), prefix, after=after, reverse=reverse
+        ):  # with many keys, keep them sorted
+            if given == limit:
+                return
+            if await self.read(key):  # so that only those count which are there
                 yield key
+                given += 1
 
     async def version(self) -> int:
         return self._version

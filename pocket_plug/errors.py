@@ -165,6 +165,14 @@ class RunFencedError(PocketError):
     """Another execution has taken over this durable run, or the run was removed: this one can write nothing any more."""
 
 
+class RunBusyError(PocketError):
+    """Another execution is at this durable run: who, and since when. `takeover=True` takes the run from it."""
+
+
+class RunCancelledError(PocketError):
+    """This durable run was cancelled. What its nodes had written by then stays; nothing goes on with it."""
+
+
 class OutcomeUnknownError(StoreError):
     """A durable run's write failed, and reading whether it was stored failed too. Nothing is lost: `resume(run_id)` finds out."""
 

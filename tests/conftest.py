@@ -108,8 +108,10 @@ class ThreadedMemory(Memory):
         await self._elsewhere()
         return version
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        async for key in super().scan(prefix):
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        async for key in super().scan(prefix, after=after, reverse=reverse, limit=limit):
             await self._elsewhere()
             yield key
 

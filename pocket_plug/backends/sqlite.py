@@ -58,6 +58,7 @@ from .sqlite_statements import (
     READ_MANY,
     REAP,
     SCAN,
+    SCAN_BACK,
     SCHEMA,
     SCHEMA_VERSION,
     SEEN,
@@ -73,6 +74,9 @@ _REFUSALS = (sqlite3.Error, UnicodeDecodeError)
 
 _LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
 _LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
+
+PAGE = 256
+"""How many keys a scan reads from the file at a time, at most."""
 
 REAP_EVERY = 16
 """After so many changes, up to twice as many expired entries are removed."""
@@ -449,15 +453,23 @@ class SQLite(Backend):
                 entries[key] = Entry(value, version, expires_at)
         return entries
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
         """Page by page, so that a slow reader keeps no old state of the file alive."""
-        start = prefix
-        while page := self._rows(SCAN, ((start, prefix),)):
+        given, size = 0, PAGE if limit is None else min(limit, PAGE)
+        while given != limit:
+            page = self._rows(SCAN_BACK if reverse else SCAN, ((*_bounds(prefix, after, reverse), size),))
             now = self.clock()
             for key, expires_at in page:
                 if type(expires_at) is not float or now < expires_at or not await self._has_ended(key):
                     yield key
-            start = page[-1][0] + "\0"  # the name that comes next
+                    given += 1
+                    if given == limit:
+                        return
+            if len(page) < size:
+                return
+            after, size = page[-1][0], PAGE
 
     async def _has_ended(self, key: str) -> bool:
         """Has an entry expired? Where its deadline says so, but its record is damaged: no, and reading it is an error."""
@@ -923,6 +935,14 @@ _acquire_at_once: Callable[[threading.Lock], bool] = methodcaller("acquire", Fal
 def _begin(cursor: sqlite3.Cursor) -> None:
     _roll_back(cursor)  # an interrupt may have come between an error and its rollback
     cursor.execute("BEGIN IMMEDIATE")
+
+
+def _bounds(prefix: str, after: str, reverse: bool) -> tuple[str, str, bytes]:
+    """The first name of a scan and, in two parts, what all of its names come before. So that the index leads to its beginning."""
+    if reverse:
+        is_within = after and (after < prefix or after.startswith(prefix))
+        return (prefix, after, b"") if is_within else (prefix, prefix, b"\xff")
+    return max(prefix, after + "\0" if after else ""), prefix, b"\xff"  # with a NUL it is the name that comes next
 
 
 def _abandon(connection: sqlite3.Connection) -> None:

@@ -22,9 +22,10 @@ READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
 # With the key that was asked for. Twice `?` and never `?1`, which Python 3.12.1 takes for a name and warns of.
 READ_MANY = "SELECT ?, value, version, expires_at FROM entries WHERE key = ?"
 SEEN = "SELECT version, expires_at FROM entries WHERE key = ?"
-# No byte of UTF-8 is FF, so a prefix followed by it comes after everything that begins with the prefix.
-SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(x'FF' AS TEXT)
-            ORDER BY key LIMIT 256"""
+# The bound has two parts. No byte of UTF-8 is FF, so a prefix followed by it comes after all that begins with the prefix.
+SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(? AS TEXT)
+            ORDER BY key LIMIT ?"""
+SCAN_BACK = SCAN.replace("ORDER BY key", "ORDER BY key DESC")
 VERSION = "SELECT version FROM counter"
 COUNT = "UPDATE counter SET version = ?"
 COUNT_FROM = "UPDATE counter SET version = ? WHERE version = ?"

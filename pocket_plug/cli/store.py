@@ -202,7 +202,7 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
 
 async def _is_there(stack: Backend, key: str) -> bool:
     """Without reading it: what is damaged can be removed too."""
-    async for name in stack.scan(key):
+    async for name in stack.scan(key, limit=1):
         return name == key  # of those that begin with it, it comes first
     return False
 

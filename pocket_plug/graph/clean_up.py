@@ -73,8 +73,9 @@ async def _call(run: Running, step: Step, name: str, function: Function, is_asyn
                             await run.stack.write(commit[0], {**commit[1], **fence})
                         return
                     except ConflictError as conflict:
-                        contested |= conflict.keys
-                        if tries == MAX_CONFLICTS or not contested.isdisjoint(fence):
+                        is_ours = run.ledger is None or await run.ledger.refence(conflict)
+                        contested |= conflict.keys - fence.keys()
+                        if tries == MAX_CONFLICTS or not is_ours:
                             raise
             finally:
                 turn.leave()

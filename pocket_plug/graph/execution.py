@@ -10,10 +10,11 @@ import copy
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextvars import copy_context
+from typing import Any
 
-from pocket_plug.errors import NodeTimeoutError, RunSuspendedError, StepLimitError, SyncError
+from pocket_plug.errors import NodeTimeoutError, RunCancelledError, RunSuspendedError, StepLimitError, SyncError
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive
@@ -45,11 +46,24 @@ class Execution:
     """
 
     __slots__ = (
-        *("above", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers", "on_every_phase"),
+        *(
+            "above",
+            "attempts",
+            "began",
+            "exits",
+            "grace",
+            "ledger",
+            "left_by",
+            "loop",
+            "max_steps",
+            "observers",
+            "on_every_phase",
+        ),
         *("on_node", "on_phase", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends", "visits"),
-        "where",
+        *("attempts", "where"),
     )
     where: int
+    attempts: int
 
     def __init__(
         self,
@@ -143,7 +157,7 @@ class Execution:
             if result is not MISSING:
                 return result
         self.where = self._where()
-        output = await (self._travel(value) if not self.observers else self._watched(value))
+        output = await (self._watched(value) if self.observers else self._kept(value))
         if self.ledger is not None:
             await self.ledger.close()
         return output
@@ -153,6 +167,10 @@ class Execution:
         if not (self.stack.inline_read or not (self.threads or self.stack.needs_loop)):
             return ALL_IN_THREADS
         return EXEC_IN_THREADS if self.threads else IN_PLACE
+
+    def _kept(self, value: object) -> Coroutine[Any, Any, Value]:
+        """Travel; where the run is durable, it is recorded how that ends."""
+        return self._travel(value) if self.ledger is None else self.ledger.hold(self, self._travel, value)
 
     async def _watched(self, value: object) -> Value:
         """Travel between what the observers do before and after."""
@@ -164,14 +182,14 @@ class Execution:
             if silent := enter(entered, parts, run):
                 heard = (observer for observer in self.observers if all(observer is not each for each in silent))
                 self._listen(list(heard))
-            run.output = await self._travel(value)
+            run.output = await self._kept(value)
             run.outcome = "success"
         except RunSuspendedError:
             run.outcome = "suspended"
             raise
         except BaseException as error:
             run.error = failed = error
-            cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+            cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit | RunCancelledError)
             run.outcome = "cancelled" if cancelled else "timeout" if isinstance(error, NodeTimeoutError) else "failure"
             raise
         finally:

@@ -115,6 +115,7 @@ class Graph(Node[I, O]):
         pocket: RunHost | None = None,
         run_id: str | None = None,
         allow_changed: bool = False,
+        takeover: bool = False,
         traceparent: Carrier | None = None,
     ) -> O:
         """Run it from the first node to the last and give what that left with.
@@ -129,7 +130,7 @@ class Graph(Node[I, O]):
 
         `traceparent` is a W3C trace context, or what `pocket_plug.propagation.inject` gave elsewhere: its trace goes on.
         """
-        request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
+        request = _request(run_id, MISSING, allow_changed, takeover)
         execution = self._execution(input, pocket, request, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
@@ -143,13 +144,14 @@ class Graph(Node[I, O]):
         answer: object = MISSING,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
+        takeover: bool = False,
         traceparent: Carrier | None = None,
     ) -> O:
         """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
 
         As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
         """
-        request = _request(run_id, answer, allow_changed)
+        request = _request(run_id, answer, allow_changed, takeover)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
@@ -163,6 +165,7 @@ class Graph(Node[I, O]):
         pocket: RunHost | None = None,
         run_id: str | None = None,
         allow_changed: bool = False,
+        takeover: bool = False,
         traceparent: Carrier | None = None,
     ) -> O:
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
@@ -170,7 +173,7 @@ class Graph(Node[I, O]):
         Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
         store that is bound to an event loop it is `run` on that loop.
         """
-        request = _request(run_id, MISSING, allow_changed) if run_id is not None or allow_changed else None
+        request = _request(run_id, MISSING, allow_changed, takeover)
         execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
         output: O = execution.go_in_place(input, self._is_sync)
         return output
@@ -183,10 +186,11 @@ class Graph(Node[I, O]):
         answer: object = MISSING,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
+        takeover: bool = False,
         traceparent: Carrier | None = None,
     ) -> O:
         """`resume` for callers without `await`."""
-        request = _request(run_id, answer, allow_changed)
+        request = _request(run_id, answer, allow_changed, takeover)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
         output: O = execution.go_in_place(MISSING, self._is_sync)
         return output
@@ -240,11 +244,13 @@ class Graph(Node[I, O]):
         return flow_chart(self.plan)
 
 
-def _request(run_id: str | None, answer: object, allow_changed: bool) -> Request:
+def _request(run_id: str | None, answer: object, allow_changed: bool, takeover: bool) -> Request | None:
     """What is asked of a durable run; its module is not loaded for others."""
+    if run_id is None and not allow_changed and not takeover:
+        return None
     from .durable import Request
 
-    return Request(run_id, answer, allow_changed)
+    return Request(run_id, answer=answer, allow_changed=allow_changed, takeover=takeover)
 
 
 @overload

@@ -119,6 +119,7 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
                 if isinstance(error, NodeTimeoutError):
                     run.event("timeout", call, {"attempt": number, "timeout": step.timeout, "error": error})
                 if watching.delay is None:
+                    run.attempts = number
                     return await fall_back(run, call, prepared, error)
                 run.event("retry", call, {"attempt": number, "delay": watching.delay, "error": error})
             if watching.delay:

@@ -17,6 +17,14 @@ class Place(str):
 
     began: int
     last: int
+    nodes: tuple[str, ...]
+    """The names of the nodes, from the inmost outwards."""
+    visit: int
+    """Of the inmost."""
+    item: int | None = None
+    """The position of the inmost item that it comes from."""
+    attempts: int = 1
+    """How many attempts the inmost has taken."""
 
 
 def note_node(error: BaseException, run: Running, step: Step) -> None:
@@ -28,29 +36,42 @@ def note_node(error: BaseException, run: Running, step: Step) -> None:
         known = _known(error, run, is_around)
         if known is None or not is_around or not (step.is_item or known.last == id(step)):
             visit = "" if step.is_item else f" of graph {run.run.graph!r} (visit {run.visit_of(step)})"
-            _write(error, run, step, known, f"node {step.name!r}{visit}")
+            place = _write(error, run, step, known, f"node {step.name!r}{visit}")
+            if known is None and step.retry is not None:
+                place.attempts = getattr(run, "attempts", 1)
 
 
 def note_item(error: Exception, run: Running, step: Step, position: int) -> None:
     """An error leaves an item of a fan-out, counted from 0. Never raises."""
     with suppress(Exception):
         text = f"item {position} of node {step.name!r} of graph {run.run.graph!r} (visit {run.visit_of(step)})"
-        _write(error, run, step, _known(error, run, True), text)
+        place = _write(error, run, step, _known(error, run, True), text)
+        place.item = position if place.item is None else place.item
+
+
+def place_of(error: BaseException) -> Place | None:
+    """What has been noted on an error."""
+    return next((note for note in getattr(error, "__notes__", ()) if isinstance(note, Place)), None)
 
 
 def _known(error: Exception, run: Running, is_around: bool) -> Place | None:
     """What has been written as the error came here; None where it was raised here, whatever was written some other time."""
-    known = next((note for note in getattr(error, "__notes__", ()) if isinstance(note, Place)), None)
-    began = run.began
+    known, began = place_of(error), run.began
     return known if known is not None and (known.began > began or (is_around and known.began == began)) else None
 
 
-def _write(error: Exception, run: Running, step: Step, known: Place | None, text: str) -> None:
+def _write(error: Exception, run: Running, step: Step, known: Place | None, text: str) -> Place:
     place = Place(f"at {text}" if known is None else f"{known}, in {text}")
     place.began, place.last = run.began, id(step)
+    if known is None:
+        place.nodes, place.visit = (step.name,), run.visit_of(step)
+    else:
+        place.nodes = known.nodes if known.last == id(step) else (*known.nodes, step.name)
+        place.visit, place.item, place.attempts = known.visit, known.item, known.attempts
     notes = getattr(error, "__notes__", [])
     for position, note in enumerate(notes):
         if isinstance(note, Place):
             notes[position] = place
-            return
+            return place
     error.add_note(place)
+    return place

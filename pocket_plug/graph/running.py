@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from pocket_plug.errors import ConflictError
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Change
 from pocket_plug.store.stack import Stack
@@ -16,6 +17,8 @@ from .step import Step, Visited, Visiting
 from .watching import Part
 
 Writing = Coroutine[Any, Any, object]
+Travel = Callable[[object], Coroutine[Any, Any, Value]]
+"""Takes a value through a run's graph."""
 Commit = tuple[Sequence[Change], Mapping[str, int]]
 """What to write, and the versions that it expects."""
 
@@ -51,6 +54,8 @@ class Running(Protocol):
     """The actions that graphs around this one take care of."""
     left_by: str
     """The action by which it has ended."""
+    attempts: int
+    """How many attempts the last guarded node has taken that failed; there only then."""
     plan: Plan
     steps: int
     visits: dict[str, int] | None
@@ -109,11 +114,19 @@ class Ledger(Protocol):
 
     @property
     def fence(self) -> Mapping[str, int]:
-        """What every write of the run expects, so that it fails once another execution has taken it over."""
+        """What every write of the run expects, so that it fails once another execution has taken it over, or it is cancelled."""
+        ...
+
+    async def refence(self, conflict: ConflictError) -> bool:
+        """After a conflict of such a write: is it only that somebody has left word for the run? Then `fence` is another one."""
         ...
 
     async def claim(self, run: Running, value: object) -> Value:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
+        ...
+
+    async def hold(self, run: Running, travel: Travel, value: object) -> Value:
+        """Take the value through the run's graph by `travel`; record it where that ends otherwise than by the last node."""
         ...
 
     async def begin(self, run: Running, value: object) -> Visited:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pocket_plug.errors import PluginError, RunSuspendedError, is_fault
+from pocket_plug.errors import PluginError, RunCancelledError, RunSuspendedError, is_fault
 from pocket_plug.graph.observing import SILENT, NodeCall, Observer, PhaseCall
 from pocket_plug.primitives.failures import log_failure
 
@@ -69,7 +69,11 @@ def end(call: NodeCall | None, entered: Entered, error: BaseException | None) ->
             call.outcome, error = "suspended", None  # nothing has failed
         else:
             call.error = error
-            call.outcome = "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "failed"
+            call.outcome = (
+                "cancelled"
+                if isinstance(error, asyncio.CancelledError | GeneratorExit | RunCancelledError)
+                else "failed"
+            )
     if entered:
         leave(entered, error)
 

@@ -15,6 +15,7 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from math import inf
 from typing import Any
@@ -28,6 +29,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Pu
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
+from pocket_plug.store.scanning import paged
 
 __all__ = ["Bounding", "Reason", "size_of"]
 
@@ -188,12 +190,21 @@ class Bounding(Layer):
         await self._evict()
         return version
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
         """The inner one's, without what has been there for too long."""
-        async for key in self.inner.scan(prefix):
-            known = self._known(key)
-            if known is None or self._index.alive(known, self.clock()):
-                yield key
+        if limit == 0:
+            return
+        given = 0
+        async with aclosing(paged(self.inner, prefix, after=after, reverse=reverse, size=limit)) as keys:
+            async for key in keys:
+                known = self._known(key)
+                if known is None or self._index.alive(known, self.clock()):
+                    yield key
+                    given += 1
+                    if given == limit:
+                        return
 
     def _known(self, key: str) -> Any:
         """What the index has, or had until it was chosen to go."""
@@ -435,7 +446,8 @@ class _Bounded(EntryTable):
                     entries[key] = record
                     entries.move_to_end(key)
                 else:
-                    self.sorted = None
+                    if self.sorted is not None:
+                        self.note(key)
                     entries[key] = record
                 if len(entries) > most:
                     self.shrink()
@@ -447,7 +459,9 @@ class _Bounded(EntryTable):
         """Back to so many entries, where nobody asks which."""
         while len(self.entries) > self._max_entries:
             self.evictions["size"] += 1
-            self.entries.popitem(last=False)
+            key, _ = self.entries.popitem(last=False)
+            if self.sorted is not None:
+                self.note(key)
 
     def touch(self, key: str) -> None:
         """It is the last one used."""
@@ -469,7 +483,8 @@ class _Bounded(EntryTable):
             if change.version is not None and not self.takes(change, change.version, old, now):
                 continue
             if old is None:
-                self.sorted = None
+                if self.sorted is not None:
+                    self.note(key)
             elif old is not gone and not self.alive(old, now):
                 overwritten.append((key, old, "expired"))
             if isinstance(change, Put):
@@ -543,7 +558,8 @@ class _Bounded(EntryTable):
         entries = self.entries
         record = entries[key]
         exempt = key.startswith(RESERVED)
-        self.sorted = None
+        if self.sorted is not None:
+            self.note(key)
         if exempt:
             self._exempt -= 1
         if self._weighs:

@@ -260,9 +260,11 @@ class Persistence(Layer):
         self._writes.clear()
 
     # ------------------------------------------------------------ the rest
-    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+    def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
         """The durable tier's."""
-        return self.authority.scan(prefix)
+        return self.authority.scan(prefix, after=after, reverse=reverse, limit=limit)
 
     async def version(self) -> int:
         """The durable tier's."""

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from pocket_plug.codec import Sealed, default_codec
@@ -22,6 +23,7 @@ from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.waiting import Waiter, drive, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, is_expected
+from pocket_plug.store.scanning import merged
 
 T = TypeVar("T")
 
@@ -314,34 +316,32 @@ class WriteBehind(Backend):
         entries = {key: found.entry(now) if isinstance(found, _Queued) else found for key, found in known.items()}
         return {key: entry for key, entry in entries.items() if entry is not None}
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
         """The keys of both in one order, each as it is when the scan comes to it."""
         with self._lock:
             if not self._is_open:
                 raise self.not_open()
-            queued = sorted(key for key in {**self._in_flight, **self._pending} if key.startswith(prefix))
-        before = iter(queued)
-        upcoming = next(before, None)
-        async for key in self.durable.scan(prefix):
-            while upcoming is not None and upcoming < key:
-                if await self._is_alive(upcoming):
-                    yield upcoming
-                upcoming = next(before, None)
-            if upcoming == key:
-                upcoming = next(before, None)
-                if await self._is_alive(key):
+            queued = {**self._in_flight, **self._pending}
+        if limit == 0:
+            return
+        given = 0
+        both = merged(self.durable, queued, prefix, after=after, reverse=reverse, size=limit)
+        async with aclosing(both) as keys:
+            async for key in keys:
+                if await self._is_alive(key, key in queued):
                     yield key
-            elif (found := self._find(key)) is None or found.alive(self.clock()):
-                yield key
-        while upcoming is not None:
-            if await self._is_alive(upcoming):
-                yield upcoming
-            upcoming = next(before, None)
+                    given += 1
+                    if given == limit:
+                        return
 
-    async def _is_alive(self, key: str) -> bool:
-        """Is a key there that was queued when the scan began? It may have landed since."""
+    async def _is_alive(self, key: str, was_queued: bool) -> bool:
+        """Is a key still there? One that was queued when the scan began may have landed since, or gone."""
         queued = self._find(key)
-        return await self.durable.read(key) is not None if queued is None else queued.alive(self.clock())
+        if queued is not None:
+            return queued.alive(self.clock())
+        return not was_queued or await self.durable.read(key) is not None
 
     async def version(self) -> int:
         """The last version given. The durable backend's counter follows it."""

@@ -6,6 +6,7 @@ logging or bounding layer can't be bypassed by a sibling method.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -102,6 +103,8 @@ class Backend:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Backend.read:
             raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+        if "scan" in cls.__dict__:
+            _check_scan(cls)
         if "read" in cls.__dict__ and "read_many" not in cls.__dict__:
             cls.read_many = cls._read_one_by_one  # type: ignore[method-assign] # not a batch that passes this read by
 
@@ -147,8 +150,18 @@ class Backend:
         """
         raise NotImplementedError(f"{type(self).__name__} has no write")
 
-    def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        """The live keys that start with `prefix`, in order. Keys only, so that no layer is passed by."""
+    def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """The live keys that start with `prefix`, in the order of their code points. Keys only, so that no layer is passed by.
+
+        They begin after the key `after`, which need not exist nor start with the prefix; "" stands for the beginning. In
+        `reverse` they are given from the last one on, and `after` is the key that they are before. There are at most
+        `limit` of them, 0 or more: fewer only where there are no more. So who hands the last key of a page on as
+        `after` gets the next page, and every page costs the same.
+
+        A key that is there all the while is given, once, whatever is written meanwhile; one that comes or goes may be.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no scan")
 
     async def check(self) -> list[str]:
@@ -182,6 +195,21 @@ class Backend:
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""
+
+
+def _check_scan(cls: type[Backend]) -> None:
+    """Raise TypeError where the class has a `scan` of before pages."""
+    try:
+        taken = inspect.signature(cls.scan).parameters
+    except (TypeError, ValueError):  # it doesn't say what it takes
+        return
+    lacking = [name for name in ("after", "reverse", "limit") if name not in taken]
+    if lacking and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        raise TypeError(
+            f"{cls.__name__}.scan doesn't take {', '.join(lacking)}; declare it as "
+            '`scan(self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None)`. A layer '
+            "hands them on to its inner one; what they mean to a backend stands in `Backend.scan`"
+        )
 
 
 # ---------------------------------------------------------------- what a part may know besides

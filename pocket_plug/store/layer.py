@@ -120,9 +120,11 @@ class Layer(Recipe):
         """By default the inner one's."""
         return await self.inner.write(changes, expect)
 
-    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+    def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
         """By default the inner one's."""
-        return self.inner.scan(prefix)
+        return self.inner.scan(prefix, after=after, reverse=reverse, limit=limit)
 
     async def version(self) -> int:
         """By default the inner one's."""

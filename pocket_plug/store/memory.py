@@ -14,6 +14,10 @@ from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
 from pocket_plug.primitives.forking import new_lock
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, Reason, is_expected
+from .scanning import stretch
+
+FEW = 256
+"""So many names at most are put in their places one by one, between two scans."""
 
 Dropped = tuple[str, Any, Reason]
 """A key, the entry that was there, and why it had to go."""
@@ -51,7 +55,8 @@ class EntryTable:
     def clear(self) -> None:
         """Begin empty; the version goes on."""
         entries = self.mapping()
-        self.sorted: list[str] | None = None
+        self.sorted: list[str] | None = None  # the names in order, since a scan has wanted them
+        self.moved: dict[str, None] = {}  # those that have come or gone since the last scan
         self.earliest = inf  # no entry expires before
         self.dropped: list[Dropped] = []  # of which `notify` has not been called yet
         self.buried: list[str] = []  # keys at which `gone` may stand
@@ -111,8 +116,8 @@ class EntryTable:
                 expires_at = change.expires_at
                 entry = _new(Entry)
                 entry.value, entry.version, entry.expires_at = change.value, own or version, expires_at
-                if key not in entries:
-                    self.sorted = None
+                if key not in entries and self.sorted is not None:
+                    self.note(key)
                 if expires_at is not None and expires_at < self.earliest:
                     self.earliest = expires_at
                 new[key] = entry
@@ -135,10 +140,42 @@ class EntryTable:
 
     def take(self, key: str, reason: Reason | None = None) -> None:
         """Remove an entry; with a `reason` it is reported as dropped."""
-        self.sorted = None
+        if self.sorted is not None:
+            self.note(key)
         dropped: list[Dropped] = [] if reason is None else [(key, self.entries[key], reason)]
         self.dropped += dropped
         del self.entries[key]
+
+    def note(self, key: str) -> None:
+        """A name is about to come or to go. Called where there is an order of names, for the next scan to mend."""
+        self.moved[key] = None
+        if len(self.moved) > FEW + len(self.entries) // 4:  # nobody scans; what was noted would grow for ever
+            self.sorted, self.moved = None, {}
+
+    def names(self) -> list[str]:
+        """All names in order. The list is changed by the next call.
+
+        Among 200,000, to put one in its place takes 20 to 70 µs, and to sort them when all but a few are in order 9 ms.
+        """
+        entries, names, moved = self.entries, self.sorted, self.moved
+        if names is None:
+            self.moved = {}
+            names = self.sorted = sorted(entries)
+        elif len(moved) > FEW:
+            names = [name for name in names if name not in moved]
+            names += [name for name in moved if name in entries]
+            names.sort()
+            self.sorted, self.moved = names, {}
+        elif moved:
+            for name in moved:
+                place = bisect_left(names, name)
+                is_there = place < len(names) and names[place] == name
+                if name in entries and not is_there:
+                    names.insert(place, name)
+                elif is_there and name not in entries:
+                    del names[place]
+            self.moved = {}
+        return names
 
     def bury(self) -> None:
         """Remove the marks of deleted entries. If a write is interrupted, the next one does it."""
@@ -171,7 +208,7 @@ class EntryTable:
 class Memory(Backend):
     """Entries in a dict. Threads, tasks and loops may share it; no critical section ever awaits.
 
-    A scan sorts the keys once after the set of keys has changed, and is a bisection otherwise.
+    The first scan sorts the names. Later ones put those in their places that have come since, and bisect.
     """
 
     inline_read = inline_write = True
@@ -238,18 +275,28 @@ class Memory(Backend):
             await table.notify(dropped)
         return version
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        """The live keys as they were when the scan began, less those gone when it comes to them."""
-        table = self._table
-        with self.lock:
-            keys = table.sorted = sorted(table.entries) if table.sorted is None else table.sorted
-        for position in range(bisect_left(keys, prefix), len(keys)):
-            key = keys[position]
-            if not key.startswith(prefix):
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """The live keys as they were when the scan began, less those gone when it comes to them.
+
+        With a `limit` they are so as of each time that some more are taken up, in place of those that have expired.
+        """
+        table, given = self._table, 0
+        while given != limit:
+            size = None if limit is None else max(limit - given, FEW)
+            with self.lock:
+                names = stretch(table.names(), prefix, after=after, reverse=reverse, limit=size)
+            for key in names:
+                entry = table.entries.get(key)
+                if entry is not None and table.alive(entry, self.clock()):
+                    yield key
+                    given += 1
+                    if given == limit:
+                        return
+            if size is None or len(names) < size:
                 return
-            entry = table.entries.get(key)
-            if entry is not None and table.alive(entry, self.clock()):
-                yield key
+            after = names[-1]
 
     async def version(self) -> int:
         """The last version given."""
@@ -263,13 +310,16 @@ class Memory(Backend):
     async def close(self) -> None:
         """Forget everything."""
         with self.lock:
-            self._table.sorted, self._table.entries = None, Closed()
+            self._table.sorted, self._table.moved, self._table.entries = None, {}, Closed()
 
     def _cut_off(self) -> None:
         """In a forked child: another thread held the lock at the fork, so a write may be half done."""
-        self._table.entries = Closed(
-            "this process was forked in the middle of a write to this memory store, which may "
-            "be there by half; close it and open it anew"
+        self._table.sorted, self._table.entries = (
+            None,
+            Closed(
+                "this process was forked in the middle of a write to this memory store, which may "
+                "be there by half; close it and open it anew"
+            ),
         )
 
 

@@ -6,6 +6,7 @@ A transaction is a backend itself, so the views of `store` work over it as they 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
+from contextlib import aclosing
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pocket_plug.primitives.values import Value
 
 from .backend import NO_EXPECTATIONS, Change, Clock, Entry, Put
 from .contention import Step
+from .scanning import merged
 
 if TYPE_CHECKING:
     from pocket_plug.codec import Codec
@@ -156,18 +158,31 @@ class Transaction:
             self.changes[change.key] = change
         return 1
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        """The stack's keys with its own writes applied."""
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """The stack's keys with its own writes applied, as they are when the scan begins."""
         if self.ended:
             self._check(prefix)
-        own = {key for key in self.changes or () if key.startswith(prefix)}
+        if limit == 0:
+            return
+        given = 0
+        own = {key: self._entry(key) is not None for key in self.changes or ()}
+        names = [key for key, is_there in own.items() if is_there]
+        both = merged(self.stack, names, prefix, after=after, reverse=reverse, size=limit)
         try:
-            keys = {key async for key in self.stack.scan(prefix) if key not in own}
+            async with aclosing(both) as keys:
+                async for key in keys:
+                    if own.get(key, True):
+                        yield key
+                        given += 1
+                        if given == limit:
+                            return
+                        if self.ended:
+                            self._check(prefix)
         except StoreError as error:
             error.stack = self.stack
             raise
-        for key in sorted(keys | {key for key in own if self._entry(key) is not None}):
-            yield key
 
     async def apply(self, name: str, step: Step) -> Value:
         """An update within the transaction."""

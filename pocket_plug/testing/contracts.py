@@ -12,9 +12,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
+from random import Random
 from typing import TypeVar
 
 import pytest
@@ -142,9 +143,29 @@ async def in_a_thread(backend: Backend, operation: Coroutine[object, object, T],
     return done[0]
 
 
-async def keys_of(backend: Backend, prefix: str = "") -> list[str]:
+async def keys_of(
+    backend: Backend, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+) -> list[str]:
     """All that a scan gives."""
-    return [key async for key in backend.scan(prefix)]
+    return [key async for key in backend.scan(prefix, after=after, reverse=reverse, limit=limit)]
+
+
+async def pages_of(backend: Backend, prefix: str, size: int, *, reverse: bool = False) -> AsyncGenerator[list[str]]:
+    """All pages of so many keys, as a reader takes them who knows only the last key of the page before."""
+    page = await keys_of(backend, prefix, reverse=reverse, limit=size)
+    while page:
+        yield page
+        page = await keys_of(backend, prefix, after=page[-1], reverse=reverse, limit=size)
+
+
+def scanned(
+    names: Iterable[str], prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+) -> list[str]:
+    """What a scan must give where these names are there, as it is told in `Backend.scan`, word by word."""
+    found = sorted((name for name in names if name.startswith(prefix)), reverse=reverse)
+    if after:
+        found = [name for name in found if (name < after if reverse else name > after)]
+    return found if limit is None else found[:limit]
 
 
 CHILD_SECONDS = 60
@@ -174,6 +195,9 @@ _leaves_things_behind = pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited", "ignore:unclosed database:ResourceWarning"
 )
 """An interrupt may come right before something is awaited, or is given back: the garbage collector ends it, with a warning."""
+
+
+_both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
 class BackendContract:
@@ -602,6 +626,152 @@ class BackendContract:
                     await backend.write([Put(f"{key}+", 0), Put(f"{key[:-1]}", 0), Put(staying[-1], len(given))])
             assert given == sorted(set(given))
             assert set(staying) <= set(given)
+
+        run(scenario)
+
+    # ------------------------------------------------------------ pages
+    @_both_ways
+    def test_a_scan_begins_after_a_key(self, run: Callable[[Scenario], None], reverse: bool) -> None:
+        """Strictly after, or in reverse before, one that is there, that isn't, or that doesn't start with the prefix."""
+        names = ["a", "b:1", "b:2", "b:4", "c"]
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(name, 0) for name in names])
+            for prefix in ("", "b:", "b", "b:4", "nothing such"):
+                for after in ("", "\0", "a", "a:9", "b", "b:", "b:1", "b:3", "b:4", "b:5", "c", "d", "\U0010ffff"):
+                    expected = scanned(names, prefix, after=after, reverse=reverse)
+                    assert await keys_of(backend, prefix, after=after, reverse=reverse) == expected, (prefix, after)
+
+        run(scenario)
+
+    @_both_ways
+    def test_a_limit_counts_live_keys(self, run: Callable[[Scenario], None], clock: FakeClock, reverse: bool) -> None:
+        """However many have expired or were deleted in between: there are fewer only where there are no more."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(f"k:{n:04}", n, clock() + 1 if n % 100 else None) for n in range(1000)])
+            await backend.write([Put("a", 0), Put("z", 0)])
+            await backend.write([Delete("k:0300"), Delete("k:0700")])
+            clock.advance(1)
+            alive = [f"k:{n}00" for n in ("00", "01", "02", "04", "05", "06", "08", "09")]
+            for limit in (0, 1, 2, 7, 8, 9, 1000, 2**70, None):
+                expected = scanned(alive, reverse=reverse, limit=limit)
+                assert await keys_of(backend, "k:", reverse=reverse, limit=limit) == expected
+
+        run(scenario)
+
+    @_both_ways
+    def test_pages_have_each_key_once(self, run: Callable[[Scenario], None], reverse: bool) -> None:
+        """One after the other, pages of any size have all keys, in order, and all but the last page are full."""
+        names = [f"k:{n:03}" for n in range(300)]
+
+        async def scenario(backend: Backend) -> None:
+            assert [page async for page in pages_of(backend, "k:", 10, reverse=reverse)] == []
+            await backend.write([Put(name, 0) for name in ("a", *names, "z")])
+            for size in (1, 7, 100, 299, 300, 301):
+                pages = [page async for page in pages_of(backend, "k:", size, reverse=reverse)]
+                assert [key for page in pages for key in page] == scanned(names, reverse=reverse)
+                assert {len(page) for page in pages[:-1]} <= {size}
+
+        run(scenario)
+
+    @_both_ways
+    def test_pages_of_odd_keys(self, run: Callable[[Scenario], None], reverse: bool) -> None:
+        """Whatever a name is made of, a prefix that ends in the highest code point too, a page ends and begins behind it."""
+        ends = ("", "\0", "\0\0", "!", "\U0010ffff", "\U0010ffff\U0010ffff")
+        names = {f"{key}{end}" for key in ODD_KEYS for end in ends}
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(name, 0) for name in names])
+            pages = [page async for page in pages_of(backend, "", 1, reverse=reverse)]
+            assert [key for page in pages for key in page] == scanned(names, reverse=reverse)
+            for prefix in ("a", "\0", "a\0", "\U0010ffff", "a\U0010ffff", "\U0010ffff\U0010ffff", "\ud7ff"):
+                for after in ("", *scanned(names, prefix), f"{prefix}\U0010ffff!"):
+                    expected = scanned(names, prefix, after=after, reverse=reverse, limit=3)
+                    assert await keys_of(backend, prefix, after=after, reverse=reverse, limit=3) == expected
+
+        run(scenario)
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_a_scan_is_as_its_model(self, run: Callable[[Scenario], None], clock: FakeClock, seed: int) -> None:
+        """Whatever was put, deleted and has expired before, few names at once or many, each scan gives what `scanned` does."""
+        random = Random(seed)  # noqa: S311 - no secret: the test is the same each time
+        letters = "ab:\0é\U0010ffff"
+
+        def name(longest: int) -> str:
+            return "".join(random.choices(letters, k=random.randint(1, longest)))
+
+        async def scenario(backend: Backend) -> None:
+            ends: dict[str, float | None] = {}
+            for _ in range(100):
+                changes: list[Put | Delete] = []
+                for _ in range(random.choice((0, 1, 1, 1, 2, 2, 5, 400))):
+                    change: Put | Delete = Put(name(4), 0, random.choice((None, clock() + 3)))
+                    changes.append(change if random.random() < 0.6 else Delete(change.key))
+                if changes:
+                    await backend.write(changes)
+                for change in changes:
+                    ends.pop(change.key, None)
+                    if isinstance(change, Put):
+                        ends[change.key] = change.expires_at
+                clock.advance(random.choice((0, 0, 1)))
+                alive = [key for key, end in ends.items() if end is None or clock() < end]
+                prefix, after = random.choice(("", name(2))), random.choice(("", name(3)))
+                reverse, limit = random.choice((True, False)), random.choice((None, 1, 2, 10, 100))
+                expected = scanned(alive, prefix, after=after, reverse=reverse, limit=limit)
+                assert await keys_of(backend, prefix, after=after, reverse=reverse, limit=limit) == expected
+
+        run(scenario)
+
+    @_both_ways
+    @pytest.mark.parametrize("size", [None, 7], ids=["at once", "pages"])
+    def test_pages_bear_writes_in_between(
+        self, run: Callable[[Scenario], None], size: int | None, reverse: bool
+    ) -> None:
+        """While others add and remove names, those that stay are given once each, and in order; in pages and without."""
+        staying = [f"k:{n:03}" for n in range(40)]
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(key, 0) for key in staying])
+
+            async def write(n: int) -> None:
+                here, there = staying[n % 40], staying[(n + 20) % 40]
+                await backend.write([Put(f"{here}+{n % 3}", n), Put(f"j{n % 50}", n), Delete(f"{there}+{n % 3}")])
+
+            async def read() -> None:
+                given: list[str] = []
+                if size is None:
+                    given = await keys_of(backend, "k:", reverse=reverse)
+                else:
+                    async for page in pages_of(backend, "k:", size, reverse=reverse):
+                        given += page
+                assert given == sorted(set(given), reverse=reverse)
+                assert set(staying) <= set(given)
+
+            await beside(backend, write, read, 30)
+
+        run(scenario)
+
+    @_leaves_things_behind
+    @pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    )  # of one that comes in a weakref's callback
+    def test_an_interrupted_scan_leaves_nothing_behind(self, run: Callable[[Scenario], None]) -> None:
+        """Wherever it is interrupted, the next one gives all names, those too that have come and gone just before."""
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put(f"k{n}", 0) for n in range(5)])
+            await keys_of(backend)
+            for place in count(1, 5):
+                await backend.write([Put("k1+", 0), Delete("k3")] if place % 2 else [Delete("k1+"), Put("k3", 0)])
+                expected = ["k0", "k1", "k1+", "k2", "k4"] if place % 2 else [f"k{n}" for n in range(5)]
+                interrupter = Interrupter(place)
+                with suppress(Interrupted, StoreError, CodecError):
+                    await interrupted(backend, keys_of(backend, limit=4), interrupter)
+                assert await in_a_thread(backend, keys_of(backend), interrupter.where) == expected
+                if not interrupter.where:
+                    gc.collect()  # while those warnings are ignored
+                    return
 
         run(scenario)
 

@@ -58,9 +58,11 @@ class FaultyMemory(Memory):
         await asyncio.sleep(0)
         return version
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
         """The keys, each after a while."""
-        async for key in super().scan(prefix):
+        async for key in super().scan(prefix, after=after, reverse=reverse, limit=limit):
             await self._reach("scan")
             yield key
 
@@ -184,6 +186,22 @@ class LayerContract(BackendContract):
         layer = self.build(self.make_inner())
         if isinstance(layer, Layer) and type(layer).read is not Layer.read:
             assert layer.read_many != layer.inner.read_many
+
+    def test_a_page_is_a_page_of_the_inner_one(self) -> None:
+        """The layer asks it for the keys of that page: not for all of them, nor from the beginning."""
+
+        async def main() -> None:
+            inner = FaultyMemory()
+            layer = self.build(inner)
+            await layer.open()
+            await layer.write([Put(f"k:{n:03}", n) for n in range(300)])
+            await layer.flush()
+            for reverse, expected in ((False, ["k:150", "k:151", "k:152"]), (True, ["k:148", "k:147", "k:146"])):
+                inner.used.clear()
+                assert await keys_of(layer, "k:", after="k:149", reverse=reverse, limit=3) == expected
+                assert inner.used.count("scan") <= 3
+
+        asyncio.run(main())
 
     def test_a_cancelled_read_leaves_nothing_behind(self) -> None:
         """A read that was cancelled, at whichever point, raises just that, and the next one is right."""

@@ -33,8 +33,10 @@ class Plain(Backend):
         await asyncio.sleep(0)
         return await self._memory.write(changes, expect)
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        async for key in self._memory.scan(prefix):
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        async for key in self._memory.scan(prefix, after=after, reverse=reverse, limit=limit):
             yield key
 
     async def version(self) -> int:

@@ -100,6 +100,28 @@ async def settle(turns: int = 20) -> None:
         await asyncio.sleep(0)
 
 
+# ---------------------------------------------------------------- how it is read
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("after", ["", "k:0500"])
+def test_a_page_is_found_by_the_index(tmp_path: Path, after: str, reverse: bool) -> None:
+    """It begins where the index leads, between two bounds, and reads as many rows as it gives: nothing is sorted or passed."""
+    backend = Traced(tmp_path / "state.db", durability="process")
+
+    async def scenario() -> None:
+        await backend.write([Put(f"{letter}:{n:04}", n) for letter in "jkl" for n in range(1000)])
+        backend.statements.clear()
+        assert len(await keys_of(backend, "k:", after=after, reverse=reverse, limit=10)) == 10
+        ((statement, _),) = [each for each in backend.statements if "SELECT key" in each[0]]
+        assert statement.endswith("LIMIT 10")
+        with closing(sqlite3.connect(backend.path)) as connection:
+            ((*_, plan),) = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+        assert f"'{after or 'k:'}" in statement
+        assert plan.startswith("SEARCH ")
+        assert plan.endswith("entries USING INDEX sqlite_autoindex_entries_1 (key>? AND key<?)")
+
+    run(backend, scenario)
+
+
 # ---------------------------------------------------------------- how it is named
 def test_a_url_names_the_file_and_the_options() -> None:
     """Three slashes are relative, four absolute; escapes are undone; options are typed."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import MISSING, Graph, Node, Store, StoreWriter, each, node
+from pocket_plug import MISSING, ConflictError, Graph, Node, Store, StoreWriter, each, node
 from pocket_plug.graph.execution import Execution
 from pocket_plug.graph.observing import NodeCall
 from pocket_plug.graph.plan import Plan
-from pocket_plug.graph.running import Commit, Running
+from pocket_plug.graph.running import Commit, Running, Travel
 from pocket_plug.graph.step import Step, Visited, make_step
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.store.backend import NO_EXPECTATIONS, Put
@@ -32,6 +32,13 @@ class Notebook:
     async def claim(self, run: Running, value: Any) -> Any:
         self.note("claim")
         return self.result
+
+    async def refence(self, conflict: ConflictError) -> bool:
+        raise AssertionError("nothing is in conflict")
+
+    async def hold(self, run: Running, travel: Travel, value: Any) -> Any:
+        self.note("hold")
+        return await travel(value)
 
     async def begin(self, run: Running, value: Any) -> Visited:
         self.note("begin")
@@ -108,10 +115,10 @@ def test_a_run_asks_its_ledger_at_each_turn() -> None:
     inner = Graph(keep, name="inner")
     assert run_with(Notebook(notes), Graph(plus >> inner), 1) == 2
     assert notes == [
-        "claim", "begin",
+        "claim", "hold", "begin",
         "at plus", "commit plus: [], then inner",
         "at inner",
-        *("  claim", "  begin", "  at keep", "  commit keep: ['n'], then the end", "  end", "  close"),
+        *("  claim", "  hold", "  begin", "  at keep", "  commit keep: ['n'], then the end", "  end", "  close"),
         "commit inner: [], then the end",
         "end", "close",
     ]  # fmt: skip

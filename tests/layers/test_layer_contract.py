@@ -28,8 +28,8 @@ class Passing(Layer):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         return await self.inner.write(changes, expect)
 
-    async def scan(self, prefix: str = ""):
-        async for key in self.inner.scan(prefix):
+    async def scan(self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None):
+        async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
             yield key
 
 

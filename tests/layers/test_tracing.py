@@ -502,7 +502,9 @@ class Network(Backend):
             raise self.fails
         return 1
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
         for key in ("a", "b"):
             self._seen()
             await asyncio.sleep(0)

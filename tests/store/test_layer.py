@@ -93,6 +93,28 @@ def test_a_derived_operation_follows_what_it_is_derived_from() -> None:
 
 
 @pytest.mark.parametrize("kind", [Layer, Backend])
+def test_a_scan_without_pages_is_refused(kind: type[Backend]) -> None:
+    """It would fail where the first page is read, so the class itself is an error, with what it has to take."""
+
+    def old(self: Any, prefix: str = "") -> AsyncIterator[str]:
+        raise NotImplementedError
+
+    def half(self: Any, prefix: str = "", *, after: str = "", limit: int | None = None) -> AsyncIterator[str]:
+        raise NotImplementedError
+
+    def new(self: Any, *given: Any, **named: Any) -> AsyncIterator[str]:
+        raise NotImplementedError
+
+    with pytest.raises(
+        TypeError, match=r"Old.scan doesn't take after, reverse, limit; declare it as `scan\(self, prefix"
+    ):
+        type("Old", (kind,), {"scan": old})
+    with pytest.raises(TypeError, match=r"Half.scan doesn't take reverse; declare"):
+        type("Half", (kind,), {"scan": half})
+    type("New", (kind,), {"scan": new})
+
+
+@pytest.mark.parametrize("kind", [Layer, Backend])
 def test_overriding_read_many_alone_is_refused(kind: type[Backend]) -> None:
     """Single gets would pass it by, so the class itself is an error, naming it."""
 
@@ -138,8 +160,10 @@ class Suspends(Layer):
 class Scanning(Layer):
     """Overrides `scan` and says nothing of being inline."""
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        async for key in self.inner.scan(prefix):
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
             yield key
 
 

@@ -587,9 +587,9 @@ class Failing(Layer):
         self._fail()
         return await self.inner.write(changes, expect)
 
-    def scan(self, prefix: str = "") -> Any:
+    def scan(self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None) -> Any:
         self._fail()
-        return self.inner.scan(prefix)
+        return self.inner.scan(prefix, after=after, reverse=reverse, limit=limit)
 
     def _fail(self) -> None:
         for error in self.error:

@@ -36,8 +36,8 @@ class Passing(Layer):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
         return await self.inner.write(changes, expect)
 
-    async def scan(self, prefix: str = "") -> Any:
-        async for key in self.inner.scan(prefix):
+    async def scan(self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None) -> Any:
+        async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
             yield key
 
 

@@ -64,8 +64,10 @@ class SlowWrite(Layer):
 class SlowScan(Layer):
     """Overrides `scan` alone, and suspends there."""
 
-    async def scan(self, prefix: str = "") -> AsyncIterator[str]:
-        async for key in self.inner.scan(prefix):
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
             await asyncio.sleep(0)
             yield key
 

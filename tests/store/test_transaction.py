@@ -26,6 +26,7 @@ from pocket_plug import (
 )
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import scanned
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 Open = Callable[..., Any]
@@ -33,6 +34,48 @@ BALANCE = Key("account:{}", int)
 
 
 # ------------------------------------------------------------ reading
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_page_shows_the_stack_with_its_own_writes(reverse: bool) -> None:
+    """In order and in either direction; what it has deleted or let expire doesn't count, and pages have each key once."""
+    clock = FakeClock()
+
+    async def main() -> None:
+        store = Store(FaultyMemory(), clock=clock)
+        await store.set_many({f"k:{n:02}": n for n in range(0, 40, 2)})
+        async with store.transaction() as view:
+            for n in range(0, 40, 3):
+                await view.set(f"k:{n:02}", n, ttl=60 if n % 2 else None)
+            await view.set("k:98", 1, ttl=1)
+            await view.set("l", 1)
+            await view.delete_many([f"k:{n:02}" for n in range(10, 30)])
+            clock.advance(1)
+            names = [f"k:{n:02}" for n in (*range(10), *range(30, 40)) if n % 2 == 0 or n % 3 == 0]
+            tx = view._source  # pyright: ignore[reportPrivateUsage] - pages have no method of a view yet
+            for size in (1, 2, 3, 100, None):
+                found = [key async for key in tx.scan("k:", reverse=reverse, limit=size)]
+                assert found == scanned(names, reverse=reverse, limit=size)
+                for after in ("", *names, "k:", "k:20", "k:98", "m"):
+                    found = [key async for key in tx.scan("k:", after=after, reverse=reverse, limit=size)]
+                    assert found == scanned(names, after=after, reverse=reverse, limit=size), (after, size)
+
+    asyncio.run(main())
+
+
+def test_a_scan_that_outlives_its_transaction_is_refused() -> None:
+    """From then on it would show what is committed, others' writes too."""
+
+    async def main() -> None:
+        store = Store()
+        await store.set_many({"a": 1, "b": 2})
+        async with store.transaction() as tx:
+            keys = tx.keys()
+            assert await anext(keys) == "a"
+        with pytest.raises(TransactionError, match="has ended"):
+            await anext(keys)
+
+    asyncio.run(main())
+
+
 def test_reads_are_repeatable(open_store: Open) -> None:
     """What a transaction has seen once, absence too, it sees again, whatever others write meanwhile."""
     store = open_store()

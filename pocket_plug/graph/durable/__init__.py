@@ -3,7 +3,7 @@
 from pocket_plug.codec import register_type
 from pocket_plug.graph.ask import Answered
 
-from .journal import step_at as step_at
+from .claim import step_at as step_at
 from .ledger import idempotency_key as idempotency_key
 from .records import ENDED as ENDED
 from .records import RUN as RUN

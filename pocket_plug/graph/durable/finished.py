@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 from pocket_plug.errors import CodecError, ConflictError
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.store.backend import Delete, Put
+from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
 from .records import ENDED, PART, RUN, field_of, look_key, look_time
+from .states import state_of
 
 CHUNK = 256
 """How many records of a run are removed in one write."""
@@ -26,21 +27,18 @@ async def sweep(stack: Stack) -> None:
     finished run again. A run is removed when two looks, of whatever clients, have each found that `keep_finished` has
     passed: the first look since the run's end, the second since the first. So a single wrong clock can't remove it early.
     """
-    keys = stack.scan(ENDED)
     try:
         now, swept = stack.clock(), 0
-        async for key in keys:
-            if swept == SWEPT or look_time(key) > now:
-                break
-            # another client may be removing it, and a damaged note does no harm
-            with suppress(ConflictError, CodecError):
-                await _look_again(stack, key, now)
-                swept += 1
+        async with aclosing(paged(stack, ENDED, size=SWEPT)) as keys:
+            async for key in keys:
+                if swept == SWEPT or look_time(key) > now:
+                    break
+                # another client may be removing it, and a damaged note does no harm
+                with suppress(ConflictError, CodecError):
+                    await _look_again(stack, key, now)
+                    swept += 1
     except Exception as error:  # noqa: BLE001 - the run has ended well, whatever becomes of others' records
         log_failure(logging.WARNING, "removing finished runs failed; the next one that ends tries again", error)
-    finally:
-        if isinstance(keys, AsyncGenerator):
-            await keys.aclose()
 
 
 async def _look_again(stack: Stack, key: str, now: float) -> None:
@@ -61,4 +59,5 @@ async def _look_again(stack: Stack, key: str, now: float) -> None:
         for at in range(0, len(doomed), CHUNK):
             await stack.write([Delete(each) for each in doomed[at : at + CHUNK]], {run: ended.version})
         # till the last write it is a finished run, with its result
-        await stack.write([Delete(each) for each in (part + "start", run, key)], {run: ended.version})
+        last = (part + "start", run, key, state_of(ended.value, name))
+        await stack.write([Delete(each) for each in last], {run: ended.version})

@@ -7,81 +7,54 @@ a token of its own, so that after a failure the record tells whether this very w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
-from pocket_plug.codec import default_codec, payload_of
-from pocket_plug.errors import (
-    CodecError,
-    ConflictError,
-    CorruptRecordError,
-    InputError,
-    OutcomeUnknownError,
-    RunChangedError,
-    RunFencedError,
-    RunMismatchError,
-    RunSuspendedError,
-    UnknownRunError,
-)
-from pocket_plug.graph.ask import AskStep
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import CodecError, ConflictError, OutcomeUnknownError, RunCancelledError, RunFencedError
 from pocket_plug.graph.context import run_ids
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.plan import Plan, PlannedGraph
-from pocket_plug.graph.step import Step
-from pocket_plug.primitives.redaction import summary
-from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.graph.running import Running
+from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.waiting import pause as wait
-from pocket_plug.store.backend import Change, Entry, Put
+from pocket_plug.store.backend import Change, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING
 
-from .records import (
-    FORMAT,
-    RUN,
-    RUN_FIELDS,
-    START_FIELDS,
-    Checkpoint,
-    Frame,
-    Record,
-    Status,
-    check,
-    execution_of,
-    field_of,
-    keys_of,
-    look_key,
-    plain,
-)
+from .processes import this_process
+from .records import FORMAT, RUN, Checkpoint, Frame, Record, Status, execution_of, field_of, keys_of, look_key, plain
+from .states import LEASE, State, failure_of, plain_state, read_state, state_key
 
 PAUSES: Sequence[float] = (0.05, 0.5)
 """Seconds between the tries to find out whether a failed write has landed."""
 
 
-def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
-    """The step at which the innermost frame stands; its name where the graph has none such."""
-    step: Step | None = None
-    for frame in frames:
-        if isinstance(step, GraphStep):
-            plan = step.graph.plan
-        for name in filter(None, (frame.node, frame.hooks)):
-            found = plan.named(name)
-            if found is None:
-                return name
-            step = found
-        if frame.node is None:
-            step = None
-    return step
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a durable run."""
+
+    run_id: str
+    answer: object = MISSING
+    allow_changed: bool = False
+    takeover: bool = False
+    """Is the run to be taken from an execution that is at it?"""
+    lease: float = LEASE
 
 
 class Journal:
     """One execution's hold on a run: its checkpoint, and the tokens by which it knows its own writes."""
 
-    def __init__(
-        self, run_id: str, answer: object, allow_changed: bool, graph: PlannedGraph, place: tuple[Stack, str]
-    ) -> None:
-        self.id, self.graph = run_id, graph
+    def __init__(self, wanted: Wanted, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
+        self.wanted, self.id, self.graph = wanted, wanted.run_id, graph
         self.stack, self.prefix = place[0], str(place[1])
-        self.given, self.allow_changed = answer, allow_changed
         key, self.part = keys_of(self.id)
+        self.name = key.removeprefix(RUN)
         self.checkpoint = Checkpoint(key)
+        self.state_key, self.state_version = "", 0
+        """Where the run's state stands while this execution is at it, and the version that was last seen of it."""
         self.owner = run_ids.next()
         self.writes = 0
         self.epoch = 1
@@ -98,6 +71,15 @@ class Journal:
         """A cancellation that came out of a write which has landed."""
         self.is_answered = False
         """Has an answer been given that the node has not taken yet?"""
+        self.landed_record: Record = {}
+        """The run's record as this execution has last written it."""
+        self.lease = wanted.lease
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._is_interrupted = False
+        self.is_cancelled = False
+        """Was the run cancelled, as far as this execution knows?"""
 
     def encode(self, value: object, what: str) -> bytes:
         """A value's bytes; the error of one that can't be stored says what it was."""
@@ -133,135 +115,87 @@ class Journal:
             "carrier": dict(self.carrier),
         }
 
-    async def claim(self, value: object) -> bytes | None:
-        """Make the run this execution's own; give the result where it has one already."""
-        checkpoint, start = self.checkpoint, self.part + "start"
-        while True:
-            found = await self.stack.read_many((checkpoint.key, start))
-            entry = found.get(checkpoint.key)
-            changes: list[Change] = []
-            if entry is None:
-                if value is MISSING:
-                    raise UnknownRunError(
-                        f"there is no run {self.id!r} in {self.stack!r}; start it: run(input, run_id=…)"
-                    )
-                first = self.graph.plan.start.name
-                encoded = self.encode(value, f"the input of graph {self.graph.name!r}")
-                checkpoint.frames = (Frame(first, encoded),)
-                changes.append(self._start(start, encoded))
-            else:
-                begun = found.get(start)
-                try:  # a tier that is nearer than the authority may be behind it
-                    await self.stack.write((), {checkpoint.key: entry.version})
-                except ConflictError:
-                    continue
-                check(checkpoint.key, entry.value, RUN_FIELDS)
-                if begun is None:
-                    raise CorruptRecordError(f"run {self.id!r} has lost its record {start!r}; it can only be removed")
-                check(start, begun.value, START_FIELDS)
-                if (result := self._settled(entry, begun.value, value)) is not None:
-                    return result
-                if changed := self._changed(begun.value):
-                    changes.append(Put(start, {**begun.value, "shape": changed}))
-            token = self.token()
-            record = self.record(token, checkpoint.frames)
-            changes.append(Put(checkpoint.key, record))
-            try:
-                checkpoint.version = await self.stack.write(changes, {checkpoint.key: entry.version if entry else 0})
-            except Exception as error:
-                now = (await self._found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
-                if now is None or field_of(now, "owner") != token:
-                    if isinstance(error, ConflictError):
-                        continue  # another execution was faster: look again
-                    raise
-                checkpoint.version = now.version
-            checkpoint.commits = record["commits"]
-            checkpoint.is_old = self.is_to_tell = entry is not None
-            return None
+    # ------------------------------------------------------------ the run's state
+    @property
+    def fence(self) -> Mapping[str, int]:
+        """What every write expects: the run is still this execution's, and nobody has left word for it."""
+        return {self.checkpoint.key: self.checkpoint.version, self.state_key: self.state_version}
 
-    def _start(self, key: str, encoded: bytes) -> Put:
-        return Put(
-            key,
-            {
-                "graph": self.graph.name,
-                "scope": self.prefix,
-                "shape": self.graph.plan.shape.lines,
-                "input": encoded,
-                "started": self.started,
-            },
+    def come_to(self, status: Status, **facts: Any) -> list[Change]:
+        """The changes by which the run leaves `running` for another state."""
+        left = State(self.stack.clock(), **facts)
+        there = state_key(status, self.graph.name, self.started, self.name)
+        return [Delete(self.state_key), Put(there, plain_state(left))]
+
+    def take_word(self, entry: Entry | None) -> bool:
+        """Take over what stands in the run's state now. Is it that the run is to end, and that is news?"""
+        self.state_version = entry.version if entry is not None else 0
+        if entry is None or not read_state(self.state_key, entry).cancelled or self.is_cancelled:
+            return False
+        self.is_cancelled = True
+        return True
+
+    @property
+    def moves(self) -> int:
+        """Another number once this execution has moved its run."""
+        return self.checkpoint.version
+
+    def listen(self, run: Running) -> None:
+        """From now on the run can be cancelled while a node is at work: in a loop, as asyncio cancels the task."""
+        if run.loop:
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            self._cancelling = self._task.cancelling() if self._task is not None else 0
+
+    def hear(self, entry: Entry | None) -> None:
+        """Called by whatever thread: this is what stands in the run's state now."""
+        if self._loop is None:
+            self.take_word(entry)  # the next commit finds it, too
+        else:
+            with suppress(RuntimeError):  # the loop has ended, and with it the run
+                self._loop.call_soon_threadsafe(self._hear, entry)
+
+    def _hear(self, entry: Entry | None) -> None:
+        is_at_work = self.owner in this_process().held and not self._is_interrupted
+        if is_at_work and self.take_word(entry) and self._task is not None:
+            self._is_interrupted = True
+            self._task.cancel()
+
+    def end_interrupt(self) -> bool:
+        """Take back the task's cancellation, if there was one for the run's. Was that the only one?"""
+        if not self._is_interrupted or self._task is None:
+            return False
+        self._is_interrupted = False
+        return self._task.uncancel() <= self._cancelling
+
+    def cancelled_error(self) -> RunCancelledError:
+        """What an execution ends with once its run was cancelled."""
+        return RunCancelledError(
+            f"run {self.id!r} was cancelled; what its nodes had written stays. To begin it anew give it another "
+            "run_id, or remove it"
         )
 
-    def _settled(self, entry: Entry, start: Record, value: object) -> bytes | None:
-        """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
-        record = entry.value
-        if (start["graph"], start["scope"]) != (self.graph.name, self.prefix):
-            raise RunMismatchError(
-                f"run {self.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
-                f"{self.graph.name!r} in {self.prefix!r}; give this one another run_id"
-            )
-        if value is not MISSING and not self._same(start["input"], value):
-            raise RunMismatchError(
-                f"run {self.id!r} was begun with another input than this {summary(value)}; give this another "
-                "run_id, or go on with resume(run_id)"
-            )
-        self.started, self.epoch, self.steps = record["started"], record["epoch"] + 1, record["steps"]
-        self.question, self.answer, self.is_answered = record["question"], record["answer"], record["is_answered"]
-        self.checkpoint.load(entry)
-        self.carrier = dict(record["carrier"])
-        answer = self.given
-        if record["status"] == "suspended":
-            if answer is MISSING:
-                raise RunSuspendedError(self.id, default_codec.decode(record["question"]))
-            self._take(answer)
-        elif answer is not MISSING and (self.answer is None or not self._same(self.answer, answer)):
-            raise RunMismatchError(
-                f"run {self.id!r} waits for no answer: it is {record['status']}, and {summary(answer)} is "
-                "not what it was last given"
-            )
-        return record["result"] if record["status"] == "finished" else None
-
-    def _take(self, answer: object) -> None:
-        step = step_at(self.graph.plan, self.checkpoint.frames)
-        if isinstance(step, AskStep) and not step.accepts(answer):
-            raise InputError(
-                f"node {step.name!r} of graph {self.graph.name!r} asks for {type_name(step.answer_type)}, "
-                f"not {type(answer).__name__}; run {self.id!r} still waits"
-            )
-        self.answer, self.is_answered = self.encode(answer, "the answer"), True
-
-    def _same(self, encoded: bytes, value: object) -> bool:
-        """Is it the value that was encoded? The order of a set's members is another one in each process."""
-        other = self.encode(value, "the input")
-        if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):
-            return other == encoded
+    async def record_end(self, error: BaseException) -> None:
+        """Record that the run was cancelled, or has failed. If that can't be written, it is said, and the run is stalled."""
         try:
-            return bool(default_codec.decode(encoded) == value)
-        except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
-            return False
-
-    def _changed(self, start: Record) -> list[str] | None:
-        """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
-        before, now = start["shape"], self.graph.plan.shape.lines
-        stands = step_at(self.graph.plan, self.checkpoint.frames)
-        if before == now and not isinstance(stands, str):
-            return None
-        differences = [
-            *(f"- {line}" for line in before if line not in now),
-            *(f"+ {line}" for line in now if line not in before),
-        ]
-        if isinstance(stands, str):
-            raise RunChangedError(
-                f"run {self.id!r} stands at node {stands!r}, which graph {self.graph.name!r} no longer has; "
-                "go on with the graph that it was begun by:",
-                differences,
-            )
-        if not self.allow_changed:
-            raise RunChangedError(
-                f"run {self.id!r} was begun by another form of graph {self.graph.name!r}; go on with that, or "
-                "with this one by allow_changed=True:",
-                differences,
-            )
-        return now
+            while True:
+                status: Status = "cancelled" if self.is_cancelled else "failed"
+                failure = failure_of(error, self.stack.clock(), self.carrier) if status == "failed" else None
+                token = self.token()
+                left = {**self.landed_record, "owner": token, "status": status, "updated": self.stack.clock()}
+                record = Put(self.checkpoint.key, left)
+                try:
+                    await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)
+                    return
+                except Exception as failed:
+                    with suppress(RunCancelledError):
+                        if await self.landed(self.checkpoint, token, failed, "") is not None:
+                            return
+                        if not isinstance(failed, ConflictError):
+                            raise
+        except RunFencedError:
+            return  # it is another execution's, which goes on with it
+        except Exception as failed:  # noqa: BLE001 - the run's own error is what its caller is to see
+            log_failure(logging.WARNING, f"recording that run {self.id!r} has ended failed; it looks stalled", failed)
 
     async def landed(self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str) -> int | None:
         """After a failed write: its version if it has landed all the same (only the answer was lost), else None.
@@ -270,7 +204,7 @@ class Journal:
         token in the record is compared. Raises RunFencedError where the run is somebody else's by now, and OutcomeUnknownError.
         """
         what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
-        found = await self._found({self.checkpoint.key, checkpoint.key}, failed, what)
+        found = await self.found({self.checkpoint.key, checkpoint.key, self.state_key}, failed, what)
         run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
         if run is None or execution_of(run) != self.owner:
             by = "it was removed" if run is None else f"epoch {field_of(run, 'epoch')} owns it, this was {self.epoch}"
@@ -281,9 +215,11 @@ class Journal:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
             raise self._unknown(what, "an earlier try has landed in the meantime") from failed
+        if self.take_word(found.get(self.state_key)):
+            raise self.cancelled_error() from failed
         return None
 
-    async def _found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
+    async def found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
         """Look, a few times if need be, whether a failed write has landed. Raises OutcomeUnknownError where no look succeeds."""
         pauses = iter(PAUSES)
         while True:
@@ -306,8 +242,8 @@ class Journal:
     def finish(self, token: str, frames: Sequence[Frame], result: bytes) -> list[Change]:
         """The changes that record the end of the run."""
         changes: list[Change] = [Put(self.checkpoint.key, self.record(token, frames, "finished", result))]
+        changes += self.come_to("finished")
         if (keep := self.graph.keep_finished) is not None:
-            name = self.checkpoint.key.removeprefix(RUN)
             look = {"owner": token, "keep": keep, "is_seen": False}
-            changes.append(Put(look_key(self.stack.clock() + keep, name), look))
+            changes.append(Put(look_key(self.stack.clock() + keep, self.name), look))
         return changes

@@ -12,6 +12,9 @@ from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.codec.error_values import storable
 from pocket_plug.errors import (
     CodecError,
+    ConflictError,
+    OutcomeUnknownError,
+    RunCancelledError,
     RunChangedError,
     RunFencedError,
     RunSuspendedError,
@@ -22,15 +25,18 @@ from pocket_plug.errors import (
 from pocket_plug.graph.chain import DEFAULT
 from pocket_plug.graph.clean_up import clean_up
 from pocket_plug.graph.observing import NodeCall
-from pocket_plug.graph.running import Commit, Running
+from pocket_plug.graph.running import Commit, Running, Travel
 from pocket_plug.graph.step import Step, Visited
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Put
 from pocket_plug.store.store import MISSING
 
+from .claim import claim
 from .finished import sweep
+from .heartbeat import keep_beating
 from .journal import Journal
-from .records import Checkpoint, Frame, Status, escaped, plain
+from .processes import this_process
+from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
 
 _key: ContextVar[str] = ContextVar("pocket_plug.idempotency_key")
 
@@ -72,9 +78,8 @@ class RunLedger:
 
     @property
     def fence(self) -> Mapping[str, int]:
-        """The run is still this execution's."""
-        own = self.journal.checkpoint
-        return {own.key: own.version}
+        """The run is still this execution's, and nobody has left word for it."""
+        return self.journal.fence
 
     def nested(self) -> RunLedger:
         """That of a graph which is the node that this one is at."""
@@ -85,7 +90,7 @@ class RunLedger:
         if self.outer is not None:
             return MISSING
         journal = self.journal
-        result = await journal.claim(value)
+        result = await claim(journal, value)
         if result is not None:
             return default_codec.decode(result)
         run.steps = journal.steps
@@ -95,6 +100,49 @@ class RunLedger:
             with suppress(CodecError):  # only who watches the run wants to know
                 run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
         return MISSING
+
+    async def refence(self, conflict: ConflictError) -> bool:
+        """After a conflict of a write that expected the fence: does the run still belong to this execution?"""
+        journal = self.journal
+        if journal.checkpoint.key in conflict.keys:
+            return False
+        if journal.state_key in conflict.keys:
+            found = await journal.stack.read_many((journal.checkpoint.key, journal.state_key))
+            run = found.get(journal.checkpoint.key)
+            if run is None or execution_of(run) != journal.owner:
+                return False
+            journal.take_word(found.get(journal.state_key))
+        return True
+
+    async def hold(self, run: Running, travel: Travel, value: object) -> Value:
+        """Take the value through the run's graph; record it where that fails, or was cancelled by an operator."""
+        if self.outer is not None:
+            return await travel(value)
+        journal, held = self.journal, this_process().held
+        journal.listen(run)
+        held[journal.owner] = journal
+        keep_beating(journal.lease)
+        try:
+            return await travel(value)
+        except BaseException as error:
+            if not isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError):
+                await self._end_early(run, error)
+            raise
+        finally:
+            held.pop(journal.owner, None)
+            journal.end_interrupt()
+
+    async def _end_early(self, run: Running, error: BaseException) -> None:
+        """Record that the run has failed or was cancelled. One that the program itself stops is left as it is."""
+        journal = self.journal
+        is_ours = journal.end_interrupt() or not isinstance(error, asyncio.CancelledError)
+        if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
+            return
+        late = await run.to_its_end(journal.record_end(error))
+        if late is not None:
+            raise late from error
+        if isinstance(error, asyncio.CancelledError):
+            raise journal.cancelled_error() from error
 
     async def close(self) -> None:
         """The run is over: look for others that have been for long."""
@@ -217,7 +265,8 @@ class RunLedger:
     ) -> None:
         journal, checkpoint = self.journal, self.checkpoint
         frames, commits, token = self._frames(frame), checkpoint.commits + 1, journal.token()
-        expect = {**expect, **self.fence, checkpoint.key: checkpoint.version}
+        if journal.is_cancelled:
+            raise journal.cancelled_error()
         if checkpoint is not journal.checkpoint:
             record = {"owner": token, "commits": commits, "frames": [plain(each) for each in frames]}
             records: list[Change] = [Put(checkpoint.key, record)]
@@ -227,21 +276,33 @@ class RunLedger:
                 records = journal.finish(token, frames, frame.value)
             else:
                 records = [Put(checkpoint.key, journal.record(token, frames, status))]
+                records += [] if status == "running" else journal.come_to(status)
             if leaving:
                 passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
                 records.append(Put(f"{journal.part}path:{commits:09}", passed))
-        try:
-            version = await run.stack.write([*changes, *records], expect)
-        except (Exception, asyncio.CancelledError) as error:
-            landed = await journal.landed(checkpoint, token, error, self.current)
-            if landed is None:
-                raise
-            version = landed
-            if isinstance(error, asyncio.CancelledError):
-                journal.cancelled = error
+        version = await self._land([*changes, *records], expect, token)
+        if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
+            journal.landed_record = kept.value
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
         checkpoint.failed = None  # it holds frames, and with them this execution
         self.frame = frame
+
+    async def _land(self, changes: Sequence[Change], expect: Mapping[str, int], token: str) -> int:
+        """Write, and give the version; again where somebody has left word in the run's state meanwhile, and nothing else is in
+        conflict.
+        """
+        journal, checkpoint = self.journal, self.checkpoint
+        while True:
+            try:
+                return await journal.stack.write(changes, {**expect, **self.fence, checkpoint.key: checkpoint.version})
+            except (Exception, asyncio.CancelledError) as error:
+                landed = await journal.landed(checkpoint, token, error, self.current)
+                if landed is not None:
+                    if isinstance(error, asyncio.CancelledError):
+                        journal.cancelled = error
+                    return landed
+                if not isinstance(error, ConflictError) or error.keys != {journal.state_key}:
+                    raise
 
     # ------------------------------------------------------------ items and questions
     def in_order(self, items: Iterable[Value]) -> Iterable[Value]:
@@ -295,7 +356,7 @@ class RunLedger:
         So it is for errors of recording an item or reading its record, and of the run's store in the item's phases.
         """
         return (
-            isinstance(error, RunFencedError)
+            isinstance(error, RunFencedError | RunCancelledError)
             or any(error is each for each in self.journal.unrecorded)
             or (
                 isinstance(error, StoreError)
@@ -315,7 +376,7 @@ class RunLedger:
             journal.is_answered = False
             return default_codec.decode(journal.answer)
         journal.question = journal.encode(question, f"the question of node {step.name!r}")
-        cancelled = await self._save(run, self.frame, "suspended")
+        cancelled = await self._save(run, self.frame, "waiting")
         if cancelled is not None:
             raise cancelled
         raise RunSuspendedError(journal.id, question)

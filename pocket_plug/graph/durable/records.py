@@ -17,7 +17,8 @@ from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
 
-FORMAT = 1
+FORMAT = 2
+"""Of a run's record. Those of format 1 had no state beside them, and said "suspended" for "waiting"."""
 Record = Mapping[str, Any]
 """What stands at a key; or what has to stand in it, by field."""
 RUN = f"{RESERVED}run:"
@@ -28,7 +29,8 @@ each item of a fan-out that is under way."""
 ENDED = f"{RESERVED}run-ended:"
 """`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: from TIME on the run is to be looked at."""
 
-Status = Literal["running", "suspended", "finished"]
+Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finished"]
+"""What is recorded. Whether a running one is stalled is for whoever looks to say."""
 
 
 def escaped(text: str, marks: str) -> str:
@@ -107,6 +109,11 @@ def check(key: str, record: Record, fields: Record) -> None:
     for name, kind in fields.items():
         if not isinstance(found[name], kind):
             raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {summary(found[name])}")
+
+
+def status_of(record: Record) -> str:
+    """The state that a run's record names."""
+    return "waiting" if record["status"] == "suspended" else str(record["status"])
 
 
 def field_of(entry: Entry, name: str) -> Any:

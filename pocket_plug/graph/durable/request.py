@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pocket_plug.errors import ConfigError
 from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.execution import Execution
@@ -13,7 +15,7 @@ from pocket_plug.primitives.typechecks import declared_types
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader
 
-from .journal import Journal
+from .journal import Journal, Wanted
 from .ledger import RunLedger
 from .records import keys_of
 
@@ -21,11 +23,12 @@ from .records import keys_of
 class Request:
     """What is asked of a durable run."""
 
-    def __init__(self, run_id: str | None, answer: object, allow_changed: bool) -> None:
+    def __init__(self, run_id: str | None, **wanted: Any) -> None:
         if run_id is None:
-            raise ConfigError("allow_changed is for durable runs; give the run's id: run(…, run_id=…)")
+            option = "takeover" if wanted["takeover"] else "allow_changed"
+            raise ConfigError(f"{option} is for durable runs; give the run's id: run(…, run_id=…)")
         keys_of(run_id)  # refused here where it can be no id
-        self.run_id, self.answer, self.allow_changed = run_id, answer, allow_changed
+        self.run_id, self.wanted = run_id, Wanted(run_id, **wanted)
 
     def execution(
         self, graph: PlannedGraph, place: tuple[Stack, str], input: object, pocket: RunHost, loop: bool, threads: bool
@@ -40,7 +43,7 @@ class Request:
             )
         _check_stores(graph.plan, place)
         _declare(graph.plan)
-        ledger = RunLedger(Journal(self.run_id, self.answer, self.allow_changed, graph, place))
+        ledger = RunLedger(Journal(self.wanted, graph, place))
         return Execution(graph, place, input, pocket, loop, threads, ledger=ledger, run_id=self.run_id)
 
 

@@ -130,17 +130,20 @@ class Tracing(Layer):
             operation.values = changes
             return await self.inner.write(changes, expect)
 
-    def scan(self, prefix: str = "") -> AsyncIterator[str]:
+    def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
         live = _heard(self._look(), current_context())
-        return self.inner.scan(prefix) if live is None else self._scanned(live, prefix)
+        keys = self.inner.scan(prefix, after=after, reverse=reverse, limit=limit)
+        return keys if live is None else self._scanned(live, prefix, keys)
 
-    async def _scanned(self, live: Live, prefix: str) -> AsyncIterator[str]:
+    async def _scanned(self, live: Live, prefix: str, keys: AsyncIterator[str]) -> AsyncIterator[str]:
         """The span is made at the end, as long as the store worked: none is open while the caller has the key."""
         parent, start = current_context(), time.time_ns()
         busy, count, error = 0, 0, None
         began = time.perf_counter_ns()
         try:
-            async for key in self.inner.scan(prefix):
+            async for key in keys:
                 busy += time.perf_counter_ns() - began
                 count += 1
                 yield key

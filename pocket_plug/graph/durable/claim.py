@@ -1,0 +1,219 @@
+"""How an execution makes a run its own: at the run's begin, after a crash, with an answer, or from another execution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pocket_plug.codec import default_codec, payload_of
+from pocket_plug.errors import (
+    ConflictError,
+    CorruptRecordError,
+    InputError,
+    RunBusyError,
+    RunChangedError,
+    RunMismatchError,
+    RunSuspendedError,
+    UnknownRunError,
+)
+from pocket_plug.graph.ask import AskStep
+from pocket_plug.graph.nesting import GraphStep
+from pocket_plug.graph.plan import Plan
+from pocket_plug.graph.step import Step
+from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.store.backend import Change, Delete, Entry, Put
+from pocket_plug.store.store import MISSING
+
+from .journal import Journal
+from .processes import this_process
+from .records import RUN_FIELDS, START_FIELDS, Frame, Record, check, field_of, status_of
+from .states import State, plain_state, read_state, state_key, state_of
+
+
+def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
+    """The step at which the innermost frame stands; its name where the graph has none such."""
+    step: Step | None = None
+    for frame in frames:
+        if isinstance(step, GraphStep):
+            plan = step.graph.plan
+        for name in filter(None, (frame.node, frame.hooks)):
+            found = plan.named(name)
+            if found is None:
+                return name
+            step = found
+        if frame.node is None:
+            step = None
+    return step
+
+
+async def claim(journal: Journal, value: object) -> bytes | None:
+    """Make the run this execution's own; give the result where it has one already."""
+    stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
+    while True:
+        found = await stack.read_many((key, start))
+        entry = found.get(key)
+        changes: list[Change]
+        if entry is None:
+            changes, expect, tries = [_begin(journal, start, value)], {key: 0}, 1
+        else:
+            check(key, entry.value, RUN_FIELDS)
+            there = state_of(entry.value, journal.name)
+            stood = await stack.read(there)
+            expect = {key: entry.version, there: stood.version if stood is not None else 0}
+            try:  # a tier that is nearer than the authority may be behind it
+                await stack.write((), expect)
+            except ConflictError:
+                continue
+            if (begun := found.get(start)) is None:
+                raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
+            check(start, begun.value, START_FIELDS)
+            state = read_state(there, stood) if stood is not None else None
+            if (result := _settled(journal, entry, begun.value, state, value)) is not None:
+                return result
+            changes = [Delete(there)] if stood is not None else []
+            if changed := _changed(journal, begun.value):
+                changes.append(Put(start, {**begun.value, "shape": changed}))
+            is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
+            tries = state.tries + 1 if state is not None and is_unmoved else 1
+        if await _take_over(journal, changes, expect, tries):
+            journal.checkpoint.is_old = journal.is_to_tell = entry is not None
+            return None
+
+
+async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, int], tries: int) -> bool:
+    """Write the run's record as this execution's. False if another one was faster."""
+    token, checkpoint = journal.token(), journal.checkpoint
+    journal.state_key = state_key("running", journal.graph.name, journal.started, journal.name)
+    state = State(
+        since=journal.stack.clock(),
+        owner=journal.owner,
+        process=this_process().record,
+        lease=journal.wanted.lease,
+        tries=tries,
+        commits=checkpoint.commits + 1,
+    )
+    record = journal.record(token, checkpoint.frames)
+    changes = [change for change in changes if change.key != journal.state_key]
+    changes += [Put(checkpoint.key, record), Put(journal.state_key, plain_state(state))]
+    try:
+        version = await journal.stack.write(changes, expect)
+    except Exception as error:
+        now = (await journal.found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
+        if now is None or field_of(now, "owner") != token:
+            if isinstance(error, ConflictError):
+                return False  # look again
+            raise
+        version = now.version
+    checkpoint.version, checkpoint.commits, journal.state_version = version, record["commits"], version
+    journal.landed_record = record
+    return True
+
+
+def _begin(journal: Journal, start: str, value: object) -> Put:
+    """The record of a new run's start."""
+    graph = journal.graph
+    if value is MISSING:
+        raise UnknownRunError(f"there is no run {journal.id!r} in {journal.stack!r}; start it: run(input, run_id=…)")
+    encoded = journal.encode(value, f"the input of graph {graph.name!r}")
+    journal.checkpoint.frames = (Frame(graph.plan.start.name, encoded),)
+    begun = {
+        "graph": graph.name,
+        "scope": journal.prefix,
+        "shape": graph.plan.shape.lines,
+        "input": encoded,
+        "started": journal.started,
+    }
+    return Put(start, begun)
+
+
+def _settled(journal: Journal, entry: Entry, start: Record, state: State | None, value: object) -> bytes | None:
+    """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
+    record, name, prefix = entry.value, journal.graph.name, journal.prefix
+    if (start["graph"], start["scope"]) != (name, prefix):
+        raise RunMismatchError(
+            f"run {journal.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
+            f"{name!r} in {prefix!r}; give this one another run_id"
+        )
+    if value is not MISSING and not _same(journal, start["input"], value):
+        raise RunMismatchError(
+            f"run {journal.id!r} was begun with another input than this {summary(value)}; give this another "
+            "run_id, or go on with resume(run_id)"
+        )
+    status, answer = status_of(record), journal.wanted.answer
+    if status == "cancelled":
+        raise journal.cancelled_error()
+    journal.started, journal.epoch, journal.steps = record["started"], record["epoch"] + 1, record["steps"]
+    journal.question, journal.answer, journal.is_answered = record["question"], record["answer"], record["is_answered"]
+    journal.checkpoint.load(entry)
+    journal.carrier = dict(record["carrier"])
+    if status == "waiting":
+        if answer is MISSING:
+            raise RunSuspendedError(journal.id, default_codec.decode(record["question"]))
+        _take(journal, answer)
+    elif answer is not MISSING and (journal.answer is None or not _same(journal, journal.answer, answer)):
+        raise RunMismatchError(
+            f"run {journal.id!r} waits for no answer: it is {status}, and {summary(answer)} is "
+            "not what it was last given"
+        )
+    if status == "running" and state is not None and not journal.wanted.takeover:
+        _refuse_if_busy(journal, state, record["updated"])
+    return record["result"] if status == "finished" else None
+
+
+def _refuse_if_busy(journal: Journal, state: State, moved: float) -> None:
+    """Raise RunBusyError unless the execution that is at the run is known to have ended."""
+    process = state.process
+    if process is None or this_process().knows_ended(state.owner, process):
+        return
+    now = journal.stack.clock()
+    raise RunBusyError(
+        f"run {journal.id!r} is under way: process {process['pid']} on {process['host']!r} has been at it for "
+        f"{max(now - state.since, 0):.0f} seconds, and moved it {max(now - moved, 0):.0f} seconds ago. Wait for it, or "
+        "take it over with takeover=True"
+    )
+
+
+def _take(journal: Journal, answer: object) -> None:
+    step = step_at(journal.graph.plan, journal.checkpoint.frames)
+    if isinstance(step, AskStep) and not step.accepts(answer):
+        raise InputError(
+            f"node {step.name!r} of graph {journal.graph.name!r} asks for {type_name(step.answer_type)}, "
+            f"not {type(answer).__name__}; run {journal.id!r} still waits"
+        )
+    journal.answer, journal.is_answered = journal.encode(answer, "the answer"), True
+
+
+def _same(journal: Journal, encoded: bytes, value: object) -> bool:
+    """Is it the value that was encoded? The order of a set's members is another one in each process."""
+    other = journal.encode(value, "the input")
+    if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):
+        return other == encoded
+    try:
+        return bool(default_codec.decode(encoded) == value)
+    except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
+        return False
+
+
+def _changed(journal: Journal, start: Record) -> list[str] | None:
+    """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
+    before, now = start["shape"], journal.graph.plan.shape.lines
+    stands = step_at(journal.graph.plan, journal.checkpoint.frames)
+    if before == now and not isinstance(stands, str):
+        return None
+    differences = [
+        *(f"- {line}" for line in before if line not in now),
+        *(f"+ {line}" for line in now if line not in before),
+    ]
+    if isinstance(stands, str):
+        raise RunChangedError(
+            f"run {journal.id!r} stands at node {stands!r}, which graph {journal.graph.name!r} no longer has; "
+            "go on with the graph that it was begun by:",
+            differences,
+        )
+    if not journal.wanted.allow_changed:
+        raise RunChangedError(
+            f"run {journal.id!r} was begun by another form of graph {journal.graph.name!r}; go on with that, or "
+            "with this one by allow_changed=True:",
+            differences,
+        )
+    return now

@@ -1,0 +1,80 @@
+"""What backends and layers make a scan of: a stretch of names in order, and the keys of an inner scan with others besides."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+
+class Scanned(Protocol):
+    """What can be scanned as a `Backend` can."""
+
+    def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """The keys that start with `prefix`: see `Backend.scan`."""
+        ...
+
+
+def stretch(
+    names: Sequence[str], prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+) -> Sequence[str]:
+    """Of names that are sorted, those that a scan gives, in its order. It costs some bisections and a copy of what it gives.
+
+    >>> stretch(["a", "b:1", "b:2", "b:3", "c"], "b:", after="b:3", reverse=True, limit=1)
+    ['b:2']
+    """
+    start = bisect_left(names, prefix)
+    # what starts with "ab" comes before "ac"; behind the highest code point there is none, so the one before it counts
+    stem = prefix.rstrip("\U0010ffff")
+    end = bisect_left(names, stem[:-1] + chr(ord(stem[-1]) + 1), start) if stem else len(names)
+    if reverse:
+        if after:
+            end = bisect_left(names, after, start, end)
+        found = names[start if limit is None else max(start, end - limit) : end]
+        return found[::-1]
+    if after:
+        start = bisect_right(names, after, start, end)
+    return names[start : end if limit is None else min(end, start + limit)]
+
+
+async def paged(
+    source: Scanned, prefix: str, *, after: str = "", reverse: bool = False, size: int | None = None
+) -> AsyncGenerator[str]:
+    """All keys of a scan, asked for `size` at a time: for whoever can't say beforehand how many are needed."""
+    if size is None:
+        async for key in source.scan(prefix, after=after, reverse=reverse):
+            yield key
+        return
+    while page := [key async for key in source.scan(prefix, after=after, reverse=reverse, limit=size)]:
+        for key in page:
+            yield key
+        if len(page) < size:
+            return
+        after = page[-1]
+
+
+async def merged(
+    source: Scanned,
+    names: Iterable[str],
+    prefix: str,
+    *,
+    after: str = "",
+    reverse: bool = False,
+    size: int | None = None,
+) -> AsyncGenerator[str]:
+    """As `paged`, with some names besides, each once: for a layer that has some itself, or hides some of the source's."""
+    within = sorted(name for name in names if name.startswith(prefix))
+    own = deque(stretch(within, prefix, after=after, reverse=reverse))
+    async with aclosing(paged(source, prefix, after=after, reverse=reverse, size=size)) as keys:
+        async for key in keys:
+            while own and own[0] != key and (own[0] > key) is reverse:
+                yield own.popleft()
+            if own and own[0] == key:
+                own.popleft()
+            yield key
+    for name in own:
+        yield name
