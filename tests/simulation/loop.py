@@ -86,10 +86,12 @@ class Scheduler:
 
 
 class Process(asyncio.AbstractEventLoop):
-    """The event loop of one simulated process. `fails` is called with what asyncio would log."""
+    """The event loop of one simulated process. `fails` is called with what asyncio would log, `enter` before each step."""
 
-    def __init__(self, name: str, scheduler: Scheduler, fails: Callable[[str], None]) -> None:
-        self.name, self.scheduler, self._fails = name, scheduler, fails
+    def __init__(
+        self, name: str, scheduler: Scheduler, fails: Callable[[str], None], enter: Callable[[], None]
+    ) -> None:
+        self.name, self.scheduler, self._fails, self._enter = name, scheduler, fails, enter
         self.is_dead = self.is_stopped = False
         self._held: list[asyncio.Handle] = []
         self.tasks: list[Task[Any]] = []
@@ -102,6 +104,7 @@ class Process(asyncio.AbstractEventLoop):
             self._held.append(handle)
         elif not handle.cancelled():
             asyncio._set_running_loop(self)
+            self._enter()
             try:
                 handle._run()
             finally:

@@ -20,18 +20,26 @@ class Unexpected(Exception):
     """An error that nobody may see."""
 
 
-async def attempt(world: World, machine: Machine, run: Story, call: Callable[[], Coroutine[Any, Any, Any]]) -> str:
+async def attempt(
+    world: World,
+    machine: Machine,
+    run: Story,
+    call: Callable[[], Coroutine[Any, Any, Any]],
+    takes_over: bool = False,
+) -> str:
     """Execute a run, or try to, and judge how that ends. Gives a word for it."""
     world.attempts += 1
-    mine = Attempt(world.attempts, run, machine)
+    mine = Attempt(world.attempts, run, machine, takes_over, world.scheduler.now)
     ATTEMPT.set(mine)
-    faults, began = mine.faults, world.scheduler.now
+    former = run.owner
     try:
         result = await call()
+        mine.ended = world.scheduler.now
     except Exception as error:  # noqa: BLE001 - judged right here
+        mine.ended = world.scheduler.now
         word = type(error).__name__
         world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {word}")
-        _judge_error(world, mine, error)
+        _judge_error(world, mine, error, former)
         return word
     world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {result!r}")
     run.results.append(result)
@@ -40,8 +48,11 @@ async def attempt(world: World, machine: Machine, run: Story, call: Callable[[],
     return "finished"
 
 
-def _judge_error(world: World, mine: Attempt, error: Exception) -> None:
+def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt | None) -> None:
     number, word = mine.number, type(error).__name__
+    if isinstance(error, pp.RunBusyError):
+        _judge_busy(world, mine, former)
+        return
     if isinstance(error, pp.RunFencedError):
         if mine.overtaken_at is None:
             world.violate(f"attempt {number} was told that it is fenced, and nobody has overtaken it")
@@ -61,15 +72,28 @@ def _judge_error(world: World, mine: Attempt, error: Exception) -> None:
         world.violate(f"attempt {number} was overtaken, and was told {word} in place of RunFencedError")
 
 
+def _judge_busy(world: World, mine: Attempt, former: Attempt | None) -> None:
+    """Was the run at work elsewhere, as it was told?"""
+    owner = mine.run.owner
+    if owner is None or mine.takes_over:
+        world.violate(f"attempt {mine.number} was told that run {mine.run.id} is at work, without a reason")
+    elif owner is former and not owner.is_at_work:
+        here = owner.machine is mine.machine and owner.ended is not None and owner.ended < mine.began
+        if here or (owner.machine.died_at < mine.began and owner.machine.host == mine.machine.host):
+            world.violate(f"attempt {mine.number} was told that {owner.number} is at work, which is known to have ended")
+
+
 async def run_or_resume(world: World, machine: Machine, run: Story) -> str:
     """Go on with a run in one of the ways that there are, as an operator or a program would."""
-    graph = GRAPHS[run.kind]
-    if run.is_begun and world.random.random() < 0.5:
-        word = await attempt(world, machine, run, lambda: graph.resume(run.id, pocket=machine))
+    graph, chance = GRAPHS[run.kind], world.random
+    takes_over = machine.name == "end" or chance.random() < world.takeovers
+    options: dict[str, Any] = {"pocket": machine, "takeover": takes_over}
+    if run.is_begun and chance.random() < 0.5:
+        word = await attempt(world, machine, run, lambda: graph.resume(run.id, **options), takes_over)
     else:
-        word = await attempt(world, machine, run, lambda: graph.run(run.input, run_id=run.id, pocket=machine))
+        word = await attempt(world, machine, run, lambda: graph.run(run.input, run_id=run.id, **options), takes_over)
     if word == "RunSuspendedError":
-        await asyncio.sleep(world.random.choice((0.0, 0.01, 3.0)) if world.is_faulty else 0.0)
+        await asyncio.sleep(chance.choice((0.0, 0.01, 3.0)) if world.is_faulty else 0.0)
         word = await attempt(world, machine, run, lambda: graph.resume(run.id, answer=run.answer, pocket=machine))
     return word
 
@@ -87,8 +111,8 @@ class Chaos:
         """A process begins, on a computer whose clock is what it is."""
         self.born += 1
         world = self.world
-        machine = Machine(world, f"p{self.born}", self.chance.uniform(-world.skew, world.skew))
-        world.note(machine.name, f"begins, its clock {machine.skew:+.0f} s")
+        machine = Machine(world, f"p{self.born}", self.chance.choice(("h1", "h1", "h2")), self.chance.uniform(-world.skew, world.skew))
+        world.note(machine.name, f"begins on {machine.host} as {machine.pid}, its clock {machine.skew:+.0f} s")
         world.machines.append(machine)
         for _ in range(self.chance.randrange(1, 4)):
             machine.spawn(self._drive(machine))
@@ -142,7 +166,7 @@ class Chaos:
             self.start()
         if world.strikes:
             world.scheduler.after(chance.expovariate(world.strikes), self._strike)
-        end = Machine(world, "end", 0.0)
+        end = Machine(world, "end", "end", 0.0)
         world.scheduler.run(end.spawn(self._end(end)))
 
     async def _end(self, machine: Machine) -> None:
@@ -179,7 +203,7 @@ def undisturbed(kind: str, input: int, answer: int) -> Reference:
     world = World(0, is_calm=True)
     graphs.current = world
     run = world.runs["r"] = Story("r", kind, input, answer)
-    machine = Machine(world, "calm", 0.0)
+    machine = Machine(world, "calm", "calm", 0.0)
 
     async def until_done() -> None:
         while await run_or_resume(world, machine, run) != "finished":

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from pocket_plug.graph import context, execution
+from pocket_plug.graph.durable import ledger, processes
 
 from . import graphs
 from .loop import Hang
@@ -37,6 +38,9 @@ def determined() -> Iterator[None]:
     with (
         mock.patch.object(execution, "time", SimpleNamespace(perf_counter=lambda: next(turns) * 0.0004)),
         mock.patch.object(context.os, "urandom", lambda count: bytes(count)),
+        mock.patch.object(processes, "_here"),  # each process puts itself there
+        mock.patch.object(processes, "_began", lambda pid: graphs.current.began(pid)),
+        mock.patch.object(ledger, "keep_beating", lambda lease: graphs.current.beating(lease)),
     ):
         context.run_ids.renew()
         yield

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import pocket_plug as pp
-from pocket_plug.graph.durable import records
+from pocket_plug.graph.context import run_ids
+from pocket_plug.graph.durable import heartbeat, processes, records
 from pocket_plug.store.backend import Change, Put
 from pocket_plug.store.contention import Backoff
 
@@ -30,12 +34,20 @@ class Attempt:
     number: int
     run: Story
     machine: Machine
+    takes_over: bool = False
+    began: float = 0.0
+    ended: float | None = None
     claimed_at: float | None = None
     overtaken_at: float | None = None
     faults: int = 0
     conflicts: int = 0
     execs: Counter[str] = field(default_factory=Counter)
     raised: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Has it not ended, and its process neither?"""
+        return self.ended is None and not self.machine.process.is_dead
 
 
 @dataclass(eq=False)
@@ -49,6 +61,7 @@ class Story:
     effects: dict[str, float] = field(default_factory=dict)
     """Where an effect has landed, and when."""
     owner: Attempt | None = None
+    status: str = ""
     is_begun: bool = False
     results: list[Any] = field(default_factory=list)
     """What callers were told that it has come to."""
@@ -60,12 +73,45 @@ ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 class Machine:
     """One process on some computer: its event loop, its clock, its connection. It is what graphs run in (a RunHost)."""
 
-    def __init__(self, world: World, name: str, skew: float) -> None:
-        self.world, self.name, self.skew = world, name, skew
-        self.process = Process(name, world.scheduler, world.fails)
+    def __init__(self, world: World, name: str, host: str, skew: float) -> None:
+        self.world, self.name, self.host, self.skew = world, name, host, skew
+        self.process = Process(name, world.scheduler, world.fails, self._enter)
         self.store = pp.Store(Client(self), clock=self.clock)
         self.store.stack.backoff = Backoff(uniform=world.random.uniform)
+        self.heart = heartbeat.Heart()
+        self._beats = False
         self.faulty_until = -1.0
+        self.died_at = math.inf
+        numbers = world.numbers.setdefault(host, {})
+        pid = next(pid for pid in itertools.count(1) if pid not in numbers)
+        numbers[pid] = f"{world.scheduler.now:.4f}"
+        self.pid = pid
+        self.identity = processes.Process.__new__(processes.Process)  # not this one, as the system knows it
+        self.identity.id, self.identity.held = run_ids.next(), {}
+        self.identity.record = {
+            "id": self.identity.id,
+            "host": "container",
+            "pid": pid,
+            "machine": host,
+            "began": numbers[pid],
+        }
+
+    def _enter(self) -> None:
+        processes._here, self.world.here = self.identity, self
+
+    def keep_beating(self, lease: float) -> None:
+        """What the package's thread does is done by a task here."""
+        if not self._beats:
+            self._beats = True
+            self.spawn(self._beat())
+
+    async def _beat(self) -> None:
+        while held := self.identity.held:
+            await asyncio.sleep(min(each.lease for each in held.values()) / 3)
+            for stack, speaking in self.heart.unmoved().items():
+                with suppress(pp.StoreError):
+                    await heartbeat.beat(stack, self.identity.id, speaking)
+        self._beats = False
 
     def clock(self) -> float:
         """Epoch seconds, as this computer has them."""
@@ -84,6 +130,8 @@ class Machine:
         if not self.process.is_dead:
             self.world.note(self.name, f"killed {why}")
             self.process.kill()
+            self.died_at = self.world.scheduler.now
+            del self.world.numbers[self.host][self.pid]
             self.world.died(self)
 
     def spawn(self, coroutine: Any) -> asyncio.Future[Any]:
@@ -103,6 +151,8 @@ class World:
         self.violations: list[str] = []
         self.machines: list[Machine] = []
         self.runs: dict[str, Story] = {}
+        self.numbers: dict[str, dict[int, str]] = {}
+        """Of each computer the processes that it has, by their numbers, and when they began. Numbers are used again."""
         self.attempts = 0
         self.hooked: set[str] = set()
         """The places whose hooks were called at least once."""
@@ -112,6 +162,7 @@ class World:
         self.fault_rate = 0.0 if is_calm else chance.choice((0.0, 0.01, 0.03, 0.1))
         self.kill_share = chance.choice((0.0, 0.3, 1.0))
         self.slowness = chance.choice((0.1, 2.0, 40.0))
+        self.takeovers = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.5))
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
         self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
         self.strikes = 0.0 if is_calm else chance.choice((0.0, 0.03, 0.3))
@@ -136,6 +187,18 @@ class World:
     def short(self, key: str) -> str:
         """A key as the history shows it."""
         return key.removeprefix("pocket:")
+
+    # ------------------------------------------------------------ what the package asks the system, as the process at work
+    here: Machine
+    """The process that takes a step right now."""
+
+    def began(self, pid: int) -> str:
+        """When the process of that number began, on its computer; "" where there is none."""
+        return self.numbers[self.here.host].get(pid, "")
+
+    def beating(self, lease: float) -> None:
+        """See to it that it speaks for its executions."""
+        self.here.keep_beating(lease)
 
     # ------------------------------------------------------------ chance
     def latency(self) -> float:
@@ -197,7 +260,7 @@ class World:
             elif key == TOTAL:
                 self.total += 1
             elif key.startswith(records.RUN) and attempt is not None and isinstance(change, Put):
-                self._moved(attempt)
+                self._moved(attempt, change.value["status"])
 
     def _effect(self, place: str, attempt: Attempt | None) -> None:
         run = self.runs[place.partition("/")[0]]
@@ -207,14 +270,17 @@ class World:
         if attempt is None or run.owner is not attempt:
             self.violate(f"the effect of {place} was written by an attempt that does not own the run")
 
-    def _moved(self, attempt: Attempt) -> None:
-        run = attempt.run
-        if run.owner is not attempt:
+    def _moved(self, attempt: Attempt, status: str) -> None:
+        run, former = attempt.run, attempt.run.owner
+        if former is not attempt:
             if attempt.execs:  # before that it may claim again: it was not told that it had the run
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
-            if run.owner is not None:
-                run.owner.overtaken_at = self.scheduler.now
+            if former is not None:
+                if run.status == "running" and not attempt.takes_over and former.is_at_work:
+                    self.violate(f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work")
+                former.overtaken_at = self.scheduler.now
             attempt.claimed_at, run.owner, run.is_begun = self.scheduler.now, attempt, True
+        run.status = status
 
     def conflicted(self, by: Machine | None, attempt: Attempt | None, conflict: pp.ConflictError) -> None:
         """A write was in conflict."""
