@@ -53,12 +53,13 @@ if TYPE_CHECKING:
     from .codec import register_type
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
-    from .graph.durable import idempotency_key
+    from .graph.durable import RunCheck, idempotency_key
     from .graph.each import each
     from .graph.graph import Graph, fan_out
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.retry import Retry
+    from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
     from .primitives.durations import Duration
@@ -81,11 +82,13 @@ _MODULES = {
     "Next": "graph.chain",
     "each": "graph.each",
     "fan_out": "graph.graph",
+    "RunCheck": "graph.durable",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",
     "node": "graph.node_functions",
     "Retry": "graph.retry",
+    "RunPosition": "graph.upgrades",
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",
     "Duration": "primitives.durations",
@@ -153,8 +156,10 @@ __all__ = [
     "RunBusyError",
     "RunCancelledError",
     "RunChangedError",
+    "RunCheck",
     "RunFencedError",
     "RunMismatchError",
+    "RunPosition",
     "RunSuspendedError",
     "StepLimitError",
     "Store",

@@ -198,14 +198,17 @@ class RunMismatchError(PocketError, ValueError):
 
 
 class RunChangedError(PocketError, ValueError):
-    """A durable run was started with another version of the graph; `differences` lists what has changed."""
+    """A durable run can't go on in its graph as it is now; `differences` lists what lies ahead of it and has changed.
+
+    `message` says why and what to do, without these.
+    """
 
     def __init__(self, message: str, differences: Iterable[str] = ()) -> None:
-        self.differences = tuple(differences)
-        super().__init__("\n  ".join([message, *self.differences]))
+        self.message, self.differences = message, tuple(differences)
+        super().__init__("\n  ".join([f"{message}:" if self.differences else message, *self.differences]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (str(self).split("\n  ", 1)[0], self.differences)
+        return type(self), (self.message, self.differences)
 
 
 class UnknownRunError(PocketError, LookupError):

@@ -135,6 +135,15 @@ class Codec:
         """
         return type in BUILT_IN or self._registry.entry(type) is not None
 
+    def tag_of(self, type: type) -> str:
+        """The name that stands in records for a class, or would if objects of it could be encoded.
+
+        >>> Codec().tag_of(dict)
+        'dict'
+        """
+        entry = None if type in BUILT_IN else self._registry.entry(type)
+        return type.__qualname__ if entry is None else entry.tag
+
     # ---------------------------------------------------------------- values to bytes
     def encode(self, value: Value) -> bytes:
         """The record of a value.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from pocket_plug.errors import ConfigError, GraphError
@@ -24,10 +24,11 @@ from .node import Node, X, Y, options_of
 from .options import GraphOptions, Options, check_count
 from .plan import Plan
 from .step import make_step
+from .upgrades import Upgrade, check_upgrade
 from .visit import step_of
 
 if TYPE_CHECKING:
-    from .durable import Request
+    from .durable import Request, RunCheck
     from .observing import Carrier
 
 MAX_STEPS = 10_000
@@ -51,6 +52,8 @@ class Graph(Node[I, O]):
     - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
     - `keep_finished`: how long the records of a finished durable run are kept at least, whatever one client's clock says;
       without one until they are removed. Once they are gone, a run of the same id begins anew.
+    - `version` and `upgrade`: what becomes of durable runs that an older version of this graph has begun. `upgrade={1: fn}` has
+      for each older version a function of a `RunPosition`, which gives where such a run stands in the next one.
 
     Raises GraphError, with every finding, when it is first validated or run.
     """
@@ -80,6 +83,8 @@ class Graph(Node[I, O]):
         max_depth: int = MAX_DEPTH,
         clean_up_grace: Duration = CLEAN_UP_GRACE,
         keep_finished: Duration | None = None,
+        version: int = 1,
+        upgrade: Mapping[int, Upgrade] | None = None,
     ) -> None:
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
         if not (store is None or isinstance(store, StoreScope | SyncScope)):
@@ -93,6 +98,7 @@ class Graph(Node[I, O]):
         self.max_steps, self.max_depth = check_count(max_steps, "max_steps"), check_count(max_depth, "max_depth")
         self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
         self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
+        self.version, self.upgrade = check_count(version, "version"), check_upgrade(upgrade, version, self.name)
         needs_loop = store is not None and store.place[0].needs_loop
         self.plan = Plan(self._chains, self.name, step_of, needs_loop)
         self._placed: tuple[Stack, str] | None = None
@@ -195,6 +201,36 @@ class Graph(Node[I, O]):
         output: O = execution.go_in_place(MISSING, self._is_sync)
         return output
 
+    async def check_runs(self, *, pocket: RunHost | None = None) -> list[RunCheck]:
+        """Which of its open durable runs can go on in it as it is now; none is executed, and nothing is written.
+
+        Functions given as `upgrade` are called. Raises ConfigError where its store can't keep durable runs.
+        """
+        from .durable import check_runs
+
+        place = self._own_place(pocket or default_host())
+        if place[0].is_new:
+            await place[0].ensure_open()
+        return await check_runs(self, place)
+
+    def check_runs_sync(self, *, pocket: RunHost | None = None) -> list[RunCheck]:
+        """`check_runs` for callers without `await`."""
+        from .durable import check_runs
+
+        place = self._own_place(pocket or default_host())
+        if place[0].is_new:
+            place[0].open_sync()
+        return place[0].run(check_runs(self, place))
+
+    def _own_place(self, pocket: RunHost) -> tuple[Stack, str]:
+        """Where it reads and writes when it is run by itself. Raises GraphError where it can't run."""
+        if self._validated is not self._options:  # a copy may have others
+            self.validate()
+        if self._store is None and (store := pocket.default_store()) is not None:
+            return self.place(store)
+        self._placed = self._placed or self.place(Store())
+        return self._placed
+
     def _execution(
         self,
         input: Value,
@@ -205,14 +241,9 @@ class Graph(Node[I, O]):
         loop: bool,
         threads: bool,
     ) -> Execution:
-        if self._validated is not self._options:  # a copy may have others
-            self.validate()
         if pocket is None:
             pocket = default_host()
-        if self._store is None and (store := pocket.default_store()) is not None:
-            place = self.place(store)
-        else:
-            place = self._placed = self._placed or self.place(Store())
+        place = self._own_place(pocket)
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
         elif self.plan.asks:

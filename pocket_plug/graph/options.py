@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -16,6 +16,8 @@ from .retry import Retry
 if TYPE_CHECKING:
     from pocket_plug.store.store import StoreScope
     from pocket_plug.store.sync import SyncScope
+
+    from .upgrades import Upgrade
 
 Traced = bool
 Isolation = Literal["default", "serializable"]
@@ -75,6 +77,8 @@ class GraphOptions(TypedDict, total=False):
     max_depth: int
     clean_up_grace: Duration
     keep_finished: Duration | None
+    version: int
+    upgrade: Mapping[int, Upgrade] | None
 
 
 ALL_OPTIONS = frozenset(each.name for each in fields(Options))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from .chain import DEFAULT, AnyChain
 from .phases import declared_actions
 from .shape import Kind, Shape
 from .step import Step
+from .upgrades import Upgrade
 
 
 class Plan:
@@ -27,6 +28,8 @@ class Plan:
         self._conflicts: list[str] = []
         self.is_declared = False
         """Does the codec know the types that its nodes are annotated with?"""
+        self.forms: dict[str, str] = {}
+        """What durable runs record of it (`durable/forms.py`), by the prefix of its keys."""
         chains = list(chains)
         self.start = self._step(chains[0].first)
         for chain in chains:
@@ -151,6 +154,8 @@ class PlannedGraph(Protocol):
     max_depth: int
     clean_up_grace: float
     keep_finished: float | None
+    version: int
+    upgrade: Mapping[int, Upgrade]
 
     @property
     def name(self) -> str:

@@ -526,8 +526,8 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
             replaced = Graph(Graph(work >> other, name="inner") >> use, store=store, name="outer")
             longer = Graph(inner >> use >> work.with_options(name="last"), store=store, name="outer")
             attempts: list[tuple[type[Exception], str, Any]] = [
-                (RunChangedError, "stands at node 'asked'", gone.resume("r", answer=1, allow_changed=True)),
-                (RunChangedError, "stands at node 'asked'", replaced.resume("r", answer=1, allow_changed=True)),
+                (RunChangedError, "waits for an answer at 'inner/asked', where nothing asks", gone.resume("r", answer=1, allow_changed=True)),
+                (RunChangedError, "waits for an answer at 'inner/asked', where nothing asks", replaced.resume("r", answer=1, allow_changed=True)),
                 (RunChangedError, "allow_changed=True", longer.resume("r", answer=1)),
                 (RunMismatchError, "another input", graph.run(1, run_id="r")),
                 (RunMismatchError, "'outer'", Graph(work, store=store, name="another").resume("r")),
@@ -676,7 +676,7 @@ def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path
             with pytest.raises(Stumble):
                 await Graph(each(Graph(first >> second, name="way")), store=store).run([1], run_id="r")
             changed = Graph(each(Graph(first >> third, name="way"), errors=errors), store=store)
-            with pytest.raises(RunChangedError, match="stands at node 'second' in '/each_way#1"):
+            with pytest.raises(RunChangedError, match="item 0 of 'each_way' stands at node 'each_way/way/second', which is not"):
                 await changed.resume("r", allow_changed=True)
             more = Graph(each(Graph(first >> second.with_options(name="second") >> third, name="way")), store=store)
             with pytest.raises(Stumble):

@@ -3,12 +3,14 @@
 from pocket_plug.codec import register_type
 from pocket_plug.graph.ask import Answered
 
-from .claim import step_at as step_at
+from .check import RunCheck as RunCheck
+from .check import check_runs as check_runs
 from .ledger import idempotency_key as idempotency_key
 from .records import ENDED as ENDED
 from .records import RUN as RUN
 from .records import keys_of as keys_of
 from .records import look_at as look_at
 from .request import Request as Request
+from .standing import step_at as step_at
 
 register_type(Answered, tag="pocket_plug.Answered")

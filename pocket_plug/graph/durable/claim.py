@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.errors import (
     ConflictError,
     CorruptRecordError,
     InputError,
     RunBusyError,
-    RunChangedError,
     RunMismatchError,
     RunSuspendedError,
     UnknownRunError,
 )
 from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.plan import Plan
-from pocket_plug.graph.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import type_name
-from pocket_plug.store.backend import Change, Delete, Entry, Put
+from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.store import MISSING
 
 from .journal import Journal
+from .judging import Kept
 from .processes import this_process
-from .records import RUN_FIELDS, START_FIELDS, Frame, Record, check, field_of, status_of
+from .records import FORM, RUN_FIELDS, Frame, Record, check, check_start, field_of, status_of
+from .standing import step_at
 from .states import State, plain_state, read_state, state_key, state_of
-
-
-def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
-    """The step at which the innermost frame stands; its name where the graph has none such."""
-    step: Step | None = None
-    for frame in frames:
-        if isinstance(step, GraphStep):
-            plan = step.graph.plan
-        for name in filter(None, (frame.node, frame.hooks)):
-            found = plan.named(name)
-            if found is None:
-                return name
-            step = found
-        if frame.node is None:
-            step = None
-    return step
 
 
 async def claim(journal: Journal, value: object) -> bytes | None:
@@ -66,13 +46,20 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 continue
             if (begun := found.get(start)) is None:
                 raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
-            check(start, begun.value, START_FIELDS)
+            check_start(start, begun.value)
             state = read_state(there, stood) if stood is not None else None
-            if (result := _settled(journal, entry, begun.value, state, value)) is not None:
-                return result
+            _refuse_another(journal, begun.value, value)
+            journal.checkpoint.load(entry)
+            _refuse_if_busy(journal, entry.value, state)
             changes = [Delete(there)] if stood is not None else []
-            if changed := _changed(journal, begun.value):
-                changes.append(Put(start, {**begun.value, "shape": changed}))
+            if status_of(entry.value) != "finished":
+                kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames)
+                going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
+                journal.checkpoint.frames = going.frames
+                changes += going.changes
+                expect |= going.expect
+            if (result := _settled(journal, entry.value)) is not None:
+                return result
             is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
             tries = state.tries + 1 if state is not None and is_unmoved else 1
         if await _take_over(journal, changes, expect, tries):
@@ -119,16 +106,18 @@ def _begin(journal: Journal, start: str, value: object) -> Put:
     begun = {
         "graph": graph.name,
         "scope": journal.prefix,
-        "shape": graph.plan.shape.lines,
+        "shape": journal.judge.text,
+        "form": FORM,
+        "version": graph.version,
         "input": encoded,
         "started": journal.started,
     }
     return Put(start, begun)
 
 
-def _settled(journal: Journal, entry: Entry, start: Record, state: State | None, value: object) -> bytes | None:
-    """Take over what is known of a run; give its result where it is finished, raise where it can't go on."""
-    record, name, prefix = entry.value, journal.graph.name, journal.prefix
+def _refuse_another(journal: Journal, start: Record, value: object) -> None:
+    """Raise RunMismatchError where the run is one of another graph or input."""
+    name, prefix = journal.graph.name, journal.prefix
     if (start["graph"], start["scope"]) != (name, prefix):
         raise RunMismatchError(
             f"run {journal.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
@@ -139,12 +128,29 @@ def _settled(journal: Journal, entry: Entry, start: Record, state: State | None,
             f"run {journal.id!r} was begun with another input than this {summary(value)}; give this another "
             "run_id, or go on with resume(run_id)"
         )
-    status, answer = status_of(record), journal.wanted.answer
+
+
+def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> None:
+    """Raise RunBusyError unless the execution that is at the run is known to have ended, RunCancelledError if nothing may be."""
+    status = status_of(record)
     if status == "cancelled":
         raise journal.cancelled_error()
+    if status != "running" or state is None or state.process is None or journal.wanted.takeover:
+        return
+    process, now = state.process, journal.stack.clock()
+    if not this_process().knows_ended(state.owner, process):
+        raise RunBusyError(
+            f"run {journal.id!r} is under way: process {process['pid']} on {process['host']!r} has been at it for "
+            f"{max(now - state.since, 0):.0f} seconds, and moved it {max(now - record['updated'], 0):.0f} seconds ago. "
+            "Wait for it, or take it over with takeover=True"
+        )
+
+
+def _settled(journal: Journal, record: Record) -> bytes | None:
+    """Take over what is known of a run; give its result where it is finished, raise where it waits."""
+    status, answer = status_of(record), journal.wanted.answer
     journal.started, journal.epoch, journal.steps = record["started"], record["epoch"] + 1, record["steps"]
     journal.question, journal.answer, journal.is_answered = record["question"], record["answer"], record["is_answered"]
-    journal.checkpoint.load(entry)
     journal.carrier = dict(record["carrier"])
     if status == "waiting":
         if answer is MISSING:
@@ -152,25 +158,9 @@ def _settled(journal: Journal, entry: Entry, start: Record, state: State | None,
         _take(journal, answer)
     elif answer is not MISSING and (journal.answer is None or not _same(journal, journal.answer, answer)):
         raise RunMismatchError(
-            f"run {journal.id!r} waits for no answer: it is {status}, and {summary(answer)} is "
-            "not what it was last given"
+            f"run {journal.id!r} waits for no answer: it is {status}, and {summary(answer)} is not what it was last given"
         )
-    if status == "running" and state is not None and not journal.wanted.takeover:
-        _refuse_if_busy(journal, state, record["updated"])
     return record["result"] if status == "finished" else None
-
-
-def _refuse_if_busy(journal: Journal, state: State, moved: float) -> None:
-    """Raise RunBusyError unless the execution that is at the run is known to have ended."""
-    process = state.process
-    if process is None or this_process().knows_ended(state.owner, process):
-        return
-    now = journal.stack.clock()
-    raise RunBusyError(
-        f"run {journal.id!r} is under way: process {process['pid']} on {process['host']!r} has been at it for "
-        f"{max(now - state.since, 0):.0f} seconds, and moved it {max(now - moved, 0):.0f} seconds ago. Wait for it, or "
-        "take it over with takeover=True"
-    )
 
 
 def _take(journal: Journal, answer: object) -> None:
@@ -192,28 +182,3 @@ def _same(journal: Journal, encoded: bytes, value: object) -> bool:
         return bool(default_codec.decode(encoded) == value)
     except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
         return False
-
-
-def _changed(journal: Journal, start: Record) -> list[str] | None:
-    """The graph's new shape, where that is allowed to have changed; None where it is what it was."""
-    before, now = start["shape"], journal.graph.plan.shape.lines
-    stands = step_at(journal.graph.plan, journal.checkpoint.frames)
-    if before == now and not isinstance(stands, str):
-        return None
-    differences = [
-        *(f"- {line}" for line in before if line not in now),
-        *(f"+ {line}" for line in now if line not in before),
-    ]
-    if isinstance(stands, str):
-        raise RunChangedError(
-            f"run {journal.id!r} stands at node {stands!r}, which graph {journal.graph.name!r} no longer has; "
-            "go on with the graph that it was begun by:",
-            differences,
-        )
-    if not journal.wanted.allow_changed:
-        raise RunChangedError(
-            f"run {journal.id!r} was begun by another form of graph {journal.graph.name!r}; go on with that, or "
-            "with this one by allow_changed=True:",
-            differences,
-        )
-    return now

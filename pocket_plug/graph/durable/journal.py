@@ -24,6 +24,7 @@ from pocket_plug.store.backend import Change, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING
 
+from .judging import Judge
 from .processes import this_process
 from .records import FORMAT, RUN, Checkpoint, Frame, Record, Status, execution_of, field_of, keys_of, look_key, plain
 from .states import LEASE, State, failure_of, plain_state, read_state, state_key
@@ -50,6 +51,7 @@ class Journal:
     def __init__(self, wanted: Wanted, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
         self.wanted, self.id, self.graph = wanted, wanted.run_id, graph
         self.stack, self.prefix = place[0], str(place[1])
+        self.judge = Judge(graph, place)
         key, self.part = keys_of(self.id)
         self.name = key.removeprefix(RUN)
         self.checkpoint = Checkpoint(key)

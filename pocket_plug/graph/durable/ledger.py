@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import replace
 
-from pocket_plug.codec import default_codec, payload_of
+from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
 from pocket_plug.errors import (
     CodecError,
     ConflictError,
     OutcomeUnknownError,
     RunCancelledError,
-    RunChangedError,
     RunFencedError,
     RunSuspendedError,
     StoreError,
@@ -37,6 +37,7 @@ from .heartbeat import keep_beating
 from .journal import Journal
 from .processes import this_process
 from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
+from .standing import in_order, item_key
 
 _key: ContextVar[str] = ContextVar("pocket_plug.idempotency_key")
 
@@ -171,7 +172,9 @@ class RunLedger:
         run.left_by = frame.action
         value = default_codec.decode(frame.value)
         cancelled = None
-        if frame.hooks:
+        if (
+            frame.hooks and len(checkpoint.frames) == self.level + 1
+        ):  # else they had ended before the nested graph began
             left = run.plan.named(frame.hooks)
             assert left is not None
             self._stand_at(self._visit_of(left, frame.visits.get(left.name, 1)))
@@ -179,11 +182,7 @@ class RunLedger:
         if frame.node is None:
             return None, value, cancelled
         step = run.plan.named(frame.node)
-        if step is None:  # in a graph that an item goes through: the others were looked at before
-            raise RunChangedError(
-                f"run {self.journal.id!r} stands at node {frame.node!r} in {self.within!r}, which graph {run.run.graph!r} "
-                "no longer has; go on with the graph that it was begun by"
-            )
+        assert step is not None  # the run was judged before it was claimed, its items too
         return step, value, cancelled
 
     def stand_at(self, step: Step) -> None:
@@ -306,15 +305,14 @@ class RunLedger:
 
     # ------------------------------------------------------------ items and questions
     def in_order(self, items: Iterable[Value]) -> Iterable[Value]:
-        """A set's by their bytes: another process must find the same one at each position."""
-        if not isinstance(items, Set):
-            return items
-        return sorted(items, key=lambda item: payload_of(default_codec.encode(item)))
+        """The items as any process finds them."""
+        return in_order(items)
 
     async def item(self, run: Running, step: Step, item: object, position: int) -> Visited:
         """Take an item through its node, under a checkpoint of its own; not again where that is done."""
         current = f"{self.current}[{position}]"
-        checkpoint = Checkpoint(f"{self.journal.part}item:{escaped(current, ':')}", is_old=self.checkpoint.is_old)
+        key = item_key(self.journal.part, self.current, position)
+        checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old)
         self.items.append(checkpoint.key)
         ledger = RunLedger(self.journal, checkpoint, self, 0, self.within)
         ledger._stand_at(current)
@@ -376,7 +374,7 @@ class RunLedger:
             journal.is_answered = False
             return default_codec.decode(journal.answer)
         journal.question = journal.encode(question, f"the question of node {step.name!r}")
-        cancelled = await self._save(run, self.frame, "waiting")
+        cancelled = await self._save(run, replace(self.frame, hooks=""), "waiting")  # they have ended
         if cancelled is not None:
             raise cancelled
         raise RunSuspendedError(journal.id, question)

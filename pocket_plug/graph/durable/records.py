@@ -19,6 +19,8 @@ from pocket_plug.store.keys import RESERVED
 
 FORMAT = 2
 """Of a run's record. Those of format 1 had no state beside them, and said "suspended" for "waiting"."""
+FORM = 2
+"""The version of what is recorded of a graph's form: 1 are the lines of its `Shape`, without types and scopes."""
 Record = Mapping[str, Any]
 """What stands at a key; or what has to stand in it, by field."""
 RUN = f"{RESERVED}run:"
@@ -58,7 +60,8 @@ RUN_FIELDS: Record = {
     "result": bytes | None,
     "carrier": dict,
 }
-START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
+OLD_START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
+START_FIELDS: Record = {**OLD_START_FIELDS, "shape": str, "form": int, "version": int}
 FRAME_FIELDS: Record = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
 
 
@@ -114,6 +117,14 @@ def check(key: str, record: Record, fields: Record) -> None:
 def status_of(record: Record) -> str:
     """The state that a run's record names."""
     return "waiting" if record["status"] == "suspended" else str(record["status"])
+
+
+def check_start(key: str, record: Record) -> None:
+    """`check` for the record of a run's start; that of an older version has no types in its shape."""
+    is_old = isinstance(record, dict) and "form" not in record
+    check(key, record, OLD_START_FIELDS if is_old else START_FIELDS)
+    if not is_old and record["form"] > FORM:
+        raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
 
 
 def field_of(entry: Entry, name: str) -> Any:

@@ -34,17 +34,22 @@ class Request:
         self, graph: PlannedGraph, place: tuple[Stack, str], input: object, pocket: RunHost, loop: bool, threads: bool
     ) -> Execution:
         """What does it. Raises ConfigError where the graph's stores can't keep it."""
-        stack = place[0]
-        if not stack.survives or stack.buffered:
-            found = "may lose what was acknowledged" if stack.survives else "does not"
-            raise ConfigError(
-                f"run_id={self.run_id!r}: the run of graph {graph.name!r} is to survive this process, and its store "
-                f"{stack!r} {found}; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
-            )
-        _check_stores(graph.plan, place)
-        _declare(graph.plan)
+        prepare(graph, place, f"run_id={self.run_id!r}: ")
         ledger = RunLedger(Journal(self.wanted, graph, place))
         return Execution(graph, place, input, pocket, loop, threads, ledger=ledger, run_id=self.run_id)
+
+
+def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> None:
+    """What has to be before a graph's durable runs are read or written. Raises ConfigError where its stores can't keep them."""
+    stack = place[0]
+    if not stack.survives or stack.buffered:
+        found = "may lose what was acknowledged" if stack.survives else "does not"
+        raise ConfigError(
+            f"{asked}the run of graph {graph.name!r} is to survive this process, and its store "
+            f"{stack!r} {found}; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
+        )
+    _check_stores(graph.plan, place)
+    _declare(graph.plan)
 
 
 def _check_stores(plan: Plan, place: tuple[Stack, str]) -> None:

@@ -1,0 +1,131 @@
+"""Which of a graph's open runs can go on in it as it is now: what one wants to know before a deploy. Nothing is executed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import unquote
+
+from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, RunChangedError
+from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.store.backend import Backend, Entry
+from pocket_plug.store.stack import Stack
+
+from .changes import written
+from .judging import How, Judge, Kept
+from .records import RUN, check_start, field_of, look_at
+from .request import prepare
+from .standing import part_of
+
+BATCH = 1000
+"""Runs that are read at once."""
+
+OPEN = ("pending", "running", "suspended", "waiting", "failed")
+"""The states of runs that may go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCheck:
+    """Whether one open run can go on, and why."""
+
+    run_id: str
+    can_go_on: bool
+    verdict: How | Literal["refused"]
+    """`unchanged`: the graph is as it was; `unchanged ahead`: what lies ahead of the run is; `upgraded`: an upgrade moves it."""
+    state: str
+    at: str
+    """The node at which it stands; `outer/inner` in a nested graph."""
+    version: int | None
+    """That of the graph which it was begun by; None where its record can't be read."""
+    why: str
+    """What the run would be refused with; else empty."""
+    differences: tuple[str, ...]
+    """What lies ahead of it and differs."""
+
+
+async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunCheck]:
+    """Judge all open runs of a graph that are kept in a place, in the order of their ids; none is executed, nothing written.
+
+    Raises ConfigError where that place can't keep durable runs, and what reading the store raises.
+    """
+    prepare(graph, place)
+    stack, judge = place[0], Judge(graph, place)
+    found: list[RunCheck] = []
+    keys = [key async for key in stack.scan(RUN)]
+    for at in range(0, len(keys), BATCH):
+        runs = {
+            key: entry async for key, entry in _entries(stack, keys[at : at + BATCH]) if _is_open(entry, graph.name)
+        }
+        begun = {key: entry async for key, entry in _entries(stack, [f"{part_of(key)}start" for key in runs])}
+        for key, entry in runs.items():
+            start = begun.get(f"{part_of(key)}start")
+            if _is_elsewhere(start, str(place[1])):
+                continue
+            found.append(await _checked(stack, judge, key, entry, start))
+    return found
+
+
+def _is_open(entry: Entry | CodecError, graph: str) -> bool:
+    """Is it a run of that graph that may go on? A record that can't be read may be one."""
+    if isinstance(entry, CodecError):
+        return True
+    return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN
+
+
+def _is_elsewhere(start: Entry | CodecError | None, scope: str) -> bool:
+    return isinstance(start, Entry) and field_of(start, "scope") != scope
+
+
+async def _checked(
+    stack: Stack, judge: Judge, key: str, entry: Entry | CodecError, start: Entry | CodecError | None
+) -> RunCheck:
+    state, at, version = "unreadable", "", None
+    verdict: How | Literal["refused"] = "refused"
+    why, differences = "", tuple[str, ...]()
+    run_id = unquote(key.removeprefix(RUN))
+    try:
+        for each in (entry, start):
+            if isinstance(each, CodecError):
+                raise each
+        assert isinstance(entry, Entry)
+        assert isinstance(start, Entry | None)
+        record, checkpoint = look_at(key, entry)
+        state, at = record["status"], written(frame.node for frame in checkpoint.frames if frame.node is not None)
+        if start is None:
+            raise CorruptRecordError(f"run {run_id!r} has lost the record of its start; it can only be removed")
+        check_start(f"{part_of(key)}start", start.value)
+        version = start.value.get("version", 1)
+        kept = Kept(run_id, part_of(key), record, start.value, checkpoint.frames)
+        verdict = (await judge.going_on(stack, kept)).how
+    except RunChangedError as error:
+        why, differences = error.message, error.differences
+    except PocketError as error:
+        why = f"{type(error).__name__}: {error}"
+    return RunCheck(
+        run_id=run_id,
+        can_go_on=verdict != "refused",
+        verdict=verdict,
+        state=state,
+        at=at,
+        version=version,
+        why=why,
+        differences=differences,
+    )
+
+
+async def _entries(stack: Backend, keys: Sequence[str]) -> AsyncIterator[tuple[str, Entry | CodecError]]:
+    """What is there of these; a record that can't be read is its error, and keeps no other back."""
+    try:
+        for key, entry in (await stack.read_many(keys)).items():
+            yield key, entry
+        return
+    except CodecError:
+        pass
+    for key in keys:
+        try:
+            found: Entry | CodecError | None = await stack.read(key)
+        except CodecError as error:
+            found = error
+        if found is not None:
+            yield key, found

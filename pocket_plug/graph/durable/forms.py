@@ -1,0 +1,208 @@
+"""A graph as durable runs know it: its form, which is recorded as a run begins, so that a later one can be compared with it.
+
+A form holds names only: of nodes, actions, types and scopes. A type's name is the tag that its values have in records, so that a
+class may move to another module; what its fields are stands in no form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from types import EllipsisType, NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import msgspec
+from typing_extensions import TypeAliasType
+
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import CorruptRecordError
+from pocket_plug.graph.ask import AskStep
+from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.graph.nesting import GraphStep
+from pocket_plug.graph.phases import declared_actions
+from pocket_plug.graph.plan import Plan
+from pocket_plug.graph.step import Step
+from pocket_plug.primitives.typechecks import UNIONS
+from pocket_plug.primitives.values import Hint
+from pocket_plug.store.stack import Stack
+from pocket_plug.store.store import StoreReader
+
+
+@dataclass(frozen=True, slots=True)
+class NodeForm:
+    """One node of a form. What a record of an older version doesn't say is None, and counts as equal to anything."""
+
+    kind: str
+    """node, ask, graph or fan_out."""
+    leads: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Where each action leads."""
+    takes: str | None = None
+    """The type of its input; of a fan-out that of an item."""
+    gives: Mapping[str, str] | None = None
+    """The type of what it leaves with, by action."""
+    answer: str | None = None
+    """The type of the answer that it asks for."""
+    inner: GraphForm | None = None
+    """The graph that it is; of a fan-out one whose only node is that which its items go through."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphForm:
+    """The form of a graph."""
+
+    start: str
+    nodes: Mapping[str, NodeForm]
+    scope: str | None = None
+    """The prefix of its keys."""
+
+
+def form_of(plan: Plan, place: tuple[Stack, str]) -> str:
+    """The form of a graph whose nodes read and write there, as text: that is what is recorded, and compared first."""
+    prefix = str(place[1])
+    if prefix not in plan.forms:
+        plan.forms[prefix] = msgspec.json.encode(_form(plan, place)).decode()
+    return plan.forms[prefix]
+
+
+@lru_cache(maxsize=64)
+def read_form(text: str) -> GraphForm:
+    """The form that was recorded. Raises CorruptRecordError."""
+    try:
+        return msgspec.json.decode(text, type=GraphForm)
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        raise CorruptRecordError(f"no form of a graph: {error}") from error
+
+
+def _form(plan: Plan, place: tuple[Stack, str]) -> GraphForm:
+    steps = {step.name: step for step in (plan.start, *plan.steps.values())}
+    return GraphForm(plan.start.name, {name: _node(step, place) for name, step in steps.items()}, str(place[1]))
+
+
+def _node(step: Step, place: tuple[Stack, str]) -> NodeForm:
+    leads = {action: target.name for action, target in step.actions.items()}
+    if step.passed is not step:
+        item = _node(step.passed, place)
+        return NodeForm(step.kind, leads, item.takes, inner=GraphForm(step.passed.name, {step.passed.name: item}))
+    takes = type_tag(step.input_type)
+    if isinstance(step, GraphStep):
+        inner = _form(step.graph.plan, step.graph.place(StoreReader(*place)))
+        return NodeForm(step.kind, leads, inner.nodes[inner.start].takes, inner=inner)
+    carried = {DEFAULT: step.output_type, **declared_actions(step.node)}
+    gives = {action: type_tag(hint) for action, hint in carried.items()}
+    if isinstance(step, AskStep):
+        return NodeForm("ask", leads, takes, gives, type_tag(step.answer_type))
+    return NodeForm(step.kind, leads, takes, gives)
+
+
+# ---------------------------------------------------------------- types
+def type_tag(hint: Hint) -> str:
+    """A name for a type that is the same in each process, whatever module it stands in, and however it is written.
+
+    >>> from typing import Optional
+    >>> type_tag(list[int | None]), type_tag(list[Optional[int]])
+    ('list[None | int]', 'list[None | int]')
+    """
+    if hint is Any or isinstance(hint, TypeVar):
+        return "Any"
+    if hint is None or hint is NoneType:
+        return "None"
+    if isinstance(hint, TypeAliasType):
+        return hint.__name__  # it may stand for something that it is part of
+    if (meant := getattr(hint, "__supertype__", None)) is not None:  # of a NewType, whose values are of that one
+        return type_tag(meant)
+    origin: Hint = get_origin(hint)
+    arguments = get_args(hint)
+    if origin is Annotated:
+        return type_tag(arguments[0])
+    if origin in UNIONS:
+        return " | ".join(sorted({type_tag(each) for each in arguments}))
+    if origin is Literal:
+        return f"Literal[{', '.join(sorted(map(_literal, arguments)))}]"
+    if origin is not None:
+        inner = f"[{', '.join(map(_argument, arguments))}]" if arguments else ""
+        return f"{type_tag(origin)}{inner}"
+    if isinstance(hint, type):
+        return default_codec.tag_of(hint)
+    return str(getattr(hint, "__forward_arg__", None) or getattr(hint, "__qualname__", None) or hint)
+
+
+def _argument(argument: Any) -> str:
+    if isinstance(argument, EllipsisType):
+        return "..."
+    return f"[{', '.join(map(_argument, argument))}]" if isinstance(argument, list) else type_tag(argument)
+
+
+def _literal(value: object) -> str:
+    return f"{type_tag(type(value))}.{value.name}" if isinstance(value, Enum) else repr(value)
+
+
+# ---------------------------------------------------------------- the older form
+@lru_cache(maxsize=64)
+def read_lines(lines: tuple[str, ...]) -> GraphForm:
+    """The form of which the lines of a `Shape` were recorded, as far as they tell. Raises CorruptRecordError."""
+    kinds: dict[str, str] = {}
+    starts: dict[str, str] = {}
+    edges: list[str] = []
+    for line in lines:
+        kind, _, rest = str(line).partition(" ")
+        if kind == "edge":
+            edges.append(rest)
+        elif kind == "start":
+            starts[rest.rpartition("/")[0]] = rest
+        else:
+            kinds[rest] = kind
+    leads: dict[str, dict[str, str]] = {}
+    for edge in edges:
+        source, action, target = _split(edge, kinds)
+        leads.setdefault(source, {})[action] = target
+    if "" not in starts:
+        raise CorruptRecordError("no form of a graph: it has no start")
+    return _nested("", kinds, starts, leads)
+
+
+def _split(edge: str, kinds: Mapping[str, str]) -> tuple[str, str, str]:
+    """Source, action and target: where both are nodes, since any of them may hold what stands between."""
+    for source in kinds:
+        for target in kinds if edge.startswith(f"{source} -") else ():
+            if edge.endswith(f"-> {target}") and len(edge) > len(source) + len(target) + len(" --> "):
+                return source, edge[len(source) + 2 : -len(target) - 3], target
+    raise CorruptRecordError(f"no form of a graph: it has an edge {edge!r:.80} between nodes that it doesn't have")
+
+
+def _nested(
+    prefix: str, kinds: Mapping[str, str], starts: Mapping[str, str], leads: Mapping[str, Mapping[str, str]]
+) -> GraphForm:
+    """The graph whose nodes' paths begin like that."""
+    nodes: dict[str, NodeForm] = {}
+    for path, kind in kinds.items():
+        outer, _, name = path.rpartition("/")
+        if outer != prefix:
+            continue
+        inner = _nested(path, kinds, starts, leads) if path in starts else None
+        if kind == "fan_out":
+            inner = _items(path, kinds, inner)
+        ways = {action: target.rpartition("/")[2] for action, target in leads.get(path, {}).items()}
+        nodes[name] = NodeForm(kind, ways, inner=inner)
+    return GraphForm(starts[prefix].rpartition("/")[2], nodes)
+
+
+def _items(path: str, kinds: Mapping[str, str], inner: GraphForm | None) -> GraphForm:
+    """What the items of a fan-out go through: the node that has a line among those of the graph that it may be."""
+    reached = set[str]() if inner is None else _reached(inner)
+    for each, kind in kinds.items():
+        outer, _, name = each.rpartition("/")
+        if outer == path and name not in reached and kind in ("node", "graph", "fan_out"):
+            return GraphForm(name, {name: NodeForm(kind, inner=inner)})
+    raise CorruptRecordError(f"no form of a graph: nothing is said of the items of {path!r:.80}")
+
+
+def _reached(graph: GraphForm) -> set[str]:
+    found, frontier = {graph.start}, [graph.start]
+    while frontier:
+        for target in graph.nodes[frontier.pop()].leads.values():
+            if target not in found and target in graph.nodes:
+                found.add(target)
+                frontier.append(target)
+    return found

@@ -1,0 +1,196 @@
+"""May a run go on in this graph, and how? Judged by its records alone: before it is claimed, and for `check_runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import RunChangedError
+from pocket_plug.graph.ask import AskStep
+from pocket_plug.graph.nesting import GraphStep
+from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.graph.step import Step
+from pocket_plug.graph.upgrades import Upgrade
+from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Put
+from pocket_plug.store.stack import Stack
+
+from .changes import Facts, differences, misplaced
+from .forms import GraphForm, form_of, read_form, read_lines
+from .records import FORM, Frame, Record, plain
+from .standing import Items, Standing, step_at
+from .upgrading import item_frames, upgraded
+
+How = Literal["unchanged", "unchanged ahead", "upgraded", "allowed"]
+"""Why a run goes on: its graph, or what lies ahead in it, is what it was; an upgrade moves the run; `allow_changed` was given."""
+
+WAITING = ("suspended", "waiting")
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """How a run goes on."""
+
+    how: How
+    frames: Sequence[Frame]
+    changes: Sequence[Change] = ()
+    """To be written with the claim."""
+    expect: Mapping[str, int] = field(default_factory=lambda: NO_EXPECTATIONS)
+    """The versions of the items' records that it was judged by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a run: its id, how the keys of its parts begin, its two records."""
+
+    run_id: str
+    part: str
+    record: Record
+    start: Record
+    frames: Sequence[Frame]
+
+    @property
+    def waits(self) -> bool:
+        """Does it wait for an answer?"""
+        return self.record["status"] in WAITING
+
+
+class Judge:
+    """Judges the runs of one graph."""
+
+    def __init__(self, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
+        self.graph = graph
+        self.text = form_of(graph.plan, place)
+        self._known: dict[object, list[str]] = {}
+
+    async def going_on(self, stack: Backend, kept: Kept, allow_changed: bool = False) -> Going:
+        """How the run goes on. Raises RunChangedError where it can't, CodecError for a value that can't be read or written."""
+        form, steps = read_form(self.text), self._steps(kept)
+        if not steps and self._is_same(kept.start):
+            self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames)), kept.waits))
+            return Going("unchanged", kept.frames)
+        before = _form_before(kept.start)
+        items = Items(kept.part)
+        standing = await items.read(stack, before, kept.frames)
+        if standing.items:  # they were begun after the hooks had ended
+            last = replace(standing.last, hooks="")
+            standing = replace(standing, frames=(*standing.frames[:-1], last))
+        start = Put(
+            f"{kept.part}start", {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
+        )
+        if steps:
+            standing = upgraded(kept.run_id, standing, kept.waits, steps)
+            self._refuse_misplaced(
+                kept, misplaced(form, standing, kept.waits) or _unfit(self.graph.plan, standing, kept)
+            )
+            moved = _moved(kept.part, standing, items)
+            return Going("upgraded", standing.frames, (start, *moved), items.versions)
+        self._refuse_misplaced(kept, misplaced(form, standing, kept.waits))
+        found = self._differences(kept.start, before, form, standing, firm_only=False)
+        if not found:
+            return Going("unchanged ahead", standing.frames, (), items.versions)
+        firm = self._differences(kept.start, before, form, standing, firm_only=True)
+        if firm or not allow_changed:
+            raise self._changed(kept, found, bool(firm))
+        return Going("allowed", standing.frames, (start,), items.versions)
+
+    def _steps(self, kept: Kept) -> list[tuple[int, Upgrade]]:
+        """The upgrades from the version of the run to that of the graph. Without any it is judged by what lies ahead."""
+        begun, graph = kept.start.get("version", 1), self.graph
+        if begun > graph.version:
+            raise RunChangedError(
+                f"run {kept.run_id!r} is one of version {begun} of graph {graph.name!r}, and this is version "
+                f"{graph.version}; go on with that one"
+            )
+        steps = range(begun, graph.version)
+        missing = [step for step in steps if step not in graph.upgrade]
+        if len(missing) == len(steps):
+            return []
+        if missing:
+            raise RunChangedError(
+                f"run {kept.run_id!r} is one of version {begun} of graph {graph.name!r}, and nothing upgrades version "
+                f"{missing[0]} to {missing[0] + 1}; give Graph(…, upgrade={{{missing[0]}: …}})"
+            )
+        return [(step, graph.upgrade[step]) for step in steps]
+
+    def _is_same(self, start: Record) -> bool:
+        return bool(start["shape"] == (self.text if "form" in start else self.graph.plan.shape.lines))
+
+    def _differences(
+        self, start: Record, before: GraphForm, now: GraphForm, standing: Standing, *, firm_only: bool
+    ) -> list[str]:
+        """What differs; known already where another run stands at the same place."""
+        shape = start["shape"] if isinstance(start["shape"], str) else tuple(start["shape"])
+        place = tuple((frame.node, frame.hooks, frame.action) for frame in standing.frames)
+        known = None if standing.items else (shape, place, firm_only)
+        if known is not None and known in self._known:
+            return self._known[known]
+        found = differences(Facts(before, standing), Facts(now, standing), firm_only=firm_only)
+        if known is not None:
+            self._known[known] = found
+        return found
+
+    def _refuse_misplaced(self, kept: Kept, why: str | None) -> None:
+        if why is not None:
+            raise RunChangedError(
+                f"run {kept.run_id!r} can't go on in graph {self.graph.name!r} as it is now: {why}; {self._way_out()}"
+            )
+
+    def _changed(self, kept: Kept, found: Sequence[str], is_firm: bool) -> RunChangedError:
+        allowed = "" if is_firm else ", or for this run alone: allow_changed=True"
+        return RunChangedError(
+            f"run {kept.run_id!r} was begun by another form of graph {self.graph.name!r}, and what lies ahead of it "
+            f"differs; {self._way_out()}{allowed}",
+            found,
+        )
+
+    def _way_out(self) -> str:
+        version = self.graph.version
+        return (
+            "go on with the form that it was begun by, or upgrade it: "
+            f"Graph(…, version={version + 1}, upgrade={{{version}: …}})"
+        )
+
+
+def _form_before(start: Record) -> GraphForm:
+    return read_form(start["shape"]) if "form" in start else read_lines(tuple(start["shape"]))
+
+
+def _moved(part: str, standing: Standing, items: Items) -> list[Change]:
+    """The changes that bring the records of items to where the upgraded run has them."""
+    kept = {key: [plain(frame) for frame in frames] for key, frames in item_frames(part, standing)}
+    return [
+        *(Delete(key) for key, version in items.versions.items() if version and key not in kept),
+        *(Put(key, {"owner": "", "commits": 0, "frames": frames}) for key, frames in kept.items()),
+    ]
+
+
+# ---------------------------------------------------------------- what an upgrade gave
+def _unfit(plan: Plan, standing: Standing, kept: Kept) -> str | None:
+    """Why a node can't take what the run, or an item, stands there with."""
+    step = step_at(plan, standing.frames)
+    if not isinstance(step, Step):
+        return None
+    if kept.record["is_answered"] and kept.record["answer"] is not None:
+        if not isinstance(step, AskStep):
+            return f"it has been given an answer, and node {step.name!r} doesn't ask"
+        if not step.accepts(default_codec.decode(kept.record["answer"])):
+            return f"the answer that it has been given is not the {type_name(step.answer_type)} that {step.name!r} asks for"
+    return _unfit_at(step, standing)
+
+
+def _unfit_at(step: Step, standing: Standing) -> str | None:
+    while isinstance(step, GraphStep):
+        step = step.graph.plan.start
+    value = default_codec.decode(standing.last.value) if standing.last.value else None
+    if standing.last.node is not None and standing.last.value and step.fits is not None and not step.fits(value):
+        return f"it stands at node {step.name!r} with {type(value).__name__}, which takes {type_name(step.input_type)}"
+    for position, item in standing.items.items():
+        inner: Step | str | None = step.passed
+        if isinstance(inner, GraphStep) and len(item.frames) > 1:
+            inner = step_at(inner.graph.plan, item.frames[1:])
+        if isinstance(inner, Step) and not item.is_done and (why := _unfit_at(inner, item)) is not None:
+            return f"item {position}: {why}"
+    return None

@@ -1,0 +1,83 @@
+"""Carries out the upgrades of a run: its records become a RunPosition, and what the last upgrade gives becomes records again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import PocketError, RunChangedError
+from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.graph.upgrades import RunPosition, Upgrade
+from pocket_plug.primitives.redaction import found
+from pocket_plug.primitives.values import Value
+
+from .records import Frame
+from .standing import Standing, in_order, item_key, place_of
+
+
+def upgraded(run_id: str, standing: Standing, waits: bool, steps: Sequence[tuple[int, Upgrade]]) -> Standing:
+    """Where the run stands after all these upgrades. Raises RunChangedError where one fails, CodecError for values."""
+    position = _position(run_id, standing, waits)
+    for version, upgrade in steps:
+        name = f"run {run_id!r}: the upgrade from version {version} to {version + 1}"
+        try:
+            position = upgrade(position)
+        except PocketError:
+            raise
+        except Exception as error:
+            raise RunChangedError(f"{name} raised {type(error).__name__}: {error}") from error
+        if not isinstance(position, RunPosition):
+            raise RunChangedError(f"{name} gave {found(position)}, not a RunPosition")
+    return _standing(position, standing)
+
+
+def _position(run_id: str, standing: Standing, waits: bool, given: Value = None) -> RunPosition:
+    """`given` is what an item began with: its record has no value yet where it is still in its first node."""
+    frames, last = standing.frames, standing.last
+    path = (*(frame.node for frame in frames if frame.node is not None), *standing.under)
+    value = default_codec.decode(last.value) if last.value else given
+    all_items = list(in_order(value)) if standing.items and isinstance(value, Iterable) else []
+    return RunPosition(
+        run_id=run_id,
+        path=path,
+        value=value,
+        left_by=None if last.node is not None else last.action,
+        hooks=last.hooks or None,
+        visits=(*(frame.visits for frame in frames), *({} for _ in standing.under)),
+        waits=waits,
+        items={
+            number: _position(run_id, item, False, all_items[number] if number < len(all_items) else None)
+            for number, item in standing.items.items()
+        },
+    )
+
+
+def _standing(position: RunPosition, former: Standing) -> Standing:
+    """The frames of a position. What graphs around the innermost one were handed is kept; only who watches wants to know it."""
+    nodes: list[str | None] = [*position.path]
+    if position.left_by is not None or not nodes:
+        nodes.append(None)
+    value = default_codec.encode(position.value)
+    frames = [
+        Frame(
+            node=node,
+            value=former.frames[depth].value if depth < min(len(former.frames), len(nodes)) - 1 else value,
+            visits=dict(position.visits[depth]) if depth < len(position.visits) else {},
+            action=(position.left_by or DEFAULT) if node is None else DEFAULT,
+            hooks=position.hooks or "" if depth == len(nodes) - 1 else "",
+        )
+        for depth, node in enumerate(nodes)
+    ]
+    empty = Standing((Frame(None, b""),))
+    items = {number: _standing(item, former.items.get(number, empty)) for number, item in position.items.items()}
+    return Standing(tuple(frames), (), items, former.size)
+
+
+def item_frames(
+    part: str, standing: Standing, within: str = "", is_item: bool = False
+) -> Iterator[tuple[str, Sequence[Frame]]]:
+    """The key of each item's record, and its frames."""
+    place = place_of(within, standing.frames, is_item)
+    for number, item in standing.items.items():
+        yield item_key(part, place, number), item.frames
+        yield from item_frames(part, item, f"{place}[{number}]", is_item=True)

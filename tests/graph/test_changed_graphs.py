@@ -1,0 +1,739 @@
+"""A graph is edited while a run of it is under way: the run goes on where what lies ahead of it is what it was, and only there.
+
+Each case makes a run stop somewhere in one graph, and goes on with it in another. What goes on has each effect exactly once; what is
+refused has changed nothing, and goes on in the graph that it was begun by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from pocket_plug import (
+    Answered,
+    Ask,
+    Chain,
+    ConfigError,
+    Graph,
+    Memory,
+    Next,
+    Node,
+    RunChangedError,
+    RunMismatchError,
+    RunPosition,
+    RunSuspendedError,
+    Store,
+    StoreWriter,
+    each,
+    node,
+)
+
+UNTYPED: Any = Any
+
+
+class Stumble(Exception):
+    """What a node raises where the run is to stop."""
+
+
+class Stop(BaseException):
+    """What a hook raises there."""
+
+
+class Kept(Memory):
+    """A store that is as good as a file, for as long as a test lasts."""
+
+    survives = True
+
+
+class World:
+    """Where runs stop."""
+
+    def __init__(self) -> None:
+        self.stops: set[str] = set()
+        self.crowd: asyncio.Barrier | None = None
+
+    async def effects(self, store: Store) -> list[str]:
+        """The effects that nodes have had, in order: `name`, of items `name(value)`, and `name!` of hooks."""
+        return await store.get("effects", [])  # type: ignore[no-any-return]
+
+
+world: World
+
+
+async def have_effect(store: StoreWriter, name: str) -> None:
+    await store.update("effects", lambda done: [*done, name], default=[])
+
+
+def step(name: str, takes: Any = int, gives: Any = int, by: str = "", shows: bool = False) -> Node[Any, Any]:
+    """A node that leaves an effect. `shows`: with its input, as for items; then it stops at `name(input)`."""
+
+    async def work(store: StoreWriter, value: Any) -> Any:
+        me = f"{name}({value})" if shows else name
+        if me in world.stops or name in world.stops:
+            if world.crowd is not None:
+                await world.crowd.wait()
+            raise Stumble(me)
+        await have_effect(store, me)
+        result = [1, 2, 3] if gives == list[int] else str(value) if gives is str else value
+        if shows and gives is int:
+            result = int(value)
+        return Next(by, result) if by else result
+
+    work.__annotations__ = {"store": StoreWriter, "value": takes, "return": gives}
+    return node.post(work).with_options(name=name)
+
+
+def hooked(name: str, gives: Any = int, by: str = "") -> Node[Any, Any]:
+    """The same with an on_success, which leaves an effect too; the run stops in it at `name!`."""
+
+    class Hooked(Node[int, gives], name=name):  # type: ignore[valid-type]
+        async def post(self, store: StoreWriter, input: int, prepared: Any, result: Any) -> Any:
+            await have_effect(store, name)
+            return Next(by, input) if by else input
+
+        async def on_success(self, store: StoreWriter, output: Any) -> None:
+            if f"{name}!" in world.stops:
+                raise Stop
+            await have_effect(store, f"{name}!")
+
+    return Hooked()
+
+
+def ask(name: str, answer: Any = bool) -> Node[Any, Any]:
+    return Ask(answer, question=f"{name}?", name=name)
+
+
+def graph(main: Any, *more: Any, **options: Any) -> Graph[Any, Any]:
+    return Graph(main, *more, name=options.pop("name", "work"), **options)
+
+
+Made = Callable[[], tuple[Any, ...]]
+"""Makes the chains of a graph."""
+
+
+@dataclass
+class Case:
+    """One edit."""
+
+    before: Made
+    stops: str
+    """The node, item or hook at which the run stops; "" for a question."""
+    after: Made
+    goes: str
+    """The effects of the run that goes on in the edited graph, all in all; "" where it is refused."""
+    stays: str
+    """The effects of the run that goes on in the graph it was begun by."""
+    says: str = ""
+    """What the refusal says."""
+    crowd: int = 0
+    """So many items stop at once."""
+    allowed: bool = False
+
+
+a, b, c, z = step("a"), step("b"), step("c"), step("z")
+p, q = step("p"), step("q")
+CASES: dict[str, Case] = {}
+
+
+def edits(before: Made, stops: str, stays: str, cases: dict[str, tuple[Made, str, str]], **more: Any) -> None:
+    for name, (after, goes, says) in cases.items():
+        assert name not in CASES, name
+        CASES[name] = Case(before, stops, after, goes, stays, says, **more)
+
+
+# ---------------------------------------------------------------- a chain, the run stands at its second node
+edits(
+    lambda: (a >> b >> c,),
+    "b",
+    "a b c",
+    {
+        "nothing": (lambda: (a >> b >> c,), "a b c", ""),
+        "the same from other classes": (lambda: (step("a") >> step("b") >> step("c"),), "a b c", ""),
+        "rename what was passed": (lambda: (step("a2") >> b >> c,), "a b c", ""),
+        "insert before what was passed": (lambda: (z >> a >> b >> c,), "a b c", ""),
+        "insert behind what was passed": (lambda: (a >> z >> b >> c,), "a b c", ""),
+        "remove what was passed": (lambda: (b >> c,), "a b c", ""),
+        "retype what was passed": (lambda: (step("a", str) >> b >> c,), "a b c", ""),
+        "nest what was passed": (lambda: (graph(a, name="a") >> b >> c,), "a b c", ""),
+        "reroute what was passed": (lambda: (a >> b >> c, a.on("skip") >> c), "a b c", ""),
+        "fan out what was passed": (
+            lambda: (each(step("x", gives=UNTYPED)).with_options(name="a") >> step("one", UNTYPED) >> b >> c,),
+            "a b c",
+            "",
+        ),
+        "rename what comes next": (lambda: (a >> step("b2") >> c,), "", "stands at node 'b'"),
+        "remove what comes next": (lambda: (a >> c,), "", "stands at node 'b'"),
+        "retype what comes next": (lambda: (step("a", gives=str) >> step("b", str) >> c,), "", "+ node b takes str"),
+        "untype what comes next": (lambda: (a >> step("b", UNTYPED) >> c,), "", "+ node b takes Any"),
+        "nest what comes next": (lambda: (a >> graph(b, name="b") >> c,), "", "+ graph b"),
+        "fan out what comes next": (
+            lambda: (step("a", gives=UNTYPED) >> each(b).with_options(name="b") >> step("c", UNTYPED),),
+            "",
+            "+ fan_out b",
+        ),
+        "ask in place of what comes next": (lambda: (a >> ask("b") >> step("c", UNTYPED),), "", "+ ask b"),
+        "rename what lies ahead": (lambda: (a >> b >> step("c2"),), "", "+ node c2"),
+        "insert ahead": (lambda: (a >> b >> z >> c,), "", "+ node z"),
+        "append": (lambda: (a >> b >> c >> z,), "", "+ edge c -default-> z"),
+        "remove ahead": (lambda: (a >> b,), "", "- node c"),
+        "retype what lies ahead": (lambda: (a >> step("b", gives=str) >> step("c", str),), "a b c", ""),
+        "nest what lies ahead": (lambda: (a >> b >> graph(c, name="c"),), "", "+ graph c"),
+        "fan out what lies ahead": (
+            lambda: (a >> step("b", gives=UNTYPED) >> each(c).with_options(name="c"),),
+            "",
+            "+ fan_out c",
+        ),
+        "reroute to the end": (lambda: (a >> b, a.on("skip") >> c), "", "- edge b -default-> c"),
+        "reroute back": (lambda: (a >> b >> c, b.on("again") >> a), "", "+ edge b -again-> a"),
+        "another way ahead": (lambda: (a >> b >> c, b.on("skip") >> c), "", "+ edge b -skip-> c"),
+        "a passed node moves ahead": (lambda: (b >> a >> c,), "", "+ edge b -default-> a"),
+        "a passed node is also ahead": (lambda: (a >> b >> a.with_options(name="a2") >> c,), "", "a2"),
+        "one ahead moves behind": (lambda: (a >> c >> b,), "", "- edge b -default-> c"),
+        "one ahead moves to the front": (lambda: (c >> a >> b,), "", "- node c"),
+        "another scope of the graph": (lambda: (a >> b >> c, {"scope": "other"}), "", "RunMismatchError"),
+        "another name of the graph": (lambda: (a >> b >> c, {"name": "other"}), "", "RunMismatchError"),
+    },
+)
+
+# ---------------------------------------------------------------- loops and actions
+back = step("back", by="again")
+edits(
+    lambda: (a >> b >> c, b.on("again") >> a),
+    "b",
+    "a b c",
+    {
+        "rename what was passed and lies ahead again": (
+            lambda: (step("a2") >> b >> c, b.on("again") >> step("a3")),
+            "",
+            "edge b -again-> a",
+        ),
+        "retype what was passed and lies ahead again": (
+            lambda: (a2 := step("a", gives=UNTYPED)) and (a2 >> b >> c, b.on("again") >> a2),
+            "a b c",
+            "",
+        ),
+        "insert before a loop": (lambda: (z >> a >> b >> c, b.on("again") >> a), "a b c", ""),
+        "rename an action ahead": (lambda: (a >> b >> c, b.on("retry") >> a), "", "+ edge b -retry-> a"),
+        "insert into a loop": (lambda: (a >> z >> b >> c, b.on("again") >> a), "", "+ node z"),
+    },
+)
+
+# ---------------------------------------------------------------- within a nested graph
+inner = graph(p >> q, name="inner")
+edits(
+    lambda: (a >> graph(p >> q, name="inner") >> c,),
+    "q",
+    "a p q c",
+    {
+        "nested: rename what was passed within": (
+            lambda: (a >> graph(step("p2") >> q, name="inner") >> c,),
+            "a p q c",
+            "",
+        ),
+        "nested: rename what was passed outside": (lambda: (step("a2") >> inner >> c,), "a p q c", ""),
+        "nested: insert what was passed within": (lambda: (a >> graph(z >> p >> q, name="inner") >> c,), "a p q c", ""),
+        "nested: rename what comes next": (
+            lambda: (a >> graph(p >> step("q2"), name="inner") >> c,),
+            "",
+            "stands at node 'inner/q'",
+        ),
+        "nested: append within": (lambda: (a >> graph(p >> q >> z, name="inner") >> c,), "", "+ node inner/z"),
+        "nested: rename what lies ahead outside": (lambda: (a >> inner >> step("c2"),), "", "+ node c2"),
+        "nested: another way out": (lambda: (a >> inner >> c, inner.on("skip") >> c), "", "+ edge inner -skip-> c"),
+        "nested: another scope": (
+            lambda: (a >> graph(p >> q, name="inner", scope="in") >> c,),
+            "",
+            "+ graph inner in scope 'in:'",
+        ),
+        "nested: rename the graph": (lambda: (a >> graph(p >> q, name="inner2") >> c,), "", "stands at node 'inner'"),
+        "nested: flatten": (lambda: (a >> p >> q >> c,), "", "stands at node 'inner'"),
+        "nested: flatten to a node of its name": (
+            lambda: (a >> q.with_options(name="inner") >> q >> c,),
+            "",
+            "'inner', which is no graph but a node",
+        ),
+        "nested: nest once more": (
+            lambda: (a >> graph(graph(p >> q, name="inner"), name="outer") >> c,),
+            "",
+            "stands at node 'inner'",
+        ),
+    },
+)
+edits(
+    lambda: (a >> graph(p >> q, name="inner") >> c,),
+    "p",
+    "a p q c",
+    {
+        "at a nested graph: rename what was passed": (lambda: (step("a2") >> inner >> c,), "a p q c", ""),
+        "at a nested graph: insert at its start": (
+            lambda: (a >> graph(z >> p >> q, name="inner") >> c,),
+            "",
+            "+ start inner/z",
+        ),
+        "at a nested graph: another scope": (
+            lambda: (a >> graph(p >> q, name="inner", scope="in") >> c,),
+            "",
+            "in scope 'in:'",
+        ),
+        "at a nested graph: retype its start": (
+            lambda: (step("a", gives=str) >> graph(step("p", str) >> q, name="inner") >> c,),
+            "",
+            "+ node inner takes str",
+        ),
+    },
+)
+
+
+def leaving(by: str = "", way: str = "", scope: str | None = None, last: Node[Any, Any] | None = None) -> Made:
+    def made() -> tuple[Any, ...]:
+        within = graph(p >> (last or hooked("q", by=by)), name="inner", scope=scope)
+        chains: tuple[Any, ...] = (a >> within >> c,)
+        return (*chains, within.on(way) >> z) if way else chains
+
+    return made
+
+
+edits(
+    leaving("x", "x"),
+    "q!",
+    "a p q q! z",
+    {
+        "leaving: what was passed within": (
+            lambda: (
+                (within := graph(step("p2") >> hooked("q", by="x"), name="inner"))
+                and (a >> within >> c, within.on("x") >> z)
+            ),
+            "a p q q! z",
+            "",
+        ),
+        "leaving: the other way out": (
+            lambda: (
+                (within := graph(p >> hooked("q", by="x"), name="inner"))
+                and (a >> within >> step("c2"), within.on("x") >> z)
+            ),
+            "a p q q! z",
+            "",
+        ),
+        "leaving: its action has gone": (leaving("x", "y"), "", "leaves 'inner' by 'x', for which there is no edge"),
+        "leaving: its action leads elsewhere": (
+            lambda: (
+                (within := graph(p >> hooked("q", by="x"), name="inner"))
+                and (a >> within >> c, within.on("x") >> step("z2"))
+            ),
+            "",
+            "+ edge inner -x-> z2",
+        ),
+        "leaving: the node of its hooks has gone": (
+            leaving("x", "x", last=hooked("q2", by="x")),
+            "",
+            "has left node 'inner/q', which is not there",
+        ),
+        "leaving: the node of its hooks gives another type": (
+            leaving("x", "x", last=hooked("q", str, by="x")),
+            "",
+            "+ node inner/q gives str",
+        ),
+        "leaving: another scope for its hooks": (leaving("x", "x", scope="in"), "", "in scope 'in:'"),
+        "leaving: what takes the value is retyped": (
+            lambda: (
+                (within := graph(p >> hooked("q", by="x"), name="inner"))
+                and (a >> within >> c, within.on("x") >> step("z", str))
+            ),
+            "",
+            "+ node z takes str",
+        ),
+    },
+)
+
+# ---------------------------------------------------------------- waiting for an answer
+use = step("use", UNTYPED, UNTYPED)
+edits(
+    lambda: (a >> ask("sure") >> use,),
+    "",
+    "a use",
+    {
+        "waiting: rename what was passed": (lambda: (step("a2") >> ask("sure") >> use,), "a use", ""),
+        "waiting: a question before": (lambda: (ask("first") >> ask("sure") >> use,), "a use", ""),
+        "waiting: retype what was passed": (lambda: (step("a", str) >> ask("sure") >> use,), "a use", ""),
+        "waiting: rename the question": (lambda: (a >> ask("really") >> use,), "", "waits for an answer at 'sure'"),
+        "waiting: retype the answer": (lambda: (a >> ask("sure", int) >> use,), "", "+ ask sure for int"),
+        "waiting: another question ahead": (lambda: (a >> ask("sure") >> ask("really") >> use,), "", "+ ask really"),
+        "waiting: the question moves": (
+            lambda: (a >> step("sure", UNTYPED, UNTYPED) >> ask("really") >> use,),
+            "",
+            "waits for an answer at 'sure', where nothing asks",
+        ),
+        "waiting: insert ahead": (
+            lambda: (a >> ask("sure") >> step("z", UNTYPED, UNTYPED) >> use,),
+            "",
+            "+ node z",
+        ),
+        "waiting: nest the question": (
+            lambda: (a >> graph(ask("sure"), name="sure") >> use,),
+            "",
+            "waits for an answer at 'sure'",
+        ),
+    },
+)
+edits(
+    lambda: (a >> graph(hooked("p") >> ask("sure"), name="inner") >> use,),
+    "",
+    "a p p! use",
+    {
+        "waiting within: rename what was passed within": (
+            lambda: (a >> graph(p.with_options(name="p2") >> ask("sure"), name="inner") >> use,),
+            "a p p! use",
+            "",
+        ),
+        "waiting within: rename what was passed outside": (
+            lambda: (step("a2") >> graph(hooked("p") >> ask("sure"), name="inner") >> use,),
+            "a p p! use",
+            "",
+        ),
+        "waiting within: the question moves out": (
+            lambda: (a >> graph(hooked("p"), name="inner") >> ask("sure") >> use,),
+            "",
+            "waits for an answer at 'inner/sure'",
+        ),
+    },
+)
+
+# ---------------------------------------------------------------- items
+numbers = step("numbers", int, list[int])
+
+
+def items(
+    work: Node[Any, Any] | None = None,
+    join: Node[Any, Any] | Chain[Any, Any] | None = None,
+    first: Node[Any, Any] = numbers,
+    **options: Any,
+) -> Made:
+    def made() -> tuple[Any, ...]:
+        work_ = step("work", shows=True) if work is None else work
+        spread = each(work_, **{"concurrency": 1, **options}).with_options(name="all")
+        return (first >> spread >> (step("join", UNTYPED, UNTYPED) if join is None else join),)
+
+    return made
+
+
+edits(
+    items(),
+    "work(2)",
+    "numbers work(1) work(2) work(3) join",
+    {
+        "items: nothing": (items(), "numbers work(1) work(2) work(3) join", ""),
+        "items: rename what was passed": (
+            items(first=step("n2", int, list[int])),
+            "numbers work(1) work(2) work(3) join",
+            "",
+        ),
+        "items: others at once": (items(concurrency=3), "numbers work(1) work(2) work(3) join", ""),
+        "items: collect their errors": (items(errors="collect"), "numbers work(1) work(2) work(3) join", ""),
+        "items: other results": (items(step("work", int, str, shows=True)), "", "+ items of all give str"),
+        "items: other inputs": (items(step("work", UNTYPED, shows=True)), "", "+ node all takes Any"),
+        "items: the results are taken as others": (
+            items(join=step("join", list[str], UNTYPED)),
+            "",
+            "+ node join takes list[str]",
+        ),
+        "items: rename their node": (items(step("work2", shows=True)), "", "+ start all/work2"),
+        "items: a graph in place of their node": (
+            items(graph(step("work", shows=True), name="work")),
+            "",
+            "+ graph all/work",
+        ),
+        "items: rename what lies ahead": (items(join=step("join2", UNTYPED, UNTYPED)), "", "+ node join2"),
+        "items: one node in place of the fan-out": (
+            lambda: (numbers >> step("all", UNTYPED, UNTYPED) >> step("join", UNTYPED, UNTYPED),),
+            "",
+            "halfway through the fan-out 'all'",
+        ),
+        "items: a fan-out of another name": (
+            lambda: (
+                numbers >> each(step("work", shows=True)).with_options(name="every") >> step("join", UNTYPED, UNTYPED),
+            ),
+            "",
+            "stands at node 'all'",
+        ),
+    },
+)
+
+
+def way(*nodes: Node[Any, Any], **options: Any) -> Graph[Any, Any]:
+    chain: Any = nodes[0]
+    for each_ in nodes[1:]:
+        chain = chain >> each_
+    return graph(chain, name="way", **options)
+
+
+P, Q, Z = step("p", shows=True), step("q", shows=True), step("z", shows=True)
+HALF = "numbers p(1) q(1) p(2) q(2) p(3) q(3) join"
+edits(
+    items(way(P, Q)),
+    "q(2)",
+    HALF,
+    {
+        "items within: nothing": (items(way(P, Q)), HALF, ""),
+        "items within: rename what one has passed": (
+            items(way(step("p2", shows=True), Q)),
+            "",
+            "- node all/way/p",
+        ),
+        "items within: rename where one stands": (
+            items(way(P, step("q2", shows=True))),
+            "",
+            "item 1 of 'all' stands at node 'all/way/q'",
+        ),
+        "items within: rename where one stands, and collect": (
+            items(way(P, step("q2", shows=True)), errors="collect"),
+            "",
+            "item 1 of 'all' stands at node 'all/way/q'",
+        ),
+        "items within: retype where one stands": (
+            items(way(step("p", int, UNTYPED, shows=True), step("q", UNTYPED, shows=True))),
+            "",
+            "+ node all/way/q takes Any",
+        ),
+        "items within: a node more": (items(way(P, Q, Z)), "", "+ node all/way/z"),
+        "items within: a node more, and collect": (items(way(P, Q, Z), errors="collect"), "", "+ node all/way/z"),
+        "items within: a node less": (items(way(Q)), "", "- node all/way/p"),
+        "items within: another scope": (items(way(P, Q, scope="in")), "", "+ graph all/way in scope 'in:'"),
+        "items within: other results": (items(way(P, step("q", int, str, shows=True))), "", "+ items of all give str"),
+        "items within: flatten": (items(Q.with_options(name="way")), "", "'all/way', which is no graph but a node"),
+    },
+)
+edits(
+    items(way(P, Q), concurrency=3),
+    "q",
+    "join numbers p(1) p(2) p(3) q(1) q(2) q(3)",
+    {
+        "all items begun: rename what they have passed": (
+            items(way(step("p2", shows=True), Q)),
+            "join numbers p(1) p(2) p(3) q(1) q(2) q(3)",
+            "",
+        ),
+        "all items begun: insert what they have passed": (
+            items(way(P, Z, Q)),
+            "join numbers p(1) p(2) p(3) q(1) q(2) q(3)",
+            "",
+        ),
+        "all items begun: retype what they began with": (
+            items(way(step("p", UNTYPED, shows=True), Q)),
+            "join numbers p(1) p(2) p(3) q(1) q(2) q(3)",
+            "",
+        ),
+        "all items begun: rename where they stand": (
+            items(way(P, step("q2", shows=True))),
+            "",
+            "item 0 of 'all' stands at node 'all/way/q'",
+        ),
+        "all items begun: a node more": (items(way(P, Q, Z)), "", "+ node all/way/z"),
+    },
+    crowd=3,
+)
+
+
+def nested_items(first: Node[Any, Any] = numbers, work: Node[Any, Any] | None = None, outer: str = "inner") -> Made:
+    def made() -> tuple[Any, ...]:
+        spread = each(work or step("work", shows=True), concurrency=1).with_options(name="all")
+        return (first >> graph(spread >> step("join", UNTYPED, UNTYPED), name=outer),)
+
+    return made
+
+
+edits(
+    nested_items(),
+    "work(2)",
+    "numbers work(1) work(2) work(3) join",
+    {
+        "a graph that begins with items: rename what was passed": (
+            nested_items(step("n2", int, list[int])),
+            "numbers work(1) work(2) work(3) join",
+            "",
+        ),
+        "a graph that begins with items: other results": (
+            nested_items(work=step("work", int, str, shows=True)),
+            "",
+            "+ items of inner/all give str",
+        ),
+        "a graph that begins with items: rename it": (nested_items(outer="in"), "", "stands at node 'inner'"),
+    },
+)
+
+
+def items_of_items(work: Node[Any, Any] | None = None, p: Node[Any, Any] | None = None) -> Made:
+    def made() -> tuple[Any, ...]:
+        leaf = each(work or step("work", shows=True), concurrency=1).with_options(name="leaves")
+        twig = step("twig", int, list[int], shows=True) if p is None else p
+        spread = each(way(twig, leaf), concurrency=1).with_options(name="all")
+        return (numbers >> spread >> step("join", UNTYPED, UNTYPED),)
+
+    return made
+
+
+LEAVES = "work(1) work(2) work(3)"
+edits(
+    items_of_items(),
+    "work(2)",
+    f"numbers twig(1) {LEAVES} twig(2) {LEAVES} twig(3) {LEAVES} join",
+    {
+        "items of items: nothing": (
+            items_of_items(),
+            f"numbers twig(1) {LEAVES} twig(2) {LEAVES} twig(3) {LEAVES} join",
+            "",
+        ),
+        "items of items: other results": (
+            items_of_items(step("work", int, str, shows=True)),
+            "",
+            "+ items of all/way/leaves give str",
+        ),
+        "items of items: rename where one stands": (items_of_items(step("work2", shows=True)), "", "work2"),
+    },
+)
+
+# ---------------------------------------------------------------- allow_changed: what lies ahead may differ, where it stands not
+edits(
+    lambda: (a >> b >> c,),
+    "b",
+    "a b c",
+    {
+        "allowed: append": (lambda: (a >> b >> c >> z,), "a b c z", ""),
+        "allowed: rename what lies ahead": (lambda: (a >> b >> step("c2"),), "a b c2", ""),
+        "allowed: rename what comes next": (lambda: (a >> step("b2") >> c,), "", "stands at node 'b'"),
+        "allowed: retype what comes next": (lambda: (a >> step("b", UNTYPED) >> c,), "", "+ node b takes Any"),
+    },
+    allowed=True,
+)
+edits(
+    lambda: (a >> graph(p >> q, name="inner") >> step("b2"),),
+    "q",
+    "a p q b2",
+    {
+        "allowed: flatten a graph to a node of its name": (
+            lambda: (a >> q.with_options(name="inner") >> q,),
+            "",
+            "'inner', which is no graph but a node",
+        ),
+        "allowed: another scope": (
+            lambda: (a >> graph(p >> q, name="inner", scope="in") >> step("b2"),),
+            "",
+            "in scope 'in:'",
+        ),
+    },
+    allowed=True,
+)
+edits(
+    leaving("x", "x"),
+    "q!",
+    "a p q q! z",
+    {"allowed: the action of leaving has gone": (leaving("x", "y"), "", "leaves 'inner' by 'x'")},
+    allowed=True,
+)
+edits(
+    lambda: (a >> ask("sure") >> use,),
+    "",
+    "a use",
+    {
+        "allowed: the question moves": (
+            lambda: (a >> step("sure", UNTYPED, UNTYPED) >> ask("really") >> use,),
+            "",
+            "where nothing asks",
+        ),
+        "allowed: another question ahead": (lambda: (a >> ask("sure") >> step("y", UNTYPED, UNTYPED),), "a y", ""),
+    },
+    allowed=True,
+)
+edits(
+    items(way(P, Q)),
+    "q(2)",
+    HALF,
+    {
+        "allowed: rename where an item stands": (items(way(P, step("q2", shows=True))), "", "item 1 of 'all' stands"),
+        "allowed: rename where an item stands, and collect": (
+            items(way(P, step("q2", shows=True)), errors="collect"),
+            "",
+            "item 1 of 'all' stands",
+        ),
+        "allowed: a node more for some items": (items(way(P, Q, Z)), "", "+ node all/way/z"),
+        "allowed: append behind the items": (
+            items(way(P, Q), join=step("join", UNTYPED, UNTYPED) >> step("z", UNTYPED, UNTYPED)),
+            f"{HALF} z",
+            "",
+        ),
+    },
+    allowed=True,
+)
+
+
+def built(made: Made, store: Store) -> Graph[Any, Any]:
+    parts = made()
+    options: dict[str, Any] = next((part for part in parts if isinstance(part, dict)), {})
+    return graph(*(part for part in parts if not isinstance(part, dict)), store=store, **options)
+
+
+async def everything(store: Store) -> dict[str, tuple[int, Any]]:
+    found = await store.stack.read_many([key async for key in store.stack.scan("")])
+    return {key: (entry.version, entry.value) for key, entry in found.items()}
+
+
+async def stop(case: Case, store: Store) -> None:
+    world.stops = {case.stops}
+    world.crowd = asyncio.Barrier(case.crowd) if case.crowd else None
+    with pytest.raises((Stumble, Stop, RunSuspendedError)):
+        await built(case.before, store).run(1, run_id="r")
+    world.stops, world.crowd = set(), None
+
+
+@pytest.fixture(autouse=True)
+def _new_world() -> None:
+    global world
+    world = World()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_goes_on_where_what_lies_ahead_is_unchanged(name: str) -> None:
+    """With each effect exactly once; else it is refused, nothing has changed, and the former graph goes on with it."""
+    case = CASES[name]
+    answer = {} if case.stops else {"answer": True}
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            await stop(case, store)
+            after, before = built(case.after, store), await everything(store)
+            checked = await after.check_runs()
+            assert await everything(store) == before
+            if case.goes:
+                await after.resume("r", allow_changed=case.allowed, **answer)
+                assert order(case, await world.effects(store)) == case.goes.split()
+                assert case.allowed or [check.can_go_on for check in checked] == [True]
+                return
+            with pytest.raises((RunChangedError, RunMismatchError)) as refused:
+                await after.resume("r", allow_changed=case.allowed, **answer)
+            assert case.says in f"{refused.typename} {refused.value}"
+            assert await everything(store) == before
+            if isinstance(refused.value, RunChangedError):
+                assert [(check.can_go_on, check.differences) for check in checked] == [
+                    (False, refused.value.differences)
+                ] or case.allowed
+                assert not any(check.can_go_on for check in checked)
+            else:
+                assert checked == []  # runs of other graphs are none of its own
+            await built(case.before, store).resume("r", **answer)
+            assert order(case, await world.effects(store)) == case.stays.split()
+
+    asyncio.run(main())
+
+
+def order(case: Case, effects: list[str]) -> list[str]:
+    """Of items that go on at once the order is any."""
+    return sorted(effects) if case.crowd else effects
+
+
+def test_there_are_enough_edits() -> None:
+    """Some that go on, and some that are refused."""
+    assert len(CASES) >= 60
+    assert 20 <= sum(not case.goes for case in CASES.values()) <= len(CASES) - 20
