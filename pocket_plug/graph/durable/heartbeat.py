@@ -73,8 +73,8 @@ class Heart:
             self.look()
 
     def unmoved(self) -> dict[Stack, list[Held]]:
-        """The executions that have not moved their runs since this was called last, by store."""
-        held = list(this_process().held.values())
+        """The executions that have not moved their runs since this was called last, by store. Not those that only come to one."""
+        held = [each for each in list(this_process().held.values()) if each.state_key]
         unmoved: dict[Stack, list[Held]] = {}
         for each in held:
             if self._seen.get(each.owner) == each.moves:

@@ -207,12 +207,8 @@ class Journal:
         """
         what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
         found = await self.found({self.checkpoint.key, checkpoint.key, self.state_key}, failed, what)
-        run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
-        if run is None or execution_of(run) != self.owner:
-            by = "it was removed" if run is None else f"epoch {field_of(run, 'epoch')} owns it, this was {self.epoch}"
-            raise RunFencedError(
-                f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed since"
-            ) from failed
+        self.check_owner(found, failed)
+        own = found.get(checkpoint.key)
         if own is not None and field_of(own, "owner") == token:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
@@ -220,6 +216,15 @@ class Journal:
         if self.take_word(found.get(self.state_key)):
             raise self.cancelled_error() from failed
         return None
+
+    def check_owner(self, found: Mapping[str, Entry], failed: BaseException | None = None) -> None:
+        """Raise RunFencedError if, by what was found, the run is somebody else's by now."""
+        run = found.get(self.checkpoint.key)
+        if run is None or execution_of(run) != self.owner:
+            by = "it was removed" if run is None else f"epoch {field_of(run, 'epoch')} owns it, this was {self.epoch}"
+            raise RunFencedError(
+                f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed since"
+            ) from failed
 
     async def found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
         """Look, a few times if need be, whether a failed write has landed. Raises OutcomeUnknownError where no look succeeds."""
