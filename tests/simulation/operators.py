@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pocket_plug as pp
+from pocket_plug.graph.durable import records, states
+from pocket_plug.store.backend import Put
 
 from . import graphs
 from .graphs import EFFECT, GRAPHS, HOOKED, Boom
@@ -53,6 +55,10 @@ def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt 
     if isinstance(error, pp.RunBusyError):
         _judge_busy(world, mine, former)
         return
+    if isinstance(error, pp.RunCancelledError):
+        if not mine.run.is_cancelled:
+            world.violate(f"attempt {number} was told that run {mine.run.id} is cancelled, and nobody has cancelled it")
+        return
     if isinstance(error, pp.RunFencedError):
         if mine.overtaken_at is None:
             world.violate(f"attempt {number} was told that it is fenced, and nobody has overtaken it")
@@ -98,6 +104,25 @@ async def run_or_resume(world: World, machine: Machine, run: Story) -> str:
     return word
 
 
+async def cancel(world: World, machine: Machine, run: Story) -> None:
+    """Tell a run that is at work to end."""
+    stack = machine.store.stack
+    key = records.keys_of(run.id)[0]
+    try:
+        entry = await stack.read(key)
+        if entry is None or records.status_of(entry.value) != "running":
+            return
+        there = states.state_of(entry.value, key.removeprefix(records.RUN))
+        stood = await stack.read(there)
+        if stood is not None:
+            world.note(machine.name, f"cancels {run.id}")
+            await stack.write([Put(there, {**stood.value, "cancelled": True})], {there: stood.version})
+            if not run.is_cancelled:
+                world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
+    except pp.StoreError:
+        return
+
+
 # ---------------------------------------------------------------- a world with chance in it
 class Chaos:
     """What happens in a world until it is brought to its end."""
@@ -126,7 +151,10 @@ class Chaos:
             if run.results and chance.random() < 0.7:
                 await asyncio.sleep(5)
                 continue
-            await run_or_resume(world, machine, run)
+            if chance.random() < world.cancels:
+                await cancel(world, machine, run)
+            else:
+                await run_or_resume(world, machine, run)
 
     def _strike(self) -> None:
         """Something happens to a process."""
@@ -174,7 +202,7 @@ class Chaos:
         world = self.world
         for _ in range(CHAOS):
             await asyncio.sleep(1)
-            if all(run.results for run in world.runs.values()) and world.random.random() < 0.3:
+            if all(run.results or run.status == "cancelled" for run in world.runs.values()) and world.random.random() < 0.3:
                 break
         world.is_faulty = False
         world.note("end", "nothing goes wrong any more")
@@ -184,7 +212,7 @@ class Chaos:
                 each.kill("at the end")
         for run in world.runs.values():
             for _ in range(6):
-                if await run_or_resume(world, machine, run) == "finished":
+                if await run_or_resume(world, machine, run) in ("finished", "RunCancelledError"):
                     break
             else:
                 world.violate(f"run {run.id} does not end")

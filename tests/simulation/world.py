@@ -18,12 +18,14 @@ from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.durable import heartbeat, processes, records
 from pocket_plug.store.backend import Change, Put
 from pocket_plug.store.contention import Backoff
+from pocket_plug.store.keys import RESERVED
 
 from . import graphs
 from .graphs import EFFECT, HOOKED, TOTAL, Boom
 from .loop import Process, Scheduler
 from .store import Client, Server
 
+STATE = f"{RESERVED}run-state:"
 EPOCH = 1_700_000_000.0
 
 
@@ -62,6 +64,8 @@ class Story:
     """Where an effect has landed, and when."""
     owner: Attempt | None = None
     status: str = ""
+    is_cancelled: bool = False
+    """Has word landed that it is to end?"""
     is_begun: bool = False
     results: list[Any] = field(default_factory=list)
     """What callers were told that it has come to."""
@@ -163,6 +167,7 @@ class World:
         self.kill_share = chance.choice((0.0, 0.3, 1.0))
         self.slowness = chance.choice((0.1, 2.0, 40.0))
         self.takeovers = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.5))
+        self.cancels = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1))
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
         self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
         self.strikes = 0.0 if is_calm else chance.choice((0.0, 0.03, 0.3))
@@ -259,6 +264,8 @@ class World:
                 self._effect(key.removeprefix(EFFECT), attempt)
             elif key == TOTAL:
                 self.total += 1
+            elif key.startswith(STATE) and isinstance(change, Put) and change.value.get("cancelled"):
+                self.runs[key.rpartition(":")[2]].is_cancelled = True
             elif key.startswith(records.RUN) and attempt is not None and isinstance(change, Put):
                 self._moved(attempt, change.value["status"])
 
@@ -266,6 +273,8 @@ class World:
         run = self.runs[place.partition("/")[0]]
         if place in run.effects:
             self.violate(f"the effect of {place} has landed twice")
+        if run.is_cancelled:
+            self.violate(f"the effect of {place} has landed though the run was cancelled before")
         run.effects[place] = self.scheduler.now
         if attempt is None or run.owner is not attempt:
             self.violate(f"the effect of {place} was written by an attempt that does not own the run")
@@ -307,7 +316,12 @@ class World:
             if run.results and any(result != wanted.result for result in run.results):
                 self.violate(f"run {run.id} has come to {run.results}, not to {wanted.result}")
             places = {place.partition("/")[2] for place in run.effects}
-            for place in sorted(wanted.places - places):
+            if run.is_cancelled:
+                if run.status != "cancelled" or run.results:
+                    self.violate(f"run {run.id} was cancelled, and is {run.status}; {run.results} were told")
+            elif run.status != "finished":
+                self.violate(f"run {run.id} is {run.status} at the end")
+            for place in sorted(wanted.places - places) if not run.is_cancelled else ():
                 self.violate(f"run {run.id} is finished without the effect of {place}")
             for place in sorted(places - wanted.places):
                 self.violate(f"run {run.id} has an effect of {place}, where it never comes")
@@ -316,7 +330,7 @@ class World:
                 if self.server.value(EFFECT + place) != 1:
                     self.violate(f"the effect of {place} is {self.server.value(EFFECT + place)}")
             for place in sorted(wanted.hooks):
-                if f"{run.id}/{place}" not in self.hooked:
+                if not run.is_cancelled and f"{run.id}/{place}" not in self.hooked:
                     self.violate(f"the hook of {run.id}/{place} was never called")
         for key in self.server.keys(EFFECT):
             if key not in seen:
@@ -324,7 +338,7 @@ class World:
         if (self.server.value(TOTAL) or 0) != self.total:
             self.violate(f"the total is {self.server.value(TOTAL)}, and {self.total} were counted")
         for key in self.server.keys("pocket:"):
-            if ":item:" in key:
+            if ":item:" in key and not self.runs[key.split(":")[2]].is_cancelled:
                 self.violate(f"{key} was left behind")
 
 

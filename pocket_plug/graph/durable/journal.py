@@ -189,11 +189,10 @@ class Journal:
                     await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)
                     return
                 except Exception as failed:
-                    with suppress(RunCancelledError):
-                        if await self.landed(self.checkpoint, token, failed, "") is not None:
-                            return
-                        if not isinstance(failed, ConflictError):
-                            raise
+                    if await self.landed(self.checkpoint, token, failed, "") is not None:
+                        return
+                    if not isinstance(failed, ConflictError):
+                        raise
         except RunFencedError:
             return  # it is another execution's, which goes on with it
         except Exception as failed:  # noqa: BLE001 - the run's own error is what its caller is to see
@@ -213,8 +212,7 @@ class Journal:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
             raise self._unknown(what, "an earlier try has landed in the meantime") from failed
-        if self.take_word(found.get(self.state_key)):
-            raise self.cancelled_error() from failed
+        self.take_word(found.get(self.state_key))
         return None
 
     def check_owner(self, found: Mapping[str, Entry], failed: BaseException | None = None) -> None:

@@ -165,6 +165,8 @@ class RunLedger:
 
     async def _begin(self, run: Running, value: object) -> Visited:
         checkpoint, start = self.checkpoint, run.plan.start
+        if self.journal.is_cancelled:
+            raise self.journal.cancelled_error()
         if len(checkpoint.frames) <= self.level:
             assert self.outer is not None
             encoded = self.outer.frame.value or self.journal.encode(value, f"the input of graph {run.run.graph!r}")
@@ -305,6 +307,8 @@ class RunLedger:
                     if isinstance(error, asyncio.CancelledError):
                         journal.cancelled = error
                     return landed
+                if journal.is_cancelled:  # as this look has found, or that of another item, or a heartbeat
+                    raise journal.cancelled_error() from error
                 if not isinstance(error, ConflictError) or error.keys != {journal.state_key}:
                     raise
 
