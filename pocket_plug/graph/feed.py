@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from pocket_plug.primitives.failures import log_failure
@@ -132,8 +133,10 @@ class Feed:
             log_failure(logging.ERROR, "a run failed whose stream nobody reads any more", error)
 
 
-def first(waiters: dict[Waiter[None], None], count: int | None = None) -> list[Waiter[None]]:
+def first(waiters: dict[Waiter[None], None], count: int | None = None) -> Sequence[Waiter[None]]:
     """Those who have waited longest, taken out; without a count all."""
+    if not waiters:
+        return ()
     found = list(waiters)[: None if count is None else max(count, 0)]
     for waiter in found:
         del waiters[waiter]
