@@ -29,13 +29,14 @@ class Feed:
         self.size = size
         self.is_closed = False
         """Has the reader gone?"""
+        self.is_over = False
+        """Has the run come to its end?"""
         self._lock = new_lock()
         self._events: OrderedDict[object, AnyEvent] = OrderedDict()
         self._keys = itertools.count()
         self._readers: dict[Waiter[None], None] = {}
         self._writers: dict[Waiter[None], None] = {}
         self._taken = 0
-        self._is_over = False
         self._error: BaseException | None = None
 
     @property
@@ -58,7 +59,7 @@ class Feed:
     def end(self, error: BaseException | None = None) -> None:
         """The run is over, by an error or not."""
         with self._lock:
-            self._is_over, self._error = True, error
+            self.is_over, self._error = True, error
             waiting = first(self._readers)
         wake(waiting)
         if self.is_closed:
@@ -92,7 +93,7 @@ class Feed:
         self._taken += 1
         if not self._taken % STEPS_PER_LOOK:
             await asyncio.sleep(0)  # there may always be one more: other tasks come to their turn all the same
-        while not (self._events or self._is_over or self.is_closed):
+        while not (self._events or self.is_over or self.is_closed):
             await self._next()
         with self._lock:
             event = self._events.popitem(last=False)[1] if self._events else None
@@ -106,7 +107,7 @@ class Feed:
     async def _next(self) -> None:
         """Wait for an event. Who waits for the reader need not any more."""
         with self._lock:
-            if self._events or self._is_over or self.is_closed:
+            if self._events or self.is_over or self.is_closed:
                 return
             waiter = Waiter[None]().give(None)
             self._readers[waiter] = None

@@ -793,6 +793,25 @@ def test_a_wait_that_is_cancelled_loses_no_event() -> None:
     run_virtual(main())
 
 
+def test_whoever_cancels_the_task_of_a_run_ends_its_stream() -> None:
+    """Even before its first step: a reader elsewhere doesn't wait for ever."""
+
+    async def main() -> None:
+        for steps in (0, 5):
+            stream = pp.Graph(Work()).stream(1)
+            async with stream:
+                (task,) = tasks()
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    async with asyncio.timeout(60):
+                        while True:
+                            await anext(stream)
+
+    run_virtual(main())
+
+
 def test_a_worker_that_waits_for_room_goes_on_when_the_reader_leaves() -> None:
     """No thread waits for ever for a reader who has gone."""
     over = threading.Event()
