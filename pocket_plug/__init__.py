@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .graph.node_functions import node
     from .graph.reports import emit, progress
     from .graph.retry import Retry
+    from .graph.sleep import Sleep
     from .graph.streaming import RunStream
     from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
@@ -90,6 +91,7 @@ _MODULES = {
     "register_type": "codec",
     "Answered": "graph.ask",
     "Ask": "graph.ask",
+    "Sleep": "graph.sleep",
     "Action": "graph.chain",
     "Chain": "graph.chain",
     "END": "graph.chain",
@@ -199,6 +201,7 @@ __all__ = [
     "RunPosition",
     "RunStream",
     "RunSuspendedError",
+    "Sleep",
     "StepLimitError",
     "Store",
     "StoreBusyError",

@@ -10,14 +10,22 @@ import copy
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from pocket_plug.errors import NodeTimeoutError, RunCancelledError, RunSuspendedError, StepLimitError, SyncError
+from pocket_plug.errors import (
+    ConflictError,
+    NodeTimeoutError,
+    RunCancelledError,
+    RunSuspendedError,
+    StepLimitError,
+    SyncError,
+)
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import drive
+from pocket_plug.primitives.waiting import drive, pause
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
@@ -26,7 +34,7 @@ from .context import in_own_context, run_ids, to_its_end
 from .host import RunHost
 from .observing import NodeCall, Observer, Run
 from .plan import PlannedGraph
-from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Ledger, Writing
+from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .step import Step, Visited, Visiting
 from .watching import Entered, Part, end, enter, keep_pace, leave, tell
 
@@ -295,7 +303,20 @@ class Execution:
         beside.ledger = ledger
         return beside
 
-    async def ask(self, step: Step, question: object) -> Value:
+    async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
         """The answer to a question of a node."""
         assert self.ledger is not None  # a graph that asks runs with one only
-        return await self.ledger.ask(self, step, question)
+        return await self.ledger.ask(self, step, made)
+
+    async def sleep(self, until: Callable[[], float]) -> None:
+        """Wait until a time: a durable run in no process at all, any other here."""
+        if self.ledger is not None:
+            await self.ledger.sleep(self, until)
+        else:
+            await pause(max(until() - self.stack.clock(), 0))
+
+    async def suspend(self, waiting: Sequence[RunSuspendedError]) -> None:
+        """Items wait: so does the run. Gives where one of them can go on by now."""
+        assert self.ledger is not None  # no other run can wait
+        with suppress(ConflictError):
+            await self.ledger.suspend(self, [wait for each in waiting for wait in each.waits])

@@ -28,6 +28,7 @@ from .upgrades import Upgrade, check_upgrade
 from .visit import step_of
 
 if TYPE_CHECKING:
+    from .ask import Ask
     from .durable import Request, RunCheck
     from .observing import Carrier
     from .streaming import RunStream
@@ -178,6 +179,7 @@ class Graph(Node[I, O]):
         /,
         *,
         answer: object = MISSING,
+        question: str | Ask[Any, Any] | None = None,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
@@ -187,7 +189,7 @@ class Graph(Node[I, O]):
 
         As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
         """
-        request = _request(run_id, answer, allow_changed, takeover)
+        request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
@@ -220,13 +222,14 @@ class Graph(Node[I, O]):
         /,
         *,
         answer: object = MISSING,
+        question: str | Ask[Any, Any] | None = None,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
         traceparent: Carrier | None = None,
     ) -> O:
         """`resume` for callers without `await`."""
-        request = _request(run_id, answer, allow_changed, takeover)
+        request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
         output: O = execution.go_in_place(MISSING, self._is_sync)
         return output
@@ -305,13 +308,15 @@ class Graph(Node[I, O]):
         return flow_chart(self.plan)
 
 
-def _request(run_id: str | None, answer: object, allow_changed: bool, takeover: bool) -> Request | None:
+def _request(
+    run_id: str | None, answer: object, allow_changed: bool, takeover: bool, question: object = None
+) -> Request | None:
     """What is asked of a durable run; its module is not loaded for others."""
     if run_id is None and not allow_changed and not takeover:
         return None
     from .durable import Request
 
-    return Request(run_id, answer=answer, allow_changed=allow_changed, takeover=takeover)
+    return Request(run_id, answer=answer, question=question, allow_changed=allow_changed, takeover=takeover)
 
 
 @overload
