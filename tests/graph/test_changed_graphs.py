@@ -1,30 +1,27 @@
 """A graph is edited while a run of it is under way: the run goes on where what lies ahead of it is what it was, and only there.
 
-Each case makes a run stop somewhere in one graph, and goes on with it in another. What goes on has each effect exactly once; what is
-refused has changed nothing, and goes on in the graph that it was begun by.
+Each case makes a run stop somewhere in one graph, and goes on with it in another. What goes on has each effect exactly once; what
+is refused has changed nothing, and goes on in the graph that it was begun by.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from pocket_plug import (
-    Answered,
     Ask,
     Chain,
-    ConfigError,
     Graph,
     Memory,
     Next,
     Node,
     RunChangedError,
     RunMismatchError,
-    RunPosition,
     RunSuspendedError,
     Store,
     StoreWriter,
