@@ -17,6 +17,7 @@ from .judging import How, Judge, Kept
 from .records import RUN, check_start, field_of, look_at, status_of
 from .request import prepare
 from .standing import part_of, place_of
+from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
 
 BATCH = 1000
@@ -53,7 +54,7 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
     prepare(graph, place)
     stack, judge = place[0], Judge(graph, place)
     found: list[RunCheck] = []
-    keys = [key async for key in stack.scan(RUN)]
+    keys = await _keys(stack, graph.name)
     for at in range(0, len(keys), BATCH):
         runs = {
             key: entry async for key, entry in _entries(stack, keys[at : at + BATCH]) if _is_open(entry, graph.name)
@@ -68,6 +69,15 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
             asked = waits.get(asking.get(key, ""))
             found.append(await _checked(stack, judge, key, entry, start, asked))
     return found
+
+
+async def _keys(stack: Stack, graph: str) -> list[str]:
+    """The keys of all runs but those that their state tells to be over, or another graph's. Older runs have no state."""
+    ours = [states_of(status, graph) for status in OPEN]
+    others = {
+        key.rpartition(":")[2] async for key in stack.scan(STATE) if not any(key.startswith(each) for each in ours)
+    }
+    return [key async for key in stack.scan(RUN) if key.removeprefix(RUN) not in others]
 
 
 def _is_open(entry: Entry | CodecError, graph: str) -> bool:
@@ -89,7 +99,8 @@ def _asking(key: str, entry: Entry | CodecError) -> str | None:
 
 
 def _is_elsewhere(start: Entry | CodecError | None, scope: str) -> bool:
-    return isinstance(start, Entry) and field_of(start, "scope") != scope
+    """Is it one of a graph of that name in another scope? Where its record doesn't say it, it may be this one's."""
+    return isinstance(start, Entry) and field_of(start, "scope") not in (None, scope)
 
 
 async def _checked(

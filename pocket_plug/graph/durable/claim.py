@@ -60,6 +60,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
             check_start(start, begun.value)
             state = read_state(there, stood) if stood is not None else None
+            journal.is_cancelled = state is not None and state.cancelled  # nobody has ended it yet: this execution does
             _refuse_another(journal, begun.value, value)
             journal.checkpoint.load(entry)
             _refuse_if_busy(journal, entry.value, state)
@@ -100,6 +101,7 @@ async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, 
         lease=journal.wanted.lease,
         tries=tries,
         commits=checkpoint.commits + 1,
+        cancelled=journal.is_cancelled,
     )
     record = journal.record(token, checkpoint.frames)
     changes = [change for change in changes if change.key != journal.state_key]

@@ -185,11 +185,10 @@ class Journal:
                     await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)
                     return
                 except Exception as failed:
-                    with suppress(RunCancelledError):
-                        if await self.landed(self.checkpoint, token, failed, "") is not None:
-                            return
-                        if not isinstance(failed, ConflictError):
-                            raise
+                    if await self.landed(self.checkpoint, token, failed, "") is not None:
+                        return
+                    if not isinstance(failed, ConflictError):
+                        raise
         except RunFencedError:
             return  # it is another execution's, which goes on with it
         except Exception as failed:  # noqa: BLE001 - the run's own error is what its caller is to see
@@ -203,19 +202,23 @@ class Journal:
         """
         what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
         found = await self.found({self.checkpoint.key, checkpoint.key, self.state_key}, failed, what)
-        run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
+        self.check_owner(found, failed)
+        own = found.get(checkpoint.key)
+        if own is not None and field_of(own, "owner") == token:
+            return own.version
+        if (own.version if own is not None else 0) != checkpoint.version:
+            raise self._unknown(what, "an earlier try has landed in the meantime") from failed
+        self.take_word(found.get(self.state_key))
+        return None
+
+    def check_owner(self, found: Mapping[str, Entry], failed: BaseException | None = None) -> None:
+        """Raise RunFencedError if, by what was found, the run is somebody else's by now."""
+        run = found.get(self.checkpoint.key)
         if run is None or execution_of(run) != self.owner:
             by = "it was removed" if run is None else f"epoch {field_of(run, 'epoch')} owns it, this was {self.epoch}"
             raise RunFencedError(
                 f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed since"
             ) from failed
-        if own is not None and field_of(own, "owner") == token:
-            return own.version
-        if (own.version if own is not None else 0) != checkpoint.version:
-            raise self._unknown(what, "an earlier try has landed in the meantime") from failed
-        if self.take_word(found.get(self.state_key)):
-            raise self.cancelled_error() from failed
-        return None
 
     async def found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
         """Look, a few times if need be, whether a failed write has landed. Raises OutcomeUnknownError where no look succeeds."""

@@ -91,17 +91,23 @@ class RunLedger:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
         if self.outer is not None:
             return MISSING
-        journal = self.journal
-        result = await claim(journal, value)
-        if result is not None:
-            return default_codec.decode(result)
-        run.steps = journal.steps
-        run.run.resumed, run.run.carrier = self.checkpoint.is_old, journal.carrier
-        if value is MISSING:
-            begun = await run.stack.read(journal.part + "start")
-            with suppress(CodecError):  # only who watches the run wants to know
-                run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
-        return MISSING
+        journal, held, is_claimed = self.journal, this_process().held, False
+        held[journal.owner] = journal  # before the claim lands, or others of this process would take its execution for ended
+        try:
+            result = await claim(journal, value)
+            if result is not None:
+                return default_codec.decode(result)
+            run.steps = journal.steps
+            run.run.resumed, run.run.carrier = self.checkpoint.is_old, journal.carrier
+            if value is MISSING:
+                begun = await run.stack.read(journal.part + "start")
+                with suppress(CodecError):  # only who watches the run wants to know
+                    run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
+            is_claimed = True
+            return MISSING
+        finally:
+            if not is_claimed:
+                held.pop(journal.owner, None)
 
     async def refence(self, conflict: ConflictError) -> bool:
         """After a conflict of a write that expected the fence: does the run still belong to this execution?"""
@@ -122,7 +128,6 @@ class RunLedger:
             return await travel(value)
         journal, held = self.journal, this_process().held
         journal.listen(run)
-        held[journal.owner] = journal
         keep_beating(journal.lease)
         try:
             return await travel(value)
@@ -161,6 +166,8 @@ class RunLedger:
 
     async def _begin(self, run: Running, value: object) -> Visited:
         checkpoint, start = self.checkpoint, run.plan.start
+        if self.journal.is_cancelled:
+            raise self.journal.cancelled_error()
         if len(checkpoint.frames) <= self.level:
             assert self.outer is not None
             encoded = self.outer.frame.value or self.journal.encode(value, f"the input of graph {run.run.graph!r}")
@@ -300,6 +307,8 @@ class RunLedger:
                     if isinstance(error, asyncio.CancelledError):
                         journal.cancelled = error
                     return landed
+                if journal.is_cancelled:  # as this look has found, or that of another item, or a heartbeat
+                    raise journal.cancelled_error() from error
                 if not isinstance(error, ConflictError) or error.keys != {journal.state_key}:
                     raise
 
@@ -318,8 +327,12 @@ class RunLedger:
         ledger._stand_at(current)
         own: Exception | None = None
         try:
-            if checkpoint.is_old and (entry := await run.stack.read(checkpoint.key)) is not None:
-                checkpoint.load(entry)
+            if checkpoint.is_old:
+                # with the run's: whoever has overtaken this execution may have ended the fan-out, and removed the items
+                found = await run.stack.read_many((checkpoint.key, self.journal.checkpoint.key))
+                self.journal.check_owner(found)
+                if (entry := found.get(checkpoint.key)) is not None:
+                    checkpoint.load(entry)
             ledger.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
             try:
                 visited = await ledger._visit(run.beside(ledger), step, item, position)
