@@ -10,14 +10,23 @@ import copy
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from pocket_plug.errors import NodeTimeoutError, RunCancelledError, RunSuspendedError, StepLimitError, SyncError
+from pocket_plug.errors import (
+    ConflictError,
+    NodeTimeoutError,
+    RunCancelledError,
+    RunSuspendedError,
+    RunTimeoutError,
+    StepLimitError,
+    SyncError,
+)
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import drive
+from pocket_plug.primitives.waiting import drive, pause
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
@@ -26,9 +35,9 @@ from .context import in_own_context, run_ids, to_its_end
 from .host import RunHost
 from .observing import NodeCall, Observer, Run
 from .plan import PlannedGraph
-from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Ledger, Writing
+from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .step import Step, Visited, Visiting
-from .watching import Entered, Part, end, enter, leave, tell
+from .watching import Entered, Part, end, enter, keep_pace, leave, tell
 
 TURN = 0.001
 """Seconds after which a run that never suspends gives way to the event loop."""
@@ -46,21 +55,9 @@ class Execution:
     """
 
     __slots__ = (
-        *(
-            "above",
-            "attempts",
-            "began",
-            "exits",
-            "grace",
-            "ledger",
-            "left_by",
-            "loop",
-            "max_steps",
-            "observers",
-            "on_every_phase",
-        ),
-        *("on_node", "on_phase", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends", "visits"),
-        *("attempts", "where"),
+        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers"),
+        *("on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack", "steps"),
+        *("threads", "timeout", "turn_ends", "visits", "where"),
     )
     where: int
     attempts: int
@@ -85,9 +82,11 @@ class Execution:
         self.turn_ends = 0.0
         if parent is None:
             self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
+            self.timeout = graph.timeout
             self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
         else:
             self.above, self.exits, self.began = parent.outermost, parent.exits, parent.began
+            self.timeout = None  # one is for a whole run
             self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
             if run.depth > graph.max_depth:
                 raise StepLimitError(
@@ -97,6 +96,7 @@ class Execution:
         self.on_node: Sequence[Part] = ()
         self.on_phase: Sequence[Part] = ()  # of guarded nodes
         self.on_every_phase: Sequence[Part] = ()
+        self.paced: Sequence[Observer] = ()
         self.observers = observers = pocket.observers(run)
         self.visits: dict[str, int] | None = (
             None  # counted only if the run is watched or durable, or the graph has loops
@@ -111,6 +111,7 @@ class Execution:
         self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
         self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
         self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
+        self.paced = [observer for observer in observers if observer.pace is not None]
 
     @property
     def outermost(self) -> Execution:
@@ -125,7 +126,7 @@ class Execution:
     def go_in_place(self, value: object, is_sync: bool) -> Value:
         """Run for a caller without `await`: with no event loop if every phase `is_sync`, else on one made for it."""
         stack = self.stack
-        if is_sync and not stack.needs_loop:
+        if is_sync and not stack.needs_loop and self.timeout is None:
             if stack.is_new:
                 stack.open_sync()
             return copy_context().run(drive, self.go(value))
@@ -170,7 +171,26 @@ class Execution:
 
     def _kept(self, value: object) -> Coroutine[Any, Any, Value]:
         """Travel; where the run is durable, it is recorded how that ends."""
-        return self._travel(value) if self.ledger is None else self.ledger.hold(self, self._travel, value)
+        travel = self._travel if self.timeout is None else self._travel_in_time
+        return travel(value) if self.ledger is None else self.ledger.hold(self, travel, value)
+
+    async def _travel_in_time(self, value: object) -> Value:
+        """Travel, within the graph's time-out."""
+        assert self.timeout is not None
+        left = self.timeout if self.ledger is None else self.timeout - self.ledger.age
+        late = RunTimeoutError(
+            f"run {self.run.id!r} of graph {self.run.graph!r} took longer than {self.timeout:g} seconds"
+        )
+        if left <= 0:
+            raise late
+        limit = asyncio.timeout(left)
+        try:
+            async with limit:
+                return await self._travel(value)
+        except TimeoutError as error:
+            if limit.expired():
+                raise late from error
+            raise
 
     async def _watched(self, value: object) -> Value:
         """Travel between what the observers do before and after."""
@@ -190,7 +210,8 @@ class Execution:
         except BaseException as error:
             run.error = failed = error
             cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit | RunCancelledError)
-            run.outcome = "cancelled" if cancelled else "timeout" if isinstance(error, NodeTimeoutError) else "failure"
+            late = isinstance(error, NodeTimeoutError | RunTimeoutError)
+            run.outcome = "cancelled" if cancelled else "timeout" if late else "failure"
             raise
         finally:
             leave(entered, failed)
@@ -239,17 +260,21 @@ class Execution:
             outermost.turn_ends = time.perf_counter() + TURN
 
     # ------------------------------------------------------------ its nodes
-    def visit(self, step: Step, value: object) -> Visiting:
+    def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
         """Take a value through a node, watched if the run is."""
-        return self._watch(step, value) if self.observers else step.ways[self.where].take(self, value, None)
+        return self._watch(step, value, position) if self.observers else step.ways[self.where].take(self, value, None)
 
-    async def _watch(self, step: Step, value: object) -> Visited:
+    async def _watch(self, step: Step, value: object, position: int | None = None) -> Visited:
         """Take a value through a node, between what the observers do before and after."""
+        if self.paced and self.loop:
+            await keep_pace(self.paced)
         run, visits, name = self.run, self.visits, step.name
         assert visits is not None
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
-        call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item)
+        call = NodeCall(
+            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, position
+        )
         entered: Entered = []
         try:
             if self.on_node:
@@ -293,7 +318,7 @@ class Execution:
 
     def item(self, step: Step, item: object, position: int) -> Visiting:
         """Take one item of a fan-out through its node."""
-        return self.visit(step, item) if self.ledger is None else self.ledger.item(self, step, item, position)
+        return self.visit(step, item, position) if self.ledger is None else self.ledger.item(self, step, item, position)
 
     def beside(self, ledger: Ledger) -> Execution:
         """This run, as it is kept in another ledger: for an item of a fan-out."""
@@ -301,7 +326,20 @@ class Execution:
         beside.ledger = ledger
         return beside
 
-    async def ask(self, step: Step, question: object) -> Value:
+    async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
         """The answer to a question of a node."""
         assert self.ledger is not None  # a graph that asks runs with one only
-        return await self.ledger.ask(self, step, question)
+        return await self.ledger.ask(self, step, made)
+
+    async def sleep(self, until: Callable[[], float]) -> None:
+        """Wait until a time: a durable run in no process at all, any other here."""
+        if self.ledger is not None:
+            await self.ledger.sleep(self, until)
+        else:
+            await pause(max(until() - self.stack.clock(), 0))
+
+    async def suspend(self, waiting: Sequence[RunSuspendedError]) -> None:
+        """Items wait: so does the run. Gives where one of them can go on by now."""
+        assert self.ledger is not None  # no other run can wait
+        with suppress(ConflictError):
+            await self.ledger.suspend(self, [wait for each in waiting for wait in each.waits])

@@ -28,12 +28,15 @@ from .upgrades import Upgrade, check_upgrade
 from .visit import step_of
 
 if TYPE_CHECKING:
+    from .ask import Ask
     from .durable import Request, RunCheck
     from .observing import Carrier
+    from .streaming import RunStream
 
 MAX_STEPS = 10_000
 MAX_DEPTH = 32
 CLEAN_UP_GRACE = 5.0
+BUFFER = 100
 
 
 class Graph(Node[I, O]):
@@ -50,6 +53,8 @@ class Graph(Node[I, O]):
       `[store]` of the Pocket's configuration; else one of its own in memory. `scope` gives it a part of that.
     - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
     - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
+    - `timeout`: how long a whole run may take, for a durable one from its begin on, waits for answers included; then it fails
+      with RunTimeoutError. One of a nested graph isn't heeded.
     - `keep_finished`: how long the records of a finished durable run are kept at least, whatever one client's clock says;
       without one until they are removed. Once they are gone, a run of the same id begins anew.
     - `version` and `upgrade`: what becomes of durable runs that an older version of this graph has begun. `upgrade={1: fn}` has
@@ -83,6 +88,7 @@ class Graph(Node[I, O]):
         max_depth: int = MAX_DEPTH,
         clean_up_grace: Duration = CLEAN_UP_GRACE,
         keep_finished: Duration | None = None,
+        timeout: Duration | None = None,
         version: int = 1,
         upgrade: Mapping[int, Upgrade] | None = None,
     ) -> None:
@@ -99,6 +105,7 @@ class Graph(Node[I, O]):
         self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
         self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
         self.version, self.upgrade = check_count(version, "version"), check_upgrade(upgrade, version, self.name)
+        self.timeout = None if timeout is None else seconds(timeout, "timeout")
         needs_loop = store is not None and store.place[0].needs_loop
         self.plan = Plan(self._chains, self.name, step_of, needs_loop)
         self._placed: tuple[Stack, str] | None = None
@@ -144,12 +151,41 @@ class Graph(Node[I, O]):
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
 
+    def stream(
+        self,
+        input: I,
+        /,
+        *,
+        buffer: int = BUFFER,
+        pocket: RunHost | None = None,
+        run_id: str | None = None,
+        allow_changed: bool = False,
+        takeover: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> RunStream[O]:
+        """`run`, and its events as they happen: `async for event in graph.stream(order): …`.
+
+        The run goes in a task of its own, from the first event that is asked for. It may be `buffer` events ahead of its
+        reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or `Asked` where the
+        run waits for an answer. What `run` would raise is raised by the loop, after the events that came before.
+
+        Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for the end of that.
+        """
+        from .feed import Feed
+        from .streaming import RunStream, StreamHost
+
+        request = _request(run_id, MISSING, allow_changed, takeover)
+        feed = Feed(check_count(buffer, "buffer"))
+        host = StreamHost(default_host() if pocket is None else pocket, feed)
+        return RunStream(feed, self._execution(input, host, request, traceparent, loop=True, threads=True), input)
+
     async def resume(
         self,
         run_id: str,
         /,
         *,
         answer: object = MISSING,
+        question: str | Ask[Any, Any] | None = None,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
@@ -160,7 +196,7 @@ class Graph(Node[I, O]):
 
         As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
         """
-        request = _request(run_id, answer, allow_changed, takeover)
+        request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
@@ -194,6 +230,7 @@ class Graph(Node[I, O]):
         /,
         *,
         answer: object = MISSING,
+        question: str | Ask[Any, Any] | None = None,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
@@ -201,7 +238,7 @@ class Graph(Node[I, O]):
         traceparent: Carrier | None = None,
     ) -> O:
         """`resume` for callers without `await`."""
-        request = _request(run_id, answer, allow_changed, takeover)
+        request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=False, threads=False)
         output: O = execution.go_in_place(MISSING, self._is_sync)
         return output
@@ -332,13 +369,15 @@ class Graph(Node[I, O]):
         return flow_chart(self.plan)
 
 
-def _request(run_id: str | None, answer: object, allow_changed: bool, takeover: bool) -> Request | None:
+def _request(
+    run_id: str | None, answer: object, allow_changed: bool, takeover: bool, question: object = None
+) -> Request | None:
     """What is asked of a durable run; its module is not loaded for others."""
     if run_id is None and not allow_changed and not takeover:
         return None
     from .durable import Request
 
-    return Request(run_id, answer=answer, allow_changed=allow_changed, takeover=takeover)
+    return Request(run_id, answer=answer, question=question, allow_changed=allow_changed, takeover=takeover)
 
 
 def _carrier(traceparent: Carrier) -> Mapping[str, str]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
 from .check import found_entries
 from .records import RUN, escaped
 from .stalled import StallWatch
-from .states import StateKey, states_of
+from .states import WAKE, StateKey, in_order, states_of, wakes_of
 
 AHEAD = 16
 """So many more than are wanted are looked at, and some of them taken at random: else all workers would go for the first."""
@@ -56,19 +59,30 @@ class Finder:
         ]
 
     async def find(self, wanted: int) -> list[Ready]:
-        """Runs that are ready by what their keys say, those that were begun first."""
-        return await self._pending(wanted + AHEAD)
+        """Runs that are ready by what their keys say: pending ones, those that were begun first, and those that are due."""
+        return [*await self._pending(wanted + AHEAD), *await self._due(wanted + AHEAD)]
 
     async def _pending(self, wanted: int) -> list[Ready]:
         found: list[Ready] = []
-        prefix, after = states_of("pending", self.graph.name), ""
-        while len(found) < wanted:
-            page = [key async for key in self.stack.scan(prefix, after=after, limit=wanted)]
-            ids = [StateKey.parse(key).run_id for key in page]
-            found += [Ready(run_id) for run_id in ids if self._may_take(run_id)]
-            if len(page) < wanted:
-                break
-            after = page[-1]
+        async with aclosing(paged(self.stack, states_of("pending", self.graph.name), size=wanted)) as keys:
+            async for key in keys:
+                if len(found) == wanted:
+                    break
+                if self._may_take(run_id := StateKey.parse(key).run_id):
+                    found.append(Ready(run_id))
+        return found
+
+    async def _due(self, wanted: int) -> list[Ready]:
+        """Those whose time has come by the store's clock."""
+        found: list[Ready] = []
+        now = in_order(self.stack.clock())
+        async with aclosing(paged(self.stack, wakes_of(self.graph.name), size=wanted)) as keys:
+            async for key in keys:
+                _, at, name = key.removeprefix(WAKE).split(":")
+                if at > now or len(found) == wanted:
+                    break
+                if self._may_take(run_id := unquote(name)):
+                    found.append(Ready(run_id))
         return found
 
     def _may_take(self, run_id: str) -> bool:

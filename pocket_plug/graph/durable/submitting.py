@@ -13,7 +13,7 @@ from pocket_plug.store.stack import Stack
 
 from .claim import begin, refuse_another
 from .journal import Journal, Wanted
-from .records import RUN_FIELDS, check, check_start, status_of
+from .records import check_run, check_start, status_of
 from .request import prepare
 from .states import State, plain_state, state_key
 from .waking import wake_workers
@@ -35,7 +35,7 @@ async def submit(
     while True:
         found = await stack.read_many((key, start))
         if (entry := found.get(key)) is not None:
-            check(key, entry.value, RUN_FIELDS)
+            check_run(key, entry.value)
             if (begun := found.get(start)) is not None:
                 check_start(start, begun.value)
                 refuse_another(journal, begun.value, value)
