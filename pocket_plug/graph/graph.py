@@ -161,6 +161,7 @@ class Graph(Node[I, O]):
         run_id: str | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
+        store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> RunStream[O]:
         """`run`, and its events as they happen: `async for event in graph.stream(order): …`.
@@ -177,7 +178,9 @@ class Graph(Node[I, O]):
         request = _request(run_id, MISSING, allow_changed, takeover)
         feed = Feed(check_count(buffer, "buffer"))
         host = StreamHost(default_host() if pocket is None else pocket, feed)
-        return RunStream(feed, self._execution(input, host, request, traceparent, loop=True, threads=True), input)
+        return RunStream(
+            feed, self._execution(input, host, request, store, traceparent, loop=True, threads=True), input
+        )
 
     async def resume(
         self,
