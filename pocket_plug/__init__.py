@@ -31,6 +31,7 @@ from .errors import (
     RunChangedError,
     RunFencedError,
     RunMismatchError,
+    RunStateError,
     RunSuspendedError,
     StepLimitError,
     StoreBusyError,
@@ -53,12 +54,24 @@ if TYPE_CHECKING:
     from .codec import register_type
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
-    from .graph.durable import RunCheck, idempotency_key
+    from .graph.durable import RunCheck, RunFailure, idempotency_key
     from .graph.each import each
     from .graph.graph import Graph, fan_out
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.retry import Retry
+    from .graph.runs import (
+        PassedNode,
+        RunExecution,
+        RunHistory,
+        RunInfo,
+        RunOwner,
+        RunPage,
+        Runs,
+        RunState,
+        RunValue,
+        SyncRuns,
+    )
     from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
@@ -83,11 +96,22 @@ _MODULES = {
     "each": "graph.each",
     "fan_out": "graph.graph",
     "RunCheck": "graph.durable",
+    "RunFailure": "graph.durable",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",
     "node": "graph.node_functions",
     "Retry": "graph.retry",
+    "PassedNode": "graph.runs",
+    "RunExecution": "graph.runs",
+    "RunHistory": "graph.runs",
+    "RunInfo": "graph.runs",
+    "RunOwner": "graph.runs",
+    "RunPage": "graph.runs",
+    "RunState": "graph.runs",
+    "RunValue": "graph.runs",
+    "Runs": "graph.runs",
+    "SyncRuns": "graph.runs",
     "RunPosition": "graph.upgrades",
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",
@@ -145,6 +169,7 @@ __all__ = [
     "NodeTimeoutError",
     "NotConfiguredError",
     "OutcomeUnknownError",
+    "PassedNode",
     "PhaseError",
     "PluginError",
     "Pocket",
@@ -157,10 +182,20 @@ __all__ = [
     "RunCancelledError",
     "RunChangedError",
     "RunCheck",
+    "RunExecution",
+    "RunFailure",
     "RunFencedError",
+    "RunHistory",
+    "RunInfo",
     "RunMismatchError",
+    "RunOwner",
+    "RunPage",
     "RunPosition",
+    "RunState",
+    "RunStateError",
     "RunSuspendedError",
+    "RunValue",
+    "Runs",
     "StepLimitError",
     "Store",
     "StoreBusyError",
@@ -171,6 +206,7 @@ __all__ = [
     "StoreWriter",
     "SyncError",
     "SyncReader",
+    "SyncRuns",
     "SyncScope",
     "SyncStore",
     "SyncWriter",

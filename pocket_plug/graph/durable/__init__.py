@@ -12,5 +12,6 @@ from .records import keys_of as keys_of
 from .records import look_at as look_at
 from .request import Request as Request
 from .standing import step_at as step_at
+from .states import RunFailure as RunFailure
 
 register_type(Answered, tag="pocket_plug.Answered")

@@ -18,8 +18,10 @@ from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.store import MISSING
 
+from .executions import note_execution
 from .journal import Journal
 from .judging import Kept
+from .moving import move, seen_of
 from .processes import this_process
 from .records import FORM, RUN_FIELDS, Frame, Record, check, check_start, field_of, status_of
 from .standing import step_at
@@ -51,6 +53,11 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             _refuse_another(journal, begun.value, value)
             journal.checkpoint.load(entry)
             _refuse_if_busy(journal, entry.value, state)
+            if state is not None and state.cancelled:
+                seen = seen_of(key, entry, entry.value, journal.checkpoint, there, stood)
+                if await move(stack, seen, "cancelled") is None:
+                    continue
+                raise journal.cancelled_error()  # as it was told, but its execution has ended without having heard
             changes = [Delete(there)] if stood is not None else []
             if status_of(entry.value) != "finished":
                 kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames)
@@ -62,6 +69,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 return result
             is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
             tries = state.tries + 1 if state is not None and is_unmoved else 1
+            changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
         if await _take_over(journal, changes, expect, tries):
             journal.checkpoint.is_old = journal.is_to_tell = entry is not None
             return None
