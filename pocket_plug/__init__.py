@@ -56,9 +56,22 @@ if TYPE_CHECKING:
     from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, RunFailure, idempotency_key
     from .graph.each import each
+    from .graph.events import (
+        Asked,
+        Emitted,
+        Finished,
+        ItemDone,
+        NodeEntered,
+        NodeLeft,
+        NodePlace,
+        NodeRetried,
+        Progressed,
+        RunEvent,
+    )
     from .graph.graph import Graph, fan_out
     from .graph.node import Node
     from .graph.node_functions import node
+    from .graph.reports import emit, progress
     from .graph.retry import Retry
     from .graph.runs import (
         PassedNode,
@@ -72,6 +85,8 @@ if TYPE_CHECKING:
         RunValue,
         SyncRuns,
     )
+    from .graph.sleep import Sleep
+    from .graph.streaming import RunStream
     from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
@@ -89,11 +104,22 @@ _MODULES = {
     "register_type": "codec",
     "Answered": "graph.ask",
     "Ask": "graph.ask",
+    "Sleep": "graph.sleep",
     "Action": "graph.chain",
     "Chain": "graph.chain",
     "END": "graph.chain",
     "Next": "graph.chain",
     "each": "graph.each",
+    "Asked": "graph.events",
+    "Emitted": "graph.events",
+    "Finished": "graph.events",
+    "ItemDone": "graph.events",
+    "NodeEntered": "graph.events",
+    "NodeLeft": "graph.events",
+    "NodePlace": "graph.events",
+    "NodeRetried": "graph.events",
+    "Progressed": "graph.events",
+    "RunEvent": "graph.events",
     "fan_out": "graph.graph",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
@@ -101,6 +127,8 @@ _MODULES = {
     "Graph": "graph.graph",
     "Node": "graph.node",
     "node": "graph.node_functions",
+    "emit": "graph.reports",
+    "progress": "graph.reports",
     "Retry": "graph.retry",
     "PassedNode": "graph.runs",
     "RunExecution": "graph.runs",
@@ -112,6 +140,7 @@ _MODULES = {
     "RunValue": "graph.runs",
     "Runs": "graph.runs",
     "SyncRuns": "graph.runs",
+    "RunStream": "graph.streaming",
     "RunPosition": "graph.upgrades",
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",
@@ -146,6 +175,7 @@ __all__ = [
     "Action",
     "Answered",
     "Ask",
+    "Asked",
     "Backend",
     "Chain",
     "Change",
@@ -155,10 +185,13 @@ __all__ = [
     "CorruptRecordError",
     "Delete",
     "Duration",
+    "Emitted",
     "Entry",
+    "Finished",
     "Graph",
     "GraphError",
     "InputError",
+    "ItemDone",
     "Key",
     "KeyNameError",
     "Layer",
@@ -166,6 +199,10 @@ __all__ = [
     "MissingKeyError",
     "Next",
     "Node",
+    "NodeEntered",
+    "NodeLeft",
+    "NodePlace",
+    "NodeRetried",
     "NodeTimeoutError",
     "NotConfiguredError",
     "OutcomeUnknownError",
@@ -174,6 +211,7 @@ __all__ = [
     "PluginError",
     "Pocket",
     "PocketError",
+    "Progressed",
     "Put",
     "RecordedError",
     "Retry",
@@ -182,6 +220,7 @@ __all__ = [
     "RunCancelledError",
     "RunChangedError",
     "RunCheck",
+    "RunEvent",
     "RunExecution",
     "RunFailure",
     "RunFencedError",
@@ -193,9 +232,11 @@ __all__ = [
     "RunPosition",
     "RunState",
     "RunStateError",
+    "RunStream",
     "RunSuspendedError",
     "RunValue",
     "Runs",
+    "Sleep",
     "StepLimitError",
     "Store",
     "StoreBusyError",
@@ -221,11 +262,13 @@ __all__ = [
     "ValueTypeError",
     "WrappedStopIterationError",
     "each",
+    "emit",
     "fan_out",
     "hookimpl",
     "idempotency_key",
     "node",
     "observe",
+    "progress",
     "register_type",
     "secret",
 ]

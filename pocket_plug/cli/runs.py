@@ -31,6 +31,7 @@ from .given import value_of
 from .jsonlines import is_json, type_in
 from .output import as_json, echo, echo_json, print_table
 from .run import is_graph, print_result, trace_option, traced
+from .runs_check import check
 from .target import load
 
 T = TypeVar("T")
@@ -52,6 +53,9 @@ def runs(context: click.Context, url: str | None, name: str | None) -> None:
     Without --url and --name they are those in the store of [store] in the configuration.
     """
     context.obj = Target(url, name)
+
+
+runs.add_command(check)
 
 
 def _asked(target: Target, ask: Callable[[Runs], Awaitable[T]]) -> tuple[T, float]:

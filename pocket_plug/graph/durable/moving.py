@@ -16,8 +16,10 @@ from pocket_plug.store.backend import Change, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 
 from .processes import this_process
-from .records import FORMAT, RUN, Checkpoint, Record, Status, field_of, keys_of, look_at, status_of
-from .states import State, plain_state, read_state, state_key, state_of
+from .records import FORMAT, RUN, RUN_FIELDS, Checkpoint, Record, Status, field_of, keys_of, look_at, status_of
+from .standing import part_of
+from .states import State, plain_state, read_state, state_key, state_of, wake_key
+from .waits import put_wait, waits_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,11 @@ class Seen:
     def name(self) -> str:
         """The id as keys have it."""
         return self.key.removeprefix(RUN)
+
+    @property
+    def part(self) -> str:
+        """How the keys of its parts begin."""
+        return part_of(self.key)
 
     @property
     def status(self) -> str:
@@ -90,12 +97,16 @@ async def move(stack: Stack, seen: Seen, status: Status, **facts: Any) -> Seen |
     same, and OutcomeUnknownError where that can't be known.
     """
     now, token = stack.clock(), f".{run_ids.next()}"  # of a write, and of no execution
-    record = {**seen.record, "format": FORMAT, "status": status, "owner": token, "updated": now}
+    record = {name: seen.record[name] for name in RUN_FIELDS}
+    record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
     there, state = state_key(status, record["graph"], record["started"], seen.name), State(now, **facts)
-    expires_at = seen.entry.expires_at
-    changes: list[Change] = [Put(seen.key, record, expires_at), Put(there, plain_state(state), expires_at)]
+    changes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(there, plain_state(state))]
+    waits = waits_in(seen.record, seen.part, seen.checkpoint.frames)
+    changes += [put_wait(seen.part, each.place, each.wait) for each in waits.values()]
     if seen.state_version and seen.state_key != there:
         changes.append(Delete(seen.state_key))
+    if seen.state.wake_at is not None:
+        changes.append(Delete(wake_key(record["graph"], seen.state.wake_at, seen.name)))
     try:
         version = await stack.write(changes, {seen.key: seen.entry.version, seen.state_key: seen.state_version})
     except Exception as error:
@@ -105,7 +116,7 @@ async def move(stack: Stack, seen: Seen, status: Status, **facts: Any) -> Seen |
                 return None
             raise
         version = landed
-    entry = Entry(record, version, expires_at)
+    entry = Entry(record, version, seen.entry.expires_at)
     return replace(seen, entry=entry, record=record, state_key=there, state_version=version, state=state)
 
 
