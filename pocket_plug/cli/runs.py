@@ -19,7 +19,7 @@ from pocket_plug.errors import CodecError, RunBusyError
 from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.durable import RunFailure, keys_of, look_at, step_at
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.runs import ENDED, OPEN, RunHistory, RunInfo, Runs, RunState, RunValue
+from pocket_plug.graph.runs import ENDED, OPEN, RunHistory, RunInfo, RunQuestion, Runs, RunState, RunValue
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
@@ -132,6 +132,9 @@ def _why(run: RunInfo, now: float) -> str:
         return _narrow(run.error)
     if run.failure is not None:
         return _narrow(_failed(run.failure))
+    if run.questions:
+        more = f" and {len(run.questions) - 1} more" if len(run.questions) > 1 else ""
+        return _narrow(_text(_kept(run.questions[0].question))) + more
     if run.wake_at is not None:
         return f"for {in_units(run.wake_at - now)}"
     if run.owner is not None:
@@ -152,7 +155,12 @@ def _failed(failure: RunFailure) -> str:
 def _facts(run: RunInfo) -> dict[str, Any]:
     """A run in JSON: all but its result, which may be large."""
     found = {each.name: getattr(run, each.name) for each in fields(run) if each.name not in ("run_id", "result")}
-    return {"run": run.run_id, **found}
+    return {"run": run.run_id, **found, "questions": [_question(each) for each in run.questions]}
+
+
+def _question(question: RunQuestion) -> dict[str, Any]:
+    found = {each.name: getattr(question, each.name) for each in fields(question) if each.name != "run_id"}
+    return {**found, "question": _kept(question.question), "answer": _kept(question.answer)}
 
 
 # ---------------------------------------------------------------- show
@@ -167,8 +175,7 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
         facts = _facts(history.run) | {
             "input": _kept(history.input),
             "value": _kept(history.value),
-            "question": _kept(history.question),
-            "answer": _kept(history.answer),
+            "questions": [_question(each) for each in history.questions],
             "result": _kept(history.run.result),
             "visits": dict(history.visits),
         }
@@ -218,10 +225,33 @@ def _as_text(name: str, fact: Any, now: float) -> str:
         tries = "" if fact.attempts == 1 else f", after {fact.attempts} attempts"
         at = f" at {fact.node}, visit {fact.visit}{item}{tries}" if fact.node else ""
         return escaped(f"{_failed(fact)}\n{in_units(now - fact.at)} ago{at}", keep="\n")
+    if isinstance(fact, list):
+        return "\n".join(_asked_for(each, now) for each in cast("list[dict[str, Any]]", fact))
     if isinstance(fact, dict):
-        kept = cast("dict[str, Any]", fact)
-        return str(kept["text"]) if "text" in kept else text_of(kept["value"])
+        return _text(fact)
     return "" if fact is False else escaped(str(fact))
+
+
+def _asked_for(question: dict[str, Any], now: float) -> str:
+    """A question, on a line or two, and its answer."""
+    lines = [f"{question['id']}: {_text(question['question'])}"]
+    if question["answer"] is not None:
+        lines.append(f"    answered {_text(question['answer'])}, {in_units(now - question['settled'])} ago")
+    elif question["settled"] is not None:
+        lines.append(f"    not answered in time, {in_units(now - question['settled'])} ago")
+    else:
+        choices = question["choices"]
+        wanted = question["asks_for"] if choices is None else " or ".join(map(text_of, choices))
+        until = "" if question["until"] is None else f", within {in_units(question['until'] - now)}"
+        lines.append(f"    waits for {wanted}{until}")
+    return escaped("\n".join(lines), keep="\n")
+
+
+def _text(kept: Mapping[str, Any] | None) -> str:
+    """A value that a run has kept, for people."""
+    if kept is None:
+        return ""
+    return str(kept["text"]) if "text" in kept else text_of(kept["value"])
 
 
 def _ago(found: float | None, now: float) -> str:

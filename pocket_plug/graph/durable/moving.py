@@ -125,7 +125,7 @@ async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> in
     try:
         now = await stack.read(seen.key)
     except Exception as error:
-        raise unknown(seen.run_id, f"looking for it failed too: {error}") from failed
+        raise unknown(seen.run_id, f"looking for it failed too: {error}") from error
     if now is not None and field_of(now, "owner") == token:
         return now.version
     if isinstance(failed, ConflictError) or (now is not None and now.version == seen.entry.version):

@@ -18,7 +18,7 @@ from pocket_plug.store.sync import SyncScope
 
 from .history import history_of
 from .indexing import index_old
-from .info import RunHistory, RunInfo, RunPage, RunState, info_of
+from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, told, waits_for
 from .listing import Wanted, page_of
 from .operations import cancel, must_see, retry
 
@@ -84,12 +84,20 @@ class Runs:
     async def get(self, run_id: str, /) -> RunInfo:
         """A run. Raises UnknownRunError, CorruptRecordError for a damaged record, StoreError for one of a newer version."""
         await self._open()
-        return info_of(await must_see(self._stack, run_id))
+        return await told(self._stack, await must_see(self._stack, run_id))
 
     async def history(self, run_id: str, /) -> RunHistory:
         """All that is kept of a run: its executions with their traces and failures, its path, its values. Raises as `get`."""
         await self._open()
         return await history_of(self._stack, await must_see(self._stack, run_id))
+
+    async def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
+        """The open questions of a run, whether it waits already or is at work beside them. Raises as `get`."""
+        await self._open()
+        seen = await must_see(self._stack, run_id)
+        if seen.status in ENDED:
+            return ()
+        return tuple(each for each in questions_of(run_id, await waits_for(self._stack, seen)) if each.is_open)
 
     async def cancel(self, run_id: str, /) -> RunInfo:
         """End a run for good; what its nodes have written stays.
@@ -118,7 +126,13 @@ class Runs:
         await self._open()
         return await remove_run(self._stack, run_id, force=force)
 
-    async def wait(self, run_id: str, /, *, timeout: Duration | None = None) -> RunInfo:
+    async def wait(
+        self,
+        run_id: str,
+        /,
+        *,
+        timeout: Duration | None = None,  # noqa: ASYNC109 - the sync one has no other way to be ended
+    ) -> RunInfo:
         """Wait until a run is finished, failed or cancelled, whoever is at it. Raises TimeoutError, else as `get`."""
         last = None if timeout is None else time.monotonic() + seconds(timeout, "timeout")
         between, most = _PAUSES
@@ -176,6 +190,10 @@ class SyncRuns:
     def history(self, run_id: str, /) -> RunHistory:
         """All that is kept of a run, as on Runs."""
         return self._run(self._runs.history(run_id))
+
+    def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
+        """The open questions of a run, as on Runs."""
+        return self._run(self._runs.questions(run_id))
 
     def cancel(self, run_id: str, /) -> RunInfo:
         """End a run for good, as on Runs."""
