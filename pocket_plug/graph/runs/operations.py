@@ -52,7 +52,7 @@ async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
         version = await stack.write([Put(seen.state_key, record)], {seen.state_key: seen.state_version})
     except ConflictError:
         return None
-    except Exception as error:
+    except Exception:
         try:
             now = await stack.read(seen.state_key)
             is_there = now is not None and read_state(seen.state_key, now).cancelled
