@@ -17,14 +17,14 @@ import click
 from pocket_plug.codec import inspect_record
 from pocket_plug.errors import CodecError, RunBusyError
 from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.durable import RunFailure, keys_of, look_at, step_at
+from pocket_plug.graph.durable import RunFailure, keys_of
+from pocket_plug.graph.durable.waits import step_of_place
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.runs import ENDED, OPEN, RunHistory, RunInfo, RunQuestion, Runs, RunState, RunValue
-from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.plugins.pocket import Pocket, default_pocket
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
-from pocket_plug.store.stack import Stack
-from pocket_plug.store.store import MISSING, StoreScope
+from pocket_plug.store.store import StoreScope
 
 from .entries import Target, by_name, by_url, in_units, is_one_place, sealing, text_of
 from .given import value_of
@@ -39,6 +39,7 @@ LIMIT = 100
 """Runs that `ls` shows, unless another number is given."""
 WATCH_SECONDS = 2.0
 """Between two looks of `ls --watch`."""
+CLOSED: tuple[RunState, ...] = (*ENDED, "unreadable")
 NARROW = 60
 """Columns of an error's text in a table."""
 
@@ -87,7 +88,7 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
 
     async def listed(runs: Runs) -> tuple[list[RunInfo], bool]:
         found: list[RunInfo] = []
-        for wanted in (states,) if states else (OPEN, (*ENDED, "unreadable")):
+        for wanted in (states,) if states else (OPEN, CLOSED):
             page = await runs.list(state=wanted, graph=graph, limit=limit + 1 - len(found))
             found += page.runs
             if len(found) > limit:
@@ -132,9 +133,9 @@ def _why(run: RunInfo, now: float) -> str:
         return _narrow(run.error)
     if run.failure is not None:
         return _narrow(_failed(run.failure))
-    if run.questions:
-        more = f" and {len(run.questions) - 1} more" if len(run.questions) > 1 else ""
-        return _narrow(_text(_kept(run.questions[0].question))) + more
+    for each in run.questions:
+        more = f", and {len(run.questions) - 1} more" if len(run.questions) > 1 else ""
+        return _narrow(_text(_kept(each.question))) + more
     if run.wake_at is not None:
         return f"for {in_units(run.wake_at - now)}"
     if run.owner is not None:
@@ -228,7 +229,7 @@ def _as_text(name: str, fact: Any, now: float) -> str:
     if isinstance(fact, list):
         return "\n".join(_asked_for(each, now) for each in cast("list[dict[str, Any]]", fact))
     if isinstance(fact, dict):
-        return _text(fact)
+        return _text(cast("dict[str, Any]", fact))
     return "" if fact is False else escaped(str(fact))
 
 
@@ -287,27 +288,54 @@ def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: 
     TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
     exit code is 3.
     """
-    print_result(_resumed(target, graph, run_id, None, allow_changed, trace), as_json)
+
+    async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
+        return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed)
+
+    print_result(_with_graph(target, graph, resumed, trace), as_json)
 
 
 @runs.command(context_settings={"ignore_unknown_options": True})  # -1 is an answer
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")
+@click.option("--question", metavar="ID", help="Which question it is for, where the run has asked several.")
+@click.option("--leave", is_flag=True, help="Record the answer only: a worker goes on with the run.")
 @_going_on
 def answer(
-    target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, trace: bool, as_json: bool
+    target: Target,
+    graph: str,
+    run_id: str,
+    answer_json: str,
+    question: str | None,
+    leave: bool,
+    allow_changed: bool,
+    trace: bool,
+    as_json: bool,
 ) -> None:
-    """Answer the question for which a run waits, go on with it, and print its result.
+    """Answer a question for which a run waits, go on with it, and print its result.
 
     ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.
     """
-    print_result(_resumed(target, graph, run_id, answer_json, allow_changed, trace), as_json)
+
+    async def answered(graph: Graph[Any, Any], pocket: Pocket) -> object:
+        runs = Runs(StoreScope(graph.place(pocket.store)[0]))
+        given = value_of(answer_json, await _asked_for_by(graph, runs, run_id, question), "ANSWER")
+        if leave:
+            return await runs.answer(run_id, given, question=question, graph=graph)
+        return await graph.resume(run_id, answer=given, question=question, pocket=pocket, allow_changed=allow_changed)
+
+    result = _with_graph(target, graph, answered, trace)
+    if isinstance(result, RunInfo) and leave:
+        _print_told(result, as_json)
+    else:
+        print_result(result, as_json)
 
 
-def _resumed(
-    target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool, trace: bool
+def _with_graph(
+    target: Target, name: str, work: Callable[[Graph[Any, Any], Pocket], Awaitable[object]], trace: bool
 ) -> object:
+    """Load a run's graph, and work on it over the store that is named."""
     target.make_default()
     title, graph = load(name, ("graph",))
     if not is_graph(graph):
@@ -315,28 +343,24 @@ def _resumed(
             f"{title} is {type(graph).__name__}, not a Graph; name the graph that the run is of: FILE:name"
         )
 
-    async def resumed() -> object:
+    async def worked() -> object:
         async with default_pocket() as pocket:
             stack, _ = graph.place(pocket.store)
             if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
                 raise click.UsageError(
                     f"{title} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
                 )
-            given = MISSING if answer_json is None else await _answer(graph, stack, run_id, answer_json)
-            return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
+            return await work(graph, pocket)
 
     with traced(trace):
-        return run_loop(resumed())
+        return run_loop(worked())
 
 
-async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> object:
-    """The answer as the type that is asked for where the run stands."""
-    if stack.is_new:
-        await stack.ensure_open()
-    key, _ = keys_of(run_id)
-    entry = await stack.read(key)
-    step = None if entry is None else step_at(graph.plan, look_at(key, entry)[1].frames)
-    return value_of(text, step.answer_type if isinstance(step, AskStep) else Any, "ANSWER")
+async def _asked_for_by(graph: Graph[Any, Any], runs: Runs, run_id: str, question: str | None) -> Any:
+    """The type of an answer to a run's question."""
+    asked = [each for each in (await runs.history(run_id)).questions if question in (None, each.id)]
+    step = step_of_place(graph.plan, asked[-1].id) if asked else None
+    return step.answer_type if isinstance(step, AskStep) else Any
 
 
 # ---------------------------------------------------------------- cancel, retry and rm
@@ -373,7 +397,7 @@ def _tell(
         for run_id in run_ids:
             run = await order(runs, run_id)
             if not as_json:
-                echo(f"{run.run_id}  {'ending' if run.is_ending else run.state}")
+                _print_told(run, as_json=False)
             found.append(_facts(run))
 
     found: list[dict[str, Any]] = []
@@ -382,6 +406,13 @@ def _tell(
     finally:
         if as_json:
             echo_json(found)
+
+
+def _print_told(run: RunInfo, as_json: bool) -> None:
+    if as_json:
+        echo_json(_facts(run))
+    else:
+        echo(f"{run.run_id}  {'ending' if run.is_ending else run.state}")
 
 
 @runs.command

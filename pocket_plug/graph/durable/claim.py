@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.errors import (
     ConflictError,
     CorruptRecordError,
@@ -29,6 +28,7 @@ from .states import State, plain_state, read_state, state_key, state_of, wake_ke
 from .waits import (
     Found,
     first_time,
+    is_same,
     put_wait,
     step_of_place,
     suspended,
@@ -210,11 +210,4 @@ def _answered(journal: Journal, waits: Mapping[str, Found]) -> Put | None:
 
 
 def _same(journal: Journal, encoded: bytes, value: object) -> bool:
-    """Is it the value that was encoded? The order of a set's members is another one in each process."""
-    other = journal.encode(value, "the input")
-    if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):
-        return other == encoded
-    try:
-        return bool(default_codec.decode(encoded) == value)
-    except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
-        return False
+    return is_same(encoded, journal.encode(value, "the input"), value)

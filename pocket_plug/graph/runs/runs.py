@@ -11,11 +11,15 @@ from typing import Any, TypeVar, get_args
 
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.graph.durable.removal import remove_run
+from pocket_plug.graph.node import AnyNode
+from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
+from .answering import answer as record_answer
 from .history import history_of
 from .indexing import index_old
 from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, told, waits_for
@@ -98,6 +102,27 @@ class Runs:
         if seen.status in ENDED:
             return ()
         return tuple(each for each in questions_of(run_id, await waits_for(self.stack, seen)) if each.is_open)
+
+    async def answer(
+        self,
+        run_id: str,
+        answer: Value,
+        /,
+        *,
+        question: str | AnyNode | None = None,
+        graph: PlannedGraph | None = None,
+    ) -> RunInfo:
+        """Answer a question of a run. One that waits becomes `pending`, so that a worker goes on with it.
+
+        - `question`: its id, or the Ask that asks; not needed where the run has asked one only.
+        - `graph`: the run's graph, for answers of types that a question alone can't tell, such as a model.
+
+        The same answer may be given again. Raises InputError for an answer of another type than the question asks for,
+        RunMismatchError where there is no such question, or it has had another answer, RunStateError for a run that has
+        ended, else as `get`.
+        """
+        await self._open()
+        return await record_answer(self.stack, run_id, answer, question, graph)
 
     async def cancel(self, run_id: str, /) -> RunInfo:
         """End a run for good; what its nodes have written stays.
@@ -194,6 +219,18 @@ class SyncRuns:
     def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
         """The open questions of a run, as on Runs."""
         return self._run(self._runs.questions(run_id))
+
+    def answer(
+        self,
+        run_id: str,
+        answer: Value,
+        /,
+        *,
+        question: str | AnyNode | None = None,
+        graph: PlannedGraph | None = None,
+    ) -> RunInfo:
+        """Answer a question of a run, as on Runs."""
+        return self._run(self._runs.answer(run_id, answer, question=question, graph=graph))
 
     def cancel(self, run_id: str, /) -> RunInfo:
         """End a run for good, as on Runs."""
