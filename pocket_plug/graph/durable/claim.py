@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.errors import (
     ConflictError,
@@ -9,7 +12,6 @@ from pocket_plug.errors import (
     InputError,
     RunBusyError,
     RunMismatchError,
-    RunSuspendedError,
     UnknownRunError,
 )
 from pocket_plug.graph.ask import AskStep
@@ -21,9 +23,19 @@ from pocket_plug.store.store import MISSING
 from .journal import Journal
 from .judging import Kept
 from .processes import this_process
-from .records import FORM, RUN_FIELDS, Frame, Record, check, check_start, field_of, status_of
-from .standing import step_at
-from .states import State, plain_state, read_state, state_key, state_of
+from .records import FORM, Frame, Record, check_run, check_start, field_of, status_of
+from .states import State, plain_state, read_state, state_key, state_of, wake_key
+from .waits import (
+    Found,
+    first_time,
+    put_wait,
+    step_of_place,
+    suspended,
+    wait_key,
+    waits_in,
+    waits_of,
+    wanted_question,
+)
 
 
 async def claim(journal: Journal, value: object) -> bytes | None:
@@ -36,7 +48,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
         if entry is None:
             changes, expect, tries = [_begin(journal, start, value)], {key: 0}, 1
         else:
-            check(key, entry.value, RUN_FIELDS)
+            check_run(key, entry.value)
             there = state_of(entry.value, journal.name)
             stood = await stack.read(there)
             expect = {key: entry.version, there: stood.version if stood is not None else 0}
@@ -53,14 +65,24 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             journal.checkpoint.load(entry)
             _refuse_if_busy(journal, entry.value, state)
             changes = [Delete(there)] if stood is not None else []
+            waits = waits_in(entry.value, journal.part, journal.checkpoint.frames)
+            changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
+            waits |= await waits_of(stack, journal.part)
             if status_of(entry.value) != "finished":
-                kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames)
+                kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
                 going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
                 journal.checkpoint.frames = going.frames
                 changes += going.changes
                 expect |= going.expect
-            if (result := _settled(journal, entry.value)) is not None:
+            answered = _answered(journal, waits)
+            if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
+            if answered is not None:
+                was = next(each for each in waits.values() if wait_key(journal.part, each.place) == answered.key)
+                changes = [*(each for each in changes if each.key != answered.key), answered]
+                expect[answered.key] = was.version
+            if state is not None and state.wake_at is not None:
+                changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
             is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
             tries = state.tries + 1 if state is not None and is_unmoved else 1
         if await _take_over(journal, changes, expect, tries):
@@ -148,31 +170,41 @@ def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> No
         )
 
 
-def _settled(journal: Journal, record: Record) -> bytes | None:
-    """Take over what is known of a run; give its result where it is finished, raise where it waits."""
-    status, answer = status_of(record), journal.wanted.answer
+def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> bytes | None:
+    """Take over what is known of a run; give its result where it is finished, raise where it waits for any of these."""
     journal.started, journal.epoch, journal.steps = record["started"], record["epoch"] + 1, record["steps"]
-    journal.question, journal.answer, journal.is_answered = record["question"], record["answer"], record["is_answered"]
     journal.carrier = dict(record["carrier"])
-    if status == "waiting":
-        if answer is MISSING:
-            raise RunSuspendedError(journal.id, default_codec.decode(record["question"]))
-        _take(journal, answer)
-    elif answer is not MISSING and (journal.answer is None or not _same(journal, journal.answer, answer)):
-        raise RunMismatchError(
-            f"run {journal.id!r} waits for no answer: it is {status}, and {summary(answer)} is not what it was last given"
-        )
-    return record["result"] if status == "finished" else None
+    if status_of(record) == "waiting":
+        still = [each for each in waits.values() if each.wait.is_open]
+        due = first_time(still)
+        if still and (due is None or due > journal.stack.clock()):
+            raise suspended(journal.id, still)
+    return record["result"] if status_of(record) == "finished" else None
 
 
-def _take(journal: Journal, answer: object) -> None:
-    step = step_at(journal.graph.plan, journal.checkpoint.frames)
+def _answered(journal: Journal, waits: Mapping[str, Found]) -> Put | None:
+    """The change that records the answer that was given, if it was; None where that is known already.
+
+    Raises RunMismatchError where it is not for an open question, InputError where it is of another type.
+    """
+    answer = journal.wanted.answer
+    if answer is MISSING:
+        return None
+    asked = wanted_question(journal.id, waits, journal.wanted.question)
+    if not asked.wait.is_open:
+        if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
+            raise RunMismatchError(
+                f"run {journal.id!r} has had its answer to {asked.place!r} already, and {summary(answer)} is another one"
+            )
+        return None
+    step = step_of_place(journal.graph.plan, asked.place)
     if isinstance(step, AskStep) and not step.accepts(answer):
         raise InputError(
             f"node {step.name!r} of graph {journal.graph.name!r} asks for {type_name(step.answer_type)}, "
             f"not {type(answer).__name__}; run {journal.id!r} still waits"
         )
-    journal.answer, journal.is_answered = journal.encode(answer, "the answer"), True
+    settled = replace(asked.wait, answer=journal.encode(answer, "the answer"), settled=journal.stack.clock())
+    return put_wait(journal.part, asked.place, settled)
 
 
 def _same(journal: Journal, encoded: bytes, value: object) -> bool:

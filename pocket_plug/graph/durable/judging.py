@@ -20,13 +20,12 @@ from pocket_plug.store.stack import Stack
 from .changes import Facts, differences, misplaced
 from .forms import GraphForm, form_of, read_form, read_lines
 from .records import FORM, Frame, Record, plain
-from .standing import Items, Standing, step_at
+from .standing import Items, Standing, place_of, step_at
 from .upgrading import item_frames, upgraded
+from .waits import Found, put_wait, wait_key
 
 How = Literal["unchanged", "unchanged ahead", "upgraded", "allowed"]
 """Why a run goes on: its graph, or what lies ahead in it, is what it was; an upgrade moves the run; `allow_changed` was given."""
-
-WAITING = ("suspended", "waiting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,19 @@ class Kept:
     record: Record
     start: Record
     frames: Sequence[Frame]
+    waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
+    """What it waits for, or has waited for."""
 
     @property
-    def waits(self) -> bool:
-        """Does it wait for an answer?"""
-        return self.record["status"] in WAITING
+    def asked(self) -> Found | None:
+        """The question of the node at which it stands."""
+        found = self.waits.get(place_of("", self.frames, False)[1:])
+        return found if found is not None and found.wait.kind == "question" else None
+
+    @property
+    def asks(self) -> bool:
+        """Does it wait there for an answer?"""
+        return self.asked is not None and self.asked.wait.is_open
 
 
 class Judge:
@@ -69,7 +76,7 @@ class Judge:
         """How the run goes on. Raises RunChangedError where it can't, CodecError for a value that can't be read or written."""
         form, steps = read_form(self.text), self._steps(kept)
         if not steps and self._is_same(kept.start):
-            self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames)), kept.waits))
+            self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames)), kept.asks))
             return Going("unchanged", kept.frames)
         before = _form_before(kept.start)
         items = Items(kept.part)
@@ -81,13 +88,13 @@ class Judge:
             f"{kept.part}start", {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
         )
         if steps:
-            standing = upgraded(kept.run_id, standing, kept.waits, steps)
+            standing = upgraded(kept.run_id, standing, kept.asks, steps)
             self._refuse_misplaced(
-                kept, misplaced(form, standing, kept.waits) or _unfit(self.graph.plan, standing, kept)
+                kept, misplaced(form, standing, kept.asks) or _unfit(self.graph.plan, standing, kept)
             )
-            moved = _moved(kept.part, standing, items)
+            moved = [*_moved(kept.part, standing, items), *_asked_anew(kept, standing)]
             return Going("upgraded", standing.frames, (start, *moved), items.versions)
-        self._refuse_misplaced(kept, misplaced(form, standing, kept.waits))
+        self._refuse_misplaced(kept, misplaced(form, standing, kept.asks))
         found = self._differences(kept.start, before, form, standing, firm_only=False)
         if not found:
             return Going("unchanged ahead", standing.frames, (), items.versions)
@@ -167,16 +174,29 @@ def _moved(part: str, standing: Standing, items: Items) -> list[Change]:
     ]
 
 
+def _asked_anew(kept: Kept, standing: Standing) -> list[Change]:
+    """The changes that bring the run's question to where it stands now; items ask again, where they stand then."""
+    here = place_of("", standing.frames, False)[1:]
+    changes: list[Change] = []
+    for place, found in kept.waits.items():
+        if found is kept.asked and place != here:
+            changes += [Delete(wait_key(kept.part, place)), put_wait(kept.part, here, found.wait)]
+        elif found is not kept.asked and found.wait.is_open:
+            changes.append(Delete(wait_key(kept.part, place)))
+    return changes
+
+
 # ---------------------------------------------------------------- what an upgrade gave
 def _unfit(plan: Plan, standing: Standing, kept: Kept) -> str | None:
     """Why a node can't take what the run, or an item, stands there with."""
     step = step_at(plan, standing.frames)
     if not isinstance(step, Step):
         return None
-    if kept.record["is_answered"] and kept.record["answer"] is not None:
+    asked = kept.asked
+    if asked is not None and asked.wait.answer is not None:
         if not isinstance(step, AskStep):
             return f"it has been given an answer, and node {step.name!r} doesn't ask"
-        if not step.accepts(default_codec.decode(kept.record["answer"])):
+        if not step.accepts(default_codec.decode(asked.wait.answer)):
             return f"the answer that it has been given is not the {type_name(step.answer_type)} that {step.name!r} asks for"
     return _unfit_at(step, standing)
 

@@ -24,8 +24,8 @@ def upgraded(run_id: str, standing: Standing, waits: bool, steps: Sequence[tuple
             position = upgrade(position)
         except PocketError:
             raise
-        except Exception as error:
-            raise RunChangedError(f"{name} raised {type(error).__name__}: {error}") from error
+        except Exception as error:  # its text may quote the value
+            raise RunChangedError(f"{name} raised {type(error).__name__}") from error
         if not isinstance(position, RunPosition):
             raise RunChangedError(f"{name} gave {found(position)}, not a RunPosition")
     return _standing(position, standing)

@@ -1,0 +1,538 @@
+"""`Graph(version=2, upgrade={1: …})`: a run that an older version has begun is moved as it is claimed, once, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from pocket_plug import (
+    Answered,
+    Ask,
+    CodecError,
+    ConfigError,
+    Graph,
+    InputError,
+    Layer,
+    Memory,
+    Next,
+    Node,
+    Put,
+    RunChangedError,
+    RunPosition,
+    RunSuspendedError,
+    Store,
+    StoreError,
+    StoreWriter,
+    each,
+    idempotency_key,
+    node,
+)
+from pocket_plug.graph.durable.records import RUN
+from pocket_plug.primitives.waiting import drive_inline
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change
+
+
+class Kept(Memory):
+    """A store that is as good as a file, for as long as a test lasts."""
+
+    survives = True
+
+
+class Stumble(Exception):
+    """What a node raises where the run is to stop."""
+
+
+broken: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def _whole() -> None:
+    broken.clear()
+
+
+def step(name: str, takes: Any = Any, gives: Any = Any, adds: Any = None) -> Node[Any, Any]:
+    """A node that leaves its name and input as an effect; it raises while its name, or that with its input, is in `broken`."""
+
+    async def work(store: StoreWriter, value: Any) -> Any:
+        if name in broken or f"{name}({value})" in broken:
+            raise Stumble(name)
+        await store.update("effects", lambda done: [*done, f"{name}({value})"], default=[])
+        return value if adds is None else adds
+
+    work.__annotations__ = {"store": StoreWriter, "value": takes, "return": gives}
+    return node.post(work).with_options(name=name)
+
+
+async def effects(store: Store) -> list[str]:
+    return await store.get("effects", [])  # type: ignore[no-any-return]
+
+
+async def everything(store: Store) -> dict[str, tuple[int, Any]]:
+    found = await store.stack.read_many([key async for key in store.stack.scan("")])
+    return {key: (entry.version, entry.value) for key, entry in found.items()}
+
+
+async def stopped(graph: Graph[Any, Any], at: str, input: Any = 1) -> None:
+    broken.add(at)
+    with pytest.raises((Stumble, RunSuspendedError)):
+        await graph.run(input, run_id="r")
+    broken.clear()
+
+
+A, B, C = step("a", int, int), step("b", int, int), step("c", int, int)
+
+
+def renamed(position: RunPosition) -> RunPosition:
+    return position.renamed("b", "b2")
+
+
+# ---------------------------------------------------------------- what an upgrade takes care of
+def test_a_renamed_node() -> None:
+    """The run goes on at its new name; from then on it is one of the new version, which the former one refuses."""
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            former = Graph(A >> B >> C, store=store)
+            await stopped(former, "b")
+            after = Graph(A >> step("b2", int, int) >> C, store=store, version=2, upgrade={1: renamed})
+            assert [(check.verdict, check.at, check.version) for check in await after.check_runs()] == [
+                ("upgraded", "b", 1)
+            ]
+            broken.add("c")
+            with pytest.raises(Stumble):
+                await after.run(1, run_id="r")
+            broken.clear()
+            with pytest.raises(RunChangedError, match="one of version 2 of graph 'graph', and this is version 1"):
+                await former.resume("r")
+            assert [check.verdict for check in await after.check_runs()] == ["unchanged"]
+            assert await after.resume("r") == 1
+            assert await effects(store) == ["a(1)", "b2(1)", "c(1)"]
+
+    asyncio.run(main())
+
+
+@dataclass
+class Order:
+    amount: int
+
+
+def test_another_value() -> None:
+    """The upgrade gives the pending value as the new version's node takes it."""
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            await stopped(Graph(A >> B, store=store), "b")
+            take = step("b", Order, int, adds=7)
+            with pytest.raises(RunChangedError, match=r"\+ node b takes Order"):
+                await Graph(step("a", int, Order) >> take, store=store).resume("r")
+
+            def to_order(position: RunPosition) -> RunPosition:
+                return replace(position, value=Order(position.value))
+
+            after = Graph(step("a", int, Order) >> take, store=store, version=2, upgrade={1: to_order})
+            assert await after.resume("r") == 7
+            assert await effects(store) == ["a(1)", "b(Order(amount=1))"]
+
+    asyncio.run(main())
+
+
+def test_several_versions_at_once() -> None:
+    """Each upgrade is given what the one before has made of it; a run of the middle version has the last one only."""
+    seen: list[tuple[str, ...]] = []
+
+    def again(position: RunPosition) -> RunPosition:
+        seen.append(position.path)
+        return position.renamed("b2", "b3")
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            await stopped(Graph(A >> B, store=store), "b")
+            middle = Graph(A >> step("b2"), store=store, version=2, upgrade={1: renamed})
+            broken.add("b2")
+            with pytest.raises(Stumble):
+                await middle.run(2, run_id="middle")
+            broken.clear()
+            last = Graph(A >> step("b3"), store=store, version=3, upgrade={1: renamed, 2: again})
+            assert await last.resume("r") == 1
+            assert await last.resume("middle") == 2
+            assert seen == [("b2",), ("b2",)]
+            assert await effects(store) == ["a(1)", "a(2)", "b3(1)", "b3(2)"]
+
+    asyncio.run(main())
+
+
+def test_a_node_of_a_nested_graph() -> None:
+    """It is named by its path. How often nodes were visited goes along, so that idempotency keys go on counting."""
+    keys: list[str] = []
+
+    def charge(name: str) -> Node[Any, Any]:
+        async def work(n: int) -> Any:
+            if broken and n == 2:
+                raise Stumble
+            keys.append(idempotency_key())
+            return Next("again", n + 1) if n < 2 else n
+
+        return node(work).with_options(name=name)
+
+    def move(position: RunPosition) -> RunPosition:
+        assert position == RunPosition(run_id="r", path=("pay", "charge"), value=2, visits=({}, {"charge": 1}))
+        assert position.renamed("charge", "x") == position, "no node of the outermost graph"
+        return position.renamed(("pay", "charge"), "debit").renamed("pay", "bill")
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            first, second = charge("charge"), charge("debit")
+            before = Graph(Graph(first, first.on("again") >> first, name="pay") >> C, store=store)
+            after = Graph(
+                Graph(second, second.on("again") >> second, name="bill") >> C, store=store, version=2, upgrade={1: move}
+            )
+            await stopped(before, "anything")
+            assert await after.resume("r") == 2
+            assert keys == ["r/pay#1/charge#1", "r/bill#1/debit#2"]
+            assert await effects(store) == ["c(2)"]
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_nested_now_and_one_that_is_not_any_more() -> None:
+    """The path that the upgrade gives may be longer or shorter."""
+
+    def into(position: RunPosition) -> RunPosition:
+        return replace(position, path=("deep", "b"))
+
+    def out_of(position: RunPosition) -> RunPosition:
+        assert position.path == ("deep", "b")
+        return replace(position, path=("b",))
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            await stopped(Graph(A >> B >> C, store=store), "b")
+            deep = Graph(A >> Graph(B, name="deep") >> C, store=store, version=2, upgrade={1: into})
+            broken.add("b")
+            with pytest.raises(Stumble):
+                await deep.resume("r")
+            broken.clear()
+            assert await Graph(A >> B >> C, store=store, version=3, upgrade={2: out_of}).resume("r") == 1
+            assert await effects(store) == ["a(1)", "b(1)", "c(1)"]
+
+    asyncio.run(main())
+
+
+def test_a_question() -> None:
+    """A run that waits goes on waiting where the question is now; the answer is held to what that asks for."""
+
+    def move(position: RunPosition) -> RunPosition:
+        assert position.waits
+        return position.renamed("sure", "really")
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            use = step("use")
+            await stopped(Graph(A >> Ask(bool, question="Sure?", name="sure") >> use, store=store), "")
+            options: Any = {"store": store, "version": 2, "upgrade": {1: move}}
+            gone = Graph(A >> step("really") >> use, **options)
+            with pytest.raises(RunChangedError, match="waits for an answer at 'really', where nothing asks"):
+                await gone.resume("r", answer=True)
+            after = Graph(A >> Ask(str, question="Really?", name="really") >> use, **options)
+            with pytest.raises(RunSuspendedError):
+                await after.resume("r")
+            with pytest.raises(InputError, match="asks for str, not bool"):
+                await after.resume("r", answer=True)
+            assert await after.resume("r", answer="yes") == Answered(1, "yes")
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_was_given_before() -> None:
+    """It is taken by the node that asks now, unless that asks for another type."""
+
+    async def main() -> None:
+        fails: list[str] = []
+        async with Store(Kept(), layers=[Failing(fails=fails)]) as store:
+            use = step("use")
+            before = Graph(Ask(bool, question="Sure?", name="sure") >> use, store=store)
+            await stopped(before, "")
+            fails += ["", "refuse"]
+            with pytest.raises(StoreError, match="gone"):
+                await before.resume("r", answer=True)
+            options: Any = {"store": store, "version": 2, "upgrade": {1: lambda run: run.renamed("sure", "really")}}
+            other = Graph(Ask(str, question="Really?", name="really") >> use, **options)
+            with pytest.raises(RunChangedError, match="the answer that it has been given is not the str that 'really'"):
+                await other.resume("r")
+            with pytest.raises(RunChangedError, match="has been given an answer, and node 'really' doesn't ask"):
+                await Graph(step("really") >> use, **options).resume("r")
+            same = Graph(Ask(bool, question="Really?", name="really") >> use, **options)
+            assert await same.resume("r") == Answered(1, True)
+
+    asyncio.run(main())
+
+
+NUMBERS = step("numbers", int, list[int], adds=[1, 2, 3])
+
+
+def test_items_of_a_fan_out() -> None:
+    """Those that have been begun are moved too: where they stand, what they stand with, what they are done with."""
+    seen: list[Mapping[int, RunPosition]] = []
+
+    def move(position: RunPosition) -> RunPosition:
+        seen.append(position.items)
+        position = position.renamed(("all", "way", "q"), "q2").renamed(("all", "way"), "road").renamed("all", "every")
+        items = {number: replace(item, value=f"<{item.value}>") for number, item in position.items.items()}
+        return replace(position, items=items)
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            way = Graph(step("p") >> step("q"), name="way")
+            before = Graph(NUMBERS >> each(way, concurrency=1).with_options(name="all") >> step("join"), store=store)
+            await stopped(before, "q(2)")
+            road = Graph(step("p") >> step("q2"), name="road")
+            spread = each(road, concurrency=1).with_options(name="every")
+            after = Graph(NUMBERS >> spread >> step("join"), store=store, version=2, upgrade={1: move})
+            assert await after.resume("r") == ["<1>", "<2>", 3]
+            assert await effects(store) == [
+                *("numbers(1)", "p(1)", "q(1)", "p(2)", "q2(<2>)", "p(3)", "q2(3)", "join(['<1>', '<2>', 3])")
+            ]
+            done, begun = seen[0][0], seen[0][1]
+            assert (done.path, done.left_by, done.value) == ((), "default", 1)
+            assert (begun.path, begun.left_by, begun.value) == (("way", "q"), None, 2)
+            assert [key for key in await everything(store) if "item:" in key] == []
+
+    asyncio.run(main())
+
+
+def test_items_of_items_whose_own_records_are_not_there_yet() -> None:
+    """An item in its first node has no record; where that is a fan-out itself, the upgrade is given what the item began with."""
+    seen: list[RunPosition] = []
+
+    def move(position: RunPosition) -> RunPosition:
+        seen.append(position)
+        return position.renamed(("all", "way", "leaves"), "twigs")
+
+    def made(leaves: str, **options: Any) -> Graph[Any, Any]:
+        way = Graph(each(step("leaf"), concurrency=1).with_options(name=leaves) >> step("sum"), name="way")
+        return Graph(each(way, concurrency=1).with_options(name="all") >> step("join"), **options)
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            await stopped(made("leaves", store=store), "leaf(4)", [[1, 2], [3, 4]])
+            after = made("twigs", store=store, version=2, upgrade={1: move})
+            assert await after.resume("r") == [[1, 2], [3, 4]]
+            found = await effects(store)
+            assert sorted(found) == sorted(
+                [*(f"leaf({n})" for n in (1, 2, 3, 4)), "sum([1, 2])", "sum([3, 4])", "join([[1, 2], [3, 4]])"]
+            )
+            item = seen[0].items[1]
+            assert (item.path, item.value, item.items[0].value) == (("way", "leaves"), [3, 4], 3)
+
+    asyncio.run(main())
+
+
+def test_hooks_that_are_still_to_be_called() -> None:
+    """They are the renamed node's."""
+
+    class Stop(BaseException):
+        pass
+
+    class Hooked(Node[int, int]):
+        async def post(self, store: StoreWriter, input: int, prepared: Any, result: Any) -> int:
+            return input
+
+        async def on_success(self, store: StoreWriter, output: int) -> None:
+            if broken:
+                raise Stop
+            await store.update("effects", lambda done: [*done, "hook"], default=[])
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            hooked = Hooked()
+            broken.add("the hook")
+            with pytest.raises(Stop):
+                await Graph(hooked >> B, store=store).run(1, run_id="r")
+            broken.clear()
+            other = Graph(hooked.with_options(name="other") >> B, store=store)
+            with pytest.raises(RunChangedError, match="has left node 'hooked', which is not there"):
+                await other.resume("r")
+            after = Graph(
+                hooked.with_options(name="other") >> B,
+                store=store,
+                version=2,
+                upgrade={1: lambda run: run.renamed("hooked", "other")},
+            )
+            assert await after.resume("r") == 1
+            assert await effects(store) == ["hook", "b(1)"]
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- what it doesn't
+def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
+    """One that fails, or gives what can't be, is a refusal that says which; the former version goes on."""
+
+    def wrong(position: RunPosition) -> Any:
+        return "b2"
+
+    def failing(position: RunPosition) -> RunPosition:
+        raise LookupError("no such order")
+
+    class Unknown:
+        pass
+
+    to = {
+        "to 2 raised LookupError": failing,
+        "gave str[2], not a RunPosition": wrong,
+        "stands at node 'b', which is not there": lambda position: position,
+        "stands at node 'nowhere', which is not there": lambda position: replace(position, path=("nowhere",)),
+        "stands within 'a', which is no graph but a node": lambda position: replace(position, path=("a", "b2")),
+        "stands at node 'b2' with str, which takes int": lambda position: replace(renamed(position), value="x"),
+        "leaves '' by 'x', for which there is no edge": lambda position: replace(position, path=(), left_by="x"),
+        "is not registered": lambda position: replace(renamed(position), value=Unknown()),
+    }
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            before = Graph(A >> B >> C, store=store)
+            await stopped(before, "b")
+            kept = await everything(store)
+            for says, upgrade in to.items():
+                after = Graph(A >> step("b2", int) >> C, store=store, version=2, upgrade={1: upgrade})
+                with pytest.raises((RunChangedError, CodecError), match=re.escape(says)):
+                    await after.resume("r")
+                (check,) = await after.check_runs()
+                assert (check.can_go_on, check.verdict) == (False, "refused")
+                assert says in check.why
+                assert await everything(store) == kept
+            assert await before.resume("r") == 1
+            assert await effects(store) == ["a(1)", "b(1)", "c(1)"]
+
+    asyncio.run(main())
+
+
+def test_a_version_that_nothing_upgrades() -> None:
+    """Is judged by what lies ahead where there is no upgrade at all; where there are others, it is an error."""
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            await stopped(Graph(A >> B, store=store), "b")
+            more = Graph(A >> step("b2"), store=store, version=3, upgrade={2: renamed})
+            with pytest.raises(RunChangedError, match=r"nothing upgrades version 1 to 2; give .*upgrade=\{1: …\}"):
+                await more.resume("r")
+            with pytest.raises(RunChangedError, match=r"Graph\(…, version=3, upgrade=\{2: …\}\)"):
+                await Graph(A >> step("b2"), store=store, version=2).resume("r")
+            assert await Graph(step("a2") >> B, store=store, version=2).resume("r") == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"version": 0}, "version can't be 0"),
+        ({"version": "2"}, r"version can't be str\[1\]; give"),
+        ({"upgrade": {1: renamed}}, "upgrade has 1; it is from versions below 1"),
+        ({"version": 2, "upgrade": {"1": renamed}}, r"upgrade has str\[1\]"),
+        ({"version": 2, "upgrade": {1: "renamed"}}, r"upgrade from 1 can't be str\[7\]; give a function"),
+        ({"version": 2, "upgrade": [renamed]}, r"upgrade can't be list\[1\]; give a dict"),
+    ],
+)
+def test_a_version_or_an_upgrade_that_can_not_be(options: Any, says: str) -> None:
+    """It is refused where it is written."""
+    with pytest.raises(ConfigError, match=says):
+        Graph(A, **options)
+
+
+# ---------------------------------------------------------------- once
+class Failing(Layer):
+    """Does to writes, one after the other, what it is told: refuses one, loses its answer, or has it meet itself."""
+
+    inline_write = False
+    fails: Any = ()
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        fault = self.fails.pop(0) if self.fails and changes else ""
+        if fault == "refuse":
+            raise StoreError("the server is gone")
+        version = await self.inner.write(changes, expect)
+        if fault == "lose":
+            raise StoreError("the answer is lost")
+        if fault == "repeat":
+            return await self.inner.write(changes, expect)
+        return version
+
+
+@pytest.mark.parametrize("fault", ["refuse", "lose", "repeat"])
+@pytest.mark.parametrize("at", range(4))
+def test_an_upgrade_takes_effect_exactly_once(fault: str, at: int) -> None:
+    """It is written with the claim: whatever becomes of that write, the run is of one version or the other, never in between."""
+
+    def add(position: RunPosition) -> RunPosition:
+        return replace(renamed(position), value=position.value + 1)
+
+    async def main() -> None:
+        fails: list[str] = []
+        async with Store(Kept(), layers=[Failing(fails=fails)]) as store:
+            await stopped(Graph(A >> B >> C, store=store), "b")
+            after = Graph(A >> step("b2", int, int) >> C, store=store, version=2, upgrade={1: add})
+            fails += [""] * at + [fault]
+            try:
+                result = await after.resume("r")
+            except StoreError:
+                result = await after.resume("r")
+            assert result == 2
+            assert await effects(store) == ["a(1)", "b2(2)", "c(2)"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_an_item_that_lands_after_the_judgement_is_judged_too(position: int) -> None:
+    """The claim expects the items to be as they were: one that another execution adds meanwhile makes it look again."""
+
+    def made(last: str, **options: Any) -> Graph[Any, Any]:
+        way = Graph(step("p") >> step(last), name="way")
+        return Graph(NUMBERS >> each(way, concurrency=1).with_options(name="all"), **options)
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            await stopped(made("q", store=store), "q(1)")
+            key = "pocket:run-part:r:item:/all#1[0]"
+            entry = await store.stack.read(key)
+            assert entry is not None
+            seen: list[list[int]] = []
+
+            def move(run: RunPosition) -> RunPosition:
+                seen.append(list(run.items))
+                if len(seen) == 1:  # another execution is at it yet
+                    landed = Put(key.replace("[0]", f"[{position}]"), entry.value)
+                    drive_inline(store.stack.write([landed]))
+                return run.renamed(("all", "way", "q"), "q2")
+
+            broken.add("q2")
+            with pytest.raises(Stumble):
+                await made("q2", store=store, version=2, upgrade={1: move}).resume("r")
+            assert seen == [[0], sorted({0, position})]
+
+    asyncio.run(main())
+
+
+def test_an_upgrade_is_not_asked_for_runs_of_its_own_version() -> None:
+    """Nor for one that is finished: its result stands."""
+
+    def never(position: RunPosition) -> RunPosition:
+        raise AssertionError
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            assert await Graph(A, store=store).run(1, run_id="done") == 1
+            after = Graph(A >> B, store=store, version=2, upgrade={1: never})
+            await stopped(after, "b")
+            assert await after.resume("r") == 1
+            assert await after.resume("done") == 1
+            assert await after.check_runs() == []
+            assert [key async for key in store.stack.scan(RUN)] == [f"{RUN}done", f"{RUN}r"]
+
+    asyncio.run(main())
