@@ -168,6 +168,9 @@ class Client(Backend):
                 result = await answer
             except asyncio.CancelledError as error:
                 cancelled = error
+                if not answer.cancelled():
+                    answer.exception()  # it has come in the same moment
+                    raise
                 if state == "sent":
                     state = "withdrawn"
                 if state == "withdrawn" or not may_withdraw:
