@@ -42,15 +42,15 @@ async def claim(journal: Journal, value: object) -> bytes | None:
     """Make the run this execution's own; give the result where it has one already."""
     stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
     while True:
-        found = await stack.read_many((key, start))
-        entry = found.get(key)
+        entry = await stack.read(key)
         changes: list[Change]
         if entry is None:
             changes, expect, tries = [_begin(journal, start, value)], {key: 0}, 1
         else:
             check_run(key, entry.value)
             there = state_of(entry.value, journal.name)
-            stood = await stack.read(there)
+            found = await stack.read_many((start, there))
+            stood = found.get(there)
             expect = {key: entry.version, there: stood.version if stood is not None else 0}
             try:  # a tier that is nearer than the authority may be behind it
                 await stack.write((), expect)
