@@ -6,7 +6,7 @@ built-in exception says the same, the class is also that one, so `except KeyErro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 
@@ -149,16 +149,29 @@ class WrappedStopIterationError(PocketError, RuntimeError):
 
 # ---------------------------------------------------------------- durable runs
 class RunSuspendedError(PocketError):
-    """A durable run waits for an answer: `graph.resume(run_id, answer=…)`. Nothing has failed."""
+    """A durable run waits for answers, or for a time: nothing has failed.
 
-    def __init__(self, run_id: str, question: Any) -> None:
-        self.run_id, self.question = run_id, question
-        super().__init__(
-            f"run {run_id!r} waits for an answer to its `question`; resume(run_id, answer=…) goes on with it"
-        )
+    `questions` are the open ones, by id; `question` and `question_id` are the first of them. `wake_at` is when the run goes
+    on by itself, in epoch seconds, if it does.
+    """
+
+    waits: tuple[Any, ...] = ()
+
+    def __init__(self, run_id: str, questions: Mapping[str, Any], wake_at: float | None = None) -> None:
+        self.run_id, self.questions, self.wake_at = run_id, dict(questions), wake_at
+        self.question_id: str = next(iter(self.questions), "")
+        self.question: Any = self.questions.get(self.question_id)
+        if self.questions:
+            text = (
+                f"run {run_id!r} waits for an answer to its `question`; resume(run_id, answer=…, "
+                f"question={self.question_id!r}) goes on with it"
+            )
+        else:
+            text = f"run {run_id!r} waits until {wake_at:.0f} (epoch seconds); a worker goes on with it then, or resume(run_id)"
+        super().__init__(text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.run_id, self.question)
+        return type(self), (self.run_id, self.questions, self.wake_at)
 
 
 class RunFencedError(PocketError):

@@ -13,18 +13,18 @@ from urllib.parse import unquote
 import click
 
 from pocket_plug.codec import inspect_record
-from pocket_plug.errors import CodecError, ConflictError, PocketError, UnknownRunError
+from pocket_plug.errors import CodecError, PocketError, RunBusyError, UnknownRunError
 from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.durable import ENDED, RUN, keys_of, look_at, step_at
+from pocket_plug.graph.durable import RUN, keys_of, look_at, remove_run, step_at
 from pocket_plug.graph.graph import Graph
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
-from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING
 
-from .entries import BATCH, Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
+from .entries import Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
 from .output import as_json, echo, echo_json, print_table
@@ -281,51 +281,17 @@ async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) 
 @click.pass_obj
 def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
     """Remove runs; their ids are free again. A RUN that isn't there is said, and the exit code is 1."""
-    places = {run_id: keys_of(run_id) for run_id in run_ids}
+    wanted = list(dict.fromkeys(run_ids))
 
     async def removed() -> list[str]:
         async with target.opened() as stack:
-            looks = {look.removeprefix(ENDED).partition(":")[2]: look async for look in stack.scan(ENDED)}
-            return [
-                run_id
-                for run_id, (key, part) in places.items()
-                if not await _removed(stack, run_id, key, part, looks.get(key.removeprefix(RUN)), force)
-            ]
+            return [run_id for run_id in wanted if not await remove_run(stack, run_id, force=force)]
 
-    with sealing():
-        missing = asyncio.run(removed())
+    try:
+        with sealing():
+            missing = asyncio.run(removed())
+    except RunBusyError as error:
+        raise click.UsageError(str(error).replace("use force=True", "add --force")) from error
     for run_id in missing:
         echo(f"there is no run {run_id!r}", err=True)
     return int(bool(missing))
-
-
-async def _removed(stack: Backend, run_id: str, key: str, part: str, look: str | None, force: bool) -> bool:
-    """Remove a run, its checkpoint last, so that one that is removed in part is still there to be removed. Was it there?
-
-    `look` is the key of its note for `keep_finished`, if there is one.
-    """
-    while True:
-        try:
-            entry = await stack.read(key)
-            expect = {key: entry.version if entry is not None else 0}
-        except CodecError:  # damaged, so nobody goes on with it
-            entry, expect = None, dict[str, int]()
-        try:
-            if entry is not None and (facts := _facts(key, entry))["state"] == "running":
-                if not force:
-                    idle = in_units(stack.clock() - facts["updated"])
-                    raise click.UsageError(
-                        f"run {run_id!r} is running, or its process died; it was last written {idle} ago. To remove it, "
-                        "add --force"
-                    )
-                fenced = Put(key, {**entry.value, "owner": ""}, entry.expires_at)
-                expect = {key: await stack.write((fenced,), expect)}  # no part of it is added from now on
-            keys = [each async for each in stack.scan(part)]
-            if entry is None and expect and not keys:
-                return False
-            keys += [key] if look is None else [look, key]
-            for start in range(0, len(keys), BATCH):
-                await stack.write([Delete(each) for each in keys[start : start + BATCH]], expect)
-        except ConflictError:
-            continue  # somebody has gone on with it: look again
-        return True

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, cast, get_args
+from enum import Enum
+from typing import Any, Generic, Literal, cast, get_args, get_origin
 
 from typing_extensions import TypeForm, TypeVar
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, RunSuspendedError
+from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
-from pocket_plug.primitives.typechecks import check_type, checker
+from pocket_plug.primitives.typechecks import check_type, checker, type_name
 from pocket_plug.primitives.values import Value
+from pocket_plug.store.base import MISSING, Missing
 
+from .chain import Next
 from .node import Node
 from .observing import NodeCall
 from .options import Options
-from .running import Running
+from .running import Asking, Running
 from .step import Step, make_step
 
 X = TypeVar("X", default=Any)  # a question that is a text says nothing of the input
@@ -36,20 +40,39 @@ class Ask(Node[X, Answered[X, Y]], Generic[X, Y]):
     """A node that suspends the run until `graph.resume(run_id, answer=…)`, here or in another process, days later.
 
     `answer` is the type that an answer must be of; `question` is a text, or a function that makes of the input what is
-    asked, a value that the codec knows. The run raises RunSuspendedError with it. Only durable runs can ask; an item of a
-    fan-out can't.
+    asked, a value that the codec knows. The run raises RunSuspendedError with it. Only durable runs can ask. In the items of a
+    fan-out several questions may be open at once, and are answered in any order: each has an id.
+
+    With a `timeout` the run goes on without an answer once that is over: with the `default` for an answer, or by the `action`
+    (`ask.too_late >> other`), with the node's input. A worker sees to it, or `graph.resume(run_id)`.
 
     >>> approve = Ask[str, bool](bool, question=lambda draft: f"send {draft!r}?", name="approve")
-    >>> ready = Ask[str, bool](bool, question="Ready?")
+    >>> ready = Ask[str, bool](bool, question="Ready?", timeout="2d", default=False)
 
-    Raises ConfigError for a question that is neither, and for an answer that is no type.
+    Raises ConfigError for a question that is neither, for an answer that is no type, and for a `default` of another type.
     """
 
     _takes = frozenset({"name", "trace"})
 
-    def __init__(self, answer: TypeForm[Y], /, *, question: str | Callable[[X], Any], name: str = "ask") -> None:
+    def __init__(
+        self,
+        answer: TypeForm[Y],
+        /,
+        *,
+        question: str | Callable[[X], Any],
+        name: str = "ask",
+        timeout: Duration | None = None,
+        default: Y | Missing = MISSING,
+        action: str = "",
+    ) -> None:
         check_type(answer, "Ask: the type of the answer")
         self.answer, self.question = answer, _asking(question)
+        self.timeout = None if timeout is None else seconds(timeout, "Ask: timeout")
+        self.default, self.action = default, action
+        if (self.timeout is None) != (default is MISSING and not action) or (default is not MISSING and action):
+            raise ConfigError("Ask: a timeout needs a default or an action, one of them, and they need a timeout")
+        if default is not MISSING and not checker(answer)(default):
+            raise ConfigError(f"Ask: the default can't be {found(default)}; give {type_name(answer)}")
         self._options = Options().changed(self._takes, name=name)
 
 
@@ -71,6 +94,8 @@ class AskStep(Step):
 
     asks = True
 
+    node: Ask[Any, Any]
+
     def __init__(self, node: Ask[Any, Any]) -> None:
         super().__init__(node)
         self.question, self.answer_type, self.accepts = node.question, node.answer, checker(node.answer)
@@ -82,7 +107,37 @@ class AskStep(Step):
         self.output_type = answered[self.input_type, self.answer_type]
 
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
-        return Answered(value, await run.ask(self, self.question(value)))
+        node = self.node
+        try:
+            answer = await run.ask(
+                self,
+                lambda: Asking(
+                    self.question(value), type_name(self.answer_type), choices(self.answer_type), node.timeout
+                ),
+            )
+        except RunSuspendedError as suspended:
+            about = {"run_id": suspended.run_id, "question": suspended.question, "question_id": suspended.question_id}
+            run.event("question", call, about)
+            raise
+        if answer is MISSING and node.action:
+            return Next(node.action, value)
+        return Answered(value, node.default if answer is MISSING else answer)
+
+
+def choices(answer: Any) -> list[Any] | None:
+    """What may be answered, as plain values, where the type has a few of them: bool, a Literal, an Enum.
+
+    >>> from typing import Literal
+    >>> choices(bool), choices(Literal["a", "b"]), choices(int)
+    ([True, False], ['a', 'b'], None)
+    """
+    if answer is bool:
+        return [True, False]
+    if get_origin(answer) is Literal:
+        return list(get_args(answer))
+    if isinstance(answer, type) and issubclass(answer, Enum):
+        return [each.value for each in answer]
+    return None
 
 
 make_step.register(Ask, AskStep)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Literal, overload
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, RunSuspendedError
 from pocket_plug.primitives.typechecks import checker
 from pocket_plug.primitives.values import Value
 
@@ -48,6 +48,7 @@ class EachStep(Step):
         self.input_type, self.fits = Iterable, checker(Iterable)
         self.inner = step_of(node.node)
         self.inner.is_item = True
+        self.asks = self.inner.asks
         self.concurrency, self.collects = node.concurrency, node.errors == "collect"
 
     @property
@@ -68,16 +69,21 @@ class EachStep(Step):
             for action in declared_actions(self.inner.node)
         ]
         found = [*self.inner.faults(()), *unrouted]
-        if self.inner.asks:
-            found.append(f"node {self.inner.name!r} asks, which an item of a fan-out can't; ask before or after it")
         return [f"in {self.name!r}: {fault}" for fault in found]
 
     async def perform(self, run: Running, call: NodeCall | None, value: Value) -> Value:
-        results: list[Value] = []
-        items = _Items(value if run.ledger is None else run.ledger.in_order(value), results)
+        items = _Items(value if run.ledger is None else run.ledger.in_order(value))
+        await self._take_all(run, items)
+        while waiting := items.waiting:  # all others are done by now
+            await run.suspend([error for _, _, error in waiting])
+            items.begin_again([(position, item) for position, item, _ in waiting])
+            await self._take_all(run, items)
+        return items.results
+
+    async def _take_all(self, run: Running, items: _Items) -> None:
         if not run.threads or self.concurrency == 1:
             await self._work(run, items)
-            return results
+            return
         failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -88,7 +94,6 @@ class EachStep(Step):
             failed = failed.error
         if failed is not None:  # not from within `except`: what caused it stays what it was
             raise failed
-        return results
 
     async def _start(self, group: asyncio.TaskGroup, run: Running, items: _Items) -> None:
         for _ in range(self.concurrency):
@@ -112,6 +117,9 @@ class EachStep(Step):
         for position, item in items:
             try:
                 _, output, cancelled = await take(step, item, position)
+            except RunSuspendedError as error:
+                items.waiting.append((position, item, error))
+                continue
             except Exception as error:
                 note_item(error, run, self, position)
                 if not self.collects or (ledger is not None and ledger.must_end(error)):
@@ -135,14 +143,22 @@ class _Stop(Exception):
 class _Items:
     """One iterator that all workers draw from, and the results in the items' order."""
 
-    def __init__(self, items: Iterable[Value], results: list[Value]) -> None:
-        self._items, self.results = iter(items), results
+    def __init__(self, items: Iterable[Value]) -> None:
+        self._items: Iterator[tuple[int, Value]] = enumerate(items)
+        self.results: list[Value] = []
+        self.waiting: list[tuple[int, Value, RunSuspendedError]] = []
+        """Those that wait for an answer or a time."""
         self.exhausted = False
 
+    def begin_again(self, items: Iterable[tuple[int, Value]]) -> None:
+        """Draw these once more."""
+        self._items, self.waiting, self.exhausted = iter(items), [], False
+
     def __iter__(self) -> Iterator[tuple[int, Value]]:
-        for item in self._items:
-            self.results.append(None)
-            yield len(self.results) - 1, item
+        for position, item in self._items:
+            if position == len(self.results):
+                self.results.append(None)
+            yield position, item
         self.exhausted = True
 
 

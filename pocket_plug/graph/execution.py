@@ -10,14 +10,22 @@ import copy
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from pocket_plug.errors import NodeTimeoutError, RunCancelledError, RunSuspendedError, StepLimitError, SyncError
+from pocket_plug.errors import (
+    ConflictError,
+    NodeTimeoutError,
+    RunCancelledError,
+    RunSuspendedError,
+    StepLimitError,
+    SyncError,
+)
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import drive
+from pocket_plug.primitives.waiting import drive, pause
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
@@ -26,9 +34,9 @@ from .context import in_own_context, run_ids, to_its_end
 from .host import RunHost
 from .observing import NodeCall, Observer, Run
 from .plan import PlannedGraph
-from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Ledger, Writing
+from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .step import Step, Visited, Visiting
-from .watching import Entered, Part, end, enter, leave, tell
+from .watching import Entered, Part, end, enter, keep_pace, leave, tell
 
 TURN = 0.001
 """Seconds after which a run that never suspends gives way to the event loop."""
@@ -46,21 +54,9 @@ class Execution:
     """
 
     __slots__ = (
-        *(
-            "above",
-            "attempts",
-            "began",
-            "exits",
-            "grace",
-            "ledger",
-            "left_by",
-            "loop",
-            "max_steps",
-            "observers",
-            "on_every_phase",
-        ),
-        *("on_node", "on_phase", "plan", "pocket", "prefix", "run", "stack", "steps", "threads", "turn_ends", "visits"),
-        *("attempts", "where"),
+        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers"),
+        *("on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack", "steps"),
+        *("threads", "turn_ends", "visits", "where"),
     )
     where: int
     attempts: int
@@ -97,6 +93,7 @@ class Execution:
         self.on_node: Sequence[Part] = ()
         self.on_phase: Sequence[Part] = ()  # of guarded nodes
         self.on_every_phase: Sequence[Part] = ()
+        self.paced: Sequence[Observer] = ()
         self.observers = observers = pocket.observers(run)
         self.visits: dict[str, int] | None = (
             None  # counted only if the run is watched or durable, or the graph has loops
@@ -111,6 +108,7 @@ class Execution:
         self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
         self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
         self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
+        self.paced = [observer for observer in observers if observer.pace is not None]
 
     @property
     def outermost(self) -> Execution:
@@ -239,17 +237,21 @@ class Execution:
             outermost.turn_ends = time.perf_counter() + TURN
 
     # ------------------------------------------------------------ its nodes
-    def visit(self, step: Step, value: object) -> Visiting:
+    def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
         """Take a value through a node, watched if the run is."""
-        return self._watch(step, value) if self.observers else step.ways[self.where].take(self, value, None)
+        return self._watch(step, value, position) if self.observers else step.ways[self.where].take(self, value, None)
 
-    async def _watch(self, step: Step, value: object) -> Visited:
+    async def _watch(self, step: Step, value: object, position: int | None = None) -> Visited:
         """Take a value through a node, between what the observers do before and after."""
+        if self.paced and self.loop:
+            await keep_pace(self.paced)
         run, visits, name = self.run, self.visits, step.name
         assert visits is not None
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
-        call = NodeCall(run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item)
+        call = NodeCall(
+            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, position
+        )
         entered: Entered = []
         try:
             if self.on_node:
@@ -293,7 +295,7 @@ class Execution:
 
     def item(self, step: Step, item: object, position: int) -> Visiting:
         """Take one item of a fan-out through its node."""
-        return self.visit(step, item) if self.ledger is None else self.ledger.item(self, step, item, position)
+        return self.visit(step, item, position) if self.ledger is None else self.ledger.item(self, step, item, position)
 
     def beside(self, ledger: Ledger) -> Execution:
         """This run, as it is kept in another ledger: for an item of a fan-out."""
@@ -301,7 +303,20 @@ class Execution:
         beside.ledger = ledger
         return beside
 
-    async def ask(self, step: Step, question: object) -> Value:
+    async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
         """The answer to a question of a node."""
         assert self.ledger is not None  # a graph that asks runs with one only
-        return await self.ledger.ask(self, step, question)
+        return await self.ledger.ask(self, step, made)
+
+    async def sleep(self, until: Callable[[], float]) -> None:
+        """Wait until a time: a durable run in no process at all, any other here."""
+        if self.ledger is not None:
+            await self.ledger.sleep(self, until)
+        else:
+            await pause(max(until() - self.stack.clock(), 0))
+
+    async def suspend(self, waiting: Sequence[RunSuspendedError]) -> None:
+        """Items wait: so does the run. Gives where one of them can go on by now."""
+        assert self.ledger is not None  # no other run can wait
+        with suppress(ConflictError):
+            await self.ledger.suspend(self, [wait for each in waiting for wait in each.waits])

@@ -28,12 +28,15 @@ from .upgrades import Upgrade, check_upgrade
 from .visit import step_of
 
 if TYPE_CHECKING:
+    from .ask import Ask
     from .durable import Request, RunCheck
     from .observing import Carrier
+    from .streaming import RunStream
 
 MAX_STEPS = 10_000
 MAX_DEPTH = 32
 CLEAN_UP_GRACE = 5.0
+BUFFER = 100
 
 
 class Graph(Node[I, O]):
@@ -142,12 +145,41 @@ class Graph(Node[I, O]):
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
 
+    def stream(
+        self,
+        input: I,
+        /,
+        *,
+        buffer: int = BUFFER,
+        pocket: RunHost | None = None,
+        run_id: str | None = None,
+        allow_changed: bool = False,
+        takeover: bool = False,
+        traceparent: Carrier | None = None,
+    ) -> RunStream[O]:
+        """`run`, and its events as they happen: `async for event in graph.stream(order): …`.
+
+        The run goes in a task of its own, from the first event that is asked for. It may be `buffer` events ahead of its
+        reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or `Asked` where the
+        run waits for an answer. What `run` would raise is raised by the loop, after the events that came before.
+
+        Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for the end of that.
+        """
+        from .feed import Feed
+        from .streaming import RunStream, StreamHost
+
+        request = _request(run_id, MISSING, allow_changed, takeover)
+        feed = Feed(check_count(buffer, "buffer"))
+        host = StreamHost(default_host() if pocket is None else pocket, feed)
+        return RunStream(feed, self._execution(input, host, request, traceparent, loop=True, threads=True), input)
+
     async def resume(
         self,
         run_id: str,
         /,
         *,
         answer: object = MISSING,
+        question: str | Ask[Any, Any] | None = None,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
@@ -157,7 +189,7 @@ class Graph(Node[I, O]):
 
         As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
         """
-        request = _request(run_id, answer, allow_changed, takeover)
+        request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
@@ -190,13 +222,14 @@ class Graph(Node[I, O]):
         /,
         *,
         answer: object = MISSING,
+        question: str | Ask[Any, Any] | None = None,
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
         traceparent: Carrier | None = None,
     ) -> O:
         """`resume` for callers without `await`."""
-        request = _request(run_id, answer, allow_changed, takeover)
+        request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
         output: O = execution.go_in_place(MISSING, self._is_sync)
         return output
@@ -275,13 +308,15 @@ class Graph(Node[I, O]):
         return flow_chart(self.plan)
 
 
-def _request(run_id: str | None, answer: object, allow_changed: bool, takeover: bool) -> Request | None:
+def _request(
+    run_id: str | None, answer: object, allow_changed: bool, takeover: bool, question: object = None
+) -> Request | None:
     """What is asked of a durable run; its module is not loaded for others."""
     if run_id is None and not allow_changed and not takeover:
         return None
     from .durable import Request
 
-    return Request(run_id, answer=answer, allow_changed=allow_changed, takeover=takeover)
+    return Request(run_id, answer=answer, question=question, allow_changed=allow_changed, takeover=takeover)
 
 
 @overload

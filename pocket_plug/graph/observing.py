@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -67,6 +67,8 @@ class NodeCall:
     input: Value = field(default=None, repr=False)
     is_item: bool = False
     """Is it one of the items of a fan-out?"""
+    position: int | None = None
+    """Which one, from 0."""
     output: Value = field(default=None, repr=False, init=False)
     action: str | None = field(default=None, init=False)
     next: str | None = field(default=None, init=False)
@@ -116,6 +118,9 @@ class Observer:
     node: Callable[[NodeCall], AbstractContextManager[Any] | None] | None = None
     phase: Callable[[PhaseCall], AbstractContextManager[Any] | None] | None = None
     event: Callable[[str, NodeCall, Mapping[str, Any]], None] | None = None
+    pace: Callable[[], Awaitable[None]] | None = None
+    """Awaited before each node and each item where an event loop drives the run, which waits there until it returns. For an
+    observer that hands on what it sees to somebody slower: it must not wait while `contention.holds_gates()`."""
     outermost: bool = False
     """True for tracing, so that what the others log inside carries its ids."""
     guarded_only: bool = False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pocket_plug.errors import ConflictError
+from pocket_plug.errors import ConflictError, RunSuspendedError
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Change
 from pocket_plug.store.stack import Stack
@@ -32,6 +33,19 @@ STEPS_PER_LOOK = 16
 
 IN_PLACE, EXEC_IN_THREADS, ALL_IN_THREADS = 0, 1, 2
 """Where a run calls its `def` phases: its own thread, or worker threads for `exec` or for all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a node asks."""
+
+    question: object
+    answer_type: str
+    """That of an answer, in words."""
+    choices: list[Any] | None = None
+    """What may be answered, where that is a few values."""
+    timeout: float | None = None
+    """Seconds until it goes on without an answer."""
 
 
 class Running(Protocol):
@@ -76,8 +90,8 @@ class Running(Protocol):
         """How often the run has entered a node."""
         ...
 
-    def visit(self, step: Step, value: object) -> Visiting:
-        """Take a value through a node, watched if the run is."""
+    def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
+        """Take a value through a node, watched if the run is; an item of a fan-out has a `position` there."""
         ...
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
@@ -100,8 +114,16 @@ class Running(Protocol):
         """The same run, kept in another ledger: for an item of a fan-out."""
         ...
 
-    async def ask(self, step: Step, question: object) -> Value:
-        """The answer to a question of a node."""
+    async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
+        """The answer to a question of a node, which is made if it has not been asked before; MISSING once its time is over."""
+        ...
+
+    async def sleep(self, until: Callable[[], float]) -> None:
+        """Wait until a time, in epoch seconds; it is asked for if it is not known yet."""
+        ...
+
+    async def suspend(self, waiting: Sequence[RunSuspendedError]) -> None:
+        """Items wait: so does the run. Gives where one of them can go on by now."""
         ...
 
     def item(self, step: Step, item: object, position: int) -> Visiting:
@@ -159,8 +181,16 @@ class Ledger(Protocol):
         """The same for a graph that is nested in this one."""
         ...
 
-    async def ask(self, run: Running, step: Step, question: object) -> Value:
-        """The answer to a question. Raises RunSuspendedError where there is none yet."""
+    async def ask(self, run: Running, step: Step, made: Callable[[], Asking]) -> Value:
+        """The answer to a question; MISSING once its time is over. Raises RunSuspendedError where there is none yet."""
+        ...
+
+    async def sleep(self, run: Running, until: Callable[[], float]) -> None:
+        """Raises RunSuspendedError until that time has come."""
+        ...
+
+    async def suspend(self, run: Running, waits: Sequence[Any]) -> None:
+        """Record what the run's items wait for. Raises RunSuspendedError, ConflictError where that is not so any more."""
         ...
 
     def in_order(self, items: Iterable[Value]) -> Iterable[Value]:

@@ -53,6 +53,18 @@ def tell(observers: Iterable[Observer], name: str, call: NodeCall, attributes: M
                 report_observer(observer, "event", error)
 
 
+async def keep_pace(observers: Iterable[Observer]) -> None:
+    """Wait until all of them are ready for more."""
+    for observer in observers:
+        if observer.pace is not None:
+            try:
+                await observer.pace()
+            except BaseException as error:
+                if not is_fault(error):
+                    raise
+                report_observer(observer, "pace", error)
+
+
 def measure(call: NodeCall, phase: str, started: float) -> float:
     """Add the seconds since `started` to a phase's; give the time that it is now."""
     now = time.perf_counter()

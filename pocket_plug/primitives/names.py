@@ -22,6 +22,17 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
+def escaped(text: str, marks: str) -> str:
+    """A text in which these marks, and `%`, stand for nothing else.
+
+    >>> escaped("a/b%", "/")
+    'a%2Fb%25'
+    """
+    for mark in "%" + marks:
+        text = text.replace(mark, f"%{ord(mark):02X}")
+    return text
+
+
 def check_name(name: object) -> str:
     """The name itself, if it can be used as a key or scope.
 

@@ -58,6 +58,11 @@ def may_block() -> bool:
     return loop is None or loop is _driving.over
 
 
+def has_loop() -> bool:
+    """Does an event loop run in this thread, be it one that a caller further out blocks?"""
+    return asyncio._get_running_loop() is not None
+
+
 def blocked_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop that stands still while the caller is driven: waiting for one of its tasks would never end."""
     return _driving.over

@@ -306,6 +306,11 @@ _held: ContextVar[frozenset[tuple[Gates, str]]] = ContextVar("pocket_plug.held",
 """The gates held around the current call, by a node that is tried again and by what it calls; also names with priority."""
 
 
+def holds_gates() -> bool:
+    """Does a node around this call hold a gate, or have priority? Then others may wait for it: it must not wait for them."""
+    return bool(_held.get())
+
+
 class Gates:
     """Fair locks by name, for tasks and threads alike; acquired by callers that have lost a few conflicts already.
 

@@ -159,7 +159,6 @@ class EntryTable:
         """
         entries, names, moved = self.entries, self.sorted, self.moved
         if names is None:
-            self.moved = {}
             names = self.sorted = sorted(entries)
         elif len(moved) > FEW:
             names = [name for name in names if name not in moved]

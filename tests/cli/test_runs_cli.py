@@ -513,7 +513,7 @@ def test_rm_in_many_writes_ends_with_the_checkpoint(here: Any, monkeypatch: pyte
     finish("r")
     checkpoint, part = keys_of("r")
     fill({f"{part}path:{number:09}": {} for number in range(7)})
-    monkeypatch.setattr(sys.modules["pocket_plug.cli.runs"], "BATCH", 3)
+    monkeypatch.setattr(sys.modules["pocket_plug.graph.durable.removal"], "CHUNK", 3)
     writes: list[list[str]] = []
     write = SQLite.write
 

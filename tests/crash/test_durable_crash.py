@@ -22,7 +22,7 @@ RUNNING = """
 import asyncio, os, sys
 from pocket_plug import Graph, Next, Node, Retry, Store, StoreWriter, each, idempotency_key, node
 
-ROUNDS, path, durability, waits_at = 43, *sys.argv[1:]
+ROUNDS, path, durability, waits_at, takeover = 43, *sys.argv[1:]
 
 
 class Step(Node[int, int], retry=Retry(attempts=2)):
@@ -89,16 +89,16 @@ async def main():
     async with Store(f"sqlite:///{path}?durability={durability}") as store:
         graph = Graph(inner >> spread >> each(way, concurrency=3) >> gather >> count, count.on("again") >> inner,
                       store=store, name="rounds")
-        print("done", await graph.run(1, run_id="r"), flush=True)
+        print("done", await graph.run(1, run_id="r", takeover=takeover == "True"), flush=True)
 
 
 asyncio.run(main())
 """
 
 
-def start(path: Path, durability: str = "process", waits_at: str = "") -> subprocess.Popen[str]:
+def start(path: Path, durability: str = "process", waits_at: str = "", takeover: bool = False) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", RUNNING, str(path), durability, waits_at],
+        [sys.executable, "-c", RUNNING, str(path), durability, waits_at, str(takeover)],
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_stopped_process_finds_itself_fenced(tmp_path: Path, undisturbed: tuple[dict[str, Any], list[str]]) -> None:
-    """Stopped before a commit and continued once another process has done the run: it writes nothing any more."""
+    """Stopped before a commit, and continued once another process has taken the run over and done it: it writes nothing more."""
     path, visits = tmp_path / "state.db", undisturbed[1]
     with start(path, waits_at=visits[len(visits) // 2]) as stopped:
         assert stopped.stdout is not None
@@ -164,7 +164,10 @@ def test_a_stopped_process_finds_itself_fenced(tmp_path: Path, undisturbed: tupl
         os.kill(stopped.pid, signal.SIGSTOP)
         stopped.stdin.write("\n")
         stopped.stdin.flush()
-        with start(path) as other:
+        with start(path) as refused:
+            assert refused.stderr is not None
+            assert f"RunBusyError: run 'r' is under way: process {stopped.pid} on" in refused.stderr.read()
+        with start(path, takeover=True) as other:
             assert other.stdout is not None
             assert other.stdout.read().endswith("done 43\n")
         os.kill(stopped.pid, signal.SIGCONT)

@@ -373,7 +373,7 @@ edits(
         "waiting: nest the question": (
             lambda: (a >> graph(ask("sure"), name="sure") >> use,),
             "",
-            "waits for an answer at 'sure'",
+            "+ graph sure",
         ),
     },
 )

@@ -26,7 +26,6 @@ from pocket_plug import (
     CodecError,
     ConfigError,
     ConflictError,
-    GraphError,
     InputError,
     Key,
     KeyNameError,
@@ -550,7 +549,7 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
                 assert (await all_of(store), await store.stack.version()) == (before, version), says
             assert await graph.resume("r", answer=3) == 3
             finished = await all_of(store)
-            with pytest.raises(RunMismatchError, match="waits for no answer"):
+            with pytest.raises(RunMismatchError, match="has had its answer to"):
                 await graph.resume("r", answer=4)
             assert await all_of(store) == finished
 
@@ -1247,7 +1246,7 @@ def test_a_run_waits_for_an_answer(tmp_path: Path) -> None:
                     await graph.resume(result, answer="yes")
                 assert await graph.resume(result, answer=answer) == result
                 assert await graph.resume(result, answer=answer) == result
-                with pytest.raises(RunMismatchError, match="waits for no answer"):
+                with pytest.raises(RunMismatchError, match="has had its answer to"):
                     await graph.resume(result, answer=not answer)
         async with stored(tmp_path) as store:
             assert await store.get("decided") == 2
@@ -1284,20 +1283,23 @@ def test_an_answer_is_kept(tmp_path: Path) -> None:
                 await graph.resume("r")
             with pytest.raises(RunSuspendedError):
                 await graph.run("x", run_id="r")
-            assert await graph.resume("r", answer=2) == (1, 2)
+            with pytest.raises(RunMismatchError, match=r"which question is it for.*Open: 'two#1'"):
+                await graph.resume("r", answer=1)  # the line that gave the first answer, once more
+            with pytest.raises(RunMismatchError, match="has had its answer to 'one#1' already"):
+                await graph.resume("r", answer=2, question=one)
+            assert await graph.resume("r", answer=2, question=two) == (1, 2)
+            assert await graph.resume("r", answer=1, question="one#1") == (1, 2)
 
     asyncio.run(main())
 
 
 def test_asking_needs_a_durable_run(tmp_path: Path) -> None:
-    """Without a run_id it is refused before anything runs; among the items of a fan-out by validate."""
+    """Without a run_id it is refused before anything runs, among the items of a fan-out too."""
+    ask = Ask[int, int](int, question=str, name="ask")
     with pytest.raises(ConfigError, match="run_id="):
         approval(Store()).run_sync(Draft("hi"))
-    ask = Ask[int, int](int, question=str, name="ask")
-    with pytest.raises(GraphError, match="'ask' asks"):
-        Graph(each(ask)).validate()
-    with pytest.raises(GraphError, match="'asking' asks"):
-        Graph(each(Graph(ask, name="asking"))).validate()
+    with pytest.raises(ConfigError, match="run_id="):
+        Graph(each(ask)).run_sync([1])
 
 
 # ---------------------------------------------------------------- retention and observers
@@ -1390,7 +1392,7 @@ def test_a_removal_that_stops_half_way_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int, fault: str
 ) -> None:
     """Till its last write the run is a finished one that gives its result; the next end removes what is left."""
-    monkeypatch.setattr("pocket_plug.graph.durable.finished.CHUNK", 1)
+    monkeypatch.setattr("pocket_plug.graph.durable.removal.CHUNK", 1)
 
     async def main() -> None:
         clock, plan = FakeClock(), list[str]()
@@ -1485,6 +1487,7 @@ def test_what_observers_see(tmp_path: Path) -> None:
             with pytest.raises(RunSuspendedError):
                 await pocket.run(approval(store), Draft("hi"), run_id="mail")
             assert watcher.seen == [
+                ("question", "approve", {"run_id": "mail", "question": "send 'hi'?"}),
                 ("approve", 1, "suspended", None), ("asking", "suspended"), ("asking", 1, "suspended", None),
                 ("mail", False, "suspended"),
             ]  # fmt: skip

@@ -264,7 +264,7 @@ def test_an_answer_that_was_given_before() -> None:
             other = Graph(Ask(str, question="Really?", name="really") >> use, **options)
             with pytest.raises(RunChangedError, match="the answer that it has been given is not the str that 'really'"):
                 await other.resume("r")
-            with pytest.raises(RunChangedError, match="has been given an answer, and node 'really' doesn't ask"):
+            with pytest.raises(RunChangedError, match="has been given an answer at 'really', where nothing asks"):
                 await Graph(step("really") >> use, **options).resume("r")
             same = Graph(Ask(bool, question="Really?", name="really") >> use, **options)
             assert await same.resume("r") == Answered(1, True)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_overloads
+from typing import Any, get_args, get_origin, get_overloads
 
 import click
 import pytest
@@ -138,6 +138,23 @@ def test_every_event() -> None:
     """The events that a run tells of are those listed."""
     source = "".join(file.read_text("utf-8") for file in (PACKAGE / "graph").rglob("*.py"))
     assert rows("Events").keys() == set(re.findall(r"run\.event\(\s*\"(\w+)\"", source))
+
+
+def test_every_event_of_a_stream() -> None:
+    """Each class with its kind and its fields, and what is known of each place."""
+    listed = rows("Events of a stream")
+    kinds = {kind.__name__: kind for kind in get_args(pocket_plug.RunEvent) for kind in [get_origin(kind) or kind]}
+    assert listed.keys() == kinds.keys()
+    for name, kind in kinds.items():
+        _, words, fields, _ = listed[name].strip("| ").split(" | ")
+        assert words == f'"{kind.kind}"'
+        assert [word for word in re.findall(r"`(\w+)`", fields) if word not in ("place", "MISSING")] == [
+            field.name for field in dataclasses.fields(kind) if field.name != "place"
+        ]
+    of_place = set(rows("Events of a stream", 1))
+    assert {name for name in of_place if name != "str"} <= set(dir(pocket_plug.NodePlace)) & set(
+        dir(pocket_plug.Emitted)
+    )
 
 
 def test_every_field_of_a_plugin_record() -> None:

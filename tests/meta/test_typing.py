@@ -19,6 +19,7 @@ SURFACE = [
     "TypedStore", "StoreScope", "SyncScope", "Key", "Duration", "MISSING",
     "Backend", "Layer", "secret", "Memory", "Entry", "Put", "Delete", "Change",
     "Node", "Graph", "Chain", "Action", "Next", "END", "Retry", "node", "each", "fan_out", "Ask", "Answered",
+    "RunStream", "RunEvent", "emit", "progress",
     "idempotency_key", "RunSuspendedError", "RunFencedError", "RunBusyError",
     "RunCancelledError", "RunMismatchError", "RunChangedError", "UnknownRunError",
     "Pocket", "observe", "hookimpl", "register_type",

@@ -78,7 +78,7 @@ TESTS: dict[str, str] = {
     "store/keys": "test_keys test_store",
     "store/layer": "test_layer",
     "store/memory": "test_memory_contract test_store test_durations test_store_machine",
-    "store/scanning": "test_memory_contract test_transaction test_layer_contract test_behind_contract",
+    "store/scanning": "test_scanning test_memory_contract test_transaction test_layer_contract test_behind_contract",
     "store/stack": "test_layer test_store test_pocket",
     "store/store": "test_store test_sync",
     "store/sync": "test_sync test_store",

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, assert_type
+from typing import Any, Literal, assert_never, assert_type
 
 from pocket_plug import (
     END,
     Action,
     Answered,
     Ask,
+    Asked,
     Chain,
+    Emitted,
+    Finished,
     Graph,
+    ItemDone,
     Key,
     Next,
     Node,
+    NodeEntered,
+    NodeLeft,
+    NodePlace,
+    NodeRetried,
     Pocket,
+    Progressed,
     Retry,
     RunCheck,
+    RunEvent,
     RunPosition,
+    RunStream,
     RunSuspendedError,
     Store,
     StoreReader,
@@ -28,9 +39,11 @@ from pocket_plug import (
     SyncStore,
     SyncWriter,
     each,
+    emit,
     fan_out,
     idempotency_key,
     node,
+    progress,
 )
 from pocket_plug.graph.chain import Out
 from pocket_plug.graph.node_functions import FunctionNode
@@ -323,6 +336,43 @@ async def many(store: Store) -> None:
     crawl = Graph(each(fetch) >> each(measure) >> total)
     assert_type(await crawl.run(["/", "/about"]), int)
     assert_type(await crawl.run(f"/{n}" for n in range(9)), int)
+
+
+async def streamed() -> None:
+    graph = Graph(price >> render)
+    assert_type(graph.stream(Order("1")), RunStream[str])
+    async for event in graph.stream(Order("1"), buffer=10, run_id="r"):
+        assert_type(event, RunEvent[str])
+        match event:
+            case NodeEntered(node="price") | NodeLeft() | ItemDone() | NodeRetried():
+                assert_type(
+                    (event.node, event.path, event.visit, event.item), tuple[str, tuple[str, ...], int, int | None]
+                )
+                assert_type(event.place, NodePlace)
+            case NodeEntered():
+                assert_type(event.kind, Literal["node_entered"])
+            case Progressed(done=done, total=total):
+                assert_type((done, total), tuple[float, float | None])
+            case Emitted(value=value):
+                assert_type(value, Any)
+            case Asked(run_id=run_id):
+                assert_type(run_id, str)
+            case Finished(output=output):
+                assert_type(output, str)
+            case _:
+                assert_never(event)
+        if event.kind == "finished":
+            assert_type(event.output, str)
+    async with graph.stream(Order("1")) as events:
+        assert_type(events, RunStream[str])
+        assert_type(events.run_id, str)
+        assert_type(await anext(events), RunEvent[str])
+    kept: RunStream[object] = graph.stream(Order("1"))
+    await kept.aclose()
+    await emit(1)
+    emit("without waiting")
+    progress(1)
+    progress(1, 2.5)
 
 
 async def durable(store: Store) -> None:

@@ -20,6 +20,7 @@ from pocket_plug import (
     Next,
     Node,
     Retry,
+    RunStream,
     Store,
     StoreReader,
     StoreWriter,
@@ -29,6 +30,7 @@ from pocket_plug import (
     each,
     fan_out,
     node,
+    progress,
     secret,
 )
 from pocket_plug.layers import Bounding, Persistence
@@ -248,3 +250,7 @@ async def graphs() -> None:
     Ask[Order, bool](str, question=str)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await Graph(charge >> file).run(Order("1"), run_id=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     print(number, receipts)
+    stream: RunStream[int] = Graph(charge >> file).stream(Order("1"))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    async for event in Graph(charge >> file).stream("x"):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        print(event.place, stream)  # type: ignore[union-attr]  # pyright: ignore[reportAttributeAccessIssue]
+    progress("half")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -14,10 +14,11 @@ from pocket_plug.store.stack import Stack
 
 from .changes import written
 from .judging import How, Judge, Kept
-from .records import RUN, check_start, field_of, look_at
+from .records import RUN, check_start, field_of, look_at, status_of
 from .request import prepare
-from .standing import part_of
+from .standing import part_of, place_of
 from .states import STATE, states_of
+from .waits import read_wait, wait_key, waits_in
 
 BATCH = 1000
 """Runs that are read at once."""
@@ -59,11 +60,14 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
             key: entry async for key, entry in _entries(stack, keys[at : at + BATCH]) if _is_open(entry, graph.name)
         }
         begun = {key: entry async for key, entry in _entries(stack, [f"{part_of(key)}start" for key in runs])}
+        asking = {key: name for key, entry in runs.items() if (name := _asking(key, entry)) is not None}
+        waits = {name: entry async for name, entry in _entries(stack, list(asking.values()))}
         for key, entry in runs.items():
             start = begun.get(f"{part_of(key)}start")
             if _is_elsewhere(start, str(place[1])):
                 continue
-            found.append(await _checked(stack, judge, key, entry, start))
+            asked = waits.get(asking.get(key, ""))
+            found.append(await _checked(stack, judge, key, entry, start, asked))
     return found
 
 
@@ -83,31 +87,52 @@ def _is_open(entry: Entry | CodecError, graph: str) -> bool:
     return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN
 
 
+def _asking(key: str, entry: Entry | CodecError) -> str | None:
+    """Where the question stands of the node at which a run does, if that asks."""
+    try:
+        if isinstance(entry, Entry):
+            frames = look_at(key, entry)[1].frames
+            return wait_key(part_of(key), place_of("", frames, False)[1:])
+    except PocketError:
+        pass
+    return None
+
+
 def _is_elsewhere(start: Entry | CodecError | None, scope: str) -> bool:
     """Is it one of a graph of that name in another scope? Where its record doesn't say it, it may be this one's."""
     return isinstance(start, Entry) and field_of(start, "scope") not in (None, scope)
 
 
 async def _checked(
-    stack: Stack, judge: Judge, key: str, entry: Entry | CodecError, start: Entry | CodecError | None
+    stack: Stack,
+    judge: Judge,
+    key: str,
+    entry: Entry | CodecError,
+    start: Entry | CodecError | None,
+    wait: Entry | CodecError | None,
 ) -> RunCheck:
     state, at, version = "unreadable", "", None
     verdict: How | Literal["refused"] = "refused"
     why, differences = "", tuple[str, ...]()
     run_id = unquote(key.removeprefix(RUN))
     try:
-        for each in (entry, start):
+        for each in (entry, start, wait):
             if isinstance(each, CodecError):
                 raise each
         assert isinstance(entry, Entry)
         assert isinstance(start, Entry | None)
+        assert isinstance(wait, Entry | None)
         record, checkpoint = look_at(key, entry)
-        state, at = record["status"], written(frame.node for frame in checkpoint.frames if frame.node is not None)
+        state, at = status_of(record), written(frame.node for frame in checkpoint.frames if frame.node is not None)
         if start is None:
             raise CorruptRecordError(f"run {run_id!r} has lost the record of its start; it can only be removed")
         check_start(f"{part_of(key)}start", start.value)
         version = start.value.get("version", 1)
-        kept = Kept(run_id, part_of(key), record, start.value, checkpoint.frames)
+        waits = waits_in(record, part_of(key), checkpoint.frames)
+        if wait is not None:
+            asked = read_wait(part_of(key), _asking(key, entry) or "", wait)
+            waits[asked.place] = asked
+        kept = Kept(run_id, part_of(key), record, start.value, checkpoint.frames, waits)
         verdict = (await judge.going_on(stack, kept)).how
     except RunChangedError as error:
         why, differences = error.message, error.differences

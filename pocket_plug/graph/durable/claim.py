@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.errors import (
     ConflictError,
@@ -9,7 +12,6 @@ from pocket_plug.errors import (
     InputError,
     RunBusyError,
     RunMismatchError,
-    RunSuspendedError,
     UnknownRunError,
 )
 from pocket_plug.graph.ask import AskStep
@@ -21,9 +23,19 @@ from pocket_plug.store.store import MISSING
 from .journal import Journal
 from .judging import Kept
 from .processes import this_process
-from .records import FORM, RUN_FIELDS, Frame, Record, check, check_start, field_of, status_of
-from .standing import step_at
-from .states import State, plain_state, read_state, state_key, state_of
+from .records import FORM, Frame, Record, check_run, check_start, field_of, status_of
+from .states import State, plain_state, read_state, state_key, state_of, wake_key
+from .waits import (
+    Found,
+    first_time,
+    put_wait,
+    step_of_place,
+    suspended,
+    wait_key,
+    waits_in,
+    waits_of,
+    wanted_question,
+)
 
 
 async def claim(journal: Journal, value: object) -> bytes | None:
@@ -36,7 +48,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
         if entry is None:
             changes, expect, tries = [_begin(journal, start, value)], {key: 0}, 1
         else:
-            check(key, entry.value, RUN_FIELDS)
+            check_run(key, entry.value)
             there = state_of(entry.value, journal.name)
             stood = await stack.read(there)
             expect = {key: entry.version, there: stood.version if stood is not None else 0}
@@ -48,18 +60,32 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
             check_start(start, begun.value)
             state = read_state(there, stood) if stood is not None else None
+            journal.is_cancelled = state is not None and state.cancelled  # nobody has ended it yet: this execution does
             _refuse_another(journal, begun.value, value)
             journal.checkpoint.load(entry)
             _refuse_if_busy(journal, entry.value, state)
             changes = [Delete(there)] if stood is not None else []
+            waits = waits_in(entry.value, journal.part, journal.checkpoint.frames)
+            changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
+            waits |= await waits_of(stack, journal.part)
+            moved: Mapping[str, str] = {}
             if status_of(entry.value) != "finished":
-                kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames)
+                kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
                 going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
                 journal.checkpoint.frames = going.frames
-                changes += going.changes
+                written = {change.key for change in going.changes}
+                changes = [*(each for each in changes if each.key not in written), *going.changes]
                 expect |= going.expect
-            if (result := _settled(journal, entry.value)) is not None:
+                moved = going.moved
+            answered = _answered(journal, waits, moved)
+            if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
+            if answered is not None:
+                changes = [*(each for each in changes if each.key != answered.key), answered]
+                was = {wait_key(journal.part, place): each.version for place, each in waits.items()}
+                expect[answered.key] = was.get(answered.key, 0)
+            if state is not None and state.wake_at is not None:
+                changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
             is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
             tries = state.tries + 1 if state is not None and is_unmoved else 1
         if await _take_over(journal, changes, expect, tries):
@@ -78,6 +104,7 @@ async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, 
         lease=journal.wanted.lease,
         tries=tries,
         commits=checkpoint.commits + 1,
+        cancelled=journal.is_cancelled,
     )
     record = journal.record(token, checkpoint.frames)
     changes = [change for change in changes if change.key != journal.state_key]
@@ -146,31 +173,45 @@ def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> No
         )
 
 
-def _settled(journal: Journal, record: Record) -> bytes | None:
-    """Take over what is known of a run; give its result where it is finished, raise where it waits."""
-    status, answer = status_of(record), journal.wanted.answer
+def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> bytes | None:
+    """Take over what is known of a run; give its result where it is finished, raise where it waits for any of these."""
     journal.started, journal.epoch, journal.steps = record["started"], record["epoch"] + 1, record["steps"]
-    journal.question, journal.answer, journal.is_answered = record["question"], record["answer"], record["is_answered"]
     journal.carrier = dict(record["carrier"])
-    if status == "waiting":
-        if answer is MISSING:
-            raise RunSuspendedError(journal.id, default_codec.decode(record["question"]))
-        _take(journal, answer)
-    elif answer is not MISSING and (journal.answer is None or not _same(journal, journal.answer, answer)):
-        raise RunMismatchError(
-            f"run {journal.id!r} waits for no answer: it is {status}, and {summary(answer)} is not what it was last given"
-        )
-    return record["result"] if status == "finished" else None
+    if status_of(record) == "waiting":
+        still = [each for each in waits.values() if each.wait.is_open]
+        due = first_time(still)
+        if still and (due is None or due > journal.stack.clock()):
+            raise suspended(journal.id, still)
+    return record["result"] if status_of(record) == "finished" else None
 
 
-def _take(journal: Journal, answer: object) -> None:
-    step = step_at(journal.graph.plan, journal.checkpoint.frames)
+def _answered(journal: Journal, waits: Mapping[str, Found], moved: Mapping[str, str]) -> Put | None:
+    """The change that records the answer that was given, if it was; None where that is known already.
+
+    A question that an upgrade has `moved` is known by its former id, and by the present one.
+
+    Raises RunMismatchError where it is not for an open question, InputError where it is of another type.
+    """
+    answer = journal.wanted.answer
+    if answer is MISSING:
+        return None
+    question, now = journal.wanted.question, {moved.get(place, place): each for place, each in waits.items()}
+    asked = wanted_question(journal.id, now if moved and question not in waits else waits, question)
+    place = moved.get(asked.place, asked.place)
+    if not asked.wait.is_open:
+        if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
+            raise RunMismatchError(
+                f"run {journal.id!r} has had its answer to {asked.place!r} already, and {summary(answer)} is another one"
+            )
+        return None
+    step = step_of_place(journal.graph.plan, place)
     if isinstance(step, AskStep) and not step.accepts(answer):
         raise InputError(
             f"node {step.name!r} of graph {journal.graph.name!r} asks for {type_name(step.answer_type)}, "
             f"not {type(answer).__name__}; run {journal.id!r} still waits"
         )
-    journal.answer, journal.is_answered = journal.encode(answer, "the answer"), True
+    settled = replace(asked.wait, answer=journal.encode(answer, "the answer"), settled=journal.stack.clock())
+    return put_wait(journal.part, place, settled)
 
 
 def _same(journal: Journal, encoded: bytes, value: object) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing, suppress
+from dataclasses import replace
 
 from pocket_plug.errors import CodecError, ConflictError
 from pocket_plug.primitives.failures import log_failure
-from pocket_plug.store.backend import Delete, Put
+from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
-from .records import ENDED, PART, RUN, field_of, look_key, look_time
-from .states import state_of
+from .records import ENDED, RUN, field_of, look_key, look_time
+from .removal import erase
+from .states import plain_state, read_state, state_of
 
-CHUNK = 256
-"""How many records of a run are removed in one write."""
 SWEPT = 4
 """How many finished runs are looked at, at most, when a run ends: more than one, so that a backlog gets smaller."""
 
@@ -43,7 +43,7 @@ async def sweep(stack: Stack) -> None:
 
 async def _look_again(stack: Stack, key: str, now: float) -> None:
     name = key.removeprefix(ENDED).partition(":")[2]
-    run, part = RUN + name, f"{PART}{name}:"
+    run = RUN + name
     found = await stack.read_many((key, run))
     look, ended = found.get(key), found.get(run)
     if look is None:
@@ -51,13 +51,14 @@ async def _look_again(stack: Stack, key: str, now: float) -> None:
     keep = field_of(look, "keep")
     if ended is None or field_of(ended, "owner") != field_of(look, "owner") or not isinstance(keep, int | float):
         await stack.write([Delete(key)], {key: look.version})  # it was removed by hand, and perhaps begun anew
-    elif not field_of(look, "is_seen"):
-        seen = Put(look_key(now + keep, name), {**look.value, "is_seen": True})
-        await stack.write([Delete(key), seen], {key: look.version})
-    else:
-        doomed = [each async for each in stack.scan(part) if each != part + "start"]
-        for at in range(0, len(doomed), CHUNK):
-            await stack.write([Delete(each) for each in doomed[at : at + CHUNK]], {run: ended.version})
-        # till the last write it is a finished run, with its result
-        last = (part + "start", run, key, state_of(ended.value, name))
-        await stack.write([Delete(each) for each in last], {run: ended.version})
+        return
+    there = state_of(ended.value, name)
+    if field_of(look, "is_seen"):
+        await erase(stack, name, {run: ended.version}, (key, there))
+        return
+    changes: list[Change] = [Delete(key), Put(look_key(now + keep, name), {**look.value, "is_seen": True})]
+    expect = {key: look.version, run: ended.version}
+    if (stood := await stack.read(there)) is not None:
+        changes.append(Put(there, plain_state(replace(read_state(there, stood), look_at=now + keep))))
+        expect[there] = stood.version
+    await stack.write(changes, expect)

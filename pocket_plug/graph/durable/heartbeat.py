@@ -34,7 +34,7 @@ async def beat(stack: Stack, process: str, unmoved: Iterable[Held]) -> None:
         each.hear(found.get(each.state_key))
 
 
-class _Heart:
+class Heart:
     """The thread, and what it saw last."""
 
     def __init__(self) -> None:
@@ -72,22 +72,25 @@ class _Heart:
             self._sooner.clear()
             self.look()
 
-    def look(self) -> None:
-        """One round: those that have not moved since the last are spoken for."""
-        process = this_process()
-        held = list(process.held.values())
+    def unmoved(self) -> dict[Stack, list[Held]]:
+        """The executions that have not moved their runs since this was called last, by store. Not those that only come to one."""
+        held = [each for each in list(this_process().held.values()) if each.state_key]
         unmoved: dict[Stack, list[Held]] = {}
         for each in held:
             if self._seen.get(each.owner) == each.moves:
                 unmoved.setdefault(each.stack, []).append(each)
         self._seen = {each.owner: each.moves for each in held}
-        for stack, speaking in unmoved.items():
+        return unmoved
+
+    def look(self) -> None:
+        """One round: those that have not moved since the last are spoken for."""
+        for stack, speaking in self.unmoved().items():
             try:
-                stack.run(beat(stack, process.id, speaking))
+                stack.run(beat(stack, this_process().id, speaking))
             except Exception as error:  # noqa: BLE001 - the next round tries again
                 log_failure(logging.WARNING, "a heartbeat of durable runs failed; others may take them over", error)
 
 
-_heart = _Heart()
+_heart = Heart()
 after_fork(_heart.renew)
 keep_beating = _heart.keep_beating

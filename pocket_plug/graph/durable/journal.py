@@ -16,6 +16,7 @@ from typing import Any
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, ConflictError, OutcomeUnknownError, RunCancelledError, RunFencedError
 from pocket_plug.graph.context import run_ids
+from pocket_plug.graph.node import AnyNode
 from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.graph.running import Running
 from pocket_plug.primitives.failures import log_failure
@@ -39,6 +40,8 @@ class Wanted:
 
     run_id: str
     answer: object = MISSING
+    question: str | AnyNode | None = None
+    """What the answer is for: the question's id, or the node that asks."""
     allow_changed: bool = False
     takeover: bool = False
     """Is the run to be taken from an execution that is at it?"""
@@ -62,8 +65,6 @@ class Journal:
         self.epoch = 1
         self.steps = 0
         self.started = self.stack.clock()
-        self.question: bytes | None = None
-        self.answer: bytes | None = None
         self.carrier: dict[str, str] = {}
         self.unrecorded: list[Exception] = []
         """Errors of recording items. They are not the items' own, so they are never collected."""
@@ -71,8 +72,6 @@ class Journal:
         """Does the run go on, and no observer was notified yet?"""
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation that came out of a write which has landed."""
-        self.is_answered = False
-        """Has an answer been given that the node has not taken yet?"""
         self.landed_record: Record = {}
         """The run's record as this execution has last written it."""
         self.lease = wanted.lease
@@ -110,9 +109,6 @@ class Journal:
             "started": self.started,
             "updated": self.stack.clock(),
             "frames": [plain(frame) for frame in frames],
-            "question": self.question,
-            "answer": self.answer,
-            "is_answered": self.is_answered,
             "result": result,
             "carrier": dict(self.carrier),
         }
@@ -189,11 +185,10 @@ class Journal:
                     await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)
                     return
                 except Exception as failed:
-                    with suppress(RunCancelledError):
-                        if await self.landed(self.checkpoint, token, failed, "") is not None:
-                            return
-                        if not isinstance(failed, ConflictError):
-                            raise
+                    if await self.landed(self.checkpoint, token, failed, "") is not None:
+                        return
+                    if not isinstance(failed, ConflictError):
+                        raise
         except RunFencedError:
             return  # it is another execution's, which goes on with it
         except Exception as failed:  # noqa: BLE001 - the run's own error is what its caller is to see
@@ -207,19 +202,23 @@ class Journal:
         """
         what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
         found = await self.found({self.checkpoint.key, checkpoint.key, self.state_key}, failed, what)
-        run, own = found.get(self.checkpoint.key), found.get(checkpoint.key)
+        self.check_owner(found, failed)
+        own = found.get(checkpoint.key)
+        if own is not None and field_of(own, "owner") == token:
+            return own.version
+        if (own.version if own is not None else 0) != checkpoint.version:
+            raise self._unknown(what, "an earlier try has landed in the meantime") from failed
+        self.take_word(found.get(self.state_key))
+        return None
+
+    def check_owner(self, found: Mapping[str, Entry], failed: BaseException | None = None) -> None:
+        """Raise RunFencedError if, by what was found, the run is somebody else's by now."""
+        run = found.get(self.checkpoint.key)
         if run is None or execution_of(run) != self.owner:
             by = "it was removed" if run is None else f"epoch {field_of(run, 'epoch')} owns it, this was {self.epoch}"
             raise RunFencedError(
                 f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed since"
             ) from failed
-        if own is not None and field_of(own, "owner") == token:
-            return own.version
-        if (own.version if own is not None else 0) != checkpoint.version:
-            raise self._unknown(what, "an earlier try has landed in the meantime") from failed
-        if self.take_word(found.get(self.state_key)):
-            raise self.cancelled_error() from failed
-        return None
 
     async def found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
         """Look, a few times if need be, whether a failed write has landed. Raises OutcomeUnknownError where no look succeeds."""
@@ -244,8 +243,7 @@ class Journal:
     def finish(self, token: str, frames: Sequence[Frame], result: bytes) -> list[Change]:
         """The changes that record the end of the run."""
         changes: list[Change] = [Put(self.checkpoint.key, self.record(token, frames, "finished", result))]
-        changes += self.come_to("finished")
-        if (keep := self.graph.keep_finished) is not None:
-            look = {"owner": token, "keep": keep, "is_seen": False}
-            changes.append(Put(look_key(self.stack.clock() + keep, self.name), look))
-        return changes
+        if (keep := self.graph.keep_finished) is None:
+            return [*changes, *self.come_to("finished")]
+        look, look_at = {"owner": token, "keep": keep, "is_seen": False}, self.stack.clock() + keep
+        return [*changes, *self.come_to("finished", look_at=look_at), Put(look_key(look_at, self.name), look)]

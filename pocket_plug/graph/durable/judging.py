@@ -19,12 +19,18 @@ from pocket_plug.store.stack import Stack
 
 from .changes import Facts, differences, misplaced
 from .forms import GraphForm, form_of, read_form, read_lines
-from .records import FORM, Frame, Record, plain, status_of
-from .standing import Items, Standing, step_at
-from .upgrading import item_frames, upgraded
+from .records import FORM, Frame, Record, plain
+from .standing import Items, Spot, Standing, key_of_item, spots, step_at
+from .upgrading import upgraded
+from .waits import Found, put_wait, wait_key
 
 How = Literal["unchanged", "unchanged ahead", "upgraded", "allowed"]
 """Why a run goes on: its graph, or what lies ahead in it, is what it was; an upgrade moves the run; `allow_changed` was given."""
+
+
+Spots = Mapping[tuple[int, ...], Spot]
+WAITING = {"question": "ask", "sleep": "sleep"}
+"""The kind of node that waits for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,9 @@ class Going:
     changes: Sequence[Change] = ()
     """To be written with the claim."""
     expect: Mapping[str, int] = field(default_factory=lambda: NO_EXPECTATIONS)
-    """The versions of the items' records that it was judged by."""
+    """The versions of the records that it was judged by."""
+    moved: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The places where something waits, with those to which an upgrade has brought it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +56,8 @@ class Kept:
     record: Record
     start: Record
     frames: Sequence[Frame]
-
-    @property
-    def waits(self) -> bool:
-        """Does it wait for an answer?"""
-        return status_of(self.record) == "waiting"
+    waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
+    """What it waits for, or has waited for."""
 
 
 class Judge:
@@ -67,10 +72,10 @@ class Judge:
         """How the run goes on. Raises RunChangedError where it can't, CodecError for a value that can't be read or written."""
         form, steps = read_form(self.text), self._steps(kept)
         if not steps and self._is_same(kept.start):
-            self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames)), kept.waits))
+            self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames))))
             return Going("unchanged", kept.frames)
         before = _form_before(kept.start)
-        items = Items(kept.part)
+        items = Items(kept.part, kept.waits)
         standing = await items.read(stack, before, kept.frames)
         if standing.items:  # they were begun after the hooks had ended
             last = replace(standing.last, hooks="")
@@ -79,13 +84,10 @@ class Judge:
             f"{kept.part}start", {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
         )
         if steps:
-            standing = upgraded(kept.run_id, standing, kept.waits, steps)
-            self._refuse_misplaced(
-                kept, misplaced(form, standing, kept.waits) or _unfit(self.graph.plan, standing, kept)
-            )
-            moved = _moved(kept.part, standing, items)
-            return Going("upgraded", standing.frames, (start, *moved), items.versions)
-        self._refuse_misplaced(kept, misplaced(form, standing, kept.waits))
+            moved = upgraded(kept.run_id, standing, steps)
+            self._refuse_misplaced(kept, misplaced(form, moved) or _unfit(self.graph.plan, moved))
+            return self._upgraded(kept.part, start, items, spots(before, standing), spots(form, moved))
+        self._refuse_misplaced(kept, misplaced(form, standing))
         found = self._differences(kept.start, before, form, standing, firm_only=False)
         if not found:
             return Going("unchanged ahead", standing.frames, (), items.versions)
@@ -93,6 +95,32 @@ class Judge:
         if firm or not allow_changed:
             raise self._changed(kept, found, bool(firm))
         return Going("allowed", standing.frames, (start,), items.versions)
+
+    def _upgraded(self, part: str, start: Put, items: Items, former: Spots, now: Spots) -> Going:
+        """What brings the records of items, and of what is waited for, to where the upgraded run has them."""
+        kept = {
+            key_of_item(part, spot.within): [plain(frame) for frame in spot.standing.frames]
+            for positions, spot in now.items()
+            if positions
+        }
+        changes: list[Change] = [
+            start,
+            *(Delete(key) for key, version in items.versions.items() if version and key not in kept),
+            *(Put(key, {"owner": "", "commits": 0, "frames": frames}) for key, frames in kept.items()),
+        ]
+        expect, moved = dict(items.versions), dict[str, str]()
+        for positions, spot in former.items():
+            if (found := spot.standing.wait) is None:
+                continue
+            there = now[positions].leaf if positions in now else None
+            key = wait_key(part, found.place)
+            expect[key] = found.version
+            if there is None or there.node is None or there.node.kind != WAITING[found.wait.kind]:
+                changes.append(Delete(key))
+            elif (place := there.place[1:]) != found.place:
+                moved[found.place] = place
+                changes += [Delete(key), put_wait(part, place, found.wait)]
+        return Going("upgraded", now[()].standing.frames, changes, expect, moved)
 
     def _steps(self, kept: Kept) -> list[tuple[int, Upgrade]]:
         """The upgrades from the version of the run to that of the graph. Without any it is judged by what lies ahead."""
@@ -122,7 +150,7 @@ class Judge:
         """What differs; known already where another run stands at the same place."""
         shape = start["shape"] if isinstance(start["shape"], str) else tuple(start["shape"])
         place = tuple((frame.node, frame.hooks, frame.action) for frame in standing.frames)
-        known = None if standing.items else (shape, place, firm_only)
+        known = None if standing.items else (shape, place, standing.under, firm_only)
         if known is not None and known in self._known:
             return self._known[known]
         found = differences(Facts(before, standing), Facts(now, standing), firm_only=firm_only)
@@ -156,27 +184,11 @@ def _form_before(start: Record) -> GraphForm:
     return read_form(start["shape"]) if "form" in start else read_lines(tuple(start["shape"]))
 
 
-def _moved(part: str, standing: Standing, items: Items) -> list[Change]:
-    """The changes that bring the records of items to where the upgraded run has them."""
-    kept = {key: [plain(frame) for frame in frames] for key, frames in item_frames(part, standing)}
-    return [
-        *(Delete(key) for key, version in items.versions.items() if version and key not in kept),
-        *(Put(key, {"owner": "", "commits": 0, "frames": frames}) for key, frames in kept.items()),
-    ]
-
-
 # ---------------------------------------------------------------- what an upgrade gave
-def _unfit(plan: Plan, standing: Standing, kept: Kept) -> str | None:
+def _unfit(plan: Plan, standing: Standing) -> str | None:
     """Why a node can't take what the run, or an item, stands there with."""
     step = step_at(plan, standing.frames)
-    if not isinstance(step, Step):
-        return None
-    if kept.record["is_answered"] and kept.record["answer"] is not None:
-        if not isinstance(step, AskStep):
-            return f"it has been given an answer, and node {step.name!r} doesn't ask"
-        if not step.accepts(default_codec.decode(kept.record["answer"])):
-            return f"the answer that it has been given is not the {type_name(step.answer_type)} that {step.name!r} asks for"
-    return _unfit_at(step, standing)
+    return _unfit_at(step, standing) if isinstance(step, Step) else None
 
 
 def _unfit_at(step: Step, standing: Standing) -> str | None:
@@ -185,6 +197,9 @@ def _unfit_at(step: Step, standing: Standing) -> str | None:
     value = default_codec.decode(standing.last.value) if standing.last.value else None
     if standing.last.node is not None and standing.last.value and step.fits is not None and not step.fits(value):
         return f"it stands at node {step.name!r} with {type(value).__name__}, which takes {type_name(step.input_type)}"
+    answer = standing.wait.wait.answer if standing.wait is not None else None
+    if answer is not None and isinstance(step, AskStep) and not step.accepts(default_codec.decode(answer)):
+        return f"the answer that it has been given is not the {type_name(step.answer_type)} that {step.name!r} asks for"
     for position, item in standing.items.items():
         inner: Step | str | None = step.passed
         if isinstance(inner, GraphStep) and len(item.frames) > 1:

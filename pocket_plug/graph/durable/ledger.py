@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -25,7 +25,7 @@ from pocket_plug.errors import (
 from pocket_plug.graph.chain import DEFAULT
 from pocket_plug.graph.clean_up import clean_up
 from pocket_plug.graph.observing import NodeCall
-from pocket_plug.graph.running import Commit, Running, Travel
+from pocket_plug.graph.running import Asking, Commit, Running, Travel
 from pocket_plug.graph.step import Step, Visited
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Put
@@ -38,6 +38,7 @@ from .journal import Journal
 from .processes import this_process
 from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
 from .standing import in_order, item_key
+from .waits import Found, Wait, first_time, put_wait, read_wait, suspended, wait_key, wake_changes
 
 _key: ContextVar[str] = ContextVar("pocket_plug.idempotency_key")
 
@@ -72,7 +73,7 @@ class RunLedger:
     ) -> None:
         self.journal, self.outer, self.level = journal, outer, level
         self.checkpoint = journal.checkpoint if checkpoint is None else checkpoint
-        self.items: list[str] = []
+        self.items: dict[str, None] = {}
         """The records of the items of the fan-out under way."""
         self.within = self.current = within
         """Where its nodes are, and which visit of which node it is at: `/outer#1/inner#2`."""
@@ -90,17 +91,25 @@ class RunLedger:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
         if self.outer is not None:
             return MISSING
-        journal = self.journal
-        result = await claim(journal, value)
-        if result is not None:
-            return default_codec.decode(result)
-        run.steps = journal.steps
-        run.run.resumed, run.run.carrier = self.checkpoint.is_old, journal.carrier
-        if value is MISSING:
-            begun = await run.stack.read(journal.part + "start")
-            with suppress(CodecError):  # only who watches the run wants to know
-                run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
-        return MISSING
+        journal, held, is_claimed = self.journal, this_process().held, False
+        held[journal.owner] = (
+            journal  # before the claim lands, or others of this process would take its execution for ended
+        )
+        try:
+            result = await claim(journal, value)
+            if result is not None:
+                return default_codec.decode(result)
+            run.steps = journal.steps
+            run.run.resumed, run.run.carrier = self.checkpoint.is_old, journal.carrier
+            if value is MISSING:
+                begun = await run.stack.read(journal.part + "start")
+                with suppress(CodecError):  # only who watches the run wants to know
+                    run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
+            is_claimed = True
+            return MISSING
+        finally:
+            if not is_claimed:
+                held.pop(journal.owner, None)
 
     async def refence(self, conflict: ConflictError) -> bool:
         """After a conflict of a write that expected the fence: does the run still belong to this execution?"""
@@ -121,7 +130,6 @@ class RunLedger:
             return await travel(value)
         journal, held = self.journal, this_process().held
         journal.listen(run)
-        held[journal.owner] = journal
         keep_beating(journal.lease)
         try:
             return await travel(value)
@@ -160,6 +168,8 @@ class RunLedger:
 
     async def _begin(self, run: Running, value: object) -> Visited:
         checkpoint, start = self.checkpoint, run.plan.start
+        if self.journal.is_cancelled:
+            raise self.journal.cancelled_error()
         if len(checkpoint.frames) <= self.level:
             assert self.outer is not None
             encoded = self.outer.frame.value or self.journal.encode(value, f"the input of graph {run.run.graph!r}")
@@ -227,7 +237,7 @@ class RunLedger:
         except Exception as error:
             self.checkpoint.failed = error
             raise
-        self.items = []
+        self.items = {}
         return cancelled
 
     async def end(self, run: Running) -> asyncio.CancelledError | None:
@@ -275,7 +285,6 @@ class RunLedger:
                 records = journal.finish(token, frames, frame.value)
             else:
                 records = [Put(checkpoint.key, journal.record(token, frames, status))]
-                records += [] if status == "running" else journal.come_to(status)
             if leaving:
                 passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
                 records.append(Put(f"{journal.part}path:{commits:09}", passed))
@@ -300,6 +309,8 @@ class RunLedger:
                     if isinstance(error, asyncio.CancelledError):
                         journal.cancelled = error
                     return landed
+                if journal.is_cancelled:  # as this look has found, or that of another item, or a heartbeat
+                    raise journal.cancelled_error() from error
                 if not isinstance(error, ConflictError) or error.keys != {journal.state_key}:
                     raise
 
@@ -312,17 +323,21 @@ class RunLedger:
         """Take an item through its node, under a checkpoint of its own; not again where that is done."""
         current = f"{self.current}[{position}]"
         key = item_key(self.journal.part, self.current, position)
-        checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old)
-        self.items.append(checkpoint.key)
+        checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old or key in self.items)  # it has waited
+        self.items[key] = None
         ledger = RunLedger(self.journal, checkpoint, self, 0, self.within)
         ledger._stand_at(current)
         own: Exception | None = None
         try:
-            if checkpoint.is_old and (entry := await run.stack.read(checkpoint.key)) is not None:
-                checkpoint.load(entry)
+            if checkpoint.is_old:
+                # with the run's: whoever has overtaken this execution may have ended the fan-out, and removed the items
+                found = await run.stack.read_many((checkpoint.key, self.journal.checkpoint.key))
+                self.journal.check_owner(found)
+                if (entry := found.get(checkpoint.key)) is not None:
+                    checkpoint.load(entry)
             ledger.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
             try:
-                visited = await ledger._visit(run.beside(ledger), step, item)
+                visited = await ledger._visit(run.beside(ledger), step, item, position)
             except Exception as error:
                 own = error if error is not checkpoint.failed else None
                 raise
@@ -332,9 +347,9 @@ class RunLedger:
                 self.journal.unrecorded.append(error)
             raise
 
-    async def _visit(self, run: Running, step: Step, item: object) -> Visited:
+    async def _visit(self, run: Running, step: Step, item: object, position: int) -> Visited:
         if self.frame.node is not None:
-            return await run.visit(step, item)
+            return await run.visit(step, item, position)
         output = default_codec.decode(self.frame.value)
         late = None
         if self.frame.hooks:
@@ -367,14 +382,83 @@ class RunLedger:
         """What can be stored of it; handed on at once too, so that a resume makes no difference."""
         return storable(error)
 
-    async def ask(self, run: Running, step: Step, question: object) -> Value:
-        """The answer, if it was given; else suspend the run."""
+    # ------------------------------------------------------------ what is waited for
+    async def ask(self, run: Running, step: Step, made: Callable[[], Asking]) -> Value:
+        """The answer to the question of the node that the run is at; MISSING where its time is over. Else suspend the run."""
+
+        def new() -> Wait:
+            asking, now = made(), run.stack.clock()
+            return Wait(
+                "question",
+                now,
+                self.journal.encode(asking.question, f"the question of node {step.name!r}"),
+                asking.answer_type,
+                asking.choices,
+                None if asking.timeout is None else now + asking.timeout,
+            )
+
+        settled = await self._wait(run, new)
+        return MISSING if settled.answer is None else default_codec.decode(settled.answer)
+
+    async def sleep(self, run: Running, until: Callable[[], float]) -> None:
+        """Suspend the run until then."""
+        await self._wait(run, lambda: Wait("sleep", run.stack.clock(), until=until()))
+
+    async def _wait(self, run: Running, new: Callable[[], Wait]) -> Wait:
+        """What was waited for at this place, once it is settled. Raises RunSuspendedError before."""
+        place, part = self.current[1:], self.journal.part
+        key = wait_key(part, place)
+        while True:
+            entry = await run.stack.read(key)
+            found = read_wait(part, key, entry) if entry is not None else Found(place, new())
+            wait, now = found.wait, run.stack.clock()
+            if not wait.is_open:
+                return wait
+            is_due = wait.until is not None and wait.until <= now
+            try:
+                if is_due:
+                    settled = replace(wait, settled=now)
+                    await self._put(run, [put_wait(part, place, settled)], {key: found.version})
+                    return settled
+                if self.checkpoint is self.journal.checkpoint:
+                    await self.suspend(run, [found])
+                elif not found.version:
+                    version = await self._put(run, [put_wait(part, place, wait)], {key: 0})
+                    found = Found(place, wait, version)
+            except ConflictError as conflict:
+                if key not in conflict.keys:
+                    raise
+                continue  # it has been answered meanwhile, or was recorded by an execution before this one
+            raise suspended(self.journal.id, [found])
+
+    async def suspend(self, run: Running, waits: Sequence[Found]) -> None:
+        """Record that the run waits for these, and raise RunSuspendedError. ConflictError where one of them is settled."""
         journal = self.journal
-        if journal.is_answered and journal.answer is not None:
-            journal.is_answered = False
-            return default_codec.decode(journal.answer)
-        journal.question = journal.encode(question, f"the question of node {step.name!r}")
-        cancelled = await self._save(run, replace(self.frame, hooks=""), "waiting")  # they have ended
+        if self.checkpoint is not journal.checkpoint:
+            raise suspended(journal.id, waits)  # of an item: those around it may go on
+        expect = {wait_key(journal.part, each.place): each.version for each in waits}
+        changes: list[Change] = [put_wait(journal.part, each.place, each.wait) for each in waits if not each.version]
+        questions = sum(each.wait.kind == "question" for each in waits)
+        changes += journal.come_to("waiting", wake_at=first_time(waits), questions=questions)
+        changes += wake_changes(journal.graph.name, journal.name, waits)
+        frame = replace(self.frame, hooks="")  # they have ended
+        cancelled = await self._save(run, frame, "waiting", changes, expect)
         if cancelled is not None:
             raise cancelled
-        raise RunSuspendedError(journal.id, question)
+        raise suspended(journal.id, waits)
+
+    async def _put(self, run: Running, changes: Sequence[Change], expect: Mapping[str, int]) -> int:
+        """A write of its own beside the run's commits, while the run is this execution's."""
+        while True:
+            try:
+                return await run.stack.write(changes, {**expect, **self.fence})
+            except ConflictError as conflict:
+                if not await self.refence(conflict):
+                    raise RunFencedError(f"run {self.journal.id!r} was taken over by another execution") from conflict
+                if self.journal.is_cancelled:
+                    raise self.journal.cancelled_error() from conflict
+                if conflict.keys & expect.keys():
+                    raise
+            except StoreError as error:
+                self.journal.unrecorded.append(error)  # it is no item's own
+                raise

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
 from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.primitives.names import escaped as escaped
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
 
 FORMAT = 2
-"""Of a run's record. Those of format 1 had no state beside them, and said "suspended" for "waiting"."""
+"""Of a run's record. Those of format 1 had no state beside them, had a question within, and said "suspended" for "waiting"."""
 FORM = 2
 """The version of what is recorded of a graph's form: 1 are the lines of its `Shape`, without types and scopes."""
 Record = Mapping[str, Any]
@@ -35,13 +36,6 @@ Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finish
 """What is recorded. Whether a running one is stalled is for whoever looks to say."""
 
 
-def escaped(text: str, marks: str) -> str:
-    """A text in which these marks, and `%`, stand for nothing else."""
-    for mark in "%" + marks:
-        text = text.replace(mark, f"%{ord(mark):02X}")
-    return text
-
-
 # What stands in a record: one that somebody else has written must not be taken for a run. Its `owner` is a write's token:
 # the execution's id, and after a dot which of its writes it was (in older records the id alone).
 ITEM_FIELDS: Record = {"owner": str, "commits": int, "frames": list}
@@ -54,12 +48,11 @@ RUN_FIELDS: Record = {
     "steps": int,
     "started": float,
     "updated": float,
-    "question": bytes | None,
-    "answer": bytes | None,
-    "is_answered": bool,
     "result": bytes | None,
     "carrier": dict,
 }
+OLD_RUN_FIELDS: Record = {**RUN_FIELDS, "question": bytes | None, "answer": bytes | None, "is_answered": bool}
+"""Of format 1."""
 OLD_START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
 START_FIELDS: Record = {**OLD_START_FIELDS, "shape": str, "form": int, "version": int}
 FRAME_FIELDS: Record = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
@@ -119,6 +112,12 @@ def status_of(record: Record) -> str:
     return "waiting" if record["status"] == "suspended" else str(record["status"])
 
 
+def check_run(key: str, record: Record) -> None:
+    """`check` for a run's record; that of an older version has its question within."""
+    is_old = isinstance(record, dict) and record.get("format") == 1
+    check(key, record, OLD_RUN_FIELDS if is_old else RUN_FIELDS)
+
+
 def check_start(key: str, record: Record) -> None:
     """`check` for the record of a run's start; that of an older version has no types in its shape."""
     is_old = isinstance(record, dict) and "form" not in record
@@ -153,7 +152,7 @@ def keys_of(run_id: str) -> tuple[str, str]:
 
 def look_at(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
     """A run's record as it is stored, and its checkpoint, for whoever only looks. Raises StoreError, CorruptRecordError."""
-    check(key, entry.value, RUN_FIELDS)
+    check_run(key, entry.value)
     checkpoint = Checkpoint(key)
     checkpoint.load(entry)
     return entry.value, checkpoint

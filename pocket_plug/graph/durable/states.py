@@ -23,13 +23,21 @@ from pocket_plug.store.keys import RESERVED
 from .records import Record, escaped, status_of
 
 STATE = f"{RESERVED}run-state:"
+WAKE = f"{RESERVED}run-wake:"
+"""`pocket:run-wake:GRAPH:TIME:ID` is there for a run that waits for a time."""
+
 LEASE = 30.0
 """Seconds after which an execution that has not moved its run may be taken for dead."""
 
 
 def states_of(status: str, graph: str | None = None) -> str:
     """How the keys begin of the runs in a state, or of those of one graph."""
-    return f"{STATE}{status}:" if graph is None else f"{STATE}{status}:{escaped(graph, ':')}:"
+    return f"{STATE}{status}:" if graph is None else f"{STATE}{status}:{state_name(graph)}:"
+
+
+def state_name(graph: str) -> str:
+    """A graph's name as such keys have it."""
+    return escaped(graph, ":")
 
 
 def in_order(time: float) -> str:
@@ -40,6 +48,11 @@ def in_order(time: float) -> str:
 def state_key(status: str, graph: str, started: float, name: str) -> str:
     """Where a run's state stands. `name` is the run's id, as keys have it."""
     return f"{states_of(status, graph)}{in_order(started)}:{name}"
+
+
+def wake_key(graph: str, at: float, name: str) -> str:
+    """Where the note stands of a run that waits for a time."""
+    return f"{WAKE}{state_name(graph)}:{in_order(at)}:{name}"
 
 
 def state_of(record: Record, name: str) -> str:
@@ -117,6 +130,10 @@ class State:
     failure: RunFailure | None = None
     wake_at: float | None = None
     """When it goes on by itself, if it waits for a time."""
+    questions: int = 0
+    """How many it waits to be answered."""
+    look_at: float | None = None
+    """The time in the key of its note for `keep_finished`, if it has one."""
 
 
 _DEFAULTS = {each.name: each.default for each in fields(State) if each.name != "since"}

@@ -1,0 +1,167 @@
+"""What a run tells whoever follows it, as values: one class for each kind of event.
+
+`match event: case NodeLeft(node="charge", output=output): …` takes them apart; `kind` is a name for each, for JSON and the like.
+An event holds the objects that the run works with: read them, don't change them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Literal
+
+from typing_extensions import TypeVar
+
+from pocket_plug.primitives.names import escaped
+from pocket_plug.primitives.values import Value
+from pocket_plug.store.store import MISSING
+
+from .observing import NodeOutcome
+
+O = TypeVar("O", covariant=True)  # noqa: E741 - output
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class NodePlace:
+    """Which visit of which node, in which graph, and which item of a fan-out.
+
+    Its text is the same in each execution of a durable run.
+
+    >>> review = NodePlace("each_review", positions=(3,))
+    >>> ask = NodePlace("ask", visit=2, within=review)
+    >>> str(ask), ask.path, ask.item
+    ('each_review#1[3]/ask#2', ('each_review', 'ask'), 3)
+    """
+
+    node: str
+    """The node's name; of an item that of its fan-out."""
+    visit: int = 1
+    """1 on the node's first visit in its graph's run."""
+    positions: tuple[int, ...] = ()
+    """Of an item of a fan-out: which one, from 0. More than one where a fan-out is itself the item of one."""
+    within: NodePlace | None = None
+    """The place of the graph that the node is in, where that is a node itself."""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names of the graphs' nodes around it, from the outermost in, and its own."""
+        return (self.node,) if self.within is None else (*self.within.path, self.node)
+
+    @property
+    def item(self) -> int | None:
+        """The position of the innermost item that it is, or is part of; None outside of fan-outs."""
+        if self.positions:
+            return self.positions[-1]
+        return None if self.within is None else self.within.item
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+    def __str__(self) -> str:
+        around = "" if self.within is None else f"{self.within}/"
+        items = "".join(f"[{position}]" for position in self.positions)
+        return f"{around}{escaped(self.node, '/#[')}#{self.visit}{items}"
+
+
+@dataclass(frozen=True, slots=True)
+class _AtNode:
+    place: NodePlace
+
+    @property
+    def node(self) -> str:
+        """The node's name; of an item that of its fan-out."""
+        return self.place.node
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names of the graphs' nodes around it, from the outermost in, and its own."""
+        return self.place.path
+
+    @property
+    def visit(self) -> int:
+        """1 on the node's first visit."""
+        return self.place.visit
+
+    @property
+    def item(self) -> int | None:
+        """The position of the innermost item of a fan-out that it is, or is part of; else None."""
+        return self.place.item
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEntered(_AtNode):
+    """The run has come to a node."""
+
+    kind: ClassVar[Literal["node_entered"]] = "node_entered"
+    type: Literal["node", "graph", "fan_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLeft(_AtNode):
+    """The run has left a node, and what the node has written has landed; or the node has failed, and nothing has.
+
+    A node at which the run waits for an answer isn't left.
+    """
+
+    kind: ClassVar[Literal["node_left"]] = "node_left"
+    output: Value = MISSING
+    """What it left with; MISSING where it has failed."""
+    outcome: NodeOutcome = "ok"
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDone(_AtNode):
+    """An item of a fan-out is done: `item` is its position. With `errors="collect"` the run goes on after an error."""
+
+    kind: ClassVar[Literal["item_done"]] = "item_done"
+    output: Value = MISSING
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRetried(_AtNode):
+    """An attempt at a node's `exec` has failed; the next one begins in `delay` seconds. What it emitted may come again."""
+
+    kind: ClassVar[Literal["node_retried"]] = "node_retried"
+    attempt: int
+    """The one that failed, from 1."""
+    delay: float
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed(_AtNode):
+    """How far a node says it is, by `progress(done, total)`. Only the newest that nobody has read yet is kept."""
+
+    kind: ClassVar[Literal["progressed"]] = "progressed"
+    done: float
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted(_AtNode):
+    """What a node has reported by `emit(value)`."""
+
+    kind: ClassVar[Literal["emitted"]] = "emitted"
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(_AtNode):
+    """The run waits for an answer, in no process: `graph.resume(run_id, answer=…)` goes on with it."""
+
+    kind: ClassVar[Literal["asked"]] = "asked"
+    run_id: str
+    question: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Generic[O]):
+    """The run has come to its end: always the last event."""
+
+    kind: ClassVar[Literal["finished"]] = "finished"
+    output: O
+
+
+RunEvent = NodeEntered | NodeLeft | ItemDone | NodeRetried | Progressed | Emitted | Asked | Finished[O]
+"""Any event of a run whose output is an `O`."""

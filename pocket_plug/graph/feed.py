@@ -1,0 +1,140 @@
+"""The bounded buffer between a run and whoever follows it: written by the run's tasks and threads, read by a task."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import OrderedDict
+from typing import Any
+
+from pocket_plug.primitives.failures import log_failure
+from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.waiting import Waiter, wake
+
+from .events import RunEvent
+from .running import STEPS_PER_LOOK
+
+AnyEvent = RunEvent[Any]
+
+
+class Feed:
+    """The events that nobody has read yet. Written from the run's loop and from worker threads, read on any loop.
+
+    Adding one never waits. Who may wait does so before (`room`) or after it (`block`), while there are `size` events or more.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.is_closed = False
+        """Has the reader gone?"""
+        self._lock = new_lock()
+        self._events: OrderedDict[object, AnyEvent] = OrderedDict()
+        self._keys = itertools.count()
+        self._readers: dict[Waiter[None], None] = {}
+        self._writers: dict[Waiter[None], None] = {}
+        self._taken = 0
+        self._is_over = False
+        self._error: BaseException | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Must one wait? Also where others do: nobody passes them."""
+        return (len(self._events) >= self.size or bool(self._writers)) and not self.is_closed
+
+    # ------------------------------------------------------------ the run's side
+    def add(self, event: AnyEvent, instead_of: object = None) -> None:
+        """Add an event; with `instead_of` it takes the place of an unread one that was added with the same."""
+        with self._lock:
+            if self.is_closed:
+                return
+            if instead_of is not None:
+                self._events.pop(instead_of, None)
+            self._events[next(self._keys) if instead_of is None else instead_of] = event
+            waiting = first(self._readers)
+        wake(waiting)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The run is over, by an error or not."""
+        with self._lock:
+            self._is_over, self._error = True, error
+            waiting = first(self._readers)
+        wake(waiting)
+        if self.is_closed:
+            self._report()
+
+    async def room(self) -> None:
+        """Wait until the reader has caught up, or gone."""
+        if (waiter := self._line_up(blocks=False)) is not None:
+            try:
+                await waiter
+            finally:
+                self._writers.pop(waiter, None)
+
+    def block(self) -> None:
+        """The same for a thread without a loop."""
+        if (waiter := self._line_up(blocks=True)) is not None:
+            waiter.block()
+
+    def _line_up(self, blocks: bool) -> Waiter[None] | None:
+        """What to wait for; None where there is room."""
+        with self._lock:
+            if not self.is_full:
+                return None
+            waiter = Waiter[None](blocks).give(None)
+            self._writers[waiter] = None
+            return waiter
+
+    # ------------------------------------------------------------ the reader's side
+    async def take(self) -> AnyEvent | None:
+        """The next event; None at the end. Raises what has ended the run, once, after all events."""
+        self._taken += 1
+        if not self._taken % STEPS_PER_LOOK:
+            await asyncio.sleep(0)  # there may always be one more: other tasks come to their turn all the same
+        while not (self._events or self._is_over or self.is_closed):
+            await self._next()
+        with self._lock:
+            event = self._events.popitem(last=False)[1] if self._events else None
+            waiting = first(self._writers, self.size - len(self._events))
+        wake(waiting)
+        if event is None and (error := self._error) is not None:
+            self._error = None
+            raise error
+        return event
+
+    async def _next(self) -> None:
+        """Wait for an event. Who waits for the reader need not any more."""
+        with self._lock:
+            if self._events or self._is_over or self.is_closed:
+                return
+            waiter = Waiter[None]().give(None)
+            self._readers[waiter] = None
+            waiting = first(self._writers)
+        wake(waiting)
+        try:
+            await waiter
+        finally:
+            self._readers.pop(waiter, None)
+
+    def close(self) -> None:
+        """The reader has gone: nothing is kept any more, and nobody waits. Can be called again."""
+        with self._lock:
+            self.is_closed = True
+            self._events.clear()
+            waiting = (*first(self._writers), *first(self._readers))
+        wake(waiting)
+        self._report()
+
+    def _report(self) -> None:
+        """Say that a run has failed whose error nobody will read."""
+        error, self._error = self._error, None
+        if isinstance(error, Exception):
+            log_failure(logging.ERROR, "a run failed whose stream nobody reads any more", error)
+
+
+def first(waiters: dict[Waiter[None], None], count: int | None = None) -> list[Waiter[None]]:
+    """Those who have waited longest, taken out; without a count all."""
+    found = list(waiters)[: None if count is None else max(count, 0)]
+    for waiter in found:
+        del waiters[waiter]
+    return found

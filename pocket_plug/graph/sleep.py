@@ -1,0 +1,84 @@
+"""Nodes that wait for a time: a durable run waits there in no process at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.redaction import found
+from pocket_plug.primitives.values import Value
+
+from .node import Node
+from .observing import NodeCall
+from .options import Options
+from .running import Running
+from .step import Step, make_step
+
+X = TypeVar("X", default=Any)
+
+
+class Sleep(Node[X, X], Generic[X]):
+    """A node that lets time pass, and gives what it is handed.
+
+    `Sleep("1h")` waits that long, `Sleep(until=…)` to a moment: a `datetime` with its time zone, epoch seconds, or a function
+    that makes one of them of the input. A durable run is suspended meanwhile: it raises RunSuspendedError with `wake_at`, and a
+    worker goes on with it then, or `graph.resume(run_id)`. Any other run waits in its process.
+
+    >>> from pocket_plug import Graph
+    >>> Graph(Sleep[str]("10ms")).run_sync("done")
+    'done'
+
+    Raises ConfigError for what is neither, and for both.
+    """
+
+    _takes = frozenset({"name", "trace"})
+
+    def __init__(
+        self,
+        duration: Duration | None = None,
+        /,
+        *,
+        until: datetime | float | Callable[[X], datetime | float] | None = None,
+        name: str = "sleep",
+    ) -> None:
+        if (duration is None) == (until is None):
+            raise ConfigError("Sleep: give a duration, such as Sleep('1h'), or until=…, one of them")
+        self.duration = None if duration is None else seconds(duration, "Sleep: the duration")
+        self.until = until
+        if until is not None and not callable(until):
+            _moment(until)
+        self._options = Options().changed(self._takes, name=name)
+
+
+def _moment(given: object) -> float:
+    """Epoch seconds of what was given for a moment."""
+    if isinstance(given, datetime) and given.tzinfo is not None:
+        return given.timestamp()
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return float(given)
+    raise ConfigError(f"Sleep: until can't be {found(given)}; give a datetime with its time zone, or epoch seconds")
+
+
+class SleepStep(Step):
+    """The step of a `Sleep`."""
+
+    node: Sleep[Any]
+
+    async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
+        node = self.node
+
+        def until() -> float:
+            if node.duration is not None:
+                return run.stack.clock() + node.duration
+            return _moment(node.until(value) if callable(node.until) else node.until)
+
+        await run.sleep(until)
+        return value
+
+
+make_step.register(Sleep, SleepStep)

@@ -1,0 +1,270 @@
+"""A run that is followed while it goes: its events, one by one, from a task of its own through a bounded buffer.
+
+What happens is seen by an `Observer`, as plugins have one; `StreamHost` adds it to those of the run's Pocket. It puts events
+into a `Feed`, from which the `RunStream` takes them. Neither the run nor the observer knows the RunStream: so it is collected
+as soon as its reader drops it, and then the run is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Generator, Mapping
+from contextlib import suppress
+from contextvars import Token
+from dataclasses import replace
+from typing import Any, Generic, Self
+
+from typing_extensions import TypeVar
+
+from pocket_plug.errors import RunSuspendedError
+from pocket_plug.primitives.failures import log_failure
+from pocket_plug.primitives.waiting import has_loop
+from pocket_plug.store.contention import holds_gates
+from pocket_plug.store.store import MISSING, Store
+
+from .events import (
+    Asked,
+    Emitted,
+    Finished,
+    ItemDone,
+    NodeEntered,
+    NodeLeft,
+    NodePlace,
+    NodeRetried,
+    Progressed,
+    RunEvent,
+)
+from .execution import Execution
+from .feed import Feed
+from .host import RunHost
+from .observing import NodeCall, Observer, PhaseCall, Run
+from .reports import AT_ONCE, Reporter, reporter
+
+O = TypeVar("O", covariant=True)  # noqa: E741 - output
+
+
+class RunStream(Generic[O]):
+    """One run, and its events as they happen; made by `Graph.stream`.
+
+    Iterating it starts the run, in a task of its own, and so does `async with`. At the end of that the run is over: it is
+    cancelled if its last event has not been read. `aclose()` does the same. A stream that is dropped, as by `break` in
+    `async for event in graph.stream(…)`, cancels its run too, but nobody waits for the end of that.
+    """
+
+    _task: asyncio.Task[None] | None = None
+
+    def __init__(self, feed: Feed, execution: Execution, input: object) -> None:
+        self._feed = feed
+        self._start: tuple[Execution, object] | None = (execution, input)
+        self.run_id = execution.run.id
+        """The run's id, as plugins and traces have it; of a durable run its own."""
+
+    def __aiter__(self) -> AsyncIterator[RunEvent[O]]:
+        return self
+
+    async def __anext__(self) -> RunEvent[O]:
+        self._begin()
+        event = await self._feed.take()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancel the run unless it is over, and wait until everything of it is: its hooks have run, too.
+
+        What it raises meanwhile is logged. Cancelled while it waits, this waits no longer, and the run ends by itself. Can be
+        called again.
+        """
+        self._start = None
+        self._feed.close()
+        task = self._task
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _begin(self) -> None:
+        """Start the run, unless it has been."""
+        if self._start is not None:
+            execution, value = self._start
+            self._start = None
+            self._task = task = asyncio.get_running_loop().create_task(_go(self._feed, execution, value))
+            _going.add(task)
+            task.add_done_callback(_going.discard)
+
+    def __del__(self) -> None:
+        # It may be any thread that collects it, in the middle of anything: nothing else can be done here.
+        if self._task is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._task.get_loop().call_soon_threadsafe(_drop, self._feed, self._task)
+
+
+_going: set[asyncio.Task[None]] = set()
+"""The runs: an event loop holds its tasks weakly, and those of dropped streams have to come to their end."""
+
+
+def _drop(feed: Feed, task: asyncio.Task[None]) -> None:
+    feed.close()
+    task.cancel()
+
+
+async def _go(feed: Feed, execution: Execution, value: object) -> None:
+    """The run, as a task: a task has a context of its own."""
+    try:
+        if execution.stack.is_new:
+            await execution.stack.ensure_open()
+        output = await execution.go(value)
+    except RunSuspendedError:
+        feed.end()
+    except BaseException as error:
+        feed.end(error)
+        if not isinstance(error, Exception | asyncio.CancelledError):
+            raise  # an interrupt is the event loop's, too
+    else:
+        feed.add(Finished(output))
+        feed.end()
+
+
+# ---------------------------------------------------------------- what is seen of the run
+class StreamHost:
+    """The host of a run that is followed: all that the other host says, and one more observer."""
+
+    def __init__(self, host: RunHost, feed: Feed) -> None:
+        self._host, self._feed = host, feed
+
+    def default_store(self) -> Store | None:
+        """The other host's."""
+        return self._host.default_store()
+
+    def observers(self, run: Run) -> list[Observer]:
+        """The other host's, and the one that puts events into the feed."""
+        around = reporter.get() if run.parent is not None else None
+        watcher = _Watcher(self._feed, around.place if around is not None else None)
+        own = Observer(
+            node=watcher.node, phase=watcher.attempt, event=watcher.event, pace=watcher.pace, guarded_only=True
+        )
+        object.__setattr__(own, "report", _report)
+        return [*self._host.observers(run), own]
+
+
+def _report(what: str, error: BaseException) -> None:
+    """An event may be missing: that is said, and the run goes on."""
+    log_failure(logging.ERROR, f"the stream of a run ({what}) failed", error)
+
+
+class _Watcher:
+    """Watches one run, at this place of the run around it."""
+
+    def __init__(self, feed: Feed, within: NodePlace | None) -> None:
+        self._feed, self._within = feed, within
+
+    def node(self, call: NodeCall) -> _Visit:
+        if call.position is None:
+            place = NodePlace(call.name, call.visit, within=self._within)
+        else:
+            around = _here()  # its fan-out
+            place = replace(around, positions=(*around.positions, call.position))
+        return _Visit(self._feed, place, call)
+
+    def attempt(self, call: PhaseCall) -> _Reporting:
+        return _Reporting(self._feed, _here())
+
+    def event(self, name: str, call: NodeCall, details: Mapping[str, Any]) -> None:
+        if name == "retry":
+            self._feed.add(NodeRetried(_here(), details["attempt"], details["delay"], details["error"]))
+        elif name == "question":
+            self._feed.add(Asked(_here(), details["run_id"], details["question"]))
+
+    async def pace(self) -> None:
+        """Wait for the reader; not where others wait for what this run holds, who might be the reader."""
+        if self._feed.is_full and not holds_gates():
+            await self._feed.room()
+        if self._feed.is_closed:
+            await asyncio.sleep(0)  # the run is being cancelled, and might not suspend for a while
+
+
+def _here() -> NodePlace:
+    here = reporter.get()
+    assert here is not None  # a node of a run that is followed has one
+    return here.place
+
+
+class _Reporting:
+    """`with` it: what takes the reports from one place, until that is left."""
+
+    __slots__ = ("_feed", "_is_over", "_token", "place")
+    _token: Token[Reporter | None]
+
+    def __init__(self, feed: Feed, place: NodePlace) -> None:
+        self._feed, self.place = feed, place
+        self._is_over = False
+
+    def __enter__(self) -> None:
+        self._token = reporter.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        with suppress(ValueError):  # the run is being garbage-collected, in some other context
+            reporter.reset(self._token)
+
+    def emit(self, value: object) -> Awaitable[None]:
+        feed = self._feed
+        if self._is_over or feed.is_closed:
+            return AT_ONCE
+        feed.add(Emitted(self.place, value))
+        if not feed.is_full or holds_gates():
+            return AT_ONCE
+        if has_loop():
+            return _Room(feed)
+        feed.block()
+        return AT_ONCE
+
+    def progress(self, done: float, total: float | None) -> None:
+        if not self._is_over:
+            self._feed.add(Progressed(self.place, done, total), instead_of=self.place)
+
+
+class _Visit(_Reporting):
+    """The same for a visit of a node, with the events as it is entered and left."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, feed: Feed, place: NodePlace, call: NodeCall) -> None:
+        super().__init__(feed, place)
+        self._call = call
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        if self._call.position is None:
+            self._feed.add(NodeEntered(self.place, self._call.type))
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        call, output = self._call, self._call.output
+        if call.outcome == "suspended":
+            return  # the run stands there
+        if call.outcome in ("failed", "cancelled"):
+            output = MISSING
+        if call.position is None:
+            self._feed.add(NodeLeft(self.place, output, call.outcome or "ok", call.error))
+        else:
+            self._feed.add(ItemDone(self.place, output, call.error))
+
+
+class _Room:
+    """Waits for room in a feed, if somebody awaits it."""
+
+    __slots__ = ("_feed",)
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._feed.room().__await__()

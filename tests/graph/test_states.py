@@ -1,0 +1,507 @@
+"""What a durable run says of itself: its state, who is at it, what it failed with, what it waits for."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from pocket_plug import (
+    Answered,
+    Ask,
+    ConfigError,
+    Graph,
+    InputError,
+    Next,
+    Node,
+    Retry,
+    RunBusyError,
+    RunCancelledError,
+    RunMismatchError,
+    RunSuspendedError,
+    Sleep,
+    Store,
+    StoreWriter,
+    each,
+    node,
+)
+from pocket_plug.graph.ask import choices
+from pocket_plug.graph.durable.heartbeat import beat
+from pocket_plug.graph.durable.processes import Process, this_process
+from pocket_plug.graph.durable.states import STATE, WAKE, State, StateKey, read_state
+from pocket_plug.graph.durable.waits import waits_of
+from pocket_plug.store.backend import Put
+from pocket_plug.testing.clock import FakeClock
+
+
+@asynccontextmanager
+async def stored(folder: Path, clock: FakeClock | None = None) -> AsyncGenerator[Store]:
+    async with Store(f"sqlite:///{folder}/state.db?durability=process", clock=clock or FakeClock()) as store:
+        yield store
+
+
+async def states(store: Store) -> list[tuple[StateKey, State]]:
+    """All that there are, in the order of their keys."""
+    keys = [key async for key in store.stack.scan(STATE)]
+    entries = await store.stack.read_many(keys)
+    return [(StateKey.parse(key), read_state(key, entries[key])) for key in keys]
+
+
+async def state(store: Store) -> tuple[str, State]:
+    ((key, found),) = await states(store)
+    return key.status, found
+
+
+async def cancel(store: Store) -> None:
+    """Leave word for the owner of the only run that it is to end."""
+    (key,) = [key async for key in store.stack.scan(STATE)]
+    entry = await store.stack.read(key)
+    assert entry is not None
+    await store.stack.write([Put(key, {**entry.value, "cancelled": True})], {key: entry.version})
+
+
+@node
+async def same(n: Any) -> Any:
+    return n
+
+
+# ---------------------------------------------------------------- states
+def test_a_run_has_one_state_at_a_time(tmp_path: Path) -> None:
+    """While it goes on, running with its owner; then finished; the key says graph, begin and id."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            seen: list[Any] = []
+
+            @node
+            async def looks(n: int) -> int:
+                seen.extend(await states(store))
+                return n
+
+            await Graph(looks >> looks.with_options(name="b"), store=store, name="a:b").run(1, run_id="x:y")
+            for key, found in seen:
+                assert (key.status, key.graph, key.run_id) == ("running", "a:b", "x:y")
+                assert found.process == this_process().record
+                assert (found.tries, found.lease) == (1, 30.0)
+            assert len(seen) == 2
+            ((key, found),) = await states(store)
+            assert (key.status, found) == ("finished", State(1_000_000_000.0))
+            assert not this_process().held
+
+    asyncio.run(main())
+
+
+def test_a_failed_run_says_with_what(tmp_path: Path) -> None:
+    """The exception's class, the node within its graphs, the visit, the item, the attempts; and the same line goes on with it."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            broken = True
+
+            class Pay(Node[int, int], retry=Retry(attempts=3, delay=0.0), name="pay"):
+                async def exec(self, prepared: int) -> int:
+                    if broken and prepared == 2:
+                        raise ValueError("no money")
+                    return prepared
+
+            graph = Graph(same >> each(Graph(same.with_options(name="look") >> Pay(), name="way")), store=store)
+            with pytest.raises(ValueError, match="no money"):
+                await graph.run([0, 1, 2], run_id="r")
+            status, found = await state(store)
+            failure = found.failure
+            assert failure is not None
+            assert status == "failed"
+            assert (failure.type, failure.message) == ("ValueError", "no money")
+            assert (failure.node, failure.visit, failure.item, failure.attempts) == ("each_way/pay", 1, 2, 3)
+            broken = False
+            assert await graph.run([0, 1, 2], run_id="r") == [0, 1, 2]
+            assert (await state(store))[0] == "finished"
+
+    asyncio.run(main())
+
+
+def test_a_run_that_its_program_stops_is_left_as_it_is(tmp_path: Path) -> None:
+    """A cancellation of the caller's is no failure: the run is nobody's any more, and goes on at once in the same process."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            waits = asyncio.Event()
+
+            @node
+            async def long(n: int) -> int:
+                if not waits.is_set():
+                    waits.set()
+                    await asyncio.Event().wait()
+                return n
+
+            graph = Graph(long, store=store)
+            task = asyncio.create_task(graph.run(1, run_id="r"))
+            await waits.wait()
+            with pytest.raises(RunBusyError, match=r"run 'r' is under way: process \d+ on .* takeover=True"):
+                await graph.run(1, run_id="r")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            status, found = await state(store)
+            assert (status, found.tries) == ("running", 1)
+            assert await graph.run(1, run_id="r") == 1
+
+    asyncio.run(main())
+
+
+def test_executions_that_do_not_move_their_run_are_counted(tmp_path: Path) -> None:
+    """So that one which kills its process each time can be told from one that goes on."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            tries: list[int] = []
+
+            @node
+            async def dies(n: int) -> int:
+                tries.append((await state(store))[1].tries)
+                if len(tries) in (3, 6):
+                    return n
+                raise asyncio.CancelledError
+
+            graph = Graph(dies >> dies.with_options(name="again"), store=store)
+            for _ in range(4):
+                with pytest.raises(asyncio.CancelledError):
+                    await graph.run(1, run_id="r")
+            assert tries == [1, 2, 3, 3, 1]
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- cancel
+@pytest.mark.parametrize("told", ["before a commit", "at work", "in an item"])
+def test_a_cancelled_run_ends_and_its_hooks_are_called(tmp_path: Path, told: str) -> None:
+    """At the next commit, or while exec is at work once its process looks; what had landed stays, nothing goes on with it."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            called: list[str] = []
+
+            class Work(Node[int, int], name="work"):
+                async def exec(self, prepared: int) -> int:
+                    await cancel(store)
+                    if told == "at work":
+                        (held,) = this_process().held.values()
+                        await beat(held.stack, "p", [held])
+                        await asyncio.Event().wait()
+                    return prepared
+
+                async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+                    await store.set("worked", True)
+                    return n
+
+                async def on_failure(self, store: StoreWriter, error: BaseException) -> None:
+                    called.append(type(error).__name__)
+                    await store.set("told", True)
+
+                async def on_complete(self, store: StoreWriter) -> None:
+                    called.append("complete")
+
+            @node.post
+            async def first(store: StoreWriter, n: int) -> int:
+                await store.set("first", n)
+                return n
+
+            @node
+            async def listed(n: int) -> list[int]:
+                return [n]
+
+            work: Any = listed >> each(Work(), errors="collect") if told == "in an item" else Work()
+            graph = Graph(first >> work >> same, store=store)
+            with pytest.raises(RunCancelledError, match="run 'r' was cancelled; what its nodes had written stays"):
+                await graph.run(1, run_id="r")
+            task = asyncio.current_task()
+            assert task is not None
+            if told == "at work":
+                assert not task.cancelling()
+            assert (await state(store))[0] == "cancelled"
+            assert called == ["CancelledError" if told == "at work" else "RunCancelledError", "complete"]
+            assert [await store.get(key) for key in ("first", "worked", "told")] == [1, None, True]
+            for again in (graph.run(1, run_id="r"), graph.resume("r", takeover=True)):
+                with pytest.raises(RunCancelledError):
+                    await again
+            assert not this_process().held
+
+    asyncio.run(main())
+
+
+def test_word_that_is_left_costs_no_second_post(tmp_path: Path) -> None:
+    """Something else than a cancellation stands in the state: the commit is sent again as it is, and nothing is done twice."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            posts = 0
+
+            @node.post
+            async def put(view: StoreWriter, n: int) -> int:
+                nonlocal posts
+                posts += 1
+                (key,) = [key async for key in store.stack.scan(STATE)]
+                entry = await store.stack.read(key)
+                assert entry is not None
+                await store.stack.write([Put(key, entry.value)])
+                await view.set("n", n)
+                return n
+
+            assert await Graph(put, store=store).run(1, run_id="r") == 1
+            assert posts == 1
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- who is at it
+def test_a_process_speaks_for_executions_that_do_not_move(tmp_path: Path) -> None:
+    """By a thread, so that a loop which is blocked for long is no reason to take its run."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            from pocket_plug.graph.durable import heartbeat
+
+            heart, blocked = heartbeat._Heart(), threading.Event()
+
+            def look() -> None:
+                heart.look()  # it sees the execution
+                heart.look()  # which has not moved since
+                blocked.set()
+
+            @node
+            async def blocks(n: int) -> int:
+                threading.Thread(target=look).start()
+                blocked.wait()
+                return n
+
+            await Graph(blocks, store=store).run(1, run_id="r")
+            entry = await store.stack.read(heartbeat.BEAT + this_process().id)
+            assert entry is not None
+            assert len(entry.value["owners"]) == 1
+            heart.look()
+            after = await store.stack.read(heartbeat.BEAT + this_process().id)
+            assert after == entry
+
+    asyncio.run(main())
+
+
+def test_a_process_that_has_ended_is_known() -> None:
+    """By its number and its begin, on this machine, in this namespace; of others nothing is known."""
+    import subprocess
+    import sys
+
+    script = "from pocket_plug.graph.durable.processes import this_process as p; print(dict(p().record))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    ended: dict[str, Any] = ast.literal_eval(out)
+    here, another = this_process(), Process()
+    assert here.knows_ended("x", ended)
+    assert not here.knows_ended("x", {**ended, "machine": "another"})
+    assert not here.knows_ended("x", {**ended, "machine": ""})
+    assert not here.knows_ended("x", another.record)  # of the same number and begin: it is at work
+    assert here.knows_ended("x", here.record)  # it would be held
+    assert here.knows_ended("x", {**another.record, "began": "1"})  # the number was given again
+
+
+# ---------------------------------------------------------------- questions
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+def test_choices_are_known() -> None:
+    """Of types that have a few values."""
+    assert choices(bool) == [True, False]
+    assert choices(Literal["a", 1]) == ["a", 1]
+    assert choices(Colour) == ["red", "blue"]
+    assert choices(str) is None
+
+
+def test_items_ask_and_are_answered_in_any_order(tmp_path: Path) -> None:
+    """Those that don't wait are done meanwhile; each question has an id; each item goes on once."""
+
+    async def main() -> None:
+        done: list[str] = []
+
+        @node
+        async def before(n: int) -> int:
+            done.append(f"before {n}")
+            return n
+
+        @node.post
+        async def after(store: StoreWriter, answered: Answered[int, str]) -> str:
+            await store.update("answered", lambda old: old + 1, default=0)
+            done.append(f"after {answered.input}")
+            return answered.answer
+
+        ask = Ask[int, str](str, question=lambda n: f"{n}?", name="ask")
+        way = Graph(before >> ask >> after, name="way")
+        async with stored(tmp_path) as store:
+            graph = Graph(each(way, concurrency=2) >> same, store=store)
+            with pytest.raises(RunSuspendedError) as waiting:
+                await graph.run([0, 1, 2], run_id="r")
+            ids = [f"each_way#1[{n}]/ask#1" for n in range(3)]
+            assert waiting.value.questions == {ids[0]: "0?", ids[1]: "1?", ids[2]: "2?"}
+            assert (await state(store))[1].questions == 3
+            for position in (2, 0):
+                with pytest.raises(RunSuspendedError) as waiting:
+                    await graph.resume("r", answer=f"a{position}", question=ids[position])
+            assert list(waiting.value.questions) == [ids[1]]
+            with pytest.raises(InputError, match=r"'ask' .* asks for str, not int"):
+                await graph.resume("r", answer=1, question=ids[1])
+            with pytest.raises(RunMismatchError, match="has had its answer"):
+                await graph.resume("r", answer="other", question=ids[0])
+            assert await graph.resume("r", answer="a1", question=ids[1]) == ["a0", "a1", "a2"]
+            assert await store.get("answered") == 3
+            assert sorted(done) == [*(f"after {n}" for n in range(3)), *(f"before {n}" for n in range(3))]
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_comes_while_other_items_are_at_work_is_taken(tmp_path: Path) -> None:
+    """The run is not suspended then: the item goes on in the same execution."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            ask = Ask[int, int](int, question="How many?", name="ask")
+
+            @node
+            async def answers(n: int) -> int:
+                """An item beside the one that asks: an operator answers meanwhile."""
+                part = "pocket:run-part:r:"
+                while not (waits := await waits_of(store.stack, part)):
+                    await asyncio.sleep(0)
+                ((place, found),) = waits.items()
+                from dataclasses import asdict
+
+                from pocket_plug.codec import default_codec
+
+                settled = {**asdict(found.wait), "answer": default_codec.encode(7), "settled": 1.0}
+                key = f"{part}wait:{place}"
+                await store.stack.write([Put(key, settled)], {key: found.version})
+                return 0
+
+            class Choose(Node[int, int], name="choose"):
+                async def exec(self, prepared: int) -> int:
+                    return prepared
+
+                async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> Any:
+                    return Next("ask", n) if n else n
+
+            chosen = Choose()
+            way = Graph(chosen >> answers, chosen.on("ask") >> ask, name="way")
+            results = await Graph(each(way, concurrency=2), store=store).run([1, 0], run_id="r")
+            assert results == [Answered(1, 7), 0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["default", "action"])
+def test_a_question_has_an_end(tmp_path: Path, way: str) -> None:
+    """When its time is over the run goes on, with the default or by the action; before that it waits; a late one is refused."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            late = same.with_options(name="late")
+            if way == "default":
+                ask = Ask[int, bool](bool, question="Really?", timeout="1h", default=False)
+                graph = Graph(ask, store=store)
+            else:
+                ask = Ask[int, bool](bool, question="Really?", timeout="1h", action="too_late")
+                graph = Graph(ask >> same, ask.on("too_late") >> late, store=store)
+            with pytest.raises(RunSuspendedError) as waiting:
+                await graph.run(5, run_id="r")
+            assert waiting.value.wake_at == clock() + 3600
+            assert len([key async for key in store.stack.scan(WAKE)]) == 1
+            clock.advance(3599)
+            with pytest.raises(RunSuspendedError):
+                await graph.resume("r")
+            clock.advance(1)
+            assert await graph.resume("r") == (Answered(5, False) if way == "default" else 5)
+            with pytest.raises(RunMismatchError, match="has had its answer"):
+                await graph.resume("r", answer=True)
+            assert [key async for key in store.stack.scan(WAKE)] == []
+
+    asyncio.run(main())
+
+
+def test_what_an_ask_may_not_be() -> None:
+    """A timeout without an outcome, an outcome without a timeout, both outcomes, a default of another type."""
+    for options in (
+        {"timeout": "1h"},
+        {"default": True},
+        {"action": "late"},
+        {"timeout": "1h", "default": True, "action": "late"},
+        {"timeout": "1h", "default": 1},
+    ):
+        with pytest.raises(ConfigError, match="Ask:"):
+            Ask[Any, bool](bool, question="Really?", **options)
+
+
+# ---------------------------------------------------------------- sleep
+def test_a_durable_run_sleeps_in_no_process(tmp_path: Path) -> None:
+    """It is suspended until its time has come, nodes around the sleep are done once, and whoever comes too early is told when."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            done: list[str] = []
+
+            @node
+            async def note(n: int) -> int:
+                done.append(f"n{n}")
+                return n + 1
+
+            nap = Graph(Sleep[int]("1h") >> note.with_options(name="later"), name="nap")
+            graph = Graph(note >> nap >> Sleep[int](until=lambda n: clock.start + 7200), store=store)
+            with pytest.raises(RunSuspendedError, match="waits until") as waiting:
+                await graph.run(1, run_id="r")
+            assert (waiting.value.questions, waiting.value.wake_at) == ({}, clock() + 3600)
+            status, found = await state(store)
+            assert (status, found.wake_at, found.questions) == ("waiting", clock() + 3600, 0)
+            with pytest.raises(RunSuspendedError):
+                await graph.run(1, run_id="r")
+            clock.advance(3600)
+            with pytest.raises(RunSuspendedError) as waiting:
+                await graph.run(1, run_id="r")
+            assert waiting.value.wake_at == clock.start + 7200
+            clock.advance(3600)
+            assert await graph.run(1, run_id="r") == 3
+            assert done == ["n1", "n2"]
+
+    asyncio.run(main())
+
+
+def test_items_sleep_side_by_side(tmp_path: Path) -> None:
+    """The run wakes for the first of them, and each goes on when its own time has come."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            start = clock()
+            graph = Graph(each(Sleep[int](until=lambda n: start + n)), store=store)
+            for due in (10, 20):
+                with pytest.raises(RunSuspendedError) as waiting:
+                    await graph.run([20, 10, 0], run_id="r")
+                assert waiting.value.wake_at == start + due
+                clock.advance(10)
+            assert await graph.run([20, 10, 0], run_id="r") == [20, 10, 0]
+
+    asyncio.run(main())
+
+
+def test_what_a_sleep_may_not_be() -> None:
+    """Neither a duration nor a moment, both, a moment without a time zone."""
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    Sleep[Any](until=moment)
+    for arguments, options in (((), {}), (("1h",), {"until": moment}), ((), {"until": datetime(2030, 1, 1)})):
+        with pytest.raises(ConfigError, match="Sleep:"):
+            Sleep[Any](*arguments, **options)

@@ -1,0 +1,88 @@
+"""`python -m tests.simulation SEEDS`: plays the worlds of these seeds, and prints the history of each that goes wrong.
+
+SEEDS is a number of them (`2000`: 0 to 1999), a range (`1000-2000`), or one (`=17`), whose history is printed in any case.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .play import Played, play, verdict
+
+SHOWN = 3
+"""The histories of so many failing seeds are printed; of the others one line."""
+
+
+def seeds_of(text: str) -> range:
+    """The seeds that are meant. Raises ValueError."""
+    if text.startswith("="):
+        return range(int(text[1:]), int(text[1:]) + 1)
+    first, dash, last = text.partition("-")
+    return range(int(first), int(last)) if dash else range(int(first))
+
+
+def report(played: Played, console: Console, *, is_long: bool) -> None:
+    """What went wrong, and how it came to it."""
+    if is_long:
+        console.rule(f"seed {played.seed}")
+        for line in played.history:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for violation in played.violations[: None if is_long else 1]:
+        console.print(f"seed {played.seed}: {violation}", markup=False, highlight=False, soft_wrap=True)
+
+
+def simulate(seeds: range, console: Console, processes: int) -> list[Played]:
+    """Play them all, on all cores; those that went wrong."""
+    bad: list[Played] = []
+    began = time.monotonic()
+    columns = (
+        TextColumn("simulating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]:.0f} worlds/s, {task.fields[bad]} went wrong"),
+        TimeRemainingColumn(),
+    )
+    with (
+        multiprocessing.get_context("spawn").Pool(processes) as pool,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("", total=len(seeds), speed=0.0, bad=0)
+        done: Iterable[Played] = pool.imap(verdict, seeds, chunksize=10)
+        for count, played in enumerate(done, 1):
+            if played.violations:
+                bad.append(played)
+                report(played, console, is_long=len(bad) <= SHOWN)
+            progress.update(task, completed=count, speed=count / (time.monotonic() - began), bad=len(bad))
+    seconds = time.monotonic() - began
+    console.print(
+        f"{len(seeds):,} worlds in {seconds:.0f} s ({len(seeds) / seconds:.0f} worlds/s on {processes} cores): "
+        f"{len(bad)} went wrong",
+        highlight=False,
+    )
+    return bad
+
+
+def main(arguments: Sequence[str]) -> int:
+    """1 where a world went wrong."""
+    parser = ArgumentParser(prog="make simulate", description=__doc__.partition(":")[2].strip() if __doc__ else None)
+    parser.add_argument("seeds", nargs="?", default="2000", type=seeds_of)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args(arguments)
+    console = Console()
+    if len(given.seeds) == 1:
+        played = play(given.seeds[0])
+        report(played, console, is_long=True)
+        return bool(played.violations)
+    return bool(simulate(given.seeds, console, given.processes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

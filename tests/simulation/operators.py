@@ -1,0 +1,255 @@
+"""Who does what in a world: processes that run graphs, operators who answer and take over, and chance, which kills and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pocket_plug as pp
+from pocket_plug.graph.durable import records, states
+from pocket_plug.store.backend import Put
+
+from . import graphs
+from .graphs import EFFECT, GRAPHS, HOOKED, Boom
+from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
+
+CHAOS = 200
+"""Seconds after which, at the latest, nothing goes wrong any more, and everything is brought to its end."""
+
+
+class Unexpected(Exception):
+    """An error that nobody may see."""
+
+
+async def attempt(
+    world: World,
+    machine: Machine,
+    run: Story,
+    call: Callable[[], Coroutine[Any, Any, Any]],
+    takes_over: bool = False,
+) -> str:
+    """Execute a run, or try to, and judge how that ends. Gives a word for it."""
+    world.attempts += 1
+    mine = Attempt(world.attempts, run, machine, takes_over, world.scheduler.now)
+    ATTEMPT.set(mine)
+    former = run.owner
+    try:
+        result = await call()
+        mine.ended = world.scheduler.now
+    except Exception as error:  # noqa: BLE001 - judged right here
+        mine.ended = world.scheduler.now
+        word = type(error).__name__
+        world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {word}")
+        _judge_error(world, mine, error, former)
+        return word
+    world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {result!r}")
+    run.results.append(result)
+    if mine.overtaken_at is not None:
+        world.violate(f"attempt {mine.number} was overtaken, and was told no error")
+    return "finished"
+
+
+def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt | None) -> None:
+    number, word = mine.number, type(error).__name__
+    if isinstance(error, pp.RunBusyError):
+        _judge_busy(world, mine, former)
+        return
+    if isinstance(error, pp.RunCancelledError):
+        if not mine.run.is_cancelled:
+            world.violate(f"attempt {number} was told that run {mine.run.id} is cancelled, and nobody has cancelled it")
+        return
+    if isinstance(error, pp.RunFencedError):
+        if mine.overtaken_at is None:
+            world.violate(f"attempt {number} was told that it is fenced, and nobody has overtaken it")
+        return
+    if isinstance(error, Boom):
+        if not sum(mine.raised.values()):
+            world.violate(f"attempt {number} got a node's error that was not raised in it")
+    elif isinstance(error, pp.ConflictError):
+        if mine.conflicts < 20:
+            world.violate(f"attempt {number} ended by a conflict after {mine.conflicts} of them: {error}")
+    elif isinstance(error, pp.StoreError):
+        if not mine.faults:
+            world.violate(f"attempt {number} ended by {word}, and its store has not failed: {error}")
+    elif not isinstance(error, pp.RunSuspendedError | pp.RunMismatchError):
+        world.violate(f"attempt {number} ended by an unexpected {word}: {error}")
+    if mine.overtaken_at is not None and not mine.faults and not isinstance(error, Boom):
+        world.violate(f"attempt {number} was overtaken, and was told {word} in place of RunFencedError")
+
+
+def _judge_busy(world: World, mine: Attempt, former: Attempt | None) -> None:
+    """Was the run at work elsewhere, as it was told?"""
+    owner = mine.run.owner
+    if owner is None or mine.takes_over:
+        world.violate(f"attempt {mine.number} was told that run {mine.run.id} is at work, without a reason")
+    elif owner is former and not owner.is_at_work:
+        here = owner.machine is mine.machine and owner.ended is not None and owner.ended < mine.began
+        if here or (owner.machine.died_at < mine.began and owner.machine.host == mine.machine.host):
+            world.violate(
+                f"attempt {mine.number} was told that {owner.number} is at work, which is known to have ended"
+            )
+
+
+async def run_or_resume(world: World, machine: Machine, run: Story) -> str:
+    """Go on with a run in one of the ways that there are, as an operator or a program would."""
+    graph, chance = GRAPHS[run.kind], world.random
+    takes_over = machine.name == "end" or chance.random() < world.takeovers
+    options: dict[str, Any] = {"pocket": machine, "takeover": takes_over}
+    if run.is_begun and chance.random() < 0.5:
+        word = await attempt(world, machine, run, lambda: graph.resume(run.id, **options), takes_over)
+    else:
+        word = await attempt(world, machine, run, lambda: graph.run(run.input, run_id=run.id, **options), takes_over)
+    if word == "RunSuspendedError":
+        await asyncio.sleep(chance.choice((0.0, 0.01, 3.0)) if world.is_faulty else 0.0)
+        word = await attempt(world, machine, run, lambda: graph.resume(run.id, answer=run.answer, pocket=machine))
+    return word
+
+
+async def cancel(world: World, machine: Machine, run: Story) -> None:
+    """Tell a run that is at work to end."""
+    stack = machine.store.stack
+    key = records.keys_of(run.id)[0]
+    try:
+        entry = await stack.read(key)
+        if entry is None or records.status_of(entry.value) != "running":
+            return
+        there = states.state_of(entry.value, key.removeprefix(records.RUN))
+        stood = await stack.read(there)
+        if stood is not None:
+            world.note(machine.name, f"cancels {run.id}")
+            await stack.write([Put(there, {**stood.value, "cancelled": True})], {there: stood.version})
+            if not run.is_cancelled:
+                world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
+    except pp.StoreError:
+        return
+
+
+# ---------------------------------------------------------------- a world with chance in it
+class Chaos:
+    """What happens in a world until it is brought to its end."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.chance = world, world.random
+        self.born = 0
+        self.pending: list[asyncio.Task[Any]] = []
+
+    def start(self) -> Machine:
+        """A process begins, on a computer whose clock is what it is."""
+        self.born += 1
+        world = self.world
+        machine = Machine(
+            world, f"p{self.born}", self.chance.choice(("h1", "h1", "h2")), self.chance.uniform(-world.skew, world.skew)
+        )
+        world.note(machine.name, f"begins on {machine.host} as {machine.pid}, its clock {machine.skew:+.0f} s")
+        world.machines.append(machine)
+        for _ in range(self.chance.randrange(1, 4)):
+            machine.spawn(self._drive(machine))
+        return machine
+
+    async def _drive(self, machine: Machine) -> None:
+        world, chance = self.world, self.chance
+        while world.is_faulty:
+            await asyncio.sleep(chance.choice((0.0, 0.001, 0.05, 5.0)))
+            run = chance.choice(list(world.runs.values()))
+            if run.results and chance.random() < 0.7:
+                await asyncio.sleep(5)
+                continue
+            if chance.random() < world.cancels:
+                await cancel(world, machine, run)
+            else:
+                await run_or_resume(world, machine, run)
+
+    def _strike(self) -> None:
+        """Something happens to a process."""
+        world, chance = self.world, self.chance
+        if not world.is_faulty:
+            return
+        world.scheduler.after(chance.expovariate(world.strikes), self._strike)
+        living = [machine for machine in world.machines if not machine.process.is_dead]
+        if not living:
+            return
+        machine = chance.choice(living)
+        what = chance.choice(("kill", "stop", "cut", "nothing"))
+        if what == "kill":
+            machine.kill("by chance")
+        elif what == "stop" and not machine.process.is_stopped:
+            world.note(machine.name, "stopped")
+            machine.process.stop()
+            world.scheduler.after(chance.choice((0.05, 2.0, 90.0)), lambda: _continue(world, machine))
+        elif what == "cut":
+            machine.faulty_until = world.scheduler.now + chance.choice((0.1, 5.0))
+            world.note(machine.name, f"is cut off until {machine.faulty_until:.3f}")
+
+    def replace(self, machine: Machine) -> None:
+        """Another process comes in the place of one that has died."""
+        delay = self.chance.choice((0.01, 1.0, 30.0))
+        self.world.scheduler.after(delay, lambda: self.start() if self.world.is_faulty else None)
+
+    def play(self) -> None:
+        """Everything, from the first process to the last word."""
+        world, chance = self.world, self.chance
+        for number in range(1, chance.choice((1, 2, 4)) + 1):
+            run = Story(f"r{number}", chance.choice(list(GRAPHS)), chance.randrange(3), chance.randrange(3))
+            world.runs[run.id] = run
+            world.note("", f"{run}")
+        world.on_death = self.replace
+        for _ in range(chance.randrange(1, 4)):
+            self.start()
+        if world.strikes:
+            world.scheduler.after(chance.expovariate(world.strikes), self._strike)
+        end = Machine(world, "end", "end", 0.0)
+        world.scheduler.run(end.spawn(self._end(end)))
+
+    async def _end(self, machine: Machine) -> None:
+        """Once nothing goes wrong any more: bring all runs to their end."""
+        world = self.world
+        for _ in range(CHAOS):
+            await asyncio.sleep(1)
+            if (
+                all(run.results or run.status == "cancelled" for run in world.runs.values())
+                and world.random.random() < 0.3
+            ):
+                break
+        world.is_faulty = False
+        world.note("end", "nothing goes wrong any more")
+        await asyncio.sleep(120)
+        for each in world.machines:
+            if not each.process.is_dead:
+                each.kill("at the end")
+        for run in world.runs.values():
+            for _ in range(6):
+                if await run_or_resume(world, machine, run) in ("finished", "RunCancelledError"):
+                    break
+            else:
+                world.violate(f"run {run.id} does not end")
+        world.judge()
+
+
+def _continue(world: World, machine: Machine) -> None:
+    if not machine.process.is_dead:
+        world.note(machine.name, "goes on")
+        machine.process.go_on()
+
+
+# ---------------------------------------------------------------- a world with none
+def undisturbed(kind: str, input: int, answer: int) -> Reference:
+    """Run one graph in a world in which nothing goes wrong."""
+    world = World(0, is_calm=True)
+    graphs.current = world
+    run = world.runs["r"] = Story("r", kind, input, answer)
+    machine = Machine(world, "calm", "calm", 0.0)
+
+    async def until_done() -> None:
+        while await run_or_resume(world, machine, run) != "finished":
+            pass
+
+    world.scheduler.run(machine.spawn(until_done()))
+    if world.violations:
+        raise AssertionError(f"with nothing going wrong {run} does: {world.violations}", world.history)
+    hooks = (key.removeprefix(HOOKED) for key in world.server.keys(HOOKED))
+    return Reference(
+        run.results[0],
+        frozenset(place.partition("/")[2] for place in run.effects),
+        frozenset(place.partition("/")[2] for place in hooks),
+    )

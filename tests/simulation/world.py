@@ -1,0 +1,368 @@
+"""One world: processes over one store, everything that happens to them, and whether what comes of it is right."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import pocket_plug as pp
+from pocket_plug.graph.context import run_ids
+from pocket_plug.graph.durable import heartbeat, processes, records
+from pocket_plug.store.backend import Change, Put
+from pocket_plug.store.contention import Backoff
+from pocket_plug.store.keys import RESERVED
+
+from . import graphs
+from .graphs import EFFECT, HOOKED, TOTAL, Boom
+from .loop import Process, Scheduler
+from .store import Client, Server
+
+STATE = f"{RESERVED}run-state:"
+EPOCH = 1_700_000_000.0
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One call that may execute a run."""
+
+    number: int
+    run: Story
+    machine: Machine
+    takes_over: bool = False
+    began: float = 0.0
+    ended: float | None = None
+    claimed_at: float | None = None
+    overtaken_at: float | None = None
+    faults: int = 0
+    conflicts: int = 0
+    execs: Counter[str] = field(default_factory=Counter)
+    raised: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Has it not ended, and its process neither?"""
+        return self.ended is None and not self.machine.process.is_dead
+
+
+@dataclass(eq=False)
+class Story:
+    """A run, and what is known of it from outside."""
+
+    id: str
+    kind: str
+    input: int
+    answer: int
+    effects: dict[str, float] = field(default_factory=dict)
+    """Where an effect has landed, and when."""
+    owner: Attempt | None = None
+    status: str = ""
+    is_cancelled: bool = False
+    """Has word landed that it is to end?"""
+    is_begun: bool = False
+    results: list[Any] = field(default_factory=list)
+    """What callers were told that it has come to."""
+
+
+ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+
+
+class Machine:
+    """One process on some computer: its event loop, its clock, its connection. It is what graphs run in (a RunHost)."""
+
+    def __init__(self, world: World, name: str, host: str, skew: float) -> None:
+        self.world, self.name, self.host, self.skew = world, name, host, skew
+        self.process = Process(name, world.scheduler, world.fails, self._enter)
+        self.store = pp.Store(Client(self), clock=self.clock)
+        self.store.stack.backoff = Backoff(uniform=world.random.uniform)
+        self.heart = heartbeat.Heart()
+        self._beats = False
+        self.faulty_until = -1.0
+        self.died_at = math.inf
+        numbers = world.numbers.setdefault(host, {})
+        pid = next(pid for pid in itertools.count(1) if pid not in numbers)
+        numbers[pid] = f"{world.scheduler.now:.4f}"
+        self.pid = pid
+        self.identity = processes.Process.__new__(processes.Process)  # not this one, as the system knows it
+        self.identity.id, self.identity.held = run_ids.next(), {}
+        self.identity.record = {
+            "id": self.identity.id,
+            "host": "container",
+            "pid": pid,
+            "machine": host,
+            "began": numbers[pid],
+        }
+
+    def _enter(self) -> None:
+        processes._here, self.world.here = self.identity, self
+
+    def keep_beating(self, lease: float) -> None:
+        """What the package's thread does is done by a task here."""
+        if not self._beats:
+            self._beats = True
+            self.spawn(self._beat())
+
+    async def _beat(self) -> None:
+        while held := self.identity.held:
+            await asyncio.sleep(min(each.lease for each in held.values()) / 3)
+            for stack, speaking in self.heart.unmoved().items():
+                with suppress(pp.StoreError):
+                    await heartbeat.beat(stack, self.identity.id, speaking)
+        self._beats = False
+
+    def clock(self) -> float:
+        """Epoch seconds, as this computer has them."""
+        return EPOCH + self.world.scheduler.now + self.skew
+
+    def observers(self, run: Any) -> list[Any]:
+        """Nobody watches."""
+        return []
+
+    def default_store(self) -> pp.Store:
+        """The store of all."""
+        return self.store
+
+    def kill(self, why: str) -> None:
+        """It dies here."""
+        if not self.process.is_dead:
+            self.world.note(self.name, f"killed {why}")
+            self.process.kill()
+            self.died_at = self.world.scheduler.now
+            del self.world.numbers[self.host][self.pid]
+            self.world.died(self)
+
+    def spawn(self, coroutine: Any) -> asyncio.Future[Any]:
+        """Have it do this as well."""
+        task: asyncio.Future[Any] = self.process.create_task(coroutine)
+        return task
+
+
+class World:
+    """Everything that a seed makes. `play` plays it to its end, and `violations` say what was wrong."""
+
+    def __init__(self, seed: int, *, is_calm: bool = False) -> None:
+        self.seed, self.random = seed, random.Random(seed)
+        self.scheduler = Scheduler()
+        self.server = Server(self)
+        self.history: list[str] = []
+        self.violations: list[str] = []
+        self.machines: list[Machine] = []
+        self.runs: dict[str, Story] = {}
+        self.numbers: dict[str, dict[int, str]] = {}
+        """Of each computer the processes that it has, by their numbers, and when they began. Numbers are used again."""
+        self.attempts = 0
+        self.hooked: set[str] = set()
+        """The places whose hooks were called at least once."""
+        self.total = 0
+        self.is_faulty = not is_calm
+        chance = self.random
+        self.fault_rate = 0.0 if is_calm else chance.choice((0.0, 0.01, 0.03, 0.1))
+        self.kill_share = chance.choice((0.0, 0.3, 1.0))
+        self.slowness = chance.choice((0.1, 2.0, 40.0))
+        self.takeovers = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.5))
+        self.cancels = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1))
+        self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
+        self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
+        self.strikes = 0.0 if is_calm else chance.choice((0.0, 0.03, 0.3))
+        """How many times a second something happens to a process."""
+        self.on_death: Callable[[Machine], object] = lambda machine: None
+        self.skew = 0.0 if is_calm else chance.choice((0.0, 0.5, 7_200.0, 86_400.0))
+
+    # ------------------------------------------------------------ what is written down
+    def note(self, who: str, what: str) -> None:
+        """A line of the history."""
+        self.history.append(f"{self.scheduler.now:12.4f} {who:5} {what}")
+
+    def violate(self, what: str) -> None:
+        """Something is not as it was promised."""
+        self.violations.append(what)
+        self.note("", f"VIOLATION {what}")
+
+    def fails(self, what: str) -> None:
+        """asyncio would have logged it."""
+        self.violate(f"asyncio reports: {what}")
+
+    def short(self, key: str) -> str:
+        """A key as the history shows it."""
+        return key.removeprefix("pocket:")
+
+    # ------------------------------------------------------------ what the package asks the system, as the process at work
+    here: Machine
+    """The process that takes a step right now."""
+
+    def began(self, pid: int) -> str:
+        """When the process of that number began, on its computer; "" where there is none."""
+        return self.numbers[self.here.host].get(pid, "")
+
+    def beating(self, lease: float) -> None:
+        """See to it that it speaks for its executions."""
+        self.here.keep_beating(lease)
+
+    # ------------------------------------------------------------ chance
+    def latency(self) -> float:
+        """How long something is on its way."""
+        return self.random.choice((0.0005, 0.001, 0.002, 0.01))
+
+    def fate(self, machine: Machine, fates: Sequence[str]) -> str:
+        """What becomes of a request."""
+        if not self.is_faulty or machine.name == "end":
+            return ""
+        chance = self.random
+        if self.scheduler.now < machine.faulty_until:
+            return "refused" if chance.random() < 0.8 else "lost"
+        if chance.random() >= self.fate_rate(machine):
+            return ""
+        fate = chance.choice(fates)
+        if fate.startswith("killed"):
+            return fate if chance.random() < self.kill_share and machine.name != "ops" else ""
+        if chance.random() < 0.2:
+            machine.faulty_until = self.scheduler.now + chance.choice((0.02, 0.7, 5.0))
+        return fate
+
+    def fate_rate(self, machine: Machine) -> float:
+        """How often something happens to a request of it."""
+        return self.fault_rate
+
+    async def work(self, place: str, *, may_fail: bool = True) -> None:
+        """What a node's exec does."""
+        attempt = self.attempt()
+        assert attempt is not None
+        run, chance = attempt.run, self.random
+        attempt.execs[place] += 1
+        self.note(attempt.machine.name, f"exec {place} by {attempt.number}")
+        if attempt.claimed_at is None:
+            self.violate(f"exec of {place} by attempt {attempt.number}, which has not claimed the run")
+        elif place in run.effects and run.effects[place] <= attempt.claimed_at:
+            self.violate(f"exec of {place} again by attempt {attempt.number}, though it had landed before the claim")
+        if attempt.execs[place] > 1 + attempt.raised[place] + attempt.conflicts:
+            self.violate(f"exec of {place} {attempt.execs[place]} times by attempt {attempt.number}")
+        await asyncio.sleep(chance.choice(self.durations))
+        if may_fail and self.is_faulty and chance.random() < self.boom_rate:
+            attempt.raised[place] += 1
+            raise Boom(place)
+
+    # ------------------------------------------------------------ what happens
+    def attempt(self) -> Attempt | None:
+        """The one around this call."""
+        return ATTEMPT.get()
+
+    def landed(self, by: Machine | None, attempt: Attempt | None, version: int, changes: Sequence[Change]) -> None:
+        """A write has landed: judge it."""
+        who = by.name if by is not None else ""
+        names = ", ".join(("" if isinstance(each, Put) else "-") + self.short(each.key) for each in changes)
+        self.note(who, f"landed v{version} by {attempt.number if attempt else '-'}: {names}")
+        for change in changes:
+            key = change.key
+            if key.startswith(EFFECT):
+                self._effect(key.removeprefix(EFFECT), attempt)
+            elif key == TOTAL:
+                self.total += 1
+            elif key.startswith(STATE) and isinstance(change, Put) and change.value.get("cancelled"):
+                self.runs[key.rpartition(":")[2]].is_cancelled = True
+            elif key.startswith(records.RUN) and attempt is not None and isinstance(change, Put):
+                self._moved(attempt, change.value["status"])
+
+    def _effect(self, place: str, attempt: Attempt | None) -> None:
+        run = self.runs[place.partition("/")[0]]
+        if place in run.effects:
+            self.violate(f"the effect of {place} has landed twice")
+        if run.is_cancelled:
+            self.violate(f"the effect of {place} has landed though the run was cancelled before")
+        run.effects[place] = self.scheduler.now
+        if attempt is None or run.owner is not attempt:
+            self.violate(f"the effect of {place} was written by an attempt that does not own the run")
+
+    def _moved(self, attempt: Attempt, status: str) -> None:
+        run, former = attempt.run, attempt.run.owner
+        if former is not attempt:
+            if attempt.execs:  # before that it may claim again: it was not told that it had the run
+                self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
+            if former is not None:
+                if run.status == "running" and not attempt.takes_over and former.is_at_work:
+                    self.violate(
+                        f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
+                    )
+                former.overtaken_at = self.scheduler.now
+            attempt.claimed_at, run.owner, run.is_begun = self.scheduler.now, attempt, True
+        run.status = status
+
+    def conflicted(self, by: Machine | None, attempt: Attempt | None, conflict: pp.ConflictError) -> None:
+        """A write was in conflict."""
+        if attempt is not None:
+            attempt.conflicts += 1
+        self.note(by.name if by else "", f"conflict: {', '.join(sorted(map(self.short, conflict.keys)))}")
+
+    def faulted(self, machine: Machine, attempt: Attempt | None) -> None:
+        """A request was told that it has failed."""
+        if attempt is not None:
+            attempt.faults += 1
+
+    def died(self, machine: Machine) -> None:
+        """A process was killed."""
+        if self.is_faulty:
+            self.on_death(machine)
+
+    # ------------------------------------------------------------ the end
+    def judge(self) -> None:
+        """What must be true of every run once it has ended."""
+        seen: set[str] = set()
+        for run in self.runs.values():
+            wanted = reference(run.kind, run.input, run.answer)
+            if run.results and any(result != wanted.result for result in run.results):
+                self.violate(f"run {run.id} has come to {run.results}, not to {wanted.result}")
+            places = {place.partition("/")[2] for place in run.effects}
+            if run.is_cancelled:
+                if run.status != "cancelled" or run.results:
+                    self.violate(f"run {run.id} was cancelled, and is {run.status}; {run.results} were told")
+            elif run.status != "finished":
+                self.violate(f"run {run.id} is {run.status} at the end")
+            for place in sorted(wanted.places - places) if not run.is_cancelled else ():
+                self.violate(f"run {run.id} is finished without the effect of {place}")
+            for place in sorted(places - wanted.places):
+                self.violate(f"run {run.id} has an effect of {place}, where it never comes")
+            for place in run.effects:
+                seen.add(EFFECT + place)
+                if self.server.value(EFFECT + place) != 1:
+                    self.violate(f"the effect of {place} is {self.server.value(EFFECT + place)}")
+            for place in sorted(wanted.hooks):
+                if not run.is_cancelled and f"{run.id}/{place}" not in self.hooked:
+                    self.violate(f"the hook of {run.id}/{place} was never called")
+        for key in self.server.keys(EFFECT):
+            if key not in seen:
+                self.violate(f"there is {key}, which never landed")
+        if (self.server.value(TOTAL) or 0) != self.total:
+            self.violate(f"the total is {self.server.value(TOTAL)}, and {self.total} were counted")
+        for key in self.server.keys("pocket:"):
+            if ":item:" in key and not self.runs[key.split(":")[2]].is_cancelled:
+                self.violate(f"{key} was left behind")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a run comes to in which nothing goes wrong."""
+
+    result: Any
+    places: frozenset[str]
+    hooks: frozenset[str]
+
+
+_references: dict[tuple[str, int, int], Reference] = {}
+
+
+def reference(kind: str, input: int, answer: int) -> Reference:
+    """What such a run comes to if nothing goes wrong."""
+    found = _references.get((kind, input, answer))
+    if found is None:
+        from .operators import undisturbed
+
+        outer = getattr(graphs, "current", None)
+        found = _references[kind, input, answer] = undisturbed(kind, input, answer)
+        graphs.current = outer
+    return found
