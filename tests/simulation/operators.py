@@ -11,7 +11,7 @@ from pocket_plug.graph.durable import records, states
 from pocket_plug.store.backend import Put
 
 from . import graphs
-from .graphs import EFFECT, GRAPHS, HOOKED, Boom
+from .graphs import GRAPHS, HOOKED, Boom
 from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
 
 CHAOS = 200

@@ -21,7 +21,7 @@ from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
 from . import graphs
-from .graphs import EFFECT, HOOKED, TOTAL, Boom
+from .graphs import EFFECT, TOTAL, Boom
 from .loop import Process, Scheduler
 from .store import Client, Server
 

@@ -14,9 +14,9 @@ from pocket_plug.store.stack import Stack
 
 from .changes import written
 from .judging import How, Judge, Kept
-from .records import RUN, check_start, field_of, look_at, status_of
+from .records import RUN, check_start, field_of, look_at, place_of, status_of
 from .request import prepare
-from .standing import part_of, place_of
+from .standing import part_of
 from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
 

@@ -27,7 +27,6 @@ from .records import FORM, Frame, Record, check_run, check_start, field_of, stat
 from .states import State, plain_state, read_state, state_key, state_of, wake_key
 from .waits import (
     Found,
-    first_time,
     put_wait,
     step_of_place,
     suspended,
@@ -76,7 +75,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 written = {change.key for change in going.changes}
                 changes = [*(each for each in changes if each.key not in written), *going.changes]
                 expect |= going.expect
-                moved = going.moved
+                waits, moved = dict(going.waits), going.moved
             answered = _answered(journal, waits, moved)
             if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
@@ -179,9 +178,9 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> by
     journal.carrier = dict(record["carrier"])
     if status_of(record) == "waiting":
         still = [each for each in waits.values() if each.wait.is_open]
-        due = first_time(still)
+        due = journal.wakes(still)
         if still and (due is None or due > journal.stack.clock()):
-            raise suspended(journal.id, still)
+            raise suspended(journal.id, still, due)
     return record["result"] if status_of(record) == "finished" else None
 
 
@@ -195,23 +194,22 @@ def _answered(journal: Journal, waits: Mapping[str, Found], moved: Mapping[str, 
     answer = journal.wanted.answer
     if answer is MISSING:
         return None
-    question, now = journal.wanted.question, {moved.get(place, place): each for place, each in waits.items()}
-    asked = wanted_question(journal.id, now if moved and question not in waits else waits, question)
-    place = moved.get(asked.place, asked.place)
+    question = journal.wanted.question
+    asked = wanted_question(journal.id, waits, moved.get(question, question) if isinstance(question, str) else question)
     if not asked.wait.is_open:
         if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
             raise RunMismatchError(
                 f"run {journal.id!r} has had its answer to {asked.place!r} already, and {summary(answer)} is another one"
             )
         return None
-    step = step_of_place(journal.graph.plan, place)
+    step = step_of_place(journal.graph.plan, asked.place)
     if isinstance(step, AskStep) and not step.accepts(answer):
         raise InputError(
             f"node {step.name!r} of graph {journal.graph.name!r} asks for {type_name(step.answer_type)}, "
             f"not {type(answer).__name__}; run {journal.id!r} still waits"
         )
     settled = replace(asked.wait, answer=journal.encode(answer, "the answer"), settled=journal.stack.clock())
-    return put_wait(journal.part, place, settled)
+    return put_wait(journal.part, asked.place, settled)
 
 
 def _same(journal: Journal, encoded: bytes, value: object) -> bool:

@@ -43,8 +43,10 @@ class Going:
     """To be written with the claim."""
     expect: Mapping[str, int] = field(default_factory=lambda: NO_EXPECTATIONS)
     """The versions of the records that it was judged by."""
+    waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
+    """What it waits for, or has waited for, once those changes are done."""
     moved: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The places where something waits, with those to which an upgrade has brought it."""
+    """The places of these that an upgrade has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Judge:
         form, steps = read_form(self.text), self._steps(kept)
         if not steps and self._is_same(kept.start):
             self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames))))
-            return Going("unchanged", kept.frames)
+            return Going("unchanged", kept.frames, waits=kept.waits)
         before = _form_before(kept.start)
         items = Items(kept.part, kept.waits)
         standing = await items.read(stack, before, kept.frames)
@@ -86,20 +88,20 @@ class Judge:
         if steps:
             moved = upgraded(kept.run_id, standing, steps)
             self._refuse_misplaced(kept, misplaced(form, moved) or _unfit(self.graph.plan, moved))
-            return self._upgraded(kept.part, start, items, spots(before, standing), spots(form, moved))
+            return self._upgraded(kept, start, items, spots(before, standing), spots(form, moved))
         self._refuse_misplaced(kept, misplaced(form, standing))
         found = self._differences(kept.start, before, form, standing, firm_only=False)
         if not found:
-            return Going("unchanged ahead", standing.frames, (), items.versions)
+            return Going("unchanged ahead", standing.frames, (), items.versions, kept.waits)
         firm = self._differences(kept.start, before, form, standing, firm_only=True)
         if firm or not allow_changed:
             raise self._changed(kept, found, bool(firm))
-        return Going("allowed", standing.frames, (start,), items.versions)
+        return Going("allowed", standing.frames, (start,), items.versions, kept.waits)
 
-    def _upgraded(self, part: str, start: Put, items: Items, former: Spots, now: Spots) -> Going:
+    def _upgraded(self, run: Kept, start: Put, items: Items, former: Spots, now: Spots) -> Going:
         """What brings the records of items, and of what is waited for, to where the upgraded run has them."""
         kept = {
-            key_of_item(part, spot.within): [plain(frame) for frame in spot.standing.frames]
+            key_of_item(run.part, spot.within): [plain(frame) for frame in spot.standing.frames]
             for positions, spot in now.items()
             if positions
         }
@@ -108,19 +110,21 @@ class Judge:
             *(Delete(key) for key, version in items.versions.items() if version and key not in kept),
             *(Put(key, {"owner": "", "commits": 0, "frames": frames}) for key, frames in kept.items()),
         ]
-        expect, moved = dict(items.versions), dict[str, str]()
+        expect, waits, moved = dict(items.versions), dict(run.waits), dict[str, str]()
         for positions, spot in former.items():
             if (found := spot.standing.wait) is None:
                 continue
             there = now[positions].leaf if positions in now else None
-            key = wait_key(part, found.place)
+            key = wait_key(run.part, found.place)
             expect[key] = found.version
             if there is None or there.node is None or there.node.kind != WAITING[found.wait.kind]:
                 changes.append(Delete(key))
+                del waits[found.place]
             elif (place := there.place[1:]) != found.place:
-                moved[found.place] = place
-                changes += [Delete(key), put_wait(part, place, found.wait)]
-        return Going("upgraded", now[()].standing.frames, changes, expect, moved)
+                changes += [Delete(key), put_wait(run.part, place, found.wait)]
+                del waits[found.place]
+                waits[place], moved[found.place] = Found(place, found.wait), place
+        return Going("upgraded", now[()].standing.frames, changes, expect, waits, moved)
 
     def _steps(self, kept: Kept) -> list[tuple[int, Upgrade]]:
         """The upgrades from the version of the run to that of the graph. Without any it is judged by what lies ahead."""

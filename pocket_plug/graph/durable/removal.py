@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyError
-from pocket_plug.store.backend import Delete, Entry, Put
+from pocket_plug.store.backend import Change, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 
 from .records import FORMAT, PART, RUN, RUN_FIELDS, check, keys_of, look_key, status_of
-from .states import STATE, State, plain_state, read_state, state_key, state_of
+from .states import STATE, State, plain_state, read_state, state_key, state_of, wake_key
 
 FINAL = ("finished", "cancelled")
 """The states of runs that nobody goes on with."""
@@ -60,27 +60,31 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
             f"run {unquote(name)!r} is running, or its process died; it moved "
             f"{max(stack.clock() - entry.value['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
         )
-    if status in FINAL:
-        await erase(stack, name, {key: entry.version}, ended_keys(there, await stack.read(there)))
-    else:
-        left = state_key("cancelled", entry.value["graph"], entry.value["started"], name)
-        await erase(stack, name, {key: await _cancel(stack, entry, key, (there, left))}, (left,))
+    version, doomed = await take_apart(stack, name, entry, await stack.read(there))
+    await stack.write([Delete(each) for each in doomed], {key: version})
     return True
 
 
-async def _cancel(stack: Stack, entry: Entry, key: str, states: tuple[str, str]) -> int:
-    """Record that a run was cancelled, whoever is at it; give the version of its record."""
-    there, left = states
-    stood, now = await stack.read(there), stack.clock()
-    record = {**entry.value, "format": FORMAT, "status": "cancelled", "owner": "", "updated": now}
-    expect = {key: entry.version, there: stood.version if stood is not None else 0}
-    return await stack.write([Put(key, record), Delete(there), Put(left, plain_state(State(now)))], expect)
+async def take_apart(stack: Stack, name: str, entry: Entry, stood: Entry | None) -> tuple[int, list[str]]:
+    """Remove what there is of a run but what fits into one write, which it is still there without. The caller does that write.
 
-
-def ended_keys(there: str, stood: Entry | None) -> tuple[str, ...]:
-    """What there is of an ended run besides its record and its parts: its state, and its note for `keep_finished`."""
-    look_at = read_state(there, stood).look_at if stood is not None else None
-    return (there,) if look_at is None else (there, look_key(look_at, there.rpartition(":")[2]))
+    `entry` is its record, `stood` its state. Gives the version of the record then, and the keys for the last write.
+    Raises ConflictError where somebody has gone on with the run, or has removed it.
+    """
+    version, there = entry.version, state_of(entry.value, name)
+    state = read_state(there, stood) if stood is not None else None
+    others = [there]
+    if status_of(entry.value) not in FINAL:
+        others = [state_key("cancelled", entry.value["graph"], entry.value["started"], name)]
+        changes: list[Change] = [Delete(there), Put(others[0], plain_state(State(stack.clock())))]
+        if state is not None and state.wake_at is not None:
+            changes.append(Delete(wake_key(entry.value["graph"], state.wake_at, name)))
+        record = {**entry.value, "format": FORMAT, "status": "cancelled", "owner": "", "updated": stack.clock()}
+        expect = {RUN + name: version, there: stood.version if stood is not None else 0}
+        version = await stack.write([Put(RUN + name, record), *changes], expect)
+    elif state is not None and state.look_at is not None:
+        others.append(look_key(state.look_at, name))
+    return version, [*await _trim(stack, name, {RUN + name: version}), *others, RUN + name]
 
 
 async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iterable[str] = ()) -> None:
@@ -88,11 +92,11 @@ async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iter
 
     Raises ConflictError where what is expected of its record isn't so any more.
     """
-    last = [*await trim(stack, name, expect), *others, RUN + name]
+    last = [*await _trim(stack, name, expect), *others, RUN + name]
     await stack.write([Delete(each) for each in last], expect)
 
 
-async def trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
+async def _trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
     """Remove parts of such a run until the rest fits into one write, and give the keys of that rest."""
     part, after = f"{PART}{name}:", ""
     start = part + "start"  # without it a finished run would not give its result any more

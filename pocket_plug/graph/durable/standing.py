@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from pocket_plug.codec import default_codec, inspect_record, payload_of
 from pocket_plug.errors import CodecError
@@ -16,10 +16,8 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
-from .records import PART, RUN, Checkpoint, Frame, escaped
-
-if TYPE_CHECKING:
-    from .waits import Found
+from .records import PART, RUN, Checkpoint, Frame, escaped, place_of
+from .waits import Found
 
 ITEM = "item:"
 """How the name of an item's record begins, behind that of its run."""
@@ -62,14 +60,6 @@ def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
         if step is None:
             return frame.node
     return step
-
-
-def place_of(within: str, frames: Sequence[Frame], is_item: bool) -> str:
-    """The name of the visit at which the innermost frame stands; an item's first node is at the place of the item."""
-    for frame in frames[1:] if is_item else frames:
-        name = frame.node or ""
-        within += f"/{escaped(name, '/#[')}#{frame.visits.get(name, 0) + 1}"
-    return within
 
 
 def item_key(part: str, place: str, position: int) -> str:
