@@ -110,7 +110,7 @@ class Judge:
             *(Delete(key) for key, version in items.versions.items() if version and key not in kept),
             *(Put(key, {"owner": "", "commits": 0, "frames": frames}) for key, frames in kept.items()),
         ]
-        expect, waits, moved = dict(items.versions), dict(run.waits), dict[str, str]()
+        expect, waits, moved = dict(items.versions), dict(items.waits), dict[str, str]()
         for positions, spot in former.items():
             if (found := spot.standing.wait) is None:
                 continue

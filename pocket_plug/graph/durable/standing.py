@@ -17,7 +17,7 @@ from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
 from .records import PART, RUN, Checkpoint, Frame, escaped, place_of
-from .waits import Found
+from .waits import Found, waits_of
 
 ITEM = "item:"
 """How the name of an item's record begins, behind that of its run."""
@@ -100,6 +100,7 @@ class Items:
                     checkpoint.load(entry)
                     self.versions[key] = entry.version
                     self._add(key.removeprefix(self.part + ITEM), tuple(checkpoint.frames))
+            self.waits = {**self.waits, **await waits_of(stack, self.part)}
             for place in self.waits:
                 self._add(escaped(f"/{place}", ":"), None)
         return self._standing(form, frames)
