@@ -11,7 +11,7 @@ from pocket_plug.graph.durable import records, states
 from pocket_plug.store.backend import Put
 
 from . import graphs
-from .graphs import EFFECT, GRAPHS, HOOKED, Boom
+from .graphs import GRAPHS, HOOKED, Boom
 from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
 
 CHAOS = 200
@@ -86,7 +86,9 @@ def _judge_busy(world: World, mine: Attempt, former: Attempt | None) -> None:
     elif owner is former and not owner.is_at_work:
         here = owner.machine is mine.machine and owner.ended is not None and owner.ended < mine.began
         if here or (owner.machine.died_at < mine.began and owner.machine.host == mine.machine.host):
-            world.violate(f"attempt {mine.number} was told that {owner.number} is at work, which is known to have ended")
+            world.violate(
+                f"attempt {mine.number} was told that {owner.number} is at work, which is known to have ended"
+            )
 
 
 async def run_or_resume(world: World, machine: Machine, run: Story) -> str:
@@ -136,7 +138,9 @@ class Chaos:
         """A process begins, on a computer whose clock is what it is."""
         self.born += 1
         world = self.world
-        machine = Machine(world, f"p{self.born}", self.chance.choice(("h1", "h1", "h2")), self.chance.uniform(-world.skew, world.skew))
+        machine = Machine(
+            world, f"p{self.born}", self.chance.choice(("h1", "h1", "h2")), self.chance.uniform(-world.skew, world.skew)
+        )
         world.note(machine.name, f"begins on {machine.host} as {machine.pid}, its clock {machine.skew:+.0f} s")
         world.machines.append(machine)
         for _ in range(self.chance.randrange(1, 4)):
@@ -202,7 +206,10 @@ class Chaos:
         world = self.world
         for _ in range(CHAOS):
             await asyncio.sleep(1)
-            if all(run.results or run.status == "cancelled" for run in world.runs.values()) and world.random.random() < 0.3:
+            if (
+                all(run.results or run.status == "cancelled" for run in world.runs.values())
+                and world.random.random() < 0.3
+            ):
                 break
         world.is_faulty = False
         world.note("end", "nothing goes wrong any more")

@@ -21,7 +21,7 @@ from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
 from . import graphs
-from .graphs import EFFECT, HOOKED, TOTAL, Boom
+from .graphs import EFFECT, TOTAL, Boom
 from .loop import Process, Scheduler
 from .store import Client, Server
 
@@ -286,7 +286,9 @@ class World:
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if former is not None:
                 if run.status == "running" and not attempt.takes_over and former.is_at_work:
-                    self.violate(f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work")
+                    self.violate(
+                        f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
+                    )
                 former.overtaken_at = self.scheduler.now
             attempt.claimed_at, run.owner, run.is_begun = self.scheduler.now, attempt, True
         run.status = status
