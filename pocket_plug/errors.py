@@ -186,6 +186,17 @@ class RunCancelledError(PocketError):
     """This durable run was cancelled. What its nodes had written by then stays; nothing goes on with it."""
 
 
+class RunStateError(PocketError, ValueError):
+    """A durable run is in a `state` in which it can't be cancelled, say, or tried again: somebody else may have been faster."""
+
+    def __init__(self, run_id: str, state: str, message: str) -> None:
+        self.run_id, self.state = run_id, state
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.run_id, self.state, str(self))
+
+
 class OutcomeUnknownError(StoreError):
     """A durable run's write failed, and reading whether it was stored failed too. Nothing is lost: `resume(run_id)` finds out."""
 

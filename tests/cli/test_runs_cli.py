@@ -156,7 +156,7 @@ def test_an_approval_is_submitted_in_one_process_and_answered_in_another(here: A
     (listed,) = here("runs", "ls", "--json").json
     assert (listed["run"], listed["state"], listed["graph"], listed["node"]) == (
         "mail",
-        "suspended",
+        "waiting",
         "approval",
         "approve",
     )
@@ -187,15 +187,15 @@ def test_what_goes_on_is_traced_as_what_began_was() -> None:
 
 # ---------------------------------------------------------------- ls
 def test_ls_has_a_line_for_each_run(here: Any) -> None:
-    """Id, state, graph, node, age and steps, the oldest first; ids are as they were given."""
-    finish("z:1%", "a")
+    """Id, state, graph, node, age, steps and what to know of it: the open ones first, the newest at the top; ids as given."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
+    finish("z:1%", "a")
     heading, *lines = here("runs", "ls").out.splitlines()
-    assert heading.split() == ["run", "state", "graph", "node", "age", "steps"]
+    assert heading.split() == ["run", "state", "graph", "node", "age", "steps", "why"]
     assert [re.sub(r"\b\d+s\b", "AGE", line).split() for line in lines] == [
-        ["z:1%", "finished", "plain", "AGE", "1"],
+        ["order", "failed", "shop", "nested/deliver", "AGE", "1", "RuntimeError:", "closed"],
         ["a", "finished", "plain", "AGE", "1"],
-        ["order", "running", "shop", "nested/deliver", "AGE", "1"],
+        ["z:1%", "finished", "plain", "AGE", "1"],
     ]
 
 
@@ -203,8 +203,8 @@ def test_ls_of_a_state(here: Any) -> None:
     """--state leaves out the others, in JSON too."""
     finish("done")
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
-    assert [each["run"] for each in here("runs", "ls", "--state", "running", "--json").json] == ["order"]
-    assert here("runs", "ls", "--state", "suspended", "--json").json == []
+    assert [each["run"] for each in here("runs", "ls", "--state", "failed", "--json").json] == ["order"]
+    assert here("runs", "ls", "--state", "waiting", "--json").json == []
     assert here("runs", "ls", "--state", "dead").code == 2
 
 
@@ -264,7 +264,9 @@ def test_show_of_no_run(here: Any) -> None:
     finish("r")
     shown = here("runs", "show", "q")
     assert shown.code == 1
-    assert shown.err == "UnknownRunError: there is no run 'q' in the default store; `pocket-plug runs ls` lists them\n"
+    assert shown.err == (
+        "UnknownRunError: there is no run 'q' in SQLite('state.db', durability='process'); `pocket-plug runs ls` lists them\n"
+    )
     assert here("runs", "show", "q\udc80").err.startswith("KeyNameError: ")
 
 
@@ -314,7 +316,7 @@ def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
         refused = elsewhere("runs", "answer", "shop.py:haggle", "h", wrong)
         assert refused.code == 2
         assert "ANSWER: " in refused.err
-        assert here("runs", "show", "h", "--json").json["state"] == "suspended"
+        assert here("runs", "show", "h", "--json").json["state"] == "waiting"
     Path("answer.json").write_text('{"amount": "3.5"}')
     assert elsewhere("runs", "answer", "shop.py:haggle", "h", "@answer.json").out == "agreed on 3.5\n"
 
@@ -402,7 +404,7 @@ def test_ids_that_look_like_options(own: Any, run_id: str) -> None:
     assert (asked.code, asked.out) == (3, ""), asked.err
     assert f"run {run_id!r} waits" in asked.err
     assert [each["run"] for each in own("runs", "ls", "--json").json] == [run_id]
-    assert own("runs", "show", "--json", "--", run_id).json["state"] == "suspended"
+    assert own("runs", "show", "--json", "--", run_id).json["state"] == "waiting"
     assert own("runs", "answer", "--", "own.py", run_id, '"you"').out == "hello you\n"
     assert own("runs", "resume", "--", "own.py", run_id).out == "hello you\n"
     assert own("runs", "rm", "--", run_id).code == 0

@@ -20,6 +20,7 @@ from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.store import MISSING
 
+from .executions import note_execution
 from .journal import Journal
 from .judging import Kept
 from .processes import this_process
@@ -85,6 +86,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
             is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
             tries = state.tries + 1 if state is not None and is_unmoved else 1
+            changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
         if await _take_over(journal, changes, expect, tries):
             journal.checkpoint.is_old = journal.is_to_tell = entry is not None
             return None

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyError
-from pocket_plug.store.backend import Delete, Entry, Put
+from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .records import FORMAT, PART, RUN, RUN_FIELDS, check, keys_of, look_key, status_of
-from .states import STATE, State, plain_state, read_state, state_key, state_of
+from .moving import move, see
+from .reading import Found, read_each
+from .records import PART, RUN, keys_of, look_at, look_key
+from .states import STATE, State
 
 FINAL = ("finished", "cancelled")
 """The states of runs that nobody goes on with."""
@@ -32,55 +34,54 @@ async def remove_run(stack: Stack, run_id: str, *, force: bool = False) -> bool:
     name = keys_of(run_id)[0].removeprefix(RUN)
     while True:
         try:
-            return await _remove(stack, name, force)
+            if (removed := await _remove(stack, name, force)) is not None:
+                return removed
         except ConflictError:
-            continue  # somebody has gone on with it: look again
+            pass  # somebody has gone on with it: look again
 
 
-async def _remove(stack: Stack, name: str, force: bool) -> bool:
-    key, entry = RUN + name, None
-    try:
-        entry = await stack.read(key)
-        if entry is not None:
-            check(key, entry.value, RUN_FIELDS)
-    except PocketError as error:  # no record of a run, so nobody goes on with it
-        if entry is None and not isinstance(error, CodecError):
-            raise
-        expect = {} if entry is None else {key: entry.version}
-        await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
-        return True
-    if entry is None:
+async def _remove(stack: Stack, name: str, force: bool) -> bool | None:
+    """As `remove_run`; None where somebody was faster."""
+    key = RUN + name
+    found = (await read_each(stack, [key])).get(key)
+    if found is None:
         is_there = bool([each async for each in stack.scan(f"{PART}{name}:", limit=1)])
         if is_there:
             await erase(stack, name, {key: 0})
         return is_there
-    status, there = status_of(entry.value), state_of(entry.value, name)
-    if status == "running" and not force:
+    if not _is_sound(key, found):  # so nobody goes on with it
+        expect = {} if isinstance(found, CodecError) else {key: found.version}
+        await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
+        return True
+    seen = await see(stack, unquote(name))
+    if seen is None:
+        return None
+    if seen.status == "running" and not force:
         raise RunBusyError(
-            f"run {unquote(name)!r} is running, or its process died; it moved "
-            f"{max(stack.clock() - entry.value['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
+            f"run {seen.run_id!r} is running, or its process died; it moved "
+            f"{max(stack.clock() - seen.record['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
         )
-    if status in FINAL:
-        await erase(stack, name, {key: entry.version}, ended_keys(there, await stack.read(there)))
-    else:
-        left = state_key("cancelled", entry.value["graph"], entry.value["started"], name)
-        await erase(stack, name, {key: await _cancel(stack, entry, key, (there, left))}, (left,))
+    if seen.status not in FINAL:
+        seen = await move(stack, seen, "cancelled")
+        if seen is None:
+            return None
+    await erase(stack, name, {key: seen.entry.version}, ended_keys(seen.state_key, seen.state))
     return True
 
 
-async def _cancel(stack: Stack, entry: Entry, key: str, states: tuple[str, str]) -> int:
-    """Record that a run was cancelled, whoever is at it; give the version of its record."""
-    there, left = states
-    stood, now = await stack.read(there), stack.clock()
-    record = {**entry.value, "format": FORMAT, "status": "cancelled", "owner": "", "updated": now}
-    expect = {key: entry.version, there: stood.version if stood is not None else 0}
-    return await stack.write([Put(key, record), Delete(there), Put(left, plain_state(State(now)))], expect)
+def _is_sound(key: str, found: Found) -> bool:
+    """Is it the record of a run that this version can read?"""
+    try:
+        if isinstance(found, Entry):
+            look_at(key, found)
+        return isinstance(found, Entry)
+    except PocketError:
+        return False
 
 
-def ended_keys(there: str, stood: Entry | None) -> tuple[str, ...]:
+def ended_keys(there: str, state: State) -> tuple[str, ...]:
     """What there is of an ended run besides its record and its parts: its state, and its note for `keep_finished`."""
-    look_at = read_state(there, stood).look_at if stood is not None else None
-    return (there,) if look_at is None else (there, look_key(look_at, there.rpartition(":")[2]))
+    return (there,) if state.look_at is None else (there, look_key(state.look_at, there.rpartition(":")[2]))
 
 
 async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iterable[str] = ()) -> None:
