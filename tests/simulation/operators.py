@@ -7,8 +7,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pocket_plug as pp
-from pocket_plug.graph.durable import records, states
-from pocket_plug.store.backend import Put
 
 from . import graphs
 from .graphs import GRAPHS, HOOKED, Boom
@@ -126,23 +124,52 @@ async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspend
     return error
 
 
-async def cancel(world: World, machine: Machine, run: Story) -> None:
-    """Tell a run that is at work to end."""
-    stack = machine.store.stack
-    key = records.keys_of(run.id)[0]
+# ---------------------------------------------------------------- what operators do
+async def operate(world: World, machine: Machine, run: Story) -> None:
+    """Do something to a run as an operator, and judge what is told of it."""
+    runs, began = pp.Runs(machine.store), world.scheduler.now
+    what = world.random.choice(("cancel", "retry", "retry", "get", "list"))
+    world.attempts += 1
+    mine = Attempt(world.attempts, run, machine, is_operator=True)
+    ATTEMPT.set(mine)
     try:
-        entry = await stack.read(key)
-        if entry is None or records.status_of(entry.value) != "running":
+        if what == "list":
+            await list_all(world, runs)
             return
-        there = states.state_of(entry.value, key.removeprefix(records.RUN))
-        stood = await stack.read(there)
-        if stood is not None:
-            world.note(machine.name, f"cancels {run.id}")
-            await stack.write([Put(there, {**stood.value, "cancelled": True})], {there: stood.version})
-            if not run.is_cancelled:
-                world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
-    except pp.StoreError:
-        return
+        info = await getattr(runs, what)(run.id)
+    except (pp.RunStateError, pp.UnknownRunError) as error:
+        told = error.state if isinstance(error, pp.RunStateError) else ""
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {type(error).__name__} {told}")
+        if not run.was(told, began):
+            world.violate(f"whoever wanted to {what} {run.id} was told that it is {told}, and it was not")
+    except pp.StoreError as error:
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {type(error).__name__}")
+        if not mine.faults:
+            world.violate(f"{what} of {run.id} ended by {type(error).__name__}, and the store has not failed: {error}")
+    except Exception as error:  # noqa: BLE001 - judged right here
+        world.violate(f"{what} of {run.id} ended by an unexpected {type(error).__name__}: {error}")
+    else:
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {info.state}")
+        if what == "cancel" and not run.is_cancelled:
+            world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
+        if what == "retry" and info.state != "pending":
+            world.violate(f"whoever had {run.id} tried again was told that it is {info.state}")
+        if not run.was(info.state, began):
+            world.violate(f"{what} of {run.id} says that it is {info.state}, and it was not")
+
+
+async def list_all(world: World, runs: pp.Runs) -> dict[str, str]:
+    """The states of all runs, page by page."""
+    found: dict[str, str] = {}
+    after = None
+    while True:
+        page = await runs.list(limit=2, after=after)
+        for info in page.runs:
+            if info.state == "unreadable":
+                world.violate(f"run {info.run_id} is listed as unreadable: {info.error}")
+            found[info.run_id] = info.state
+        if (after := page.after) is None:
+            return found
 
 
 # ---------------------------------------------------------------- a world with chance in it
@@ -175,8 +202,8 @@ class Chaos:
             if run.results and chance.random() < 0.7:
                 await asyncio.sleep(5)
                 continue
-            if chance.random() < world.cancels:
-                await cancel(world, machine, run)
+            if chance.random() < world.operations:
+                await operate(world, machine, run)
             else:
                 await run_or_resume(world, machine, run)
 
@@ -244,6 +271,9 @@ class Chaos:
                     break
             else:
                 world.violate(f"run {run.id} does not end")
+        listed = await list_all(world, pp.Runs(machine.store))
+        if listed != (states := {run.id: run.status for run in world.runs.values()}):
+            world.violate(f"the list says {listed}, and the runs are {states}")
         world.judge()
 
 

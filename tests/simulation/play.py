@@ -79,7 +79,7 @@ def _play(seed: int) -> Played:
         for machine in world.machines:
             machine.process.kill()
         del graphs.current
-    return Played(seed, world.history, world.violations)
+    return Played(seed, [*world.history], [*world.violations])  # what is thrown away may still add to them
 
 
 def first_found(what: str, seeds: range) -> tuple[int | None, str]:

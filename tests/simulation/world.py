@@ -40,6 +40,8 @@ class Attempt:
     machine: Machine
     takes_over: bool = False
     began: float = 0.0
+    is_operator: bool = False
+    """Does it change the run, but not execute it?"""
     ended: float | None = None
     claimed_at: float | None = None
     overtaken_at: float | None = None
@@ -66,12 +68,24 @@ class Story:
     effects: dict[str, float] = field(default_factory=dict)
     """Where an effect has landed, and when."""
     owner: Attempt | None = None
-    status: str = ""
+    states: list[tuple[float, str]] = field(default_factory=lambda: [(0.0, "")])
+    """When it has come into which state; "" before it was begun."""
     is_cancelled: bool = False
     """Has word landed that it is to end?"""
     is_begun: bool = False
     results: list[Any] = field(default_factory=list)
     """What callers were told that it has come to."""
+
+    @property
+    def status(self) -> str:
+        """The state that it is in."""
+        return self.states[-1][1]
+
+    def was(self, state: str, since: float) -> bool:
+        """Has it been in this state at any time since then?"""
+        earlier = [name for time, name in self.states if time <= since][-1:]
+        seen = [*earlier, *(name for time, name in self.states if time > since)]
+        return ("running" if state == "stalled" else state) in seen
 
 
 ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
@@ -170,7 +184,7 @@ class World:
         self.kill_share = chance.choice((0.0, 0.3, 1.0))
         self.slowness = chance.choice((0.1, 2.0, 40.0))
         self.takeovers = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.5))
-        self.cancels = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1))
+        self.operations = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.4))
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
         self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
         self.strikes = 0.0 if is_calm else chance.choice((0.0, 0.03, 0.3))
@@ -317,9 +331,11 @@ class World:
                     self.violate(
                         f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
                     )
-                former.overtaken_at = self.scheduler.now
+                former.overtaken_at = self.scheduler.now if run.status == "running" else None
             attempt.claimed_at, run.owner, run.is_begun = self.scheduler.now, attempt, True
-        run.status = status
+        if run.status != status:
+            run.states.append((self.scheduler.now, status))
+        run.is_cancelled = run.is_cancelled or status == "cancelled"
 
     def conflicted(self, by: Machine | None, attempt: Attempt | None, conflict: pp.ConflictError) -> None:
         """A write was in conflict."""
