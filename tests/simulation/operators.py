@@ -8,8 +8,7 @@ from typing import Any
 
 import pocket_plug as pp
 
-from . import graphs
-from .graphs import GRAPHS, HOOKED, Boom
+from .graphs import GRAPHS, HOOKED, Boom, stage
 from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
 
 CHAOS = 200
@@ -287,7 +286,7 @@ def _continue(world: World, machine: Machine) -> None:
 def undisturbed(kind: str, input: int, answers: Mapping[str, int | None]) -> Reference:
     """Run one graph in a world in which nothing goes wrong, with these answers."""
     world = World(0, is_calm=True)
-    graphs.current = world
+    stage.world = world
     run = world.runs["r"] = Story("r", kind, input, answers=dict(answers))
     machine = Machine(world, "calm", "calm", 0.0)
 

@@ -22,8 +22,7 @@ from pocket_plug.store.backend import Change, Put
 from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
-from . import graphs
-from .graphs import EFFECT, TOTAL, Boom
+from .graphs import EFFECT, TOTAL, Boom, stage
 from .loop import Process, Scheduler
 from .store import Client, Server
 
@@ -407,7 +406,7 @@ def reference(kind: str, input: int, answers: Mapping[str, int | None]) -> Refer
     if found is None:
         from .operators import undisturbed
 
-        outer = graphs.current
+        outer = stage.world
         found = _references[known] = undisturbed(kind, input, answers)
-        graphs.current = outer
+        stage.world = outer
     return found
