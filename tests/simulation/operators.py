@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pocket_plug as pp
+from pocket_plug.graph.durable import records
 
 from .graphs import GRAPHS, HOOKED, Boom, stage
 from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
@@ -31,11 +32,14 @@ async def attempt(
     mine = Attempt(world.attempts, run, machine, takes_over, world.scheduler.now)
     ATTEMPT.set(mine)
     former = run.owner
+    run.in_flight += 1
     try:
         result = await call()
         mine.ended = world.scheduler.now
+        run.in_flight -= 1
     except Exception as error:  # noqa: BLE001 - judged right here
         mine.ended = world.scheduler.now
+        run.in_flight -= 1
         word = type(error).__name__
         world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {word}")
         _judge_error(world, mine, error, former)
@@ -127,7 +131,11 @@ async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspend
 async def operate(world: World, machine: Machine, run: Story) -> None:
     """Do something to a run as an operator, and judge what is told of it."""
     runs, began = pp.Runs(machine.store), world.scheduler.now
-    what = world.random.choice(("cancel", "retry", "retry", "get", "list"))
+    what = world.random.choice(("cancel", "retry", "retry", "get", "list", "remove"))
+    if what == "remove":
+        if run.status not in ("finished", "cancelled") or run.in_flight:
+            return  # it would be begun anew, under the same id, by somebody who is at it
+        run.is_removed = True
     world.attempts += 1
     mine = Attempt(world.attempts, run, machine, is_operator=True)
     ATTEMPT.set(mine)
@@ -148,6 +156,9 @@ async def operate(world: World, machine: Machine, run: Story) -> None:
     except Exception as error:  # noqa: BLE001 - judged right here
         world.violate(f"{what} of {run.id} ended by an unexpected {type(error).__name__}: {error}")
     else:
+        if what == "remove":
+            world.note(machine.name, f"removed {run.id} by {mine.number}: {info}")
+            return
         world.note(machine.name, f"{what} {run.id} by {mine.number}: {info.state}")
         if what == "cancel" and not run.is_cancelled:
             world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
@@ -198,6 +209,8 @@ class Chaos:
         while world.is_faulty:
             await asyncio.sleep(chance.choice((0.0, 0.001, 0.05, 5.0)))
             run = chance.choice(list(world.runs.values()))
+            if run.is_removed:
+                continue
             if run.results and chance.random() < 0.7:
                 await asyncio.sleep(5)
                 continue
@@ -263,17 +276,37 @@ class Chaos:
         for each in world.machines:
             if not each.process.is_dead:
                 each.kill("at the end")
+        runs = pp.Runs(machine.store)
         for run in world.runs.values():
+            if run.is_removed:
+                await runs.remove(run.id)
+                world.removed(run)
+                continue
             for _ in range(20):
                 error = await run_or_resume(world, machine, run)
                 if error is None or isinstance(error, pp.RunCancelledError):
                     break
             else:
                 world.violate(f"run {run.id} does not end")
-        listed = await list_all(world, pp.Runs(machine.store))
-        if listed != (states := {run.id: run.status for run in world.runs.values()}):
+        listed = await list_all(world, runs)
+        if listed != (states := {run.id: run.status for run in world.runs.values() if not run.is_removed}):
             world.violate(f"the list says {listed}, and the runs are {states}")
         world.judge()
+        if world.random.random() < 0.1:
+            await self._let_expire(machine)
+
+    async def _let_expire(self, machine: Machine) -> None:
+        """A long time passes, and others run: what had a `keep_finished` goes, and nothing else."""
+        world = self.world
+        ended = [run for run in world.runs.values() if run.status == "finished" and not run.is_removed]
+        for number in range(4):
+            await asyncio.sleep(100 * 86_400)
+            run = world.runs[f"x{number}"] = Story(f"x{number}", "single", 0)
+            await run_or_resume(world, machine, run)
+        left = {key.split(":")[2] for key in world.server.keys(records.PART)}
+        for run in ended:
+            if (run.id in left) == (GRAPHS[run.kind].keep_finished is not None):
+                world.violate(f"run {run.id} of {run.kind} is {'still' if run.id in left else 'not'} there")
 
 
 def _continue(world: World, machine: Machine) -> None:

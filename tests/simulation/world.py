@@ -18,7 +18,8 @@ import pocket_plug as pp
 from pocket_plug.codec import default_codec
 from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.durable import heartbeat, processes, records
-from pocket_plug.store.backend import Change, Put
+from pocket_plug.graph.observing import Observer
+from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
@@ -72,13 +73,17 @@ class Story:
     is_cancelled: bool = False
     """Has word landed that it is to end?"""
     is_begun: bool = False
+    in_flight: int = 0
+    """How many attempts have not ended, those that were killed among them."""
+    is_removed: bool = False
+    """Has somebody begun to remove it?"""
     results: list[Any] = field(default_factory=list)
     """What callers were told that it has come to."""
 
     @property
     def status(self) -> str:
-        """The state that it is in."""
-        return self.states[-1][1]
+        """The state that it is in, or was in before it was removed."""
+        return next((name for _, name in reversed(self.states) if name), "")
 
     def was(self, state: str, since: float) -> bool:
         """Has it been in this state at any time since then?"""
@@ -137,9 +142,9 @@ class Machine:
         """Epoch seconds, as this computer has them."""
         return EPOCH + self.world.scheduler.now + self.skew
 
-    def observers(self, run: Any) -> list[Any]:
-        """Nobody watches."""
-        return []
+    def observers(self, run: Any) -> list[Observer]:
+        """In some worlds somebody watches, who has nothing to say."""
+        return [Observer(node=lambda call: None, event=lambda *event: None)] if self.world.is_watched else []
 
     def default_store(self) -> pp.Store:
         """The store of all."""
@@ -185,6 +190,7 @@ class World:
         self.takeovers = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.5))
         self.operations = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.4))
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
+        self.is_watched = chance.random() < 0.3
         self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
         self.strikes = 0.0 if is_calm else chance.choice((0.0, 0.03, 0.3))
         """How many times a second something happens to a process."""
@@ -282,6 +288,8 @@ class World:
                 self.total += 1
             elif key.startswith(STATE) and isinstance(change, Put) and change.value.get("cancelled"):
                 self.runs[key.rpartition(":")[2]].is_cancelled = True
+            elif key.startswith(records.RUN) and isinstance(change, Delete):
+                self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
             elif ":wait:" in key and isinstance(change, Put) and change.value["kind"] == "question":
                 self._settled(key, change.value)
             elif key.startswith(records.RUN) and attempt is not None and isinstance(change, Put):
@@ -331,7 +339,8 @@ class World:
                         f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
                     )
                 former.overtaken_at = self.scheduler.now if run.status == "running" else None
-            attempt.claimed_at, run.owner, run.is_begun = self.scheduler.now, attempt, True
+            attempt.claimed_at, attempt.overtaken_at = self.scheduler.now, None
+            run.owner, run.is_begun = attempt, True
         if run.status != status:
             run.states.append((self.scheduler.now, status))
         run.is_cancelled = run.is_cancelled or status == "cancelled"
@@ -353,6 +362,12 @@ class World:
             self.on_death(machine)
 
     # ------------------------------------------------------------ the end
+    def removed(self, run: Story) -> None:
+        """Nothing of it may be left."""
+        for key in self.server.keys("pocket:"):
+            if run.id in key.split(":"):
+                self.violate(f"run {run.id} was removed, and {key} is there")
+
     def judge(self) -> None:
         """What must be true of every run once it has ended."""
         seen: set[str] = set()
