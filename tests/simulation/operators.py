@@ -37,6 +37,14 @@ async def attempt(
         result = await call()
         mine.ended = world.scheduler.now
         run.in_flight -= 1
+    except asyncio.CancelledError:
+        mine.ended = world.scheduler.now
+        run.in_flight -= 1
+        world.note(machine.name, f"attempt {mine.number} of {run.id} ends: cancelled")
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            world.violate(f"attempt {mine.number} ended by a cancellation that nobody has asked for")
+        raise
     except Exception as error:  # noqa: BLE001 - judged right here
         mine.ended = world.scheduler.now
         run.in_flight -= 1
@@ -55,6 +63,8 @@ def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt 
     number, word = mine.number, type(error).__name__
     if isinstance(error, pp.RunBusyError):
         _judge_busy(world, mine, former)
+        return
+    if isinstance(error, pp.UnknownRunError) and mine.run.is_removed:
         return
     if isinstance(error, pp.RunCancelledError):
         if not mine.run.is_cancelled:
@@ -216,8 +226,20 @@ class Chaos:
                 continue
             if chance.random() < world.operations:
                 await operate(world, machine, run)
+            elif chance.random() < world.impatience:
+                await self._give_up_soon(machine, run)
             else:
                 await run_or_resume(world, machine, run)
+
+    async def _give_up_soon(self, machine: Machine, run: Story) -> None:
+        """Go on with a run, and cancel that after a while, as a program does which ends."""
+        task = machine.spawn(run_or_resume(self.world, machine, run))
+        await asyncio.wait((task,), timeout=self.chance.choice((0.0, 0.003, 0.03, 1.0)))
+        if task.cancel():
+            self.world.note(machine.name, f"gives up on {run.id}")
+            await asyncio.wait((task,))
+            if not task.cancelled() and task.exception() is not None:
+                self.world.violate(f"giving up on {run.id} ended by {task.exception()!r}")
 
     def _strike(self) -> None:
         """Something happens to a process."""

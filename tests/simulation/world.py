@@ -189,6 +189,8 @@ class World:
         self.slowness = chance.choice((0.1, 2.0, 40.0))
         self.takeovers = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.5))
         self.operations = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.4))
+        self.impatience = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.3))
+        """How often a program cancels its own execution."""
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
         self.is_watched = chance.random() < 0.3
         self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
