@@ -143,6 +143,10 @@ class NodeTimeoutError(PocketError, TimeoutError):
     """
 
 
+class RunTimeoutError(PocketError, TimeoutError):
+    """A run took longer than its graph's `timeout` (seconds), for a durable one from its begin on, waits included."""
+
+
 class WrappedStopIterationError(PocketError, RuntimeError):
     """A `def` phase raised StopIteration, which no future can carry."""
 

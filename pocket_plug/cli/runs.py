@@ -17,14 +17,14 @@ import click
 from pocket_plug.codec import inspect_record
 from pocket_plug.errors import CodecError, RunBusyError
 from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.durable import RunFailure, keys_of, look_at, step_at
+from pocket_plug.graph.durable import RunFailure, keys_of
+from pocket_plug.graph.durable.waits import step_of_place
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.runs import ENDED, OPEN, RunHistory, RunInfo, Runs, RunState, RunValue
-from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.graph.runs import ENDED, OPEN, RunHistory, RunInfo, RunQuestion, Runs, RunState, RunValue
+from pocket_plug.plugins.pocket import Pocket, default_pocket
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
-from pocket_plug.store.stack import Stack
-from pocket_plug.store.store import MISSING, StoreScope
+from pocket_plug.store.store import StoreScope
 
 from .entries import Target, by_name, by_url, in_units, is_one_place, sealing, text_of
 from .given import value_of
@@ -39,6 +39,7 @@ LIMIT = 100
 """Runs that `ls` shows, unless another number is given."""
 WATCH_SECONDS = 2.0
 """Between two looks of `ls --watch`."""
+CLOSED: tuple[RunState, ...] = (*ENDED, "unreadable")
 NARROW = 60
 """Columns of an error's text in a table."""
 
@@ -87,7 +88,7 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
 
     async def listed(runs: Runs) -> tuple[list[RunInfo], bool]:
         found: list[RunInfo] = []
-        for wanted in (states,) if states else (OPEN, (*ENDED, "unreadable")):
+        for wanted in (states,) if states else (OPEN, CLOSED):
             page = await runs.list(state=wanted, graph=graph, limit=limit + 1 - len(found))
             found += page.runs
             if len(found) > limit:
@@ -132,6 +133,9 @@ def _why(run: RunInfo, now: float) -> str:
         return _narrow(run.error)
     if run.failure is not None:
         return _narrow(_failed(run.failure))
+    for each in run.questions:
+        more = f", and {len(run.questions) - 1} more" if len(run.questions) > 1 else ""
+        return _narrow(_text(_kept(each.question))) + more
     if run.wake_at is not None:
         return f"for {in_units(run.wake_at - now)}"
     if run.owner is not None:
@@ -152,7 +156,12 @@ def _failed(failure: RunFailure) -> str:
 def _facts(run: RunInfo) -> dict[str, Any]:
     """A run in JSON: all but its result, which may be large."""
     found = {each.name: getattr(run, each.name) for each in fields(run) if each.name not in ("run_id", "result")}
-    return {"run": run.run_id, **found}
+    return {"run": run.run_id, **found, "questions": [_question(each) for each in run.questions]}
+
+
+def _question(question: RunQuestion) -> dict[str, Any]:
+    found = {each.name: getattr(question, each.name) for each in fields(question) if each.name != "run_id"}
+    return {**found, "question": _kept(question.question), "answer": _kept(question.answer)}
 
 
 # ---------------------------------------------------------------- show
@@ -167,8 +176,7 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
         facts = _facts(history.run) | {
             "input": _kept(history.input),
             "value": _kept(history.value),
-            "question": _kept(history.question),
-            "answer": _kept(history.answer),
+            "questions": [_question(each) for each in history.questions],
             "result": _kept(history.run.result),
             "visits": dict(history.visits),
         }
@@ -218,10 +226,33 @@ def _as_text(name: str, fact: Any, now: float) -> str:
         tries = "" if fact.attempts == 1 else f", after {fact.attempts} attempts"
         at = f" at {fact.node}, visit {fact.visit}{item}{tries}" if fact.node else ""
         return escaped(f"{_failed(fact)}\n{in_units(now - fact.at)} ago{at}", keep="\n")
+    if isinstance(fact, list):
+        return "\n".join(_asked_for(each, now) for each in cast("list[dict[str, Any]]", fact))
     if isinstance(fact, dict):
-        kept = cast("dict[str, Any]", fact)
-        return str(kept["text"]) if "text" in kept else text_of(kept["value"])
+        return _text(cast("dict[str, Any]", fact))
     return "" if fact is False else escaped(str(fact))
+
+
+def _asked_for(question: dict[str, Any], now: float) -> str:
+    """A question, on a line or two, and its answer."""
+    lines = [f"{question['id']}: {_text(question['question'])}"]
+    if question["answer"] is not None:
+        lines.append(f"    answered {_text(question['answer'])}, {in_units(now - question['settled'])} ago")
+    elif question["settled"] is not None:
+        lines.append(f"    not answered in time, {in_units(now - question['settled'])} ago")
+    else:
+        choices = question["choices"]
+        wanted = question["asks_for"] if choices is None else " or ".join(map(text_of, choices))
+        until = "" if question["until"] is None else f", within {in_units(question['until'] - now)}"
+        lines.append(f"    waits for {wanted}{until}")
+    return escaped("\n".join(lines), keep="\n")
+
+
+def _text(kept: Mapping[str, Any] | None) -> str:
+    """A value that a run has kept, for people."""
+    if kept is None:
+        return ""
+    return str(kept["text"]) if "text" in kept else text_of(kept["value"])
 
 
 def _ago(found: float | None, now: float) -> str:
@@ -243,7 +274,9 @@ def _kept(value: RunValue | None) -> Mapping[str, object] | None:
 # ---------------------------------------------------------------- resume and answer
 def _going_on(command: Callable[..., None]) -> Callable[..., None]:
     """What `resume` and `answer` have in common."""
-    changed = click.option("--allow-changed", is_flag=True, help="Go on though the graph has changed since.")
+    changed = click.option(
+        "--allow-changed", is_flag=True, help="Go on though what lies ahead in the graph has changed."
+    )
     return changed(trace_option(as_json(click.pass_obj(command))))
 
 
@@ -257,27 +290,54 @@ def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: 
     TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
     exit code is 3.
     """
-    print_result(_resumed(target, graph, run_id, None, allow_changed, trace), as_json)
+
+    async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
+        return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed)
+
+    print_result(_with_graph(target, graph, resumed, trace), as_json)
 
 
 @runs.command(context_settings={"ignore_unknown_options": True})  # -1 is an answer
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")
+@click.option("--question", metavar="ID", help="Which question it is for, where the run has asked several.")
+@click.option("--leave", is_flag=True, help="Record the answer only: a worker goes on with the run.")
 @_going_on
 def answer(
-    target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, trace: bool, as_json: bool
+    target: Target,
+    graph: str,
+    run_id: str,
+    answer_json: str,
+    question: str | None,
+    leave: bool,
+    allow_changed: bool,
+    trace: bool,
+    as_json: bool,
 ) -> None:
-    """Answer the question for which a run waits, go on with it, and print its result.
+    """Answer a question for which a run waits, go on with it, and print its result.
 
     ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.
     """
-    print_result(_resumed(target, graph, run_id, answer_json, allow_changed, trace), as_json)
+
+    async def answered(graph: Graph[Any, Any], pocket: Pocket) -> object:
+        runs = Runs(StoreScope(graph.place(pocket.store)[0]))
+        given = value_of(answer_json, await _asked_for_by(graph, runs, run_id, question), "ANSWER")
+        if leave:
+            return await runs.answer(run_id, given, question=question, graph=graph)
+        return await graph.resume(run_id, answer=given, question=question, pocket=pocket, allow_changed=allow_changed)
+
+    result = _with_graph(target, graph, answered, trace)
+    if isinstance(result, RunInfo) and leave:
+        _print_told(result, as_json)
+    else:
+        print_result(result, as_json)
 
 
-def _resumed(
-    target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool, trace: bool
+def _with_graph(
+    target: Target, name: str, work: Callable[[Graph[Any, Any], Pocket], Awaitable[object]], trace: bool
 ) -> object:
+    """Load a run's graph, and work on it over the store that is named."""
     target.make_default()
     title, graph = load(name, ("graph",))
     if not is_graph(graph):
@@ -285,28 +345,24 @@ def _resumed(
             f"{title} is {type(graph).__name__}, not a Graph; name the graph that the run is of: FILE:name"
         )
 
-    async def resumed() -> object:
+    async def worked() -> object:
         async with default_pocket() as pocket:
             stack, _ = graph.place(pocket.store)
             if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
                 raise click.UsageError(
                     f"{title} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
                 )
-            given = MISSING if answer_json is None else await _answer(graph, stack, run_id, answer_json)
-            return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
+            return await work(graph, pocket)
 
     with traced(trace):
-        return run_loop(resumed())
+        return run_loop(worked())
 
 
-async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> object:
-    """The answer as the type that is asked for where the run stands."""
-    if stack.is_new:
-        await stack.ensure_open()
-    key, _ = keys_of(run_id)
-    entry = await stack.read(key)
-    step = None if entry is None else step_at(graph.plan, look_at(key, entry)[1].frames)
-    return value_of(text, step.answer_type if isinstance(step, AskStep) else Any, "ANSWER")
+async def _asked_for_by(graph: Graph[Any, Any], runs: Runs, run_id: str, question: str | None) -> Any:
+    """The type of an answer to a run's question."""
+    asked = [each for each in (await runs.history(run_id)).questions if question in (None, each.id)]
+    step = step_of_place(graph.plan, asked[-1].id) if asked else None
+    return step.answer_type if isinstance(step, AskStep) else Any
 
 
 # ---------------------------------------------------------------- cancel, retry and rm
@@ -343,7 +399,7 @@ def _tell(
         for run_id in run_ids:
             run = await order(runs, run_id)
             if not as_json:
-                echo(f"{run.run_id}  {'ending' if run.is_ending else run.state}")
+                _print_told(run, as_json=False)
             found.append(_facts(run))
 
     found: list[dict[str, Any]] = []
@@ -352,6 +408,13 @@ def _tell(
     finally:
         if as_json:
             echo_json(found)
+
+
+def _print_told(run: RunInfo, as_json: bool) -> None:
+    if as_json:
+        echo_json(_facts(run))
+    else:
+        echo(f"{run.run_id}  {'ending' if run.is_ending else run.state}")
 
 
 @runs.command

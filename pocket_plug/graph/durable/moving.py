@@ -6,13 +6,14 @@ run one moves it, and the others look again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
 from pocket_plug.errors import ConflictError, OutcomeUnknownError
 from pocket_plug.graph.context import run_ids
-from pocket_plug.store.backend import Change, Delete, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 
 from .processes import this_process
@@ -90,8 +91,15 @@ def seen_of(key: str, entry: Entry, record: Record, checkpoint: Checkpoint, ther
     return Seen(key, entry, record, checkpoint, there, 0 if stood is None else stood.version, state)
 
 
-async def move(stack: Stack, seen: Seen, status: Status, **facts: Any) -> Seen | None:
-    """Bring a run into another state; None where somebody was faster, so that one has to look again.
+async def move(
+    stack: Stack,
+    seen: Seen,
+    status: Status,
+    changes: Sequence[Put] = (),
+    expect: Mapping[str, int] = NO_EXPECTATIONS,
+    **facts: Any,
+) -> Seen | None:
+    """Bring a run into another state, with other changes; None where somebody was faster, so that one has to look again.
 
     Whatever execution is at it writes nothing from now on. Raises what the store raises, unless the write has landed all the
     same, and OutcomeUnknownError where that can't be known.
@@ -100,15 +108,17 @@ async def move(stack: Stack, seen: Seen, status: Status, **facts: Any) -> Seen |
     record = {name: seen.record[name] for name in RUN_FIELDS}
     record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
     there, state = state_key(status, record["graph"], record["started"], seen.name), State(now, **facts)
-    changes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(there, plain_state(state))]
-    waits = waits_in(seen.record, seen.part, seen.checkpoint.frames)
-    changes += [put_wait(seen.part, each.place, each.wait) for each in waits.values()]
+    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(there, plain_state(state)), *changes]
     if seen.state_version and seen.state_key != there:
-        changes.append(Delete(seen.state_key))
+        writes.append(Delete(seen.state_key))
     if seen.state.wake_at is not None:
-        changes.append(Delete(wake_key(record["graph"], seen.state.wake_at, seen.name)))
+        writes.append(Delete(wake_key(record["graph"], seen.state.wake_at, seen.name)))
+    old = waits_in(seen.record, seen.part, seen.checkpoint.frames).values()  # which stood in the record
+    known = {each.key for each in changes}
+    writes += [put for each in old if (put := put_wait(seen.part, each.place, each.wait)).key not in known]
+    expect = {**expect, seen.key: seen.entry.version, seen.state_key: seen.state_version}
     try:
-        version = await stack.write(changes, {seen.key: seen.entry.version, seen.state_key: seen.state_version})
+        version = await stack.write(writes, expect)
     except Exception as error:
         landed = await _landed(stack, seen, token, error)
         if landed is None:
@@ -125,7 +135,7 @@ async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> in
     try:
         now = await stack.read(seen.key)
     except Exception as error:
-        raise unknown(seen.run_id, f"looking for it failed too: {error}") from failed
+        raise unknown(seen.run_id, f"looking for it failed too: {error}") from error
     if now is not None and field_of(now, "owner") == token:
         return now.version
     if isinstance(failed, ConflictError) or (now is not None and now.version == seen.entry.version):

@@ -15,7 +15,7 @@ from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyEr
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .moving import move, see
+from .moving import Seen, move, see
 from .reading import Found, read_each
 from .records import PART, RUN, keys_of, look_at, look_key
 from .states import STATE, State
@@ -61,12 +61,24 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool | None:
             f"run {seen.run_id!r} is running, or its process died; it moved "
             f"{max(stack.clock() - seen.record['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
         )
-    if seen.status not in FINAL:
-        seen = await move(stack, seen, "cancelled")
-        if seen is None:
-            return None
-    await erase(stack, name, {key: seen.entry.version}, ended_keys(seen.state_key, seen.state))
+    version, doomed = await take_apart(stack, seen)
+    await stack.write([Delete(each) for each in doomed], {key: version})
     return True
+
+
+async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
+    """Remove what there is of a run but what fits into one write, which it is still there without. The caller does that write.
+
+    Gives the version of the run's record then, and the keys for the last write. Raises ConflictError where somebody has gone on
+    with the run, or has removed it.
+    """
+    if seen.status not in FINAL:
+        moved = await move(stack, seen, "cancelled")
+        if moved is None:
+            raise ConflictError([seen.key])
+        seen = moved
+    others, version = ended_keys(seen.state_key, seen.state), seen.entry.version
+    return version, [*await _trim(stack, seen.name, {seen.key: version}), *others, seen.key]
 
 
 def _is_sound(key: str, found: Found) -> bool:
@@ -89,11 +101,11 @@ async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iter
 
     Raises ConflictError where what is expected of its record isn't so any more.
     """
-    last = [*await trim(stack, name, expect), *others, RUN + name]
+    last = [*await _trim(stack, name, expect), *others, RUN + name]
     await stack.write([Delete(each) for each in last], expect)
 
 
-async def trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
+async def _trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
     """Remove parts of such a run until the rest fits into one write, and give the keys of that rest."""
     part, after = f"{PART}{name}:", ""
     start = part + "start"  # without it a finished run would not give its result any more

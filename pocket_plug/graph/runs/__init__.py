@@ -8,6 +8,7 @@ from .info import RunHistory as RunHistory
 from .info import RunInfo as RunInfo
 from .info import RunOwner as RunOwner
 from .info import RunPage as RunPage
+from .info import RunQuestion as RunQuestion
 from .info import RunState as RunState
 from .info import RunValue as RunValue
 from .runs import Runs as Runs

@@ -8,11 +8,10 @@ from typing import Any
 from pocket_plug.graph.durable.executions import EXECUTION
 from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.reading import Found, read_each
-from pocket_plug.graph.durable.standing import part_of
 from pocket_plug.graph.durable.states import RunFailure
 from pocket_plug.store.stack import Stack
 
-from .info import PassedNode, RunExecution, RunHistory, RunInfo, field_in, info_of, kept
+from .info import PassedNode, RunExecution, RunHistory, RunInfo, field_in, info_of, kept, questions_of, waits_for
 
 BATCH = 1000
 """Records that are read at once."""
@@ -20,8 +19,9 @@ BATCH = 1000
 
 async def history_of(stack: Stack, seen: Seen) -> RunHistory:
     """What there is to say of a run. What is damaged of its further records is None, and the rest is there."""
-    part, record, frames = part_of(seen.key), seen.record, seen.checkpoint.frames
-    info = info_of(seen)
+    part, frames = seen.part, seen.checkpoint.frames
+    waits = await waits_for(stack, seen)
+    info = info_of(seen, waits if seen.status == "waiting" else ())
     start = (await read_each(stack, [f"{part}start"])).get(f"{part}start")
     passed = await _records(stack, f"{part}path:")
     nodes = [frame.node for frame in frames]
@@ -36,8 +36,7 @@ async def history_of(stack: Stack, seen: Seen) -> RunHistory:
         },
         input=kept(field_in(start, "input")),
         value=kept(frames[-1].value),
-        question=kept(record["question"]),
-        answer=kept(record["answer"]),
+        questions=tuple(questions_of(seen.run_id, waits)),
     )
 
 

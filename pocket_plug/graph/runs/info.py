@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 from urllib.parse import unquote
@@ -11,11 +12,14 @@ from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, PocketError
 from pocket_plug.graph.durable.changes import written
 from pocket_plug.graph.durable.moving import Seen, seen_of
-from pocket_plug.graph.durable.reading import Found
+from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN, look_at
 from pocket_plug.graph.durable.states import RunFailure, trace_id
+from pocket_plug.graph.durable.waits import WAIT, read_wait, waits_in
+from pocket_plug.graph.durable.waits import Found as Waiting
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.stack import Stack
 
 RunState = Literal["pending", "running", "stalled", "waiting", "failed", "cancelled", "finished", "unreadable"]
 """`stalled` is a running one that nobody is at any more, `unreadable` one whose record is damaged or of a newer version."""
@@ -49,6 +53,32 @@ class RunOwner:
     """Seconds after which it may be taken for dead, unless it moves its run or its process speaks for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunQuestion:
+    """A question that a run has asked."""
+
+    run_id: str
+    id: str
+    """The place that asks: `approve#1`, or `review#1[3]/ask#1` in an item of a fan-out."""
+    question: RunValue
+    asks_for: str
+    """The type of an answer, in words."""
+    choices: tuple[Value, ...] | None
+    """What may be answered, as plain values, where that is a few of them."""
+    since: float
+    """When it was asked, in epoch seconds."""
+    until: float | None
+    """When the run goes on without an answer."""
+    answer: RunValue | None = None
+    settled: float | None = None
+    """When it was answered, or its time was over."""
+
+    @property
+    def is_open(self) -> bool:
+        """Does the run wait for an answer?"""
+        return self.settled is None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """A durable run at one moment. What is not known of an unreadable one is None."""
@@ -75,6 +105,8 @@ class RunInfo:
     """What it has failed with; of a `pending` one what it had failed with before."""
     wake_at: float | None = None
     """When it goes on by itself, if it waits for a time."""
+    questions: tuple[RunQuestion, ...] = ()
+    """Those that are open, if it is `waiting`."""
     trace_id: str | None = None
     """That of its last execution."""
     expires_at: float | None = None
@@ -132,8 +164,8 @@ class RunHistory:
     input: RunValue | None
     value: RunValue | None
     """What the next node takes, or what the last one has left with."""
-    question: RunValue | None
-    answer: RunValue | None
+    questions: tuple[RunQuestion, ...]
+    """All that it has asked, with their answers."""
 
     @property
     def trace_ids(self) -> tuple[str, ...]:
@@ -151,8 +183,8 @@ def kept(record: object) -> RunValue | None:
     return RunValue(record) if isinstance(record, bytes) and record else None
 
 
-def info_of(seen: Seen) -> RunInfo:
-    """What there is to say of a run."""
+def info_of(seen: Seen, waits: Iterable[Waiting] = ()) -> RunInfo:
+    """What there is to say of a run, and of what it waits for."""
     record, state, process = seen.record, seen.state, seen.state.process
     is_running = seen.status == "running"
     frames = seen.checkpoint.frames
@@ -173,10 +205,29 @@ def info_of(seen: Seen) -> RunInfo:
         is_ending=is_running and state.cancelled,
         failure=state.failure,
         wake_at=state.wake_at,
+        questions=tuple(each for each in questions_of(seen.run_id, waits) if each.is_open),
         trace_id=trace_id(record["carrier"]),
         expires_at=seen.entry.expires_at,
         result=kept(record["result"]),
     )
+
+
+def questions_of(run_id: str, waits: Iterable[Waiting]) -> Iterator[RunQuestion]:
+    """The questions among what a run waits for, or has waited for."""
+    for each in waits:
+        wait = each.wait
+        if wait.kind == "question" and wait.question is not None:
+            yield RunQuestion(
+                run_id,
+                each.place,
+                RunValue(wait.question),
+                wait.asks_for,
+                None if wait.choices is None else tuple(wait.choices),
+                wait.since,
+                wait.until,
+                kept(wait.answer),
+                wait.settled,
+            )
 
 
 def unreadable(name: str, error: Exception) -> RunInfo:
@@ -197,6 +248,24 @@ def seen_in(name: str, there: str, found: Mapping[str, Found]) -> Seen | Excepti
         return seen_of(key, entry, record, checkpoint, there, stood if isinstance(stood, Entry) else None)
     except PocketError as error:
         return error
+
+
+async def told(stack: Stack, seen: Seen) -> RunInfo:
+    """What there is to say of a run, with the questions for which it waits."""
+    return info_of(seen, await waits_for(stack, seen) if seen.status == "waiting" else ())
+
+
+async def waits_for(stack: Stack, seen: Seen) -> Sequence[Waiting]:
+    """What a run waits for, or has waited for, in the order in which it began to. What is damaged of it is left out."""
+    keys = [key async for key in stack.scan(seen.part + WAIT)]
+    found = await read_each(stack, keys) if keys else {}
+    waits = waits_in(seen.record, seen.part, seen.checkpoint.frames)
+    for key, entry in found.items():
+        if isinstance(entry, Entry):
+            with suppress(CodecError):
+                each = read_wait(seen.part, key, entry)
+                waits[each.place] = each
+    return sorted(waits.values(), key=lambda each: each.wait.since)
 
 
 def field_in(found: Found | None, name: str) -> Any:

@@ -21,7 +21,7 @@ from pocket_plug.graph.durable.states import State, StateKey, in_order, plain_st
 from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.stack import Stack
 
-from .info import RunInfo, RunPage, RunState, info_of, seen_in, unreadable
+from .info import RunInfo, RunPage, RunState, seen_in, told, unreadable
 
 RECORDED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished", "unreadable")
 """The states that keys have, in the order in which a run mostly goes through them: so one that moves while it is listed is
@@ -152,11 +152,11 @@ async def _info(stack: Stack, key: str, name: str, found: Mapping[str, Found]) -
     if isinstance(seen, Exception):
         return unreadable(name, seen)
     if seen is not None and state_of(seen.record, name) == key and seen.state_version:
-        return info_of(seen)
+        return await told(stack, seen)
     if key in found:
         await _mend(stack, key, seen)
     now = await see(stack, unquote(name))  # it has moved since its key was read
-    return None if now is None else info_of(now)
+    return None if now is None else await told(stack, now)
 
 
 async def _mend(stack: Stack, key: str, seen: Seen | None) -> None:

@@ -22,9 +22,7 @@ async def must_see(stack: Stack, run_id: str) -> Seen:
     """The run of an id. Raises UnknownRunError, StoreError for a newer format, CorruptRecordError."""
     seen = await see(stack, run_id)
     if seen is None:
-        raise UnknownRunError(
-            f"there is no run {run_id!r} in {stack!r}; Runs(store).list() and `pocket-plug runs ls` list them"
-        )
+        raise UnknownRunError(f"there is no run {run_id!r} in {stack!r}; `pocket-plug runs ls` lists them")
     return seen
 
 
@@ -54,12 +52,12 @@ async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
         version = await stack.write([Put(seen.state_key, record)], {seen.state_key: seen.state_version})
     except ConflictError:
         return None
-    except Exception as error:
+    except Exception:
         try:
             now = await stack.read(seen.state_key)
             is_there = now is not None and read_state(seen.state_key, now).cancelled
         except Exception as failed:
-            raise unknown(seen.run_id, f"looking for it failed too: {failed}") from error
+            raise unknown(seen.run_id, f"looking for it failed too: {failed}") from failed
         if now is None:
             return None  # the execution has ended meanwhile: look how
         if not is_there:

@@ -11,14 +11,18 @@ from typing import Any, TypeVar, get_args
 
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.graph.durable.removal import remove_run
+from pocket_plug.graph.node import AnyNode
+from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
+from .answering import answer as record_answer
 from .history import history_of
 from .indexing import index_old
-from .info import RunHistory, RunInfo, RunPage, RunState, info_of
+from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, told, waits_for
 from .listing import Wanted, page_of
 from .operations import cancel, must_see, retry
 
@@ -37,11 +41,11 @@ class Runs:
     """
 
     def __init__(self, store: StoreScope | SyncScope, /) -> None:
-        self._stack = store.stack
+        self.stack = store.stack
         self._is_indexed = False
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._stack!r})"
+        return f"{type(self).__name__}({self.stack!r})"
 
     @property
     def sync(self) -> SyncRuns:
@@ -49,8 +53,8 @@ class Runs:
         return SyncRuns(self)
 
     async def _open(self) -> None:
-        if self._stack.is_new:
-            await self._stack.ensure_open()
+        if self.stack.is_new:
+            await self.stack.ensure_open()
 
     async def list(
         self,
@@ -77,19 +81,48 @@ class Runs:
         wanted = Wanted(states=_states(state), graph=graph, since=since, until=until)
         await self._open()
         if not self._is_indexed:
-            await index_old(self._stack)
+            await index_old(self.stack)
             self._is_indexed = True
-        return await page_of(self._stack, wanted, limit, after)
+        return await page_of(self.stack, wanted, limit, after)
 
     async def get(self, run_id: str, /) -> RunInfo:
         """A run. Raises UnknownRunError, CorruptRecordError for a damaged record, StoreError for one of a newer version."""
         await self._open()
-        return info_of(await must_see(self._stack, run_id))
+        return await told(self.stack, await must_see(self.stack, run_id))
 
     async def history(self, run_id: str, /) -> RunHistory:
         """All that is kept of a run: its executions with their traces and failures, its path, its values. Raises as `get`."""
         await self._open()
-        return await history_of(self._stack, await must_see(self._stack, run_id))
+        return await history_of(self.stack, await must_see(self.stack, run_id))
+
+    async def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
+        """The open questions of a run, whether it waits already or is at work beside them. Raises as `get`."""
+        await self._open()
+        seen = await must_see(self.stack, run_id)
+        if seen.status in ENDED:
+            return ()
+        return tuple(each for each in questions_of(run_id, await waits_for(self.stack, seen)) if each.is_open)
+
+    async def answer(
+        self,
+        run_id: str,
+        answer: Value,
+        /,
+        *,
+        question: str | AnyNode | None = None,
+        graph: PlannedGraph | None = None,
+    ) -> RunInfo:
+        """Answer a question of a run. One that waits becomes `pending`, so that a worker goes on with it.
+
+        - `question`: its id, or the Ask that asks; not needed where the run has asked one only.
+        - `graph`: the run's graph, for answers of types that a question alone can't tell, such as a model.
+
+        The same answer may be given again. Raises InputError for an answer of another type than the question asks for,
+        RunMismatchError where there is no such question, or it has had another answer, RunStateError for a run that has
+        ended, else as `get`.
+        """
+        await self._open()
+        return await record_answer(self.stack, run_id, answer, question, graph)
 
     async def cancel(self, run_id: str, /) -> RunInfo:
         """End a run for good; what its nodes have written stays.
@@ -99,7 +132,7 @@ class Runs:
         it is `running`, and `is_ending`. Raises RunStateError for one that has finished, else as `get`.
         """
         await self._open()
-        return await cancel(self._stack, run_id)
+        return await cancel(self.stack, run_id)
 
     async def retry(self, run_id: str, /) -> RunInfo:
         """Let a failed run, or a stalled one, be gone on with: it becomes `pending`, so that a worker takes it.
@@ -107,7 +140,7 @@ class Runs:
         It goes on at the node that has failed. Raises RunStateError for one in another state, else as `get`.
         """
         await self._open()
-        return await retry(self._stack, run_id)
+        return await retry(self.stack, run_id)
 
     async def remove(self, run_id: str, /, *, force: bool = False) -> bool:
         """Remove a run, with all that is kept of it: its id is free again. Was it there?
@@ -116,9 +149,15 @@ class Runs:
         its next commit. What its nodes have written stays.
         """
         await self._open()
-        return await remove_run(self._stack, run_id, force=force)
+        return await remove_run(self.stack, run_id, force=force)
 
-    async def wait(self, run_id: str, /, *, timeout: Duration | None = None) -> RunInfo:
+    async def wait(
+        self,
+        run_id: str,
+        /,
+        *,
+        timeout: Duration | None = None,  # noqa: ASYNC109 - the sync one has no other way to be ended
+    ) -> RunInfo:
         """Wait until a run is finished, failed or cancelled, whoever is at it. Raises TimeoutError, else as `get`."""
         last = None if timeout is None else time.monotonic() + seconds(timeout, "timeout")
         between, most = _PAUSES
@@ -134,7 +173,7 @@ def _states(state: RunState | Collection[RunState] | None) -> Collection[RunStat
     """The states that are asked for. Raises ConfigError for what is none."""
     if state is None:
         return _STATES
-    wanted = {state} if isinstance(state, str) else set(state)
+    wanted: set[RunState] = {state} if isinstance(state, str) else set(state)
     for each in wanted - set(_STATES):
         raise ConfigError(f"state={each!r:.80} is none of a run's: {', '.join(_STATES)}.{suggest(each, _STATES)}")
     return wanted
@@ -150,7 +189,7 @@ class SyncRuns:
         return f"Sync{self._runs!r}"
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        stack = self._runs._stack
+        stack = self._runs.stack
         if stack.is_new:
             stack.open_sync()
         return stack.run(coroutine)
@@ -176,6 +215,22 @@ class SyncRuns:
     def history(self, run_id: str, /) -> RunHistory:
         """All that is kept of a run, as on Runs."""
         return self._run(self._runs.history(run_id))
+
+    def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
+        """The open questions of a run, as on Runs."""
+        return self._run(self._runs.questions(run_id))
+
+    def answer(
+        self,
+        run_id: str,
+        answer: Value,
+        /,
+        *,
+        question: str | AnyNode | None = None,
+        graph: PlannedGraph | None = None,
+    ) -> RunInfo:
+        """Answer a question of a run, as on Runs."""
+        return self._run(self._runs.answer(run_id, answer, question=question, graph=graph))
 
     def cancel(self, run_id: str, /) -> RunInfo:
         """End a run for good, as on Runs."""
