@@ -190,6 +190,17 @@ class RunCancelledError(PocketError):
     """This durable run was cancelled. What its nodes had written by then stays; nothing goes on with it."""
 
 
+class RunStateError(PocketError, ValueError):
+    """A durable run is in a `state` in which it can't be cancelled, say, or tried again: somebody else may have been faster."""
+
+    def __init__(self, run_id: str, state: str, message: str) -> None:
+        self.run_id, self.state = run_id, state
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.run_id, self.state, str(self))
+
+
 class RunStuckError(PocketError):
     """Execution after execution of this durable run has ended at the same node, without an error and without progress."""
 

@@ -157,11 +157,11 @@ class Graph(Node[I, O]):
         /,
         *,
         buffer: int = BUFFER,
+        store: StoreScope | SyncScope | None = None,
         pocket: RunHost | None = None,
         run_id: str | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
-        store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> RunStream[O]:
         """`run`, and its events as they happen: `async for event in graph.stream(order): …`.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.errors import (
     ConflictError,
     CorruptRecordError,
@@ -23,6 +22,7 @@ from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import Change, Delete, Entry, Put
 from pocket_plug.store.store import MISSING
 
+from .executions import note_execution
 from .journal import Journal
 from .judging import Kept
 from .processes import this_process
@@ -31,6 +31,7 @@ from .standing import BATCH, ITEM
 from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
     Found,
+    is_same,
     put_wait,
     step_of_place,
     suspended,
@@ -45,8 +46,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
     """Make the run this execution's own; give the result where it has one already."""
     stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
     while True:
-        found = await stack.read_many((key, start))
-        entry = found.get(key)
+        entry = await stack.read(key)
         changes: list[Change]
         if entry is None:
             changes, expect, tries = [begin(journal, start, value)], {key: 0}, 1
@@ -54,8 +54,8 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             check_run(key, entry.value)
             if (stands := await _confirmed(journal, entry)) is None:
                 continue
-            stood, state, expect = stands
-            if (begun := found.get(start)) is None:
+            begun, stood, state, expect = stands
+            if begun is None:
                 raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
             check_start(start, begun.value)
             journal.is_cancelled = state is not None and state.cancelled  # nobody has ended it yet: this execution does
@@ -66,36 +66,44 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             waits = waits_in(entry.value, journal.part, journal.checkpoint.frames)
             changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
             waits |= await waits_of(stack, journal.part)
+            moved: Mapping[str, str] = {}
             if status_of(entry.value) != "finished":
                 kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
                 going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
                 journal.checkpoint.frames = going.frames
-                changes += going.changes
+                written = {change.key for change in going.changes}
+                changes = [*(each for each in changes if each.key not in written), *going.changes]
                 expect |= going.expect
-                waits = dict(going.waits)
-            answered = _answered(journal, waits)
+                waits, moved = dict(going.waits), going.moved
+            answered = _answered(journal, waits, moved)
             if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
             if answered is not None:
-                was = next(each for each in waits.values() if wait_key(journal.part, each.place) == answered.key)
                 changes = [*(each for each in changes if each.key != answered.key), answered]
-                expect[answered.key] = was.version
+                was = {wait_key(journal.part, place): each.version for place, each in waits.items()}
+                expect[answered.key] = was.get(answered.key, 0)
             if state is not None and state.wake_at is not None:
                 changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
             tries = await _tries(journal, state, stood)
             await _refuse_one_more(journal, entry.value, tries, expect)
+            changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
         if await _take_over(journal, changes, expect, tries):
             journal.checkpoint.is_old, journal.is_to_tell = entry is not None, journal.epoch > 1
             return None
 
 
-async def _confirmed(journal: Journal, entry: Entry) -> tuple[Entry | None, State | None, dict[str, int]] | None:
-    """The entry of the run's state, what it says, and what a claim expects; None where all is to be looked up again.
+Stands = tuple[Entry | None, Entry | None, State | None, dict[str, int]]
 
-    A tier that is nearer than the authority may be behind it. Raises RunBusyError where a stalled run has moved since.
+
+async def _confirmed(journal: Journal, entry: Entry) -> Stands | None:
+    """The entries of the run's start and state, what the state says, and what a claim expects; None where one must look again.
+
+    A tier that is nearer than the authority may be behind it. Raises RunBusyError where a run that was seen to be stalled
+    has moved since.
     """
-    there = state_of(entry.value, journal.name)
-    stood = await journal.stack.read(there)
+    start, there = journal.part + "start", state_of(entry.value, journal.name)
+    found = await journal.stack.read_many((start, there))
+    stood = found.get(there)
     state = read_state(there, stood) if stood is not None else None
     expect = {journal.checkpoint.key: entry.version, there: stood.version if stood is not None else 0}
     if status_of(entry.value) == "running":
@@ -106,7 +114,7 @@ async def _confirmed(journal: Journal, entry: Entry) -> tuple[Entry | None, Stat
         if journal.wanted.seen:
             raise _busy(journal, entry.value, state) from None
         return None
-    return stood, state, expect
+    return found.get(start), stood, state, expect
 
 
 async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, int], tries: int) -> bool:
@@ -240,15 +248,18 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> by
     return record["result"] if status_of(record) == "finished" else None
 
 
-def _answered(journal: Journal, waits: Mapping[str, Found]) -> Put | None:
+def _answered(journal: Journal, waits: Mapping[str, Found], moved: Mapping[str, str]) -> Put | None:
     """The change that records the answer that was given, if it was; None where that is known already.
+
+    A question that an upgrade has `moved` is known by its former id, and by the present one.
 
     Raises RunMismatchError where it is not for an open question, InputError where it is of another type.
     """
     answer = journal.wanted.answer
     if answer is MISSING:
         return None
-    asked = wanted_question(journal.id, waits, journal.wanted.question)
+    question = journal.wanted.question
+    asked = wanted_question(journal.id, waits, moved.get(question, question) if isinstance(question, str) else question)
     if not asked.wait.is_open:
         if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
             raise RunMismatchError(
@@ -266,11 +277,4 @@ def _answered(journal: Journal, waits: Mapping[str, Found]) -> Put | None:
 
 
 def _same(journal: Journal, encoded: bytes, value: object) -> bool:
-    """Is it the value that was encoded? The order of a set's members is another one in each process."""
-    other = journal.encode(value, "the input")
-    if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):
-        return other == encoded
-    try:
-        return bool(default_codec.decode(encoded) == value)
-    except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
-        return False
+    return is_same(encoded, journal.encode(value, "the input"), value)

@@ -210,6 +210,7 @@ class Journal:
                 failure = failure_of(error, self.stack.clock(), self.carrier) if status == "failed" else None
                 token = self.token()
                 left = {**self.landed_record, "owner": token, "status": status, "updated": self.stack.clock()}
+                left["carrier"] = dict(self.carrier)
                 record = Put(self.checkpoint.key, left)
                 try:
                     await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)

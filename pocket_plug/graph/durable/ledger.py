@@ -156,9 +156,9 @@ class RunLedger:
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
             return
         late = await run.to_its_end(journal.record_end(error))
-        if late is not None:
+        if late is not None and not journal.end_interrupt():
             raise late from error
-        if isinstance(error, asyncio.CancelledError):
+        if journal.is_cancelled and not isinstance(error, RunCancelledError):
             raise journal.cancelled_error() from error
 
     async def close(self) -> None:

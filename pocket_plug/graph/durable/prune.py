@@ -12,7 +12,8 @@ from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .records import PART, RUN, RUN_FIELDS, check
+from .moving import seen_of
+from .records import PART, RUN, look_at
 from .removal import take_apart
 from .states import STATE, StateKey, read_state, state_of, states_of
 
@@ -187,18 +188,18 @@ class Pruning:
         for run, entry in (await self._read(old)).items():
             name = run.removeprefix(RUN)
             try:
-                check(run, entry.value, RUN_FIELDS)
+                seen = seen_of(run, entry, *look_at(run, entry), old[run], states[old[run]])
             except PocketError:
                 self.unreadable += 1
                 continue
-            if state_of(entry.value, name) != old[run]:
+            if state_of(seen.record, name) != old[run]:
                 continue  # it has come into another state meanwhile
             if self.dry_run:
                 self.runs += 1
                 self.records += 2 + len([key async for key in self.stack.scan(f"{PART}{name}:")])
                 continue
             try:
-                batch[run] = await take_apart(self.stack, name, entry, states[old[run]])
+                batch[run] = await take_apart(self.stack, seen)
             except ConflictError:
                 continue  # somebody has gone on with it
             if sum(len(doomed) for _, doomed in batch.values()) >= BATCH:

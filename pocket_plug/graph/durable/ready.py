@@ -17,7 +17,7 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
-from .check import found_entries
+from .reading import read_each
 from .records import RUN, escaped
 from .stalled import StallWatch
 from .states import WAKE, StateKey, in_order, states_of, wakes_of
@@ -99,6 +99,6 @@ async def versions_of(stack: Stack, run_ids: Iterable[str]) -> dict[str, int]:
     """The versions of runs' records: 0 of one that isn't there, -1 where it can't be read."""
     keys = {RUN + escaped(run_id, ":"): run_id for run_id in run_ids}
     versions = dict.fromkeys(keys.values(), 0)
-    async for key, entry in found_entries(stack, list(keys)):
+    for key, entry in (await read_each(stack, list(keys))).items():
         versions[keys[key]] = entry.version if isinstance(entry, Entry) else -1
     return versions

@@ -14,9 +14,9 @@ from pocket_plug.errors import CorruptRecordError
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 
-from .check import found_entries
 from .heartbeat import BEAT
 from .processes import this_process
+from .reading import read_each
 from .records import RUN, escaped, field_of
 from .states import State, StateKey, read_state
 
@@ -55,7 +55,7 @@ class StallWatch:
         What it saw of others is forgotten. A record that can't be read is nobody's to take over.
         """
         states: dict[str, tuple[StateKey, State, int]] = {}
-        async for key, entry in found_entries(self._stack, list(keys)):
+        for key, entry in (await read_each(self._stack, list(keys))).items():
             if isinstance(entry, Entry):
                 try:
                     states[key] = (StateKey.parse(key), read_state(key, entry), entry.version)
@@ -65,7 +65,7 @@ class StallWatch:
         beats = {key: BEAT + state.process["id"] for key, (_, state, _) in states.items() if state.process is not None}
         found = {
             key: entry
-            async for key, entry in found_entries(self._stack, [*runs.values(), *dict.fromkeys(beats.values())])
+            for key, entry in (await read_each(self._stack, [*runs.values(), *dict.fromkeys(beats.values())])).items()
             if isinstance(entry, Entry)
         }
         former, self._seen = self._seen, {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from pocket_plug.codec import default_codec, inspect_record
+from pocket_plug.codec import default_codec, inspect_record, payload_of
 from pocket_plug.errors import CodecError, CorruptRecordError, RunMismatchError, RunSuspendedError
 from pocket_plug.graph.nesting import GraphStep
 from pocket_plug.graph.node import AnyNode, options_of
@@ -21,8 +21,7 @@ from pocket_plug.graph.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Backend, Entry, Put
 
-from .records import Frame, Record, escaped
-from .standing import place_of
+from .records import Frame, Record, escaped, place_of
 
 WAIT = "wait:"
 """How the name of such a record begins, behind that of its run."""
@@ -151,6 +150,16 @@ def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | Any
     raise RunMismatchError(
         f"run {run_id!r} can't take the answer: {what}. Open: {', '.join(map(repr, open_ones)) or 'none'}"
     )
+
+
+def is_same(encoded: bytes, other: bytes, value: object) -> bool:
+    """Is it the value that was encoded? `other` is what it is now: a set's members have another order in each process."""
+    if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):
+        return other == encoded
+    try:
+        return bool(default_codec.decode(encoded) == value)
+    except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
+        return False
 
 
 def names_in(place: str) -> list[tuple[str, bool]]:
