@@ -92,7 +92,9 @@ class RunLedger:
         if self.outer is not None:
             return MISSING
         journal, held, is_claimed = self.journal, this_process().held, False
-        held[journal.owner] = journal  # before the claim lands, or others of this process would take its execution for ended
+        held[journal.owner] = (
+            journal  # before the claim lands, or others of this process would take its execution for ended
+        )
         try:
             result = await claim(journal, value)
             if result is not None:

@@ -9,6 +9,7 @@ nothing is ever removed of a run that was begun anew under the same id.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyError
@@ -60,19 +61,26 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
             f"run {unquote(name)!r} is running, or its process died; it moved "
             f"{max(stack.clock() - entry.value['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
         )
-    version, doomed = await take_apart(stack, name, entry, await stack.read(there))
+    stood: Entry | CodecError | None
+    try:
+        stood = await stack.read(there)
+    except CodecError as error:
+        stood = error
+    version, doomed = await take_apart(stack, name, entry, stood)
     await stack.write([Delete(each) for each in doomed], {key: version})
     return True
 
 
-async def take_apart(stack: Stack, name: str, entry: Entry, stood: Entry | None) -> tuple[int, list[str]]:
+async def take_apart(stack: Stack, name: str, entry: Entry, stood: Entry | CodecError | None) -> tuple[int, list[str]]:
     """Remove what there is of a run but what fits into one write, which it is still there without. The caller does that write.
 
-    `entry` is its record, `stood` its state. Gives the version of the record then, and the keys for the last write.
-    Raises ConflictError where somebody has gone on with the run, or has removed it.
+    `entry` is its record, `stood` its state, or why that can't be read. Gives the version of the record then, and the keys for
+    the last write. Raises ConflictError where somebody has gone on with the run, or has removed it.
     """
     version, there = entry.version, state_of(entry.value, name)
-    state = read_state(there, stood) if stood is not None else None
+    state = None
+    with suppress(CodecError):  # what a damaged one says is not needed
+        state = read_state(there, stood) if isinstance(stood, Entry) else None
     others = [there]
     if status_of(entry.value) not in FINAL:
         others = [state_key("cancelled", entry.value["graph"], entry.value["started"], name)]
@@ -80,7 +88,9 @@ async def take_apart(stack: Stack, name: str, entry: Entry, stood: Entry | None)
         if state is not None and state.wake_at is not None:
             changes.append(Delete(wake_key(entry.value["graph"], state.wake_at, name)))
         record = {**entry.value, "format": FORMAT, "status": "cancelled", "owner": "", "updated": stack.clock()}
-        expect = {RUN + name: version, there: stood.version if stood is not None else 0}
+        expect = {RUN + name: version}
+        if not isinstance(stood, CodecError):
+            expect[there] = stood.version if stood is not None else 0
         version = await stack.write([Put(RUN + name, record), *changes], expect)
     elif state is not None and state.look_at is not None:
         others.append(look_key(state.look_at, name))
