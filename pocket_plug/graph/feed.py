@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from pocket_plug.primitives.failures import log_failure
@@ -28,13 +29,14 @@ class Feed:
         self.size = size
         self.is_closed = False
         """Has the reader gone?"""
+        self.is_over = False
+        """Has the run come to its end?"""
         self._lock = new_lock()
         self._events: OrderedDict[object, AnyEvent] = OrderedDict()
         self._keys = itertools.count()
         self._readers: dict[Waiter[None], None] = {}
         self._writers: dict[Waiter[None], None] = {}
         self._taken = 0
-        self._is_over = False
         self._error: BaseException | None = None
 
     @property
@@ -57,7 +59,7 @@ class Feed:
     def end(self, error: BaseException | None = None) -> None:
         """The run is over, by an error or not."""
         with self._lock:
-            self._is_over, self._error = True, error
+            self.is_over, self._error = True, error
             waiting = first(self._readers)
         wake(waiting)
         if self.is_closed:
@@ -91,7 +93,7 @@ class Feed:
         self._taken += 1
         if not self._taken % STEPS_PER_LOOK:
             await asyncio.sleep(0)  # there may always be one more: other tasks come to their turn all the same
-        while not (self._events or self._is_over or self.is_closed):
+        while not (self._events or self.is_over or self.is_closed):
             await self._next()
         with self._lock:
             event = self._events.popitem(last=False)[1] if self._events else None
@@ -105,7 +107,7 @@ class Feed:
     async def _next(self) -> None:
         """Wait for an event. Who waits for the reader need not any more."""
         with self._lock:
-            if self._events or self._is_over or self.is_closed:
+            if self._events or self.is_over or self.is_closed:
                 return
             waiter = Waiter[None]().give(None)
             self._readers[waiter] = None
@@ -132,8 +134,10 @@ class Feed:
             log_failure(logging.ERROR, "a run failed whose stream nobody reads any more", error)
 
 
-def first(waiters: dict[Waiter[None], None], count: int | None = None) -> list[Waiter[None]]:
+def first(waiters: dict[Waiter[None], None], count: int | None = None) -> Sequence[Waiter[None]]:
     """Those who have waited longest, taken out; without a count all."""
+    if not waiters:
+        return ()
     found = list(waiters)[: None if count is None else max(count, 0)]
     for waiter in found:
         del waiters[waiter]

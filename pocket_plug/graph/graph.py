@@ -53,6 +53,8 @@ class Graph(Node[I, O]):
       `[store]` of the Pocket's configuration; else one of its own in memory. `scope` gives it a part of that.
     - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
     - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
+    - `timeout`: how long a whole run may take, for a durable one from its begin on, waits for answers included; then it fails
+      with RunTimeoutError. One of a nested graph isn't heeded.
     - `keep_finished`: how long the records of a finished durable run are kept at least, whatever one client's clock says;
       without one until they are removed. Once they are gone, a run of the same id begins anew.
     - `version` and `upgrade`: what becomes of durable runs that an older version of this graph has begun. `upgrade={1: fn}` has
@@ -86,6 +88,7 @@ class Graph(Node[I, O]):
         max_depth: int = MAX_DEPTH,
         clean_up_grace: Duration = CLEAN_UP_GRACE,
         keep_finished: Duration | None = None,
+        timeout: Duration | None = None,
         version: int = 1,
         upgrade: Mapping[int, Upgrade] | None = None,
     ) -> None:
@@ -102,6 +105,7 @@ class Graph(Node[I, O]):
         self.clean_up_grace = seconds(clean_up_grace, "clean_up_grace")
         self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
         self.version, self.upgrade = check_count(version, "version"), check_upgrade(upgrade, version, self.name)
+        self.timeout = None if timeout is None else seconds(timeout, "timeout")
         needs_loop = store is not None and store.place[0].needs_loop
         self.plan = Plan(self._chains, self.name, step_of, needs_loop)
         self._placed: tuple[Stack, str] | None = None

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Generator, Mapping
 from contextlib import suppress
 from contextvars import Token
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, Self
 
 from typing_extensions import TypeVar
@@ -97,7 +98,7 @@ class RunStream(Generic[O]):
             self._start = None
             self._task = task = asyncio.get_running_loop().create_task(_go(self._feed, execution, value))
             _going.add(task)
-            task.add_done_callback(_going.discard)
+            task.add_done_callback(partial(_over, self._feed))
 
     def __del__(self) -> None:
         # It may be any thread that collects it, in the middle of anything: nothing else can be done here.
@@ -108,6 +109,12 @@ class RunStream(Generic[O]):
 
 _going: set[asyncio.Task[None]] = set()
 """The runs: an event loop holds its tasks weakly, and those of dropped streams have to come to their end."""
+
+
+def _over(feed: Feed, task: asyncio.Task[None]) -> None:
+    _going.discard(task)
+    if not feed.is_over:
+        feed.end(asyncio.CancelledError())  # cancelled by others, before its first step
 
 
 def _drop(feed: Feed, task: asyncio.Task[None]) -> None:

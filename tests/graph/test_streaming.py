@@ -7,12 +7,16 @@ import contextvars
 import gc
 import logging
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pocket_plug as pp
+from pocket_plug.graph import streaming
+from pocket_plug.graph.execution import Execution
+from pocket_plug.graph.feed import Feed
 from pocket_plug.hookspecs import Observer, hookimpl
 from pocket_plug.testing.clock import run_virtual
 from pocket_plug.testing.spans import SpanCapture
@@ -789,6 +793,25 @@ def test_a_wait_that_is_cancelled_loses_no_event() -> None:
     run_virtual(main())
 
 
+def test_whoever_cancels_the_task_of_a_run_ends_its_stream() -> None:
+    """Even before its first step: a reader elsewhere doesn't wait for ever."""
+
+    async def main() -> None:
+        for steps in (0, 5):
+            stream = pp.Graph(Work()).stream(1)
+            async with stream:
+                (task,) = tasks()
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    async with asyncio.timeout(60):
+                        while True:
+                            await anext(stream)
+
+    run_virtual(main())
+
+
 def test_a_worker_that_waits_for_room_goes_on_when_the_reader_leaves() -> None:
     """No thread waits for ever for a reader who has gone."""
     over = threading.Event()
@@ -964,3 +987,41 @@ def test_no_value_that_is_told_gets_into_telemetry(caplog: pytest.LogCaptureFixt
     exported = "".join(span.to_json() for span in spans.spans) + caplog.text
     assert "hunter2" not in exported
     assert "271828" not in exported
+
+
+def test_nothing_of_a_stream_is_left() -> None:
+    """However it ends: read to its end, left, dropped, failed, out of time, never read, or its loop ended before it."""
+
+    async def leave(work: pp.Graph[int, int], way: str) -> object:
+        stream = work.stream(1, buffer=2)
+        if way == "unread":
+            return None
+        if way == "outlives its loop":
+            await anext(stream)
+            return stream
+        async with asyncio.timeout(0 if way == "out of time" else None):
+            async for event in stream:
+                if way == "break" and isinstance(event, pp.Emitted):
+                    break
+                if way == "raise":
+                    raise KeyError
+        if way == "closed":
+            await stream.aclose()
+        return None
+
+    @pp.node
+    async def work(n: int) -> int:
+        for value in range(10):
+            await pp.emit(value)
+        return n
+
+    def left() -> list[object]:
+        gc.collect()
+        return [each for each in gc.get_objects() if isinstance(each, Feed | Execution | pp.RunStream)]
+
+    before = len(left())
+    for way in ("read", "unread", "break", "raise", "closed", "out of time", "outlives its loop", "fails"):
+        with suppress(KeyError, TimeoutError, ValueError):
+            asyncio.run(leave(pp.Graph(work >> fail if way == "fails" else work >> sync_work), way))
+    assert len(left()) == before
+    assert streaming._going == set()

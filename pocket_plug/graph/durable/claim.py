@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pocket_plug.codec import default_codec, payload_of
 from pocket_plug.errors import (
     ConflictError,
     CorruptRecordError,
@@ -20,6 +19,7 @@ from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.store import MISSING
 
+from .executions import note_execution
 from .journal import Journal
 from .judging import Kept
 from .processes import this_process
@@ -27,7 +27,7 @@ from .records import FORM, Frame, Record, check_run, check_start, field_of, stat
 from .states import State, plain_state, read_state, state_key, state_of, wake_key
 from .waits import (
     Found,
-    first_time,
+    is_same,
     put_wait,
     step_of_place,
     suspended,
@@ -74,6 +74,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 journal.checkpoint.frames = going.frames
                 changes += going.changes
                 expect |= going.expect
+                waits = dict(going.waits)
             answered = _answered(journal, waits)
             if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
@@ -85,6 +86,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
             is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
             tries = state.tries + 1 if state is not None and is_unmoved else 1
+            changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
         if await _take_over(journal, changes, expect, tries):
             journal.checkpoint.is_old = journal.is_to_tell = entry is not None
             return None
@@ -176,9 +178,9 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> by
     journal.carrier = dict(record["carrier"])
     if status_of(record) == "waiting":
         still = [each for each in waits.values() if each.wait.is_open]
-        due = first_time(still)
+        due = journal.wakes(still)
         if still and (due is None or due > journal.stack.clock()):
-            raise suspended(journal.id, still)
+            raise suspended(journal.id, still, due)
     return record["result"] if status_of(record) == "finished" else None
 
 
@@ -208,11 +210,4 @@ def _answered(journal: Journal, waits: Mapping[str, Found]) -> Put | None:
 
 
 def _same(journal: Journal, encoded: bytes, value: object) -> bool:
-    """Is it the value that was encoded? The order of a set's members is another one in each process."""
-    other = journal.encode(value, "the input")
-    if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):
-        return other == encoded
-    try:
-        return bool(default_codec.decode(encoded) == value)
-    except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
-        return False
+    return is_same(encoded, journal.encode(value, "the input"), value)

@@ -64,9 +64,13 @@ class Heart:
             held = list(this_process().held.values())
             if not held:
                 with self._lock:
+                    thread, self._thread = (
+                        self._thread,
+                        None,
+                    )  # before it looks once more: who comes later starts another
                     if not this_process().held:
-                        self._thread = None
                         return
+                    self._thread = thread
             self._pause = min((each.lease for each in held), default=0.0) / 3
             self._sooner.wait(self._pause)
             self._sooner.clear()

@@ -29,6 +29,7 @@ from .judging import Judge
 from .processes import this_process
 from .records import FORMAT, RUN, Checkpoint, Frame, Record, Status, execution_of, field_of, keys_of, look_key, plain
 from .states import LEASE, State, failure_of, plain_state, read_state, state_key
+from .waits import Found
 
 PAUSES: Sequence[float] = (0.05, 0.5)
 """Seconds between the tries to find out whether a failed write has landed."""
@@ -125,6 +126,12 @@ class Journal:
         there = state_key(status, self.graph.name, self.started, self.name)
         return [Delete(self.state_key), Put(there, plain_state(left))]
 
+    def wakes(self, waits: Iterable[Found]) -> float | None:
+        """When the run goes on by itself that waits for these: once the first has its time, or its graph's time-out is over."""
+        times = [each.wait.until for each in waits]
+        times.append(None if self.graph.timeout is None else self.started + self.graph.timeout)
+        return min((time for time in times if time is not None), default=None)
+
     def take_word(self, entry: Entry | None) -> bool:
         """Take over what stands in the run's state now. Is it that the run is to end, and that is news?"""
         self.state_version = entry.version if entry is not None else 0
@@ -180,6 +187,7 @@ class Journal:
                 failure = failure_of(error, self.stack.clock(), self.carrier) if status == "failed" else None
                 token = self.token()
                 left = {**self.landed_record, "owner": token, "status": status, "updated": self.stack.clock()}
+                left["carrier"] = dict(self.carrier)
                 record = Put(self.checkpoint.key, left)
                 try:
                     await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)

@@ -38,6 +38,8 @@ class Going:
     """To be written with the claim."""
     expect: Mapping[str, int] = field(default_factory=lambda: NO_EXPECTATIONS)
     """The versions of the items' records that it was judged by."""
+    waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
+    """What it waits for, or has waited for, once those changes are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Judge:
         form, steps = read_form(self.text), self._steps(kept)
         if not steps and self._is_same(kept.start):
             self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames)), kept.asks))
-            return Going("unchanged", kept.frames)
+            return Going("unchanged", kept.frames, waits=kept.waits)
         before = _form_before(kept.start)
         items = Items(kept.part)
         standing = await items.read(stack, before, kept.frames)
@@ -92,16 +94,17 @@ class Judge:
             self._refuse_misplaced(
                 kept, misplaced(form, standing, kept.asks) or _unfit(self.graph.plan, standing, kept)
             )
-            moved = [*_moved(kept.part, standing, items), *_asked_anew(kept, standing)]
-            return Going("upgraded", standing.frames, (start, *moved), items.versions)
+            asked, waits = _asked_anew(kept, standing)
+            moved = [*_moved(kept.part, standing, items), *asked]
+            return Going("upgraded", standing.frames, (start, *moved), items.versions, waits)
         self._refuse_misplaced(kept, misplaced(form, standing, kept.asks))
         found = self._differences(kept.start, before, form, standing, firm_only=False)
         if not found:
-            return Going("unchanged ahead", standing.frames, (), items.versions)
+            return Going("unchanged ahead", standing.frames, (), items.versions, kept.waits)
         firm = self._differences(kept.start, before, form, standing, firm_only=True)
         if firm or not allow_changed:
             raise self._changed(kept, found, bool(firm))
-        return Going("allowed", standing.frames, (start,), items.versions)
+        return Going("allowed", standing.frames, (start,), items.versions, kept.waits)
 
     def _steps(self, kept: Kept) -> list[tuple[int, Upgrade]]:
         """The upgrades from the version of the run to that of the graph. Without any it is judged by what lies ahead."""
@@ -174,16 +177,20 @@ def _moved(part: str, standing: Standing, items: Items) -> list[Change]:
     ]
 
 
-def _asked_anew(kept: Kept, standing: Standing) -> list[Change]:
-    """The changes that bring the run's question to where it stands now; items ask again, where they stand then."""
-    here = place_of("", standing.frames, False)[1:]
+def _asked_anew(kept: Kept, standing: Standing) -> tuple[list[Change], dict[str, Found]]:
+    """The changes that bring the run's question to where it stands now, and its waits then; items ask again, where they stand."""
+    here, asked = place_of("", standing.frames, False)[1:], kept.asked
     changes: list[Change] = []
+    waits: dict[str, Found] = {}
     for place, found in kept.waits.items():
-        if found is kept.asked and place != here:
+        if found is asked and place != here:
             changes += [Delete(wait_key(kept.part, place)), put_wait(kept.part, here, found.wait)]
-        elif found is not kept.asked and found.wait.is_open:
+            waits[here] = Found(here, found.wait)
+        elif found is not asked and found.wait.is_open:
             changes.append(Delete(wait_key(kept.part, place)))
-    return changes
+        else:
+            waits[place] = found
+    return changes, waits
 
 
 # ---------------------------------------------------------------- what an upgrade gave

@@ -38,7 +38,8 @@ from .journal import Journal
 from .processes import this_process
 from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
 from .standing import in_order, item_key
-from .waits import Found, Wait, first_time, put_wait, read_wait, suspended, wait_key, wake_changes
+from .states import wake_key
+from .waits import Found, Wait, put_wait, read_wait, suspended, wait_key
 
 _key: ContextVar[str] = ContextVar("pocket_plug.idempotency_key")
 
@@ -82,6 +83,11 @@ class RunLedger:
     def fence(self) -> Mapping[str, int]:
         """The run is still this execution's, and nobody has left word for it."""
         return self.journal.fence
+
+    @property
+    def age(self) -> float:
+        """Seconds since the run began."""
+        return self.journal.stack.clock() - self.journal.started
 
     def nested(self) -> RunLedger:
         """That of a graph which is the node that this one is at."""
@@ -439,13 +445,15 @@ class RunLedger:
         expect = {wait_key(journal.part, each.place): each.version for each in waits}
         changes: list[Change] = [put_wait(journal.part, each.place, each.wait) for each in waits if not each.version]
         questions = sum(each.wait.kind == "question" for each in waits)
-        changes += journal.come_to("waiting", wake_at=first_time(waits), questions=questions)
-        changes += wake_changes(journal.graph.name, journal.name, waits)
+        wake_at = journal.wakes(waits)
+        changes += journal.come_to("waiting", wake_at=wake_at, questions=questions)
+        if wake_at is not None:
+            changes.append(Put(wake_key(journal.graph.name, wake_at, journal.name), True))
         frame = replace(self.frame, hooks="")  # they have ended
         cancelled = await self._save(run, frame, "waiting", changes, expect)
         if cancelled is not None:
             raise cancelled
-        raise suspended(journal.id, waits)
+        raise suspended(journal.id, waits, wake_at)
 
     async def _put(self, run: Running, changes: Sequence[Change], expect: Mapping[str, int]) -> int:
         """A write of its own beside the run's commits, while the run is this execution's."""

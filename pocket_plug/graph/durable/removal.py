@@ -9,15 +9,16 @@ nothing is ever removed of a run that was begun anew under the same id.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyError
-from pocket_plug.store.backend import Change, Delete, Entry, Put
+from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .records import FORMAT, PART, RUN, RUN_FIELDS, check, keys_of, look_key, status_of
-from .states import STATE, State, plain_state, read_state, state_key, state_of, wake_key
+from .moving import Seen, move, see
+from .reading import Found, read_each
+from .records import PART, RUN, keys_of, look_at, look_key
+from .states import STATE, State
 
 FINAL = ("finished", "cancelled")
 """The states of runs that nobody goes on with."""
@@ -33,68 +34,71 @@ async def remove_run(stack: Stack, run_id: str, *, force: bool = False) -> bool:
     name = keys_of(run_id)[0].removeprefix(RUN)
     while True:
         try:
-            return await _remove(stack, name, force)
+            if (removed := await _remove(stack, name, force)) is not None:
+                return removed
         except ConflictError:
-            continue  # somebody has gone on with it: look again
+            pass  # somebody has gone on with it: look again
 
 
-async def _remove(stack: Stack, name: str, force: bool) -> bool:
-    key, entry = RUN + name, None
-    try:
-        entry = await stack.read(key)
-        if entry is not None:
-            check(key, entry.value, RUN_FIELDS)
-    except PocketError as error:  # no record of a run, so nobody goes on with it
-        if entry is None and not isinstance(error, CodecError):
-            raise
-        expect = {} if entry is None else {key: entry.version}
-        await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
-        return True
-    if entry is None:
+async def _remove(stack: Stack, name: str, force: bool) -> bool | None:
+    """As `remove_run`; None where somebody was faster."""
+    key = RUN + name
+    found = (await read_each(stack, [key])).get(key)
+    if found is None:
         is_there = bool([each async for each in stack.scan(f"{PART}{name}:", limit=1)])
         if is_there:
             await erase(stack, name, {key: 0})
         return is_there
-    status, there = status_of(entry.value), state_of(entry.value, name)
-    if status == "running" and not force:
+    seen = None
+    if is_sound := _is_sound(key, found):
+        try:
+            seen = await see(stack, unquote(name))
+        except CodecError:
+            is_sound = False
+    if not is_sound:  # it, or its state, so nobody goes on with it
+        expect = {} if isinstance(found, CodecError) else {key: found.version}
+        await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
+        return True
+    if seen is None:
+        return None
+    if seen.status == "running" and not force:
         raise RunBusyError(
-            f"run {unquote(name)!r} is running, or its process died; it moved "
-            f"{max(stack.clock() - entry.value['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
+            f"run {seen.run_id!r} is running, or its process died; it moved "
+            f"{max(stack.clock() - seen.record['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
         )
-    stood: Entry | CodecError | None
-    try:
-        stood = await stack.read(there)
-    except CodecError as error:
-        stood = error
-    version, doomed = await take_apart(stack, name, entry, stood)
+    version, doomed = await take_apart(stack, seen)
     await stack.write([Delete(each) for each in doomed], {key: version})
     return True
 
 
-async def take_apart(stack: Stack, name: str, entry: Entry, stood: Entry | CodecError | None) -> tuple[int, list[str]]:
+async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
     """Remove what there is of a run but what fits into one write, which it is still there without. The caller does that write.
 
-    `entry` is its record, `stood` its state, or why that can't be read. Gives the version of the record then, and the keys for
-    the last write. Raises ConflictError where somebody has gone on with the run, or has removed it.
+    Gives the version of the run's record then, and the keys for the last write. Raises ConflictError where somebody has gone on
+    with the run, or has removed it.
     """
-    version, there = entry.version, state_of(entry.value, name)
-    state = None
-    with suppress(CodecError):  # what a damaged one says is not needed
-        state = read_state(there, stood) if isinstance(stood, Entry) else None
-    others = [there]
-    if status_of(entry.value) not in FINAL:
-        others = [state_key("cancelled", entry.value["graph"], entry.value["started"], name)]
-        changes: list[Change] = [Delete(there), Put(others[0], plain_state(State(stack.clock())))]
-        if state is not None and state.wake_at is not None:
-            changes.append(Delete(wake_key(entry.value["graph"], state.wake_at, name)))
-        record = {**entry.value, "format": FORMAT, "status": "cancelled", "owner": "", "updated": stack.clock()}
-        expect = {RUN + name: version}
-        if not isinstance(stood, CodecError):
-            expect[there] = stood.version if stood is not None else 0
-        version = await stack.write([Put(RUN + name, record), *changes], expect)
-    elif state is not None and state.look_at is not None:
-        others.append(look_key(state.look_at, name))
-    return version, [*await _trim(stack, name, {RUN + name: version}), *others, RUN + name]
+    if seen.status not in FINAL:
+        moved = await move(stack, seen, "cancelled")
+        if moved is None:
+            raise ConflictError([seen.key])
+        seen = moved
+    others, version = ended_keys(seen.state_key, seen.state), seen.entry.version
+    return version, [*await _trim(stack, seen.name, {seen.key: version}), *others, seen.key]
+
+
+def _is_sound(key: str, found: Found) -> bool:
+    """Is it the record of a run that this version can read?"""
+    try:
+        if isinstance(found, Entry):
+            look_at(key, found)
+        return isinstance(found, Entry)
+    except PocketError:
+        return False
+
+
+def ended_keys(there: str, state: State) -> tuple[str, ...]:
+    """What there is of an ended run besides its record and its parts: its state, and its note for `keep_finished`."""
+    return (there,) if state.look_at is None else (there, look_key(state.look_at, there.rpartition(":")[2]))
 
 
 async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iterable[str] = ()) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import cast
 
 from pocket_plug.codec import default_codec, inspect_record, payload_of
 from pocket_plug.errors import CodecError
@@ -168,4 +169,5 @@ def _size(value: bytes) -> int | None:
         found = inspect_record(value)
     except CodecError:
         return None
-    return len(found) if isinstance(found, Collection) else None
+    items = cast("Collection[Value]", found)
+    return len(items) if isinstance(found, Collection) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import PocketError, RunChangedError
@@ -36,7 +37,8 @@ def _position(run_id: str, standing: Standing, waits: bool, given: Value = None)
     frames, last = standing.frames, standing.last
     path = (*(frame.node for frame in frames if frame.node is not None), *standing.under)
     value = default_codec.decode(last.value) if last.value else given
-    all_items = list(in_order(value)) if standing.items and isinstance(value, Iterable) else []
+    given_items = cast("Iterable[Value]", value)
+    all_items = list(in_order(given_items)) if standing.items and isinstance(value, Iterable) else []
     return RunPosition(
         run_id=run_id,
         path=path,
