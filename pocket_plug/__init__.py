@@ -31,7 +31,10 @@ from .errors import (
     RunChangedError,
     RunFencedError,
     RunMismatchError,
+    RunStateError,
+    RunStuckError,
     RunSuspendedError,
+    RunTimeoutError,
     StepLimitError,
     StoreBusyError,
     StoreClosedError,
@@ -53,7 +56,8 @@ if TYPE_CHECKING:
     from .codec import register_type
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
-    from .graph.durable import RunCheck, idempotency_key
+    from .graph.durable import RunCheck, RunFailure, idempotency_key
+    from .graph.durable.worker import Worker, WorkerReport
     from .graph.each import each
     from .graph.events import (
         Asked,
@@ -72,6 +76,19 @@ if TYPE_CHECKING:
     from .graph.node_functions import node
     from .graph.reports import emit, progress
     from .graph.retry import Retry
+    from .graph.runs import (
+        PassedNode,
+        RunExecution,
+        RunHistory,
+        RunInfo,
+        RunOwner,
+        RunPage,
+        RunQuestion,
+        Runs,
+        RunState,
+        RunValue,
+        SyncRuns,
+    )
     from .graph.sleep import Sleep
     from .graph.streaming import RunStream
     from .graph.upgrades import RunPosition
@@ -109,6 +126,9 @@ _MODULES = {
     "RunEvent": "graph.events",
     "fan_out": "graph.graph",
     "RunCheck": "graph.durable",
+    "RunFailure": "graph.durable",
+    "Worker": "graph.durable.worker",
+    "WorkerReport": "graph.durable.worker",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",
@@ -116,6 +136,17 @@ _MODULES = {
     "emit": "graph.reports",
     "progress": "graph.reports",
     "Retry": "graph.retry",
+    "PassedNode": "graph.runs",
+    "RunExecution": "graph.runs",
+    "RunHistory": "graph.runs",
+    "RunInfo": "graph.runs",
+    "RunOwner": "graph.runs",
+    "RunPage": "graph.runs",
+    "RunQuestion": "graph.runs",
+    "RunState": "graph.runs",
+    "RunValue": "graph.runs",
+    "Runs": "graph.runs",
+    "SyncRuns": "graph.runs",
     "RunStream": "graph.streaming",
     "RunPosition": "graph.upgrades",
     "hookimpl": "hookspecs",
@@ -182,6 +213,7 @@ __all__ = [
     "NodeTimeoutError",
     "NotConfiguredError",
     "OutcomeUnknownError",
+    "PassedNode",
     "PhaseError",
     "PluginError",
     "Pocket",
@@ -196,11 +228,24 @@ __all__ = [
     "RunChangedError",
     "RunCheck",
     "RunEvent",
+    "RunExecution",
+    "RunFailure",
     "RunFencedError",
+    "RunHistory",
+    "RunInfo",
     "RunMismatchError",
+    "RunOwner",
+    "RunPage",
     "RunPosition",
+    "RunQuestion",
+    "RunState",
+    "RunStateError",
     "RunStream",
+    "RunStuckError",
     "RunSuspendedError",
+    "RunTimeoutError",
+    "RunValue",
+    "Runs",
     "Sleep",
     "StepLimitError",
     "Store",
@@ -212,6 +257,7 @@ __all__ = [
     "StoreWriter",
     "SyncError",
     "SyncReader",
+    "SyncRuns",
     "SyncScope",
     "SyncStore",
     "SyncWriter",
@@ -224,6 +270,8 @@ __all__ = [
     "UnknownTypeError",
     "UnregisteredTypeError",
     "ValueTypeError",
+    "Worker",
+    "WorkerReport",
     "WrappedStopIterationError",
     "each",
     "emit",

@@ -143,6 +143,10 @@ class NodeTimeoutError(PocketError, TimeoutError):
     """
 
 
+class RunTimeoutError(PocketError, TimeoutError):
+    """A run took longer than its graph's `timeout` (seconds), for a durable one from its begin on, waits included."""
+
+
 class WrappedStopIterationError(PocketError, RuntimeError):
     """A `def` phase raised StopIteration, which no future can carry."""
 
@@ -184,6 +188,21 @@ class RunBusyError(PocketError):
 
 class RunCancelledError(PocketError):
     """This durable run was cancelled. What its nodes had written by then stays; nothing goes on with it."""
+
+
+class RunStateError(PocketError, ValueError):
+    """A durable run is in a `state` in which it can't be cancelled, say, or tried again: somebody else may have been faster."""
+
+    def __init__(self, run_id: str, state: str, message: str) -> None:
+        self.run_id, self.state = run_id, state
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.run_id, self.state, str(self))
+
+
+class RunStuckError(PocketError):
+    """Execution after execution of this durable run has ended at the same node, without an error and without progress."""
 
 
 class OutcomeUnknownError(StoreError):

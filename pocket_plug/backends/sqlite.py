@@ -52,6 +52,7 @@ from .sqlite_statements import (
     COUNT_FROM,
     DELETE,
     DELETE_IF_NOT_NEWER,
+    FREE,
     PUT,
     PUT_IF_NEWER,
     READ,
@@ -62,6 +63,8 @@ from .sqlite_statements import (
     SCHEMA,
     SCHEMA_VERSION,
     SEEN,
+    SHRINK,
+    SHRINKS,
     STRAY,
     VERSION,
     WHOSE,
@@ -72,6 +75,7 @@ Durability = Literal["power", "process"]
 _REFUSALS = (sqlite3.Error, UnicodeDecodeError)
 """What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
 
+_INCREMENTAL = 2  # of a file's `auto_vacuum`
 _LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
 _LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
 
@@ -130,6 +134,16 @@ class _Request:
         if self.error is not None:
             raise self.error
         return self.version
+
+
+class _Compaction(_Request):
+    """The request to give free pages back."""
+
+    __slots__ = ("freed", "size")
+
+    def __init__(self, size: int) -> None:
+        super().__init__((), NO_EXPECTATIONS)
+        self.size, self.freed = size, 0
 
 
 class _Turn:
@@ -317,6 +331,7 @@ class SQLite(Backend):
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Check that the file is ours, make the tables where it is new, and leave the connection ready to write."""
         if self._is_new(connection):
+            connection.execute(SHRINKS)
             connection.execute("BEGIN IMMEDIATE")
             if self._is_new(connection):  # nobody else has made them in the meantime
                 for statement in SCHEMA:
@@ -534,7 +549,18 @@ class SQLite(Backend):
         """One transaction, committed before this returns; StoreBusyError where the file stays locked."""
         if not changes:
             return await self._check(expect)
-        request = _Request(list(map(self._encoded, changes)), expect)
+        return await self._done(_Request(list(map(self._encoded, changes)), expect))
+
+    async def compact(self, size: int) -> int:
+        """Free pages at the end of the file, once others were moved from there. A file that an older version made has none."""
+        ((mode, free, _),) = self._rows(FREE, ((),))
+        if not free or mode != _INCREMENTAL:
+            return 0
+        request = _Compaction(size)
+        await self._done(request)
+        return request.freed
+
+    async def _done(self, request: _Request) -> int:
         if (self.durability == "process" or may_block()) and self._done_in_place(request):
             return request.outcome()
         waiter: Waiter[None] = Waiter()  # `Waiter[None]()` goes through `typing` and takes twice as long
@@ -755,7 +781,7 @@ class SQLite(Backend):
             before = version = self._count(execute, len(batch))
             for request in batch:
                 version = self._apply(execute, request, version, now)
-            if version == before:  # nothing but conflicts
+            if version == before and not any(isinstance(each, _Compaction) for each in batch):  # nothing but conflicts
                 _roll_back(writer)
                 return
             if version != before + len(batch):
@@ -802,6 +828,9 @@ class SQLite(Backend):
     def _apply(self, execute: _Execute, request: _Request, version: int, now: float) -> int:
         """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
         request.error = None
+        if not request.changes and isinstance(request, _Compaction):
+            request.freed = _shrink(execute, request.size)
+            return version
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
@@ -943,6 +972,14 @@ def _bounds(prefix: str, after: str, reverse: bool) -> tuple[str, str, bytes]:
         is_within = after and (after < prefix or after.startswith(prefix))
         return (prefix, after, b"") if is_within else (prefix, prefix, b"\xff")
     return max(prefix, after + "\0" if after else ""), prefix, b"\xff"  # with a NUL it is the name that comes next
+
+
+def _shrink(execute: _Execute, size: int) -> int:
+    """Give about so many bytes of free pages back in the open transaction; gives how many it were."""
+    ((_, before, page),) = execute(FREE).fetchall()
+    execute(SHRINK.format(max(1, size // page))).fetchall()  # a page for each row that it is asked for
+    ((_, after, _),) = execute(FREE).fetchall()
+    return int(before - after) * int(page)
 
 
 def _abandon(connection: sqlite3.Connection) -> None:

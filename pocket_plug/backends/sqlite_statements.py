@@ -16,6 +16,10 @@ SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+# Taken by a file without tables only, outside of a transaction. Then the pages that deletes leave can be given back.
+SHRINKS = "PRAGMA auto_vacuum = INCREMENTAL"
+SHRINK = "PRAGMA incremental_vacuum({})"  # which takes no parameter
+FREE = "SELECT auto_vacuum, freelist_count, page_size FROM pragma_auto_vacuum, pragma_freelist_count, pragma_page_size"
 WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
             FROM pragma_application_id, pragma_user_version"""
 READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"

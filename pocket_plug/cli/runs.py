@@ -1,30 +1,32 @@
-"""`runs`: durable runs are listed, looked at, gone on with, answered and removed.
+"""`runs`: durable runs are listed, looked at, gone on with, answered, cancelled, tried again and removed.
 
-What is shown is read without the program's types; only `resume` and `answer` load its graph.
+All of it is done by `Runs`, without the program's types; only `resume` and `answer` load the run's graph.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any, cast
-from urllib.parse import unquote
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, TypeVar, cast, get_args
 
 import click
 
 from pocket_plug.codec import inspect_record
-from pocket_plug.errors import CodecError, PocketError, RunBusyError, UnknownRunError
+from pocket_plug.errors import CodecError, RunBusyError
 from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.durable import RUN, keys_of, look_at, remove_run, step_at
+from pocket_plug.graph.durable import RunFailure, keys_of
+from pocket_plug.graph.durable.waits import step_of_place
 from pocket_plug.graph.graph import Graph
-from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.graph.runs import ENDED, OPEN, RunHistory, RunInfo, RunQuestion, Runs, RunState, RunValue
+from pocket_plug.plugins.pocket import Pocket, default_pocket
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
-from pocket_plug.store.backend import Entry
-from pocket_plug.store.stack import Stack
-from pocket_plug.store.store import MISSING
+from pocket_plug.store.store import StoreScope
 
-from .entries import Target, by_name, by_url, found_entries, in_units, is_one_place, sealing, text_of
+from .entries import Target, by_name, by_url, in_units, is_one_place, sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
 from .output import as_json, echo, echo_json, print_table
@@ -32,8 +34,14 @@ from .run import is_graph, print_result, trace_option, traced
 from .runs_check import check
 from .target import load
 
-UNREADABLE = "unreadable"
-"""The state of a run whose record is damaged."""
+T = TypeVar("T")
+LIMIT = 100
+"""Runs that `ls` shows, unless another number is given."""
+WATCH_SECONDS = 2.0
+"""Between two looks of `ls --watch`."""
+CLOSED: tuple[RunState, ...] = (*ENDED, "unreadable")
+NARROW = 60
+"""Columns of an error's text in a table."""
 
 
 @click.group
@@ -41,7 +49,7 @@ UNREADABLE = "unreadable"
 @by_name
 @click.pass_context
 def runs(context: click.Context, url: str | None, name: str | None) -> None:
-    """Look at durable runs, go on with them, answer and remove them.
+    """Look at durable runs, go on with them, answer, cancel, retry and remove them.
 
     Without --url and --name they are those in the store of [store] in the configuration.
     """
@@ -51,64 +59,109 @@ def runs(context: click.Context, url: str | None, name: str | None) -> None:
 runs.add_command(check)
 
 
-# ---------------------------------------------------------------- ls
-@runs.command
-@click.option("--state", type=click.Choice(("running", "suspended", "finished", UNREADABLE)), help="Only those.")
-@as_json
-@click.pass_obj
-def ls(target: Target, state: str | None, as_json: bool) -> None:
-    """List the runs, those that were begun first at the top.
+def _asked(target: Target, ask: Callable[[Runs], Awaitable[T]]) -> tuple[T, float]:
+    """What is said of the runs in the store that is named, and the time there."""
 
-    A run that failed, or whose process died, is running until somebody goes on with it.
-    """
-
-    async def listed() -> tuple[list[dict[str, Any]], float]:
+    async def asked() -> tuple[T, float]:
         async with target.opened() as stack:
-            names = [name async for name in stack.scan(RUN)]
-            found = [_facts(name, entry) async for name, entry in found_entries(stack, names)]
-            return found, stack.clock()
+            return await ask(Runs(StoreScope(stack))), stack.clock()
 
     with sealing():
-        found, now = asyncio.run(listed())
-    found = sorted((each for each in found if state in (None, each["state"])), key=lambda each: each["started"] or 0.0)
-    if as_json:
-        echo_json(found)
-        return
-    rows = [
-        (
-            each["run"],
-            each["state"],
-            each["graph"] or "",
-            each["node"] or "",
-            "" if each["started"] is None else in_units(now - each["started"]),
-            "" if each["steps"] is None else str(each["steps"]),
-        )
-        for each in found
-    ]
-    print_table(("run", "state", "graph", "node", "age", "steps"), rows)
+        return asyncio.run(asked())
 
 
-def _facts(key: str, entry: Entry | CodecError) -> dict[str, Any]:
-    """What there is to say of a run, in whatever condition its record is."""
-    facts: dict[str, Any] = {"run": unquote(key.removeprefix(RUN))}
+# ---------------------------------------------------------------- ls
+@runs.command
+@click.option(
+    "--state", "states", type=click.Choice(get_args(RunState)), multiple=True, help="Only those; may be repeated."
+)
+@click.option("--graph", metavar="NAME", help="Only runs of this graph.")
+@click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="Not more than N.")
+@click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
+@as_json
+@click.pass_obj
+def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: int, watch: bool, as_json: bool) -> None:
+    """List the runs: the open ones first, then those that have ended, and those that were begun last at the top.
+
+    Open are those that may go on: pending, running, stalled, waiting and failed ones.
+    """
+
+    async def listed(runs: Runs) -> tuple[list[RunInfo], bool]:
+        found: list[RunInfo] = []
+        for wanted in (states,) if states else (OPEN, CLOSED):
+            page = await runs.list(state=wanted, graph=graph, limit=limit + 1 - len(found))
+            found += page.runs
+            if len(found) > limit:
+                return found[:limit], True
+        return found, False
+
+    def show() -> None:
+        (found, is_more), now = _asked(target, listed)
+        if as_json:
+            echo_json([_facts(each) for each in found])
+        else:
+            print_table(("run", "state", "graph", "node", "age", "steps", "why"), [_row(each, now) for each in found])
+        if is_more:
+            echo(f"there are more; --limit {limit * 10} shows more of them", err=True)
+
+    show()
     try:
-        if isinstance(entry, CodecError):
-            raise entry
-        record, checkpoint = look_at(key, entry)
-    except PocketError:
-        nothing = dict.fromkeys(("graph", "node", "steps", "executions", "started", "updated", "expires_at"))
-        return {**facts, "state": UNREADABLE, **nothing}
-    return {
-        **facts,
-        "state": record["status"],
-        "graph": record["graph"],
-        "node": "/".join(frame.node for frame in checkpoint.frames if frame.node) or None,
-        "steps": record["steps"],
-        "executions": record["epoch"],
-        "started": record["started"],
-        "updated": record["updated"],
-        "expires_at": entry.expires_at,
-    }
+        while watch:
+            time.sleep(WATCH_SECONDS)
+            if sys.stdout.isatty():
+                click.clear()
+            show()
+    except KeyboardInterrupt:  # how one stops to watch
+        return
+
+
+def _row(run: RunInfo, now: float) -> Sequence[str]:
+    return (
+        run.run_id,
+        "ending" if run.is_ending else run.state,
+        run.graph or "",
+        run.node or "",
+        "" if run.started is None else in_units(now - run.started),
+        "" if run.steps is None else str(run.steps),
+        _why(run, now),
+    )
+
+
+def _why(run: RunInfo, now: float) -> str:
+    """What an operator wants to know of a run in this state."""
+    if run.error is not None:
+        return _narrow(run.error)
+    if run.failure is not None:
+        return _narrow(_failed(run.failure))
+    for each in run.questions:
+        more = f", and {len(run.questions) - 1} more" if len(run.questions) > 1 else ""
+        return _narrow(_text(_kept(each.question))) + more
+    if run.wake_at is not None:
+        return f"for {in_units(run.wake_at - now)}"
+    if run.owner is not None:
+        moved = run.updated if run.updated is not None else run.owner.since
+        return f"pid {run.owner.pid} on {run.owner.host}, moved {in_units(now - moved)} ago"
+    return ""
+
+
+def _narrow(text: str) -> str:
+    line = text.replace("\n", " ")
+    return line if len(line) <= NARROW else f"{line[: NARROW - 1]}…"
+
+
+def _failed(failure: RunFailure) -> str:
+    return f"{failure.type.rpartition('.')[2]}: {failure.message}"
+
+
+def _facts(run: RunInfo) -> dict[str, Any]:
+    """A run in JSON: all but its result, which may be large."""
+    found = {each.name: getattr(run, each.name) for each in fields(run) if each.name not in ("run_id", "result")}
+    return {"run": run.run_id, **found, "questions": [_question(each) for each in run.questions]}
+
+
+def _question(question: RunQuestion) -> dict[str, Any]:
+    found = {each.name: getattr(question, each.name) for each in fields(question) if each.name != "run_id"}
+    return {**found, "question": _kept(question.question), "answer": _kept(question.answer)}
 
 
 # ---------------------------------------------------------------- show
@@ -117,96 +170,113 @@ def _facts(key: str, entry: Entry | CodecError) -> dict[str, Any]:
 @as_json
 @click.pass_obj
 def show(target: Target, run_id: str, as_json: bool) -> None:
-    """Show a run: where it stands, the values that it has kept, and the path that it has taken."""
-
-    async def looked_up() -> tuple[dict[str, Any], float]:
-        key, part = keys_of(run_id)
-        async with target.opened() as stack:
-            entry = await stack.read(key)
-            if entry is None:
-                raise UnknownRunError(f"there is no run {run_id!r} in {target}; `pocket-plug runs ls` lists them")
-            record, checkpoint = look_at(key, entry)
-            start = [found async for _, found in found_entries(stack, [f"{part}start"])]
-            frames = checkpoint.frames
-            facts = _facts(key, entry) | {"trace_id": _trace_id(record["carrier"])}
-            facts["input"] = _kept(_part(start[0], "input") if start else None)
-            facts["value"] = _kept(frames[-1].value)
-            facts |= {name: _kept(record[name]) for name in ("question", "answer", "result")}
-            nodes = [frame.node for frame in frames]
-            facts["visits"] = {
-                "/".join([*filter(None, nodes[:depth]), name]): visits
-                for depth, frame in enumerate(frames)
-                for name, visits in frame.visits.items()
-            }
-            names = [name async for name in stack.scan(f"{part}path:")]
-            facts["path"] = [
-                {name: _part(passed, name) for name in ("node", "next", "at")}
-                async for _, passed in found_entries(stack, names)
-            ]
-            return facts, stack.clock()
-
+    """Show a run: where it stands, what it has failed with, the values that it has kept, its executions and its path."""
+    history, now = _asked(target, lambda runs: runs.history(run_id))
     with sealing():
-        facts, now = asyncio.run(looked_up())
+        facts = _facts(history.run) | {
+            "input": _kept(history.input),
+            "value": _kept(history.value),
+            "questions": [_question(each) for each in history.questions],
+            "result": _kept(history.run.result),
+            "visits": dict(history.visits),
+        }
     if as_json:
-        echo_json(facts)
+        executions = [asdict(each) for each in history.executions]
+        echo_json({**facts, "executions": executions, "path": [asdict(each) for each in history.path]})
         return
+    facts["executions"] = len(history.executions) or facts["executions"]
     for name, fact in facts.items():
-        if name != "path" and fact is not None and (text := _as_text(name, fact, now)):
+        if fact is not None and (text := _as_text(name, fact, now)):
             echo(f"{name:10}  " + text.replace("\n", f"\n{'':12}"))
-    if facts["path"]:
+    _print_tables(history, now)
+
+
+def _print_tables(history: RunHistory, now: float) -> None:
+    if any(each.trace_id or each.failure for each in history.executions) or len(history.executions) > 1:
+        rows = [
+            (
+                str(each.number),
+                _ago(each.began, now),
+                "" if each.pid is None else f"pid {each.pid} on {each.host}",
+                each.left or "",
+                "" if each.failure is None else _narrow(_failed(each.failure)),
+                each.trace_id or "",
+            )
+            for each in history.executions
+        ]
         echo()
-        rows = [(_text(each["node"]), _text(each["next"]), _ago(each["at"], now)) for each in facts["path"]]
-        print_table(("passed", "next", "ago"), rows)
+        print_table(("execution", "began", "process", "left it", "error", "trace"), rows)
+    if history.path:
+        echo()
+        passed = [((each.node or "").removeprefix("/"), each.next or "", _ago(each.at, now)) for each in history.path]
+        print_table(("passed", "next", "ago"), passed)
 
 
 def _as_text(name: str, fact: Any, now: float) -> str:
-    if name in ("started", "updated"):
+    if name in ("started", "updated", "since"):
         return f"{in_units(now - fact)} ago"
-    if name == "expires_at":
+    if name in ("expires_at", "wake_at"):
         return f"in {in_units(fact - now)}"
     if name == "visits":
         return escaped(", ".join(f"{node} {visits}" for node, visits in fact.items()))
+    if name == "owner":
+        return escaped(f"pid {fact.pid} on {fact.host}, since {in_units(now - fact.since)}")
+    if isinstance(fact, RunFailure):
+        item = "" if fact.item is None else f", item {fact.item}"
+        tries = "" if fact.attempts == 1 else f", after {fact.attempts} attempts"
+        at = f" at {fact.node}, visit {fact.visit}{item}{tries}" if fact.node else ""
+        return escaped(f"{_failed(fact)}\n{in_units(now - fact.at)} ago{at}", keep="\n")
+    if isinstance(fact, list):
+        return "\n".join(_asked_for(each, now) for each in cast("list[dict[str, Any]]", fact))
     if isinstance(fact, dict):
-        kept = cast("dict[str, Any]", fact)
-        return str(kept["text"]) if "text" in kept else text_of(kept["value"])
-    return escaped(str(fact))
+        return _text(cast("dict[str, Any]", fact))
+    return "" if fact is False else escaped(str(fact))
 
 
-def _text(found: object) -> str:
-    return found.removeprefix("/") if isinstance(found, str) else ""
+def _asked_for(question: dict[str, Any], now: float) -> str:
+    """A question, on a line or two, and its answer."""
+    lines = [f"{question['id']}: {_text(question['question'])}"]
+    if question["answer"] is not None:
+        lines.append(f"    answered {_text(question['answer'])}, {in_units(now - question['settled'])} ago")
+    elif question["settled"] is not None:
+        lines.append(f"    not answered in time, {in_units(now - question['settled'])} ago")
+    else:
+        choices = question["choices"]
+        wanted = question["asks_for"] if choices is None else " or ".join(map(text_of, choices))
+        until = "" if question["until"] is None else f", within {in_units(question['until'] - now)}"
+        lines.append(f"    waits for {wanted}{until}")
+    return escaped("\n".join(lines), keep="\n")
 
 
-def _ago(found: object, now: float) -> str:
-    return in_units(now - found) if isinstance(found, float) else UNREADABLE
+def _text(kept: Mapping[str, Any] | None) -> str:
+    """A value that a run has kept, for people."""
+    if kept is None:
+        return ""
+    return str(kept["text"]) if "text" in kept else text_of(kept["value"])
 
 
-def _part(entry: Entry | CodecError, name: str) -> Any:
-    """A field of one of a run's further records; None where that is none."""
-    value: Any = entry.value if isinstance(entry, Entry) else None
-    return value.get(name) if value.__class__ is dict else None
+def _ago(found: float | None, now: float) -> str:
+    return "unreadable" if found is None else in_units(now - found)
 
 
-def _kept(record: object) -> dict[str, object] | None:
+def _kept(value: RunValue | None) -> Mapping[str, object] | None:
     """A value that a run has kept, as an export would have it, with a text where that is no JSON."""
-    if not isinstance(record, bytes) or not record:
+    if value is None:
         return None
+    record = value.record
     try:
-        value = inspect_record(record)
+        found = inspect_record(record)
     except CodecError as error:
         return {"type": "damaged", "record": record, "text": f"damaged: {error}"}
-    return {"value": value} if is_json(value) else {"type": type_in(record), "record": record, "text": text_of(value)}
-
-
-def _trace_id(carrier: Mapping[str, object]) -> str | None:
-    """That of the first execution, as the W3C's traceparent has it."""
-    pieces = str(carrier.get("traceparent", "")).split("-")
-    return pieces[1] if len(pieces) > 1 else None
+    return {"value": found} if is_json(found) else {"type": type_in(record), "record": record, "text": text_of(found)}
 
 
 # ---------------------------------------------------------------- resume and answer
 def _going_on(command: Callable[..., None]) -> Callable[..., None]:
     """What `resume` and `answer` have in common."""
-    changed = click.option("--allow-changed", is_flag=True, help="Go on though the graph has changed since.")
+    changed = click.option(
+        "--allow-changed", is_flag=True, help="Go on though what lies ahead in the graph has changed."
+    )
     return changed(trace_option(as_json(click.pass_obj(command))))
 
 
@@ -220,27 +290,54 @@ def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: 
     TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
     exit code is 3.
     """
-    print_result(_resumed(target, graph, run_id, None, allow_changed, trace), as_json)
+
+    async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
+        return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed)
+
+    print_result(_with_graph(target, graph, resumed, trace), as_json)
 
 
 @runs.command(context_settings={"ignore_unknown_options": True})  # -1 is an answer
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")
+@click.option("--question", metavar="ID", help="Which question it is for, where the run has asked several.")
+@click.option("--leave", is_flag=True, help="Record the answer only: a worker goes on with the run.")
 @_going_on
 def answer(
-    target: Target, graph: str, run_id: str, answer_json: str, allow_changed: bool, trace: bool, as_json: bool
+    target: Target,
+    graph: str,
+    run_id: str,
+    answer_json: str,
+    question: str | None,
+    leave: bool,
+    allow_changed: bool,
+    trace: bool,
+    as_json: bool,
 ) -> None:
-    """Answer the question at which a run is suspended, go on with it, and print its result.
+    """Answer a question for which a run waits, go on with it, and print its result.
 
     ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.
     """
-    print_result(_resumed(target, graph, run_id, answer_json, allow_changed, trace), as_json)
+
+    async def answered(graph: Graph[Any, Any], pocket: Pocket) -> object:
+        runs = Runs(StoreScope(graph.place(pocket.store)[0]))
+        given = value_of(answer_json, await _asked_for_by(graph, runs, run_id, question), "ANSWER")
+        if leave:
+            return await runs.answer(run_id, given, question=question, graph=graph)
+        return await graph.resume(run_id, answer=given, question=question, pocket=pocket, allow_changed=allow_changed)
+
+    result = _with_graph(target, graph, answered, trace)
+    if isinstance(result, RunInfo) and leave:
+        _print_told(result, as_json)
+    else:
+        print_result(result, as_json)
 
 
-def _resumed(
-    target: Target, name: str, run_id: str, answer_json: str | None, allow_changed: bool, trace: bool
+def _with_graph(
+    target: Target, name: str, work: Callable[[Graph[Any, Any], Pocket], Awaitable[object]], trace: bool
 ) -> object:
+    """Load a run's graph, and work on it over the store that is named."""
     target.make_default()
     title, graph = load(name, ("graph",))
     if not is_graph(graph):
@@ -248,46 +345,92 @@ def _resumed(
             f"{title} is {type(graph).__name__}, not a Graph; name the graph that the run is of: FILE:name"
         )
 
-    async def resumed() -> object:
+    async def worked() -> object:
         async with default_pocket() as pocket:
             stack, _ = graph.place(pocket.store)
             if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
                 raise click.UsageError(
                     f"{title} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
                 )
-            given = MISSING if answer_json is None else await _answer(graph, stack, run_id, answer_json)
-            return await graph.resume(run_id, answer=given, pocket=pocket, allow_changed=allow_changed)
+            return await work(graph, pocket)
 
     with traced(trace):
-        return run_loop(resumed())
+        return run_loop(worked())
 
 
-async def _answer(graph: Graph[Any, Any], stack: Stack, run_id: str, text: str) -> object:
-    """The answer as the type that is asked for where the run stands."""
-    if stack.is_new:
-        await stack.ensure_open()
-    key, _ = keys_of(run_id)
-    entry = await stack.read(key)
-    step = None if entry is None else step_at(graph.plan, look_at(key, entry)[1].frames)
-    return value_of(text, step.answer_type if isinstance(step, AskStep) else Any, "ANSWER")
+async def _asked_for_by(graph: Graph[Any, Any], runs: Runs, run_id: str, question: str | None) -> Any:
+    """The type of an answer to a run's question."""
+    asked = [each for each in (await runs.history(run_id)).questions if question in (None, each.id)]
+    step = step_of_place(graph.plan, asked[-1].id) if asked else None
+    return step.answer_type if isinstance(step, AskStep) else Any
 
 
-# ---------------------------------------------------------------- rm
+# ---------------------------------------------------------------- cancel, retry and rm
+@runs.command
+@click.argument("run_ids", nargs=-1, required=True, metavar="RUN...")
+@as_json
+@click.pass_obj
+def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
+    """End runs for good; what their nodes have written stays.
+
+    A process that is at one finds out at its next commit, or within a third of its lease.
+    """
+    _tell(target, run_ids, Runs.cancel, as_json)
+
+
+@runs.command
+@click.argument("run_ids", nargs=-1, required=True, metavar="RUN...")
+@as_json
+@click.pass_obj
+def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
+    """Let workers go on with runs that have failed, or that nobody is at any more: they become pending.
+
+    Without a worker, `resume` goes on with one.
+    """
+    _tell(target, run_ids, Runs.retry, as_json)
+
+
+def _tell(
+    target: Target, run_ids: Sequence[str], order: Callable[[Runs, str], Awaitable[RunInfo]], as_json: bool
+) -> None:
+    """Do it to each run, and say what has become of it; the first that it can't be done to is the last."""
+
+    async def told(runs: Runs) -> None:
+        for run_id in run_ids:
+            run = await order(runs, run_id)
+            if not as_json:
+                _print_told(run, as_json=False)
+            found.append(_facts(run))
+
+    found: list[dict[str, Any]] = []
+    try:
+        _asked(target, told)
+    finally:
+        if as_json:
+            echo_json(found)
+
+
+def _print_told(run: RunInfo, as_json: bool) -> None:
+    if as_json:
+        echo_json(_facts(run))
+    else:
+        echo(f"{run.run_id}  {'ending' if run.is_ending else run.state}")
+
+
 @runs.command
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN...")
 @click.option("--force", is_flag=True, help="Those that are running too; an execution that is at one is fenced off.")
 @click.pass_obj
 def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
     """Remove runs; their ids are free again. A RUN that isn't there is said, and the exit code is 1."""
-    wanted = list(dict.fromkeys(run_ids))
+    for run_id in run_ids:
+        keys_of(run_id)
 
-    async def removed() -> list[str]:
-        async with target.opened() as stack:
-            return [run_id for run_id in wanted if not await remove_run(stack, run_id, force=force)]
+    async def removed(runs: Runs) -> list[str]:
+        return [each for each in dict.fromkeys(run_ids) if not await runs.remove(each, force=force)]
 
     try:
-        with sealing():
-            missing = asyncio.run(removed())
+        missing, _ = _asked(target, removed)
     except RunBusyError as error:
         raise click.UsageError(str(error).replace("use force=True", "add --force")) from error
     for run_id in missing:

@@ -20,6 +20,7 @@ from pocket_plug.errors import (
     NodeTimeoutError,
     RunCancelledError,
     RunSuspendedError,
+    RunTimeoutError,
     StepLimitError,
     SyncError,
 )
@@ -56,7 +57,7 @@ class Execution:
     __slots__ = (
         *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers"),
         *("on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack", "steps"),
-        *("threads", "turn_ends", "visits", "where"),
+        *("threads", "timeout", "turn_ends", "visits", "where"),
     )
     where: int
     attempts: int
@@ -81,9 +82,11 @@ class Execution:
         self.turn_ends = 0.0
         if parent is None:
             self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
+            self.timeout = graph.timeout
             self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
         else:
             self.above, self.exits, self.began = parent.outermost, parent.exits, parent.began
+            self.timeout = None  # one is for a whole run
             self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
             if run.depth > graph.max_depth:
                 raise StepLimitError(
@@ -123,7 +126,7 @@ class Execution:
     def go_in_place(self, value: object, is_sync: bool) -> Value:
         """Run for a caller without `await`: with no event loop if every phase `is_sync`, else on one made for it."""
         stack = self.stack
-        if is_sync and not stack.needs_loop:
+        if is_sync and not stack.needs_loop and self.timeout is None:
             if stack.is_new:
                 stack.open_sync()
             return copy_context().run(drive, self.go(value))
@@ -168,7 +171,26 @@ class Execution:
 
     def _kept(self, value: object) -> Coroutine[Any, Any, Value]:
         """Travel; where the run is durable, it is recorded how that ends."""
-        return self._travel(value) if self.ledger is None else self.ledger.hold(self, self._travel, value)
+        travel = self._travel if self.timeout is None else self._travel_in_time
+        return travel(value) if self.ledger is None else self.ledger.hold(self, travel, value)
+
+    async def _travel_in_time(self, value: object) -> Value:
+        """Travel, within the graph's time-out."""
+        assert self.timeout is not None
+        left = self.timeout if self.ledger is None else self.timeout - self.ledger.age
+        late = RunTimeoutError(
+            f"run {self.run.id!r} of graph {self.run.graph!r} took longer than {self.timeout:g} seconds"
+        )
+        if left <= 0:
+            raise late
+        limit = asyncio.timeout(left)
+        try:
+            async with limit:
+                return await self._travel(value)
+        except TimeoutError as error:
+            if limit.expired():
+                raise late from error
+            raise
 
     async def _watched(self, value: object) -> Value:
         """Travel between what the observers do before and after."""
@@ -188,7 +210,8 @@ class Execution:
         except BaseException as error:
             run.error = failed = error
             cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit | RunCancelledError)
-            run.outcome = "cancelled" if cancelled else "timeout" if isinstance(error, NodeTimeoutError) else "failure"
+            late = isinstance(error, NodeTimeoutError | RunTimeoutError)
+            run.outcome = "cancelled" if cancelled else "timeout" if late else "failure"
             raise
         finally:
             leave(entered, failed)

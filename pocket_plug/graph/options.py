@@ -77,6 +77,7 @@ class GraphOptions(TypedDict, total=False):
     max_depth: int
     clean_up_grace: Duration
     keep_finished: Duration | None
+    timeout: Duration | None
     version: int
     upgrade: Mapping[int, Upgrade] | None
 

@@ -154,6 +154,7 @@ class PlannedGraph(Protocol):
     max_depth: int
     clean_up_grace: float
     keep_finished: float | None
+    timeout: float | None
     version: int
     upgrade: Mapping[int, Upgrade]
 

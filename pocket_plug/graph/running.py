@@ -139,6 +139,11 @@ class Ledger(Protocol):
         """What every write of the run expects, so that it fails once another execution has taken it over, or it is cancelled."""
         ...
 
+    @property
+    def age(self) -> float:
+        """Seconds since the run began."""
+        ...
+
     async def refence(self, conflict: ConflictError) -> bool:
         """After a conflict of such a write: is it only that somebody has left word for the run? Then `fence` is another one."""
         ...

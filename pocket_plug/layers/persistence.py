@@ -274,6 +274,10 @@ class Persistence(Layer):
         """Both tiers."""
         return [*await self.inner.check(), *await self.authority.check()]
 
+    async def compact(self, size: int) -> int:
+        """The durable tier."""
+        return await self.authority.compact(size)
+
     async def flush(self) -> None:
         """Both tiers."""
         await self.inner.flush()

@@ -353,6 +353,10 @@ class WriteBehind(Backend):
         """What is wrong with the durable backend."""
         return await self.durable.check()
 
+    async def compact(self, size: int) -> int:
+        """The durable backend."""
+        return await self.durable.compact(size)
+
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Queue all changes or none, once there is room. Raises CodecError for a value that can't be stored."""

@@ -168,6 +168,14 @@ class Backend:
         """A sentence for each fault in how the entries are stored that reading them does not show, such as in an index."""
         return []
 
+    async def compact(self, size: int) -> int:
+        """Give about so many bytes, that removed entries have left free, back to whoever lent them; gives how many it were.
+
+        In one short step, so that others write on: who wants all of it back calls it until it gives 0, which also a backend
+        does that has nothing to give back. No entry and no version changes.
+        """
+        return 0
+
     async def version(self) -> int:
         """The last version given. It never goes back: not by a delete, not by a restart."""
         raise NotImplementedError(f"{type(self).__name__} has no version")

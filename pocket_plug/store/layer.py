@@ -134,6 +134,10 @@ class Layer(Recipe):
         """By default the inner one's."""
         return await self.inner.check()
 
+    async def compact(self, size: int) -> int:
+        """By default the inner one's."""
+        return await self.inner.compact(size)
+
     async def flush(self) -> None:
         """By default the inner one's."""
         await self.inner.flush()

@@ -1487,7 +1487,7 @@ def test_what_observers_see(tmp_path: Path) -> None:
             with pytest.raises(RunSuspendedError):
                 await pocket.run(approval(store), Draft("hi"), run_id="mail")
             assert watcher.seen == [
-                ("question", "approve", {"run_id": "mail", "question": "send 'hi'?"}),
+                ("question", "approve", {"run_id": "mail", "question": "send 'hi'?", "question_id": "asking#1/approve#1"}),
                 ("approve", 1, "suspended", None), ("asking", "suspended"), ("asking", 1, "suspended", None),
                 ("mail", False, "suspended"),
             ]  # fmt: skip

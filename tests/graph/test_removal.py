@@ -13,10 +13,12 @@ import pytest
 from pocket_plug import (
     Ask,
     Graph,
+    Node,
     RunBusyError,
     RunCancelledError,
     RunFencedError,
     RunSuspendedError,
+    Sleep,
     Store,
     StoreError,
     StoreWriter,
@@ -81,24 +83,21 @@ def failing(store: Store, broken: list[bool]) -> Graph[list[int], int]:
     return Graph(each(pay, concurrency=1) >> total, store=store, name="paying")
 
 
-@pytest.mark.parametrize("state", ["finished", "kept", "failed", "waiting"])
+@pytest.mark.parametrize("state", ["finished", "kept", "failed", "waiting", "sleeping"])
 def test_all_of_a_run_goes(tmp_path: Path, state: str) -> None:
     """Whatever state it is in, none of its records is left; those of a run whose id begins alike are; once more there is none."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
-            ask: Graph[str, bool] = Graph(
-                Ask(bool, question="Really?") if state == "waiting" else node(lambda word: word, name="say"),
-                store=store,
-                name="g:1",
-                keep_finished="1d" if state == "kept" else None,
-            )
+            works: dict[str, Node[Any, Any]] = {"waiting": Ask(bool, question="Really?"), "sleeping": Sleep("1h")}
+            work = works.get(state, node(lambda word: word, name="say"))
+            graph = Graph(work, store=store, name="g:1", keep_finished="1d" if state == "kept" else None)
             for run_id in ("r", "r:2", "r2"):
                 with suppress(RunSuspendedError, Boom):
                     await (
                         failing(store, [True]).run([3, 4], run_id=run_id)
                         if state == "failed"
-                        else ask.run("?", run_id=run_id)
+                        else graph.run("?", run_id=run_id)
                     )
             before = await records(store)
             assert await remove_run(store.stack, "r")

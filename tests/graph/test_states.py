@@ -27,6 +27,7 @@ from pocket_plug import (
     RunCancelledError,
     RunMismatchError,
     RunSuspendedError,
+    RunTimeoutError,
     Sleep,
     Store,
     StoreWriter,
@@ -269,7 +270,7 @@ def test_a_process_speaks_for_executions_that_do_not_move(tmp_path: Path) -> Non
         async with stored(tmp_path) as store:
             from pocket_plug.graph.durable import heartbeat
 
-            heart, blocked = heartbeat._Heart(), threading.Event()
+            heart, blocked = heartbeat.Heart(), threading.Event()
 
             def look() -> None:
                 heart.look()  # it sees the execution
@@ -279,7 +280,7 @@ def test_a_process_speaks_for_executions_that_do_not_move(tmp_path: Path) -> Non
             @node
             async def blocks(n: int) -> int:
                 threading.Thread(target=look).start()
-                blocked.wait()
+                assert blocked.wait(20)
                 return n
 
             await Graph(blocks, store=store).run(1, run_id="r")
@@ -505,3 +506,66 @@ def test_what_a_sleep_may_not_be() -> None:
     for arguments, options in (((), {}), (("1h",), {"until": moment}), ((), {"until": datetime(2030, 1, 1)})):
         with pytest.raises(ConfigError, match="Sleep:"):
             Sleep[Any](*arguments, **options)
+
+
+# ---------------------------------------------------------------- a whole run's time
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_a_whole_run_has_a_time_out(tmp_path: Path, is_durable: bool) -> None:
+    """A node that is at work then is cancelled, its hooks are called, and the run has failed."""
+    called: list[str] = []
+
+    class Long(Node[int, int], name="long"):
+        async def exec(self, prepared: int) -> int:
+            await asyncio.sleep(100)
+            return prepared
+
+        async def on_failure(self, store: StoreWriter, error: BaseException) -> None:
+            called.append(type(error).__name__)
+
+    async def main() -> None:
+        store = Store(f"sqlite:///{tmp_path}/state.db?durability=process") if is_durable else Store()
+        async with store:
+            graph = Graph(Sleep[int]("1ms") >> Long(), store=store, timeout=0.05)
+            if is_durable:
+                graph = Graph(same >> Long(), store=store, timeout=0.05)
+            with pytest.raises(RunTimeoutError, match=r"took longer than 0\.05 seconds"):
+                await graph.run(1, run_id="r" if is_durable else None)
+            assert called == ["CancelledError"]
+            if is_durable:
+                status, found = await state(store)
+                assert (status, found.failure and found.failure.type) == (
+                    "failed",
+                    "pocket_plug.errors.RunTimeoutError",
+                )
+
+    asyncio.run(main())
+
+
+def test_waits_count_for_the_time_out_of_a_durable_run(tmp_path: Path) -> None:
+    """The run wakes when its time is over, and fails: an answer comes too late."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            graph = Graph(Ask[int, bool](bool, question="Really?"), store=store, timeout="1h")
+            with pytest.raises(RunSuspendedError) as waiting:
+                await graph.run(1, run_id="r")
+            assert waiting.value.wake_at == clock() + 3600
+            clock.advance(3600)
+            with pytest.raises(RunTimeoutError):
+                await graph.resume("r", answer=True)
+            assert (await state(store))[0] == "failed"
+
+    asyncio.run(main())
+
+
+def test_a_run_without_a_loop_has_a_time_out() -> None:
+    """Nodes with `def` phases that never wait: the run gives way to its loop now and then, and ends there."""
+
+    @node
+    def again(n: int) -> Any:
+        return Next("again", n)
+
+    graph = Graph(again, again.on("again") >> again, timeout=0.02, max_steps=10**9)
+    with pytest.raises(RunTimeoutError):
+        graph.run_sync(1)

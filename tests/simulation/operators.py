@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pocket_plug as pp
-from pocket_plug.graph.durable import records, states
-from pocket_plug.store.backend import Put
+from pocket_plug.graph.durable import records
 
-from . import graphs
-from .graphs import EFFECT, GRAPHS, HOOKED, Boom
+from .graphs import GRAPHS, HOOKED, Boom, stage
 from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
 
 CHAOS = 200
@@ -28,32 +26,45 @@ async def attempt(
     run: Story,
     call: Callable[[], Coroutine[Any, Any, Any]],
     takes_over: bool = False,
-) -> str:
-    """Execute a run, or try to, and judge how that ends. Gives a word for it."""
+) -> Exception | None:
+    """Execute a run, or try to, and judge how that ends. Gives the error, if it ends with one."""
     world.attempts += 1
     mine = Attempt(world.attempts, run, machine, takes_over, world.scheduler.now)
     ATTEMPT.set(mine)
     former = run.owner
+    run.in_flight += 1
     try:
         result = await call()
         mine.ended = world.scheduler.now
+        run.in_flight -= 1
+    except asyncio.CancelledError:
+        mine.ended = world.scheduler.now
+        run.in_flight -= 1
+        world.note(machine.name, f"attempt {mine.number} of {run.id} ends: cancelled")
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            world.violate(f"attempt {mine.number} ended by a cancellation that nobody has asked for")
+        raise
     except Exception as error:  # noqa: BLE001 - judged right here
         mine.ended = world.scheduler.now
+        run.in_flight -= 1
         word = type(error).__name__
         world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {word}")
         _judge_error(world, mine, error, former)
-        return word
+        return error
     world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {result!r}")
     run.results.append(result)
     if mine.overtaken_at is not None:
         world.violate(f"attempt {mine.number} was overtaken, and was told no error")
-    return "finished"
+    return None
 
 
 def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt | None) -> None:
     number, word = mine.number, type(error).__name__
     if isinstance(error, pp.RunBusyError):
         _judge_busy(world, mine, former)
+        return
+    if isinstance(error, pp.UnknownRunError) and mine.run.is_removed:
         return
     if isinstance(error, pp.RunCancelledError):
         if not mine.run.is_cancelled:
@@ -86,41 +97,99 @@ def _judge_busy(world: World, mine: Attempt, former: Attempt | None) -> None:
     elif owner is former and not owner.is_at_work:
         here = owner.machine is mine.machine and owner.ended is not None and owner.ended < mine.began
         if here or (owner.machine.died_at < mine.began and owner.machine.host == mine.machine.host):
-            world.violate(f"attempt {mine.number} was told that {owner.number} is at work, which is known to have ended")
+            world.violate(
+                f"attempt {mine.number} was told that {owner.number} is at work, which is known to have ended"
+            )
 
 
-async def run_or_resume(world: World, machine: Machine, run: Story) -> str:
-    """Go on with a run in one of the ways that there are, as an operator or a program would."""
+async def run_or_resume(world: World, machine: Machine, run: Story) -> Exception | None:
+    """Go on with a run in one of the ways that there are, as an operator or a program would, and answer what it asks."""
     graph, chance = GRAPHS[run.kind], world.random
     takes_over = machine.name == "end" or chance.random() < world.takeovers
     options: dict[str, Any] = {"pocket": machine, "takeover": takes_over}
     if run.is_begun and chance.random() < 0.5:
-        word = await attempt(world, machine, run, lambda: graph.resume(run.id, **options), takes_over)
+        error = await attempt(world, machine, run, lambda: graph.resume(run.id, **options), takes_over)
     else:
-        word = await attempt(world, machine, run, lambda: graph.run(run.input, run_id=run.id, **options), takes_over)
-    if word == "RunSuspendedError":
+        error = await attempt(world, machine, run, lambda: graph.run(run.input, run_id=run.id, **options), takes_over)
+    if isinstance(error, pp.RunSuspendedError):
         await asyncio.sleep(chance.choice((0.0, 0.01, 3.0)) if world.is_faulty else 0.0)
-        word = await attempt(world, machine, run, lambda: graph.resume(run.id, answer=run.answer, pocket=machine))
-    return word
+        return await go_on(world, machine, run, error)
+    return error
 
 
-async def cancel(world: World, machine: Machine, run: Story) -> None:
-    """Tell a run that is at work to end."""
-    stack = machine.store.stack
-    key = records.keys_of(run.id)[0]
+async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspendedError) -> Exception | None:
+    """Answer one of the questions of a run, or let its time come."""
+    graph, chance = GRAPHS[run.kind], world.random
+    place = chance.choice(sorted(waits.questions)) if waits.questions else ""
+    answer = world.answer(run, place)
+    if answer is None:
+        if waits.wake_at is not None and (not world.is_faulty or chance.random() < 0.3):
+            await asyncio.sleep(max(waits.wake_at - machine.clock(), 0) + 0.001)
+        return await attempt(world, machine, run, lambda: graph.resume(run.id, pocket=machine))
+    error = await attempt(
+        world, machine, run, lambda: graph.resume(run.id, answer=answer, question=place, pocket=machine)
+    )
+    is_known = error is None or isinstance(error, pp.RunSuspendedError | pp.RunFencedError | Boom)
+    if is_known and run.answers.get(place) != answer and not run.is_cancelled:
+        world.violate(f"the answer {answer} to {run.id}/{place} was taken, and {run.answers.get(place)} is recorded")
+    if isinstance(error, pp.RunMismatchError) and run.answers.get(place, answer) == answer:
+        world.violate(f"the answer {answer} to {run.id}/{place} was refused: {error}")
+    return error
+
+
+# ---------------------------------------------------------------- what operators do
+async def operate(world: World, machine: Machine, run: Story) -> None:
+    """Do something to a run as an operator, and judge what is told of it."""
+    runs, began = pp.Runs(machine.store), world.scheduler.now
+    what = world.random.choice(("cancel", "retry", "retry", "get", "list", "remove"))
+    if what == "remove":
+        if run.status not in ("finished", "cancelled") or run.in_flight:
+            return  # it would be begun anew, under the same id, by somebody who is at it
+        run.is_removed = True
+    world.attempts += 1
+    mine = Attempt(world.attempts, run, machine, is_operator=True)
+    ATTEMPT.set(mine)
     try:
-        entry = await stack.read(key)
-        if entry is None or records.status_of(entry.value) != "running":
+        if what == "list":
+            await list_all(world, runs)
             return
-        there = states.state_of(entry.value, key.removeprefix(records.RUN))
-        stood = await stack.read(there)
-        if stood is not None:
-            world.note(machine.name, f"cancels {run.id}")
-            await stack.write([Put(there, {**stood.value, "cancelled": True})], {there: stood.version})
-            if not run.is_cancelled:
-                world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
-    except pp.StoreError:
-        return
+        info = await getattr(runs, what)(run.id)
+    except (pp.RunStateError, pp.UnknownRunError) as error:
+        told = error.state if isinstance(error, pp.RunStateError) else ""
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {type(error).__name__} {told}")
+        if not run.was(told, began):
+            world.violate(f"whoever wanted to {what} {run.id} was told that it is {told}, and it was not")
+    except pp.StoreError as error:
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {type(error).__name__}")
+        if not mine.faults:
+            world.violate(f"{what} of {run.id} ended by {type(error).__name__}, and the store has not failed: {error}")
+    except Exception as error:  # noqa: BLE001 - judged right here
+        world.violate(f"{what} of {run.id} ended by an unexpected {type(error).__name__}: {error}")
+    else:
+        if what == "remove":
+            world.note(machine.name, f"removed {run.id} by {mine.number}: {info}")
+            return
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {info.state}")
+        if what == "cancel" and not run.is_cancelled:
+            world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
+        if what == "retry" and info.state != "pending":
+            world.violate(f"whoever had {run.id} tried again was told that it is {info.state}")
+        if not run.was(info.state, began):
+            world.violate(f"{what} of {run.id} says that it is {info.state}, and it was not")
+
+
+async def list_all(world: World, runs: pp.Runs) -> dict[str, str]:
+    """The states of all runs, page by page."""
+    found: dict[str, str] = {}
+    after = None
+    while True:
+        page = await runs.list(limit=2, after=after)
+        for info in page.runs:
+            if info.state == "unreadable":
+                world.violate(f"run {info.run_id} is listed as unreadable: {info.error}")
+            found[info.run_id] = info.state
+        if (after := page.after) is None:
+            return found
 
 
 # ---------------------------------------------------------------- a world with chance in it
@@ -136,7 +205,9 @@ class Chaos:
         """A process begins, on a computer whose clock is what it is."""
         self.born += 1
         world = self.world
-        machine = Machine(world, f"p{self.born}", self.chance.choice(("h1", "h1", "h2")), self.chance.uniform(-world.skew, world.skew))
+        machine = Machine(
+            world, f"p{self.born}", self.chance.choice(("h1", "h1", "h2")), self.chance.uniform(-world.skew, world.skew)
+        )
         world.note(machine.name, f"begins on {machine.host} as {machine.pid}, its clock {machine.skew:+.0f} s")
         world.machines.append(machine)
         for _ in range(self.chance.randrange(1, 4)):
@@ -148,13 +219,27 @@ class Chaos:
         while world.is_faulty:
             await asyncio.sleep(chance.choice((0.0, 0.001, 0.05, 5.0)))
             run = chance.choice(list(world.runs.values()))
+            if run.is_removed:
+                continue
             if run.results and chance.random() < 0.7:
                 await asyncio.sleep(5)
                 continue
-            if chance.random() < world.cancels:
-                await cancel(world, machine, run)
+            if chance.random() < world.operations:
+                await operate(world, machine, run)
+            elif chance.random() < world.impatience:
+                await self._give_up_soon(machine, run)
             else:
                 await run_or_resume(world, machine, run)
+
+    async def _give_up_soon(self, machine: Machine, run: Story) -> None:
+        """Go on with a run, and cancel that after a while, as a program does which ends."""
+        task = machine.spawn(run_or_resume(self.world, machine, run))
+        await asyncio.wait((task,), timeout=self.chance.choice((0.0, 0.003, 0.03, 1.0)))
+        if task.cancel():
+            self.world.note(machine.name, f"gives up on {run.id}")
+            await asyncio.wait((task,))
+            if not task.cancelled() and task.exception() is not None:
+                self.world.violate(f"giving up on {run.id} ended by {task.exception()!r}")
 
     def _strike(self) -> None:
         """Something happens to a process."""
@@ -186,7 +271,7 @@ class Chaos:
         """Everything, from the first process to the last word."""
         world, chance = self.world, self.chance
         for number in range(1, chance.choice((1, 2, 4)) + 1):
-            run = Story(f"r{number}", chance.choice(list(GRAPHS)), chance.randrange(3), chance.randrange(3))
+            run = Story(f"r{number}", chance.choice(list(GRAPHS)), chance.randrange(3))
             world.runs[run.id] = run
             world.note("", f"{run}")
         world.on_death = self.replace
@@ -202,7 +287,10 @@ class Chaos:
         world = self.world
         for _ in range(CHAOS):
             await asyncio.sleep(1)
-            if all(run.results or run.status == "cancelled" for run in world.runs.values()) and world.random.random() < 0.3:
+            if (
+                all(run.results or run.status == "cancelled" for run in world.runs.values())
+                and world.random.random() < 0.3
+            ):
                 break
         world.is_faulty = False
         world.note("end", "nothing goes wrong any more")
@@ -210,13 +298,37 @@ class Chaos:
         for each in world.machines:
             if not each.process.is_dead:
                 each.kill("at the end")
+        runs = pp.Runs(machine.store)
         for run in world.runs.values():
-            for _ in range(6):
-                if await run_or_resume(world, machine, run) in ("finished", "RunCancelledError"):
+            if run.is_removed:
+                await runs.remove(run.id)
+                world.removed(run)
+                continue
+            for _ in range(20):
+                error = await run_or_resume(world, machine, run)
+                if error is None or isinstance(error, pp.RunCancelledError):
                     break
             else:
                 world.violate(f"run {run.id} does not end")
+        listed = await list_all(world, runs)
+        if listed != (states := {run.id: run.status for run in world.runs.values() if not run.is_removed}):
+            world.violate(f"the list says {listed}, and the runs are {states}")
         world.judge()
+        if world.random.random() < 0.1:
+            await self._let_expire(machine)
+
+    async def _let_expire(self, machine: Machine) -> None:
+        """A long time passes, and others run: what had a `keep_finished` goes, and nothing else."""
+        world = self.world
+        ended = [run for run in world.runs.values() if run.status == "finished" and not run.is_removed]
+        for number in range(4):
+            await asyncio.sleep(100 * 86_400)
+            run = world.runs[f"x{number}"] = Story(f"x{number}", "single", 0)
+            await run_or_resume(world, machine, run)
+        left = {key.split(":")[2] for key in world.server.keys(records.PART)}
+        for run in ended:
+            if (run.id in left) == (GRAPHS[run.kind].keep_finished is not None):
+                world.violate(f"run {run.id} of {run.kind} is {'still' if run.id in left else 'not'} there")
 
 
 def _continue(world: World, machine: Machine) -> None:
@@ -226,19 +338,20 @@ def _continue(world: World, machine: Machine) -> None:
 
 
 # ---------------------------------------------------------------- a world with none
-def undisturbed(kind: str, input: int, answer: int) -> Reference:
-    """Run one graph in a world in which nothing goes wrong."""
+def undisturbed(kind: str, input: int, answers: Mapping[str, int | None]) -> Reference:
+    """Run one graph in a world in which nothing goes wrong, with these answers."""
     world = World(0, is_calm=True)
-    graphs.current = world
-    run = world.runs["r"] = Story("r", kind, input, answer)
+    stage.world = world
+    run = world.runs["r"] = Story("r", kind, input, answers=dict(answers))
     machine = Machine(world, "calm", "calm", 0.0)
 
     async def until_done() -> None:
-        while await run_or_resume(world, machine, run) != "finished":
-            pass
+        for _ in range(20):
+            if await run_or_resume(world, machine, run) is None:
+                return
 
     world.scheduler.run(machine.spawn(until_done()))
-    if world.violations:
+    if world.violations or not run.results:
         raise AssertionError(f"with nothing going wrong {run} does: {world.violations}", world.history)
     hooks = (key.removeprefix(HOOKED) for key in world.server.keys(HOOKED))
     return Reference(

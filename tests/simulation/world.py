@@ -7,21 +7,23 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import pocket_plug as pp
+from pocket_plug.codec import default_codec
 from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.durable import heartbeat, processes, records
-from pocket_plug.store.backend import Change, Put
+from pocket_plug.graph.observing import Observer
+from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
-from . import graphs
-from .graphs import EFFECT, HOOKED, TOTAL, Boom
+from .graphs import EFFECT, TOTAL, Boom, stage
 from .loop import Process, Scheduler
 from .store import Client, Server
 
@@ -38,6 +40,8 @@ class Attempt:
     machine: Machine
     takes_over: bool = False
     began: float = 0.0
+    is_operator: bool = False
+    """Does it change the run, but not execute it?"""
     ended: float | None = None
     claimed_at: float | None = None
     overtaken_at: float | None = None
@@ -59,16 +63,33 @@ class Story:
     id: str
     kind: str
     input: int
-    answer: int
+    answers: dict[str, int | None] = field(default_factory=dict)
+    """What was answered, by question; None where the time was over before."""
     effects: dict[str, float] = field(default_factory=dict)
     """Where an effect has landed, and when."""
     owner: Attempt | None = None
-    status: str = ""
+    states: list[tuple[float, str]] = field(default_factory=lambda: [(0.0, "")])
+    """When it has come into which state; "" before it was begun."""
     is_cancelled: bool = False
     """Has word landed that it is to end?"""
     is_begun: bool = False
+    in_flight: int = 0
+    """How many attempts have not ended, those that were killed among them."""
+    is_removed: bool = False
+    """Has somebody begun to remove it?"""
     results: list[Any] = field(default_factory=list)
     """What callers were told that it has come to."""
+
+    @property
+    def status(self) -> str:
+        """The state that it is in, or was in before it was removed."""
+        return next((name for _, name in reversed(self.states) if name), "")
+
+    def was(self, state: str, since: float) -> bool:
+        """Has it been in this state at any time since then?"""
+        earlier = [name for time, name in self.states if time <= since][-1:]
+        seen = [*earlier, *(name for time, name in self.states if time > since)]
+        return ("running" if state == "stalled" else state) in seen
 
 
 ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
@@ -121,9 +142,9 @@ class Machine:
         """Epoch seconds, as this computer has them."""
         return EPOCH + self.world.scheduler.now + self.skew
 
-    def observers(self, run: Any) -> list[Any]:
-        """Nobody watches."""
-        return []
+    def observers(self, run: Any) -> list[Observer]:
+        """In some worlds somebody watches, who has nothing to say."""
+        return [Observer(node=lambda call: None, event=lambda *event: None)] if self.world.is_watched else []
 
     def default_store(self) -> pp.Store:
         """The store of all."""
@@ -167,8 +188,11 @@ class World:
         self.kill_share = chance.choice((0.0, 0.3, 1.0))
         self.slowness = chance.choice((0.1, 2.0, 40.0))
         self.takeovers = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.5))
-        self.cancels = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1))
+        self.operations = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.4))
+        self.impatience = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.3))
+        """How often a program cancels its own execution."""
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
+        self.is_watched = chance.random() < 0.3
         self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
         self.strikes = 0.0 if is_calm else chance.choice((0.0, 0.03, 0.3))
         """How many times a second something happens to a process."""
@@ -266,6 +290,10 @@ class World:
                 self.total += 1
             elif key.startswith(STATE) and isinstance(change, Put) and change.value.get("cancelled"):
                 self.runs[key.rpartition(":")[2]].is_cancelled = True
+            elif key.startswith(records.RUN) and isinstance(change, Delete):
+                self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
+            elif ":wait:" in key and isinstance(change, Put) and change.value["kind"] == "question":
+                self._settled(key, change.value)
             elif key.startswith(records.RUN) and attempt is not None and isinstance(change, Put):
                 self._moved(attempt, change.value["status"])
 
@@ -279,6 +307,29 @@ class World:
         if attempt is None or run.owner is not attempt:
             self.violate(f"the effect of {place} was written by an attempt that does not own the run")
 
+    def _settled(self, key: str, wait: Mapping[str, Any]) -> None:
+        """What stands at a question now. Once it is settled, that stands."""
+        _, _, name, _, place = key.split(":", 4)
+        run, place = self.runs[name], unquote(place)
+        answer = None if wait["answer"] is None else default_codec.decode(wait["answer"])
+        if wait["settled"] is None:
+            if place in run.answers and self.is_faulty:
+                self.violate(f"the question {name}/{place} is open again")
+        elif place in run.answers and run.answers[place] != answer:
+            self.violate(f"the question {name}/{place} was answered by {run.answers[place]}, and then by {answer}")
+        else:
+            run.answers[place] = answer
+
+    def answer(self, run: Story, place: str) -> int | None:
+        """What somebody answers to a question; None where nobody does in time."""
+        if not place:
+            return None
+        if not self.is_faulty:
+            return run.answers.get(place, None if "late" in place else 0)
+        if "late" in place and self.random.random() < 0.5:
+            return None
+        return self.random.choice((1, 1, 2)) + 10 * len(place)
+
     def _moved(self, attempt: Attempt, status: str) -> None:
         run, former = attempt.run, attempt.run.owner
         if former is not attempt:
@@ -286,10 +337,15 @@ class World:
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if former is not None:
                 if run.status == "running" and not attempt.takes_over and former.is_at_work:
-                    self.violate(f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work")
-                former.overtaken_at = self.scheduler.now
-            attempt.claimed_at, run.owner, run.is_begun = self.scheduler.now, attempt, True
-        run.status = status
+                    self.violate(
+                        f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
+                    )
+                former.overtaken_at = self.scheduler.now if run.status == "running" else None
+            attempt.claimed_at, attempt.overtaken_at = self.scheduler.now, None
+            run.owner, run.is_begun = attempt, True
+        if run.status != status:
+            run.states.append((self.scheduler.now, status))
+        run.is_cancelled = run.is_cancelled or status == "cancelled"
 
     def conflicted(self, by: Machine | None, attempt: Attempt | None, conflict: pp.ConflictError) -> None:
         """A write was in conflict."""
@@ -308,11 +364,17 @@ class World:
             self.on_death(machine)
 
     # ------------------------------------------------------------ the end
+    def removed(self, run: Story) -> None:
+        """Nothing of it may be left."""
+        for key in self.server.keys("pocket:"):
+            if run.id in key.split(":"):
+                self.violate(f"run {run.id} was removed, and {key} is there")
+
     def judge(self) -> None:
         """What must be true of every run once it has ended."""
         seen: set[str] = set()
         for run in self.runs.values():
-            wanted = reference(run.kind, run.input, run.answer)
+            wanted = reference(run.kind, run.input, run.answers)
             if run.results and any(result != wanted.result for result in run.results):
                 self.violate(f"run {run.id} has come to {run.results}, not to {wanted.result}")
             places = {place.partition("/")[2] for place in run.effects}
@@ -351,16 +413,17 @@ class Reference:
     hooks: frozenset[str]
 
 
-_references: dict[tuple[str, int, int], Reference] = {}
+_references: dict[tuple[Any, ...], Reference] = {}
 
 
-def reference(kind: str, input: int, answer: int) -> Reference:
+def reference(kind: str, input: int, answers: Mapping[str, int | None]) -> Reference:
     """What such a run comes to if nothing goes wrong."""
-    found = _references.get((kind, input, answer))
+    known = (kind, input, *sorted(answers.items()))
+    found = _references.get(known)
     if found is None:
         from .operators import undisturbed
 
-        outer = getattr(graphs, "current", None)
-        found = _references[kind, input, answer] = undisturbed(kind, input, answer)
-        graphs.current = outer
+        outer = stage.world
+        found = _references[known] = undisturbed(kind, input, answers)
+        stage.world = outer
     return found

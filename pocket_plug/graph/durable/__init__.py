@@ -12,5 +12,6 @@ from .records import look_at as look_at
 from .removal import remove_run as remove_run
 from .request import Request as Request
 from .standing import step_at as step_at
+from .states import RunFailure as RunFailure
 
 register_type(Answered, tag="pocket_plug.Answered")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, RunChangedError
 from pocket_plug.graph.plan import PlannedGraph
-from pocket_plug.store.backend import Backend, Entry
+from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 
 from .changes import written
 from .judging import How, Judge, Kept
-from .records import RUN, check_start, field_of, look_at, status_of
+from .reading import read_each
+from .records import RUN, check_start, field_of, look_at, place_of, status_of
 from .request import prepare
-from .standing import part_of, place_of
+from .standing import part_of
 from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
 
@@ -56,12 +56,11 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
     found: list[RunCheck] = []
     keys = await _keys(stack, graph.name)
     for at in range(0, len(keys), BATCH):
-        runs = {
-            key: entry async for key, entry in _entries(stack, keys[at : at + BATCH]) if _is_open(entry, graph.name)
-        }
-        begun = {key: entry async for key, entry in _entries(stack, [f"{part_of(key)}start" for key in runs])}
+        read = await read_each(stack, keys[at : at + BATCH])
+        runs = {key: entry for key, entry in read.items() if _is_open(entry, graph.name)}
+        begun = await read_each(stack, [f"{part_of(key)}start" for key in runs])
         asking = {key: name for key, entry in runs.items() if (name := _asking(key, entry)) is not None}
-        waits = {name: entry async for name, entry in _entries(stack, list(asking.values()))}
+        waits = await read_each(stack, list(asking.values()))
         for key, entry in runs.items():
             start = begun.get(f"{part_of(key)}start")
             if _is_elsewhere(start, str(place[1])):
@@ -73,7 +72,7 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
 
 async def _keys(stack: Stack, graph: str) -> list[str]:
     """The keys of all runs but those that their state tells to be over, or another graph's. Older runs have no state."""
-    ours = [states_of(status, graph) for status in OPEN]
+    ours = [states_of("unreadable"), *(states_of(status, graph) for status in OPEN)]
     others = {
         key.rpartition(":")[2] async for key in stack.scan(STATE) if not any(key.startswith(each) for each in ours)
     }
@@ -148,20 +147,3 @@ async def _checked(
         why=why,
         differences=differences,
     )
-
-
-async def _entries(stack: Backend, keys: Sequence[str]) -> AsyncIterator[tuple[str, Entry | CodecError]]:
-    """What is there of these; a record that can't be read is its error, and keeps no other back."""
-    try:
-        for key, entry in (await stack.read_many(keys)).items():
-            yield key, entry
-        return
-    except CodecError:
-        pass
-    for key in keys:
-        try:
-            found: Entry | CodecError | None = await stack.read(key)
-        except CodecError as error:
-            found = error
-        if found is not None:
-            yield key, found

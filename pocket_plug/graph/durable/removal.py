@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyError
-from pocket_plug.store.backend import Delete, Entry, Put
+from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .records import FORMAT, PART, RUN, RUN_FIELDS, check, keys_of, look_key, status_of
-from .states import STATE, State, plain_state, read_state, state_key, state_of
+from .moving import Seen, move, see
+from .reading import Found, read_each
+from .records import PART, RUN, keys_of, look_at, look_key
+from .states import STATE
 
 FINAL = ("finished", "cancelled")
 """The states of runs that nobody goes on with."""
@@ -38,49 +40,55 @@ async def remove_run(stack: Stack, run_id: str, *, force: bool = False) -> bool:
 
 
 async def _remove(stack: Stack, name: str, force: bool) -> bool:
-    key, entry = RUN + name, None
-    try:
-        entry = await stack.read(key)
-        if entry is not None:
-            check(key, entry.value, RUN_FIELDS)
-    except PocketError as error:  # no record of a run, so nobody goes on with it
-        if entry is None and not isinstance(error, CodecError):
-            raise
-        expect = {} if entry is None else {key: entry.version}
-        await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
-        return True
-    if entry is None:
+    key = RUN + name
+    found = (await read_each(stack, [key])).get(key)
+    if found is None:
         is_there = bool([each async for each in stack.scan(f"{PART}{name}:", limit=1)])
         if is_there:
             await erase(stack, name, {key: 0})
         return is_there
-    status, there = status_of(entry.value), state_of(entry.value, name)
-    if status == "running" and not force:
+    if not _is_sound(key, found):  # so nobody goes on with it
+        expect = {} if isinstance(found, CodecError) else {key: found.version}
+        await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
+        return True
+    seen = await see(stack, unquote(name))
+    if seen is None:
+        return True  # somebody else has removed it
+    if seen.status == "running" and not force:
         raise RunBusyError(
-            f"run {unquote(name)!r} is running, or its process died; it moved "
-            f"{max(stack.clock() - entry.value['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
+            f"run {seen.run_id!r} is running, or its process died; it moved "
+            f"{max(stack.clock() - seen.record['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
         )
-    if status in FINAL:
-        await erase(stack, name, {key: entry.version}, ended_keys(there, await stack.read(there)))
-    else:
-        left = state_key("cancelled", entry.value["graph"], entry.value["started"], name)
-        await erase(stack, name, {key: await _cancel(stack, entry, key, (there, left))}, (left,))
+    version, doomed = await take_apart(stack, seen)
+    await stack.write([Delete(each) for each in doomed], {key: version})
     return True
 
 
-async def _cancel(stack: Stack, entry: Entry, key: str, states: tuple[str, str]) -> int:
-    """Record that a run was cancelled, whoever is at it; give the version of its record."""
-    there, left = states
-    stood, now = await stack.read(there), stack.clock()
-    record = {**entry.value, "format": FORMAT, "status": "cancelled", "owner": "", "updated": now}
-    expect = {key: entry.version, there: stood.version if stood is not None else 0}
-    return await stack.write([Put(key, record), Delete(there), Put(left, plain_state(State(now)))], expect)
+def _is_sound(key: str, found: Found) -> bool:
+    """Is it the record of a run that this version can read?"""
+    try:
+        if isinstance(found, Entry):
+            look_at(key, found)
+        return isinstance(found, Entry)
+    except PocketError:
+        return False
 
 
-def ended_keys(there: str, stood: Entry | None) -> tuple[str, ...]:
-    """What there is of an ended run besides its record and its parts: its state, and its note for `keep_finished`."""
-    look_at = read_state(there, stood).look_at if stood is not None else None
-    return (there,) if look_at is None else (there, look_key(look_at, there.rpartition(":")[2]))
+async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
+    """Remove what there is of a run but what fits into one write, which it is still there without. The caller does that write.
+
+    Gives the version of its record then, and the keys for the last write. Raises ConflictError where somebody has gone on
+    with the run, or has removed it.
+    """
+    ended: Seen | None = seen
+    if seen.status not in FINAL:
+        ended = await move(stack, seen, "cancelled")
+    if ended is None:
+        raise ConflictError([seen.key])
+    version, others = ended.entry.version, [ended.state_key]
+    if ended.state.look_at is not None:
+        others.append(look_key(ended.state.look_at, seen.name))
+    return version, [*await _trim(stack, seen.name, {seen.key: version}), *others, seen.key]
 
 
 async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iterable[str] = ()) -> None:
@@ -88,11 +96,11 @@ async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iter
 
     Raises ConflictError where what is expected of its record isn't so any more.
     """
-    last = [*await trim(stack, name, expect), *others, RUN + name]
+    last = [*await _trim(stack, name, expect), *others, RUN + name]
     await stack.write([Delete(each) for each in last], expect)
 
 
-async def trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
+async def _trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
     """Remove parts of such a run until the rest fits into one write, and give the keys of that rest."""
     part, after = f"{PART}{name}:", ""
     start = part + "start"  # without it a finished run would not give its result any more

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from pocket_plug.codec import default_codec, inspect_record
+from pocket_plug.codec import default_codec, inspect_record, payload_of
 from pocket_plug.errors import CodecError, CorruptRecordError, RunMismatchError, RunSuspendedError
 from pocket_plug.graph.nesting import GraphStep
 from pocket_plug.graph.node import AnyNode, options_of
@@ -21,9 +21,7 @@ from pocket_plug.graph.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Backend, Entry, Put
 
-from .records import Frame, Record, escaped
-from .standing import place_of
-from .states import wake_key
+from .records import Frame, Record, escaped, place_of
 
 WAIT = "wait:"
 """How the name of such a record begins, behind that of its run."""
@@ -108,23 +106,14 @@ def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, Fo
     }
 
 
-def suspended(run_id: str, waits: Collection[Found]) -> RunSuspendedError:
+def suspended(run_id: str, waits: Collection[Found], wake_at: float | None = None) -> RunSuspendedError:
     """What a run is left with that waits for these."""
     questions = {each.place: _value(each.wait.question) for each in waits if each.wait.question is not None}
-    error = RunSuspendedError(run_id, questions, first_time(waits))
+    if wake_at is None:
+        wake_at = min((each.wait.until for each in waits if each.wait.until is not None), default=None)
+    error = RunSuspendedError(run_id, questions, wake_at)
     error.waits = tuple(waits)
     return error
-
-
-def first_time(waits: Collection[Found]) -> float | None:
-    """When the first of them goes on by itself."""
-    return min((each.wait.until for each in waits if each.wait.until is not None), default=None)
-
-
-def wake_changes(graph: str, name: str, waits: Collection[Found]) -> list[Put]:
-    """The note by which a worker finds a run that waits for a time."""
-    at = first_time(waits)
-    return [] if at is None else [Put(wake_key(graph, at, name), True)]
 
 
 def _value(record: bytes | None) -> Any:
@@ -161,6 +150,16 @@ def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | Any
     raise RunMismatchError(
         f"run {run_id!r} can't take the answer: {what}. Open: {', '.join(map(repr, open_ones)) or 'none'}"
     )
+
+
+def is_same(encoded: bytes, other: bytes, value: object) -> bool:
+    """Is it the value that was encoded? `other` is what it is now: a set's members have another order in each process."""
+    if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):
+        return other == encoded
+    try:
+        return bool(default_codec.decode(encoded) == value)
+    except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false
+        return False
 
 
 def names_in(place: str) -> list[tuple[str, bool]]:

@@ -1,0 +1,30 @@
+"""What is kept of a run's executions: each that goes on with a run notes that it began, and how it found the run.
+
+The first one is not noted: the run's start and its record have all of it. So it costs nothing where nobody has to go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pocket_plug.store.backend import Put
+
+from .processes import this_process
+from .records import Record, status_of
+from .states import State, trace_id
+
+EXECUTION = "execution:"
+"""`pocket:run-part:ID:execution:N` is the note of the run's Nth execution."""
+
+
+def note_execution(part: str, number: int, now: float, record: Record, state: State | None) -> Put:
+    """The note of an execution of this process, which goes on with a run that it has found like this."""
+    process = this_process().record
+    former: dict[str, Any] = {"state": status_of(record), "trace_id": trace_id(record["carrier"])}
+    if state is not None and state.failure is not None:
+        former["failure"] = asdict(state.failure)
+    if state is not None and state.process is not None:
+        former |= {"host": state.process["host"], "pid": state.process["pid"]}
+    note = {"began": now, "host": process["host"], "pid": process["pid"], "former": former}
+    return Put(f"{part}{EXECUTION}{number:06}", note)

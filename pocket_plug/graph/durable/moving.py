@@ -1,0 +1,150 @@
+"""A run that no execution is at is looked at, and moved into another state, by whoever is first.
+
+The record and the state are read as of one moment, and both versions are expected by the write. So of those who race for a
+run one moves it, and the others look again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
+
+from pocket_plug.errors import ConflictError, OutcomeUnknownError
+from pocket_plug.graph.context import run_ids
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
+from pocket_plug.store.stack import Stack
+
+from .processes import this_process
+from .records import FORMAT, RUN, RUN_FIELDS, Checkpoint, Record, Status, field_of, keys_of, look_at, status_of
+from .standing import part_of
+from .states import State, plain_state, read_state, state_key, state_of, wake_key
+from .waits import put_wait, waits_in
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A run as it was seen at one moment."""
+
+    key: str
+    entry: Entry
+    record: Record
+    checkpoint: Checkpoint
+    state_key: str
+    state_version: int
+    state: State
+    """That of a run which has none, since an older version wrote it, is made of its record."""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, as it was given."""
+        return unquote(self.name)
+
+    @property
+    def name(self) -> str:
+        """The id as keys have it."""
+        return self.key.removeprefix(RUN)
+
+    @property
+    def part(self) -> str:
+        """How the keys of its parts begin."""
+        return part_of(self.key)
+
+    @property
+    def status(self) -> str:
+        """What the record says."""
+        return status_of(self.record)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Is it running, and the execution that was at it is known to have ended?"""
+        process = self.state.process
+        return (
+            self.status == "running" and process is not None and this_process().knows_ended(self.state.owner, process)
+        )
+
+    @property
+    def is_at_work(self) -> bool:
+        """May an execution be at it that reads what is left for it in the state? Those of older versions don't."""
+        return self.status == "running" and self.state.process is not None and not self.is_stalled
+
+
+async def see(stack: Stack, run_id: str) -> Seen | None:
+    """The run of an id; None where there is none. Raises StoreError for a newer format, CorruptRecordError."""
+    key, _ = keys_of(run_id)
+    entry = await stack.read(key)
+    while entry is not None:
+        record, checkpoint = look_at(key, entry)
+        there = state_of(record, key.removeprefix(RUN))
+        found = await stack.read_many((key, there))
+        now = found.get(key)
+        if now is not None and now.version == entry.version:
+            return seen_of(key, entry, record, checkpoint, there, found.get(there))
+        entry = now
+    return None
+
+
+def seen_of(key: str, entry: Entry, record: Record, checkpoint: Checkpoint, there: str, stood: Entry | None) -> Seen:
+    """A run, of what is stored of it. Raises CorruptRecordError."""
+    state = State(record["updated"]) if stood is None else read_state(there, stood)
+    return Seen(key, entry, record, checkpoint, there, 0 if stood is None else stood.version, state)
+
+
+async def move(
+    stack: Stack,
+    seen: Seen,
+    status: Status,
+    changes: Sequence[Put] = (),
+    expect: Mapping[str, int] = NO_EXPECTATIONS,
+    **facts: Any,
+) -> Seen | None:
+    """Bring a run into another state, with other changes; None where somebody was faster, so that one has to look again.
+
+    Whatever execution is at it writes nothing from now on. Raises what the store raises, unless the write has landed all the
+    same, and OutcomeUnknownError where that can't be known.
+    """
+    now, token = stack.clock(), f".{run_ids.next()}"  # of a write, and of no execution
+    record = {name: seen.record[name] for name in RUN_FIELDS}
+    record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
+    there, state = state_key(status, record["graph"], record["started"], seen.name), State(now, **facts)
+    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(there, plain_state(state)), *changes]
+    if seen.state_version and seen.state_key != there:
+        writes.append(Delete(seen.state_key))
+    if seen.state.wake_at is not None:
+        writes.append(Delete(wake_key(record["graph"], seen.state.wake_at, seen.name)))
+    old = waits_in(seen.record, seen.part, seen.checkpoint.frames).values()  # which stood in the record
+    known = {each.key for each in changes}
+    writes += [put for each in old if (put := put_wait(seen.part, each.place, each.wait)).key not in known]
+    expect = {**expect, seen.key: seen.entry.version, seen.state_key: seen.state_version}
+    try:
+        version = await stack.write(writes, expect)
+    except Exception as error:
+        landed = await _landed(stack, seen, token, error)
+        if landed is None:
+            if isinstance(error, ConflictError):
+                return None
+            raise
+        version = landed
+    entry = Entry(record, version, seen.entry.expires_at)
+    return replace(seen, entry=entry, record=record, state_key=there, state_version=version, state=state)
+
+
+async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> int | None:
+    """After a failed write: its version if it has landed all the same (only the answer was lost), else None."""
+    try:
+        now = await stack.read(seen.key)
+    except Exception as error:
+        raise unknown(seen.run_id, f"looking for it failed too: {error}") from error
+    if now is not None and field_of(now, "owner") == token:
+        return now.version
+    if isinstance(failed, ConflictError) or (now is not None and now.version == seen.entry.version):
+        return None
+    raise unknown(seen.run_id, "somebody else has moved the run since") from failed
+
+
+def unknown(run_id: str, why: str) -> OutcomeUnknownError:
+    """An operator's write has failed, and nobody knows whether it is stored."""
+    return OutcomeUnknownError(
+        f"run {run_id!r}: whether this has taken effect is not known, since the store failed, and {why}. Look at the run"
+    )

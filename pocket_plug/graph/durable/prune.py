@@ -1,0 +1,304 @@
+"""Records have an end: ended runs that are old are removed, some at a time, while other runs go on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from pocket_plug.errors import CodecError, ConfigError, ConflictError, PocketError, suggest
+from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.waiting import pause
+from pocket_plug.store.backend import Delete, Entry
+from pocket_plug.store.stack import Stack
+
+from .moving import seen_of
+from .records import PART, RUN, look_at
+from .removal import take_apart
+from .states import STATE, StateKey, read_state, state_of, states_of
+
+PRUNABLE = ("finished", "cancelled", "failed")
+"""The states of runs that may be pruned. A failed one can still be retried, so it goes only where that is said."""
+BY_DEFAULT = ("finished", "cancelled")
+SLICE = 16
+"""How many runs a slice looks at."""
+BATCH = 64
+"""Once so many records of several runs are to go, they go in one write."""
+GIVEN_BACK = 64 * 1024
+"""How many bytes of the file a slice gives back, about."""
+PAUSE = 0.05
+"""Seconds between two slices while somebody else writes. So few of the others' writes have to wait for one."""
+KEY_PIECES = 6
+"""Of the key of a state, between colons."""
+EVERY = 60.0
+"""Seconds from a pass of a worker's to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Which runs are removed: those of these states that ended `older` seconds ago, but the last `keep` of each graph and state.
+
+    The last are those that were begun last. None stands for no such limit, and one limit is given at least.
+    """
+
+    older: float | None = None
+    keep: int | None = None
+    states: tuple[str, ...] = BY_DEFAULT
+    graph: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        older: Duration | None = None,
+        keep: int | None = None,
+        states: Collection[str] = BY_DEFAULT,
+        graph: str | None = None,
+        where: str = "",
+    ) -> Retention:
+        """Check what somebody has written. Raises ConfigError, which begins with `where` that is.
+
+        >>> Retention.of(older="30d", keep=100)
+        Retention(older=2592000.0, keep=100, states=('finished', 'cancelled'), graph=None)
+        """
+        at = f"{where}: " if where else ""
+        if older is None and keep is None:
+            raise ConfigError(f"{at}nothing says which runs are to go; give older, keep, or both")
+        if keep is not None and (keep.__class__ is not int or keep < 0):
+            raise ConfigError(f"{at}keep must be a number of runs, 0 or more, not {summary(keep)}")
+        for state in states:
+            if state not in PRUNABLE:
+                allowed = ", ".join(PRUNABLE)
+                raise ConfigError(
+                    f"{at}runs of the state {state!r:.80} can't be pruned, only those that have ended: {allowed}."
+                    f"{suggest(state, PRUNABLE)}"
+                )
+        wait = None if older is None else seconds(older, f"{at}older", or_zero=True)
+        return cls(wait, keep, tuple(dict.fromkeys(states)), graph)
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed; of a dry run, what would be."""
+
+    runs: int = 0
+    records: int = 0
+    """How many keys they had."""
+    freed: int = 0
+    """How many bytes the store's file has been told to shrink by."""
+    unreadable: int = 0
+    """How many runs were left since their records are damaged."""
+
+
+@dataclass(slots=True)
+class _Range:
+    """The runs of one graph in one state, in the order in which they began."""
+
+    prefix: str
+    end: str | None = None
+    """The first key of those that are kept for their number."""
+    after: str = ""
+    """The last key that was looked at."""
+
+
+class Pruning:
+    """One pass over the runs of a store, in slices: each is a few reads and short writes, and other runs go on between them.
+
+    Whoever stops between two slices, or is killed within one, leaves no run in parts but one that the next pass removes.
+    """
+
+    def __init__(self, stack: Stack, retention: Retention, *, dry_run: bool = False, now: float | None = None) -> None:
+        self.stack, self.retention, self.dry_run = stack, retention, dry_run
+        older = retention.older
+        self.before = None if older is None else (stack.clock() if now is None else now) - older
+        """Runs that ended later stay."""
+        self.runs = self.records = self.freed = self.unreadable = 0
+        self._ranges: list[_Range] | None = None
+        self._version: int | None = None
+        """The store's, after the last slice."""
+
+    @property
+    def pruned(self) -> Pruned:
+        """What has come of it so far."""
+        return Pruned(self.runs, self.records, self.freed, self.unreadable)
+
+    async def slice(self) -> float | None:
+        """Remove some runs, or when that is done let the file shrink a little.
+
+        Gives how many seconds to wait before the next slice, 0 where nobody else has written since the last. None once there
+        is nothing left to do.
+        """
+        before, self._version = self._version, await self.stack.version()
+        is_alone = before in (None, self._version)
+        if not await self._go_on():
+            return None
+        self._version = await self.stack.version()
+        return 0.0 if is_alone or self.dry_run else PAUSE
+
+    async def _go_on(self) -> bool:
+        if self._ranges is None:
+            self._ranges = [each async for each in self._find()]
+        if self._ranges:
+            if not await self._look(self._ranges[-1]):
+                self._ranges.pop()
+            return True
+        if not self.runs or self.dry_run:
+            return False
+        freed = await self.stack.compact(GIVEN_BACK)
+        self.freed += freed
+        return freed > 0
+
+    async def _find(self) -> AsyncIterator[_Range]:
+        keep, graph = self.retention.keep, self.retention.graph
+        for status in self.retention.states:
+            for prefix in [states_of(status, graph)] if graph is not None else await graphs_in(self.stack, status):
+                if not keep:
+                    yield _Range(prefix)
+                elif len(last := [key async for key in self.stack.scan(prefix, reverse=True, limit=keep)]) == keep:
+                    yield _Range(prefix, last[-1])
+
+    async def _look(self, range: _Range) -> bool:
+        """Remove what may go of the next few runs. Are there perhaps more?"""
+        page = [key async for key in self.stack.scan(range.prefix, after=range.after, limit=SLICE)]
+        begun: list[str] = []
+        is_over = len(page) < SLICE
+        for key in page:
+            started = _started(key)
+            if (range.end is not None and key >= range.end) or (started is not None and not self._is_old(started)):
+                is_over = True
+                break
+            begun += [key] if started is not None else []
+        await self._remove(begun)
+        range.after = page[-1] if page else ""
+        return not is_over
+
+    def _is_old(self, time: float) -> bool:
+        return self.before is None or time <= self.before
+
+    async def _remove(self, keys: list[str]) -> None:
+        states = await self._read(keys)
+        old: dict[str, str] = {}
+        for key, stood in states.items():
+            try:
+                if self._is_old(read_state(key, stood).since):
+                    old[RUN + key.rpartition(":")[2]] = key
+            except CodecError:
+                self.unreadable += 1
+        batch: dict[str, tuple[int, list[str]]] = {}
+        for run, entry in (await self._read(old)).items():
+            name = run.removeprefix(RUN)
+            try:
+                seen = seen_of(run, entry, *look_at(run, entry), old[run], states[old[run]])
+            except PocketError:
+                self.unreadable += 1
+                continue
+            if state_of(seen.record, name) != old[run]:
+                continue  # it has come into another state meanwhile
+            if self.dry_run:
+                self.runs += 1
+                self.records += 2 + len([key async for key in self.stack.scan(f"{PART}{name}:")])
+                continue
+            try:
+                batch[run] = await take_apart(self.stack, seen)
+            except ConflictError:
+                continue  # somebody has gone on with it
+            if sum(len(doomed) for _, doomed in batch.values()) >= BATCH:
+                await self._write(batch)
+                batch = {}
+        await self._write(batch)
+
+    async def _write(self, batch: Mapping[str, tuple[int, list[str]]]) -> None:
+        """Remove what is left of these runs, but of those that somebody has gone on with."""
+        while batch:
+            doomed = [Delete(key) for _, keys in batch.values() for key in keys]
+            try:
+                await self.stack.write(doomed, {run: version for run, (version, _) in batch.items()})
+            except ConflictError as conflict:
+                left = {run: each for run, each in batch.items() if run not in conflict.keys}
+                if len(left) == len(batch):
+                    raise
+                batch = left
+            else:
+                self.runs += len(batch)
+                self.records += len(doomed)
+                return
+
+    async def _read(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The entries that can be read."""
+        wanted = list(keys)
+        try:
+            return await self.stack.read_many(wanted) if wanted else {}
+        except CodecError:
+            found: dict[str, Entry] = {}
+            for key in wanted:
+                try:
+                    entry = await self.stack.read(key)
+                except CodecError:
+                    self.unreadable += 1
+                else:
+                    found |= {} if entry is None else {key: entry}
+            return found
+
+
+async def prune(stack: Stack, retention: Retention, *, dry_run: bool = False) -> Pruned:
+    """Remove the runs that are to go, by the clock of this process, and let the file shrink; other runs go on meanwhile."""
+    pruning = Pruning(stack, retention, dry_run=dry_run)
+    while (rest := await pruning.slice()) is not None:
+        await pause(rest)
+    return pruning.pruned
+
+
+class Pruner:
+    """Carries a policy out for a worker: that calls `slice` when it has nothing else to do, again after so many seconds
+    as that gives.
+
+    Nobody looks at what it does, so no single clock lets a young run go: time counts up to when the newest run in the store was
+    begun. A clock that is ahead finds none too old that isn't, and one ahead that has begun a run is not believed by this one.
+    """
+
+    def __init__(self, stack: Stack, policy: Retention) -> None:
+        self.stack, self.policy = stack, policy
+        self._pass: Pruning | None = None
+
+    async def slice(self) -> float:
+        """Do a little; gives how many seconds there is nothing more to do then."""
+        if self._pass is None:
+            now = self.stack.clock()
+            self._pass = Pruning(self.stack, self.policy, now=min(now, await newest(self.stack)))
+        rest = await self._pass.slice()
+        if rest is None:
+            self._pass = None
+        return EVERY if rest is None else rest
+
+
+async def graphs_in(stack: Stack, status: str = "") -> list[str]:
+    """How the keys of runs in a state begin, for each graph that has some; of all states if none is named.
+
+    It costs a look for each, however many runs it has.
+    """
+    within = states_of(status) if status else STATE
+    found: list[str] = []
+    after = ""
+    while page := [key async for key in stack.scan(within, after=after, limit=1)]:
+        pieces, after = page[0].split(":"), page[0]
+        if len(pieces) == KEY_PIECES:
+            found.append(":".join(pieces[:-2]) + ":")
+            after = found[-1][:-1] + ";"  # right behind all that begins so
+    return found
+
+
+async def newest(stack: Stack) -> float:
+    """When the newest of all runs was begun, by the clock of whoever began it."""
+    times = [0.0]
+    for prefix in await graphs_in(stack):
+        last = [_started(key) async for key in stack.scan(prefix, reverse=True, limit=1)]
+        times += [time for time in last if time is not None]
+    return max(times)
+
+
+def _started(key: str) -> float | None:
+    """The time in a state's key; None for one that is damaged."""
+    try:
+        return StateKey.parse(key).started
+    except CodecError:
+        return None

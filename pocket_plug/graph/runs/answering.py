@@ -1,0 +1,108 @@
+"""An answer is recorded for one question of a run, which whoever takes pending runs then goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import ConflictError, InputError, RunMismatchError, RunStateError
+from pocket_plug.graph.ask import AskStep
+from pocket_plug.graph.durable.moving import Seen, move, unknown
+from pocket_plug.graph.durable.waits import (
+    Found,
+    is_same,
+    put_wait,
+    read_wait,
+    step_of_place,
+    wanted_question,
+)
+from pocket_plug.graph.node import AnyNode
+from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.typechecks import checker, type_name
+from pocket_plug.primitives.values import Hint
+from pocket_plug.store.backend import Put
+from pocket_plug.store.stack import Stack
+
+from .info import RunInfo, info_of, waits_for
+from .operations import must_see
+
+_PLAIN: Sequence[Hint] = (int, float, str, bytes, list, tuple, dict, set, frozenset)
+"""Types that an answer can be held to without the graph that asks. Those of a few values are told by these."""
+
+
+async def answer(
+    stack: Stack, run_id: str, value: object, question: str | AnyNode | None, graph: PlannedGraph | None
+) -> RunInfo:
+    """Record an answer. Where the run waits it becomes pending; an execution that is at it finds the answer by itself."""
+    encoded = default_codec.encode(value)
+    while True:
+        seen = await must_see(stack, run_id)
+        waits = {each.place: each for each in await waits_for(stack, seen)}
+        asked = wanted_question(run_id, waits, question)
+        if not asked.wait.is_open:
+            _refuse_another(run_id, asked, encoded, value)
+            return info_of(seen)
+        if seen.status in ("finished", "cancelled"):
+            raise RunStateError(run_id, seen.status, f"run {run_id!r} takes no answer: it is {seen.status}")
+        _check(run_id, asked, value, graph)
+        settled = put_wait(seen.part, asked.place, replace(asked.wait, answer=encoded, settled=stack.clock()))
+        if seen.status == "waiting":
+            answered = await move(stack, seen, "pending", [settled], {settled.key: asked.version})
+        else:
+            answered = await _leave(stack, seen, settled, asked)
+        if answered is not None:
+            return info_of(answered)
+
+
+def _refuse_another(run_id: str, asked: Found, encoded: bytes, value: object) -> None:
+    """Raise RunMismatchError where a question has had another answer than this."""
+    given = asked.wait.answer
+    if given is None or not is_same(given, encoded, value):
+        what = "was not answered in time" if given is None else "has had its answer already, and this is another one"
+        raise RunMismatchError(f"run {run_id!r} can't take {summary(value)}: its question {asked.place!r} {what}")
+
+
+def _check(run_id: str, asked: Found, value: object, graph: PlannedGraph | None) -> None:
+    """Raise InputError for an answer that is not of the type, or one of the values, that the question asks for."""
+    wait = asked.wait
+    wanted = wait.asks_for
+    if graph is not None:
+        step = step_of_place(graph.plan, asked.place)
+        if not isinstance(step, AskStep):
+            raise RunMismatchError(
+                f"graph {graph.name!r} asks nothing at {asked.place!r}; give the graph of run {run_id!r}"
+            )
+        fits, wanted = step.accepts(value), type_name(step.answer_type)
+    elif wait.choices is not None:
+        plain = getattr(value, "value", value) if type(value).__name__ == wanted else value  # of an Enum
+        fits = any(type(each) is type(plain) and each == plain for each in wait.choices)
+        wanted = " or ".join(map(repr, wait.choices))
+    else:
+        plain_types = [each for each in _PLAIN if type_name(each) == wanted]
+        fits = any(checker(each)(value) for each in plain_types) or type_name(type(value)) == wanted
+        wanted += "" if plain_types else "; give graph=…, which knows what that is"
+    if not fits:
+        raise InputError(
+            f"question {asked.place!r} of run {run_id!r} asks for {wanted}, not {summary(value)}; it is still open"
+        )
+
+
+async def _leave(stack: Stack, seen: Seen, settled: Put, asked: Found) -> Seen | None:
+    """Record the answer beside an execution; None where somebody was faster."""
+    expect: Mapping[str, int] = {settled.key: asked.version, seen.state_key: seen.state_version}
+    try:
+        await stack.write([settled], expect)
+    except ConflictError:
+        return None
+    except Exception:
+        try:
+            now = await stack.read(settled.key)
+            given: Any = None if now is None else read_wait(seen.part, settled.key, now).wait.answer
+        except Exception as failed:
+            raise unknown(seen.run_id, f"looking for it failed too: {failed}") from failed
+        if given != settled.value["answer"]:
+            raise
+    return seen

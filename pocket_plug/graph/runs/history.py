@@ -1,0 +1,86 @@
+"""All that is kept of a run: its executions, the nodes that it has passed, and its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pocket_plug.graph.durable.executions import EXECUTION
+from pocket_plug.graph.durable.moving import Seen
+from pocket_plug.graph.durable.reading import Found, read_each
+from pocket_plug.graph.durable.states import RunFailure
+from pocket_plug.store.stack import Stack
+
+from .info import PassedNode, RunExecution, RunHistory, RunInfo, field_in, info_of, kept, questions_of, waits_for
+
+BATCH = 1000
+"""Records that are read at once."""
+
+
+async def history_of(stack: Stack, seen: Seen) -> RunHistory:
+    """What there is to say of a run. What is damaged of its further records is None, and the rest is there."""
+    part, frames = seen.part, seen.checkpoint.frames
+    waits = await waits_for(stack, seen)
+    info = info_of(seen, waits if seen.status == "waiting" else ())
+    start = (await read_each(stack, [f"{part}start"])).get(f"{part}start")
+    passed = await _records(stack, f"{part}path:")
+    nodes = [frame.node for frame in frames]
+    return RunHistory(
+        run=info,
+        executions=_executions(info, await _records(stack, f"{part}{EXECUTION}")),
+        path=tuple(_passed(each) for each in passed.values()),
+        visits={
+            "/".join([*filter(None, nodes[:depth]), name]): visits
+            for depth, frame in enumerate(frames)
+            for name, visits in frame.visits.items()
+        },
+        input=kept(field_in(start, "input")),
+        value=kept(frames[-1].value),
+        questions=tuple(questions_of(seen.run_id, waits)),
+    )
+
+
+async def _records(stack: Stack, prefix: str) -> dict[str, Found]:
+    keys = [key async for key in stack.scan(prefix)]
+    found: dict[str, Found] = {}
+    for at in range(0, len(keys), BATCH):
+        found |= await read_each(stack, keys[at : at + BATCH])
+    return {key: found[key] for key in keys if key in found}
+
+
+def _passed(found: Found) -> PassedNode:
+    node, following, at = (field_in(found, name) for name in ("node", "next", "at"))
+    return PassedNode(
+        node if isinstance(node, str) else None,
+        following if isinstance(following, str) else None,
+        at if isinstance(at, float) else None,
+    )
+
+
+def _executions(run: RunInfo, notes: Mapping[str, Found]) -> tuple[RunExecution, ...]:
+    """Each of them, of the note that it has left, and of how the next one has found the run."""
+    numbered = {int(key.rpartition(":")[2]): note for key, note in notes.items() if key[-6:].isdigit()}
+    return tuple(_execution(run, number, numbered) for number in range(1, (run.executions or 0) + 1))
+
+
+def _execution(run: RunInfo, number: int, notes: Mapping[int, Found]) -> RunExecution:
+    note, following = notes.get(number), notes.get(number + 1)
+    began = run.started if number == 1 and note is None else field_in(note, "began")
+    host, pid = field_in(note, "host"), field_in(note, "pid")
+    if number == run.executions:
+        owner = run.owner
+        host, pid = (host, pid) if owner is None else (owner.host, owner.pid)
+        return RunExecution(number, began, host, pid, run.trace_id, run.state, run.failure)
+    former: Mapping[str, Any] = field_in(following, "former") or {}
+    host, pid = host or former.get("host"), pid or former.get("pid")
+    failure = former.get("failure")
+    left = former.get("state")
+    return RunExecution(
+        number,
+        began,
+        host,
+        pid,
+        former.get("trace_id"),
+        "stalled" if left == "running" else left,
+        None if failure is None else RunFailure(**failure),
+    )

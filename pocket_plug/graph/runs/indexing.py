@@ -1,0 +1,59 @@
+"""Runs of versions that knew no states get the keys of theirs, once for each store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pocket_plug.errors import CodecError, ConflictError, PocketError
+from pocket_plug.graph.durable.reading import Found, read_each
+from pocket_plug.graph.durable.records import RUN, look_at
+from pocket_plug.graph.durable.states import STATE, State, plain_state, state_key, state_of
+from pocket_plug.store.backend import Put
+from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.stack import Stack
+
+INDEXED = f"{RESERVED}run-indexed"
+"""Where it is noted that this has been done."""
+BATCH = 1000
+"""Runs that are read at once."""
+
+
+async def index_old(stack: Stack) -> None:
+    """See to it that each run has the key of its state. One that can't be read is `unreadable`, and so found as well."""
+    if await stack.read(INDEXED) is not None:
+        return
+    names = [key.removeprefix(RUN) async for key in stack.scan(RUN)]
+    known = {key.rpartition(":")[2] async for key in stack.scan(STATE)} if names else set[str]()
+    old = [name for name in names if name not in known]
+    for at in range(0, len(old), BATCH):
+        found = await read_each(stack, [RUN + name for name in old[at : at + BATCH]])
+        await _put(stack, [_state(key, entry) for key, entry in found.items()])
+    if (
+        names
+    ):  # else looking costs nothing the next time either, and nothing is written to a store that is only looked at
+        await stack.write([Put(INDEXED, {"format": 1})])
+
+
+def _state(key: str, found: Found) -> tuple[str, int, Put]:
+    """The key of a run, its version, and its state."""
+    name = key.removeprefix(RUN)
+    try:
+        if isinstance(found, CodecError):
+            raise found
+        record, _ = look_at(key, found)
+    except PocketError:
+        version = 0 if isinstance(found, CodecError) else found.version
+        return key, version, Put(state_key("unreadable", "", 0.0, name), plain_state(State(0.0)))
+    return key, found.version, Put(state_of(record, name), plain_state(State(record["updated"])), found.expires_at)
+
+
+async def _put(stack: Stack, states: Sequence[tuple[str, int, Put]]) -> None:
+    """Write them at once; one at a time where somebody has moved one of the runs, which then has its state from that."""
+    expect = {key: version for key, version, _ in states if version} | {put.key: 0 for _, _, put in states}
+    try:
+        await stack.write([put for _, _, put in states], expect)
+    except ConflictError:
+        if len(states) == 1:
+            return
+        for each in states:
+            await _put(stack, [each])

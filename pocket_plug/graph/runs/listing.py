@@ -1,0 +1,174 @@
+"""Pages of runs, those that were begun last first: ranges of the keys of their states, merged.
+
+There is a range for each state and graph, and within it the keys are in the order in which the runs were begun. A page asks
+each of them for as many keys as it needs, from where the page before ended; so each page costs the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from pocket_plug.errors import ConfigError, ConflictError, CorruptRecordError
+from pocket_plug.graph.durable.moving import Seen, see
+from pocket_plug.graph.durable.reading import Found, read_each
+from pocket_plug.graph.durable.records import RUN
+from pocket_plug.graph.durable.states import State, StateKey, in_order, plain_state, state_of, states_of
+from pocket_plug.store.backend import Change, Delete, Put
+from pocket_plug.store.stack import Stack
+
+from .info import RunInfo, RunPage, RunState, seen_in, told, unreadable
+
+RECORDED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished", "unreadable")
+"""The states that keys have, in the order in which a run mostly goes through them: so one that moves while it is listed is
+rather seen twice than not at all."""
+_PLACE = re.compile(r"\d{16}\.\d{6}:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which runs are to be listed."""
+
+    states: Collection[RunState]
+    graph: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+    @property
+    def recorded(self) -> Sequence[RunState]:
+        """The states in whose ranges they may be: a record can be damaged in whatever state."""
+        if "unreadable" in self.states:
+            return RECORDED
+        return [each for each in RECORDED if each in self.states or (each == "running" and "stalled" in self.states)]
+
+
+@dataclass(slots=True)
+class _Range:
+    """The keys of one state and graph, from the last one on."""
+
+    prefix: str
+    after: str
+    size: int
+    heads: deque[str] = field(default_factory=deque[str])
+    """What was read of it, without the prefix: `TIME:ID`."""
+    is_read: bool = False
+
+    async def fill(self, stack: Stack) -> None:
+        """Read on, if there is nothing left of what was read."""
+        if self.heads or self.is_read:
+            return
+        start = len(self.prefix)
+        page = stack.scan(self.prefix, after=self.after, reverse=True, limit=self.size)
+        self.heads.extend([key[start:] async for key in page])
+        self.is_read = len(self.heads) < self.size
+        if self.heads:
+            self.after = self.prefix + self.heads[-1]
+
+
+async def page_of(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> RunPage:
+    """The runs of a page. It has the `after` of the next one, unless it is the last."""
+    found: list[RunInfo] = []
+    async with aclosing(_keys(stack, wanted, limit, after)) as keys:
+        while batch := await _some(keys, limit):
+            for at, info in enumerate(await _infos(stack, batch)):
+                if info is None or info.state not in wanted.states:
+                    continue
+                found.append(info)
+                if len(found) == limit:
+                    is_last = at == len(batch) - 1 and await anext(keys, None) is None
+                    return RunPage(tuple(found), None if is_last else _place(batch[at]))
+    return RunPage(tuple(found), None)
+
+
+async def _some(keys: AsyncGenerator[str], number: int) -> list[str]:
+    found: list[str] = []
+    async for key in keys:
+        found.append(key)
+        if len(found) == number:
+            break
+    return found
+
+
+def _place(key: str) -> str:
+    """Where a run is among those of all states: `TIME:ID`."""
+    return ":".join(key.split(":")[-2:])
+
+
+async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> AsyncGenerator[str]:
+    """The keys of states of what is wanted, those of runs that were begun last first, and each run once."""
+    if after is not None and not _PLACE.match(after):
+        raise ConfigError(f"after={after!r:.80} is no place in a list; give the `after` of the page before")
+    start = after if wanted.until is None else min(filter(None, (after, in_order(wanted.until))))
+    prefixes = [
+        states_of(status, graph)
+        for status in wanted.recorded
+        for graph in ([wanted.graph] if wanted.graph is not None else await _graphs(stack, status))
+    ]
+    size = limit // max(len(prefixes), 1) + 2
+    ranges = [_Range(prefix, prefix + start if start else "", size) for prefix in prefixes]
+    since = "" if wanted.since is None else in_order(wanted.since)
+    before = ""
+    while True:
+        for each in ranges:
+            await each.fill(stack)
+        ranges = [each for each in ranges if each.heads and each.heads[0] >= since]
+        if not ranges:
+            return
+        first = max(ranges, key=lambda each: each.heads[0])
+        head = first.heads.popleft()
+        if head != before:
+            before = head
+            yield first.prefix + head
+
+
+async def _graphs(stack: Stack, status: str) -> list[str]:
+    """The graphs that have runs in a state; each costs one look, however many runs it has."""
+    found: list[str] = []
+    after = ""
+    while keys := [key async for key in stack.scan(states_of(status), after=after, limit=1)]:
+        try:
+            graph = StateKey.parse(keys[0]).graph
+        except CorruptRecordError:
+            after = keys[0]
+        else:
+            found.append(graph)
+            after = states_of(status, graph)[:-1] + ";"  # which comes after ":"
+    return found
+
+
+async def _infos(stack: Stack, keys: Sequence[str]) -> list[RunInfo | None]:
+    """What there is to say of the run of each of these keys; None where it has gone."""
+    names = [key.rpartition(":")[2] for key in keys]
+    found = await read_each(stack, [*keys, *(RUN + name for name in names)])
+    return [await _info(stack, key, name, found) for key, name in zip(keys, names, strict=True)]
+
+
+async def _info(stack: Stack, key: str, name: str, found: Mapping[str, Found]) -> RunInfo | None:
+    seen = seen_in(name, key, found) if RUN + name in found else None
+    if isinstance(seen, Exception):
+        return unreadable(name, seen)
+    if seen is not None and state_of(seen.record, name) == key and seen.state_version:
+        return await told(stack, seen)
+    if key in found:
+        await _mend(stack, key, seen)
+    now = await see(stack, unquote(name))  # it has moved since its key was read
+    return None if now is None else await told(stack, now)
+
+
+async def _mend(stack: Stack, key: str, seen: Seen | None) -> None:
+    """Bring a key of a state to where its run is: an older version, which doesn't know of states, has moved or removed that."""
+    name = key.rpartition(":")[2]
+    stood = await stack.read(key)
+    if stood is None:
+        return
+    expect, changes = {key: stood.version, RUN + name: 0}, list[Change]([Delete(key)])
+    if seen is not None:
+        there = state_of(seen.record, name)
+        changes.append(Put(there, plain_state(State(seen.record["updated"])), seen.entry.expires_at))
+        expect |= {RUN + name: seen.entry.version, there: 0}
+    with suppress(ConflictError):  # somebody else was faster
+        await stack.write(changes, expect)

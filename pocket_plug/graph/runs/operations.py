@@ -1,0 +1,94 @@
+"""What operators do to a run: cancel it, and have a failed one tried again.
+
+Each looks at the run, and writes only if that is still so. Who was overtaken looks again, and finds what the other one has
+done: then it is done as well, or refused with a RunStateError that says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pocket_plug.errors import ConflictError, RunStateError, UnknownRunError
+from pocket_plug.graph.durable.moving import Seen, move, see, unknown
+from pocket_plug.graph.durable.processes import this_process
+from pocket_plug.graph.durable.states import plain_state, read_state
+from pocket_plug.store.backend import Entry, Put
+from pocket_plug.store.stack import Stack
+
+from .info import RunInfo, info_of
+
+
+async def must_see(stack: Stack, run_id: str) -> Seen:
+    """The run of an id. Raises UnknownRunError, StoreError for a newer format, CorruptRecordError."""
+    seen = await see(stack, run_id)
+    if seen is None:
+        raise UnknownRunError(f"there is no run {run_id!r} in {stack!r}; `pocket-plug runs ls` lists them")
+    return seen
+
+
+async def cancel(stack: Stack, run_id: str) -> RunInfo:
+    """End a run; an execution that is at it finds out."""
+    while True:
+        seen = await must_see(stack, run_id)
+        if seen.status == "cancelled":
+            return info_of(seen)
+        if seen.status == "finished":
+            raise RunStateError(run_id, "finished", f"run {run_id!r} can't be cancelled: it has finished")
+        if seen.is_at_work:
+            cancelled = await _leave_word(stack, seen)
+        else:
+            cancelled = await move(stack, seen, "cancelled")
+        if cancelled is not None:
+            return info_of(cancelled)
+
+
+async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
+    """Write into a run's state that it is to end; None where that has changed meanwhile."""
+    if seen.state.cancelled:
+        return seen
+    state = replace(seen.state, cancelled=True)
+    record = plain_state(state)
+    try:
+        version = await stack.write([Put(seen.state_key, record)], {seen.state_key: seen.state_version})
+    except ConflictError:
+        return None
+    except Exception:
+        try:
+            now = await stack.read(seen.state_key)
+            is_there = now is not None and read_state(seen.state_key, now).cancelled
+        except Exception as failed:
+            raise unknown(seen.run_id, f"looking for it failed too: {failed}") from failed
+        if now is None:
+            return None  # the execution has ended meanwhile: look how
+        if not is_there:
+            raise
+        version = now.version
+    held = this_process().held.get(state.owner)
+    if held is not None:
+        held.hear(Entry(record, version))
+    return replace(seen, state=state, state_version=version)
+
+
+async def retry(stack: Stack, run_id: str) -> RunInfo:
+    """Let whoever takes pending runs go on with one that has failed, or that nobody is at any more."""
+    while True:
+        seen = await must_see(stack, run_id)
+        if seen.status == "pending":
+            return info_of(seen)
+        if seen.status != "failed" and (not seen.is_stalled or seen.state.cancelled):
+            raise RunStateError(run_id, info_of(seen).state, _not_retried(seen))
+        retried = await move(stack, seen, "pending", failure=seen.state.failure)
+        if retried is not None:
+            return info_of(retried)
+
+
+def _not_retried(seen: Seen) -> str:
+    why = {
+        "running": "an execution is at it",
+        "waiting": "it has not failed, and waits",
+        "cancelled": "it was cancelled; remove it, or give the work another run_id",
+        "finished": "it has finished",
+    }[seen.status]
+    if seen.state.cancelled:
+        why = "it was cancelled while it was running; cancel it again, and it is"
+    return f"run {seen.run_id!r} can't be tried again: {why}"
