@@ -47,11 +47,16 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
         if is_there:
             await erase(stack, name, {key: 0})
         return is_there
-    if not _is_sound(key, found):  # so nobody goes on with it
+    seen = None
+    if is_sound := _is_sound(key, found):
+        try:
+            seen = await see(stack, unquote(name))
+        except CodecError:
+            is_sound = False
+    if not is_sound:  # it, or its state, so nobody goes on with it
         expect = {} if isinstance(found, CodecError) else {key: found.version}
         await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
         return True
-    seen = await see(stack, unquote(name))
     if seen is None:
         return True  # somebody else has removed it
     if seen.status == "running" and not force:
