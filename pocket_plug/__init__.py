@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         NodeRetried,
         Progressed,
         RunEvent,
+        Suspended,
     )
     from .graph.graph import Graph, fan_out
     from .graph.node import Node
@@ -124,6 +125,7 @@ _MODULES = {
     "NodeRetried": "graph.events",
     "Progressed": "graph.events",
     "RunEvent": "graph.events",
+    "Suspended": "graph.events",
     "fan_out": "graph.graph",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
@@ -255,6 +257,7 @@ __all__ = [
     "StoreReader",
     "StoreScope",
     "StoreWriter",
+    "Suspended",
     "SyncError",
     "SyncReader",
     "SyncRuns",

@@ -167,8 +167,8 @@ class Graph(Node[I, O]):
         """`run`, and its events as they happen: `async for event in graph.stream(order): …`.
 
         The run goes in a task of its own, from the first event that is asked for. It may be `buffer` events ahead of its
-        reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or `Asked` where the
-        run waits for an answer. What `run` would raise is raised by the loop, after the events that came before.
+        reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or `Suspended` where
+        the run waits for an answer or a time. What else `run` would raise the loop raises, after the events that came before.
 
         Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for the end of that.
         """

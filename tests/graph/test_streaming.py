@@ -43,6 +43,8 @@ def said(event: Any) -> str:
             return f"! {event.place}: {event.value}"
         case pp.Asked():
             return f"? {event.place}: {event.question}"
+        case pp.Suspended():
+            return f"- {event.questions}"
         case pp.Finished():
             return f"= {event.output}"
         case _:
@@ -296,14 +298,19 @@ def test_a_durable_run_is_followed_from_where_it_was_left(file: str) -> None:
 
 
 def test_a_question_ends_the_stream(file: str) -> None:
-    """The run waits, and nothing has failed: `Asked` is the last event, and the nodes around it are not left."""
+    """The run waits, and nothing has failed: the nodes around are not left, and the last event has the open questions."""
     ask = pp.Ask[int, bool](bool, question=lambda n: f"{n}?", name="ok")
 
     async def main() -> None:
         async with pp.Store(file) as store:
             graph = pp.Graph(add >> pp.Graph(ask, name="inner"), store=store)
             stream = graph.stream(1, run_id="r")
-            assert (await all_of(stream))[2:] == ["> inner#1", "> inner#1/ok#1", "? inner#1/ok#1: 2?"]
+            assert (await all_of(stream))[2:] == [
+                "> inner#1",
+                "> inner#1/ok#1",
+                "? inner#1/ok#1: 2?",
+                "- {'inner#1/ok#1': '2?'}",
+            ]
             assert await graph.resume("r", answer=True) == pp.Answered(2, True)
             assert await all_of(graph.stream(1, run_id="r")) == ["= Answered(input=2, answer=True)"]
 
@@ -328,6 +335,39 @@ def test_a_durable_run_whose_reader_has_left_can_be_gone_on_with(file: str) -> N
                         break
             go_on.set()
             assert await all_of(graph.stream(1, run_id="r")) == ["> wait#1", "< wait#1: 2", "= 2"]
+
+    asyncio.run(main())
+
+
+def test_items_may_ask_and_each_is_told(file: str) -> None:
+    """As it comes to its question; the others go on meanwhile. What is open stands in the last event."""
+    ask = pp.Ask[int, bool](bool, question=lambda n: f"{n}?", name="ok")
+
+    async def main() -> None:
+        async with pp.Store(file) as store:
+            graph = pp.Graph(count >> pp.each(ask, concurrency=1), store=store)
+            lines = await all_of(graph.stream(2, run_id="r"))
+            assert [line for line in lines if line[0] in "?-"] == [
+                "? each_ok#1[0]: 0?",
+                "? each_ok#1[1]: 1?",
+                "- {'each_ok#1[0]': '0?', 'each_ok#1[1]': '1?'}",
+            ]
+            with pytest.raises(pp.RunSuspendedError):
+                await graph.resume("r", answer=True, question="each_ok#1[1]")
+            assert (await all_of(graph.stream(2, run_id="r")))[-1] == "- {'each_ok#1[0]': '0?'}"
+
+    asyncio.run(main())
+
+
+def test_a_run_that_sleeps_says_until_when(file: str) -> None:
+    """The last event has the time, in epoch seconds."""
+
+    async def main() -> None:
+        async with pp.Store(file) as store:
+            graph = pp.Graph(add >> pp.Sleep[int](until=4_000_000_000.0), store=store)
+            events = [event async for event in graph.stream(1, run_id="r")]
+            assert events[-1] == pp.Suspended("r", {}, 4_000_000_000.0)
+            assert said(events[-2]) == "> sleep#1"
 
     asyncio.run(main())
 
