@@ -72,7 +72,8 @@ if TYPE_CHECKING:
         RunEvent,
         Suspended,
     )
-    from .graph.graph import Graph, fan_out
+    from .graph.fan_out import fan_out
+    from .graph.graph import Graph
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.reports import emit, progress
@@ -126,7 +127,7 @@ _MODULES = {
     "Progressed": "graph.events",
     "RunEvent": "graph.events",
     "Suspended": "graph.events",
-    "fan_out": "graph.graph",
+    "fan_out": "graph.fan_out",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
     "Worker": "graph.durable.worker",
