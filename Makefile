@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-newest test-all lint bench fuzz histories mutants e2e pictures clean
+.PHONY: demo test test-lowest test-newest test-all lint bench fuzz histories simulate mutants e2e pictures clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,12 @@ TRANSACTIONS ?= 100000
 SEED ?= 0
 histories: $(VENV)/ready-dev
 	$(BIN)/python tests/histories/histories.py $(TRANSACTIONS) $(SEED) $(STACKS)
+
+# Simulated worlds of durable runs, of which `make test` plays a few hundred: a number of them, a range of seeds, or one, with
+# its history: make simulate SEEDS=2000, SEEDS=1000-2000, SEEDS==17. Are planted faults found? make simulate ARGS=--planted SEEDS=1000
+SEEDS ?= 2000
+simulate: $(VENV)/ready-dev
+	$(BIN)/python -m tests.simulation $(SEEDS) $(ARGS)
 
 # Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store/views'
 mutants: $(VENV)/ready-dev

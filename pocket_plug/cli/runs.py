@@ -274,7 +274,9 @@ def _kept(value: RunValue | None) -> Mapping[str, object] | None:
 # ---------------------------------------------------------------- resume and answer
 def _going_on(command: Callable[..., None]) -> Callable[..., None]:
     """What `resume` and `answer` have in common."""
-    changed = click.option("--allow-changed", is_flag=True, help="Go on though the graph has changed since.")
+    changed = click.option(
+        "--allow-changed", is_flag=True, help="Go on though what lies ahead in the graph has changed."
+    )
     return changed(trace_option(as_json(click.pass_obj(command))))
 
 

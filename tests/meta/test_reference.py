@@ -15,7 +15,7 @@ import click
 import pytest
 
 import pocket_plug
-from pocket_plug import errors, hookspecs
+from pocket_plug import RunCheck, RunPosition, errors, hookspecs
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
@@ -172,6 +172,8 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "Retry": ("Retry options", 0, fields_of(Retry)),
     "Graph options": ("Graph options", 0, of_signature(Graph, keywords_only=True)),
     "Graph methods": ("Graph methods", 0, public(Graph)),
+    "RunPosition": ("Changed graphs", 2, fields_of(RunPosition) | {"renamed"}),
+    "RunCheck": ("Changed graphs", 3, fields_of(RunCheck)),
     "each": ("Many items", 0, of_signature(each, keywords_only=True) | of_signature(fan_out, keywords_only=True)),
     "Pocket": ("Pocket", 0, of_signature(Pocket)),
     "Pocket's": ("Pocket", 1, public(Pocket) | {"async", "stores", "config"}),

@@ -13,9 +13,12 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from .play import Played, play, verdict
+from .planted import PLANTED
+from .play import Played, first_found, play, verdict
 
 SHOWN = 3
 """The histories of so many failing seeds are printed; of the others one line."""
@@ -70,13 +73,30 @@ def simulate(seeds: range, console: Console, processes: int) -> list[Played]:
     return bad
 
 
+def find_planted(seeds: range, console: Console, processes: int) -> bool:
+    """Look for each planted fault, and print which seed finds it first. Were all found?"""
+    table = Table("planted fault", "first seed", "what it shows", box=None, pad_edge=False)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        found = pool.starmap(first_found, [(what, seeds) for what in PLANTED], chunksize=1)
+    for what, (seed, violation) in zip(PLANTED, found, strict=True):
+        table.add_row(what, "not found" if seed is None else str(seed), escape(violation[:200]))
+    console.print(table)
+    return all(seed is not None for seed, _ in found)
+
+
 def main(arguments: Sequence[str]) -> int:
     """1 where a world went wrong."""
     parser = ArgumentParser(prog="make simulate", description=__doc__.partition(":")[2].strip() if __doc__ else None)
-    parser.add_argument("seeds", nargs="?", default="2000", type=seeds_of)
+    parser.add_argument("seeds", nargs="?", type=seeds_of)
+    parser.add_argument(
+        "--planted", action="store_true", help="look for each planted fault in these seeds (default 1000)"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     console = Console()
+    if given.planted:
+        return not find_planted(given.seeds or range(1000), console, given.processes)
+    given.seeds = given.seeds or range(2000)
     if len(given.seeds) == 1:
         played = play(given.seeds[0])
         report(played, console, is_long=True)

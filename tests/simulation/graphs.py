@@ -123,8 +123,8 @@ def _more(old: int) -> int:
     return old + 1
 
 
-def _ask(name: str) -> Any:
-    return pp.Ask[int, int](int, question=lambda n: f"{name} {n}?", name=name)
+def _ask(name: str, **options: Any) -> Any:
+    return pp.Ask[int, int](int, question=lambda n: f"{name} {n}?", name=name, **options)
 
 
 def _graphs() -> dict[str, pp.Graph[int, int]]:
@@ -133,6 +133,8 @@ def _graphs() -> dict[str, pp.Graph[int, int]]:
     shared, reader = Work("shared", shared=True), Work("reader", shared=True, reads=True)
     way: Any = pp.Graph(Work("pack") >> Hooked("ship", shared=True), name="way")
     loop: Any = pp.Graph(again, again.on("again") >> Work("pause") >> again, name="loop")
+    asking: Any = pp.Graph(Work("pack") >> _ask("each") >> answered >> Hooked("ship"), name="asking")
+    late = _ask("late", timeout="4s", default=-5)
     chains: dict[str, tuple[Any, ...]] = {
         "single": (Work("single"),),
         "chain": (a >> b >> c,),
@@ -143,6 +145,9 @@ def _graphs() -> dict[str, pp.Graph[int, int]]:
         "ways": (Spread() >> pp.each(way, concurrency=2) >> total >> b,),
         "nested": (a >> loop >> Hooked("end"),),
         "asks": (a >> _ask("approve") >> answered >> b,),
+        "sleeps": (a >> pp.Sleep("3s", name="nap") >> b,),
+        "late": (a >> late >> answered >> b,),
+        "items ask": (Spread() >> pp.each(asking, concurrency=2) >> total >> a,),
         "deep": (pp.Graph(loop >> _ask("inner") >> answered >> a, name="outer") >> Spread()
                  >> pp.each(way, concurrency=3) >> total >> _ask("last") >> answered >> Hooked("end"),),
     }  # fmt: skip

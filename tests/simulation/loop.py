@@ -164,7 +164,8 @@ class Process(asyncio.AbstractEventLoop):
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        self._fails(f"{context.get('message')}: {context.get('exception')!r}")
+        if not self.is_dead:  # else nobody was left to take it
+            self._fails(f"{context.get('message')}: {context.get('exception')!r}")
 
     def get_debug(self) -> bool:
         return False

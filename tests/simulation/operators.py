@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pocket_plug as pp
@@ -28,8 +28,8 @@ async def attempt(
     run: Story,
     call: Callable[[], Coroutine[Any, Any, Any]],
     takes_over: bool = False,
-) -> str:
-    """Execute a run, or try to, and judge how that ends. Gives a word for it."""
+) -> Exception | None:
+    """Execute a run, or try to, and judge how that ends. Gives the error, if it ends with one."""
     world.attempts += 1
     mine = Attempt(world.attempts, run, machine, takes_over, world.scheduler.now)
     ATTEMPT.set(mine)
@@ -42,12 +42,12 @@ async def attempt(
         word = type(error).__name__
         world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {word}")
         _judge_error(world, mine, error, former)
-        return word
+        return error
     world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {result!r}")
     run.results.append(result)
     if mine.overtaken_at is not None:
         world.violate(f"attempt {mine.number} was overtaken, and was told no error")
-    return "finished"
+    return None
 
 
 def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt | None) -> None:
@@ -91,19 +91,39 @@ def _judge_busy(world: World, mine: Attempt, former: Attempt | None) -> None:
             )
 
 
-async def run_or_resume(world: World, machine: Machine, run: Story) -> str:
-    """Go on with a run in one of the ways that there are, as an operator or a program would."""
+async def run_or_resume(world: World, machine: Machine, run: Story) -> Exception | None:
+    """Go on with a run in one of the ways that there are, as an operator or a program would, and answer what it asks."""
     graph, chance = GRAPHS[run.kind], world.random
     takes_over = machine.name == "end" or chance.random() < world.takeovers
     options: dict[str, Any] = {"pocket": machine, "takeover": takes_over}
     if run.is_begun and chance.random() < 0.5:
-        word = await attempt(world, machine, run, lambda: graph.resume(run.id, **options), takes_over)
+        error = await attempt(world, machine, run, lambda: graph.resume(run.id, **options), takes_over)
     else:
-        word = await attempt(world, machine, run, lambda: graph.run(run.input, run_id=run.id, **options), takes_over)
-    if word == "RunSuspendedError":
+        error = await attempt(world, machine, run, lambda: graph.run(run.input, run_id=run.id, **options), takes_over)
+    if isinstance(error, pp.RunSuspendedError):
         await asyncio.sleep(chance.choice((0.0, 0.01, 3.0)) if world.is_faulty else 0.0)
-        word = await attempt(world, machine, run, lambda: graph.resume(run.id, answer=run.answer, pocket=machine))
-    return word
+        return await go_on(world, machine, run, error)
+    return error
+
+
+async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspendedError) -> Exception | None:
+    """Answer one of the questions of a run, or let its time come."""
+    graph, chance = GRAPHS[run.kind], world.random
+    place = chance.choice(sorted(waits.questions)) if waits.questions else ""
+    answer = world.answer(run, place)
+    if answer is None:
+        if waits.wake_at is not None and (not world.is_faulty or chance.random() < 0.3):
+            await asyncio.sleep(max(waits.wake_at - machine.clock(), 0) + 0.001)
+        return await attempt(world, machine, run, lambda: graph.resume(run.id, pocket=machine))
+    error = await attempt(
+        world, machine, run, lambda: graph.resume(run.id, answer=answer, question=place, pocket=machine)
+    )
+    is_known = error is None or isinstance(error, pp.RunSuspendedError | pp.RunFencedError | Boom)
+    if is_known and run.answers.get(place) != answer and not run.is_cancelled:
+        world.violate(f"the answer {answer} to {run.id}/{place} was taken, and {run.answers.get(place)} is recorded")
+    if isinstance(error, pp.RunMismatchError) and run.answers.get(place, answer) == answer:
+        world.violate(f"the answer {answer} to {run.id}/{place} was refused: {error}")
+    return error
 
 
 async def cancel(world: World, machine: Machine, run: Story) -> None:
@@ -190,7 +210,7 @@ class Chaos:
         """Everything, from the first process to the last word."""
         world, chance = self.world, self.chance
         for number in range(1, chance.choice((1, 2, 4)) + 1):
-            run = Story(f"r{number}", chance.choice(list(GRAPHS)), chance.randrange(3), chance.randrange(3))
+            run = Story(f"r{number}", chance.choice(list(GRAPHS)), chance.randrange(3))
             world.runs[run.id] = run
             world.note("", f"{run}")
         world.on_death = self.replace
@@ -218,8 +238,9 @@ class Chaos:
             if not each.process.is_dead:
                 each.kill("at the end")
         for run in world.runs.values():
-            for _ in range(6):
-                if await run_or_resume(world, machine, run) in ("finished", "RunCancelledError"):
+            for _ in range(20):
+                error = await run_or_resume(world, machine, run)
+                if error is None or isinstance(error, pp.RunCancelledError):
                     break
             else:
                 world.violate(f"run {run.id} does not end")
@@ -233,19 +254,20 @@ def _continue(world: World, machine: Machine) -> None:
 
 
 # ---------------------------------------------------------------- a world with none
-def undisturbed(kind: str, input: int, answer: int) -> Reference:
-    """Run one graph in a world in which nothing goes wrong."""
+def undisturbed(kind: str, input: int, answers: Mapping[str, int | None]) -> Reference:
+    """Run one graph in a world in which nothing goes wrong, with these answers."""
     world = World(0, is_calm=True)
     graphs.current = world
-    run = world.runs["r"] = Story("r", kind, input, answer)
+    run = world.runs["r"] = Story("r", kind, input, answers=dict(answers))
     machine = Machine(world, "calm", "calm", 0.0)
 
     async def until_done() -> None:
-        while await run_or_resume(world, machine, run) != "finished":
-            pass
+        for _ in range(20):
+            if await run_or_resume(world, machine, run) is None:
+                return
 
     world.scheduler.run(machine.spawn(until_done()))
-    if world.violations:
+    if world.violations or not run.results:
         raise AssertionError(f"with nothing going wrong {run} does: {world.violations}", world.history)
     hooks = (key.removeprefix(HOOKED) for key in world.server.keys(HOOKED))
     return Reference(

@@ -7,6 +7,7 @@ import itertools
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,30 +49,48 @@ def determined() -> Iterator[None]:
 
 def play(seed: int) -> Played:
     """Play it. What has not ended is thrown away at once: else it would end in the middle of the next world."""
-    world = World(seed)
     level, hook = logging.getLogger("pocket_plug").level, sys.unraisablehook
     logging.getLogger("pocket_plug").setLevel(logging.CRITICAL + 1)  # hooks of whoever was overtaken fail, and say so
     gc.disable()
+    gc.freeze()  # only what the world makes is looked through at its end
+    try:
+        return _play(seed)
+    finally:
+        with warnings.catch_warnings():  # of half-done coroutines, which nobody ever ends
+            warnings.simplefilter("ignore")
+            sys.unraisablehook = lambda unraisable: None
+            gc.collect()
+        sys.unraisablehook = hook
+        gc.unfreeze()
+        gc.enable()
+        logging.getLogger("pocket_plug").setLevel(level)
+
+
+def _play(seed: int) -> Played:
+    world = graphs.current = World(seed)
     try:
         with determined():
-            graphs.current = world
-            try:
-                Chaos(world).play()
-            except Hang as hang:
-                world.violate(str(hang))
-            except Exception as error:  # noqa: BLE001 - shown with the history
-                world.violate("".join(traceback.format_exception(error)))
+            Chaos(world).play()
+    except Hang as hang:
+        world.violate(str(hang))
+    except Exception as error:  # noqa: BLE001 - shown with the history
+        world.violate("".join(traceback.format_exception(error)))
     finally:
-        sys.unraisablehook = lambda unraisable: None  # half-done coroutines, which nobody ever ends
-        played = Played(seed, world.history, world.violations)
         for machine in world.machines:
             machine.process.kill()
-        del world
-        gc.collect()
-        gc.enable()
-        sys.unraisablehook = hook
-        logging.getLogger("pocket_plug").setLevel(level)
-    return played
+        del graphs.current
+    return Played(seed, world.history, world.violations)
+
+
+def first_found(what: str, seeds: range) -> tuple[int | None, str]:
+    """The first seed whose world shows a planted fault, and how."""
+    from .planted import PLANTED
+
+    with PLANTED[what]():
+        for seed in seeds:
+            if violations := play(seed).violations:
+                return seed, violations[0]
+    return None, ""
 
 
 def verdict(seed: int) -> Played:

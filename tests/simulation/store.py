@@ -163,16 +163,24 @@ class Client(Backend):
         else:
             after(world.latency() + (world.random.uniform(0, world.slowness) if fate == "slow" else 0), arrive)
         cancelled: asyncio.CancelledError | None = None
-        while not answer.done():
+        while True:
             try:
-                await asyncio.wait((answer,))
+                result = await answer
             except asyncio.CancelledError as error:
                 cancelled = error
+                if not answer.cancelled():
+                    answer.exception()  # it has come in the same moment
+                    raise
                 if state == "sent":
                     state = "withdrawn"
                 if state == "withdrawn" or not may_withdraw:
                     raise
-        if cancelled is not None:
-            answer.exception()  # it is known, and nobody asks for it
-            raise cancelled
-        return answer.result()
+                answer = machine.process.create_future()  # the other one was cancelled with the task
+            except Exception as error:
+                if cancelled is not None:
+                    raise cancelled from error
+                raise
+            else:
+                if cancelled is not None:
+                    raise cancelled
+                return result

@@ -7,13 +7,15 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import pocket_plug as pp
+from pocket_plug.codec import default_codec
 from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.durable import heartbeat, processes, records
 from pocket_plug.store.backend import Change, Put
@@ -59,7 +61,8 @@ class Story:
     id: str
     kind: str
     input: int
-    answer: int
+    answers: dict[str, int | None] = field(default_factory=dict)
+    """What was answered, by question; None where the time was over before."""
     effects: dict[str, float] = field(default_factory=dict)
     """Where an effect has landed, and when."""
     owner: Attempt | None = None
@@ -266,6 +269,8 @@ class World:
                 self.total += 1
             elif key.startswith(STATE) and isinstance(change, Put) and change.value.get("cancelled"):
                 self.runs[key.rpartition(":")[2]].is_cancelled = True
+            elif ":wait:" in key and isinstance(change, Put) and change.value["kind"] == "question":
+                self._settled(key, change.value)
             elif key.startswith(records.RUN) and attempt is not None and isinstance(change, Put):
                 self._moved(attempt, change.value["status"])
 
@@ -278,6 +283,29 @@ class World:
         run.effects[place] = self.scheduler.now
         if attempt is None or run.owner is not attempt:
             self.violate(f"the effect of {place} was written by an attempt that does not own the run")
+
+    def _settled(self, key: str, wait: Mapping[str, Any]) -> None:
+        """What stands at a question now. Once it is settled, that stands."""
+        _, _, name, _, place = key.split(":", 4)
+        run, place = self.runs[name], unquote(place)
+        answer = None if wait["answer"] is None else default_codec.decode(wait["answer"])
+        if wait["settled"] is None:
+            if place in run.answers and self.is_faulty:
+                self.violate(f"the question {name}/{place} is open again")
+        elif place in run.answers and run.answers[place] != answer:
+            self.violate(f"the question {name}/{place} was answered by {run.answers[place]}, and then by {answer}")
+        else:
+            run.answers[place] = answer
+
+    def answer(self, run: Story, place: str) -> int | None:
+        """What somebody answers to a question; None where nobody does in time."""
+        if not place:
+            return None
+        if not self.is_faulty:
+            return run.answers.get(place, None if "late" in place else 0)
+        if "late" in place and self.random.random() < 0.5:
+            return None
+        return self.random.choice((1, 1, 2)) + 10 * len(place)
 
     def _moved(self, attempt: Attempt, status: str) -> None:
         run, former = attempt.run, attempt.run.owner
@@ -314,7 +342,7 @@ class World:
         """What must be true of every run once it has ended."""
         seen: set[str] = set()
         for run in self.runs.values():
-            wanted = reference(run.kind, run.input, run.answer)
+            wanted = reference(run.kind, run.input, run.answers)
             if run.results and any(result != wanted.result for result in run.results):
                 self.violate(f"run {run.id} has come to {run.results}, not to {wanted.result}")
             places = {place.partition("/")[2] for place in run.effects}
@@ -353,16 +381,17 @@ class Reference:
     hooks: frozenset[str]
 
 
-_references: dict[tuple[str, int, int], Reference] = {}
+_references: dict[tuple[Any, ...], Reference] = {}
 
 
-def reference(kind: str, input: int, answer: int) -> Reference:
+def reference(kind: str, input: int, answers: Mapping[str, int | None]) -> Reference:
     """What such a run comes to if nothing goes wrong."""
-    found = _references.get((kind, input, answer))
+    known = (kind, input, *sorted(answers.items()))
+    found = _references.get(known)
     if found is None:
         from .operators import undisturbed
 
-        outer = getattr(graphs, "current", None)
-        found = _references[kind, input, answer] = undisturbed(kind, input, answer)
+        outer = graphs.current
+        found = _references[known] = undisturbed(kind, input, answers)
         graphs.current = outer
     return found

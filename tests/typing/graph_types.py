@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never, assert_type
 
 from pocket_plug import (
@@ -27,7 +27,9 @@ from pocket_plug import (
     Pocket,
     Progressed,
     Retry,
+    RunCheck,
     RunEvent,
+    RunPosition,
     RunStream,
     RunSuspendedError,
     Store,
@@ -387,7 +389,19 @@ async def durable(store: Store) -> None:
         return answered.input if answered.answer else Next("rejected", answered.input)
 
     assert_type(ask >> decide, Chain[Order, Order, Answered[Order, bool] | Order])
-    approval = Graph(ask >> decide >> price, store=store, name="approval", keep_finished="7d")
+
+    def to_version_2(position: RunPosition) -> RunPosition:
+        assert_type(position.path, tuple[str, ...])
+        assert_type(position.items, Mapping[int, RunPosition])
+        return replace(position.renamed(("review", "approve"), "sign"), value=Order("1"))
+
+    approval = Graph(
+        ask >> decide >> price, store=store, name="approval", keep_finished="7d", version=2, upgrade={1: to_version_2}
+    )
+    for check in await approval.check_runs():
+        assert_type(check, RunCheck)
+        assert_type(check.can_go_on, bool)
+    assert_type(approval.check_runs_sync(), list[RunCheck])
     try:
         assert_type(await approval.run(Order("1"), run_id="r", allow_changed=True), float)
     except RunSuspendedError as suspended:

@@ -239,6 +239,8 @@ async def graphs() -> None:
     Graph(charge >> file).run(Order("1"))  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     Graph(charge >> file, store="sqlite:///a.db")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     Graph(charge >> file, max_step=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    Graph(charge >> file, version="2")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    Graph(charge >> file, version=2, upgrade={1: Order})  # type: ignore[dict-item]  # pyright: ignore[reportCallIssue, reportArgumentType]
     Graph(Charge)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     each(charge, errors="ignore")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await Graph(each(charge)).run(Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -42,15 +42,15 @@ async def claim(journal: Journal, value: object) -> bytes | None:
     """Make the run this execution's own; give the result where it has one already."""
     stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
     while True:
-        found = await stack.read_many((key, start))
-        entry = found.get(key)
+        entry = await stack.read(key)
         changes: list[Change]
         if entry is None:
             changes, expect, tries = [_begin(journal, start, value)], {key: 0}, 1
         else:
             check_run(key, entry.value)
             there = state_of(entry.value, journal.name)
-            stood = await stack.read(there)
+            found = await stack.read_many((start, there))
+            stood = found.get(there)
             expect = {key: entry.version, there: stood.version if stood is not None else 0}
             try:  # a tier that is nearer than the authority may be behind it
                 await stack.write((), expect)
@@ -68,20 +68,22 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             waits = waits_in(entry.value, journal.part, journal.checkpoint.frames)
             changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
             waits |= await waits_of(stack, journal.part)
+            moved: Mapping[str, str] = {}
             if status_of(entry.value) != "finished":
                 kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
                 going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
                 journal.checkpoint.frames = going.frames
-                changes += going.changes
+                written = {change.key for change in going.changes}
+                changes = [*(each for each in changes if each.key not in written), *going.changes]
                 expect |= going.expect
-                waits = dict(going.waits)
-            answered = _answered(journal, waits)
+                waits, moved = dict(going.waits), going.moved
+            answered = _answered(journal, waits, moved)
             if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
             if answered is not None:
-                was = next(each for each in waits.values() if wait_key(journal.part, each.place) == answered.key)
                 changes = [*(each for each in changes if each.key != answered.key), answered]
-                expect[answered.key] = was.version
+                was = {wait_key(journal.part, place): each.version for place, each in waits.items()}
+                expect[answered.key] = was.get(answered.key, 0)
             if state is not None and state.wake_at is not None:
                 changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
             is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
@@ -184,15 +186,18 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> by
     return record["result"] if status_of(record) == "finished" else None
 
 
-def _answered(journal: Journal, waits: Mapping[str, Found]) -> Put | None:
+def _answered(journal: Journal, waits: Mapping[str, Found], moved: Mapping[str, str]) -> Put | None:
     """The change that records the answer that was given, if it was; None where that is known already.
+
+    A question that an upgrade has `moved` is known by its former id, and by the present one.
 
     Raises RunMismatchError where it is not for an open question, InputError where it is of another type.
     """
     answer = journal.wanted.answer
     if answer is MISSING:
         return None
-    asked = wanted_question(journal.id, waits, journal.wanted.question)
+    question = journal.wanted.question
+    asked = wanted_question(journal.id, waits, moved.get(question, question) if isinstance(question, str) else question)
     if not asked.wait.is_open:
         if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
             raise RunMismatchError(

@@ -6,14 +6,14 @@ class may move to another module; what its fields are stands in no form.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import lru_cache
 from types import EllipsisType, NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
-import msgspec
 from typing_extensions import TypeAliasType
 
 from pocket_plug.codec import default_codec
@@ -23,11 +23,14 @@ from pocket_plug.graph.chain import DEFAULT
 from pocket_plug.graph.nesting import GraphStep
 from pocket_plug.graph.phases import declared_actions
 from pocket_plug.graph.plan import Plan
+from pocket_plug.graph.sleep import SleepStep
 from pocket_plug.graph.step import Step
 from pocket_plug.primitives.typechecks import UNIONS
-from pocket_plug.primitives.values import Hint
+from pocket_plug.primitives.values import Hint, Value
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader
+
+from .records import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class NodeForm:
     """One node of a form. What a record of an older version doesn't say is None, and counts as equal to anything."""
 
     kind: str
-    """node, ask, graph or fan_out."""
+    """node, ask, sleep, graph or fan_out."""
     leads: Mapping[str, str] = field(default_factory=dict[str, str])
     """Where each action leads."""
     takes: str | None = None
@@ -62,7 +65,7 @@ def form_of(plan: Plan, place: tuple[Stack, str]) -> str:
     """The form of a graph whose nodes read and write there, as text: that is what is recorded, and compared first."""
     prefix = str(place[1])
     if prefix not in plan.forms:
-        plan.forms[prefix] = msgspec.json.encode(_form(plan, place)).decode()
+        plan.forms[prefix] = json.dumps(asdict(_form(plan, place), dict_factory=_said), ensure_ascii=False)
     return plan.forms[prefix]
 
 
@@ -70,9 +73,37 @@ def form_of(plan: Plan, place: tuple[Stack, str]) -> str:
 def read_form(text: str) -> GraphForm:
     """The form that was recorded. Raises CorruptRecordError."""
     try:
-        return msgspec.json.decode(text, type=GraphForm)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise CorruptRecordError(f"no form of a graph: {error}") from error
+        return _graph_of(json.loads(text))
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise CorruptRecordError(f"no form of a graph: {type(error).__name__} of what is recorded") from error
+
+
+def _said(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+    """What a form says: the rest is not recorded."""
+    return {name: value for name, value in pairs if value is not None and value != {}}
+
+
+def _graph_of(found: Record) -> GraphForm:
+    nodes = {name: _node_of(node) for name, node in found["nodes"].items()}
+    return GraphForm(str(found["start"]), nodes, _text(found.get("scope")))
+
+
+def _node_of(found: Record) -> NodeForm:
+    leads, gives, inner = found.get("leads", {}), found.get("gives"), found.get("inner")
+    return NodeForm(
+        kind=str(found["kind"]),
+        leads={action: _text(target) for action, target in leads.items()},
+        takes=_text(found.get("takes")),
+        gives=None if gives is None else {action: _text(type) for action, type in gives.items()},
+        answer=_text(found.get("answer")),
+        inner=None if inner is None else _graph_of(inner),
+    )
+
+
+def _text(found: Value) -> Value:
+    if not isinstance(found, str | None):
+        raise TypeError
+    return found
 
 
 def _form(plan: Plan, place: tuple[Stack, str]) -> GraphForm:
@@ -93,7 +124,7 @@ def _node(step: Step, place: tuple[Stack, str]) -> NodeForm:
     gives = {action: type_tag(hint) for action, hint in carried.items()}
     if isinstance(step, AskStep):
         return NodeForm("ask", leads, takes, gives, type_tag(step.answer_type))
-    return NodeForm(step.kind, leads, takes, gives)
+    return NodeForm("sleep" if isinstance(step, SleepStep) else step.kind, leads, takes, gives)
 
 
 # ---------------------------------------------------------------- types
@@ -128,10 +159,13 @@ def type_tag(hint: Hint) -> str:
     return str(getattr(hint, "__forward_arg__", None) or getattr(hint, "__qualname__", None) or hint)
 
 
-def _argument(argument: Any) -> str:
+def _argument(argument: Hint) -> str:
     if isinstance(argument, EllipsisType):
         return "..."
-    return f"[{', '.join(map(_argument, argument))}]" if isinstance(argument, list) else type_tag(argument)
+    parameters = cast("list[Hint]", argument)
+    if isinstance(argument, list):  # of a Callable's parameters
+        return f"[{', '.join(map(_argument, parameters))}]"
+    return type_tag(argument)
 
 
 def _literal(value: object) -> str:

@@ -1,0 +1,237 @@
+"""Faults put back on purpose, one at a time: what the simulation is worth. `python -m tests.simulation --planted` looks for each.
+
+Each breaks the protocol of durable runs in one place, as an earlier version or a plausible rewrite has done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pocket_plug as pp
+from pocket_plug.graph.durable import claim, journal, ledger, processes, records, states
+from pocket_plug.graph.durable.journal import Journal
+from pocket_plug.graph.durable.ledger import RunLedger
+from pocket_plug.graph.durable.processes import Process
+from pocket_plug.store.backend import Change, Put
+
+from .graphs import EFFECT
+from .store import Client
+
+Expect = Mapping[str, int]
+PLANTED: dict[str, Callable[[], AbstractContextManager[object]]] = {}
+"""The faults, by what is wrong."""
+
+
+def fault(what: str) -> Callable[[Callable[[], Iterator[None]]], object]:
+    """Put a fault into the table."""
+
+    def put(plant: Callable[[], Iterator[None]]) -> object:
+        PLANTED[what] = contextmanager(plant)
+        return plant
+
+    return put
+
+
+# ---------------------------------------------------------------- what writes expect
+def _expecting(what: str, drop: Callable[[Sequence[Change], str], bool]) -> None:
+    """A fault by which some writes don't expect the version of some keys."""
+    write = Client.write
+
+    async def careless(self: Client, changes: Sequence[Change], expect: Expect = {}) -> int:  # noqa: B006 - never changed
+        return await write(self, changes, {key: expect[key] for key in expect if not drop(changes, key)})
+
+    PLANTED[what] = lambda: mock.patch.object(Client, "write", careless)
+
+
+def _is_control(key: str) -> bool:
+    return key.startswith((records.RUN, states.STATE))
+
+
+def _puts(changes: Sequence[Change], prefix: str, **fields: object) -> bool:
+    """Do these changes put a record at such a key, with these fields?"""
+    return any(
+        isinstance(change, Put)
+        and change.key.startswith(prefix)
+        and all(change.value.get(name) == value for name, value in fields.items())
+        for change in changes
+    )
+
+
+def _claims(changes: Sequence[Change]) -> bool:
+    return _puts(changes, states.STATE + "running:") and _puts(changes, records.RUN, status="running")
+
+
+_expecting(
+    "items are written without the fence",
+    lambda changes, key: _is_control(key) and any(":item:" in change.key for change in changes) and len(changes) < 4,
+)
+_expecting("a claim does not expect the version of the run", lambda changes, key: _claims(changes))
+_expecting(
+    "commits expect the run, but not its state",
+    lambda changes, key: key.startswith(states.STATE) and _puts(changes, records.RUN) and not _claims(changes),
+)
+_expecting(
+    "a late `failed` overwrites whatever is there",
+    lambda changes, key: _puts(changes, records.RUN, status="failed"),
+)
+_expecting(
+    "the commit that finishes a run is not fenced", lambda changes, key: _puts(changes, records.RUN, status="finished")
+)
+_expecting("a node's writes do not expect what it has read", lambda changes, key: not key.startswith("pocket:"))
+
+
+@fault("a node's writes land before its checkpoint, not with it")
+def _in_two() -> Iterator[None]:
+    write = Client.write
+
+    async def in_two(self: Client, changes: Sequence[Change], expect: Expect = {}) -> int:  # noqa: B006 - never changed
+        effects = [change for change in changes if change.key.startswith(EFFECT)]
+        rest = [change for change in changes if not change.key.startswith(EFFECT)]
+        if effects and rest:
+            await write(self, effects, {key: version for key, version in expect.items() if not _is_control(key)})
+        return await write(self, rest or effects, expect)
+
+    with mock.patch.object(Client, "write", in_two):
+        yield
+
+
+# ---------------------------------------------------------------- what a failed write means
+@fault("a failed write is taken for one that has not landed, without a look")
+def _no_look() -> Iterator[None]:
+    async def landed(self: Journal, *_: Any) -> None:
+        return None
+
+    with mock.patch.object(Journal, "landed", landed):
+        yield
+
+
+@fault("a conflict whose look-up fails is taken for a node's conflict")
+def _conflict_after_all() -> Iterator[None]:
+    landed = Journal.landed
+
+    async def guessed(self: Journal, checkpoint: Any, token: str, failed: BaseException, at: str) -> int | None:
+        try:
+            return await landed(self, checkpoint, token, failed, at)
+        except pp.OutcomeUnknownError:
+            if isinstance(failed, pp.ConflictError):
+                return None
+            raise
+
+    with mock.patch.object(Journal, "landed", guessed):
+        yield
+
+
+@fault("a write's token is that of its execution: a write that was lost is taken for the one before it")
+def _one_token() -> Iterator[None]:
+    with mock.patch.object(Journal, "token", lambda self: f"{self.owner}.1"):
+        yield
+
+
+@fault("a conflict with the state is taken for a takeover")
+def _conflict_is_fence() -> Iterator[None]:
+    landed = Journal.landed
+
+    async def fenced(self: Journal, checkpoint: Any, token: str, failed: BaseException, at: str) -> int | None:
+        if isinstance(failed, pp.ConflictError) and self.state_key in failed.keys:
+            raise pp.RunFencedError("somebody has written the state")
+        return await landed(self, checkpoint, token, failed, at)
+
+    with mock.patch.object(Journal, "landed", fenced):
+        yield
+
+
+# ---------------------------------------------------------------- who is at it
+@fault("a process is known by its number alone")
+def _number_alone() -> Iterator[None]:
+    def knows_ended(self: Process, owner: str, record: Mapping[str, Any]) -> bool:
+        if record["id"] == self.id:
+            return owner not in self.held
+        return record["machine"] == self.record["machine"] and not processes._began(record["pid"])
+
+    with mock.patch.object(Process, "knows_ended", knows_ended):
+        yield
+
+
+@fault("processes of two containers of one name are taken for those of one machine")
+def _by_host() -> Iterator[None]:
+    def knows_ended(self: Process, owner: str, record: Mapping[str, Any]) -> bool:
+        if record["id"] == self.id:
+            return owner not in self.held
+        return record["host"] == self.record["host"] and processes._began(record["pid"]) != record["began"]
+
+    with mock.patch.object(Process, "knows_ended", knows_ended):
+        yield
+
+
+@fault("an execution is known to its process only once its claim has landed")
+def _held_late() -> Iterator[None]:
+    hold, claims = RunLedger.hold, ledger.claim
+
+    async def claim_first(mine: Journal, value: object) -> bytes | None:
+        processes.this_process().held.pop(mine.owner, None)
+        return await claims(mine, value)
+
+    async def then_held(self: RunLedger, *arguments: Any) -> Any:
+        processes.this_process().held[self.journal.owner] = self.journal
+        return await hold(self, *arguments)
+
+    with mock.patch.object(ledger, "claim", claim_first), mock.patch.object(RunLedger, "hold", then_held):
+        yield
+
+
+# ---------------------------------------------------------------- what operators say
+@fault("a claim forgets that the run was cancelled")
+def _forgets() -> Iterator[None]:
+    read_state = claim.read_state
+
+    with mock.patch.object(claim, "read_state", lambda *of: replace(read_state(*of), cancelled=False)):
+        yield
+
+
+@fault("only the first item that hears of it is cancelled")
+def _heard_once() -> Iterator[None]:
+    land = RunLedger._land
+
+    async def deaf(self: RunLedger, *arguments: Any) -> int:
+        try:
+            return await land(self, *arguments)
+        except pp.RunCancelledError as error:
+            if getattr(self.journal, "was_told", False) and isinstance(error.__cause__, pp.ConflictError):
+                return await land(self, *arguments)
+            raise
+        finally:
+            self.journal.was_told = self.journal.is_cancelled  # type: ignore[attr-defined]
+
+    with mock.patch.object(RunLedger, "_land", deaf):
+        yield
+
+
+# ---------------------------------------------------------------- where a run goes on
+@fault("an item's record is read without its run's")
+def _unfenced_look() -> Iterator[None]:
+    check_owner = Journal.check_owner
+
+    def careless(self: Journal, found: Any, failed: BaseException | None = None) -> None:
+        if failed is not None:
+            check_owner(self, found, failed)
+
+    with mock.patch.object(Journal, "check_owner", careless):
+        yield
+
+
+@fault("visits are counted anew by each execution")
+def _anew() -> Iterator[None]:
+    plain = records.plain
+    with mock.patch.object(journal, "plain", lambda frame: {**plain(frame), "visits": {}}):
+        yield
+
+
+@fault("hooks that a kill has cut short are not called again")
+def _hooks_once() -> Iterator[None]:
+    plain = records.plain
+    with mock.patch.object(journal, "plain", lambda frame: {**plain(frame), "hooks": ""}):
+        yield
