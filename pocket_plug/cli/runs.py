@@ -32,6 +32,7 @@ from .jsonlines import is_json, type_in
 from .output import as_json, echo, echo_json, print_table
 from .run import is_graph, print_result, trace_option, traced
 from .runs_check import check
+from .runs_prune import prune
 from .target import load
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ def runs(context: click.Context, url: str | None, name: str | None) -> None:
 
 
 runs.add_command(check)
+runs.add_command(prune)
 
 
 def _asked(target: Target, ask: Callable[[Runs], Awaitable[T]]) -> tuple[T, float]:

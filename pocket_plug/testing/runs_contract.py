@@ -247,6 +247,7 @@ class RunsContract:
                 assert counted == sum(finished)
                 for number in range(_RACES):
                     outcomes = [(kind, *each[number]) for kind, each in zip(_KINDS, told, strict=True)]
+                    final: str
                     try:
                         final = (await Runs(store).get(f"r{number}")).state
                     except UnknownRunError:

@@ -13,9 +13,10 @@ from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
 from .moving import seen_of
-from .records import PART, RUN, look_at
+from .reading import read_each
+from .records import RUN, look_at
 from .removal import take_apart
-from .states import STATE, StateKey, read_state, state_of, states_of
+from .states import STATE, StateKey, state_of, states_of
 
 PRUNABLE = ("finished", "cancelled", "failed")
 """The states of runs that may be pruned. A failed one can still be retried, so it goes only where that is said."""
@@ -176,30 +177,23 @@ class Pruning:
         return self.before is None or time <= self.before
 
     async def _remove(self, keys: list[str]) -> None:
-        states = await self._read(keys)
-        old: dict[str, str] = {}
-        for key, stood in states.items():
-            try:
-                if self._is_old(read_state(key, stood).since):
-                    old[RUN + key.rpartition(":")[2]] = key
-            except CodecError:
-                self.unreadable += 1
+        old = {RUN + key.rpartition(":")[2]: (key, stood) for key, stood in (await self._read(keys)).items()}
         batch: dict[str, tuple[int, list[str]]] = {}
         for run, entry in (await self._read(old)).items():
-            name = run.removeprefix(RUN)
             try:
                 record, checkpoint = look_at(run, entry)
+                seen = seen_of(run, entry, record, checkpoint, *old[run])
             except PocketError:
                 self.unreadable += 1
                 continue
-            if state_of(record, name) != old[run]:
-                continue  # it has come into another state meanwhile
+            if not self._is_old(seen.state.since) or seen.state_key != state_of(record, seen.name):
+                continue  # or it has come into another state meanwhile
             if self.dry_run:
                 self.runs += 1
-                self.records += 2 + len([key async for key in self.stack.scan(f"{PART}{name}:")])
+                self.records += len([key async for key in self.stack.scan(seen.part)])
+                self.records += 2 + (seen.state.look_at is not None)
                 continue
             try:
-                seen = seen_of(run, entry, record, checkpoint, old[run], states[old[run]])
                 batch[run] = await take_apart(self.stack, seen)
             except ConflictError:
                 continue  # somebody has gone on with it
@@ -227,18 +221,10 @@ class Pruning:
     async def _read(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries that can be read."""
         wanted = list(keys)
-        try:
-            return await self.stack.read_many(wanted) if wanted else {}
-        except CodecError:
-            found: dict[str, Entry] = {}
-            for key in wanted:
-                try:
-                    entry = await self.stack.read(key)
-                except CodecError:
-                    self.unreadable += 1
-                else:
-                    found |= {} if entry is None else {key: entry}
-            return found
+        found = await read_each(self.stack, wanted) if wanted else {}
+        readable = {key: entry for key, entry in found.items() if isinstance(entry, Entry)}
+        self.unreadable += len(found) - len(readable)
+        return readable
 
 
 async def prune(stack: Stack, retention: Retention, *, dry_run: bool = False) -> Pruned:
