@@ -36,8 +36,10 @@ from pocket_plug import (
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.records import RUN
-from pocket_plug.graph.durable.states import STATE
+from pocket_plug.graph.durable.stalled import StallWatch
+from pocket_plug.graph.durable.states import LEASE, STATE
 from pocket_plug.graph.runs import indexing
+from pocket_plug.graph.runs.operations import Place
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.store.layer import parts
 from pocket_plug.testing.clock import FakeClock
@@ -137,7 +139,7 @@ async def ids(runs: Runs, **wanted: Any) -> list[str]:
 
 async def keep_alive(store: Store, run_id: str) -> None:
     """Make it the run of a process on another computer, of which nothing is known here."""
-    (key,) = [key async for key in store.stack.scan(f"{STATE}running:")]
+    (key,) = [key async for key in store.stack.scan(f"{STATE}running:") if key.endswith(f":{run_id}")]
     entry = await store.stack.read(key)
     assert entry is not None
     process = {**entry.value["process"], "id": "another", "machine": "another", "host": "far", "pid": 7}
@@ -332,6 +334,31 @@ def test_a_run_whose_execution_has_ended_is_stalled(tmp_path: Path) -> None:
             history = await runs.history("resumed")
             assert [(each.number, each.left) for each in history.executions] == [(1, "stalled"), (2, "stalled")]
             assert {each.pid for each in history.executions} == {this_process().record["pid"]}
+
+    asyncio.run(main())
+
+
+def test_a_run_that_nobody_moves_is_stalled(tmp_path: Path) -> None:
+    """Of a process that nothing is known of: once it has been unmoved for its lease, by the clock of whoever looks."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            clock = FakeClock()
+            runs = Runs(store)
+            runs._place = Place(store.stack, StallWatch(store.stack, clock))
+            for run_id in ("retried", "cancelled"):
+                await begun(store, dies, run_id)
+                await keep_alive(store, run_id)
+            assert await ids(runs, state="running") == ["retried", "cancelled"]
+            clock.advance(LEASE - 1)
+            assert (await runs.get("retried")).state == "running"
+            clock.advance(1)
+            assert await ids(runs, state="stalled") == ["retried", "cancelled"]
+            assert await ids(Runs(store), state="stalled") == [], "who looks for the first time can't know"
+            assert (await runs.get("retried")).state == "stalled"
+            assert (await runs.retry("retried")).state == "pending"
+            info = await runs.cancel("cancelled")
+            assert (info.state, info.is_ending) == ("cancelled", False)
 
     asyncio.run(main())
 
