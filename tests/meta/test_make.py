@@ -42,6 +42,7 @@ def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
         ("test-lowest", "pytest"),
         ("test-newest", "pytest"),
         ("mutants", "python -m tests.mutants"),
+        ("simulate", "python -m tests.simulation 2000"),
         ("lint", "ruff check ."),
         ("lint", "mypy"),
         ("lint", "pyright"),

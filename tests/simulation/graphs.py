@@ -19,8 +19,14 @@ HOOKED = "hooked:"
 TOTAL = "total"
 """How many nodes have landed that count themselves in one key, of all runs."""
 
-current: World
-"""The world in which nodes work right now. There is one at a time in an interpreter."""
+
+class _Stage:
+    """Where nodes find the world in which they work right now. There is one at a time in an interpreter."""
+
+    world: World
+
+
+stage = _Stage()
 
 
 class Boom(Exception):
@@ -40,7 +46,7 @@ class Work(pp.Node[int, int]):
         return n
 
     async def exec(self, n: int) -> int:
-        await current.work(pp.idempotency_key())
+        await stage.world.work(pp.idempotency_key())
         return n + 1
 
     async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: int) -> Any:
@@ -54,7 +60,7 @@ class Hooked(Work):
     """With hooks, which run after the commit and may run again."""
 
     async def on_success(self, store: pp.StoreWriter, outcome: Any) -> None:
-        current.hooked.add(pp.idempotency_key())
+        stage.world.hooked.add(pp.idempotency_key())
         await store.set(HOOKED + pp.idempotency_key(), 1)
 
     async def on_failure(self, store: pp.StoreWriter, error: BaseException) -> None:
@@ -71,7 +77,7 @@ class Picky(pp.Node[int, int], name="item"):
     async def exec(self, n: int) -> int:
         if not n % 3:
             raise ValueError(n)
-        await current.work(pp.idempotency_key(), may_fail=False)
+        await stage.world.work(pp.idempotency_key(), may_fail=False)
         return n
 
     async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: int) -> int:
@@ -99,7 +105,7 @@ class Spread(pp.Node[int, list[int]], name="spread"):
     """Makes items of a number."""
 
     async def exec(self, n: int) -> list[int]:
-        await current.work(pp.idempotency_key())
+        await stage.world.work(pp.idempotency_key())
         return [n + 1, n + 2, n + 3]
 
     async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: list[int]) -> list[int]:

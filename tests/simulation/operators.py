@@ -7,11 +7,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pocket_plug as pp
-from pocket_plug.graph.durable import records, states
-from pocket_plug.store.backend import Put
+from pocket_plug.graph.durable import records
 
-from . import graphs
-from .graphs import GRAPHS, HOOKED, Boom
+from .graphs import GRAPHS, HOOKED, Boom, stage
 from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
 
 CHAOS = 200
@@ -34,11 +32,22 @@ async def attempt(
     mine = Attempt(world.attempts, run, machine, takes_over, world.scheduler.now)
     ATTEMPT.set(mine)
     former = run.owner
+    run.in_flight += 1
     try:
         result = await call()
         mine.ended = world.scheduler.now
+        run.in_flight -= 1
+    except asyncio.CancelledError:
+        mine.ended = world.scheduler.now
+        run.in_flight -= 1
+        world.note(machine.name, f"attempt {mine.number} of {run.id} ends: cancelled")
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            world.violate(f"attempt {mine.number} ended by a cancellation that nobody has asked for")
+        raise
     except Exception as error:  # noqa: BLE001 - judged right here
         mine.ended = world.scheduler.now
+        run.in_flight -= 1
         word = type(error).__name__
         world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {word}")
         _judge_error(world, mine, error, former)
@@ -54,6 +63,8 @@ def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt 
     number, word = mine.number, type(error).__name__
     if isinstance(error, pp.RunBusyError):
         _judge_busy(world, mine, former)
+        return
+    if isinstance(error, pp.UnknownRunError) and mine.run.is_removed:
         return
     if isinstance(error, pp.RunCancelledError):
         if not mine.run.is_cancelled:
@@ -126,23 +137,59 @@ async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspend
     return error
 
 
-async def cancel(world: World, machine: Machine, run: Story) -> None:
-    """Tell a run that is at work to end."""
-    stack = machine.store.stack
-    key = records.keys_of(run.id)[0]
+# ---------------------------------------------------------------- what operators do
+async def operate(world: World, machine: Machine, run: Story) -> None:
+    """Do something to a run as an operator, and judge what is told of it."""
+    runs, began = pp.Runs(machine.store), world.scheduler.now
+    what = world.random.choice(("cancel", "retry", "retry", "get", "list", "remove"))
+    if what == "remove":
+        if run.status not in ("finished", "cancelled") or run.in_flight:
+            return  # it would be begun anew, under the same id, by somebody who is at it
+        run.is_removed = True
+    world.attempts += 1
+    mine = Attempt(world.attempts, run, machine, is_operator=True)
+    ATTEMPT.set(mine)
     try:
-        entry = await stack.read(key)
-        if entry is None or records.status_of(entry.value) != "running":
+        if what == "list":
+            await list_all(world, runs)
             return
-        there = states.state_of(entry.value, key.removeprefix(records.RUN))
-        stood = await stack.read(there)
-        if stood is not None:
-            world.note(machine.name, f"cancels {run.id}")
-            await stack.write([Put(there, {**stood.value, "cancelled": True})], {there: stood.version})
-            if not run.is_cancelled:
-                world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
-    except pp.StoreError:
-        return
+        info = await getattr(runs, what)(run.id)
+    except (pp.RunStateError, pp.UnknownRunError) as error:
+        told = error.state if isinstance(error, pp.RunStateError) else ""
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {type(error).__name__} {told}")
+        if not run.was(told, began):
+            world.violate(f"whoever wanted to {what} {run.id} was told that it is {told}, and it was not")
+    except pp.StoreError as error:
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {type(error).__name__}")
+        if not mine.faults:
+            world.violate(f"{what} of {run.id} ended by {type(error).__name__}, and the store has not failed: {error}")
+    except Exception as error:  # noqa: BLE001 - judged right here
+        world.violate(f"{what} of {run.id} ended by an unexpected {type(error).__name__}: {error}")
+    else:
+        if what == "remove":
+            world.note(machine.name, f"removed {run.id} by {mine.number}: {info}")
+            return
+        world.note(machine.name, f"{what} {run.id} by {mine.number}: {info.state}")
+        if what == "cancel" and not run.is_cancelled:
+            world.violate(f"whoever cancelled {run.id} was told that it is, and it is not")
+        if what == "retry" and info.state != "pending":
+            world.violate(f"whoever had {run.id} tried again was told that it is {info.state}")
+        if not run.was(info.state, began):
+            world.violate(f"{what} of {run.id} says that it is {info.state}, and it was not")
+
+
+async def list_all(world: World, runs: pp.Runs) -> dict[str, str]:
+    """The states of all runs, page by page."""
+    found: dict[str, str] = {}
+    after = None
+    while True:
+        page = await runs.list(limit=2, after=after)
+        for info in page.runs:
+            if info.state == "unreadable":
+                world.violate(f"run {info.run_id} is listed as unreadable: {info.error}")
+            found[info.run_id] = info.state
+        if (after := page.after) is None:
+            return found
 
 
 # ---------------------------------------------------------------- a world with chance in it
@@ -172,13 +219,27 @@ class Chaos:
         while world.is_faulty:
             await asyncio.sleep(chance.choice((0.0, 0.001, 0.05, 5.0)))
             run = chance.choice(list(world.runs.values()))
+            if run.is_removed:
+                continue
             if run.results and chance.random() < 0.7:
                 await asyncio.sleep(5)
                 continue
-            if chance.random() < world.cancels:
-                await cancel(world, machine, run)
+            if chance.random() < world.operations:
+                await operate(world, machine, run)
+            elif chance.random() < world.impatience:
+                await self._give_up_soon(machine, run)
             else:
                 await run_or_resume(world, machine, run)
+
+    async def _give_up_soon(self, machine: Machine, run: Story) -> None:
+        """Go on with a run, and cancel that after a while, as a program does which ends."""
+        task = machine.spawn(run_or_resume(self.world, machine, run))
+        await asyncio.wait((task,), timeout=self.chance.choice((0.0, 0.003, 0.03, 1.0)))
+        if task.cancel():
+            self.world.note(machine.name, f"gives up on {run.id}")
+            await asyncio.wait((task,))
+            if not task.cancelled() and task.exception() is not None:
+                self.world.violate(f"giving up on {run.id} ended by {task.exception()!r}")
 
     def _strike(self) -> None:
         """Something happens to a process."""
@@ -237,14 +298,37 @@ class Chaos:
         for each in world.machines:
             if not each.process.is_dead:
                 each.kill("at the end")
+        runs = pp.Runs(machine.store)
         for run in world.runs.values():
+            if run.is_removed:
+                await runs.remove(run.id)
+                world.removed(run)
+                continue
             for _ in range(20):
                 error = await run_or_resume(world, machine, run)
                 if error is None or isinstance(error, pp.RunCancelledError):
                     break
             else:
                 world.violate(f"run {run.id} does not end")
+        listed = await list_all(world, runs)
+        if listed != (states := {run.id: run.status for run in world.runs.values() if not run.is_removed}):
+            world.violate(f"the list says {listed}, and the runs are {states}")
         world.judge()
+        if world.random.random() < 0.1:
+            await self._let_expire(machine)
+
+    async def _let_expire(self, machine: Machine) -> None:
+        """A long time passes, and others run: what had a `keep_finished` goes, and nothing else."""
+        world = self.world
+        ended = [run for run in world.runs.values() if run.status == "finished" and not run.is_removed]
+        for number in range(4):
+            await asyncio.sleep(100 * 86_400)
+            run = world.runs[f"x{number}"] = Story(f"x{number}", "single", 0)
+            await run_or_resume(world, machine, run)
+        left = {key.split(":")[2] for key in world.server.keys(records.PART)}
+        for run in ended:
+            if (run.id in left) == (GRAPHS[run.kind].keep_finished is not None):
+                world.violate(f"run {run.id} of {run.kind} is {'still' if run.id in left else 'not'} there")
 
 
 def _continue(world: World, machine: Machine) -> None:
@@ -257,7 +341,7 @@ def _continue(world: World, machine: Machine) -> None:
 def undisturbed(kind: str, input: int, answers: Mapping[str, int | None]) -> Reference:
     """Run one graph in a world in which nothing goes wrong, with these answers."""
     world = World(0, is_calm=True)
-    graphs.current = world
+    stage.world = world
     run = world.runs["r"] = Story("r", kind, input, answers=dict(answers))
     machine = Machine(world, "calm", "calm", 0.0)
 

@@ -84,6 +84,23 @@ _expecting(
 _expecting("a node's writes do not expect what it has read", lambda changes, key: not key.startswith("pocket:"))
 
 
+_expecting(
+    "an operator's move does not expect what was seen",
+    lambda changes, key: any(
+        isinstance(change, Put) and change.key.startswith(records.RUN) and change.value["owner"].startswith(".")
+        for change in changes
+    ),
+)
+_expecting(
+    "word is left in a state that may be another one by now",
+    lambda changes, key: _puts(changes, states.STATE, cancelled=True) and len(changes) == 1,
+)
+_expecting(
+    "an answer does not expect that the question is open",
+    lambda changes, key: _claims(changes) and (":wait:" in key or _is_control(key)),
+)
+
+
 @fault("a node's writes land before its checkpoint, not with it")
 def _in_two() -> Iterator[None]:
     write = Client.write

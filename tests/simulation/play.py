@@ -17,7 +17,7 @@ from unittest import mock
 from pocket_plug.graph import context, execution
 from pocket_plug.graph.durable import ledger, processes
 
-from . import graphs
+from .graphs import stage
 from .loop import Hang
 from .operators import Chaos
 from .world import World
@@ -40,8 +40,8 @@ def determined() -> Iterator[None]:
         mock.patch.object(execution, "time", SimpleNamespace(perf_counter=lambda: next(turns) * 0.0004)),
         mock.patch.object(context.os, "urandom", lambda count: bytes(count)),
         mock.patch.object(processes, "_here"),  # each process puts itself there
-        mock.patch.object(processes, "_began", lambda pid: graphs.current.began(pid)),
-        mock.patch.object(ledger, "keep_beating", lambda lease: graphs.current.beating(lease)),
+        mock.patch.object(processes, "_began", lambda pid: stage.world.began(pid)),
+        mock.patch.object(ledger, "keep_beating", lambda lease: stage.world.beating(lease)),
     ):
         context.run_ids.renew()
         yield
@@ -67,7 +67,7 @@ def play(seed: int) -> Played:
 
 
 def _play(seed: int) -> Played:
-    world = graphs.current = World(seed)
+    world = stage.world = World(seed)
     try:
         with determined():
             Chaos(world).play()
@@ -78,8 +78,8 @@ def _play(seed: int) -> Played:
     finally:
         for machine in world.machines:
             machine.process.kill()
-        del graphs.current
-    return Played(seed, world.history, world.violations)
+        del stage.world
+    return Played(seed, [*world.history], [*world.violations])  # what is thrown away may still add to them
 
 
 def first_found(what: str, seeds: range) -> tuple[int | None, str]:

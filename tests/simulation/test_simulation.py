@@ -27,7 +27,7 @@ for seed in range(12):
 
 
 def test_no_world_goes_wrong() -> None:
-    """Kills, stops, lost answers, clocks apart, takeovers and cancellations: each effect once, and whoever asks is told the truth."""
+    """Kills, stops, lost answers, clocks apart, operators: each effect lands once, and whoever asks is told the truth."""
     wrong = [(played.seed, played.violations) for played in map(play, range(WORLDS)) if played.violations]
     assert not wrong, f"make simulate SEEDS=={wrong[0][0]} prints how it came to it: {wrong}"
 

@@ -18,12 +18,12 @@ import pocket_plug as pp
 from pocket_plug.codec import default_codec
 from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.durable import heartbeat, processes, records
-from pocket_plug.store.backend import Change, Put
+from pocket_plug.graph.observing import Observer
+from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
-from . import graphs
-from .graphs import EFFECT, TOTAL, Boom
+from .graphs import EFFECT, TOTAL, Boom, stage
 from .loop import Process, Scheduler
 from .store import Client, Server
 
@@ -40,6 +40,8 @@ class Attempt:
     machine: Machine
     takes_over: bool = False
     began: float = 0.0
+    is_operator: bool = False
+    """Does it change the run, but not execute it?"""
     ended: float | None = None
     claimed_at: float | None = None
     overtaken_at: float | None = None
@@ -66,12 +68,28 @@ class Story:
     effects: dict[str, float] = field(default_factory=dict)
     """Where an effect has landed, and when."""
     owner: Attempt | None = None
-    status: str = ""
+    states: list[tuple[float, str]] = field(default_factory=lambda: [(0.0, "")])
+    """When it has come into which state; "" before it was begun."""
     is_cancelled: bool = False
     """Has word landed that it is to end?"""
     is_begun: bool = False
+    in_flight: int = 0
+    """How many attempts have not ended, those that were killed among them."""
+    is_removed: bool = False
+    """Has somebody begun to remove it?"""
     results: list[Any] = field(default_factory=list)
     """What callers were told that it has come to."""
+
+    @property
+    def status(self) -> str:
+        """The state that it is in, or was in before it was removed."""
+        return next((name for _, name in reversed(self.states) if name), "")
+
+    def was(self, state: str, since: float) -> bool:
+        """Has it been in this state at any time since then?"""
+        earlier = [name for time, name in self.states if time <= since][-1:]
+        seen = [*earlier, *(name for time, name in self.states if time > since)]
+        return ("running" if state == "stalled" else state) in seen
 
 
 ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
@@ -124,9 +142,9 @@ class Machine:
         """Epoch seconds, as this computer has them."""
         return EPOCH + self.world.scheduler.now + self.skew
 
-    def observers(self, run: Any) -> list[Any]:
-        """Nobody watches."""
-        return []
+    def observers(self, run: Any) -> list[Observer]:
+        """In some worlds somebody watches, who has nothing to say."""
+        return [Observer(node=lambda call: None, event=lambda *event: None)] if self.world.is_watched else []
 
     def default_store(self) -> pp.Store:
         """The store of all."""
@@ -170,8 +188,11 @@ class World:
         self.kill_share = chance.choice((0.0, 0.3, 1.0))
         self.slowness = chance.choice((0.1, 2.0, 40.0))
         self.takeovers = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.5))
-        self.cancels = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1))
+        self.operations = 0.0 if is_calm else chance.choice((0.0, 0.1, 0.4))
+        self.impatience = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.3))
+        """How often a program cancels its own execution."""
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
+        self.is_watched = chance.random() < 0.3
         self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
         self.strikes = 0.0 if is_calm else chance.choice((0.0, 0.03, 0.3))
         """How many times a second something happens to a process."""
@@ -269,6 +290,8 @@ class World:
                 self.total += 1
             elif key.startswith(STATE) and isinstance(change, Put) and change.value.get("cancelled"):
                 self.runs[key.rpartition(":")[2]].is_cancelled = True
+            elif key.startswith(records.RUN) and isinstance(change, Delete):
+                self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
             elif ":wait:" in key and isinstance(change, Put) and change.value["kind"] == "question":
                 self._settled(key, change.value)
             elif key.startswith(records.RUN) and attempt is not None and isinstance(change, Put):
@@ -317,9 +340,12 @@ class World:
                     self.violate(
                         f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
                     )
-                former.overtaken_at = self.scheduler.now
-            attempt.claimed_at, run.owner, run.is_begun = self.scheduler.now, attempt, True
-        run.status = status
+                former.overtaken_at = self.scheduler.now if run.status == "running" else None
+            attempt.claimed_at, attempt.overtaken_at = self.scheduler.now, None
+            run.owner, run.is_begun = attempt, True
+        if run.status != status:
+            run.states.append((self.scheduler.now, status))
+        run.is_cancelled = run.is_cancelled or status == "cancelled"
 
     def conflicted(self, by: Machine | None, attempt: Attempt | None, conflict: pp.ConflictError) -> None:
         """A write was in conflict."""
@@ -338,6 +364,12 @@ class World:
             self.on_death(machine)
 
     # ------------------------------------------------------------ the end
+    def removed(self, run: Story) -> None:
+        """Nothing of it may be left."""
+        for key in self.server.keys("pocket:"):
+            if run.id in key.split(":"):
+                self.violate(f"run {run.id} was removed, and {key} is there")
+
     def judge(self) -> None:
         """What must be true of every run once it has ended."""
         seen: set[str] = set()
@@ -391,7 +423,7 @@ def reference(kind: str, input: int, answers: Mapping[str, int | None]) -> Refer
     if found is None:
         from .operators import undisturbed
 
-        outer = graphs.current
+        outer = stage.world
         found = _references[known] = undisturbed(kind, input, answers)
-        graphs.current = outer
+        stage.world = outer
     return found

@@ -15,7 +15,7 @@ from pocket_plug.store.stack import Stack
 from .moving import seen_of
 from .reading import read_each
 from .records import RUN, look_at
-from .removal import ended_keys, take_apart
+from .removal import take_apart
 from .states import STATE, StateKey, state_of, states_of
 
 PRUNABLE = ("finished", "cancelled", "failed")
@@ -191,7 +191,7 @@ class Pruning:
             if self.dry_run:
                 self.runs += 1
                 self.records += len([key async for key in self.stack.scan(seen.part)])
-                self.records += 1 + len(ended_keys(seen.state_key, seen.state))
+                self.records += 2 + (seen.state.look_at is not None)
                 continue
             try:
                 batch[run] = await take_apart(self.stack, seen)
