@@ -132,6 +132,8 @@ class Pruning:
         Gives how many seconds to wait before the next slice, 0 where nobody else has written since the last. None once there
         is nothing left to do.
         """
+        if self._ranges is None:
+            await index_old(self.stack)
         version = await self.stack.version()
         is_alone = self._version in (None, version)
         self._version = version
@@ -141,7 +143,6 @@ class Pruning:
 
     async def _go_on(self) -> bool:
         if self._ranges is None:
-            await index_old(self.stack)
             self._ranges = [each async for each in self._find()]
         if self._ranges:
             if not await self._look(self._ranges[-1]):
