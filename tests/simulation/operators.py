@@ -66,6 +66,10 @@ def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt 
         return
     if isinstance(error, pp.UnknownRunError) and mine.run.is_removed:
         return
+    if isinstance(error, pp.RunTimeoutError) and (timeout := GRAPHS[mine.run.kind].timeout) is not None:
+        if not world.skew and world.scheduler.now - mine.run.states[1][0] < timeout - 1:
+            world.violate(f"attempt {number} was told after {world.scheduler.now:.1f} s that the run's time is over")
+        return
     if isinstance(error, pp.RunCancelledError):
         if not mine.run.is_cancelled:
             world.violate(f"attempt {number} was told that run {mine.run.id} is cancelled, and nobody has cancelled it")
@@ -306,7 +310,7 @@ class Chaos:
                 continue
             for _ in range(20):
                 error = await run_or_resume(world, machine, run)
-                if error is None or isinstance(error, pp.RunCancelledError):
+                if error is None or isinstance(error, pp.RunCancelledError | pp.RunTimeoutError):
                     break
             else:
                 world.violate(f"run {run.id} does not end")
