@@ -32,6 +32,7 @@ from .errors import (
     RunFencedError,
     RunMismatchError,
     RunStateError,
+    RunStuckError,
     RunSuspendedError,
     RunTimeoutError,
     StepLimitError,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, RunFailure, idempotency_key
+    from .graph.durable.worker import Worker, WorkerReport
     from .graph.each import each
     from .graph.events import (
         Asked,
@@ -125,6 +127,8 @@ _MODULES = {
     "fan_out": "graph.graph",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
+    "Worker": "graph.durable.worker",
+    "WorkerReport": "graph.durable.worker",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.node",
@@ -237,6 +241,7 @@ __all__ = [
     "RunState",
     "RunStateError",
     "RunStream",
+    "RunStuckError",
     "RunSuspendedError",
     "RunTimeoutError",
     "RunValue",
@@ -265,6 +270,8 @@ __all__ = [
     "UnknownTypeError",
     "UnregisteredTypeError",
     "ValueTypeError",
+    "Worker",
+    "WorkerReport",
     "WrappedStopIterationError",
     "each",
     "emit",

@@ -201,6 +201,10 @@ class RunStateError(PocketError, ValueError):
         return type(self), (self.run_id, self.state, str(self))
 
 
+class RunStuckError(PocketError):
+    """Execution after execution of this durable run has ended at the same node, without an error and without progress."""
+
+
 class OutcomeUnknownError(StoreError):
     """A durable run's write failed, and reading whether it was stored failed too. Nothing is lost: `resume(run_id)` finds out."""
 

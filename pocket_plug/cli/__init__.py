@@ -33,6 +33,7 @@ COMMANDS = {
     "stack": ("show", "Draw the configured store stacks."),
     "store": ("store", "Look into a store, and change it."),
     "trace": ("trace", "Look at what was traced, open it in the browser, send it to a backend."),
+    "worker": ("worker", "Take durable runs that were submitted, and go on with those whose process has died."),
 }
 """Our commands: the module that has each, and the first sentence of its help."""
 

@@ -129,6 +129,7 @@ class Graph(Node[I, O]):
         run_id: str | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
+        store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> O:
         """Run it from the first node to the last and give what that left with.
@@ -142,9 +143,10 @@ class Graph(Node[I, O]):
         graph's, and RunChangedError where the graph is no longer what it was, unless `allow_changed`.
 
         `traceparent` is a W3C trace context, or what `pocket_plug.propagation.inject` gave elsewhere: its trace goes on.
+        `store` is where a graph without a store of its own reads and writes, else as if it had been made with that.
         """
         request = _request(run_id, MISSING, allow_changed, takeover)
-        execution = self._execution(input, pocket, request, traceparent, loop=True, threads=True)
+        execution = self._execution(input, pocket, request, store, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
@@ -155,6 +157,7 @@ class Graph(Node[I, O]):
         /,
         *,
         buffer: int = BUFFER,
+        store: StoreScope | SyncScope | None = None,
         pocket: RunHost | None = None,
         run_id: str | None = None,
         allow_changed: bool = False,
@@ -175,7 +178,9 @@ class Graph(Node[I, O]):
         request = _request(run_id, MISSING, allow_changed, takeover)
         feed = Feed(check_count(buffer, "buffer"))
         host = StreamHost(default_host() if pocket is None else pocket, feed)
-        return RunStream(feed, self._execution(input, host, request, traceparent, loop=True, threads=True), input)
+        return RunStream(
+            feed, self._execution(input, host, request, store, traceparent, loop=True, threads=True), input
+        )
 
     async def resume(
         self,
@@ -187,6 +192,7 @@ class Graph(Node[I, O]):
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
+        store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> O:
         """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
@@ -194,7 +200,7 @@ class Graph(Node[I, O]):
         As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
         """
         request = _request(run_id, answer, allow_changed, takeover, question)
-        execution = self._execution(MISSING, pocket, request, traceparent, loop=True, threads=True)
+        execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True, threads=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(MISSING))
@@ -208,6 +214,7 @@ class Graph(Node[I, O]):
         run_id: str | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
+        store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> O:
         """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
@@ -216,7 +223,7 @@ class Graph(Node[I, O]):
         store that is bound to an event loop it is `run` on that loop.
         """
         request = _request(run_id, MISSING, allow_changed, takeover)
-        execution = self._execution(input, pocket, request, traceparent, loop=False, threads=False)
+        execution = self._execution(input, pocket, request, store, traceparent, loop=False, threads=False)
         output: O = execution.go_in_place(input, self._is_sync)
         return output
 
@@ -230,39 +237,91 @@ class Graph(Node[I, O]):
         pocket: RunHost | None = None,
         allow_changed: bool = False,
         takeover: bool = False,
+        store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> O:
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed, takeover, question)
-        execution = self._execution(MISSING, pocket, request, traceparent, loop=False, threads=False)
+        execution = self._execution(MISSING, pocket, request, store, traceparent, loop=False, threads=False)
         output: O = execution.go_in_place(MISSING, self._is_sync)
         return output
 
-    async def check_runs(self, *, pocket: RunHost | None = None) -> list[RunCheck]:
+    async def submit(
+        self,
+        input: I,
+        /,
+        *,
+        run_id: str,
+        pocket: RunHost | None = None,
+        store: StoreScope | SyncScope | None = None,
+        traceparent: Carrier | None = None,
+    ) -> str:
+        """Record a durable run as `pending`, for a `Worker` to take, here or in another process; give its state.
+
+        The same id with the same input is recorded once, however often it is submitted: then the state is the one that the
+        run has by now. Raises RunMismatchError where the id is another input's or graph's, InputError for an input that the
+        first node doesn't take, and ConfigError where the store would not survive the process.
+        """
+        pocket = pocket or default_host()
+        place = self.own_place(pocket, store)
+        if place[0].is_new:
+            await place[0].ensure_open()
+        return await _submit(self, place, run_id, input, pocket, traceparent)
+
+    def submit_sync(
+        self,
+        input: I,
+        /,
+        *,
+        run_id: str,
+        pocket: RunHost | None = None,
+        store: StoreScope | SyncScope | None = None,
+        traceparent: Carrier | None = None,
+    ) -> str:
+        """`submit` for callers without `await`."""
+        pocket = pocket or default_host()
+        place = self.own_place(pocket, store)
+        if place[0].is_new:
+            place[0].open_sync()
+        return place[0].run(_submit(self, place, run_id, input, pocket, traceparent))
+
+    async def check_runs(
+        self, *, pocket: RunHost | None = None, store: StoreScope | SyncScope | None = None
+    ) -> list[RunCheck]:
         """Which of its open durable runs can go on in it as it is now; none is executed, and nothing is written.
 
         Functions given as `upgrade` are called. Raises ConfigError where its store can't keep durable runs.
         """
         from .durable import check_runs
 
-        place = self._own_place(pocket or default_host())
+        place = self.own_place(pocket or default_host(), store)
         if place[0].is_new:
             await place[0].ensure_open()
         return await check_runs(self, place)
 
-    def check_runs_sync(self, *, pocket: RunHost | None = None) -> list[RunCheck]:
+    def check_runs_sync(
+        self, *, pocket: RunHost | None = None, store: StoreScope | SyncScope | None = None
+    ) -> list[RunCheck]:
         """`check_runs` for callers without `await`."""
         from .durable import check_runs
 
-        place = self._own_place(pocket or default_host())
+        place = self.own_place(pocket or default_host(), store)
         if place[0].is_new:
             place[0].open_sync()
         return place[0].run(check_runs(self, place))
 
-    def _own_place(self, pocket: RunHost) -> tuple[Stack, str]:
-        """Where it reads and writes when it is run by itself. Raises GraphError where it can't run."""
+    def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
+        """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises GraphError where it can't
+        run, ConfigError where it has a store of its own already.
+        """
         if self._validated is not self._options:  # a copy may have others
             self.validate()
+        if store is not None:
+            if self._store is not None:
+                raise ConfigError(
+                    f"graph {self.name!r} has a store of its own; leave out store=, or make it without one"
+                )
+            return self.place(store)
         if self._store is None and (store := pocket.default_store()) is not None:
             return self.place(store)
         self._placed = self._placed or self.place(Store())
@@ -273,6 +332,7 @@ class Graph(Node[I, O]):
         input: Value,
         pocket: RunHost | None,
         request: Request | None,
+        store: StoreScope | SyncScope | None,
         traceparent: Carrier | None,
         *,
         loop: bool,
@@ -280,7 +340,7 @@ class Graph(Node[I, O]):
     ) -> Execution:
         if pocket is None:
             pocket = default_host()
-        place = self._own_place(pocket)
+        place = self.own_place(pocket, store)
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
         elif self.plan.asks:
@@ -291,7 +351,7 @@ class Graph(Node[I, O]):
         else:
             execution = Execution(self, place, input, pocket, loop, threads)
         if traceparent is not None:
-            execution.run.traceparent = {"traceparent": traceparent} if isinstance(traceparent, str) else traceparent
+            execution.run.traceparent = _carrier(traceparent)
         return execution
 
     def place(self, outer: View) -> tuple[Stack, str]:
@@ -321,6 +381,24 @@ def _request(
     from .durable import Request
 
     return Request(run_id, answer=answer, question=question, allow_changed=allow_changed, takeover=takeover)
+
+
+def _carrier(traceparent: Carrier) -> Mapping[str, str]:
+    return {"traceparent": traceparent} if isinstance(traceparent, str) else traceparent
+
+
+async def _submit(
+    graph: Graph[Any, Any],
+    place: tuple[Stack, str],
+    run_id: str,
+    input: object,
+    pocket: RunHost,
+    traceparent: Carrier | None,
+) -> str:
+    from .durable.submitting import submit
+
+    state, _ = await submit(graph, place, run_id, input, _carrier(traceparent or {}))
+    return state
 
 
 @overload

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -24,11 +24,13 @@ from pocket_plug import (
     RunChangedError,
     RunMismatchError,
     RunSuspendedError,
+    Sleep,
     Store,
     StoreWriter,
     each,
     node,
 )
+from pocket_plug.testing.clock import FakeClock
 
 UNTYPED: Any = Any
 
@@ -53,6 +55,9 @@ class World:
     def __init__(self) -> None:
         self.stops: set[str] = set()
         self.crowd: asyncio.Barrier | None = None
+        self.clock = FakeClock()
+        self.questions: list[str] = []
+        """The ids of those at which the run has stopped."""
 
     async def effects(self, store: Store) -> list[str]:
         """The effects that nodes have had, in order: `name`, of items `name(value)`, and `name!` of hooks."""
@@ -373,7 +378,7 @@ edits(
         "waiting: nest the question": (
             lambda: (a >> graph(ask("sure"), name="sure") >> use,),
             "",
-            "waits for an answer at 'sure'",
+            "+ graph sure",
         ),
     },
 )
@@ -397,6 +402,19 @@ edits(
             "",
             "waits for an answer at 'inner/sure'",
         ),
+    },
+)
+
+# ---------------------------------------------------------------- waiting for a time
+edits(
+    lambda: (a >> Sleep("1h", name="pause") >> c,),
+    "",
+    "a c",
+    {
+        "sleeping: rename what was passed": (lambda: (step("a2") >> Sleep("1h", name="pause") >> c,), "a c", ""),
+        "sleeping: another duration": (lambda: (a >> Sleep("2h", name="pause") >> c,), "a c", ""),
+        "sleeping: rename it": (lambda: (a >> Sleep("1h", name="rest") >> c,), "", "stands at node 'pause'"),
+        "sleeping: a node in its place": (lambda: (a >> step("pause", UNTYPED, UNTYPED) >> c,), "", "+ node pause"),
     },
 )
 
@@ -593,6 +611,77 @@ edits(
     },
 )
 
+
+def asking_items(question: Node[Any, Any] | None = None, first: Node[Any, Any] = numbers, **options: Any) -> Made:
+    def made() -> tuple[Any, ...]:
+        asks = way(step("p", shows=True), ask("sure") if question is None else question, step("q", UNTYPED, UNTYPED))
+        spread = each(asks, **{"concurrency": 1, **options}).with_options(name="all")
+        return (first >> spread >> step("join", UNTYPED, UNTYPED),)
+
+    return made
+
+
+edits(
+    asking_items(),
+    "",
+    "numbers p(1) p(2) p(3) q q q join",
+    {
+        "items that wait: rename what was passed": (
+            asking_items(first=step("n2", int, list[int])),
+            "numbers p(1) p(2) p(3) q q q join",
+            "",
+        ),
+        "items that wait: rename the question": (
+            asking_items(ask("really")),
+            "",
+            "item 0 of 'all' waits for an answer at 'all/way/sure', where nothing asks",
+        ),
+        "items that wait: retype the answer": (asking_items(ask("sure", int)), "", "+ ask all/way/sure for int"),
+        "items that wait: a node in place of the question": (
+            asking_items(step("sure", UNTYPED, UNTYPED)),
+            "",
+            "item 0 of 'all' waits for an answer at 'all/way/sure', where nothing asks",
+        ),
+        "items that wait: rename the question, and collect": (
+            asking_items(ask("really"), errors="collect"),
+            "",
+            "item 0 of 'all' waits for an answer",
+        ),
+    },
+)
+
+
+def questions_as_items(question: Node[Any, Any] | None = None, within: bool = False) -> Made:
+    def made() -> tuple[Any, ...]:
+        asks = ask("sure") if question is None else question
+        item = graph(asks >> step("q", UNTYPED, UNTYPED), name="way") if within else asks
+        return (numbers >> each(item).with_options(name="all") >> step("join", UNTYPED, UNTYPED),)
+
+    return made
+
+
+for within in (False, True):
+    place, effects_ = ("all/way/sure", "numbers q q q join") if within else ("all/sure", "numbers join")
+    edits(
+        questions_as_items(within=within),
+        "",
+        effects_,
+        {
+            f"{place} waits: nothing": (questions_as_items(within=within), effects_, ""),
+            f"{place} waits: retype the answer": (
+                questions_as_items(ask("sure", int), within),
+                "",
+                f"+ ask {place} for int",
+            ),
+            f"{place} waits: rename the question": (
+                questions_as_items(ask("really"), within),
+                "",
+                "+ ask all/way/really" if within else "item 0 of 'all' waits for an answer at 'all/sure'",
+            ),
+        },
+    )
+
+
 # ---------------------------------------------------------------- allow_changed: what lies ahead may differ, where it stands not
 edits(
     lambda: (a >> b >> c,),
@@ -678,12 +767,27 @@ async def everything(store: Store) -> dict[str, tuple[int, Any]]:
     return {key: (entry.version, entry.value) for key, entry in found.items()}
 
 
+async def go_on(case: Case, graph: Graph[Any, Any]) -> None:
+    """Go on with the run, and answer all that it asks."""
+    questions = list(world.questions)
+    while True:
+        options: dict[str, Any] = {"answer": True, "question": questions[0]} if questions else {}
+        try:
+            await graph.resume("r", allow_changed=case.allowed, **options)
+            return
+        except RunSuspendedError as suspended:
+            questions = list(suspended.questions)
+
+
 async def stop(case: Case, store: Store) -> None:
     world.stops = {case.stops}
     world.crowd = asyncio.Barrier(case.crowd) if case.crowd else None
-    with pytest.raises((Stumble, Stop, RunSuspendedError)):
+    with pytest.raises((Stumble, Stop, RunSuspendedError)) as stopped:
         await built(case.before, store).run(1, run_id="r")
     world.stops, world.crowd = set(), None
+    if isinstance(stopped.value, RunSuspendedError):
+        world.questions = list(stopped.value.questions)
+        world.clock.advance(3600)
 
 
 @pytest.fixture(autouse=True)
@@ -696,21 +800,20 @@ def _new_world() -> None:
 def test_a_run_goes_on_where_what_lies_ahead_is_unchanged(name: str) -> None:
     """With each effect exactly once; else it is refused, nothing has changed, and the former graph goes on with it."""
     case = CASES[name]
-    answer = {} if case.stops else {"answer": True}
 
     async def main() -> None:
-        async with Store(Kept()) as store:
+        async with Store(Kept(), clock=world.clock) as store:
             await stop(case, store)
             after, before = built(case.after, store), await everything(store)
             checked = await after.check_runs()
             assert await everything(store) == before
             if case.goes:
-                await after.resume("r", allow_changed=case.allowed, **answer)
+                await go_on(case, after)
                 assert order(case, await world.effects(store)) == case.goes.split()
                 assert case.allowed or [check.can_go_on for check in checked] == [True]
                 return
             with pytest.raises((RunChangedError, RunMismatchError)) as refused:
-                await after.resume("r", allow_changed=case.allowed, **answer)
+                await go_on(case, after)
             assert case.says in f"{refused.typename} {refused.value}"
             assert await everything(store) == before
             if isinstance(refused.value, RunChangedError):
@@ -720,7 +823,7 @@ def test_a_run_goes_on_where_what_lies_ahead_is_unchanged(name: str) -> None:
                 assert not any(check.can_go_on for check in checked)
             else:
                 assert checked == []  # runs of other graphs are none of its own
-            await built(case.before, store).resume("r", **answer)
+            await go_on(replace(case, allowed=False), built(case.before, store))
             assert order(case, await world.effects(store)) == case.stays.split()
 
     asyncio.run(main())
@@ -730,14 +833,22 @@ UNSEEN = ("takes", "gives", "give ", "in scope", "ask sure for")
 """What differs, where an older version has not recorded it."""
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not any(map(case.says.__contains__, UNSEEN))])
+NEW = ("sleeping:", "items that wait:", "waits:")
+"""Cases that it hasn't: of what an older version can't do."""
+OLDER = [
+    name
+    for name, case in CASES.items()
+    if not any(map(case.says.__contains__, UNSEEN)) and not any(map(name.__contains__, NEW))
+]
+
+
+@pytest.mark.parametrize("name", OLDER)
 def test_a_record_of_an_older_version_is_judged_by_what_it_says(name: str) -> None:
     """It has no types and no scopes; nodes, edges and questions are compared all the same."""
     case = CASES[name]
-    answer = {} if case.stops else {"answer": True}
 
     async def main() -> None:
-        async with Store(Kept()) as store:
+        async with Store(Kept(), clock=world.clock) as store:
             await stop(case, store)
             key = "pocket:run-part:r:start"
             entry = await store.stack.read(key)
@@ -747,13 +858,13 @@ def test_a_record_of_an_older_version_is_judged_by_what_it_says(name: str) -> No
             await store.stack.write([Put(key, {**former, "shape": lines})])
             before = await everything(store)
             if case.goes:
-                await built(case.after, store).resume("r", allow_changed=case.allowed, **answer)
+                await go_on(case, built(case.after, store))
                 assert order(case, await world.effects(store)) == case.goes.split()
                 return
             with pytest.raises((RunChangedError, RunMismatchError)):
-                await built(case.after, store).resume("r", allow_changed=case.allowed, **answer)
+                await go_on(case, built(case.after, store))
             assert await everything(store) == before
-            await built(case.before, store).resume("r", **answer)
+            await go_on(replace(case, allowed=False), built(case.before, store))
             assert order(case, await world.effects(store)) == case.stays.split()
 
     asyncio.run(main())

@@ -25,6 +25,7 @@ from pocket_plug import (
     RunChangedError,
     RunPosition,
     RunSuspendedError,
+    Sleep,
     Store,
     StoreError,
     StoreWriter,
@@ -35,6 +36,7 @@ from pocket_plug import (
 from pocket_plug.graph.durable.records import RUN
 from pocket_plug.primitives.waiting import drive_inline
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
+from pocket_plug.testing.clock import FakeClock
 
 
 class Kept(Memory):
@@ -264,10 +266,77 @@ def test_an_answer_that_was_given_before() -> None:
             other = Graph(Ask(str, question="Really?", name="really") >> use, **options)
             with pytest.raises(RunChangedError, match="the answer that it has been given is not the str that 'really'"):
                 await other.resume("r")
-            with pytest.raises(RunChangedError, match="has been given an answer, and node 'really' doesn't ask"):
+            with pytest.raises(RunChangedError, match="has been given an answer at 'really', where nothing asks"):
                 await Graph(step("really") >> use, **options).resume("r")
             same = Graph(Ask(bool, question="Really?", name="really") >> use, **options)
             assert await same.resume("r") == Answered(1, True)
+
+    asyncio.run(main())
+
+
+def test_questions_of_items() -> None:
+    """Each moves with its item, open or answered, and an answer may name it by the id that it was asked under."""
+    seen: list[RunPosition] = []
+
+    def move(position: RunPosition) -> RunPosition:
+        seen.append(position)
+        return position.renamed(("all", "way", "sure"), "really")
+
+    def made(question: str, **options: Any) -> Graph[Any, Any]:
+        way = Graph(step("p") >> Ask(bool, question="Sure?", name=question) >> step("q"), name="way")
+        return Graph(each(way, concurrency=1).with_options(name="all") >> step("join"), **options)
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            before = made("sure", store=store)
+            with pytest.raises(RunSuspendedError) as suspended:
+                await before.run([1, 2, 3], run_id="r")
+            assert list(suspended.value.questions) == [f"all#1[{n}]/sure#1" for n in range(3)]
+            broken.add("q(Answered(input=2, answer=True))")
+            with pytest.raises(Stumble):
+                await before.resume("r", answer=True, question="all#1[1]/sure#1")
+            broken.clear()
+            kept = await everything(store)
+            gone = Graph(each(step("x")).with_options(name="all"), store=store, version=2, upgrade={1: move})
+            with pytest.raises(RunChangedError, match="item 0 of 'all' waits for an answer at 'all/way/really'"):
+                await gone.resume("r")
+            assert await everything(store) == kept
+            after = made("really", store=store, version=2, upgrade={1: move})
+            assert [check.verdict for check in await after.check_runs()] == ["upgraded"]
+            with pytest.raises(RunSuspendedError) as suspended:
+                await after.resume("r", answer=True, question="all#1[2]/sure#1")
+            assert list(suspended.value.questions) == ["all#1[0]/really#1"]
+            answers = await after.resume("r", answer=False, question="all#1[0]/really#1")
+            assert answers == [Answered(1, False), Answered(2, True), Answered(3, True)]
+            assert {number: item.waits for number, item in seen[-1].items.items()} == {0: True, 1: False, 2: True}
+            assert sorted(await effects(store)) == sorted(
+                [*(f"p({n})" for n in (1, 2, 3)), *(f"q({each})" for each in answers), f"join({answers})"]
+            )
+
+    asyncio.run(main())
+
+
+def test_a_sleep() -> None:
+    """It goes on sleeping until the time that it had, where it is now; moved elsewhere it is awake."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with Store(Kept(), clock=clock) as store:
+            for run_id in ("a", "b"):
+                with pytest.raises(RunSuspendedError):
+                    await Graph(Sleep("1h", name="pause") >> A, store=store).run(1, run_id=run_id)
+            woken = clock() + 3600
+            clock.advance(1800)
+            upgrade = {1: lambda run: run.renamed("pause", "rest")}
+            resting = Graph(Sleep("9h", name="rest") >> A, store=store, version=2, upgrade=upgrade)
+            with pytest.raises(RunSuspendedError) as suspended:
+                await resting.resume("a")
+            assert suspended.value.wake_at == woken
+            assert await Graph(step("rest") >> A, store=store, version=2, upgrade=upgrade).resume("b") == 1
+            clock.advance(1800)
+            assert await resting.resume("a") == 1
+            assert await effects(store) == ["rest(1)", "a(1)", "a(1)"]
+            assert [key for key in await everything(store) if "run-wake" in key] == []
 
     asyncio.run(main())
 

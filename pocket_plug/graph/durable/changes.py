@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from pocket_plug.graph.chain import DEFAULT
 
 from .forms import GraphForm, NodeForm
-from .records import Frame
-from .standing import Standing
+from .standing import Standing, leaf_of
 
 Path = tuple[str, ...]
 """A node: those that it is nested in, from the outermost graph's, and its own name."""
@@ -69,13 +68,22 @@ class Facts:
             self._fan_out(graph, here, node, standing)
             return
         self._say("takes", here, node.takes)
+        self._reach(graph, here)
+        self._begun(graph, here, node, standing)
+
+    def _begun(self, graph: GraphForm, here: Path, node: NodeForm, standing: Standing) -> None:
+        """What waits, or is under way, at the node itself, or where the graph begins that it is."""
+        for name in standing.under:
+            if node.inner is None:
+                return
+            self._say("scope", here, node.inner.scope)
+            graph = node.inner
+            here, found = self._node(graph, here, name)
+            if found is None:
+                return
+            node = found
         if node.kind == "ask":
             self._say("answer", here, node.answer)
-        self._reach(graph, here)
-        for name in standing.under:
-            if node.inner is None or name not in node.inner.nodes:
-                return
-            graph, here, node = node.inner, (*here, name), node.inner.nodes[name]
         if standing.items:
             self._fan_out(graph, here, node, standing)
 
@@ -213,15 +221,18 @@ def _line(fact: Fact, value: str) -> str:
 
 
 # ---------------------------------------------------------------- one form
-def misplaced(form: GraphForm, standing: Standing, waits: bool) -> str | None:
+def misplaced(form: GraphForm, standing: Standing) -> str | None:
     """Why nothing can stand there in a graph of this form, whatever it was before; None where it can."""
-    if waits and _kind_at(form, standing.frames) != "ask":
-        return f"it waits for an answer at {_place(standing.frames)}, where nothing asks"
     return _misplaced(form, standing, "it")
 
 
 def _misplaced(graph: GraphForm, standing: Standing, who: str, path: Path = ()) -> str | None:
-    frames = standing.frames
+    frames, wait = standing.frames, standing.wait
+    leaf = leaf_of(graph, frames, "").node
+    if wait is not None and wait.wait.kind == "question" and (leaf is None or leaf.kind != "ask"):
+        place = written((*path, *(frame.node for frame in frames if frame.node is not None), *standing.under))
+        verb = "waits for" if wait.wait.is_open else "has been given"
+        return f"{who} {verb} an answer at {place!r}, where nothing asks"
     leads: list[Mapping[str, str]] = []
     node: NodeForm | None = None
     for depth, frame in enumerate(frames):
@@ -245,11 +256,11 @@ def _misplaced(graph: GraphForm, standing: Standing, who: str, path: Path = ()) 
 
 
 def _items_misplaced(node: NodeForm | None, standing: Standing, who: str, path: Path) -> str | None:
+    if not standing.items:
+        return None
     for name in standing.under:
         path = (*path, name)
         node = None if node is None or node.inner is None else node.inner.nodes.get(name)
-    if not standing.items:
-        return None
     if node is None or node.kind != "fan_out" or node.inner is None:
         return f"{who} is halfway through the fan-out {written(path)!r}, which is not there"
     for position, item in standing.items.items():
@@ -257,16 +268,3 @@ def _items_misplaced(node: NodeForm | None, standing: Standing, who: str, path: 
         if inner is not None:
             return inner
     return None
-
-
-def _kind_at(form: GraphForm, frames: Iterable[Frame]) -> str:
-    graph: GraphForm | None = form
-    node: NodeForm | None = None
-    for frame in frames:
-        node = None if graph is None else graph.nodes.get(frame.node or "")
-        graph = None if node is None else node.inner
-    return "" if node is None else node.kind
-
-
-def _place(frames: Iterable[Frame]) -> str:
-    return repr(written(frame.node for frame in frames if frame.node is not None))

@@ -14,9 +14,9 @@ from pocket_plug.store.stack import Stack
 from .changes import written
 from .judging import How, Judge, Kept
 from .reading import read_each
-from .records import RUN, check_start, field_of, look_at, status_of
+from .records import RUN, check_start, field_of, look_at, place_of, status_of
 from .request import prepare
-from .standing import part_of, place_of
+from .standing import part_of
 from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
 
@@ -72,7 +72,7 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
 
 async def _keys(stack: Stack, graph: str) -> list[str]:
     """The keys of all runs but those that their state tells to be over, or another graph's. Older runs have no state."""
-    ours = [states_of(status, graph) for status in OPEN]
+    ours = [states_of("unreadable"), *(states_of(status, graph) for status in OPEN)]
     others = {
         key.rpartition(":")[2] async for key in stack.scan(STATE) if not any(key.startswith(each) for each in ours)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from pocket_plug.errors import (
@@ -11,12 +12,14 @@ from pocket_plug.errors import (
     InputError,
     RunBusyError,
     RunMismatchError,
+    RunStuckError,
     UnknownRunError,
 )
 from pocket_plug.graph.ask import AskStep
+from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import type_name
-from pocket_plug.store.backend import Change, Delete, Put
+from pocket_plug.store.backend import Change, Delete, Entry, Put
 from pocket_plug.store.store import MISSING
 
 from .executions import note_execution
@@ -24,7 +27,8 @@ from .journal import Journal
 from .judging import Kept
 from .processes import this_process
 from .records import FORM, Frame, Record, check_run, check_start, field_of, status_of
-from .states import State, plain_state, read_state, state_key, state_of, wake_key
+from .standing import BATCH, ITEM
+from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
     Found,
     is_same,
@@ -42,54 +46,77 @@ async def claim(journal: Journal, value: object) -> bytes | None:
     """Make the run this execution's own; give the result where it has one already."""
     stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
     while True:
-        found = await stack.read_many((key, start))
-        entry = found.get(key)
+        entry = await stack.read(key)
         changes: list[Change]
         if entry is None:
-            changes, expect, tries = [_begin(journal, start, value)], {key: 0}, 1
+            changes, expect, tries = [begin(journal, start, value)], {key: 0}, 1
         else:
             check_run(key, entry.value)
-            there = state_of(entry.value, journal.name)
-            stood = await stack.read(there)
-            expect = {key: entry.version, there: stood.version if stood is not None else 0}
-            try:  # a tier that is nearer than the authority may be behind it
-                await stack.write((), expect)
-            except ConflictError:
+            if (stands := await _confirmed(journal, entry)) is None:
                 continue
-            if (begun := found.get(start)) is None:
+            begun, stood, state, expect = stands
+            if begun is None:
                 raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
             check_start(start, begun.value)
-            state = read_state(there, stood) if stood is not None else None
             journal.is_cancelled = state is not None and state.cancelled  # nobody has ended it yet: this execution does
-            _refuse_another(journal, begun.value, value)
             journal.checkpoint.load(entry)
+            refuse_another(journal, begun.value, value)
             _refuse_if_busy(journal, entry.value, state)
-            changes = [Delete(there)] if stood is not None else []
+            changes = [Delete(state_of(entry.value, journal.name))] if stood is not None else []
             waits = waits_in(entry.value, journal.part, journal.checkpoint.frames)
             changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
             waits |= await waits_of(stack, journal.part)
+            moved: Mapping[str, str] = {}
             if status_of(entry.value) != "finished":
                 kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
                 going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
                 journal.checkpoint.frames = going.frames
-                changes += going.changes
+                written = {change.key for change in going.changes}
+                changes = [*(each for each in changes if each.key not in written), *going.changes]
                 expect |= going.expect
-                waits = dict(going.waits)
-            answered = _answered(journal, waits)
+                waits, moved = dict(going.waits), going.moved
+            answered = _answered(journal, waits, moved)
             if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
             if answered is not None:
-                was = next(each for each in waits.values() if wait_key(journal.part, each.place) == answered.key)
                 changes = [*(each for each in changes if each.key != answered.key), answered]
-                expect[answered.key] = was.version
+                was = {wait_key(journal.part, place): each.version for place, each in waits.items()}
+                expect[answered.key] = was.get(answered.key, 0)
             if state is not None and state.wake_at is not None:
                 changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
-            is_unmoved = state is not None and state.tries and state.commits == journal.checkpoint.commits
-            tries = state.tries + 1 if state is not None and is_unmoved else 1
+            tries = await _tries(journal, state, stood)
+            if tries > journal.wanted.max_tries:
+                await _give_up(journal, entry.value, tries - 1, expect)
+                continue
             changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
         if await _take_over(journal, changes, expect, tries):
-            journal.checkpoint.is_old = journal.is_to_tell = entry is not None
+            journal.checkpoint.is_old, journal.is_to_tell = entry is not None, journal.epoch > 1
             return None
+
+
+Stands = tuple[Entry | None, Entry | None, State | None, dict[str, int]]
+
+
+async def _confirmed(journal: Journal, entry: Entry) -> Stands | None:
+    """The entries of the run's start and state, what the state says, and what a claim expects; None where one must look again.
+
+    A tier that is nearer than the authority may be behind it. Raises RunBusyError where a run that was seen to be stalled
+    has moved since.
+    """
+    start, there = journal.part + "start", state_of(entry.value, journal.name)
+    found = await journal.stack.read_many((start, there))
+    stood = found.get(there)
+    state = read_state(there, stood) if stood is not None else None
+    expect = {journal.checkpoint.key: entry.version, there: stood.version if stood is not None else 0}
+    if status_of(entry.value) == "running":
+        expect |= journal.wanted.seen
+    try:
+        await journal.stack.write((), expect)
+    except ConflictError:
+        if journal.wanted.seen:
+            raise _busy(journal, entry.value, state) from None
+        return None
+    return found.get(start), stood, state, expect
 
 
 async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, int], tries: int) -> bool:
@@ -122,7 +149,7 @@ async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, 
     return True
 
 
-def _begin(journal: Journal, start: str, value: object) -> Put:
+def begin(journal: Journal, start: str, value: object) -> Put:
     """The record of a new run's start."""
     graph = journal.graph
     if value is MISSING:
@@ -141,7 +168,7 @@ def _begin(journal: Journal, start: str, value: object) -> Put:
     return Put(start, begun)
 
 
-def _refuse_another(journal: Journal, start: Record, value: object) -> None:
+def refuse_another(journal: Journal, start: Record, value: object) -> None:
     """Raise RunMismatchError where the run is one of another graph or input."""
     name, prefix = journal.graph.name, journal.prefix
     if (start["graph"], start["scope"]) != (name, prefix):
@@ -158,18 +185,55 @@ def _refuse_another(journal: Journal, start: Record, value: object) -> None:
 
 def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> None:
     """Raise RunBusyError unless the execution that is at the run is known to have ended, RunCancelledError if nothing may be."""
-    status = status_of(record)
+    status, wanted = status_of(record), journal.wanted
     if status == "cancelled":
         raise journal.cancelled_error()
-    if status != "running" or state is None or state.process is None or journal.wanted.takeover:
+    if status != "running" or state is None or state.process is None or wanted.takeover or wanted.seen:
         return
-    process, now = state.process, journal.stack.clock()
-    if not this_process().knows_ended(state.owner, process):
-        raise RunBusyError(
-            f"run {journal.id!r} is under way: process {process['pid']} on {process['host']!r} has been at it for "
-            f"{max(now - state.since, 0):.0f} seconds, and moved it {max(now - record['updated'], 0):.0f} seconds ago. "
-            "Wait for it, or take it over with takeover=True"
-        )
+    if not this_process().knows_ended(state.owner, state.process):
+        raise _busy(journal, record, state)
+
+
+def _busy(journal: Journal, record: Record, state: State | None) -> RunBusyError:
+    process, now = (state.process if state is not None else None) or {}, journal.stack.clock()
+    since = state.since if state is not None else record["started"]
+    return RunBusyError(
+        f"run {journal.id!r} is under way: process {process.get('pid')} on {process.get('host')!r} has been at it for "
+        f"{max(now - since, 0):.0f} seconds, and moved it {max(now - record['updated'], 0):.0f} seconds ago. "
+        "Wait for it, or take it over with takeover=True"
+    )
+
+
+async def _tries(journal: Journal, state: State | None, stood: Entry | None) -> int:
+    """How many executions have begun since the run, or an item of it, has last moved, this one included."""
+    if state is None or stood is None or not state.tries or state.commits != journal.checkpoint.commits:
+        return 1
+    keys = [key async for key in journal.stack.scan(journal.part + ITEM)]
+    for at in range(0, len(keys), BATCH):
+        items = await journal.stack.read_many(keys[at : at + BATCH])
+        if any(item.version > stood.version for item in items.values()):
+            return 1
+    return state.tries + 1
+
+
+async def _give_up(journal: Journal, record: Record, tries: int, expect: Mapping[str, int]) -> None:
+    """Record that the run has failed, since execution after execution has ended where it stands, and raise RunStuckError.
+
+    Returns only if somebody was faster.
+    """
+    node = "/".join(frame.node for frame in journal.checkpoint.frames if frame.node)
+    error = RunStuckError(
+        f"run {journal.id!r}: {tries} executions in turn have ended at node {node!r} without an error and without "
+        "progress. Does it end its process, or need more memory than there is? Going on with the run tries it again"
+    )
+    now = journal.stack.clock()
+    failure = RunFailure(error_type(error), str(error), node, 0, None, tries, now, trace_id(record["carrier"]))
+    left = {**record, "owner": journal.token(), "status": "failed", "updated": now}
+    there = state_key("failed", journal.graph.name, journal.started, journal.name)
+    changes: list[Change] = [Delete(state_of(record, journal.name)), Put(journal.checkpoint.key, left)]
+    with suppress(ConflictError):
+        await journal.stack.write([*changes, Put(there, plain_state(State(now, failure=failure)))], expect)
+        raise error
 
 
 def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> bytes | None:
@@ -184,15 +248,18 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> by
     return record["result"] if status_of(record) == "finished" else None
 
 
-def _answered(journal: Journal, waits: Mapping[str, Found]) -> Put | None:
+def _answered(journal: Journal, waits: Mapping[str, Found], moved: Mapping[str, str]) -> Put | None:
     """The change that records the answer that was given, if it was; None where that is known already.
+
+    A question that an upgrade has `moved` is known by its former id, and by the present one.
 
     Raises RunMismatchError where it is not for an open question, InputError where it is of another type.
     """
     answer = journal.wanted.answer
     if answer is MISSING:
         return None
-    asked = wanted_question(journal.id, waits, journal.wanted.question)
+    question = journal.wanted.question
+    asked = wanted_question(journal.id, waits, moved.get(question, question) if isinstance(question, str) else question)
     if not asked.wait.is_open:
         if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
             raise RunMismatchError(

@@ -23,6 +23,7 @@ from pocket_plug.graph.chain import DEFAULT
 from pocket_plug.graph.nesting import GraphStep
 from pocket_plug.graph.phases import declared_actions
 from pocket_plug.graph.plan import Plan
+from pocket_plug.graph.sleep import SleepStep
 from pocket_plug.graph.step import Step
 from pocket_plug.primitives.typechecks import UNIONS
 from pocket_plug.primitives.values import Hint, Value
@@ -37,7 +38,7 @@ class NodeForm:
     """One node of a form. What a record of an older version doesn't say is None, and counts as equal to anything."""
 
     kind: str
-    """node, ask, graph or fan_out."""
+    """node, ask, sleep, graph or fan_out."""
     leads: Mapping[str, str] = field(default_factory=dict[str, str])
     """Where each action leads."""
     takes: str | None = None
@@ -123,7 +124,7 @@ def _node(step: Step, place: tuple[Stack, str]) -> NodeForm:
     gives = {action: type_tag(hint) for action, hint in carried.items()}
     if isinstance(step, AskStep):
         return NodeForm("ask", leads, takes, gives, type_tag(step.answer_type))
-    return NodeForm(step.kind, leads, takes, gives)
+    return NodeForm("sleep" if isinstance(step, SleepStep) else step.kind, leads, takes, gives)
 
 
 # ---------------------------------------------------------------- types

@@ -20,15 +20,15 @@ from pocket_plug.store.stack import Stack
 from .processes import Held, this_process
 
 BEAT = f"{RESERVED}run-beat:"
-KEPT = 10
-"""For so many leases a heartbeat is kept, after which it is nobody's."""
+KEPT = 7 * 86_400.0
+"""Seconds after which a heartbeat is nobody's: by the clock of whoever looks, so many that hours between clocks don't matter."""
 
 
 async def beat(stack: Stack, process: str, unmoved: Iterable[Held]) -> None:
     """Speak for executions of a process over one store, and hand each what stands in its run's state."""
     speaking = list(unmoved)
     found = await stack.read_many([each.state_key for each in speaking])
-    until = stack.clock() + KEPT * max(each.lease for each in speaking)
+    until = stack.clock() + KEPT
     await stack.write([Put(BEAT + process, {"owners": [each.owner for each in speaking]}, until)])
     for each in speaking:
         each.hear(found.get(each.state_key))

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pocket_plug.codec import default_codec
-from pocket_plug.errors import CodecError, ConflictError, OutcomeUnknownError, RunCancelledError, RunFencedError
+from pocket_plug.errors import (
+    CodecError,
+    ConflictError,
+    OutcomeUnknownError,
+    RunCancelledError,
+    RunFencedError,
+    RunSuspendedError,
+)
 from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.node import AnyNode
 from pocket_plug.graph.plan import PlannedGraph
@@ -47,6 +55,18 @@ class Wanted:
     takeover: bool = False
     """Is the run to be taken from an execution that is at it?"""
     lease: float = LEASE
+    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The versions at which an observer has found the run stalled: it is taken over if nothing has moved since."""
+    max_tries: float = math.inf
+    """After so many executions without progress the run has failed."""
+
+
+class RunReleasedError(RunSuspendedError):
+    """An execution has ended between two nodes, for others to go on: its worker stops. Nothing has failed."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id, {}, 0.0)
+        self.args = (f"run {run_id!r} was released: its worker stops, and another one goes on with it",)
 
 
 class Journal:
@@ -82,6 +102,8 @@ class Journal:
         self._is_interrupted = False
         self.is_cancelled = False
         """Was the run cancelled, as far as this execution knows?"""
+        self.is_released = False
+        """Is the run to be left to others, once no node is at work? Set by whatever thread."""
 
     def encode(self, value: object, what: str) -> bytes:
         """A value's bytes; the error of one that can't be stored says what it was."""
@@ -180,10 +202,11 @@ class Journal:
         )
 
     async def record_end(self, error: BaseException) -> None:
-        """Record that the run was cancelled, or has failed. If that can't be written, it is said, and the run is stalled."""
+        """Record that the run was cancelled, released or has failed. If that can't be written, it is said: the run is stalled."""
+        left_as: Status = "pending" if isinstance(error, RunReleasedError) else "failed"
         try:
             while True:
-                status: Status = "cancelled" if self.is_cancelled else "failed"
+                status: Status = "cancelled" if self.is_cancelled else left_as
                 failure = failure_of(error, self.stack.clock(), self.carrier) if status == "failed" else None
                 token = self.token()
                 left = {**self.landed_record, "owner": token, "status": status, "updated": self.stack.clock()}

@@ -20,12 +20,17 @@ from pocket_plug.store.stack import Stack
 from .changes import Facts, differences, misplaced
 from .forms import GraphForm, form_of, read_form, read_lines
 from .records import FORM, Frame, Record, plain
-from .standing import Items, Standing, place_of, step_at
-from .upgrading import item_frames, upgraded
+from .standing import Items, Spot, Standing, key_of_item, spots, step_at
+from .upgrading import upgraded
 from .waits import Found, put_wait, wait_key
 
 How = Literal["unchanged", "unchanged ahead", "upgraded", "allowed"]
 """Why a run goes on: its graph, or what lies ahead in it, is what it was; an upgrade moves the run; `allow_changed` was given."""
+
+
+Spots = Mapping[tuple[int, ...], Spot]
+WAITING = {"question": "ask", "sleep": "sleep"}
+"""The kind of node that waits for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,11 @@ class Going:
     changes: Sequence[Change] = ()
     """To be written with the claim."""
     expect: Mapping[str, int] = field(default_factory=lambda: NO_EXPECTATIONS)
-    """The versions of the items' records that it was judged by."""
+    """The versions of the records that it was judged by."""
     waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
     """What it waits for, or has waited for, once those changes are done."""
+    moved: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The places of these that an upgrade has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +61,6 @@ class Kept:
     waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
     """What it waits for, or has waited for."""
 
-    @property
-    def asked(self) -> Found | None:
-        """The question of the node at which it stands."""
-        found = self.waits.get(place_of("", self.frames, False)[1:])
-        return found if found is not None and found.wait.kind == "question" else None
-
-    @property
-    def asks(self) -> bool:
-        """Does it wait there for an answer?"""
-        return self.asked is not None and self.asked.wait.is_open
-
 
 class Judge:
     """Judges the runs of one graph."""
@@ -78,10 +74,10 @@ class Judge:
         """How the run goes on. Raises RunChangedError where it can't, CodecError for a value that can't be read or written."""
         form, steps = read_form(self.text), self._steps(kept)
         if not steps and self._is_same(kept.start):
-            self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames)), kept.asks))
+            self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames))))
             return Going("unchanged", kept.frames, waits=kept.waits)
         before = _form_before(kept.start)
-        items = Items(kept.part)
+        items = Items(kept.part, kept.waits)
         standing = await items.read(stack, before, kept.frames)
         if standing.items:  # they were begun after the hooks had ended
             last = replace(standing.last, hooks="")
@@ -90,14 +86,10 @@ class Judge:
             f"{kept.part}start", {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
         )
         if steps:
-            standing = upgraded(kept.run_id, standing, kept.asks, steps)
-            self._refuse_misplaced(
-                kept, misplaced(form, standing, kept.asks) or _unfit(self.graph.plan, standing, kept)
-            )
-            asked, waits = _asked_anew(kept, standing)
-            moved = [*_moved(kept.part, standing, items), *asked]
-            return Going("upgraded", standing.frames, (start, *moved), items.versions, waits)
-        self._refuse_misplaced(kept, misplaced(form, standing, kept.asks))
+            moved = upgraded(kept.run_id, standing, steps)
+            self._refuse_misplaced(kept, misplaced(form, moved) or _unfit(self.graph.plan, moved))
+            return self._upgraded(kept, start, items, spots(before, standing), spots(form, moved))
+        self._refuse_misplaced(kept, misplaced(form, standing))
         found = self._differences(kept.start, before, form, standing, firm_only=False)
         if not found:
             return Going("unchanged ahead", standing.frames, (), items.versions, kept.waits)
@@ -105,6 +97,34 @@ class Judge:
         if firm or not allow_changed:
             raise self._changed(kept, found, bool(firm))
         return Going("allowed", standing.frames, (start,), items.versions, kept.waits)
+
+    def _upgraded(self, run: Kept, start: Put, items: Items, former: Spots, now: Spots) -> Going:
+        """What brings the records of items, and of what is waited for, to where the upgraded run has them."""
+        kept = {
+            key_of_item(run.part, spot.within): [plain(frame) for frame in spot.standing.frames]
+            for positions, spot in now.items()
+            if positions
+        }
+        changes: list[Change] = [
+            start,
+            *(Delete(key) for key, version in items.versions.items() if version and key not in kept),
+            *(Put(key, {"owner": "", "commits": 0, "frames": frames}) for key, frames in kept.items()),
+        ]
+        expect, waits, moved = dict(items.versions), dict(items.waits), dict[str, str]()
+        for positions, spot in former.items():
+            if (found := spot.standing.wait) is None:
+                continue
+            there = now[positions].leaf if positions in now else None
+            key = wait_key(run.part, found.place)
+            expect[key] = found.version
+            if there is None or there.node is None or there.node.kind != WAITING[found.wait.kind]:
+                changes.append(Delete(key))
+                del waits[found.place]
+            elif (place := there.place[1:]) != found.place:
+                changes += [Delete(key), put_wait(run.part, place, found.wait)]
+                del waits[found.place]
+                waits[place], moved[found.place] = Found(place, found.wait), place
+        return Going("upgraded", now[()].standing.frames, changes, expect, waits, moved)
 
     def _steps(self, kept: Kept) -> list[tuple[int, Upgrade]]:
         """The upgrades from the version of the run to that of the graph. Without any it is judged by what lies ahead."""
@@ -134,7 +154,7 @@ class Judge:
         """What differs; known already where another run stands at the same place."""
         shape = start["shape"] if isinstance(start["shape"], str) else tuple(start["shape"])
         place = tuple((frame.node, frame.hooks, frame.action) for frame in standing.frames)
-        known = None if standing.items else (shape, place, firm_only)
+        known = None if standing.items else (shape, place, standing.under, firm_only)
         if known is not None and known in self._known:
             return self._known[known]
         found = differences(Facts(before, standing), Facts(now, standing), firm_only=firm_only)
@@ -168,44 +188,11 @@ def _form_before(start: Record) -> GraphForm:
     return read_form(start["shape"]) if "form" in start else read_lines(tuple(start["shape"]))
 
 
-def _moved(part: str, standing: Standing, items: Items) -> list[Change]:
-    """The changes that bring the records of items to where the upgraded run has them."""
-    kept = {key: [plain(frame) for frame in frames] for key, frames in item_frames(part, standing)}
-    return [
-        *(Delete(key) for key, version in items.versions.items() if version and key not in kept),
-        *(Put(key, {"owner": "", "commits": 0, "frames": frames}) for key, frames in kept.items()),
-    ]
-
-
-def _asked_anew(kept: Kept, standing: Standing) -> tuple[list[Change], dict[str, Found]]:
-    """The changes that bring the run's question to where it stands now, and its waits then; items ask again, where they stand."""
-    here, asked = place_of("", standing.frames, False)[1:], kept.asked
-    changes: list[Change] = []
-    waits: dict[str, Found] = {}
-    for place, found in kept.waits.items():
-        if found is asked and place != here:
-            changes += [Delete(wait_key(kept.part, place)), put_wait(kept.part, here, found.wait)]
-            waits[here] = Found(here, found.wait)
-        elif found is not asked and found.wait.is_open:
-            changes.append(Delete(wait_key(kept.part, place)))
-        else:
-            waits[place] = found
-    return changes, waits
-
-
 # ---------------------------------------------------------------- what an upgrade gave
-def _unfit(plan: Plan, standing: Standing, kept: Kept) -> str | None:
+def _unfit(plan: Plan, standing: Standing) -> str | None:
     """Why a node can't take what the run, or an item, stands there with."""
     step = step_at(plan, standing.frames)
-    if not isinstance(step, Step):
-        return None
-    asked = kept.asked
-    if asked is not None and asked.wait.answer is not None:
-        if not isinstance(step, AskStep):
-            return f"it has been given an answer, and node {step.name!r} doesn't ask"
-        if not step.accepts(default_codec.decode(asked.wait.answer)):
-            return f"the answer that it has been given is not the {type_name(step.answer_type)} that {step.name!r} asks for"
-    return _unfit_at(step, standing)
+    return _unfit_at(step, standing) if isinstance(step, Step) else None
 
 
 def _unfit_at(step: Step, standing: Standing) -> str | None:
@@ -214,6 +201,9 @@ def _unfit_at(step: Step, standing: Standing) -> str | None:
     value = default_codec.decode(standing.last.value) if standing.last.value else None
     if standing.last.node is not None and standing.last.value and step.fits is not None and not step.fits(value):
         return f"it stands at node {step.name!r} with {type(value).__name__}, which takes {type_name(step.input_type)}"
+    answer = standing.wait.wait.answer if standing.wait is not None else None
+    if answer is not None and isinstance(step, AskStep) and not step.accepts(default_codec.decode(answer)):
+        return f"the answer that it has been given is not the {type_name(step.answer_type)} that {step.name!r} asks for"
     for position, item in standing.items.items():
         inner: Step | str | None = step.passed
         if isinstance(inner, GraphStep) and len(item.frames) > 1:

@@ -34,7 +34,7 @@ from pocket_plug.store.store import MISSING
 from .claim import claim
 from .finished import sweep
 from .heartbeat import keep_beating
-from .journal import Journal
+from .journal import Journal, RunReleasedError
 from .processes import this_process
 from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
 from .standing import in_order, item_key
@@ -106,7 +106,7 @@ class RunLedger:
             if result is not None:
                 return default_codec.decode(result)
             run.steps = journal.steps
-            run.run.resumed, run.run.carrier = self.checkpoint.is_old, journal.carrier
+            run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
             if value is MISSING:
                 begun = await run.stack.read(journal.part + "start")
                 with suppress(CodecError):  # only who watches the run wants to know
@@ -140,7 +140,9 @@ class RunLedger:
         try:
             return await travel(value)
         except BaseException as error:
-            if not isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError):
+            if isinstance(error, RunReleasedError):
+                await run.to_its_end(journal.record_end(error))
+            elif not isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError):
                 await self._end_early(run, error)
             raise
         finally:
@@ -202,8 +204,17 @@ class RunLedger:
         return step, value, cancelled
 
     def stand_at(self, step: Step) -> None:
-        """The run comes to a node."""
+        """The run comes to a node. Raises RunReleasedError where it is to be left to others."""
+        if self.journal.is_released:
+            raise self._released()
         self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
+
+    def _released(self) -> RunReleasedError:
+        """The run is to be left to others here, where no node is at work, and the hooks of the one before have ended."""
+        if self.checkpoint is self.journal.checkpoint:
+            frames = [plain(each) for each in self._frames(replace(self.frame, hooks=""))]
+            self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
+        return RunReleasedError(self.journal.id)
 
     def tell_resumed(self, run: Running, call: NodeCall) -> None:
         """Tell the observers that a run goes on, at the node where it does."""
@@ -327,6 +338,8 @@ class RunLedger:
 
     async def item(self, run: Running, step: Step, item: object, position: int) -> Visited:
         """Take an item through its node, under a checkpoint of its own; not again where that is done."""
+        if self.journal.is_released:
+            raise RunReleasedError(self.journal.id)
         current = f"{self.current}[{position}]"
         key = item_key(self.journal.part, self.current, position)
         checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old or key in self.items)  # it has waited
@@ -440,6 +453,8 @@ class RunLedger:
     async def suspend(self, run: Running, waits: Sequence[Found]) -> None:
         """Record that the run waits for these, and raise RunSuspendedError. ConflictError where one of them is settled."""
         journal = self.journal
+        if journal.is_released:
+            raise self._released()
         if self.checkpoint is not journal.checkpoint:
             raise suspended(journal.id, waits)  # of an item: those around it may go on
         expect = {wait_key(journal.part, each.place): each.version for each in waits}

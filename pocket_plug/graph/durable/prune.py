@@ -188,18 +188,17 @@ class Pruning:
         for run, entry in (await self._read(old)).items():
             name = run.removeprefix(RUN)
             try:
-                record, checkpoint = look_at(run, entry)
+                seen = seen_of(run, entry, *look_at(run, entry), old[run], states[old[run]])
             except PocketError:
                 self.unreadable += 1
                 continue
-            if state_of(record, name) != old[run]:
+            if state_of(seen.record, name) != old[run]:
                 continue  # it has come into another state meanwhile
             if self.dry_run:
                 self.runs += 1
                 self.records += 2 + len([key async for key in self.stack.scan(f"{PART}{name}:")])
                 continue
             try:
-                seen = seen_of(run, entry, record, checkpoint, old[run], states[old[run]])
                 batch[run] = await take_apart(self.stack, seen)
             except ConflictError:
                 continue  # somebody has gone on with it

@@ -170,6 +170,14 @@ def look_time(key: str) -> float:
     return 0.0  # not written by us; it sorts first, and is removed
 
 
+def place_of(within: str, frames: Sequence[Frame], is_item: bool) -> str:
+    """The name of the visit at which the innermost frame stands; an item's first node is at the place of the item."""
+    for frame in frames[1:] if is_item else frames:
+        name = frame.node or ""
+        within += f"/{escaped(name, '/#[')}#{frame.visits.get(name, 0) + 1}"
+    return within
+
+
 def plain(frame: Frame) -> Record:
     """A frame as it is stored."""
     return {

@@ -18,7 +18,7 @@ from pocket_plug.store.stack import Stack
 from .moving import Seen, move, see
 from .reading import Found, read_each
 from .records import PART, RUN, keys_of, look_at, look_key
-from .states import STATE, State
+from .states import STATE
 
 FINAL = ("finished", "cancelled")
 """The states of runs that nobody goes on with."""
@@ -34,14 +34,12 @@ async def remove_run(stack: Stack, run_id: str, *, force: bool = False) -> bool:
     name = keys_of(run_id)[0].removeprefix(RUN)
     while True:
         try:
-            if (removed := await _remove(stack, name, force)) is not None:
-                return removed
+            return await _remove(stack, name, force)
         except ConflictError:
-            pass  # somebody has gone on with it: look again
+            continue  # somebody has gone on with it: look again
 
 
-async def _remove(stack: Stack, name: str, force: bool) -> bool | None:
-    """As `remove_run`; None where somebody was faster."""
+async def _remove(stack: Stack, name: str, force: bool) -> bool:
     key = RUN + name
     found = (await read_each(stack, [key])).get(key)
     if found is None:
@@ -55,7 +53,7 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool | None:
         return True
     seen = await see(stack, unquote(name))
     if seen is None:
-        return None
+        return True  # somebody else has removed it
     if seen.status == "running" and not force:
         raise RunBusyError(
             f"run {seen.run_id!r} is running, or its process died; it moved "
@@ -64,21 +62,6 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool | None:
     version, doomed = await take_apart(stack, seen)
     await stack.write([Delete(each) for each in doomed], {key: version})
     return True
-
-
-async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
-    """Remove what there is of a run but what fits into one write, which it is still there without. The caller does that write.
-
-    Gives the version of the run's record then, and the keys for the last write. Raises ConflictError where somebody has gone on
-    with the run, or has removed it.
-    """
-    if seen.status not in FINAL:
-        moved = await move(stack, seen, "cancelled")
-        if moved is None:
-            raise ConflictError([seen.key])
-        seen = moved
-    others, version = ended_keys(seen.state_key, seen.state), seen.entry.version
-    return version, [*await _trim(stack, seen.name, {seen.key: version}), *others, seen.key]
 
 
 def _is_sound(key: str, found: Found) -> bool:
@@ -91,9 +74,21 @@ def _is_sound(key: str, found: Found) -> bool:
         return False
 
 
-def ended_keys(there: str, state: State) -> tuple[str, ...]:
-    """What there is of an ended run besides its record and its parts: its state, and its note for `keep_finished`."""
-    return (there,) if state.look_at is None else (there, look_key(state.look_at, there.rpartition(":")[2]))
+async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
+    """Remove what there is of a run but what fits into one write, which it is still there without. The caller does that write.
+
+    Gives the version of its record then, and the keys for the last write. Raises ConflictError where somebody has gone on
+    with the run, or has removed it.
+    """
+    ended: Seen | None = seen
+    if seen.status not in FINAL:
+        ended = await move(stack, seen, "cancelled")
+    if ended is None:
+        raise ConflictError([seen.key])
+    version, others = ended.entry.version, [ended.state_key]
+    if ended.state.look_at is not None:
+        others.append(look_key(ended.state.look_at, seen.name))
+    return version, [*await _trim(stack, seen.name, {seen.key: version}), *others, seen.key]
 
 
 async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iterable[str] = ()) -> None:

@@ -16,7 +16,8 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
-from .records import PART, RUN, Checkpoint, Frame, escaped
+from .records import PART, RUN, Checkpoint, Frame, escaped, place_of
+from .waits import Found, waits_of
 
 ITEM = "item:"
 """How the name of an item's record begins, behind that of its run."""
@@ -28,11 +29,13 @@ class Standing:
 
     frames: tuple[Frame, ...]
     under: tuple[str, ...] = ()
-    """From the node at which the innermost frame stands, a graph that it has come to, the way to the fan-out under way."""
+    """From the node at which the innermost frame stands, a graph that it has come to, the way to what has been begun there."""
     items: Mapping[int, Standing] = field(default_factory=dict[int, "Standing"])
     """The items that have been begun, by position; some may have been done."""
     size: int | None = None
     """How many items there are, where that can be known."""
+    wait: Found | None = None
+    """What it waits for, or has waited for and not taken yet."""
 
     @property
     def is_done(self) -> bool:
@@ -43,12 +46,6 @@ class Standing:
     def last(self) -> Frame:
         """The innermost frame."""
         return self.frames[-1]
-
-    def everywhere(self) -> Iterator[Standing]:
-        """It and all that is within."""
-        yield self
-        for item in self.items.values():
-            yield from item.everywhere()
 
 
 def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
@@ -65,17 +62,14 @@ def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
     return step
 
 
-def place_of(within: str, frames: Sequence[Frame], is_item: bool) -> str:
-    """The name of the visit at which the innermost frame stands; an item's first node is at the place of the item."""
-    for frame in frames[1:] if is_item else frames:
-        name = frame.node or ""
-        within += f"/{escaped(name, '/#[')}#{frame.visits.get(name, 0) + 1}"
-    return within
-
-
 def item_key(part: str, place: str, position: int) -> str:
     """The key of the record of an item of the fan-out at a place."""
-    return f"{part}{ITEM}{escaped(f'{place}[{position}]', ':')}"
+    return key_of_item(part, f"{place}[{position}]")
+
+
+def key_of_item(part: str, place: str) -> str:
+    """The key of the record of the item at a place."""
+    return f"{part}{ITEM}{escaped(place, ':')}"
 
 
 def part_of(key: str) -> str:
@@ -86,8 +80,8 @@ def part_of(key: str) -> str:
 class Items:
     """The records of the items of the fan-out at which a run stands, and where each of them stands."""
 
-    def __init__(self, part: str) -> None:
-        self.part = part
+    def __init__(self, part: str, waits: Mapping[str, Found]) -> None:
+        self.part, self.waits = part, waits
         self.versions: dict[str, int] = {}
         """Of what was read, and 0 for what may come to it: what a write expects that relies on it."""
         self._below: dict[str, dict[int, tuple[Frame, ...]]] = {}
@@ -97,42 +91,95 @@ class Items:
 
         Raises CorruptRecordError.
         """
-        if _fan_out_at(form, frames) is None:
-            return Standing(tuple(frames))
-        keys = [key async for key in stack.scan(self.part + ITEM)]
-        for at in range(0, len(keys), BATCH):
-            for key, entry in (await stack.read_many(keys[at : at + BATCH])).items():
-                checkpoint = Checkpoint(key)
-                checkpoint.load(entry)
-                self.versions[key] = entry.version
-                self._add(key.removeprefix(self.part + ITEM), tuple(checkpoint.frames))
+        at = leaf_of(form, frames, place_of("", frames, is_item=False))
+        if at.node is not None and at.node.kind == "fan_out":
+            keys = [key async for key in stack.scan(self.part + ITEM)]
+            for start in range(0, len(keys), BATCH):
+                for key, entry in (await stack.read_many(keys[start : start + BATCH])).items():
+                    checkpoint = Checkpoint(key)
+                    checkpoint.load(entry)
+                    self.versions[key] = entry.version
+                    self._add(key.removeprefix(self.part + ITEM), tuple(checkpoint.frames))
+            self.waits = {**self.waits, **await waits_of(stack, self.part)}
+            for place in self.waits:
+                self._add(escaped(f"/{place}", ":"), None)
         return self._standing(form, frames)
 
-    def _add(self, place: str, frames: tuple[Frame, ...]) -> None:
-        """Note an item; one that it is within has been begun too, though it may have no record of its own yet."""
+    def _add(self, place: str, frames: tuple[Frame, ...] | None) -> None:
+        """Note an item, or that something waits at a place; the items that it is within have been begun too."""
         for item in re.finditer(r"\[(\d+)\]", place):
             found = self._below.setdefault(place[: item.start()], {})
             position = int(item[1])
-            if item.end() == len(place):
+            if frames is not None and item.end() == len(place):
                 found[position] = frames
             else:
-                found.setdefault(position, ())
+                found.setdefault(position, ())  # it may have no record of its own yet
 
     def _standing(self, form: GraphForm, frames: Sequence[Frame], within: str = "", is_item: bool = False) -> Standing:
-        at = _fan_out_at(form, frames)
-        if at is None:
-            return Standing(tuple(frames))
-        under, inner = at
-        place = place_of(within, frames, is_item) + "".join(f"/{escaped(name, '/#[')}#1" for name in under)
-        size = _size(frames[-1].value)
+        at = leaf_of(form, frames, place_of(within, frames, is_item))
+        wait, node = self.waits.get(at.place[1:]), at.node
+        if node is None or node.kind != "fan_out" or node.inner is None:
+            return Standing(tuple(frames), at.under if wait is not None else (), wait=wait)
+        size, inner = _size(frames[-1].value), node.inner
         for position in range(size or 0):
-            self.versions.setdefault(item_key(self.part, place, position), 0)
+            self.versions.setdefault(item_key(self.part, at.place, position), 0)
         start = Frame(inner.start, b"")
         items = {
-            position: self._standing(inner, each or (start,), f"{place}[{position}]", is_item=True)
-            for position, each in sorted(self._below.get(escaped(place, ":"), {}).items())
+            position: self._standing(inner, each or (start,), f"{at.place}[{position}]", is_item=True)
+            for position, each in sorted(self._below.get(escaped(at.place, ":"), {}).items())
         }
-        return Standing(tuple(frames), under if items else (), items, size)
+        return Standing(tuple(frames), at.under if items else (), items, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """The node that a run, or an item, is at, or would be at next if it is at a graph."""
+
+    place: str
+    under: tuple[str, ...]
+    """The nodes from that of the innermost frame on; none where that is no graph."""
+    node: NodeForm | None
+    """None where there is no such node, or where its graph has been left."""
+
+
+def leaf_of(form: GraphForm, frames: Sequence[Frame], place: str) -> Leaf:
+    """What stands at the innermost frame, which is at that place, or where it begins."""
+    graph: GraphForm | None = form
+    node: NodeForm | None = None
+    for frame in frames:
+        node = None if graph is None or frame.node is None else graph.nodes.get(frame.node)
+        graph = None if node is None else node.inner
+    under: list[str] = []
+    while node is not None and node.kind == "graph" and node.inner is not None:
+        under.append(node.inner.start)
+        place += f"/{escaped(node.inner.start, '/#[')}#1"
+        node = node.inner.nodes.get(node.inner.start)
+    return Leaf(place, tuple(under), node)
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a run stands in a graph of some form, or one of its items."""
+
+    standing: Standing
+    within: str
+    """The place of the item."""
+    leaf: Leaf
+
+
+def spots(form: GraphForm, standing: Standing) -> dict[tuple[int, ...], Spot]:
+    """Where a run and all its items stand: for the run (), for an item its position, after those of the items around it."""
+    return dict(_spots(form, standing, "", ()))
+
+
+def _spots(
+    form: GraphForm, standing: Standing, within: str, positions: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], Spot]]:
+    leaf = leaf_of(form, standing.frames, place_of(within, standing.frames, bool(positions)))
+    yield positions, Spot(standing, within, leaf)
+    if leaf.node is not None and leaf.node.inner is not None:
+        for number, item in standing.items.items():
+            yield from _spots(leaf.node.inner, item, f"{leaf.place}[{number}]", (*positions, number))
 
 
 BATCH = 1000
@@ -144,22 +191,6 @@ def in_order(items: Iterable[Value]) -> Iterable[Value]:
     if not isinstance(items, Set):
         return items
     return sorted(items, key=lambda item: payload_of(default_codec.encode(item)))
-
-
-def _fan_out_at(form: GraphForm, frames: Sequence[Frame]) -> tuple[tuple[str, ...], GraphForm] | None:
-    """What the items go through of the fan-out at which the innermost frame stands, and the way to that, if it begins a graph."""
-    graph: GraphForm | None = form
-    node: NodeForm | None = None
-    for frame in frames:
-        node = None if graph is None or frame.node is None else graph.nodes.get(frame.node)
-        graph = None if node is None else node.inner
-    under: list[str] = []
-    while node is not None and node.kind == "graph" and node.inner is not None:
-        under.append(node.inner.start)
-        node = node.inner.nodes.get(node.inner.start)
-    if node is None or node.kind != "fan_out" or node.inner is None:
-        return None
-    return tuple(under), node.inner
 
 
 def _size(value: bytes) -> int | None:

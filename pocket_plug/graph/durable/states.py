@@ -52,7 +52,12 @@ def state_key(status: str, graph: str, started: float, name: str) -> str:
 
 def wake_key(graph: str, at: float, name: str) -> str:
     """Where the note stands of a run that waits for a time."""
-    return f"{WAKE}{state_name(graph)}:{in_order(at)}:{name}"
+    return f"{wakes_of(graph)}{in_order(at)}:{name}"
+
+
+def wakes_of(graph: str) -> str:
+    """How the notes begin of a graph's runs that wait for a time; they are in the order of these times."""
+    return f"{WAKE}{state_name(graph)}:"
 
 
 def state_of(record: Record, name: str) -> str:

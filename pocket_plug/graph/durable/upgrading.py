@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from pocket_plug.codec import default_codec
@@ -13,12 +13,12 @@ from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
 
 from .records import Frame
-from .standing import Standing, in_order, item_key, place_of
+from .standing import Standing, in_order
 
 
-def upgraded(run_id: str, standing: Standing, waits: bool, steps: Sequence[tuple[int, Upgrade]]) -> Standing:
+def upgraded(run_id: str, standing: Standing, steps: Sequence[tuple[int, Upgrade]]) -> Standing:
     """Where the run stands after all these upgrades. Raises RunChangedError where one fails, CodecError for values."""
-    position = _position(run_id, standing, waits)
+    position = _position(run_id, standing)
     for version, upgrade in steps:
         name = f"run {run_id!r}: the upgrade from version {version} to {version + 1}"
         try:
@@ -32,7 +32,7 @@ def upgraded(run_id: str, standing: Standing, waits: bool, steps: Sequence[tuple
     return _standing(position, standing)
 
 
-def _position(run_id: str, standing: Standing, waits: bool, given: Value = None) -> RunPosition:
+def _position(run_id: str, standing: Standing, given: Value = None) -> RunPosition:
     """`given` is what an item began with: its record has no value yet where it is still in its first node."""
     frames, last = standing.frames, standing.last
     path = (*(frame.node for frame in frames if frame.node is not None), *standing.under)
@@ -46,9 +46,9 @@ def _position(run_id: str, standing: Standing, waits: bool, given: Value = None)
         left_by=None if last.node is not None else last.action,
         hooks=last.hooks or None,
         visits=(*(frame.visits for frame in frames), *({} for _ in standing.under)),
-        waits=waits,
+        waits=standing.wait is not None and standing.wait.wait.is_open,
         items={
-            number: _position(run_id, item, False, all_items[number] if number < len(all_items) else None)
+            number: _position(run_id, item, all_items[number] if number < len(all_items) else None)
             for number, item in standing.items.items()
         },
     )
@@ -72,14 +72,4 @@ def _standing(position: RunPosition, former: Standing) -> Standing:
     ]
     empty = Standing((Frame(None, b""),))
     items = {number: _standing(item, former.items.get(number, empty)) for number, item in position.items.items()}
-    return Standing(tuple(frames), (), items, former.size)
-
-
-def item_frames(
-    part: str, standing: Standing, within: str = "", is_item: bool = False
-) -> Iterator[tuple[str, Sequence[Frame]]]:
-    """The key of each item's record, and its frames."""
-    place = place_of(within, standing.frames, is_item)
-    for number, item in standing.items.items():
-        yield item_key(part, place, number), item.frames
-        yield from item_frames(part, item, f"{place}[{number}]", is_item=True)
+    return Standing(tuple(frames), (), items, former.size, former.wait)

@@ -21,8 +21,7 @@ from pocket_plug.graph.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Backend, Entry, Put
 
-from .records import Frame, Record, escaped
-from .standing import place_of
+from .records import Frame, Record, escaped, place_of
 
 WAIT = "wait:"
 """How the name of such a record begins, behind that of its run."""

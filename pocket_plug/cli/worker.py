@@ -1,0 +1,139 @@
+"""`worker`: takes the runs of some graphs that are pending, stalled or due, until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.graph.durable.states import LEASE
+from pocket_plug.graph.durable.worker import CONCURRENCY, Worker, WorkerReport
+from pocket_plug.graph.graph import Graph
+from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.durations import seconds
+from pocket_plug.primitives.failures import error_type
+from pocket_plug.primitives.signals import run_loop
+
+from .entries import Target, by_name, by_url, is_one_place
+from .output import as_json, echo, echo_json
+from .run import is_graph, trace_option, traced
+from .target import load
+
+STOPPED = (signal.SIGTERM, signal.SIGINT)
+
+
+def _lease(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
+    try:
+        return seconds(float(given) if given.replace(".", "", 1).isdigit() else given, "--lease")
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@by_url
+@by_name
+@click.option("--concurrency", type=click.IntRange(1), default=CONCURRENCY, show_default=True, help="Runs at a time.")
+@click.option(
+    "--lease",
+    callback=_lease,
+    default=f"{LEASE:g}s",
+    show_default=True,
+    help="How long a run may seem unmoved before others take it over.",
+)
+@click.option("--once", is_flag=True, help="End once no run is ready; exit code 1 if one has failed.")
+@trace_option
+@as_json
+def worker(
+    targets: tuple[str, ...],
+    url: str | None,
+    name: str | None,
+    concurrency: int,
+    lease: float,
+    once: bool,
+    trace: bool,
+    as_json: bool,
+) -> int:
+    """Take durable runs that were submitted, and go on with those whose process has died.
+
+    TARGET is a graph, as `run` takes it. Any number of workers share a store. SIGTERM or Ctrl-C: no new runs are taken,
+    those under way are left to others between two of their nodes, and the exit code is 0; the second time it ends at once.
+    """
+    target = Target(url, name)
+    target.make_default()
+    graphs = [_graph(each) for each in targets]
+    printer = _Printer(as_json)
+    with traced(trace):
+        run_loop(_serve(graphs, target, printer, concurrency, lease, once))
+    return int(once and printer.counts["failed"] > 0)
+
+
+def _graph(target: str) -> Graph[Any, Any]:
+    title, found = load(target, ("graph",))
+    if not is_graph(found):
+        raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph; name the graph: FILE:name")
+    return found
+
+
+async def _serve(
+    graphs: list[Graph[Any, Any]], target: Target, printer: _Printer, concurrency: int, lease: float, once: bool
+) -> None:
+    async with default_pocket() as pocket:
+        if (target.url or target.name) is not None:
+            for graph in graphs:
+                if not is_one_place(graph.place(pocket.store)[0], pocket.store.stack):
+                    raise click.UsageError(
+                        f"graph {graph.name!r} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
+                    )
+        worker = Worker(graphs, concurrency=concurrency, lease=lease, pocket=pocket, report=printer)
+        with _stopping(worker):
+            await worker.run(once=once)
+
+
+@contextmanager
+def _stopping(worker: Worker) -> Generator[None]:
+    """Within, the first SIGTERM or Ctrl-C stops the worker, and the second one cancels it as they usually do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.getsignal(number) for number in STOPPED}
+    former = {number: handler for number, handler in former.items() if handler is not signal.SIG_IGN}  # as by nohup
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each, handler in former.items():
+            signal.signal(each, handler)
+        worker.stop()
+
+    for number in former:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
+
+
+class _Printer:
+    """Prints a line for each thing that becomes of a run."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, report: WorkerReport) -> None:
+        self.counts[report.became] += 1
+        kind = None if report.error is None else error_type(report.error)
+        if self._as_json:
+            echo_json(
+                {"became": report.became, "run": report.run_id, "graph": report.graph, "error": kind}, is_compact=True
+            )
+        else:
+            echo(f"{report.became:9}  {report.run_id}  {report.graph}" + (f"  {kind}" if kind else ""))

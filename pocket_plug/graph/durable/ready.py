@@ -1,0 +1,104 @@
+"""Finds the runs that a worker may take: pending ones, stalled ones, and those that wait for a time which has come.
+
+Keys are listed by state and graph, so a look costs what it finds. A run that can't be taken is remembered with the version
+of its record, and passed over until that is another one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.store.backend import Entry
+from pocket_plug.store.scanning import paged
+from pocket_plug.store.stack import Stack
+
+from .reading import read_each
+from .records import RUN, escaped
+from .stalled import StallWatch
+from .states import WAKE, StateKey, in_order, states_of, wakes_of
+
+AHEAD = 16
+"""So many more than are wanted are looked at, and some of them taken at random: else all workers would go for the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A run that may be taken."""
+
+    run_id: str
+    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Of a stalled one, what a takeover expects."""
+
+
+class Finder:
+    """Finds the ready runs of one graph in one store."""
+
+    def __init__(
+        self, graph: PlannedGraph, place: tuple[Stack, str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.graph, self.place, self.stack = graph, place, place[0]
+        self._watch = StallWatch(self.stack, clock)
+        self._refused: dict[str, int | None] = {}
+        """The runs that are passed over, and the version of the record that was refused; None: until the next review."""
+
+    def refuse(self, run_id: str, version: int | None) -> None:
+        """Pass over a run until its record is another one; without a version until the next `review`."""
+        self._refused[run_id] = version
+
+    async def review(self) -> list[Ready]:
+        """Give the stalled runs, and see whether those that were passed over have changed. Now and then, as it reads records."""
+        await self._forget()
+        running = [key async for key in self.stack.scan(states_of("running", self.graph.name))]
+        return [
+            Ready(each.run_id, each.seen) for each in await self._watch.look(running) if self._may_take(each.run_id)
+        ]
+
+    async def find(self, wanted: int) -> list[Ready]:
+        """Runs that are ready by what their keys say: pending ones, those that were begun first, and those that are due."""
+        return [*await self._pending(wanted + AHEAD), *await self._due(wanted + AHEAD)]
+
+    async def _pending(self, wanted: int) -> list[Ready]:
+        found: list[Ready] = []
+        async with aclosing(paged(self.stack, states_of("pending", self.graph.name), size=wanted)) as keys:
+            async for key in keys:
+                if len(found) == wanted:
+                    break
+                if self._may_take(run_id := StateKey.parse(key).run_id):
+                    found.append(Ready(run_id))
+        return found
+
+    async def _due(self, wanted: int) -> list[Ready]:
+        """Those whose time has come by the store's clock."""
+        found: list[Ready] = []
+        now = in_order(self.stack.clock())
+        async with aclosing(paged(self.stack, wakes_of(self.graph.name), size=wanted)) as keys:
+            async for key in keys:
+                _, at, name = key.removeprefix(WAKE).split(":")
+                if at > now or len(found) == wanted:
+                    break
+                if self._may_take(run_id := unquote(name)):
+                    found.append(Ready(run_id))
+        return found
+
+    def _may_take(self, run_id: str) -> bool:
+        return run_id not in self._refused
+
+    async def _forget(self) -> None:
+        """Those that were passed over and have changed since are not any more."""
+        kept = {run_id: version for run_id, version in self._refused.items() if version is not None}
+        now = await versions_of(self.stack, kept)
+        self._refused = {run_id: version for run_id, version in kept.items() if now[run_id] == version}
+
+
+async def versions_of(stack: Stack, run_ids: Iterable[str]) -> dict[str, int]:
+    """The versions of runs' records: 0 of one that isn't there, -1 where it can't be read."""
+    keys = {RUN + escaped(run_id, ":"): run_id for run_id in run_ids}
+    versions = dict.fromkeys(keys.values(), 0)
+    for key, entry in (await read_each(stack, list(keys))).items():
+        versions[keys[key]] = entry.version if isinstance(entry, Entry) else -1
+    return versions

@@ -1,0 +1,62 @@
+"""Submitting: a run is recorded, and left to whichever worker takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pocket_plug.errors import ConflictError, InputError
+from pocket_plug.graph.nesting import GraphStep
+from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.store.backend import Put
+from pocket_plug.store.stack import Stack
+
+from .claim import begin, refuse_another
+from .journal import Journal, Wanted
+from .records import check_run, check_start, status_of
+from .request import prepare
+from .states import State, plain_state, state_key
+from .waking import wake_workers
+
+
+async def submit(
+    graph: PlannedGraph, place: tuple[Stack, str], run_id: str, value: object, carrier: Mapping[str, str]
+) -> tuple[str, bool]:
+    """Record a run as `pending` with its input, in one write; give its state, and whether it is new.
+
+    A run of that id and input that exists already is left as it is. Raises RunMismatchError for one of another input or
+    graph, InputError for an input that the first node doesn't take, ConfigError where the graph's store can't keep it.
+    """
+    prepare(graph, place, f"run_id={run_id!r}: ")
+    _check_input(graph.plan, value)
+    journal = Journal(Wanted(run_id), graph, place)
+    stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
+    journal.epoch, journal.carrier = 0, dict(carrier)
+    while True:
+        found = await stack.read_many((key, start))
+        if (entry := found.get(key)) is not None:
+            check_run(key, entry.value)
+            if (begun := found.get(start)) is not None:
+                check_start(start, begun.value)
+                refuse_another(journal, begun.value, value)
+            return status_of(entry.value), False
+        begins = begin(journal, start, value)
+        record = journal.record(journal.token(), journal.checkpoint.frames, "pending")
+        there = state_key("pending", graph.name, journal.started, journal.name)
+        try:
+            await stack.write([begins, Put(key, record), Put(there, plain_state(State(stack.clock())))], {key: 0})
+        except ConflictError:
+            continue  # somebody was faster, or it was written twice: look what it is
+        wake_workers()
+        return "pending", True
+
+
+def _check_input(plan: Plan, value: object) -> None:
+    """Raise InputError unless the first node takes it, as a run would: nobody hears of it later."""
+    step = plan.start
+    while isinstance(step, GraphStep):
+        step = step.graph.plan.start
+    if step.fits is not None and not step.fits(value):
+        raise InputError(
+            f"node {step.name!r} of graph {plan.name!r} takes {type_name(step.input_type)}, not {type(value).__name__}"
+        )

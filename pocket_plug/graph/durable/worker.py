@@ -1,0 +1,319 @@
+"""A worker: takes runs that are ready out of a store that it shares with any number of others, and goes on with them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pocket_plug.errors import (
+    ConfigError,
+    OutcomeUnknownError,
+    RunBusyError,
+    RunCancelledError,
+    RunFencedError,
+    RunStuckError,
+    RunSuspendedError,
+    StoreError,
+)
+from pocket_plug.graph.execution import Execution
+from pocket_plug.graph.host import RunHost, default_host
+from pocket_plug.graph.options import check_count
+from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.graph.running import Running, Travel
+from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.failures import error_type, log_failure
+from pocket_plug.primitives.redaction import named
+from pocket_plug.primitives.values import Value
+from pocket_plug.store.stack import Stack
+from pocket_plug.store.store import MISSING, StoreScope
+from pocket_plug.store.sync import SyncScope
+
+from .journal import Journal, RunReleasedError, Wanted
+from .ledger import RunLedger
+from .ready import Finder, Ready, versions_of
+from .request import prepare
+from .states import LEASE
+from .waking import sleeping
+
+_logger = logging.getLogger("pocket_plug")
+
+POLL = 0.05
+"""Seconds between two looks for runs that other processes have submitted."""
+REVIEW = 1.0
+"""Seconds between two looks at the runs that others are at; less where the lease is short."""
+DUTY = 10
+"""A look that takes long is followed by a pause of so many times that."""
+MAX_TRIES = 5
+"""After so many executions without progress a run has failed: one that ends its process would end all workers in turn."""
+CONCURRENCY = 10
+
+Became = Literal["taken", "finished", "waiting", "failed", "cancelled", "released", "lost", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What has become of a run in a worker.
+
+    `taken` when it goes on here. Then one of: `finished`; `waiting`, for an answer or a time; `failed`; `cancelled`; `released`,
+    since the worker stops; `lost` to another execution. `refused`, said once: it can't go on in this worker's graph.
+    """
+
+    became: Became
+    run_id: str
+    graph: str
+    error: Exception | None = None
+    """Of one that has failed, was lost or refused."""
+
+
+class Served(PlannedGraph, Protocol):
+    """A graph whose runs a worker takes."""
+
+    def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
+        """Where it reads and writes when it is run by itself."""
+        ...
+
+
+class Worker:
+    """Takes the runs of some graphs that are pending, stalled or due, and goes on with them, `concurrency` at a time.
+
+    Any number of workers, in any number of processes, share one store. `lease` is how long a run may seem unmoved before others
+    take it over; the process speaks for what takes longer. Graphs that have no store of their own are served over `store`.
+    `report` is called with a `WorkerReport` whenever something becomes of a run.
+
+    >>> import asyncio
+    >>> from pocket_plug import Graph, Store, node
+    >>> @node
+    ... async def double(n: int) -> int:
+    ...     return 2 * n
+    >>> async def main(url: str) -> int:
+    ...     async with Store(url) as store:
+    ...         graph = Graph(double, store=store, name="doubling")
+    ...         await graph.submit(21, run_id="d-1")
+    ...         await Worker([graph]).run(once=True)
+    ...         return await graph.resume("d-1")
+    >>> from tempfile import mkdtemp
+    >>> asyncio.run(main(f"sqlite:///{mkdtemp()}/state.db"))
+    42
+
+    Raises ConfigError for what is no graph, for two graphs of one name, and as `run` does for stores.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[Served],
+        /,
+        *,
+        store: StoreScope | SyncScope | None = None,
+        concurrency: int = CONCURRENCY,
+        lease: Duration = LEASE,
+        pocket: RunHost | None = None,
+        report: Callable[[WorkerReport], None] | None = None,
+    ) -> None:
+        self._graphs, self._store, self._pocket, self._report = _checked(graphs), store, pocket, report
+        self.concurrency, self.lease = check_count(concurrency, "concurrency"), seconds(lease, "lease")
+        self._finders: list[Finder] = []
+        self._journals: dict[tuple[Finder, str], Journal] = {}
+        """Of the runs that it is at, or is about to claim."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+        self._review_at = 0.0
+
+    # ------------------------------------------------------------ its life
+    async def run(self, *, once: bool = False) -> None:
+        """Take runs until `stop`, or with `once` until no run is ready. Cancelled, it cancels the runs that it is at.
+
+        A store that fails is tried again, and said in a warning; with `once` its error is raised.
+        """
+        self._loop, pocket = asyncio.get_running_loop(), self._pocket or default_host()
+        self._review_at, failures = 0.0, 0
+        self._finders = [await self._finder(graph, pocket) for graph in self._graphs]
+        sleeping.add(self._wake)
+        try:
+            while not self._is_stopping:
+                self._woken.clear()
+                began = self._loop.time()
+                try:
+                    taken = await self._take(pocket)
+                    failures = 0
+                except StoreError as error:
+                    if once:
+                        raise
+                    taken, failures = 0, failures + 1
+                    log_failure(logging.WARNING, "a worker could not look for runs; it tries again", error)
+                if once and not taken and not self._tasks:
+                    return
+                if not taken:
+                    took = self._loop.time() - began
+                    await self._sleep(max(POLL * 2 ** min(failures, 7), DUTY * took))
+            await self._ended()
+        finally:
+            sleeping.discard(self._wake)
+            for task in self._tasks:
+                task.cancel()
+            await self._ended()
+            self._loop = None
+
+    def stop(self) -> None:
+        """Take no more runs; those under way are released between two of their nodes, for others to go on. From any thread.
+
+        `run` returns once the last one is.
+        """
+        self._is_stopping = True
+        for journal in tuple(self._journals.values()):
+            journal.is_released = True
+        self._wake()
+
+    async def _ended(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _wake(self) -> None:
+        """Look again at once. Called from any thread."""
+        if (loop := self._loop) is not None:
+            with suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(self._woken.set)
+
+    async def _sleep(self, pause: float) -> None:
+        """Until it is woken, at most about so long: workers that began together don't look together."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - no secret
+                await self._woken.wait()
+
+    async def _finder(self, graph: Served, pocket: RunHost) -> Finder:
+        assert self._loop is not None
+        place = graph.own_place(pocket, self._store)
+        prepare(graph, place, "worker: ")
+        if place[0].is_new:
+            await place[0].ensure_open()
+        return Finder(graph, place, self._loop.time)
+
+    # ------------------------------------------------------------ its runs
+    async def _take(self, pocket: RunHost) -> int:
+        """Begin with as many of the runs that are ready as it may; give how many these are."""
+        assert self._loop is not None
+        room = self.concurrency - len(self._tasks)
+        if room <= 0:
+            return 0
+        found: list[tuple[Finder, Ready]] = []
+        is_review = self._loop.time() >= self._review_at
+        if is_review:
+            self._review_at = self._loop.time() + min(REVIEW, self.lease / 4)
+        for finder in self._finders:
+            stalled = await finder.review() if is_review else []
+            found += [(finder, ready) for ready in [*stalled, *await finder.find(room + len(self._tasks))]]
+        random.shuffle(found)
+        free = [(finder, ready) for finder, ready in found if (finder, ready.run_id) not in self._journals]
+        for finder, ready in free[:room]:
+            self._begin(finder, ready, pocket)
+        return len(free[:room])
+
+    def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> None:
+        wanted = Wanted(ready.run_id, lease=self.lease, seen=ready.seen, max_tries=MAX_TRIES)
+        journal = Journal(wanted, finder.graph, finder.place)
+        self._journals[finder, ready.run_id] = journal
+        if self._is_stopping:
+            journal.is_released = True
+        task = asyncio.create_task(self._execute(finder, journal, pocket), name=f"run {ready.run_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._woken.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log_failure(logging.ERROR, "a worker could not end with a run", error)
+
+    async def _execute(self, finder: Finder, journal: Journal, pocket: RunHost) -> None:
+        """Go on with a run, if it can be claimed, and tell what becomes of it."""
+        ledger = _WorkerLedger(journal, lambda: self._tell("taken", journal))
+        try:
+            execution = Execution(
+                finder.graph, finder.place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
+            )
+            await execution.go(MISSING)
+        except Exception as error:  # noqa: BLE001 - it is the run's, and recorded there
+            if ledger.is_taken:
+                self._tell(_became(error), journal, error)
+            else:
+                await self._not_taken(finder, journal, error)
+        else:
+            if ledger.is_taken:
+                self._tell("finished", journal)
+        finally:
+            del self._journals[finder, journal.id]
+
+    async def _not_taken(self, finder: Finder, journal: Journal, error: Exception) -> None:
+        """A run could not be claimed: pass over it until it is another one, or till the next look where it may just be busy."""
+        if isinstance(error, RunStuckError):
+            self._tell("failed", journal, error)
+        elif isinstance(error, RunBusyError | RunSuspendedError | RunCancelledError):
+            finder.refuse(journal.id, None)  # somebody was faster
+        elif isinstance(error, StoreError):
+            finder.refuse(journal.id, None)
+            log_failure(logging.WARNING, f"a worker could not take run {journal.id!r}; it tries again", error)
+        else:
+            seen = journal.checkpoint.version or (await versions_of(finder.stack, [journal.id]))[journal.id]
+            finder.refuse(journal.id, seen)
+            self._tell("refused", journal, error)
+            _logger.warning(
+                "a worker leaves run %r of graph %r until its record is another one: %s. `graph.check_runs()` says why",
+                *(journal.id, journal.graph.name, error_type(error)),
+            )
+
+    def _tell(self, became: Became, journal: Journal, error: Exception | None = None) -> None:
+        if self._report is not None:
+            self._report(WorkerReport(became, journal.id, journal.graph.name, error))
+
+
+class _WorkerLedger(RunLedger):
+    """The ledger of a worker's execution, which learns by it that the run is its own."""
+
+    is_taken = False
+
+    def __init__(self, journal: Journal, taken: Callable[[], None]) -> None:
+        super().__init__(journal)
+        self._taken = taken
+
+    async def hold(self, run: Running, travel: Travel, value: object) -> Value:
+        self.is_taken = True
+        self._taken()
+        return await super().hold(run, travel, value)
+
+
+def _became(error: Exception) -> Became:
+    """What has become of a run whose execution has ended with this error."""
+    match error:
+        case RunReleasedError():
+            return "released"
+        case RunSuspendedError():
+            return "waiting"
+        case RunCancelledError():
+            return "cancelled"
+        case RunFencedError() | OutcomeUnknownError():
+            return "lost"
+        case _:
+            return "failed"
+
+
+def _checked(graphs: Sequence[Served]) -> Sequence[Served]:
+    names: set[str] = set()
+    for graph in graphs:
+        if not isinstance(getattr(graph, "plan", None), Plan):
+            raise ConfigError(
+                f"a worker takes the runs of graphs, not of {named(graph)}; give it a list: Worker([graph])"
+            )
+        if graph.name in names:
+            raise ConfigError(
+                f"two of the graphs for this worker are called {graph.name!r}, and runs are found by that name"
+            )
+        names.add(graph.name)
+    if not names:
+        raise ConfigError("a worker needs a graph at least, whose runs it takes: Worker([graph])")
+    return tuple(graphs)

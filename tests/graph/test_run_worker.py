@@ -1,0 +1,605 @@
+"""Workers: they take what is pending, stalled or due, each run by one of them, and leave what they can't go on with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocket_plug import (
+    Ask,
+    ConfigError,
+    Graph,
+    Node,
+    Put,
+    RunBusyError,
+    RunStuckError,
+    Store,
+    StoreWriter,
+    UnknownRunError,
+    Worker,
+    WorkerReport,
+    each,
+    node,
+)
+from pocket_plug.graph.durable.heartbeat import BEAT
+from pocket_plug.graph.durable.processes import this_process
+from pocket_plug.graph.durable.ready import AHEAD, Finder
+from pocket_plug.graph.durable.records import keys_of
+from pocket_plug.graph.durable.stalled import StallWatch
+from pocket_plug.graph.durable.states import State, plain_state, read_state, states_of
+from pocket_plug.graph.durable.worker import MAX_TRIES
+from pocket_plug.testing.clock import FakeClock
+
+ELSEWHERE = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
+
+
+@node
+async def double(n: int) -> int:
+    return 2 * n
+
+
+@node.post
+async def count(store: StoreWriter, n: int) -> int:
+    await store.update("counted", lambda times: times + 1, default=0)
+    return n
+
+
+graph = Graph(double >> count, name="doubling")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/state.db?durability=process"
+
+
+class Said:
+    """What a worker has reported."""
+
+    def __init__(self) -> None:
+        self.reports: list[WorkerReport] = []
+        self._more = asyncio.Event()
+
+    def __call__(self, report: WorkerReport) -> None:
+        self.reports.append(report)
+        self._more.set()
+
+    def of(self, run_id: str) -> list[str]:
+        return [report.became for report in self.reports if report.run_id == run_id]
+
+    async def until(self, is_enough: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not is_enough():
+                self._more.clear()
+                await self._more.wait()
+
+
+@asynccontextmanager
+async def working(worker: Worker) -> AsyncGenerator[asyncio.Task[None]]:
+    """A worker that goes on beside the test, and is stopped at its end."""
+    task = asyncio.create_task(worker.run())
+    try:
+        yield task
+    finally:
+        worker.stop()
+        await task
+
+
+async def keys(store: Store, state: str) -> list[str]:
+    return [key async for key in store.stack.scan(states_of(state))]
+
+
+async def left_running(store: Store, run_id: str = "d-1", process: Mapping[str, Any] = ELSEWHERE, **facts: Any) -> str:
+    """A run that an execution elsewhere is at, as far as the store says; the key of its state."""
+    await graph.submit(1, run_id=run_id, store=store)
+    key, _ = keys_of(run_id)
+    (pending,) = [key for key in await keys(store, "pending") if key.endswith(f":{run_id}")]
+    entry = await store.stack.read(key)
+    assert entry is not None
+    running = pending.replace(":pending:", ":running:")
+    state = State(0.0, owner="somebody", process=process, tries=1, commits=entry.value["commits"])
+    from pocket_plug import Delete
+
+    await store.stack.write(
+        [
+            Put(key, {**entry.value, "status": "running", "owner": "somebody.1"}),
+            Delete(pending),
+            Put(running, plain_state(replace(state, **facts))),
+        ]
+    )
+    return running
+
+
+# ---------------------------------------------------------------- taking
+def test_a_submitted_run_is_taken_and_told(url: str) -> None:
+    """A worker goes on with it, says so, and its result is there for whoever asks."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            said = Said()
+            async with working(Worker([graph], store=store, report=said)):
+                await graph.submit(21, run_id="d-1", store=store)
+                await said.until(lambda: "finished" in said.of("d-1"))
+            assert said.of("d-1") == ["taken", "finished"]
+            assert await graph.resume("d-1", store=store) == 42
+
+    asyncio.run(main())
+
+
+def test_a_run_submitted_in_the_same_process_wakes_its_worker(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It doesn't wait for the worker's next look, which here would come in an hour."""
+
+    async def main() -> None:
+        monkeypatch.setattr("pocket_plug.graph.durable.worker.POLL", 3600.0)
+        async with Store(url) as store:
+            said = Said()
+            async with working(Worker([graph], store=store, report=said)):
+                for number in range(3):
+                    await asyncio.sleep(0.01)  # so that it sleeps; the test is right without it, too
+                    await graph.submit(number, run_id=f"d-{number}", store=store)
+                    await said.until(lambda number=number: "finished" in said.of(f"d-{number}"))
+
+    asyncio.run(main())
+
+
+def test_several_workers_share_a_store(url: str) -> None:
+    """A hundred runs, four workers with a store each: each run is taken once, and every effect is there once."""
+
+    async def main() -> None:
+        async with Store(url) as store, Store(url) as other:
+            said = Said()
+            workers = [Worker([graph], store=each, concurrency=5, report=said) for each in (store, other, store, other)]
+            for number in range(100):
+                await graph.submit(number, run_id=f"d-{number}", store=store)
+            await asyncio.gather(*(worker.run(once=True) for worker in workers))
+            await said.until(lambda: sum(report.became == "finished" for report in said.reports) == 100)
+            assert all(said.of(f"d-{number}") == ["taken", "finished"] for number in range(100))
+            assert await store.get("counted") == 100
+            assert not await keys(store, "pending") + await keys(store, "running")
+
+    asyncio.run(main())
+
+
+def test_once_ends_when_nothing_is_ready(url: str) -> None:
+    """What has failed is recorded as such; what waits for an answer is left; the worker's own run ends without an error."""
+
+    async def main() -> None:
+
+        @node
+        async def fail(n: int) -> int:
+            raise ValueError("no")
+
+        asking = Graph(Ask(bool, question="Really?"), name="asking")
+        failing = Graph(fail, name="failing")
+        async with Store(url) as store:
+            said = Said()
+            await asking.submit(1, run_id="a", store=store)
+            await failing.submit(1, run_id="f", store=store)
+            await Worker([asking, failing], store=store, report=said).run(once=True)
+            assert said.of("a") == ["taken", "waiting"]
+            assert said.of("f") == ["taken", "failed"]
+            assert [str(report.error) for report in said.reports if report.became == "failed"] == ["no"]
+            assert len(await keys(store, "waiting")) == len(await keys(store, "failed")) == 1
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_worker_ends_its_runs_and_others_take_them_at_once(url: str) -> None:
+    """The way of a second Ctrl-C: nobody is at the run any more, so no lease has to end before another worker takes it."""
+
+    async def main() -> None:
+        started, go_on = asyncio.Event(), asyncio.Event()
+
+        @node
+        async def wait(n: int) -> int:
+            started.set()
+            await go_on.wait()
+            return n
+
+        slow = Graph(wait >> count, name="slow")
+        async with Store(url) as store:
+            await slow.submit(1, run_id="s", store=store)
+            task = asyncio.create_task(Worker([slow], store=store).run())
+            await started.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert len(await keys(store, "running")) == 1
+            go_on.set()
+            await Worker([slow], store=store).run(once=True)
+            assert await slow.resume("s", store=store) == 1
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- stopping
+def test_a_stopped_worker_releases_its_runs_between_two_nodes(url: str) -> None:
+    """The node at work is done and lands, the next one is not begun; the run is pending, and another worker goes on with it."""
+
+    async def main() -> None:
+        started, go_on, done = asyncio.Event(), asyncio.Event(), list[str]()
+
+        @node
+        async def wait(n: int) -> int:
+            done.append("wait")
+            started.set()
+            await go_on.wait()
+            return n
+
+        class After(Node[int, int], name="after"):
+            async def exec(self, prepared: int) -> int:
+                done.append("after")
+                return prepared
+
+        slow = Graph(Graph(wait >> After(), name="inner") >> count, name="slow")
+        async with Store(url) as store:
+            said = Said()
+            await slow.submit(1, run_id="s", store=store)
+            await slow.submit(1, run_id="t", store=store)
+            worker = Worker([slow], store=store, concurrency=1, report=said)
+            task = asyncio.create_task(worker.run())
+            await started.wait()
+            worker.stop()
+            go_on.set()
+            await task
+            assert done == ["wait"]
+            assert [report.became for report in said.reports] == ["taken", "released"]
+            assert len(await keys(store, "pending")) == 2
+            assert await keys(store, "running") == []
+            await Worker([slow], store=store, concurrency=1).run(once=True)
+            assert sorted(done) == ["after", "after", "wait", "wait"]
+            assert await store.get("counted") == 2
+
+    asyncio.run(main())
+
+
+def test_items_at_work_are_done_when_a_worker_stops_and_no_others_are_begun(url: str) -> None:
+    """Of a fan-out too nothing is done twice because a worker stops; nested ones wait for those around."""
+
+    async def main() -> None:
+        begun, done, go_on, several = list[int](), list[int](), asyncio.Event(), asyncio.Event()
+
+        @node
+        async def work(n: int) -> int:
+            begun.append(n)
+            if len(begun) == 3:
+                several.set()
+            await go_on.wait()
+            done.append(n)
+            return n
+
+        way = Graph(work >> double, name="way")
+        wide = Graph(each(way, concurrency=3) >> node(sum).with_options(name="total"), name="wide")
+        async with Store(url) as store:
+            said = Said()
+            await wide.submit(list(range(8)), run_id="w", store=store)
+            worker = Worker([wide], store=store, report=said)
+            task = asyncio.create_task(worker.run())
+            await several.wait()
+            worker.stop()
+            go_on.set()
+            await task
+            assert said.of("w") == ["taken", "released"]
+            assert sorted(done) == sorted(begun) == [0, 1, 2]
+            await Worker([wide], store=store).run(once=True)
+            assert sorted(done) == sorted(begun) == list(range(8))
+            assert await wide.resume("w", store=store) == 56
+
+    asyncio.run(main())
+
+
+def test_hooks_that_have_ended_are_not_called_again_after_a_release(url: str) -> None:
+    """The run is released after them, and its record says that they are done with."""
+
+    async def main() -> None:
+        called: list[str] = []
+        worker: list[Worker] = []
+
+        class Hooked(Node[int, int], name="hooked"):
+            async def exec(self, prepared: int) -> int:
+                return prepared
+
+            async def on_complete(self, *_: object) -> None:
+                called.append("on_complete")
+                worker[0].stop()
+
+        hooked = Graph(Hooked() >> count, name="hooked")
+        async with Store(url) as store:
+            await hooked.submit(1, run_id="h", store=store)
+            worker.append(Worker([hooked], store=store))
+            await worker[0].run()
+            assert len(await keys(store, "pending")) == 1
+            await Worker([hooked], store=store).run(once=True)
+            assert called == ["on_complete"]
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- stalled
+def test_a_run_is_stalled_when_nothing_has_moved_for_its_lease_by_the_observers_clock(url: str) -> None:
+    """However old it is by anybody's clock: a lease from the first look on, and anew from each move."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with Store(url) as store:
+            running = await left_running(store, lease=30.0)
+            watch = StallWatch(store.stack, clock)
+            assert await watch.look([running]) == []
+            clock.advance(29)
+            assert await watch.look([running]) == []
+            clock.advance(1)
+            (stalled,) = await watch.look([running])
+            assert (stalled.run_id, stalled.graph, stalled.seen.keys()) == (
+                "d-1",
+                "doubling",
+                {running, keys_of("d-1")[0]},
+            )
+            for key in (running, keys_of("d-1")[0]):  # its state, its record
+                entry = await store.stack.read(key)
+                assert entry is not None
+                await store.stack.write([Put(key, entry.value)])
+                assert await watch.look([running]) == []
+                clock.advance(30)
+                assert len(await watch.look([running])) == 1
+
+    asyncio.run(main())
+
+
+def test_a_heartbeat_counts_for_the_executions_that_it_names(url: str) -> None:
+    """One that names another execution keeps nothing alive; one that names this one does, and is part of what is expected."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with Store(url) as store:
+            running = await left_running(store, lease=30.0)
+            watch, beat = StallWatch(store.stack, clock), BEAT + "elsewhere"
+            await watch.look([running])
+            clock.advance(30)
+            await store.stack.write([Put(beat, {"owners": ["another"]})])
+            assert len(await watch.look([running])) == 1
+            await store.stack.write([Put(beat, {"owners": ["another", "somebody"]})])
+            assert await watch.look([running]) == []
+            clock.advance(30)
+            (stalled,) = await watch.look([running])
+            assert beat in stalled.seen
+
+    asyncio.run(main())
+
+
+def test_a_run_of_a_process_that_has_ended_is_stalled_at_once(url: str) -> None:
+    """Of this machine that is known: here an execution of this very process that isn't there any more."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            running = await left_running(store, process=this_process().record)
+            assert [each.run_id for each in await StallWatch(store.stack).look([running])] == ["d-1"]
+
+    asyncio.run(main())
+
+
+def test_a_takeover_expects_what_was_seen(url: str) -> None:
+    """Whatever has moved since the look, the run, its state or the heartbeat: the run isn't taken. Unmoved, it is."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            for moved in ("run", "state", "beat", None):
+                running = await left_running(store, run_id=f"d-{moved}")
+                await store.stack.write([Put(BEAT + "elsewhere", {"owners": ["somebody"]})])
+                clock = FakeClock()
+                watch = StallWatch(store.stack, clock)
+                await watch.look([running])
+                clock.advance(30)
+                (stalled,) = await watch.look([running])
+                names = {"run": keys_of(f"d-{moved}")[0], "state": running, "beat": BEAT + "elsewhere"}
+                if moved is not None:
+                    entry = await store.stack.read(names[moved])
+                    assert entry is not None
+                    await store.stack.write([Put(names[moved], entry.value)])
+                from pocket_plug.graph.durable.request import Request
+                from pocket_plug.graph.host import default_host
+
+                host = default_host()
+                request = Request(f"d-{moved}", takeover=False, allow_changed=False, seen=stalled.seen)
+                execution = request.execution(graph, graph.own_place(host, store), None, host, True, True)
+                from pocket_plug import MISSING
+
+                if moved is None:
+                    assert await execution.go(MISSING) == 2
+                else:
+                    with pytest.raises(RunBusyError, match="'another machine' has been at it"):
+                        await execution.go(MISSING)
+
+    asyncio.run(main())
+
+
+def test_a_worker_takes_over_what_is_stalled(url: str) -> None:
+    """Nobody has moved it for its lease, here a short one: the worker goes on with it."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            await left_running(store, lease=0.2)
+            said = Said()
+            async with working(Worker([graph], store=store, lease="200ms", report=said)):
+                await said.until(lambda: "finished" in said.of("d-1"))
+            assert await store.get("counted") == 1
+
+    asyncio.run(main())
+
+
+def test_a_run_without_progress_has_failed_after_some_executions(url: str) -> None:
+    """A node that ends its process would end one worker after the other. Who goes on with it by hand may."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            running = await left_running(store, process=this_process().record, tries=MAX_TRIES)
+            said = Said()
+            await Worker([graph], store=store, report=said).run(once=True)
+            assert said.of("d-1") == ["failed"]
+            (error,) = [report.error for report in said.reports]
+            assert isinstance(error, RunStuckError)
+            assert "5 executions in turn have ended at node 'double' without an error and without progress" in str(
+                error
+            )
+            (failed,) = await keys(store, "failed")
+            entry = await store.stack.read(failed)
+            assert entry is not None
+            failure = read_state(failed, entry).failure
+            assert failure is not None
+            assert (failure.type, failure.node, failure.attempts) == (
+                "pocket_plug.errors.RunStuckError",
+                "double",
+                MAX_TRIES,
+            )
+            assert await store.stack.read(running) is None
+            assert await graph.resume("d-1", store=store) == 2
+
+    asyncio.run(main())
+
+
+def test_progress_in_an_item_is_progress(url: str) -> None:
+    """Items don't move their run's record; an execution that has done one was not in vain, so its run isn't given up."""
+
+    async def main() -> None:
+        stumble = True
+
+        class Stop(BaseException):
+            pass
+
+        @node
+        async def work(n: int) -> int:
+            if n == 1 and stumble:
+                raise asyncio.CancelledError
+            return n
+
+        wide = Graph(each(work, concurrency=1), name="wide")
+        async with Store(url) as store:
+            with suppress(asyncio.CancelledError):
+                await wide.run([0, 1, 2], run_id="w", store=store)
+            (running,) = await keys(store, "running")
+            for expected in (1, 2, 3):  # the first one follows an execution that has done an item
+                entry = await store.stack.read(running)
+                assert entry is not None
+                with suppress(asyncio.CancelledError):
+                    await wide.resume("w", store=store)
+                entry = await store.stack.read(running)
+                assert entry is not None
+                assert read_state(running, entry).tries == expected
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- what is left
+def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str) -> None:
+    """Its graph is another one by now: said once until its record changes, others are taken, and it is not touched."""
+
+    async def main() -> None:
+
+        @node
+        async def triple(n: int) -> int:
+            return 3 * n
+
+        changed = Graph(triple >> count, name="doubling")
+        async with Store(url) as store:
+            await graph.submit(1, run_id="d-1", store=store)
+            before = await store.stack.read(keys_of("d-1")[0])
+            said = Said()
+            worker = Worker([changed], store=store, lease="40ms", report=said)
+            async with working(worker):
+                for number in range(20):
+                    await changed.submit(number, run_id=f"n-{number}", store=store)
+                    await said.until(lambda number=number: "finished" in said.of(f"n-{number}"))
+            assert said.of("d-1") == ["refused"]
+            assert "it stands at node 'double', which is not there" in str(
+                next(r.error for r in said.reports if r.run_id == "d-1")
+            )
+            assert await store.stack.read(keys_of("d-1")[0]) == before
+            assert await graph.resume("d-1", store=store) == 2
+
+    asyncio.run(main())
+
+
+def test_many_that_are_left_keep_no_other_back(url: str) -> None:
+    """More than a look would find at the front of the list: those behind them are found, and a changed one is found again."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            place = graph.own_place(object(), store)  # type: ignore[arg-type]  # a given store asks no Pocket
+            finder = Finder(graph, place)
+            for number in range(3 * AHEAD):
+                await graph.submit(number, run_id=f"d-{number:03}", store=store)
+                entry = await store.stack.read(keys_of(f"d-{number:03}")[0])
+                assert entry is not None
+                finder.refuse(f"d-{number:03}", entry.version)
+            assert await finder.find(1) == []
+            await graph.submit(1, run_id="last", store=store)
+            assert [ready.run_id for ready in await finder.find(1)] == ["last"]
+            await finder.review()
+            assert [ready.run_id for ready in await finder.find(1)] == ["last"]
+            entry = await store.stack.read(keys_of("d-007")[0])
+            assert entry is not None
+            await store.stack.write([Put(keys_of("d-007")[0], entry.value)])
+            await finder.review()
+            assert [ready.run_id for ready in await finder.find(1)] == ["d-007", "last"]
+
+    asyncio.run(main())
+
+
+def test_runs_of_graphs_that_a_worker_was_not_given_are_not_its_own(url: str) -> None:
+    """They stay pending, for a worker that has their graph."""
+
+    async def main() -> None:
+        other = Graph(double, name="other")
+        async with Store(url) as store:
+            said = Said()
+            await other.submit(1, run_id="o", store=store)
+            await Worker([graph], store=store, report=said).run(once=True)
+            assert said.reports == []
+            assert len(await keys(store, "pending")) == 1
+
+    asyncio.run(main())
+
+
+def test_a_damaged_record_stops_no_worker(url: str) -> None:
+    """It is said once, others are taken."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            await graph.submit(1, run_id="damaged", store=store)
+            await store.stack.write([Put(keys_of("damaged")[0], {"format": 2})])
+            await graph.submit(1, run_id="d-1", store=store)
+            said = Said()
+            await Worker([graph], store=store, report=said).run(once=True)
+            assert said.of("damaged") == ["refused"]
+            assert said.of("d-1") == ["taken", "finished"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("graphs", "why"),
+    [
+        ([], "needs a graph"),
+        ([double], "not of"),
+        ([graph, Graph(double, name="doubling")], "two of the graphs for this worker are called 'doubling'"),
+    ],
+)
+def test_what_a_worker_can_not_serve_is_refused(graphs: Any, why: str) -> None:
+    """No graph, a node, two of one name: each with its reason."""
+    with pytest.raises(ConfigError, match=why):
+        Worker(graphs)
+
+
+def test_a_store_that_does_not_survive_is_refused_before_anything_is_taken() -> None:
+    """As for `run`: a worker over memory would find nothing that others have submitted."""
+
+    async def main() -> None:
+        async with Store() as store:
+            with pytest.raises(ConfigError, match="survive"):
+                await Worker([graph], store=store).run(once=True)
+
+    asyncio.run(main())
