@@ -35,6 +35,7 @@ from pocket_plug import (
     Store,
     StoreReader,
     StoreWriter,
+    Suspended,
     SyncReader,
     SyncStore,
     SyncWriter,
@@ -357,6 +358,8 @@ async def streamed() -> None:
                 assert_type(value, Any)
             case Asked(run_id=run_id):
                 assert_type(run_id, str)
+            case Suspended(questions=questions, wake_at=wake_at):
+                assert_type((questions, wake_at), tuple[Mapping[str, Any], float | None])
             case Finished(output=output):
                 assert_type(output, str)
             case _:
