@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from pocket_plug import (
+    Answered,
     Ask,
     ConfigError,
     Graph,
     Node,
     Put,
     RunBusyError,
+    Runs,
     RunStuckError,
+    Sleep,
     Store,
     StoreWriter,
     Worker,
@@ -142,6 +145,57 @@ def test_a_run_submitted_in_the_same_process_wakes_its_worker(url: str, monkeypa
                     await asyncio.sleep(0.01)  # so that it sleeps; the test is right without it, too
                     await graph.submit(number, run_id=f"d-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"d-{number}"))
+
+    asyncio.run(main())
+
+
+def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What becomes pending by an operator of the same process is taken at once, as what is submitted there is."""
+    broken = True
+
+    @node
+    async def decide(answered: Answered[int, bool]) -> int:
+        if broken:
+            raise ValueError
+        return answered.input
+
+    asking = Graph(Ask[int, bool](bool, question="Really?") >> decide, name="asking")
+
+    async def main() -> None:
+        nonlocal broken
+        monkeypatch.setattr("pocket_plug.graph.durable.worker.POLL", 3600.0)
+        async with Store(url) as store:
+            said, runs = Said(), Runs(store)
+            async with working(Worker([asking], store=store, report=said)):
+                await asking.submit(1, run_id="a", store=store)
+                await said.until(lambda: "waiting" in said.of("a"))
+                await runs.answer("a", True)
+                await said.until(lambda: "failed" in said.of("a"))
+                broken = False
+                await runs.retry("a")
+                await said.until(lambda: "finished" in said.of("a"))
+
+    asyncio.run(main())
+
+
+def test_a_run_that_sleeps_is_woken_when_its_time_has_come(url: str) -> None:
+    """By the store's clock; before, nobody takes it, and no process waits."""
+    clock = FakeClock()
+    napping = Graph(double >> Sleep[int]("1h", name="nap") >> count, name="napping")
+
+    async def main() -> None:
+        async with Store(url, clock=clock) as store:
+            said = Said()
+            await napping.submit(1, run_id="n", store=store)
+            await Worker([napping], store=store, report=said).run(once=True)
+            assert said.of("n") == ["taken", "waiting"]
+            clock.advance(3599)
+            await Worker([napping], store=store, report=said).run(once=True)
+            assert said.of("n") == ["taken", "waiting"]
+            clock.advance(1)
+            await Worker([napping], store=store, report=said).run(once=True)
+            assert said.of("n") == ["taken", "waiting", "taken", "finished"]
+            assert await store.get("counted") == 1
 
     asyncio.run(main())
 
@@ -499,8 +553,8 @@ def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str)
     async def main() -> None:
 
         @node
-        async def triple(n: int) -> int:
-            return 3 * n
+        async def triple(n: str) -> int:
+            return 3 * int(n)
 
         changed = Graph(triple >> count, name="doubling")
         async with Store(url) as store:
@@ -510,10 +564,10 @@ def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str)
             worker = Worker([changed], store=store, lease="40ms", report=said)
             async with working(worker):
                 for number in range(20):
-                    await changed.submit(number, run_id=f"n-{number}", store=store)
+                    await changed.submit(str(number), run_id=f"n-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"n-{number}"))
             assert said.of("d-1") == ["refused"]
-            assert "it stands at node 'double', which is not there" in str(
+            assert "can't go on in graph 'doubling' as it is now" in str(
                 next(r.error for r in said.reports if r.run_id == "d-1")
             )
             assert await store.stack.read(keys_of("d-1")[0]) == before

@@ -267,7 +267,8 @@ class Worker:
             await execution.go(MISSING)
         except Exception as error:  # noqa: BLE001 - it is the run's, and recorded there
             if ledger.is_taken:
-                self._tell(_became(error), journal, error)
+                became = _became(error)
+                self._tell(became, journal, error if became in ("failed", "lost") else None)
             else:
                 await self._not_taken(finder, journal, error)
         else:
