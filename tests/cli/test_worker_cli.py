@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,16 @@ from textwrap import dedent
 import pytest
 
 from pocket_plug import SyncStore
+from pocket_plug.graph.durable.heartbeat import BEAT
+from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import states_of
+from pocket_plug.testing.clock import FakeClock
 
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
 URL = "sqlite:///state.db?durability=process"
 
 SHOP = """
-    import asyncio
+    import asyncio, time
     from pathlib import Path
     import pocket_plug as pp
 
@@ -38,6 +42,14 @@ SHOP = """
             raise ValueError("closed")
         return f"delivered for {price}"
 
+    @pp.node
+    async def block(word: str) -> str:
+        print("at work", flush=True)
+        while not Path("go").exists():
+            time.sleep(0.01)  # the loop stands still
+        return word
+
+    blocking = pp.Graph(block, name="blocking")
     graph = pp.Graph(price >> deliver, name="shop")
     other = pp.Graph(deliver, name="other")
     own = pp.Graph(price, name="own", store=pp.Store("sqlite:///own.db"))
@@ -47,10 +59,10 @@ SHOP = """
 SUBMIT = """
     import sys
     from pocket_plug import SyncStore
-    from shop import graph
-    with SyncStore(sys.argv[1]) as store:
-        for each in sys.argv[2:]:
-            graph.submit_sync(each, run_id=each, store=store)
+    import shop
+    with SyncStore(sys.argv[2]) as store:
+        for each in sys.argv[3:]:
+            getattr(shop, sys.argv[1]).submit_sync(each, run_id=each, store=store)
 """
 
 
@@ -61,8 +73,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def submit(*words: str) -> None:
-    subprocess.run([sys.executable, "-c", dedent(SUBMIT), URL, *words], check=True)
+def submit(*words: str, graph: str = "graph") -> None:
+    subprocess.run([sys.executable, "-c", dedent(SUBMIT), graph, URL, *words], check=True)
 
 
 def worker(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -155,6 +167,55 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None
     assert in_state("running") == ["wait"]
     Path("go").touch()
     assert worker("shop.py", "--url", URL, "--once").stdout.splitlines()[-1] == "finished   wait  shop"
+
+
+def test_a_run_whose_node_blocks_the_loop_for_longer_than_its_lease_is_not_stalled() -> None:
+    """By the observer's clock four leases pass, and the heartbeats of the process, which names the run, keep it."""
+    submit("long", graph="blocking")
+    clock = FakeClock()
+
+    async def beats(store: SyncStore) -> int:
+        found = [await store.stack.read(key) async for key in store.stack.scan(BEAT)]
+        return max((entry.version for entry in found if entry is not None), default=0)
+
+    async def stalled(watch: StallWatch, store: SyncStore) -> bool:
+        return bool(await watch.look([key async for key in store.stack.scan(states_of("running"))]))
+
+    with running("shop.py:blocking", "--url", URL, "--lease", "300ms") as process, SyncStore(URL) as store:
+        assert process.stdout is not None
+        while process.stdout.readline() != "at work\n":
+            pass
+        watch = StallWatch(store.stack, clock)
+        for _ in range(5):
+            seen = store.stack.run(beats(store))
+            until = time.monotonic() + 30
+            while store.stack.run(beats(store)) == seen:
+                assert time.monotonic() < until, "no heartbeat"
+                time.sleep(0.01)
+            assert not store.stack.run(stalled(watch, store))
+            clock.advance(0.29)
+            assert not store.stack.run(stalled(watch, store))
+        process.kill()
+        process.wait()
+        assert store.stack.run(stalled(watch, store))
+
+
+def test_a_stopped_workers_run_is_taken_over_and_it_finds_that_out() -> None:
+    """SIGSTOP for longer than the lease: another worker goes on with the run; after SIGCONT nothing of the first one lands."""
+    submit("wait")
+    with running("shop.py", "--url", URL, "--lease", "300ms") as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "at work\n":
+            pass
+        process.send_signal(signal.SIGSTOP)
+        Path("go").touch()
+        with running("shop.py", "--url", URL, "--lease", "300ms") as other:
+            assert other.stdout is not None
+            while other.stdout.readline() != "finished   wait  shop\n":
+                pass
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "lost       wait  shop  pocket_plug.errors.RunFencedError\n"
+    assert in_state("finished") == ["wait"]
 
 
 @pytest.mark.parametrize(
