@@ -49,7 +49,8 @@ async def claim(journal: Journal, value: object) -> bytes | None:
         entry = await stack.read(key)
         changes: list[Change]
         if entry is None:
-            changes, expect, tries = [begin(journal, start, value)], {key: 0}, 1
+            expect, tries = {key: 0}, 1
+            changes = [begin(journal, start, value)]
         else:
             check_run(key, entry.value)
             if (stands := await _confirmed(journal, entry)) is None:

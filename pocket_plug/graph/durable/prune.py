@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, PocketError, suggest
@@ -202,7 +202,7 @@ class Pruning:
                 batch = {}
         await self._write(batch)
 
-    async def _write(self, batch: Mapping[str, tuple[int, list[str]]]) -> None:
+    async def _write(self, batch: dict[str, tuple[int, list[str]]]) -> None:
         """Remove what is left of these runs, but of those that somebody has gone on with."""
         while batch:
             doomed = [Delete(key) for _, keys in batch.values() for key in keys]
