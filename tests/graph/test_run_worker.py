@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from pocket_plug import (
     Answered,
@@ -17,6 +18,7 @@ from pocket_plug import (
     ConfigError,
     Graph,
     Node,
+    Pocket,
     Put,
     RunBusyError,
     Runs,
@@ -27,6 +29,7 @@ from pocket_plug import (
     Worker,
     WorkerReport,
     each,
+    hookimpl,
     node,
 )
 from pocket_plug.graph.durable.heartbeat import BEAT
@@ -36,6 +39,7 @@ from pocket_plug.graph.durable.records import keys_of
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, plain_state, read_state, states_of
 from pocket_plug.graph.durable.worker import MAX_TRIES
+from pocket_plug.hookspecs import RunNotice
 from pocket_plug.testing.clock import FakeClock
 
 ELSEWHERE = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
@@ -544,6 +548,62 @@ def test_progress_in_an_item_is_progress(url: str) -> None:
                 assert read_state(running, entry).tries == expected
 
     asyncio.run(main())
+
+
+def test_plugins_are_told_of_what_no_execution_shows(url: str) -> None:
+    """That a run was submitted, once; that a stalled one is taken over, and whose it was; that one is given up."""
+    told: list[tuple[str, str, dict[str, Any]]] = []
+
+    class Told:
+        @hookimpl
+        def pocket_run_notice(self, notice: RunNotice) -> None:
+            told.append((notice.what, notice.run_id, dict(notice.attributes)))
+
+    async def main() -> None:
+        pocket = Pocket(plugins=[Told()], autoload=False)
+        async with Store(url) as store:
+            await graph.submit(1, run_id="d-0", store=store, pocket=pocket)
+            await graph.submit(1, run_id="d-0", store=store, pocket=pocket)
+            process = {**this_process().record, "host": "here", "pid": 7}
+            await left_running(store, "d-1", process)
+            await left_running(store, "d-2", process, tries=MAX_TRIES)
+            await Worker([graph], store=store, pocket=pocket).run(once=True)
+        assert sorted(told) == [
+            ("stalled", "d-1", {"host": "here", "pid": 7, "since": 0.0}),
+            ("stuck", "d-2", {"tries": MAX_TRIES}),
+            ("submitted", "d-0", {}),
+        ]
+
+    asyncio.run(main())
+
+
+def test_logs_tell_of_it(url: str, tmp_path: Path) -> None:
+    """Submitted at info, stalled at warning, by structlog, where events are wanted."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            await graph.submit(1, run_id="d-0", store=store, pocket=pocket)
+            await left_running(store, "d-1", {**this_process().record, "host": "here", "pid": 7})
+            await Worker([graph], store=store, pocket=pocket).run(once=True)
+
+    with structlog.testing.capture_logs() as logs:
+        (tmp_path / "pocket.toml").write_text("[plugins.logging]\nevents = true\n")
+        pocket = Pocket(tmp_path / "pocket.toml", autoload=False)
+        asyncio.run(main())
+    asked = [("pocket_plug.run.submitted", "d-0"), ("pocket_plug.run.stalled", "d-1")]
+    told = [each for each in logs if (each["event"], each.get("run_id")) in asked]
+    assert told == [
+        {"event": "pocket_plug.run.submitted", "log_level": "info", "run_id": "d-0", "graph": "doubling"},
+        {
+            "event": "pocket_plug.run.stalled",
+            "log_level": "warning",
+            "run_id": "d-1",
+            "graph": "doubling",
+            "host": "here",
+            "pid": 7,
+            "since": 0.0,
+        },
+    ]
 
 
 # ---------------------------------------------------------------- what is left
