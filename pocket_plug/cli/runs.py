@@ -285,8 +285,11 @@ def _going_on(command: Callable[..., None]) -> Callable[..., None]:
 @runs.command
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
+@click.option("--takeover", is_flag=True, help="Take it from the process that is at it, if one is.")
 @_going_on
-def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: bool, as_json: bool) -> None:
+def resume(
+    target: Target, graph: str, run_id: str, takeover: bool, allow_changed: bool, trace: bool, as_json: bool
+) -> None:
     """Go on with a run, and print its result.
 
     TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
@@ -294,7 +297,7 @@ def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: 
     """
 
     async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
-        return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed)
+        return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed, takeover=takeover)
 
     print_result(_with_graph(target, graph, resumed, trace), as_json)
 
