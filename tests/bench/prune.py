@@ -27,7 +27,7 @@ from pocket_plug.graph.retention import Retention
 from pocket_plug.store.backend import Put
 
 NODES = 50
-ROUNDS = 6
+ROUNDS = 4
 SECONDS = 6.0
 """Of a round."""
 OLD = 60 * 86_400.0
@@ -132,7 +132,7 @@ async def main(runs: int, durability: str, folder: Path) -> None:
             flush=True,
         )
     async with pp.Store(url) as store:
-        graph, ids = chain(store), count()
+        graph, ids = chain(store), count(time.time_ns())
         await load(graph, ids, None)
         beside = Pruning(store.stack, Retention(older=86_400.0))
         alone, within, elsewhere = [], [], []
