@@ -23,6 +23,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.graph.execution import Execution
 from pocket_plug.graph.host import RunHost, default_host
+from pocket_plug.graph.observing import RunNotice
 from pocket_plug.graph.options import check_count
 from pocket_plug.graph.plan import Plan, PlannedGraph
 from pocket_plug.graph.retention import Retention
@@ -248,7 +249,7 @@ class Worker:
         self._journals[finder, ready.run_id] = journal
         if self._is_stopping:
             journal.is_released = True
-        task = asyncio.create_task(self._execute(finder, journal, pocket), name=f"run {ready.run_id}")
+        task = asyncio.create_task(self._execute(finder, ready, journal, pocket), name=f"run {ready.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -258,9 +259,16 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             log_failure(logging.ERROR, "a worker could not end with a run", error)
 
-    async def _execute(self, finder: Finder, journal: Journal, pocket: RunHost) -> None:
+    async def _execute(self, finder: Finder, ready: Ready, journal: Journal, pocket: RunHost) -> None:
         """Go on with a run, if it can be claimed, and tell what becomes of it."""
-        ledger = _WorkerLedger(journal, lambda: self._tell("taken", journal))
+
+        def taken() -> None:
+            if (left := ready.left) is not None:
+                about = {name: (left.process or {}).get(name) for name in ("host", "pid")} | {"since": left.since}
+                pocket.notify(RunNotice("stalled", journal.id, journal.graph.name, about))
+            self._tell("taken", journal)
+
+        ledger = _WorkerLedger(journal, taken)
         try:
             execution = Execution(
                 finder.graph, finder.place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
@@ -268,18 +276,20 @@ class Worker:
             await execution.go(MISSING)
         except Exception as error:  # noqa: BLE001 - it is the run's, and recorded there
             if ledger.is_taken:
-                self._tell(_became(error), journal, error)
+                became = _became(error)
+                self._tell(became, journal, error if became in ("failed", "lost") else None)
             else:
-                await self._not_taken(finder, journal, error)
+                await self._not_taken(finder, journal, error, pocket)
         else:
             if ledger.is_taken:
                 self._tell("finished", journal)
         finally:
             del self._journals[finder, journal.id]
 
-    async def _not_taken(self, finder: Finder, journal: Journal, error: Exception) -> None:
+    async def _not_taken(self, finder: Finder, journal: Journal, error: Exception, pocket: RunHost) -> None:
         """A run could not be claimed: pass over it until it is another one, or till the next look where it may just be busy."""
         if isinstance(error, RunStuckError):
+            pocket.notify(RunNotice("stuck", journal.id, journal.graph.name, {"tries": MAX_TRIES}))
             self._tell("failed", journal, error)
         elif isinstance(error, RunBusyError | RunSuspendedError | RunCancelledError):
             finder.refuse(journal.id, None)  # somebody was faster
