@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, RunFailure, idempotency_key
+    from .graph.durable.prune import Pruned, Retention
     from .graph.durable.worker import Worker, WorkerReport
     from .graph.each import each
     from .graph.events import (
@@ -70,8 +71,10 @@ if TYPE_CHECKING:
         NodeRetried,
         Progressed,
         RunEvent,
+        Suspended,
     )
-    from .graph.graph import Graph, fan_out
+    from .graph.fan_out import fan_out
+    from .graph.graph import Graph
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.reports import emit, progress
@@ -124,9 +127,12 @@ _MODULES = {
     "NodeRetried": "graph.events",
     "Progressed": "graph.events",
     "RunEvent": "graph.events",
-    "fan_out": "graph.graph",
+    "Suspended": "graph.events",
+    "fan_out": "graph.fan_out",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
+    "Pruned": "graph.durable.prune",
+    "Retention": "graph.durable.prune",
     "Worker": "graph.durable.worker",
     "WorkerReport": "graph.durable.worker",
     "idempotency_key": "graph.durable",
@@ -219,8 +225,10 @@ __all__ = [
     "Pocket",
     "PocketError",
     "Progressed",
+    "Pruned",
     "Put",
     "RecordedError",
+    "Retention",
     "Retry",
     "RouteError",
     "RunBusyError",
@@ -255,6 +263,7 @@ __all__ = [
     "StoreReader",
     "StoreScope",
     "StoreWriter",
+    "Suspended",
     "SyncError",
     "SyncReader",
     "SyncRuns",

@@ -262,7 +262,7 @@ def test_damaged_records_keep_no_others_back(tmp_path: Path) -> None:
             assert (pruned.runs, pruned.unreadable) == (3 * SLICE - 2, 2)
             for run_id in ("000", "001"):
                 assert await remove_run(store.stack, run_id)
-            left = [key async for key in store.stack.scan("pocket:run")]
+            left = [key async for key in store.stack.scan("pocket:run-state:")]
             assert left == ["pocket:run-state:finished:say:x:y", "pocket:run-state:finished:x"]
 
     asyncio.run(main())
@@ -314,6 +314,7 @@ def test_slices_are_short_and_yield_to_others(tmp_path: Path) -> None:
                 await say(store).run("x", run_id=f"{number}")
             clock.advance(DAY)
             pruning, rests, gone = Pruning(store.stack, Retention.of(older="1h")), list[float | None](), list[int]()
+            assert await prune(store.stack, Retention.of(older="9d")) == Pruned()
             TOLD.before = count
             for is_busy in (False, False, False, True, True, False):
                 if is_busy:
@@ -349,6 +350,9 @@ def test_a_run_of_many_records_goes_in_several_writes(tmp_path: Path, monkeypatc
             long: Graph[int, int] = Graph(joined, store=store, name="long")
             assert await long.run(0, run_id="r") == 0
             clock.advance(DAY)
+            assert (
+                await prune(store.stack, Retention.of(keep=1)) == Pruned()
+            )  # which notes that no run is without a state
             TOLD.before = look
             assert (await prune(store.stack, Retention.of(older="1h"))).runs == 1
             TOLD.before = None

@@ -21,7 +21,8 @@ from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
 from pocket_plug.graph.each import each
-from pocket_plug.graph.graph import Graph, fan_out
+from pocket_plug.graph.fan_out import fan_out
+from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry

@@ -152,13 +152,19 @@ def _graphs() -> dict[str, pp.Graph[int, int]]:
         "nested": (a >> loop >> Hooked("end"),),
         "asks": (a >> _ask("approve") >> answered >> b,),
         "sleeps": (a >> pp.Sleep("3s", name="nap") >> b,),
+        "timed": (a >> pp.Sleep("1s", name="nap") >> c >> b,),
         "late": (a >> late >> answered >> b,),
         "items ask": (Spread() >> pp.each(asking, concurrency=2) >> total >> a,),
         "deep": (pp.Graph(loop >> _ask("inner") >> answered >> a, name="outer") >> Spread()
                  >> pp.each(way, concurrency=3) >> total >> _ask("last") >> answered >> Hooked("end"),),
     }  # fmt: skip
     return {
-        name: pp.Graph(*ways, name=name, keep_finished="90d" if name in ("single", "deep") else None)
+        name: pp.Graph(
+            *ways,
+            name=name,
+            keep_finished="90d" if name in ("single", "deep") else None,
+            timeout="8s" if name == "timed" else None,
+        )
         for name, ways in chains.items()
     }
 

@@ -10,6 +10,7 @@ import pocket_plug as pp
 from pocket_plug.graph.durable import records
 
 from .graphs import GRAPHS, HOOKED, Boom, stage
+from .workers import bring_to_end, work, worker_of
 from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
 
 CHAOS = 200
@@ -65,6 +66,10 @@ def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt 
         _judge_busy(world, mine, former)
         return
     if isinstance(error, pp.UnknownRunError) and mine.run.is_removed:
+        return
+    if isinstance(error, pp.RunTimeoutError) and (timeout := GRAPHS[mine.run.kind].timeout) is not None:
+        if not world.skew and world.scheduler.now - mine.run.states[1][0] < timeout - 1:
+            world.violate(f"attempt {number} was told after {world.scheduler.now:.1f} s that the run's time is over")
         return
     if isinstance(error, pp.RunCancelledError):
         if not mine.run.is_cancelled:
@@ -138,10 +143,10 @@ async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspend
 
 
 # ---------------------------------------------------------------- what operators do
-async def operate(world: World, machine: Machine, run: Story) -> None:
+async def operate(world: World, machine: Machine, run: Story, what: str = "") -> None:
     """Do something to a run as an operator, and judge what is told of it."""
     runs, began = pp.Runs(machine.store), world.scheduler.now
-    what = world.random.choice(("cancel", "retry", "retry", "get", "list", "remove"))
+    what = what or world.random.choice(("cancel", "retry", "retry", "get", "list", "remove"))
     if what == "remove":
         if run.status not in ("finished", "cancelled") or run.in_flight:
             return  # it would be begun anew, under the same id, by somebody who is at it
@@ -152,6 +157,12 @@ async def operate(world: World, machine: Machine, run: Story) -> None:
     try:
         if what == "list":
             await list_all(world, runs)
+            return
+        if what == "submit":
+            state = await GRAPHS[run.kind].submit(run.input, run_id=run.id, pocket=machine)
+            world.note(machine.name, f"submit {run.id} by {mine.number}: {state}")
+            if not run.was(state, began):
+                world.violate(f"whoever submitted {run.id} was told that it is {state}, and it was not")
             return
         info = await getattr(runs, what)(run.id)
     except (pp.RunStateError, pp.UnknownRunError) as error:
@@ -210,9 +221,24 @@ class Chaos:
         )
         world.note(machine.name, f"begins on {machine.host} as {machine.pid}, its clock {machine.skew:+.0f} s")
         world.machines.append(machine)
-        for _ in range(self.chance.randrange(1, 4)):
+        if world.has_workers:
+            machine.spawn(self._serve(machine))
+        for _ in range(self.chance.randrange(0 if world.has_workers else 1, 4)):
             machine.spawn(self._drive(machine))
         return machine
+
+    async def _serve(self, machine: Machine) -> None:
+        """A worker, which is stopped after a while: its process ends, and another one comes."""
+        world, chance = self.world, self.chance
+        worker = worker_of(world, machine)
+        serving = machine.spawn(work(world, machine, worker))
+        await asyncio.wait((serving,), timeout=chance.choice((1.0, 20.0, 1000.0)))
+        world.note(machine.name, "its worker is to stop")
+        worker.stop()
+        await asyncio.wait((serving,))
+        if serving.exception() is not None:
+            world.violate(f"a worker ended by {serving.exception()!r}")
+        machine.kill("by its own end")
 
     async def _drive(self, machine: Machine) -> None:
         world, chance = self.world, self.chance
@@ -224,7 +250,9 @@ class Chaos:
             if run.results and chance.random() < 0.7:
                 await asyncio.sleep(5)
                 continue
-            if chance.random() < world.operations:
+            if world.has_workers and (not run.is_begun or chance.random() < 0.1):
+                await operate(world, machine, run, "submit")
+            elif chance.random() < world.operations:
                 await operate(world, machine, run)
             elif chance.random() < world.impatience:
                 await self._give_up_soon(machine, run)
@@ -299,6 +327,9 @@ class Chaos:
             if not each.process.is_dead:
                 each.kill("at the end")
         runs = pp.Runs(machine.store)
+        if world.has_workers:
+            await asyncio.sleep(2 * world.skew)  # till what waits for a time waits no longer by this clock either
+            await bring_to_end(world, machine, lambda run: self._help_on(machine, run))
         for run in world.runs.values():
             if run.is_removed:
                 await runs.remove(run.id)
@@ -306,7 +337,7 @@ class Chaos:
                 continue
             for _ in range(20):
                 error = await run_or_resume(world, machine, run)
-                if error is None or isinstance(error, pp.RunCancelledError):
+                if error is None or isinstance(error, pp.RunCancelledError | pp.RunTimeoutError):
                     break
             else:
                 world.violate(f"run {run.id} does not end")
@@ -316,6 +347,15 @@ class Chaos:
         world.judge()
         if world.random.random() < 0.1:
             await self._let_expire(machine)
+
+    async def _help_on(self, machine: Machine, run: Story) -> None:
+        """What a worker leaves to operators: the first begin, a retry, an answer."""
+        if run.status == "waiting":
+            error = await attempt(self.world, machine, run, lambda: GRAPHS[run.kind].resume(run.id, pocket=machine))
+            if isinstance(error, pp.RunSuspendedError) and error.questions:
+                await go_on(self.world, machine, run, error)
+        else:
+            await operate(self.world, machine, run, "submit" if not run.status else "retry")
 
     async def _let_expire(self, machine: Machine) -> None:
         """A long time passes, and others run: what had a `keep_finished` goes, and nothing else."""

@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 from pocket_plug.graph import context, execution
-from pocket_plug.graph.durable import ledger, processes
+from pocket_plug.graph.durable import ledger, processes, waking, worker
 
 from .graphs import stage
 from .loop import Hang
 from .operators import Chaos
+from .workers import Sleeping
 from .world import World
 
 
@@ -35,16 +37,28 @@ class Played:
 @contextmanager
 def determined() -> Iterator[None]:
     """What in the package asks the system for time or chance asks the simulation in this block."""
-    turns = itertools.count(1)
+    turns, sleeping = itertools.count(1), Sleeping()
     with (
         mock.patch.object(execution, "time", SimpleNamespace(perf_counter=lambda: next(turns) * 0.0004)),
         mock.patch.object(context.os, "urandom", lambda count: bytes(count)),
         mock.patch.object(processes, "_here"),  # each process puts itself there
         mock.patch.object(processes, "_began", lambda pid: stage.world.began(pid)),
+        mock.patch.object(waking, "sleeping", sleeping),
+        mock.patch.object(worker, "sleeping", sleeping),
+        mock.patch.object(worker, "random", SimpleNamespace(uniform=_uniform, shuffle=_shuffle)),
+        mock.patch.object(worker, "POLL", 0.5),  # many looks find nothing
         mock.patch.object(ledger, "keep_beating", lambda lease: stage.world.beating(lease)),
     ):
         context.run_ids.renew()
         yield
+
+
+def _uniform(least: float, most: float) -> float:
+    return stage.world.random.uniform(least, most)
+
+
+def _shuffle(found: list[Any]) -> None:
+    stage.world.random.shuffle(found)
 
 
 def play(seed: int) -> Played:

@@ -31,6 +31,7 @@ class Server:
     def __init__(self, world: World) -> None:
         self._world = world
         self.memory = pp.Memory()
+        self.memory.clock = world.clock
 
     def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries of these keys."""

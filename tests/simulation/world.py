@@ -19,11 +19,11 @@ from pocket_plug.codec import default_codec
 from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.durable import heartbeat, processes, records
 from pocket_plug.graph.observing import Observer
-from pocket_plug.store.backend import Change, Delete, Put
+from pocket_plug.store.backend import Change, Put
 from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
-from .graphs import EFFECT, TOTAL, Boom, stage
+from .graphs import EFFECT, GRAPHS, TOTAL, Boom, stage
 from .loop import Process, Scheduler
 from .store import Client, Server
 
@@ -42,6 +42,9 @@ class Attempt:
     began: float = 0.0
     is_operator: bool = False
     """Does it change the run, but not execute it?"""
+    is_worker: bool = False
+    owner: str = ""
+    """The execution's id, once its claim has landed."""
     ended: float | None = None
     claimed_at: float | None = None
     overtaken_at: float | None = None
@@ -53,7 +56,9 @@ class Attempt:
     @property
     def is_at_work(self) -> bool:
         """Has it not ended, and its process neither?"""
-        return self.ended is None and not self.machine.process.is_dead
+        if self.machine.process.is_dead or self.ended is not None:
+            return False
+        return not self.is_worker or self.owner in self.machine.identity.held  # it is not told of each claim
 
 
 @dataclass(eq=False)
@@ -70,6 +75,11 @@ class Story:
     owner: Attempt | None = None
     states: list[tuple[float, str]] = field(default_factory=lambda: [(0.0, "")])
     """When it has come into which state; "" before it was begun."""
+    lease: float = 30.0
+    moved_at: float = 0.0
+    """When there was the last sign of whoever is at it."""
+    fruitless: int = 0
+    """How many have claimed it since it has last moved."""
     is_cancelled: bool = False
     """Has word landed that it is to end?"""
     is_begun: bool = False
@@ -84,6 +94,16 @@ class Story:
     def status(self) -> str:
         """The state that it is in, or was in before it was removed."""
         return next((name for _, name in reversed(self.states) if name), "")
+
+    @property
+    def is_over(self) -> bool:
+        """Does nobody go on with it any more?"""
+        return self.status in ("finished", "cancelled") or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        """Has it failed since its time was over?"""
+        return self.status == "failed" and GRAPHS[self.kind].timeout is not None
 
     def was(self, state: str, since: float) -> bool:
         """Has it been in this state at any time since then?"""
@@ -104,6 +124,7 @@ class Machine:
         self.store = pp.Store(Client(self), clock=self.clock)
         self.store.stack.backoff = Backoff(uniform=world.random.uniform)
         self.heart = heartbeat.Heart()
+        self.sleeping: list[Callable[[], None]] = []
         self._beats = False
         self.faulty_until = -1.0
         self.died_at = math.inf
@@ -140,7 +161,7 @@ class Machine:
 
     def clock(self) -> float:
         """Epoch seconds, as this computer has them."""
-        return EPOCH + self.world.scheduler.now + self.skew
+        return self.world.clock() + self.skew
 
     def observers(self, run: Any) -> list[Observer]:
         """In some worlds somebody watches, who has nothing to say."""
@@ -179,6 +200,8 @@ class World:
         self.numbers: dict[str, dict[int, str]] = {}
         """Of each computer the processes that it has, by their numbers, and when they began. Numbers are used again."""
         self.attempts = 0
+        self.executions: dict[str, Attempt] = {}
+        """By the ids that the package has given them."""
         self.hooked: set[str] = set()
         """The places whose hooks were called at least once."""
         self.total = 0
@@ -192,12 +215,19 @@ class World:
         self.impatience = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.3))
         """How often a program cancels its own execution."""
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
+        self.has_workers = not is_calm and chance.random() < 0.4
+        self.lease = chance.choice((3.0, 30.0))
+        """That of executions by workers."""
         self.is_watched = chance.random() < 0.3
         self.durations = (0.0,) if is_calm else chance.choice(((0.0,), (0.0, 0.01, 0.1), (0.01, 1.0, 20.0)))
         self.strikes = 0.0 if is_calm else chance.choice((0.0, 0.03, 0.3))
         """How many times a second something happens to a process."""
         self.on_death: Callable[[Machine], object] = lambda machine: None
         self.skew = 0.0 if is_calm else chance.choice((0.0, 0.5, 7_200.0, 86_400.0))
+
+    def clock(self) -> float:
+        """Epoch seconds, as they are."""
+        return EPOCH + self.scheduler.now
 
     # ------------------------------------------------------------ what is written down
     def note(self, who: str, what: str) -> None:
@@ -283,19 +313,55 @@ class World:
         names = ", ".join(("" if isinstance(each, Put) else "-") + self.short(each.key) for each in changes)
         self.note(who, f"landed v{version} by {attempt.number if attempt else '-'}: {names}")
         for change in changes:
-            key = change.key
-            if key.startswith(EFFECT):
-                self._effect(key.removeprefix(EFFECT), attempt)
-            elif key == TOTAL:
-                self.total += 1
-            elif key.startswith(STATE) and isinstance(change, Put) and change.value.get("cancelled"):
-                self.runs[key.rpartition(":")[2]].is_cancelled = True
-            elif key.startswith(records.RUN) and isinstance(change, Delete):
-                self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
-            elif ":wait:" in key and isinstance(change, Put) and change.value["kind"] == "question":
-                self._settled(key, change.value)
-            elif key.startswith(records.RUN) and attempt is not None and isinstance(change, Put):
-                self._moved(attempt, change.value["status"])
+            if change.key.startswith(records.RUN) and isinstance(change, Put) and by is not None:
+                attempt = self._executing(by, attempt, change)
+                if attempt is not None:
+                    self._moved(attempt, change.value["status"])
+        for change in changes:
+            self._changed(change.key, change, attempt)
+
+    def _executing(self, by: Machine, attempt: Attempt | None, change: Put) -> Attempt | None:
+        """The attempt that has written a run's record: in a worker, by the id of the execution."""
+        owner = change.value["owner"].partition(".")[0]
+        if attempt is not None and attempt.is_worker and attempt.owner != owner:
+            attempt = self.executions.get(owner)
+            if attempt is None:
+                self.attempts += 1
+                run = self.runs[change.key.removeprefix(records.RUN)]
+                attempt = Attempt(self.attempts, run, by, began=self.scheduler.now, is_worker=True)
+        if attempt is not None and owner:
+            attempt.owner, self.executions[owner] = owner, attempt
+        return attempt
+
+    def shell(self, machine: Machine) -> Attempt:
+        """What stands for a worker, before it is known which run it is at."""
+        return Attempt(0, Story("", "single", 0), machine, is_worker=True)
+
+    def _changed(self, key: str, change: Change, attempt: Attempt | None) -> None:
+        value = change.value if isinstance(change, Put) else None
+        if key.startswith(EFFECT):
+            self._effect(key.removeprefix(EFFECT), attempt)
+        elif key == TOTAL:
+            self.total += 1
+        elif key.startswith(STATE) and value is not None:
+            self._stands(self.runs[key.rpartition(":")[2]], value)
+        elif key.startswith(heartbeat.BEAT) and value is not None:
+            for owner in value["owners"]:
+                if owner in self.executions:
+                    self.executions[owner].run.moved_at = self.scheduler.now
+        elif key.startswith(records.RUN) and value is None:
+            self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
+        elif ":wait:" in key and value is not None and value["kind"] == "question":
+            self._settled(key, value)
+
+    def _stands(self, run: Story, state: Mapping[str, Any]) -> None:
+        """What stands in a run's state now."""
+        run.moved_at = self.scheduler.now
+        run.is_cancelled = run.is_cancelled or state.get("cancelled", False)
+        if "owner" in state:
+            run.lease = state.get("lease", 30.0)
+        if (state.get("failure") or {}).get("type", "").endswith("RunStuckError") and run.fruitless < 5:
+            self.violate(f"run {run.id} is given up after {run.fruitless} executions")
 
     def _effect(self, place: str, attempt: Attempt | None) -> None:
         run = self.runs[place.partition("/")[0]]
@@ -303,7 +369,7 @@ class World:
             self.violate(f"the effect of {place} has landed twice")
         if run.is_cancelled:
             self.violate(f"the effect of {place} has landed though the run was cancelled before")
-        run.effects[place] = self.scheduler.now
+        run.effects[place], run.fruitless = self.scheduler.now, 0
         if attempt is None or run.owner is not attempt:
             self.violate(f"the effect of {place} was written by an attempt that does not own the run")
 
@@ -336,13 +402,18 @@ class World:
             if attempt.execs:  # before that it may claim again: it was not told that it had the run
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if former is not None:
-                if run.status == "running" and not attempt.takes_over and former.is_at_work:
+                is_stalled = attempt.is_worker and self.scheduler.now - run.moved_at >= run.lease
+                if run.status == "running" and not attempt.takes_over and former.is_at_work and not is_stalled:
                     self.violate(
                         f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
                     )
                 former.overtaken_at = self.scheduler.now if run.status == "running" else None
             attempt.claimed_at, attempt.overtaken_at = self.scheduler.now, None
             run.owner, run.is_begun = attempt, True
+            run.fruitless += 1
+        else:
+            run.fruitless = 0
+        run.moved_at = self.scheduler.now
         if run.status != status:
             run.states.append((self.scheduler.now, status))
         run.is_cancelled = run.is_cancelled or status == "cancelled"
@@ -381,9 +452,9 @@ class World:
             if run.is_cancelled:
                 if run.status != "cancelled" or run.results:
                     self.violate(f"run {run.id} was cancelled, and is {run.status}; {run.results} were told")
-            elif run.status != "finished":
+            elif run.status != "finished" and not run.is_late:
                 self.violate(f"run {run.id} is {run.status} at the end")
-            for place in sorted(wanted.places - places) if not run.is_cancelled else ():
+            for place in sorted(wanted.places - places) if not (run.is_cancelled or run.is_late) else ():
                 self.violate(f"run {run.id} is finished without the effect of {place}")
             for place in sorted(places - wanted.places):
                 self.violate(f"run {run.id} has an effect of {place}, where it never comes")
@@ -392,7 +463,7 @@ class World:
                 if self.server.value(EFFECT + place) != 1:
                     self.violate(f"the effect of {place} is {self.server.value(EFFECT + place)}")
             for place in sorted(wanted.hooks):
-                if not run.is_cancelled and f"{run.id}/{place}" not in self.hooked:
+                if not (run.is_cancelled or run.is_late) and f"{run.id}/{place}" not in self.hooked:
                     self.violate(f"the hook of {run.id}/{place} was never called")
         for key in self.server.keys(EFFECT):
             if key not in seen:

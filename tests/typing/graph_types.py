@@ -46,6 +46,7 @@ from pocket_plug import (
     Store,
     StoreReader,
     StoreWriter,
+    Suspended,
     SyncReader,
     SyncRuns,
     SyncStore,
@@ -369,6 +370,8 @@ async def streamed() -> None:
                 assert_type(value, Any)
             case Asked(run_id=run_id):
                 assert_type(run_id, str)
+            case Suspended(questions=questions, wake_at=wake_at):
+                assert_type((questions, wake_at), tuple[Mapping[str, Any], float | None])
             case Finished(output=output):
                 assert_type(output, str)
             case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, PocketError, suggest
 from pocket_plug.primitives.durations import Duration, seconds
@@ -12,15 +13,17 @@ from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
+from .indexing import index_old
 from .moving import seen_of
 from .reading import read_each
 from .records import RUN, look_at
 from .removal import take_apart
 from .states import STATE, StateKey, state_of, states_of
 
-PRUNABLE = ("finished", "cancelled", "failed")
+Prunable = Literal["finished", "cancelled", "failed"]
+PRUNABLE: tuple[Prunable, ...] = get_args(Prunable)
 """The states of runs that may be pruned. A failed one can still be retried, so it goes only where that is said."""
-BY_DEFAULT = ("finished", "cancelled")
+BY_DEFAULT: tuple[Prunable, ...] = ("finished", "cancelled")
 SLICE = 16
 """How many runs a slice looks at."""
 BATCH = 64
@@ -116,7 +119,7 @@ class Pruning:
         self.runs = self.records = self.freed = self.unreadable = 0
         self._ranges: list[_Range] | None = None
         self._version: int | None = None
-        """The store's, after the last slice."""
+        """What the store's will be if nobody else writes: what it was, and one more for each write since."""
 
     @property
     def pruned(self) -> Pruned:
@@ -129,11 +132,13 @@ class Pruning:
         Gives how many seconds to wait before the next slice, 0 where nobody else has written since the last. None once there
         is nothing left to do.
         """
-        before, self._version = self._version, await self.stack.version()
-        is_alone = before in (None, self._version)
+        if self._ranges is None:
+            await index_old(self.stack)
+        version = await self.stack.version()
+        is_alone = self._version in (None, version)
+        self._version = version
         if not await self._go_on():
             return None
-        self._version = await self.stack.version()
         return 0.0 if is_alone or self.dry_run else PAUSE
 
     async def _go_on(self) -> bool:
@@ -216,6 +221,7 @@ class Pruning:
             else:
                 self.runs += len(batch)
                 self.records += len(doomed)
+                self._version = None if self._version is None else self._version + 1
                 return
 
     async def _read(self, keys: Iterable[str]) -> dict[str, Entry]:

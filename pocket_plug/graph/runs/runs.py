@@ -10,6 +10,8 @@ from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar, get_args
 
 from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.graph.durable.indexing import index_old
+from pocket_plug.graph.durable.prune import BY_DEFAULT, Prunable, Pruned, Retention, prune
 from pocket_plug.graph.durable.removal import remove_run
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.node import AnyNode
@@ -22,7 +24,6 @@ from pocket_plug.store.sync import SyncScope
 
 from .answering import answer as record_answer
 from .history import history_of
-from .indexing import index_old
 from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, told, waits_for
 from .listing import Wanted, page_of
 from .operations import Place, cancel, must_see, retry
@@ -153,6 +154,30 @@ class Runs:
         await self._open()
         return await remove_run(self.stack, run_id, force=force)
 
+    async def prune(
+        self,
+        *,
+        older: Duration | None = None,
+        keep: int | None = None,
+        state: Prunable | Collection[Prunable] = BY_DEFAULT,
+        graph: str | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Remove old runs that have ended, some at a time, while others go on; says how many that were.
+
+        - `older`: those that ended so long ago, by the clock of this process.
+        - `keep`: but the last so many of each graph and state, in the order in which they were begun. One of both is given.
+        - `state`: of these states: "finished", "cancelled" and, since it could be retried, only where that is said "failed".
+        - `graph`: of this graph only.
+        - `dry_run`: nothing is removed.
+
+        Interrupted, it has removed some. Then the file that the store is in shrinks. Raises ConfigError.
+        """
+        states = (state,) if isinstance(state, str) else tuple(state)
+        retention = Retention.of(older=older, keep=keep, states=states, graph=graph)
+        await self._open()
+        return await prune(self.stack, retention, dry_run=dry_run)
+
     async def wait(
         self,
         run_id: str,
@@ -245,6 +270,18 @@ class SyncRuns:
     def remove(self, run_id: str, /, *, force: bool = False) -> bool:
         """Remove a run, as on Runs. Was it there?"""
         return self._run(self._runs.remove(run_id, force=force))
+
+    def prune(
+        self,
+        *,
+        older: Duration | None = None,
+        keep: int | None = None,
+        state: Prunable | Collection[Prunable] = BY_DEFAULT,
+        graph: str | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Remove old runs that have ended, as on Runs."""
+        return self._run(self._runs.prune(older=older, keep=keep, state=state, graph=graph, dry_run=dry_run))
 
     def wait(self, run_id: str, /, *, timeout: Duration | None = None) -> RunInfo:
         """Wait until a run is finished, failed or cancelled, as on Runs."""
