@@ -34,11 +34,11 @@ from pocket_plug import (
     node,
 )
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.graph.durable import indexing
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.records import RUN
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import LEASE, STATE
-from pocket_plug.graph.runs import indexing
 from pocket_plug.graph.runs.operations import Place
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.store.layer import parts
