@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -148,7 +149,7 @@ async def operate(world: World, machine: Machine, run: Story, what: str = "") ->
     runs, began = pp.Runs(machine.store), world.scheduler.now
     what = what or world.random.choice(("cancel", "retry", "retry", "get", "list", "remove"))
     if what == "remove":
-        if run.status not in ("finished", "cancelled") or run.in_flight:
+        if run.status not in ("finished", "cancelled") or run.in_flight or world.on_the_way:
             return  # it would be begun anew, under the same id, by somebody who is at it
         run.is_removed = True
     world.attempts += 1
@@ -159,7 +160,11 @@ async def operate(world: World, machine: Machine, run: Story, what: str = "") ->
             await list_all(world, runs)
             return
         if what == "submit":
-            state = await GRAPHS[run.kind].submit(run.input, run_id=run.id, pocket=machine)
+            run.in_flight += 1
+            try:
+                state = await GRAPHS[run.kind].submit(run.input, run_id=run.id, pocket=machine)
+            finally:
+                run.in_flight -= 1
             world.note(machine.name, f"submit {run.id} by {mine.number}: {state}")
             if not run.was(state, began):
                 world.violate(f"whoever submitted {run.id} was told that it is {state}, and it was not")
@@ -285,6 +290,7 @@ class Chaos:
         elif what == "stop" and not machine.process.is_stopped:
             world.note(machine.name, "stopped")
             machine.process.stop()
+            machine.disturbed_at = math.inf
             world.scheduler.after(chance.choice((0.05, 2.0, 90.0)), lambda: _continue(world, machine))
         elif what == "cut":
             machine.faulty_until = world.scheduler.now + chance.choice((0.1, 5.0))
@@ -374,6 +380,7 @@ class Chaos:
 def _continue(world: World, machine: Machine) -> None:
     if not machine.process.is_dead:
         world.note(machine.name, "goes on")
+        machine.disturbed_at = world.scheduler.now
         machine.process.go_on()
 
 

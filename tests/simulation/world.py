@@ -78,6 +78,8 @@ class Story:
     lease: float = 30.0
     moved_at: float = 0.0
     """When there was the last sign of whoever is at it."""
+    asked: set[str] = field(default_factory=set)
+    """The questions that are open."""
     fruitless: int = 0
     """How many have claimed it since it has last moved."""
     is_cancelled: bool = False
@@ -128,6 +130,8 @@ class Machine:
         self._beats = False
         self.faulty_until = -1.0
         self.died_at = math.inf
+        self.disturbed_at = -1.0
+        """When anything was last in the way of its showing that it is alive."""
         numbers = world.numbers.setdefault(host, {})
         pid = next(pid for pid in itertools.count(1) if pid not in numbers)
         numbers[pid] = f"{world.scheduler.now:.4f}"
@@ -202,6 +206,8 @@ class World:
         self.attempts = 0
         self.executions: dict[str, Attempt] = {}
         """By the ids that the package has given them."""
+        self.on_the_way = 0
+        """How many writes have been sent and have not landed yet, some of them by processes that are dead by now."""
         self.hooked: set[str] = set()
         """The places whose hooks were called at least once."""
         self.total = 0
@@ -276,6 +282,7 @@ class World:
         fate = chance.choice(fates)
         if fate.startswith("killed"):
             return fate if chance.random() < self.kill_share and machine.name != "ops" else ""
+        machine.disturbed_at = self.scheduler.now + (self.slowness if fate == "slow" else 0)
         if chance.random() < 0.2:
             machine.faulty_until = self.scheduler.now + chance.choice((0.02, 0.7, 5.0))
         return fate
@@ -381,10 +388,12 @@ class World:
         if wait["settled"] is None:
             if place in run.answers and self.is_faulty:
                 self.violate(f"the question {name}/{place} is open again")
+            run.asked.add(place)
         elif place in run.answers and run.answers[place] != answer:
             self.violate(f"the question {name}/{place} was answered by {run.answers[place]}, and then by {answer}")
         else:
             run.answers[place] = answer
+            run.asked.discard(place)
 
     def answer(self, run: Story, place: str) -> int | None:
         """What somebody answers to a question; None where nobody does in time."""
@@ -402,7 +411,8 @@ class World:
             if attempt.execs:  # before that it may claim again: it was not told that it had the run
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if former is not None:
-                is_stalled = attempt.is_worker and self.scheduler.now - run.moved_at >= run.lease
+                is_silent = self.scheduler.now - run.moved_at >= run.lease
+                is_stalled = attempt.is_worker and is_silent and former.machine.disturbed_at >= run.moved_at
                 if run.status == "running" and not attempt.takes_over and former.is_at_work and not is_stalled:
                     self.violate(
                         f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
@@ -426,6 +436,7 @@ class World:
 
     def faulted(self, machine: Machine, attempt: Attempt | None) -> None:
         """A request was told that it has failed."""
+        machine.disturbed_at = self.scheduler.now
         if attempt is not None:
             attempt.faults += 1
 
