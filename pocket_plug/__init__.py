@@ -70,8 +70,10 @@ if TYPE_CHECKING:
         NodeRetried,
         Progressed,
         RunEvent,
+        Suspended,
     )
-    from .graph.graph import Graph, fan_out
+    from .graph.fan_out import fan_out
+    from .graph.graph import Graph
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.reports import emit, progress
@@ -124,7 +126,8 @@ _MODULES = {
     "NodeRetried": "graph.events",
     "Progressed": "graph.events",
     "RunEvent": "graph.events",
-    "fan_out": "graph.graph",
+    "Suspended": "graph.events",
+    "fan_out": "graph.fan_out",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
     "Worker": "graph.durable.worker",
@@ -255,6 +258,7 @@ __all__ = [
     "StoreReader",
     "StoreScope",
     "StoreWriter",
+    "Suspended",
     "SyncError",
     "SyncReader",
     "SyncRuns",

@@ -33,6 +33,7 @@ from pocket_plug import (
     Progressed,
     RunEvent,
     StoreWriter,
+    Suspended,
     each,
     emit,
     node,
@@ -94,6 +95,8 @@ def as_text(event: RunEvent[int]) -> str:
             data = {"node": event.node, "error": type(event.error).__name__}
         case Asked():
             data = {"question": event.question}
+        case Suspended():
+            data = {"wake_at": event.wake_at}
         case Finished():
             data = {"output": event.output}
     return sent(event.kind, data)

@@ -32,6 +32,7 @@ from .jsonlines import is_json, type_in
 from .output import as_json, echo, echo_json, print_table
 from .run import is_graph, print_result, trace_option, traced
 from .runs_check import check
+from .runs_prune import prune
 from .target import load
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ def runs(context: click.Context, url: str | None, name: str | None) -> None:
 
 
 runs.add_command(check)
+runs.add_command(prune)
 
 
 def _asked(target: Target, ask: Callable[[Runs], Awaitable[T]]) -> tuple[T, float]:
@@ -283,8 +285,11 @@ def _going_on(command: Callable[..., None]) -> Callable[..., None]:
 @runs.command
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
+@click.option("--takeover", is_flag=True, help="Take it from the process that is at it, if one is.")
 @_going_on
-def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: bool, as_json: bool) -> None:
+def resume(
+    target: Target, graph: str, run_id: str, takeover: bool, allow_changed: bool, trace: bool, as_json: bool
+) -> None:
     """Go on with a run, and print its result.
 
     TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
@@ -292,7 +297,7 @@ def resume(target: Target, graph: str, run_id: str, allow_changed: bool, trace: 
     """
 
     async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
-        return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed)
+        return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed, takeover=takeover)
 
     print_result(_with_graph(target, graph, resumed, trace), as_json)
 

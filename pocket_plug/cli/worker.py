@@ -92,7 +92,9 @@ async def _serve(
                     raise click.UsageError(
                         f"graph {graph.name!r} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
                     )
-        worker = Worker(graphs, concurrency=concurrency, lease=lease, pocket=pocket, report=printer)
+        worker = Worker(
+            graphs, concurrency=concurrency, lease=lease, pocket=pocket, report=printer, retention=pocket.config.runs
+        )
         with _stopping(worker):
             await worker.run(once=once)
 

@@ -7,8 +7,8 @@ from .chain import Action as Action
 from .chain import Chain as Chain
 from .chain import Next as Next
 from .each import each as each
+from .fan_out import fan_out as fan_out
 from .graph import Graph as Graph
-from .graph import fan_out as fan_out
 from .node import Node as Node
 from .retry import Retry as Retry
 

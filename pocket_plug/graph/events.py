@@ -6,6 +6,7 @@ An event holds the objects that the run works with: read them, don't change them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal
 
@@ -148,7 +149,7 @@ class Emitted(_AtNode):
 
 @dataclass(frozen=True, slots=True)
 class Asked(_AtNode):
-    """The run waits for an answer, in no process: `graph.resume(run_id, answer=…)` goes on with it."""
+    """A node asks, and waits for an answer: `graph.resume(run_id, answer=…, question=str(event.place))`."""
 
     kind: ClassVar[Literal["asked"]] = "asked"
     run_id: str
@@ -156,12 +157,24 @@ class Asked(_AtNode):
 
 
 @dataclass(frozen=True, slots=True)
+class Suspended:
+    """The run waits, in no process, for answers or for a time. Nothing has failed; it is the last event."""
+
+    kind: ClassVar[Literal["suspended"]] = "suspended"
+    run_id: str
+    questions: Mapping[str, Value]
+    """The open ones, by id: the text of the place of each."""
+    wake_at: float | None
+    """When the run goes on by itself, in epoch seconds, if it does."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished(Generic[O]):
-    """The run has come to its end: always the last event."""
+    """The run has come to its end; it is the last event."""
 
     kind: ClassVar[Literal["finished"]] = "finished"
     output: O
 
 
-RunEvent = NodeEntered | NodeLeft | ItemDone | NodeRetried | Progressed | Emitted | Asked | Finished[O]
+RunEvent = NodeEntered | NodeLeft | ItemDone | NodeRetried | Progressed | Emitted | Asked | Suspended | Finished[O]
 """Any event of a run whose output is an `O`."""

@@ -41,8 +41,8 @@ class Feed:
 
     @property
     def is_full(self) -> bool:
-        """Must one wait? Also where others do: nobody passes them."""
-        return (len(self._events) >= self.size or bool(self._writers)) and not self.is_closed
+        """Must whoever may wait do so?"""
+        return len(self._events) >= self.size and not self.is_closed
 
     # ------------------------------------------------------------ the run's side
     def add(self, event: AnyEvent, instead_of: object = None) -> None:
@@ -123,7 +123,7 @@ class Feed:
         with self._lock:
             self.is_closed = True
             self._events.clear()
-            waiting = (*first(self._writers), *first(self._readers))
+            waiting = first(self._writers)
         wake(waiting)
         self._report()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.primitives.durations import Duration, seconds
@@ -16,11 +16,10 @@ from pocket_plug.store.sync import SyncScope
 
 from .chain import Chain, Ends, I, O, T, as_chain
 from .context import in_own_context
-from .each import CONCURRENCY, each
 from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
-from .node import Node, X, Y, options_of
+from .node import Node
 from .options import GraphOptions, Options, check_count
 from .plan import Plan
 from .step import make_step
@@ -167,8 +166,8 @@ class Graph(Node[I, O]):
         """`run`, and its events as they happen: `async for event in graph.stream(order): …`.
 
         The run goes in a task of its own, from the first event that is asked for. It may be `buffer` events ahead of its
-        reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or `Asked` where the
-        run waits for an answer. What `run` would raise is raised by the loop, after the events that came before.
+        reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or `Suspended` where
+        the run waits for an answer or a time. What else `run` would raise the loop raises, after the events that came before.
 
         Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for the end of that.
         """
@@ -399,46 +398,6 @@ async def _submit(
 
     state, _ = await submit(graph, place, run_id, input, _carrier(traceparent or {}))
     return state
-
-
-@overload
-async def fan_out(
-    node: Node[X, Y, Any],
-    items: Iterable[X],
-    /,
-    *,
-    concurrency: int = ...,
-    errors: Literal["raise"] = ...,
-    store: StoreScope | SyncScope | None = ...,
-    run_id: str | None = ...,
-) -> list[Y]: ...
-@overload
-async def fan_out(
-    node: Node[X, Y, Any],
-    items: Iterable[X],
-    /,
-    *,
-    concurrency: int = ...,
-    errors: Literal["collect"],
-    store: StoreScope | SyncScope | None = ...,
-    run_id: str | None = ...,
-) -> list[Y | Exception]: ...
-async def fan_out(
-    node: Any,
-    items: Iterable[Value],
-    /,
-    *,
-    concurrency: int = CONCURRENCY,
-    errors: Literal["raise", "collect"] = "raise",
-    store: StoreScope | SyncScope | None = None,
-    run_id: str | None = None,
-) -> Value:
-    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
-
-    With a `run_id` it is a durable one: what is finished is not done again after a crash.
-    """
-    everything: Any = each(node, concurrency=concurrency, errors=errors)
-    return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)
 
 
 make_step.register(Graph, GraphStep)

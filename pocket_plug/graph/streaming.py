@@ -35,6 +35,7 @@ from .events import (
     NodeRetried,
     Progressed,
     RunEvent,
+    Suspended,
 )
 from .execution import Execution
 from .feed import Feed
@@ -128,7 +129,8 @@ async def _go(feed: Feed, execution: Execution, value: object) -> None:
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         output = await execution.go(value)
-    except RunSuspendedError:
+    except RunSuspendedError as waits:
+        feed.add(Suspended(waits.run_id, waits.questions, waits.wake_at))
         feed.end()
     except BaseException as error:
         feed.end(error)

@@ -34,7 +34,7 @@ class RunPosition:
     visits: tuple[Mapping[str, int], ...] = ()
     """How often each node has been visited, for each graph from the outermost in: it numbers visits in `idempotency_key()`."""
     waits: bool = False
-    """Does it wait for an answer?"""
+    """Does it wait for an answer, or for a time?"""
     items: Mapping[int, RunPosition] = field(default_factory=dict[int, "RunPosition"])
     """Of a fan-out under way, the items that have been begun, by position."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
+from pocket_plug.graph.durable.prune import BY_DEFAULT, Retention
 from pocket_plug.primitives.default_pocket import searches_config
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, public_url, shown, summary
@@ -58,6 +59,8 @@ class Config:
     """Names of plugins that are not used."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]], repr=False)
     """The tables `[plugins.NAME]`."""
+    runs: Retention | None = None
+    """Which ended runs `pocket-plug worker` and `pocket-plug runs prune` remove; None: none."""
 
 
 def default_config() -> Path | None:
@@ -101,7 +104,7 @@ def load_config(path: str | Path) -> Config:
         if content is None:
             raise ConfigError(f"{path} has no table [tool.pocket_plug]")
     top = _Table(str(path), name, content)
-    top.allow("store", "stores", "plugins")
+    top.allow("store", "stores", "plugins", "runs")
     plugins = top.table("plugins")
     return Config(
         source=str(path),
@@ -111,6 +114,7 @@ def load_config(path: str | Path) -> Config:
         stores={name: _store(top.table("stores").table(name)) for name in top.table("stores").content},
         disable=_names(plugins, "disable"),
         options={name: plugins.table(name).content for name in plugins.content if name != "disable"},
+        runs=_retention(top.table("runs")) if "runs" in top.content else None,
     )
 
 
@@ -147,6 +151,14 @@ def _store(table: _Table) -> StoreTable:
     for position, layer in enumerate(layers):
         layer_name(layer, f"{table.where}.layers[{position}]")
     return StoreTable(table.where, url, tuple(layers))
+
+
+def _retention(table: _Table) -> Retention:
+    table.allow("older", "keep", "states")
+    older: Any = expand(table.content.get("older"), f"{table.where}.older")
+    keep: Any = table.content.get("keep")
+    states = _names(table, "states") if "states" in table.content else BY_DEFAULT
+    return Retention.of(older=older, keep=keep, states=states, where=table.where)
 
 
 def _names(table: _Table, key: str) -> tuple[str, ...]:

@@ -291,6 +291,28 @@ class BackendContract:
 
         run(scenario)
 
+    def test_compacting_changes_nothing_that_is_read(self, run: Callable[[Scenario], None]) -> None:
+        """`compact` comes to an end, whatever it gives back: entries, versions and the counter are as before, writes go on."""
+
+        async def scenario(backend: Backend) -> None:
+            names = [f"k{number:03}" for number in range(200)]
+            await backend.write([Put(name, name * 500) for name in names])
+            await backend.write([Delete(name) for name in names[:190]])
+            before, version = await backend.read_many(names), await backend.version()
+            for number in count():
+                given = await backend.compact(20_000)
+                assert given >= 0
+                assert await backend.read_many(names) == before
+                if not given:
+                    break
+                if number % 2:
+                    version = await backend.write([Put("other", number)])
+            assert await backend.version() == version
+            assert [key async for key in backend.scan("k")] == names[190:]
+            assert await backend.check() == []
+
+        run(scenario)
+
     def test_versions_never_go_back(self, run: Callable[[Scenario], None]) -> None:
         """Deleting the newest entry, or all, doesn't free its number: whoever saw it would take a new one for it."""
 

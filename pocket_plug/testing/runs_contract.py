@@ -28,7 +28,7 @@ from pocket_plug.graph.ask import Answered, Ask
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
-from pocket_plug.graph.runs import Runs
+from pocket_plug.graph.runs import Runs, RunState
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.store import Store
 from pocket_plug.store.views import StoreWriter
@@ -119,9 +119,10 @@ class RunsContract:
             ids = await _some_of_each(store)
             runs = Runs(store)
             everything = (await runs.list()).runs[::-1]
-            for state, graph in (("waiting", "asking"), ("failed", "failing"), ("finished", "plain")):
+            kinds: list[tuple[RunState, str]] = [("waiting", "asking"), ("failed", "failing"), ("finished", "plain")]
+            for state, graph in kinds:
                 wanted = [each for each in ids if each.endswith(state)]
-                assert [each.run_id for each in (await runs.list(state=state)).runs] == wanted[::-1]  # type: ignore[arg-type]
+                assert [each.run_id for each in (await runs.list(state=state)).runs] == wanted[::-1]
                 assert [each.run_id for each in (await runs.list(graph=graph)).runs] == wanted[::-1]
                 assert (await runs.list(state="pending", graph=graph)).runs == ()
             both = await runs.list(

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -18,7 +19,7 @@ from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.errors import ConflictError, RunFencedError
 from pocket_plug.graph.durable import RUN, keys_of
-from pocket_plug.graph.runs.indexing import INDEXED
+from pocket_plug.graph.durable.indexing import INDEXED
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Delete, Put
@@ -563,3 +564,91 @@ def test_ids_are_shown_as_they_are_on_a_terminal(
     assert "\x1b[2J" not in out
     assert main(["runs", "show", ids[-1]]) == 0
     assert "\x1b[2J" not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- operating
+def fail(run_id: str) -> None:
+    """A run that has failed."""
+
+    @node
+    def fails(word: str) -> str:
+        raise RuntimeError("closed")
+
+    with SyncStore(URL) as store, pytest.raises(RuntimeError):
+        Graph(fails, store=store, name="failing").run_sync("x", run_id=run_id)
+    set_default_pocket(None)
+
+
+def test_ls_shows_so_many_and_says_that_there_are_more(here: Any) -> None:
+    """The open ones come before those that have ended, however old they are."""
+    fail("old")
+    finish(*(f"done{number}" for number in range(4)))
+    listed = here("runs", "ls", "--limit", "3")
+    assert [line.split()[0] for line in listed.out.splitlines()[1:]] == ["old", "done3", "done2"]
+    assert listed.err == "there are more; --limit 30 shows more of them\n"
+    everything = here("runs", "ls", "--limit", "5", "--json")
+    assert [each["run"] for each in everything.json] == ["old", "done3", "done2", "done1", "done0"]
+    assert everything.err == ""
+    assert [each["run"] for each in here("runs", "ls", "--graph", "failing", "--json").json] == ["old"]
+    several = here("runs", "ls", "--state", "failed", "--state", "waiting", "--json")
+    assert [each["run"] for each in several.json] == ["old"]
+
+
+def test_a_failure_is_shown_and_tried_again(here: Any) -> None:
+    """What it was and where, and the executions; retry leaves it to a worker, and says so."""
+    fail("r")
+    fail("s")
+    shown = here("runs", "show", "r")
+    assert re.search(r"failure     RuntimeError: closed\n +\d+s ago at fails, visit 1\n", shown.out)
+    facts = here("runs", "show", "r", "--json").json
+    assert (facts["state"], facts["failure"]["node"], len(facts["executions"])) == ("failed", "fails", 1)
+    retried = here("runs", "retry", "r", "s")
+    assert (retried.code, retried.out) == (0, "r  pending\ns  pending\n")
+    assert here("runs", "retry", "r", "--json").json[0]["state"] == "pending"
+    finish("done")
+    refused = here("runs", "retry", "done")
+    assert refused.code == 1
+    assert refused.err == "RunStateError: run 'done' can't be tried again: it has finished\n"
+
+
+def test_cancel_ends_runs(own: Any) -> None:
+    """One that waits is cancelled at once; one that isn't there, or has ended, is said, with those before it in JSON."""
+    for run_id in ("r", "s"):
+        assert own("run", "own.py", "--run-id", run_id, "--input", '"hello"').code == 3
+    assert own("runs", "cancel", "r").out == "r  cancelled\n"
+    cancelled = own("runs", "cancel", "--json", "s", "none")
+    assert (cancelled.code, [each["run"] for each in cancelled.json]) == (1, ["s"])
+    assert "UnknownRunError: there is no run 'none'" in cancelled.err
+    assert "RunCancelledError" in own("runs", "resume", "own.py", "r").err
+    assert (
+        "RunStateError: run 'r' takes no answer: it is cancelled"
+        in own("runs", "answer", "own.py", "r", '"x"', "--leave").err
+    )
+
+
+def test_an_answer_can_be_left_to_a_worker(own: Any) -> None:
+    """The question stands in the list; the answer makes the run pending, and nothing is executed."""
+    assert own("run", "own.py", "--run-id", "r", "--input", '"hello"').code == 3
+    assert own("runs", "ls").out.splitlines()[1].split()[-1] == "'hello'"
+    assert re.search(r"questions   ask#1: 'hello'\n +waits for str\n", own("runs", "show", "r").out)
+    left = own("runs", "answer", "own.py", "r", '"you"', "--leave", "--question", "ask#1")
+    assert (left.code, left.out) == (0, "r  pending\n")
+    assert "answered 'you'" in own("runs", "show", "r").out
+    assert own("runs", "resume", "own.py", "r").out == "hello you\n"
+
+
+def test_ls_watches(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list comes again and again, with what has changed, until Ctrl-C, which is no failure."""
+    finish("a")
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+        finish("b")
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    watched = here("runs", "ls", "--watch")
+    assert watched.code == 0
+    assert [line.split()[0] for line in watched.out.splitlines()] == ["run", "a", "run", "b", "a"]

@@ -14,7 +14,8 @@ import pytest
 from pocket_plug import END, Action, Next, Node, Retry, node
 from pocket_plug.errors import InputError
 from pocket_plug.graph.each import CONCURRENCY, each
-from pocket_plug.graph.graph import Graph, fan_out
+from pocket_plug.graph.fan_out import fan_out
+from pocket_plug.graph.graph import Graph
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.store import Store, StoreReader, StoreWriter

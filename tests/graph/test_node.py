@@ -17,7 +17,8 @@ import pytest
 from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError
 from pocket_plug.graph.chain import END, Action, Chain, Next
 from pocket_plug.graph.each import each
-from pocket_plug.graph.graph import Graph, fan_out
+from pocket_plug.graph.fan_out import fan_out
+from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node import Node, options_of
 from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry

@@ -179,7 +179,7 @@ def test_a_running_run_is_removed_by_force_only(tmp_path: Path) -> None:
             @node
             async def removes(word: str) -> str:
                 before = await records(store)
-                with pytest.raises(RunBusyError, match=r"'r' is running, or its process died.*force=True"):
+                with pytest.raises(RunBusyError, match=r"'r' is running; .*force=True"):
                     await remove_run(store.stack, "r")
                 assert await records(store) == before
                 assert await remove_run(store.stack, "r", force=True)

@@ -438,6 +438,38 @@ def test_hooks_that_are_still_to_be_called() -> None:
     asyncio.run(main())
 
 
+def test_a_run_that_was_only_submitted() -> None:
+    """It begins in the graph as it is now, from its start, if that takes its input: nothing of it has been done."""
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            before = Graph(A >> B, store=store)
+            for run_id in ("a", "b", "c", "d"):
+                await before.submit(1, run_id=run_id)
+            after = Graph(step("first", int, int) >> A >> C, store=store)
+            assert {check.verdict for check in await after.check_runs()} == {"not begun"}
+            assert await after.resume("a") == 1
+            assert await effects(store) == ["first(1)", "a(1)", "c(1)"]
+            with pytest.raises(RunChangedError, match=r"\+ node a takes str"):
+                await Graph(step("a", str), store=store).resume("b")
+            changed: Any = {
+                "store": store,
+                "version": 2,
+                "upgrade": {1: lambda run: replace(run, value=str(run.value))},
+            }
+            assert await Graph(step("word", str) >> step("a", str), **changed).resume("b") == "1"
+            assert (await effects(store))[3:] == ["word(1)", "a(1)"]
+            broken.add("a")
+            with pytest.raises(Stumble):
+                await before.resume("c")
+            broken.clear()
+            with pytest.raises(RunChangedError):
+                await after.resume("c")
+            assert await before.resume("d") == 1
+
+    asyncio.run(main())
+
+
 # ---------------------------------------------------------------- what it doesn't
 def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
     """One that fails, or gives what can't be, is a refusal that says which; the former version goes on."""

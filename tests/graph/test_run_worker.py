@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from pocket_plug import (
     RunStuckError,
     Store,
     StoreWriter,
-    UnknownRunError,
     Worker,
     WorkerReport,
     each,

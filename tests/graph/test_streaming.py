@@ -43,6 +43,8 @@ def said(event: Any) -> str:
             return f"! {event.place}: {event.value}"
         case pp.Asked():
             return f"? {event.place}: {event.question}"
+        case pp.Suspended():
+            return f"- {event.questions}"
         case pp.Finished():
             return f"= {event.output}"
         case _:
@@ -296,14 +298,19 @@ def test_a_durable_run_is_followed_from_where_it_was_left(file: str) -> None:
 
 
 def test_a_question_ends_the_stream(file: str) -> None:
-    """The run waits, and nothing has failed: `Asked` is the last event, and the nodes around it are not left."""
+    """The run waits, and nothing has failed: the nodes around are not left, and the last event has the open questions."""
     ask = pp.Ask[int, bool](bool, question=lambda n: f"{n}?", name="ok")
 
     async def main() -> None:
         async with pp.Store(file) as store:
             graph = pp.Graph(add >> pp.Graph(ask, name="inner"), store=store)
             stream = graph.stream(1, run_id="r")
-            assert (await all_of(stream))[2:] == ["> inner#1", "> inner#1/ok#1", "? inner#1/ok#1: 2?"]
+            assert (await all_of(stream))[2:] == [
+                "> inner#1",
+                "> inner#1/ok#1",
+                "? inner#1/ok#1: 2?",
+                "- {'inner#1/ok#1': '2?'}",
+            ]
             assert await graph.resume("r", answer=True) == pp.Answered(2, True)
             assert await all_of(graph.stream(1, run_id="r")) == ["= Answered(input=2, answer=True)"]
 
@@ -328,6 +335,39 @@ def test_a_durable_run_whose_reader_has_left_can_be_gone_on_with(file: str) -> N
                         break
             go_on.set()
             assert await all_of(graph.stream(1, run_id="r")) == ["> wait#1", "< wait#1: 2", "= 2"]
+
+    asyncio.run(main())
+
+
+def test_items_may_ask_and_each_is_told(file: str) -> None:
+    """As it comes to its question; the others go on meanwhile. What is open stands in the last event."""
+    ask = pp.Ask[int, bool](bool, question=lambda n: f"{n}?", name="ok")
+
+    async def main() -> None:
+        async with pp.Store(file) as store:
+            graph = pp.Graph(count >> pp.each(ask, concurrency=1), store=store)
+            lines = await all_of(graph.stream(2, run_id="r"))
+            assert [line for line in lines if line[0] in "?-"] == [
+                "? each_ok#1[0]: 0?",
+                "? each_ok#1[1]: 1?",
+                "- {'each_ok#1[0]': '0?', 'each_ok#1[1]': '1?'}",
+            ]
+            with pytest.raises(pp.RunSuspendedError):
+                await graph.resume("r", answer=True, question="each_ok#1[1]")
+            assert (await all_of(graph.stream(2, run_id="r")))[-1] == "- {'each_ok#1[0]': '0?'}"
+
+    asyncio.run(main())
+
+
+def test_a_run_that_sleeps_says_until_when(file: str) -> None:
+    """The last event has the time, in epoch seconds."""
+
+    async def main() -> None:
+        async with pp.Store(file) as store:
+            graph = pp.Graph(add >> pp.Sleep[int](until=4_000_000_000.0), store=store)
+            events = [event async for event in graph.stream(1, run_id="r")]
+            assert events[-1] == pp.Suspended("r", {}, 4_000_000_000.0)
+            assert said(events[-2]) == "> sleep#1"
 
     asyncio.run(main())
 
@@ -515,6 +555,109 @@ def test_a_fan_out_waits_between_its_items() -> None:
                 if isinstance(event, pp.ItemDone) and event.item == 20:
                     break
         assert 20 < begun <= 20 + 5 + 10 + 1  # those at the same time, too
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_waits_holds_nobody_back() -> None:
+    """Items go on at the same time, as many as their fan-out allows, however small the buffer is."""
+
+    async def main() -> None:
+        begun = asyncio.Barrier(10)
+
+        @pp.node
+        async def meet(n: int) -> int:
+            await begun.wait()
+            return n
+
+        told = 0
+        async for _ in pp.Graph(count >> pp.each(meet, concurrency=10)).stream(10, buffer=1):
+            told += 1
+            for _ in range(30):
+                await asyncio.sleep(0)  # all others come to wait for this reader
+        assert told == 15
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_who_waits_for_the_reader_is_not_passed() -> None:
+    """No item stays behind while newer ones go on."""
+
+    async def main() -> None:
+        done: list[int] = []
+        async for event in pp.Graph(pp.each(add, concurrency=10)).stream(range(1000), buffer=5):
+            await asyncio.sleep(0)
+            if isinstance(event, pp.ItemDone) and event.item is not None:
+                done.append(event.item)
+        assert max(place - item for place, item in enumerate(done)) <= 10
+
+    asyncio.run(main())
+
+
+def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
+    """Neither a reader nor a node whose time was over."""
+
+    async def main() -> None:
+        given_up = 0
+
+        @pp.node
+        async def work(n: int) -> int:
+            nonlocal given_up
+            for value in range(n):
+                room = pp.emit(value)
+                try:
+                    async with asyncio.timeout(1):
+                        await room
+                except TimeoutError:
+                    given_up += 1
+            await asyncio.sleep(10)
+            return n
+
+        async with pp.Graph(work).stream(5, buffer=2) as stream:
+            await asyncio.sleep(10)
+            feed = stream._feed
+            assert (given_up, len(feed._writers)) == (5, 0)
+            told = [said(await anext(stream)) for _ in range(6)]
+            assert told == ["> work#1", *(f"! work#1: {value}" for value in range(5))]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(stream), 1)
+            assert len(feed._readers) == 0
+
+    run_virtual(main())
+
+
+def test_an_event_that_can_not_be_told_is_said_and_changes_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours in what watches the run isn't silent, and the run goes on."""
+    monkeypatch.setattr(streaming, "NodeLeft", None)
+    with caplog.at_level(logging.ERROR, "pocket_plug"):
+        assert asyncio.run(all_of(pp.Graph(add).stream(1))) == ["> add#1", "= 2"]
+    (record,) = caplog.records
+    assert "the stream of a run (pocket_observe (exit)) failed" in record.message
+
+
+def test_a_reader_of_many_events_leaves_others_their_turns() -> None:
+    """Where there is always one more event to read, other tasks go on all the same."""
+    turns = 0
+
+    @pp.node
+    async def work(n: int) -> int:
+        for value in range(n):
+            pp.emit(value)
+        return n
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        beside = asyncio.create_task(others())
+        seen = [turns async for event in pp.Graph(work).stream(160) if isinstance(event, pp.Emitted)]
+        assert seen[-1] - seen[0] >= 9
+        beside.cancel()
 
     asyncio.run(main())
 
@@ -828,9 +971,26 @@ def test_a_worker_that_waits_for_room_goes_on_when_the_reader_leaves() -> None:
             async for event in events:
                 if isinstance(event, pp.Emitted):
                     break
+            while not events._feed._writers:
+                await asyncio.sleep(0)
 
     asyncio.run(main())
     assert over.wait(30)
+
+
+def test_a_closed_stream_gives_nothing_more() -> None:
+    """Not even what had happened before."""
+
+    async def main() -> None:
+        stream = pp.Graph(add >> double).stream(1)
+        assert said(await anext(stream)) == "> add#1"
+        while tasks():
+            await asyncio.sleep(0)
+        await stream.aclose()
+        await stream.aclose()
+        assert await all_of(stream) == []
+
+    asyncio.run(main())
 
 
 def test_what_a_run_raises_after_its_reader_has_gone_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,8 @@ class RunCheck:
     run_id: str
     can_go_on: bool
     verdict: How | Literal["refused"]
-    """`unchanged`: the graph is as it was; `unchanged ahead`: what lies ahead of the run is; `upgraded`: an upgrade moves it."""
+    """`unchanged`: the graph is as it was; `unchanged ahead`: what lies ahead of the run is; `not begun`: it was only submitted;
+    `upgraded`: an upgrade moves it."""
     state: str
     at: str
     """The node at which it stands; `outer/inner` in a nested graph."""

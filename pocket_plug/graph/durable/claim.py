@@ -49,7 +49,8 @@ async def claim(journal: Journal, value: object) -> bytes | None:
         entry = await stack.read(key)
         changes: list[Change]
         if entry is None:
-            changes, expect, tries = [begin(journal, start, value)], {key: 0}, 1
+            expect, tries = {key: 0}, 1
+            changes = [begin(journal, start, value)]
         else:
             check_run(key, entry.value)
             if (stands := await _confirmed(journal, entry)) is None:
@@ -85,9 +86,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             if state is not None and state.wake_at is not None:
                 changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
             tries = await _tries(journal, state, stood)
-            if tries > journal.wanted.max_tries:
-                await _give_up(journal, entry.value, tries - 1, expect)
-                continue
+            await _refuse_one_more(journal, entry.value, tries, expect)
             changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
         if await _take_over(journal, changes, expect, tries):
             journal.checkpoint.is_old, journal.is_to_tell = entry is not None, journal.epoch > 1
@@ -216,18 +215,20 @@ async def _tries(journal: Journal, state: State | None, stood: Entry | None) -> 
     return state.tries + 1
 
 
-async def _give_up(journal: Journal, record: Record, tries: int, expect: Mapping[str, int]) -> None:
-    """Record that the run has failed, since execution after execution has ended where it stands, and raise RunStuckError.
+async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect: Mapping[str, int]) -> None:
+    """After too many executions that have all ended where the run stands, record that it has failed, and raise RunStuckError.
 
-    Returns only if somebody was faster.
+    Where somebody was faster, this claim has lost as well.
     """
+    if tries <= journal.wanted.max_tries:
+        return
     node = "/".join(frame.node for frame in journal.checkpoint.frames if frame.node)
     error = RunStuckError(
-        f"run {journal.id!r}: {tries} executions in turn have ended at node {node!r} without an error and without "
+        f"run {journal.id!r}: {tries - 1} executions in turn have ended at node {node!r} without an error and without "
         "progress. Does it end its process, or need more memory than there is? Going on with the run tries it again"
     )
     now = journal.stack.clock()
-    failure = RunFailure(error_type(error), str(error), node, 0, None, tries, now, trace_id(record["carrier"]))
+    failure = RunFailure(error_type(error), str(error), node, 0, None, tries - 1, now, trace_id(record["carrier"]))
     left = {**record, "owner": journal.token(), "status": "failed", "updated": now}
     there = state_key("failed", journal.graph.name, journal.started, journal.name)
     changes: list[Change] = [Delete(state_of(record, journal.name)), Put(journal.checkpoint.key, left)]

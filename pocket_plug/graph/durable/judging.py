@@ -24,8 +24,9 @@ from .standing import Items, Spot, Standing, key_of_item, spots, step_at
 from .upgrading import upgraded
 from .waits import Found, put_wait, wait_key
 
-How = Literal["unchanged", "unchanged ahead", "upgraded", "allowed"]
-"""Why a run goes on: its graph, or what lies ahead in it, is what it was; an upgrade moves the run; `allow_changed` was given."""
+How = Literal["unchanged", "not begun", "unchanged ahead", "upgraded", "allowed"]
+"""Why a run goes on: its graph is what it was, or what lies ahead in it is; it was submitted, and nobody has begun it; an upgrade
+moves it; `allow_changed` was given."""
 
 
 Spots = Mapping[tuple[int, ...], Spot]
@@ -61,6 +62,11 @@ class Kept:
     waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
     """What it waits for, or has waited for."""
 
+    @property
+    def is_begun(self) -> bool:
+        """Has any execution been at it? If not, it may begin in any graph that takes its input."""
+        return bool(self.record["epoch"])
+
 
 class Judge:
     """Judges the runs of one graph."""
@@ -85,8 +91,12 @@ class Judge:
         start = Put(
             f"{kept.part}start", {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
         )
+        if not kept.is_begun and not steps and _begins_alike(before, form):
+            return Going("not begun", (replace(standing.last, node=form.start),), (start,), waits=kept.waits)
         if steps:
             moved = upgraded(kept.run_id, standing, steps)
+            if not kept.is_begun and [frame.node for frame in moved.frames] == [before.start]:
+                moved = replace(moved, frames=(replace(moved.last, node=form.start),))
             self._refuse_misplaced(kept, misplaced(form, moved) or _unfit(self.graph.plan, moved))
             return self._upgraded(kept, start, items, spots(before, standing), spots(form, moved))
         self._refuse_misplaced(kept, misplaced(form, standing))
@@ -182,6 +192,12 @@ class Judge:
             "go on with the form that it was begun by, or upgrade it: "
             f"Graph(…, version={version + 1}, upgrade={{{version}: …}})"
         )
+
+
+def _begins_alike(before: GraphForm, now: GraphForm) -> bool:
+    """Do both take the same type of input?"""
+    types = [None if (first := form.nodes.get(form.start)) is None else first.takes for form in (before, now)]
+    return types[0] == types[1] or None in types
 
 
 def _form_before(start: Record) -> GraphForm:

@@ -327,7 +327,7 @@ class RunLedger:
                     return landed
                 if journal.is_cancelled:  # as this look has found, or that of another item, or a heartbeat
                     raise journal.cancelled_error() from error
-                if not isinstance(error, ConflictError) or error.keys != {journal.state_key}:
+                if not isinstance(error, ConflictError) or error.keys != frozenset((journal.state_key,)):
                     raise
 
     # ------------------------------------------------------------ items and questions

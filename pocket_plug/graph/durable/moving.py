@@ -6,7 +6,7 @@ run one moves it, and the others look again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -18,9 +18,11 @@ from pocket_plug.store.stack import Stack
 
 from .processes import this_process
 from .records import FORMAT, RUN, RUN_FIELDS, Checkpoint, Record, Status, field_of, keys_of, look_at, status_of
+from .stalled import StallWatch
 from .standing import part_of
 from .states import State, plain_state, read_state, state_key, state_of, wake_key
 from .waits import put_wait, waits_in
+from .waking import wake_workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Seen:
     state_version: int
     state: State
     """That of a run which has none, since an older version wrote it, is made of its record."""
+    unmoved: Mapping[str, int] | None = None
+    """The versions by which somebody who has watched it for a lease finds it stalled."""
 
     @property
     def run_id(self) -> str:
@@ -58,11 +62,11 @@ class Seen:
 
     @property
     def is_stalled(self) -> bool:
-        """Is it running, and the execution that was at it is known to have ended?"""
+        """Is it running, and nobody is at it any more: that is known of the process, or it has not moved for a lease?"""
         process = self.state.process
-        return (
-            self.status == "running" and process is not None and this_process().knows_ended(self.state.owner, process)
-        )
+        if self.status != "running" or process is None:
+            return False
+        return self.unmoved is not None or this_process().knows_ended(self.state.owner, process)
 
     @property
     def is_at_work(self) -> bool:
@@ -91,6 +95,23 @@ def seen_of(key: str, entry: Entry, record: Record, checkpoint: Checkpoint, ther
     return Seen(key, entry, record, checkpoint, there, 0 if stood is None else stood.version, state)
 
 
+async def watched(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
+    """The same runs, as whoever watches them finds them: some are stalled."""
+    found = list(runs)
+    stalled = {each.key: each.seen for each in await watch.look([each.state_key for each in found if each.is_at_work])}
+    return [
+        replace(each, unmoved=versions)
+        if (versions := stalled.get(each.state_key)) and _is_that(each, versions)
+        else each
+        for each in found
+    ]
+
+
+def _is_that(seen: Seen, versions: Mapping[str, int]) -> bool:
+    """Is a run still as it was when these versions were read?"""
+    return (versions[seen.key], versions[seen.state_key]) == (seen.entry.version, seen.state_version)
+
+
 async def move(
     stack: Stack,
     seen: Seen,
@@ -116,7 +137,7 @@ async def move(
     old = waits_in(seen.record, seen.part, seen.checkpoint.frames).values()  # which stood in the record
     known = {each.key for each in changes}
     writes += [put for each in old if (put := put_wait(seen.part, each.place, each.wait)).key not in known]
-    expect = {**expect, seen.key: seen.entry.version, seen.state_key: seen.state_version}
+    expect = {**expect, **(seen.unmoved or {}), seen.key: seen.entry.version, seen.state_key: seen.state_version}
     try:
         version = await stack.write(writes, expect)
     except Exception as error:
@@ -126,8 +147,10 @@ async def move(
                 return None
             raise
         version = landed
+    if status == "pending":
+        wake_workers()
     entry = Entry(record, version, seen.entry.expires_at)
-    return replace(seen, entry=entry, record=record, state_key=there, state_version=version, state=state)
+    return replace(seen, entry=entry, record=record, state_key=there, state_version=version, state=state, unmoved=None)
 
 
 async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> int | None:

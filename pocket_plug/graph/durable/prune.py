@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, PocketError, suggest
 from pocket_plug.primitives.durations import Duration, seconds
@@ -12,14 +13,17 @@ from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
+from .indexing import index_old
 from .moving import seen_of
-from .records import PART, RUN, look_at
+from .reading import read_each
+from .records import RUN, look_at
 from .removal import take_apart
-from .states import STATE, StateKey, read_state, state_of, states_of
+from .states import STATE, StateKey, state_of, states_of
 
-PRUNABLE = ("finished", "cancelled", "failed")
+Prunable = Literal["finished", "cancelled", "failed"]
+PRUNABLE: tuple[Prunable, ...] = get_args(Prunable)
 """The states of runs that may be pruned. A failed one can still be retried, so it goes only where that is said."""
-BY_DEFAULT = ("finished", "cancelled")
+BY_DEFAULT: tuple[Prunable, ...] = ("finished", "cancelled")
 SLICE = 16
 """How many runs a slice looks at."""
 BATCH = 64
@@ -115,7 +119,7 @@ class Pruning:
         self.runs = self.records = self.freed = self.unreadable = 0
         self._ranges: list[_Range] | None = None
         self._version: int | None = None
-        """The store's, after the last slice."""
+        """What the store's will be if nobody else writes: what it was, and one more for each write since."""
 
     @property
     def pruned(self) -> Pruned:
@@ -128,11 +132,13 @@ class Pruning:
         Gives how many seconds to wait before the next slice, 0 where nobody else has written since the last. None once there
         is nothing left to do.
         """
-        before, self._version = self._version, await self.stack.version()
-        is_alone = before in (None, self._version)
+        if self._ranges is None:
+            await index_old(self.stack)
+        version = await self.stack.version()
+        is_alone = self._version in (None, version)
+        self._version = version
         if not await self._go_on():
             return None
-        self._version = await self.stack.version()
         return 0.0 if is_alone or self.dry_run else PAUSE
 
     async def _go_on(self) -> bool:
@@ -176,27 +182,21 @@ class Pruning:
         return self.before is None or time <= self.before
 
     async def _remove(self, keys: list[str]) -> None:
-        states = await self._read(keys)
-        old: dict[str, str] = {}
-        for key, stood in states.items():
-            try:
-                if self._is_old(read_state(key, stood).since):
-                    old[RUN + key.rpartition(":")[2]] = key
-            except CodecError:
-                self.unreadable += 1
+        old = {RUN + key.rpartition(":")[2]: (key, stood) for key, stood in (await self._read(keys)).items()}
         batch: dict[str, tuple[int, list[str]]] = {}
         for run, entry in (await self._read(old)).items():
-            name = run.removeprefix(RUN)
             try:
-                seen = seen_of(run, entry, *look_at(run, entry), old[run], states[old[run]])
+                record, checkpoint = look_at(run, entry)
+                seen = seen_of(run, entry, record, checkpoint, *old[run])
             except PocketError:
                 self.unreadable += 1
                 continue
-            if state_of(seen.record, name) != old[run]:
-                continue  # it has come into another state meanwhile
+            if not self._is_old(seen.state.since) or seen.state_key != state_of(record, seen.name):
+                continue  # or it has come into another state meanwhile
             if self.dry_run:
                 self.runs += 1
-                self.records += 2 + len([key async for key in self.stack.scan(f"{PART}{name}:")])
+                self.records += len([key async for key in self.stack.scan(seen.part)])
+                self.records += 2 + (seen.state.look_at is not None)
                 continue
             try:
                 batch[run] = await take_apart(self.stack, seen)
@@ -207,7 +207,7 @@ class Pruning:
                 batch = {}
         await self._write(batch)
 
-    async def _write(self, batch: Mapping[str, tuple[int, list[str]]]) -> None:
+    async def _write(self, batch: dict[str, tuple[int, list[str]]]) -> None:
         """Remove what is left of these runs, but of those that somebody has gone on with."""
         while batch:
             doomed = [Delete(key) for _, keys in batch.values() for key in keys]
@@ -221,23 +221,16 @@ class Pruning:
             else:
                 self.runs += len(batch)
                 self.records += len(doomed)
+                self._version = None if self._version is None else self._version + 1
                 return
 
     async def _read(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries that can be read."""
         wanted = list(keys)
-        try:
-            return await self.stack.read_many(wanted) if wanted else {}
-        except CodecError:
-            found: dict[str, Entry] = {}
-            for key in wanted:
-                try:
-                    entry = await self.stack.read(key)
-                except CodecError:
-                    self.unreadable += 1
-                else:
-                    found |= {} if entry is None else {key: entry}
-            return found
+        found = await read_each(self.stack, wanted) if wanted else {}
+        readable = {key: entry for key, entry in found.items() if isinstance(entry, Entry)}
+        self.unreadable += len(found) - len(readable)
+        return readable
 
 
 async def prune(stack: Stack, retention: Retention, *, dry_run: bool = False) -> Pruned:

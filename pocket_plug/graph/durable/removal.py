@@ -29,7 +29,8 @@ CHUNK = 256
 async def remove_run(stack: Stack, run_id: str, *, force: bool = False) -> bool:
     """Remove a run; its id is free again. Was it there?
 
-    Raises RunBusyError for one that is `running`, unless `force`: then an execution that is at it is fenced off.
+    Raises RunBusyError for one that is `running`, unless the process that was at it is known to have ended, or `force`: then an
+    execution that is at it is fenced off.
     """
     name = keys_of(run_id)[0].removeprefix(RUN)
     while True:
@@ -47,16 +48,21 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
         if is_there:
             await erase(stack, name, {key: 0})
         return is_there
-    if not _is_sound(key, found):  # so nobody goes on with it
+    seen = None
+    if is_sound := _is_sound(key, found):
+        try:
+            seen = await see(stack, unquote(name))
+        except CodecError:
+            is_sound = False
+    if not is_sound:  # it, or its state, so nobody goes on with it
         expect = {} if isinstance(found, CodecError) else {key: found.version}
         await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
         return True
-    seen = await see(stack, unquote(name))
     if seen is None:
         return True  # somebody else has removed it
-    if seen.status == "running" and not force:
+    if seen.status == "running" and not seen.is_stalled and not force:
         raise RunBusyError(
-            f"run {seen.run_id!r} is running, or its process died; it moved "
+            f"run {seen.run_id!r} is running; it moved "
             f"{max(stack.clock() - seen.record['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
         )
     version, doomed = await take_apart(stack, seen)

@@ -40,6 +40,12 @@ class _Seen:
 
     versions: Mapping[str, int]
     since: float
+    until: float
+    """When that is forgotten."""
+
+
+KEPT = 10
+"""For so many leases is remembered what was seen of a run that is looked at no more."""
 
 
 class StallWatch:
@@ -50,9 +56,9 @@ class StallWatch:
         self._seen: dict[str, _Seen] = {}
 
     async def look(self, keys: Iterable[str]) -> list[Stalled]:
-        """Look at the runs of these keys of states, all that are `running`, and give those that are stalled.
+        """Look at the `running` runs of these keys of states, and give those that are stalled.
 
-        What it saw of others is forgotten. A record that can't be read is nobody's to take over.
+        A record that can't be read is nobody's to take over.
         """
         states: dict[str, tuple[StateKey, State, int]] = {}
         for key, entry in (await read_each(self._stack, list(keys))).items():
@@ -68,7 +74,7 @@ class StallWatch:
             for key, entry in (await read_each(self._stack, [*runs.values(), *dict.fromkeys(beats.values())])).items()
             if isinstance(entry, Entry)
         }
-        former, self._seen = self._seen, {}
+        self._forget()
         stalled: list[Stalled] = []
         for key, (parsed, state, version) in states.items():
             if (run := found.get(runs[key])) is None:
@@ -77,15 +83,21 @@ class StallWatch:
             beat = found.get(beats.get(key, ""))
             if beat is not None and state.owner in (field_of(beat, "owners") or ()):
                 versions[beats[key]] = beat.version
-            if self._is_stalled(key, state, versions, former.get(key)):
+            if self._is_stalled(key, state, versions):
                 stalled.append(Stalled(key, parsed.run_id, parsed.graph, state, versions))
         return stalled
 
-    def _is_stalled(self, key: str, state: State, versions: Mapping[str, int], former: _Seen | None) -> bool:
-        now = self._clock()
+    def _is_stalled(self, key: str, state: State, versions: Mapping[str, int]) -> bool:
+        now, former = self._clock(), self._seen.get(key)
         is_unmoved = former is not None and former.versions == versions
         since = former.since if former is not None and is_unmoved else now
-        self._seen[key] = _Seen(versions, since)
+        self._seen[key] = _Seen(versions, since, now + KEPT * state.lease)
         if state.process is None:
             return False
         return now - since >= state.lease or this_process().knows_ended(state.owner, state.process)
+
+    def _forget(self) -> None:
+        """Runs end, and their keys are never looked at again."""
+        now = self._clock()
+        for key in [key for key, seen in self._seen.items() if seen.until < now]:
+            del self._seen[key]

@@ -159,7 +159,8 @@ def read_state(key: str, entry: Entry) -> State:
     """A state as it was stored. Raises CorruptRecordError."""
     found: Any = entry.value
     try:
-        failure = found.get("failure")
-        return State(**{**found, "failure": None if failure is None else RunFailure(**failure)})
+        if found.get("failure") is not None:
+            found = {**found, "failure": RunFailure(**found["failure"])}
+        return State(**found)
     except (AttributeError, TypeError):
         raise CorruptRecordError(f"{key!r} is no state of a run: {summary(found)}") from None

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from pocket_plug.errors import (
     ConfigError,
     OutcomeUnknownError,
+    PocketError,
     RunBusyError,
     RunCancelledError,
     RunFencedError,
@@ -35,6 +36,7 @@ from pocket_plug.store.sync import SyncScope
 
 from .journal import Journal, RunReleasedError, Wanted
 from .ledger import RunLedger
+from .prune import EVERY, Pruner, Retention
 from .ready import Finder, Ready, versions_of
 from .request import prepare
 from .states import LEASE
@@ -83,7 +85,8 @@ class Worker:
 
     Any number of workers, in any number of processes, share one store. `lease` is how long a run may seem unmoved before others
     take it over; the process speaks for what takes longer. Graphs that have no store of their own are served over `store`.
-    `report` is called with a `WorkerReport` whenever something becomes of a run.
+    `report` is called with a `WorkerReport` whenever something becomes of a run. By `retention` old runs that have ended are
+    removed from their stores, of whatever graph.
 
     >>> import asyncio
     >>> from pocket_plug import Graph, Store, node
@@ -113,6 +116,7 @@ class Worker:
         lease: Duration = LEASE,
         pocket: RunHost | None = None,
         report: Callable[[WorkerReport], None] | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self._graphs, self._store, self._pocket, self._report = _checked(graphs), store, pocket, report
         self.concurrency, self.lease = check_count(concurrency, "concurrency"), seconds(lease, "lease")
@@ -124,6 +128,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._review_at = 0.0
+        self.retention = retention
 
     # ------------------------------------------------------------ its life
     async def run(self, *, once: bool = False) -> None:
@@ -134,6 +139,7 @@ class Worker:
         self._loop, pocket = asyncio.get_running_loop(), self._pocket or default_host()
         self._review_at, failures = 0.0, 0
         self._finders = [await self._finder(graph, pocket) for graph in self._graphs]
+        pruning = asyncio.create_task(self._prune(once=once))
         sleeping.add(self._wake)
         try:
             while not self._is_stopping:
@@ -148,6 +154,7 @@ class Worker:
                     taken, failures = 0, failures + 1
                     log_failure(logging.WARNING, "a worker could not look for runs; it tries again", error)
                 if once and not taken and not self._tasks:
+                    await pruning
                     return
                 if not taken:
                     took = self._loop.time() - began
@@ -155,8 +162,9 @@ class Worker:
             await self._ended()
         finally:
             sleeping.discard(self._wake)
-            for task in self._tasks:
+            for task in (pruning, *self._tasks):
                 task.cancel()
+            await asyncio.wait([pruning])
             await self._ended()
             self._loop = None
 
@@ -193,6 +201,25 @@ class Worker:
         if place[0].is_new:
             await place[0].ensure_open()
         return Finder(graph, place, self._loop.time)
+
+    async def _prune(self, *, once: bool) -> None:
+        """Remove old runs, some at a time; with `once` in one pass."""
+        if self.retention is None:
+            return
+        pruners = [Pruner(stack, self.retention) for stack in dict.fromkeys(finder.stack for finder in self._finders)]
+        while pruners:
+            rests: list[float] = []
+            for pruner in pruners:
+                try:
+                    rests.append(await pruner.slice())
+                except PocketError as error:
+                    if once:
+                        raise
+                    rests.append(EVERY)
+                    log_failure(logging.WARNING, "a worker could not remove old runs; it tries again", error)
+            if once:
+                pruners = [pruner for pruner, rest in zip(pruners, rests, strict=True) if rest < EVERY]
+            await asyncio.sleep(min(rests) if pruners else 0)
 
     # ------------------------------------------------------------ its runs
     async def _take(self, pocket: RunHost) -> int:

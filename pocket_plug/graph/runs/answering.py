@@ -18,6 +18,7 @@ from pocket_plug.graph.durable.waits import (
     step_of_place,
     wanted_question,
 )
+from pocket_plug.graph.durable.waking import wake_workers
 from pocket_plug.graph.node import AnyNode
 from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.primitives.redaction import summary
@@ -27,19 +28,19 @@ from pocket_plug.store.backend import Put
 from pocket_plug.store.stack import Stack
 
 from .info import RunInfo, info_of, waits_for
-from .operations import must_see
+from .operations import Place, must_see
 
 _PLAIN: Sequence[Hint] = (int, float, str, bytes, list, tuple, dict, set, frozenset)
 """Types that an answer can be held to without the graph that asks. Those of a few values are told by these."""
 
 
 async def answer(
-    stack: Stack, run_id: str, value: object, question: str | AnyNode | None, graph: PlannedGraph | None
+    place: Place, run_id: str, value: object, question: str | AnyNode | None, graph: PlannedGraph | None
 ) -> RunInfo:
     """Record an answer. Where the run waits it becomes pending; an execution that is at it finds the answer by itself."""
-    encoded = default_codec.encode(value)
+    encoded, stack = default_codec.encode(value), place.stack
     while True:
-        seen = await must_see(stack, run_id)
+        seen = await must_see(place, run_id)
         waits = {each.place: each for each in await waits_for(stack, seen)}
         asked = wanted_question(run_id, waits, question)
         if not asked.wait.is_open:
@@ -54,6 +55,7 @@ async def answer(
         else:
             answered = await _leave(stack, seen, settled, asked)
         if answered is not None:
+            wake_workers()
             return info_of(answered)
 
 

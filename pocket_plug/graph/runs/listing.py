@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from pocket_plug.errors import ConfigError, ConflictError, CorruptRecordError
-from pocket_plug.graph.durable.moving import Seen, see
+from pocket_plug.graph.durable.moving import Seen, see, watched
 from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN
 from pocket_plug.graph.durable.states import State, StateKey, in_order, plain_state, state_of, states_of
@@ -22,6 +22,7 @@ from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.stack import Stack
 
 from .info import RunInfo, RunPage, RunState, seen_in, told, unreadable
+from .operations import Place
 
 RECORDED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished", "unreadable")
 """The states that keys have, in the order in which a run mostly goes through them: so one that moves while it is listed is
@@ -69,12 +70,12 @@ class _Range:
             self.after = self.prefix + self.heads[-1]
 
 
-async def page_of(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> RunPage:
+async def page_of(place: Place, wanted: Wanted, limit: int, after: str | None) -> RunPage:
     """The runs of a page. It has the `after` of the next one, unless it is the last."""
     found: list[RunInfo] = []
-    async with aclosing(_keys(stack, wanted, limit, after)) as keys:
+    async with aclosing(_keys(place.stack, wanted, limit, after)) as keys:
         while batch := await _some(keys, limit):
-            for at, info in enumerate(await _infos(stack, batch)):
+            for at, info in enumerate(await _infos(place, batch)):
                 if info is None or info.state not in wanted.states:
                     continue
                 found.append(info)
@@ -140,23 +141,28 @@ async def _graphs(stack: Stack, status: str) -> list[str]:
     return found
 
 
-async def _infos(stack: Stack, keys: Sequence[str]) -> list[RunInfo | None]:
+async def _infos(place: Place, keys: Sequence[str]) -> list[RunInfo | None]:
     """What there is to say of the run of each of these keys; None where it has gone."""
     names = [key.rpartition(":")[2] for key in keys]
-    found = await read_each(stack, [*keys, *(RUN + name for name in names)])
-    return [await _info(stack, key, name, found) for key, name in zip(keys, names, strict=True)]
+    read = await read_each(place.stack, [*keys, *(RUN + name for name in names)])
+    found = [await _seen(place.stack, key, name, read) for key, name in zip(keys, names, strict=True)]
+    running = [each for each in found if isinstance(each, Seen) and each.is_at_work]
+    now = {each.key: each for each in await watched(place.watch, running)} if running else {}
+    return [
+        await told(place.stack, now.get(each.key, each))
+        if isinstance(each, Seen)
+        else (unreadable(name, each) if each is not None else None)
+        for each, name in zip(found, names, strict=True)
+    ]
 
 
-async def _info(stack: Stack, key: str, name: str, found: Mapping[str, Found]) -> RunInfo | None:
-    seen = seen_in(name, key, found) if RUN + name in found else None
-    if isinstance(seen, Exception):
-        return unreadable(name, seen)
-    if seen is not None and state_of(seen.record, name) == key and seen.state_version:
-        return await told(stack, seen)
-    if key in found:
+async def _seen(stack: Stack, key: str, name: str, read: Mapping[str, Found]) -> Seen | Exception | None:
+    seen = seen_in(name, key, read) if RUN + name in read else None
+    if isinstance(seen, Exception) or (seen is not None and state_of(seen.record, name) == key and seen.state_version):
+        return seen
+    if key in read:
         await _mend(stack, key, seen)
-    now = await see(stack, unquote(name))  # it has moved since its key was read
-    return None if now is None else await told(stack, now)
+    return await see(stack, unquote(name))  # it has moved since its key was read
 
 
 async def _mend(stack: Stack, key: str, seen: Seen | None) -> None:

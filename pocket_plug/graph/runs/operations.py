@@ -6,38 +6,49 @@ done: then it is done as well, or refused with a RunStateError that says so.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pocket_plug.errors import ConflictError, RunStateError, UnknownRunError
-from pocket_plug.graph.durable.moving import Seen, move, see, unknown
+from pocket_plug.graph.durable.moving import Seen, move, see, unknown, watched
 from pocket_plug.graph.durable.processes import this_process
+from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import plain_state, read_state
+from pocket_plug.graph.durable.waking import wake_workers
 from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.stack import Stack
 
 from .info import RunInfo, info_of
 
 
-async def must_see(stack: Stack, run_id: str) -> Seen:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where runs are kept, and what is remembered of those that are under way."""
+
+    stack: Stack
+    watch: StallWatch
+
+
+async def must_see(place: Place, run_id: str) -> Seen:
     """The run of an id. Raises UnknownRunError, StoreError for a newer format, CorruptRecordError."""
-    seen = await see(stack, run_id)
+    seen = await see(place.stack, run_id)
     if seen is None:
-        raise UnknownRunError(f"there is no run {run_id!r} in {stack!r}; `pocket-plug runs ls` lists them")
+        raise UnknownRunError(f"there is no run {run_id!r} in {place.stack!r}; `pocket-plug runs ls` lists them")
+    (seen,) = await watched(place.watch, [seen])
     return seen
 
 
-async def cancel(stack: Stack, run_id: str) -> RunInfo:
+async def cancel(place: Place, run_id: str) -> RunInfo:
     """End a run; an execution that is at it finds out."""
     while True:
-        seen = await must_see(stack, run_id)
+        seen = await must_see(place, run_id)
         if seen.status == "cancelled":
             return info_of(seen)
         if seen.status == "finished":
             raise RunStateError(run_id, "finished", f"run {run_id!r} can't be cancelled: it has finished")
         if seen.is_at_work:
-            cancelled = await _leave_word(stack, seen)
+            cancelled = await _leave_word(place.stack, seen)
         else:
-            cancelled = await move(stack, seen, "cancelled")
+            cancelled = await move(place.stack, seen, "cancelled")
         if cancelled is not None:
             return info_of(cancelled)
 
@@ -69,16 +80,17 @@ async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
     return replace(seen, state=state, state_version=version)
 
 
-async def retry(stack: Stack, run_id: str) -> RunInfo:
+async def retry(place: Place, run_id: str) -> RunInfo:
     """Let whoever takes pending runs go on with one that has failed, or that nobody is at any more."""
     while True:
-        seen = await must_see(stack, run_id)
+        seen = await must_see(place, run_id)
         if seen.status == "pending":
             return info_of(seen)
         if seen.status != "failed" and (not seen.is_stalled or seen.state.cancelled):
             raise RunStateError(run_id, info_of(seen).state, _not_retried(seen))
-        retried = await move(stack, seen, "pending", failure=seen.state.failure)
+        retried = await move(place.stack, seen, "pending", failure=seen.state.failure)
         if retried is not None:
+            wake_workers()
             return info_of(retried)
 
 

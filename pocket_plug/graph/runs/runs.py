@@ -10,7 +10,10 @@ from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar, get_args
 
 from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.graph.durable.indexing import index_old
+from pocket_plug.graph.durable.prune import BY_DEFAULT, Prunable, Pruned, Retention, prune
 from pocket_plug.graph.durable.removal import remove_run
+from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.node import AnyNode
 from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.primitives.durations import Duration, seconds
@@ -21,10 +24,9 @@ from pocket_plug.store.sync import SyncScope
 
 from .answering import answer as record_answer
 from .history import history_of
-from .indexing import index_old
 from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, told, waits_for
 from .listing import Wanted, page_of
-from .operations import cancel, must_see, retry
+from .operations import Place, cancel, must_see, retry
 
 T = TypeVar("T")
 LIMIT = 100
@@ -42,6 +44,7 @@ class Runs:
 
     def __init__(self, store: StoreScope | SyncScope, /) -> None:
         self.stack = store.stack
+        self._place = Place(self.stack, StallWatch(self.stack))
         self._is_indexed = False
 
     def __repr__(self) -> str:
@@ -83,22 +86,22 @@ class Runs:
         if not self._is_indexed:
             await index_old(self.stack)
             self._is_indexed = True
-        return await page_of(self.stack, wanted, limit, after)
+        return await page_of(self._place, wanted, limit, after)
 
     async def get(self, run_id: str, /) -> RunInfo:
         """A run. Raises UnknownRunError, CorruptRecordError for a damaged record, StoreError for one of a newer version."""
         await self._open()
-        return await told(self.stack, await must_see(self.stack, run_id))
+        return await told(self.stack, await must_see(self._place, run_id))
 
     async def history(self, run_id: str, /) -> RunHistory:
         """All that is kept of a run: its executions with their traces and failures, its path, its values. Raises as `get`."""
         await self._open()
-        return await history_of(self.stack, await must_see(self.stack, run_id))
+        return await history_of(self.stack, await must_see(self._place, run_id))
 
     async def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
         """The open questions of a run, whether it waits already or is at work beside them. Raises as `get`."""
         await self._open()
-        seen = await must_see(self.stack, run_id)
+        seen = await must_see(self._place, run_id)
         if seen.status in ENDED:
             return ()
         return tuple(each for each in questions_of(run_id, await waits_for(self.stack, seen)) if each.is_open)
@@ -122,7 +125,7 @@ class Runs:
         ended, else as `get`.
         """
         await self._open()
-        return await record_answer(self.stack, run_id, answer, question, graph)
+        return await record_answer(self._place, run_id, answer, question, graph)
 
     async def cancel(self, run_id: str, /) -> RunInfo:
         """End a run for good; what its nodes have written stays.
@@ -132,7 +135,7 @@ class Runs:
         it is `running`, and `is_ending`. Raises RunStateError for one that has finished, else as `get`.
         """
         await self._open()
-        return await cancel(self.stack, run_id)
+        return await cancel(self._place, run_id)
 
     async def retry(self, run_id: str, /) -> RunInfo:
         """Let a failed run, or a stalled one, be gone on with: it becomes `pending`, so that a worker takes it.
@@ -140,7 +143,7 @@ class Runs:
         It goes on at the node that has failed. Raises RunStateError for one in another state, else as `get`.
         """
         await self._open()
-        return await retry(self.stack, run_id)
+        return await retry(self._place, run_id)
 
     async def remove(self, run_id: str, /, *, force: bool = False) -> bool:
         """Remove a run, with all that is kept of it: its id is free again. Was it there?
@@ -150,6 +153,30 @@ class Runs:
         """
         await self._open()
         return await remove_run(self.stack, run_id, force=force)
+
+    async def prune(
+        self,
+        *,
+        older: Duration | None = None,
+        keep: int | None = None,
+        state: Prunable | Collection[Prunable] = BY_DEFAULT,
+        graph: str | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Remove old runs that have ended, some at a time, while others go on; says how many that were.
+
+        - `older`: those that ended so long ago, by the clock of this process.
+        - `keep`: but the last so many of each graph and state, in the order in which they were begun. One of both is given.
+        - `state`: of these states: "finished", "cancelled" and, since it could be retried, only where that is said "failed".
+        - `graph`: of this graph only.
+        - `dry_run`: nothing is removed.
+
+        Interrupted, it has removed some. Then the file that the store is in shrinks. Raises ConfigError.
+        """
+        states = (state,) if isinstance(state, str) else tuple(state)
+        retention = Retention.of(older=older, keep=keep, states=states, graph=graph)
+        await self._open()
+        return await prune(self.stack, retention, dry_run=dry_run)
 
     async def wait(
         self,
@@ -243,6 +270,18 @@ class SyncRuns:
     def remove(self, run_id: str, /, *, force: bool = False) -> bool:
         """Remove a run, as on Runs. Was it there?"""
         return self._run(self._runs.remove(run_id, force=force))
+
+    def prune(
+        self,
+        *,
+        older: Duration | None = None,
+        keep: int | None = None,
+        state: Prunable | Collection[Prunable] = BY_DEFAULT,
+        graph: str | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Remove old runs that have ended, as on Runs."""
+        return self._run(self._runs.prune(older=older, keep=keep, state=state, graph=graph, dry_run=dry_run))
 
     def wait(self, run_id: str, /, *, timeout: Duration | None = None) -> RunInfo:
         """Wait until a run is finished, failed or cancelled, as on Runs."""

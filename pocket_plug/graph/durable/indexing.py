@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import aclosing
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError
-from pocket_plug.graph.durable.reading import Found, read_each
-from pocket_plug.graph.durable.records import RUN, look_at
-from pocket_plug.graph.durable.states import STATE, State, plain_state, state_key, state_of
+from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Put
 from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
+
+from .reading import Found, read_each
+from .records import RUN, look_at
+from .states import STATE, State, plain_state, state_key, state_of
 
 INDEXED = f"{RESERVED}run-indexed"
 """Where it is noted that this has been done."""
@@ -22,8 +26,8 @@ async def index_old(stack: Stack) -> None:
     """See to it that each run has the key of its state. One that can't be read is `unreadable`, and so found as well."""
     if await stack.read(INDEXED) is not None:
         return
-    names = [key.removeprefix(RUN) async for key in stack.scan(RUN)]
-    known = {key.rpartition(":")[2] async for key in stack.scan(STATE)} if names else set[str]()
+    names = [key.removeprefix(RUN) for key in await _keys(stack, RUN)]
+    known = {key.rpartition(":")[2] for key in await _keys(stack, STATE)} if names else set[str]()
     old = [name for name in names if name not in known]
     for at in range(0, len(old), BATCH):
         found = await read_each(stack, [RUN + name for name in old[at : at + BATCH]])
@@ -32,6 +36,17 @@ async def index_old(stack: Stack) -> None:
         names
     ):  # else looking costs nothing the next time either, and nothing is written to a store that is only looked at
         await stack.write([Put(INDEXED, {"format": 1})])
+
+
+async def _keys(stack: Stack, prefix: str) -> list[str]:
+    """All keys, with a pause now and then for others of the loop."""
+    found: list[str] = []
+    async with aclosing(paged(stack, prefix, size=BATCH)) as keys:
+        async for key in keys:
+            found.append(key)
+            if len(found) % BATCH == 0:
+                await pause(0)
+    return found
 
 
 def _state(key: str, found: Found) -> tuple[str, int, Put]:

@@ -1,0 +1,70 @@
+"""`runs prune`: old runs that have ended are removed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, replace
+
+import click
+
+from pocket_plug.graph.durable.prune import BY_DEFAULT, PRUNABLE, Pruned, Retention
+from pocket_plug.graph.durable.prune import prune as pruned_of
+from pocket_plug.plugins.pocket import default_pocket
+
+from .entries import Target, sealing
+from .output import as_json, echo, echo_json
+
+
+@click.command
+@click.option("--older", metavar="TIME", help="Those that ended so long ago, such as 30d or 12h.")
+@click.option("--keep", type=click.IntRange(0), metavar="N", help="But the newest N of each graph and state.")
+@click.option("--state", "states", multiple=True, type=click.Choice(PRUNABLE), help="Of these states.")
+@click.option("--graph", metavar="NAME", help="Of this graph.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would go.")
+@as_json
+@click.pass_obj
+def prune(
+    target: Target,
+    older: str | None,
+    keep: int | None,
+    states: tuple[str, ...],
+    graph: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Remove finished and cancelled runs that are old; other runs go on meanwhile.
+
+    Give --older, --keep or both; without them [runs] of the configuration counts. A failed run can be retried, so it goes with
+    --state failed only. Whoever runs one of these ids again begins it anew.
+    """
+    if older is None and keep is None:
+        retention = _configured()
+    else:
+        retention = Retention.of(older=older, keep=keep, states=states or BY_DEFAULT)
+    retention = replace(retention, states=states or retention.states, graph=graph)
+
+    async def done() -> Pruned:
+        async with target.opened() as stack:
+            return await pruned_of(stack, retention, dry_run=dry_run)
+
+    with sealing():
+        pruned = asyncio.run(done())
+    if as_json:
+        echo_json(asdict(pruned))
+    elif dry_run:
+        echo(f"{_counted(pruned)} would be removed")
+    else:
+        echo(f"removed {_counted(pruned)}" + (f"; the file shrinks by {pruned.freed:,} bytes" if pruned.freed else ""))
+    if pruned.unreadable:
+        echo(f"{pruned.unreadable:,} runs are damaged and stay; `pocket-plug runs rm` removes them", err=True)
+
+
+def _configured() -> Retention:
+    retention = default_pocket().config.runs
+    if retention is None:
+        raise click.UsageError("nothing says which runs are to go: give --older, --keep or both, or configure [runs]")
+    return retention
+
+
+def _counted(pruned: Pruned) -> str:
+    return f"{pruned.runs:,} {'run' if pruned.runs == 1 else 'runs'} ({pruned.records:,} records)"

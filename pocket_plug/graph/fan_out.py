@@ -1,0 +1,54 @@
+"""Many items through one node, at once: a graph of nothing but an `each`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, overload
+
+from pocket_plug.primitives.values import Value
+from pocket_plug.store.store import StoreScope
+from pocket_plug.store.sync import SyncScope
+
+from .each import CONCURRENCY, each
+from .graph import Graph
+from .node import Node, X, Y, options_of
+
+
+@overload
+async def fan_out(
+    node: Node[X, Y, Any],
+    items: Iterable[X],
+    /,
+    *,
+    concurrency: int = ...,
+    errors: Literal["raise"] = ...,
+    store: StoreScope | SyncScope | None = ...,
+    run_id: str | None = ...,
+) -> list[Y]: ...
+@overload
+async def fan_out(
+    node: Node[X, Y, Any],
+    items: Iterable[X],
+    /,
+    *,
+    concurrency: int = ...,
+    errors: Literal["collect"],
+    store: StoreScope | SyncScope | None = ...,
+    run_id: str | None = ...,
+) -> list[Y | Exception]: ...
+async def fan_out(
+    node: Any,
+    items: Iterable[Value],
+    /,
+    *,
+    concurrency: int = CONCURRENCY,
+    errors: Literal["raise", "collect"] = "raise",
+    store: StoreScope | SyncScope | None = None,
+    run_id: str | None = None,
+) -> Value:
+    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
+
+    With a `run_id` it is a durable one: what is finished is not done again after a crash.
+    """
+    everything: Any = each(node, concurrency=concurrency, errors=errors)
+    return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)

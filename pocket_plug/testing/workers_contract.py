@@ -1,0 +1,352 @@
+"""What workers promise over a store that several processes share: whoever writes such a backend inherits `WorkersContract`.
+
+Three workers whose clocks are hours apart and a submitting process go on with runs of all kinds of nodes, while processes are
+killed and stopped at random moments. Then every effect is there exactly once, nothing is left open, and `exec` was done
+again only for what was at work in a process that was killed or stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pocket_plug.errors import RunMismatchError, StoreBusyError
+from pocket_plug.graph.ask import Answered, Ask
+from pocket_plug.graph.durable import idempotency_key
+from pocket_plug.graph.durable.worker import Worker
+from pocket_plug.graph.each import each
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.node import Node
+from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.runs import SyncRuns
+from pocket_plug.graph.sleep import Sleep
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.store import Store, StoreWriter
+from pocket_plug.store.sync import SyncStore
+
+LEASE = 0.6
+"""Seconds. A process is stopped for up to twice that."""
+CLOCKS = (0.0, 7 * 3600.0, -5 * 3600.0)
+"""What the workers' clocks are ahead of the true time."""
+PACE = 0.7
+"""Seconds from one moment to the next, about: a process has to start in between."""
+AT_ONCE, STEPS, AHEAD = 4, 7, 10
+"""Runs that a worker is at; nodes one after the other in a run; runs that are submitted before they can be taken."""
+HANGS = 120.0
+"""Seconds after the last disturbance in which all runs must have ended."""
+
+
+# ---------------------------------------------------------------- the runs
+_said, _longest = -1, 0.0
+"""Where a worker's process says what it executes, and how many seconds an `exec` takes at most."""
+
+
+class Effect(Node[int, int], name="effect"):
+    """Says that it is at work, and leaves its key in the store, with a sum that all add to."""
+
+    async def exec(self, prepared: int) -> int:
+        os.write(_said, f"{os.getpid()} {time.monotonic()} {idempotency_key()}\n".encode())
+        await asyncio.sleep(random.uniform(0, _longest))  # noqa: S311 - no secret
+        return prepared
+
+    async def post(self, store: StoreWriter, input: int, prepared: int, result: int) -> int:
+        await store.update(f"effect:{idempotency_key()}", lambda times: times + 1, default=0)
+        await store.update(f"sum:{input % 7}", lambda total: total + input, default=0)
+        return result
+
+
+@node
+async def spread(n: int) -> list[int]:
+    return list(range(n % 5 + 1))
+
+
+@node
+async def total(items: list[int]) -> int:
+    return sum(items)
+
+
+@node
+async def taken(answered: Answered[int, bool]) -> int:
+    return answered.input
+
+
+def _effect(name: str) -> Node[int, int]:
+    return Effect().with_options(name=name)
+
+
+WAY = Graph(_effect("item") >> _effect("after"), name="way")
+INNER = Graph(_effect("inside") >> Sleep[int]("20ms", name="nap") >> _effect("beyond"), name="inner")
+APPROVE = Ask[int, bool](bool, question="Go on?", name="approve")
+GRAPH = Graph(
+    _effect("first") >> spread >> each(WAY, concurrency=3) >> total >> INNER >> APPROVE >> taken >> _effect("last"),
+    name="contract",
+)
+
+
+def input_of(number: int) -> int:
+    """That of a run."""
+    return number
+
+
+def keys_of_run(number: int) -> list[str]:
+    """The idempotency keys of all effects of a run."""
+    items = [f"/each_way#1[{item}]/{name}#1" for item in range(number % 5 + 1) for name in ("item", "after")]
+    nodes = ["/first#1", *items, "/inner#1/inside#1", "/inner#1/beyond#1", "/last#1"]
+    return [f"r{number}{each}" for each in nodes]
+
+
+# ---------------------------------------------------------------- the processes
+def serve(url: str, said: str, ahead: float, longest: float) -> None:
+    """A worker's process."""
+    global _said, _longest
+    _longest = longest
+    _said = os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    async def main() -> None:
+        async with Store(url, clock=lambda: time.time() + ahead) as store:
+            worker = Worker([GRAPH], store=store, concurrency=AT_ONCE, lease=LEASE)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+            await worker.run()
+
+    asyncio.run(main())
+
+
+def submit(url: str, runs: int) -> None:
+    """The submitting process: it submits all again where it was killed, and only some ahead of the workers."""
+    with SyncStore(url) as store:
+        for number in range(runs):
+            GRAPH.submit_sync(input_of(number), run_id=f"r{number}", store=store)
+            while len(SyncRuns(store).list(state="pending", limit=AHEAD).runs) == AHEAD:
+                time.sleep(0.05)
+
+
+def answer_all(url: str) -> int:
+    """Answer the questions that are open; how many runs have not ended."""
+    with SyncStore(url) as store:
+        runs = SyncRuns(store)
+        for waiting in runs.list(state="waiting", limit=1000).runs:
+            for question in runs.questions(waiting.run_id):
+                with contextlib.suppress(RunMismatchError):
+                    runs.answer(waiting.run_id, True, question=question.id)
+        is_open = runs.list(state=("pending", "running", "stalled", "waiting"), limit=1000)
+        return len(is_open.runs)
+
+
+@dataclass
+class _Child:
+    """A process that is disturbed, and when its incarnations were."""
+
+    arguments: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+    begun: int = 0
+
+    def start(self) -> None:
+        code = (
+            "import sys; from pocket_plug.testing import workers_contract as it; it.CALLS[sys.argv[1]](*sys.argv[2:])"
+        )
+        self.process = subprocess.Popen([sys.executable, "-c", code, *self.arguments])  # noqa: S603 - ours
+        self.begun += 1
+
+
+CALLS = {
+    "serve": lambda url, said, ahead, longest: serve(url, said, float(ahead), float(longest)),
+    "submit": lambda url, runs: submit(url, int(runs)),
+}
+
+
+@dataclass
+class Outcome:
+    """What a campaign has come to."""
+
+    kills: int = 0
+    stops: int = 0
+    drains: int = 0
+    effects: int = 0
+    redone: int = 0
+    seconds: float = 0.0
+    faults: list[str] = field(default_factory=list[str])
+
+
+class Campaign:
+    """So many runs, and so many moments at which a process is killed or stopped, all drawn from a seed."""
+
+    def __init__(self, url: str, folder: Path, seed: int, runs: int, moments: int) -> None:
+        self.url, self.folder, self.runs, self.moments = url, folder, runs, moments
+        self._random = random.Random(seed)  # noqa: S311 - no secret
+        self._said = folder / "said"
+        self._said.touch()
+        # so that there is work until the last moment
+        longest = 2 * PACE * moments / (runs * STEPS / (AT_ONCE * len(CLOCKS)))
+        self._workers = [_Child(("serve", url, str(self._said), str(ahead), str(longest))) for ahead in CLOCKS]
+        self._submitter = _Child(("submit", url, str(runs)))
+        self._disturbed: dict[int, list[float]] = defaultdict(list)
+        """The moments at which a process was killed or stopped, by its pid."""
+        self.outcome = Outcome()
+
+    def go(self) -> Outcome:
+        """Do it, and look what it has come to."""
+        began = time.monotonic()
+        children = [*self._workers, self._submitter]
+        try:
+            for child in children:
+                child.start()
+            for _ in range(self.moments):
+                child = self._random.choices(children, (5, 5, 5, 1))[0]
+                self._await_work(child)
+                time.sleep(self._random.uniform(0, 0.3))
+                self._disturb(child)
+                self._answer()
+            self._finish()
+        finally:
+            for child in children:
+                if child.process is not None:
+                    child.process.kill()
+                    child.process.wait()
+        self.outcome.seconds = time.monotonic() - began
+        self._check()
+        return self.outcome
+
+    def _await_work(self, child: _Child) -> None:
+        """Until a worker has executed something, if there is anything: one that only starts is not worth disturbing."""
+        until = time.monotonic() + 2
+        while child is not self._submitter and child.process is not None and time.monotonic() < until:
+            if f"{child.process.pid} ".encode() in self._said.read_bytes():
+                return
+            if child.process.poll() is not None:
+                child.start()
+            time.sleep(0.02)
+            self._answer()
+
+    def _disturb(self, child: _Child) -> None:
+        process = child.process
+        assert process is not None
+        if process.poll() is not None:
+            if child is not self._submitter or process.returncode != 0:
+                child.start()
+            return
+        kind = self._random.choices(("kill", "stop", "drain"), (6, 3, 1))[0]
+        if kind == "drain":
+            process.send_signal(signal.SIGTERM)
+            self.outcome.drains += 1
+            if child is self._submitter:
+                process.wait()
+            return
+        self._disturbed[process.pid].append(time.monotonic())
+        if kind == "kill":
+            process.kill()
+            process.wait()
+            child.start()
+            self.outcome.kills += 1
+        else:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(self._random.uniform(0, 2 * LEASE))
+            process.send_signal(signal.SIGCONT)
+            self._disturbed[process.pid].append(time.monotonic())
+            self.outcome.stops += 1
+
+    def _answer(self) -> int:
+        while True:
+            with contextlib.suppress(StoreBusyError):  # somebody was stopped while it had the file locked
+                return answer_all(self.url)
+
+    def _finish(self) -> None:
+        """Nobody is disturbed any more: wait until all has ended."""
+        until = time.monotonic() + HANGS
+        while True:
+            for child in (*self._workers, self._submitter):
+                if child.process is not None and child.process.poll() not in (
+                    None,
+                    0 if child is self._submitter else None,
+                ):
+                    child.start()
+            is_submitted = self._submitter.process is not None and self._submitter.process.poll() == 0
+            if self._answer() == 0 and is_submitted:
+                return
+            if time.monotonic() > until:
+                self.outcome.faults.append(f"{self._answer()} runs had not ended after {HANGS:.0f} seconds")
+                return
+            time.sleep(0.05)
+
+    # ------------------------------------------------------------ what it has come to
+    def _check(self) -> None:
+        with SyncStore(self.url) as store:
+            found = {name: store.require(name) for name in store.keys("effect:")}
+            total = sum(store.require(name) for name in store.keys("sum:"))
+            records = store.stack.run(_records(store.stack))
+        expected = {f"effect:{key}" for number in range(self.runs) for key in keys_of_run(number)}
+        faults, self.outcome.effects = self.outcome.faults, len(found)
+        faults += [f"{name} is missing" for name in sorted(expected - found.keys())]
+        faults += [f"{name} is too much" for name in sorted(found.keys() - expected)]
+        faults += [f"{name} is there {times} times" for name, times in found.items() if times != 1]
+        wanted = sum(_sum_of(number) for number in range(self.runs))
+        faults += [f"the sum is {total}, not {wanted}"] if total != wanted else []
+        faults += [f"{count} records of {kind} are left" for kind, count in records.items() if count]
+        self._check_executions()
+
+    def _check_executions(self) -> None:
+        """`exec` is done again only where it was at work in a process that was then killed or stopped."""
+        executed: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        for line in self._said.read_text().splitlines():
+            pid, at, key = line.split(" ", 2)
+            executed[key].append((float(at), int(pid)))
+        for key, times in executed.items():
+            times.sort()
+            self.outcome.redone += len(times) - 1
+            for begun, process in times[:-1]:
+                if not any(moment >= begun for moment in self._disturbed[process]):
+                    self.outcome.faults.append(
+                        f"exec of {key} was done again, and process {process} was not disturbed since"
+                    )
+
+
+def _sum_of(number: int) -> int:
+    items = list(range(number % 5 + 1))
+    return number + 2 * sum(items) + 3 * sum(items)
+
+
+async def _records(stack: Backend) -> Counter[str]:
+    """How many records there are that an ended run doesn't have."""
+    left: Counter[str] = Counter()
+    for state in ("pending", "running", "waiting", "failed", "cancelled"):
+        left[state] = len([key async for key in stack.scan(f"pocket:run-state:{state}:")])
+    left["wake"] = len([key async for key in stack.scan("pocket:run-wake:")])
+    left["items"] = len([key async for key in stack.scan("pocket:run-part:") if ":item:" in key])
+    return left
+
+
+class WorkersContract:
+    """Inherit it, and give the URL of a store that processes can share:
+
+    ```python
+    class TestMine(WorkersContract):
+        @pytest.fixture
+        def url(self) -> str:
+            return "mine://localhost/test"
+    ```
+    """
+
+    RUNS, MOMENTS, SEED = 12, 8, 1
+
+    @pytest.fixture
+    def url(self) -> str:
+        """That of an empty store."""
+        raise NotImplementedError
+
+    def test_every_effect_is_there_once_whatever_is_killed(self, url: str, tmp_path: Path) -> None:
+        """Workers are killed, stopped and drained, and so is who submits: nothing is lost, done twice or left open."""
+        outcome = Campaign(url, tmp_path, self.SEED, self.RUNS, self.MOMENTS).go()
+        assert outcome.faults == []
+        assert outcome.kills > 0
+        assert outcome.stops > 0

@@ -1,0 +1,426 @@
+"""Pruning: old runs that have ended go, some at a time; nothing else does, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocket_plug import Ask, ConfigError, Graph, Put, RunSuspendedError, Store, StoreWriter, each, node
+from pocket_plug.graph.durable import remove_run
+from pocket_plug.graph.durable.prune import EVERY, PAUSE, SLICE, Pruned, Pruner, Pruning, Retention, graphs_in, prune
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change
+from pocket_plug.store.layer import Layer
+from pocket_plug.testing.clock import FakeClock
+
+DAY = 86_400.0
+
+
+class Told:
+    """What the layers of this module call before each write."""
+
+    before: Callable[[Sequence[Change]], Awaitable[None]] | None = None
+
+
+TOLD = Told()
+
+
+class Meanwhile(Layer):
+    """Lets something happen before a write."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        if TOLD.before is not None and changes:
+            await TOLD.before(changes)
+        return await self.inner.write(changes, expect)
+
+
+@pytest.fixture(autouse=True)
+def undisturbed() -> Generator[None]:
+    yield
+    TOLD.before = None
+
+
+class Boom(Exception):
+    """What a failing node raises."""
+
+
+def stored(folder: Path, clock: Callable[[], float]) -> Store:
+    return Store(f"sqlite:///{folder}/state.db?durability=process", layers=[Meanwhile()], clock=clock)
+
+
+def say(store: Store, name: str = "say") -> Graph[str, str]:
+    return Graph(node(lambda word: word, name="say"), store=store, name=name)
+
+
+def asking(store: Store) -> Graph[str, bool]:
+    return Graph(Ask(bool, question="Really?"), store=store, name="asking")
+
+
+def paying(store: Store, broken: list[bool]) -> Graph[list[int], int]:
+    """Pays for each item, and fails at the last one while it is broken."""
+
+    @node.post
+    async def pay(store: StoreWriter, amount: int) -> int:
+        await store.update("paid", lambda total: total + amount, default=0)
+        if broken[0] and amount == 4:
+            raise Boom
+        return amount
+
+    @node
+    def total(amounts: list[int]) -> int:
+        return sum(amounts)
+
+    return Graph(each(pay, concurrency=1) >> total, store=store, name="paying")
+
+
+async def kept(store: Store) -> set[str]:
+    """The runs that are there, by their records and by their states, which are the same."""
+    runs = {key.removeprefix("pocket:run:") async for key in store.stack.scan("pocket:run:")}
+    assert runs == {key.rpartition(":")[2] async for key in store.stack.scan("pocket:run-state:")}
+    assert runs >= {key.split(":")[2] async for key in store.stack.scan("pocket:run-part:")}
+    return runs
+
+
+async def one_in_each_state(store: Store) -> None:
+    await say(store).run("x", run_id="finished")
+    with suppress(RunSuspendedError):
+        await asking(store).run("x", run_id="waiting")
+    with suppress(Boom):
+        await paying(store, [True]).run([3, 4], run_id="failed")
+    for status in ("cancelled", "running", "pending"):
+        await say(store).run("x", run_id=status)
+        found = await store.stack.read(f"pocket:run:{status}")
+        assert found is not None
+        (key,) = [each async for each in store.stack.scan("pocket:run-state:finished:") if each.endswith(f":{status}")]
+        state = await store.stack.read(key)
+        assert state is not None
+        moved = [
+            Put(f"pocket:run:{status}", {**found.value, "status": status}),
+            Put(key.replace("finished", status), state.value),
+        ]
+        await store.stack.write(moved)
+        await remove_key(store, key)
+
+
+async def remove_key(store: Store, key: str) -> None:
+    from pocket_plug.store.backend import Delete
+
+    await store.stack.write([Delete(key)])
+
+
+@pytest.mark.parametrize(
+    ("states", "gone"),
+    [
+        (("finished", "cancelled"), {"finished", "cancelled"}),
+        (("cancelled",), {"cancelled"}),
+        (("failed",), {"failed"}),
+        (("finished", "cancelled", "failed"), {"finished", "cancelled", "failed"}),
+    ],
+)
+def test_only_what_has_ended_and_was_named_goes(tmp_path: Path, states: tuple[str, ...], gone: set[str]) -> None:
+    """Of the named states, and never a run that is pending, running or waiting; a dry run says the same and removes nothing."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            await one_in_each_state(store)
+            clock.advance(100 * DAY)
+            before = await kept(store)
+            would = await prune(store.stack, Retention.of(older="30d", states=states), dry_run=True)
+            assert await kept(store) == before
+            did = await prune(store.stack, Retention.of(older="30d", states=states))
+            assert (did.runs, did.records) == (would.runs, would.records)
+            assert (did.runs, before - await kept(store)) == (len(gone), gone)
+            assert await prune(store.stack, Retention.of(older="30d", states=states)) == Pruned()
+
+    asyncio.run(main())
+
+
+def test_age_counts_from_the_end(tmp_path: Path) -> None:
+    """A run that was begun long ago and has ended lately stays, and keeps none back that was begun after it."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            with suppress(RunSuspendedError):
+                await asking(store).run("x", run_id="slow")
+            clock.advance(DAY)
+            with suppress(RunSuspendedError):
+                await asking(store).run("x", run_id="quick")
+            await asking(store).resume("quick", answer=True)
+            clock.advance(40 * DAY)
+            await asking(store).resume("slow", answer=True)
+            clock.advance(10 * DAY)
+            assert (await prune(store.stack, Retention.of(older="50d"))).runs == 1
+            assert await kept(store) == {"slow"}
+            clock.advance(40 * DAY)
+            assert (await prune(store.stack, Retention.of(older="50d"))).runs == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("keep", [0, 1, SLICE, 3 * SLICE - 1, 3 * SLICE, 3 * SLICE + 1])
+def test_the_newest_of_each_graph_stay(tmp_path: Path, keep: int) -> None:
+    """However many there are to a slice; what is old and among them stays too, and graphs whose names begin alike are others."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            for graph in ("a", "a:b", "a;"):
+                for number in range(3 * SLICE):
+                    await say(store, graph).run("x", run_id=f"{graph} {number:03}".replace(":", "."))
+                    clock.advance(1)
+            clock.advance(DAY)
+            found = await kept(store)
+            newest = {run for run in found if int(run.rpartition(" ")[2]) >= 3 * SLICE - keep}
+            assert (await prune(store.stack, Retention.of(keep=keep, graph="a:b"))).runs == max(0, 3 * SLICE - keep)
+            assert await kept(store) == {run for run in found if not run.startswith("a.b")} | newest
+            assert (await prune(store.stack, Retention.of(older="2d", keep=keep))).runs == 0
+            await prune(store.stack, Retention.of(older="1h", keep=keep))
+            assert await kept(store) == newest
+
+    asyncio.run(main())
+
+
+def test_a_failed_run_that_is_retried_meanwhile_goes_on(tmp_path: Path) -> None:
+    """Somebody resumes it right before its removal: it has its items' results, and is not removed."""
+
+    async def main() -> None:
+        clock, broken = FakeClock(), [True]
+
+        async def retry(_changes: Sequence[Change]) -> None:
+            TOLD.before, broken[0] = None, False
+            assert await paying(store, broken).resume("r") == 10
+
+        async with stored(tmp_path, clock) as store:
+            with pytest.raises(Boom):
+                await paying(store, broken).run([1, 2, 3, 4], run_id="r")
+            clock.advance(DAY)
+            TOLD.before = retry
+            assert await prune(store.stack, Retention.of(older="1h", states=["failed"])) == Pruned()
+            assert await paying(store, broken).resume("r") == 10
+            assert await store.get("paid") == 10
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_run_that_is_begun_anew_meanwhile_stays(tmp_path: Path, is_open: bool) -> None:
+    """It was removed and begun again under its id before the last write: none of the new one's records goes, the others' do."""
+
+    async def main() -> None:
+        clock = FakeClock()
+
+        async def begin_anew(_changes: Sequence[Change]) -> None:
+            TOLD.before = None
+            await remove_run(store.stack, "r 3")
+            if is_open:
+                with suppress(RunSuspendedError):
+                    await asking(store).run("x", run_id="r 3")
+            else:
+                await say(store).run("again", run_id="r 3")
+
+        async with stored(tmp_path, clock) as store:
+            for number in range(6):
+                await say(store).run("x", run_id=f"r {number}")
+            clock.advance(DAY)
+            TOLD.before = begin_anew
+            assert (await prune(store.stack, Retention.of(older="1h"))).runs == 5
+            assert await kept(store) == {"r 3"}
+            if is_open:
+                await asking(store).resume("r 3", answer=True)
+            else:
+                assert await say(store).resume("r 3") == "again"
+
+    asyncio.run(main())
+
+
+def test_damaged_records_keep_no_others_back(tmp_path: Path) -> None:
+    """They are counted and left, whether the run's record, its state or a key is damaged; `remove_run` removes them."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            for number in range(3 * SLICE):
+                await say(store).run("x", run_id=f"{number:03}")
+            await store.stack.write(
+                [
+                    Put("pocket:run:000", [1]),
+                    Put("pocket:run-state:finished:say:x:y", None),
+                    Put("pocket:run-state:finished:x", None),
+                ]
+            )
+            (state,) = [key async for key in store.stack.scan("pocket:run-state:finished:say:") if key.endswith(":001")]
+            await store.stack.write([Put(state, "no state")])
+            clock.advance(DAY)
+            pruned = await prune(store.stack, Retention.of(older="1h"))
+            assert (pruned.runs, pruned.unreadable) == (3 * SLICE - 2, 2)
+            for run_id in ("000", "001"):
+                assert await remove_run(store.stack, run_id)
+            left = [key async for key in store.stack.scan("pocket:run-state:")]
+            assert left == ["pocket:run-state:finished:say:x:y", "pocket:run-state:finished:x"]
+
+    asyncio.run(main())
+
+
+def test_no_clock_that_is_ahead_lets_a_policy_remove_what_is_young(tmp_path: Path) -> None:
+    """A worker's time goes up to the begin of the newest run, whoever began it; then what is old goes, once in a while."""
+
+    async def main() -> None:
+        clock, ahead = FakeClock(), [0.0]
+        async with stored(tmp_path, lambda: clock() + ahead[0]) as store:
+            for number in range(2 * SLICE):
+                await say(store).run("x", run_id=f"old {number}")
+            clock.advance(20 * DAY)
+            with suppress(RunSuspendedError):
+                await asking(store).run("x", run_id="new")
+            pruner, ahead[0] = Pruner(store.stack, Retention.of(older="30d")), 365 * DAY
+            assert await slices(pruner) == 0.0
+            assert len(await kept(store)) == 2 * SLICE + 1
+            ahead[0] = 0.0
+            clock.advance(20 * DAY)
+            with suppress(RunSuspendedError):
+                await asking(store).run("x", run_id="newer")
+            assert await slices(pruner) == 0.0
+            assert await kept(store) == {"new", "newer"}
+
+    asyncio.run(main())
+
+
+async def slices(pruner: Pruner) -> float:
+    """A whole pass; the longest pause that it asked for between slices."""
+    longest = 0.0
+    while (rest := await pruner.slice()) < EVERY:
+        longest = max(longest, rest)
+    return longest
+
+
+def test_slices_are_short_and_yield_to_others(tmp_path: Path) -> None:
+    """Each looks at a few runs; while others write it asks for a pause between them, alone for none."""
+
+    async def main() -> None:
+        clock, writes = FakeClock(), list[int]()
+
+        async def count(changes: Sequence[Change]) -> None:
+            writes.append(len(changes))
+
+        async with stored(tmp_path, clock) as store:
+            for number in range(6 * SLICE):
+                await say(store).run("x", run_id=f"{number}")
+            clock.advance(DAY)
+            pruning, rests, gone = Pruning(store.stack, Retention.of(older="1h")), list[float | None](), list[int]()
+            assert await prune(store.stack, Retention.of(older="9d")) == Pruned()
+            TOLD.before = count
+            for is_busy in (False, False, False, True, True, False):
+                if is_busy:
+                    await store.set("mine", len(rests))
+                before = pruning.runs
+                rests.append(await pruning.slice())
+                gone.append(pruning.runs - before)
+            assert rests == [0.0, 0.0, 0.0, PAUSE, PAUSE, 0.0]
+            assert gone == [SLICE] * 6
+            assert max(writes) < 100
+
+    asyncio.run(main())
+
+
+def test_a_run_of_many_records_goes_in_several_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none is long; till the last one it is a finished run that gives its result."""
+    monkeypatch.setattr("pocket_plug.graph.durable.removal.CHUNK", 4)
+
+    async def main() -> None:
+        clock, writes = FakeClock(), list[int]()
+
+        async def look(changes: Sequence[Change]) -> None:
+            TOLD.before = None
+            assert await long.resume("r") == 0
+            writes.append(len(changes))
+            TOLD.before = look
+
+        async with stored(tmp_path, clock) as store:
+            names = [node(lambda n: n, name=f"n{number}") for number in range(20)]
+            joined: Any = names[0]
+            for name in names[1:]:
+                joined = joined >> name
+            long: Graph[int, int] = Graph(joined, store=store, name="long")
+            assert await long.run(0, run_id="r") == 0
+            clock.advance(DAY)
+            assert (
+                await prune(store.stack, Retention.of(keep=1)) == Pruned()
+            )  # which notes that no run is without a state
+            TOLD.before = look
+            assert (await prune(store.stack, Retention.of(older="1h"))).runs == 1
+            TOLD.before = None
+            assert len(writes) == 6
+            assert max(writes) <= 4
+            assert await kept(store) == set()
+
+    asyncio.run(main())
+
+
+def test_the_file_shrinks(tmp_path: Path) -> None:
+    """What the removed runs had taken of it is given back, up to what others still need."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            for number in range(40):
+                await say(store).run("x" * 10_000, run_id=f"{number}")
+            clock.advance(DAY)
+            await say(store).run("x", run_id="young")
+            pruned = await prune(store.stack, Retention.of(older="1h"))
+            assert (pruned.runs, await kept(store)) == (40, {"young"})
+            assert pruned.freed > 40 * 10_000
+            assert await store.stack.check() == []
+        assert (tmp_path / "state.db").stat().st_size < 100_000
+
+    asyncio.run(main())
+
+
+def test_graphs_are_found_whatever_their_names(tmp_path: Path) -> None:
+    """Each once, with a look for each."""
+
+    async def main() -> None:
+        async with stored(tmp_path, FakeClock()) as store:
+            names = ["a", "a:", "a;", "a!", "%", "ä", "\U0010ffff", "a:b:c"]
+            for name in names:
+                for number in range(3):
+                    await say(store, name).run("x", run_id=f"{names.index(name)} {number}")
+            found = await graphs_in(store.stack, "finished")
+            assert len(found) == len(set(found)) == len(names)
+            assert await graphs_in(store.stack) == found
+            assert await graphs_in(store.stack, "failed") == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing says which runs are to go; give older, keep, or both"),
+        ({"older": "soon"}, "older can't be 'soon'; give seconds from 0 up"),
+        ({"older": True}, "older can't be True"),
+        ({"keep": -1}, "keep must be a number of runs, 0 or more, not"),
+        ({"keep": True}, "keep must be a number of runs"),
+        (
+            {"keep": 1, "states": ["waiting"]},
+            "runs of the state 'waiting' can't be pruned, only those that have ended",
+        ),
+        ({"keep": 1, "states": ["finish"]}, "Did you mean 'finished'?"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(options: Any, message: str) -> None:
+    """With what is allowed."""
+    with pytest.raises(ConfigError) as refused:
+        Retention.of(**options)
+    assert message in str(refused.value)
+
+
+def test_a_retention_can_be_changed_as_any_dataclass() -> None:
+    """It is frozen data."""
+    assert replace(Retention.of(older=1), graph="g") == Retention(older=1.0, graph="g")
