@@ -147,7 +147,9 @@ async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspend
 async def operate(world: World, machine: Machine, run: Story, what: str = "") -> None:
     """Do something to a run as an operator, and judge what is told of it."""
     runs, began = pp.Runs(machine.store), world.scheduler.now
-    what = what or world.random.choice(("cancel", "retry", "retry", "get", "list", "remove"))
+    what = what or world.random.choice(("cancel", "retry", "retry", "get", "list", "remove", "answer", "answer"))
+    if what == "answer" and not run.asked:
+        return
     if what == "remove":
         if run.status not in ("finished", "cancelled") or run.in_flight or world.on_the_way:
             return  # it would be begun anew, under the same id, by somebody who is at it
@@ -168,6 +170,9 @@ async def operate(world: World, machine: Machine, run: Story, what: str = "") ->
             world.note(machine.name, f"submit {run.id} by {mine.number}: {state}")
             if not run.was(state, began):
                 world.violate(f"whoever submitted {run.id} was told that it is {state}, and it was not")
+            return
+        if what == "answer":
+            await answer_one(world, machine, runs, run)
             return
         info = await getattr(runs, what)(run.id)
     except (pp.RunStateError, pp.UnknownRunError) as error:
@@ -192,6 +197,26 @@ async def operate(world: World, machine: Machine, run: Story, what: str = "") ->
             world.violate(f"whoever had {run.id} tried again was told that it is {info.state}")
         if not run.was(info.state, began):
             world.violate(f"{what} of {run.id} says that it is {info.state}, and it was not")
+
+
+async def answer_one(world: World, machine: Machine, runs: pp.Runs, run: Story) -> None:
+    """Answer a question that is open, or was just now."""
+    place = world.random.choice(sorted(run.asked))
+    answer = world.answer(run, place)
+    if answer is None:
+        return
+    try:
+        info = await runs.answer(run.id, answer, question=place)
+    except pp.RunMismatchError as error:
+        world.note(machine.name, f"answer {answer} to {run.id}/{place}: refused")
+        if run.answers.get(place, answer) == answer:
+            world.violate(f"the answer {answer} to {run.id}/{place} was refused: {error}")
+    else:
+        world.note(machine.name, f"answer {answer} to {run.id}/{place}: {info.state}")
+        if run.answers.get(place) != answer:
+            world.violate(
+                f"the answer {answer} to {run.id}/{place} was taken, and {run.answers.get(place)} is recorded"
+            )
 
 
 async def list_all(world: World, runs: pp.Runs) -> dict[str, str]:
@@ -356,12 +381,8 @@ class Chaos:
 
     async def _help_on(self, machine: Machine, run: Story) -> None:
         """What a worker leaves to operators: the first begin, a retry, an answer."""
-        if run.status == "waiting":
-            error = await attempt(self.world, machine, run, lambda: GRAPHS[run.kind].resume(run.id, pocket=machine))
-            if isinstance(error, pp.RunSuspendedError) and error.questions:
-                await go_on(self.world, machine, run, error)
-        else:
-            await operate(self.world, machine, run, "submit" if not run.status else "retry")
+        what = "answer" if run.status == "waiting" else "retry" if run.status else "submit"
+        await operate(self.world, machine, run, what)
 
     async def _let_expire(self, machine: Machine) -> None:
         """A long time passes, and others run: what had a `keep_finished` goes, and nothing else."""

@@ -127,7 +127,7 @@ class Machine:
         self.store.stack.backoff = Backoff(uniform=world.random.uniform)
         self.heart = heartbeat.Heart()
         self.sleeping: list[Callable[[], None]] = []
-        self._beats = False
+        self._pause, self._sooner = 0.0, asyncio.Event()
         self.faulty_until = -1.0
         self.died_at = math.inf
         self.disturbed_at = -1.0
@@ -151,17 +151,23 @@ class Machine:
 
     def keep_beating(self, lease: float) -> None:
         """What the package's thread does is done by a task here."""
-        if not self._beats:
-            self._beats = True
+        if not self._pause:
+            self._pause = lease / 3
             self.spawn(self._beat())
+        elif lease / 3 < self._pause:
+            self._sooner.set()
 
     async def _beat(self) -> None:
         while held := self.identity.held:
-            await asyncio.sleep(min(each.lease for each in held.values()) / 3)
+            self._pause = min(each.lease for each in held.values()) / 3
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause):
+                    await self._sooner.wait()
+            self._sooner.clear()
             for stack, speaking in self.heart.unmoved().items():
                 with suppress(pp.StoreError):
                     await heartbeat.beat(stack, self.identity.id, speaking)
-        self._beats = False
+        self._pause = 0.0
 
     def clock(self) -> float:
         """Epoch seconds, as this computer has them."""
