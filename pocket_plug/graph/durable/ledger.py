@@ -140,9 +140,8 @@ class RunLedger:
         try:
             return await travel(value)
         except BaseException as error:
-            if isinstance(error, RunReleasedError):
-                await run.to_its_end(journal.record_end(error))
-            elif not isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError):
+            is_left = isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError)
+            if not is_left or isinstance(error, RunReleasedError):
                 await self._end_early(run, error)
             raise
         finally:
