@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, RunFailure, idempotency_key
+    from .graph.durable.prune import Pruned, Retention
     from .graph.durable.worker import Worker, WorkerReport
     from .graph.each import each
     from .graph.events import (
@@ -130,6 +131,8 @@ _MODULES = {
     "fan_out": "graph.fan_out",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
+    "Pruned": "graph.durable.prune",
+    "Retention": "graph.durable.prune",
     "Worker": "graph.durable.worker",
     "WorkerReport": "graph.durable.worker",
     "idempotency_key": "graph.durable",
@@ -222,8 +225,10 @@ __all__ = [
     "Pocket",
     "PocketError",
     "Progressed",
+    "Pruned",
     "Put",
     "RecordedError",
+    "Retention",
     "Retry",
     "RouteError",
     "RunBusyError",

@@ -29,7 +29,7 @@ COMMANDS = {
     "graph": ("run", "Draw a graph as a Mermaid flow chart."),
     "plugins": ("show", "List the plugins that were found, used or not, and why."),
     "run": ("run", "Run an application or a graph."),
-    "runs": ("runs", "Look at durable runs, go on with them, answer and remove them."),
+    "runs": ("runs", "Look at durable runs, go on with them, answer, cancel, retry and remove them."),
     "stack": ("show", "Draw the configured store stacks."),
     "store": ("store", "Look into a store, and change it."),
     "trace": ("trace", "Look at what was traced, open it in the browser, send it to a backend."),

@@ -1,6 +1,7 @@
 """The kit for those who test what they wrote: contracts to inherit, a clock, span capture, a Pocket for each test.
 
 - `contracts.BackendContract`, `layer_contract.LayerContract`: inherit one, and get the whole suite.
+- `runs_contract.RunsContract`: the same for durable runs over a backend that several processes share.
 - `clock.FakeClock`, `clock.run_virtual`: time that a test owns.
 - `spans.SpanCapture`: the spans that a block of code makes, as a tree.
 - `isolation.fresh_pocket`: a block in which the process has no default Pocket yet; `fixtures` has it for pytest.
@@ -14,4 +15,6 @@ import sys
 
 if (pytest := sys.modules.get("pytest")) is not None:
     # their asserts then say what they found, as those of a test module do
-    pytest.register_assert_rewrite("pocket_plug.testing.contracts", "pocket_plug.testing.layer_contract")
+    pytest.register_assert_rewrite(
+        "pocket_plug.testing.contracts", "pocket_plug.testing.layer_contract", "pocket_plug.testing.runs_contract"
+    )

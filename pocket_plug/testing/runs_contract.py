@@ -119,8 +119,8 @@ class RunsContract:
             ids = await _some_of_each(store)
             runs = Runs(store)
             everything = (await runs.list()).runs[::-1]
-            pairs: list[tuple[RunState, str]] = [("waiting", "asking"), ("failed", "failing"), ("finished", "plain")]
-            for state, graph in pairs:
+            kinds: list[tuple[RunState, str]] = [("waiting", "asking"), ("failed", "failing"), ("finished", "plain")]
+            for state, graph in kinds:
                 wanted = [each for each in ids if each.endswith(state)]
                 assert [each.run_id for each in (await runs.list(state=state)).runs] == wanted[::-1]
                 assert [each.run_id for each in (await runs.list(graph=graph)).runs] == wanted[::-1]

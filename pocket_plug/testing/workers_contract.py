@@ -14,10 +14,9 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,13 +40,17 @@ LEASE = 0.6
 """Seconds. A process is stopped for up to twice that."""
 CLOCKS = (0.0, 7 * 3600.0, -5 * 3600.0)
 """What the workers' clocks are ahead of the true time."""
+PACE = 0.7
+"""Seconds from one moment to the next, about: a process has to start in between."""
+AT_ONCE, STEPS, AHEAD = 4, 7, 10
+"""Runs that a worker is at; nodes one after the other in a run; runs that are submitted before they can be taken."""
 HANGS = 120.0
 """Seconds after the last disturbance in which all runs must have ended."""
 
 
 # ---------------------------------------------------------------- the runs
-_said = -1
-"""Where the processes say what they execute."""
+_said, _longest = -1, 0.0
+"""Where a worker's process says what it executes, and how many seconds an `exec` takes at most."""
 
 
 class Effect(Node[int, int], name="effect"):
@@ -55,7 +58,7 @@ class Effect(Node[int, int], name="effect"):
 
     async def exec(self, prepared: int) -> int:
         os.write(_said, f"{os.getpid()} {time.monotonic()} {idempotency_key()}\n".encode())
-        await asyncio.sleep(random.uniform(0, 0.02))  # noqa: S311 - no secret
+        await asyncio.sleep(random.uniform(0, _longest))  # noqa: S311 - no secret
         return prepared
 
     async def post(self, store: StoreWriter, input: int, prepared: int, result: int) -> int:
@@ -67,6 +70,11 @@ class Effect(Node[int, int], name="effect"):
 @node
 async def spread(n: int) -> list[int]:
     return list(range(n % 5 + 1))
+
+
+@node
+async def total(items: list[int]) -> int:
+    return sum(items)
 
 
 @node
@@ -82,14 +90,7 @@ WAY = Graph(_effect("item") >> _effect("after"), name="way")
 INNER = Graph(_effect("inside") >> Sleep[int]("20ms", name="nap") >> _effect("beyond"), name="inner")
 APPROVE = Ask[int, bool](bool, question="Go on?", name="approve")
 GRAPH = Graph(
-    _effect("first")
-    >> spread
-    >> each(WAY, concurrency=3)
-    >> node(sum).with_options(name="total")
-    >> INNER
-    >> APPROVE
-    >> taken
-    >> _effect("last"),
+    _effect("first") >> spread >> each(WAY, concurrency=3) >> total >> INNER >> APPROVE >> taken >> _effect("last"),
     name="contract",
 )
 
@@ -107,14 +108,15 @@ def keys_of_run(number: int) -> list[str]:
 
 
 # ---------------------------------------------------------------- the processes
-def serve(url: str, said: str, ahead: float) -> None:
+def serve(url: str, said: str, ahead: float, longest: float) -> None:
     """A worker's process."""
-    global _said
+    global _said, _longest
+    _longest = longest
     _said = os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     async def main() -> None:
         async with Store(url, clock=lambda: time.time() + ahead) as store:
-            worker = Worker([GRAPH], store=store, concurrency=4, lease=LEASE)
+            worker = Worker([GRAPH], store=store, concurrency=AT_ONCE, lease=LEASE)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
             await worker.run()
 
@@ -122,11 +124,12 @@ def serve(url: str, said: str, ahead: float) -> None:
 
 
 def submit(url: str, runs: int) -> None:
-    """The submitting process: it submits all again where it was killed."""
+    """The submitting process: it submits all again where it was killed, and only some ahead of the workers."""
     with SyncStore(url) as store:
         for number in range(runs):
             GRAPH.submit_sync(input_of(number), run_id=f"r{number}", store=store)
-            time.sleep(0.005)
+            while len(SyncRuns(store).list(state="pending", limit=AHEAD).runs) == AHEAD:
+                time.sleep(0.05)
 
 
 def answer_all(url: str) -> int:
@@ -153,12 +156,12 @@ class _Child:
         code = (
             "import sys; from pocket_plug.testing import workers_contract as it; it.CALLS[sys.argv[1]](*sys.argv[2:])"
         )
-        self.process = subprocess.Popen([sys.executable, "-c", code, *self.arguments])
+        self.process = subprocess.Popen([sys.executable, "-c", code, *self.arguments])  # noqa: S603 - ours
         self.begun += 1
 
 
 CALLS = {
-    "serve": lambda url, said, ahead: serve(url, said, float(ahead)),
+    "serve": lambda url, said, ahead, longest: serve(url, said, float(ahead), float(longest)),
     "submit": lambda url, runs: submit(url, int(runs)),
 }
 
@@ -184,7 +187,9 @@ class Campaign:
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._said = folder / "said"
         self._said.touch()
-        self._workers = [_Child(("serve", url, str(self._said), str(ahead))) for ahead in CLOCKS]
+        # so that there is work until the last moment
+        longest = 2 * PACE * moments / (runs * STEPS / (AT_ONCE * len(CLOCKS)))
+        self._workers = [_Child(("serve", url, str(self._said), str(ahead), str(longest))) for ahead in CLOCKS]
         self._submitter = _Child(("submit", url, str(runs)))
         self._disturbed: dict[int, list[float]] = defaultdict(list)
         """The moments at which a process was killed or stopped, by its pid."""
@@ -198,8 +203,10 @@ class Campaign:
             for child in children:
                 child.start()
             for _ in range(self.moments):
-                time.sleep(self._random.uniform(0.02, 0.25))
-                self._disturb(self._random.choice(children))
+                child = self._random.choices(children, (5, 5, 5, 1))[0]
+                self._await_work(child)
+                time.sleep(self._random.uniform(0, 0.3))
+                self._disturb(child)
                 self._answer()
             self._finish()
         finally:
@@ -210,6 +217,17 @@ class Campaign:
         self.outcome.seconds = time.monotonic() - began
         self._check()
         return self.outcome
+
+    def _await_work(self, child: _Child) -> None:
+        """Until a worker has executed something, if there is anything: one that only starts is not worth disturbing."""
+        until = time.monotonic() + 2
+        while child is not self._submitter and child.process is not None and time.monotonic() < until:
+            if f"{child.process.pid} ".encode() in self._said.read_bytes():
+                return
+            if child.process.poll() is not None:
+                child.start()
+            time.sleep(0.02)
+            self._answer()
 
     def _disturb(self, child: _Child) -> None:
         process = child.process
@@ -286,10 +304,10 @@ class Campaign:
         for key, times in executed.items():
             times.sort()
             self.outcome.redone += len(times) - 1
-            for at, pid in times[:-1]:
-                if not any(moment >= at for moment in self._disturbed[pid]):
+            for begun, process in times[:-1]:
+                if not any(moment >= begun for moment in self._disturbed[process]):
                     self.outcome.faults.append(
-                        f"exec of {key} was done again, and process {pid} was not disturbed since"
+                        f"exec of {key} was done again, and process {process} was not disturbed since"
                     )
 
 

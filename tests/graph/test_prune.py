@@ -350,7 +350,9 @@ def test_a_run_of_many_records_goes_in_several_writes(tmp_path: Path, monkeypatc
             long: Graph[int, int] = Graph(joined, store=store, name="long")
             assert await long.run(0, run_id="r") == 0
             clock.advance(DAY)
-            assert await prune(store.stack, Retention.of(keep=1)) == Pruned()  # which notes that no run is without a state
+            assert (
+                await prune(store.stack, Retention.of(keep=1)) == Pruned()
+            )  # which notes that no run is without a state
             TOLD.before = look
             assert (await prune(store.stack, Retention.of(older="1h"))).runs == 1
             TOLD.before = None

@@ -15,7 +15,7 @@ import click
 import pytest
 
 import pocket_plug
-from pocket_plug import RunCheck, RunPosition, errors, hookspecs
+from pocket_plug import RunCheck, RunInfo, RunPosition, Runs, RunState, errors, hookspecs
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
@@ -175,6 +175,10 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "Graph methods": ("Graph methods", 0, public(Graph)),
     "RunPosition": ("Changed graphs", 2, fields_of(RunPosition) | {"renamed"}),
     "RunCheck": ("Changed graphs", 3, fields_of(RunCheck)),
+    "Runs": ("Operating runs", 0, public(Runs) | {"stack"}),
+    "RunState": ("Operating runs", 1, set(get_args(RunState))),
+    "RunInfo": ("Operating runs", 2, fields_of(RunInfo)),
+    "run records": ("Operating runs", 3, {"RunPage", "RunHistory", "RunExecution", "PassedNode", "RunQuestion"}),
     "each": ("Many items", 0, of_signature(each, keywords_only=True) | of_signature(fan_out, keywords_only=True)),
     "Pocket": ("Pocket", 0, of_signature(Pocket)),
     "Pocket's": ("Pocket", 1, public(Pocket) | {"async", "stores", "config"}),

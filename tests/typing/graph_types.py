@@ -24,19 +24,31 @@ from pocket_plug import (
     NodeLeft,
     NodePlace,
     NodeRetried,
+    PassedNode,
     Pocket,
     Progressed,
     Retry,
     RunCheck,
     RunEvent,
+    RunExecution,
+    RunFailure,
+    RunHistory,
+    RunInfo,
+    RunOwner,
+    RunPage,
     RunPosition,
+    RunQuestion,
+    Runs,
+    RunState,
     RunStream,
     RunSuspendedError,
+    RunValue,
     Store,
     StoreReader,
     StoreWriter,
     Suspended,
     SyncReader,
+    SyncRuns,
     SyncStore,
     SyncWriter,
     each,
@@ -421,3 +433,28 @@ async def durable(store: Store) -> None:
     assert_type(await fan_out(fetch, ["/"], store=store, run_id="r"), list[bytes])
     async with Pocket() as pocket:
         assert_type(await pocket.run(approval, Order("1"), run_id="r"), float)
+
+
+async def operate(store: Store, sync: SyncStore, approval: Graph[Order, float]) -> None:
+    runs = Runs(store.scope("part"))
+    page = await runs.list(state="failed", graph="approval", since=0.0, limit=10)
+    assert_type(page.runs, tuple[RunInfo, ...])
+    assert_type(await runs.list(state=("pending", "stalled"), after=page.after), RunPage)
+    info = await runs.get("r")
+    assert_type(info.state, RunState)
+    assert_type(info.failure, RunFailure | None)
+    assert_type(info.owner, RunOwner | None)
+    assert_type(info.result, RunValue | None)
+    assert_type((await runs.history("r")).executions, tuple[RunExecution, ...])
+    assert_type((await runs.history("r")).path, tuple[PassedNode, ...])
+    assert_type(await runs.questions("r"), tuple[RunQuestion, ...])
+    ask = Ask[Order, bool](bool, question="Sure?")
+    assert_type(await runs.answer("r", True, question=ask, graph=approval), RunInfo)
+    assert_type(await runs.cancel("r"), RunInfo)
+    assert_type(await runs.retry("r"), RunInfo)
+    assert_type(await runs.remove("r", force=True), bool)
+    assert_type(await runs.wait("r", timeout="5m"), RunInfo)
+    assert_type(runs.sync, SyncRuns)
+    assert_type(SyncRuns(sync).list().runs, tuple[RunInfo, ...])
+    assert_type(SyncRuns(store).history("r"), RunHistory)
+    assert_type(SyncRuns(sync).wait("r"), RunInfo)

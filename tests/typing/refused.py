@@ -20,6 +20,7 @@ from pocket_plug import (
     Next,
     Node,
     Retry,
+    Runs,
     RunStream,
     Store,
     StoreReader,
@@ -259,3 +260,6 @@ async def graphs() -> None:
     async for event in Graph(charge >> file).stream("x"):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         print(event.place, stream)  # type: ignore[union-attr]  # pyright: ignore[reportAttributeAccessIssue]
     progress("half")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await Runs(Store()).list(state="runing")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    (await Runs(Store()).get("r")).state = "failed"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    Runs("sqlite:///a.db")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -22,6 +22,7 @@ from .stalled import StallWatch
 from .standing import part_of
 from .states import State, plain_state, read_state, state_key, state_of, wake_key
 from .waits import put_wait, waits_in
+from .waking import wake_workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,8 @@ async def move(
                 return None
             raise
         version = landed
+    if status == "pending":
+        wake_workers()
     entry = Entry(record, version, seen.entry.expires_at)
     return replace(seen, entry=entry, record=record, state_key=there, state_version=version, state=state, unmoved=None)
 

@@ -160,11 +160,14 @@ class Instruments:
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def collect(options: CallbackOptions) -> Iterable[Observation]:
             with self._lock:
-                stores = {(runs.place, *about.items()): (runs, about) for runs, about in self.stores.items()}
+                stores = list(self.stores.items())
             found: dict[tuple[tuple[str, Value], ...], float] = {}
-            for runs, about in stores.values():  # one of those that keep the same runs
-                if (figures := runs.figures()) is None:
+            seen = set[tuple[object, ...]]()
+            for runs, about in stores:
+                place = (runs.place, *about.items())  # several stores may keep the same runs
+                if place in seen or (figures := runs.figures()) is None:
                     continue
+                seen.add(place)
                 for value, attributes in figure(figures):
                     key = tuple((about | attributes).items())
                     former = found.get(key, 0)
