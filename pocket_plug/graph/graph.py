@@ -14,13 +14,13 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
-from .chain import Chain, Ends, I, O, T, as_chain
+from .chain import Chain, Ends, I, O, T, Y, as_chain
 from .context import in_own_context
 from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
 from .node import Node
-from .options import GraphOptions, Options, check_count
+from .options import GraphOptions, Options, ResumeOptions, check_count
 from .plan import Plan
 from .step import make_step
 from .upgrades import Upgrade, check_upgrade
@@ -181,6 +181,14 @@ class Graph(Node[I, O]):
             feed, self._execution(input, host, request, store, traceparent, loop=True, threads=True), input
         )
 
+    @overload
+    async def resume(
+        self, run_id: str, /, *, answer: Y, question: Ask[Any, Y], **options: Unpack[ResumeOptions]
+    ) -> O: ...
+    @overload
+    async def resume(
+        self, run_id: str, /, *, answer: object = ..., question: str | None = ..., **options: Unpack[ResumeOptions]
+    ) -> O: ...
     async def resume(
         self,
         run_id: str,
@@ -196,7 +204,8 @@ class Graph(Node[I, O]):
     ) -> O:
         """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
 
-        As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
+        `question` is its id, or the Ask that asks, by which type checkers know what may be answered. As `run`; raises
+        UnknownRunError where no run has that id, and InputError for an answer of another type.
         """
         request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True, threads=True)
@@ -226,6 +235,14 @@ class Graph(Node[I, O]):
         output: O = execution.go_in_place(input, self._is_sync)
         return output
 
+    @overload
+    def resume_sync(
+        self, run_id: str, /, *, answer: Y, question: Ask[Any, Y], **options: Unpack[ResumeOptions]
+    ) -> O: ...
+    @overload
+    def resume_sync(
+        self, run_id: str, /, *, answer: object = ..., question: str | None = ..., **options: Unpack[ResumeOptions]
+    ) -> O: ...
     def resume_sync(
         self,
         run_id: str,

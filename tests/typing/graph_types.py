@@ -423,8 +423,12 @@ async def durable(store: Store) -> None:
         assert_type(suspended.run_id, str)
     assert_type(await approval.resume("r", answer=True), float)
     assert_type(await approval.resume("r", allow_changed=True), float)
+    assert_type(await approval.resume("r", answer=True, question=ask, takeover=True), float)
+    assert_type(await approval.resume("r", answer="whatever", question="approve#1", store=store), float)
     assert_type(approval.run_sync(Order("1"), run_id="r"), float)
     assert_type(approval.resume_sync("r", answer=False), float)
+    maybe = Ask[Order, bool | None](bool | None, question="Sure?")
+    assert_type(approval.resume_sync("r", answer=None, question=maybe, allow_changed=True), float)
     assert_type(idempotency_key(), str)
     assert_type(await fan_out(fetch, ["/"], store=store, run_id="r"), list[bytes])
     async with Pocket() as pocket:

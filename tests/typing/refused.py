@@ -249,6 +249,11 @@ async def graphs() -> None:
     receipts: list[Receipt] = await fan_out(charge, [Order("1")], errors="collect")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     print(Ask[Order, bool](bool, question=str) >> price)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
     Ask[Order, bool](str, question=str)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    asks = Ask[Order, bool](bool, question=str)
+    asking = Graph(asks)
+    await asking.resume("r", answer="yes", question=asks)  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    asking.resume_sync("r", answer=None, question=asks)  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    asking.resume_sync("r", question=asks, takeovr=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     await Graph(charge >> file).run(Order("1"), run_id=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     print(number, receipts)
     stream: RunStream[int] = Graph(charge >> file).stream(Order("1"))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]

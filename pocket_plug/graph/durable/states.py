@@ -137,6 +137,8 @@ class State:
     """When it goes on by itself, if it waits for a time."""
     questions: int = 0
     """How many it waits to be answered."""
+    asked: float | None = None
+    """When the first of these was asked."""
     look_at: float | None = None
     """The time in the key of its note for `keep_finished`, if it has one."""
 

@@ -26,6 +26,7 @@ from pocket_plug.graph.host import RunHost, default_host
 from pocket_plug.graph.observing import RunNotice
 from pocket_plug.graph.options import check_count
 from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.graph.retention import Retention
 from pocket_plug.graph.running import Running, Travel
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import error_type, log_failure
@@ -37,7 +38,7 @@ from pocket_plug.store.sync import SyncScope
 
 from .journal import Journal, RunReleasedError, Wanted
 from .ledger import RunLedger
-from .prune import EVERY, Pruner, Retention
+from .prune import EVERY, Pruner
 from .ready import Finder, Ready, versions_of
 from .request import prepare
 from .states import LEASE
