@@ -50,7 +50,7 @@ POLL = 0.05
 """Seconds between two looks for runs that other processes have submitted."""
 REVIEW = 1.0
 """Seconds between two looks at the runs that others are at; less where the lease is short."""
-DUTY = 10
+DUTY = 3
 """A look that takes long is followed by a pause of so many times that."""
 MAX_TRIES = 5
 """After so many executions without progress a run has failed: one that ends its process would end all workers in turn."""
