@@ -101,6 +101,14 @@ _expecting(
     lambda changes, key: _claims(changes) and (":wait:" in key or _is_control(key)),
 )
 
+_expecting(
+    "a run is suspended without expecting the questions that it has looked at",
+    lambda changes, key: ":wait:" in key and _puts(changes, records.RUN, status="waiting"),
+)
+_expecting(
+    "an answer beside an execution does not expect that it is still at the run",
+    lambda changes, key: _is_control(key) and all(":wait:" in change.key for change in changes),
+)
 _expecting("a run is submitted over whatever is there", lambda changes, key: _puts(changes, states.STATE + "pending:"))
 _expecting(
     "who takes over a stalled run does not expect its heartbeat", lambda changes, key: key.startswith(heartbeat.BEAT)
