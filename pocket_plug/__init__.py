@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, RunFailure, idempotency_key
-    from .graph.durable.prune import Pruned, Retention
+    from .graph.durable.prune import Pruned
     from .graph.durable.worker import Worker, WorkerReport
     from .graph.each import each
     from .graph.events import (
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.reports import emit, progress
+    from .graph.retention import Retention
     from .graph.retry import Retry
     from .graph.runs import (
         PassedNode,
@@ -132,7 +133,7 @@ _MODULES = {
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
     "Pruned": "graph.durable.prune",
-    "Retention": "graph.durable.prune",
+    "Retention": "graph.retention",
     "Worker": "graph.durable.worker",
     "WorkerReport": "graph.durable.worker",
     "idempotency_key": "graph.durable",

@@ -412,8 +412,11 @@ async def _submit(
     traceparent: Carrier | None,
 ) -> str:
     from .durable.submitting import submit
+    from .observing import RunNotice
 
-    state, _ = await submit(graph, place, run_id, input, _carrier(traceparent or {}))
+    state, is_new = await submit(graph, place, run_id, input, _carrier(traceparent or {}))
+    if is_new:
+        pocket.notify(RunNotice("submitted", run_id, graph.name))
     return state
 
 

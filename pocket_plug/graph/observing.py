@@ -98,6 +98,18 @@ class PhaseCall:
     output: Value = field(default=None, repr=False, init=False)
 
 
+@dataclass(frozen=True, slots=True)
+class RunNotice:
+    """What has become of a durable run where no execution of it is watched."""
+
+    what: Literal["submitted", "stalled", "stuck"]
+    """It was submitted; it was found stalled, and is taken over; it was given up after too many executions without progress."""
+    run_id: str
+    graph: str
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Of a stalled run the process that was at it, `host`, `pid` and `since` (epoch seconds); of a stuck one `tries`."""
+
+
 def _ignore(what: str, error: BaseException) -> None:
     """An observer that no Pocket has asked for belongs to no plugin."""
 

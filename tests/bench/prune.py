@@ -20,13 +20,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pocket_plug as pp
-from pocket_plug.graph.durable.prune import Pruning, Retention
+from pocket_plug.graph.durable.prune import Pruning
 from pocket_plug.graph.durable.records import PART, RUN
 from pocket_plug.graph.durable.states import StateKey, state_key
+from pocket_plug.graph.retention import Retention
 from pocket_plug.store.backend import Put
 
 NODES = 50
-ROUNDS = 6
+ROUNDS = 4
 SECONDS = 6.0
 """Of a round."""
 OLD = 60 * 86_400.0
@@ -34,7 +35,8 @@ OLD = 60 * 86_400.0
 ELSEWHERE = """
 import asyncio, sys
 from pocket_plug import Store
-from pocket_plug.graph.durable.prune import Retention, prune
+from pocket_plug.graph.durable.prune import prune
+from pocket_plug.graph.retention import Retention
 
 async def main():
     async with Store(sys.argv[1]) as store:
@@ -130,7 +132,7 @@ async def main(runs: int, durability: str, folder: Path) -> None:
             flush=True,
         )
     async with pp.Store(url) as store:
-        graph, ids = chain(store), count()
+        graph, ids = chain(store), count(time.time_ns())
         await load(graph, ids, None)
         beside = Pruning(store.stack, Retention(older=86_400.0))
         alone, within, elsewhere = [], [], []

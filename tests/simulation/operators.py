@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -146,9 +147,11 @@ async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspend
 async def operate(world: World, machine: Machine, run: Story, what: str = "") -> None:
     """Do something to a run as an operator, and judge what is told of it."""
     runs, began = pp.Runs(machine.store), world.scheduler.now
-    what = what or world.random.choice(("cancel", "retry", "retry", "get", "list", "remove"))
+    what = what or world.random.choice(("cancel", "retry", "retry", "get", "list", "remove", "answer", "answer"))
+    if what == "answer" and not run.asked:
+        return
     if what == "remove":
-        if run.status not in ("finished", "cancelled") or run.in_flight:
+        if run.status not in ("finished", "cancelled") or run.in_flight or world.on_the_way:
             return  # it would be begun anew, under the same id, by somebody who is at it
         run.is_removed = True
     world.attempts += 1
@@ -159,10 +162,17 @@ async def operate(world: World, machine: Machine, run: Story, what: str = "") ->
             await list_all(world, runs)
             return
         if what == "submit":
-            state = await GRAPHS[run.kind].submit(run.input, run_id=run.id, pocket=machine)
+            run.in_flight += 1
+            try:
+                state = await GRAPHS[run.kind].submit(run.input, run_id=run.id, pocket=machine)
+            finally:
+                run.in_flight -= 1
             world.note(machine.name, f"submit {run.id} by {mine.number}: {state}")
             if not run.was(state, began):
                 world.violate(f"whoever submitted {run.id} was told that it is {state}, and it was not")
+            return
+        if what == "answer":
+            await answer_one(world, machine, runs, run)
             return
         info = await getattr(runs, what)(run.id)
     except (pp.RunStateError, pp.UnknownRunError) as error:
@@ -187,6 +197,26 @@ async def operate(world: World, machine: Machine, run: Story, what: str = "") ->
             world.violate(f"whoever had {run.id} tried again was told that it is {info.state}")
         if not run.was(info.state, began):
             world.violate(f"{what} of {run.id} says that it is {info.state}, and it was not")
+
+
+async def answer_one(world: World, machine: Machine, runs: pp.Runs, run: Story) -> None:
+    """Answer a question that is open, or was just now."""
+    place = world.random.choice(sorted(run.asked))
+    answer = world.answer(run, place)
+    if answer is None:
+        return
+    try:
+        info = await runs.answer(run.id, answer, question=place)
+    except pp.RunMismatchError as error:
+        world.note(machine.name, f"answer {answer} to {run.id}/{place}: refused")
+        if run.answers.get(place, answer) == answer:
+            world.violate(f"the answer {answer} to {run.id}/{place} was refused: {error}")
+    else:
+        world.note(machine.name, f"answer {answer} to {run.id}/{place}: {info.state}")
+        if run.answers.get(place) != answer:
+            world.violate(
+                f"the answer {answer} to {run.id}/{place} was taken, and {run.answers.get(place)} is recorded"
+            )
 
 
 async def list_all(world: World, runs: pp.Runs) -> dict[str, str]:
@@ -285,6 +315,7 @@ class Chaos:
         elif what == "stop" and not machine.process.is_stopped:
             world.note(machine.name, "stopped")
             machine.process.stop()
+            machine.disturbed_at = math.inf
             world.scheduler.after(chance.choice((0.05, 2.0, 90.0)), lambda: _continue(world, machine))
         elif what == "cut":
             machine.faulty_until = world.scheduler.now + chance.choice((0.1, 5.0))
@@ -350,12 +381,8 @@ class Chaos:
 
     async def _help_on(self, machine: Machine, run: Story) -> None:
         """What a worker leaves to operators: the first begin, a retry, an answer."""
-        if run.status == "waiting":
-            error = await attempt(self.world, machine, run, lambda: GRAPHS[run.kind].resume(run.id, pocket=machine))
-            if isinstance(error, pp.RunSuspendedError) and error.questions:
-                await go_on(self.world, machine, run, error)
-        else:
-            await operate(self.world, machine, run, "submit" if not run.status else "retry")
+        what = "answer" if run.status == "waiting" else "retry" if run.status else "submit"
+        await operate(self.world, machine, run, what)
 
     async def _let_expire(self, machine: Machine) -> None:
         """A long time passes, and others run: what had a `keep_finished` goes, and nothing else."""
@@ -374,6 +401,7 @@ class Chaos:
 def _continue(world: World, machine: Machine) -> None:
     if not machine.process.is_dead:
         world.note(machine.name, "goes on")
+        machine.disturbed_at = world.scheduler.now
         machine.process.go_on()
 
 

@@ -12,10 +12,11 @@ from typing import Any
 from unittest import mock
 
 import pocket_plug as pp
-from pocket_plug.graph.durable import claim, journal, ledger, processes, records, states
+from pocket_plug.graph.durable import claim, heartbeat, journal, ledger, processes, records, states
 from pocket_plug.graph.durable.journal import Journal
 from pocket_plug.graph.durable.ledger import RunLedger
 from pocket_plug.graph.durable.processes import Process
+from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.store.backend import Change, Put
 
 from .graphs import EFFECT
@@ -99,6 +100,27 @@ _expecting(
     "an answer does not expect that the question is open",
     lambda changes, key: _claims(changes) and (":wait:" in key or _is_control(key)),
 )
+
+_expecting("a run is submitted over whatever is there", lambda changes, key: _puts(changes, states.STATE + "pending:"))
+_expecting(
+    "who takes over a stalled run does not expect its heartbeat", lambda changes, key: key.startswith(heartbeat.BEAT)
+)
+_expecting(
+    "who takes over a stalled run expects its heartbeat alone",
+    lambda changes, key: _claims(changes) and _is_control(key),
+)
+
+
+@fault("nothing tells a worker of a run that waits for a time")
+def _unnoted() -> Iterator[None]:
+    write = Client.write
+
+    async def forgetful(self: Client, changes: Sequence[Change], expect: Expect = {}) -> int:  # noqa: B006 - never changed
+        kept = [change for change in changes if not change.key.startswith(states.WAKE)]
+        return await write(self, kept, expect)
+
+    with mock.patch.object(Client, "write", forgetful):
+        yield
 
 
 @fault("a node's writes land before its checkpoint, not with it")
@@ -197,6 +219,43 @@ def _held_late() -> Iterator[None]:
         return await hold(self, *arguments)
 
     with mock.patch.object(ledger, "claim", claim_first), mock.patch.object(RunLedger, "hold", then_held):
+        yield
+
+
+@fault("a lease is over by the clock of whoever looks, since the time that the owner has written")
+def _by_clocks() -> Iterator[None]:
+    def is_stalled(self: StallWatch, key: str, state: Any, versions: Expect, former: Any) -> bool:
+        return state.process is not None and self._stack.clock() - state.since >= state.lease
+
+    with mock.patch.object(StallWatch, "_is_stalled", is_stalled):
+        yield
+
+
+@fault("a lease is over a lease after the first look, whatever has moved since")
+def _first_look() -> Iterator[None]:
+    is_stalled = StallWatch._is_stalled
+
+    def hasty(self: StallWatch, key: str, state: Any, versions: Expect, former: Any) -> bool:
+        if former is not None:
+            former.versions = versions
+        return is_stalled(self, key, state, versions, former)
+
+    with mock.patch.object(StallWatch, "_is_stalled", hasty):
+        yield
+
+
+@fault("nobody speaks for a node that takes longer than a lease")
+def _mute() -> Iterator[None]:
+    with mock.patch.object(heartbeat.Heart, "unmoved", return_value={}):
+        yield
+
+
+@fault("an item that is done is no progress: a run whose processes die is given up too early")
+def _no_progress() -> Iterator[None]:
+    async def tries(journal: Journal, state: Any, stood: Any) -> int:
+        return state.tries + 1 if state is not None else 1
+
+    with mock.patch.object(claim, "_tries", tries):
         yield
 
 

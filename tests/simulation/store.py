@@ -130,6 +130,7 @@ class Client(Backend):
 
         def arrive() -> None:
             nonlocal state
+            world.on_the_way -= may_withdraw
             if state == "withdrawn":
                 return
             state = "done"
@@ -153,6 +154,7 @@ class Client(Backend):
             else:
                 after(world.latency(), lambda: reply(error, result))
 
+        world.on_the_way += may_withdraw and fate not in ("killed before", "refused")
         if fate == "killed before":
             machine.kill(f"before {what!r}")
         elif fate == "refused":

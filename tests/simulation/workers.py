@@ -69,13 +69,15 @@ def _told(world: World, machine: Machine, report: pp.WorkerReport) -> None:
         return
     mine = ATTEMPT.get()
     if not isinstance(mine, Attempt) or mine.run.id != report.run_id:
-        if report.became != "failed":  # it was given up before it was begun
+        # given up before it was begun, or removed
+        if report.became != "failed" and not isinstance(report.error, pp.UnknownRunError):
             world.violate(f"a worker of {machine.name} was told {report.became} of {report.run_id}: {report.error!r}")
         return
     mine.ended = world.scheduler.now
     word = type(report.error).__name__ if report.error is not None else ""
     world.note(machine.name, f"attempt {mine.number} of {report.run_id} ends: {report.became} {word}")
-    if mine.overtaken_at is not None and report.became not in ("lost", "failed"):
+    is_truly_cancelled = report.became == "cancelled" and mine.run.is_cancelled
+    if mine.overtaken_at is not None and report.became not in ("lost", "failed") and not is_truly_cancelled:
         world.violate(f"attempt {mine.number} was overtaken, and its worker was told {report.became}")
     expected = {"finished": "finished", "waiting": "waiting", "cancelled": "cancelled", "released": "pending"}
     status = expected.get(report.became)
@@ -93,7 +95,7 @@ async def bring_to_end(world: World, machine: Machine, help_on: Callable[[Any], 
         if not left:
             break
         for run in left:
-            if run.status in ("failed", "waiting", ""):
+            if run.status in ("failed", "") or (run.status == "waiting" and run.asked):
                 await help_on(run)
     else:
         world.violate(f"{[(run.id, run.status) for run in left]} are not brought to their end by a worker")

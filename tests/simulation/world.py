@@ -78,6 +78,8 @@ class Story:
     lease: float = 30.0
     moved_at: float = 0.0
     """When there was the last sign of whoever is at it."""
+    asked: set[str] = field(default_factory=set)
+    """The questions that are open."""
     fruitless: int = 0
     """How many have claimed it since it has last moved."""
     is_cancelled: bool = False
@@ -125,9 +127,11 @@ class Machine:
         self.store.stack.backoff = Backoff(uniform=world.random.uniform)
         self.heart = heartbeat.Heart()
         self.sleeping: list[Callable[[], None]] = []
-        self._beats = False
+        self._pause, self._sooner = 0.0, asyncio.Event()
         self.faulty_until = -1.0
         self.died_at = math.inf
+        self.disturbed_at = -1.0
+        """When anything was last in the way of its showing that it is alive."""
         numbers = world.numbers.setdefault(host, {})
         pid = next(pid for pid in itertools.count(1) if pid not in numbers)
         numbers[pid] = f"{world.scheduler.now:.4f}"
@@ -147,17 +151,23 @@ class Machine:
 
     def keep_beating(self, lease: float) -> None:
         """What the package's thread does is done by a task here."""
-        if not self._beats:
-            self._beats = True
+        if not self._pause:
+            self._pause = lease / 3
             self.spawn(self._beat())
+        elif lease / 3 < self._pause:
+            self._sooner.set()
 
     async def _beat(self) -> None:
         while held := self.identity.held:
-            await asyncio.sleep(min(each.lease for each in held.values()) / 3)
+            self._pause = min(each.lease for each in held.values()) / 3
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause):
+                    await self._sooner.wait()
+            self._sooner.clear()
             for stack, speaking in self.heart.unmoved().items():
                 with suppress(pp.StoreError):
                     await heartbeat.beat(stack, self.identity.id, speaking)
-        self._beats = False
+        self._pause = 0.0
 
     def clock(self) -> float:
         """Epoch seconds, as this computer has them."""
@@ -166,6 +176,9 @@ class Machine:
     def observers(self, run: Any) -> list[Observer]:
         """In some worlds somebody watches, who has nothing to say."""
         return [Observer(node=lambda call: None, event=lambda *event: None)] if self.world.is_watched else []
+
+    def notify(self, notice: object) -> None:
+        """Nobody is told."""
 
     def default_store(self) -> pp.Store:
         """The store of all."""
@@ -202,6 +215,8 @@ class World:
         self.attempts = 0
         self.executions: dict[str, Attempt] = {}
         """By the ids that the package has given them."""
+        self.on_the_way = 0
+        """How many writes have been sent and have not landed yet, some of them by processes that are dead by now."""
         self.hooked: set[str] = set()
         """The places whose hooks were called at least once."""
         self.total = 0
@@ -276,6 +291,7 @@ class World:
         fate = chance.choice(fates)
         if fate.startswith("killed"):
             return fate if chance.random() < self.kill_share and machine.name != "ops" else ""
+        machine.disturbed_at = self.scheduler.now + (self.slowness if fate == "slow" else 0)
         if chance.random() < 0.2:
             machine.faulty_until = self.scheduler.now + chance.choice((0.02, 0.7, 5.0))
         return fate
@@ -381,10 +397,12 @@ class World:
         if wait["settled"] is None:
             if place in run.answers and self.is_faulty:
                 self.violate(f"the question {name}/{place} is open again")
+            run.asked.add(place)
         elif place in run.answers and run.answers[place] != answer:
             self.violate(f"the question {name}/{place} was answered by {run.answers[place]}, and then by {answer}")
         else:
             run.answers[place] = answer
+            run.asked.discard(place)
 
     def answer(self, run: Story, place: str) -> int | None:
         """What somebody answers to a question; None where nobody does in time."""
@@ -402,7 +420,8 @@ class World:
             if attempt.execs:  # before that it may claim again: it was not told that it had the run
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if former is not None:
-                is_stalled = attempt.is_worker and self.scheduler.now - run.moved_at >= run.lease
+                is_silent = self.scheduler.now - run.moved_at >= run.lease
+                is_stalled = attempt.is_worker and is_silent and former.machine.disturbed_at >= run.moved_at
                 if run.status == "running" and not attempt.takes_over and former.is_at_work and not is_stalled:
                     self.violate(
                         f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
@@ -426,6 +445,7 @@ class World:
 
     def faulted(self, machine: Machine, attempt: Attempt | None) -> None:
         """A request was told that it has failed."""
+        machine.disturbed_at = self.scheduler.now
         if attempt is not None:
             attempt.faults += 1
 

@@ -220,8 +220,9 @@ class Journal:
                         return
                     if not isinstance(failed, ConflictError):
                         raise
-        except RunFencedError:
-            return  # it is another execution's, which goes on with it
+        except RunFencedError:  # it is another execution's, which goes on with it
+            if isinstance(error, RunReleasedError):
+                raise  # so it wasn't left to others by this one
         except Exception as failed:  # noqa: BLE001 - the run's own error is what its caller is to see
             log_failure(logging.WARNING, f"recording that run {self.id!r} has ended failed; it looks stalled", failed)
 

@@ -140,9 +140,8 @@ class RunLedger:
         try:
             return await travel(value)
         except BaseException as error:
-            if isinstance(error, RunReleasedError):
-                await run.to_its_end(journal.record_end(error))
-            elif not isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError):
+            is_left = isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError)
+            if not is_left or isinstance(error, RunReleasedError):
                 await self._end_early(run, error)
             raise
         finally:
@@ -461,9 +460,7 @@ class RunLedger:
         changes: list[Change] = [put_wait(journal.part, each.place, each.wait) for each in waits if not each.version]
         asked = [each.wait.since for each in waits if each.wait.kind == "question"]
         wake_at = journal.wakes(waits)
-        changes += journal.come_to(
-            "waiting", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None)
-        )
+        changes += journal.come_to("waiting", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None))
         if wake_at is not None:
             changes.append(Put(wake_key(journal.graph.name, wake_at, journal.name), True))
         frame = replace(self.frame, hooks="")  # they have ended

@@ -62,7 +62,9 @@ class RunsWatch:
                     first[state] += keys[: MOST_RECORDS - len(first[state])]
         runs: dict[tuple[str, RunState], int] = {}
         for graph in dict.fromkeys(graph for graph, _ in counted):
-            runs |= dict.fromkeys(((graph, state) for state in ("pending", "running", "stalled", "waiting", "failed")), 0)
+            runs |= dict.fromkeys(
+                ((graph, state) for state in ("pending", "running", "stalled", "waiting", "failed")), 0
+            )
         runs |= counted
         stalled = await self._stalled(first["running"])
         for graph, number, _ in stalled:

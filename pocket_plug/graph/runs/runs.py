@@ -11,11 +11,12 @@ from typing import Any, TypeVar, get_args
 
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.graph.durable.indexing import index_old
-from pocket_plug.graph.durable.prune import BY_DEFAULT, Prunable, Pruned, Retention, prune
+from pocket_plug.graph.durable.prune import Pruned, prune
 from pocket_plug.graph.durable.removal import remove_run
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.node import AnyNode
 from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.graph.retention import BY_DEFAULT, Prunable, Retention
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause

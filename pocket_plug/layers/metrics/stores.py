@@ -38,7 +38,9 @@ class Metrics(Layer):
         self._keeper = next((part for part in below if isinstance(part, Keeper)), None)
         self._queues = [part.queue for part in tiered if part.queue is not None]
         self._durable = next((part.authority for part in tiered), below[-1])
-        self._runs = RecordedRuns(self.inner, self._durable) if self.inner.survives and not self.inner.buffered else None
+        self._runs = (
+            RecordedRuns(self.inner, self._durable) if self.inner.survives and not self.inner.buffered else None
+        )
         self._instruments: Instruments | None = None
         self._tally: Tally | None = None
         self._counted_read, self._count_in = counted_read, _ = _counting(self.inner.read)
