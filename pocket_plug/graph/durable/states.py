@@ -110,6 +110,14 @@ def failure_of(error: BaseException, at: float, carrier: Mapping[str, str]) -> R
     return RunFailure(error_type(error), error_text(error), nodes, visit, item, attempts, at, trace_id(carrier))
 
 
+def noticed(failure: RunFailure) -> dict[str, Any]:
+    """What a notice says of it: no message, which may hold anything."""
+    about: dict[str, Any] = {"error_type": failure.type}
+    if failure.node:
+        about |= {"node": failure.node, "visit": failure.visit, "attempts": failure.attempts}
+    return about if failure.item is None else {**about, "item": failure.item}
+
+
 def trace_id(carrier: Mapping[str, object]) -> str | None:
     """The trace of a W3C trace context."""
     pieces = str(carrier.get("traceparent", "")).split("-")
