@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from pocket_plug.errors import CorruptRecordError
@@ -28,6 +28,11 @@ WAKE = f"{RESERVED}run-wake:"
 
 LEASE = 30.0
 """Seconds after which an execution that has not moved its run may be taken for dead."""
+
+
+RunState = Literal["pending", "running", "stalled", "waiting", "failed", "cancelled", "finished", "unreadable"]
+"""As operators are told it. `stalled` is a running one that nobody is at any more, `unreadable` one whose record is damaged or
+of a newer version."""
 
 
 def states_of(status: str, graph: str | None = None) -> str:
