@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         NodeRetried,
         Progressed,
         RunEvent,
+        StateChanged,
         Suspended,
     )
     from .graph.fan_out import fan_out
@@ -128,6 +129,7 @@ _MODULES = {
     "NodeRetried": "graph.events",
     "Progressed": "graph.events",
     "RunEvent": "graph.events",
+    "StateChanged": "graph.events",
     "Suspended": "graph.events",
     "fan_out": "graph.fan_out",
     "RunCheck": "graph.durable",
@@ -256,6 +258,7 @@ __all__ = [
     "RunValue",
     "Runs",
     "Sleep",
+    "StateChanged",
     "StepLimitError",
     "Store",
     "StoreBusyError",

@@ -155,6 +155,8 @@ class RunLedger:
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
             return
         late = await run.to_its_end(journal.record_end(error))
+        if journal.ended is not None:
+            run.notify(journal.ended)
         if late is not None and not journal.end_interrupt():
             raise late from error
         if journal.is_cancelled and not isinstance(error, RunCancelledError):
