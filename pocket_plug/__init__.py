@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .graph.ask import Answered, Ask
     from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, RunFailure, idempotency_key
+    from .graph.durable.prune import Pruned
     from .graph.durable.worker import Worker, WorkerReport
     from .graph.each import each
     from .graph.events import (
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         NodeRetried,
         Progressed,
         RunEvent,
+        StateChanged,
         Suspended,
     )
     from .graph.fan_out import fan_out
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from .graph.node import Node
     from .graph.node_functions import node
     from .graph.reports import emit, progress
+    from .graph.retention import Retention
     from .graph.retry import Retry
     from .graph.runs import (
         PassedNode,
@@ -126,10 +129,13 @@ _MODULES = {
     "NodeRetried": "graph.events",
     "Progressed": "graph.events",
     "RunEvent": "graph.events",
+    "StateChanged": "graph.events",
     "Suspended": "graph.events",
     "fan_out": "graph.fan_out",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
+    "Pruned": "graph.durable.prune",
+    "Retention": "graph.retention",
     "Worker": "graph.durable.worker",
     "WorkerReport": "graph.durable.worker",
     "idempotency_key": "graph.durable",
@@ -222,8 +228,10 @@ __all__ = [
     "Pocket",
     "PocketError",
     "Progressed",
+    "Pruned",
     "Put",
     "RecordedError",
+    "Retention",
     "Retry",
     "RouteError",
     "RunBusyError",
@@ -250,6 +258,7 @@ __all__ = [
     "RunValue",
     "Runs",
     "Sleep",
+    "StateChanged",
     "StepLimitError",
     "Store",
     "StoreBusyError",

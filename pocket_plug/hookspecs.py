@@ -22,6 +22,7 @@ from .graph.observing import Observer as Observer
 from .graph.observing import Phase as Phase
 from .graph.observing import PhaseCall as PhaseCall
 from .graph.observing import Run as Run
+from .graph.observing import RunNotice as RunNotice
 from .graph.observing import RunOutcome as RunOutcome
 
 if TYPE_CHECKING:
@@ -135,6 +136,31 @@ class Specs:
         42
         """
         raise NotImplementedError
+
+    @hookspec
+    def pocket_run_notice(self, notice: RunNotice) -> None:
+        """Be notified of what becomes of a durable run.
+
+        When: once it is recorded that a run was submitted, has failed, or was cancelled by an operator; when a worker takes
+        over one that is stalled, or gives one up that makes no progress.
+        Arguments: `notice`, what it is: "submitted", "failed", "cancelled", "stalled" or "stuck", of which run, with what
+        else is known.
+        Returns: nothing.
+        Errors: what it raises is logged once and counted; the run goes on.
+
+        >>> from tempfile import mkdtemp
+        >>> from pocket_plug import Graph, Pocket, Store, hookimpl, node
+        >>> class Printing:
+        ...     @hookimpl
+        ...     def pocket_run_notice(self, notice):
+        ...         print("run", notice.run_id, "was", notice.what)
+        >>> @node
+        ... async def double(n: int) -> int:
+        ...     return 2 * n
+        >>> graph = Graph(double, name="doubling", store=Store(f"sqlite:///{mkdtemp()}/state.db"))
+        >>> state = graph.submit_sync(21, run_id="d-1", pocket=Pocket(plugins=[Printing()], autoload=False))
+        run d-1 was submitted
+        """
 
     @hookspec
     def pocket_layers(self) -> Sequence[type[Layer]]:

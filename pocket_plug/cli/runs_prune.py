@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 
 import click
 
-from pocket_plug.graph.durable.prune import BY_DEFAULT, PRUNABLE, Pruned, Retention
+from pocket_plug.graph.durable.prune import Pruned
 from pocket_plug.graph.durable.prune import prune as pruned_of
+from pocket_plug.graph.retention import BY_DEFAULT, PRUNABLE, Retention
 from pocket_plug.plugins.pocket import default_pocket
 
 from .entries import Target, sealing

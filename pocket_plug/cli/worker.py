@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections import Counter
@@ -107,11 +108,13 @@ def _stopping(worker: Worker) -> Generator[None]:
         return
     former = {number: signal.getsignal(number) for number in STOPPED}
     former = {number: handler for number, handler in former.items() if handler is not signal.SIG_IGN}  # as by nohup
+    loop = asyncio.get_running_loop()
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each, handler in former.items():
             signal.signal(each, handler)
         worker.stop()
+        loop.call_soon_threadsafe(_say_stopping)  # not here, in the midst of another line
 
     for number in former:
         signal.signal(number, stop)
@@ -121,6 +124,10 @@ def _stopping(worker: Worker) -> Generator[None]:
         for number, handler in former.items():
             if signal.getsignal(number) is stop:
                 signal.signal(number, handler)
+
+
+def _say_stopping() -> None:
+    echo("stopping: runs under way are left to others between two nodes. Once more, and it ends at once", err=True)
 
 
 class _Printer:

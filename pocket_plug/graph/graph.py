@@ -14,13 +14,13 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
-from .chain import Chain, Ends, I, O, T, as_chain
+from .chain import Chain, Ends, I, O, T, Y, as_chain
 from .context import in_own_context
 from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
 from .node import Node
-from .options import GraphOptions, Options, check_count
+from .options import GraphOptions, Options, ResumeOptions, check_count
 from .plan import Plan
 from .step import make_step
 from .upgrades import Upgrade, check_upgrade
@@ -29,6 +29,7 @@ from .visit import step_of
 if TYPE_CHECKING:
     from .ask import Ask
     from .durable import Request, RunCheck
+    from .durable.records import Status as RecordedStatus
     from .observing import Carrier
     from .streaming import RunStream
 
@@ -181,6 +182,14 @@ class Graph(Node[I, O]):
             feed, self._execution(input, host, request, store, traceparent, loop=True, threads=True), input
         )
 
+    @overload
+    async def resume(
+        self, run_id: str, /, *, answer: Y, question: Ask[Any, Y], **options: Unpack[ResumeOptions]
+    ) -> O: ...
+    @overload
+    async def resume(
+        self, run_id: str, /, *, answer: object = ..., question: str | None = ..., **options: Unpack[ResumeOptions]
+    ) -> O: ...
     async def resume(
         self,
         run_id: str,
@@ -196,7 +205,8 @@ class Graph(Node[I, O]):
     ) -> O:
         """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
 
-        As `run`; raises UnknownRunError where no run has that id, and InputError for an answer of another type.
+        `question` is its id, or the Ask that asks, by which type checkers know what may be answered. As `run`; raises
+        UnknownRunError where no run has that id, and InputError for an answer of another type.
         """
         request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True, threads=True)
@@ -226,6 +236,14 @@ class Graph(Node[I, O]):
         output: O = execution.go_in_place(input, self._is_sync)
         return output
 
+    @overload
+    def resume_sync(
+        self, run_id: str, /, *, answer: Y, question: Ask[Any, Y], **options: Unpack[ResumeOptions]
+    ) -> O: ...
+    @overload
+    def resume_sync(
+        self, run_id: str, /, *, answer: object = ..., question: str | None = ..., **options: Unpack[ResumeOptions]
+    ) -> O: ...
     def resume_sync(
         self,
         run_id: str,
@@ -254,7 +272,7 @@ class Graph(Node[I, O]):
         pocket: RunHost | None = None,
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
-    ) -> str:
+    ) -> RecordedStatus:
         """Record a durable run as `pending`, for a `Worker` to take, here or in another process; give its state.
 
         The same id with the same input is recorded once, however often it is submitted: then the state is the one that the
@@ -276,7 +294,7 @@ class Graph(Node[I, O]):
         pocket: RunHost | None = None,
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
-    ) -> str:
+    ) -> RecordedStatus:
         """`submit` for callers without `await`."""
         pocket = pocket or default_host()
         place = self.own_place(pocket, store)
@@ -393,10 +411,13 @@ async def _submit(
     input: object,
     pocket: RunHost,
     traceparent: Carrier | None,
-) -> str:
+) -> RecordedStatus:
     from .durable.submitting import submit
+    from .observing import RunNotice
 
-    state, _ = await submit(graph, place, run_id, input, _carrier(traceparent or {}))
+    state, is_new = await submit(graph, place, run_id, input, _carrier(traceparent or {}))
+    if is_new:
+        pocket.notify(RunNotice("submitted", run_id, graph.name))
     return state
 
 

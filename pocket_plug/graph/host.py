@@ -7,7 +7,7 @@ from typing import Protocol
 from pocket_plug.primitives.default_pocket import find_default_pocket
 from pocket_plug.store.store import Store
 
-from .observing import Observer, Run
+from .observing import Observer, Run, RunNotice
 
 
 class RunHost(Protocol):
@@ -15,6 +15,10 @@ class RunHost(Protocol):
 
     def observers(self, run: Run, /) -> list[Observer]:
         """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
+        ...
+
+    def notify(self, notice: RunNotice, /) -> None:
+        """Tell the plugins what has become of a durable run outside of an execution; never fails."""
         ...
 
     def default_store(self) -> Store | None:

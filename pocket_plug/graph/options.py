@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pocket_plug.store.store import StoreScope
     from pocket_plug.store.sync import SyncScope
 
+    from .host import RunHost
+    from .observing import Carrier
     from .upgrades import Upgrade
 
 Traced = bool
@@ -80,6 +82,16 @@ class GraphOptions(TypedDict, total=False):
     timeout: Duration | None
     version: int
     upgrade: Mapping[int, Upgrade] | None
+
+
+class ResumeOptions(TypedDict, total=False):
+    """What `resume` takes besides an answer, for type checkers."""
+
+    pocket: RunHost | None
+    allow_changed: bool
+    takeover: bool
+    store: StoreScope | SyncScope | None
+    traceparent: Carrier | None
 
 
 ALL_OPTIONS = frozenset(each.name for each in fields(Options))

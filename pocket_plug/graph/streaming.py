@@ -40,7 +40,7 @@ from .events import (
 from .execution import Execution
 from .feed import Feed
 from .host import RunHost
-from .observing import NodeCall, Observer, PhaseCall, Run
+from .observing import NodeCall, Observer, PhaseCall, Run, RunNotice
 from .reports import AT_ONCE, Reporter, reporter
 
 O = TypeVar("O", covariant=True)  # noqa: E741 - output
@@ -151,6 +151,10 @@ class StreamHost:
     def default_store(self) -> Store | None:
         """The other host's."""
         return self._host.default_store()
+
+    def notify(self, notice: RunNotice) -> None:
+        """Handed on."""
+        self._host.notify(notice)
 
     def observers(self, run: Run) -> list[Observer]:
         """The other host's, and the one that puts events into the feed."""

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
-from pocket_plug.hookspecs import NodeCall, Observer, Run, hookimpl
+from pocket_plug.hookspecs import NodeCall, Observer, Run, RunNotice, hookimpl
 from pocket_plug.otel.reporting import changed, suppressed
 from pocket_plug.primitives.failures import error_type, say_once, stack_of
 from pocket_plug.primitives.redaction import summary
@@ -106,6 +106,14 @@ class LoggingPlugin:
             node=lambda call: _NodeLog(log, call, chosen.exceptions),
             event=lambda name, call, attributes: _event(log, name, call, attributes),
         )
+
+    @hookimpl
+    def pocket_run_notice(self, notice: RunNotice) -> None:
+        """Log what becomes of a durable run."""
+        if _wanted(self._chosen()) and not suppressed():
+            level = "info" if notice.what in ("submitted", "cancelled") else "warning"
+            about = {"run_id": notice.run_id, "graph": notice.graph, **notice.attributes}
+            _say(look(), level, f"pocket_plug.run.{notice.what}", **about)
 
     def _chosen(self) -> Settings:
         """Those that count here now."""

@@ -5,7 +5,8 @@ It speaks OpenTelemetry's API only, never its SDK.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -65,6 +66,16 @@ def suppressed(context: Context | None = None) -> bool:
     context = current_context() if context is None else context
     # an empty one, as outside of runs and requests, is not searched; the second key is that of older instrumentations
     return bool(context) and bool(context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get("suppress_instrumentation"))
+
+
+@contextmanager
+def silenced() -> Generator[None]:
+    """What goes on inside makes no telemetry, as while an exporter works."""
+    token = otel_context.attach(otel_context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
 
 
 class _Asking(dict[str, Any]):

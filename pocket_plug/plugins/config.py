@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
-from pocket_plug.graph.durable.prune import BY_DEFAULT, Retention
+from pocket_plug.graph.retention import BY_DEFAULT, Retention
 from pocket_plug.primitives.default_pocket import searches_config
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, public_url, shown, summary

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 import pluggy
 
 from pocket_plug.errors import NotConfiguredError, PluginError, is_fault, suggest
-from pocket_plug.hookspecs import GROUP, Observer, PluginHost, PluginRecord, Run, Specs, Status
+from pocket_plug.hookspecs import GROUP, Observer, PluginHost, PluginRecord, Run, RunNotice, Specs, Status
 from pocket_plug.primitives.failures import describe, error_type
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
@@ -205,6 +205,11 @@ class Manager:
         if len(observers) > 1:
             observers.sort(key=lambda observer: not observer.outermost)
         return observers
+
+    def notify(self, notice: RunNotice) -> None:
+        """Tell the plugins what has become of a durable run."""
+        for _ in self._ask("pocket_run_notice", notice=notice):
+            pass
 
     def layers(self) -> Mapping[str, tuple[PluginRecord, type[Layer]]]:
         """The layers on offer, by name, each with the plugin that offers it."""

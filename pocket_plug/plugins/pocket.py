@@ -27,7 +27,7 @@ from pocket_plug.errors import (
     is_fault,
     suggest,
 )
-from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run
+from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
 from pocket_plug.primitives.default_pocket import use_default_pocket
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
@@ -156,6 +156,10 @@ class Pocket:
     def observers(self, run: Run) -> list[Observer]:
         """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
         return self._manager.observers(run)
+
+    def notify(self, notice: RunNotice) -> None:
+        """Tell the plugins what has become of a durable run outside of an execution; never fails."""
+        self._manager.notify(notice)
 
     def commands(self, taken: Collection[str] = ()) -> dict[str, click.Command]:
         """The commands that plugins add to `pocket-plug`, by name. One with a `taken` name is reported and left out."""

@@ -262,6 +262,23 @@ def test_show_names_the_trace(here: Any) -> None:
     assert trace_id in Path(".pocket_plug/traces.jsonl").read_text()
 
 
+def test_show_links_the_traces_of_all_executions(here: Any) -> None:
+    """Each with what it has failed with, the first as well as the last; all lie in the file of traces."""
+    assert elsewhere("run", "shop.py", "--trace", "--run-id", "order", "--input", '"hello"').code == 1
+    assert elsewhere("runs", "resume", "shop.py", "order", "--trace").code == 1
+    executions = here("runs", "show", "order", "--json").json["executions"]
+    assert [(each["number"], each["left"], each["failure"]["message"]) for each in executions] == [
+        (1, "failed", "closed"),
+        (2, "failed", "closed"),
+    ]
+    traces = [each["trace_id"] for each in executions]
+    assert len(set(traces)) == 2
+    kept = Path(".pocket_plug/traces.jsonl").read_text()
+    assert all(trace in kept for trace in traces)
+    shown = here("runs", "show", "order").out
+    assert all(trace in shown for trace in traces)
+
+
 def test_show_of_no_run(here: Any) -> None:
     """It says that there is none, and where it has looked."""
     finish("r")
@@ -652,3 +669,37 @@ def test_ls_watches(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = here("runs", "ls", "--watch")
     assert watched.code == 0
     assert [line.split()[0] for line in watched.out.splitlines()] == ["run", "a", "run", "b", "a"]
+
+
+HANGS = """
+    import pocket_plug as pp
+
+    @pp.node
+    def hangs(word: str) -> str:
+        print("at work", flush=True)
+        import time
+        time.sleep(60)
+        return word
+
+    graph = pp.Graph(hangs, name="hangs")
+"""
+
+
+def test_a_run_whose_process_was_killed_is_stalled_at_once(here: Any) -> None:
+    """While the process lives the run is its own, cancelling leaves it word; once it is killed, anybody's."""
+    Path("hangs.py").write_text(dedent(HANGS))
+    command = [*POCKET_PLUG, "run", "hangs.py", "--run-id", "r", "--input", '"hello"']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "at work"
+            (run,) = here("runs", "ls", "--json").json
+            assert (run["state"], run["owner"]["pid"]) == ("running", process.pid)
+            assert f"pid {process.pid} on " in here("runs", "ls").out
+            refused = here("runs", "retry", "r")
+            assert "RunStateError: run 'r' can't be tried again: an execution is at it" in refused.err
+        finally:
+            process.kill()
+    assert [each["state"] for each in here("runs", "ls", "--json").json] == ["stalled"]
+    assert here("runs", "retry", "r").out == "r  pending\n"
+    assert here("runs", "cancel", "r").out == "r  cancelled\n"

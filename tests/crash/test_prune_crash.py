@@ -26,7 +26,8 @@ import asyncio, os, sys
 from pocket_plug import Store
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.graph.durable import prune as module, removal
-from pocket_plug.graph.durable.prune import Retention, prune
+from pocket_plug.graph.durable.prune import prune
+from pocket_plug.graph.retention import Retention
 
 module.SLICE, module.BATCH, removal.CHUNK, module.PAUSE = 4, 8, 3, 0  # many writes
 write = SQLite.write

@@ -93,7 +93,7 @@ def step(name: str, takes: Any = int, gives: Any = int, by: str = "", shows: boo
 def hooked(name: str, gives: Any = int, by: str = "") -> Node[Any, Any]:
     """The same with an on_success, which leaves an effect too; the run stops in it at `name!`."""
 
-    class Hooked(Node[int, gives], name=name):  # type: ignore[valid-type]
+    class Hooked(Node[Any, gives], name=name):  # type: ignore[valid-type]
         async def post(self, store: StoreWriter, input: int, prepared: Any, result: Any) -> Any:
             await have_effect(store, name)
             return Next(by, input) if by else input
@@ -291,6 +291,44 @@ edits(
 )
 
 
+edits(
+    lambda: (hooked("a") >> graph(p >> q, name="inner") >> c,),
+    "q",
+    "a a! p q c",
+    {
+        "nested: rename a node with hooks that have ended": (
+            lambda: (hooked("a2") >> graph(p >> q, name="inner") >> c,),
+            "a a! p q c",
+            "",
+        ),
+    },
+)
+
+
+def deep(last: str = "c", next_: str = "b", skip: str = "") -> Made:
+    """The innermost of three graphs is being left."""
+
+    def made() -> tuple[Any, ...]:
+        within = graph(graph(hooked("q"), name="deep") >> step(next_), name="inner")
+        chains: tuple[Any, ...] = (a >> within >> step(last),)
+        return (*chains, within.on(skip) >> z) if skip else chains
+
+    return made
+
+
+edits(
+    deep(),
+    "q!",
+    "a q q! b c",
+    {
+        "leaving a graph in a graph: nothing": (deep(), "a q q! b c", ""),
+        "leaving a graph in a graph: where it leads": (deep(next_="b2"), "", "+ edge inner/deep -default-> inner/b2"),
+        "leaving a graph in a graph: rename what lies ahead": (deep("c2"), "", "+ node c2"),
+        "leaving a graph in a graph: another way ahead": (deep(skip="skip"), "", "+ edge inner -skip-> z"),
+    },
+)
+
+
 def leaving(by: str = "", way: str = "", scope: str | None = None, last: Node[Any, Any] | None = None) -> Made:
     def made() -> tuple[Any, ...]:
         within = graph(p >> (last or hooked("q", by=by)), name="inner", scope=scope)
@@ -425,7 +463,7 @@ numbers = step("numbers", int, list[int])
 def items(
     work: Node[Any, Any] | None = None,
     join: Node[Any, Any] | Chain[Any, Any] | None = None,
-    first: Node[Any, Any] = numbers,
+    first: Node[Any, Any] | Chain[Any, Any] = numbers,
     **options: Any,
 ) -> Made:
     def made() -> tuple[Any, ...]:
@@ -474,6 +512,20 @@ edits(
             ),
             "",
             "stands at node 'all'",
+        ),
+    },
+)
+
+
+edits(
+    items(first=step("n", int, list[int]) >> hooked("spread", list[int])),
+    "work(2)",
+    "n spread spread! work(1) work(2) work(3) join",
+    {
+        "items: rename a node with hooks that have ended": (
+            items(first=step("n", int, list[int]) >> hooked("spread2", list[int])),
+            "n spread spread! work(1) work(2) work(3) join",
+            "",
         ),
     },
 )
@@ -873,6 +925,29 @@ def test_a_record_of_an_older_version_is_judged_by_what_it_says(name: str) -> No
 def order(case: Case, effects: list[str]) -> list[str]:
     """Of items that go on at once the order is any."""
     return sorted(effects) if case.crowd else effects
+
+
+def test_a_run_that_goes_on_in_spite_of_changes_is_one_of_the_new_graph() -> None:
+    """With allow_changed, which is so asked for once; one that goes on by itself may go on in either graph, at any time."""
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            before, after = graph(a >> b >> c, store=store), graph(a >> b >> step("c2"), store=store)
+            passed = graph(step("a2") >> b >> c, store=store)
+            for resumed, run_id in ((after, "allowed"), (passed, "by itself")):
+                world.stops = {"b"}
+                with pytest.raises(Stumble):
+                    await before.run(1, run_id=run_id)
+                with pytest.raises(Stumble):
+                    await resumed.resume(run_id, allow_changed=resumed is after)
+                world.stops = set()
+            verdicts = {check.run_id: check.verdict for check in await after.check_runs()}
+            assert verdicts == {"allowed": "unchanged", "by itself": "refused"}
+            with pytest.raises(RunChangedError):
+                await before.resume("allowed")
+            assert await after.resume("allowed") == await before.resume("by itself") == 1
+
+    asyncio.run(main())
 
 
 def test_there_are_enough_edits() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from pocket_plug import Ask, ConfigError, Graph, Put, RunSuspendedError, Store, StoreWriter, each, node
 from pocket_plug.graph.durable import remove_run
-from pocket_plug.graph.durable.prune import EVERY, PAUSE, SLICE, Pruned, Pruner, Pruning, Retention, graphs_in, prune
+from pocket_plug.graph.durable.prune import EVERY, PAUSE, SLICE, Pruned, Pruner, Pruning, graphs_in, prune
+from pocket_plug.graph.retention import Retention
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
 from pocket_plug.testing.clock import FakeClock

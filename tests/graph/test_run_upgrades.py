@@ -23,6 +23,7 @@ from pocket_plug import (
     Node,
     Put,
     RunChangedError,
+    RunMismatchError,
     RunPosition,
     RunSuspendedError,
     Sleep,
@@ -33,7 +34,9 @@ from pocket_plug import (
     idempotency_key,
     node,
 )
+from pocket_plug.codec import default_codec
 from pocket_plug.graph.durable.records import RUN
+from pocket_plug.graph.durable.waits import put_wait, read_wait, wait_key
 from pocket_plug.primitives.waiting import drive_inline
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.testing.clock import FakeClock
@@ -616,6 +619,36 @@ def test_an_item_that_lands_after_the_judgement_is_judged_too(position: int) -> 
             with pytest.raises(Stumble):
                 await made("q2", store=store, version=2, upgrade={1: move}).resume("r")
             assert seen == [[0], sorted({0, position})]
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_comes_after_the_judgement_is_not_lost() -> None:
+    """The claim that moves a question expects it as it was read."""
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            before = Graph(Ask(bool, question="Sure?", name="sure") >> step("use"), store=store)
+            await stopped(before, "")
+            part = "pocket:run-part:r:"
+            seen: list[bool] = []
+
+            def move(run: RunPosition) -> RunPosition:
+                seen.append(run.waits)
+                if len(seen) == 1:
+                    entry = drive_inline(store.stack.read(wait_key(part, "sure#1")))
+                    assert entry is not None
+                    asked = read_wait(part, wait_key(part, "sure#1"), entry).wait
+                    answered = replace(asked, answer=default_codec.encode(False), settled=1.0)
+                    drive_inline(store.stack.write([put_wait(part, "sure#1", answered)]))
+                return run.renamed("sure", "really")
+
+            really = Ask(bool, question="Really?", name="really")
+            after = Graph(really >> step("use"), store=store, version=2, upgrade={1: move})
+            with pytest.raises(RunMismatchError, match="has had its answer"):
+                await after.resume("r", answer=True)
+            assert await after.resume("r") == Answered(1, False)
+            assert seen[:2] == [True, False]
 
     asyncio.run(main())
 

@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from pocket_plug import (
+    Answered,
     Ask,
     ConfigError,
     Graph,
     Node,
+    Pocket,
     Put,
     RunBusyError,
+    Runs,
     RunStuckError,
+    Sleep,
     Store,
     StoreWriter,
     Worker,
     WorkerReport,
     each,
+    hookimpl,
     node,
 )
 from pocket_plug.graph.durable.heartbeat import BEAT
@@ -33,6 +39,7 @@ from pocket_plug.graph.durable.records import keys_of
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, plain_state, read_state, states_of
 from pocket_plug.graph.durable.worker import MAX_TRIES
+from pocket_plug.hookspecs import RunNotice
 from pocket_plug.testing.clock import FakeClock
 
 ELSEWHERE = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
@@ -142,6 +149,57 @@ def test_a_run_submitted_in_the_same_process_wakes_its_worker(url: str, monkeypa
                     await asyncio.sleep(0.01)  # so that it sleeps; the test is right without it, too
                     await graph.submit(number, run_id=f"d-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"d-{number}"))
+
+    asyncio.run(main())
+
+
+def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What becomes pending by an operator of the same process is taken at once, as what is submitted there is."""
+    broken = True
+
+    @node
+    async def decide(answered: Answered[int, bool]) -> int:
+        if broken:
+            raise ValueError
+        return answered.input
+
+    asking = Graph(Ask[int, bool](bool, question="Really?") >> decide, name="asking")
+
+    async def main() -> None:
+        nonlocal broken
+        monkeypatch.setattr("pocket_plug.graph.durable.worker.POLL", 3600.0)
+        async with Store(url) as store:
+            said, runs = Said(), Runs(store)
+            async with working(Worker([asking], store=store, report=said)):
+                await asking.submit(1, run_id="a", store=store)
+                await said.until(lambda: "waiting" in said.of("a"))
+                await runs.answer("a", True)
+                await said.until(lambda: "failed" in said.of("a"))
+                broken = False
+                await runs.retry("a")
+                await said.until(lambda: "finished" in said.of("a"))
+
+    asyncio.run(main())
+
+
+def test_a_run_that_sleeps_is_woken_when_its_time_has_come(url: str) -> None:
+    """By the store's clock; before, nobody takes it, and no process waits."""
+    clock = FakeClock()
+    napping = Graph(double >> Sleep[int]("1h", name="nap") >> count, name="napping")
+
+    async def main() -> None:
+        async with Store(url, clock=clock) as store:
+            said = Said()
+            await napping.submit(1, run_id="n", store=store)
+            await Worker([napping], store=store, report=said).run(once=True)
+            assert said.of("n") == ["taken", "waiting"]
+            clock.advance(3599)
+            await Worker([napping], store=store, report=said).run(once=True)
+            assert said.of("n") == ["taken", "waiting"]
+            clock.advance(1)
+            await Worker([napping], store=store, report=said).run(once=True)
+            assert said.of("n") == ["taken", "waiting", "taken", "finished"]
+            assert await store.get("counted") == 1
 
     asyncio.run(main())
 
@@ -492,6 +550,63 @@ def test_progress_in_an_item_is_progress(url: str) -> None:
     asyncio.run(main())
 
 
+def test_plugins_are_told_of_what_no_execution_shows(url: str) -> None:
+    """That a run was submitted, once; that a stalled one is taken over, and whose it was; that one is given up."""
+    told: list[tuple[str, str, dict[str, Any]]] = []
+
+    class Told:
+        @hookimpl
+        def pocket_run_notice(self, notice: RunNotice) -> None:
+            told.append((notice.what, notice.run_id, dict(notice.attributes)))
+
+    async def main() -> None:
+        pocket = Pocket(plugins=[Told()], autoload=False)
+        async with Store(url) as store:
+            await graph.submit(1, run_id="d-0", store=store, pocket=pocket)
+            await graph.submit(1, run_id="d-0", store=store, pocket=pocket)
+            process = {**this_process().record, "host": "here", "pid": 7}
+            await left_running(store, "d-1", process)
+            await left_running(store, "d-2", process, tries=MAX_TRIES)
+            await Worker([graph], store=store, pocket=pocket).run(once=True)
+        assert sorted(told) == [
+            ("failed", "d-2", {"error_type": "pocket_plug.errors.RunStuckError"}),
+            ("stalled", "d-1", {"host": "here", "pid": 7, "since": 0.0}),
+            ("stuck", "d-2", {"tries": MAX_TRIES}),
+            ("submitted", "d-0", {}),
+        ]
+
+    asyncio.run(main())
+
+
+def test_logs_tell_of_it(url: str, tmp_path: Path) -> None:
+    """Submitted at info, stalled at warning, by structlog, where events are wanted."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            await graph.submit(1, run_id="d-0", store=store, pocket=pocket)
+            await left_running(store, "d-1", {**this_process().record, "host": "here", "pid": 7})
+            await Worker([graph], store=store, pocket=pocket).run(once=True)
+
+    with structlog.testing.capture_logs() as logs:
+        (tmp_path / "pocket.toml").write_text("[plugins.logging]\nevents = true\n")
+        pocket = Pocket(tmp_path / "pocket.toml", autoload=False)
+        asyncio.run(main())
+    asked = [("pocket_plug.run.submitted", "d-0"), ("pocket_plug.run.stalled", "d-1")]
+    told = [each for each in logs if (each["event"], each.get("run_id")) in asked]
+    assert told == [
+        {"event": "pocket_plug.run.submitted", "log_level": "info", "run_id": "d-0", "graph": "doubling"},
+        {
+            "event": "pocket_plug.run.stalled",
+            "log_level": "warning",
+            "run_id": "d-1",
+            "graph": "doubling",
+            "host": "here",
+            "pid": 7,
+            "since": 0.0,
+        },
+    ]
+
+
 # ---------------------------------------------------------------- what is left
 def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str) -> None:
     """Its graph is another one by now: said once until its record changes, others are taken, and it is not touched."""
@@ -499,8 +614,8 @@ def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str)
     async def main() -> None:
 
         @node
-        async def triple(n: int) -> int:
-            return 3 * n
+        async def triple(n: str) -> int:
+            return 3 * int(n)
 
         changed = Graph(triple >> count, name="doubling")
         async with Store(url) as store:
@@ -510,10 +625,10 @@ def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str)
             worker = Worker([changed], store=store, lease="40ms", report=said)
             async with working(worker):
                 for number in range(20):
-                    await changed.submit(number, run_id=f"n-{number}", store=store)
+                    await changed.submit(str(number), run_id=f"n-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"n-{number}"))
             assert said.of("d-1") == ["refused"]
-            assert "it stands at node 'double', which is not there" in str(
+            assert "can't go on in graph 'doubling' as it is now" in str(
                 next(r.error for r in said.reports if r.run_id == "d-1")
             )
             assert await store.stack.read(keys_of("d-1")[0]) == before

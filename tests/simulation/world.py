@@ -177,6 +177,9 @@ class Machine:
         """In some worlds somebody watches, who has nothing to say."""
         return [Observer(node=lambda call: None, event=lambda *event: None)] if self.world.is_watched else []
 
+    def notify(self, notice: object) -> None:
+        """Nobody is told."""
+
     def default_store(self) -> pp.Store:
         """The store of all."""
         return self.store

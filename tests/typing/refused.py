@@ -28,6 +28,7 @@ from pocket_plug import (
     SyncReader,
     SyncStore,
     SyncWriter,
+    Worker,
     each,
     fan_out,
     node,
@@ -242,6 +243,9 @@ async def graphs() -> None:
     Graph(charge >> file, max_step=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     Graph(charge >> file, version="2")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     Graph(charge >> file, version=2, upgrade={1: Order})  # type: ignore[dict-item]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await Graph(charge >> file).submit("order", run_id="r")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await Graph(charge >> file).submit(Order("1"))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Worker([charge])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     Graph(Charge)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     each(charge, errors="ignore")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await Graph(each(charge)).run(Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -249,6 +253,11 @@ async def graphs() -> None:
     receipts: list[Receipt] = await fan_out(charge, [Order("1")], errors="collect")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     print(Ask[Order, bool](bool, question=str) >> price)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
     Ask[Order, bool](str, question=str)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    asks = Ask[Order, bool](bool, question=str)
+    asking = Graph(asks)
+    await asking.resume("r", answer="yes", question=asks)  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    asking.resume_sync("r", answer=None, question=asks)  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    asking.resume_sync("r", question=asks, takeovr=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     await Graph(charge >> file).run(Order("1"), run_id=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     print(number, receipts)
     stream: RunStream[int] = Graph(charge >> file).stream(Order("1"))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]

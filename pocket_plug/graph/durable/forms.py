@@ -65,7 +65,9 @@ def form_of(plan: Plan, place: tuple[Stack, str]) -> str:
     """The form of a graph whose nodes read and write there, as text: that is what is recorded, and compared first."""
     prefix = str(place[1])
     if prefix not in plan.forms:
-        plan.forms[prefix] = json.dumps(asdict(_form(plan, place), dict_factory=_said), ensure_ascii=False)
+        plan.forms[prefix] = json.dumps(
+            asdict(_form(plan, place), dict_factory=_said), ensure_ascii=False, sort_keys=True
+        )
     return plan.forms[prefix]
 
 

@@ -155,6 +155,8 @@ class RunLedger:
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
             return
         late = await run.to_its_end(journal.record_end(error))
+        if journal.ended is not None:
+            run.notify(journal.ended)
         if late is not None and not journal.end_interrupt():
             raise late from error
         if journal.is_cancelled and not isinstance(error, RunCancelledError):
@@ -458,9 +460,9 @@ class RunLedger:
             raise suspended(journal.id, waits)  # of an item: those around it may go on
         expect = {wait_key(journal.part, each.place): each.version for each in waits}
         changes: list[Change] = [put_wait(journal.part, each.place, each.wait) for each in waits if not each.version]
-        questions = sum(each.wait.kind == "question" for each in waits)
+        asked = [each.wait.since for each in waits if each.wait.kind == "question"]
         wake_at = journal.wakes(waits)
-        changes += journal.come_to("waiting", wake_at=wake_at, questions=questions)
+        changes += journal.come_to("waiting", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None))
         if wake_at is not None:
             changes.append(Put(wake_key(journal.graph.name, wake_at, journal.name), True))
         frame = replace(self.frame, hooks="")  # they have ended

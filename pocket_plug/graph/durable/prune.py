@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from pocket_plug.errors import CodecError, ConfigError, ConflictError, PocketError, suggest
-from pocket_plug.primitives.durations import Duration, seconds
-from pocket_plug.primitives.redaction import summary
+from pocket_plug.errors import CodecError, ConflictError, PocketError
+from pocket_plug.graph.retention import Retention
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
@@ -20,10 +18,6 @@ from .records import RUN, look_at
 from .removal import take_apart
 from .states import STATE, StateKey, state_of, states_of
 
-Prunable = Literal["finished", "cancelled", "failed"]
-PRUNABLE: tuple[Prunable, ...] = get_args(Prunable)
-"""The states of runs that may be pruned. A failed one can still be retried, so it goes only where that is said."""
-BY_DEFAULT: tuple[Prunable, ...] = ("finished", "cancelled")
 SLICE = 16
 """How many runs a slice looks at."""
 BATCH = 64
@@ -36,49 +30,6 @@ KEY_PIECES = 6
 """Of the key of a state, between colons."""
 EVERY = 60.0
 """Seconds from a pass of a worker's to the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Which runs are removed: those of these states that ended `older` seconds ago, but the last `keep` of each graph and state.
-
-    The last are those that were begun last. None stands for no such limit, and one limit is given at least.
-    """
-
-    older: float | None = None
-    keep: int | None = None
-    states: tuple[str, ...] = BY_DEFAULT
-    graph: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        older: Duration | None = None,
-        keep: int | None = None,
-        states: Collection[str] = BY_DEFAULT,
-        graph: str | None = None,
-        where: str = "",
-    ) -> Retention:
-        """Check what somebody has written. Raises ConfigError, which begins with `where` that is.
-
-        >>> Retention.of(older="30d", keep=100)
-        Retention(older=2592000.0, keep=100, states=('finished', 'cancelled'), graph=None)
-        """
-        at = f"{where}: " if where else ""
-        if older is None and keep is None:
-            raise ConfigError(f"{at}nothing says which runs are to go; give older, keep, or both")
-        if keep is not None and (keep.__class__ is not int or keep < 0):
-            raise ConfigError(f"{at}keep must be a number of runs, 0 or more, not {summary(keep)}")
-        for state in states:
-            if state not in PRUNABLE:
-                allowed = ", ".join(PRUNABLE)
-                raise ConfigError(
-                    f"{at}runs of the state {state!r:.80} can't be pruned, only those that have ended: {allowed}."
-                    f"{suggest(state, PRUNABLE)}"
-                )
-        wait = None if older is None else seconds(older, f"{at}older", or_zero=True)
-        return cls(wait, keep, tuple(dict.fromkeys(states)), graph)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pocket_plug.store.stack import Stack
 from .reading import read_each
 from .records import RUN, escaped
 from .stalled import StallWatch
-from .states import WAKE, StateKey, in_order, states_of, wakes_of
+from .states import WAKE, State, StateKey, in_order, states_of, wakes_of
 
 AHEAD = 16
 """So many more than are wanted are looked at, and some of them taken at random: else all workers would go for the first."""
@@ -33,6 +33,8 @@ class Ready:
     run_id: str
     seen: Mapping[str, int] = field(default_factory=dict[str, int])
     """Of a stalled one, what a takeover expects."""
+    left: State | None = None
+    """Of a stalled one, what its state says."""
 
 
 class Finder:
@@ -55,7 +57,9 @@ class Finder:
         await self._forget()
         running = [key async for key in self.stack.scan(states_of("running", self.graph.name))]
         return [
-            Ready(each.run_id, each.seen) for each in await self._watch.look(running) if self._may_take(each.run_id)
+            Ready(each.run_id, each.seen, each.state)
+            for each in await self._watch.look(running)
+            if self._may_take(each.run_id)
         ]
 
     async def find(self, wanted: int) -> list[Ready]:

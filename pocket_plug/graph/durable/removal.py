@@ -15,7 +15,7 @@ from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyEr
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .moving import Seen, move, see
+from .moving import Seen, move, see, unknown
 from .reading import Found, read_each
 from .records import PART, RUN, keys_of, look_at, look_key
 from .states import STATE
@@ -66,7 +66,17 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
             f"{max(stack.clock() - seen.record['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
         )
     version, doomed = await take_apart(stack, seen)
-    await stack.write([Delete(each) for each in doomed], {key: version})
+    try:
+        await stack.write([Delete(each) for each in doomed], {key: version})
+    except ConflictError:
+        raise
+    except Exception:
+        try:
+            is_gone = await stack.read(key) is None
+        except Exception as failed:
+            raise unknown(seen.run_id, f"looking for it failed too: {failed}") from failed
+        if not is_gone:  # else only the answer was lost
+            raise
     return True
 
 

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pocket_plug.errors import CorruptRecordError
-from pocket_plug.store.backend import Entry
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.backend import Backend, Entry
 
 from .heartbeat import BEAT
 from .processes import this_process
@@ -32,6 +31,8 @@ class Stalled:
     state: State
     seen: Mapping[str, int]
     """The versions of its record, its state and its process's heartbeat: a takeover expects just these."""
+    moved: float
+    """When its record was last written, in epoch seconds."""
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ KEPT = 10
 class StallWatch:
     """Remembers what it saw of the running runs of a store, and tells which of them are stalled."""
 
-    def __init__(self, stack: Stack, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stack: Backend, clock: Callable[[], float] = time.monotonic) -> None:
         self._stack, self._clock = stack, clock
         self._seen: dict[str, _Seen] = {}
 
@@ -84,7 +85,9 @@ class StallWatch:
             if beat is not None and state.owner in (field_of(beat, "owners") or ()):
                 versions[beats[key]] = beat.version
             if self._is_stalled(key, state, versions):
-                stalled.append(Stalled(key, parsed.run_id, parsed.graph, state, versions))
+                moved = field_of(run, "updated")
+                moved = moved if isinstance(moved, float) else state.since
+                stalled.append(Stalled(key, parsed.run_id, parsed.graph, state, versions, moved))
         return stalled
 
     def _is_stalled(self, key: str, state: State, versions: Mapping[str, int]) -> bool:

@@ -23,8 +23,10 @@ from pocket_plug.errors import (
 )
 from pocket_plug.graph.execution import Execution
 from pocket_plug.graph.host import RunHost, default_host
+from pocket_plug.graph.observing import RunNotice
 from pocket_plug.graph.options import check_count
 from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.graph.retention import Retention
 from pocket_plug.graph.running import Running, Travel
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import error_type, log_failure
@@ -36,7 +38,7 @@ from pocket_plug.store.sync import SyncScope
 
 from .journal import Journal, RunReleasedError, Wanted
 from .ledger import RunLedger
-from .prune import EVERY, Pruner, Retention
+from .prune import EVERY, Pruner
 from .ready import Finder, Ready, versions_of
 from .request import prepare
 from .states import LEASE
@@ -48,7 +50,7 @@ POLL = 0.05
 """Seconds between two looks for runs that other processes have submitted."""
 REVIEW = 1.0
 """Seconds between two looks at the runs that others are at; less where the lease is short."""
-DUTY = 10
+DUTY = 3
 """A look that takes long is followed by a pause of so many times that."""
 MAX_TRIES = 5
 """After so many executions without progress a run has failed: one that ends its process would end all workers in turn."""
@@ -247,7 +249,7 @@ class Worker:
         self._journals[finder, ready.run_id] = journal
         if self._is_stopping:
             journal.is_released = True
-        task = asyncio.create_task(self._execute(finder, journal, pocket), name=f"run {ready.run_id}")
+        task = asyncio.create_task(self._execute(finder, ready, journal, pocket), name=f"run {ready.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -257,9 +259,16 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             log_failure(logging.ERROR, "a worker could not end with a run", error)
 
-    async def _execute(self, finder: Finder, journal: Journal, pocket: RunHost) -> None:
+    async def _execute(self, finder: Finder, ready: Ready, journal: Journal, pocket: RunHost) -> None:
         """Go on with a run, if it can be claimed, and tell what becomes of it."""
-        ledger = _WorkerLedger(journal, lambda: self._tell("taken", journal))
+
+        def taken() -> None:
+            if (left := ready.left) is not None:
+                about = {name: (left.process or {}).get(name) for name in ("host", "pid")} | {"since": left.since}
+                pocket.notify(RunNotice("stalled", journal.id, journal.graph.name, about))
+            self._tell("taken", journal)
+
+        ledger = _WorkerLedger(journal, taken)
         try:
             execution = Execution(
                 finder.graph, finder.place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
@@ -267,18 +276,21 @@ class Worker:
             await execution.go(MISSING)
         except Exception as error:  # noqa: BLE001 - it is the run's, and recorded there
             if ledger.is_taken:
-                self._tell(_became(error), journal, error)
+                became = _became(error)
+                self._tell(became, journal, error if became in ("failed", "lost") else None)
             else:
-                await self._not_taken(finder, journal, error)
+                await self._not_taken(finder, journal, error, pocket)
         else:
             if ledger.is_taken:
                 self._tell("finished", journal)
         finally:
             del self._journals[finder, journal.id]
 
-    async def _not_taken(self, finder: Finder, journal: Journal, error: Exception) -> None:
+    async def _not_taken(self, finder: Finder, journal: Journal, error: Exception, pocket: RunHost) -> None:
         """A run could not be claimed: pass over it until it is another one, or till the next look where it may just be busy."""
         if isinstance(error, RunStuckError):
+            pocket.notify(RunNotice("stuck", journal.id, journal.graph.name, {"tries": MAX_TRIES}))
+            pocket.notify(RunNotice("failed", journal.id, journal.graph.name, {"error_type": error_type(error)}))
             self._tell("failed", journal, error)
         elif isinstance(error, RunBusyError | RunSuspendedError | RunCancelledError):
             finder.refuse(journal.id, None)  # somebody was faster

@@ -13,14 +13,15 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from pocket_plug.errors import ConfigError, ConflictError, CorruptRecordError
+from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.graph.durable.moving import Seen, see, watched
 from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN
-from pocket_plug.graph.durable.states import State, StateKey, in_order, plain_state, state_of, states_of
+from pocket_plug.graph.durable.states import State, in_order, plain_state, state_of, states_of
 from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.stack import Stack
 
+from .figures import graphs_in
 from .info import RunInfo, RunPage, RunState, seen_in, told, unreadable
 from .operations import Place
 
@@ -107,7 +108,7 @@ async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> 
     prefixes = [
         states_of(status, graph)
         for status in wanted.recorded
-        for graph in ([wanted.graph] if wanted.graph is not None else await _graphs(stack, status))
+        for graph in ([wanted.graph] if wanted.graph is not None else await graphs_in(stack, status))
     ]
     size = limit // max(len(prefixes), 1) + 2
     ranges = [_Range(prefix, prefix + start if start else "", size) for prefix in prefixes]
@@ -124,21 +125,6 @@ async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> 
         if head != before:
             before = head
             yield first.prefix + head
-
-
-async def _graphs(stack: Stack, status: str) -> list[str]:
-    """The graphs that have runs in a state; each costs one look, however many runs it has."""
-    found: list[str] = []
-    after = ""
-    while keys := [key async for key in stack.scan(states_of(status), after=after, limit=1)]:
-        try:
-            graph = StateKey.parse(keys[0]).graph
-        except CorruptRecordError:
-            after = keys[0]
-        else:
-            found.append(graph)
-            after = states_of(status, graph)[:-1] + ";"  # which comes after ":"
-    return found
 
 
 async def _infos(place: Place, keys: Sequence[str]) -> list[RunInfo | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _internal
@@ -17,8 +17,12 @@ from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock, RLock
 from pocket_plug.store.backend import WriteQueue
 
-from . import settings
+from . import recorded, settings
 from .counting import Attributes, Going, Tally, Value, errors, graphs, labels, namespaces, nodes, tallies
+from .recorded import RecordedRuns
+
+if TYPE_CHECKING:
+    from pocket_plug.graph.runs.figures import RunFigures
 
 _RUN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DB_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
@@ -31,6 +35,7 @@ class Instruments:
         meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
         self._tallies: dict[tuple[tuple[str, Value], ...], tuple[Attributes, Tally]] = {}
         self.queues: weakref.WeakKeyDictionary[WriteQueue, Attributes] = weakref.WeakKeyDictionary()
+        self.stores: weakref.WeakKeyDictionary[RecordedRuns, Attributes] = weakref.WeakKeyDictionary()
         self.reset()
         _sets.add(self)
         self.run_duration = meter.create_histogram(
@@ -79,6 +84,15 @@ class Instruments:
             "pocket_plug.store.queue.age", [self._of_queues("age")], "s", "How long the oldest of them has been waiting"
         )
 
+        for name, of_runs, unit, sums, description in (
+            ("recorded", recorded.recorded, "{run}", True, "Durable runs that a store keeps"),
+            ("question.age", recorded.questions, "s", False, "How long the oldest open question has been waiting"),
+            ("stalled.age", recorded.stalled, "s", False, "How long ago the stalled run moved that is the oldest"),
+        ):
+            meter.create_observable_gauge(
+                f"pocket_plug.run.{name}", [self._of_stores(of_runs, sums)], unit, description
+            )
+
     def reset(self) -> None:
         """Nothing goes on yet: at the start, and in a forked child, which reports what it begins itself."""
         self.runs, self.items = Going(), Going()
@@ -126,6 +140,38 @@ class Instruments:
                 key, value = tuple(attributes.items()), getattr(queue, figure)
                 former = found.get(key, 0)
                 found[key] = former + value if figure == "length" else max(former, value)
+            for key, value in found.items():
+                yield Observation(value, dict(key))
+
+        return collect
+
+    def watch_runs(self, runs: RecordedRuns, about: Attributes) -> None:
+        """Publish how many durable runs there are, and how long they have been waiting."""
+        with self._lock:
+            self.stores[runs] = about
+
+    def leave_runs(self, runs: RecordedRuns) -> None:
+        """Publish no more of them."""
+        with self._lock:
+            self.stores.pop(runs, None)
+
+    def _of_stores(
+        self, figure: Callable[[RunFigures], Iterable[tuple[float, Attributes]]], sums: bool
+    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def collect(options: CallbackOptions) -> Iterable[Observation]:
+            with self._lock:
+                stores = list(self.stores.items())
+            found: dict[tuple[tuple[str, Value], ...], float] = {}
+            seen = set[tuple[object, ...]]()
+            for runs, about in stores:
+                place = (runs.place, *about.items())  # several stores may keep the same runs
+                if place in seen or (figures := runs.figures()) is None:
+                    continue
+                seen.add(place)
+                for value, attributes in figure(figures):
+                    key = tuple((about | attributes).items())
+                    former = found.get(key, 0)
+                    found[key] = former + value if sums else max(former, value)
             for key, value in found.items():
                 yield Observation(value, dict(key))
 

@@ -14,11 +14,13 @@ from pocket_plug.store.layer import Layer, parts
 
 from .counting import Tally
 from .instruments import GLOBAL, Instruments, api, failure, join, look, of_store
+from .recorded import RecordedRuns
 
 
 class Metrics(Layer):
     """Counts lookups with hits and misses, writes, conflicts, errors and evictions; times operations that go to a disk or
-    a network, which are those that may suspend, and those on a durable backend with no cache in front of it.
+    a network, which are those that may suspend, and those on a durable backend with no cache in front of it. Publishes how
+    many durable runs a store keeps in each state.
 
     - `namespace`: names the store in what is published (`db.namespace`); stores without one are counted together.
     - `durations=True`: time operations in memory, too, which costs some 10 µs each.
@@ -35,6 +37,10 @@ class Metrics(Layer):
         tiered = [part for part in below if isinstance(part, Tiered)]
         self._keeper = next((part for part in below if isinstance(part, Keeper)), None)
         self._queues = [part.queue for part in tiered if part.queue is not None]
+        self._durable = next((part.authority for part in tiered), below[-1])
+        self._runs = (
+            RecordedRuns(self.inner, self._durable) if self.inner.survives and not self.inner.buffered else None
+        )
         self._instruments: Instruments | None = None
         self._tally: Tally | None = None
         self._counted_read, self._count_in = counted_read, _ = _counting(self.inner.read)
@@ -55,6 +61,8 @@ class Metrics(Layer):
                 tally.leave(self._keeper)
             for queue in self._queues:
                 former.leave(queue)
+            if self._runs is not None:
+                former.leave_runs(self._runs)
         self._instruments = instruments
         self._tally = None if instruments is None else instruments.tally(self._about)
         self._count_in(self._tally)
@@ -64,6 +72,18 @@ class Metrics(Layer):
             self._tally.watch(self._keeper)
         for queue in self._queues:
             instruments.watch(queue, of_store(system_of(queue.durable), self.namespace, self.label))
+        if self._runs is not None:
+            instruments.watch_runs(self._runs, of_store(system_of(self._durable), self.namespace, self.label))
+
+    async def open(self) -> None:
+        await super().open()
+        if self._runs is not None:
+            self._runs.open()
+
+    async def close(self) -> None:
+        if self._runs is not None:
+            self._runs.close()
+        await super().close()
 
     def _now(self) -> Tally | None:
         """Where to count; None where nobody listens, or is not to."""

@@ -1,0 +1,59 @@
+"""Which ended runs are removed, as configurations and callers say it. It loads nothing of durable runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.redaction import summary
+
+Prunable = Literal["finished", "cancelled", "failed"]
+PRUNABLE: tuple[Prunable, ...] = get_args(Prunable)
+"""The states of runs that may be pruned. A failed one can still be retried, so it goes only where that is said."""
+BY_DEFAULT: tuple[Prunable, ...] = ("finished", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Which runs are removed: those of these states that ended `older` seconds ago, but the last `keep` of each graph and state.
+
+    The last are those that were begun last. None stands for no such limit, and one limit is given at least.
+    """
+
+    older: float | None = None
+    keep: int | None = None
+    states: tuple[str, ...] = BY_DEFAULT
+    graph: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        older: Duration | None = None,
+        keep: int | None = None,
+        states: Collection[str] = BY_DEFAULT,
+        graph: str | None = None,
+        where: str = "",
+    ) -> Retention:
+        """Check what somebody has written. Raises ConfigError, which begins with `where` that is.
+
+        >>> Retention.of(older="30d", keep=100)
+        Retention(older=2592000.0, keep=100, states=('finished', 'cancelled'), graph=None)
+        """
+        at = f"{where}: " if where else ""
+        if older is None and keep is None:
+            raise ConfigError(f"{at}nothing says which runs are to go; give older, keep, or both")
+        if keep is not None and (keep.__class__ is not int or keep < 0):
+            raise ConfigError(f"{at}keep must be a number of runs, 0 or more, not {summary(keep)}")
+        for state in states:
+            if state not in PRUNABLE:
+                allowed = ", ".join(PRUNABLE)
+                raise ConfigError(
+                    f"{at}runs of the state {state!r:.80} can't be pruned, only those that have ended: {allowed}."
+                    f"{suggest(state, PRUNABLE)}"
+                )
+        wait = None if older is None else seconds(older, f"{at}older", or_zero=True)
+        return cls(wait, keep, tuple(dict.fromkeys(states)), graph)

@@ -1,0 +1,113 @@
+"""How many durable runs a store keeps in each state, and how long the oldest question and the oldest stalled run have waited.
+
+A look counts keys, not records, and reads no more records than it may: it costs the same with 10⁵ runs as with 10⁷.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pocket_plug.errors import CorruptRecordError
+from pocket_plug.graph.durable.reading import read_each
+from pocket_plug.graph.durable.stalled import StallWatch
+from pocket_plug.graph.durable.states import StateKey, read_state, states_of
+from pocket_plug.store.backend import Backend, Entry
+
+from .info import RunState
+
+COUNTED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished")
+"""The open ones first: where a look has to end early it is the ended ones that are not counted."""
+MOST = 10_000
+"""Runs of one graph in one state: so many are counted, and no more."""
+MOST_KEYS = 50_000
+"""Keys that one look reads, at most."""
+MOST_GRAPHS = 500
+MOST_RECORDS = 1_000
+"""Running runs, and waiting ones, whose records one look reads: those that were begun first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """What one look has found."""
+
+    runs: Mapping[tuple[str, RunState], int] = field(default_factory=dict[tuple[str, RunState], int])
+    """How many there are, by graph and state; 10,000 where there are more."""
+    questions: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Seconds since the oldest open question was asked, by graph; only of graphs that have one."""
+    stalled: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Seconds since the stalled run moved that has not for longest, by graph; only of graphs that have one."""
+
+
+class RunsWatch:
+    """Looks at the runs of a store again and again, by which it learns which of the running ones are stalled."""
+
+    def __init__(self, stack: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stack, self._stalls = stack, StallWatch(stack, clock)
+
+    async def look(self) -> RunFigures:
+        """Look at them now. Each graph that has any has a number for each open state, be it 0."""
+        counted: dict[tuple[str, RunState], int] = {}
+        first: dict[RunState, list[str]] = {"running": [], "waiting": []}
+        left = MOST_KEYS
+        for state in COUNTED:
+            for graph in await graphs_in(self._stack, state, MOST_GRAPHS):
+                if left <= 0:
+                    break
+                keys = [key async for key in self._stack.scan(states_of(state, graph), limit=min(MOST, left))]
+                left -= len(keys)
+                counted[graph, state] = len(keys)
+                if state in first:
+                    first[state] += keys[: MOST_RECORDS - len(first[state])]
+        runs: dict[tuple[str, RunState], int] = {}
+        for graph in dict.fromkeys(graph for graph, _ in counted):
+            runs |= dict.fromkeys(
+                ((graph, state) for state in ("pending", "running", "stalled", "waiting", "failed")), 0
+            )
+        runs |= counted
+        stalled = await self._stalled(first["running"])
+        for graph, number, _ in stalled:
+            runs[graph, "stalled"] = number
+            runs[graph, "running"] -= number
+        return RunFigures(runs, await self._questions(first["waiting"]), {graph: age for graph, _, age in stalled})
+
+    async def _stalled(self, keys: Sequence[str]) -> list[tuple[str, int, float]]:
+        """Each graph that has stalled runs, how many of these, and the age of the oldest."""
+        found: dict[str, list[float]] = {}
+        for each in await self._stalls.look(keys):
+            found.setdefault(each.graph, []).append(each.moved)
+        return [(graph, len(moved), self._since(min(moved))) for graph, moved in found.items()]
+
+    async def _questions(self, keys: Sequence[str]) -> Mapping[str, float]:
+        oldest: dict[str, float] = {}
+        for key, entry in (await read_each(self._stack, keys)).items():
+            if not isinstance(entry, Entry):
+                continue  # damaged: `runs ls` shows it
+            try:
+                graph, state = StateKey.parse(key).graph, read_state(key, entry)
+            except CorruptRecordError:
+                continue
+            if state.questions:
+                asked = state.since if state.asked is None else state.asked
+                oldest[graph] = min(asked, oldest.get(graph, asked))
+        return {graph: self._since(asked) for graph, asked in oldest.items()}
+
+    def _since(self, then: float) -> float:
+        """Another machine's clock may be ahead of this one's."""
+        return max(self._stack.clock() - then, 0.0)
+
+
+async def graphs_in(stack: Backend, status: str, most: int | None = None) -> list[str]:
+    """The graphs that have runs in a state, `most` at most; each costs one look, however many runs it has."""
+    found: list[str] = []
+    after = ""
+    while len(found) != most and (keys := [key async for key in stack.scan(states_of(status), after=after, limit=1)]):
+        try:
+            graph = StateKey.parse(keys[0]).graph
+        except CorruptRecordError:
+            after = keys[0]
+        else:
+            found.append(graph)
+            after = states_of(status, graph)[:-1] + ";"  # which comes after ":"
+    return found

@@ -1,0 +1,98 @@
+"""The durable runs that a store keeps, as figures. Whoever collects has them looked at, but not more than every few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from pocket_plug.errors import is_fault
+from pocket_plug.otel.reporting import silenced
+from pocket_plug.primitives.failures import say_once
+from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.waiting import drive, run_on
+from pocket_plug.store.backend import Backend
+
+from .counting import Attributes, graphs
+
+if TYPE_CHECKING:
+    from pocket_plug.graph.runs.figures import RunFigures, RunsWatch
+
+FRESH = 10.0
+"""Seconds for which what was found counts: the figures of one collection are of one look, and two readers cost no more."""
+
+
+class RecordedRuns:
+    """Those of one stack, read below the layer that publishes them, so that the reading itself is counted nowhere."""
+
+    def __init__(self, inner: Backend, durable: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+        self._inner, self._clock = inner, clock
+        self.place = repr(durable)
+        """What two stores of one process have in common that keep the same runs."""
+        self._lock = new_lock()
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._is_open = False
+        self._watch: RunsWatch | None = None
+        self._found: RunFigures | None = None
+        self._look_next = 0.0
+
+    def open(self) -> None:
+        """From now on there is something to look at."""
+        self._home = asyncio.get_running_loop() if self._inner.needs_loop else None
+        self._is_open = True
+
+    def close(self) -> None:
+        """Not any more."""
+        self._is_open, self._home, self._found = False, None, None
+
+    def figures(self) -> RunFigures | None:
+        """What there is now, or was a few seconds ago; None where that can't be known, which is said once."""
+        if not self._lock.acquire(blocking=False):
+            return self._found  # somebody else is looking
+        try:
+            if self._is_open and self._clock() >= self._look_next and self._may_look():
+                self._found = self._look()
+                self._look_next = self._clock() + FRESH
+        except BaseException as error:  # a failing store must not end the collection of the other figures
+            if not is_fault(error):
+                raise
+            self._found, self._look_next = None, self._clock() + FRESH
+            say_once("counting the durable runs of a store", error)
+        finally:
+            self._lock.release()
+        return self._found if self._is_open else None
+
+    def _may_look(self) -> bool:
+        """Not in the event loop's own thread, which would wait for itself: a look by the next reader does."""
+        return self._home is None or asyncio._get_running_loop() is not self._home
+
+    def _look(self) -> RunFigures:
+        look = self._in_silence()
+        return drive(look) if self._home is None else run_on(self._home, look)
+
+    async def _in_silence(self) -> RunFigures:
+        from pocket_plug.graph.runs.figures import RunsWatch  # not before somebody collects
+
+        if self._watch is None:
+            self._watch = RunsWatch(self._inner)
+        with silenced():
+            return await self._watch.look()
+
+
+def recorded(found: RunFigures) -> Iterable[tuple[float, Attributes]]:
+    """For `pocket_plug.run.recorded`."""
+    for (graph, state), number in found.runs.items():
+        yield number, {"pocket_plug.graph.name": graphs[graph], "pocket_plug.run.state": state}
+
+
+def questions(found: RunFigures) -> Iterable[tuple[float, Attributes]]:
+    """For `pocket_plug.run.question.age`."""
+    for graph, age in found.questions.items():
+        yield age, {"pocket_plug.graph.name": graphs[graph]}
+
+
+def stalled(found: RunFigures) -> Iterable[tuple[float, Attributes]]:
+    """For `pocket_plug.run.stalled.age`."""
+    for graph, age in found.stalled.items():
+        yield age, {"pocket_plug.graph.name": graphs[graph]}
