@@ -13,7 +13,7 @@ from unittest import mock
 
 import pocket_plug as pp
 from pocket_plug.graph.durable import claim, heartbeat, journal, ledger, processes, records, states
-from pocket_plug.graph.durable.journal import Journal
+from pocket_plug.graph.durable.journal import Journal, RunReleasedError
 from pocket_plug.graph.durable.ledger import RunLedger
 from pocket_plug.graph.durable.processes import Process
 from pocket_plug.graph.durable.stalled import StallWatch
@@ -304,6 +304,18 @@ def _unfenced_look() -> Iterator[None]:
             check_owner(self, found, failed)
 
     with mock.patch.object(Journal, "check_owner", careless):
+        yield
+
+
+@fault("who releases a run that it has just taken forgets where that stands in a nested graph")
+def _released_outside() -> Iterator[None]:
+    def released(self: RunLedger) -> RunReleasedError:
+        if self.checkpoint is self.journal.checkpoint:
+            frames = [records.plain(each) for each in self._frames(replace(self.frame, hooks=""))]
+            self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
+        return RunReleasedError(self.journal.id)
+
+    with mock.patch.object(RunLedger, "_released", released):
         yield
 
 

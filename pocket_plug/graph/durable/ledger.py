@@ -212,7 +212,8 @@ class RunLedger:
 
     def _released(self) -> RunReleasedError:
         """The run is to be left to others here, where no node is at work, and the hooks of the one before have ended."""
-        if self.checkpoint is self.journal.checkpoint:
+        # the record has more frames than this where the run was just gone on with within a nested graph: it stays as it is
+        if self.checkpoint is self.journal.checkpoint and len(self.checkpoint.frames) <= self.level + 1:
             frames = [plain(each) for each in self._frames(replace(self.frame, hooks=""))]
             self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
         return RunReleasedError(self.journal.id)
