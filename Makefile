@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-newest test-all lint bench fuzz histories simulate mutants e2e pictures clean
+.PHONY: demo test test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e pictures clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +66,12 @@ histories: $(VENV)/ready-dev
 SEEDS ?= 2000
 simulate: $(VENV)/ready-dev
 	$(BIN)/python -m tests.simulation $(SEEDS) $(ARGS)
+
+# Workers that are killed and stopped at so many moments, of which `make test` has a few. Others: make workers SEED=7 RUNS=60 MOMENTS=50
+RUNS ?= 300
+MOMENTS ?= 200
+workers: $(VENV)/ready-dev
+	$(BIN)/python tests/crash/workers.py $(SEED) $(RUNS) $(MOMENTS)
 
 # Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store/views'
 mutants: $(VENV)/ready-dev

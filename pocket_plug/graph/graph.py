@@ -29,6 +29,7 @@ from .visit import step_of
 if TYPE_CHECKING:
     from .ask import Ask
     from .durable import Request, RunCheck
+    from .durable.records import Status as RecordedStatus
     from .observing import Carrier
     from .streaming import RunStream
 
@@ -271,7 +272,7 @@ class Graph(Node[I, O]):
         pocket: RunHost | None = None,
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
-    ) -> str:
+    ) -> RecordedStatus:
         """Record a durable run as `pending`, for a `Worker` to take, here or in another process; give its state.
 
         The same id with the same input is recorded once, however often it is submitted: then the state is the one that the
@@ -293,7 +294,7 @@ class Graph(Node[I, O]):
         pocket: RunHost | None = None,
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
-    ) -> str:
+    ) -> RecordedStatus:
         """`submit` for callers without `await`."""
         pocket = pocket or default_host()
         place = self.own_place(pocket, store)
@@ -410,7 +411,7 @@ async def _submit(
     input: object,
     pocket: RunHost,
     traceparent: Carrier | None,
-) -> str:
+) -> RecordedStatus:
     from .durable.submitting import submit
     from .observing import RunNotice
 

@@ -2,9 +2,9 @@
 
     python -m tests.bench.queues [--workers 1 4] [--runs 300] [--only ours|dbos|often]
 
-Each worker is a process. A run is one node (of DBOS a workflow of one step) that notes when it starts. The latency is taken of runs
-that are submitted one by one, with a random pause between them, by a process that is none of the workers; the throughput of many
-that are submitted at once. Files are as durable as each system has them by itself, DBOS's with a log as ours.
+Each worker is a process. A run is one node (of DBOS a workflow of one step) that notes when it starts. The latency is that of
+runs that are submitted one by one, with a random pause between them, by a process that is none of the workers; the throughput
+that of many that are submitted at once. Files are as durable as each system has them by itself, DBOS's with a log as ours.
 """
 
 from __future__ import annotations
@@ -127,7 +127,11 @@ def dbos_submitter(folder: str) -> Callable[[str], object]:
 
 
 # ---------------------------------------------------------------- the measurement
-SYSTEMS = {"ours": (our_worker, our_submitter), "dbos": (dbos_worker, dbos_submitter), "often": (dbos_often, dbos_submitter)}
+SYSTEMS = {
+    "ours": (our_worker, our_submitter),
+    "dbos": (dbos_worker, dbos_submitter),
+    "often": (dbos_often, dbos_submitter),
+}
 
 
 def measure(system: str, workers: int, runs: int, folder: str) -> str:
@@ -162,8 +166,9 @@ def measure(system: str, workers: int, runs: int, folder: str) -> str:
         for process in processes:
             process.kill()
             process.wait()
+    late = quantiles(latencies, n=20)[-1]
     return (
-        f"{system:5} {workers} worker{'s' * (workers > 1):1}: submit to start {median(latencies):6.1f} ms, p95 {quantiles(latencies, n=20)[-1]:6.1f} ms; "
+        f"{system:5} {workers} at work: submit to start {median(latencies):6.1f} ms, p95 {late:6.1f} ms; "
         f"{runs / took:6.1f} runs/s (submitting alone {runs / all_submitted:6.1f} /s)"
     )
 

@@ -51,6 +51,8 @@ from pocket_plug import (
     SyncRuns,
     SyncStore,
     SyncWriter,
+    Worker,
+    WorkerReport,
     each,
     emit,
     fan_out,
@@ -76,6 +78,11 @@ TOTAL = Key("total", float)
 
 
 # ---------------------------------------------------------------- functions as nodes
+def reported(report: WorkerReport) -> None:
+    assert_type(report.run_id, str)
+    assert_type(report.error, Exception | None)
+
+
 @node
 async def price(order: Order) -> float:
     return 1.0
@@ -417,6 +424,11 @@ async def durable(store: Store) -> None:
         assert_type(check, RunCheck)
         assert_type(check.can_go_on, bool)
     assert_type(approval.check_runs_sync(), list[RunCheck])
+    state = await approval.submit(Order("1"), run_id="r", store=store)
+    if state == "finished":
+        assert_type(approval.submit_sync(Order("1"), run_id="r") == state, bool)
+    worker = Worker([approval, Graph(charge, name="charge")], store=store, lease="30s", report=reported)
+    assert_type(await worker.run(once=True), None)
     try:
         assert_type(await approval.run(Order("1"), run_id="r", allow_changed=True), float)
     except RunSuspendedError as suspended:

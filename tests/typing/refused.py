@@ -28,6 +28,7 @@ from pocket_plug import (
     SyncReader,
     SyncStore,
     SyncWriter,
+    Worker,
     each,
     fan_out,
     node,
@@ -242,6 +243,9 @@ async def graphs() -> None:
     Graph(charge >> file, max_step=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     Graph(charge >> file, version="2")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     Graph(charge >> file, version=2, upgrade={1: Order})  # type: ignore[dict-item]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await Graph(charge >> file).submit("order", run_id="r")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await Graph(charge >> file).submit(Order("1"))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Worker([charge])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     Graph(Charge)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     each(charge, errors="ignore")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await Graph(each(charge)).run(Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

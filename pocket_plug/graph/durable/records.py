@@ -107,9 +107,10 @@ def check(key: str, record: Record, fields: Record) -> None:
             raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {summary(found[name])}")
 
 
-def status_of(record: Record) -> str:
+def status_of(record: Record) -> Status:
     """The state that a run's record names."""
-    return "waiting" if record["status"] == "suspended" else str(record["status"])
+    status: Status = "waiting" if record["status"] == "suspended" else record["status"]
+    return status
 
 
 def check_run(key: str, record: Record) -> None:

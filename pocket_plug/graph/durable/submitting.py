@@ -13,7 +13,7 @@ from pocket_plug.store.stack import Stack
 
 from .claim import begin, refuse_another
 from .journal import Journal, Wanted
-from .records import check_run, check_start, status_of
+from .records import Status, check_run, check_start, status_of
 from .request import prepare
 from .states import State, plain_state, state_key
 from .waking import wake_workers
@@ -21,7 +21,7 @@ from .waking import wake_workers
 
 async def submit(
     graph: PlannedGraph, place: tuple[Stack, str], run_id: str, value: object, carrier: Mapping[str, str]
-) -> tuple[str, bool]:
+) -> tuple[Status, bool]:
     """Record a run as `pending` with its input, in one write; give its state, and whether it is new.
 
     A run of that id and input that exists already is left as it is. Raises RunMismatchError for one of another input or
