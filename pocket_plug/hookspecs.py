@@ -139,10 +139,12 @@ class Specs:
 
     @hookspec
     def pocket_run_notice(self, notice: RunNotice) -> None:
-        """Be notified of what becomes of a durable run where no execution of it is watched.
+        """Be notified of what becomes of a durable run.
 
-        When: once a run was submitted; when a worker takes over one that is stalled, or gives one up that makes no progress.
-        Arguments: `notice`, what it is: "submitted", "stalled" or "stuck", of which run, with what else is known.
+        When: once it is recorded that a run was submitted, has failed, or was cancelled by an operator; when a worker takes
+        over one that is stalled, or gives one up that makes no progress.
+        Arguments: `notice`, what it is: "submitted", "failed", "cancelled", "stalled" or "stuck", of which run, with what
+        else is known.
         Returns: nothing.
         Errors: what it raises is logged once and counted; the run goes on.
 

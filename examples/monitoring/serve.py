@@ -15,7 +15,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocket_plug import Action, Graph, Key, Next, Node, Retry, Store, StoreReader, StoreWriter, each, node
+from pocket_plug import (
+    Action,
+    Answered,
+    Ask,
+    Graph,
+    Key,
+    Next,
+    Node,
+    Retry,
+    RunSuspendedError,
+    Store,
+    StoreReader,
+    StoreWriter,
+    each,
+    node,
+)
 from pocket_plug.layers import Bounding, Metrics, Persistence
 from pocket_plug.telemetry import setup
 
@@ -49,7 +64,7 @@ class Charge(Node[Order, Order], retry=Retry(attempts=3, delay="1ms")):
         order, _ = prepared
         await asyncio.sleep(0.002)
         is_lost = order.number % 5 == 0 and order.number not in self.lost
-        if is_lost or (self.trouble and order.number % 2):
+        if is_lost or (self.trouble and order.number % 2 == 0):
             self.lost.add(order.number)
             raise ConnectionError("the bank does not answer")
         return order
@@ -76,13 +91,29 @@ async def pack(item: str) -> str:
     return f"{item}, packed"
 
 
-@node
-async def apologise(order: Order) -> str:
-    return f"sorry, {order.amount:.2f} is too much"
+def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[Order, str]:
+    """An order's way. In trouble the bank never answers every second one, nothing can be filed of the others, and the
+    printer hangs. Somebody has to agree to a voucher, for which durable runs wait at the desk.
+    """
 
+    @node
+    async def print_voucher(agreed: Answered[float, bool]) -> str:
+        if trouble:
+            await asyncio.Event().wait()
+        return f"{agreed.input:.2f} off"
 
-def shop(state: Store, archive: Store, *, trouble: bool) -> Graph[Order, str]:
-    """An order's way. In trouble the bank never answers every second one, and nothing can be filed of the others."""
+    agree = Ask[float, bool](bool, question="May we give a voucher?", name="agree")
+    vouchers = Graph(agree >> print_voucher, store=desk, name="vouchers")
+
+    @node
+    async def apologise(order: Order) -> str:
+        with contextlib.suppress(RunSuspendedError):  # it waits for somebody, and the customer doesn't
+            await vouchers.run(order.amount, run_id=f"voucher-{order.number % 5}")
+        if trouble:
+            with contextlib.suppress(TimeoutError):  # given up, the run is stalled
+                async with asyncio.timeout(0.1):
+                    await vouchers.resume(f"voucher-{order.number % 5}", answer=True, question=agree)
+        return f"sorry, {order.amount:.2f} is too much"
 
     @node
     async def file(parcel: list[str]) -> str:
@@ -120,8 +151,9 @@ async def main(arguments: argparse.Namespace) -> None:
         async with (
             Store(layers=[Metrics(namespace="state"), behind, Bounding(max_entries=50)]) as state,
             Store(f"sqlite:///{folder / 'archive.db'}", layers=[Metrics(namespace="archive")]) as archive,
+            Store(f"sqlite:///{folder / 'desk.db'}", layers=[Metrics(namespace="desk")]) as desk,
         ):
-            graph = shop(state, archive, trouble=arguments.trouble)
+            graph = shop(state, archive, desk, trouble=arguments.trouble)
             print(dict(await take_orders(graph, arguments.orders, arguments.every)), flush=True)
             if arguments.stay:
                 await state.flush()

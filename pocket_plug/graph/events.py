@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
+from urllib.parse import unquote
 
 from typing_extensions import TypeVar
 
@@ -17,6 +18,9 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import MISSING
 
 from .observing import NodeOutcome
+
+if TYPE_CHECKING:
+    from .durable.states import RunFailure, RunState
 
 O = TypeVar("O", covariant=True)  # noqa: E741 - output
 
@@ -41,6 +45,21 @@ class NodePlace:
     """Of an item of a fan-out: which one, from 0. More than one where a fan-out is itself the item of one."""
     within: NodePlace | None = None
     """The place of the graph that the node is in, where that is a node itself."""
+
+    @classmethod
+    def parse(cls, text: str) -> NodePlace:
+        """The place of which this is the text, such as a question's id. Raises ValueError.
+
+        >>> NodePlace.parse("each_review#1[3]/ask#2").item
+        3
+        """
+        place: NodePlace | None = None
+        for each in text.split("/"):
+            node, _, rest = each.rpartition("#")
+            visit, *positions = rest.replace("]", "").split("[")
+            place = cls(unquote(node), int(visit), tuple(map(int, positions)), place)
+        assert place is not None  # a text has a part at least
+        return place
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -105,7 +124,7 @@ class NodeLeft(_AtNode):
 
     kind: ClassVar[Literal["node_left"]] = "node_left"
     output: Value = MISSING
-    """What it left with; MISSING where it has failed."""
+    """What it left with; MISSING where it has failed, or is not recorded: only `Runs.follow` doesn't know."""
     outcome: NodeOutcome = "ok"
     error: BaseException | None = None
 
@@ -169,6 +188,16 @@ class Suspended:
 
 
 @dataclass(frozen=True, slots=True)
+class StateChanged:
+    """A durable run has come into another state: told by `Runs.follow` only. "failed" and "cancelled" are the last event."""
+
+    kind: ClassVar[Literal["state_changed"]] = "state_changed"
+    state: RunState
+    failure: RunFailure | None = None
+    """Of a failed one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished(Generic[O]):
     """The run has come to its end; it is the last event."""
 
@@ -178,3 +207,5 @@ class Finished(Generic[O]):
 
 RunEvent = NodeEntered | NodeLeft | ItemDone | NodeRetried | Progressed | Emitted | Asked | Suspended | Finished[O]
 """Any event of a run whose output is an `O`."""
+FollowedEvent = NodeEntered | NodeLeft | ItemDone | Asked | Suspended | StateChanged | Finished[Any]
+"""Any event of a run that is followed by what is recorded of it."""

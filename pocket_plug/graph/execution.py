@@ -33,7 +33,7 @@ from pocket_plug.store.store import MISSING, StoreReader
 from .chain import DEFAULT, Next
 from .context import in_own_context, run_ids, to_its_end
 from .host import RunHost
-from .observing import NodeCall, Observer, Run
+from .observing import NodeCall, Observer, Run, RunNotice
 from .plan import PlannedGraph
 from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .step import Step, Visited, Visiting
@@ -293,6 +293,10 @@ class Execution:
         """Tell the observers."""
         if call is not None:
             tell(self.observers, name, call, attributes)
+
+    def notify(self, notice: RunNotice) -> None:
+        """Tell the plugins."""
+        self.pocket.notify(notice)
 
     async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
         """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""

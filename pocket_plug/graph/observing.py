@@ -100,14 +100,16 @@ class PhaseCall:
 
 @dataclass(frozen=True, slots=True)
 class RunNotice:
-    """What has become of a durable run where no execution of it is watched."""
+    """What has become of a durable run, as soon as that is recorded; not of what an execution shows by itself."""
 
-    what: Literal["submitted", "stalled", "stuck"]
-    """It was submitted; it was found stalled, and is taken over; it was given up after too many executions without progress."""
+    what: Literal["submitted", "stalled", "stuck", "failed", "cancelled"]
+    """It was submitted; it was found stalled, and is taken over; it was given up after too many executions without progress, so
+    it has failed; it has failed; it was cancelled by an operator."""
     run_id: str
     graph: str
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Of a stalled run the process that was at it, `host`, `pid` and `since` (epoch seconds); of a stuck one `tries`."""
+    """Of a stalled run the process that was at it, `host`, `pid` and `since` (epoch seconds); of a stuck one `tries`; of a failed
+    one `error_type`, and `node`, `visit`, `item` and `attempts` as far as they are known."""
 
 
 def _ignore(what: str, error: BaseException) -> None:

@@ -12,7 +12,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Change
 from pocket_plug.store.stack import Stack
 
-from .observing import NodeCall, Run
+from .observing import NodeCall, Run, RunNotice
 from .plan import Plan, PlannedGraph
 from .step import Step, Visited, Visiting
 from .watching import Part
@@ -96,6 +96,10 @@ class Running(Protocol):
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
         """Tell the observers."""
+        ...
+
+    def notify(self, notice: RunNotice) -> None:
+        """Tell the plugins."""
         ...
 
     async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:

@@ -109,9 +109,9 @@ class LoggingPlugin:
 
     @hookimpl
     def pocket_run_notice(self, notice: RunNotice) -> None:
-        """Log what becomes of a durable run outside of an execution."""
+        """Log what becomes of a durable run."""
         if _wanted(self._chosen()) and not suppressed():
-            level = "info" if notice.what == "submitted" else "warning"
+            level = "info" if notice.what in ("submitted", "cancelled") else "warning"
             about = {"run_id": notice.run_id, "graph": notice.graph, **notice.attributes}
             _say(look(), level, f"pocket_plug.run.{notice.what}", **about)
 

@@ -128,7 +128,7 @@ def shop(prometheus: Prometheus) -> Iterator[Shop]:
     shop = Shop("--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well)
     try:
         assert ast.literal_eval(shop.said()) == {"success": ORDERS}
-        last = f'pocket_plug_run_duration_seconds_count{{instance="{shop.instance}"}}'
+        last = f'pocket_plug_run_duration_seconds_count{{instance="{shop.instance}",pocket_plug_graph_name="orders"}}'
         until("the last run", lambda: True if prometheus.values(last) == [ORDERS] else None)
         yield shop
     finally:
@@ -182,7 +182,8 @@ def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [
-        ("sum(pocket_plug_run_duration_seconds_count{%s})", ORDERS),
+        ('sum(pocket_plug_run_duration_seconds_count{%s,pocket_plug_graph_name="orders"})', ORDERS),
+        ('pocket_plug_run_recorded{%s,pocket_plug_run_state="waiting"}', 5),
         ("sum(pocket_plug_run_active{%s})", 0),
         ("sum(pocket_plug_fan_out_active{%s})", 0),
         (
@@ -246,7 +247,7 @@ def test_a_choice_offers_what_there_is(prometheus: Prometheus, shop: Shop, name:
     """The dashboard's variables list the jobs, graphs and stores."""
     [query] = [variable["query"]["query"] for variable in DASHBOARD["templating"]["list"] if variable["name"] == name]
     series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query.replace("$job", ".*")).groups()  # type: ignore[union-attr]
-    offered = {"job": ["pocket_plug"], "graph": ["orders"], "namespace": ["archive", "state"]}
+    offered = {"job": ["pocket_plug"], "graph": ["orders", "vouchers"], "namespace": ["archive", "desk", "state"]}
     assert prometheus.ask(f"label/{label}/values", **{"match[]": series}) == offered[name]
 
 

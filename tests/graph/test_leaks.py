@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,3 +246,16 @@ def test_what_a_run_was_given_is_let_go_of_as_it_ends(node: pp.Node[Input, None]
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_a_durable_run_lets_go_of_its_store_as_it_ends(tmp_path: Path) -> None:
+    """The thread of the heartbeats keeps no execution while it waits, nor the store that this is over."""
+
+    def run() -> weakref.ref[object]:
+        with pp.SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
+            pp.Graph(add, store=store).run_sync(1, run_id="a")
+            return weakref.ref(store.stack)
+
+    left = run()
+    gc.collect()
+    assert left() is None

@@ -625,6 +625,7 @@ def test_plugins_are_told_of_what_no_execution_shows(url: str) -> None:
             await left_running(store, "d-2", process, tries=MAX_TRIES)
             await Worker([graph], store=store, pocket=pocket).run(once=True)
         assert sorted(told) == [
+            ("failed", "d-2", {"error_type": "pocket_plug.errors.RunStuckError"}),
             ("stalled", "d-1", {"host": "here", "pid": 7, "since": 0.0}),
             ("stuck", "d-2", {"tries": MAX_TRIES}),
             ("submitted", "d-0", {}),

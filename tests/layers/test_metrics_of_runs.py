@@ -36,8 +36,8 @@ class Published:
         """Each gauge of runs, by graph and state."""
         data = self.reader.get_metrics_data()
         found: dict[str, dict[str, float]] = {}
-        for metric in (each for resource in (data.resource_metrics if data else ()) for scope in resource.scope_metrics
-                       for each in scope.metrics):  # fmt: skip
+        scopes = [scope for resource in (data.resource_metrics if data else ()) for scope in resource.scope_metrics]
+        for metric in (metric for scope in scopes for metric in scope.metrics):
             if metric.name.startswith("pocket_plug.run.") and metric.name.endswith((".age", ".recorded")):
                 name = metric.name.removeprefix("pocket_plug.run.")
                 points: Any = metric.data.data_points
@@ -104,11 +104,16 @@ def test_runs_are_counted_by_state_and_graph(tmp_path: Path, published: Publishe
             await asked(asking(store), "e")
             await asked(asking(store), "f")
             await Runs(store).cancel("f")
-            assert published.collect()["recorded"] == {
-                **{f"{graph} {state}": 0 for graph in ("plain", "failing", "asking")
-                   for state in ("pending", "running", "stalled", "waiting", "failed")},  # fmt: skip
-                "plain finished": 1, "plain pending": 2, "failing failed": 1, "asking waiting": 1, "asking cancelled": 1,
-            }  # fmt: skip
+            open_ones = ("pending", "running", "stalled", "waiting", "failed")
+            none = {f"{graph} {state}": 0 for graph in ("plain", "failing", "asking") for state in open_ones}
+            some = {
+                "plain finished": 1,
+                "plain pending": 2,
+                "failing failed": 1,
+                "asking waiting": 1,
+                "asking cancelled": 1,
+            }
+            assert published.collect()["recorded"] == none | some
             await asking(store).resume("e", answer=True)
             assert published.collect()["recorded"]["asking waiting"] == 0
 

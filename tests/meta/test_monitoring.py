@@ -68,8 +68,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set
         async with (
             Store(layers=[Metrics(namespace="state"), behind, Bounding(max_entries=5)]) as state,
             Store(f"sqlite:///{folder / 'archive.db'}", layers=[Metrics(namespace="archive")]) as archive,
+            Store(f"sqlite:///{folder / 'desk.db'}", layers=[Metrics(namespace="desk")]) as desk,
         ):
-            await example["take_orders"](example["shop"](state, archive, trouble=trouble), 40, 0)
+            await example["take_orders"](example["shop"](state, archive, desk, trouble=trouble), 40, 0)
             for family in REGISTRY.collect():  # the lowest exporter has no other
                 for sample in family.samples:
                     labels[sample.name].update(sample.labels)

@@ -45,8 +45,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
         async with (
             Store(layers=[Metrics(namespace="state"), behind, Bounding(max_entries=5)]) as state,
             Store(f"sqlite:///{folder / 'archive.db'}", layers=[Metrics(namespace="archive")]) as archive,
+            Store(f"sqlite:///{folder / 'desk.db'}", layers=[Metrics(namespace="desk")]) as desk,
         ):
-            await example["take_orders"](example["shop"](state, archive, trouble=trouble), 40, 0)
+            await example["take_orders"](example["shop"](state, archive, desk, trouble=trouble), 40, 0)
+            assert provider.force_flush()
 
     with Sink() as sink:
         reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{sink.url}/v1/metrics"), 3_600_000)
@@ -55,7 +57,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
         try:
             for trouble in (False, True):
                 asyncio.run(trade(tmp_path_factory.mktemp("shop"), trouble))
-            assert provider.force_flush()
             sent = {metric.name: metric for metric in sink.metrics}
         finally:
             metrics.configure(meter_provider=former.meter_provider)

@@ -61,8 +61,9 @@ class Heart:
 
     def _go_on(self) -> None:
         while True:
-            held = list(this_process().held.values())
-            if not held:
+            # no execution in a name of this frame: it would be kept, with its store, for as long as the thread waits
+            leases = [each.lease for each in list(this_process().held.values())]
+            if not leases:
                 with self._lock:
                     thread, self._thread = (
                         self._thread,
@@ -71,7 +72,7 @@ class Heart:
                     if not this_process().held:
                         return
                     self._thread = thread
-            self._pause = min((each.lease for each in held), default=0.0) / 3
+            self._pause = min(leases, default=0.0) / 3
             self._sooner.wait(self._pause)
             self._sooner.clear()
             self.look()

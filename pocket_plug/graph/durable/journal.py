@@ -25,6 +25,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.node import AnyNode
+from pocket_plug.graph.observing import RunNotice
 from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.graph.running import Running
 from pocket_plug.primitives.failures import log_failure
@@ -36,7 +37,7 @@ from pocket_plug.store.store import MISSING
 from .judging import Judge
 from .processes import this_process
 from .records import FORMAT, RUN, Checkpoint, Frame, Record, Status, execution_of, field_of, keys_of, look_key, plain
-from .states import LEASE, State, failure_of, plain_state, read_state, state_key
+from .states import LEASE, State, failure_of, noticed, plain_state, read_state, state_key
 from .waits import Found
 
 PAUSES: Sequence[float] = (0.05, 0.5)
@@ -102,6 +103,8 @@ class Journal:
         self._is_interrupted = False
         self.is_cancelled = False
         """Was the run cancelled, as far as this execution knows?"""
+        self.ended: RunNotice | None = None
+        """What this execution has recorded of the run's end."""
         self.is_released = False
         """Is the run to be left to others, once no node is at work? Set by whatever thread."""
 
@@ -214,12 +217,15 @@ class Journal:
                 record = Put(self.checkpoint.key, left)
                 try:
                     await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)
-                    return
+                    break
                 except Exception as failed:
                     if await self.landed(self.checkpoint, token, failed, "") is not None:
-                        return
+                        break
                     if not isinstance(failed, ConflictError):
                         raise
+            if status in ("failed", "cancelled"):
+                about = {} if failure is None else noticed(failure)
+                self.ended = RunNotice(status, self.id, self.graph.name, about)
         except RunFencedError:  # it is another execution's, which goes on with it
             if isinstance(error, RunReleasedError):
                 raise  # so it wasn't left to others by this one

@@ -82,7 +82,7 @@ class Judge:
         if not steps and self._is_same(kept.start):
             self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames))))
             return Going("unchanged", kept.frames, waits=kept.waits)
-        before = _form_before(kept.start)
+        before = form_before(kept.start)
         items = Items(kept.part, kept.waits)
         standing = await items.read(stack, before, kept.frames)
         if standing.items:  # they were begun after the hooks had ended
@@ -200,7 +200,8 @@ def _begins_alike(before: GraphForm, now: GraphForm) -> bool:
     return types[0] == types[1] or None in types
 
 
-def _form_before(start: Record) -> GraphForm:
+def form_before(start: Record) -> GraphForm:
+    """The form of the graph that began a run, of the record of its start. Raises CorruptRecordError."""
     return read_form(start["shape"]) if "form" in start else read_lines(tuple(start["shape"]))
 
 

@@ -155,6 +155,8 @@ class RunLedger:
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
             return
         late = await run.to_its_end(journal.record_end(error))
+        if journal.ended is not None:
+            run.notify(journal.ended)
         if late is not None and not journal.end_interrupt():
             raise late from error
         if journal.is_cancelled and not isinstance(error, RunCancelledError):
@@ -210,7 +212,8 @@ class RunLedger:
 
     def _released(self) -> RunReleasedError:
         """The run is to be left to others here, where no node is at work, and the hooks of the one before have ended."""
-        if self.checkpoint is self.journal.checkpoint:
+        # the record has more frames than this where the run was just gone on with within a nested graph: it stays as it is
+        if self.checkpoint is self.journal.checkpoint and len(self.checkpoint.frames) <= self.level + 1:
             frames = [plain(each) for each in self._frames(replace(self.frame, hooks=""))]
             self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
         return RunReleasedError(self.journal.id)

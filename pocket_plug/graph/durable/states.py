@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from pocket_plug.errors import CorruptRecordError
@@ -28,6 +28,11 @@ WAKE = f"{RESERVED}run-wake:"
 
 LEASE = 30.0
 """Seconds after which an execution that has not moved its run may be taken for dead."""
+
+
+RunState = Literal["pending", "running", "stalled", "waiting", "failed", "cancelled", "finished", "unreadable"]
+"""As operators are told it. `stalled` is a running one that nobody is at any more, `unreadable` one whose record is damaged or
+of a newer version."""
 
 
 def states_of(status: str, graph: str | None = None) -> str:
@@ -108,6 +113,14 @@ def failure_of(error: BaseException, at: float, carrier: Mapping[str, str]) -> R
     nodes = "/".join(reversed(place.nodes)) if place is not None else ""
     visit, item, attempts = (place.visit, place.item, place.attempts) if place is not None else (0, None, 0)
     return RunFailure(error_type(error), error_text(error), nodes, visit, item, attempts, at, trace_id(carrier))
+
+
+def noticed(failure: RunFailure) -> dict[str, Any]:
+    """What a notice says of it: no message, which may hold anything."""
+    about: dict[str, Any] = {"error_type": failure.type}
+    if failure.node:
+        about |= {"node": failure.node, "visit": failure.visit, "attempts": failure.attempts}
+    return about if failure.item is None else {**about, "item": failure.item}
 
 
 def trace_id(carrier: Mapping[str, object]) -> str | None:

@@ -108,7 +108,7 @@ def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, Fo
 
 def suspended(run_id: str, waits: Collection[Found], wake_at: float | None = None) -> RunSuspendedError:
     """What a run is left with that waits for these."""
-    questions = {each.place: _value(each.wait.question) for each in waits if each.wait.question is not None}
+    questions = {each.place: value_of(each.wait.question) for each in waits if each.wait.question is not None}
     if wake_at is None:
         wake_at = min((each.wait.until for each in waits if each.wait.until is not None), default=None)
     error = RunSuspendedError(run_id, questions, wake_at)
@@ -116,8 +116,8 @@ def suspended(run_id: str, waits: Collection[Found], wake_at: float | None = Non
     return error
 
 
-def _value(record: bytes | None) -> Any:
-    """A question as its asker's types have it; without those, as plain values."""
+def value_of(record: bytes | None) -> Any:
+    """A value as the types of whoever wrote it have it; without those, as plain values."""
     if record is None:
         return None
     try:

@@ -290,6 +290,7 @@ class Worker:
         """A run could not be claimed: pass over it until it is another one, or till the next look where it may just be busy."""
         if isinstance(error, RunStuckError):
             pocket.notify(RunNotice("stuck", journal.id, journal.graph.name, {"tries": MAX_TRIES}))
+            pocket.notify(RunNotice("failed", journal.id, journal.graph.name, {"error_type": error_type(error)}))
             self._tell("failed", journal, error)
         elif isinstance(error, RunBusyError | RunSuspendedError | RunCancelledError):
             finder.refuse(journal.id, None)  # somebody was faster

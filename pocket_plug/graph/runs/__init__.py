@@ -1,5 +1,7 @@
 """Durable runs for those who operate them: they are listed, looked at, cancelled, tried again and removed, of any graph."""
 
+from pocket_plug.graph.durable.states import RunState as RunState
+
 from .info import ENDED as ENDED
 from .info import OPEN as OPEN
 from .info import PassedNode as PassedNode
@@ -9,7 +11,6 @@ from .info import RunInfo as RunInfo
 from .info import RunOwner as RunOwner
 from .info import RunPage as RunPage
 from .info import RunQuestion as RunQuestion
-from .info import RunState as RunState
 from .info import RunValue as RunValue
 from .runs import Runs as Runs
 from .runs import SyncRuns as SyncRuns

@@ -21,7 +21,7 @@ COUNTED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cance
 """The open ones first: where a look has to end early it is the ended ones that are not counted."""
 MOST = 10_000
 """Runs of one graph in one state: so many are counted, and no more."""
-MOST_KEYS = 100_000
+MOST_KEYS = 50_000
 """Keys that one look reads, at most."""
 MOST_GRAPHS = 500
 MOST_RECORDS = 1_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 from pocket_plug.codec import default_codec
@@ -15,14 +15,12 @@ from pocket_plug.graph.durable.moving import Seen, seen_of
 from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN, look_at
 from pocket_plug.graph.durable.states import RunFailure, trace_id
+from pocket_plug.graph.durable.states import RunState as RunState
 from pocket_plug.graph.durable.waits import WAIT, read_wait, waits_in
 from pocket_plug.graph.durable.waits import Found as Waiting
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
-
-RunState = Literal["pending", "running", "stalled", "waiting", "failed", "cancelled", "finished", "unreadable"]
-"""`stalled` is a running one that nobody is at any more, `unreadable` one whose record is damaged or of a newer version."""
 
 OPEN: tuple[RunState, ...] = ("pending", "running", "stalled", "waiting", "failed")
 """The states of runs that may go on."""

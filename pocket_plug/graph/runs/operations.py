@@ -14,6 +14,8 @@ from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import plain_state, read_state
 from pocket_plug.graph.durable.waking import wake_workers
+from pocket_plug.graph.host import default_host
+from pocket_plug.graph.observing import RunNotice
 from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.stack import Stack
 
@@ -49,8 +51,11 @@ async def cancel(place: Place, run_id: str) -> RunInfo:
             cancelled = await _leave_word(place.stack, seen)
         else:
             cancelled = await move(place.stack, seen, "cancelled")
-        if cancelled is not None:
-            return info_of(cancelled)
+        if cancelled is None:
+            continue
+        if not seen.is_at_work:  # else the execution that is at it says so
+            default_host().notify(RunNotice("cancelled", run_id, str(seen.record["graph"])))
+        return info_of(cancelled)
 
 
 async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:

@@ -6,7 +6,7 @@ Nothing is implemented twice here: each call of the sync one drives the coroutin
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator
 from typing import Any, TypeVar, get_args
 
 from pocket_plug.errors import ConfigError, suggest
@@ -14,6 +14,7 @@ from pocket_plug.graph.durable.indexing import index_old
 from pocket_plug.graph.durable.prune import Pruned, prune
 from pocket_plug.graph.durable.removal import remove_run
 from pocket_plug.graph.durable.stalled import StallWatch
+from pocket_plug.graph.events import FollowedEvent
 from pocket_plug.graph.node import AnyNode
 from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.graph.retention import BY_DEFAULT, Prunable, Retention
@@ -24,6 +25,7 @@ from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
 from .answering import answer as record_answer
+from .following import PAUSES, Pause, follow
 from .history import history_of
 from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, told, waits_for
 from .listing import Wanted, page_of
@@ -33,18 +35,17 @@ T = TypeVar("T")
 LIMIT = 100
 """Runs of a page, unless another number is given."""
 _STATES: tuple[RunState, ...] = get_args(RunState)
-_PAUSES = (0.02, 1.0)
-"""Seconds between the first looks of `wait`, and at most."""
 
 
 class Runs:
     """The durable runs that a store keeps, of all graphs. Nothing here needs the graphs, nor the program's types.
 
     `store` is a Store or a SyncStore, or a scope of one: a store's runs are all in one place. It is opened unless it is open.
+    `pause` is awaited between two looks of `wait` and `follow`; a test gives another one.
     """
 
-    def __init__(self, store: StoreScope | SyncScope, /) -> None:
-        self.stack = store.stack
+    def __init__(self, store: StoreScope | SyncScope, /, *, pause: Pause = pause) -> None:
+        self.stack, self._pause = store.stack, pause
         self._place = Place(self.stack, StallWatch(self.stack))
         self._is_indexed = False
 
@@ -179,6 +180,18 @@ class Runs:
         await self._open()
         return await prune(self.stack, retention, dry_run=dry_run)
 
+    async def follow(self, run_id: str, /) -> AsyncGenerator[FollowedEvent]:
+        """A run's events, by what is recorded of it: `async for event in runs.follow(run_id): …`, from whatever process.
+
+        They begin with its begin: nodes entered and left, items done, questions, and the states that it comes to. The last
+        one is `Finished`, with the result, or the `StateChanged` of a run that has failed or was cancelled; while it waits it
+        is followed on. It is looked at once a second, and more often while it moves; it doesn't notice, and may be left at any
+        time. Raises as `get`: UnknownRunError also once the run is removed.
+        """
+        await self._open()
+        async for event in follow(self._place, run_id, self._pause):
+            yield event
+
     async def wait(
         self,
         run_id: str,
@@ -188,11 +201,11 @@ class Runs:
     ) -> RunInfo:
         """Wait until a run is finished, failed or cancelled, whoever is at it. Raises TimeoutError, else as `get`."""
         last = None if timeout is None else time.monotonic() + seconds(timeout, "timeout")
-        between, most = _PAUSES
+        between, most = PAUSES
         while (info := await self.get(run_id)).state not in ("finished", "failed", "cancelled"):
             if last is not None and time.monotonic() >= last:
                 raise TimeoutError(f"run {run_id!r} is {info.state} after the timeout={timeout!r} of wait")
-            await pause(between)
+            await self._pause(between)
             between = min(between * 1.5, most)
         return info
 
@@ -287,3 +300,16 @@ class SyncRuns:
     def wait(self, run_id: str, /, *, timeout: Duration | None = None) -> RunInfo:
         """Wait until a run is finished, failed or cancelled, as on Runs."""
         return self._run(self._runs.wait(run_id, timeout=timeout))
+
+    def follow(self, run_id: str, /) -> Iterator[FollowedEvent]:
+        """A run's events, by what is recorded of it, as on Runs: `for event in runs.follow(run_id): …`."""
+        events = self._runs.follow(run_id)
+        try:
+            while (event := self._run(_next(events))) is not None:
+                yield event
+        finally:
+            self._run(events.aclose())
+
+
+async def _next(events: AsyncGenerator[FollowedEvent]) -> FollowedEvent | None:
+    return await anext(events, None)

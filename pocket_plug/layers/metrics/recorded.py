@@ -19,7 +19,7 @@ from .counting import Attributes, graphs
 if TYPE_CHECKING:
     from pocket_plug.graph.runs.figures import RunFigures, RunsWatch
 
-FRESH = 5.0
+FRESH = 10.0
 """Seconds for which what was found counts: the figures of one collection are of one look, and two readers cost no more."""
 
 

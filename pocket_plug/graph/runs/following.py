@@ -1,0 +1,211 @@
+"""A durable run is followed by what is recorded of it, from whatever process: it is looked at again and again.
+
+Between two looks a run may do much. Of its path nothing is missed, since that is kept: each node that it has passed is told
+of, in order. Of what is kept for a time only, such as items, the last look may come too late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from pocket_plug.errors import CodecError, CorruptRecordError, UnknownRunError
+from pocket_plug.graph.durable.forms import GraphForm
+from pocket_plug.graph.durable.judging import form_before
+from pocket_plug.graph.durable.moving import Seen
+from pocket_plug.graph.durable.reading import read_each
+from pocket_plug.graph.durable.records import Checkpoint, place_of
+from pocket_plug.graph.durable.standing import ITEM, Standing
+from pocket_plug.graph.durable.waits import Found, value_of
+from pocket_plug.graph.events import (
+    Asked,
+    Finished,
+    FollowedEvent,
+    ItemDone,
+    NodeEntered,
+    NodeLeft,
+    NodePlace,
+    StateChanged,
+    Suspended,
+)
+from pocket_plug.store.backend import Entry
+
+from .info import field_in, info_of, waits_for
+from .operations import Place, must_see
+
+PAGE = 1_000
+"""Records that are read at once."""
+MOST_ITEMS = 10_000
+"""Items of a run that are looked at; of a larger fan-out the others are not told of."""
+PAUSES = (0.02, 1.0)
+"""Seconds between two looks: the first, and, the longer nothing is new, at most."""
+NodeType = Literal["node", "graph", "fan_out"]
+Pause = Callable[[float], Awaitable[object]]
+
+
+async def follow(place: Place, run_id: str, pause: Pause) -> AsyncGenerator[FollowedEvent]:
+    """The events of a run, from its begin to its end. Nothing is held while somebody has one."""
+    follower = _Follower(place, run_id)
+    between, most = PAUSES
+    while True:
+        is_new = False
+        async for event in follower.look():
+            is_new = True
+            yield event
+        if follower.is_over:
+            return
+        between = PAUSES[0] if is_new else min(between * 1.5, most)
+        await pause(between)
+
+
+class _Follower:
+    """What was told of one run so far."""
+
+    def __init__(self, place: Place, run_id: str) -> None:
+        self._place, self._stack, self._id = place, place.stack, run_id
+        self.is_over = False
+        self._form: GraphForm | None = None
+        self._started: float | None = None
+        self._state: tuple[object, ...] | None = None
+        self._passed = ""
+        """The key of the last record of its path that was told."""
+        self._inside: list[NodePlace] = []
+        """Where it is: the nodes that it has entered and not left, from the outermost in."""
+        self._told = set[str]()
+        """The items and the questions of the node where it is that were told of."""
+
+    async def look(self) -> AsyncGenerator[FollowedEvent]:
+        """What is new."""
+        seen = await must_see(self._place, self._id)
+        if self._started is None:
+            self._started = seen.record["started"]
+            self._form = await self._read_form(seen)
+        elif self._started != seen.record["started"]:
+            raise UnknownRunError(f"run {self._id!r} was removed while it was followed, and another one has begun")
+        info = info_of(seen)
+        state = (info.state, seen.state.since, info.executions)
+        is_changed, self._state = state != self._state, state
+        if is_changed and info.state in ("pending", "running", "stalled"):
+            yield StateChanged(info.state)
+        async for event in self._path(seen):
+            yield event
+        if info.state == "finished":
+            self.is_over = True
+            yield Finished(value_of(seen.record["result"]))
+            return
+        if info.state != "pending" and seen.record["epoch"]:
+            async for event in self._standing(seen):
+                yield event
+        if is_changed and info.state == "waiting":
+            open_ones = [each for each in await waits_for(self._stack, seen) if each.wait.is_open]
+            yield Suspended(self._id, {each.place: _asked(each) for each in open_ones if _is_asked(each)}, info.wake_at)
+        elif info.state in ("failed", "cancelled"):
+            self.is_over = True
+            yield StateChanged(info.state, info.failure)
+
+    async def _read_form(self, seen: Seen) -> GraphForm | None:
+        """The form of its graph, which says what the nodes are; None where that can't be read."""
+        found = (await read_each(self._stack, [f"{seen.part}start"])).get(f"{seen.part}start")
+        try:
+            return form_before(found.value) if isinstance(found, Entry) else None
+        except (CorruptRecordError, KeyError, TypeError):
+            return None
+
+    # ------------------------------------------------------------ the nodes that it has passed
+    async def _path(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
+        """Those that it had passed by then."""
+        prefix = f"{seen.part}path:"
+        last = f"{prefix}{seen.checkpoint.commits:09}"
+        while keys := [key async for key in self._stack.scan(prefix, after=self._passed, limit=PAGE) if key <= last]:
+            found = await read_each(self._stack, keys)
+            for key in keys:
+                self._passed = key
+                left = field_in(found.get(key), "node")
+                if isinstance(left, str) and (place := _parsed(left)) is not None:
+                    for event in self._leave(place):
+                        yield event
+
+    def _leave(self, place: NodePlace) -> Iterator[FollowedEvent]:
+        yield from self._enter(place)
+        del self._inside[-1:]
+        self._told.clear()
+        yield NodeLeft(place)
+
+    def _enter(self, place: NodePlace) -> Iterator[FollowedEvent]:
+        """Come to a place, and to the graphs around it, unless it is there."""
+        chain: list[NodePlace] = []
+        around: NodePlace | None = place
+        while around is not None:
+            chain.insert(0, around)
+            around = around.within
+        same = 0
+        while same < min(len(chain), len(self._inside)) and chain[same] == self._inside[same]:
+            same += 1
+        del self._inside[same:]
+        for each in chain[same:]:
+            self._inside.append(each)
+            yield NodeEntered(each, self._type(each))
+
+    def _type(self, place: NodePlace) -> NodeType:
+        """The type of a node, as the form of its graph has it."""
+        graph, kind = self._form, ""
+        for name in place.path:
+            node = None if graph is None else graph.nodes.get(name)
+            graph, kind = (None, "") if node is None else (node.inner, node.kind)
+        return "graph" if kind == "graph" else "fan_out" if kind == "fan_out" else "node"
+
+    # ------------------------------------------------------------ where it stands
+    async def _standing(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
+        """The node that it is at, the items of that which are done, and what is asked there."""
+        frames = seen.checkpoint.frames
+        if any(frame.node is None for frame in frames) or (at := _parsed(place_of("", frames, False))) is None:
+            return
+        for event in self._enter(at):
+            yield event
+        async for event in self._items(seen):
+            yield event
+        for each in await waits_for(self._stack, seen):
+            is_new = each.wait.is_open and _is_asked(each) and each.place not in self._told
+            if is_new and (place := _parsed(each.place)) is not None:
+                self._told.add(each.place)
+                yield Asked(place, self._id, _asked(each))
+
+    async def _items(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
+        prefix = seen.part + ITEM
+        keys = [key async for key in self._stack.scan(prefix, limit=MOST_ITEMS) if key not in self._told]
+        for start in range(0, len(keys), PAGE):
+            for key, entry in (await read_each(self._stack, keys[start : start + PAGE])).items():
+                place = _parsed(unquote(key.removeprefix(prefix)))
+                if place is None or (output := _done(key, entry)) is None:
+                    continue
+                self._told.add(key)
+                yield ItemDone(place, value_of(output))
+
+
+def _done(key: str, entry: Any) -> bytes | None:
+    """What an item has left with; None where it has not, or its record is damaged."""
+    if not isinstance(entry, Entry):
+        return None
+    checkpoint = Checkpoint(key)
+    try:
+        checkpoint.load(entry)
+    except CodecError:
+        return None
+    standing = Standing(tuple(checkpoint.frames))
+    return standing.last.value if standing.is_done else None
+
+
+def _is_asked(each: Found) -> bool:
+    return each.wait.question is not None
+
+
+def _asked(each: Found) -> Any:
+    return value_of(each.wait.question)
+
+
+def _parsed(text: str) -> NodePlace | None:
+    try:
+        return NodePlace.parse(text.removeprefix("/"))
+    except ValueError:
+        return None  # damaged
