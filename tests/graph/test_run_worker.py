@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +58,14 @@ async def count(store: StoreWriter, n: int) -> int:
 
 
 graph = Graph(double >> count, name="doubling")
+
+
+@pytest.fixture
+def fresh_structlog() -> Iterator[None]:
+    """What captures its events configures it, and that would stay."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -634,7 +642,7 @@ def test_plugins_are_told_of_what_no_execution_shows(url: str) -> None:
     asyncio.run(main())
 
 
-def test_logs_tell_of_it(url: str, tmp_path: Path) -> None:
+def test_logs_tell_of_it(url: str, tmp_path: Path, fresh_structlog: None) -> None:
     """Submitted at info, stalled at warning, by structlog, where events are wanted."""
 
     async def main() -> None:
