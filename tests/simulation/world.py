@@ -423,7 +423,10 @@ class World:
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if former is not None:
                 is_silent = self.scheduler.now - run.moved_at >= run.lease
-                is_stalled = attempt.is_worker and is_silent and former.machine.disturbed_at >= run.moved_at
+                is_hampered = former.machine.process.is_stopped or (
+                    former.machine.disturbed_at >= run.moved_at - run.lease
+                )
+                is_stalled = attempt.is_worker and is_silent and is_hampered
                 if run.status == "running" and not attempt.takes_over and former.is_at_work and not is_stalled:
                     self.violate(
                         f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
@@ -447,7 +450,7 @@ class World:
 
     def faulted(self, machine: Machine, attempt: Attempt | None) -> None:
         """A request was told that it has failed."""
-        machine.disturbed_at = self.scheduler.now
+        machine.disturbed_at = max(machine.disturbed_at, self.scheduler.now)
         if attempt is not None:
             attempt.faults += 1
 
