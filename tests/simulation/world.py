@@ -365,8 +365,9 @@ class World:
             self._stands(self.runs[key.rpartition(":")[2]], value)
         elif key.startswith(heartbeat.BEAT) and value is not None:
             for owner in value["owners"]:
-                if owner in self.executions:
-                    self.executions[owner].run.moved_at = self.scheduler.now
+                spoken_for = self.executions.get(owner)
+                if spoken_for is not None and spoken_for.run.owner is spoken_for:
+                    spoken_for.run.moved_at = self.scheduler.now
         elif key.startswith(records.RUN) and value is None:
             self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
         elif ":wait:" in key and value is not None and value["kind"] == "question":
