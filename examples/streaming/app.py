@@ -1,7 +1,10 @@
 """A web application that shows each run while it goes, as server-sent events. A client that leaves cancels its run.
 
-`python examples/streaming/app.py`, and open the page that it names. `curl -N 'http://127.0.0.1:8000/write?topic=tea'` shows what
-goes over the wire. It needs Starlette and uvicorn.
+`python examples/streaming/app.py`, and open the page that it names. `curl -N 'http://127.0.0.1:8000/write?topic=tea'` shows
+what goes over the wire. It needs Starlette and uvicorn.
+
+With `--store sqlite:///runs.db` it also shows durable runs of that store, whatever process is at them: `/follow?run=ID`, or the
+page with `/?run=ID`. They go on when a client leaves.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +28,7 @@ from pocket_plug import (
     Asked,
     Emitted,
     Finished,
+    FollowedEvent,
     Graph,
     ItemDone,
     Node,
@@ -32,8 +37,12 @@ from pocket_plug import (
     NodeRetried,
     Progressed,
     RunEvent,
+    Runs,
+    StateChanged,
+    Store,
     StoreWriter,
     Suspended,
+    UnknownRunError,
     each,
     emit,
     node,
@@ -80,7 +89,11 @@ async def add_up(sizes: list[int]) -> int:
     return sum(sizes)
 
 
-def as_text(event: RunEvent[int]) -> str:
+def writing(pause: float, words: int) -> Graph[str, int]:
+    return Graph(outline >> Write(pause, words) >> each(count) >> add_up, name="write")
+
+
+def as_text(event: RunEvent[int] | FollowedEvent) -> str:
     """An event as the page is sent it: its kind, and what the page shows of it, as JSON."""
     match event:
         case NodeEntered() | NodeLeft():
@@ -97,6 +110,8 @@ def as_text(event: RunEvent[int]) -> str:
             data = {"question": event.question}
         case Suspended():
             data = {"wake_at": event.wake_at}
+        case StateChanged():
+            data = {"state": event.state}
         case Finished():
             data = {"output": event.output}
     return sent(event.kind, data)
@@ -106,8 +121,8 @@ def sent(kind: str, data: dict[str, object]) -> str:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
-def application(pause: float, words: int) -> Starlette:
-    graph = Graph(outline >> Write(pause, words) >> each(count) >> add_up, name="write")
+def application(pause: float, words: int, store: Store | None = None) -> Starlette:
+    graph = writing(pause, words)
 
     async def events(topic: str) -> AsyncIterator[str]:
         try:
@@ -117,14 +132,29 @@ def application(pause: float, words: int) -> Starlette:
         except Exception as error:  # noqa: BLE001 - the client is told; whoever operates this has the trace
             yield sent("failed", {"error": type(error).__name__})
 
+    async def recorded(run_id: str) -> AsyncIterator[str]:
+        try:
+            if store is None:
+                raise UnknownRunError("there is no store; give one: --store sqlite:///runs.db")
+            async with aclosing(Runs(store).follow(run_id)) as followed:
+                async for event in followed:
+                    yield as_text(event)
+        except Exception as error:  # noqa: BLE001 - as above
+            yield sent("failed", {"error": type(error).__name__})
+
+    def streamed(texts: AsyncIterator[str]) -> Response:
+        return StreamingResponse(texts, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
     async def write(request: Request) -> Response:
-        topic = request.query_params.get("topic", "")
-        return StreamingResponse(events(topic), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return streamed(events(request.query_params.get("topic", "")))
+
+    async def follow(request: Request) -> Response:
+        return streamed(recorded(request.query_params.get("run", "")))
 
     async def page(request: Request) -> Response:
         return FileResponse(Path(__file__).with_name("page.html"))
 
-    return Starlette(routes=[Route("/", page), Route("/write", write)])
+    return Starlette(routes=[Route("/", page), Route("/write", write), Route("/follow", follow)])
 
 
 if __name__ == "__main__":
@@ -132,8 +162,10 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between two words")
     parser.add_argument("--words", type=int, default=40, help="in each chapter")
+    parser.add_argument("--store", metavar="URL", help="where durable runs are that are followed")
     given = parser.parse_args()
+    store = None if given.store is None else Store(given.store)
     with socket.create_server(("127.0.0.1", given.port)) as listening:
         print(f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
-        config = uvicorn.Config(application(given.pause, given.words), log_level="warning", lifespan="off")
+        config = uvicorn.Config(application(given.pause, given.words, store), log_level="warning", lifespan="off")
         uvicorn.Server(config).run(sockets=[listening])

@@ -6,6 +6,7 @@ All of it is done by `Runs`, without the program's types; only `resume` and `ans
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -208,6 +209,9 @@ def _print_tables(history: RunHistory, now: float) -> None:
         ]
         echo()
         print_table(("execution", "began", "process", "left it", "error", "trace"), rows)
+    if history.trace_ids:
+        of_all = shlex.join(["pocket-plug", "trace", "show", history.run.run_id])
+        echo(escaped(f"\n{of_all} draws all of them, where their spans are in a file", keep="\n"))
     if history.path:
         echo()
         passed = [((each.node or "").removeprefix("/"), each.next or "", _ago(each.at, now)) for each in history.path]

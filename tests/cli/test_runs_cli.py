@@ -277,6 +277,10 @@ def test_show_links_the_traces_of_all_executions(here: Any) -> None:
     assert all(trace in kept for trace in traces)
     shown = here("runs", "show", "order").out
     assert all(trace in shown for trace in traces)
+    command = re.search(r"^pocket-plug (trace show order) draws all of them", shown, re.MULTILINE)
+    assert command is not None
+    drawn = here(*command[1].split(), "--json").json
+    assert {each["trace_id"] for each in drawn} == set(traces)
 
 
 def test_show_of_no_run(here: Any) -> None:

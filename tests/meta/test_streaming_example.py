@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
+
+from pocket_plug import SyncStore
 
 APP = Path(__file__).parents[2] / "examples" / "streaming" / "app.py"
 WORDS = 200  # in each chapter
@@ -41,8 +44,14 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    command = [sys.executable, "-W", "error", str(APP), "--port", "0", "--pause", "0.001", "--words", str(WORDS)]
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('runs')}/runs.db?durability=process"
+
+
+@pytest.fixture(scope="module")
+def server(url: str) -> Iterator[Server]:
+    options = ["--port", "0", "--pause", "0.001", "--words", str(WORDS), "--store", url]
+    command = [sys.executable, "-W", "error", str(APP), *options]
     environment = os.environ | {"POCKET_PLUG_AUTOLOAD": "0"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         too_late = threading.Timer(60, process.kill)  # then whoever waits for its output gets the end of that
@@ -104,6 +113,29 @@ def test_a_run_that_fails_says_so(server: Server) -> None:
     assert list(events(server.ask("/write?topic=")))[-1] == ("failed", {"error": "ValueError"})
 
 
+def test_a_durable_run_of_another_process_is_followed(server: Server, url: str) -> None:
+    """From its submission to its output, by a server that has nothing to do with it. A client that leaves ends nothing."""
+    graph = runpy.run_path(str(APP))["writing"](0, 1)
+    with SyncStore(url) as store:
+        graph.submit_sync("tea", run_id="a", store=store)
+        leaving, told = server.ask("/follow?run=a"), events(server.ask("/follow?run=a"))
+        assert next(events(leaving)) == next(told) == ("state_changed", {"state": "pending"})
+        leaving.close()
+        assert graph.run_sync("tea", run_id="a", store=store) == 18
+        rest = list(told)
+    assert rest[-1] == ("finished", {"output": 18})
+    nodes = ["outline", "write", "each_count", "add_up"]
+    passed = [each for node in nodes for each in [("node_entered", {"node": node}), ("node_left", {"node": node})]]
+    assert [each for each in rest if each[0] in ("node_entered", "node_left")] == passed
+
+
+def test_a_run_that_is_not_there_is_said_to_be(server: Server) -> None:
+    """By one event."""
+    assert list(events(server.ask("/follow?run=nothing"))) == [("failed", {"error": "UnknownRunError"})]
+
+
 def test_the_page_is_served(server: Server) -> None:
-    """It asks for the events by their kinds."""
-    assert 'new EventSource("/write?"' in server.ask("/").read().decode()
+    """It asks for the events by their kinds: of a run of its own, or of a durable one that is named."""
+    page = server.ask("/").read().decode()
+    assert 'listen("/write?"' in page
+    assert 'listen("/follow"' in page

@@ -83,7 +83,9 @@ class Instruments:
         meter.create_observable_gauge(
             "pocket_plug.store.queue.age", [self._of_queues("age")], "s", "How long the oldest of them has been waiting"
         )
+        self._observe_durable_runs(meter)
 
+    def _observe_durable_runs(self, meter: metrics.Meter) -> None:
         for name, of_runs, unit, sums, description in (
             ("recorded", recorded.recorded, "{run}", True, "Durable runs that a store keeps"),
             ("question.age", recorded.questions, "s", False, "How long the oldest open question has been waiting"),
