@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
-    console = Console()
+    console = Console(emoji=False)
     if given.planted:
         return not find_planted(given.seeds or range(1000), console, given.processes)
     given.seeds = given.seeds or range(2000)
