@@ -104,9 +104,12 @@ class Branch(Work):
 class Spread(pp.Node[int, list[int]], name="spread"):
     """Makes items of a number."""
 
+    def __init__(self, count: int = 3) -> None:
+        self.count = count
+
     async def exec(self, n: int) -> list[int]:
         await stage.world.work(pp.idempotency_key())
-        return [n + 1, n + 2, n + 3]
+        return [n + 1 + i for i in range(self.count)]
 
     async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: list[int]) -> list[int]:
         await store.update(EFFECT + pp.idempotency_key(), _more, default=0)
@@ -155,6 +158,7 @@ def _graphs() -> dict[str, pp.Graph[int, int]]:
         "timed": (a >> pp.Sleep("1s", name="nap") >> c >> b,),
         "late": (a >> late >> answered >> b,),
         "items ask": (Spread() >> pp.each(asking, concurrency=2) >> total >> a,),
+        "one asks": (Spread(1) >> pp.each(asking) >> total,),
         "deep": (pp.Graph(loop >> _ask("inner") >> answered >> a, name="outer") >> Spread()
                  >> pp.each(way, concurrency=3) >> total >> _ask("last") >> answered >> Hooked("end"),),
     }  # fmt: skip
@@ -170,5 +174,13 @@ def _graphs() -> dict[str, pp.Graph[int, int]]:
 
 
 GRAPHS = _graphs()
+FOCUS = (
+    tuple(GRAPHS),
+    tuple(GRAPHS),
+    ("one asks", "items ask"),
+    ("fan", "ways", "deep"),
+    ("single", "chain", "shared"),
+)
+"""The graphs that a world may have runs of."""
 for _graph in GRAPHS.values():
     _graph.validate()

@@ -147,6 +147,8 @@ async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspend
 async def operate(world: World, machine: Machine, run: Story, what: str = "") -> None:
     """Do something to a run as an operator, and judge what is told of it."""
     runs, began = pp.Runs(machine.store), world.scheduler.now
+    if not what and run.asked and world.random.random() < 0.5:
+        what = "answer"
     what = what or world.random.choice(("cancel", "retry", "retry", "get", "list", "remove", "answer", "answer"))
     if what == "answer" and not run.asked:
         return
@@ -330,7 +332,7 @@ class Chaos:
         """Everything, from the first process to the last word."""
         world, chance = self.world, self.chance
         for number in range(1, chance.choice((1, 2, 4)) + 1):
-            run = Story(f"r{number}", chance.choice(list(GRAPHS)), chance.randrange(3))
+            run = Story(f"r{number}", chance.choice(world.focus), chance.randrange(3))
             world.runs[run.id] = run
             world.note("", f"{run}")
         world.on_death = self.replace

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pocket_plug as pp
 from pocket_plug.graph.durable import claim, heartbeat, journal, ledger, processes, records, states
-from pocket_plug.graph.durable.journal import Journal
+from pocket_plug.graph.durable.journal import Journal, RunReleasedError
 from pocket_plug.graph.durable.ledger import RunLedger
 from pocket_plug.graph.durable.processes import Process
 from pocket_plug.graph.durable.stalled import StallWatch
@@ -101,6 +101,14 @@ _expecting(
     lambda changes, key: _claims(changes) and (":wait:" in key or _is_control(key)),
 )
 
+_expecting(
+    "a run is suspended without expecting the questions that it has looked at",
+    lambda changes, key: ":wait:" in key and _puts(changes, records.RUN, status="waiting"),
+)
+_expecting(
+    "an answer beside an execution does not expect that it is still at the run",
+    lambda changes, key: _is_control(key) and all(":wait:" in change.key for change in changes),
+)
 _expecting("a run is submitted over whatever is there", lambda changes, key: _puts(changes, states.STATE + "pending:"))
 _expecting(
     "who takes over a stalled run does not expect its heartbeat", lambda changes, key: key.startswith(heartbeat.BEAT)
@@ -296,6 +304,18 @@ def _unfenced_look() -> Iterator[None]:
             check_owner(self, found, failed)
 
     with mock.patch.object(Journal, "check_owner", careless):
+        yield
+
+
+@fault("who releases a run that it has just taken forgets where that stands in a nested graph")
+def _released_outside() -> Iterator[None]:
+    def released(self: RunLedger) -> RunReleasedError:
+        if self.checkpoint is self.journal.checkpoint:
+            frames = [records.plain(each) for each in self._frames(replace(self.frame, hooks=""))]
+            self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
+        return RunReleasedError(self.journal.id)
+
+    with mock.patch.object(RunLedger, "_released", released):
         yield
 
 

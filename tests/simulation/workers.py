@@ -81,7 +81,8 @@ def _told(world: World, machine: Machine, report: pp.WorkerReport) -> None:
         world.violate(f"attempt {mine.number} was overtaken, and its worker was told {report.became}")
     expected = {"finished": "finished", "waiting": "waiting", "cancelled": "cancelled", "released": "pending"}
     status = expected.get(report.became)
-    if status and not mine.run.was(status, mine.claimed_at or 0.0) and not mine.faults:
+    is_true = is_truly_cancelled or status is None or mine.run.was(status, mine.claimed_at or 0.0)
+    if not is_true and not mine.faults:
         world.violate(f"a worker was told {report.became} of {report.run_id}, which is {mine.run.status}")
 
 

@@ -23,7 +23,7 @@ from pocket_plug.store.backend import Change, Put
 from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
-from .graphs import EFFECT, GRAPHS, TOTAL, Boom, stage
+from .graphs import EFFECT, FOCUS, GRAPHS, TOTAL, Boom, stage
 from .loop import Process, Scheduler
 from .store import Client, Server
 
@@ -231,6 +231,8 @@ class World:
         """How often a program cancels its own execution."""
         self.boom_rate = 0.0 if is_calm else chance.choice((0.0, 0.0, 0.1, 0.3))
         self.has_workers = not is_calm and chance.random() < 0.4
+        self.focus = chance.choice(FOCUS)
+        self.distance = 1 if is_calm else chance.choice((1, 1, 30))
         self.lease = chance.choice((3.0, 30.0))
         """That of executions by workers."""
         self.is_watched = chance.random() < 0.3
@@ -277,7 +279,7 @@ class World:
     # ------------------------------------------------------------ chance
     def latency(self) -> float:
         """How long something is on its way."""
-        return self.random.choice((0.0005, 0.001, 0.002, 0.01))
+        return self.distance * self.random.choice((0.0005, 0.001, 0.002, 0.01))
 
     def fate(self, machine: Machine, fates: Sequence[str]) -> str:
         """What becomes of a request."""

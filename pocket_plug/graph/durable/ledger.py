@@ -97,25 +97,25 @@ class RunLedger:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
         if self.outer is not None:
             return MISSING
-        journal, held, is_claimed = self.journal, this_process().held, False
-        held[journal.owner] = (
-            journal  # before the claim lands, or others of this process would take its execution for ended
-        )
-        try:
-            result = await claim(journal, value)
-            if result is not None:
-                return default_codec.decode(result)
-            run.steps = journal.steps
-            run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
-            if value is MISSING:
-                begun = await run.stack.read(journal.part + "start")
-                with suppress(CodecError):  # only who watches the run wants to know
-                    run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
-            is_claimed = True
-            return MISSING
-        finally:
-            if not is_claimed:
-                held.pop(journal.owner, None)
+        journal = self.journal
+        # before the claim lands, or others of this process would take its execution for ended
+        this_process().held[journal.owner] = journal
+        result = await claim(journal, value)
+        if result is not None:
+            return default_codec.decode(result)
+        run.steps = journal.steps
+        run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
+        if value is MISSING:
+            begun = await run.stack.read(journal.part + "start")
+            with suppress(CodecError):  # only who watches the run wants to know
+                run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
+        return MISSING
+
+    def let_go(self) -> None:
+        """This execution is at the run no more."""
+        if self.outer is None:
+            this_process().held.pop(self.journal.owner, None)
+            self.journal.end_interrupt()
 
     async def refence(self, conflict: ConflictError) -> bool:
         """After a conflict of a write that expected the fence: does the run still belong to this execution?"""
@@ -134,9 +134,8 @@ class RunLedger:
         """Take the value through the run's graph; record it where that fails, or was cancelled by an operator."""
         if self.outer is not None:
             return await travel(value)
-        journal, held = self.journal, this_process().held
-        journal.listen(run)
-        keep_beating(journal.lease)
+        self.journal.listen(run)
+        keep_beating(self.journal.lease)
         try:
             return await travel(value)
         except BaseException as error:
@@ -144,9 +143,6 @@ class RunLedger:
             if not is_left or isinstance(error, RunReleasedError):
                 await self._end_early(run, error)
             raise
-        finally:
-            held.pop(journal.owner, None)
-            journal.end_interrupt()
 
     async def _end_early(self, run: Running, error: BaseException) -> None:
         """Record that the run has failed or was cancelled. One that the program itself stops is left as it is."""
@@ -212,7 +208,8 @@ class RunLedger:
 
     def _released(self) -> RunReleasedError:
         """The run is to be left to others here, where no node is at work, and the hooks of the one before have ended."""
-        if self.checkpoint is self.journal.checkpoint:
+        # the record has more frames than this where the run was just gone on with within a nested graph: it stays as it is
+        if self.checkpoint is self.journal.checkpoint and len(self.checkpoint.frames) <= self.level + 1:
             frames = [plain(each) for each in self._frames(replace(self.frame, hooks=""))]
             self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
         return RunReleasedError(self.journal.id)
