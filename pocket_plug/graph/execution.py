@@ -153,15 +153,18 @@ class Execution:
 
     async def go(self, value: object) -> Value:
         """Run from the start, or from where it was left, to the end; give the output of the last node."""
-        if self.ledger is not None:
-            result = await self.ledger.claim(self, value)
-            if result is not MISSING:
+        ledger = self.ledger
+        try:
+            if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result
-        self.where = self._where()
-        output = await (self._watched(value) if self.observers else self._kept(value))
-        if self.ledger is not None:
-            await self.ledger.close()
-        return output
+            self.where = self._where()
+            output = await (self._watched(value) if self.observers else self._kept(value))
+            if ledger is not None:
+                await ledger.close()
+            return output
+        finally:
+            if ledger is not None:
+                ledger.let_go()
 
     def _where(self) -> int:
         """Where `def` phases are called: prep and post in place if the stack reads inline, or if they may block there."""

@@ -182,6 +182,10 @@ class Ledger(Protocol):
         """The last node's hooks are over."""
         ...
 
+    def let_go(self) -> None:
+        """This execution is at the run no more, however it ended."""
+        ...
+
     async def close(self) -> None:
         """The run is over."""
         ...

@@ -54,7 +54,7 @@ class Shelf(pp.Memory):
         """Another process, to which nothing happens."""
         plan, self.plan = self.plan, []
         with suppress(pp.RunSuspendedError):
-            await graph_over(pp.Store(self), 1, "collect").run(0, run_id="r")
+            await graph_over(pp.Store(self), 1, "collect").run(0, run_id="r", takeover=True)
         self.plan = plan
 
     def begin_again(self) -> None:

@@ -61,6 +61,9 @@ class Notebook:
     async def end(self, run: Running) -> None:
         self.note("end")
 
+    def let_go(self) -> None:
+        pass
+
     async def close(self) -> None:
         self.note("close")
 

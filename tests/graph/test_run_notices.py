@@ -194,6 +194,7 @@ def test_logs_tell_of_failed_and_cancelled_runs(tmp_path: Path) -> None:
             asyncio.run(main())
     finally:
         set_default_pocket(None)
+        structlog.reset_defaults()  # `capture_logs` configures it
     told = [each for each in logs if each["event"] in ("pocket_plug.run.failed", "pocket_plug.run.cancelled")]
     assert told == [
         {

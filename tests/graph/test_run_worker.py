@@ -651,10 +651,13 @@ def test_logs_tell_of_it(url: str, tmp_path: Path, fresh_structlog: None) -> Non
             await left_running(store, "d-1", {**this_process().record, "host": "here", "pid": 7})
             await Worker([graph], store=store, pocket=pocket).run(once=True)
 
-    with structlog.testing.capture_logs() as logs:
-        (tmp_path / "pocket.toml").write_text("[plugins.logging]\nevents = true\n")
-        pocket = Pocket(tmp_path / "pocket.toml", autoload=False)
-        asyncio.run(main())
+    try:
+        with structlog.testing.capture_logs() as logs:
+            (tmp_path / "pocket.toml").write_text("[plugins.logging]\nevents = true\n")
+            pocket = Pocket(tmp_path / "pocket.toml", autoload=False)
+            asyncio.run(main())
+    finally:
+        structlog.reset_defaults()  # `capture_logs` configures it
     asked = [("pocket_plug.run.submitted", "d-0"), ("pocket_plug.run.stalled", "d-1")]
     told = [each for each in logs if (each["event"], each.get("run_id")) in asked]
     assert told == [

@@ -63,6 +63,8 @@ def simulate(seeds: range, console: Console, processes: int) -> list[Played]:
             if played.violations:
                 bad.append(played)
                 report(played, console, is_long=len(bad) <= SHOWN)
+            if not console.is_terminal and not count % 1000:
+                console.print(f"{count:,} of {len(seeds):,} worlds, {len(bad)} went wrong", highlight=False)
             progress.update(task, completed=count, speed=count / (time.monotonic() - began), bad=len(bad))
     seconds = time.monotonic() - began
     console.print(
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
-    console = Console()
+    console = Console(emoji=False)
     if given.planted:
         return not find_planted(given.seeds or range(1000), console, given.processes)
     given.seeds = given.seeds or range(2000)

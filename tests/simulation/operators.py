@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -317,7 +316,6 @@ class Chaos:
         elif what == "stop" and not machine.process.is_stopped:
             world.note(machine.name, "stopped")
             machine.process.stop()
-            machine.disturbed_at = math.inf
             world.scheduler.after(chance.choice((0.05, 2.0, 90.0)), lambda: _continue(world, machine))
         elif what == "cut":
             machine.faulty_until = world.scheduler.now + chance.choice((0.1, 5.0))

@@ -365,8 +365,9 @@ class World:
             self._stands(self.runs[key.rpartition(":")[2]], value)
         elif key.startswith(heartbeat.BEAT) and value is not None:
             for owner in value["owners"]:
-                if owner in self.executions:
-                    self.executions[owner].run.moved_at = self.scheduler.now
+                spoken_for = self.executions.get(owner)
+                if spoken_for is not None and spoken_for.run.owner is spoken_for:
+                    spoken_for.run.moved_at = self.scheduler.now
         elif key.startswith(records.RUN) and value is None:
             self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
         elif ":wait:" in key and value is not None and value["kind"] == "question":
@@ -423,7 +424,10 @@ class World:
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if former is not None:
                 is_silent = self.scheduler.now - run.moved_at >= run.lease
-                is_stalled = attempt.is_worker and is_silent and former.machine.disturbed_at >= run.moved_at
+                is_hampered = former.machine.process.is_stopped or (
+                    former.machine.disturbed_at >= run.moved_at - run.lease
+                )
+                is_stalled = attempt.is_worker and is_silent and is_hampered
                 if run.status == "running" and not attempt.takes_over and former.is_at_work and not is_stalled:
                     self.violate(
                         f"attempt {attempt.number} has taken run {run.id} from {former.number}, which is at work"
@@ -447,7 +451,7 @@ class World:
 
     def faulted(self, machine: Machine, attempt: Attempt | None) -> None:
         """A request was told that it has failed."""
-        machine.disturbed_at = self.scheduler.now
+        machine.disturbed_at = max(machine.disturbed_at, self.scheduler.now)
         if attempt is not None:
             attempt.faults += 1
 

@@ -189,7 +189,8 @@ def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> No
         raise journal.cancelled_error()
     if status != "running" or state is None or state.process is None or wanted.takeover or wanted.seen:
         return
-    if not this_process().knows_ended(state.owner, state.process):
+    is_own = state.owner == journal.owner  # a claim of this one's was taken for lost, and has landed late
+    if not is_own and not this_process().knows_ended(state.owner, state.process):
         raise _busy(journal, record, state)
 
 

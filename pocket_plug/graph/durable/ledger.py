@@ -97,25 +97,25 @@ class RunLedger:
         """Make the run this execution's own; give its result where it is finished, else MISSING."""
         if self.outer is not None:
             return MISSING
-        journal, held, is_claimed = self.journal, this_process().held, False
-        held[journal.owner] = (
-            journal  # before the claim lands, or others of this process would take its execution for ended
-        )
-        try:
-            result = await claim(journal, value)
-            if result is not None:
-                return default_codec.decode(result)
-            run.steps = journal.steps
-            run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
-            if value is MISSING:
-                begun = await run.stack.read(journal.part + "start")
-                with suppress(CodecError):  # only who watches the run wants to know
-                    run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
-            is_claimed = True
-            return MISSING
-        finally:
-            if not is_claimed:
-                held.pop(journal.owner, None)
+        journal = self.journal
+        # before the claim lands, or others of this process would take its execution for ended
+        this_process().held[journal.owner] = journal
+        result = await claim(journal, value)
+        if result is not None:
+            return default_codec.decode(result)
+        run.steps = journal.steps
+        run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
+        if value is MISSING:
+            begun = await run.stack.read(journal.part + "start")
+            with suppress(CodecError):  # only who watches the run wants to know
+                run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
+        return MISSING
+
+    def let_go(self) -> None:
+        """This execution is at the run no more."""
+        if self.outer is None:
+            this_process().held.pop(self.journal.owner, None)
+            self.journal.end_interrupt()
 
     async def refence(self, conflict: ConflictError) -> bool:
         """After a conflict of a write that expected the fence: does the run still belong to this execution?"""
@@ -134,9 +134,8 @@ class RunLedger:
         """Take the value through the run's graph; record it where that fails, or was cancelled by an operator."""
         if self.outer is not None:
             return await travel(value)
-        journal, held = self.journal, this_process().held
-        journal.listen(run)
-        keep_beating(journal.lease)
+        self.journal.listen(run)
+        keep_beating(self.journal.lease)
         try:
             return await travel(value)
         except BaseException as error:
@@ -144,9 +143,6 @@ class RunLedger:
             if not is_left or isinstance(error, RunReleasedError):
                 await self._end_early(run, error)
             raise
-        finally:
-            held.pop(journal.owner, None)
-            journal.end_interrupt()
 
     async def _end_early(self, run: Running, error: BaseException) -> None:
         """Record that the run has failed or was cancelled. One that the program itself stops is left as it is."""
@@ -429,8 +425,10 @@ class RunLedger:
         """What was waited for at this place, once it is settled. Raises RunSuspendedError before."""
         place, part = self.current[1:], self.journal.part
         key = wait_key(part, place)
+        may_be_there = self.checkpoint.is_old or key in self.journal.waited
+        self.journal.waited.add(key)
         while True:
-            entry = await run.stack.read(key)
+            entry = await run.stack.read(key) if may_be_there else None
             found = read_wait(part, key, entry) if entry is not None else Found(place, new())
             wait, now = found.wait, run.stack.clock()
             if not wait.is_open:
@@ -449,6 +447,7 @@ class RunLedger:
             except ConflictError as conflict:
                 if key not in conflict.keys:
                     raise
+                may_be_there = True
                 continue  # it has been answered meanwhile, or was recorded by an execution before this one
             raise suspended(self.journal.id, [found])
 

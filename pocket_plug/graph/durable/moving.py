@@ -118,6 +118,7 @@ async def move(
     status: Status,
     changes: Sequence[Put] = (),
     expect: Mapping[str, int] = NO_EXPECTATIONS,
+    since: float | None = None,
     **facts: Any,
 ) -> Seen | None:
     """Bring a run into another state, with other changes; None where somebody was faster, so that one has to look again.
@@ -128,7 +129,10 @@ async def move(
     now, token = stack.clock(), f".{run_ids.next()}"  # of a write, and of no execution
     record = {name: seen.record[name] for name in RUN_FIELDS}
     record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
-    there, state = state_key(status, record["graph"], record["started"], seen.name), State(now, **facts)
+    there, state = (
+        state_key(status, record["graph"], record["started"], seen.name),
+        State(now if since is None else since, **facts),
+    )
     writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(there, plain_state(state)), *changes]
     if seen.state_version and seen.state_key != there:
         writes.append(Delete(seen.state_key))

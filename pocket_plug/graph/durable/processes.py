@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from pocket_plug.graph.context import run_ids
 from pocket_plug.primitives.forking import after_fork
@@ -81,8 +82,8 @@ class Process:
     def renew(self) -> None:
         """It is a new process: at its start, and after a fork."""
         self.id = run_ids.next()
-        self.held: dict[str, Held] = {}
-        """The executions that go on here, by their ids."""
+        self.held: MutableMapping[str, Held] = WeakValueDictionary()
+        """The executions that go on here, by their ids. Weakly, since an interrupt may come before one is let go of."""
         pid = os.getpid()
         self.record: Mapping[str, Any] = {
             "id": self.id,

@@ -98,7 +98,7 @@ async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
     """
     ended: Seen | None = seen
     if seen.status not in FINAL:
-        ended = await move(stack, seen, "cancelled")
+        ended = await move(stack, seen, "cancelled", since=seen.state.since)  # where it is left by half, it is as old
     if ended is None:
         raise ConflictError([seen.key])
     version, others = ended.entry.version, [ended.state_key]
