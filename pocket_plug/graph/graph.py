@@ -279,11 +279,12 @@ class Graph(Node[I, O]):
         run has by now. Raises RunMismatchError where the id is another input's or graph's, InputError for an input that the
         first node doesn't take, and ConfigError where the store would not survive the process.
         """
+        from .durable.submitting import submit
+
         pocket = pocket or default_host()
         place = self.own_place(pocket, store)
-        if place[0].is_new:
-            await place[0].ensure_open()
-        return await _submit(self, place, run_id, input, pocket, traceparent)
+        await place[0].ensure_open()
+        return await submit(self, place, run_id, input, pocket, traceparent)
 
     def submit_sync(
         self,
@@ -296,11 +297,13 @@ class Graph(Node[I, O]):
         traceparent: Carrier | None = None,
     ) -> RecordedStatus:
         """`submit` for callers without `await`."""
+        from .durable.submitting import submit
+
         pocket = pocket or default_host()
         place = self.own_place(pocket, store)
         if place[0].is_new:
             place[0].open_sync()
-        return place[0].run(_submit(self, place, run_id, input, pocket, traceparent))
+        return place[0].run(submit(self, place, run_id, input, pocket, traceparent))
 
     async def check_runs(
         self, *, pocket: RunHost | None = None, store: StoreScope | SyncScope | None = None
@@ -312,8 +315,7 @@ class Graph(Node[I, O]):
         from .durable import check_runs
 
         place = self.own_place(pocket or default_host(), store)
-        if place[0].is_new:
-            await place[0].ensure_open()
+        await place[0].ensure_open()
         return await check_runs(self, place)
 
     def check_runs_sync(
@@ -355,20 +357,16 @@ class Graph(Node[I, O]):
         loop: bool,
         threads: bool,
     ) -> Execution:
-        if pocket is None:
-            pocket = default_host()
+        pocket = pocket or default_host()
         place = self.own_place(pocket, store)
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
         elif self.plan.asks:
-            raise ConfigError(
-                f"graph {self.name!r} has a node that asks, so its run may have to wait for an answer in "
-                f"another process; give it an id: run(…, run_id=…)"
-            )
+            raise ConfigError(f"graph {self.name!r} asks, so its run may have to wait; give it an id: run(…, run_id=…)")
         else:
             execution = Execution(self, place, input, pocket, loop, threads)
         if traceparent is not None:
-            execution.run.traceparent = _carrier(traceparent)
+            execution.run.traceparent = {"traceparent": traceparent} if isinstance(traceparent, str) else traceparent
         return execution
 
     def place(self, outer: View) -> tuple[Stack, str]:
@@ -398,27 +396,6 @@ def _request(
     from .durable import Request
 
     return Request(run_id, answer=answer, question=question, allow_changed=allow_changed, takeover=takeover)
-
-
-def _carrier(traceparent: Carrier) -> Mapping[str, str]:
-    return {"traceparent": traceparent} if isinstance(traceparent, str) else traceparent
-
-
-async def _submit(
-    graph: Graph[Any, Any],
-    place: tuple[Stack, str],
-    run_id: str,
-    input: object,
-    pocket: RunHost,
-    traceparent: Carrier | None,
-) -> RecordedStatus:
-    from .durable.submitting import submit
-    from .observing import RunNotice
-
-    state, is_new = await submit(graph, place, run_id, input, _carrier(traceparent or {}))
-    if is_new:
-        pocket.notify(RunNotice("submitted", run_id, graph.name))
-    return state
 
 
 make_step.register(Graph, GraphStep)

@@ -301,6 +301,38 @@ def test_it_looks_less_often_the_longer_nothing_is_new(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_run_that_moves_during_a_look_is_told_of_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came after the run was read is left for the next look: no node is left before the run has come to it."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            ask = pp.Ask[int, bool](bool, question="?", name="ask")
+            graph = pp.Graph(add >> ask, store=store)
+            with pytest.raises(pp.RunSuspendedError):
+                await graph.run(1, run_id="a")
+            see = following.must_see
+
+            async def moves(place: Any, run_id: str) -> Any:
+                seen = await see(place, run_id)
+                if seen.status == "waiting":
+                    await graph.resume("a", answer=True)
+                return seen
+
+            async def nothing() -> None: ...
+
+            monkeypatch.setattr(following, "must_see", moves)
+            assert await told(store, "a", nothing) == [
+                "> add#1 node",
+                "< add#1",
+                "> ask#1 node",
+                "waiting {} None",
+                "< ask#1",
+                "= Answered(input=2, answer=True)",
+            ]
+
+    asyncio.run(main())
+
+
 def test_a_long_path_is_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each node once, in order; leaving the loop early holds nothing."""
     monkeypatch.setattr(following, "PAGE", 2)

@@ -32,7 +32,8 @@ from pocket_plug import (
     hookimpl,
     node,
 )
-from pocket_plug.graph.durable.heartbeat import BEAT
+from pocket_plug.graph.durable.heartbeat import BEAT, beat
+from pocket_plug.graph.durable.journal import Journal, Wanted
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.ready import AHEAD, Finder
 from pocket_plug.graph.durable.records import keys_of
@@ -83,6 +84,25 @@ class Said:
             while not is_enough():
                 self._more.clear()
                 await self._more.wait()
+
+
+class Idle(Worker):
+    """A worker that tells when it sleeps, and looks by itself in an hour only."""
+
+    is_asleep = False
+
+    async def _sleep(self, pause: float) -> None:
+        self.is_asleep = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(3600):
+                await self._woken.wait()
+        self.is_asleep = False
+
+    async def until_asleep(self) -> None:
+        """Until it has nothing to do, and knows."""
+        async with asyncio.timeout(20):
+            while self._tasks or self._woken.is_set() or not self.is_asleep:
+                await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
@@ -137,23 +157,36 @@ def test_a_submitted_run_is_taken_and_told(url: str) -> None:
     asyncio.run(main())
 
 
-def test_a_run_submitted_in_the_same_process_wakes_its_worker(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_submitted_in_the_same_process_wakes_its_worker(url: str) -> None:
     """It doesn't wait for the worker's next look, which here would come in an hour."""
 
     async def main() -> None:
-        monkeypatch.setattr("pocket_plug.graph.durable.worker.POLL", 3600.0)
         async with Store(url) as store:
             said = Said()
-            async with working(Worker([graph], store=store, report=said)):
+            async with working(worker := Idle([graph], store=store, report=said)):
                 for number in range(3):
-                    await asyncio.sleep(0.01)  # so that it sleeps; the test is right without it, too
+                    await worker.until_asleep()
                     await graph.submit(number, run_id=f"d-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"d-{number}"))
 
     asyncio.run(main())
 
 
-def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ends_makes_room_for_the_next_one_at_once(url: str) -> None:
+    """A worker that is at as many runs as it may doesn't look; when one ends it does."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            said = Said()
+            for number in range(3):
+                await graph.submit(number, run_id=f"d-{number}", store=store)
+            async with working(Idle([graph], store=store, concurrency=1, report=said)):
+                await said.until(lambda: all("finished" in said.of(f"d-{number}") for number in range(3)))
+
+    asyncio.run(main())
+
+
+def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str) -> None:
     """What becomes pending by an operator of the same process is taken at once, as what is submitted there is."""
     broken = True
 
@@ -167,14 +200,15 @@ def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str, monke
 
     async def main() -> None:
         nonlocal broken
-        monkeypatch.setattr("pocket_plug.graph.durable.worker.POLL", 3600.0)
         async with Store(url) as store:
             said, runs = Said(), Runs(store)
-            async with working(Worker([asking], store=store, report=said)):
+            async with working(worker := Idle([asking], store=store, report=said)):
                 await asking.submit(1, run_id="a", store=store)
                 await said.until(lambda: "waiting" in said.of("a"))
+                await worker.until_asleep()
                 await runs.answer("a", True)
                 await said.until(lambda: "failed" in said.of("a"))
+                await worker.until_asleep()
                 broken = False
                 await runs.retry("a")
                 await said.until(lambda: "finished" in said.of("a"))
@@ -194,6 +228,7 @@ def test_a_run_that_sleeps_is_woken_when_its_time_has_come(url: str) -> None:
             await Worker([napping], store=store, report=said).run(once=True)
             assert said.of("n") == ["taken", "waiting"]
             clock.advance(3599)
+            assert await Finder(napping, napping.own_place(Pocket(), store)).find(1) == []
             await Worker([napping], store=store, report=said).run(once=True)
             assert said.of("n") == ["taken", "waiting"]
             clock.advance(1)
@@ -315,7 +350,8 @@ def test_a_stopped_worker_releases_its_runs_between_two_nodes(url: str) -> None:
     asyncio.run(main())
 
 
-def test_items_at_work_are_done_when_a_worker_stops_and_no_others_are_begun(url: str) -> None:
+@pytest.mark.parametrize("kind", ["node", "graph", "collected"])
+def test_items_at_work_are_done_when_a_worker_stops_and_no_others_are_begun(url: str, kind: str) -> None:
     """Of a fan-out too nothing is done twice because a worker stops; nested ones wait for those around."""
 
     async def main() -> None:
@@ -330,8 +366,9 @@ def test_items_at_work_are_done_when_a_worker_stops_and_no_others_are_begun(url:
             done.append(n)
             return n
 
-        way = Graph(work >> double, name="way")
-        wide = Graph(each(way, concurrency=3) >> node(sum).with_options(name="total"), name="wide")
+        way: Any = Graph(work >> double, name="way") if kind == "graph" else work
+        errors: Any = "collect" if kind == "collected" else "raise"
+        wide: Any = Graph(each(way, concurrency=3, errors=errors) >> node(sum).with_options(name="total"), name="wide")
         async with Store(url) as store:
             said = Said()
             await wide.submit(list(range(8)), run_id="w", store=store)
@@ -345,7 +382,7 @@ def test_items_at_work_are_done_when_a_worker_stops_and_no_others_are_begun(url:
             assert sorted(done) == sorted(begun) == [0, 1, 2]
             await Worker([wide], store=store).run(once=True)
             assert sorted(done) == sorted(begun) == list(range(8))
-            assert await wide.resume("w", store=store) == 56
+            assert await wide.resume("w", store=store) == (56 if kind == "graph" else 28)
 
     asyncio.run(main())
 
@@ -414,16 +451,35 @@ def test_a_heartbeat_counts_for_the_executions_that_it_names(url: str) -> None:
         clock = FakeClock()
         async with Store(url) as store:
             running = await left_running(store, lease=30.0)
-            watch, beat = StallWatch(store.stack, clock), BEAT + "elsewhere"
+            watch, spoken = StallWatch(store.stack, clock), BEAT + "elsewhere"
             await watch.look([running])
             clock.advance(30)
-            await store.stack.write([Put(beat, {"owners": ["another"]})])
+            await store.stack.write([Put(spoken, {"owners": ["another"]})])
             assert len(await watch.look([running])) == 1
-            await store.stack.write([Put(beat, {"owners": ["another", "somebody"]})])
+            await store.stack.write([Put(spoken, {"owners": ["another", "somebody"]})])
             assert await watch.look([running]) == []
             clock.advance(30)
             (stalled,) = await watch.look([running])
-            assert beat in stalled.seen
+            assert spoken in stalled.seen
+
+    asyncio.run(main())
+
+
+def test_a_heartbeat_counts_though_clocks_are_apart_by_a_day(url: str) -> None:
+    """It is kept for longer than that: for an observer whose clock is ahead it must not have expired."""
+
+    async def main() -> None:
+        ahead, ticking = FakeClock(), FakeClock()
+        ahead.advance(86_400)
+        async with Store(url, clock=FakeClock()) as store, Store(url, clock=ahead) as observer:
+            running = await left_running(store, lease=30.0)
+            held = Journal(Wanted("d-1"), graph, graph.own_place(Pocket(), store))
+            held.owner, held.state_key = "somebody", running
+            watch = StallWatch(observer.stack, ticking)
+            await watch.look([running])
+            ticking.advance(30)
+            await beat(store.stack, "elsewhere", [held])
+            assert await watch.look([running]) == []
 
     asyncio.run(main())
 

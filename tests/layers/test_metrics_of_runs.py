@@ -21,8 +21,10 @@ from pocket_plug.graph.durable.states import State, plain_state, state_key
 from pocket_plug.graph.runs import figures
 from pocket_plug.layers import metrics
 from pocket_plug.layers.metrics import Metrics, counting, recorded
+from pocket_plug.layers.tracing import Tracing
 from pocket_plug.store.backend import Entry, Put
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.spans import SpanCapture
 
 
 class Published:
@@ -285,13 +287,15 @@ def test_stores_over_one_file_count_its_runs_once(tmp_path: Path, published: Pub
 
 
 def test_the_reading_is_no_telemetry_itself(tmp_path: Path, published: Published) -> None:
-    """It is counted as no lookup of the store's, and timed as no operation."""
-    with SyncStore(f"sqlite:///{tmp_path}/state.db", layers=[Metrics()]) as store:
+    """It is counted as no lookup of the store's, timed as no operation, and traced by no layer below."""
+    with SyncStore(f"sqlite:///{tmp_path}/state.db", layers=[Metrics(), Tracing()]) as store:
         with pytest.raises(RunSuspendedError):
             Graph(Ask[int, bool](bool, question="Really?"), store=store, name="asking").run_sync(1, run_id="a")
-        before = _points(published)
-        published.collect()
-        after = _points(published)
+        with SpanCapture() as spans:
+            before = _points(published)
+            published.collect()
+            after = _points(published)
+        assert spans.tree() == []
     for name in ("pocket_plug.store.lookups", "db.client.operation.duration"):
         assert after[name] == before[name] != []
 

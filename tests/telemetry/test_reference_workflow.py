@@ -342,7 +342,7 @@ TREES: dict[str, Tree] = {
           node draft -> approve
             write of 2
           node approve suspended
-            set
+            write of 4
         """,
         phase="""
         run approval suspended in 2 steps
@@ -350,7 +350,7 @@ TREES: dict[str, Tree] = {
             exec draft
             write of 2
           node approve suspended
-            set
+            write of 4
         """,
     ),
 }
@@ -359,17 +359,19 @@ RESUMED = Tree(
     node="""
     run approval success in 2 steps resumed ~elsewhere
       node approve -> send
+        get hit
         write of 2
       node send
-        write of 3
+        write of 5
     """,
     phase="""
     run approval success in 2 steps resumed ~elsewhere
       node approve -> send
+        get hit
         write of 2
       node send
         post send
-        write of 3
+        write of 5
     """,
 )
 

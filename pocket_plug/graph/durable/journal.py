@@ -94,6 +94,8 @@ class Journal:
         """Does the run go on, and no observer was notified yet?"""
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation that came out of a write which has landed."""
+        self.waited: set[str] = set()
+        """Where this execution has come to what is waited for, by the keys of the records."""
         self.landed_record: Record = {}
         """The run's record as this execution has last written it."""
         self.lease = wanted.lease

@@ -425,8 +425,10 @@ class RunLedger:
         """What was waited for at this place, once it is settled. Raises RunSuspendedError before."""
         place, part = self.current[1:], self.journal.part
         key = wait_key(part, place)
+        may_be_there = self.checkpoint.is_old or key in self.journal.waited
+        self.journal.waited.add(key)
         while True:
-            entry = await run.stack.read(key)
+            entry = await run.stack.read(key) if may_be_there else None
             found = read_wait(part, key, entry) if entry is not None else Found(place, new())
             wait, now = found.wait, run.stack.clock()
             if not wait.is_open:
@@ -445,6 +447,7 @@ class RunLedger:
             except ConflictError as conflict:
                 if key not in conflict.keys:
                     raise
+                may_be_there = True
                 continue  # it has been answered meanwhile, or was recorded by an execution before this one
             raise suspended(self.journal.id, [found])
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pocket_plug.errors import ConflictError, InputError
+from pocket_plug.graph.host import RunHost
 from pocket_plug.graph.nesting import GraphStep
+from pocket_plug.graph.observing import Carrier, RunNotice
 from pocket_plug.graph.plan import Plan, PlannedGraph
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import Put
@@ -20,9 +20,14 @@ from .waking import wake_workers
 
 
 async def submit(
-    graph: PlannedGraph, place: tuple[Stack, str], run_id: str, value: object, carrier: Mapping[str, str]
-) -> tuple[Status, bool]:
-    """Record a run as `pending` with its input, in one write; give its state, and whether it is new.
+    graph: PlannedGraph,
+    place: tuple[Stack, str],
+    run_id: str,
+    value: object,
+    host: RunHost,
+    traceparent: Carrier | None,
+) -> Status:
+    """Record a run as `pending` with its input, in one write, and tell plugins of it if it is new; give its state.
 
     A run of that id and input that exists already is left as it is. Raises RunMismatchError for one of another input or
     graph, InputError for an input that the first node doesn't take, ConfigError where the graph's store can't keep it.
@@ -31,7 +36,9 @@ async def submit(
     _check_input(graph.plan, value)
     journal = Journal(Wanted(run_id), graph, place)
     stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
-    journal.epoch, journal.carrier = 0, dict(carrier)
+    journal.epoch = 0
+    if traceparent is not None:
+        journal.carrier = {"traceparent": traceparent} if isinstance(traceparent, str) else dict(traceparent)
     while True:
         found = await stack.read_many((key, start))
         if (entry := found.get(key)) is not None:
@@ -39,7 +46,7 @@ async def submit(
             if (begun := found.get(start)) is not None:
                 check_start(start, begun.value)
                 refuse_another(journal, begun.value, value)
-            return status_of(entry.value), False
+            return status_of(entry.value)
         begins = begin(journal, start, value)
         record = journal.record(journal.token(), journal.checkpoint.frames, "pending")
         there = state_key("pending", graph.name, journal.started, journal.name)
@@ -48,7 +55,8 @@ async def submit(
         except ConflictError:
             continue  # somebody was faster, or it was written twice: look what it is
         wake_workers()
-        return "pending", True
+        host.notify(RunNotice("submitted", run_id, graph.name))
+        return "pending"
 
 
 def _check_input(plan: Plan, value: object) -> None:

@@ -18,7 +18,6 @@ from pocket_plug.graph.durable.waits import (
     step_of_place,
     wanted_question,
 )
-from pocket_plug.graph.durable.waking import wake_workers
 from pocket_plug.graph.node import AnyNode
 from pocket_plug.graph.plan import PlannedGraph
 from pocket_plug.primitives.redaction import summary
@@ -55,7 +54,6 @@ async def answer(
         else:
             answered = await _leave(stack, seen, settled, asked)
         if answered is not None:
-            wake_workers()
             return info_of(answered)
 
 

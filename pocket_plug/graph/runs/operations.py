@@ -13,7 +13,6 @@ from pocket_plug.graph.durable.moving import Seen, move, see, unknown, watched
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import plain_state, read_state
-from pocket_plug.graph.durable.waking import wake_workers
 from pocket_plug.graph.host import default_host
 from pocket_plug.graph.observing import RunNotice
 from pocket_plug.store.backend import Entry, Put
@@ -95,7 +94,6 @@ async def retry(place: Place, run_id: str) -> RunInfo:
             raise RunStateError(run_id, info_of(seen).state, _not_retried(seen))
         retried = await move(place.stack, seen, "pending", failure=seen.state.failure)
         if retried is not None:
-            wake_workers()
             return info_of(retried)
 
 
