@@ -46,7 +46,7 @@ def determined() -> Iterator[None]:
         mock.patch.object(waking, "sleeping", sleeping),
         mock.patch.object(worker, "sleeping", sleeping),
         mock.patch.object(worker, "random", SimpleNamespace(uniform=_uniform, shuffle=_shuffle)),
-        mock.patch.object(worker, "POLL", 0.5),  # many looks find nothing
+        mock.patch.object(worker, "POLL", 1.0),  # many looks find nothing
         mock.patch.object(ledger, "keep_beating", lambda lease: stage.world.beating(lease)),
     ):
         context.run_ids.renew()
