@@ -1007,7 +1007,7 @@ def test_ten_thousand_runs_leave_nothing_behind() -> None:
         await batch_quick(quick, 8_000)
         await asyncio.sleep(0)
         assert alive() == before
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads  # a heartbeat of durable runs may have ended
         assert len(contextvars.copy_context()) == context
 
     async def batch_quick(graph: Graph[int, int], count: int) -> None:
