@@ -276,6 +276,21 @@ def _forgets() -> Iterator[None]:
         yield
 
 
+@fault("a run that was cancelled is given up as failed, after too many executions")
+def _given_up() -> Iterator[None]:
+    give_up = claim._give_up
+
+    async def careless(mine: Journal, *arguments: Any) -> None:
+        was, mine.is_cancelled = mine.is_cancelled, False
+        try:
+            await give_up(mine, *arguments)
+        finally:
+            mine.is_cancelled = was
+
+    with mock.patch.object(claim, "_give_up", careless):
+        yield
+
+
 @fault("only the first item that hears of it is cancelled")
 def _heard_once() -> Iterator[None]:
     land = RunLedger._land

@@ -221,7 +221,7 @@ async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect:
 
     Where somebody was faster, this claim has lost as well.
     """
-    if tries <= journal.wanted.max_tries:
+    if tries <= journal.wanted.max_tries or journal.is_cancelled:  # one that was cancelled is only ended
         return
     node = "/".join(frame.node for frame in journal.checkpoint.frames if frame.node)
     error = RunStuckError(
