@@ -216,23 +216,22 @@ def _by_host() -> Iterator[None]:
 
 @fault("an execution is known to its process only once its claim has landed")
 def _held_late() -> Iterator[None]:
-    hold, claims = RunLedger.hold, ledger.claim
+    claims = ledger.claim
 
     async def claim_first(mine: Journal, value: object) -> bytes | None:
-        processes.this_process().held.pop(mine.owner, None)
-        return await claims(mine, value)
+        held = processes.this_process().held
+        held.pop(mine.owner, None)
+        result = await claims(mine, value)
+        held[mine.owner] = mine
+        return result
 
-    async def then_held(self: RunLedger, *arguments: Any) -> Any:
-        processes.this_process().held[self.journal.owner] = self.journal
-        return await hold(self, *arguments)
-
-    with mock.patch.object(ledger, "claim", claim_first), mock.patch.object(RunLedger, "hold", then_held):
+    with mock.patch.object(ledger, "claim", claim_first):
         yield
 
 
 @fault("a lease is over by the clock of whoever looks, since the time that the owner has written")
 def _by_clocks() -> Iterator[None]:
-    def is_stalled(self: StallWatch, key: str, state: Any, versions: Expect, former: Any) -> bool:
+    def is_stalled(self: StallWatch, key: str, state: Any, versions: Expect) -> bool:
         return state.process is not None and self._stack.clock() - state.since >= state.lease
 
     with mock.patch.object(StallWatch, "_is_stalled", is_stalled):
@@ -243,10 +242,10 @@ def _by_clocks() -> Iterator[None]:
 def _first_look() -> Iterator[None]:
     is_stalled = StallWatch._is_stalled
 
-    def hasty(self: StallWatch, key: str, state: Any, versions: Expect, former: Any) -> bool:
-        if former is not None:
+    def hasty(self: StallWatch, key: str, state: Any, versions: Expect) -> bool:
+        if (former := self._seen.get(key)) is not None:
             former.versions = versions
-        return is_stalled(self, key, state, versions, former)
+        return is_stalled(self, key, state, versions)
 
     with mock.patch.object(StallWatch, "_is_stalled", hasty):
         yield
@@ -278,16 +277,16 @@ def _forgets() -> Iterator[None]:
 
 @fault("a run that was cancelled is given up as failed, after too many executions")
 def _given_up() -> Iterator[None]:
-    give_up = claim._give_up
+    refuse = claim._refuse_one_more
 
     async def careless(mine: Journal, *arguments: Any) -> None:
         was, mine.is_cancelled = mine.is_cancelled, False
         try:
-            await give_up(mine, *arguments)
+            await refuse(mine, *arguments)
         finally:
             mine.is_cancelled = was
 
-    with mock.patch.object(claim, "_give_up", careless):
+    with mock.patch.object(claim, "_refuse_one_more", careless):
         yield
 
 
