@@ -18,13 +18,13 @@ from .records import RUN, look_at
 from .removal import take_apart
 from .states import STATE, StateKey, state_of, states_of
 
-SLICE = 16
-"""How many runs a slice looks at."""
-BATCH = 64
+SLICE = 3
+"""How many runs a slice looks at. A few: whoever writes beside it waits for a slice, and its p99 shows it."""
+BATCH = 16
 """Once so many records of several runs are to go, they go in one write."""
-GIVEN_BACK = 64 * 1024
+GIVEN_BACK = 16 * 1024
 """How many bytes of the file a slice gives back, about."""
-PAUSE = 0.05
+PAUSE = 0.03
 """Seconds between two slices while somebody else writes. So few of the others' writes have to wait for one."""
 KEY_PIECES = 6
 """Of the key of a state, between colons."""
