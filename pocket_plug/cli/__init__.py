@@ -139,14 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
         message = error.message
-        if isinstance(error, click.NoSuchOption):
+        if isinstance(error, click.NoSuchOption):  # its own words differ from release to release
+            message = f"No such option {error.option_name!r}."
             if place := _where_it_stands(error):
-                message = (
-                    f"No such option {error.option_name!r}. {place}"  # its own words differ from release to release
-                )
-                vars(error)["possibilities"] = None  # it is no other option that is meant
-            elif not error.possibilities:
+                message += f" {place}"  # it is no other option that is meant
+            elif error.possibilities:
+                message += f" Did you mean {' or '.join(map(repr, sorted(error.possibilities)))}?"
+            else:
                 message += " What begins with - and is no option, such as a run's id, goes behind --"
+            vars(error)["possibilities"] = None
         vars(error)["message"] = escaped(message, keep="\n\t")  # click's own quote the command line
         error.show()
         return error.exit_code

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug.errors import RunMismatchError, StoreBusyError
+from pocket_plug.errors import RunMismatchError, RunStateError, RunStuckError, StoreBusyError
 from pocket_plug.graph.ask import Answered, Ask
 from pocket_plug.graph.durable import idempotency_key
 from pocket_plug.graph.durable.worker import Worker
@@ -32,6 +32,7 @@ from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.runs import SyncRuns
 from pocket_plug.graph.sleep import Sleep
+from pocket_plug.primitives.failures import error_type
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.store import Store, StoreWriter
 from pocket_plug.store.sync import SyncStore
@@ -133,13 +134,20 @@ def submit(url: str, runs: str) -> None:
 
 
 def answer_all(url: str) -> int:
-    """Answer the questions that are open; how many runs have not ended."""
+    """Answer the questions that are open, and let those be tried again that were given up: how many runs have not ended?
+
+    A run is given up whose executions were killed five times before it moved, which as many kills as these may come to.
+    """
     with SyncStore(url) as store:
         runs = SyncRuns(store)
         for waiting in runs.list(state="waiting", limit=1000).runs:
             for question in runs.questions(waiting.run_id):
                 with contextlib.suppress(RunMismatchError):
                     runs.answer(waiting.run_id, True, question=question.id)
+        for failed in runs.list(state="failed", limit=1000).runs:
+            if failed.failure is not None and failed.failure.type == error_type(RunStuckError()):
+                with contextlib.suppress(RunStateError):
+                    runs.retry(failed.run_id)
         is_open = runs.list(state=("pending", "running", "stalled", "waiting"), limit=1000)
         return len(is_open.runs)
 
@@ -278,6 +286,7 @@ class Campaign:
             found = {name: store.require(name) for name in store.keys("effect:")}
             total = sum(store.require(name) for name in store.keys("sum:"))
             records = store.stack.run(_records(store.stack))
+            failed = SyncRuns(store).list(state="failed", limit=1000).runs
         expected = {f"effect:{key}" for number in range(self.runs) for key in keys_of_run(number)}
         faults, self.outcome.effects = self.outcome.faults, len(found)
         faults += [f"{name} is missing" for name in sorted(expected - found.keys())]
@@ -285,6 +294,7 @@ class Campaign:
         faults += [f"{name} is there {times} times" for name, times in found.items() if times != 1]
         wanted = sum(_sum_of(number) for number in range(self.runs))
         faults += [f"the sum is {total}, not {wanted}"] if total != wanted else []
+        faults += [f"run {each.run_id} has failed: {each.failure}" for each in failed]
         faults += [f"{count} records of {kind} are left" for kind, count in records.items() if count]
         self._check_executions()
 
