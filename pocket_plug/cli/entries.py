@@ -62,6 +62,13 @@ class Target:
             raise click.UsageError(f"{self}: there is no file {path}; give the path of a store that exists")
         return stack, backend
 
+    def refuse_another(self, title: str, stack: Stack, default: Stack) -> None:
+        """Raise UsageError where a graph has a store of its own, and so not the one that is named."""
+        if (self.url or self.name) is not None and not is_one_place(stack, default):
+            raise click.UsageError(
+                f"{title} has a store of its own, so its runs aren't in {self}; leave out --url and --name"
+            )
+
     def make_default(self) -> None:
         """Let graphs that have no store of their own run over it."""
         if self.url is None and self.name is None:

@@ -94,6 +94,14 @@ def is_graph(found: object) -> TypeGuard[Graph[Any, Any]]:
     return isinstance(found, Graph)
 
 
+def load_graph(target: str) -> tuple[str, Graph[Any, Any]]:
+    """The graph that a target names, and what to call it. Raises UsageError."""
+    title, found = load(target, ("graph",))
+    if not is_graph(found):
+        raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph; name the graph: FILE:name")
+    return title, found
+
+
 def _run_main(main: Any, title: str, arguments: tuple[str, ...]) -> int:
     if isinstance(main, click.Command):
         code = main.main(

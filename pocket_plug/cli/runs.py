@@ -27,14 +27,13 @@ from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.store import StoreScope
 
-from .entries import Target, by_name, by_url, in_units, is_one_place, sealing, text_of
+from .entries import Target, by_name, by_url, in_units, sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
 from .output import as_json, echo, echo_json, print_table
-from .run import is_graph, print_result, trace_option, traced
+from .run import load_graph, print_result, trace_option, traced
 from .runs_check import check
 from .runs_prune import prune
-from .target import load
 
 T = TypeVar("T")
 LIMIT = 100
@@ -348,19 +347,11 @@ def _with_graph(
 ) -> object:
     """Load a run's graph, and work on it over the store that is named."""
     target.make_default()
-    title, graph = load(name, ("graph",))
-    if not is_graph(graph):
-        raise click.UsageError(
-            f"{title} is {type(graph).__name__}, not a Graph; name the graph that the run is of: FILE:name"
-        )
+    title, graph = load_graph(name)
 
     async def worked() -> object:
         async with default_pocket() as pocket:
-            stack, _ = graph.place(pocket.store)
-            if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
-                raise click.UsageError(
-                    f"{title} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
-                )
+            target.refuse_another(title, graph.place(pocket.store)[0], pocket.store.stack)
             return await work(graph, pocket)
 
     with traced(trace):

@@ -10,10 +10,9 @@ from pocket_plug.graph.durable import RunCheck
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.signals import run_loop
 
-from .entries import Target, is_one_place
+from .entries import Target
 from .output import as_json, echo, echo_json, print_table
-from .run import is_graph
-from .target import load
+from .run import load_graph
 
 
 @click.command
@@ -46,17 +45,11 @@ def _why(found: RunCheck) -> str:
 
 def _checked(target: Target, name: str) -> list[RunCheck]:
     target.make_default()
-    title, graph = load(name, ("graph",))
-    if not is_graph(graph):
-        raise click.UsageError(f"{title} is {type(graph).__name__}, not a Graph; name the graph to check: FILE:name")
+    title, graph = load_graph(name)
 
     async def checked() -> list[RunCheck]:
         async with default_pocket() as pocket:
-            stack, _ = graph.place(pocket.store)
-            if (target.url or target.name) is not None and not is_one_place(stack, pocket.store.stack):
-                raise click.UsageError(
-                    f"{title} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
-                )
+            target.refuse_another(title, graph.place(pocket.store)[0], pocket.store.stack)
             return await graph.check_runs(pocket=pocket)
 
     return run_loop(checked())

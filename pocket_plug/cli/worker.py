@@ -22,10 +22,9 @@ from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.signals import run_loop
 
-from .entries import Target, by_name, by_url, is_one_place
+from .entries import Target, by_name, by_url
 from .output import as_json, echo, echo_json
-from .run import is_graph, trace_option, traced
-from .target import load
+from .run import load_graph, trace_option, traced
 
 STOPPED = (signal.SIGTERM, signal.SIGINT)
 
@@ -69,30 +68,19 @@ def worker(
     """
     target = Target(url, name)
     target.make_default()
-    graphs = [_graph(each) for each in targets]
+    graphs = [load_graph(each)[1] for each in targets]
     printer = _Printer(as_json)
     with traced(trace):
         run_loop(_serve(graphs, target, printer, concurrency, lease, once))
     return int(once and printer.counts["failed"] > 0)
 
 
-def _graph(target: str) -> Graph[Any, Any]:
-    title, found = load(target, ("graph",))
-    if not is_graph(found):
-        raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph; name the graph: FILE:name")
-    return found
-
-
 async def _serve(
     graphs: list[Graph[Any, Any]], target: Target, printer: _Printer, concurrency: int, lease: float, once: bool
 ) -> None:
     async with default_pocket() as pocket:
-        if (target.url or target.name) is not None:
-            for graph in graphs:
-                if not is_one_place(graph.place(pocket.store)[0], pocket.store.stack):
-                    raise click.UsageError(
-                        f"graph {graph.name!r} has a store of its own, so its runs aren't in {target}; leave out --url and --name"
-                    )
+        for graph in graphs:
+            target.refuse_another(f"graph {graph.name!r}", graph.place(pocket.store)[0], pocket.store.stack)
         worker = Worker(
             graphs, concurrency=concurrency, lease=lease, pocket=pocket, report=printer, retention=pocket.config.runs
         )

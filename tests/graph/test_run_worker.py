@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from pocket_plug import (
     RunStuckError,
     Sleep,
     Store,
+    StoreError,
     StoreWriter,
     Worker,
     WorkerReport,
@@ -41,6 +42,8 @@ from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, plain_state, read_state, states_of
 from pocket_plug.graph.durable.worker import MAX_TRIES
 from pocket_plug.hookspecs import RunNotice
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change
+from pocket_plug.store.layer import Layer
 from pocket_plug.testing.clock import FakeClock
 
 ELSEWHERE = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
@@ -781,6 +784,29 @@ def test_a_store_that_does_not_survive_is_refused_before_anything_is_taken() -> 
     async def main() -> None:
         async with Store() as store:
             with pytest.raises(ConfigError, match="survive"):
+                await Worker([graph], store=store).run(once=True)
+
+    asyncio.run(main())
+
+
+def test_once_tells_of_a_store_that_fails_at_a_claim(tmp_path: Path) -> None:
+    """It ends by that error, so that whoever starts it by a timer hears that runs are left."""
+
+    full: list[bool] = []
+
+    class Full(Layer):
+        name = "full"
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            if full and changes:
+                raise StoreError("the disk is full")
+            return await self.inner.write(changes, expect)
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/full.db?durability=process", layers=[Full()]) as store:
+            await graph.submit(1, run_id="d-0", store=store)
+            full.append(True)
+            with pytest.raises(StoreError, match="the disk is full"):
                 await Worker([graph], store=store).run(once=True)
 
     asyncio.run(main())

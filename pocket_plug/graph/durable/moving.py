@@ -6,9 +6,9 @@ run one moves it, and the others look again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from pocket_plug.errors import ConflictError, OutcomeUnknownError
@@ -23,6 +23,8 @@ from .standing import part_of
 from .states import State, plain_state, read_state, state_key, state_of, wake_key
 from .waits import put_wait, waits_in
 from .waking import wake_workers
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +161,20 @@ async def move(
 
 async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> int | None:
     """After a failed write: its version if it has landed all the same (only the answer was lost), else None."""
-    try:
-        now = await stack.read(seen.key)
-    except Exception as error:
-        raise unknown(seen.run_id, f"looking for it failed too: {error}") from error
+    now = await look_after(seen.run_id, stack.read(seen.key))
     if now is not None and field_of(now, "owner") == token:
         return now.version
     if isinstance(failed, ConflictError) or (now is not None and now.version == seen.entry.version):
         return None
     raise unknown(seen.run_id, "somebody else has moved the run since") from failed
+
+
+async def look_after(run_id: str, look: Awaitable[T]) -> T:
+    """What a look finds after a write of a run has failed. Raises OutcomeUnknownError where the look fails, too."""
+    try:
+        return await look
+    except Exception as error:
+        raise unknown(run_id, f"looking for it failed too: {error}") from error
 
 
 def unknown(run_id: str, why: str) -> OutcomeUnknownError:

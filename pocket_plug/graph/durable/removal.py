@@ -15,7 +15,7 @@ from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyEr
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .moving import Seen, move, see, unknown
+from .moving import Seen, look_after, move, see
 from .reading import Found, read_each
 from .records import PART, RUN, keys_of, look_at, look_key
 from .states import STATE
@@ -71,11 +71,7 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
     except ConflictError:
         raise
     except Exception:
-        try:
-            is_gone = await stack.read(key) is None
-        except Exception as failed:
-            raise unknown(seen.run_id, f"looking for it failed too: {failed}") from failed
-        if not is_gone:  # else only the answer was lost
+        if await look_after(seen.run_id, stack.read(key)) is not None:  # else only the answer was lost
             raise
     return True
 

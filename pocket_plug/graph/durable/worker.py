@@ -130,6 +130,8 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._review_at = 0.0
+        self._unreachable: StoreError | None = None
+        """The error of a store that a run could not be taken out of."""
         self.retention = retention
 
     # ------------------------------------------------------------ its life
@@ -139,7 +141,7 @@ class Worker:
         A store that fails is tried again, and said in a warning; with `once` its error is raised.
         """
         self._loop, pocket = asyncio.get_running_loop(), self._pocket or default_host()
-        self._review_at, failures = 0.0, 0
+        self._review_at, failures, self._unreachable = 0.0, 0, None
         self._finders = [await self._finder(graph, pocket) for graph in self._graphs]
         pruning = asyncio.create_task(self._prune(once=once))
         sleeping.add(self._wake)
@@ -157,6 +159,8 @@ class Worker:
                     log_failure(logging.WARNING, "a worker could not look for runs; it tries again", error)
                 if once and not taken and not self._tasks:
                     await pruning
+                    if self._unreachable is not None:
+                        raise self._unreachable
                     return
                 if not taken:
                     took = self._loop.time() - began
@@ -296,6 +300,7 @@ class Worker:
             finder.refuse(journal.id, None)  # somebody was faster
         elif isinstance(error, StoreError):
             finder.refuse(journal.id, None)
+            self._unreachable = error
             log_failure(logging.WARNING, f"a worker could not take run {journal.id!r}; it tries again", error)
         else:
             seen = journal.checkpoint.version or (await versions_of(finder.stack, [journal.id]))[journal.id]

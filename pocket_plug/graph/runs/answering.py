@@ -9,7 +9,7 @@ from typing import Any
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import ConflictError, InputError, RunMismatchError, RunStateError
 from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.durable.moving import Seen, move, unknown
+from pocket_plug.graph.durable.moving import Seen, look_after, move
 from pocket_plug.graph.durable.waits import (
     Found,
     is_same,
@@ -98,11 +98,8 @@ async def _leave(stack: Stack, seen: Seen, settled: Put, asked: Found) -> Seen |
     except ConflictError:
         return None
     except Exception:
-        try:
-            now = await stack.read(settled.key)
-            given: Any = None if now is None else read_wait(seen.part, settled.key, now).wait.answer
-        except Exception as failed:
-            raise unknown(seen.run_id, f"looking for it failed too: {failed}") from failed
+        now = await look_after(seen.run_id, stack.read(settled.key))
+        given: Any = None if now is None else read_wait(seen.part, settled.key, now).wait.answer
         if given != settled.value["answer"]:
             raise
     return seen

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pocket_plug.errors import ConflictError, RunStateError, UnknownRunError
-from pocket_plug.graph.durable.moving import Seen, move, see, unknown, watched
+from pocket_plug.graph.durable.moving import Seen, look_after, move, see, watched
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import plain_state, read_state
@@ -68,14 +68,10 @@ async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
     except ConflictError:
         return None
     except Exception:
-        try:
-            now = await stack.read(seen.state_key)
-            is_there = now is not None and read_state(seen.state_key, now).cancelled
-        except Exception as failed:
-            raise unknown(seen.run_id, f"looking for it failed too: {failed}") from failed
+        now = await look_after(seen.run_id, stack.read(seen.state_key))
         if now is None:
             return None  # the execution has ended meanwhile: look how
-        if not is_there:
+        if not read_state(seen.state_key, now).cancelled:
             raise
         version = now.version
     held = this_process().held.get(state.owner)
