@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# The plugin distributions, each with what its tests need.
+PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
+EDITABLE_PLUGINS := $(foreach plugin,$(PLUGINS),--editable '$(plugin)[dev]')
+
 .PHONY: demo test test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e pictures clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
@@ -10,9 +14,9 @@ $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[otlp]'
 	touch $@
 
-$(VENV)/ready-dev: $(VENV)/ready plugins/pocket-plug-compress/pyproject.toml
+$(VENV)/ready-dev: $(VENV)/ready $(PLUGINS:=/pyproject.toml)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-	    --editable '.[otlp,dev,lint]' --editable 'plugins/pocket-plug-compress[zstd]'
+	    --editable '.[otlp,dev,lint]' $(EDITABLE_PLUGINS)
 	touch $@
 
 demo: $(VENV)/ready
@@ -28,25 +32,25 @@ test-lowest: .venv-lowest/ready-dev
 # What old versions say of themselves; it is no news of ours.
 OLD_WARNINGS = -W 'ignore:You should use `:DeprecationWarning'
 
-.venv-lowest/ready-dev: pyproject.toml .ci/lowest.py plugins/pocket-plug-compress/pyproject.toml
+.venv-lowest/ready-dev: pyproject.toml .ci/lowest.py $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint .venv-lowest/constraints.txt \
-	    --editable '.[otlp,dev]' --editable 'plugins/pocket-plug-compress[zstd]'
+	    --editable '.[otlp,dev]' $(EDITABLE_PLUGINS)
 	touch $@
 
 # With the newest versions that there are right now, whatever .ci/constraints.txt says.
 test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
-	    --editable '.[otlp,dev]' --editable 'plugins/pocket-plug-compress[zstd]'
+	    --editable '.[otlp,dev]' $(EDITABLE_PLUGINS)
 	.venv-newest/bin/pytest $(ARGS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
-	$(BIN)/mypy pocket_plug examples tests/typing
+	$(BIN)/mypy pocket_plug plugins/*/src examples tests/typing
 	$(BIN)/pyright
 
 # A million hostile records, of which `make test` tries a few thousand. Fewer: make fuzz CASES=10000
