@@ -36,7 +36,7 @@ AIMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "suspensions": ("slow", ("one asks", "items ask", "asks", "late")),
     "answers": ("slow", ("items ask", "one asks", "late")),
 }
-"""Where a window is narrow chance alone seldom meets it. So in some worlds most writes of one kind have one fate; of which graphs."""
+"""Chance alone seldom meets a narrow window. So in some worlds most writes of one kind have one fate. With it, the graphs."""
 EPOCH = 1_700_000_000.0
 
 
