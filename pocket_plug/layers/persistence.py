@@ -278,7 +278,7 @@ class Persistence(Layer):
     async def _drop(self, keys: Collection[str]) -> None:
         with self._lock:
             marks = {key: self._unsure.get(key) for key in keys}
-        await self.inner.write([Delete(key, mark and mark.newest) for key, mark in marks.items()])
+        await self.inner.write([Delete(key, None if mark is None else mark.newest) for key, mark in marks.items()])
         with self._lock:
             # a fill that is still on its way may bring back what was dropped; it drops that itself
             for key in tuple(
@@ -463,9 +463,9 @@ class _Mark:
 
 
 class _Everything(dict[str, _Mark]):
-    """Marks, while every key counts as marked: those in it go on when that is over. `goes`: is somebody emptying the near tier?"""
+    """Marks, while every key counts as marked. Those that are in it go on when that is over."""
 
-    goes = False
+    goes = False  # is somebody emptying the near tier?
 
     def __contains__(self, key: object) -> bool:
         return True
