@@ -90,7 +90,9 @@ class Watcher(Protocol):
     def changed(self, versions: Mapping[str, int]) -> None:
         """These keys were written, or deleted. What is older than the version given with a key is old, of this key.
 
-        The watcher's own process is told its own writes too. It may be told twice, late, and in any order.
+        The keys of one write are told in one call. The watcher's own process is told its own writes too. It may be told twice,
+        late, and in any order. In the order of the versions it is best: then several entries of a cache can be known to be
+        of one moment.
         """
         ...
 
@@ -124,6 +126,16 @@ class Backend:
 
     can_watch: bool = False
     """Can it tell what other instances and processes write, by `watch`?"""
+
+    system: str = ""
+    """What telemetry calls the database: its `db.system.name` in OpenTelemetry's conventions, such as "redis" or "postgresql".
+    "" stands for the class's name in lower case."""
+
+    address: tuple[str, int | None] | None = None
+    """The host and port of the server that it talks to (of a socket file its path and None); None where there is no server."""
+
+    max_changes: int | None = None
+    """How many changes and expectations one write may have; more raise WriteSizeError, and nothing is done. None: any number."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
