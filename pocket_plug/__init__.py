@@ -14,6 +14,8 @@ from .errors import (
     ConfigError,
     ConflictError,
     CorruptRecordError,
+    ExecutorError,
+    ExecutorLostError,
     GraphError,
     InputError,
     KeyNameError,
@@ -47,6 +49,7 @@ from .errors import (
     UnknownTypeError,
     UnregisteredTypeError,
     ValueTypeError,
+    WorkerCodeError,
     WrappedStopIterationError,
 )
 from .primitives.default_pocket import use_default_pocket
