@@ -18,12 +18,13 @@ from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retryi
 from pocket_plug.backends.urls import one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import AnswerLostError, StoreClosedError, WriteSizeError
-from pocket_plug.store.backend import NO_EXPECTATIONS
+from pocket_plug.store.backend import NO_EXPECTATIONS, Watcher
 
 from .checking import check_server
 from .connections import TLS_FILES, Pool, Server, call, closed, cut, run_script
 from .failures import LOST, explained
 from .scripts import CHECK, HEAD, LAST_VERSION, SCAN, TAIL, WRITE, Script
+from .watching import Watching
 
 T = TypeVar("T")
 Durability = Literal["power", "process", "none"]
@@ -52,6 +53,7 @@ class Redis(Backend):
 
     needs_loop = True
     survives = True
+    can_watch = True
     system = "redis"
     max_changes = 10_000
 
@@ -84,6 +86,7 @@ class Redis(Backend):
         self._pools = PerLoop(lambda: Pool(lambda: server.connection(self._at)), lambda pool: pool.close(self.timeout))
         self._retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
+        self._watching: Watching | None = None
         self._is_open = False
 
     @classmethod
@@ -112,7 +115,13 @@ class Redis(Backend):
     async def close(self) -> None:
         """Let what is under way end, for one time-out at most, and close the connections of all event loops."""
         self._is_open = False
+        if self._watching is not None:
+            self._watching.stop()
         await self._pools.close()
+
+    async def watch(self, watcher: Watcher) -> None:
+        """A subscription in a thread of its own. What is told is at most `WATCH_EVERY` (1 s) and the time-out old."""
+        self._watching = Watching(self._title, self.server, self._changes, watcher, self.timeout)
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
