@@ -6,14 +6,11 @@ It is no task, since the event loop that opened the store may be blocked or gone
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from time import monotonic
-from typing import Any
 
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import TimeoutError as LateError
@@ -23,6 +20,7 @@ from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.store.backend import Watcher
 
 from .connections import Server
+from .scripts import CHANGE
 
 WATCH_EVERY = 1.0
 """Seconds between two signs of life that are asked for. A server that has stopped is noticed after these and the time-out, at most."""
@@ -119,6 +117,12 @@ class Watching:
                 ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
 
 
-def _versions(message: bytes) -> Mapping[str, int]:
-    told: list[Any] = json.loads(message) or []
-    return {name: int(version) for name, version in zip(told[::2], told[1::2], strict=True)}
+def _versions(message: bytes) -> dict[str, int]:
+    """The keys and versions of what a write has published."""
+    versions: dict[str, int] = {}
+    at = 0
+    while at < len(message):
+        version, size = CHANGE.unpack_from(message, at)
+        at += CHANGE.size + size
+        versions[message[at - size : at].decode()] = version
+    return versions
