@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .errors import (
+    AnswerLostError,
     CodecError,
     ConfigError,
     ConflictError,
@@ -48,6 +49,7 @@ from .errors import (
     UnregisteredTypeError,
     ValueTypeError,
     WrappedStopIterationError,
+    WriteSizeError,
 )
 from .primitives.default_pocket import use_default_pocket
 from .renamed import RenamedModules, renamed
@@ -191,6 +193,7 @@ __all__ = [
     "END",
     "MISSING",
     "Action",
+    "AnswerLostError",
     "Answered",
     "Ask",
     "Asked",
@@ -289,6 +292,7 @@ __all__ = [
     "Worker",
     "WorkerReport",
     "WrappedStopIterationError",
+    "WriteSizeError",
     "each",
     "emit",
     "fan_out",

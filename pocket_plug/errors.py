@@ -59,6 +59,14 @@ class ConflictError(StoreError):
         return type(self), (self.keys, str(self))
 
 
+class AnswerLostError(StoreError):
+    """A write was sent to a server, and no answer came in time: whether it has landed is not known."""
+
+
+class WriteSizeError(StoreError):
+    """A write has more changes and expectations than its backend takes (`Backend.max_changes`); nothing of it was done."""
+
+
 class TransactionError(StoreError):
     """A transaction was used after its end."""
 
