@@ -90,7 +90,9 @@ class Watcher(Protocol):
     def changed(self, versions: Mapping[str, int]) -> None:
         """These keys were written, or deleted. What is older than the version given with a key is old, of this key.
 
-        The watcher's own process is told its own writes too. It may be told twice, late, and in any order.
+        The keys of one write are told in one call. The watcher's own process is told its own writes too. It may be told twice,
+        late, and in any order. In the order of the versions it is best: then several entries of a cache can be known to be
+        of one moment.
         """
         ...
 
