@@ -15,6 +15,8 @@ from .errors import (
     ConfigError,
     ConflictError,
     CorruptRecordError,
+    ExecutorError,
+    ExecutorLostError,
     GraphError,
     InputError,
     KeyNameError,
@@ -48,6 +50,7 @@ from .errors import (
     UnknownTypeError,
     UnregisteredTypeError,
     ValueTypeError,
+    WorkerCodeError,
     WrappedStopIterationError,
     WriteSizeError,
 )

@@ -6,12 +6,15 @@ import itertools
 import os
 import types
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
 from pocket_plug.primitives.forking import after_fork
 
 T = TypeVar("T")
+
+idempotency: ContextVar[str | None] = ContextVar("pocket_plug.idempotency_key", default=None)
+"""The key of the visit that goes on here, in a durable run."""
 
 
 @types.coroutine

@@ -17,6 +17,7 @@ from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.values import Value
 
 from .chain import Action, AnyNext, AnyOut, Chain, I, Link, M, O, Out, as_chain
+from .elsewhere import Elsewhere
 from .options import ALL_OPTIONS, Isolation, Keys, Options, Traced
 from .retry import Retry
 
@@ -64,6 +65,7 @@ class Node(Link[I, O], Generic[I, O, R]):
         writes: Keys | None = None,
         trace: Traced | None = None,
         isolation: Isolation | None = None,
+        executor: Elsewhere | None = None,
     ) -> None:
         super().__init_subclass__()
         cls._options = cls._options.changed(
@@ -75,6 +77,7 @@ class Node(Link[I, O], Generic[I, O, R]):
             writes=writes,
             trace=trace,
             isolation=isolation,
+            executor=executor,
         )
 
     def with_options(
@@ -87,6 +90,7 @@ class Node(Link[I, O], Generic[I, O, R]):
         writes: Keys | None = None,
         trace: Traced | None = None,
         isolation: Isolation | None = None,
+        executor: Elsewhere | None = None,
     ) -> Self:
         """A copy of this node with other options; what is not given stays."""
         node = copy.copy(self)
@@ -99,6 +103,7 @@ class Node(Link[I, O], Generic[I, O, R]):
             writes=writes,
             trace=trace,
             isolation=isolation,
+            executor=executor,
         )
         object.__setattr__(node, "_options", options)
         return node

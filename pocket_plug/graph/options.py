@@ -11,6 +11,7 @@ from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.store.keys import Key
 
+from .elsewhere import Elsewhere
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Options:
     writes: tuple[Key[Any], ...] = ()
     trace: Traced = True
     isolation: Isolation = "default"
+    executor: Elsewhere | None = None
 
     def changed(self, takes: Collection[str], /, **given: Any) -> Options:
         """These with what was given (not None) in their place; seconds and tuples made of what users write.
@@ -62,6 +64,11 @@ class Options:
         for option in ("reads", "writes"):
             if option in given:
                 given[option] = _keys(option, given[option])
+        executor = given.get("executor")
+        if executor == "" or not (executor is None or isinstance(executor, str) or hasattr(executor, "perform")):
+            raise ConfigError(
+                f"node {name!r} has executor={found(executor)}: give a name such as 'processes', a URL, or an Executor"
+            )
         if given.get("isolation", "default") not in ("default", "serializable"):
             raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
         if given.get("trace", True) not in (True, False):

@@ -1,6 +1,7 @@
 """The kit for those who test what they wrote: contracts to inherit, a clock, span capture, a Pocket for each test.
 
 - `contracts.BackendContract`, `layer_contract.LayerContract`: inherit one, and get the whole suite.
+- `watch_contract.WatchContract`: the same for a backend that tells what others write.
 - `runs_contract.RunsContract`: the same for durable runs over a backend that several processes share.
 - `clock.FakeClock`, `clock.run_virtual`: time that a test owns.
 - `spans.SpanCapture`: the spans that a block of code makes, as a tree.

@@ -1,0 +1,338 @@
+"""The backend in Redis or Valkey: any number of programs on any number of machines share a data set there.
+
+A read is one GET or MGET. A write is one script, which compares, counts, changes and publishes: all of it or nothing. It carries a
+token, so that it is done once however often it is sent (`pocket_plug.backends.network`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import MovedError, ResponseError
+
+from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, Put, StoreError
+from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
+from pocket_plug.backends.urls import one_of, seconds, url_options
+from pocket_plug.codec import bound, default_codec, is_whole, place_of
+from pocket_plug.errors import AnswerLostError, StoreClosedError, WriteSizeError
+from pocket_plug.store.backend import NO_EXPECTATIONS
+
+from .checking import check_server
+from .connections import TLS_FILES, Pool, Server, call, closed, cut, run_script
+from .failures import LOST, explained
+from .scripts import CHECK, HEAD, LAST_VERSION, SCAN, TAIL, WRITE, Script
+
+T = TypeVar("T")
+Durability = Literal["power", "process", "none"]
+Do = Callable[[AbstractConnection], Awaitable[T]]
+
+PAGE = 256
+"""How many names a scan, a check and a look into the index take from the server at a time, at most."""
+
+_MAY_LAND = (-1, -2)
+_NONE = math.nan  # for an entry without a deadline; it is less than nothing, and nothing is less than it
+
+
+class Redis(Backend):
+    """Entries of the data set `store` on a server that speaks Redis's protocol.
+
+    `durability` names the failure that an acknowledged write must survive: "power" (also a crash of the server's machine), "process" (a
+    crash of the server), or "none". `open` looks whether the server is configured for it, and raises StoreError where it isn't. `timeout`
+    is the deadline for one attempt, in seconds, and `patience` that for all attempts at one operation.
+
+    As a URL: `redis://host:6379/0?store=orders`, `rediss://user:password@host:6379/0` (TLS; `ssl_ca_certs=`, `ssl_certfile=` and
+    `ssl_keyfile=` name files), `unix:///path/to/socket?db=0`. Raises ConfigError for invalid options.
+
+    >>> Redis.from_url("redis://:hunter2@cache:6379/0?store=orders&durability=process")
+    Redis('cache:6379, database 0', store='orders', durability='process')
+    """
+
+    needs_loop = True
+    survives = True
+    system = "redis"
+    max_changes = 10_000
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        store: str = DEFAULT_STORE,
+        durability: Durability = "power",
+        timeout: float = 5.0,
+        patience: float = 30.0,
+    ) -> None:
+        check_store("redis", store)
+        one_of("redis", "durability", durability, get_args(Durability))
+        seconds("redis", "timeout", timeout)
+        seconds("redis", "patience", patience)
+        self.store, self.durability = store, durability
+        self.timeout, self.patience = timeout, patience
+        self.server = server
+        self.address = server.address
+        self._at: tuple[str, int] | None = None  # where the cluster keeps this data set, if it has said so
+        tag = f"{{pocket:{store}}}"
+        self._counter = tag.encode()
+        self._entry = f"{tag}:".encode()
+        self._names, self._ends, self._slots, self._hours, self._layout, self._try = (
+            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "hours", "layout", "try")
+        )
+        self._changes = f"{tag}/changes".encode()
+        self._title = f"redis at {server}, store {store!r}"
+        self._pools = PerLoop(lambda: Pool(lambda: server.connection(self._at)), lambda pool: pool.close(self.timeout))
+        self._retrying = Retrying(self._title, LOST, timeout, patience)
+        self._tokens = Slots()
+        self._is_open = False
+
+    @classmethod
+    def from_url(cls, url: str) -> Redis:
+        """The backend that a URL names. Raises ConfigError, with the option that was probably meant."""
+        texts = dict.fromkeys(("store", "durability", *TLS_FILES), str)
+        address, options = url_options(url, "redis", {**texts, "timeout": float, "patience": float, "db": int})
+        files = {name: options.pop(name) for name in TLS_FILES if name in options}
+        return cls(Server(address, options.pop("db", None), files), **options)
+
+    def __repr__(self) -> str:
+        return f"Redis({str(self.server)!r}, store={self.store!r}, durability={self.durability!r})"
+
+    # ------------------------------------------------------------ opening and closing
+    async def open(self) -> None:
+        """Look whether the server can keep what the backend promises. Raises StoreError, with what to set there, where it can't."""
+        if self._is_open:
+            return
+
+        async def look(connection: AbstractConnection) -> None:
+            await check_server(connection, self._title, self.durability, self.clock, (self._layout, self._try, self._changes))
+
+        await self._read(look)
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Let what is under way end, for one time-out at most, and close the connections of all event loops."""
+        self._is_open = False
+        await self._pools.close()
+
+    # ------------------------------------------------------------ reading
+    async def read(self, key: str) -> Entry | None:
+        """One GET."""
+        data = await self._read(lambda connection: call(connection, "GET", self._entry + key.encode()))
+        return None if data is None else self._entry_of(str(key), data, self.clock())
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """One MGET, so all are as they were at one moment."""
+        names = [*dict.fromkeys(map(str, keys))]
+        if not names:
+            self._look_open()
+            return {}
+        entries = [self._entry + name.encode() for name in names]
+        found = await self._read(lambda connection: call(connection, "MGET", *entries))
+        now = self.clock()
+        return {
+            name: entry
+            for name, data in zip(names, found, strict=True)
+            if data is not None and (entry := self._entry_of(name, data, now)) is not None
+        }
+
+    def _entry_of(self, key: str, data: bytes, now: float) -> Entry | None:
+        """An entry as it was stored; None where it has expired."""
+        try:
+            if len(data) < HEAD.size + TAIL.size or data[: TAIL.size] != data[-TAIL.size :]:
+                raise CorruptRecordError("its version does not stand at both of its ends: it was damaged or cut off")
+            version, deadline = HEAD.unpack_from(data)
+            expires_at = None if deadline != deadline else deadline
+            record, place = data[HEAD.size : -TAIL.size], place_of(key, 0, expires_at)
+            if expires_at is not None and expires_at <= now:
+                if not is_whole(record, place):  # damage is no end
+                    raise CorruptRecordError("the record's checksum does not fit: it was damaged, or stands elsewhere")
+                return None
+            return Entry(default_codec.decode(record, place), version, expires_at)
+        except CodecError as error:
+            raise type(error)(f"{self._title}, key {key!r}: {error}") from error
+
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """Page by page of the index."""
+        given, size = 0, PAGE if limit is None else min(limit, PAGE)
+        first, last = _range(prefix.encode(), after.encode(), reverse)
+        command = "ZREVRANGEBYLEX" if reverse else "ZRANGEBYLEX"
+        if not size:
+            self._look_open()
+        while given != limit:
+            arguments = (2, self._names, self._ends, command, first, last, size, repr(self.clock()))
+            end, *names = await self._script(SCAN, *arguments)
+            for name in names:
+                yield name.decode()
+                given += 1
+                if given == limit:
+                    return
+            if not end:
+                return
+            first, size = b"(" + end, PAGE
+
+    async def check(self) -> list[str]:
+        """Entries that the index lacks, names without an entry, deadlines that differ, and a counter that has gone back."""
+        faults: list[str] = []
+        cursor = b"0"
+        while True:
+            cursor, keys = await self._read(
+                lambda connection, cursor=cursor: call(connection, "SCAN", cursor, "MATCH", _literal(self._entry) + b"*", "COUNT", PAGE)
+            )
+            faults += await self._faults_of(keys)
+            if cursor == b"0":
+                break
+        for index in (self._names, self._ends):
+            position = 0
+            while page := await self._read(
+                lambda connection, index=index, position=position: call(connection, "ZRANGE", index, position, position + PAGE - 1)
+            ):
+                faults += await self._faults_of([self._entry + name for name in page])
+                position += PAGE
+        return [*dict.fromkeys(faults)]
+
+    async def _faults_of(self, keys: Sequence[bytes]) -> list[str]:
+        if not keys:
+            return []
+        found = await self._script(CHECK, len(keys) + 3, self._counter, self._names, self._ends, *keys)
+        pairs = zip(found[::2], found[1::2], strict=True)
+        return [
+            f"key {keys[place][len(self._entry) :].decode(errors='backslashreplace')!r} {_FAULTS[what]}" for what, place in pairs
+        ]
+
+    async def version(self) -> int:
+        """The counter."""
+        return int(await self._read(lambda connection: call(connection, "GET", self._counter)) or 0)
+
+    # ------------------------------------------------------------ writing
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """One script. A connection that is lost before its answer is made anew, and the same write sent again, which is done once."""
+        size = len(changes) + len(expect)
+        if size > self.max_changes:
+            raise WriteSizeError(
+                f"{self._title}: a write has {size:,} changes and expectations; {self.max_changes:,} are allowed, since the server does "
+                "nothing else meanwhile; write them in parts"
+            )
+        expected = [*expect]
+        keys = [self._entry + key.encode() for key in (*expected, *(change.key for change in changes))]
+        arguments: list[str | bytes | int] = [len(expected), len(changes), *expect.values()]
+        for change in changes:
+            arguments += self._arguments_of(change)
+        fixed = (5 + len(keys), self._counter, self._names, self._ends, self._slots, self._hours, *keys)
+
+        async def send(connection: AbstractConnection, token: Token, again: int) -> Any:
+            now = repr(self.clock())
+            return await run_script(connection, WRITE, *fixed, *token, again, now, self._changes, *arguments)
+
+        if changes:
+            answer = await self._written(send)
+        else:
+            answer = await self._read(lambda connection: send(connection, Token("", 0), 0))
+        if isinstance(answer, int):
+            return answer
+        raise ConflictError(str(expected[place - 1]) for place in answer[1:])
+
+    async def _written(self, send: Callable[[AbstractConnection, Token, int], Awaitable[Any]]) -> Any:
+        """Send a write until it is answered."""
+        was_sent = False
+
+        async def attempt(this: Attempt) -> Any:
+            nonlocal was_sent
+
+            async def do(connection: AbstractConnection) -> Any:
+                nonlocal was_sent
+                await connection.connect()
+                this.sent = was_sent = True
+                return await send(connection, token, int(this.number > 1))
+
+            return await self._attempt(this, do)
+
+        with self._tokens.token() as token:
+            try:
+                return await self._retrying.write(attempt)
+            except StoreClosedError as error:
+                if not was_sent:
+                    raise
+                raise AnswerLostError(
+                    f"{self._title}: the store was closed after a write was sent and before it was answered; whether it has landed is "
+                    "not known: read what it wrote before you do it again"
+                ) from error
+
+    def _arguments_of(self, change: Change) -> tuple[str | bytes, str, str]:
+        """The entry, a version of its own and a deadline; empty where there is none."""
+        own = "" if change.version is None else str(change.version)
+        if change.version is not None and change.version > LAST_VERSION:
+            raise StoreError(
+                f"{self._title}, key {change.key!r}: its version is {change.version:,}; Redis counts up to {LAST_VERSION:,}"
+            )
+        if isinstance(change, Delete):
+            return b"", own, ""
+        try:
+            record = default_codec.encode(change.value)
+        except CodecError as error:
+            raise type(error)(f"key {change.key!r}: {error}") from error
+        deadline = _NONE if change.expires_at is None else change.expires_at
+        ends = HEAD.pack(0, deadline)[TAIL.size :]
+        entry = ends + bound(record, place_of(str(change.key), 0, change.expires_at))
+        return entry, own, "" if change.expires_at is None else repr(float(deadline))
+
+    # ------------------------------------------------------------ attempts
+    def _look_open(self) -> None:
+        if not self._is_open:
+            raise closed()
+
+    async def _read(self, do: Do[T]) -> T:
+        return await self._retrying(lambda this: self._attempt(this, do))
+
+    async def _script(self, script: Script, *arguments: str | bytes | int) -> Any:
+        return await self._read(lambda connection: run_script(connection, script, *arguments))
+
+    async def _attempt(self, this: Attempt, do: Do[T]) -> T:
+        """One attempt on a connection of this loop's. Raises one of LOST where another one makes sense."""
+        pool = self._pools.here()
+        connection = await pool.take()
+        try:
+            this.cut = lambda: cut(connection)
+            answer = await do(connection)
+        except ResponseError as error:
+            pool.give(connection)
+            raise self._explained(error, pool) from error
+        except BaseException as error:
+            pool.drop(connection)
+            if isinstance(error, Exception) and not this.is_over:
+                self._at = None
+                raise self._explained(error, pool) from error
+            raise
+        pool.give(connection)
+        return answer
+
+    def _explained(self, error: Exception, pool: Pool) -> Exception:
+        if isinstance(error, MovedError):
+            self._at = error.host or self.server.host, error.port
+        found = explained(error, self._title)
+        if isinstance(found, LOST):
+            pool.forget()
+        return found
+
+
+def _range(prefix: bytes, after: bytes, reverse: bool) -> tuple[bytes, bytes]:
+    """Where a scan begins and ends, as ZRANGEBYLEX has it. No byte of UTF-8 is 0xFF, so it stands behind all names with the prefix."""
+    low, high = (b"[" + prefix, b"(" + prefix + b"\xff") if prefix else (b"-", b"+")
+    if not reverse:
+        return (b"(" + after if after and after >= prefix else low), high
+    return (b"(" + after if after and after < prefix + b"\xff" else high), low
+
+
+def _literal(pattern: bytes) -> bytes:
+    """A pattern of SCAN that is taken literally."""
+    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\^-" else bytes((byte,)) for byte in pattern)
+
+
+_FAULTS = {
+    b"no entry": "is in the index, and there is no such entry",
+    b"no entry with a deadline": "is in the index of deadlines, and there is no such entry",
+    b"not listed": "is missing in the index, so no scan gives it",
+    b"above the counter": "has a version above the counter, so its next one may be lower",
+    b"another deadline": "has another deadline in the index of deadlines than in its entry",
+}
