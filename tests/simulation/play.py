@@ -18,7 +18,6 @@ from unittest import mock
 from pocket_plug.errors import ConflictError
 from pocket_plug.graph import context, execution
 from pocket_plug.graph.durable import ledger, processes, waking, worker
-
 from pocket_plug.store.contention import Gates
 
 from .graphs import stage
