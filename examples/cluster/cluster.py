@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from pocket_plug import Graph, Node, Pocket, SyncRuns, SyncStore, each, observe
+from pocket_plug.propagation import inject
 from pocket_plug.telemetry.recorded import Trace, read_traces
 from pocket_plug.testing.servers import Server, postgres
 
@@ -43,7 +44,8 @@ class Submit(Node[Path, str], name="submit"):
 
     async def exec(self, folder: Path) -> str:
         run_id = f"census-{folder.name}"
-        await graph.submit(str(folder), run_id=run_id, store=self._pocket.store, pocket=self._pocket)
+        pocket, here = self._pocket, inject()
+        await graph.submit(str(folder), run_id=run_id, store=pocket.store, pocket=pocket, traceparent=here)
         return run_id
 
 
