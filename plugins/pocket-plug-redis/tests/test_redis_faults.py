@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -362,10 +363,11 @@ def test_a_store_by_its_url(fresh_url: Callable[[str], str]) -> None:
     asyncio.run(main())
 
 
-def test_the_driver_is_loaded_when_a_url_asks_for_it() -> None:
+def test_the_driver_is_loaded_when_a_url_asks_for_it(tmp_path: Path) -> None:
     """Installed, the plugin costs other programs nothing but its hook."""
     code = (
         "import sys, pocket_plug; assert 'pocket_plug_redis' not in sys.modules; "
-        "pocket_plug.SyncStore('sqlite:///:x').stack; assert 'redis' not in sys.modules"
+        f"pocket_plug.SyncStore('sqlite:///{tmp_path}/state.db').stack; assert 'pocket_plug_redis' in sys.modules; "
+        "assert 'redis' not in sys.modules; import pocket_plug_redis; pocket_plug_redis.Redis; assert 'redis' in sys.modules"
     )
-    subprocess.run(["python", "-c", code.replace("sqlite:///:x", "memory://")], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -177,9 +177,8 @@ class Redis(Backend):
             self._look_open()
         while given != limit:
             arguments = (2, self._names, self._ends, command, first, last, size, repr(self.clock()))
-            found: list[bytes] = await self._script(SCAN, *arguments)
-            end, names = found[0], found[1:]
-            for name in names:
+            end, *names = cast("list[bytes]", await self._script(SCAN, *arguments))
+            for name in cast("list[bytes]", names):
                 yield name.decode()
                 given += 1
                 if given == limit:
