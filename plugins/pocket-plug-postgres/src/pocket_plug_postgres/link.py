@@ -73,7 +73,9 @@ class Link:
             await self._sent(lambda: pgconn.send_prepare(statement.name, statement.sql))
             self._prepared.add(statement.name)
         [result] = await self._sent(
-            lambda: pgconn.send_query_prepared(statement.name, parameters, statement.formats, result_format=Format.BINARY)
+            lambda: pgconn.send_query_prepared(
+                statement.name, parameters, statement.formats, result_format=Format.BINARY
+            )
         )
         get = result.get_value
         columns = range(result.nfields)
@@ -84,7 +86,8 @@ class Link:
         results = await self._sent(lambda: self.pgconn.send_query(sql.encode()))
         *_, last = [result for result in results if result.nfields] or results
         return [
-            [(last.get_value(row, column) or b"").decode() for column in range(last.nfields)] for row in range(last.ntuples)
+            [(last.get_value(row, column) or b"").decode() for column in range(last.nfields)]
+            for row in range(last.ntuples)
         ]
 
     async def _sent(self, send: Callable[[], None]) -> list[PGresult]:

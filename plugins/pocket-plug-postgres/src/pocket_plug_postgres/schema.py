@@ -68,7 +68,9 @@ async def _exists(link: Link, data: DataSet) -> bool:
 
 
 async def _make(link: Link, data: DataSet) -> None:
-    if await link.script(f"SELECT to_regnamespace('\"{data.schema}\"') IS NOT NULL") == [["f"]]:  # else no right to make one is needed
+    if await link.script(f"SELECT to_regnamespace('\"{data.schema}\"') IS NOT NULL") == [
+        ["f"]
+    ]:  # else no right to make one is needed
         await link.script(data.sql("CREATE SCHEMA {s}"))
     await link.script(data.sql(TABLES, version=SCHEMA_VERSION))
     await link.script(data.sql(WRITE_FUNCTION, slack=REAP_SLACK))

@@ -9,9 +9,7 @@ SCHEMA_VERSION = 1
 OLDEST_SERVER = 13
 
 # Once per connection. Plans are kept, and one that was made while the table was small must not read all of it later on.
-SESSION = (
-    "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
-)
+SESSION = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 
 # The sequence begins at 0, which nobody gets. `watched_until` is when the last watcher has to have said again that it is there.
 TABLES = """
