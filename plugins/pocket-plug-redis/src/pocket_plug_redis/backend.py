@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any, Literal, TypeVar, get_args
 
 from redis.asyncio.connection import AbstractConnection
@@ -18,12 +19,13 @@ from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retryi
 from pocket_plug.backends.urls import one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import AnswerLostError, StoreClosedError, WriteSizeError
-from pocket_plug.store.backend import NO_EXPECTATIONS
+from pocket_plug.store.backend import NO_EXPECTATIONS, Watcher
 
 from .checking import check_server
 from .connections import TLS_FILES, Pool, Server, call, closed, cut, run_script
 from .failures import LOST, explained
-from .scripts import CHECK, HEAD, LAST_VERSION, SCAN, TAIL, WRITE, Script
+from .scripts import CHECK, HEAD, LAST_VERSION, RENEW_EVERY, SCAN, TAIL, WRITE, Script
+from .watching import Watching
 
 T = TypeVar("T")
 Durability = Literal["power", "process", "none"]
@@ -52,6 +54,7 @@ class Redis(Backend):
 
     needs_loop = True
     survives = True
+    can_watch = True
     system = "redis"
     max_changes = 10_000
 
@@ -74,16 +77,18 @@ class Redis(Backend):
         self.address = server.address
         self._at: tuple[str, int] | None = None  # where the cluster keeps this data set, if it has said so
         tag = f"{{pocket:{store}}}"
-        self._counter = tag.encode()
+        self._state = tag.encode()
         self._entry = f"{tag}:".encode()
-        self._names, self._ends, self._slots, self._hours, self._layout, self._try = (
-            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "hours", "layout", "try")
+        self._names, self._ends, self._slots, self._layout, self._try = (
+            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "layout", "try")
         )
         self._changes = f"{tag}/changes".encode()
         self._title = f"redis at {server}, store {store!r}"
         self._pools = PerLoop(lambda: Pool(lambda: server.connection(self._at)), lambda pool: pool.close(self.timeout))
         self._retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
+        self._renewed: dict[str, float] = {}  # when each slot was, by the monotonic clock
+        self._watching: Watching | None = None
         self._is_open = False
 
     @classmethod
@@ -112,7 +117,13 @@ class Redis(Backend):
     async def close(self) -> None:
         """Let what is under way end, for one time-out at most, and close the connections of all event loops."""
         self._is_open = False
+        if self._watching is not None:
+            self._watching.stop()
         await self._pools.close()
+
+    async def watch(self, watcher: Watcher) -> None:
+        """A subscription in a thread of its own. What is told is at most `WATCH_EVERY` (1 s) and the time-out old."""
+        self._watching = Watching(self._title, self.server, self._changes, watcher, self.timeout)
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
@@ -195,7 +206,7 @@ class Redis(Backend):
     async def _faults_of(self, keys: Sequence[bytes]) -> list[str]:
         if not keys:
             return []
-        found = await self._script(CHECK, len(keys) + 3, self._counter, self._names, self._ends, *keys)
+        found = await self._script(CHECK, len(keys) + 3, self._state, self._names, self._ends, *keys)
         pairs = zip(found[::2], found[1::2], strict=True)
         return [
             f"key {keys[place][len(self._entry) :].decode(errors='backslashreplace')!r} {_FAULTS[what]}" for what, place in pairs
@@ -203,7 +214,7 @@ class Redis(Backend):
 
     async def version(self) -> int:
         """The counter."""
-        return int(await self._read(lambda connection: call(connection, "GET", self._counter)) or 0)
+        return int(await self._read(lambda connection: call(connection, "HGET", self._state, b"")) or 0)
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -219,11 +230,14 @@ class Redis(Backend):
         arguments: list[str | bytes | int] = [len(expected), len(changes), *expect.values()]
         for change in changes:
             arguments += self._arguments_of(change)
-        fixed = (5 + len(keys), self._counter, self._names, self._ends, self._slots, self._hours, *keys)
+        fixed = (4 + len(keys), self._state, self._names, self._ends, self._slots, *keys)
 
         async def send(connection: AbstractConnection, token: Token, again: int) -> Any:
-            now = repr(self.clock())
-            return await run_script(connection, WRITE, *fixed, *token, again, now, self._changes, *arguments)
+            renews = bool(changes) and monotonic() >= self._renewed.get(token.slot, -math.inf) + RENEW_EVERY
+            answer = await run_script(connection, WRITE, *fixed, *token, again, int(renews), repr(self.clock()), *arguments)
+            if renews:
+                self._renewed[token.slot] = monotonic()
+            return answer
 
         if changes:
             answer = await self._written(send)
@@ -242,7 +256,8 @@ class Redis(Backend):
 
             async def do(connection: AbstractConnection) -> Any:
                 nonlocal was_sent
-                await connection.connect()
+                if not connection.is_connected:
+                    await connection.connect()
                 this.sent = was_sent = True
                 return await send(connection, token, int(this.number > 1))
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import hiredis
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import NoScriptError
 
 from pocket_plug import ConfigError, StoreClosedError
 from pocket_plug.primitives.redaction import public_url
@@ -181,15 +183,14 @@ class Pool:
 
 async def call(connection: AbstractConnection, *command: str | bytes | int) -> Any:
     """What the server answers. Raises what redis-py makes of an error."""
-    await connection.connect()
-    await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+    if not connection.is_connected:
+        await connection.connect()
+    await connection.send_packed_command(hiredis.pack_command(command), check_health=False)
     return await connection.read_response(disconnect_on_error=False)
 
 
 async def run_script(connection: AbstractConnection, script: Script, *arguments: str | bytes | int) -> Any:
     """What a script gives; its text is sent only where the server doesn't know it yet."""
-    from redis.exceptions import NoScriptError
-
     try:
         return await call(connection, "EVALSHA", script.name, *arguments)
     except NoScriptError:

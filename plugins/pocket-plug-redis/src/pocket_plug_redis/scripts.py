@@ -2,12 +2,11 @@
 
 A data set's keys begin with one hash tag, so they lie in one slot of a cluster:
 
-    {pocket:main}         the counter: the last version given
+    {pocket:main}         a hash: at '' the counter, the last version given; at each slot what came of its last write (number, version)
     {pocket:main}:NAME    an entry: version, deadline (8 bytes each), the codec's record, and the version again
     {pocket:main}/names   a sorted set of all names, each with score 0: so they are ordered by their bytes
     {pocket:main}/ends    a sorted set of the names of entries that have a deadline, by deadline
-    {pocket:main}/slots   a hash: what came of the last write of each slot (number, version, hour)
-    {pocket:main}/hours   a sorted set of the slots, by the hour of their last use
+    {pocket:main}/slots   a sorted set of the slots, by the hour in which they were renewed
     {pocket:main}/layout  the layout's number
     {pocket:main}/changes the channel on which each write's keys are published
 
@@ -34,6 +33,18 @@ LAST_VERSION = 2**53
 SLACK = 60.0
 """Seconds after its deadline before an entry is removed: others' clocks may be behind."""
 
+REAP_EVERY = 16
+"""After so many writes, or at once after a long one, twice as many expired entries are removed."""
+
+HOURS = 25
+"""A slot that was not renewed for so long is forgotten."""
+
+RENEW_EVERY = 3600.0
+"""Seconds after which a slot is renewed by its next write."""
+
+CHANGE = struct.Struct(">QI")
+"""What is published of each change: its version, and how many bytes its name has, which follows."""
+
 
 class Script:
     """A script and the name by which the server knows it."""
@@ -54,87 +65,84 @@ local function seen(key, now)
 end
 """
 
-# KEYS: counter, names, ends, slots, hours, then entries: those expected, those changed. ARGV: slot, number, is it sent again?, now,
-# channel, how many are expected, how many changes, the expected versions, then for each change its entry (empty: delete), a version of
-# its own and a deadline ('' for none). Gives the version; {-1, …} with the places of the keys that differ; {-2} for a copy that comes late.
+# KEYS: state, names, ends, slots, then entries: those expected, those changed. ARGV: slot, number, is it sent again?, is the slot to be
+# renewed?, now, how many are expected, how many changes, the expected versions, then for each change its entry (empty: delete), a version
+# of its own and a deadline ('' for none). Gives the version; {-1, …} with the places of the keys that differ; {-2} for a late copy.
 WRITE = Script(
     _SEEN
     + f"""
-local counter, names, ends, slots, hours = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local slot, number, again, now = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
+local call, pack, unpack_ = redis.call, struct.pack, struct.unpack
+local state, names, ends, slots = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local slot, number, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[5])
 local expected, changes = tonumber(ARGV[6]), tonumber(ARGV[7])
-local last = tonumber(redis.call('GET', counter) or '0')
-local noted, came_of, hour = 0, 0, 0
-if changes > 0 then
-  local note = redis.call('HGET', slots, slot)
-  if note then
-    noted, came_of, hour = struct.unpack('>I8I8I8', note)
-    if noted > number then return {{-2}} end
-    if noted == number and came_of > 0 then return came_of end
-  end
+local had = call('HMGET', state, '', slot)
+local version, was_noted = tonumber(had[1] or '0'), false
+if had[2] and changes > 0 then
+  local noted, came_of = unpack_('>I8I8', had[2])
+  if noted > number then return {{-2}} end
+  if noted == number and came_of > 0 then return came_of end
+  was_noted = noted == number -- as a conflict
 end
 local conflict = {{-1}}
 for i = 1, expected do
-  local wanted, version = tonumber(ARGV[7 + i]), seen(KEYS[5 + i], now)
-  if version ~= wanted and not (wanted == -1 and version > 0) then conflict[#conflict + 1] = i end
+  local wanted, there = tonumber(ARGV[7 + i]), seen(KEYS[4 + i], now)
+  if there ~= wanted and not (wanted == -1 and there > 0) then conflict[#conflict + 1] = i end
 end
-if changes == 0 then
-  if #conflict > 1 then return conflict end
-  return last
-end
-local this_hour = math.floor(tonumber(redis.call('TIME')[1]) / 3600)
-local function note(version)
-  redis.call('HSET', slots, slot, struct.pack('>I8I8I8', number, version, this_hour))
-  if hour == this_hour then return end
-  redis.call('ZADD', hours, this_hour, slot)
-  for _, old in ipairs(redis.call('ZRANGEBYSCORE', hours, '-inf', this_hour - 25, 'LIMIT', 0, 16)) do
-    redis.call('HDEL', slots, old)
-    redis.call('ZREM', hours, old)
+if changes == 0 then return #conflict > 1 and conflict or version end
+if ARGV[4] == '1' then
+  local hour = math.floor(tonumber(call('TIME')[1]) / 3600)
+  for _, old in ipairs(call('ZRANGEBYSCORE', slots, '-inf', hour - {HOURS}, 'LIMIT', 0, 16)) do
+    call('ZREM', slots, old)
+    call('HDEL', state, old)
   end
+  call('ZADD', slots, hour, slot)
 end
-if noted == number then -- it was a conflict, of which the answer was lost
+if was_noted then
   if #conflict == 1 then for i = 1, expected do conflict[i + 1] = i end end
   return conflict
 end
 if #conflict > 1 then
-  if again then note(0) end -- a copy that was sent before must not land after this answer
+  if ARGV[3] == '1' then call('HSET', state, slot, pack('>I8I8', number, 0)) end -- a copy that was sent before must not land after this
   return conflict
 end
-local version, highest = last + 1, last + 1
-local told, skipped = {{}}, #counter + 2
-for i = 0, changes - 1 do
-  local key, entry, own, deadline = KEYS[6 + expected + i], ARGV[8 + expected + 3 * i], ARGV[9 + expected + 3 * i], ARGV[10 + expected + 3 * i]
-  local name, mine, stands = string.sub(key, skipped), version, true
+version = version + 1
+local highest, skipped, told = version, #state + 2, {{}}
+local bytes = pack('>I8', version)
+for i = 1, changes do
+  local at = 5 + expected + 3 * i
+  local key, entry, own, deadline = KEYS[4 + expected + i], ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local name, mine, stands = string.sub(key, skipped), bytes, true
   if own ~= '' then
-    mine = tonumber(own)
-    if mine > highest then highest = mine end
-    local head = redis.call('GETRANGE', key, 0, 7)
-    if #head == 8 and head == redis.call('GETRANGE', key, -8, -1) then -- a damaged one is replaced
-      local there = struct.unpack('>I8', head)
-      stands = there < mine or (there == mine and entry == '')
+    local given = tonumber(own)
+    mine = pack('>I8', given)
+    if given > highest then highest = given end
+    local head = call('GETRANGE', key, 0, 7)
+    if #head == 8 and head == call('GETRANGE', key, -8, -1) then -- a damaged one is replaced
+      local there = unpack_('>I8', head)
+      stands = there < given or (there == given and entry == '')
     end
   end
   if not stands then
   elseif entry == '' then
-    redis.call('DEL', key)
-    redis.call('ZREM', names, name)
-    redis.call('ZREM', ends, name)
+    call('DEL', key)
+    call('ZREM', names, name)
+    call('ZREM', ends, name)
   else
-    local bytes = struct.pack('>I8', mine)
-    redis.call('SET', key, bytes .. entry .. bytes)
-    redis.call('ZADD', names, 0, name)
-    if deadline == '' then redis.call('ZREM', ends, name) else redis.call('ZADD', ends, deadline, name) end
+    call('SET', key, mine .. entry .. mine)
+    call('ZADD', names, 0, name)
+    if deadline == '' then call('ZREM', ends, name) else call('ZADD', ends, deadline, name) end
   end
-  told[2 * i + 1], told[2 * i + 2] = name, string.format('%.0f', mine)
+  told[i] = mine .. pack('>I4', #name) .. name
 end
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', now - {SLACK:.0f}, 'LIMIT', 0, 2 * changes)) do
-  redis.call('DEL', counter .. ':' .. name)
-  redis.call('ZREM', names, name)
-  redis.call('ZREM', ends, name)
+if changes > {REAP_EVERY // 2} or version % {REAP_EVERY} == 0 then
+  for _, name in ipairs(call('ZRANGEBYSCORE', ends, '-inf', now - {SLACK:.0f}, 'LIMIT', 0, 2 * (changes + {REAP_EVERY}))) do
+    call('DEL', state .. ':' .. name)
+    call('ZREM', names, name)
+    call('ZREM', ends, name)
+  end
 end
-redis.call('SET', counter, string.format('%.0f', highest))
-note(version)
-redis.call('PUBLISH', ARGV[5], cjson.encode(told))
+call('HSET', state, '', string.format('%.0f', highest), slot, pack('>I8I8', number, version))
+call('PUBLISH', state .. '/changes', table.concat(told))
 return version
 """
 )
@@ -152,10 +160,10 @@ return found
 """
 )
 
-# KEYS: counter, names, ends, then entries. Gives a word for each fault, and the place of its entry.
+# KEYS: state, names, ends, then entries. Gives a word for each fault, and the place of its entry.
 CHECK = Script(
     """
-local last, found = tonumber(redis.call('GET', KEYS[1]) or '0'), {}
+local last, found = tonumber(redis.call('HGET', KEYS[1], '') or '0'), {}
 for i = 4, #KEYS do
   local name, head = string.sub(KEYS[i], #KEYS[1] + 2), redis.call('GETRANGE', KEYS[i], 0, 15)
   local is_listed, ends = redis.call('ZSCORE', KEYS[2], name), redis.call('ZSCORE', KEYS[3], name)
@@ -184,6 +192,7 @@ local key, set = KEYS[1], KEYS[2]
 redis.call('SET', key, '')
 redis.call('HSET', set, 'a', 'b')
 redis.call('HGET', set, 'a')
+redis.call('HMGET', set, 'a')
 redis.call('HDEL', set, 'a')
 redis.call('ZADD', set, 0, 'a')
 redis.call('ZSCORE', set, 'a')
@@ -192,9 +201,10 @@ redis.call('ZRANGEBYLEX', set, '-', '+')
 redis.call('ZREVRANGEBYLEX', set, '+', '-')
 redis.call('ZREM', set, 'a')
 redis.call('GET', key)
+redis.call('MGET', key)
 redis.call('GETRANGE', key, 0, 0)
 redis.call('TIME')
 redis.call('DEL', key, set)
-redis.call('PUBLISH', ARGV[1], '[]')
+redis.call('PUBLISH', ARGV[1], '')
 """
 )
