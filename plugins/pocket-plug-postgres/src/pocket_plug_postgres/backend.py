@@ -269,8 +269,13 @@ class PostgreSQL(Backend):
                 ends.append(None)
         expected = [key.encode() for key in expect]
         self._unreaped += len(changes)
-        reap, self._unreaped = (min(2 * self._unreaped, MOST_REAPED), 0) if self._unreaped >= REAP_EVERY else (0, self._unreaped)
-        before = [FALSE if self.durability == "none" else TRUE, self._locks(keys, expected, any(own is not None for own in owns))]
+        reap, self._unreaped = (
+            (min(2 * self._unreaped, MOST_REAPED), 0) if self._unreaped >= REAP_EVERY else (0, self._unreaped)
+        )
+        before = [
+            FALSE if self.durability == "none" else TRUE,
+            self._locks(keys, expected, any(own is not None for own in owns)),
+        ]
         asked = [pack_small(reap), array(BYTEA, expected), array_of_integers(expect.values()), array(BYTEA, keys)]
         return _Request(expect, before, [*asked, array(BYTEA, values), array(DOUBLE, ends), array_of_integers(owns)])
 
@@ -317,7 +322,9 @@ class PostgreSQL(Backend):
         if version == 0:
             raise _conflict(request.expect, unmet)
         if version < 0:
-            raise AnswerLostError(f"{self._data.server}: a later write of the same slot has landed; of this one nothing is known")
+            raise AnswerLostError(
+                f"{self._data.server}: a later write of the same slot has landed; of this one nothing is known"
+            )
         return version
 
     # ------------------------------------------------------------ connections
