@@ -257,10 +257,10 @@ def test_wrong_passwords_users_and_databases(data_set: str) -> None:
         for old, new, way_out in (
             (":hunter2@", ":hunter3@", "the password is wrong"),
             (":hunter2@", "@", "it asks for a password"),
-            ("/postgres", "/orders", "there is no such database"),
+            ("/postgres?", "/orders?", "there is no such database"),
             ("//postgres:", "//nobody:", "the password is wrong"),
         ):
-            said = refusal(PostgreSQL(server.url.replace(old, new), store=data_set))
+            said = refusal(PostgreSQL(f"{server.url}?sslmode=disable".replace(old, new), store=data_set))
             assert way_out in said
             assert f"127.0.0.1:{server.port}" in said
             assert "hunter" not in said
