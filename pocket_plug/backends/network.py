@@ -237,17 +237,20 @@ class Retrying:
     async def __call__(self, attempt: Callable[[Attempt], Awaitable[T]]) -> T:
         until = self.now() + self.patience
         number, sent = 0, False
+        failure: Exception | None = None
         while True:
             number += 1
             this = Attempt(number)
+            seconds = max(0.0, min(self.timeout, until - self.now()))
             try:
-                return await self._in_time(attempt, this, max(0.0, min(self.timeout, until - self.now())))
+                return await self._in_time(attempt, this, seconds)
             except self.lost as error:
                 sent = sent or this.sent
-                failure: Exception = error
+                failure = error
             except _OutOfTimeError as error:
                 sent = sent or this.sent
-                failure = error
+                if failure is None or seconds == self.timeout:  # else what was left of the patience: the failure before says more
+                    failure = error
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (number - 1)))  # noqa: S311 - no secret
             if self.now() + pause >= until:
                 raise self._given_up(number, sent, failure) from failure

