@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import threading
@@ -40,7 +39,7 @@ def test_the_commands_of_a_store(fresh_url: Callable[[str], str], tmp_path: Path
             store.set(f"order:{n}", {"n": n, "place": Path("a")})
         store.set("short", 1, ttl=3600)
     ours, other = ("store", "--url", url), ("store", "--url", fresh_url("x"))
-    assert json.loads(command(tmp_path, *ours, "get", "order:7"))["n"] == 7
+    assert "'n': 7" in command(tmp_path, *ours, "get", "order:7")
     assert "order:17" in command(tmp_path, *ours, "ls", "order:1")
     command(tmp_path, *ours, "set", "one", "1")
     command(tmp_path, *ours, "rm", "order:0")
@@ -48,7 +47,7 @@ def test_the_commands_of_a_store(fresh_url: Callable[[str], str], tmp_path: Path
     exported = command(tmp_path, *ours, "export")
     command(tmp_path, *other, "import", "-", text=exported)
     with SyncStore(url) as store, SyncStore(fresh_url("x")) as copied:
-        assert dict(store.items()) == dict(copied.items())
+        assert store.get_many([*store.keys()]) == copied.get_many([*copied.keys()])
         assert copied.get("one") == 1
 
 
@@ -78,7 +77,7 @@ def test_runs_and_workers(fresh_url: Callable[[str], str], tmp_path: Path) -> No
                 await graph.submit("x" * n, run_id=f"r{n}")
 
     asyncio.run(submit())
-    command(tmp_path, "worker", "shop:graph", "--url", url, "--once")
+    command(tmp_path, "worker", "shop.py:graph", "--url", url, "--once")
     assert command(tmp_path, "runs", "--url", url, "ls").count("finished") == 5
     with SyncStore(url) as store:
         assert {Runs(store).sync.get(f"r{n}").state for n in range(5)} == {"finished"}
