@@ -211,8 +211,8 @@ class Specs:
 
         When: once for each Pocket, when a graph first names an executor.
         Arguments: none.
-        Returns: a mapping of schemes to what makes an executor of a whole URL: `{"dask": DaskExecutor.from_url}`. It opens nothing
-        yet: that is for the first work.
+        Returns: a mapping of schemes to what makes an executor of a whole URL: `{"dask": DaskExecutor.from_url}`. It opens
+        nothing before its first work.
         Errors: what it raises, or an answer of another type, is logged once and counted; none of its executors is there.
         What the maker raises for a URL is raised to whoever runs or validates the graph, as a ConfigError without passwords.
 

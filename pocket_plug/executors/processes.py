@@ -1,8 +1,8 @@
 """The executor `processes`: worker processes on this machine, for `exec` that would keep a core, and the GIL, to itself.
 
-Each worker has a thread here, which hands it one request at a time: so a worker that dies takes one with it, not all, as it would in
-a ProcessPoolExecutor; and one whose work nobody waits for any more can be killed. Workers are started fresh (spawn), end with this
-process, however that ends, and leave Ctrl-C to it.
+Each worker has a thread here, which hands it one request at a time. So a worker that dies takes one with it, not all, as it
+would in a ProcessPoolExecutor, and one whose work nobody waits for any more can be killed. Workers are started fresh (spawn),
+end with this process, however that ends, and leave Ctrl-C to it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Processes(Executor):
     def _begin(self) -> None:
         """No worker is there: at first, after `close`, and in a forked child, which leaves its parent's alone."""
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
-        self._tasks: set[_Task] = set()
+        self._tasks: set[Future[bytes]] = set()
         self._workers: list[_Worker] = []
 
     @classmethod
@@ -91,7 +91,7 @@ class Processes(Executor):
 
     def _over(self, task: Future[bytes]) -> None:
         with self._lock:
-            self._tasks.discard(task)  # type: ignore[arg-type]  # it is one of them
+            self._tasks.discard(task)
 
     def close(self) -> None:
         """End all workers: an idle one by itself, one that is at work at once."""
@@ -141,7 +141,7 @@ class _Worker:
 
     def __init__(self, queue: SimpleQueue[_Task | None], number: int) -> None:
         self._queue, self._number = queue, number
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._task: _Task | None = None

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.values import Value
 
 from .elsewhere import Address
 from .host import RunHost
 from .node import AnyNode, Node
 from .node_functions import FunctionNode
-from .plan import PlannedGraph
+from .plan import Plan, PlannedGraph
 from .step import Step
 from .visit import step_of
 
@@ -71,10 +73,15 @@ def _address(step: Step, around: Around) -> Address | None:
     """That in the inmost graph which has a name; else the node's own."""
     home = getattr(step.exec, "__module__", "")
     for graph, path in around:
-        if reference := _reference(lambda value, plan=graph.plan: getattr(value, "plan", None) is plan, home):
+        if reference := _reference(partial(_has_plan, graph.plan), home):
             return Address(reference, path, graph.version)
     reference = _reference(lambda value: value is step.node or _is_of(value, step.exec), home)
     return Address(reference) if reference else None
+
+
+def _has_plan(plan: Plan, node: AnyNode) -> bool:
+    """Is it the graph of this plan, or a copy of that with another name?"""
+    return getattr(node, "plan", None) is plan
 
 
 def _is_of(node: AnyNode, function: object) -> bool:
@@ -103,8 +110,8 @@ def _importable(name: str) -> str:
 def find(reference: str, path: Sequence[str]) -> tuple[Step, int]:
     """The step at an address, and the version of its graph. Raises ImportError or LookupError, which say what isn't there."""
     module_name, _, name = reference.partition(":")
-    found = getattr(import_module(module_name), name, None)
-    if not isinstance(found, Node):
+    found: Value = getattr(import_module(module_name), name, None)
+    if not issubclass(type(found), Node):
         raise LookupError(f"module {module_name!r} has no graph and no node {name!r}")
     if not path:
         return step_of(found), 1

@@ -47,10 +47,15 @@ class Work:
 class ExecElsewhere(Protocol):
     """What a run asks of an executor: a `pocket_plug.remote.Executor`."""
 
-    in_process: bool
-    """Does it run `exec` in this process? Then nothing needs an address, or has to be encoded."""
-    maps_main: bool
-    """Do its workers know the script that this process was started with, as their `__main__`?"""
+    @property
+    def in_process(self) -> bool:
+        """Does it run `exec` in this process? Then nothing needs an address, or has to be encoded."""
+        ...
+
+    @property
+    def maps_main(self) -> bool:
+        """Do its workers know the script that this process was started with, as their `__main__`?"""
+        ...
 
     @property
     def room(self) -> int:

@@ -27,7 +27,7 @@ class RunHost(Protocol):
         ...
 
     def executor(self, executor: Elsewhere, /) -> ExecElsewhere:
-        """What runs `exec` for a node with this option; one for all that name the same. Raises ConfigError where there is none."""
+        """What runs `exec` for a node with this option; one for all that name the same. Raises ConfigError for an unknown one."""
         ...
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.store.keys import Key
@@ -44,9 +44,11 @@ class Options:
     def changed(self, takes: Collection[str], /, **given: Any) -> Options:
         """These with what was given (not None) in their place; seconds and tuples made of what users write.
 
-        `takes` are those that mean something for the node. Raises ConfigError, or TypeError for what is no Key, naming the
-        option.
+        `takes` are those that mean something for the node. Raises ConfigError, or TypeError for what is no Key or no option,
+        naming the option.
         """
+        if unknown := given.keys() - ALL_OPTIONS:
+            raise TypeError(f"a node has no option {min(unknown)!r}.{suggest(min(unknown), ALL_OPTIONS)}")
         given = {name: value for name, value in given.items() if value is not None}
         name = given.get("name", self.name or "node")
         if not isinstance(name, str) or not name:
@@ -74,6 +76,18 @@ class Options:
         if given.get("trace", True) not in (True, False):
             raise ConfigError(f"node {name!r} has trace={given['trace']!r}: it is True or False")
         return replace(self, **given)
+
+
+class NodeOptions(TypedDict, total=False):
+    """The options of a node besides its name, for type checkers."""
+
+    retry: Retry | None
+    timeout: Duration | None
+    reads: Keys | None
+    writes: Keys | None
+    trace: Traced | None
+    isolation: Isolation | None
+    executor: Elsewhere | None
 
 
 class GraphOptions(TypedDict, total=False):

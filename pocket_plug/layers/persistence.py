@@ -204,7 +204,7 @@ class Persistence(Layer):
         write = _Write(last)
         try:
             self._begin(write)
-            version = write.version = await self.authority.write(changes, expect)
+            version = await self.authority.write(changes, expect)
             if await self._follow(last.values(), version):
                 doubtful = versioned  # was it taken?
         except ConflictError as conflict:
@@ -245,26 +245,20 @@ class Persistence(Layer):
                 for other in (*others, write) if others else ():
                     other.overlapped.add(key)
                 self._writes[key] = (*others, write)
-                self._break_leases(key)
+                for lease in self._leases.get(key, ()):
+                    lease.keys.discard(key)
+                    self._unsure |= {key: _Mark()} if lease.is_filling else {}  # it may land after this write's end
             if isinstance(self._unsure, _Everything):
                 write.overlapped.update(write.keys)
             self._begun += 1  # last: who reads it before finds the keys above
 
-    def _break_leases(self, key: str) -> None:
-        """No read that is under way may fill the near tier with this key. Called with the lock held."""
-        for lease in self._leases.get(key, ()):
-            lease.keys.discard(key)
-            self._unsure |= {key: _Mark()} if lease.is_filling else {}  # it may land later
-
     def _end(self, write: _Write, doubtful: Iterable[str]) -> set[str]:
         """The keys that the near tier has to drop: until it has, they are read from the durable one. May be done again.
 
-        Besides the doubtful ones, those that were written by several at once: it may have got them in another order. And
-        those of which it was told meanwhile that somebody has written them after us.
+        Besides the doubtful ones, those that were written by several at once: it may have got them in another order.
         """
         with self._lock:
             unsure = write.overlapped.union(doubtful)
-            unsure.update(key for key, version in write.told.items() if version > write.version)
             for key in unsure:
                 self._unsure[key] = _Mark()
             for key in write.keys:  # nobody has it, where this process was forked in between, by this very thread
@@ -278,15 +272,13 @@ class Persistence(Layer):
     async def _drop(self, keys: Collection[str]) -> None:
         with self._lock:
             marks = {key: self._unsure.get(key) for key in keys}
+            # a fill or a write that is on its way may bring back what is dropped now: the mark stays
+            settled = [key for key in marks if key not in self._leases and key not in self._writes]
         await self.inner.write([Delete(key, None if mark is None else mark.newest) for key, mark in marks.items()])
         with self._lock:
-            # a fill that is still on its way may bring back what was dropped; it drops that itself
-            for key in tuple(
-                key
-                for key, mark in marks.items()
-                if mark is not None and self._unsure.get(key) is mark and key not in self._leases
-            ):
-                del self._unsure[key]
+            for key in settled:
+                if (mark := marks[key]) is not None and self._unsure.get(key) is mark:
+                    del self._unsure[key]
 
     async def _drop_quietly(self, keys: Collection[str]) -> None:
         try:
@@ -310,12 +302,12 @@ class Persistence(Layer):
         """Somebody has written these keys. Called by the durable backend, as are the next two."""
         with self._lock:
             self._told_up_to = max(self._told_up_to, *versions.values(), 0)
+            if isinstance(self._unsure, _Everything):
+                return
             for key, version in versions.items():
-                for write in self._writes.get(key, ()):  # whether it is that very write is known at its end
-                    write.told[key] = max(version, write.told.get(key, 0))
-                if key not in self._writes and not isinstance(self._unsure, _Everything):
-                    self._mark(key, version)
-                self._break_leases(key)
+                known = self._unsure.get(key)
+                if known is None or (known.newest is not None and known.newest < version - 1):
+                    self._unsure[key] = _Mark(version - 1)
             if len(self._unsure) > MAX_MARKS:
                 self._distrust_all()
 
@@ -330,12 +322,6 @@ class Persistence(Layer):
         with self._lock:
             self._is_lost = False
             self._told_in = os.getpid()
-
-    def _mark(self, key: str, version: int) -> None:
-        """What the near tier has of this key has to go, if it is older. Called with the lock held."""
-        known = self._unsure.get(key)
-        if known is None or (known.newest is not None and known.newest < version - 1):
-            self._unsure[key] = _Mark(version - 1)
 
     def _distrust_all(self) -> None:
         """Let nothing that the near tier has be read, nor anything that is on its way there. Called with the lock held."""
@@ -444,13 +430,11 @@ class _Lease:
 class _Write:
     """One that is under way, and those of its keys that another one has written meanwhile."""
 
-    __slots__ = ("keys", "overlapped", "told", "version")
+    __slots__ = ("keys", "overlapped")
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys = tuple(keys)
         self.overlapped: set[str] = set()
-        self.told: dict[str, int] = {}  # the highest versions that somebody was told to have written meanwhile
-        self.version = 0  # what it got itself
 
 
 class _Mark:

@@ -268,10 +268,10 @@ class Pocket:
         return make_recipe(kind, options, where, plugin=self._manager.plugin_of(record))
 
     def executor(self, executor: Elsewhere, /) -> ExecElsewhere:
-        """What runs `exec` for `executor=`: of a name in the table `[executors]`, of a scheme such as "processes", or of a URL. An
-        executor itself is that.
+        """What runs `exec` for `executor=`: a name in the table `[executors]`, a scheme such as "processes", or a URL.
 
-        There is one for all nodes that name the same. Raises ConfigError, naming those that there are.
+        There is one for all nodes that name the same; an executor itself is returned as it is. Raises ConfigError, naming
+        those that there are.
         """
         if not isinstance(executor, str):
             return executor
@@ -398,8 +398,9 @@ class Pocket:
         return stores
 
     def shutdown(self) -> None:
-        """Close the executors, and tell the plugins, once, that it is over. `close` does it; for the default Pocket, the end of the
-        process.
+        """Close the executors, and tell the plugins, once, that it is over.
+
+        `close` does it; for the default Pocket, the end of the process.
         """
         self._close_executors()
         with self._lock:

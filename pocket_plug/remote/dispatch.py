@@ -101,7 +101,7 @@ class Dispatch:
         self._send_what_goes()
 
     def _send_what_goes(self) -> None:
-        """Send what there is room for. One thread at a time does it, and looks again after each chunk, so nothing is forgotten."""
+        """Send what there is room for."""
         while (sent := self._next()) is not None:
             self._send(sent)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import ClassVar
 
 from opentelemetry import baggage
 
@@ -46,9 +45,9 @@ class Executor:
     ...         self.pool.shutdown()
     """
 
-    in_process: ClassVar[bool] = False
+    in_process: bool = False
     """Does `exec` run in this process? Such a one overrides `perform` instead of `submit`."""
-    maps_main: ClassVar[bool] = False
+    maps_main: bool = False
     """Do its workers know the script that this process was started with, as their `__main__`?"""
 
     @property
@@ -98,11 +97,11 @@ class Executor:
 
     def _dispatch(self) -> Dispatch:
         """Its queue. Made here, since a subclass need not call our `__init__`."""
-        made: Dispatch | None = self.__dict__.get("__dispatch")
-        if made is None:
+        own: dict[str, Value] = self.__dict__
+        if "__dispatch" not in own:
             new = Dispatch(lambda: self.title, lambda request: self.submit(perform, request), lambda: self.window)
-            made = self.__dict__.setdefault("__dispatch", new)
-        return made
+            own.setdefault("__dispatch", new)
+        return own["__dispatch"]  # type: ignore[no-any-return]  # what stands there is one
 
     def _node(self, work: Work) -> Node:
         """Which node it is; made once for each."""
@@ -118,13 +117,13 @@ class Executor:
         return known[1]
 
 
-async def _in_time(job: Job, timeout: float) -> Value:
+async def _in_time(job: Job, seconds: float) -> Value:
     """What comes of a job that has been sent. Raises WorkerTimeout."""
     if may_block():
-        if not job.waiter.block(timeout):
+        if not job.waiter.block(seconds):
             raise WorkerTimeout
         return job.waiter.outcome()
-    limit = asyncio.timeout(timeout)
+    limit = asyncio.timeout(seconds)
     try:
         async with limit:
             return await job.waiter

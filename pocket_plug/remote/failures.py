@@ -7,9 +7,11 @@ take anything. Where the class isn't there, it is a RecordedError.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
@@ -18,6 +20,8 @@ from pocket_plug.primitives.failures import MAX_FRAMES, capped, error_text
 from pocket_plug.primitives.values import Value
 
 from .wire import Failure
+
+_OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 # ---------------------------------------------------------------- the far side
@@ -36,11 +40,12 @@ def _taken_apart(error: BaseException, trace: list[str]) -> Failure:
         kept = storable(error)
         record = default_codec.encode(kept) if kept is error else None
         where = kept.where if isinstance(kept, RecordedError) and kept is not error else ""
+    held: Value = error
     arguments, state, left_out = None, dict[str, bytes](), list[str]()
     if record is None:
         arguments = _record_of(list(error.args))
         left_out += [] if arguments is not None else ["args"]
-        for name, value in getattr(error, "__dict__", {}).items():
+        for name, value in held.__dict__.items():
             if name == "__notes__":
                 continue
             encoded = _record_of(value)
@@ -57,7 +62,7 @@ def _taken_apart(error: BaseException, trace: list[str]) -> Failure:
         arguments=arguments,
         state=state,
         left_out=left_out,
-        notes=([] if record is not None else [str(note) for note in getattr(error, "__notes__", ())]) + trace,
+        notes=([] if record is not None else [str(note) for note in getattr(held, "__notes__", ())]) + trace,
         members=members,
     )
 
@@ -70,8 +75,11 @@ def _record_of(value: Value) -> bytes | None:
 
 
 def _traceback(error: BaseException) -> str:
-    """The innermost frames, and of what it was caused by."""
-    frames = traceback.TracebackException.from_exception(error, limit=-MAX_FRAMES, compact=True)
+    """The innermost frames, without ours, and of what it was caused by."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+        trace = trace.tb_next
+    frames = traceback.TracebackException(type(error), error, trace, limit=-MAX_FRAMES, compact=True)
     return "".join(frames.format(chain=True)).rstrip()
 
 

@@ -1,7 +1,7 @@
 """How a worker sees that it has the same code: a fingerprint of an `exec` and of what it uses of its own module.
 
-It is made of the code that is loaded, not of files: a worker that has loaded an older version goes on with that, whatever lies on its
-disk by now. Names of files and numbers of lines aren't part of it, so a module may lie elsewhere.
+It is made of the code that is loaded, not of files: a worker that has loaded an older version goes on with that, whatever lies
+on its disk by now. Names of files and numbers of lines aren't part of it, so a module may lie elsewhere.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def is_same(expected: str, found: str) -> bool:
 
 def _codes(function: Value) -> dict[str, CodeType]:
     """The code of a function, of those of its node's class, and of those that they name in their own modules."""
-    owner = getattr(function, "__self__", None)
+    owner: Value = getattr(function, "__self__", None)
     pending: list[FunctionType] = [*_functions(function)]
-    if isinstance(owner, Node):
+    if issubclass(type(owner), Node):
         for kind in type(owner).__mro__:
             pending += _methods(kind) if kind not in Node.__mro__ else ()
     codes: dict[str, CodeType] = {}
@@ -56,7 +56,8 @@ def _module(name: str) -> str:
 
 
 def _functions(value: Value) -> Iterator[FunctionType]:
-    function = inspect.unwrap(getattr(value, "__func__", value)) if callable(value) else None
+    function: Value = getattr(value, "__func__", value)
+    function = inspect.unwrap(function) if callable(function) else None
     if isinstance(function, FunctionType):
         yield function
 
@@ -89,7 +90,7 @@ def _parts(code: CodeType) -> tuple[object, ...]:
 def _constant(value: Value) -> object:
     if isinstance(value, CodeType):
         return _parts(value)
-    if isinstance(value, frozenset):  # whose order is another one in each process
+    if value.__class__ is frozenset:  # whose order is another one in each process
         return sorted(map(repr, value))
     return repr(value)
 

@@ -1,7 +1,7 @@
 """What goes to a worker and what comes back: a chunk of items, and an answer for each, as MessagePack.
 
-Values in them are records of the codec. A request names what has to be imported: it comes from the process whose work this is, over
-the executor's own connection, and never out of a store.
+Values in them are records of the codec. A request names what has to be imported: it comes from the process whose work this is,
+over the executor's own connection, and never out of a store.
 """
 
 from __future__ import annotations

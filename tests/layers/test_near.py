@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
+from random import Random
+from types import coroutine
+from typing import Any, cast
 
 import pytest
-
 from pocket_plug.errors import StoreError
+from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.forking import after_fork
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Watcher
+from pocket_plug.primitives.waiting import drive_inline
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, Watcher
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.watch_contract import WatchContract
@@ -113,3 +119,219 @@ class TestHub(WatchContract):
     @pytest.fixture
     def make_backend(self, server: Hub) -> Callable[[], Backend]:
         return lambda: Client(hub=server).build(server.data)
+
+
+WALKS = 20_000
+"""So many in the tests; set it higher for a campaign."""
+
+
+# ---------------------------------------------------------------- any order of words, reads, fills and writes
+@coroutine
+def _step() -> Generator[None, None, None]:
+    """Where an operation stands still, until the model lets it go on."""
+    yield
+
+
+class Stepped(Memory):
+    """Memory that stands still before and after each operation. As the durable tier it can be watched."""
+
+    inline_read = inline_write = False
+
+    def __init__(self, can_watch: bool = False) -> None:
+        super().__init__()
+        self.can_watch = can_watch
+        self.is_slow = True
+        self.history: list[dict[str, int]] = [{}]
+        """The versions of all keys, after each write."""
+        self.words: list[dict[str, int]] = []
+        """What has been written and not been told yet."""
+
+    async def read(self, key: str) -> Entry | None:
+        await self._pause()
+        entry = await super().read(key)
+        await self._pause()
+        return entry
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        await self._pause()
+        entries = await super().read_many(keys)
+        await self._pause()
+        return entries
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        await self._pause()
+        version = await super().write(changes, expect)
+        if changes and self.can_watch:
+            put = {change.key: version if isinstance(change, Put) else 0 for change in changes}
+            self.history.append(self.history[-1] | put)
+            self.words.append(dict.fromkeys(put, version))
+        await self._pause()
+        return version
+
+    async def _pause(self) -> None:
+        if self.is_slow:
+            await _step()
+
+
+class Underway:
+    """An operation that has been begun: since when what it sees may be so, and how it ended."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], since: dict[str, int], keys: Sequence[str], reads: bool) -> None:
+        self.coroutine, self.since, self.keys, self.reads = coroutine, since, keys, reads
+        self.result: Any = None
+
+    def is_over(self) -> bool:
+        """Let it go on to where it stands still next."""
+        try:
+            self.coroutine.send(None)
+        except StopIteration as done:
+            self.result = done.value
+            return True
+        return False
+
+
+KEYS = ("a", "b")
+
+
+class Walk:
+    """Operations and words in an order made from a seed: no read gives what is older than what had been told when it began.
+
+    The model knows the states that the durable tier has been in; its nth write leads to the nth one, and has version n. A read
+    is right if it gives what was so at one of them: not before the last word about the key, nor before an own write of it was
+    acknowledged. While it is lost, not before the read began. Several keys are read as of one state, if words come in order.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.near, self.durable = Stepped(), Stepped(can_watch=True)
+        self.stack = Persistence(to=self.durable).build(self.near)
+        self.watcher = cast("Persistence", self.stack)
+        self.under_way: list[Underway] = []
+        self.since = dict.fromkeys(KEYS, 0)
+        self.is_lost, self.in_order = True, self.random.random() < 0.5
+        self._at_once(self.durable.write([Put(key, "value") for key in KEYS]))
+        self.come_back()
+        self._at_once(self.stack.read_many(KEYS))
+        self.near.is_slow = self.random.random() < 0.5
+        self.durable.is_slow = True
+
+    def _at_once(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        self.near.is_slow = self.durable.is_slow = False
+        return drive_inline(coroutine)
+
+    def go(self, steps: int) -> None:
+        """So many steps; then everything ends and is told, and the tiers agree."""
+        rules = [self.read, self.read_one, self.write, self.others_write, self.go_on, self.tell, self.lose, self.cancel]
+        weights = [self.random.choice((0, 1, 2, 4)) for _ in rules[:-2]] + [self.random.choice((0, 0, 0.5)) for _ in rules[-2:]]
+        weights[4] = 6
+        for rule in self.random.choices(rules, weights, k=steps):
+            rule()
+        while self.under_way:
+            self.go_on()
+        if self.is_lost:
+            self.come_back()
+        while self.durable.words:
+            self.tell()
+        durable = self._at_once(self.durable.read_many(KEYS))
+        for _ in range(2):
+            assert {key: entry for key in KEYS if (entry := self._at_once(self.stack.read(key)))} == durable
+        assert self._at_once(self.near.read_many(KEYS)) == durable
+
+    # ------------------------------------------------------------ operations of this process
+    def _begin(self, coroutine: Coroutine[Any, Any, Any], keys: Sequence[str], *, reads: bool) -> None:
+        since = dict.fromkeys(KEYS, len(self.durable.history) - 1) if self.is_lost else dict(self.since)
+        self.under_way.append(Underway(coroutine, since, keys, reads))
+
+    def read(self) -> None:
+        self._begin(self.stack.read_many(KEYS), KEYS, reads=True)
+
+    def read_one(self) -> None:
+        async def read(key: str) -> dict[str, Entry]:
+            entry = await self.stack.read(key)
+            return {} if entry is None else {key: entry}
+
+        key = self.random.choice(KEYS)
+        self._begin(read(key), [key], reads=True)
+
+    def write(self) -> None:
+        keys, changes = self._changes()
+        self._begin(self.stack.write(changes), keys, reads=False)
+
+    def _changes(self) -> tuple[Sequence[str], list[Change]]:
+        keys = self.random.choice((["a"], ["b"], ["a", "b"]))
+        deletes = self.random.random() < 0.2
+        return keys, [Delete(key) if deletes else Put(key, "value") for key in keys]
+
+    def go_on(self) -> None:
+        """One of those under way takes a few steps."""
+        if not self.under_way:
+            return
+        task = self.random.choice(self.under_way)
+        for _ in range(self.random.choice((1, 1, 2, 3, 99))):
+            if task.is_over():
+                self.under_way.remove(task)
+                self._end(task)
+                return
+
+    def cancel(self) -> None:
+        if self.under_way:
+            task = self.under_way.pop(self.random.randrange(len(self.under_way)))
+            with suppress(asyncio.CancelledError, StopIteration):
+                task.coroutine.throw(asyncio.CancelledError())
+                while True:
+                    task.coroutine.send(None)
+
+    def _end(self, task: Underway) -> None:
+        if not task.reads:
+            self._known(dict.fromkeys(task.keys, task.result))
+            return
+        seen = {key: task.result[key].version if key in task.result else 0 for key in task.keys}
+        states = self.durable.history
+        for key, version in seen.items():
+            assert any(state.get(key, 0) == version for state in states[task.since[key] :]), (key, version, task.since)
+        if self.in_order:
+            since = max(task.since[key] for key in seen)
+            assert any(all(state.get(key, 0) == seen[key] for key in seen) for state in states[since:]), (seen, since)
+
+    def _known(self, versions: Mapping[str, int]) -> None:
+        """Nothing older than these may be read from now on."""
+        for key, version in versions.items():
+            self.since[key] = max(self.since[key], version)
+
+    # ------------------------------------------------------------ what others do, and what is told of it
+    def others_write(self) -> None:
+        is_slow, self.durable.is_slow = self.durable.is_slow, False
+        drive_inline(self.durable.write(self._changes()[1]))
+        self.durable.is_slow = is_slow
+
+    def tell(self) -> None:
+        """A word: the next one, or any, and perhaps not for the last time."""
+        if self.is_lost:
+            self.come_back()
+        elif words := self.durable.words:
+            word = words[0] if self.in_order else self.random.choice(words)
+            if self.in_order or self.random.random() < 0.8:
+                words.remove(word)
+            self.watcher.changed(word)
+            self._known(word)
+
+    def lose(self) -> None:
+        self.is_lost = True
+        self.watcher.lost()
+
+    def come_back(self) -> None:
+        self.is_lost = False
+        self.durable.words.clear()  # what was written meanwhile is told by nobody
+        self.since = dict.fromkeys(KEYS, len(self.durable.history) - 1)
+        self.watcher.back()
+
+
+@pytest.mark.parametrize("seeds", [range(n, n + 250) for n in range(0, WALKS, 250)], ids=lambda seeds: f"{seeds[0]}")
+def test_no_read_is_older_than_what_was_told(seeds: range) -> None:
+    """Whatever is told, late, twice, in any order or not at all; once all is told, both tiers agree."""
+    for seed in seeds:
+        try:
+            Walk(seed).go(60)
+        except BaseException as error:
+            error.add_note(f"the walk of seed {seed}")
+            raise

@@ -1,7 +1,7 @@
 """The backend in Redis or Valkey: any number of programs on any number of machines share a data set there.
 
-A read is one GET or MGET. A write is one script, which compares, counts, changes and publishes: all of it or nothing. It carries a
-token, so that it is done once however often it is sent (`pocket_plug.backends.network`).
+A read is one GET or MGET. A write is one script, which compares, counts, changes and publishes: all of it or nothing.
+It carries a token, so that it is done once however often it is sent (`pocket_plug.backends.network`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import MovedError, ResponseError
 
-from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, Put, StoreError
+from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
 from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
 from pocket_plug.backends.urls import one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
@@ -22,31 +21,34 @@ from pocket_plug.errors import AnswerLostError, StoreClosedError, WriteSizeError
 from pocket_plug.store.backend import NO_EXPECTATIONS, Watcher
 
 from .checking import check_server
-from .connections import TLS_FILES, Pool, Server, call, closed, cut, run_script
+from .connections import TLS_FILES, Connection, Pool, Server, call, closed, cut, run_script
 from .failures import LOST, explained
-from .scripts import CHECK, HEAD, LAST_VERSION, RENEW_EVERY, SCAN, TAIL, WRITE, Script
+from .scripts import CHECK, HEAD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .watching import Watching
 
 T = TypeVar("T")
 Durability = Literal["power", "process", "none"]
-Do = Callable[[AbstractConnection], Awaitable[T]]
+Do = Callable[[Connection], Awaitable[T]]
+
+decode: Callable[[bytes, bytes], Any] = default_codec.decode
 
 PAGE = 256
 """How many names a scan, a check and a look into the index take from the server at a time, at most."""
 
-_MAY_LAND = (-1, -2)
-_NONE = math.nan  # for an entry without a deadline; it is less than nothing, and nothing is less than it
+MOST_CHANGES = 10_000
+"""How many changes and expectations one write may have: some 100 ms, in which the server does nothing else."""
 
 
 class Redis(Backend):
     """Entries of the data set `store` on a server that speaks Redis's protocol.
 
-    `durability` names the failure that an acknowledged write must survive: "power" (also a crash of the server's machine), "process" (a
-    crash of the server), or "none". `open` looks whether the server is configured for it, and raises StoreError where it isn't. `timeout`
-    is the deadline for one attempt, in seconds, and `patience` that for all attempts at one operation.
+    `durability` names the failure that an acknowledged write must survive: "power" (also a crash of the server's machine),
+    "process" (a crash of the server), or "none". `open` looks whether the server is configured for it, and raises
+    StoreError where it isn't. `timeout` is the deadline for one attempt, in seconds, and `patience` that for all attempts
+    at one operation.
 
-    As a URL: `redis://host:6379/0?store=orders`, `rediss://user:password@host:6379/0` (TLS; `ssl_ca_certs=`, `ssl_certfile=` and
-    `ssl_keyfile=` name files), `unix:///path/to/socket?db=0`. Raises ConfigError for invalid options.
+    As a URL: `redis://host:6379/0?store=orders`, `rediss://user:password@host:6379/0` (TLS; `ssl_ca_certs=`,
+    `ssl_certfile=` and `ssl_keyfile=` name files), `unix:///path/to/socket?db=0`. Raises ConfigError for invalid options.
 
     >>> Redis.from_url("redis://:hunter2@cache:6379/0?store=orders&durability=process")
     Redis('cache:6379, database 0', store='orders', durability='process')
@@ -56,7 +58,7 @@ class Redis(Backend):
     survives = True
     can_watch = True
     system = "redis"
-    max_changes = 10_000
+    max_changes = MOST_CHANGES
 
     def __init__(
         self,
@@ -104,12 +106,14 @@ class Redis(Backend):
 
     # ------------------------------------------------------------ opening and closing
     async def open(self) -> None:
-        """Look whether the server can keep what the backend promises. Raises StoreError, with what to set there, where it can't."""
+        """Look whether the server can keep what the backend promises. Raises StoreError, with what to set, where it can't."""
         if self._is_open:
             return
 
-        async def look(connection: AbstractConnection) -> None:
-            await check_server(connection, self._title, self.durability, self.clock, (self._layout, self._try, self._changes))
+        async def look(connection: Connection) -> None:
+            await check_server(
+                connection, self._title, self.durability, self.clock, (self._layout, self._try, self._changes)
+            )
 
         await self._read(look)
         self._is_open = True
@@ -128,7 +132,7 @@ class Redis(Backend):
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
         """One GET."""
-        data = await self._read(lambda connection: call(connection, "GET", self._entry + key.encode()))
+        data = await self._call("GET", self._entry + key.encode())
         return None if data is None else self._entry_of(str(key), data, self.clock())
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -138,7 +142,7 @@ class Redis(Backend):
             self._look_open()
             return {}
         entries = [self._entry + name.encode() for name in names]
-        found = await self._read(lambda connection: call(connection, "MGET", *entries))
+        found = await self._call("MGET", *entries)
         now = self.clock()
         return {
             name: entry
@@ -158,7 +162,7 @@ class Redis(Backend):
                 if not is_whole(record, place):  # damage is no end
                     raise CorruptRecordError("the record's checksum does not fit: it was damaged, or stands elsewhere")
                 return None
-            return Entry(default_codec.decode(record, place), version, expires_at)
+            return Entry(decode(record, place), version, expires_at)
         except CodecError as error:
             raise type(error)(f"{self._title}, key {key!r}: {error}") from error
 
@@ -173,8 +177,8 @@ class Redis(Backend):
             self._look_open()
         while given != limit:
             arguments = (2, self._names, self._ends, command, first, last, size, repr(self.clock()))
-            end, *names = await self._script(SCAN, *arguments)
-            for name in names:
+            end, *names = cast("list[bytes]", await self._script(SCAN, *arguments))
+            for name in cast("list[bytes]", names):
                 yield name.decode()
                 given += 1
                 if given == limit:
@@ -188,17 +192,13 @@ class Redis(Backend):
         faults: list[str] = []
         cursor = b"0"
         while True:
-            cursor, keys = await self._read(
-                lambda connection, cursor=cursor: call(connection, "SCAN", cursor, "MATCH", _literal(self._entry) + b"*", "COUNT", PAGE)
-            )
+            cursor, keys = await self._call("SCAN", cursor, "MATCH", self._entry + b"*", "COUNT", PAGE)
             faults += await self._faults_of(keys)
             if cursor == b"0":
                 break
         for index in (self._names, self._ends):
             position = 0
-            while page := await self._read(
-                lambda connection, index=index, position=position: call(connection, "ZRANGE", index, position, position + PAGE - 1)
-            ):
+            while page := await self._call("ZRANGE", index, position, position + PAGE - 1):
                 faults += await self._faults_of([self._entry + name for name in page])
                 position += PAGE
         return [*dict.fromkeys(faults)]
@@ -209,32 +209,35 @@ class Redis(Backend):
         found = await self._script(CHECK, len(keys) + 3, self._state, self._names, self._ends, *keys)
         pairs = zip(found[::2], found[1::2], strict=True)
         return [
-            f"key {keys[place][len(self._entry) :].decode(errors='backslashreplace')!r} {_FAULTS[what]}" for what, place in pairs
+            f"key {keys[place][len(self._entry) :].decode(errors='backslashreplace')!r} {_FAULTS[what]}"
+            for what, place in pairs
         ]
 
     async def version(self) -> int:
         """The counter."""
-        return int(await self._read(lambda connection: call(connection, "HGET", self._state, b"")) or 0)
+        return int(await self._call("HGET", self._state, b"") or 0)
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """One script. A connection that is lost before its answer is made anew, and the same write sent again, which is done once."""
+        """One script. If its connection is lost the same write is sent again, by another one; it is done once."""
         size = len(changes) + len(expect)
-        if size > self.max_changes:
+        if size > MOST_CHANGES:
             raise WriteSizeError(
-                f"{self._title}: a write has {size:,} changes and expectations; {self.max_changes:,} are allowed, since the server does "
-                "nothing else meanwhile; write them in parts"
+                f"{self._title}: a write has {size:,} changes and expectations; {MOST_CHANGES:,} are allowed, since the "
+                "server does nothing else meanwhile; write them in parts"
             )
         expected = [*expect]
         keys = [self._entry + key.encode() for key in (*expected, *(change.key for change in changes))]
         arguments: list[str | bytes | int] = [len(expected), len(changes), *expect.values()]
         for change in changes:
             arguments += self._arguments_of(change)
-        fixed = (4 + len(keys), self._state, self._names, self._ends, self._slots, *keys)
+        fixed: tuple[str | bytes | int, ...] = (4 + len(keys), self._state, self._names, self._ends, self._slots, *keys)
 
-        async def send(connection: AbstractConnection, token: Token, again: int) -> Any:
+        async def send(connection: Connection, token: Token, again: int) -> Any:
             renews = bool(changes) and monotonic() >= self._renewed.get(token.slot, -math.inf) + RENEW_EVERY
-            answer = await run_script(connection, WRITE, *fixed, *token, again, int(renews), repr(self.clock()), *arguments)
+            answer = await run_script(
+                connection, WRITE, *fixed, *token, again, int(renews), repr(self.clock()), *arguments
+            )
             if renews:
                 self._renewed[token.slot] = monotonic()
             return answer
@@ -245,16 +248,21 @@ class Redis(Backend):
             answer = await self._read(lambda connection: send(connection, Token("", 0), 0))
         if isinstance(answer, int):
             return answer
-        raise ConflictError(str(expected[place - 1]) for place in answer[1:])
+        code, *places = cast("list[int]", answer)
+        if code == LATE:
+            raise AnswerLostError(
+                f"{self._title}: a later write has used this one's slot; whether it has landed is not known"
+            )
+        raise ConflictError(str(expected[place - 1]) for place in places)
 
-    async def _written(self, send: Callable[[AbstractConnection, Token, int], Awaitable[Any]]) -> Any:
+    async def _written(self, send: Callable[[Connection, Token, int], Awaitable[Any]]) -> Any:
         """Send a write until it is answered."""
         was_sent = False
 
         async def attempt(this: Attempt) -> Any:
             nonlocal was_sent
 
-            async def do(connection: AbstractConnection) -> Any:
+            async def do(connection: Connection) -> Any:
                 nonlocal was_sent
                 if not connection.is_connected:
                     await connection.connect()
@@ -270,8 +278,8 @@ class Redis(Backend):
                 if not was_sent:
                     raise
                 raise AnswerLostError(
-                    f"{self._title}: the store was closed after a write was sent and before it was answered; whether it has landed is "
-                    "not known: read what it wrote before you do it again"
+                    f"{self._title}: the store was closed after a write was sent and before it was answered; whether it "
+                    "has landed is not known: read what it wrote before you do it again"
                 ) from error
 
     def _arguments_of(self, change: Change) -> tuple[str | bytes, str, str]:
@@ -287,7 +295,7 @@ class Redis(Backend):
             record = default_codec.encode(change.value)
         except CodecError as error:
             raise type(error)(f"key {change.key!r}: {error}") from error
-        deadline = _NONE if change.expires_at is None else change.expires_at
+        deadline = math.nan if change.expires_at is None else change.expires_at
         ends = HEAD.pack(0, deadline)[TAIL.size :]
         entry = ends + bound(record, place_of(str(change.key), 0, change.expires_at))
         return entry, own, "" if change.expires_at is None else repr(float(deadline))
@@ -299,6 +307,9 @@ class Redis(Backend):
 
     async def _read(self, do: Do[T]) -> T:
         return await self._retrying(lambda this: self._attempt(this, do))
+
+    async def _call(self, *command: str | bytes | int) -> Any:
+        return await self._read(lambda connection: call(connection, *command))
 
     async def _script(self, script: Script, *arguments: str | bytes | int) -> Any:
         return await self._read(lambda connection: run_script(connection, script, *arguments))
@@ -324,7 +335,8 @@ class Redis(Backend):
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
         if isinstance(error, MovedError):
-            self._at = error.host or self.server.host, error.port
+            moved: Any = error
+            self._at = moved.host or self.server.host, moved.port
         found = explained(error, self._title)
         if isinstance(found, LOST):
             pool.forget()
@@ -332,16 +344,11 @@ class Redis(Backend):
 
 
 def _range(prefix: bytes, after: bytes, reverse: bool) -> tuple[bytes, bytes]:
-    """Where a scan begins and ends, as ZRANGEBYLEX has it. No byte of UTF-8 is 0xFF, so it stands behind all names with the prefix."""
+    """Where a scan begins and ends, as ZRANGEBYLEX has it. No byte of UTF-8 is 0xFF: it stands behind all with the prefix."""
     low, high = (b"[" + prefix, b"(" + prefix + b"\xff") if prefix else (b"-", b"+")
     if not reverse:
         return (b"(" + after if after and after >= prefix else low), high
     return (b"(" + after if after and after < prefix + b"\xff" else high), low
-
-
-def _literal(pattern: bytes) -> bytes:
-    """A pattern of SCAN that is taken literally."""
-    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\^-" else bytes((byte,)) for byte in pattern)
 
 
 _FAULTS = {

@@ -1,4 +1,4 @@
-"""What `open` looks for: can this server keep what the backend promises? Whatever is wrong is told with the lines that set it right."""
+"""What `open` looks for: can this server keep what the backend promises? What is wrong is told with what sets it right."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, ResponseError
 
 from pocket_plug import StoreError
 
-from .connections import call, run_script
+from .connections import Connection, call, run_script
 from .scripts import LAYOUT, TRY
 
 LOWEST = (6, 0)
@@ -25,7 +24,7 @@ _logger = logging.getLogger("pocket_plug")
 
 
 async def check_server(
-    connection: AbstractConnection,
+    connection: Connection,
     server: str,
     durability: str,
     clock: Callable[[], float],
@@ -43,7 +42,9 @@ async def check_server(
     await call(connection, "SET", layout, LAYOUT, "NX")
     found = int(await call(connection, "GET", layout))
     if found != LAYOUT:
-        raise StoreError(f"{server}: it has layout {found}, and this pocket-plug-redis knows {LAYOUT}; install the newer one")
+        raise StoreError(
+            f"{server}: it has layout {found}, and this pocket-plug-redis knows {LAYOUT}; install the newer one"
+        )
 
 
 def _fields(info: bytes) -> dict[str, str]:
@@ -57,8 +58,8 @@ def _check_kind(server: str, about: Mapping[str, str]) -> None:
         raise StoreError(f"{server} is Redis {version or 'of no version'}; Redis 6.0 or later, or Valkey, is needed")
     if about.get("role", "master") not in ("master", "primary"):
         raise StoreError(
-            f"{server} is a replica of {about.get('master_host')}:{about.get('master_port')}: it takes no writes, and its reads may be old; "
-            "give the address of the primary"
+            f"{server} is a replica of {about.get('master_host')}:{about.get('master_port')}: it takes no writes, and its "
+            "reads may be old; give the address of the primary"
         )
 
 
@@ -66,12 +67,12 @@ def _check_memory(server: str, about: Mapping[str, str]) -> None:
     policy = about.get("maxmemory_policy", "noeviction")
     if policy.startswith("allkeys") and about.get("maxmemory", "0") != "0":
         raise StoreError(
-            f"{server}: it drops entries when its memory is full (maxmemory-policy {policy}), and nobody would notice; put into its "
-            "configuration: maxmemory-policy noeviction"
+            f"{server}: it drops entries when its memory is full (maxmemory-policy {policy}), and nobody would notice; put "
+            "into its configuration: maxmemory-policy noeviction"
         )
 
 
-async def _settings(connection: AbstractConnection) -> dict[str, str] | None:
+async def _settings(connection: Connection) -> dict[str, str] | None:
     """The server's settings for its append-only file; None where it doesn't say."""
     try:
         found: list[bytes] = await call(connection, "CONFIG", "GET", "*append*")
@@ -84,8 +85,8 @@ async def _settings(connection: AbstractConnection) -> dict[str, str] | None:
 def _check_durability(server: str, durability: str, about: Mapping[str, str], has: Mapping[str, Any] | None) -> None:
     if has is None:
         raise StoreError(
-            f"{server}: durability={durability} can't be checked, since the user may not call CONFIG GET; allow it (+config|get), or "
-            "say durability=none"
+            f"{server}: durability={durability} can't be checked, since the server doesn't answer CONFIG GET; allow the user "
+            "to call it (+config|get), or say durability=none"
         )
     power = durability == "power"
     wanted = {"appendonly": ("yes",), "appendfsync": ("always",) if power else ("always", "no")}
@@ -96,12 +97,13 @@ def _check_durability(server: str, durability: str, about: Mapping[str, str], ha
         found = ", ".join(f"{name} {value}" for name, value in wrong.items())
         lines = "; ".join(f"{name} {wanted[name][-1]}" for name in wrong)
         raise StoreError(
-            f"{server}: durability={durability} needs another configuration. The server has {found}; put into its configuration: {lines}. "
-            f"Or say what an acknowledged write is to survive: durability={'process or durability=none' if power else 'none'}"
+            f"{server}: durability={durability} needs another configuration. The server has {found}; put into its "
+            f"configuration: {lines}. Or say that an acknowledged write need not survive so much: "
+            f"durability={'process or durability=none' if power else 'none'}"
         )
 
 
-async def _log_skew(connection: AbstractConnection, server: str, clock: Callable[[], float]) -> None:
+async def _log_skew(connection: Connection, server: str, clock: Callable[[], float]) -> None:
     before = clock()
     seconds, microseconds = await call(connection, "TIME")
     skew = int(seconds) + int(microseconds) / 1e6 - (before + clock()) / 2

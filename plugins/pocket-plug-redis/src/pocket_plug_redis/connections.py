@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis import asyncio as driver
+from redis import connection as blocking_driver
 from redis.exceptions import NoScriptError
 
 from pocket_plug import ConfigError, StoreClosedError
@@ -22,13 +23,34 @@ MOST = 32
 
 EXAMPLES = "redis://host:6379/0, rediss://user:password@host:6379/0 (TLS), unix:///path/to/socket"
 
+NO_FILES: Mapping[str, str] = {}
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+
+class Connection(Protocol):
+    """What is used of one of redis-py's, whose own types say little."""
+
+    @property
+    def is_connected(self) -> bool: ...
+    async def connect(self) -> object: ...
+    async def send_packed_command(self, command: bytes, check_health: bool) -> None: ...
+    async def read_response(self, *, disconnect_on_error: bool) -> Any: ...
+
+
+class BlockingConnection(Protocol):
+    """The same of one that blocks its thread."""
+
+    def connect(self) -> object: ...
+    def disconnect(self) -> object: ...
+    def send_command(self, *command: str | bytes, check_health: bool) -> object: ...
+    def can_read(self, timeout: float) -> bool: ...
+    def read_response(self) -> Any: ...
 
 
 class Server:
     """Where a server is and how to log in, read from a URL without its options. Raises ConfigError if the URL says it badly."""
 
-    def __init__(self, url: str, database: int | None, files: dict[str, str]) -> None:
+    def __init__(self, url: str, database: int | None = None, files: Mapping[str, str] = NO_FILES) -> None:
         shown = public_url(url)
         try:
             parts = urlsplit(url)
@@ -66,34 +88,44 @@ class Server:
         at = self.host if self.is_unix else f"{self.host}:{self.port}"
         return f"{at}, database {self.database}"
 
-    def settings(self, at: tuple[str, int] | None = None) -> dict[str, Any]:
-        """What redis-py makes a connection with; `at` another address, to which the cluster has referred."""
-        host, port = at or (self.host, self.port)
-        where = {"path": host} if self.is_unix else {"host": host, "port": port, "socket_keepalive": True}
-        tls = {**self.files, "ssl_check_hostname": True} if self.is_tls else {}
-        return {
+    def connection(self, at: tuple[str, int] | None = None) -> Connection:
+        """A connection that isn't made yet; `at` another address, to which the cluster has referred."""
+        made: Connection = self._made(driver, at, None)  # each attempt has a deadline of ours
+        return made
+
+    def blocking_connection(self, timeout: float) -> BlockingConnection:
+        """One that blocks; each of its steps takes so many seconds at most."""
+        made: BlockingConnection = self._made(blocking_driver, None, timeout)
+        return made
+
+    def _made(self, module: Any, at: tuple[str, int] | None, timeout: float | None) -> Any:
+        if self.is_unix:
+            make = module.UnixDomainSocketConnection
+            where: dict[str, Any] = {"path": self.host}
+        else:
+            host, port = at or (self.host, self.port)
+            make = module.Connection
+            where = {"host": host, "port": port, "socket_keepalive": True}
+        if self.is_tls:
+            make = module.SSLConnection
+            where |= {**self.files, "ssl_check_hostname": True}
+        # The second protocol needs no greeting, and nothing of the third is used. No retry is configured, so there is none.
+        return make(
             **where,
-            **tls,
-            "db": self.database,
-            "username": self.user or None,
-            "password": self.password or None,
-            "socket_timeout": None,  # each attempt has a deadline of ours
-            "socket_connect_timeout": None,
-        }
-
-    def connection(self, at: tuple[str, int] | None = None) -> AbstractConnection:
-        """A connection that isn't made yet."""
-        kind = UnixDomainSocketConnection if self.is_unix else SSLConnection if self.is_tls else Connection
-        # The second protocol needs no greeting; nothing of the third one is used. No retry is configured, so there is none.
-        return kind(**self.settings(at), protocol=2)
+            db=self.database,
+            username=self.user or None,
+            password=self.password or None,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            protocol=2,
+        )
 
 
-def cut(connection: AbstractConnection) -> None:
+def cut(connection: Any) -> None:
     """Close its socket at once. redis-py's own way would first wait until a server that doesn't read has read what was sent."""
-    writer = connection._writer  # pyright: ignore[reportPrivateUsage] # it has no public way
-    if writer is not None:
-        writer.transport.abort()
-    connection._close()  # pyright: ignore[reportPrivateUsage] # no `await`, since an interrupt must not leave it half done
+    if connection._writer is not None:
+        connection._writer.transport.abort()
+    connection._close()  # without `await`, since an interrupt must not leave it half done
 
 
 def closed() -> StoreClosedError:
@@ -104,16 +136,16 @@ def closed() -> StoreClosedError:
 class Pool:
     """The connections of one event loop. Each is used by one operation at a time, the one that was used last first."""
 
-    def __init__(self, make: Callable[[], AbstractConnection]) -> None:
+    def __init__(self, make: Callable[[], Connection]) -> None:
         self._make = make
-        self._free: list[AbstractConnection] = []
-        self._used: set[AbstractConnection] = set()
+        self._free: list[Connection] = []
+        self._used: set[Connection] = set()
         self._places = MOST
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_closed = False
         self._idle = asyncio.Event()
 
-    async def take(self) -> AbstractConnection:
+    async def take(self) -> Connection:
         """One that nobody else uses until it is given back or dropped. Those that wait for one get it in their order."""
         if self._places:
             self._places -= 1
@@ -136,17 +168,17 @@ class Pool:
         self._used.add(connection)
         return connection
 
-    def give(self, connection: AbstractConnection) -> None:
+    def give(self, connection: Connection) -> None:
         """Give one back that has answered all it was asked."""
         self._free.append(connection)
         self._leave(connection)
 
-    def drop(self, connection: AbstractConnection) -> None:
+    def drop(self, connection: Connection) -> None:
         """Give one back that may still have to answer, or can't."""
         cut(connection)
         self._leave(connection)
 
-    def _leave(self, connection: AbstractConnection) -> None:
+    def _leave(self, connection: Connection) -> None:
         self._used.discard(connection)
         self._leave_place()
         if not self._used:
@@ -181,15 +213,18 @@ class Pool:
             self.forget()
 
 
-async def call(connection: AbstractConnection, *command: str | bytes | int) -> Any:
+_packed: Callable[[tuple[str | bytes | int, ...]], bytes] = getattr(hiredis, "pack_command")  # noqa: B009 - its type is wrong
+
+
+async def call(connection: Connection, *command: str | bytes | int) -> Any:
     """What the server answers. Raises what redis-py makes of an error."""
     if not connection.is_connected:
         await connection.connect()
-    await connection.send_packed_command(hiredis.pack_command(command), check_health=False)
+    await connection.send_packed_command(_packed(command), check_health=False)
     return await connection.read_response(disconnect_on_error=False)
 
 
-async def run_script(connection: AbstractConnection, script: Script, *arguments: str | bytes | int) -> Any:
+async def run_script(connection: Connection, script: Script, *arguments: str | bytes | int) -> Any:
     """What a script gives; its text is sent only where the server doesn't know it yet."""
     try:
         return await call(connection, "EVALSHA", script.name, *arguments)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Iterator
 
-from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
 from redis.exceptions import ConnectionError as LostConnectionError
 from redis.exceptions import TimeoutError as LateError
 
@@ -13,31 +14,29 @@ from pocket_plug import PocketError, StoreError
 
 
 class NotNowError(Exception):
-    """The server can't answer at the moment; it may be able to soon."""
+    """The server can't do it at the moment; it may be able to soon."""
 
 
 LOST: tuple[type[Exception], ...] = (LostConnectionError, LateError, InvalidResponse, NotNowError, OSError)
 """After these another attempt makes sense."""
 
-_SOON = re.compile(r"\b(LOADING|BUSY|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK)\b|read only replica|Redis is loading|^Redis is busy")
-
-_WAYS_OUT: tuple[tuple[str, str], ...] = (
-    (r"\bOOM\b|maxmemory", "its memory is full and nothing of the write was done; remove entries, or give it more (maxmemory in its configuration)"),
-    (r"MISCONF|persist on disk|AOF file", "it can't write to its disk, so it takes no writes; see its log, and free some space"),
-    (r"WRONGTYPE|wrong kind of value", "another program uses our keys there; give pocket_plug a database of its own"),
-    (r"DB index|Invalid Database|SELECT is not allowed", "it has no such database; see `databases` in its configuration, and in a cluster use 0"),
-    (r"unknown command|Unknown Redis command", "it lacks a command that we need; it must be Redis 6.0 or later, or Valkey"),
+# redis-py takes the code away from some messages, and old servers put it into the middle of a script's.
+_SOON = re.compile(
+    r"\b(LOADING|BUSY|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK)\b"
+    "|MovedError|AskError|read only replica|Redis is (loading|busy)"
 )
 
-
-def causes(error: BaseException) -> list[BaseException]:
-    """An exception and all it came from."""
-    found: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in found:
-        found.append(at)
-        at = at.__cause__ or at.__context__
-    return found
+_ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
+_WAYS_OUT = {
+    r"\bNOPERM\b|NoPermission|ACL failure|no permissions": f"the user may not do what a store needs; allow it in the server's ACL: {_ACL}",
+    r"\bOOM\b|maxmemory": "its memory is full and nothing of the write was done; remove entries, or give it more "
+    "(`maxmemory` in its configuration)",
+    r"\bMISCONF\b|persist (to|on) disk": "it can't write to its disk, so it takes no writes; see its log, and free some space",
+    r"\bWRONGTYPE\b|wrong kind of value": "another program uses our keys there; give pocket_plug a database of its own",
+    r"DB index|Invalid Database|SELECT is not allowed": "it has no such database; see `databases` in its configuration, "
+    "and in a cluster use 0",
+    r"unknown command|Unknown Redis command": "it lacks a command that we need; Redis 6.0 or later, or Valkey, has it",
+}
 
 
 def explained(error: Exception, server: str) -> Exception:
@@ -45,32 +44,41 @@ def explained(error: Exception, server: str) -> Exception:
     if isinstance(error, PocketError):
         return error
     text = f"{type(error).__name__}: {error}"
-    for cause in causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return StoreError(
-                f"{server}: its certificate is not valid here ({cause.verify_message}); check the host's name in the URL, or name the "
-                "certificates to trust (ssl_ca_certs=…)"
-            )
-        if isinstance(cause, ssl.SSLError) and "EOF" not in str(cause):
-            return StoreError(f"{server}: no TLS with it ({cause}); does it speak TLS at this port? Without TLS it is redis://")
+    if (about_tls := _about_tls(error)) is not None:
+        return StoreError(f"{server}: {about_tls}")
     if isinstance(error, AuthenticationError | AuthorizationError):
         return StoreError(
-            f"{server}: it refuses the user or the password ({type(error).__name__}); check both in the URL, and `requirepass` or the "
-            "ACL of the server"
-        )
-    if isinstance(error, NoPermissionError) or "NOPERM" in text:
-        return StoreError(
-            f"{server}: the user may not do what a store needs ({error}); allow it in the server's ACL: ~{{pocket:*}}* &{{pocket:*}}* "
-            "+@all -@dangerous +info +config|get"
+            f"{server}: it refuses the user or the password ({type(error).__name__}); check both in the URL, and "
+            "`requirepass` or the ACL of the server"
         )
     if isinstance(error, ResponseError | LostConnectionError) and _SOON.search(text):
         return NotNowError(text)
-    if isinstance(error, LOST):
+    if not isinstance(error, RedisError) or (isinstance(error, LOST) and not isinstance(error, ResponseError)):
         return error
-    if isinstance(error, ResponseError):
-        for pattern, way_out in _WAYS_OUT:
-            if re.search(pattern, text):
-                return StoreError(f"{server}: {way_out} ({text})")
-    if isinstance(error, RedisError):
-        return StoreError(f"{server}: it refuses ({text})")
-    return error
+    for pattern, way_out in _WAYS_OUT.items():
+        if re.search(pattern, text):
+            return StoreError(f"{server}: {way_out} ({text})")
+    return StoreError(f"{server}: it refuses ({text})")
+
+
+def _about_tls(error: Exception) -> str | None:
+    """What is wrong with the encryption, if that is why there is no connection."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate isn't valid here ({cause.verify_message}); check the host's name in the URL, or name "
+                "the certificates to trust (ssl_ca_certs=…)"
+            )
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return f"it doesn't speak TLS at this port as we do ({cause.reason}); without TLS it is redis://"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and all it came from."""
+    found: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in found:
+        found.add(id(at))
+        yield at
+        at = at.__cause__ or at.__context__

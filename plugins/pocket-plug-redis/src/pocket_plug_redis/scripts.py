@@ -2,7 +2,7 @@
 
 A data set's keys begin with one hash tag, so they lie in one slot of a cluster:
 
-    {pocket:main}         a hash: at '' the counter, the last version given; at each slot what came of its last write (number, version)
+    {pocket:main}         a hash: at '' the counter, the last version given; at each slot its last write's number and version
     {pocket:main}:NAME    an entry: version, deadline (8 bytes each), the codec's record, and the version again
     {pocket:main}/names   a sorted set of all names, each with score 0: so they are ordered by their bytes
     {pocket:main}/ends    a sorted set of the names of entries that have a deadline, by deadline
@@ -10,8 +10,8 @@ A data set's keys begin with one hash tag, so they lie in one slot of a cluster:
     {pocket:main}/layout  the layout's number
     {pocket:main}/changes the channel on which each write's keys are published
 
-The version stands in an entry twice. The record's checksum binds it to its key and deadline; the version is given here, where no
-checksum can be made.
+The version stands in an entry twice. The record's checksum binds it to its key and deadline; the version is given here,
+where no checksum can be made.
 """
 
 from __future__ import annotations
@@ -65,9 +65,13 @@ local function seen(key, now)
 end
 """
 
-# KEYS: state, names, ends, slots, then entries: those expected, those changed. ARGV: slot, number, is it sent again?, is the slot to be
-# renewed?, now, how many are expected, how many changes, the expected versions, then for each change its entry (empty: delete), a version
-# of its own and a deadline ('' for none). Gives the version; {-1, …} with the places of the keys that differ; {-2} for a late copy.
+LATE = -2
+"""What comes of a copy of an earlier write that comes late."""
+
+# KEYS: state, names, ends, slots, then entries: those expected, those changed. ARGV: slot, number, is it sent again?, is
+# the slot to be renewed?, now, how many are expected, how many changes, the expected versions, then for each change its
+# entry (empty: delete), a version of its own and a deadline ('' for none).
+# Gives the version; or {-1, …} with the places of the keys that differ; or {LATE}.
 WRITE = Script(
     _SEEN
     + f"""
@@ -79,7 +83,7 @@ local had = call('HMGET', state, '', slot)
 local version, was_noted = tonumber(had[1] or '0'), false
 if had[2] and changes > 0 then
   local noted, came_of = unpack_('>I8I8', had[2])
-  if noted > number then return {{-2}} end
+  if noted > number then return {{{LATE}}} end
   if noted == number and came_of > 0 then return came_of end
   was_noted = noted == number -- as a conflict
 end
@@ -102,7 +106,9 @@ if was_noted then
   return conflict
 end
 if #conflict > 1 then
-  if ARGV[3] == '1' then call('HSET', state, slot, pack('>I8I8', number, 0)) end -- a copy that was sent before must not land after this
+  if ARGV[3] == '1' then -- a copy that was sent before must not land after this answer
+    call('HSET', state, slot, pack('>I8I8', number, 0))
+  end
   return conflict
 end
 version = version + 1
@@ -135,7 +141,8 @@ for i = 1, changes do
   told[i] = mine .. pack('>I4', #name) .. name
 end
 if changes > {REAP_EVERY // 2} or version % {REAP_EVERY} == 0 then
-  for _, name in ipairs(call('ZRANGEBYSCORE', ends, '-inf', now - {SLACK:.0f}, 'LIMIT', 0, 2 * (changes + {REAP_EVERY}))) do
+  local most = 2 * (changes + {REAP_EVERY})
+  for _, name in ipairs(call('ZRANGEBYSCORE', ends, '-inf', now - {SLACK:.0f}, 'LIMIT', 0, most)) do
     call('DEL', state .. ':' .. name)
     call('ZREM', names, name)
     call('ZREM', ends, name)
@@ -147,7 +154,8 @@ return version
 """
 )
 
-# KEYS: names, ends. ARGV: the command, from, to, how many, now. Gives the last name looked at ('' where there are no more), then the live ones.
+# KEYS: names, ends. ARGV: the command, from, to, how many, now. Gives the last name that it has looked at ('' where there
+# are no more), then the live ones.
 SCAN = Script(
     """
 local page, now = redis.call(ARGV[1], KEYS[1], ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4]), tonumber(ARGV[5])
@@ -185,7 +193,7 @@ return found
 """
 )
 
-# KEYS: a name for a try, twice. ARGV: the channel. Calls what the others call, so that what a user may not do is known before it matters.
+# KEYS: two names to try. ARGV: the channel. It calls what the others call: so what a user may not do is known in time.
 TRY = Script(
     """
 local key, set = KEYS[1], KEYS[2]

@@ -12,18 +12,17 @@ import threading
 from contextlib import suppress
 from time import monotonic
 
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import TimeoutError as LateError
 
 from pocket_plug.errors import is_fault
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.store.backend import Watcher
 
-from .connections import Server
+from .connections import BlockingConnection, Server
 from .scripts import CHANGE
 
 WATCH_EVERY = 1.0
-"""Seconds between two signs of life that are asked for. A server that has stopped is noticed after these and the time-out, at most."""
+"""Seconds between two signs of life that are asked for. A server that has stopped is noticed after these and the time-out."""
 
 LONGEST_PAUSE = 1.0
 """Seconds before a new subscription is tried, at most: random, so that not all come back at one moment."""
@@ -34,11 +33,6 @@ _left_alone: list[object] = []
 """In a forked child: the parent's subscriptions, which must not be closed here."""
 
 
-def _connection(server: Server, timeout: float) -> Connection:
-    kind = UnixDomainSocketConnection if server.is_unix else SSLConnection if server.is_tls else Connection
-    return kind(**{**server.settings(), "socket_timeout": timeout, "socket_connect_timeout": timeout}, protocol=2)
-
-
 class Watching:
     """One subscription to what is published on a channel, until `stop`; a forked child has one of its own."""
 
@@ -46,13 +40,15 @@ class Watching:
         self._title, self._server, self._channel = title, server, channel
         self._watcher, self._timeout = watcher, timeout
         self._lock = new_lock()
-        self._connection: Connection | None = None
+        self._connection: BlockingConnection | None = None
         self._stopped = threading.Event()
         after_fork(self._begin_anew)
         self._start()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._watch, args=(self._stopped,), name=f"watcher of {self._title}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, args=(self._stopped,), name=f"watcher of {self._title}", daemon=True
+        )
         self._thread.start()
 
     def _begin_anew(self) -> None:
@@ -79,14 +75,18 @@ class Watching:
     # ------------------------------------------------------------ the thread
     def _watch(self, stopped: threading.Event) -> None:
         while not stopped.is_set():
-            connection = _connection(self._server, self._timeout)
+            connection = self._server.blocking_connection(self._timeout)
             try:
                 with self._lock:
                     self._connection = connection
                 self._listen(connection, stopped)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, nothing is told any more
+            except BaseException as error:
                 if not stopped.is_set():
-                    _logger.warning("%s: the subscription to changes was lost (%s); it is tried again", self._title, type(error).__name__)
+                    _logger.warning(
+                        "%s: the subscription to changes was lost (%s); it is tried again",
+                        self._title,
+                        type(error).__name__,
+                    )
                     if not is_fault(error):
                         raise
             finally:
@@ -95,9 +95,9 @@ class Watching:
                     connection.disconnect()
             stopped.wait(random.uniform(0, LONGEST_PAUSE))  # noqa: S311 - no secret
 
-    def _listen(self, connection: Connection, stopped: threading.Event) -> None:
+    def _listen(self, connection: BlockingConnection, stopped: threading.Event) -> None:
         connection.connect()
-        connection.send_command("SUBSCRIBE", self._channel)
+        connection.send_command("SUBSCRIBE", self._channel, check_health=False)
         connection.read_response()
         self._watcher.back()
         ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
@@ -110,10 +110,10 @@ class Watching:
                 ask_at, answer_by = float("inf"), now + self._timeout
             if not connection.can_read(timeout=max(0.0, min(ask_at, answer_by) - now)):
                 continue
-            kind, *told = connection.read_response()
-            if kind == b"message":
-                self._watcher.changed(_versions(told[-1]))
-            elif kind == b"pong":
+            answer: list[bytes] = connection.read_response()
+            if answer[0] == b"message":
+                self._watcher.changed(_versions(answer[-1]))
+            elif answer[0] == b"pong":
                 ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
 
 
