@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from opentelemetry import baggage
 
 from pocket_plug.codec import default_codec
-from pocket_plug.errors import CodecError
+from pocket_plug.errors import CodecError, ExecutorError
 from pocket_plug.graph.context import idempotency
 from pocket_plug.graph.elsewhere import Address, Work
 from pocket_plug.graph.workers import WorkerTimeout
@@ -106,7 +106,10 @@ class Executor:
     def _node(self, work: Work) -> Node:
         """Which node it is; made once for each."""
         address = work.address
-        assert address is not None, work.node  # validate() has seen to it
+        if address is None:  # validated in a Pocket whose executor needs none
+            raise ExecutorError(
+                f"node {work.node!r}: the workers of executor {self.title} can't find it; assign its graph to a name of a module"
+            )
         nodes: dict[Address, tuple[Value, Node]] = self.__dict__.setdefault("__nodes", {})
         known = nodes.get(address)
         if known is None or known[0] != work.function:

@@ -1,6 +1,7 @@
 """The kit for those who test what they wrote: contracts to inherit, a clock, span capture, a Pocket for each test.
 
 - `contracts.BackendContract`, `layer_contract.LayerContract`: inherit one, and get the whole suite.
+- `executor_contract.ExecutorContract`: the same for an executor.
 - `runs_contract.RunsContract`: the same for durable runs over a backend that several processes share.
 - `clock.FakeClock`, `clock.run_virtual`: time that a test owns.
 - `spans.SpanCapture`: the spans that a block of code makes, as a tree.
@@ -16,5 +17,5 @@ import sys
 if (pytest := sys.modules.get("pytest")) is not None:
     # their asserts then say what they found, as those of a test module do
     pytest.register_assert_rewrite(
-        "pocket_plug.testing.contracts", "pocket_plug.testing.layer_contract", "pocket_plug.testing.runs_contract"
+        *(f"pocket_plug.testing.{name}" for name in ("contracts", "executor_contract", "layer_contract", "runs_contract"))
     )
