@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -118,6 +120,22 @@ class Executor:
             node = Node(work.node, address.reference, address.path, address.version, code)
             known = nodes[address] = work.function, node
         return known[1]
+
+
+_to_close: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+def close_at_exit(executor: Executor) -> None:
+    """Close it at the end of this process, unless it is garbage by then: what was handed to nodes belongs to no Pocket."""
+    if not _to_close:
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+    _to_close.add(executor)
+
+
+def _close_all() -> None:
+    for executor in list(_to_close):
+        executor.close()
 
 
 async def _in_time(job: Job, seconds: float) -> Value:
