@@ -10,10 +10,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from .errors import (
+    AnswerLostError,
     CodecError,
     ConfigError,
     ConflictError,
     CorruptRecordError,
+    ExecutorError,
+    ExecutorLostError,
     GraphError,
     InputError,
     KeyNameError,
@@ -47,7 +50,9 @@ from .errors import (
     UnknownTypeError,
     UnregisteredTypeError,
     ValueTypeError,
+    WorkerCodeError,
     WrappedStopIterationError,
+    WriteSizeError,
 )
 from .primitives.default_pocket import use_default_pocket
 from .renamed import RenamedModules, renamed
@@ -191,6 +196,7 @@ __all__ = [
     "END",
     "MISSING",
     "Action",
+    "AnswerLostError",
     "Answered",
     "Ask",
     "Asked",
@@ -205,6 +211,8 @@ __all__ = [
     "Duration",
     "Emitted",
     "Entry",
+    "ExecutorError",
+    "ExecutorLostError",
     "Finished",
     "FollowedEvent",
     "Graph",
@@ -287,8 +295,10 @@ __all__ = [
     "UnregisteredTypeError",
     "ValueTypeError",
     "Worker",
+    "WorkerCodeError",
     "WorkerReport",
     "WrappedStopIterationError",
+    "WriteSizeError",
     "each",
     "emit",
     "fan_out",

@@ -59,6 +59,14 @@ class ConflictError(StoreError):
         return type(self), (self.keys, str(self))
 
 
+class AnswerLostError(StoreError):
+    """A write was sent to a server, and no answer came in time: whether it has landed is not known."""
+
+
+class WriteSizeError(StoreError):
+    """A write has more changes and expectations than its backend takes (`Backend.max_changes`); nothing of it was done."""
+
+
 class TransactionError(StoreError):
     """A transaction was used after its end."""
 
@@ -149,6 +157,32 @@ class RunTimeoutError(PocketError, TimeoutError):
 
 class WrappedStopIterationError(PocketError, RuntimeError):
     """A `def` phase raised StopIteration, which no future can carry."""
+
+
+# ---------------------------------------------------------------- exec elsewhere
+class ExecutorError(PocketError):
+    """An executor could not have an `exec` done elsewhere, or has no answer that can be read."""
+
+
+class ExecutorLostError(ExecutorError, ConnectionError):
+    """A worker died at it again and again, or the executor can't be reached: the `exec` may have been done, or not.
+
+    It is a ConnectionError, hence an OSError: `Retry(on=(OSError,))` retries it.
+    """
+
+
+class WorkerCodeError(ExecutorError):
+    """A worker lacks the code of a node, or has another version of it.
+
+    `worker` says which one, `module` what it was to import; `expected` is what this process has, `found` what the worker has.
+    """
+
+    def __init__(self, message: str, worker: str = "", module: str = "", expected: str = "", found: str = "") -> None:
+        self.worker, self.module, self.expected, self.found = worker, module, expected, found
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.worker, self.module, self.expected, self.found)
 
 
 # ---------------------------------------------------------------- durable runs

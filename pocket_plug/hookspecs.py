@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import click
 
     from .codec import Codec
+    from .remote import Executor
     from .store.backend import Backend
     from .store.layer import Layer
     from .store.resolving import LayerSpec
@@ -201,6 +202,31 @@ class Specs:
         ...         return {"scratch": lambda url: Memory()}
         >>> Pocket(plugins=[Offering()], autoload=False).backend("scratch://anything")
         memory
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def pocket_executors(self) -> Mapping[str, Callable[[str], Executor]]:
+        """Offer executors, each for the URLs of one scheme.
+
+        When: once for each Pocket, when a graph first names an executor.
+        Arguments: none.
+        Returns: a mapping of schemes to what makes an executor of a whole URL: `{"dask": DaskExecutor.from_url}`. It opens
+        nothing before its first work.
+        Errors: what it raises, or an answer of another type, is logged once and counted; none of its executors is there.
+        What the maker raises for a URL is raised to whoever runs or validates the graph, as a ConfigError without passwords.
+
+        >>> from pocket_plug import Graph, Pocket, hookimpl, node
+        >>> from pocket_plug.executors import Threads
+        >>> class Offering:
+        ...     @hookimpl
+        ...     def pocket_executors(self):
+        ...         return {"beside": lambda url: Threads()}
+        >>> @node(executor="beside")
+        ... def double(n: int) -> int:
+        ...     return 2 * n
+        >>> Graph(double).run_sync(21, pocket=Pocket(plugins=[Offering()], autoload=False))
+        42
         """
         raise NotImplementedError
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import types
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
 from pocket_plug.primitives.forking import after_fork
 
 T = TypeVar("T")
+
+idempotency: ContextVar[str | None] = ContextVar("pocket_plug.idempotency_key", default=None)
+"""The key of the visit that goes on here, in a durable run."""
 
 
 @types.coroutine
@@ -37,29 +39,6 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
             raise
         except BaseException as error:  # noqa: BLE001 - it is handed on to the coroutine
             step, argument = coroutine.throw, error
-
-
-async def to_its_end(
-    coroutine: Coroutine[Any, Any, T], grace: float | None
-) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
-    """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
-
-    With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
-    """
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(coroutine)
-    cancelled: asyncio.CancelledError | None = None
-    deadline: asyncio.TimerHandle | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            if cancelled is None and grace is not None:
-                deadline = loop.call_later(grace, task.cancel, f"still running {grace:g} seconds after a cancellation")
-            cancelled = error
-    if deadline is not None:
-        deadline.cancel()
-    return task, cancelled
 
 
 class _RunIds:

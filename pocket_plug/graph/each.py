@@ -11,6 +11,7 @@ from pocket_plug.primitives.typechecks import checker
 from pocket_plug.primitives.values import Value
 
 from .chain import Chain, as_chain
+from .elsewhere import Elsewhere
 from .node import Node, X, Y, options_of
 from .observing import NodeCall
 from .options import Options, check_count
@@ -29,12 +30,20 @@ class Each(Node[Iterable[X], list[Y]]):
 
     _takes = frozenset({"name", "trace"})
 
-    def __init__(self, node: Node[X, Y, Any], concurrency: int, errors: Literal["raise", "collect"]) -> None:
+    def __init__(
+        self,
+        node: Node[X, Y, Any],
+        concurrency: int | None,
+        errors: Literal["raise", "collect"],
+        executor: Elsewhere | None = None,
+    ) -> None:
         if as_chain(node).edges or isinstance(node, Chain):
             raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
         if errors not in ("raise", "collect"):
             raise ConfigError(f"errors={errors!r}: it is 'raise' or 'collect'")
-        self.node, self.concurrency, self.errors = node, check_count(concurrency, "concurrency"), errors
+        self.node = node if executor is None else node.with_options(executor=executor)
+        self.concurrency = None if concurrency is None else check_count(concurrency, "concurrency")
+        self.errors = errors
         self._options = Options(name=f"each_{options_of(node).name}")
 
 
@@ -59,6 +68,9 @@ class EachStep(Step):
     def passed(self) -> Step:
         return self.inner
 
+    def inner_graph(self) -> Any:
+        return self.inner.inner_graph()
+
     def inner_shape(self) -> Shape | None:
         return self.inner.inner_shape()
 
@@ -81,13 +93,14 @@ class EachStep(Step):
         return items.results
 
     async def _take_all(self, run: Running, items: _Items) -> None:
-        if not run.threads or self.concurrency == 1:
+        concurrency = self._concurrency(run)
+        if not run.threads or concurrency == 1:
             await self._work(run, items)
             return
         failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                await self._start(group, run, items)
+                await self._start(group, run, items, concurrency)
         except BaseExceptionGroup as errors:
             failed = errors.exceptions[0]
         if isinstance(failed, _Stop):
@@ -95,8 +108,14 @@ class EachStep(Step):
         if failed is not None:  # not from within `except`: what caused it stays what it was
             raise failed
 
-    async def _start(self, group: asyncio.TaskGroup, run: Running, items: _Items) -> None:
-        for _ in range(self.concurrency):
+    def _concurrency(self, run: Running) -> int:
+        """As many as were asked for; else, where exec runs elsewhere, as many as there is room for."""
+        if self.concurrency is None and self.inner.executor is not None:
+            return run.pocket.executor(self.inner.executor).room
+        return self.concurrency or CONCURRENCY
+
+    async def _start(self, group: asyncio.TaskGroup, run: Running, items: _Items, concurrency: int) -> None:
+        for _ in range(concurrency):
             group.create_task(self._worker(run, items))
             await asyncio.sleep(0)  # let it take an item, so that no more workers start than there are items
             if items.exhausted:
@@ -164,14 +183,33 @@ class _Items:
 
 @overload
 def each(
-    node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["raise"] = ...
+    node: Node[X, Y, Any],
+    /,
+    *,
+    concurrency: int | None = ...,
+    errors: Literal["raise"] = ...,
+    executor: Elsewhere | None = ...,
 ) -> Node[Iterable[X], list[Y]]: ...
 @overload
 def each(
-    node: Node[X, Y, Any], /, *, concurrency: int = ..., errors: Literal["collect"]
+    node: Node[X, Y, Any],
+    /,
+    *,
+    concurrency: int | None = ...,
+    errors: Literal["collect"],
+    executor: Elsewhere | None = ...,
 ) -> Node[Iterable[X], list[Y | Exception]]: ...
-def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise", "collect"] = "raise") -> Value:
+def each(
+    node: Any,
+    /,
+    *,
+    concurrency: int | None = None,
+    errors: Literal["raise", "collect"] = "raise",
+    executor: Elsewhere | None = None,
+) -> Value:
     """A node that takes every item of its input through `node`, up to `concurrency` at a time; results in order.
+
+    That is 10 unless given; with an `executor`, as many as that has room for.
 
     Items are drawn as workers become free, so an iterator of any length is fine. They share the graph's store. The first
     error cancels the rest; with `errors="collect"` it stands among the results instead.
@@ -183,7 +221,7 @@ def each(node: Any, /, *, concurrency: int = CONCURRENCY, errors: Literal["raise
     >>> Graph(each(double)).run_sync([1, 2, 3])
     [2, 4, 6]
     """
-    return Each(node, concurrency, errors)
+    return Each(node, concurrency, errors, executor)
 
 
 make_step.register(Each, EachStep)

@@ -9,7 +9,8 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
-from .each import CONCURRENCY, each
+from .each import each
+from .elsewhere import Elsewhere
 from .graph import Graph
 from .node import Node, X, Y, options_of
 
@@ -20,8 +21,9 @@ async def fan_out(
     items: Iterable[X],
     /,
     *,
-    concurrency: int = ...,
+    concurrency: int | None = ...,
     errors: Literal["raise"] = ...,
+    executor: Elsewhere | None = ...,
     store: StoreScope | SyncScope | None = ...,
     run_id: str | None = ...,
 ) -> list[Y]: ...
@@ -31,8 +33,9 @@ async def fan_out(
     items: Iterable[X],
     /,
     *,
-    concurrency: int = ...,
+    concurrency: int | None = ...,
     errors: Literal["collect"],
+    executor: Elsewhere | None = ...,
     store: StoreScope | SyncScope | None = ...,
     run_id: str | None = ...,
 ) -> list[Y | Exception]: ...
@@ -41,8 +44,9 @@ async def fan_out(
     items: Iterable[Value],
     /,
     *,
-    concurrency: int = CONCURRENCY,
+    concurrency: int | None = None,
     errors: Literal["raise", "collect"] = "raise",
+    executor: Elsewhere | None = None,
     store: StoreScope | SyncScope | None = None,
     run_id: str | None = None,
 ) -> Value:
@@ -50,5 +54,5 @@ async def fan_out(
 
     With a `run_id` it is a durable one: what is finished is not done again after a crash.
     """
-    everything: Any = each(node, concurrency=concurrency, errors=errors)
+    everything: Any = each(node, concurrency=concurrency, errors=errors, executor=executor)
     return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)

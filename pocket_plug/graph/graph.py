@@ -334,7 +334,7 @@ class Graph(Node[I, O]):
         run, ConfigError where it has a store of its own already.
         """
         if self._validated is not self._options:  # a copy may have others
-            self.validate()
+            self.validate(pocket=pocket)
         if store is not None:
             if self._store is not None:
                 raise ConfigError(
@@ -374,9 +374,17 @@ class Graph(Node[I, O]):
         view = self._store if self._store is not None else outer
         return (view if self._scope is None else view.scope(self._scope)).place
 
-    def validate(self) -> None:
-        """Raise GraphError with every fault of the graph and those within it at once. The first run does it too."""
-        if found := self.plan.findings():
+    def validate(self, *, pocket: RunHost | None = None) -> None:
+        """Raise GraphError with every fault of the graph and those within it at once. The first run does it too.
+
+        `pocket` is the one that knows the executors of its nodes; without one the process's default is asked.
+        """
+        found = self.plan.findings()
+        if self.plan.is_elsewhere:
+            from .addresses import executor_faults
+
+            found += executor_faults(self, pocket or default_host())
+        if found:
             raise GraphError(f"graph {self.name!r} can't run:", found)
         self._validated = self._options
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from pocket_plug.primitives.default_pocket import find_default_pocket
 from pocket_plug.store.store import Store
 
+from .elsewhere import Elsewhere, ExecElsewhere
 from .observing import Observer, Run, RunNotice
 
 
@@ -23,6 +24,10 @@ class RunHost(Protocol):
 
     def default_store(self) -> Store | None:
         """The configuration's store, for graphs that have none of their own."""
+        ...
+
+    def executor(self, executor: Elsewhere, /) -> ExecElsewhere:
+        """What runs `exec` for a node with this option; one for all that name the same. Raises ConfigError for an unknown one."""
         ...
 
 

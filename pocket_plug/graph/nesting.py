@@ -33,6 +33,9 @@ class GraphStep(Step):
     def faults(self, exits: Collection[str]) -> list[str]:
         return [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
 
+    def inner_graph(self) -> PlannedGraph:
+        return self.graph
+
     def inner_shape(self) -> Shape:
         return self.graph.plan.shape
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, Unpack, overload
 
 from typing_extensions import TypeVar
 
@@ -17,7 +17,8 @@ from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.values import Value
 
 from .chain import Action, AnyNext, AnyOut, Chain, I, Link, M, O, Out, as_chain
-from .options import ALL_OPTIONS, Isolation, Keys, Options, Traced
+from .elsewhere import Elsewhere
+from .options import ALL_OPTIONS, Isolation, Keys, NodeOptions, Options, Traced
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -54,28 +55,10 @@ class Node(Link[I, O], Generic[I, O, R]):
     _takes: ClassVar[frozenset[str]] = ALL_OPTIONS
     """The options that mean something for nodes of this class."""
 
-    def __init_subclass__(
-        cls,
-        *,
-        name: str | None = None,
-        retry: Retry | None = None,
-        timeout: Duration | None = None,
-        reads: Keys | None = None,
-        writes: Keys | None = None,
-        trace: Traced | None = None,
-        isolation: Isolation | None = None,
-    ) -> None:
+    def __init_subclass__(cls, *, name: str | None = None, **options: Unpack[NodeOptions]) -> None:
         super().__init_subclass__()
-        cls._options = cls._options.changed(
-            cls._takes,
-            name=snake_case(cls.__name__) if name is None else name,
-            retry=retry,
-            timeout=timeout,
-            reads=reads,
-            writes=writes,
-            trace=trace,
-            isolation=isolation,
-        )
+        name = snake_case(cls.__name__) if name is None else name
+        cls._options = cls._options.changed(cls._takes, name=name, **options)
 
     def with_options(
         self,
@@ -87,6 +70,7 @@ class Node(Link[I, O], Generic[I, O, R]):
         writes: Keys | None = None,
         trace: Traced | None = None,
         isolation: Isolation | None = None,
+        executor: Elsewhere | None = None,
     ) -> Self:
         """A copy of this node with other options; what is not given stays."""
         node = copy.copy(self)
@@ -99,6 +83,7 @@ class Node(Link[I, O], Generic[I, O, R]):
             writes=writes,
             trace=trace,
             isolation=isolation,
+            executor=executor,
         )
         object.__setattr__(node, "_options", options)
         return node

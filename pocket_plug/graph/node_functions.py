@@ -13,6 +13,7 @@ from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .chain import AnyNext, I, O
+from .elsewhere import Elsewhere
 from .node import AnyNode, Node, X, Y
 from .options import Keys, Options, Traced
 from .retry import Retry
@@ -54,7 +55,7 @@ class FunctionNode(Node[I, O], Generic[I, O, C]):
 class PostNode(FunctionNode[I, O, Any]):
     """What `@node.post` gives: one function of (store, input)."""
 
-    _takes = Node._takes - {"retry", "timeout"}
+    _takes = Node._takes - {"retry", "timeout", "executor"}
 
     def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes two
         """Call the function itself, as a unit test does."""
@@ -102,14 +103,23 @@ class _NodeFactory:
         retry: Retry | None = None,
         timeout: Duration | None = None,
         trace: Traced | None = None,
+        executor: Elsewhere | None = None,
     ) -> _Decorator: ...
     def __call__(
-        self, fn: object = None, *, name: str = "", retry: object = None, timeout: object = None, trace: object = None
+        self,
+        fn: object = None,
+        *,
+        name: str = "",
+        retry: object = None,
+        timeout: object = None,
+        trace: object = None,
+        executor: object = None,
     ) -> Any:
         """A node whose `exec` is the function."""
 
         def make(fn: object) -> AnyNode:
-            return FunctionNode({"exec": fn}, {"name": name, "retry": retry, "timeout": timeout, "trace": trace})
+            options = {"name": name, "retry": retry, "timeout": timeout, "trace": trace, "executor": executor}
+            return FunctionNode({"exec": fn}, options)
 
         return make if fn is None else make(fn)
 
@@ -150,6 +160,7 @@ class _NodeFactory:
         name: str = "",
         retry: Retry | None = None,
         timeout: Duration | None = None,
+        executor: Elsewhere | None = None,
     ) -> Node[X, Y, Q]: ...
     @overload
     def of(
@@ -160,6 +171,7 @@ class _NodeFactory:
         name: str = "",
         retry: Retry | None = None,
         timeout: Duration | None = None,
+        executor: Elsewhere | None = None,
     ) -> Node[X, Y]: ...
     @overload
     def of(
@@ -171,6 +183,7 @@ class _NodeFactory:
         name: str = "",
         retry: Retry | None = None,
         timeout: Duration | None = None,
+        executor: Elsewhere | None = None,
     ) -> Node[X, Y, Q]: ...
     @overload
     def of(
@@ -181,6 +194,7 @@ class _NodeFactory:
         name: str = "",
         retry: Retry | None = None,
         timeout: Duration | None = None,
+        executor: Elsewhere | None = None,
     ) -> Node[X, Y]: ...
     def of(
         self,
@@ -191,9 +205,10 @@ class _NodeFactory:
         name: str = "",
         retry: object = None,
         timeout: object = None,
+        executor: object = None,
     ) -> Any:
         """A node from one function for each phase; type checkers check that they fit each other."""
-        options = {"name": name, "retry": retry, "timeout": timeout}
+        options = {"name": name, "retry": retry, "timeout": timeout, "executor": executor}
         made: AnyNode = FunctionNode({"prep": prep, "exec": exec, "post": post}, options)
         return made
 

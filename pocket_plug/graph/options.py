@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.store.keys import Key
 
+from .elsewhere import Elsewhere
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -38,13 +39,16 @@ class Options:
     writes: tuple[Key[Any], ...] = ()
     trace: Traced = True
     isolation: Isolation = "default"
+    executor: Elsewhere | None = None
 
     def changed(self, takes: Collection[str], /, **given: Any) -> Options:
         """These with what was given (not None) in their place; seconds and tuples made of what users write.
 
-        `takes` are those that mean something for the node. Raises ConfigError, or TypeError for what is no Key, naming the
-        option.
+        `takes` are those that mean something for the node. Raises ConfigError, or TypeError for what is no Key or no option,
+        naming the option.
         """
+        if unknown := given.keys() - ALL_OPTIONS:
+            raise TypeError(f"a node has no option {min(unknown)!r}.{suggest(min(unknown), ALL_OPTIONS)}")
         given = {name: value for name, value in given.items() if value is not None}
         name = given.get("name", self.name or "node")
         if not isinstance(name, str) or not name:
@@ -62,11 +66,28 @@ class Options:
         for option in ("reads", "writes"):
             if option in given:
                 given[option] = _keys(option, given[option])
+        executor = given.get("executor")
+        if executor == "" or not (executor is None or isinstance(executor, str) or hasattr(executor, "perform")):
+            raise ConfigError(
+                f"node {name!r} has executor={found(executor)}: give a name such as 'processes', a URL, or an Executor"
+            )
         if given.get("isolation", "default") not in ("default", "serializable"):
             raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
         if given.get("trace", True) not in (True, False):
             raise ConfigError(f"node {name!r} has trace={given['trace']!r}: it is True or False")
         return replace(self, **given)
+
+
+class NodeOptions(TypedDict, total=False):
+    """The options of a node besides its name, for type checkers."""
+
+    retry: Retry | None
+    timeout: Duration | None
+    reads: Keys | None
+    writes: Keys | None
+    trace: Traced | None
+    isolation: Isolation | None
+    executor: Elsewhere | None
 
 
 class GraphOptions(TypedDict, total=False):

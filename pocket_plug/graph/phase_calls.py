@@ -13,6 +13,7 @@ from pocket_plug.errors import NodeTimeoutError, PhaseError
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
 
+from .elsewhere import Elsewhere, Work
 from .observing import NodeCall, Phase, PhaseCall
 from .phases import Function
 from .retry import Retry
@@ -137,6 +138,8 @@ def _may_retry(retry: Retry | None, number: int, error: Exception) -> bool:
 def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
     """One attempt at `exec`, within the node's time-out."""
     timeout = step.timeout
+    if step.executor is not None:
+        return _elsewhere(step, step.executor)
     if timeout is None:
         function, awaits = placed(function, step.exec_async, in_thread)
 
@@ -144,7 +147,7 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
             return await checked(step, "exec", function, awaits, prepared)
 
         return attempt_at_once
-    late = f"node {step.name!r}: exec took longer than timeout={timeout:g} seconds"
+    late = _late(step)
     beside = partial(checked, step, "exec", *placed(function, step.exec_async, in_thread=True))
 
     def blocking(prepared: Value) -> Value:
@@ -166,6 +169,23 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
             raise
 
     return attempt
+
+
+def _elsewhere(step: Step, executor: Elsewhere) -> AsyncFunction:
+    """One attempt that an executor has done, which also looks at the time-out: it knows when the attempt begins."""
+
+    async def attempt(run: Running, prepared: Value) -> Value:
+        work = Work(step.name, step.exec, step.exec_async, prepared, step.address, step.timeout)
+        try:
+            return await checked(step, "exec", run.pocket.executor(executor).perform, True, work)
+        except WorkerTimeout as error:
+            raise NodeTimeoutError(_late(step)) from error
+
+    return attempt
+
+
+def _late(step: Step) -> str:
+    return f"node {step.name!r}: exec took longer than timeout={step.timeout:g} seconds"
 
 
 def _fallback(step: Step, in_thread: bool) -> AsyncFunction:

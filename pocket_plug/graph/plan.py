@@ -38,6 +38,8 @@ class Plan:
                 self._join(self._step(source), action, self._step(target))
         self.asks = any(step.asks for step in self.steps.values())
         """May a run have to wait at one of the steps for an answer?"""
+        self.is_elsewhere = any(step.is_elsewhere for step in self.steps.values())
+        """Does `exec` run elsewhere for one of them?"""
 
     def _step(self, node: Any) -> Step:
         if id(node) not in self.steps:

@@ -12,6 +12,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Change
 from pocket_plug.store.stack import Stack
 
+from .host import RunHost
 from .observing import NodeCall, Run, RunNotice
 from .plan import Plan, PlannedGraph
 from .step import Step, Visited, Visiting
@@ -52,6 +53,7 @@ class Running(Protocol):
     """One run of one graph."""
 
     run: Run
+    pocket: RunHost
     stack: Stack
     prefix: str
     ledger: Ledger | None

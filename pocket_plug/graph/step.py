@@ -17,6 +17,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.keys import Key
 
 from .chain import DEFAULT
+from .elsewhere import Address
 from .node import AnyNode, options_of
 from .node_functions import FunctionNode, PostNode
 from .observing import NodeCall, Phase
@@ -57,6 +58,9 @@ class Step:
         self.name = options.name
         self.title = self.name if issubclass(type(node), FunctionNode) else type(node).__name__
         self.retry: Retry | None = options.retry
+        self.executor = options.executor
+        self.address: Address | None = None
+        """Where another process finds the node; there before the first run, if its exec runs in one."""
         self.timeout = options.timeout
         self.trace: Traced = options.trace
         self.serializable = options.isolation == "serializable"
@@ -75,7 +79,7 @@ class Step:
             name: (function, is_async(function)) for name in HOOKS if (function := functions[name]) is not None
         }
         self.phases: tuple[Phase, ...] = tuple(name for name in PHASES if functions[name] is not None)
-        self.guarded = bool(self.retry or self.timeout or self.fallback)
+        self.guarded = bool(self.retry or self.timeout or self.fallback or self.executor is not None)
         declared = input_type(node)
         self.input_type, self.output_type = declared, output_type(node)
         # an object of exactly this class fits, and needs no call
@@ -104,6 +108,12 @@ class Step:
         )
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Does its exec run elsewhere, or that of a node within it?"""
+        inner = self.passed.inner_graph()
+        return self.passed.executor is not None or (inner is not None and inner.plan.is_elsewhere)
+
+    @property
     def declares_keys(self) -> bool:
         """Has it `reads` or `writes`?"""
         return bool(self.reads or self.writes)
@@ -115,12 +125,19 @@ class Step:
 
     def faults(self, exits: Collection[str]) -> list[str]:
         """What is wrong with the node itself, in words. `exits` are actions that an outer graph takes care of."""
-        return faults(self.node, self.name)
+        found = faults(self.node, self.name)
+        if self.executor is not None and self.exec is None:
+            found.append(f"node {self.name!r} has an executor, but no exec that would run there")
+        return found
 
     @property
     def passed(self) -> Step:
         """Of a fan-out the step that its items go through; any other step itself."""
         return self
+
+    def inner_graph(self) -> Any:
+        """The graph that it is, or that its items go through: a `PlannedGraph`, or None."""
+        return None
 
     def inner_shape(self) -> Shape | None:
         """The shape of the graph that it is, or that its items go through."""

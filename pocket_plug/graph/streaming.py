@@ -24,6 +24,7 @@ from pocket_plug.primitives.waiting import has_loop
 from pocket_plug.store.contention import holds_gates
 from pocket_plug.store.store import MISSING, Store
 
+from .elsewhere import Elsewhere, ExecElsewhere
 from .events import (
     Asked,
     Emitted,
@@ -155,6 +156,10 @@ class StreamHost:
     def notify(self, notice: RunNotice) -> None:
         """Handed on."""
         self._host.notify(notice)
+
+    def executor(self, executor: Elsewhere) -> ExecElsewhere:
+        """The other host's."""
+        return self._host.executor(executor)
 
     def observers(self, run: Run) -> list[Observer]:
         """The other host's, and the one that puts events into the feed."""

@@ -83,7 +83,7 @@ class Persistence(Layer):
             from .write_behind import WriteBehind  # late: the codec comes with it
 
             self.authority = durable = self.queue = WriteBehind(durable, self.max_pending or MAX_PENDING)
-        self.survives, self.buffered = durable.survives, durable.buffered
+        self.survives, self.buffered, self.max_changes = durable.survives, durable.buffered, durable.max_changes
         near = self.inner
         self.inline_write = near.inline_write and durable.inline_write
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill

@@ -59,6 +59,8 @@ class Config:
     """Names of plugins that are not used."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]], repr=False)
     """The tables `[plugins.NAME]`."""
+    executors: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """The table `[executors]`: URLs by name."""
     runs: Retention | None = None
     """Which ended runs `pocket-plug worker` and `pocket-plug runs prune` remove; None: none."""
 
@@ -104,7 +106,7 @@ def load_config(path: str | Path) -> Config:
         if content is None:
             raise ConfigError(f"{path} has no table [tool.pocket_plug]")
     top = _Table(str(path), name, content)
-    top.allow("store", "stores", "plugins", "runs")
+    top.allow("store", "stores", "plugins", "runs", "executors")
     plugins = top.table("plugins")
     return Config(
         source=str(path),
@@ -114,6 +116,7 @@ def load_config(path: str | Path) -> Config:
         stores={name: _store(top.table("stores").table(name)) for name in top.table("stores").content},
         disable=_names(plugins, "disable"),
         options={name: plugins.table(name).content for name in plugins.content if name != "disable"},
+        executors=_urls(top.table("executors")),
         runs=_retention(top.table("runs")) if "runs" in top.content else None,
     )
 
@@ -151,6 +154,10 @@ def _store(table: _Table) -> StoreTable:
     for position, layer in enumerate(layers):
         layer_name(layer, f"{table.where}.layers[{position}]")
     return StoreTable(table.where, url, tuple(layers))
+
+
+def _urls(table: _Table) -> dict[str, str]:
+    return {name: table.value(name, str, "", 'a URL such as "processes://?workers=4"') for name in table.content}
 
 
 def _retention(table: _Table) -> Retention:

@@ -19,6 +19,7 @@ OUR_DISTRIBUTION = "pocket-plug"
 
 BUILT_IN = {
     "bounding": "pocket_plug.layers.bounding",
+    "executors": "pocket_plug.executors",
     "logging": "pocket_plug.layers.logging:LoggingPlugin",
     "metrics": "pocket_plug.layers.metrics:MetricsPlugin",
     "migrate": "pocket_plug.layers.migrate",

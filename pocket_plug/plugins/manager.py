@@ -29,6 +29,7 @@ from .discovery import Candidate
 if TYPE_CHECKING:
     import click
 
+    from pocket_plug.remote import Executor
 
 T = TypeVar("T")
 Options = tuple[Mapping[str, Any], Mapping[str, str]]
@@ -219,6 +220,10 @@ class Manager:
         """What makes a backend of a URL, by scheme."""
         return self._collect("pocket_backends", _backends)
 
+    def executors(self) -> Mapping[str, tuple[PluginRecord, Callable[[str], Executor]]]:
+        """What makes an executor of a URL, by scheme."""
+        return self._collect("pocket_executors", _executors)
+
     def commands(self) -> Mapping[str, tuple[PluginRecord, click.Command]]:
         """The commands that plugins add to the command line, by name."""
         return self._collect("pocket_commands", _commands)
@@ -339,12 +344,20 @@ def _layers(answer: Any) -> Iterable[tuple[str, type[Layer]]]:
 
 
 def _backends(answer: Any) -> Iterable[tuple[str, Callable[[str], Backend]]]:
+    yield from _by_scheme(answer, "{'redis': RedisBackend}")
+
+
+def _executors(answer: Any) -> Iterable[tuple[str, Callable[[str], Executor]]]:
+    yield from _by_scheme(answer, "{'dask': DaskExecutor.from_url}")
+
+
+def _by_scheme(answer: Any, example: str) -> Iterable[tuple[str, Any]]:
     if not isinstance(answer, Mapping):
-        raise TypeError(f"it gave {type(answer).__name__}, not a mapping of URL schemes: {{'redis': RedisBackend}}")
+        raise TypeError(f"it gave {type(answer).__name__}, not a mapping of URL schemes: {example}")
     for scheme, make in cast("Mapping[str, Any]", answer).items():
         if not callable(make):
             raise TypeError(f"{scheme!r} leads to {make!r:.80}, which can't be called with a URL")
-        yield scheme, cast("Callable[[str], Backend]", make)
+        yield scheme, make
 
 
 def _commands(answer: Any) -> Iterable[tuple[str, click.Command]]:

@@ -56,7 +56,9 @@ from .manager import Manager, Options
 if TYPE_CHECKING:
     import click
 
+    from pocket_plug.graph.elsewhere import Elsewhere, ExecElsewhere
     from pocket_plug.graph.graph import Graph
+    from pocket_plug.remote import Executor
     from pocket_plug.store.store import Store
 
 In = TypeVar("In")
@@ -96,6 +98,7 @@ class Pocket:
         self._manager = Manager()
         self._lock = new_rlock()
         self._stores: dict[str | None, Store] = {}
+        self._executors: dict[str, Executor] = {}
         self._types_asked = self._closed = self._told = False
         self.stores: Mapping[str, Store] = _Stores(self.config, self._build)
         """The stores of the tables `[stores.NAME]`, each built when it is first asked for."""
@@ -264,6 +267,32 @@ class Pocket:
         record, kind = offers[name]
         return make_recipe(kind, options, where, plugin=self._manager.plugin_of(record))
 
+    def executor(self, executor: Elsewhere, /) -> ExecElsewhere:
+        """What runs `exec` for `executor=`: a name in the table `[executors]`, a scheme such as "processes", or a URL.
+
+        There is one for all nodes that name the same; an executor itself is returned as it is. Raises ConfigError, naming
+        those that there are.
+        """
+        if not isinstance(executor, str):
+            return executor
+        known = self._executors.get(executor)
+        if known is None:
+            from .executing import executor_of
+
+            with self._lock:
+                known = self._executors.get(executor) or executor_of(
+                    executor, self.config, self._manager, self._executors
+                )
+                self._executors[executor] = known
+        return known
+
+    def _close_executors(self) -> None:
+        with self._lock:
+            executors, self._executors = {*self._executors.values()}, {}
+        with ExitStack() as closing:
+            for executor in executors:
+                closing.callback(executor.close)
+
     def _out_of_use(self, name: str) -> str:
         """Where a plugin of this name is there, but not active: what became of it."""
         named = (each for each in self.plugins if each.name == name and each.status != "active")
@@ -332,11 +361,15 @@ class Pocket:
         await self.close()
 
     async def close(self) -> None:
-        """Close the stores, the last one built first, then tell the plugins. A store that fails keeps no other open."""
+        """Close executors and stores, the last one built first, then tell the plugins. One that fails keeps no other open."""
         try:
             async with AsyncExitStack() as closing:
                 for store in self._taken_stores():
                     closing.push_async_callback(store.close)
+                if self._executors:
+                    from pocket_plug.graph.workers import pool
+
+                    closing.push_async_callback(pool().call, self._close_executors)
         finally:
             self.shutdown()
 
@@ -355,6 +388,7 @@ class Pocket:
             with ExitStack() as closing:
                 for store in self._taken_stores():
                     closing.callback(store.sync.close)
+                closing.callback(self._close_executors)
         finally:
             self.shutdown()
 
@@ -364,7 +398,11 @@ class Pocket:
         return stores
 
     def shutdown(self) -> None:
-        """Tell the plugins, once, that it is over. `close` does it; for the default Pocket, the end of the process."""
+        """Close the executors, and tell the plugins, once, that it is over.
+
+        `close` does it; for the default Pocket, the end of the process.
+        """
+        self._close_executors()
         with self._lock:
             told, self._told = self._told, True
         if not told:

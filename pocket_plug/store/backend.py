@@ -127,6 +127,16 @@ class Backend:
     can_watch: bool = False
     """Can it tell what other instances and processes write, by `watch`?"""
 
+    system: str = ""
+    """What telemetry calls the database: its `db.system.name` in OpenTelemetry's conventions, such as "redis" or "postgresql".
+    "" stands for the class's name in lower case."""
+
+    address: tuple[str, int | None] | None = None
+    """The host and port of the server that it talks to (of a socket file its path and None); None where there is no server."""
+
+    max_changes: int | None = None
+    """How many changes and expectations one write may have; more raise WriteSizeError, and nothing is done. None: any number."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Backend.read:

@@ -1014,6 +1014,9 @@ class BackendContract:
 
     # ------------------------------------------------------------ interrupts
     @_leaves_things_behind
+    @pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    )  # of one that comes in a weakref's callback
     def test_an_interrupted_write_is_there_as_a_whole_or_not_at_all(self, run: Callable[[Scenario], None]) -> None:
         """Wherever the exception of a signal's handler comes, one finds all of the write or nothing; and others can write."""
 
@@ -1045,6 +1048,9 @@ class BackendContract:
         run(scenario)
 
     @_leaves_things_behind
+    @pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    )  # of one that comes in a weakref's callback
     def test_an_interrupted_read_leaves_nothing_behind(self, run: Callable[[Scenario], None]) -> None:
         """Others can read and write, and what they have written is seen at once."""
 

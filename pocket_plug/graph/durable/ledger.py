@@ -6,7 +6,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import replace
 
 from pocket_plug.codec import default_codec
@@ -24,6 +23,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.graph.chain import DEFAULT
 from pocket_plug.graph.clean_up import clean_up
+from pocket_plug.graph.context import idempotency
 from pocket_plug.graph.observing import NodeCall
 from pocket_plug.graph.running import Asking, Commit, Running, Travel
 from pocket_plug.graph.step import Step, Visited
@@ -41,8 +41,6 @@ from .standing import in_order, item_key
 from .states import wake_key
 from .waits import Found, Wait, put_wait, read_wait, suspended, wait_key
 
-_key: ContextVar[str] = ContextVar("pocket_plug.idempotency_key")
-
 
 def idempotency_key() -> str:
     """The same string each time that this visit of this node is tried again, in whatever process, and no other one's.
@@ -50,12 +48,10 @@ def idempotency_key() -> str:
     For `exec`, which is done at least once: hand it to a service that does nothing twice for one key. It is made of the
     run's id, the node and the visit. Raises UnknownRunError outside of durable runs.
     """
-    try:
-        return _key.get()
-    except LookupError:
-        raise UnknownRunError(
-            "idempotency_key(): no durable run goes on here; start it with run(…, run_id=…)"
-        ) from None
+    key = idempotency.get()
+    if key is None:
+        raise UnknownRunError("idempotency_key(): no durable run goes on here; start it with run(…, run_id=…)")
+    return key
 
 
 class RunLedger:
@@ -225,7 +221,7 @@ class RunLedger:
 
     def _stand_at(self, current: str) -> None:
         self.current = current
-        _key.set(escaped(self.journal.id, "/") + current)
+        idempotency.set(escaped(self.journal.id, "/") + current)
 
     # ------------------------------------------------------------ commits
     async def commit(

@@ -1,0 +1,272 @@
+"""The executor `processes`: worker processes on this machine, for `exec` that would keep a core, and the GIL, to itself.
+
+Each worker has a thread here, which hands it one request at a time. So a worker that dies takes one with it, not all, as it
+would in a ProcessPoolExecutor, and one whose work nobody waits for any more can be killed. Workers are started fresh (spawn),
+end with this process, however that ends, and leave Ctrl-C to it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from importlib import import_module
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from queue import SimpleQueue
+
+from pocket_plug.errors import ConfigError, ExecutorError, ExecutorLostError
+from pocket_plug.graph.options import check_count
+from pocket_plug.primitives.failures import describe
+from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.remote import Executor
+from pocket_plug.remote.urls import number, parted
+
+TRIES = 3
+"""So often work is begun whose worker dies: it may be the work that kills it."""
+GRACE = 2.0
+"""Seconds that an idle worker has to end by itself, and to send what spans it has."""
+
+_READY, _DONE, _FAILED = b"r", b"d", b"f"
+
+
+class Processes(Executor):
+    """Worker processes, as many as there are cores unless `workers` says otherwise; started as they are needed.
+
+    They import what they run. So the graph lies in a module, or in a script whose main part stands below
+    `if __name__ == "__main__":`.
+    """
+
+    maps_main = True
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = (os.cpu_count() or 1) if workers is None else check_count(workers, "workers")
+        self._lock = new_lock()
+        self._begin()
+        after_fork(self._begin)
+
+    def _begin(self) -> None:
+        """No worker is there: at first, after `close`, and in a forked child, which leaves its parent's alone."""
+        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
+        self._tasks: set[Future[bytes]] = set()
+        self._workers: list[_Worker] = []
+
+    @classmethod
+    def from_url(cls, url: str) -> Processes:
+        """`processes://`, with `?workers=4`. Raises ConfigError."""
+        address, options = parted(url, ("workers",))
+        if address:
+            raise ConfigError(f"{public_url(url)!r}: nothing but options may follow processes://, such as ?workers=4")
+        return cls(number(url, options, "workers"))
+
+    def __repr__(self) -> str:
+        return f"Processes({self.workers})"
+
+    @property
+    def title(self) -> str:
+        return "processes"
+
+    @property
+    def window(self) -> int:
+        """So that each worker finds the next one when it is done."""
+        return 2 * self.workers
+
+    def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
+        task = _Task(f"{function.__module__}:{function.__qualname__}".encode(), request)
+        with self._lock:
+            self._tasks.add(task)
+            if len(self._tasks) > len(self._workers) < self.workers:
+                self._workers.append(_Worker(self._queue, len(self._workers) + 1))
+            _open.add(self)
+            queue = self._queue
+        task.add_done_callback(self._over)
+        queue.put(task)
+        return task
+
+    def _over(self, task: Future[bytes]) -> None:
+        with self._lock:
+            self._tasks.discard(task)
+
+    def close(self) -> None:
+        """End all workers: an idle one by itself, one that is at work at once."""
+        with self._lock:
+            queue, tasks, workers = self._queue, self._tasks, self._workers
+            self._begin()
+        for task in list(tasks):
+            task.cancel()
+        for _ in workers:
+            queue.put(None)
+        for worker in workers:
+            worker.join()
+
+
+_open: weakref.WeakSet[Processes] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for each in list(_open):
+        each.close()
+
+
+atexit.register(_close_all)  # before multiprocessing's own, which would wait for idle workers
+
+
+class _Task(Future[bytes]):
+    """One request."""
+
+    def __init__(self, function: bytes, request: bytes) -> None:
+        super().__init__()
+        self.function, self.request = function, request
+        self.worker: _Worker | None = None
+        self.is_left = False
+
+    def cancel(self) -> bool:
+        """If it has begun, its worker is killed: nothing else makes it stop."""
+        if super().cancel():
+            return True
+        self.is_left = True
+        if (worker := self.worker) is not None:
+            worker.kill(self)
+        return False
+
+
+class _Worker:
+    """One process, and the thread that hands it its work. The process is started anew when it has died."""
+
+    def __init__(self, queue: SimpleQueue[_Task | None], number: int) -> None:
+        self._queue, self._number = queue, number
+        self._lock = new_lock()
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._task: _Task | None = None
+        self._thread = threading.Thread(target=self._serve, name=f"pocket_plug worker {number}", daemon=True)
+        self._thread.start()
+
+    def kill(self, task: _Task) -> None:
+        """Stop it, if it is at work at this."""
+        with self._lock:
+            if self._task is task and self._process is not None:
+                self._process.kill()
+
+    def join(self) -> None:
+        """Wait until process and thread have ended."""
+        self._thread.join(2 * GRACE)
+
+    def _serve(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):  # the process inherits that: a Ctrl-C is for this one alone
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        while (task := self._queue.get()) is not None:
+            if task.set_running_or_notify_cancel():
+                self._do(task)
+            del task
+        self._end()
+
+    def _do(self, task: _Task) -> None:
+        task.worker = self
+        for tried in range(1, TRIES + 1):
+            try:
+                answer = self._asked(task)
+            except (EOFError, OSError):
+                code = self._end()
+                if task.is_left or tried == TRIES:
+                    task.set_exception(ExecutorLostError(f"the worker process died {tried} times at it ({_how(code)})"))
+                    return
+            except Exception as error:  # noqa: BLE001 - the one who waits for it gets it
+                self._end()
+                task.set_exception(error)
+                return
+            else:
+                if answer[:1] == _DONE:
+                    task.set_result(answer[1:])
+                else:
+                    task.set_exception(ExecutorError(answer[1:].decode()))
+                return
+
+    def _asked(self, task: _Task) -> bytes:
+        """What the process answers. Raises EOFError or OSError where it dies meanwhile."""
+        connection = self._connection or self._start()
+        with self._lock:
+            self._task = task
+        try:
+            if task.is_left:
+                raise EOFError
+            connection.send_bytes(task.function)
+            connection.send_bytes(task.request)
+            return connection.recv_bytes()
+        finally:
+            with self._lock:
+                self._task = None
+
+    def _start(self) -> Connection:
+        here, there = _spawning.Pipe()
+        process = _spawning.Process(target=_work, args=(there,), name=f"pocket_plug worker {self._number}")
+        process.start()
+        there.close()
+        with self._lock:
+            self._process, self._connection = process, here
+        try:
+            here.recv_bytes()
+        except (EOFError, OSError):
+            raise ExecutorError(
+                f"a worker process ended as it started ({_how(self._end())}). It has said why on stderr; a script needs its "
+                'main part below `if __name__ == "__main__":`, since workers import it'
+            ) from None
+        return here
+
+    def _end(self) -> int | None:
+        """Let the process end; give its exit code."""
+        with self._lock:
+            process, connection, self._process, self._connection = self._process, self._connection, None, None
+        if connection is not None:
+            connection.close()
+        if process is None:
+            return None
+        process.join(GRACE)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        code = process.exitcode
+        process.close()
+        return code
+
+
+_spawning = multiprocessing.get_context("spawn")
+
+
+def _how(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+# ---------------------------------------------------------------- the worker process
+def _work(connection: Connection) -> None:
+    """Do what comes, until the process that it is for ends it, or has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, name="pocket_plug parent", daemon=True).start()
+    connection.send_bytes(_READY)
+    while True:
+        try:
+            module, _, name = connection.recv_bytes().decode().partition(":")
+            request = connection.recv_bytes()
+        except EOFError:
+            return
+        try:
+            answer = _DONE + getattr(import_module(module), name)(request)
+        except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+            answer = _FAILED + describe(error).encode()
+        connection.send_bytes(answer)
+
+
+def _end_with_parent() -> None:
+    """However it ends, killed too: nobody would ever stop this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

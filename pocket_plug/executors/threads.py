@@ -1,0 +1,62 @@
+"""The executor `threads`: a `def exec` runs in a worker thread of this process, wherever its run would have called it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.graph.elsewhere import Work
+from pocket_plug.graph.workers import WorkerTimeout, pool
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import may_block
+from pocket_plug.remote import Executor
+from pocket_plug.remote.urls import parted
+
+
+class Threads(Executor):
+    """The process's own worker threads. An `async def` exec stays in its event loop.
+
+    >>> from pocket_plug import Graph, node
+    >>> @node(executor=Threads())
+    ... def double(n: int) -> int:
+    ...     return 2 * n
+    >>> Graph(double).run_sync(21)
+    42
+    """
+
+    in_process = True
+
+    @classmethod
+    def from_url(cls, url: str) -> Threads:
+        """`threads://`, which has no options; how many there are says `POCKET_PLUG_THREADS`. Raises ConfigError."""
+        address, _ = parted(url, ())
+        if address:
+            raise ConfigError(f"{public_url(url)!r}: nothing may follow threads://")
+        return cls()
+
+    @property
+    def window(self) -> int:
+        """They aren't batched."""
+        return 1
+
+    @property
+    def room(self) -> int:
+        """As many as without an executor."""
+        return 10
+
+    async def perform(self, work: Work) -> Value:
+        """Call it in a thread; after a time-out that is abandoned, and goes on."""
+        if work.timeout is not None and may_block() and not work.awaits:
+            return pool().call_blocking(work.timeout, work.function, work.prepared)
+        called = work.function(work.prepared) if work.awaits else pool().call(work.function, work.prepared)
+        if work.timeout is None:
+            return await called
+        limit = asyncio.timeout(work.timeout)
+        try:
+            async with limit:
+                return await called
+        except TimeoutError as error:
+            if limit.expired():
+                raise WorkerTimeout from error
+            raise

@@ -1,0 +1,130 @@
+"""The address of a node whose `exec` runs elsewhere, and how the far side finds the node by it.
+
+The far side has no run, no store and no Pocket: it imports a module, takes the graph or the node that has a name there, and goes
+down by the names of nodes. So one of them has to be assigned to a name at the top level of a module.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.values import Value
+
+from .elsewhere import Address
+from .host import RunHost
+from .node import AnyNode, Node
+from .node_functions import FunctionNode
+from .plan import Plan, PlannedGraph
+from .step import Step
+from .visit import step_of
+
+ITEM = "[]"
+"""Stands in a path for the node that the items of a fan-out go through."""
+MAIN = "__main__"
+
+Around = Sequence[tuple[PlannedGraph, tuple[str, ...]]]
+"""The graphs around a step, the inmost first, each with the path from there to the step."""
+
+
+# ---------------------------------------------------------------- this side
+def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
+    """What is wrong with the nodes that have an executor, in words. Each step that needs an address gets it here."""
+    found: list[str] = []
+    for step, around in _elsewhere(graph, ()):
+        assert step.executor is not None
+        try:
+            executor = host.executor(step.executor)
+        except ConfigError as error:
+            found.append(f"node {step.name!r}: {error}")
+            continue
+        if executor.in_process:
+            continue
+        step.address = step.address or _address(step, around)
+        if step.address is None:
+            found.append(
+                f"node {step.name!r} has an executor whose workers can't find it: neither the node nor a graph around it has "
+                "a name in a module; assign one of them at the top level of a module, not within a function"
+            )
+        elif step.address.module == MAIN and not executor.maps_main:
+            found.append(
+                f"node {step.name!r} is found in {MAIN}, the script that this process was started with, which the workers of "
+                "its executor can't import; move it into a module of its own"
+            )
+    return found
+
+
+def _elsewhere(graph: PlannedGraph, outer: Around) -> Iterator[tuple[Step, Around]]:
+    for step in graph.plan.steps.values():
+        passed = step.passed
+        names = (step.name,) if passed is step else (step.name, ITEM)
+        around = ((graph, names), *((each, (*path, *names)) for each, path in outer))
+        if passed.executor is not None:
+            yield passed, around
+        inner = passed.inner_graph()
+        if inner is not None and all(inner is not each for each, _ in around):
+            yield from _elsewhere(inner, around)
+
+
+def _address(step: Step, around: Around) -> Address | None:
+    """That in the inmost graph which has a name; else the node's own."""
+    home = getattr(step.exec, "__module__", "")
+    for graph, path in around:
+        if reference := _reference(partial(_has_plan, graph.plan), home):
+            return Address(reference, path, graph.version)
+    reference = _reference(lambda value: value is step.node or _is_of(value, step.exec), home)
+    return Address(reference) if reference else None
+
+
+def _has_plan(plan: Plan, node: AnyNode) -> bool:
+    """Is it the graph of this plan, or a copy of that with another name?"""
+    return getattr(node, "plan", None) is plan
+
+
+def _is_of(node: AnyNode, function: object) -> bool:
+    """Is it the node of this function, which a copy with other options shares with it?"""
+    return isinstance(node, FunctionNode) and node.functions.get("exec") is function
+
+
+def _reference(is_meant: Callable[[AnyNode], bool], home: str) -> str | None:
+    """`module:name` of a global that is meant: in the module that it probably comes from, else in any other, `__main__` last."""
+    modules = [(name, module) for name, module in [*sys.modules.items()] if name not in (MAIN, "__mp_main__")]
+    modules.sort(key=lambda each: each[0] != home)
+    for module_name, module in [*modules, (MAIN, sys.modules[MAIN])]:
+        for name, value in [*getattr(module, "__dict__", {}).items()]:
+            if issubclass(type(value), Node) and is_meant(value):
+                return f"{_importable(module_name)}:{name}"
+    return None
+
+
+def _importable(name: str) -> str:
+    """The name by which another process imports a module: of `python -m package.module` that, not `__main__`."""
+    spec = getattr(sys.modules[name], "__spec__", None)
+    return spec.name if name == MAIN and spec is not None else name
+
+
+# ---------------------------------------------------------------- the far side
+def find(reference: str, path: Sequence[str]) -> tuple[Step, int]:
+    """The step at an address, and the version of its graph. Raises ImportError or LookupError, which say what isn't there."""
+    module_name, _, name = reference.partition(":")
+    found: Value = getattr(import_module(module_name), name, None)
+    if not issubclass(type(found), Node):
+        raise LookupError(f"module {module_name!r} has no graph and no node {name!r}")
+    if not path:
+        return step_of(found), 1
+    plan, version, step = getattr(found, "plan", None), getattr(found, "version", 1), None
+    for name in path:
+        if name == ITEM and step is not None:
+            step = step.passed
+        else:
+            if step is not None:
+                inner = step.inner_graph()
+                plan, version = (None, 1) if inner is None else (inner.plan, inner.version)
+            step = plan.named(name) if plan is not None else None
+        if step is None:
+            raise LookupError(f"{'/'.join((reference, *path))} leads nowhere: there is no node {name!r}")
+    assert step is not None
+    return step, version

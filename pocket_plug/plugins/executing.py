@@ -1,0 +1,48 @@
+"""From the option `executor=` to an executor: names of the configuration, schemes of plugins, URLs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pocket_plug.errors import ConfigError, PluginError, PocketError, is_fault, suggest
+from pocket_plug.primitives.failures import concealed
+from pocket_plug.primitives.redaction import public_url, summary, variables
+from pocket_plug.remote import Executor
+
+from .config import Config, expand
+from .manager import Manager
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+
+
+def executor_of(name: str, config: Config, manager: Manager, made: Mapping[str, Executor]) -> Executor:
+    """The executor that a name or a URL stands for, one of those `made` if it is there. Raises ConfigError."""
+    written = config.executors.get(name, name)
+    where = f"{config.source} [executors].{name}: " if name in config.executors else ""
+    url = expand(written, f"{config.source} [executors].{name}") if where else written
+    known = manager.executors()
+    found = _URL.match(url)
+    scheme = (found[1] if found else url).lower()
+    if scheme not in known:
+        names = sorted({*config.executors, *known})
+        hint = f"; there is: {', '.join(names)}.{suggest(name, names)}"
+        raise ConfigError(f"{where}there is no executor {public_url(written)!r}{hint}")
+    url = url if found else f"{scheme}://"
+    if url in made:
+        return made[url]
+    record, make = known[scheme]
+    hidden = {**(variables(written) if where else {}), url: public_url(url)}
+    try:
+        executor: Any = make(url)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        said, cause = concealed(error, hidden)
+        if isinstance(error, PocketError) and cause is not None and not where:
+            raise
+        raise ConfigError(f"{where}{public_url(written)!r}: plugin {record} made no executor of it: {said}") from cause
+    if not isinstance(executor, Executor):
+        raise PluginError(f"{public_url(written)!r}: plugin {record} made {summary(executor)} of it, not an Executor")
+    return executor

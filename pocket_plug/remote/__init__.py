@@ -1,0 +1,10 @@
+"""`exec` in another process: what executors share. A plugin subclasses `Executor`; its workers call `perform`.
+
+`executor` is what a plugin writes, `dispatch` how items are batched and how many are on their way, `wire` what goes over,
+`failures` how exceptions come back, `versions` how a worker sees that it has the same code, `far_side` what it does.
+"""
+
+from .executor import Executor as Executor
+from .far_side import perform as perform
+
+__all__ = ["Executor", "perform"]

@@ -1,0 +1,221 @@
+"""How items get to workers: a few chunks at a time, and what has queued up meanwhile as the next ones.
+
+A chunk holds several items only where these are short: so many as take about `WORTH` seconds, by what the last ones took. So a
+long exec goes alone, a worker that dies takes little with it, and a time-out doesn't run while others are worked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from copy import copy
+
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import CodecError, ExecutorError, ExecutorLostError, WorkerCodeError
+from pocket_plug.graph.workers import WorkerTimeout
+from pocket_plug.primitives.failures import describe
+from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import Waiter, wake
+
+from .failures import put_together
+from .wire import FORMAT, Answer, Chunk, Item, Node, answers_of, to_bytes
+
+MOST = 100
+"""Items of one chunk."""
+MOST_BYTES = 1 << 20
+"""Bytes of the values of one chunk that has more than one item."""
+WORTH = 0.1
+"""Seconds of work that make a chunk."""
+
+Submit = Callable[[bytes], "Future[bytes]"]
+
+
+class Job:
+    """One item on its way."""
+
+    __slots__ = ("carrier", "chunk", "is_left", "key", "node", "sent", "timeout", "value", "waiter")
+
+    def __init__(
+        self, node: Node, value: bytes, carrier: dict[str, str], key: str | None, timeout: float | None
+    ) -> None:
+        self.node, self.value, self.carrier, self.key, self.timeout = node, value, carrier, key, timeout
+        self.waiter: Waiter[Value] = Waiter()
+        self.sent: Waiter[None] | None = None if timeout is None else Waiter()
+        """Woken as its time begins."""
+        self.chunk: _Sent | None = None
+        self.is_left = False
+
+
+class _Sent:
+    """A chunk on its way."""
+
+    __slots__ = ("future", "is_handed_over", "jobs", "left")
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = jobs
+        self.left = 0
+        self.is_handed_over = False
+        self.future: Future[bytes] | None = None
+
+
+class Dispatch:
+    """The queue of one executor, and what is on its way. Any thread and any loop may add to it."""
+
+    def __init__(self, title: Callable[[], str], submit: Submit, window: Callable[[], int]) -> None:
+        self._title, self._submit, self._window = title, submit, window
+        self._lock = new_lock()
+        self._begin()
+        after_fork(self._begin)
+
+    def _begin(self) -> None:
+        """Nothing is on its way: at first, and in a forked child, where nobody waits for what the parent has sent."""
+        self._queue: deque[Job] = deque()
+        self._on_their_way: set[_Sent] = set()
+        self._seconds = WORTH  # of one item, on the average of the last ones: at first one goes at a time
+
+    def add(self, job: Job) -> None:
+        """Send it, as soon as there is room."""
+        with self._lock:
+            self._queue.append(job)
+        self._send_what_goes()
+
+    def leave(self, job: Job) -> None:
+        """Nobody waits for it any more. What isn't sent isn't done; a chunk that nobody waits for at all is cancelled."""
+        future = None
+        with self._lock:
+            sent = job.chunk
+            if job.is_left or sent is None or sent not in self._on_their_way:
+                job.is_left = True
+                return
+            job.is_left = True
+            sent.left += 1
+            if sent.left < len(sent.jobs):
+                return
+            self._on_their_way.discard(sent)
+            future = sent.future
+        if future is not None:
+            future.cancel()
+        self._send_what_goes()
+
+    def _send_what_goes(self) -> None:
+        """Send what there is room for."""
+        while (sent := self._next()) is not None:
+            self._send(sent)
+
+    def _next(self) -> _Sent | None:
+        """The next chunk, if there is room for it on the way, and something to send."""
+        window = max(self._window(), 1)
+        with self._lock:
+            if len(self._on_their_way) >= window:
+                return None
+            fair = -(-len(self._queue) // window)
+            most = max(1, min(MOST, fair, int(WORTH / max(self._seconds, 1e-9))))
+            jobs = self._drawn(most)
+            if not jobs:
+                return None
+            sent = _Sent(jobs)
+            for job in jobs:
+                job.chunk = sent
+            self._on_their_way.add(sent)
+        return sent
+
+    def _drawn(self, most: int) -> list[Job]:
+        jobs: list[Job] = []
+        size = 0
+        while self._queue and len(jobs) < most and (not jobs or size + len(self._queue[0].value) <= MOST_BYTES):
+            job = self._queue.popleft()
+            if not job.is_left:
+                jobs.append(job)
+                size += len(job.value)
+        return jobs
+
+    def _send(self, sent: _Sent) -> None:
+        now = time.time()
+        nodes: dict[Node, int] = {}
+        items = [
+            Item(
+                nodes.setdefault(job.node, len(nodes)),
+                job.value,
+                job.carrier,
+                None if job.timeout is None else now + job.timeout,
+                job.key,
+            )
+            for job in sent.jobs
+        ]
+        wake([job.sent.give(None) for job in sent.jobs if job.sent is not None])
+        try:
+            sent.future = future = self._submit(to_bytes(Chunk(FORMAT, list(nodes), items)))
+        except Exception as error:  # noqa: BLE001 - an executor is a plugin's; the jobs get it
+            self._over(sent, error, [])
+            return
+        if sent.left == len(sent.jobs):  # by then nobody could cancel it
+            future.cancel()
+        future.add_done_callback(lambda done: self._done(sent, done))
+        sent.is_handed_over = True
+
+    # ------------------------------------------------------------ what comes back, in any thread
+    def _done(self, sent: _Sent, future: Future[bytes]) -> None:
+        try:
+            answers = answers_of(future.result())
+            if len(answers.answers) != len(sent.jobs):
+                raise CodecError(f"{len(answers.answers)} answers for {len(sent.jobs)} items")
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever it is, somebody waits for it
+            self._over(sent, error, [])
+        else:
+            self._over(sent, answers.worker, answers.answers)
+        if sent.is_handed_over:  # else its sender goes on to the next one, without nesting
+            self._send_what_goes()
+
+    def _over(self, sent: _Sent, found: str | BaseException, answers: Sequence[Answer]) -> None:
+        """Give each job what came for it, and wake all at once."""
+        if isinstance(found, str):
+            for job, answer in zip(sent.jobs, answers, strict=True):
+                _take(job, answer, found)
+            self._measure(answers)
+        else:
+            for job in sent.jobs:
+                job.waiter.fail(self._failure(found, job))
+        with self._lock:
+            self._on_their_way.discard(sent)
+        wake([job.waiter for job in sent.jobs])
+
+    def _measure(self, answers: Sequence[Answer]) -> None:
+        taken = [answer.seconds for answer in answers if answer.value is not None or answer.failure is not None]
+        if taken:
+            mean = sum(taken) / len(taken)
+            self._seconds = mean if mean > self._seconds else (self._seconds + mean) / 2
+
+    def _failure(self, error: BaseException, job: Job) -> Exception:
+        """What a job raises whose chunk has failed as a whole; one of its own, since each gets notes of its own."""
+        title = f"node {job.node.name!r}: executor {self._title()}"
+        if isinstance(error, ExecutorError):
+            found = copy(error)
+            found.args = (f"{title}: {error}",)
+            return found
+        if isinstance(error, ImportError | AttributeError):
+            return WorkerCodeError(
+                f"{title}: a worker has not this version of pocket_plug: {describe(error)}",
+                "",
+                "pocket_plug",
+                "",
+                describe(error),
+            )
+        failed = ExecutorLostError if isinstance(error, CancelledError | OSError) else ExecutorError
+        found = failed(f"{title} has no answer: {describe(error)}")
+        found.__cause__ = error
+        return found
+
+
+def _take(job: Job, answer: Answer, worker: str) -> None:
+    try:
+        if answer.failure is not None:
+            job.waiter.fail(put_together(answer.failure, worker))
+        elif answer.value is None:
+            job.waiter.fail(WorkerTimeout())
+        else:
+            job.waiter.give(default_codec.decode(answer.value))
+    except Exception as error:  # noqa: BLE001 - what can't be decoded is this job's failure
+        job.waiter.fail(error)

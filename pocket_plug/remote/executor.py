@@ -1,0 +1,133 @@
+"""`Executor`: what runs `exec` elsewhere. A plugin's subclass has one method to write, `submit`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from opentelemetry import baggage
+
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import CodecError
+from pocket_plug.graph.context import idempotency
+from pocket_plug.graph.elsewhere import Address, Work
+from pocket_plug.graph.workers import WorkerTimeout
+from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import may_block
+from pocket_plug.propagation import inject
+
+from . import dispatch
+from .dispatch import Dispatch, Job
+from .far_side import perform
+from .versions import declare, fingerprint
+from .wire import Node
+
+
+class Executor:
+    """Runs `exec` elsewhere, for all nodes that name it.
+
+    A subclass writes `submit`, and `close` if it holds anything. It opens nothing before the first `submit`, and keeps to this:
+
+    - `submit` may be called by any thread, also one whose event loop runs: it must not block. What it gives is a Future of
+      `concurrent.futures`, which any thread may complete.
+    - Work that is lost with its worker is begun again; if that is in vain, the future gets an ExecutorLostError.
+    - A future that is cancelled is not begun any more; one that has begun is stopped, if that is possible.
+    - In a forked child it begins anew, and leaves alone what is its parent's.
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> class Beside(Executor):
+    ...     def __init__(self):
+    ...         self.pool = ThreadPoolExecutor(2)
+    ...     def submit(self, function, request):
+    ...         return self.pool.submit(function, request)
+    ...     def close(self):
+    ...         self.pool.shutdown()
+    """
+
+    in_process: bool = False
+    """Does `exec` run in this process? Such a one overrides `perform` instead of `submit`."""
+    maps_main: bool = False
+    """Do its workers know the script that this process was started with, as their `__main__`?"""
+
+    @property
+    def title(self) -> str:
+        """How errors and logs call it; without passwords."""
+        return type(self).__name__
+
+    @property
+    def window(self) -> int:
+        """How many chunks may be on their way at a time: somewhat more than there are workers, so that none has to wait."""
+        return 8
+
+    @property
+    def room(self) -> int:
+        """How many items of a fan-out it takes at a time: what is on its way, and as much again that queues."""
+        return 2 * self.window * dispatch.MOST
+
+    def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
+        """Have a function of bytes called by a worker. `function` is a module's global, so that its name says what it is."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release what is held, without waiting for what is still being worked at. It may be used again after that."""
+
+    # ------------------------------------------------------------ derived
+    async def perform(self, work: Work) -> Value:
+        """Have one attempt at an `exec` done, and give what it gives or raise what it raises.
+
+        Raises WorkerTimeout once the attempt's time is over; CodecError, naming the node, for a value that can't be encoded;
+        ExecutorError where it can't be done.
+        """
+        try:
+            value = default_codec.encode(work.prepared)
+        except CodecError as error:
+            raise type(error)(f"node {work.node!r}: what its exec is called with can't be sent: {error}") from error
+        queue = self._dispatch()
+        carrier = inject(baggage=baggage.get_all())
+        job = Job(self._node(work), value, carrier, idempotency.get(), work.timeout)
+        try:
+            queue.add(job)
+            if work.timeout is None or job.sent is None:
+                return await job.waiter
+            await job.sent
+            return await _in_time(job, work.timeout)
+        finally:
+            queue.leave(job)
+
+    def _dispatch(self) -> Dispatch:
+        """Its queue. Made here, since a subclass need not call our `__init__`."""
+        own: dict[str, Value] = self.__dict__
+        if "__dispatch" not in own:
+            new = Dispatch(lambda: self.title, lambda request: self.submit(perform, request), lambda: self.window)
+            own.setdefault("__dispatch", new)
+        return own["__dispatch"]  # type: ignore[no-any-return]  # what stands there is one
+
+    def _node(self, work: Work) -> Node:
+        """Which node it is; made once for each."""
+        address = work.address
+        assert address is not None, work.node  # validate() has seen to it
+        nodes: dict[Address, tuple[Value, Node]] = self.__dict__.setdefault("__nodes", {})
+        known = nodes.get(address)
+        if known is None or known[0] != work.function:
+            declare(work.function)
+            code = fingerprint(work.function)
+            node = Node(work.node, address.reference, address.path, address.version, code)
+            known = nodes[address] = work.function, node
+        return known[1]
+
+
+async def _in_time(job: Job, seconds: float) -> Value:
+    """What comes of a job that has been sent. Raises WorkerTimeout."""
+    if may_block():
+        if not job.waiter.block(seconds):
+            raise WorkerTimeout
+        return job.waiter.outcome()
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await job.waiter
+    except TimeoutError as error:
+        if limit.expired():
+            raise WorkerTimeout from error
+        raise

@@ -1,0 +1,139 @@
+"""How an exception comes back from a worker: of its own class, so that `Retry(on=…)` and `except` mean what they say.
+
+The codec's own and registered exceptions come back as they were. Of any other the class is looked up among the modules that are
+loaded here already; none is imported for it. It is put together as pickle would do it, without a call of its `__init__`: that may
+take anything. Where the class isn't there, it is a RecordedError.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from pocket_plug.codec import default_codec
+from pocket_plug.codec.error_values import storable
+from pocket_plug.errors import CodecError, RecordedError
+from pocket_plug.primitives.failures import MAX_FRAMES, capped, error_text
+from pocket_plug.primitives.values import Value
+
+from .wire import Failure
+
+_OURS = f"{Path(__file__).parent}{os.sep}"
+
+
+# ---------------------------------------------------------------- the far side
+def taken_apart(error: BaseException) -> Failure:
+    """What goes back of an exception, with the traceback as a note."""
+    return _taken_apart(error, [capped(_traceback(error))])
+
+
+def _taken_apart(error: BaseException, trace: list[str]) -> Failure:
+    kind, where = type(error), ""
+    record: bytes | None = None
+    members: list[Failure] | None = None
+    if type(error) is ExceptionGroup:
+        members = [_taken_apart(member, []) for member in error.exceptions]
+    elif isinstance(error, Exception):
+        kept = storable(error)
+        record = default_codec.encode(kept) if kept is error else None
+        where = kept.where if isinstance(kept, RecordedError) and kept is not error else ""
+    held: Value = error
+    arguments, state, left_out = None, dict[str, bytes](), list[str]()
+    if record is None:
+        arguments = _record_of(list(error.args))
+        left_out += [] if arguments is not None else ["args"]
+        for name, value in held.__dict__.items():
+            if name == "__notes__":
+                continue
+            encoded = _record_of(value)
+            if encoded is None:
+                left_out.append(name)
+            else:
+                state[name] = encoded
+    return Failure(
+        module=kind.__module__,
+        name=kind.__qualname__,
+        text=error.message if isinstance(error, ExceptionGroup) else error_text(error),
+        where=where,
+        record=record,
+        arguments=arguments,
+        state=state,
+        left_out=left_out,
+        notes=([] if record is not None else [str(note) for note in getattr(held, "__notes__", ())]) + trace,
+        members=members,
+    )
+
+
+def _record_of(value: Value) -> bytes | None:
+    try:
+        return default_codec.encode(value)
+    except Exception:  # noqa: BLE001 - what an exception holds may be anything; it is left out, and that is said
+        return None
+
+
+def _traceback(error: BaseException) -> str:
+    """The innermost frames, without ours, and of what it was caused by."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+        trace = trace.tb_next
+    frames = traceback.TracebackException(type(error), error, trace, limit=-MAX_FRAMES, compact=True)
+    return "".join(frames.format(chain=True)).rstrip()
+
+
+# ---------------------------------------------------------------- this side
+def put_together(failure: Failure, worker: str) -> Exception:
+    """The exception, with a note of where it was raised."""
+    error = _put_together(failure)
+    for note in failure.notes[:-1]:
+        error.add_note(note)
+    if failure.left_out:
+        error.add_note(f"left out, since the codec doesn't know their types: {', '.join(failure.left_out)}")
+    if failure.notes:
+        error.add_note(f"on worker {worker}: {failure.notes[-1]}")
+    return error
+
+
+def _put_together(failure: Failure) -> Exception:
+    if failure.members is not None:
+        return ExceptionGroup(failure.text, [_put_together(member) for member in failure.members])
+    try:
+        if failure.record is not None:
+            error: Value = default_codec.decode(failure.record)
+            if isinstance(error, Exception):
+                return error
+        elif (kind := _loaded(failure.module, failure.name)) is not None:
+            return _made(kind, failure)
+    except Exception as broken:  # noqa: BLE001 - what its class does with it may be anything; then it is a RecordedError
+        failure.notes.insert(0, f"it can't be made again here: {type(broken).__name__}")
+    return RecordedError(_title(failure), failure.text, failure.where)
+
+
+def _title(failure: Failure) -> str:
+    return failure.name if failure.module == "builtins" else f"{failure.module}.{failure.name}"
+
+
+def _loaded(module: str, name: str) -> type[Exception] | None:
+    """The class of that name, if its module is loaded here. A worker has our script as `__mp_main__`."""
+    found: Value = sys.modules.get("__main__" if module == "__mp_main__" else module)
+    for part in name.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found if isinstance(found, type) and issubclass(found, Exception) else None
+
+
+def _made(kind: type[Exception], failure: Failure) -> Exception:
+    arguments = (failure.text,) if failure.arguments is None else tuple(default_codec.decode(failure.arguments))
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    _state(error).update({name: default_codec.decode(record) for name, record in failure.state.items()})
+    str(error)
+    return error
+
+
+def _state(error: Exception) -> dict[str, Value]:
+    state: Mapping[str, Value] = error.__dict__
+    if not isinstance(state, dict):
+        raise CodecError("it has no attributes")
+    return state

@@ -1,0 +1,134 @@
+"""What a worker does: one function of bytes, which finds the nodes, runs their `exec`, and answers for each item.
+
+It needs no run, no store and no Pocket. Spans that `exec` makes belong to the trace of the run; they go where this process sends
+its own, by whatever provider it has set up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from contextvars import copy_context
+from types import CoroutineType
+from typing import Final
+
+from opentelemetry import context
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
+
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import CodecError, WorkerCodeError
+from pocket_plug.graph.addresses import find
+from pocket_plug.graph.context import idempotency
+from pocket_plug.graph.phase_calls import unawaited
+from pocket_plug.graph.step import Step
+from pocket_plug.primitives.failures import describe
+from pocket_plug.primitives.values import Value
+from pocket_plug.propagation import context_of
+
+from .failures import taken_apart
+from .versions import declare, fingerprint, is_same
+from .wire import Answer, Answers, Item, Node, chunk_of, to_bytes
+
+_LATE: Final = Answer()
+_BAGGAGE = W3CBaggagePropagator()
+
+
+def perform(request: bytes) -> bytes:
+    """Do what a request asks for, and answer. What an item raises is its answer; what is no request of ours is a CodecError."""
+    chunk = chunk_of(request)
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    with _Loop() as loop:
+        nodes = [_found(node, worker) for node in chunk.nodes]
+        answers = [_answer(item, chunk.nodes[item.node], nodes[item.node], loop) for item in chunk.items]
+    return to_bytes(Answers(worker, answers))
+
+
+class _Loop:
+    """An event loop for the `async def` ones of a chunk, made for the first of them."""
+
+    def __init__(self) -> None:
+        self._runner: asyncio.Runner | None = None
+
+    def __enter__(self) -> _Loop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def run(self, coroutine: Value) -> Value:
+        """Run it to its end, in the context of the caller."""
+        self._runner = self._runner or asyncio.Runner()
+        return self._runner.run(coroutine, context=copy_context())
+
+
+def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) -> Answer:
+    if item.deadline is not None and time.time() >= item.deadline:
+        return _LATE
+    began = time.perf_counter()
+    try:
+        if isinstance(found, WorkerCodeError):
+            raise found
+        result = copy_context().run(_in_context, found, item, loop)
+        try:
+            record = default_codec.encode(result)
+        except CodecError as error:
+            raise type(error)(f"node {node.name!r}: what exec gave can't be sent back: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - it is raised where the run is
+        return Answer(failure=taken_apart(error), seconds=time.perf_counter() - began)
+    return Answer(record, seconds=time.perf_counter() - began)
+
+
+def _in_context(step: Step, item: Item, loop: _Loop) -> Value:
+    """Call exec in a context of its own: the run's span is the current one, and `idempotency_key()` is known."""
+    context.attach(_BAGGAGE.extract(item.carrier, context_of(item.carrier, Context())))
+    idempotency.set(item.key)
+    assert step.exec is not None
+    value = default_codec.decode(item.value)
+    if step.exec_async:
+        return loop.run(step.exec(value))
+    result = step.exec(value)
+    if result.__class__ is CoroutineType:
+        raise unawaited(step, "exec", result)
+    return result
+
+
+# ---------------------------------------------------------------- the node
+_codes: dict[tuple[str, tuple[str, ...]], tuple[Value, str]] = {}
+"""The fingerprint of each node's exec, and of which function it is."""
+
+
+def _found(node: Node, worker: str) -> Step | WorkerCodeError:
+    """The node's step, or why there is none: the code isn't there, or it is another version."""
+    module = node.reference.partition(":")[0]
+    title = f"node {node.name!r} ({'/'.join((node.reference, *node.path))})"
+    expected = f"version {node.version}, code {node.code}"
+    try:
+        step, version = find(node.reference, node.path)
+        if step.exec is None:
+            raise LookupError("it has no exec")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - importing a module runs the user's code; it is said there
+        why = describe(error)
+        return WorkerCodeError(
+            f"worker {worker} has no {title}: {why}. Install the code there, or put it on the worker's PYTHONPATH",
+            *(worker, module, expected, why),
+        )
+    key = node.reference, node.path
+    known = _codes.get(key)
+    if known is None or known[0] != step.exec:
+        declare(step.exec)
+        known = _codes[key] = step.exec, fingerprint(step.exec)
+    if version == node.version and is_same(node.code, known[1]):
+        return step
+    return WorkerCodeError(
+        f"worker {worker} has another version of {title}: version {version}, code {known[1]}; expected is {expected}. "
+        f"Bring the same {module!r} there and start the worker again",
+        *(worker, module, expected, f"version {version}, code {known[1]}"),
+    )
