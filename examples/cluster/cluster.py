@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class Process:
 
 
 @contextmanager
-def cluster(folder: Path, server: Server) -> Iterator[list[Process]]:
+def cluster(folder: Path, server: Server) -> Generator[list[Process]]:
     """Dask's scheduler, its workers and those of pocket_plug, with the environment in which they find each other."""
     at = f"127.0.0.1:{free_port()}"
     os.environ |= {
