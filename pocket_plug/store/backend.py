@@ -231,8 +231,10 @@ class Backend:
         """
         raise ConfigError(f"{self!r} can't be owned by one process, as persistence mode='behind' needs it")
 
-    def turn(self) -> AbstractAsyncContextManager[None] | None:
-        """A context for one read and one write, between which nobody else writes, in other processes neither. None: it has none.
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None] | None:
+        """A context for one read and one write of these keys, between which nobody else writes them, in other processes neither.
+
+        It may keep others off all other keys, too. None: there are no turns.
 
         For an update that has lost to others a few times. Its write ends it; what takes long ends it too. So callers still say
         what they expect, and no promise but that of an end depends on it. Those that want it get it in a fair order.

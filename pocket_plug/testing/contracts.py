@@ -940,7 +940,7 @@ class BackendContract:
         async def scenario(backend: Backend) -> None:
             async def increment(times: int) -> None:
                 for _ in range(times):
-                    async with backend.turn() or nullcontext():
+                    async with backend.turn(("n", "theirs")) or nullcontext():
                         found = await backend.read_many(["n", "theirs"])
                         count = found["n"].value if "n" in found else 0
                         expect = {key: found[key].version if key in found else 0 for key in ("n", "theirs")}
@@ -950,11 +950,11 @@ class BackendContract:
                 for n in range(times):
                     await backend.write([Put("theirs", n)])
                     with suppress(ZeroDivisionError):
-                        async with backend.turn() or nullcontext():
+                        async with backend.turn(("theirs",)) or nullcontext():
                             if n % 2:
                                 raise ZeroDivisionError
 
-            if backend.turn() is None:
+            if backend.turn(("n",)) is None:
                 return
             workers = [increment(20), increment(20), rival(20)]
             if not backend.needs_loop:
@@ -1122,11 +1122,11 @@ class BackendContract:
 
         async def scenario(backend: Backend) -> None:
             async def in_turn(value: int) -> None:
-                async with backend.turn() or nullcontext():
+                async with backend.turn(("a",)) or nullcontext():
                     entry = await backend.read("a") or Entry(0, 0)
                     await backend.write([Put("a", value)], {"a": entry.version})
 
-            for place in count(1, 3) if backend.turn() is not None else ():
+            for place in count(1, 3) if backend.turn(("a",)) is not None else ():
                 interrupter = Interrupter(place)
                 landed = {place}
                 try:
