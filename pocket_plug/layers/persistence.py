@@ -392,9 +392,9 @@ class Persistence(Layer):
         await self.inner.flush()
         await self.authority.flush()
 
-    def turn(self) -> AbstractAsyncContextManager[None] | None:
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None] | None:
         """The durable tier's."""
-        return self.authority.turn()
+        return self.authority.turn(names)
 
     async def open(self) -> None:
         """Both tiers, or neither."""

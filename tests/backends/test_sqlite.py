@@ -32,6 +32,7 @@ from pocket_plug.errors import (
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.testing.contracts import BackendContract, keys_of
+from pocket_plug.testing.shared_contract import SharedBackendContract
 
 MODES: tuple[sqlite.Durability, ...] = ("power", "process")
 
@@ -42,10 +43,10 @@ class TestPower(BackendContract):
         return lambda: SQLite(tmp_path / "state.db", durability="power")
 
 
-class TestProcess(BackendContract):
+class TestProcess(SharedBackendContract):
     @pytest.fixture
-    def make_backend(self, tmp_path: Path) -> Callable[[], Backend]:
-        return lambda: SQLite(tmp_path / "state.db", durability="process")
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/state.db?durability=process"
 
 
 class Traced(SQLite):
@@ -491,7 +492,7 @@ def test_a_turn_locks_other_processes_out(tmp_path: Path, durability: sqlite.Dur
         order.append("theirs")
 
     async def ours(writes: bool) -> None:
-        async with one.turn():
+        async with one.turn(("n",)):
             rival.start()
             entry = await one.read("a")
             if writes:
@@ -518,11 +519,11 @@ def test_a_turn_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     drive(other.open())
 
     async def scenario() -> None:
-        async with one.turn():
+        async with one.turn(("n",)):
             drive(other.write([Put("a", "theirs")]))  # waits for the end of the turn
             with pytest.raises(ConflictError):
                 await one.write([Put("a", "ours")], {"a": 0})
-        async with one.turn(), one.turn():
+        async with one.turn(("n",)), one.turn(("n",)):
             await one.write([Put("a", "ours")])
 
     drive(scenario())
@@ -536,7 +537,7 @@ def test_a_turn_that_waits_for_another_process_ends(tmp_path: Path) -> None:
     backend = SQLite(tmp_path / "state.db", timeout=0.02)
 
     async def in_turn() -> None:
-        async with backend.turn():
+        async with backend.turn(("n",)):
             await backend.write([Put("a", 1)])
 
     async def scenario() -> None:
