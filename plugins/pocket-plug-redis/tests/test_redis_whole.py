@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import dedent
 
-import pytest
 from pocket_plug_redis import Redis
 from pocket_plug_redis.watching import WATCH_EVERY
 
