@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import dedent
@@ -13,7 +14,8 @@ from textwrap import dedent
 from pocket_plug_redis import Redis
 from pocket_plug_redis.watching import WATCH_EVERY
 
-from pocket_plug import Delete, Graph, Memory, Put, Runs, Store, SyncStore, node
+from pocket_plug import Delete, Graph, Put, Runs, Store, SyncStore, node
+from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.contracts import works_in_a_child
 from pocket_plug.testing.servers import Server, valkey
 
@@ -235,6 +237,13 @@ def test_a_forked_child_is_told_by_a_subscription_of_its_own(valkey_server: Serv
     asyncio.run(backend.close())
 
 
-def test_a_near_tier_is_not_needed_for_memory() -> None:
-    """Memory can't watch; this backend says that it can."""
-    assert (Memory.can_watch, Redis.can_watch) == (False, True)
+def test_near_tiers_follow_each_other(fresh_url: Callable[[str], str]) -> None:
+    """Memory before Redis in two stores: what the one has kept and the other writes is read anew soon."""
+    near = [Persistence(to=fresh_url(""))]
+    with SyncStore(layers=near) as one, SyncStore(layers=near) as other:
+        until = time.monotonic() + WAITS
+        for n in range(50):
+            one.set("a", n)
+            while other.get("a") != n:
+                assert time.monotonic() < until
+        assert [one.update("n", lambda n: n + 1, default=0), other.update("n", lambda n: n + 1, default=0)] == [1, 2]

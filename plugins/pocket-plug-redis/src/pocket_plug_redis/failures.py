@@ -23,7 +23,7 @@ LOST: tuple[type[Exception], ...] = (LostConnectionError, LateError, InvalidResp
 # redis-py takes the code away from some messages, and old servers put it into the middle of a script's.
 _SOON = re.compile(
     r"\b(LOADING|BUSY|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK)\b"
-    "|MovedError|AskError|read only replica|Redis is (loading|busy)"
+    "|(Moved|Ask|MasterDown|ClusterDown|TryAgain|ReadOnly|BusyLoading)Error|Redis is (loading|busy)"
 )
 
 _ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
