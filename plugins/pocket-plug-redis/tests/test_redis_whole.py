@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
 from pocket_plug_redis import Redis
 from pocket_plug_redis.watching import WATCH_EVERY
 
 from pocket_plug import Delete, Graph, Put, Runs, Store, SyncStore, node
+from pocket_plug.cli import main
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.contracts import works_in_a_child
 from pocket_plug.testing.servers import Server, valkey
@@ -24,30 +26,37 @@ WAITS = 30.0
 """Seconds after which something is taken for lost."""
 
 
-def command(folder: Path, *words: str, text: str = "") -> str:
+def command(folder: Path, *words: str) -> str:
     """What a command of `pocket-plug` prints."""
-    done = subprocess.run([*POCKET_PLUG, *words], cwd=folder, input=text, capture_output=True, text=True)
+    done = subprocess.run([*POCKET_PLUG, *words], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 # ---------------------------------------------------------------- commands
-def test_the_commands_of_a_store(fresh_url: Callable[[str], str], tmp_path: Path) -> None:
+def test_the_commands_of_a_store(
+    fresh_url: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Entries are listed, read, changed, checked, exported, and moved to another store without a loss."""
-    url = fresh_url("")
-    with SyncStore(url) as store:
+
+    def run(url: str, *words: str) -> str:
+        assert main(["store", "--url", url, *words]) == 0
+        return capsys.readouterr().out
+
+    ours, other, file = fresh_url(""), fresh_url("x"), str(tmp_path / "exported")
+    with SyncStore(ours) as store:
         for n in range(300):
             store.set(f"order:{n}", {"n": n, "place": Path("a")})
         store.set("short", 1, ttl=3600)
-    ours, other = ("store", "--url", url), ("store", "--url", fresh_url("x"))
-    assert "'n': 7" in command(tmp_path, *ours, "get", "order:7")
-    assert "order:17" in command(tmp_path, *ours, "ls", "order:1")
-    command(tmp_path, *ours, "set", "one", "1")
-    command(tmp_path, *ours, "rm", "order:0")
-    command(tmp_path, *ours, "check")
-    exported = command(tmp_path, *ours, "export")
-    command(tmp_path, *other, "import", "-", text=exported)
-    with SyncStore(url) as store, SyncStore(fresh_url("x")) as copied:
+    assert "'n': 7" in run(ours, "get", "order:7")
+    assert "order:17" in run(ours, "ls", "order:1")
+    run(ours, "set", "one", "1")
+    run(ours, "rm", "order:0")
+    run(ours, "check")
+    run(ours, "stats")
+    Path(file).write_text(run(ours, "export"))
+    run(other, "import", file)
+    with SyncStore(ours) as store, SyncStore(other) as copied:
         assert store.get_many([*store.keys()]) == copied.get_many([*copied.keys()])
         assert copied.get("one") == 1
 
