@@ -15,7 +15,7 @@ import pytest
 from pocket_plug_redis import Redis
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
-from pocket_plug.errors import AnswerLostError, ConfigError, WriteSizeError
+from pocket_plug.errors import AnswerLostError, ConfigError, StoreClosedError, WriteSizeError
 from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.contracts import increment, keys_of
 from pocket_plug.testing.proxy import Proxy
@@ -244,6 +244,45 @@ def test_a_stalled_server_is_left_in_time() -> None:
         with_backend(server.url + "?" + SHORT[1:], use)
 
 
+def test_a_copy_that_comes_after_later_writes_does_nothing(
+    fresh_url: Callable[[str], str], valkey_server: Server
+) -> None:
+    """The slot that it has used was used again meanwhile: a write without expectations would undo the later one."""
+    with Proxy(valkey_server.port) as proxy:
+
+        async def use(backend: Redis) -> None:
+            proxy.delay(b"late:a")
+            first = await backend.write([Put("late:a", 1)])
+            second = await backend.write([Put("late:a", 2)])
+            proxy.release()
+            assert await backend.read("late:a") == Entry(2, second)
+            assert second == first + 1 == await backend.version()
+
+        with_backend(proxy.through(fresh_url("&timeout=0.3")), use)
+
+
+def test_more_writes_than_connections_meet_a_close(fresh_url: Callable[[str], str]) -> None:
+    """Each lands and is acknowledged, or is refused and doesn't; those too that wait for a connection."""
+
+    async def main() -> None:
+        backend = Redis.from_url(fresh_url(""))
+        await backend.open()
+        writing = [asyncio.ensure_future(backend.write([Put(f"k{n}", n)])) for n in range(100)]
+        while await backend.read("k0") is None:
+            pass
+        await backend.close()
+        outcomes = await asyncio.gather(*writing, return_exceptions=True)
+        landed = sorted(f"k{n}" for n, outcome in enumerate(outcomes) if isinstance(outcome, int))
+        refused = [outcome for outcome in outcomes if not isinstance(outcome, int)]
+        assert {type(outcome) for outcome in refused} <= {StoreClosedError}
+        after = Redis.from_url(fresh_url(""))
+        await after.open()
+        assert await keys_of(after) == landed
+        await after.close()
+
+    asyncio.run(main())
+
+
 def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]) -> None:
     """With what was found and what is allowed; one of just that many is done."""
 
@@ -303,18 +342,20 @@ def test_what_has_expired_is_removed_later(fresh_url: Callable[[str], str], valk
 
         backend.clock = clock
         await backend.write([Put(f"k{n}", n, clock() + 1) for n in range(100)])
+        await backend.write([Put("lifted", 1, clock() + 1), Put("n", 0)])
+        await backend.write([Put("lifted", 2)])
         with redis.Redis.from_url(valkey_server.url) as raw:
             clock.advance(30)
             for n in range(40):
                 await backend.write([Put("n", n)])
-            assert await keys_of(backend) == ["n"]
-            assert raw.zcard(f"{tag}/names") == 101
+            assert await keys_of(backend) == ["lifted", "n"]
+            assert raw.zcard(f"{tag}/names") == 102
             clock.advance(32)
             for n in range(80):
                 await backend.write([Put("n", n)])
-            assert raw.zcard(f"{tag}/names") == 1
+            assert raw.zcard(f"{tag}/names") == 2
             assert raw.zcard(f"{tag}/ends") == 0
-            assert raw.keys(f"{tag}:*") == [f"{tag}:n".encode()]
+            assert {*raw.keys(f"{tag}:*")} == {f"{tag}:n".encode(), f"{tag}:lifted".encode()}
 
     with_backend(url, use)
 
