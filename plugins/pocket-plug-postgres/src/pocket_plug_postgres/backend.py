@@ -201,13 +201,13 @@ class PostgreSQL(Backend):
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
         """One statement."""
-        rows = await self._rows(self._read, (key.encode(),))
+        rows = await self._rows(self._read, [key.encode()])
         return self._entry(key, rows[0], self.clock()) if rows else None
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """One statement, so all are as they were at one moment."""
         names = {key.encode(): str(key) for key in keys}
-        rows = await self._rows(self._read_many, (array(BYTEA, list(names)),)) if names else []
+        rows = await self._rows(self._read_many, [array(BYTEA, list(names))]) if names else []
         now, entries = self.clock(), dict[str, Entry]()
         for row in rows:
             name = names[row[3] or b""]
@@ -222,7 +222,7 @@ class PostgreSQL(Backend):
         given, size = 0, PAGE if limit is None else min(limit, PAGE)
         low, high = _bounds(prefix.encode(), after.encode(), reverse)
         while given != limit:
-            page = await self._rows(self._scan_back if reverse else self._scan, (low, high, pack_small(size)))
+            page = await self._rows(self._scan_back if reverse else self._scan, [low, high, pack_small(size)])
             now = self.clock()
             for key, ends in page:
                 ends_at = number(ends)
@@ -238,7 +238,7 @@ class PostgreSQL(Backend):
 
     async def version(self) -> int:
         """The last one given, by whichever program."""
-        [[version]] = await self._rows(self._version, ())
+        [[version]] = await self._rows(self._version, [])
         return integer(version or b"")
 
     async def check(self) -> list[str]:
@@ -267,7 +267,7 @@ class PostgreSQL(Backend):
         """One statement: what it sees is what was committed before it."""
         self._check_size(len(expect))
         names = array(BYTEA, [key.encode() for key in expect])
-        rows = await self._rows(self._checks, (names, array_of_integers(expect.values()), pack_float(self.clock())))
+        rows = await self._rows(self._checks, [names, array_of_integers(expect.values()), pack_float(self.clock())])
         version, unmet = rows[0]
         if unmet:
             raise _conflict(expect, integers(unmet))
@@ -320,7 +320,7 @@ class PostgreSQL(Backend):
 
     async def _written(self, attempt: Attempt, token: Token, request: _Request) -> int:
         again = TRUE if attempt.number > 1 else FALSE
-        whose = [bytes.fromhex(token.slot), pack_integer(token.sequence), again]
+        whose: list[bytes | None] = [bytes.fromhex(token.slot), pack_integer(token.sequence), again]
         parameters = [*whose, *request.before, pack_float(self.clock()), *request.asked]
 
         async def send(link: Link) -> list[Row]:
@@ -348,7 +348,7 @@ class PostgreSQL(Backend):
         return version
 
     # ------------------------------------------------------------ connections
-    async def _rows(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[Row]:
+    async def _rows(self, statement: Statement, parameters: list[bytes | None]) -> list[Row]:
         return await self._retrying(
             lambda attempt: self._with_link(attempt, lambda link: link.run(statement, parameters))
         )

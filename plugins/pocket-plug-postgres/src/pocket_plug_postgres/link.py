@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,13 +38,13 @@ class Statement:
 
     name: bytes
     sql: bytes
-    formats: tuple[Format, ...]
+    formats: list[Format]
 
     @classmethod
     def of(cls, name: str, sql: str) -> Statement:
         """One whose parameters are $1 to $n, all in the binary format."""
         count = next(n for n in range(100) if f"${n + 1}" not in sql)
-        return cls(f"pocket_plug_{name}".encode(), sql.encode(), (Format.BINARY,) * count)
+        return cls(f"pocket_plug_{name}".encode(), sql.encode(), [Format.BINARY] * count)
 
 
 class Link:
@@ -67,7 +67,7 @@ class Link:
         """Can another statement be run on it?"""
         return self.is_open and self._answer is None
 
-    async def run(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[Row]:
+    async def run(self, statement: Statement, parameters: list[bytes | None]) -> list[Row]:
         """Prepare it, if it is new here, and run it. Raises psycopg's errors; interrupted, the connection is of no
         more use."""
         pgconn = self.pgconn
