@@ -89,7 +89,7 @@ class Persistence(Layer):
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
         self.needs_loop = near.needs_loop or durable.needs_loop
         self._lock = new_lock()
-        self._begun = 0  # counts the writes
+        self._begun = 0  # counts the writes, and the words of those that others have done
         self._writes: MutableMapping[str, tuple[_Write, ...]] = {}  # under way, by key
         self._unsure: dict[str, _Mark] = {}  # keys that the near tier has yet to drop, each with a mark of its own
         self._leases: dict[str, list[_Lease]] = {}  # for each key, the fills that a write of it has to stop
@@ -142,7 +142,7 @@ class Persistence(Layer):
             missing = [key for key in names if key not in found]
             if self._is_watched:
                 ahead = len(names) > 1 and any(entry.version > self._told_up_to for entry in found.values())
-                if not missing and not ahead and self._begun == begun and self._agrees(names):
+                if not missing and not ahead and self._begun == begun:
                     return found
             else:
                 if missing:
@@ -302,6 +302,7 @@ class Persistence(Layer):
         """Somebody has written these keys. Called by the durable backend, as are the next two."""
         with self._lock:
             self._told_up_to = max(self._told_up_to, *versions.values(), 0)
+            self._begun += 1
             if isinstance(self._unsure, _Everything):
                 return
             for key, version in versions.items():
@@ -315,6 +316,7 @@ class Persistence(Layer):
         """From now on nobody tells what others write."""
         with self._lock:
             self._is_lost = True
+            self._begun += 1
             self._distrust_all()
 
     def back(self) -> None:

@@ -12,14 +12,16 @@ from types import coroutine
 from typing import Any, cast
 
 import pytest
-from pocket_plug.errors import StoreError
-from pocket_plug.layers.persistence import Persistence
+
+from pocket_plug.errors import ConfigError, StoreClosedError, StoreError
+from pocket_plug.layers.persistence import MANY_MARKS, MAX_MARKS, Persistence
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.waiting import drive_inline
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, Watcher
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
-from pocket_plug.testing.watch_contract import WatchContract
+from pocket_plug.testing.contracts import works_in_a_child
+from pocket_plug.testing.watch_contract import Noted, WatchContract
 
 
 # ---------------------------------------------------------------- the contract, on a server that is none
@@ -121,8 +123,8 @@ class TestHub(WatchContract):
         return lambda: Client(hub=server).build(server.data)
 
 
-WALKS = 20_000
-"""So many in the tests; set it higher for a campaign."""
+WALKS = 2_000
+"""So many in the tests; `tests/crash/near_tier.py` goes on."""
 
 
 # ---------------------------------------------------------------- any order of words, reads, fills and writes
@@ -176,7 +178,9 @@ class Stepped(Memory):
 class Underway:
     """An operation that has been begun: since when what it sees may be so, and how it ended."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], since: dict[str, int], keys: Sequence[str], reads: bool) -> None:
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], since: dict[str, int], keys: Sequence[str], reads: bool
+    ) -> None:
         self.coroutine, self.since, self.keys, self.reads = coroutine, since, keys, reads
         self.result: Any = None
 
@@ -212,7 +216,7 @@ class Walk:
         self._at_once(self.durable.write([Put(key, "value") for key in KEYS]))
         self.come_back()
         self._at_once(self.stack.read_many(KEYS))
-        self.near.is_slow = self.random.random() < 0.5
+        self.near.is_slow = self.random.random() < 0.8
         self.durable.is_slow = True
 
     def _at_once(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -222,8 +226,10 @@ class Walk:
     def go(self, steps: int) -> None:
         """So many steps; then everything ends and is told, and the tiers agree."""
         rules = [self.read, self.read_one, self.write, self.others_write, self.go_on, self.tell, self.lose, self.cancel]
-        weights = [self.random.choice((0, 1, 2, 4)) for _ in rules[:-2]] + [self.random.choice((0, 0, 0.5)) for _ in rules[-2:]]
-        weights[4] = 6
+        weights = [self.random.choice((0, 1, 2, 4)) for _ in rules[:-2]] + [
+            self.random.choice((0, 0.5, 2)) for _ in rules[-2:]
+        ]
+        weights[4] = self.random.choice((4, 8, 16))
         for rule in self.random.choices(rules, weights, k=steps):
             rule()
         while self.under_way:
@@ -267,7 +273,7 @@ class Walk:
         if not self.under_way:
             return
         task = self.random.choice(self.under_way)
-        for _ in range(self.random.choice((1, 1, 2, 3, 99))):
+        for _ in range(self.random.choice((1, 1, 2, 99))):
             if task.is_over():
                 self.under_way.remove(task)
                 self._end(task)
@@ -335,3 +341,143 @@ def test_no_read_is_older_than_what_was_told(seeds: range) -> None:
         except BaseException as error:
             error.add_note(f"the walk of seed {seed}")
             raise
+
+
+# ---------------------------------------------------------------- one thing at a time
+def watched(near: Memory | None = None) -> tuple[Persistence, Memory, Stepped]:
+    """The stack, its near tier, and a durable tier that can be watched; words come."""
+    near, durable = near or Memory(), Stepped(can_watch=True)
+    durable.is_slow = False
+    stack = cast("Persistence", Persistence(to=durable).build(near))
+    stack.back()
+    drive_inline(stack.read("nothing"))
+    return stack, near, durable
+
+
+def test_own_writes_stay_near_when_they_are_told() -> None:
+    """Told before the write is acknowledged, or after it: its version says that it is that very write."""
+    stack, near, durable = watched()
+    durable.is_slow = True
+    writing = stack.write([Put("a", 1)])
+    writing.send(None)
+    writing.send(None)  # it has landed
+    stack.changed(durable.words[0])
+    with pytest.raises(StopIteration):
+        writing.send(None)
+    stack.changed(durable.words[0])
+    assert (
+        drive_inline(stack.read("a")) == drive_inline(near.read("a")) == Entry(1, 1)
+    )  # without a step of the durable tier
+    assert drive_inline(stack.read_many(["a"])) == {"a": Entry(1, 1)}
+
+
+def test_a_write_of_others_that_came_after_ours_is_not_hidden_by_it() -> None:
+    """Told while ours is on its way to the near tier, after the durable one has done both."""
+    near = Stepped()
+    near.is_slow = False
+    stack, _, durable = watched(near)
+    near.is_slow = True
+    writing = stack.write([Put("a", "ours")])
+    writing.send(None)
+    drive_inline(durable.write([Put("a", "theirs")]))
+    stack.changed(durable.words[-1])
+    reading = stack.read("a")
+    with suppress(StopIteration):
+        while True:
+            reading.send(None)
+    with suppress(StopIteration):
+        while True:
+            writing.send(None)
+    near.is_slow = False
+    assert drive_inline(stack.read("a")) == Entry("theirs", 2)
+
+
+def test_while_nobody_tells_reads_go_through_and_fill_nothing() -> None:
+    """What was read then could be old by the time that it is told again."""
+    stack, near, durable = watched()
+    drive_inline(stack.write([Put("a", 1), Put("b", 1)]))
+    stack.lost()
+    drive_inline(durable.write([Put("a", 2)]))
+    assert drive_inline(stack.read("a")) == Entry(2, 2)
+    assert drive_inline(stack.read_many(["a", "b"])) == {"a": Entry(2, 2), "b": Entry(1, 1)}
+    drive_inline(stack.write([Put("c", 3)]))
+    assert drive_inline(near.read_many("abc")) == {"a": Entry(1, 1), "b": Entry(1, 1)}
+    stack.back()
+    assert drive_inline(stack.read("b")) == Entry(1, 1)
+    assert drive_inline(near.read_many("abc")) == {"b": Entry(1, 1)}
+
+
+def test_more_words_than_anybody_reads_take_no_memory() -> None:
+    """A process that is idle while others write: in the end it trusts nothing that it had, and reads anew."""
+    stack, near, durable = watched()
+    drive_inline(stack.write([Put("a", 1)]))
+    for n in range(MAX_MARKS + 5):
+        stack.changed({f"k{n}": n + 2})
+    assert len(stack._unsure) < MAX_MARKS
+    drive_inline(durable.write([Put("a", 2)]))
+    assert drive_inline(stack.read("a")) == Entry(2, 2)
+    for n in range(MANY_MARKS + 5):
+        stack.changed({f"k{n}": n + 2})
+    drive_inline(stack.read("not near"))
+    assert not stack._unsure
+    assert drive_inline(near.read("a")) == Entry(2, 2)
+
+
+def test_a_forked_child_trusts_nothing_until_it_is_told_itself() -> None:
+    """The subscription is its parent's."""
+    stack, _, durable = watched()
+    drive_inline(stack.write([Put("a", "old")]))
+    drive_inline(durable.write([Put("a", "new")]))
+
+    async def use() -> None:
+        assert await stack.read("a") == Entry("new", 2)
+
+    assert drive_inline(stack.read("a")) == Entry("old", 1)  # nobody has told
+    assert works_in_a_child(use)
+    assert drive_inline(stack.read("a")) == Entry("old", 1)
+
+
+def test_a_backend_that_can_not_watch_is_not_asked() -> None:
+    """The near tier is as it was; and a backend asked all the same says so."""
+    durable = Memory()
+    stack = Persistence(to=durable).build(Memory())
+    drive_inline(stack.open())
+    drive_inline(stack.write([Put("a", 1)]))
+    drive_inline(durable.write([Put("a", 2)]))
+    assert drive_inline(stack.read("a")) == Entry(1, 1)
+    assert not stack.can_watch
+    with pytest.raises(ConfigError, match="can_watch"):
+        drive_inline(durable.watch(cast("Persistence", stack)))
+
+
+def test_a_subscription_that_can_not_be_had_leaves_nothing_open() -> None:
+    """A store that says it is told, and isn't, would give old values for ever."""
+
+    class Deaf(Stepped):
+        async def watch(self, watcher: Watcher) -> None:
+            raise StoreError("no channel")
+
+    durable = Deaf(can_watch=True)
+    durable.is_slow = False
+    stack = Persistence(to=durable).build(Memory())
+    with pytest.raises(StoreError, match="no channel"):
+        drive_inline(stack.open())
+    with pytest.raises(StoreClosedError):
+        drive_inline(durable.read("a"))
+
+
+def test_layers_pass_a_subscription_on() -> None:
+    """A layer around a backend that can watch can as well."""
+    hub = Hub()
+    layer = Idle().build(Client(hub=hub).build(hub.data))
+    assert layer.can_watch
+    noted = Noted()
+    drive_inline(layer.open())
+    drive_inline(layer.watch(noted))
+    drive_inline(layer.write([Put("a", 1)]))
+    noted.wait_for_version({"a": 1})
+    drive_inline(layer.close())
+
+
+class Idle(Layer):
+    """Does nothing."""
