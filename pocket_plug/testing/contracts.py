@@ -25,6 +25,7 @@ from pocket_plug.errors import CodecError, ConflictError, StoreClosedError, Stor
 from pocket_plug.primitives.waiting import drive, drive_inline, run_on
 from pocket_plug.store.backend import PRESENT, Backend, Delete, Entry, Put
 from pocket_plug.store.keys import MAX_KEY_BYTES, Key
+from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
 
@@ -1166,6 +1167,43 @@ class BackendContract:
             assert await backend.read("from a thread") == Entry(1, version)
 
         run(scenario)
+
+    def test_any_loop_may_use_it(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
+        """Opened on a loop that has ended, it is used on twenty others in turn, on some at once, and closed on another one."""
+        backend = make_backend()
+        backend.clock = clock
+        asyncio.run(backend.open())
+
+        async def count() -> None:
+            await increment(backend, "n", 2)
+            assert await keys_of(backend) == ["n"]
+
+        try:
+            for _ in range(20):
+                asyncio.run(count())
+            threads = [threading.Thread(target=lambda: asyncio.run(count()), daemon=True) for _ in range(5)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(HANGS)
+            counted = asyncio.run(backend.read("n"))
+            assert counted is not None
+            assert counted.value == 50
+        finally:
+            asyncio.run(backend.close())
+
+    def test_a_hundred_threads_share_a_store(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
+        """Without a loop of theirs, by `SyncStore`: each update counts, and nobody waits for good."""
+        with SyncStore(make_backend(), clock=clock) as store:
+            threads = [
+                threading.Thread(target=store.update, args=("n", lambda n: n + 1), kwargs={"default": 0}, daemon=True)
+                for _ in range(100)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(HANGS)
+            assert store.get("n") == 100
 
     # ------------------------------------------------------------ forks of the process
     if hasattr(os, "fork"):

@@ -32,6 +32,7 @@ from pocket_plug.errors import (
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.testing.contracts import BackendContract, keys_of
+from pocket_plug.testing.shared_contract import SharedBackendContract
 
 MODES: tuple[sqlite.Durability, ...] = ("power", "process")
 
@@ -42,10 +43,10 @@ class TestPower(BackendContract):
         return lambda: SQLite(tmp_path / "state.db", durability="power")
 
 
-class TestProcess(BackendContract):
+class TestProcess(SharedBackendContract):
     @pytest.fixture
-    def make_backend(self, tmp_path: Path) -> Callable[[], Backend]:
-        return lambda: SQLite(tmp_path / "state.db", durability="process")
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/state.db?durability=process"
 
 
 class Traced(SQLite):

@@ -1,0 +1,786 @@
+"""The promises of backends that several processes share, as tests: inherit `SharedBackendContract`, or for servers
+`ServerBackendContract`.
+
+What a backend promises by itself is in `contracts`; here several instances of it use the same data at once: on this
+loop, on loops of other threads, in forked children, and in processes that are started for it. Of a server, answers
+are lost, and it is stopped, killed and started again. Nothing waits on a clock: time-outs are a few tenths of a
+second, given in the URL, and what hangs fails by `HANGS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, StoreError, WriteSizeError
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.resolving import resolve_backend
+from pocket_plug.store.store import Store
+from pocket_plug.store.sync import SyncStore
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import HANGS, BackendContract, increment, keys_of, works_in_a_child
+from pocket_plug.testing.proxy import Proxy
+from pocket_plug.testing.servers import Server, free_port
+
+Use = Callable[[Backend], Awaitable[Any]]
+
+
+def with_options(url: str, **options: object) -> str:
+    """A URL with more options: those of backends over a network, such as `timeout=0.2, patience=1`.
+
+    >>> with_options("redis://cache:6379/0?store=a", timeout=0.2)
+    'redis://cache:6379/0?store=a&timeout=0.2'
+    """
+    given = "&".join(f"{name}={value}" for name, value in options.items())
+    return f"{url}{'&' if '?' in url else '?'}{given}"
+
+
+async def opened(backend: Backend, use: Use) -> Any:
+    """Use it while it is open."""
+    await backend.open()
+    try:
+        return await use(backend)
+    finally:
+        await backend.close()
+
+
+# ---------------------------------------------------------------- what other processes do
+async def count_on(backend: Backend, times: int) -> list[int]:
+    """Add 1 to each of two counters so many times. Gives nothing."""
+    for _ in range(times):
+        await increment(backend, "c0", 1)
+        await increment(backend, "c1", 1)
+    return []
+
+
+async def write_together(backend: Backend, times: int) -> list[int]:
+    """Write the same value to three keys, so many times, removing them now and then."""
+    for n in range(times):
+        await backend.write([Put(key, n) if n % 4 else Delete(key) for key in "abc"])
+    return []
+
+
+async def write_in_turns(backend: Backend, times: int) -> list[int]:
+    """Write many of the same keys, from the first to the last and the other way round. Gives the versions."""
+    names = [f"k{number:02}" for number in range(40)]
+    return [await backend.write([Put(name, n) for name in names[:: 1 if n % 2 else -1]]) for n in range(times)]
+
+
+JOBS: dict[str, Callable[[Backend, int], Awaitable[list[int]]]] = {
+    job.__name__: job for job in (count_on, write_together, write_in_turns)
+}
+
+
+def work_elsewhere() -> None:
+    """What such a process runs: opens the URL, says so, waits for a word, does the job, and tells what it gave."""
+    url, job, times = sys.argv[1:]
+
+    async def use(backend: Backend) -> list[int]:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        return await JOBS[job](backend, int(times))
+
+    print(json.dumps(asyncio.run(opened(resolve_backend(url), use))), flush=True)
+
+
+class Elsewhere:
+    """Processes that have the data open, and do a job at a word."""
+
+    def __init__(
+        self, url: str, job: Callable[[Backend, int], Awaitable[list[int]]], times: int, processes: int
+    ) -> None:
+        code = f"from {__name__} import work_elsewhere; work_elsewhere()"
+        command = [sys.executable, "-c", code, url, job.__name__, str(times)]
+        pipe = subprocess.PIPE
+        self.processes = [
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603 - ourselves
+            for _ in range(processes)
+        ]
+
+    def go(self) -> None:
+        """Wait until all are ready, and let them begin."""
+        for process in self.processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+
+    def done(self) -> list[int]:
+        """Wait for their ends; what the jobs gave, in one list."""
+        given: list[int] = []
+        for process in self.processes:
+            told, _ = process.communicate(timeout=HANGS)
+            assert process.returncode == 0
+            given += json.loads(told)
+        return given
+
+    def end(self) -> None:
+        """Kill what is left."""
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+@contextmanager
+def elsewhere(
+    url: str, job: Callable[[Backend, int], Awaitable[list[int]]], times: int, *, processes: int = 2
+) -> Iterator[Elsewhere]:
+    """So many processes, to do a job on the data of a URL; all have ended afterwards."""
+    others = Elsewhere(url, job, times, processes)
+    try:
+        yield others
+    finally:
+        others.end()
+
+
+async def on_loops_of_threads(uses: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    """Do each in a thread, on an event loop of its own, all at once."""
+
+    def run(use: Callable[[], Awaitable[Any]]) -> Any:
+        async def main() -> Any:
+            return await use()
+
+        return asyncio.run(main())
+
+    return [*await asyncio.gather(*(asyncio.to_thread(run, use) for use in uses))]
+
+
+class SharedBackendContract(BackendContract):
+    """Inherit it where several processes may use the same data; override the fixture `url`.
+
+        class TestMine(SharedBackendContract):
+            @pytest.fixture
+            def url(self, tmp_path):
+                return f"mine:///{tmp_path}/state"
+
+    The fixture gives the URL of data with nothing in it, by which any process can open it: so the scheme has to be
+    registered, by an entry point.
+    """
+
+    @pytest.fixture
+    def url(self) -> str:
+        """Where the data of a test is; to be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} must override the fixture url")
+
+    @pytest.fixture
+    def make_backend(self, url: str) -> Callable[[], Backend]:
+        """What makes instances over the data."""
+        return lambda: resolve_backend(url)
+
+    @pytest.fixture
+    def instances(
+        self, make_backend: Callable[[], Backend], clock: FakeClock
+    ) -> Callable[[Callable[..., Awaitable[Any]]], Any]:
+        """Runs what it is given with three open instances, on one loop."""
+
+        def run(use: Callable[..., Awaitable[Any]]) -> Any:
+            async def main() -> Any:
+                made = [make_backend() for _ in range(3)]
+                for each in made:
+                    each.clock = clock
+                    await each.open()
+                try:
+                    return await use(*made)
+                finally:
+                    for each in made:
+                        await each.close()
+
+            return asyncio.run(main())
+
+        return run
+
+    # ------------------------------------------------------------ several instances
+    def test_what_one_has_acknowledged_all_see(self, instances: Callable[..., Any], clock: FakeClock) -> None:
+        """At once, whole, and by every operation; of two that expect the same only one lands, whoever asks."""
+
+        async def scenario(first: Backend, second: Backend, third: Backend) -> None:
+            for n in range(20):
+                writer, reader = (first, second) if n % 2 else (second, third)
+                version = await writer.write([Put("a", n), Put("b", n, clock() + 60)])
+                assert await reader.read("a") == Entry(n, version)
+                assert await reader.read_many(["a", "b"]) == {
+                    "a": Entry(n, version),
+                    "b": Entry(n, version, clock() + 60),
+                }
+                assert await reader.version() >= version
+                assert await reader.write([], {"a": version}) >= version
+                with pytest.raises(ConflictError):
+                    await reader.write([Put("a", -1)], {"a": version - 1})
+                assert await reader.write([Delete("b"), Put(f"c{n:02}", n)], {"a": version}) > version
+                assert await writer.read("b") is None
+            assert await keys_of(first) == ["a", *(f"c{n:02}" for n in range(20))]
+
+        instances(scenario)
+
+    def test_no_update_is_lost_between_instances(self, instances: Callable[..., Any], url: str) -> None:
+        """Tasks, threads with loops of their own and other processes count on the same keys: every one is counted."""
+
+        async def scenario(first: Backend, second: Backend, third: Backend) -> None:
+            with elsewhere(url, count_on, 15) as others:
+                others.go()
+                await asyncio.gather(
+                    count_on(first, 15),
+                    count_on(second, 15),
+                    on_loops_of_threads([lambda: count_on(third, 15), lambda: count_on(first, 15)]),
+                )
+                await asyncio.to_thread(others.done)
+            found = await first.read_many(["c0", "c1"])
+            assert {key: entry.value for key, entry in found.items()} == {"c0": 90, "c1": 90}
+
+        instances(scenario)
+
+    def test_a_write_of_another_process_is_seen_whole(self, instances: Callable[..., Any], url: str) -> None:
+        """A batch has all of it or nothing, and so has a check of several keys."""
+
+        async def scenario(*made: Backend) -> None:
+            async def look(backend: Backend) -> None:
+                for _ in range(100):
+                    found = await backend.read_many(["a", "b", "c", "never there"])
+                    assert sorted(found) in ([], ["a", "b", "c"])
+                    assert len({(entry.value, entry.version) for entry in found.values()}) <= 1
+                    try:
+                        await backend.write([], {key: found[key].version if found else 0 for key in "abc"})
+                    except ConflictError as conflict:
+                        if conflict.keys != frozenset("abc"):
+                            raise
+
+            with elsewhere(url, write_together, 200, processes=1) as others:
+                others.go()
+                await asyncio.gather(look(made[0]), look(made[1]), on_loops_of_threads([lambda: look(made[2])]))
+                await asyncio.to_thread(others.done)
+
+        instances(scenario)
+
+    def test_writers_of_the_same_keys_never_block_each_other_for_good(
+        self, instances: Callable[..., Any], url: str
+    ) -> None:
+        """In whatever order a write names its keys: no deadlock. Each write gets a version of its own, none is above
+        `version`."""
+
+        async def scenario(*made: Backend) -> None:
+            with elsewhere(url, write_in_turns, 20) as others:
+                others.go()
+                here = await asyncio.gather(*(write_in_turns(each, 20) for each in made))
+                beside = await on_loops_of_threads([lambda: write_in_turns(made[0], 20)])
+                given = [version for each in (*here, *beside) for version in each]
+                given += await asyncio.to_thread(others.done)
+            assert len(set(given)) == len(given) == 120
+            for each in made:
+                assert await each.version() >= max(given)
+            assert {entry.version for entry in (await made[0].read_many(["k00", "k39"])).values()} == {max(given)}
+
+        instances(scenario)
+
+    def test_versions_of_a_key_rise_whoever_writes_it(self, instances: Callable[..., Any]) -> None:
+        """A reader never sees an older version, or value, after a newer one."""
+
+        async def scenario(*made: Backend) -> None:
+            async def write(backend: Backend) -> None:
+                for _ in range(40):
+                    await increment(backend, "n", 1)
+
+            async def watch(backend: Backend) -> None:
+                seen = Entry(0, 0)
+                while seen.value < 80:
+                    entry = await backend.read("n") or Entry(0, 0)
+                    assert (entry.version, entry.value) >= (seen.version, seen.value)
+                    assert await backend.version() >= entry.version
+                    seen = entry
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(write(made[0]), watch(made[1]), on_loops_of_threads([lambda: write(made[2])]))
+
+        instances(scenario)
+
+    # ------------------------------------------------------------ one store, used by everybody
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    def test_a_store_of_a_module_serves_every_kind_of_caller(self, url: str) -> None:
+        """Runs of asyncio, one after the other; loops of threads; a hundred threads without a loop; forked children."""
+        store = Store(url)
+        sync = SyncStore(store)
+        used = 0
+
+        async def use() -> None:
+            await store.stack.ensure_open()
+            await store.update("n", lambda n: n + 1, default=0)
+
+        for _ in range(20):
+            asyncio.run(use())
+        asyncio.run(on_loops_of_threads([use] * 8))
+        failed = in_threads([lambda: sync.update("n", lambda n: n + 1, default=0)] * 100)
+        assert not failed, failed[0]
+        used += 128
+        for _ in range(2 if hasattr(os, "fork") else 0):
+
+            async def use_in_child() -> None:
+                await use()
+                await asyncio.to_thread(sync.update, "n", lambda n: n + 1, default=0)
+
+            assert works_in_a_child(use_in_child)
+            asyncio.run(use())
+            used += 3
+        assert sync.get("n") == used
+        sync.close()
+
+
+def in_threads(uses: Sequence[Callable[[], object]]) -> list[BaseException]:
+    """Do each in a thread without a loop, all at once; gives what they raised, and TimeoutError for one that hangs."""
+    failed: list[BaseException] = []
+
+    def run(use: Callable[[], object]) -> None:
+        try:
+            use()
+        except BaseException as error:  # noqa: BLE001 - whoever asked looks at it
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(use,), daemon=True) for use in uses]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANGS)
+    return [*failed, *(TimeoutError(f"{thread.name} hangs") for thread in threads if thread.is_alive())]
+
+
+# ---------------------------------------------------------------- servers
+HASTE = {"timeout": 0.3, "patience": 0.9}
+"""Options for what is to fail soon."""
+HARDY = {"timeout": 0.5, "patience": 20}
+"""Options for what is to go on once the server does."""
+SECRET = "hunter2-of-the-contract"  # noqa: S105 - it has to show up nowhere
+
+
+class ServerBackendContract(SharedBackendContract):
+    """Inherit it where a server has the data; override the fixtures `server`, `url` and `guarded_url`.
+
+        class TestMine(ServerBackendContract):
+            @pytest.fixture
+            def server(self, valkey_server):    # of `pocket_plug.testing.fixtures`, for the whole session
+                return valkey_server
+
+            @pytest.fixture
+            def url(self, server):
+                return f"{server.url}?store=t{next(numbers)}"
+
+    The server is this class's to stop, kill and start again; it is as it was after each test. Its URL names
+    `127.0.0.1` and its port; the options `timeout` and `patience` are taken by the URL, and the protocol sends the
+    bytes of keys as they are, or in hex.
+    """
+
+    @pytest.fixture
+    def server(self) -> Server:
+        """The server; to be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} must override the fixture server")
+
+    @pytest.fixture
+    def guarded_url(self) -> str:
+        """The URL of a server that asks for a password, with the wrong one in it: `SECRET`. To be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} must override the fixture guarded_url")
+
+    @pytest.fixture
+    def proxy(self, server: Server) -> Iterator[Proxy]:
+        """What stands between, and loses answers."""
+        with Proxy(server.port) as proxy:
+            yield proxy
+
+    @pytest.fixture
+    def through(self, proxy: Proxy, url: str, clock: FakeClock) -> Callable[[Use], Any]:
+        """Runs a scenario with an open instance behind the proxy."""
+
+        def run(use: Use, **options: float) -> Any:
+            backend = resolve_backend(proxy.through(with_options(url, **(options or HARDY))))
+            backend.clock = clock
+            return asyncio.run(opened(backend, use))
+
+        return run
+
+    @pytest.fixture
+    def hasty(self, url: str, clock: FakeClock) -> Callable[[Use], Any]:
+        """Runs a scenario with an open instance that soon gives up."""
+
+        def run(use: Use) -> Any:
+            backend = resolve_backend(with_options(url, **HASTE))
+            backend.clock = clock
+            return asyncio.run(opened(backend, use))
+
+        return run
+
+    # ------------------------------------------------------------ lost answers
+    @pytest.mark.parametrize("times", [1, 2])
+    @pytest.mark.parametrize("loses", ["answer", "request"])
+    def test_a_write_whose_answer_is_lost_counts_once(
+        self, through: Callable[..., Any], proxy: Proxy, loses: str, times: int
+    ) -> None:
+        """It is acknowledged with the version that it got, however often it was sent: puts, expectations, deletes,
+        increments."""
+        lose = proxy.swallow if loses == "answer" else proxy.drop
+
+        async def scenario(backend: Backend) -> None:
+            await increment(backend, "lost:n", 1)
+            for n in range(2, 6):
+                lose(b"lost:n", times)
+                before = await self.read_again(backend, "lost:n")
+                version = await backend.write([Put("lost:n", n), Put("beside", n)], {"lost:n": before.version})
+                proxy.wait()
+                assert await backend.read_many(["lost:n", "beside"]) == {
+                    "lost:n": Entry(n, version),
+                    "beside": Entry(n, version),
+                }
+            lose(b"lost:gone", times)
+            created = await backend.write([Put("lost:gone", 0)], {"lost:gone": 0})
+            proxy.wait()
+            lose(b"lost:gone", times)
+            assert await backend.write([Delete("lost:gone")], {"lost:gone": created}) > created
+            proxy.wait()
+            assert await backend.read("lost:gone") is None
+
+        through(scenario)
+        assert (proxy.lost > 0) == (loses == "answer")
+
+    async def read_again(self, backend: Backend, key: str) -> Entry:
+        """The entry at a key that is there; a read whose answer is lost is done again."""
+        entry = await backend.read(key)
+        assert entry is not None
+        return entry
+
+    def test_a_lost_answer_of_a_conflict_is_a_conflict(self, through: Callable[..., Any], proxy: Proxy) -> None:
+        """Nothing is done, and the same keys are named."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("lost:a", 1)])
+            proxy.swallow(b"lost:a")
+            with pytest.raises(ConflictError) as caught:
+                await backend.write([Put("lost:a", 2), Put("b", 2)], {"lost:a": version + 1000})
+            proxy.wait()
+            assert caught.value.keys == {"lost:a"}
+            assert await backend.read_many(["lost:a", "b"]) == {"lost:a": Entry(1, version)}
+
+        through(scenario)
+
+    def test_reads_scans_and_checks_are_done_again(self, through: Callable[..., Any], proxy: Proxy) -> None:
+        """Whatever answer is lost, what they give is what is there."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put(f"lost:{n}", n) for n in range(5)])
+            names = [f"lost:{n}" for n in range(5)]
+            for lose in (proxy.swallow, proxy.drop):
+                lose(b"lost:3")
+                assert await backend.read("lost:3") == Entry(3, version)
+                proxy.wait()
+                lose(b"lost:3")
+                assert list(await backend.read_many(names)) == names
+                proxy.wait()
+                lose(b"lost:3")
+                assert await backend.write([], {"lost:3": version}) >= version
+                proxy.wait()
+                lose(b"lost:")
+                assert await keys_of(backend, "lost:") == names
+                proxy.wait()
+
+        through(scenario)
+
+    @pytest.mark.parametrize("later", [0, 1], ids=["at once", "after the next write"])
+    def test_a_copy_that_comes_late_does_nothing(
+        self,
+        through: Callable[..., Any],
+        proxy: Proxy,
+        make_backend: Callable[[], Backend],
+        clock: FakeClock,
+        later: int,
+    ) -> None:
+        """A write that was sent again has two copies under way. What its caller was told, done or conflict, stays so when
+        the other one arrives, though by then what it expects may be there again; also if he has written other things."""
+
+        async def scenario(backend: Backend) -> None:
+            other = make_backend()
+            other.clock = clock
+
+            async def meanwhile(other: Backend) -> None:
+                proxy.delay(b"late:done")
+                landed = await backend.write([Put("late:done", 1)], {"late:done": 0})
+                await other.write([Delete("late:done")], {"late:done": landed})
+                for n in range(later):
+                    await backend.write([Put("next", n)])
+                proxy.release()
+                assert await backend.read("late:done") is None
+                assert await other.version() >= landed
+
+                proxy.delay(b"late:refused")
+                writing = asyncio.ensure_future(backend.write([Put("late:refused", 1)], {"late:refused": 0}))
+                await asyncio.to_thread(proxy.wait)
+                await other.write([Put("late:refused", 2)])
+                with pytest.raises(ConflictError):
+                    await writing
+                await other.write([Delete("late:refused")])
+                for n in range(later):
+                    await backend.write([Put("next", n)])
+                proxy.release()
+                assert await backend.read("late:refused") is None
+
+            await opened(other, meanwhile)
+
+        through(scenario)
+
+    def test_connections_that_were_cut_are_made_again(self, through: Callable[..., Any], proxy: Proxy) -> None:
+        """Idle or in use: nobody sees that there was anything, neither on this loop nor on another one's
+        connections."""
+
+        async def scenario(backend: Backend) -> None:
+            for n in range(3):
+                await asyncio.gather(*(backend.read(f"k{m}") for m in range(10)))
+                proxy.cut()
+                version = await backend.write([Put("a", n)])
+                proxy.cut()
+                assert await backend.read("a") == Entry(n, version)
+                proxy.cut()
+                assert await keys_of(backend) == ["a"]
+                proxy.cut()
+                [other] = await on_loops_of_threads([lambda: backend.read("a")])
+                assert other == Entry(n, version)
+
+        through(scenario)
+
+    # ------------------------------------------------------------ a server that doesn't answer
+    def test_a_server_that_does_not_answer_is_an_error_in_time(
+        self, hasty: Callable[[Use], Any], server: Server
+    ) -> None:
+        """Reads and writes end with a StoreError that names it, the program goes on meanwhile and after; once it
+        answers all works."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 1)])
+            server.stop()
+            try:
+                turns = 0
+
+                async def go_on() -> None:
+                    nonlocal turns
+                    while True:
+                        turns += 1
+                        await asyncio.sleep(0.01)
+
+                others = asyncio.ensure_future(go_on())
+                with pytest.raises(AnswerLostError, match=str(server.port)):
+                    await backend.write([Put("b", 1)])
+                outcomes = await asyncio.gather(
+                    backend.read("a"),
+                    backend.read_many(["a", "b"]),
+                    backend.write([Put("c", 1)]),
+                    backend.write([], {"a": version}),
+                    keys_of(backend),
+                    backend.version(),
+                    return_exceptions=True,
+                )
+                others.cancel()
+                assert turns > 10
+                for outcome in outcomes:
+                    assert isinstance(outcome, StoreError), outcome
+                    assert str(server.port) in str(outcome)
+            finally:
+                server.go_on()
+            for key in ("b", "c"):
+                found = await self.settled(backend, key)
+                assert found is None or (key == "b" or isinstance(outcomes[2], AnswerLostError))
+            assert await backend.read("a") == Entry(1, version)
+            assert await backend.write([Put("c", 2)]) > version
+
+        hasty(scenario)
+
+    async def settled(self, backend: Backend, key: str) -> Entry | None:
+        """The entry at a key once no write is under way any more whose outcome wasn't known."""
+        while True:
+            entry = await backend.read(key)
+            try:
+                await backend.write([Put("settled", 0)], {key: 0 if entry is None else entry.version})
+                return entry
+            except ConflictError:
+                continue
+
+    def test_who_is_cancelled_while_the_server_does_not_answer_ends(
+        self, hasty: Callable[[Use], Any], server: Server
+    ) -> None:
+        """A read and a write alike, in time; what they used is not handed to others."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 1)])
+            for operation in (lambda: backend.read("a"), lambda: backend.write([Put("b", 1)])):
+                server.stop()
+                try:
+                    task = asyncio.ensure_future(operation())
+                    await asyncio.sleep(0.05)
+                    task.cancel()
+                    done, _ = await asyncio.wait([task], timeout=HANGS)
+                    assert done
+                    assert task.cancelled() or isinstance(task.exception(), StoreError)
+                finally:
+                    server.go_on()
+            for _ in range(10):
+                assert await backend.read("a") == Entry(1, version)
+
+        hasty(scenario)
+
+    def test_callers_without_a_loop_are_told_in_time(self, url: str, server: Server) -> None:
+        """A SyncStore in several threads: StoreError in each, and afterwards all works; closing it doesn't hang
+        either."""
+        with SyncStore(with_options(url, **HASTE)) as store:
+            store.set("a", 1)
+            server.stop()
+            try:
+                failed = in_threads([lambda: store.get("a"), lambda: store.set("a", 2), lambda: store.get_many(["a"])])
+            finally:
+                server.go_on()
+            assert [isinstance(error, StoreError) for error in failed] == [True] * 3, failed
+            assert store.get("a") in (1, 2)
+            server.stop()
+            try:
+                assert not in_threads([store.close])
+            finally:
+                server.go_on()
+
+    # ------------------------------------------------------------ a server that is started again
+    @pytest.mark.parametrize("how", ["restart", "kill"])
+    def test_no_acknowledged_write_is_lost_with_the_server(
+        self, url: str, server: Server, clock: FakeClock, how: str
+    ) -> None:
+        """In the middle of writes it ends, in order or by SIGKILL, and starts again: programs go on, each increment
+        counts once."""
+
+        async def count(backend: Backend, name: str, until: asyncio.Event) -> None:
+            done = 0
+            while not until.is_set() or done % 5:
+                entry = await backend.read(name)
+                value, version = (entry.value, entry.version) if entry else (0, 0)
+                assert value == done
+                await backend.write([Put(name, value + 1), Put(f"{name}'", value + 1)], {name: version})
+                done += 1
+            found = await backend.read_many([name, f"{name}'"])
+            assert {entry.value for entry in found.values()} == {done}
+
+        async def main(backend: Backend) -> None:
+            over = asyncio.Event()
+            writers = [asyncio.ensure_future(count(backend, f"w{n}", over)) for n in range(4)]
+            other = asyncio.ensure_future(on_loops_of_threads([lambda: keep_counting(backend, "t", stop)]))
+            for _ in range(2):
+                await some_writes(backend)
+                if how == "kill":
+                    await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.restart)
+                await some_writes(backend)
+            over.set()
+            stop.set()
+            await asyncio.gather(*writers, other)
+
+        stop = threading.Event()
+
+        async def keep_counting(backend: Backend, name: str, stop: threading.Event) -> None:
+            done = 0
+            while not stop.is_set():
+                await increment(backend, name, 1)
+                done += 1
+            entry = await backend.read(name)
+            assert (entry.value if entry else 0) == done
+
+        async def some_writes(backend: Backend) -> None:
+            for n in range(20):
+                await backend.write([Put("some", n)])
+
+        backend = resolve_backend(with_options(url, timeout=2, patience=HANGS))
+        backend.clock = clock
+        asyncio.run(opened(backend, main))
+
+    # ------------------------------------------------------------ errors
+    def test_no_server_is_an_error_that_names_it(self, url: str, server: Server) -> None:
+        """Host and port, what to look at, and no password; `open` says so within its patience."""
+        port = free_port()
+        nowhere = with_options(url.replace(f":{server.port}", f":{port}"), **HASTE)
+        said = said_of(_with_password(nowhere))
+        assert str(port) in said
+        assert "127.0.0.1" in said
+        assert SECRET not in said
+
+    def test_a_wrong_password_is_an_error_that_names_the_server_and_not_the_password(self, guarded_url: str) -> None:
+        """Neither does the backend's repr, nor what the error was caused by. It is no reason to try again."""
+        said = said_of(guarded_url)
+        assert "127.0.0.1" in said
+        assert SECRET in guarded_url
+        assert SECRET not in said
+        assert SECRET not in repr(resolve_backend(guarded_url))
+        assert SECRET not in public_url(guarded_url)
+
+    def test_an_option_that_is_not_there_is_refused(self, url: str) -> None:
+        """With the one that was probably meant; values as well."""
+        for option, said in (("patiense=3", "patience"), ("timeout=soon", "seconds"), ("durability=proces", "process")):
+            address = url.partition("?")[0]
+            with pytest.raises(ConfigError, match=said):
+                resolve_backend(f"{address}?{option}")
+
+    def test_a_write_has_a_size(self, url: str, clock: FakeClock) -> None:
+        """As many changes and expectations as `max_changes` says are done; one more is refused, and nothing of it is
+        done."""
+
+        async def scenario(backend: Backend) -> None:
+            most = backend.max_changes
+            assert most is not None
+            assert most >= 1000
+            changes = [Put(f"k{n:06}", n) for n in range(most)]
+            version = await backend.write(changes)
+            for too_many, expect in (([*changes, Put("one more", 0)], {}), (changes[1:], {"a": 0, "b": 0})):
+                with pytest.raises(WriteSizeError) as caught:
+                    await backend.write(too_many, expect)
+                for number in (most, most + 1):
+                    assert f"{number:,}" in str(caught.value)
+            assert await backend.version() == version
+            assert await backend.read("one more") is None
+
+        backend = resolve_backend(with_options(url, timeout=HANGS, patience=HANGS))
+        backend.clock = clock
+        asyncio.run(opened(backend, scenario))
+
+    def test_it_says_where_it_is(self, url: str, server: Server) -> None:
+        """`system` and `address` are known before it is open, for telemetry; its entries outlive the process."""
+        backend = resolve_backend(url)
+        assert backend.system
+        assert backend.address == ("127.0.0.1", server.port)
+        assert backend.survives
+
+    def test_why_it_can_not_be_owned(self, url: str) -> None:
+        """Others write to it at any time, so writing behind is refused, with the reason."""
+
+        async def scenario(backend: Backend) -> None:
+            with pytest.raises(ConfigError, match="mode='behind'"):
+                await backend.own()
+
+        asyncio.run(opened(resolve_backend(url), scenario))
+
+
+def _with_password(url: str) -> str:
+    """The URL with a password in it, in place of the user's if there is one."""
+    scheme, _, rest = url.partition("://")
+    user, at, host = rest.rpartition("@")
+    name = user.partition(":")[0] if at else ""
+    return f"{scheme}://{name}:{SECRET}@{host}"
+
+
+def said_of(url: str) -> str:
+    """All that is said of a store that can't be opened, causes included. Fails if it can be."""
+
+    async def use(backend: Backend) -> None:
+        raise AssertionError(f"{backend!r} could be opened")
+
+    try:
+        asyncio.run(opened(resolve_backend(url), use))
+    except StoreError as error:
+        return "".join(traceback.format_exception(error))
+    raise AssertionError("no error")
