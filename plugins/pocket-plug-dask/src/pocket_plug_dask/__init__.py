@@ -7,7 +7,7 @@ made anew once its scheduler doesn't answer any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from itertools import count
@@ -153,7 +153,7 @@ class _Home:
             if not result.done():
                 result.cancel()
                 if not lost.done():
-                    self._do_beside(client.cancel([future]))
+                    self._do_beside(client.cancel, [future])
             future.release()
 
     # ------------------------------------------------------------ the client
@@ -164,7 +164,7 @@ class _Home:
                 self._drop("the connection to the scheduler was lost")
                 self._client = await self._connect()
                 self._lost = asyncio.get_running_loop().create_future()
-                self._do_beside(self._watch(self._client, self._lost))
+                self._do_beside(self._watch, self._client, self._lost)
             return self._client, self._lost
 
     async def _connect(self) -> Any:
@@ -179,11 +179,12 @@ class _Home:
                 made = Client(scheduler_file=executor.scheduler_file, **options)
             else:
                 made = Client(self._cluster or executor.address, **options)
-            return await made
+            async with asyncio.timeout(executor.timeout):  # its own is not for a scheduler that accepts and says nothing
+                return await made
         except (OSError, ValueError) as error:  # a scheduler's file that isn't whole yet is no JSON
             if made is not None:
-                self._do_beside(made.close(timeout=CLOSING))
-            raise ExecutorLostError(f"the scheduler can't be reached: {error}") from error
+                self._do_beside(made.close, CLOSING)
+            raise ExecutorLostError(f"the scheduler can't be reached: {error or 'no answer in time'}") from error
 
     async def _watch(self, client: Any, lost: asyncio.Future[str]) -> None:
         """Look at the scheduler now and then: one that is stopped, or cut off, says nothing by itself."""
@@ -201,19 +202,19 @@ class _Home:
         """Use this client no longer; what waits for it fails."""
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(why)
-            self._do_beside(self._client.close(timeout=CLOSING))
+            self._do_beside(self._client.close, CLOSING)
 
-    def _do_beside(self, doing: Coroutine[Any, Any, object]) -> None:
+    def _do_beside(self, do: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Nobody waits for it."""
-        task = asyncio.ensure_future(_quietly(doing))
+        task = asyncio.ensure_future(_quietly(do, arguments))
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
 
-async def _quietly(doing: Coroutine[Any, Any, object]) -> None:
+async def _quietly(do: Callable[..., Awaitable[object]], arguments: tuple[object, ...]) -> None:
     """What becomes of a connection that is left doesn't matter any more."""
     with suppress(Exception):
-        await doing
+        await do(*arguments)
 
 
 async def _local_cluster(workers: int) -> Any:
