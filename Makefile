@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 EDITABLE_PLUGINS := $(foreach plugin,$(PLUGINS),--editable '$(plugin)[dev]')
 
-.PHONY: demo test test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e pictures clean
+.PHONY: demo cluster test test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e pictures clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ $(VENV)/ready-dev: $(VENV)/ready $(PLUGINS:=/pyproject.toml)
 
 demo: $(VENV)/ready
 	$(BIN)/pocket-plug run examples/census --trace
+
+# A PostgreSQL server, a Dask cluster and workers on this machine, some of which are killed in the middle.
+cluster: $(VENV)/ready-dev
+	$(BIN)/python examples/cluster/cluster.py
 
 test: $(VENV)/ready-dev
 	$(BIN)/pytest
@@ -71,11 +75,13 @@ SEEDS ?= 2000
 simulate: $(VENV)/ready-dev
 	$(BIN)/python -m tests.simulation $(SEEDS) $(ARGS)
 
-# Workers that are killed and stopped at so many moments, of which `make test` has a few. Others: make workers SEED=7 RUNS=60 MOMENTS=50
+# Workers that are killed and stopped at so many moments, of which `make test` has a few. Others: make workers SEED=7 RUNS=60 MOMENTS=50.
+# Over a server, which is killed and stopped too: make workers OVER=postgres (or redis)
 RUNS ?= 300
 MOMENTS ?= 200
+OVER ?= sqlite
 workers: $(VENV)/ready-dev
-	$(BIN)/python tests/crash/workers.py $(SEED) $(RUNS) $(MOMENTS)
+	$(BIN)/python tests/crash/workers.py $(SEED) $(RUNS) $(MOMENTS) $(OVER)
 
 # Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store/views'
 mutants: $(VENV)/ready-dev

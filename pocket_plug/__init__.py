@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .errors import (
+    AnswerLostError,
     CodecError,
     ConfigError,
     ConflictError,
@@ -51,6 +52,7 @@ from .errors import (
     ValueTypeError,
     WorkerCodeError,
     WrappedStopIterationError,
+    WriteSizeError,
 )
 from .primitives.default_pocket import use_default_pocket
 from .renamed import RenamedModules, renamed
@@ -194,6 +196,7 @@ __all__ = [
     "END",
     "MISSING",
     "Action",
+    "AnswerLostError",
     "Answered",
     "Ask",
     "Asked",
@@ -295,6 +298,7 @@ __all__ = [
     "WorkerCodeError",
     "WorkerReport",
     "WrappedStopIterationError",
+    "WriteSizeError",
     "each",
     "emit",
     "fan_out",

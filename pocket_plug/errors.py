@@ -16,7 +16,7 @@ class PocketError(Exception):
 
 # ---------------------------------------------------------------- the store
 class KeyNameError(PocketError, ValueError):
-    """A key or scope name that can't be used: empty, not a string, an unfilled template, the reserved prefix."""
+    """A key or scope name that can't be used: empty, not a string, too long, an unfilled template, the reserved prefix."""
 
 
 class MissingKeyError(PocketError, KeyError):
@@ -57,6 +57,14 @@ class ConflictError(StoreError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.keys, str(self))
+
+
+class AnswerLostError(StoreError):
+    """A write was sent to a server, and no answer came in time: whether it has landed is not known."""
+
+
+class WriteSizeError(StoreError):
+    """A write has more changes and expectations than its backend takes (`Backend.max_changes`); nothing of it was done."""
 
 
 class TransactionError(StoreError):

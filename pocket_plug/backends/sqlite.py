@@ -24,7 +24,7 @@ from pathlib import Path
 from random import uniform
 from time import monotonic
 from typing import Any, Literal, get_args
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
@@ -35,7 +35,6 @@ from pocket_plug.errors import (
     StoreBusyError,
     StoreClosedError,
     StoreError,
-    suggest,
 )
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.files import located, make_file, make_folder
@@ -69,6 +68,7 @@ from .sqlite_statements import (
     VERSION,
     WHOSE,
 )
+from .urls import one_of, seconds, url_options
 
 Durability = Literal["power", "process"]
 
@@ -77,7 +77,6 @@ _REFUSALS = (sqlite3.Error, UnicodeDecodeError)
 
 _INCREMENTAL = 2  # of a file's `auto_vacuum`
 _LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
-_LONGEST = 1_000_000  # seconds: SQLite counts milliseconds in 32 bits
 
 PAGE = 256
 """How many keys a scan reads from the file at a time, at most."""
@@ -178,15 +177,11 @@ class SQLite(Backend):
     inline_read = True
     needs_loop = False
     survives = True
+    system = "sqlite"
 
     def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "power", timeout: float = 5.0) -> None:
-        allowed = get_args(Durability)
-        if durability not in allowed:
-            raise ConfigError(
-                f"sqlite: durability is {durability!r}; allowed: {', '.join(allowed)}.{suggest(durability, allowed)}"
-            )
-        if timeout.__class__ not in (int, float) or not 0 <= timeout <= _LONGEST:
-            raise ConfigError(f"sqlite: timeout is {timeout!r}; give seconds, from 0 to {_LONGEST:,}")
+        one_of("sqlite", "durability", durability, get_args(Durability))
+        seconds("sqlite", "timeout", timeout)
         self.path = located(os.fspath(path))
         check_path(self.path)
         self.durability: Durability = durability
@@ -220,7 +215,7 @@ class SQLite(Backend):
     @classmethod
     def from_url(cls, url: str) -> SQLite:
         """The backend that a URL names. Raises ConfigError, with the option that was probably meant."""
-        address, _, query = url.partition("?")
+        address, options = url_options(url, "sqlite", {"durability": str, "timeout": float})
         scheme, _, name = address.partition(":///")
         path = unquote(name)
         if scheme.lower() != "sqlite" or not path or path == ":memory:":
@@ -228,24 +223,6 @@ class SQLite(Backend):
                 f"{public_url(url)!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db "
                 "(memory:// for memory)"
             )
-        options: dict[str, Any] = {}
-        for name, text in parse_qsl(query, keep_blank_values=True):
-            if name in options:
-                raise ConfigError(f"{public_url(url)!r} has the option {name!r} twice; give it once")
-            if name == "durability":
-                options[name] = text
-            elif name == "timeout":
-                try:
-                    options[name] = float(text)
-                except ValueError:
-                    raise ConfigError(
-                        f"{public_url(url)!r}: timeout is {text!r}; give seconds, such as timeout=5"
-                    ) from None
-            else:
-                known = ("durability", "timeout")
-                raise ConfigError(
-                    f"{public_url(url)!r}: sqlite has no option {name!r}; it has: {', '.join(known)}.{suggest(name, known)}"
-                )
         return cls(path, **options)
 
     def __repr__(self) -> str:

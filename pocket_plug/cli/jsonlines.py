@@ -88,8 +88,12 @@ def why_no_json(error: Exception) -> str:
 
 
 def _put(line: Line, reserved: bool) -> Put:
-    if not (reserved and line.key.startswith(RESERVED)):
+    if not line.key.startswith(RESERVED):
         check_name(line.key)
+    elif not reserved:
+        raise KeyNameError(
+            f"{line.key!r:.80} is an entry of pocket_plug's own, such as those of durable runs; take them with --all"
+        )
     if (line.value is UNSET) == (line.record is UNSET):
         raise CodecError("an entry has a value or a record, and not both")
     if line.record is UNSET:

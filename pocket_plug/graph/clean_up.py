@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from typing import Any
 
 from pocket_plug.errors import ConflictError, OutcomeUnknownError
+from pocket_plug.primitives.waiting import to_its_end
 from pocket_plug.store.backend import NO_EXPECTATIONS
 from pocket_plug.store.store import StoreWriter
 from pocket_plug.store.sync import SyncWriter
 from pocket_plug.store.transaction import Transaction
 
-from .context import to_its_end
 from .observing import NodeCall
 from .phase_calls import checked, placed
 from .phases import Function

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import types
@@ -40,29 +39,6 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
             raise
         except BaseException as error:  # noqa: BLE001 - it is handed on to the coroutine
             step, argument = coroutine.throw, error
-
-
-async def to_its_end(
-    coroutine: Coroutine[Any, Any, T], grace: float | None
-) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
-    """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
-
-    With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
-    """
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(coroutine)
-    cancelled: asyncio.CancelledError | None = None
-    deadline: asyncio.TimerHandle | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            if cancelled is None and grace is not None:
-                deadline = loop.call_later(grace, task.cancel, f"still running {grace:g} seconds after a cancellation")
-            cancelled = error
-    if deadline is not None:
-        deadline.cancel()
-    return task, cancelled
 
 
 class _RunIds:

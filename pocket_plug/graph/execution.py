@@ -26,12 +26,12 @@ from pocket_plug.errors import (
 )
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import drive, pause
+from pocket_plug.primitives.waiting import drive, pause, to_its_end
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .chain import DEFAULT, Next
-from .context import in_own_context, run_ids, to_its_end
+from .context import in_own_context, run_ids
 from .host import RunHost
 from .observing import NodeCall, Observer, Run, RunNotice
 from .plan import PlannedGraph

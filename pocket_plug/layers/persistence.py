@@ -1,13 +1,17 @@
 """The persistence layer: the stack inside is a cache, and another backend, `to`, is the authority.
 
 With `mode="behind"` the authority is that backend with a queue in front (`write_behind`). The near tier never answers
-for the durable one where the two might differ: a key that is being written, or whose write didn't end well, is read from
-the durable tier until the near one has dropped it.
+for the durable one where the two might differ: a key that is being written, whose write didn't end well, or that somebody
+else is known to have written, is read from the durable tier until the near one has dropped what it has.
+
+What others write is known where the durable backend tells (`Backend.watch`). Its words only mark keys, since they come from
+another thread; who reads next drops what is marked. Between `lost` and `back` all keys count as marked.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Closed
@@ -28,6 +33,15 @@ _logger = logging.getLogger("pocket_plug")
 Mode = Literal["through", "behind"]
 MAX_PENDING = 10_000
 
+MANY_MARKS = 1_000
+"""With more keys marked than these, the next one who is at the durable tier anyway drops them all."""
+
+MAX_MARKS = 10_000
+"""With more keys marked than these, everything counts as marked: nobody has read or written here for long."""
+
+BATCH = 256
+"""So many keys are dropped in one step where everything has to go."""
+
 
 class Persistence(Layer):
     """Keeps everything in a durable backend too, and answers from the stack inside what that has.
@@ -40,8 +54,11 @@ class Persistence(Layer):
       without all those before it. `flush` waits until nothing is; `close` and the end of the process do so too.
     - `max_pending`: how many keys may be queued, with `behind`; further writes wait.
 
-    With `through`, what other processes write is seen when the near tier has dropped its own copy: bound it by a `ttl`
-    (`layers=[Persistence(to=…), Bounding(ttl="1m")]`), or write, which then meets a ConflictError instead of losing theirs.
+    With `through`, what others write is seen when the near tier has dropped its own copy. A backend that can watch, as
+    Redis and PostgreSQL can, tells of it within milliseconds. If it can't for once, as the server doesn't answer,
+    everything is dropped within the time that the backend states, and reads ask the server until it tells again. So a read is
+    never older than that. Over other backends, as SQLite, bound it by a `ttl` (`layers=[Persistence(to=…),
+    Bounding(ttl="1m")]`), or write, which then meets a ConflictError instead of losing theirs.
 
     Raises ConfigError when it is built over a backend that is durable itself, or with a mode there isn't.
 
@@ -66,16 +83,22 @@ class Persistence(Layer):
             from .write_behind import WriteBehind  # late: the codec comes with it
 
             self.authority = durable = self.queue = WriteBehind(durable, self.max_pending or MAX_PENDING)
-        self.survives, self.buffered = durable.survives, durable.buffered
+        self.survives, self.buffered, self.max_changes = durable.survives, durable.buffered, durable.max_changes
         near = self.inner
         self.inline_write = near.inline_write and durable.inline_write
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
         self.needs_loop = near.needs_loop or durable.needs_loop
         self._lock = new_lock()
-        self._begun = 0  # counts the writes
+        self._begun = 0  # counts the writes, and the words of those that others have done
         self._writes: MutableMapping[str, tuple[_Write, ...]] = {}  # under way, by key
-        self._unsure: dict[str, object] = {}  # keys that the near tier has yet to drop, each with a mark of its own
+        self._unsure: dict[str, _Mark] = {}  # keys that the near tier has yet to drop, each with a mark of its own
         self._leases: dict[str, list[_Lease]] = {}  # for each key, the fills that a write of it has to stop
+        self._is_watched = durable.can_watch
+        self._is_lost = False  # may others write without a word?
+        self._told_in = 0  # the process in which the backend was last known to tell
+        self._told_up_to = 0  # the highest version that was told, or was there before
+        if self._is_watched:
+            self.lost()
         after_fork(self._forget_others)
 
     def _refuse_nonsense(self) -> None:
@@ -100,31 +123,42 @@ class Persistence(Layer):
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
         """The near tier's entry, else the durable one's."""
-        if key not in self._writes and key not in self._unsure:
+        if key not in self._writes and (key not in self._unsure or await self._settle((key,))):
             entry = await self.inner.read(key)
             if entry is not None:
                 return entry
         return (await self._load((key,))).get(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The near tier's entries, and the durable one's of the others; all are the durable one's if a write came between.
+        """The near tier's entries, if they are of one moment, else the durable one's.
 
-        While nothing is being written the tiers agree, so what they give is of one moment.
+        Where nobody tells what others write, those that the near tier doesn't have are the durable one's: while nothing is
+        being written the tiers agree. Where it is told, entries newer than the last word are ahead of the others.
         """
         names = list(dict.fromkeys(keys))
         begun = self._begun
-        if not any(key in self._writes or key in self._unsure for key in names):
+        if self._agrees(names) or (await self._settle(names) and self._agrees(names)):
             found = await self.inner.read_many(names)
-            if missing := [key for key in names if key not in found]:
-                found |= await self._load(missing)
-            if self._begun == begun:
-                return found
+            missing = [key for key in names if key not in found]
+            if self._is_watched:
+                ahead = len(names) > 1 and any(entry.version > self._told_up_to for entry in found.values())
+                if not missing and not ahead and self._begun == begun:
+                    return found
+            else:
+                if missing:
+                    found |= await self._load(missing)
+                if self._begun == begun:
+                    return found
         return await self._load(names)
+
+    def _agrees(self, keys: Iterable[str]) -> bool:
+        """Does the near tier have nothing but what the durable one has of these keys, as far as is known?"""
+        return not any(key in self._writes or key in self._unsure for key in keys)
 
     async def _load(self, keys: Collection[str]) -> dict[str, Entry]:
         """Read from the durable tier and fill the near one, unless a write of the key comes in between."""
-        if not self._unsure.keys().isdisjoint(keys):
-            await self._drop([key for key in keys if key in self._unsure])
+        if len(self._unsure) > MANY_MARKS:
+            await self._drop([*self._unsure])
         lease = _Lease()
         try:
             with self._lock:
@@ -182,6 +216,8 @@ class Persistence(Layer):
             except BaseException:  # interrupted
                 self._end(write, doubtful)
                 raise
+            if len(self._unsure) > MANY_MARKS:
+                unsure.update(self._unsure)
             if unsure:
                 await self._drop_quietly(unsure)
         return version
@@ -211,7 +247,9 @@ class Persistence(Layer):
                 self._writes[key] = (*others, write)
                 for lease in self._leases.get(key, ()):
                     lease.keys.discard(key)
-                    self._unsure |= {key: object()} if lease.is_filling else {}  # it may land after this write's end
+                    self._unsure |= {key: _Mark()} if lease.is_filling else {}  # it may land after this write's end
+            if isinstance(self._unsure, _Everything):
+                write.overlapped.update(write.keys)
             self._begun += 1  # last: who reads it before finds the keys above
 
     def _end(self, write: _Write, doubtful: Iterable[str]) -> set[str]:
@@ -222,7 +260,7 @@ class Persistence(Layer):
         with self._lock:
             unsure = write.overlapped.union(doubtful)
             for key in unsure:
-                self._unsure[key] = object()
+                self._unsure[key] = _Mark()
             for key in write.keys:  # nobody has it, where this process was forked in between, by this very thread
                 others = tuple(other for other in self._writes.get(key, ()) if other is not write)
                 if others:
@@ -234,15 +272,13 @@ class Persistence(Layer):
     async def _drop(self, keys: Collection[str]) -> None:
         with self._lock:
             marks = {key: self._unsure.get(key) for key in keys}
-        await self.inner.write([Delete(key) for key in keys])
+            # a fill or a write that is on its way may bring back what is dropped now: the mark stays
+            settled = [key for key in marks if key not in self._leases and key not in self._writes]
+        await self.inner.write([Delete(key, None if mark is None else mark.newest) for key, mark in marks.items()])
         with self._lock:
-            # a fill that is still on its way may bring back what was dropped; it drops that itself
-            for key in tuple(
-                key
-                for key, mark in marks.items()
-                if mark is not None and self._unsure.get(key) is mark and key not in self._leases
-            ):
-                del self._unsure[key]
+            for key in settled:
+                if (mark := marks[key]) is not None and self._unsure.get(key) is mark:
+                    del self._unsure[key]
 
     async def _drop_quietly(self, keys: Collection[str]) -> None:
         try:
@@ -256,8 +292,81 @@ class Persistence(Layer):
         if self.queue is not None:  # its parent has it, and goes on: what is near here would soon be old
             self._writes = Closed(str(self.queue.not_open()))
             return
-        self._unsure.update(dict.fromkeys(self._writes, object()))
+        self._unsure.update((key, _Mark()) for key in self._writes)
         self._writes.clear()
+        if self._is_watched and self._told_in != os.getpid():
+            self.lost()
+
+    # ------------------------------------------------------------ what others write
+    def changed(self, versions: Mapping[str, int]) -> None:
+        """Somebody has written these keys. Called by the durable backend, as are the next two."""
+        with self._lock:
+            self._told_up_to = max(self._told_up_to, *versions.values(), 0)
+            self._begun += 1
+            if isinstance(self._unsure, _Everything):
+                return
+            for key, version in versions.items():
+                known = self._unsure.get(key)
+                if known is None or (known.newest is not None and known.newest < version - 1):
+                    self._unsure[key] = _Mark(version - 1)
+            if len(self._unsure) > MAX_MARKS:
+                self._distrust_all()
+
+    def lost(self) -> None:
+        """From now on nobody tells what others write."""
+        with self._lock:
+            self._is_lost = True
+            self._begun += 1
+            self._distrust_all()
+
+    def back(self) -> None:
+        """From now on each change is told again. What the near tier had goes before it is read again."""
+        with self._lock:
+            self._is_lost = False
+            self._told_in = os.getpid()
+
+    def _distrust_all(self) -> None:
+        """Let nothing that the near tier has be read, nor anything that is on its way there. Called with the lock held."""
+        filling = [key for key, leases in self._leases.items() if any(lease.is_filling for lease in leases)]
+        self._unsure = _Everything((key, _Mark()) for key in filling)
+        for leases in self._leases.values():
+            for lease in leases:
+                lease.keys.clear()
+        for writes in self._writes.values():
+            for write in writes:
+                write.overlapped.update(write.keys)
+
+    async def _settle(self, keys: Collection[str]) -> bool:
+        """Let the near tier drop what is marked of these keys; may it then be asked for all of them?"""
+        unsure = self._unsure
+        if isinstance(unsure, _Everything) and not await self._empty(unsure):
+            return False
+        if marked := [key for key in keys if key in self._unsure and key not in self._writes]:
+            await self._drop(marked)
+        return not any(key in self._unsure for key in keys)
+
+    async def _empty(self, everything: _Everything) -> bool:
+        """Drop all that the near tier has, unless it is still lost or somebody is at it. Is it trusted again?"""
+        with self._lock:
+            if self._is_lost or everything.goes:
+                return False
+            everything.goes = True
+        try:
+            version = await self.authority.version()
+            names = [key async for key in self.inner.scan()]
+            while names:
+                await self.inner.write([Delete(key) for key in names[-BATCH:]])
+                del names[-BATCH:]
+                if not self.inline_read:
+                    await pause(0)  # others have their turn
+            with self._lock:
+                if self._unsure is not everything:  # lost again
+                    return False
+                self._unsure = dict(everything)
+                self._told_up_to = max(self._told_up_to, version)
+                return True
+        finally:
+            everything.goes = False
 
     # ------------------------------------------------------------ the rest
     def scan(
@@ -291,6 +400,9 @@ class Persistence(Layer):
         """Both tiers, or neither."""
         await self.authority.open()
         try:
+            if self._is_watched:
+                self.lost()
+                await self.authority.watch(self)
             if isinstance(self._writes, Closed):
                 await self.inner.close()
                 self._writes = {}
@@ -325,6 +437,24 @@ class _Write:
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys = tuple(keys)
         self.overlapped: set[str] = set()
+
+
+class _Mark:
+    """At a key that the near tier has to drop: what is newer than the version `newest` may stay; None: nothing may."""
+
+    __slots__ = ("newest",)
+
+    def __init__(self, newest: int | None = None) -> None:
+        self.newest = newest
+
+
+class _Everything(dict[str, _Mark]):
+    """Marks, while every key counts as marked. Those that are in it go on when that is over."""
+
+    goes = False  # is somebody emptying the near tier?
+
+    def __contains__(self, key: object) -> bool:
+        return True
 
 
 @hookimpl

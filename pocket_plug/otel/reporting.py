@@ -110,10 +110,23 @@ def own_version() -> str:
 
 
 def system_of(backend: Backend) -> str:
-    """The `db.system.name` of a backend: its class's name in lower case.
+    """The `db.system.name` of a backend: what it says itself, else its class's name in lower case.
 
     >>> from pocket_plug.store.memory import Memory
     >>> system_of(Memory())
     'memory'
     """
-    return type(backend).__name__.removesuffix("Backend").lower()
+    return backend.system or type(backend).__name__.removesuffix("Backend").lower()
+
+
+def server_of(backend: Backend) -> dict[str, str | int]:
+    """`server.address` and `server.port` of the server that a backend talks to; nothing where there is none.
+
+    >>> from pocket_plug.store.memory import Memory
+    >>> server_of(Memory())
+    {}
+    """
+    if backend.address is None:
+        return {}
+    host, port = backend.address
+    return {"server.address": host} if port is None else {"server.address": host, "server.port": port}

@@ -76,6 +76,29 @@ async def pause(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
+async def to_its_end(
+    coroutine: Coroutine[Any, Any, T], grace: float | None
+) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
+    """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
+
+    With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    deadline: asyncio.TimerHandle | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            if cancelled is None and grace is not None:
+                deadline = loop.call_later(grace, task.cancel, f"still running {grace:g} seconds after a cancellation")
+            cancelled = error
+    if deadline is not None:
+        deadline.cancel()
+    return task, cancelled
+
+
 class Waiter(Generic[T]):
     """A result that some other thread or task will give, awaited by whoever made the waiter.
 

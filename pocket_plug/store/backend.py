@@ -80,6 +80,31 @@ class Delete:
 Change = Put | Delete
 
 
+class Watcher(Protocol):
+    """What is told of the writes of others, by a backend that can (`Backend.watch`). It begins as lost, until `back`.
+
+    Its methods may be called from any thread and in any order with writes. They never raise, and take no longer than it
+    takes to mark what is old: whoever calls waits for them.
+    """
+
+    def changed(self, versions: Mapping[str, int]) -> None:
+        """These keys were written, or deleted. What is older than the version given with a key is old, of this key.
+
+        The keys of one write are told in one call. The watcher's own process is told its own writes too. It may be told twice,
+        late, and in any order. In the order of the versions it is best: then several entries of a cache can be known to be
+        of one moment.
+        """
+        ...
+
+    def lost(self) -> None:
+        """From now on changes may not be told, so all that is known may be old. Said also for more keys than can be told."""
+        ...
+
+    def back(self) -> None:
+        """From now on each change is told again. What was changed before is not."""
+        ...
+
+
 class Backend:
     """Where values live. Three methods make one: `read`, `write`, `scan`.
 
@@ -98,6 +123,19 @@ class Backend:
 
     buffered: bool = False
     """May a write that was acknowledged still be lost with the process, until `flush` or `close`?"""
+
+    can_watch: bool = False
+    """Can it tell what other instances and processes write, by `watch`?"""
+
+    system: str = ""
+    """What telemetry calls the database: its `db.system.name` in OpenTelemetry's conventions, such as "redis" or "postgresql".
+    "" stands for the class's name in lower case."""
+
+    address: tuple[str, int | None] | None = None
+    """The host and port of the server that it talks to (of a socket file its path and None); None where there is no server."""
+
+    max_changes: int | None = None
+    """How many changes and expectations one write may have; more raise WriteSizeError, and nothing is done. None: any number."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -200,6 +238,19 @@ class Backend:
         what they expect, and no promise but that of an end depends on it. Those that want it get it in a fair order.
         """
         return None
+
+    async def watch(self, watcher: Watcher) -> None:
+        """Tell the watcher of each write to these data from now on, whoever writes, until `close`. Where `can_watch` says so.
+
+        It is called once, before `open` or after it, and returns before the first word, which is `back`. The subscription
+        has a thread of its own, since the loop that opened the backend may be blocked, or gone. A change is told at most
+        a stated time after the write was acknowledged; if that can't be kept, as the server doesn't answer, the watcher is
+        told `lost`, within that time too, and `back` as soon as there is a new subscription. A forked child
+        begins as lost again, and gets a subscription of its own.
+
+        Raises ConfigError where `can_watch` is False.
+        """
+        raise ConfigError(f"{self!r} can't tell what others write: can_watch is False")
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""

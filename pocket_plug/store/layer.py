@@ -18,7 +18,7 @@ from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.redaction import secret as secret
 
-from .backend import NO_EXPECTATIONS, Backend, Change, Entry, read_around
+from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Watcher, read_around
 from .layer_options import Recipe
 
 # What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
@@ -33,6 +33,7 @@ _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
     "open": (),
     "close": (),
     "turn": (),
+    "watch": (),
 }
 
 
@@ -68,6 +69,8 @@ class Layer(Recipe):
         layer = copy.copy(self)
         layer.__dict__["inner"] = inner
         layer.clock, layer.survives, layer.buffered = inner.clock, inner.survives, inner.buffered
+        layer.can_watch = inner.can_watch
+        layer.max_changes = inner.max_changes
         own = type(layer)
         changed = {name for name in _DERIVED_FROM if getattr(own, name) is not getattr(Layer, name)}
         for name, sources in _DERIVED_FROM.items():
@@ -145,6 +148,10 @@ class Layer(Recipe):
     def turn(self) -> AbstractAsyncContextManager[None] | None:
         """By default the inner one's."""
         return self.inner.turn()
+
+    async def watch(self, watcher: Watcher) -> None:
+        """By default the inner one's. A layer that keeps entries of its own is not told through an outer one: it watches."""
+        await self.inner.watch(watcher)
 
     async def open(self) -> None:
         """Open the inner one; an override calls `await super().open()` first."""

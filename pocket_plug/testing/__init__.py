@@ -1,8 +1,11 @@
 """The kit for those who test what they wrote: contracts to inherit, a clock, span capture, a Pocket for each test.
 
 - `contracts.BackendContract`, `layer_contract.LayerContract`: inherit one, and get the whole suite.
+- `watch_contract.WatchContract`: the same for a backend that tells what others write.
 - `executor_contract.ExecutorContract`: the same for an executor.
 - `runs_contract.RunsContract`: the same for durable runs over a backend that several processes share.
+- `servers.valkey`, `servers.postgres`: real servers from wheels, to kill, stop and restart; `proxy.Proxy` before one
+  loses answers.
 - `clock.FakeClock`, `clock.run_virtual`: time that a test owns.
 - `spans.SpanCapture`: the spans that a block of code makes, as a tree.
 - `isolation.fresh_pocket`: a block in which the process has no default Pocket yet; `fixtures` has it for pytest.

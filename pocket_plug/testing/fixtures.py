@@ -9,6 +9,7 @@ import pytest
 from pocket_plug.plugins.pocket import Pocket, default_pocket
 
 from . import isolation
+from .servers import Server, postgres, valkey
 
 
 @pytest.fixture
@@ -22,3 +23,17 @@ def fresh_pocket() -> Generator[None]:
 def pocket(fresh_pocket: None) -> Pocket:
     """The default Pocket, of this test alone, configured by the file that `POCKET_PLUG_CONFIG` names as it begins, if any."""
     return default_pocket()
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Generator[Server]:
+    """A Valkey that runs for all of the session, for stores that have names of their own in it (`servers`)."""
+    with valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Generator[Server]:
+    """The same of PostgreSQL."""
+    with postgres() as server:
+        yield server

@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -173,17 +174,47 @@ class Outcome:
     kills: int = 0
     stops: int = 0
     drains: int = 0
+    crashes: int = 0
+    """Of the server."""
+    stalls: int = 0
+    """Times that the server was stopped for a while."""
     effects: int = 0
     redone: int = 0
     seconds: float = 0.0
     faults: list[str] = field(default_factory=list[str])
 
 
-class Campaign:
-    """So many runs, and so many moments at which a process is killed or stopped, all drawn from a seed."""
+class Disturbed(Protocol):
+    """A server that is killed and stopped as well. Those of `testing.servers` are such."""
 
-    def __init__(self, url: str, folder: Path, seed: int, runs: int, moments: int) -> None:
+    def kill(self) -> None:
+        """Kill it, as a crash would."""
+        ...
+
+    def restart(self) -> None:
+        """Start it again over the same data, and wait until it answers."""
+        ...
+
+    def stop(self) -> None:
+        """Stop all of its processes where they are."""
+        ...
+
+    def go_on(self) -> None:
+        """Let them go on."""
+        ...
+
+
+class Campaign:
+    """So many runs, and so many moments at which a process is killed or stopped, all drawn from a seed.
+
+    Given the store's server, every third moment is one of the server's.
+    """
+
+    def __init__(
+        self, url: str, folder: Path, seed: int, runs: int, moments: int, server: Disturbed | None = None
+    ) -> None:
         self.url, self.folder, self.runs, self.moments = url, folder, runs, moments
+        self._server = server
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._said = folder / "said"
         self._said.touch()
@@ -202,11 +233,14 @@ class Campaign:
         try:
             for child in children:
                 child.start()
-            for _ in range(self.moments):
+            for moment in range(self.moments):
                 child = self._random.choices(children, (5, 5, 5, 1))[0]
                 self._await_work(child)
                 time.sleep(self._random.uniform(0, 0.3))
-                self._disturb(child)
+                if self._server is not None and moment % 3 == 2:
+                    self._disturb_server(self._server)
+                else:
+                    self._disturb(child)
                 self._answer()
             self._finish()
         finally:
@@ -256,6 +290,20 @@ class Campaign:
             process.send_signal(signal.SIGCONT)
             self._disturbed[process.pid].append(time.monotonic())
             self.outcome.stops += 1
+
+    def _disturb_server(self, server: Disturbed) -> None:
+        if self._random.random() < 0.5:
+            server.kill()
+            server.restart()
+            self.outcome.crashes += 1
+        else:
+            server.stop()
+            time.sleep(self._random.uniform(0, 3 * LEASE))
+            server.go_on()
+            self.outcome.stalls += 1
+        for worker in self._workers:  # it could not show that it was alive
+            if worker.process is not None:
+                self._disturbed[worker.process.pid].append(time.monotonic() + LEASE)
 
     def _answer(self) -> int:
         while True:
@@ -347,9 +395,16 @@ class WorkersContract:
         """That of an empty store."""
         raise NotImplementedError
 
-    def test_every_effect_is_there_once_whatever_is_killed(self, url: str, tmp_path: Path) -> None:
+    @pytest.fixture
+    def server(self) -> Disturbed | None:
+        """What serves the store, where that may be killed and stopped too."""
+        return None
+
+    def test_every_effect_is_there_once_whatever_is_killed(
+        self, url: str, server: Disturbed | None, tmp_path: Path
+    ) -> None:
         """Workers are killed, stopped and drained, and so is who submits: nothing is lost, done twice or left open."""
-        outcome = Campaign(url, tmp_path, self.SEED, self.RUNS, self.MOMENTS).go()
+        outcome = Campaign(url, tmp_path, self.SEED, self.RUNS, self.MOMENTS, server).go()
         assert outcome.faults == []
         assert outcome.kills > 0
         assert outcome.stops > 0

@@ -33,6 +33,7 @@ from elle import Append, Findings, Outcome, Read, Txn, check, check_recovery
 import pocket_plug as pp
 from pocket_plug.layers import Bounding, Metrics, Persistence, Tracing
 from pocket_plug.primitives.waiting import drive_inline
+from pocket_plug.testing.servers import Server, postgres, valkey
 
 Ops = list[Read | Append]
 Steps = list[tuple[Literal["r", "a"], str]]
@@ -85,6 +86,18 @@ def file(folder: Path, durability: str) -> str:
     return f"sqlite:///{folder}/state.db?durability={durability}&timeout=60"
 
 
+SERVERS: dict[str, Callable[[], Server]] = {"redis": valkey, "postgres": postgres}
+_serving: dict[str, Server] = {}
+"""Those that run, by stack."""
+_gone: list[Server] = []
+"""The one that is killed and stopped meanwhile."""
+
+
+def served(stack: str, folder: Path) -> str:
+    """A data set of its own on the stack's server."""
+    return f"{_serving[stack].url}?store={folder.name.replace('_', '-')}&timeout=1&patience=60"
+
+
 STACKS: dict[str, Make] = {
     "memory": lambda folder: pp.Store(),
     "bounded by entries": lambda folder: pp.Store(layers=[Bounding(max_entries=10_000)]),
@@ -99,9 +112,14 @@ STACKS: dict[str, Make] = {
     "behind, without room": lambda folder: pp.Store(
         layers=[Persistence(to=file(folder, "power"), mode="behind", max_pending=3)]
     ),
+    "redis": lambda folder: pp.Store(served("redis", folder)),
+    "postgres": lambda folder: pp.Store(served("postgres", folder)),
 }
 SHARED: Mixes = {**MIXES, "fan-outs": DURABLE["fan-outs"]}
-PROCESSES: dict[str, Mixes] = {"sqlite process": SHARED, "sqlite power": SHARED, "through": {"checked": CHECKED}}
+PROCESSES: dict[str, Mixes] = {
+    **dict.fromkeys(("sqlite process", "sqlite power", *SERVERS), SHARED),
+    "through": {"checked": CHECKED},
+}
 """What several processes may share, and how they use it. Plain reads of `through` may be old; what is checked is not."""
 
 LIVES: dict[str, Mixes] = {
@@ -315,6 +333,9 @@ async def fan_out(
         how = "ok"
     except (asyncio.CancelledError, pp.StoreBusyError, pp.ConflictError):
         pass  # of one item, or of none: nobody is told of the others
+    except pp.StoreError:
+        if not _gone:
+            raise
     finally:
         for each in (*items, run):
             each.ended(how)
@@ -409,6 +430,10 @@ def outcome(running: Running) -> Any:
         running.ended("fail")
     except (asyncio.CancelledError, pp.StoreBusyError):
         running.ended("info")
+    except pp.StoreError:
+        if not _gone:
+            raise
+        running.ended("info")  # the server was gone for too long
     else:
         running.ended("ok")
 
@@ -554,6 +579,8 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
         pid = chance.choice([*working])
         if stopped:
             os.kill(stopped.pop(), signal.SIGCONT)
+        elif _gone and chance.random() < 0.2:
+            disturb_server(_gone[0], chance)
         elif chance.random() < 0.5:
             os.kill(pid, signal.SIGSTOP)
             disturbances["stopped"] += 1
@@ -573,6 +600,19 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
         end_well(pid)
     with STACKS[stack](folder).sync as store:
         return [History([running for log in logs if log.exists() for running in recorded(log)], lists_in(store))]
+
+
+def disturb_server(server: Server, chance: random.Random) -> None:
+    """Kill it, or stop it for a while."""
+    if chance.random() < 0.5:
+        server.kill()
+        server.restart()
+        disturbances["servers killed"] += 1
+    else:
+        server.stop()
+        time.sleep(chance.uniform(0, 1.5))
+        server.go_on()
+        disturbances["servers stopped"] += 1
 
 
 def in_lives(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> list[History]:
@@ -666,13 +706,19 @@ def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, fold
 def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -> int:
     """Every stack and mix, in rounds with a store of its own each. How many histories broke a promise?"""
     places: list[tuple[str, str, Callable[..., Any], Mixes]] = [
-        *((stack, "", in_one_process, DURABLE if stack.startswith("sqlite") else MIXES) for stack in stacks),
+        *(
+            (stack, "", in_one_process, DURABLE if stack.startswith("sqlite") or stack in SERVERS else MIXES)
+            for stack in stacks
+        ),
         *((stack, ", processes", in_processes, PROCESSES[stack]) for stack in stacks if stack in PROCESSES),
         *((stack, ", lives", in_lives, LIVES[stack]) for stack in stacks if stack in LIVES),
     ]
     each = max(50, transactions // (sum(len(mixes) for *_, mixes in places) * rounds))
     broken, total = 0, Counter[str]()
     for stack, where, record, mixes in places:
+        if stack in SERVERS and stack not in _serving:
+            _serving[stack] = SERVERS[stack]()
+        _gone[:] = [_serving[stack]] if stack in SERVERS and record is in_processes else []
         for mix, uses in mixes.items():
             outcomes, seen = Counter[str](), Counter[str]()
             for turn in range(rounds):
@@ -690,6 +736,9 @@ def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -
                         print(f"BROKEN {stack}{where}, {mix}, seed {seed + turn}: {name}", *examples, sep="\n    ")
             total += outcomes
             print(f"{stack}{where}, {mix}: {dict(outcomes)}, found {dict(seen) or 'nothing'}", flush=True)
+    for server in _serving.values():
+        server.close()
+    _serving.clear()
     print(f"{total.total()} transactions ({dict(total)}; {dict(disturbances)}), {broken} broken promises")
     return broken
 

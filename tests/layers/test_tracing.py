@@ -482,6 +482,9 @@ def test_store_spans_are_children_of_the_task_and_the_thread_they_are_in(capture
 class Network(Backend):
     """Suspends, as a backend across a network does, and fails on demand."""
 
+    system = "postgresql"
+    address = ("db.internal", 5432)
+
     def __init__(self) -> None:
         self.fails: BaseException | None = None
         self.seen: list[str] = []
@@ -519,7 +522,21 @@ def test_what_a_network_backend_does_is_below_its_operation(capture: SpanCapture
     asyncio.run(Store(backend, layers=[Tracing()]).get("k"))
     assert backend.seen == ["get"]
     assert capture.one("get").kind is SpanKind.CLIENT
-    assert attributes_of(capture, "get")["db.system.name"] == "network"
+    found = attributes_of(capture, "get")
+    assert (found["db.system.name"], found["server.address"], found["server.port"]) == (
+        "postgresql",
+        "db.internal",
+        5432,
+    )
+
+
+def test_what_needs_a_loop_is_no_network_yet(capture: SpanCapture) -> None:
+    """A backend that names no server is within the process: its spans are INTERNAL, and name none."""
+    backend = Network()
+    backend.address = None
+    asyncio.run(Store(backend, layers=[Tracing()]).get("k"))
+    assert capture.one("get").kind is SpanKind.INTERNAL
+    assert not [name for name in attributes_of(capture, "get") if name.startswith("server.")]
 
 
 def test_a_failing_backend_is_an_error_and_a_miss_is_not(capture: SpanCapture) -> None:

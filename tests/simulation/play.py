@@ -8,15 +8,17 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from pocket_plug.errors import ConflictError
 from pocket_plug.graph import context, execution
 from pocket_plug.graph.durable import ledger, processes, waking, worker
+from pocket_plug.store.contention import Gates
 
 from .graphs import stage
 from .loop import Hang
@@ -47,10 +49,23 @@ def determined() -> Iterator[None]:
         mock.patch.object(worker, "sleeping", sleeping),
         mock.patch.object(worker, "random", SimpleNamespace(uniform=_uniform, shuffle=_shuffle)),
         mock.patch.object(worker, "POLL", 1.0),  # many looks find nothing
+        mock.patch.object(Gates, "refuse_to_overtake", _refuse_to_overtake),
         mock.patch.object(ledger, "keep_beating", lambda lease: stage.world.beating(lease)),
     ):
         context.run_ids.renew()
         yield
+
+
+_refuse = Gates.refuse_to_overtake
+
+
+def _refuse_to_overtake(gates: Gates, names: Iterable[str]) -> None:
+    """It is a conflict, though the store isn't asked."""
+    try:
+        _refuse(gates, names)
+    except ConflictError as conflict:
+        stage.world.conflicted(None, stage.world.attempt(), conflict)
+        raise
 
 
 def _uniform(least: float, most: float) -> float:

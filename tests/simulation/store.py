@@ -92,7 +92,8 @@ class Client(Backend):
 
         if not changes:
             return await self._request("check", READ_FATES, land)
-        return await self._request(f"write {names}", WRITE_FATES, land, may_withdraw=True)
+        is_aimed_at = self._world.is_aimed_at(self._machine, changes)
+        return await self._request(f"write {names}", WRITE_FATES, land, may_withdraw=True, is_aimed_at=is_aimed_at)
 
     async def scan(self, prefix: str = "", **options: Any) -> AsyncIterator[str]:
         keys = await self._request(f"scan {prefix}", READ_FATES, lambda: self._world.server.keys(prefix, **options))
@@ -106,10 +107,17 @@ class Client(Backend):
     async def version(self) -> int:
         return await self._request("version", READ_FATES, lambda: drive_inline(self._world.server.memory.version()))
 
-    async def _request(self, what: str, fates: Sequence[str], do: Callable[[], T], may_withdraw: bool = False) -> T:
+    async def _request(
+        self,
+        what: str,
+        fates: Sequence[str],
+        do: Callable[[], T],
+        may_withdraw: bool = False,
+        is_aimed_at: bool = False,
+    ) -> T:
         """Send it, and give what comes back. A write that is cancelled is withdrawn if the store has not done it yet."""
         machine, world, after = self._machine, self._world, self._world.scheduler.after
-        fate = world.fate(machine, fates)
+        fate = world.aimed_fate(machine) if is_aimed_at else world.fate(machine, fates)
         attempt = world.attempt()
         answer: asyncio.Future[T] = machine.process.create_future()
         state = "sent"

@@ -28,6 +28,15 @@ from .loop import Process, Scheduler
 from .store import Client, Server
 
 STATE = f"{RESERVED}run-state:"
+AIMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "claims": ("slow", ()),
+    "claims in nested graphs": ("slow", ("nested", "deep", "ways")),
+    "claims and heartbeats": ("slow", ("single", "chain", "shared")),
+    "claims, deadly": ("killed after", ("single", "chain", "shared")),
+    "suspensions": ("slow", ("one asks", "items ask", "asks", "late")),
+    "answers": ("slow", ("items ask", "one asks", "late")),
+}
+"""Chance alone seldom meets a narrow window. So in some worlds most writes of one kind have one fate. With it, the graphs."""
 EPOCH = 1_700_000_000.0
 
 
@@ -89,6 +98,8 @@ class Story:
     """How many attempts have not ended, those that were killed among them."""
     is_removed: bool = False
     """Has somebody begun to remove it?"""
+    wakes: bool = False
+    """Does it go on by itself, if it waits?"""
     results: list[Any] = field(default_factory=list)
     """What callers were told that it has come to."""
 
@@ -241,6 +252,18 @@ class World:
         """How many times a second something happens to a process."""
         self.on_death: Callable[[Machine], object] = lambda machine: None
         self.skew = 0.0 if is_calm else chance.choice((0.0, 0.5, 7_200.0, 86_400.0))
+        self.aim = "" if is_calm else random.Random(f"{seed} aim").choice(("",) * 2 * len(AIMS) + (*AIMS,))
+        if self.aim:
+            self._take_aim()
+
+    def _take_aim(self) -> None:
+        self.focus = AIMS[self.aim][1] or self.focus
+        self.slowness = self.random.choice((0.1, 2.0, 10.0))
+        self.operations = 0.4
+        if self.aim.startswith("claims"):
+            self.has_workers = True
+        if self.aim == "claims and heartbeats":  # which are only written for a node that takes its time
+            self.durations, self.slowness, self.lease = (10.0, 20.0), 10.0, 3.0
 
     def clock(self) -> float:
         """Epoch seconds, as they are."""
@@ -298,6 +321,26 @@ class World:
             machine.faulty_until = self.scheduler.now + chance.choice((0.02, 0.7, 5.0))
         return fate
 
+    def is_aimed_at(self, machine: Machine, changes: Sequence[Change]) -> bool:
+        """Is it a write of the kind that this world aims at?"""
+        if not self.aim or not self.is_faulty or machine.name == "end" or self.random.random() < 0.3:
+            return False
+        keys = [change.key for change in changes if isinstance(change, Put)]
+        moves = any(key.startswith(records.RUN) for key in keys)
+        if self.aim == "claims and heartbeats" and any(key.startswith(heartbeat.BEAT) for key in keys):
+            return True
+        if self.aim == "answers":
+            return not moves and any(":wait:" in key for key in keys)
+        state = "waiting" if self.aim == "suspensions" else "running"
+        return moves and any(key.startswith(f"{STATE}{state}:") for key in keys)
+
+    def aimed_fate(self, machine: Machine) -> str:
+        """What becomes of such a write."""
+        fate = AIMS[self.aim][0]
+        if fate == "slow":
+            machine.disturbed_at = self.scheduler.now + self.slowness
+        return "" if fate.startswith("killed") and machine.name == "ops" else fate
+
     def fate_rate(self, machine: Machine) -> float:
         """How often something happens to a request of it."""
         return self.fault_rate
@@ -337,6 +380,10 @@ class World:
                     self._moved(attempt, change.value["status"])
         for change in changes:
             self._changed(change.key, change, attempt)
+        for run in self.runs.values():
+            if run.status == "waiting" and not run.asked and not run.wakes and not run.is_removed:
+                self.violate(f"run {run.id} waits, and nothing is left that it could wait for")
+                run.wakes = True  # said once
 
     def _executing(self, by: Machine, attempt: Attempt | None, change: Put) -> Attempt | None:
         """The attempt that has written a run's record: in a worker, by the id of the execution."""
@@ -376,6 +423,7 @@ class World:
     def _stands(self, run: Story, state: Mapping[str, Any]) -> None:
         """What stands in a run's state now."""
         run.moved_at = self.scheduler.now
+        run.wakes = state.get("wake_at") is not None
         run.is_cancelled = run.is_cancelled or state.get("cancelled", False)
         if "owner" in state:
             run.lease = state.get("lease", 30.0)

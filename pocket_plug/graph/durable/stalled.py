@@ -82,12 +82,15 @@ class StallWatch:
                 continue
             versions = {runs[key]: run.version, key: version}
             beat = found.get(beats.get(key, ""))
+            expected = versions
+            if key in beats:  # also one that says nothing of this run yet: it may before the takeover lands
+                expected = {**versions, beats[key]: beat.version if beat is not None else 0}
             if beat is not None and state.owner in (field_of(beat, "owners") or ()):
-                versions[beats[key]] = beat.version
+                versions = expected
             if self._is_stalled(key, state, versions):
                 moved = field_of(run, "updated")
                 moved = moved if isinstance(moved, float) else state.since
-                stalled.append(Stalled(key, parsed.run_id, parsed.graph, state, versions, moved))
+                stalled.append(Stalled(key, parsed.run_id, parsed.graph, state, expected, moved))
         return stalled
 
     def _is_stalled(self, key: str, state: State, versions: Mapping[str, int]) -> bool:

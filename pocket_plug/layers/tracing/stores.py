@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.errors import ConflictError, is_fault
-from pocket_plug.otel.reporting import current_context, suppressed, system_of
+from pocket_plug.otel.reporting import current_context, server_of, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.store.keys import RESERVED, template_of
@@ -44,9 +44,9 @@ class Tracing(Layer):
     def on_build(self) -> None:
         self._look = listening_of(self).look
         backend = parts(self.inner)[-1]
-        network = backend.needs_loop and not backend.inline_read
-        self._kind = SpanKind.CLIENT if network else SpanKind.INTERNAL
-        self._about: Attributes = {"db.system.name": capped(system_of(backend))}
+        server = server_of(backend)
+        self._kind = SpanKind.CLIENT if server else SpanKind.INTERNAL
+        self._about: Attributes = {"db.system.name": capped(system_of(backend)), **server}
         if self.namespace:
             self._about["db.namespace"] = capped(self.namespace)
         if self.label:

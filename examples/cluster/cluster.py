@@ -1,0 +1,191 @@
+"""The census on a cluster that fits on this machine: `make cluster`, or `python examples/cluster/cluster.py [FOLDER …]`.
+
+It starts a PostgreSQL server, a Dask scheduler with two workers, and two workers of pocket_plug. It submits a run for each
+folder, kills one of each kind in the middle, and starts another in its place, as an operator's tools would. At the end it
+checks that each folder was recorded once and counted right, and shows the trace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import rich
+from app import FOLDER, TIMES, TOTAL, Counted, count, find, graph
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from pocket_plug import Graph, Node, Pocket, SyncRuns, SyncStore, each, observe
+from pocket_plug.propagation import inject
+from pocket_plug.telemetry.recorded import Trace, read_traces
+from pocket_plug.testing.servers import Server, postgres
+
+HERE = Path(__file__).parent
+MOST = 40
+"""Folders, where none are given."""
+HANGS = 300.0
+"""Seconds after which something must be wrong."""
+
+
+class Submit(Node[Path, str], name="submit"):
+    """Leaves one folder to the workers. Its run goes on with the trace that this is in."""
+
+    def __init__(self, pocket: Pocket) -> None:
+        self._pocket = pocket
+
+    async def exec(self, folder: Path) -> str:
+        run_id = f"census-{folder.name}"
+        pocket, here = self._pocket, inject()
+        await graph.submit(str(folder), run_id=run_id, store=pocket.store, pocket=pocket, traceparent=here)
+        return run_id
+
+
+class Process:
+    """A command that is killed, and started again."""
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+        self.name, self._command, self._folder = name, command, folder
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / f"{self.name}.log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log)  # noqa: S603 - ours
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def end(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@contextmanager
+def cluster(folder: Path, server: Server) -> Iterator[list[Process]]:
+    """The workers of Dask and those of pocket_plug, with the environment in which they find all others."""
+    os.environ |= {
+        "CENSUS_STORE": server.url,
+        "POCKET_PLUG_CONFIG": str(HERE / "pocket.toml"),
+        "PYTHONPATH": str(HERE),  # Dask's workers import `app` as the others do
+    }
+    address = folder / "scheduler.json"
+    local = ("--host", "127.0.0.1", "--scheduler-file", str(address), "--dashboard-address", "127.0.0.1:0")
+    with ExitStack() as ending:
+
+        def start(name: str, *command: str) -> Process:
+            process = Process(name, command, folder)
+            ending.callback(process.end)
+            return process
+
+        start("dask-scheduler", sys.executable, "-m", "distributed.cli.dask_scheduler", *local, "--port", "0")
+        while not address.exists():
+            time.sleep(0.05)
+        os.environ["CENSUS_CLUSTER"] = "processes"
+        dask = (sys.executable, "-m", "distributed.cli.dask_worker", *local, "--nthreads", "1", "--no-nanny")
+        ours = (
+            str(Path(sys.executable).with_name("pocket-plug")),
+            "worker",
+            str(HERE / "app.py"),
+            "--trace",
+            "--lease",
+            "5s",
+        )
+        yield [
+            *(start(f"dask-worker-{n}", *dask, "--local-directory", str(folder / f"dask-{n}")) for n in (1, 2)),
+            *(start(f"worker-{n}", *ours) for n in (1, 2)),
+        ]
+
+
+def folders_of(given: Sequence[str]) -> list[Path]:
+    """Those that are asked for; else the packages that are installed beside pocket_plug's requirements."""
+    if given:
+        return [Path(each).resolve() for each in given]
+    installed = Path(rich.__file__).parents[1]
+    return sorted(path for path in installed.iterdir() if (path / "__init__.py").exists())[:MOST]
+
+
+def watch(runs: SyncRuns, number: int, disturb: Callable[[], None], console: Console) -> None:
+    """Draw how far the runs have come until all have ended; after a third of them, disturb."""
+    columns = (TextColumn("counting"), BarColumn(), MofNCompleteColumn(), TextColumn("folders"))
+    until, is_disturbed = time.monotonic() + HANGS, False
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=number)
+        while (done := len(runs.list(state="finished", limit=1000).runs)) < number:
+            progress.update(task, completed=done)
+            if not is_disturbed and done * 3 >= number:
+                is_disturbed = True
+                disturb()
+            if time.monotonic() > until:
+                raise TimeoutError(f"{done} of {number} runs have ended within {HANGS:.0f} s")
+            time.sleep(0.1)
+        progress.update(task, completed=done)
+
+
+def faults(store: SyncStore, folders: Sequence[Path]) -> list[str]:
+    """What was not counted, counted wrongly, or more than once: compared with a count in this process."""
+    found, sum_of_all = list[str](), Counted()
+    for folder in map(str, folders):
+        wanted = sum((count(batch).counted for batch in find(folder)), Counted())
+        sum_of_all += wanted
+        if store.get(FOLDER(folder)) != wanted or store.get(TIMES(folder)) != 1:
+            found.append(f"{folder}: {store.get(FOLDER(folder))}, {store.get(TIMES(folder))} times; it has {wanted}")
+    if store.get(TOTAL) != sum_of_all:
+        found.append(f"all together: {store.get(TOTAL)}; there are {sum_of_all}")
+    return found
+
+
+def show(traces: Sequence[Trace], folders: Sequence[Path], console: Console) -> None:
+    """What the spans of all processes come to; a worker's look for runs, and ours for what was counted, are no part of a run."""
+    ours = [trace for trace in traces if trace.runs]
+    table = Table(
+        "span", "how many", "failed", title=f"Traces: {len(ours)}, of {len(folders)} folders", title_justify="left"
+    )
+    spans = [span for trace in ours for span in trace.spans]
+    for name, number in Counter(span.name for span in spans).most_common():
+        table.add_row(name, f"{number:,}", str(sum(span.failed for span in spans if span.name == name)))
+    console.print(table)
+
+
+def main(given: Sequence[str]) -> int:
+    """Exit code 1 where the cluster has counted wrongly."""
+    console, folders = Console(highlight=False), folders_of(given)
+    with tempfile.TemporaryDirectory(prefix="census-") as name, postgres() as server:
+        folder = Path(name)
+        traces = folder / ".pocket_plug" / "traces.jsonl"
+        with cluster(folder, server) as processes:
+
+            def disturb() -> None:
+                for process in processes[0], processes[2]:
+                    console.print(f"killing {process.name}, starting another")
+                    process.kill()
+                    process.start()
+                console.print("killing the database server, starting it again")
+                server.kill()
+                server.restart()
+
+            with observe(file=traces, terminal=False), Pocket(HERE / "pocket.toml") as pocket:
+                Graph(each(Submit(pocket)), name="census").run_sync(folders, pocket=pocket)
+                store = pocket.store.sync
+                watch(SyncRuns(store), len(folders), disturb, console)
+                wrong = faults(store, folders)
+                console.print(
+                    f"{len(folders)} folders, each recorded once: {store.get(TOTAL)}" if not wrong else "\n".join(wrong)
+                )
+        show(read_traces(traces), folders, console)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""What PostgreSQL and libpq say, as our own exceptions: with the server's name, what was found, and the way out."""
+
+from __future__ import annotations
+
+import psycopg
+
+from pocket_plug.errors import StoreError
+
+from .link import ConnectionLostError
+
+TRY_AGAIN = {
+    "40001": "the transaction could not be serialised",
+    "40P01": "it was the victim of a deadlock",
+    "53300": "it has no connection left: raise max_connections, close other programs, or take fewer (connections=…)",
+    "55P03": "a lock was not to be had within the server's lock_timeout",
+    "57014": "the statement was cancelled, by somebody or by the server's statement_timeout",
+    "57P01": "it was shut down, or an administrator ended the connection",
+    "57P02": "it has crashed",
+    "57P03": "it is starting up or shutting down",
+    "57P05": "the connection was idle for longer than the server's idle_session_timeout",
+    "25P03": "the connection was idle for longer than the server lets it be",
+}
+"""What passes by itself: it is tried again until the patience is over."""
+
+WAYS_OUT = {
+    "25006": "it is read-only (a standby, or default_transaction_read_only is on), so nothing can be written; give the "
+    "address of the primary, or several with target_session_attrs=read-write",
+    "26000": "a prepared statement is gone, as behind a pooler in transaction mode; let PgBouncer keep them (1.21 or newer, "
+    "max_prepared_statements above 0), or connect to the server itself",
+    "3D000": "there is no such database; create it, or correct the URL",
+    "42501": "the role has not the rights that it needs",
+    "42883": "the data set's function is gone; close the store and open it again",
+    "42P01": "the data set's tables are gone; close the store and open it again",
+    "3F000": "the data set's schema is gone; close the store and open it again",
+    "53100": "its disk is full and nothing of the write was kept; free some space there and try again",
+    "53200": "it is out of memory and nothing of the write was kept; raise max_locks_per_transaction, or write less at once",
+    "54000": "a key is too long for its index, or a statement for the server; keys may have 2 KiB of UTF-8",
+    "PP001": "its default_transaction_isolation is not the one that this needs; ALTER ROLE … SET default_transaction_isolation = "
+    "'read committed'",
+}
+
+_REFUSALS = {
+    "password authentication failed": "the password is wrong, or the user is; correct the URL, or PGPASSWORD",
+    "no password supplied": "it asks for a password; give it in the URL, by PGPASSWORD or in ~/.pgpass",
+    "authentication failed": "the user can't log in in this way; see the server's pg_hba.conf",
+    "pg_hba.conf": "it lets nobody in from here; see the server's pg_hba.conf",
+    "certificate": "its certificate is not trusted, or is not for this host; see sslrootcert= and sslmode=",
+    "SSL": "TLS can't be used with it as asked; see sslmode=, and ssl in the server's postgresql.conf",
+    "not permitted to log in": "the role may not log in; ALTER ROLE … LOGIN",
+    "does not exist": "there is no such database, role or file; create it, or correct the URL",
+    "permission denied for database": "the role may not connect to it; GRANT CONNECT ON DATABASE … TO …",
+    "invalid": "an option of the URL is wrong",
+}
+"""Of a connection that was refused libpq gives no code. What is said in another language is tried again, and then
+shown."""
+
+
+def explained(server: str, error: psycopg.Error) -> Exception:
+    """What is raised for it: StoreError, or ConnectionLostError where it makes sense to try again."""
+    code = error.sqlstate
+    if code is None:
+        return _of_connection(server, str(error))
+    text = error.diag.message_primary or type(error).__name__
+    if code in TRY_AGAIN:
+        return ConnectionLostError(f"{TRY_AGAIN[code]} ({code}: {text})")
+    if code.startswith("08"):
+        return ConnectionLostError(f"{text} ({code})")
+    return StoreError(f"{server}: {WAYS_OUT.get(code, 'PostgreSQL refuses')} ({code}: {text})")
+
+
+def _of_connection(server: str, text: str) -> Exception:
+    text = " ".join(text.split())
+    if "server closed the connection" not in text:
+        for said, way_out in _REFUSALS.items():
+            if said in text:
+                return StoreError(f"{server}: {way_out} ({text})")
+    return ConnectionLostError(text)

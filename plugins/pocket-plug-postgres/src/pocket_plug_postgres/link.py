@@ -1,0 +1,247 @@
+"""Connections: one that runs a statement at a time, and the pool of an event loop.
+
+psycopg connects; after that libpq is spoken to directly, by psycopg's `pq`. So no statement is parsed or adapted
+here, the socket may be closed at any moment, and what the server says of itself (that it is shut down, say) is heard
+when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, ExecStatus, Format
+
+from pocket_plug.errors import StoreClosedError
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
+Row = list[bytes | None]
+
+_FAILED = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
+
+
+class ConnectionLostError(Exception):
+    """The connection was lost or can't be made, or the server asks to try again: what `Retrying` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A statement, prepared on each connection that runs it."""
+
+    name: bytes
+    sql: bytes
+    formats: tuple[Format, ...]
+
+    @classmethod
+    def of(cls, name: str, sql: str) -> Statement:
+        """One whose parameters are $1 to $n, all in the binary format."""
+        count = next(n for n in range(100) if f"${n + 1}" not in sql)
+        return cls(f"pocket_plug_{name}".encode(), sql.encode(), (Format.BINARY,) * count)
+
+
+class Link:
+    """One connection, on one event loop."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection  # kept, since it closes what it is collected with
+        self.pgconn = connection.pgconn
+        self._socket = self.pgconn.socket
+        self._loop = asyncio.get_running_loop()
+        self._prepared: set[bytes] = set()
+        self._answer: asyncio.Future[list[PGresult]] | None = None
+        self._results: list[PGresult] = []
+        self.is_open = True
+        self.pgconn.nonblocking = 1
+        self._loop.add_reader(self._socket, self._ready)
+
+    @property
+    def is_idle(self) -> bool:
+        """Can another statement be run on it?"""
+        return self.is_open and self._answer is None
+
+    async def run(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[Row]:
+        """Prepare it, if it is new here, and run it. Raises psycopg's errors; interrupted, the connection is of no
+        more use."""
+        pgconn = self.pgconn
+        if statement.name not in self._prepared:
+            await self._sent(lambda: pgconn.send_prepare(statement.name, statement.sql))
+            self._prepared.add(statement.name)
+        [result] = await self._sent(
+            lambda: pgconn.send_query_prepared(
+                statement.name, parameters, statement.formats, result_format=Format.BINARY
+            )
+        )
+        get = result.get_value
+        columns = range(result.nfields)
+        return [[get(row, column) for column in columns] for row in range(result.ntuples)]
+
+    async def script(self, sql: str) -> list[list[str]]:
+        """Run several statements without parameters as one transaction; gives the rows of the last one that has
+        some, as text."""
+        results = await self._sent(lambda: self.pgconn.send_query(sql.encode()))
+        *_, last = [result for result in results if result.nfields] or results
+        return [
+            [(last.get_value(row, column) or b"").decode() for column in range(last.nfields)]
+            for row in range(last.ntuples)
+        ]
+
+    async def _sent(self, send: Callable[[], None]) -> list[PGresult]:
+        answer: asyncio.Future[list[PGresult]] = self._loop.create_future()
+        self._answer = answer
+        self._results = []
+        send()
+        self._flush()
+        results = await answer
+        self._answer = None
+        failure = _failure(results)
+        if failure is not None:
+            raise failure
+        return results
+
+    def _flush(self) -> None:
+        if not self.is_open:
+            return
+        try:
+            if self.pgconn.flush():
+                self._loop.add_writer(self._socket, self._flush)
+            else:
+                self._loop.remove_writer(self._socket)
+        except psycopg.Error as error:
+            self._lose(error)
+
+    def _ready(self) -> None:
+        """The socket can be read."""
+        pgconn = self.pgconn
+        try:
+            pgconn.consume_input()
+            while not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is None:
+                    break
+                self._results.append(result)
+            else:
+                return
+            while pgconn.notifies():
+                pass
+            if pgconn.status != ConnStatus.OK:
+                raise psycopg.OperationalError(pgconn.get_error_message())
+        except psycopg.Error as error:
+            self._lose(error)
+            return
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(self._results)
+
+    def _lose(self, error: psycopg.Error) -> None:
+        """The connection is gone. What the server has said last tells more than that it has hung up."""
+        error = _failure(self._results) or error
+        answer = self._answer
+        self.close()
+        if answer is not None and not answer.done():
+            answer.set_exception(error)
+
+    def close(self) -> None:
+        """Close the socket at once; what waits for an answer gets none. Can be called again."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._loop.remove_writer(self._socket)
+        self._loop.remove_reader(self._socket)
+        self.pgconn.finish()
+
+
+def _failure(results: Iterable[PGresult]) -> psycopg.Error | None:
+    """What the server has said of the last statement that it could not run."""
+    failed = [result for result in results if result.status in _FAILED]
+    return error_from_result(failed[-1]) if failed else None
+
+
+class Pool:
+    """The connections of one event loop: at most `size`, made when they are needed. Who waits for one gets it in a
+    fair order."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Link]], size: int) -> None:
+        self._connect, self._size = connect, size
+        self._is_closed = False
+        self._idle: list[Link] = []
+        self._used: dict[object, Link | None] = {}
+        self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
+        self._left: asyncio.Future[None] | None = None
+
+    async def take(self, user: object) -> Link:
+        """A connection for `user`, who calls `leave` in any case, also if this was interrupted."""
+        if self._is_closed:
+            raise _closed()
+        if self._waiting or len(self._used) >= self._size:
+            await self._turn(user)
+        self._used[user] = None
+        while self._idle:
+            link = self._used[user] = self._idle.pop()
+            if link.is_idle:
+                return link
+        link = self._used[user] = await self._connect()
+        return link
+
+    async def _turn(self, user: object) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((user, turn))
+        await turn
+
+    def leave(self, user: object) -> None:
+        """Give back what `user` has, or was about to get. Can be called again."""
+        link = self._used.get(user)
+        if link is not None and link not in self._idle:
+            if link.is_idle:
+                self._idle.append(link)
+            else:  # in the middle of a statement
+                link.close()
+                self._drop_closed()
+        self._used.pop(user, None)
+        for place, (waits, _) in enumerate(self._waiting):
+            if waits is user:
+                del self._waiting[place]
+                break
+        self._admit()
+
+    def _drop_closed(self) -> None:
+        self._idle = [link for link in self._idle if link.is_idle]
+
+    def _admit(self) -> None:
+        """Let in who waits longest; tell a close that nobody is left."""
+        while self._waiting and len(self._used) < self._size:
+            user, turn = self._waiting.popleft()
+            if not turn.done():
+                self._used[user] = None
+                turn.set_result(None)
+        if self._left is not None and not self._used and not self._left.done():
+            self._left.set_result(None)
+
+    async def close(self, patience: float) -> None:
+        """Refuse who waits, let what runs come to its end for so many seconds, and close all connections."""
+        self._is_closed = True
+        while self._waiting:
+            _, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(_closed())
+        if self._used:
+            self._left = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._left}, timeout=patience)
+        for link in [*self._idle, *filter(None, self._used.values())]:
+            link.close()
+        self._idle.clear()
+
+
+def _closed() -> StoreClosedError:
+    return StoreClosedError("the store is closed; open it again: with SyncStore(…), async with Store(…)")
+
+
+async def connected(conninfo: str) -> Link:
+    """A new connection. Raises psycopg's errors."""
+    return Link(await AsyncConnection.connect(conninfo, autocommit=True))

@@ -1,0 +1,154 @@
+"""What is done at the first connection: the data set is found or made, and the server is asked whether it keeps
+what is promised."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from psycopg.errors import InsufficientPrivilege
+
+from pocket_plug.errors import StoreError
+
+from .link import Link
+from .statements import FORGET_SLOTS, OLDEST_SERVER, SCHEMA_VERSION, TABLES, WRITE_FUNCTION
+
+MOST_SKEW = 1.0
+"""Seconds by which the server's clock may differ from ours before that is a warning."""
+
+REAP_SLACK = 60
+"""Seconds for which an expired entry is kept, by our clock and by the server's: another client's may be behind."""
+
+_MAKING = 0x706F636B65745F70  # the advisory lock of whoever makes a data set
+
+_logger = logging.getLogger("pocket_plug")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set within a database: its schema has all that belongs to it."""
+
+    server: str
+    """What errors call it."""
+    name: str
+
+    @property
+    def schema(self) -> str:
+        """The schema's name: `pocket_plug` for the data set `main`, `pocket_plug_NAME` for the others."""
+        return "pocket_plug" if self.name == "main" else f"pocket_plug_{self.name}"
+
+    def sql(self, statement: str, **more: object) -> str:
+        """A statement for this data set."""
+        return statement.format(s=f'"{self.schema}"', channel=self.schema, **more)
+
+
+async def find_or_make(link: Link, data: DataSet) -> None:
+    """Make the data set where there is none. Raises StoreError for a newer one, and where rights are missing."""
+    if link.pgconn.server_version < OLDEST_SERVER * 10_000:
+        found = link.pgconn.server_version
+        raise StoreError(
+            f"{data.server} is PostgreSQL {found // 10_000}; this needs {OLDEST_SERVER} or newer: upgrade the server"
+        )
+    try:
+        if not await _exists(link, data):
+            await link.script(f"BEGIN; SELECT pg_advisory_xact_lock({_MAKING})")
+            if not await _exists(link, data):
+                await _make(link, data)
+            await link.script("COMMIT")
+        [[version]] = await link.script(data.sql("SELECT schema_version FROM {s}.about"))
+    except InsufficientPrivilege as error:
+        raise _rights_missing(link, data, error) from error
+    if int(version) > SCHEMA_VERSION:
+        raise StoreError(
+            f"{data.server} has schema {version}, and this pocket-plug-postgres knows {SCHEMA_VERSION}; install the newer one"
+        )
+
+
+# Asked of the tables and not by to_regclass, which within a transaction goes on by what the connection knew before
+# the lock.
+_HAS_SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = '{channel}'"
+_HAS_TABLES = """
+SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = '{channel}' AND c.relname = 'about'
+"""
+
+
+async def _exists(link: Link, data: DataSet) -> bool:
+    return bool(await link.script(data.sql(_HAS_TABLES)))
+
+
+async def _make(link: Link, data: DataSet) -> None:
+    if not await link.script(data.sql(_HAS_SCHEMA)):  # else no right to make one is needed
+        await link.script(data.sql("CREATE SCHEMA {s}"))
+    await link.script(data.sql(TABLES, version=SCHEMA_VERSION))
+    await link.script(data.sql(WRITE_FUNCTION, slack=REAP_SLACK))
+
+
+def _rights_missing(link: Link, data: DataSet, error: InsufficientPrivilege) -> StoreError:
+    user, database, schema = link.pgconn.user.decode(), link.pgconn.db.decode(), data.schema
+    return StoreError(
+        f"{data.server}: the role {user!r} has not the rights that it needs ({error.diag.message_primary}). To let it "
+        f'make the data set: CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION "{user}"; or: GRANT CREATE ON DATABASE '
+        f'"{database}" TO "{user}"; where another role has made it: GRANT USAGE ON SCHEMA "{schema}" TO "{user}"; GRANT '
+        f'SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO "{user}"; GRANT USAGE, SELECT, UPDATE ON '
+        f'ALL SEQUENCES IN SCHEMA "{schema}" TO "{user}"'
+    )
+
+
+_FOUND = """
+SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('transaction_isolation'),
+       pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on', extract(epoch FROM clock_timestamp())
+"""
+
+
+async def check_server(link: Link, data: DataSet, durability: str, now: float) -> None:
+    """Compare what the server has with what is promised. Raises StoreError where that can't be kept."""
+    [[fsync, full_pages, isolation, read_only, there]] = await link.script(_FOUND)
+    found = {"fsync": fsync, "full_page_writes": full_pages}
+    if durability == "power" and "off" in found.values():
+        off = " and ".join(f"{name} = off" for name, value in found.items() if value == "off")
+        raise StoreError(
+            f"{data.server} has {off}: an acknowledged write may be lost, and its files damaged, when the power fails; "
+            "turn it on in postgresql.conf, or ask for less (durability=process)"
+        )
+    if isolation != "read committed":
+        raise StoreError(
+            f"{data.server} has default_transaction_isolation = {isolation!r} for this role, and each write here has to "
+            "see what was committed before it got its locks; ALTER ROLE … SET default_transaction_isolation = 'read "
+            "committed'"
+        )
+    if read_only == "f":
+        await link.script(data.sql(FORGET_SLOTS))
+    if abs(skew := now - float(there)) > MOST_SKEW:
+        _logger.warning(
+            "%s: its clock differs from this one by %.1f s; deadlines go by the clocks of the programs, so keep them in time",
+            data.server,
+            -skew,
+        )
+
+
+_KEYS = "SELECT count(*), coalesce(sum(hashtextextended(encode(key, 'hex'), 0)::numeric), 0) FROM {s}.entries"
+_COUNTER = "SELECT last_value, (SELECT coalesce(max(version), 0) FROM {s}.entries) FROM {s}.versions"
+
+
+async def find_faults(link: Link, data: DataSet) -> list[str]:
+    """What reading doesn't show, all as it was at one moment."""
+    await link.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0")
+    [[counter, highest]] = await link.script(data.sql(_COUNTER))
+    await link.script(
+        "SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_indexscan = off; SET LOCAL enable_seqscan = on"
+    )
+    [table] = await link.script(data.sql(_KEYS))
+    await link.script(
+        "SET LOCAL enable_indexonlyscan = on; SET LOCAL enable_indexscan = on; SET LOCAL enable_seqscan = off"
+    )
+    [index] = await link.script(data.sql(_KEYS))
+    await link.script("COMMIT")
+    faults = list[str]()
+    if int(highest) > int(counter):
+        faults.append(f"the counter is at {int(counter):,}, and an entry has version {int(highest):,}")
+    if table != index:
+        faults.append(
+            f'the index of "{data.schema}".entries has {index[0]} keys and its table {table[0]}, or others: some are not '
+            f'found, or twice; REINDEX TABLE "{data.schema}".entries'
+        )
+    return faults

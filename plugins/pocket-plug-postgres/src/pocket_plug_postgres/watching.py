@@ -1,0 +1,240 @@
+"""What others write, told by LISTEN and NOTIFY, in a thread with a connection of its own: the program's loops may be blocked.
+
+NOTIFY costs whoever writes: of all that notify, one commits at a time. So a write does it only while somebody watches, which the
+subscription says in the data set's table `about`. It then locks the data set for a moment: whoever wrote without having seen that
+has committed by then, and whoever comes later sees it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import threading
+from collections.abc import Callable, Mapping
+from random import uniform
+from time import monotonic
+from uuid import uuid4
+
+import psycopg
+from psycopg.pq import ExecStatus
+
+from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.store.backend import Watcher
+
+from .schema import DataSet
+
+WATCH_EVERY = 1.0
+"""Seconds from one look at the server to the next. This and `timeout` after a write it is told, or everything is old."""
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two tries to subscribe, at most."""
+
+_WATCHED = "UPDATE {s}.about SET watched_until = greatest(watched_until, clock_timestamp() + interval '60 s')"
+_IS_WATCHED = (
+    "SELECT watched_until > clock_timestamp(), watched_until > clock_timestamp() + interval '30 s' FROM {s}.about"
+)
+_SINCE_NOW = "SELECT pg_advisory_xact_lock({lock})"
+
+_left_alone: list[object] = []
+"""In a forked child: the parent's connections, which must not be collected."""
+
+_logger = logging.getLogger("pocket_plug")
+
+
+class _SilentServerError(Exception):
+    """No answer in time, or no notification of one's own."""
+
+
+class Subscription:
+    """Tells a watcher what is written to a data set, from `start` to `close`. In a forked child it has to be started anew."""
+
+    def __init__(self, watcher: Watcher, data: DataSet, conninfo: str, lock: int, timeout: float) -> None:
+        self._watcher, self._data, self._conninfo, self._timeout = watcher, data, conninfo, timeout
+        self._since_now = _SINCE_NOW.format(lock=lock)
+        self._lock = new_lock()
+        self._thread: _Thread | None = None
+        after_fork(self._begin_anew)
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = _Thread(self._live, f"pocket_plug watch {self._data.schema}")
+                self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and wait for it. Nothing is told afterwards."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.close(self._timeout + LONGEST_PAUSE)
+
+    def _begin_anew(self) -> None:
+        if self._thread is not None:
+            _left_alone.append(self._thread)
+            self._thread = None
+            self._watcher.lost()
+
+    # ------------------------------------------------------------ in the thread
+    def _live(self, thread: _Thread) -> None:
+        lost = 0
+        while not thread.is_closed:
+            try:
+                with _Line(thread, self._conninfo, self._timeout) as line:
+                    self._subscribe(line)
+                    lost = 0
+                    self._watcher.back()
+                    try:
+                        while self._look(line):
+                            pass
+                    finally:
+                        if not thread.is_closed:
+                            self._watcher.lost()
+            except (psycopg.Error, OSError, _SilentServerError) as error:
+                lost += 1
+                if not thread.is_closed:
+                    _logger.warning(
+                        "%s: what others write is not told just now (%s); until it is, reads go to the server",
+                        self._data.server,
+                        public_url(" ".join(str(error).split())),
+                    )
+                thread.pause(uniform(0, min(LONGEST_PAUSE, 0.1 * 2.0 ** min(lost, 10))))  # noqa: S311 - no secret
+
+    def _subscribe(self, line: _Line) -> None:
+        """From its end on, every write is told. A word to itself shows that words come: through some poolers they don't."""
+        word = f"?{uuid4().hex}"
+        line.ask(f'LISTEN "{self._data.schema}"')
+        line.ask(self._data.sql(_WATCHED))
+        line.ask(self._since_now)
+        line.ask(f"SELECT pg_notify('{self._data.schema}', '{word}')")
+        until = monotonic() + self._timeout
+        while word not in line.told():
+            if not line.wait(until - monotonic()):
+                raise _SilentServerError(
+                    "no notification arrives: LISTEN needs the server itself, or a pooler in session mode"
+                )
+
+    def _look(self, line: _Line) -> bool:
+        """Tell what has come within WATCH_EVERY; then ask the server whether it is still there. False once closed."""
+        until = monotonic() + WATCH_EVERY
+        while line.wait(until - monotonic()):
+            self._tell(line.told())
+        if line.is_closed:
+            return False
+        [[is_watched, is_watched_on]] = line.ask(self._data.sql(_IS_WATCHED))
+        if is_watched != "t":
+            raise _SilentServerError("the server's clock has jumped")
+        if is_watched_on != "t":
+            line.ask(self._data.sql(_WATCHED))
+        self._tell(line.told())
+        return True
+
+    def _tell(self, words: list[str]) -> None:
+        for word in words:
+            if word.startswith("?"):
+                continue
+            if not word:  # more keys than a word can have
+                self._watcher.lost()
+                self._watcher.back()
+                continue
+            self._watcher.changed(_versions(word))
+
+
+def _versions(word: str) -> Mapping[str, int]:
+    """What the function `write` says: `version:key …`, each key in hexadecimal.
+
+    >>> _versions("7:61 7:62")
+    {'a': 7, 'b': 7}
+    """
+    pairs = (each.split(":") for each in word.split(" "))
+    return {bytes.fromhex(key).decode(): int(version) for version, key in pairs}
+
+
+class _Thread(threading.Thread):
+    """The thread, which a pipe wakes when it is to end."""
+
+    def __init__(self, live: Callable[[_Thread], None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._live = live
+        self.is_closed = False
+        self.wake_up, self._wake = os.pipe()
+        self.connection: psycopg.Connection | None = None
+
+    def run(self) -> None:
+        try:
+            self._live(self)
+        finally:
+            os.close(self.wake_up)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless it is closed meanwhile."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.wake_up, selectors.EVENT_READ)
+            selector.select(seconds)
+
+    def close(self, patience: float) -> None:
+        self.is_closed = True
+        os.close(self._wake)  # the other end can be read then
+        self.join(patience)
+
+
+class _Line:
+    """A connection whose every wait has an end; psycopg connects, then libpq is spoken to directly."""
+
+    def __init__(self, thread: _Thread, conninfo: str, timeout: float) -> None:
+        self._thread, self._timeout = thread, timeout
+        # at least 2 seconds, libpq's own least
+        thread.connection = psycopg.Connection.connect(conninfo, autocommit=True, connect_timeout=max(2, int(timeout)))
+        self._pgconn = thread.connection.pgconn
+        self._pgconn.nonblocking = 1
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._pgconn.socket, selectors.EVENT_READ)
+        self._selector.register(thread.wake_up, selectors.EVENT_READ)
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
+        self._pgconn.finish()
+        self._thread.connection = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Is the thread to end?"""
+        return self._thread.is_closed
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something has come from the server. False if nothing has in so many seconds, or if the thread is to end."""
+        events = self._selector.select(max(0.0, seconds))
+        if self.is_closed or not events:
+            return False
+        self._pgconn.consume_input()
+        return True
+
+    def told(self) -> list[str]:
+        """The words that have come."""
+        words = list[str]()
+        while (told := self._pgconn.notifies()) is not None:
+            words.append(told.extra.decode())
+        return words
+
+    def ask(self, sql: str) -> list[list[str]]:
+        """Run a statement; its rows, as text."""
+        until = monotonic() + self._timeout
+        pgconn, rows = self._pgconn, list[list[str]]()
+        pgconn.send_query(sql.encode())
+        pgconn.flush()
+        while True:
+            while pgconn.is_busy():
+                if not self.wait(until - monotonic()):
+                    raise _SilentServerError(f"no answer within {self._timeout:g} s")
+            if (result := pgconn.get_result()) is None:
+                return rows
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result)
+            rows = [
+                [(result.get_value(row, column) or b"").decode() for column in range(result.nfields)]
+                for row in range(result.ntuples)
+            ]

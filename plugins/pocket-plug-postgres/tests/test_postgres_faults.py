@@ -1,0 +1,502 @@
+"""What a server, a network and an administrator may do: an error in time that names the server and the way out, or
+none at all."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from pocket_plug_postgres import PostgreSQL, schema
+from pocket_plug_postgres.backend import Durability
+
+from pocket_plug import AnswerLostError, ConflictError, Delete, Put, StoreError
+from pocket_plug.store.backend import Backend, Entry
+from pocket_plug.testing.contracts import HANGS, increment
+from pocket_plug.testing.proxy import POSTGRES_TLS, Proxy
+from pocket_plug.testing.servers import Server, certificate, free_port, postgres
+
+SOON = 20.0
+"""Seconds in which whatever has a patience of one or two has long ended, on a slow machine too."""
+
+
+def sql(url: str, *statements: str) -> list[tuple[object, ...]]:
+    """Run statements as the administrator; gives the rows of the last one, if it has some."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)  # type: ignore[arg-type] # no literal
+        return cursor.fetchall() if cursor.description else []
+
+
+def run(backend: Backend, scenario: Callable[[Backend], Awaitable[None]]) -> None:
+    """The scenario, with the backend open."""
+
+    async def main() -> None:
+        await backend.open()
+        try:
+            await asyncio.wait_for(scenario(backend), HANGS)
+        finally:
+            await backend.close()
+
+    asyncio.run(main())
+
+
+def refusal(backend: Backend) -> str:
+    """What `open` says, which must be StoreError, and soon."""
+    begun = time.monotonic()
+    with pytest.raises(StoreError) as caught:
+        asyncio.run(backend.open())
+    assert time.monotonic() - begun < SOON
+    return str(caught.value)
+
+
+@contextmanager
+def role(server: Server, name: str, *settings: str) -> Generator[str]:
+    """A role with a password, and the URL by which it logs in."""
+    sql(server.url, f"CREATE ROLE {name} LOGIN PASSWORD 'hunter2'", *(f"ALTER ROLE {name} {each}" for each in settings))
+    try:
+        yield server.url.replace("//postgres@", f"//{name}:hunter2@")
+    finally:
+        sql(server.url, f"DROP OWNED BY {name} CASCADE", f"DROP ROLE {name}")
+
+
+@pytest.fixture
+def proxy(shared_server: Server) -> Generator[Proxy]:
+    with Proxy(shared_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(shared_server: Server, data_set: str, proxy: Proxy) -> PostgreSQL:
+    """A backend that reaches the server through the proxy, with little patience."""
+    return PostgreSQL(proxy.through(shared_server.url), store=data_set, durability="process", timeout=1, patience=2)
+
+
+# ---------------------------------------------------------------- lost answers
+def test_a_write_whose_answer_was_lost_counts_once(proxied: PostgreSQL, proxy: Proxy) -> None:
+    """It is sent again with the same token, so an increment neither conflicts with itself nor is done twice."""
+
+    async def scenario(backend: Backend) -> None:
+        await increment(backend, "counted", 1)
+        for _ in range(5):
+            proxy.swallow(b"counted")
+            await increment(backend, "counted", 1)
+            proxy.wait()
+        entry = await backend.read("counted")
+        assert entry is not None
+        assert entry.value == 6
+
+    run(proxied, scenario)
+    assert proxy.lost == 5
+
+
+def test_a_conflict_whose_answer_was_lost_is_one_all_the_same(proxied: PostgreSQL, proxy: Proxy) -> None:
+    """With the keys that differ; nothing is written."""
+
+    async def scenario(backend: Backend) -> None:
+        version = await backend.write([Put("taken", 1)])
+        proxy.swallow(b"taken")
+        with pytest.raises(ConflictError) as caught:
+            await backend.write([Put("taken", 2)], {"taken": 0, "other": 0})
+        assert caught.value.keys == {"taken"}
+        assert await backend.read("taken") == Entry(1, version)
+
+    run(proxied, scenario)
+
+
+def test_a_write_that_comes_late_is_refused(proxied: PostgreSQL, proxy: Proxy) -> None:
+    """A copy that was held up lands neither after the copy that was answered, nor after a conflict was told."""
+
+    async def scenario(backend: Backend) -> None:
+        proxy.delay(b"late")
+        version = await backend.write([Put("late", 1)])
+        newer = await backend.write([Put("late", 2)])
+        await asyncio.to_thread(proxy.release)
+        assert version < newer
+        assert await backend.read("late") == Entry(2, newer)
+
+        other = await backend.write([Put("there", 1)])
+        proxy.delay(b"held")
+        writing = asyncio.ensure_future(backend.write([Put("held", 1)], {"there": other}))
+        await asyncio.to_thread(proxy.wait)
+        await backend.write([Put("there", 2)])
+        with pytest.raises(ConflictError):
+            await writing
+        await asyncio.to_thread(proxy.release)
+        assert await backend.read("held") is None
+
+    run(proxied, scenario)
+
+
+def test_an_answer_that_never_comes_is_no_answer(proxied: PostgreSQL, proxy: Proxy) -> None:
+    """AnswerLostError, once the patience is over; a read says that the server can't be reached. Then the program
+    goes on."""
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put("a", 1)])
+        proxy.hold()
+        with pytest.raises(AnswerLostError, match=r"whether it has landed is not known"):
+            await backend.write([Put("a", 2)])
+        with pytest.raises(StoreError, match=r"can't be reached, and could not for 2 s"):
+            await backend.read("a")
+        proxy.release()
+        assert (entry := await backend.read("a")) is not None
+        assert entry.value in (1, 2)
+        await backend.write([Put("a", 3)])
+
+    run(proxied, scenario)
+
+
+# ---------------------------------------------------------------- servers that stop, end and start again
+def test_a_stopped_server_is_an_error_in_time(shared_server: Server, data_set: str) -> None:
+    """Of reads, writes and cancelled writes, and of those that wait for a connection; all goes on when it does."""
+    backend = PostgreSQL(
+        shared_server.url, store=data_set, durability="process", timeout=0.5, patience=1, connections=2
+    )
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put("a", 1)])
+        begun = time.monotonic()
+        shared_server.stop()
+        try:
+            operations = [
+                backend.read("a"),
+                backend.write([Put("b", 1)]),
+                backend.write([Put("c", 1)]),
+                backend.read("a"),
+            ]
+            given_up = asyncio.ensure_future(backend.write([Put("d", 1)]))
+            outcomes = asyncio.gather(*operations, return_exceptions=True)
+            await asyncio.sleep(0.1)
+            given_up.cancel()
+            assert {type(each) for each in await outcomes} <= {StoreError, AnswerLostError}
+            assert given_up.cancelled() or isinstance(given_up.exception(), StoreError)
+            assert time.monotonic() - begun < SOON
+        finally:
+            shared_server.go_on()
+        assert (entry := await backend.read("a")) is not None
+        assert entry.value == 1
+        await backend.write([Put("b", 2)])
+
+    run(backend, scenario)
+
+
+def test_a_program_outlives_its_server(data_set: str) -> None:
+    """Killed or restarted, nothing but time is lost: what runs is done again, and every acknowledged write is
+    there."""
+    with postgres() as server:
+        backend = PostgreSQL(server.url, store=data_set)
+
+        async def scenario(backend: Backend) -> None:
+            done, over = [0] * 4, asyncio.Event()
+
+            async def writer(n: int) -> None:
+                while not over.is_set():
+                    await increment(backend, f"n{n}", 1)
+                    done[n] += 1
+
+            async def disturb() -> None:
+                for end in (server.kill, server.restart, server.kill):
+                    goal = sum(done) + 20
+                    while sum(done) < goal:
+                        await asyncio.sleep(0.01)
+                    await asyncio.to_thread(end)
+                    if end == server.kill:
+                        await asyncio.to_thread(server.restart)
+                over.set()
+
+            await asyncio.gather(disturb(), *(writer(n) for n in range(4)))
+            found = await backend.read_many([f"n{n}" for n in range(4)])
+            assert [found[f"n{n}"].value for n in range(4)] == done
+
+        run(backend, scenario)
+
+
+def test_connections_that_an_administrator_ends_are_made_anew(
+    instances: Callable[[], Backend], shared_server: Server
+) -> None:
+    """Idle ones and those that work, also by the server's idle_session_timeout: nobody notices."""
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put("a", 0)])
+        for n in range(3):
+            await asyncio.to_thread(
+                sql,
+                shared_server.url,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pocket_plug'",
+            )
+            await asyncio.gather(*(increment(backend, "a", 1) for _ in range(4)))
+            entry = await backend.read("a")
+            assert entry is not None
+            assert entry.value == 4 * (n + 1)
+
+    run(instances(), scenario)
+
+
+# ---------------------------------------------------------------- servers that refuse
+def test_nobody_listens(data_set: str) -> None:
+    """The host, the port and the data set are named, not the password; and it takes no longer than the patience."""
+    url = f"postgresql://app:hunter2@127.0.0.1:{(port := free_port())}/orders"
+    said = refusal(PostgreSQL(url, store=data_set, patience=0.5))
+    assert f"postgresql at 127.0.0.1:{port}/orders, store '{data_set}' can't be reached" in said
+    assert "hunter2" not in said
+
+
+def test_a_server_that_accepts_and_says_nothing() -> None:
+    """A time-out, as of one that is stopped."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"postgresql://127.0.0.1:{listening.getsockname()[1]}/orders"
+        assert "no answer within" in refusal(PostgreSQL(url, timeout=0.5, patience=0.7))
+
+
+def test_wrong_passwords_users_and_databases(data_set: str) -> None:
+    """Refused at once, whatever the patience; the password isn't in it."""
+    with postgres(password="hunter2") as server:  # noqa: S106 - no secret
+        for old, new, way_out in (
+            (":hunter2@", ":hunter3@", "the password is wrong"),
+            (":hunter2@", "@", "it asks for a password"),
+            ("/postgres?", "/orders?", "there is no such database"),
+            ("//postgres:", "//nobody:", "the password is wrong"),
+        ):
+            said = refusal(PostgreSQL(f"{server.url}?sslmode=disable".replace(old, new), store=data_set))
+            assert way_out in said
+            assert f"127.0.0.1:{server.port}" in said
+            assert "hunter" not in said
+        asyncio.run(PostgreSQL(server.url, store=data_set).open())
+
+
+def test_tls_with_a_certificate_that_is_not_trusted(shared_server: Server, data_set: str, tmp_path: Path) -> None:
+    """Refused at once; with the right authority it works, with another name in the certificate not."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.mkdir()
+    bad.mkdir()
+    for pair, trusted, works in (
+        (certificate(good), good, True),
+        (certificate(bad, names=("elsewhere.example",)), bad, False),
+        (certificate(good / ".."), bad, False),
+    ):
+        with Proxy(shared_server.port, tls=pair, asked=POSTGRES_TLS) as proxy:
+            url = f"{proxy.through(shared_server.url)}?sslmode=verify-full&sslrootcert={trusted}/authority.pem"
+            backend = PostgreSQL.from_url(f"{url}&store={data_set}&durability=process")
+            if works:
+
+                async def scenario(backend: Backend) -> None:
+                    await backend.write([Put("a", "x" * 3_000_000)])
+                    assert (await backend.read("a")) is not None
+
+                run(backend, scenario)
+            else:
+                assert "its certificate is not trusted, or is not for this host" in refusal(backend)
+
+
+def test_a_server_without_tls_where_it_is_asked_for(shared_server: Server, data_set: str) -> None:
+    assert "TLS can't be used" in refusal(PostgreSQL(f"{shared_server.url}?sslmode=require", store=data_set))
+
+
+def test_a_role_without_rights_is_told_what_to_grant(shared_server: Server, data_set: str) -> None:
+    """And each of the three ways that the message names is one."""
+    with role(shared_server, "poor") as url:
+        said = refusal(PostgreSQL(url, store=data_set, durability="process"))
+        assert "hunter2" not in said
+        first, second = said.split("To let it make the data set: ")[1].split("; where another role has made it: ")
+        create, grant = first.split("; or: ")
+        for statement in (create, grant):
+            name = f"{data_set}{len(statement)}"
+            sql(shared_server.url, statement.replace(data_set, name))
+            asyncio.run(PostgreSQL(url, store=name, durability="process").open())
+            sql(shared_server.url, f'DROP SCHEMA "pocket_plug_{name}" CASCADE')
+        sql(shared_server.url, 'REVOKE CREATE ON DATABASE postgres FROM "poor"')
+        asyncio.run(PostgreSQL(shared_server.url, store=data_set, durability="process").open())
+        assert second in refusal(PostgreSQL(url, store=data_set, durability="process"))
+        sql(shared_server.url, second)
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1), Delete("b"), Put("c", 1, version=50)])
+            assert await backend.version() == 50
+
+        run(PostgreSQL(url, store=data_set, durability="process"), scenario)
+
+
+def test_a_server_that_can_only_be_read(shared_server: Server, data_set: str) -> None:
+    """Reads work; a write says what the server is, at once."""
+    asyncio.run(PostgreSQL(shared_server.url, store=data_set, durability="process").open())
+    with role(shared_server, "reader", "SUPERUSER", "SET default_transaction_read_only = on") as url:
+
+        async def scenario(backend: Backend) -> None:
+            assert await backend.read("a") is None
+            with pytest.raises(StoreError, match="it is read-only"):
+                await backend.write([Put("a", 1)])
+
+        run(PostgreSQL(url, store=data_set, durability="process"), scenario)
+
+
+def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server, data_set: str) -> None:
+    """Who has some goes on with them, and nobody fails; who gets none within the patience is told why."""
+    with role(shared_server, "crowd", "SUPERUSER", "NOSUPERUSER", "CONNECTION LIMIT 2") as url:
+        sql(shared_server.url, 'GRANT CREATE ON DATABASE postgres TO "crowd"')
+        backend = PostgreSQL(url, store=data_set, durability="process")
+
+        async def scenario(backend: Backend) -> None:
+            await asyncio.gather(*(increment(backend, "n", 5) for _ in range(8)))
+            entry = await backend.read("n")
+            assert entry is not None
+            assert entry.value == 40
+            late = PostgreSQL(url, store=data_set, durability="process", patience=0.5)
+            with pytest.raises(StoreError, match="too many connections"):
+                await late.open()
+
+        run(backend, scenario)
+
+
+# ---------------------------------------------------------------- what the server says in the middle of a write
+FAILS = """
+CREATE FUNCTION "{schema}".fail() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('"{schema}".failures') <= {times} THEN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{code}'; END IF;
+    RETURN NEW;
+END $$
+"""
+
+
+def fails(server: Server, data_set: str, code: str, times: int) -> None:
+    """Have the server fail in that way at the next so many writes."""
+    schema = f"pocket_plug_{data_set}"
+    sql(
+        server.url,
+        f'DROP SEQUENCE IF EXISTS "{schema}".failures; CREATE SEQUENCE "{schema}".failures',
+        f'DROP FUNCTION IF EXISTS "{schema}".fail() CASCADE',
+        FAILS.format(schema=schema, code=code, times=times),
+        f'CREATE TRIGGER fail BEFORE INSERT ON "{schema}".entries FOR EACH ROW EXECUTE FUNCTION "{schema}".fail()',
+    )
+
+
+def test_what_passes_by_itself_is_tried_again(
+    instances: Callable[[], Backend], shared_server: Server, data_set: str
+) -> None:
+    """A deadlock, a serialisation failure, a lock or statement time-out: the write lands, once."""
+
+    async def scenario(backend: Backend) -> None:
+        for n, code in enumerate(("40P01", "40001", "55P03", "57014")):
+            await asyncio.to_thread(fails, shared_server, data_set, code, 2)
+            await increment(backend, "n", 1)
+            entry = await backend.read("n")
+            assert entry is not None
+            assert entry.value == n + 1
+
+    run(instances(), scenario)
+
+
+def test_what_does_not_is_an_error_at_once(
+    instances: Callable[[], Backend], shared_server: Server, data_set: str
+) -> None:
+    """A full disk, no memory: nothing of the write is there, and the next one lands once there is room."""
+
+    async def scenario(backend: Backend) -> None:
+        for code, way_out in (
+            ("53100", "its disk is full"),
+            ("53200", "out of memory"),
+            ("XX001", "PostgreSQL refuses"),
+        ):
+            await asyncio.to_thread(fails, shared_server, data_set, code, 1)
+            with pytest.raises(StoreError, match=way_out) as caught:
+                await backend.write([Delete("a"), Put("b", 1)])
+            assert f"127.0.0.1:{shared_server.port}" in str(caught.value)
+            assert await backend.read("b") is None
+        version = await backend.write([Put("b", 1)])
+        assert await backend.read("b") == Entry(1, version)
+
+    run(instances(), scenario)
+
+
+def test_a_data_set_that_is_dropped_while_it_is_open(
+    instances: Callable[[], Backend], shared_server: Server, data_set: str
+) -> None:
+    """An error, and never an answer that looks like missing data; opened again, it is made anew."""
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put("a", 1)])
+        await asyncio.to_thread(sql, shared_server.url, f'DROP SCHEMA "pocket_plug_{data_set}" CASCADE')
+        for operation in (backend.read("a"), backend.write([Put("a", 1)]), backend.version()):
+            with pytest.raises(StoreError, match="close the store and open it again"):
+                await operation
+
+    run(instances(), scenario)
+
+    async def anew(backend: Backend) -> None:
+        assert await backend.read("a") is None
+        await backend.write([Put("a", 1)])
+
+    run(instances(), anew)
+
+
+# ---------------------------------------------------------------- servers that don't fit
+def test_a_server_that_is_too_old(
+    instances: Callable[[], Backend], monkeypatch: pytest.MonkeyPatch, shared_server: Server
+) -> None:
+    monkeypatch.setattr(schema, "OLDEST_SERVER", 99)
+    assert "this needs 99 or newer" in refusal(instances())
+
+
+def test_a_newer_schema_is_refused(instances: Callable[[], Backend], shared_server: Server, data_set: str) -> None:
+    asyncio.run(instances().open())
+    sql(shared_server.url, f'UPDATE "pocket_plug_{data_set}".about SET schema_version = 2')
+    assert "has schema 2, and this pocket-plug-postgres knows 1; install the newer one" in refusal(instances())
+
+
+def test_durability_is_compared_with_what_the_server_has(shared_server: Server, data_set: str) -> None:
+    """A server without fsync survives no power failure, so "power" is refused there, with what it has."""
+    said = refusal(PostgreSQL(shared_server.url, store=data_set))
+    assert "has fsync = off: an acknowledged write may be lost" in said
+    assert "durability=process" in said
+
+
+@pytest.mark.parametrize(("durability", "expected"), [("power", "on"), ("process", "on"), ("none", "off")])
+def test_synchronous_commit_is_as_the_durability_says(
+    durability: Durability, expected: str, data_set: str, shared_server: Server
+) -> None:
+    """Whatever the role has: on for what must survive the server, off for what need not."""
+    seen = f'"pocket_plug_{data_set}"'
+    opposite = {"on": "off", "off": "on"}[expected]
+    with role(shared_server, "committer", "SUPERUSER", f"SET synchronous_commit = {opposite}") as url:
+        backend = PostgreSQL(url, store=data_set, durability="none")
+        asyncio.run(backend.open())
+        backend.durability = durability  # the server has no fsync, which `open` would refuse
+        sql(
+            shared_server.url,
+            f"CREATE TABLE {seen}.seen (value text)",
+            f"CREATE FUNCTION {seen}.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"INSERT INTO {seen}.seen VALUES (current_setting('synchronous_commit')); RETURN NEW; END $$",
+            f"CREATE TRIGGER see BEFORE INSERT ON {seen}.entries FOR EACH ROW EXECUTE FUNCTION {seen}.see()",
+        )
+
+        async def scenario(backend: Backend) -> None:
+            await backend.write([Put("a", 1)])
+
+        run(backend, scenario)
+        assert sql(shared_server.url, f"SELECT value FROM {seen}.seen") == [(expected,)]
+
+
+def test_another_isolation_level_is_refused(shared_server: Server, data_set: str) -> None:
+    """It would let a write check what was before it got its locks."""
+    with role(shared_server, "strict", "SUPERUSER", "SET default_transaction_isolation = 'repeatable read'") as url:
+        assert "ALTER ROLE … SET default_transaction_isolation = 'read committed'" in refusal(
+            PostgreSQL(url, store=data_set, durability="process")
+        )
+
+
+def test_a_clock_that_differs_is_said(instances: Callable[[], Backend], caplog: pytest.LogCaptureFixture) -> None:
+    """As a warning: deadlines go by the clocks of the programs."""
+    for ahead, warnings in ((0.0, 0), (5.0, 1)):
+        caplog.clear()
+        backend = instances()
+        backend.clock = lambda ahead=ahead: time.time() + ahead
+        asyncio.run(backend.open())
+        assert (
+            len([record for record in caplog.records if "its clock differs from this one by -5.0 s" in record.message])
+            == warnings
+        )

@@ -1,0 +1,396 @@
+"""The backend in Redis or Valkey: any number of programs on any number of machines share a data set there.
+
+A read is one GET or MGET. A write is one script, which compares, counts, changes and publishes: all of it or nothing.
+It carries a token, so that it is done once however often it is sent (`pocket_plug.backends.network`).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from time import monotonic
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from redis.exceptions import MovedError, ResponseError
+
+from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
+from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
+from pocket_plug.backends.urls import one_of, seconds, url_options
+from pocket_plug.codec import bound, default_codec, is_whole, place_of
+from pocket_plug.errors import AnswerLostError, StoreBusyError, StoreClosedError, WriteSizeError
+from pocket_plug.store.backend import NO_EXPECTATIONS, Watcher
+
+from .checking import check_server
+from .connections import TLS_FILES, Connection, Place, Pool, Server, call, closed, cut, run_script
+from .failures import LOST, explained
+from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
+from .turns import Turn, had
+from .watching import Watching
+
+T = TypeVar("T")
+Durability = Literal["power", "process", "none"]
+Do = Callable[[Connection], Awaitable[T]]
+
+LONGEST_PAUSE = 0.01
+"""Seconds between two tries of a write while another caller has the turn, at most: random, so that all who wait are equals."""
+
+decode: Callable[[bytes, bytes], Any] = default_codec.decode
+
+PAGE = 256
+"""How many names a scan, a check and a look into the index take from the server at a time, at most."""
+
+MOST_CHANGES = 10_000
+"""How many changes and expectations one write may have: some 100 ms, in which the server does nothing else."""
+
+
+class Redis(Backend):
+    """Entries of the data set `store` on a server that speaks Redis's protocol.
+
+    `durability` names the failure that an acknowledged write must survive: "power" (also a crash of the server's machine),
+    "process" (a crash of the server), or "none". `open` looks whether the server is configured for it, and raises
+    StoreError where it isn't. `timeout` is the deadline for one attempt, in seconds, and `patience` that for all attempts
+    at one operation.
+
+    As a URL: `redis://host:6379/0?store=orders`, `rediss://user:password@host:6379/0` (TLS; `ssl_ca_certs=`,
+    `ssl_certfile=` and `ssl_keyfile=` name files), `unix:///path/to/socket?db=0`. Raises ConfigError for invalid options.
+
+    >>> Redis.from_url("redis://:hunter2@cache:6379/0?store=orders&durability=process")
+    Redis('cache:6379, database 0', store='orders', durability='process')
+    """
+
+    needs_loop = True
+    survives = True
+    can_watch = True
+    system = "redis"
+    max_changes = MOST_CHANGES
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        store: str = DEFAULT_STORE,
+        durability: Durability = "power",
+        timeout: float = 5.0,
+        patience: float = 30.0,
+    ) -> None:
+        check_store("redis", store)
+        one_of("redis", "durability", durability, get_args(Durability))
+        seconds("redis", "timeout", timeout)
+        seconds("redis", "patience", patience)
+        self.store, self.durability = store, durability
+        self.timeout, self.patience = timeout, patience
+        self.server = server
+        self.address = server.address
+        self._at: tuple[str, int] | None = None  # where the cluster keeps this data set, if it has said so
+        tag = f"{{pocket:{store}}}"
+        self._state = tag.encode()
+        self._entry = f"{tag}:".encode()
+        self._names, self._ends, self._slots, self._line, self._layout, self._try = (
+            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "line", "layout", "try")
+        )
+        self._changes = f"{tag}/changes".encode()
+        self.turn_keys = self._state, self._line
+        self._title = f"redis at {server}, store {store!r}"
+        self._pools = PerLoop(lambda: Pool(lambda: server.connection(self._at)), lambda pool: pool.close(self.timeout))
+        self.retrying = Retrying(self._title, LOST, timeout, patience)
+        self._tokens = Slots()
+        self._renewed: dict[str, float] = {}  # when each slot was, by the monotonic clock
+        self._watching: Watching | None = None
+        self._is_open = False
+
+    @classmethod
+    def from_url(cls, url: str) -> Redis:
+        """The backend that a URL names. Raises ConfigError, with the option that was probably meant."""
+        texts = dict.fromkeys(("store", "durability", *TLS_FILES), str)
+        address, options = url_options(url, "redis", {**texts, "timeout": float, "patience": float, "db": int})
+        files = {name: options.pop(name) for name in TLS_FILES if name in options}
+        return cls(Server(address, options.pop("db", None), files), **options)
+
+    def __repr__(self) -> str:
+        return f"Redis({str(self.server)!r}, store={self.store!r}, durability={self.durability!r})"
+
+    # ------------------------------------------------------------ opening and closing
+    async def open(self) -> None:
+        """Look whether the server can keep what the backend promises. Raises StoreError, with what to set, where it can't."""
+        if self._is_open:
+            return
+
+        async def look(connection: Connection) -> None:
+            await check_server(
+                connection, self._title, self.durability, self.clock, (self._layout, self._try, self._changes)
+            )
+
+        await self._read(look)
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Let what is under way end, for one time-out at most, and close the connections of all event loops."""
+        self._is_open = False
+        if self._watching is not None:
+            self._watching.stop()
+        await self._pools.close()
+
+    async def watch(self, watcher: Watcher) -> None:
+        """A subscription in a thread of its own. What is told is at most `WATCH_EVERY` (1 s) and the time-out old."""
+        self._watching = Watching(self._title, self.server, self._changes, watcher, self.timeout)
+
+    # ------------------------------------------------------------ reading
+    async def read(self, key: str) -> Entry | None:
+        """One GET."""
+        data = await self.call("GET", self._entry + key.encode())
+        return None if data is None else self._entry_of(str(key), data, self.clock())
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """One MGET, so all are as they were at one moment."""
+        names = [*dict.fromkeys(map(str, keys))]
+        if not names:
+            self._look_open()
+            return {}
+        entries = [self._entry + name.encode() for name in names]
+        found = await self.call("MGET", *entries)
+        now = self.clock()
+        return {
+            name: entry
+            for name, data in zip(names, found, strict=True)
+            if data is not None and (entry := self._entry_of(name, data, now)) is not None
+        }
+
+    def _entry_of(self, key: str, data: bytes, now: float) -> Entry | None:
+        """An entry as it was stored; None where it has expired."""
+        try:
+            if len(data) < HEAD.size + TAIL.size or data[: TAIL.size] != data[-TAIL.size :]:
+                raise CorruptRecordError("its version does not stand at both of its ends: it was damaged or cut off")
+            version, deadline = HEAD.unpack_from(data)
+            expires_at = None if deadline != deadline else deadline
+            record, place = data[HEAD.size : -TAIL.size], place_of(key, 0, expires_at)
+            if expires_at is not None and expires_at <= now:
+                if not is_whole(record, place):  # damage is no end
+                    raise CorruptRecordError("the record's checksum does not fit: it was damaged, or stands elsewhere")
+                return None
+            return Entry(decode(record, place), version, expires_at)
+        except CodecError as error:
+            raise type(error)(f"{self._title}, key {key!r}: {error}") from error
+
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """Page by page of the index."""
+        given, size = 0, PAGE if limit is None else min(limit, PAGE)
+        first, last = _range(prefix.encode(), after.encode(), reverse)
+        command = "ZREVRANGEBYLEX" if reverse else "ZRANGEBYLEX"
+        if not size:
+            self._look_open()
+        while given != limit:
+            arguments = (2, self._names, self._ends, command, first, last, size, repr(self.clock()))
+            found: list[bytes] = await self.run_script(SCAN, *arguments)
+            for name in found[1:]:
+                yield name.decode()
+                given += 1
+                if given == limit:
+                    return
+            if not found[0]:
+                return
+            first, size = b"(" + found[0], PAGE
+
+    async def check(self) -> list[str]:
+        """Entries that the index lacks, names without an entry, deadlines that differ, and a counter that has gone back."""
+        faults: list[str] = []
+        cursor = b"0"
+        while True:
+            cursor, keys = await self.call("SCAN", cursor, "MATCH", self._entry + b"*", "COUNT", PAGE)
+            faults += await self._faults_of(keys)
+            if cursor == b"0":
+                break
+        for index in (self._names, self._ends):
+            position = 0
+            while page := await self.call("ZRANGE", index, position, position + PAGE - 1):
+                faults += await self._faults_of([self._entry + name for name in page])
+                position += PAGE
+        return [*dict.fromkeys(faults)]
+
+    async def _faults_of(self, keys: Sequence[bytes]) -> list[str]:
+        if not keys:
+            return []
+        found = await self.run_script(CHECK, len(keys) + 3, self._state, self._names, self._ends, *keys)
+        pairs = zip(found[::2], found[1::2], strict=True)
+        names = [key[len(self._entry) :].decode(errors="backslashreplace") for key in keys]
+        return [f"key {names[place]!r} {_FAULTS[what]}" for what, place in pairs]
+
+    async def version(self) -> int:
+        """The counter."""
+        return int(await self.call("HGET", self._state, b"") or 0)
+
+    # ------------------------------------------------------------ writing
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """One script. If its connection is lost the same write is sent again, by another one; it is done once."""
+        size = len(changes) + len(expect)
+        if size > MOST_CHANGES:
+            raise WriteSizeError(
+                f"{self._title}: a write has {size:,} changes and expectations; {MOST_CHANGES:,} are allowed, since the "
+                "server does nothing else meanwhile; write them in parts"
+            )
+        expected = [*expect]
+        keys = [self._entry + key.encode() for key in (*expected, *(change.key for change in changes))]
+        arguments: list[str | bytes | int] = [len(expected), len(changes), *expect.values()]
+        for change in changes:
+            arguments += self._arguments_of(change)
+        turn = had.get()
+        if turn is not None and (turn.host is not self or turn.is_over or not changes):
+            turn = None
+        who = "" if turn is None else turn.who
+        fixed: list[str | bytes | int] = [
+            5 + len(keys),
+            self._state,
+            self._names,
+            self._ends,
+            self._slots,
+            self._line,
+            *keys,
+        ]
+
+        async def send(connection: Connection, token: Token, again: bool) -> Any:
+            renews = bool(changes) and monotonic() >= self._renewed.get(token.slot, -math.inf) + RENEW_EVERY
+            flags = (int(again), int(renews), who, repr(self.clock()))
+            answer = await run_script(connection, WRITE, *fixed, *token, *flags, *arguments)
+            if renews and isinstance(answer, int):
+                self._renewed[token.slot] = monotonic()
+            return answer
+
+        if not changes:
+            answer = await self._read(lambda connection: send(connection, Token("", 0), False))
+        else:
+            answer = await self._written(send)
+            if turn is not None:
+                turn.is_over = True
+        if isinstance(answer, int):
+            return answer
+        code, *places = cast("list[int]", answer)
+        if code == LATE:
+            raise AnswerLostError(
+                f"{self._title}: a later write has used this one's slot; whether it has landed is not known"
+            )
+        raise ConflictError(str(expected[place - 1]) for place in places)
+
+    async def _written(self, send: Callable[[Connection, Token, bool], Awaitable[Any]]) -> Any:
+        """Send a write until it is answered, and nobody else has the turn."""
+        was_sent = False
+
+        async def attempt(this: Attempt) -> Any:
+            async def do(connection: Connection) -> Any:
+                nonlocal was_sent
+                if not connection.is_connected:
+                    await connection.connect()
+                again, was_sent, this.sent = was_sent, True, True
+                return await send(connection, token, again)
+
+            return await self._attempt(this, do)
+
+        until = self.retrying.now() + self.patience
+        with self._tokens.token() as token:
+            try:
+                while True:
+                    answer = await self.retrying.write(attempt)
+                    if isinstance(answer, int) or answer[0] != HELD:
+                        return answer
+                    if self.retrying.now() >= until:
+                        raise StoreBusyError(
+                            f"{self._title}: others had their turns all the {self.patience:g} s that were waited; try again, "
+                            "or wait longer (patience=…)"
+                        )
+                    longest = min(answer[1] / 1000, LONGEST_PAUSE)
+                    await self.retrying.pause(random.uniform(0, longest))  # noqa: S311 - no secret
+            except StoreClosedError as error:
+                if not was_sent:
+                    raise
+                raise AnswerLostError(
+                    f"{self._title}: the store was closed after a write was sent and before it was answered; whether it "
+                    "has landed is not known: read what it wrote before you do it again"
+                ) from error
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """A lease of a second at most; whoever waits longest for one is next."""
+        return Turn(self)
+
+    def _arguments_of(self, change: Change) -> tuple[str | bytes, str, str]:
+        """The entry, a version of its own and a deadline; empty where there is none."""
+        own = "" if change.version is None else str(change.version)
+        if change.version is not None and change.version > LAST_VERSION:
+            raise StoreError(
+                f"{self._title}, key {change.key!r}: its version is {change.version:,}; Redis counts up to {LAST_VERSION:,}"
+            )
+        if isinstance(change, Delete):
+            return b"", own, ""
+        try:
+            record = default_codec.encode(change.value)
+        except CodecError as error:
+            raise type(error)(f"key {change.key!r}: {error}") from error
+        deadline = math.nan if change.expires_at is None else change.expires_at
+        ends = HEAD.pack(0, deadline)[TAIL.size :]
+        entry = ends + bound(record, place_of(str(change.key), 0, change.expires_at))
+        return entry, own, "" if change.expires_at is None else repr(float(deadline))
+
+    # ------------------------------------------------------------ attempts
+    def _look_open(self) -> None:
+        if not self._is_open:
+            raise closed()
+
+    async def _read(self, do: Do[T]) -> T:
+        return await self.retrying(lambda this: self._attempt(this, do))
+
+    async def call(self, *command: str | bytes | int) -> Any:
+        return await self._read(lambda connection: call(connection, *command))
+
+    async def run_script(self, script: Script, *arguments: str | bytes | int) -> Any:
+        return await self._read(lambda connection: run_script(connection, script, *arguments))
+
+    async def _attempt(self, this: Attempt, do: Do[T]) -> T:
+        """One attempt on a connection of this loop's. Raises one of LOST where another one makes sense."""
+        pool, place, is_whole = self._pools.here(), Place(), False
+        try:
+            connection = await pool.take(place)
+            this.cut = lambda: cut(connection)
+            answer = await do(connection)
+            is_whole = True
+            return answer
+        except ResponseError as error:
+            is_whole = True
+            raise self._explained(error, pool) from error
+        except Exception as error:
+            if this.is_over:
+                raise
+            self._at = None
+            raise self._explained(error, pool) from error
+        finally:
+            try:
+                pool.leave(place, is_whole)
+            except BaseException:  # interrupted
+                pool.leave(place, False)
+                raise
+
+    def _explained(self, error: Exception, pool: Pool) -> Exception:
+        if isinstance(error, MovedError):
+            moved: Any = error
+            self._at = moved.host or self.server.host, moved.port
+        found = explained(error, self._title)
+        if isinstance(found, LOST):
+            pool.forget()
+        return found
+
+
+def _range(prefix: bytes, after: bytes, reverse: bool) -> tuple[bytes, bytes]:
+    """Where a scan begins and ends, as ZRANGEBYLEX has it. No byte of UTF-8 is 0xFF: it stands behind all with the prefix."""
+    low, high = (b"[" + prefix, b"(" + prefix + b"\xff") if prefix else (b"-", b"+")
+    if not reverse:
+        return (b"(" + after if after and after >= prefix else low), high
+    return (b"(" + after if after and after < prefix + b"\xff" else high), low
+
+
+_FAULTS = {
+    b"no entry": "is in the index, and there is no such entry",
+    b"no entry with a deadline": "is in the index of deadlines, and there is no such entry",
+    b"not listed": "is missing in the index, so no scan gives it",
+    b"above the counter": "has a version above the counter, so its next one may be lower",
+    b"another deadline": "has another deadline in the index of deadlines than in its entry",
+}

@@ -1,0 +1,111 @@
+"""What `open` looks for: can this server keep what the backend promises? What is wrong is told with what sets it right."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redis.exceptions import NoPermissionError, ResponseError
+
+from pocket_plug import StoreError
+
+from .connections import Connection, call, run_script
+from .scripts import LAYOUT, TRY
+
+LOWEST = (6, 0)
+"""The lowest version of Redis."""
+
+LARGEST_SKEW = 1.0
+"""Seconds by which the server's clock may differ from ours without a warning."""
+
+_logger = logging.getLogger("pocket_plug")
+
+
+async def check_server(
+    connection: Connection,
+    server: str,
+    durability: str,
+    clock: Callable[[], float],
+    keys: tuple[bytes, bytes, bytes],
+) -> None:
+    """Raise StoreError for a server that can't keep its promises. `keys`: the layout's, one to try, and the channel."""
+    about = _fields(await call(connection, "INFO"))
+    _check_kind(server, about)
+    _check_memory(server, about)
+    if durability != "none":
+        _check_durability(server, durability, about, await _settings(connection))
+    await _log_skew(connection, server, clock)
+    layout, attempt, channel = keys
+    await run_script(connection, TRY, 2, attempt, attempt + b"2", channel)
+    await call(connection, "SET", layout, LAYOUT, "NX")
+    found = int(await call(connection, "GET", layout))
+    if found != LAYOUT:
+        raise StoreError(
+            f"{server}: it has layout {found}, and this pocket-plug-redis knows {LAYOUT}; install the newer one"
+        )
+
+
+def _fields(info: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
+    return {name: value for name, _, value in lines if value}
+
+
+def _check_kind(server: str, about: Mapping[str, str]) -> None:
+    version = about.get("redis_version", "")
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < LOWEST:
+        raise StoreError(f"{server} is Redis {version or 'of no version'}; Redis 6.0 or later, or Valkey, is needed")
+    if about.get("role", "master") not in ("master", "primary"):
+        raise StoreError(
+            f"{server} is a replica of {about.get('master_host')}:{about.get('master_port')}: it takes no writes, and its "
+            "reads may be old; give the address of the primary"
+        )
+
+
+def _check_memory(server: str, about: Mapping[str, str]) -> None:
+    policy = about.get("maxmemory_policy", "noeviction")
+    if policy.startswith("allkeys") and about.get("maxmemory", "0") != "0":
+        raise StoreError(
+            f"{server}: it drops entries when its memory is full (maxmemory-policy {policy}), and nobody would notice; put "
+            "into its configuration: maxmemory-policy noeviction"
+        )
+
+
+async def _settings(connection: Connection) -> dict[str, str] | None:
+    """The server's settings for its append-only file; None where it doesn't say."""
+    try:
+        found: list[bytes] = await call(connection, "CONFIG", "GET", "*append*")
+    except (NoPermissionError, ResponseError):
+        return None
+    texts = [text.decode() for text in found]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _check_durability(server: str, durability: str, about: Mapping[str, str], has: Mapping[str, Any] | None) -> None:
+    if has is None:
+        raise StoreError(
+            f"{server}: durability={durability} can't be checked, since the server doesn't answer CONFIG GET; allow the user "
+            "to call it (+config|get), or say durability=none"
+        )
+    power = durability == "power"
+    wanted = {"appendonly": ("yes",), "appendfsync": ("always",) if power else ("always", "no")}
+    if power:
+        wanted["no-appendfsync-on-rewrite"] = ("no",)
+    wrong = {name: has.get(name, "nothing") for name, allowed in wanted.items() if has.get(name) not in allowed}
+    if wrong:
+        found = ", ".join(f"{name} {value}" for name, value in wrong.items())
+        lines = "; ".join(f"{name} {wanted[name][-1]}" for name in wrong)
+        raise StoreError(
+            f"{server}: durability={durability} needs another configuration. The server has {found}; put into its "
+            f"configuration: {lines}. Or say that an acknowledged write need not survive so much: "
+            f"durability={'process or durability=none' if power else 'none'}"
+        )
+
+
+async def _log_skew(connection: Connection, server: str, clock: Callable[[], float]) -> None:
+    before = clock()
+    seconds, microseconds = await call(connection, "TIME")
+    skew = int(seconds) + int(microseconds) / 1e6 - (before + clock()) / 2
+    level = logging.WARNING if abs(skew) > LARGEST_SKEW and clock is time.time else logging.DEBUG
+    _logger.log(level, "%s: its clock is %.3f s ahead of this program's, by which entries expire", server, skew)

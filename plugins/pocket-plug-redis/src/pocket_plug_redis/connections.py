@@ -1,0 +1,230 @@
+"""redis-py's connections, used by one operation at a time: those of one event loop, and how a URL says to make them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+from redis import asyncio as driver
+from redis import connection as blocking_driver
+from redis.exceptions import NoScriptError
+
+from pocket_plug import ConfigError, StoreClosedError
+from pocket_plug.primitives.redaction import public_url
+
+from .scripts import Script
+
+MOST = 32
+"""How many connections an event loop has, at most. More operations than that wait for one."""
+
+EXAMPLES = "redis://host:6379/0, rediss://user:password@host:6379/0 (TLS), unix:///path/to/socket"
+
+NO_FILES: Mapping[str, str] = {}
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+
+class Connection(Protocol):
+    """What is used of one of redis-py's, whose own types say little."""
+
+    @property
+    def is_connected(self) -> bool: ...
+    async def connect(self) -> object: ...
+    async def send_packed_command(self, command: bytes, check_health: bool) -> None: ...
+    async def read_response(self, *, disconnect_on_error: bool) -> Any: ...
+
+
+class BlockingConnection(Protocol):
+    """The same of one that blocks its thread."""
+
+    def connect(self) -> object: ...
+    def disconnect(self) -> object: ...
+    def send_command(self, *command: str | bytes, check_health: bool) -> object: ...
+    def can_read(self, timeout: float) -> bool: ...
+    def read_response(self) -> Any: ...
+
+
+class Server:
+    """Where a server is and how to log in, read from a URL without its options. Raises ConfigError if the URL says it badly."""
+
+    def __init__(self, url: str, database: int | None = None, files: Mapping[str, str] = NO_FILES) -> None:
+        shown = public_url(url)
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ConfigError(f"{shown!r} is no URL of a server ({error}); write {EXAMPLES}") from None
+        path = unquote(parts.path)
+        self.is_unix, self.is_tls = parts.scheme == "unix", parts.scheme == "rediss"
+        self.user, self.password = unquote(parts.username or ""), unquote(parts.password or "")
+        self.files = files
+        if files and not self.is_tls:
+            raise ConfigError(f"{shown!r} has {', '.join(files)}, which are for TLS; write rediss://")
+        if self.is_unix:
+            if not path.startswith("/"):
+                raise ConfigError(f"{shown!r} names no socket; write unix:///path/to/socket")
+            self.host, self.port = path, 0
+        else:
+            number = path.strip("/")
+            if not number.isascii() or (number and not number.isdigit()):
+                raise ConfigError(f"{shown!r}: the database is {number!r}; give a number, such as {EXAMPLES}")
+            if number and database is not None:
+                raise ConfigError(f"{shown!r} names the database twice; leave the option `db` out")
+            database = int(number) if number else database
+            self.host, self.port = unquote(host or "localhost"), port or 6379
+        self.database = database or 0
+        if self.database < 0:
+            raise ConfigError(f"{shown!r}: the database is {self.database}; give 0 or more")
+
+    @property
+    def address(self) -> tuple[str, int | None]:
+        """What OpenTelemetry calls server.address and server.port."""
+        return self.host, self.port or None
+
+    def __str__(self) -> str:
+        at = self.host if self.is_unix else f"{self.host}:{self.port}"
+        return f"{at}, database {self.database}"
+
+    def connection(self, at: tuple[str, int] | None = None) -> Connection:
+        """A connection that isn't made yet; `at` another address, to which the cluster has referred."""
+        made: Connection = self._made(driver, at, None)  # each attempt has a deadline of ours
+        return made
+
+    def blocking_connection(self, timeout: float) -> BlockingConnection:
+        """One that blocks; each of its steps takes so many seconds at most."""
+        made: BlockingConnection = self._made(blocking_driver, None, timeout)
+        return made
+
+    def _made(self, module: Any, at: tuple[str, int] | None, timeout: float | None) -> Any:
+        if self.is_unix:
+            make = module.UnixDomainSocketConnection
+            where: dict[str, Any] = {"path": self.host}
+        else:
+            host, port = at or (self.host, self.port)
+            make = module.Connection
+            where = {"host": host, "port": port, "socket_keepalive": True}
+        if self.is_tls:
+            make = module.SSLConnection
+            where |= {**self.files, "ssl_check_hostname": True}
+        # The second protocol needs no greeting, and nothing of the third is used. No retry is configured, so there is none.
+        return make(
+            **where,
+            db=self.database,
+            username=self.user or None,
+            password=self.password or None,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            protocol=2,
+        )
+
+
+def cut(connection: Any) -> None:
+    """Close its socket at once. redis-py's own way would first wait until a server that doesn't read has read what was sent."""
+    if connection._writer is not None:
+        connection._writer.transport.abort()
+    connection._close()  # without `await`, since an interrupt must not leave it half done
+
+
+def closed() -> StoreClosedError:
+    """What operations raise after `close`."""
+    return StoreClosedError("the store is closed; open it again: with SyncStore(…), async with Store(…)")
+
+
+class Place:
+    """What an operation holds of a pool: the right to a connection, and once it has one, that."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+
+
+class Pool:
+    """The connections of one event loop. Each is used by one operation at a time, the one that was used last first.
+
+    A signal's handler may raise between any two steps. So whoever takes a place leaves it whatever happens, and `leave` can be
+    called again.
+    """
+
+    def __init__(self, make: Callable[[], Connection]) -> None:
+        self._make = make
+        self._free: list[Connection] = []
+        self._taken: set[Place] = set()
+        self._waiting: deque[tuple[Place, asyncio.Future[None]]] = deque()
+        self._is_closed = False
+        self._idle = asyncio.Event()
+
+    async def take(self, place: Place) -> Connection:
+        """A connection that nobody else uses until the place is left. Those that wait for one get it in their order."""
+        if len(self._taken) < MOST:
+            self._taken.add(place)
+        else:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((place, turn))
+            await turn
+        if self._is_closed:
+            raise closed()
+        if self._free:
+            place.connection = self._free[-1]
+            self._free.pop()
+        else:
+            place.connection = self._make()
+        return place.connection
+
+    def leave(self, place: Place, is_whole: bool) -> None:
+        """Give the connection back; close it, unless it has answered all that it was asked."""
+        if place not in self._taken:
+            return
+        if place.connection is not None:
+            if is_whole:
+                self._free.append(place.connection)
+            else:
+                cut(place.connection)
+        self._taken.discard(place)
+        while self._waiting and len(self._taken) < MOST:
+            following, turn = self._waiting.popleft()
+            if not turn.done():
+                self._taken.add(following)
+                turn.set_result(None)
+        if not self._taken:
+            self._idle.set()
+
+    def forget(self) -> None:
+        """Drop those that nobody uses: they lead to a server that isn't the right one any more."""
+        while self._free:
+            cut(self._free.pop())
+
+    async def close(self, patience: float) -> None:
+        """Refuse what comes from now on, let what is under way end, for so many seconds, and close all."""
+        self._is_closed = True
+        try:
+            if self._taken:
+                self._idle.clear()
+                async with asyncio.timeout(patience):
+                    await self._idle.wait()
+        except TimeoutError:
+            pass
+        finally:
+            for place in [*self._taken]:
+                self.leave(place, False)
+            self.forget()
+
+
+_packed: Callable[[tuple[str | bytes | int, ...]], bytes] = getattr(hiredis, "pack_command")  # noqa: B009 - its type is wrong
+
+
+async def call(connection: Connection, *command: str | bytes | int) -> Any:
+    """What the server answers. Raises what redis-py makes of an error."""
+    if not connection.is_connected:
+        await connection.connect()
+    await connection.send_packed_command(_packed(command), check_health=False)
+    return await connection.read_response(disconnect_on_error=False)
+
+
+async def run_script(connection: Connection, script: Script, *arguments: str | bytes | int) -> Any:
+    """What a script gives; its text is sent only where the server doesn't know it yet."""
+    try:
+        return await call(connection, "EVALSHA", script.name, *arguments)
+    except NoScriptError:
+        return await call(connection, "EVAL", script.text, *arguments)

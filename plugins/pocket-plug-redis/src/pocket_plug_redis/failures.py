@@ -1,0 +1,85 @@
+"""What the server and the driver raise, as our own exceptions that name the server and say what to do there."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator
+
+from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
+from redis.exceptions import ConnectionError as LostConnectionError
+from redis.exceptions import TimeoutError as LateError
+
+from pocket_plug import PocketError, StoreError
+
+
+class NotNowError(Exception):
+    """The server can't do it at the moment; it may be able to soon."""
+
+
+LOST: tuple[type[Exception], ...] = (LostConnectionError, LateError, InvalidResponse, NotNowError, OSError)
+"""After these another attempt makes sense."""
+
+# redis-py takes the code away from some messages, and old servers put it into the middle of a script's.
+_SOON = re.compile(
+    r"\b(LOADING|BUSY|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK)\b"
+    "|MovedError|AskError|read only replica|Redis is (loading|busy)"
+)
+
+_ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
+_WAYS_OUT = {
+    r"\bNOPERM\b|NoPermission|ACL failure|no permissions": "the user may not do what a store needs; allow it in the "
+    f"server's ACL: {_ACL}",
+    r"\bOOM\b|maxmemory": "its memory is full and nothing of the write was done; remove entries, or give it more "
+    "(`maxmemory` in its configuration)",
+    r"\bMISCONF\b|persist (to|on) disk": "it can't write to its disk, so it takes no writes; see its log, and free some space",
+    r"\bWRONGTYPE\b|wrong kind of value": "another program uses our keys there; give pocket_plug a database of its own",
+    r"DB index|Invalid Database|SELECT is not allowed": "it has no such database; see `databases` in its configuration, "
+    "and in a cluster use 0",
+    r"unknown command|Unknown Redis command": "it lacks a command that we need; Redis 6.0 or later, or Valkey, has it",
+}
+
+
+def explained(error: Exception, server: str) -> Exception:
+    """What to raise for what the driver has raised: one of LOST, or a StoreError that says what to do."""
+    if isinstance(error, PocketError):
+        return error
+    text = f"{type(error).__name__}: {error}"
+    if (about_tls := _about_tls(error)) is not None:
+        return StoreError(f"{server}: {about_tls}")
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return StoreError(
+            f"{server}: it refuses the user or the password ({type(error).__name__}); check both in the URL, and "
+            "`requirepass` or the ACL of the server"
+        )
+    if isinstance(error, ResponseError | LostConnectionError) and _SOON.search(text):
+        return NotNowError(text)
+    if not isinstance(error, RedisError) or (isinstance(error, LOST) and not isinstance(error, ResponseError)):
+        return error
+    for pattern, way_out in _WAYS_OUT.items():
+        if re.search(pattern, text):
+            return StoreError(f"{server}: {way_out} ({text})")
+    return StoreError(f"{server}: it refuses ({text})")
+
+
+def _about_tls(error: Exception) -> str | None:
+    """What is wrong with the encryption, if that is why there is no connection."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate isn't valid here ({cause.verify_message}); check the host's name in the URL, or name "
+                "the certificates to trust (ssl_ca_certs=…)"
+            )
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return f"it doesn't speak TLS at this port as we do ({cause.reason}); without TLS it is redis://"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and all it came from."""
+    found: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in found:
+        found.add(id(at))
+        yield at
+        at = at.__cause__ or at.__context__

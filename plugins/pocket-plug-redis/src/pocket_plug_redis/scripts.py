@@ -1,0 +1,279 @@
+"""What the server does: one script for each operation, all of it or nothing.
+
+A data set's keys begin with one hash tag, so they lie in one slot of a cluster:
+
+    {pocket:main}         a hash: at '' the counter, the last version given; at each slot its last write's number and version;
+                          at 'turn' who has the turn, and until when (milliseconds of the server's clock)
+    {pocket:main}:NAME    an entry: version, deadline (8 bytes each), the codec's record, and the version again
+    {pocket:main}/names   a sorted set of all names, each with score 0: so they are ordered by their bytes
+    {pocket:main}/ends    a sorted set of the names of entries that have a deadline, by deadline
+    {pocket:main}/slots   a sorted set of the slots, by the hour in which they were renewed
+    {pocket:main}/line    a list: those who wait for a turn are blocked on it, and who gets the one element has the turn
+    {pocket:main}/layout  the layout's number
+    {pocket:main}/changes the channel on which each write's keys are published
+
+The version stands in an entry twice. The record's checksum binds it to its key and deadline; the version is given here,
+where no checksum can be made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+LAYOUT = 1
+"""The number of the layout above."""
+
+HEAD = struct.Struct(">Qd")
+"""Version and deadline; NaN for none."""
+
+TAIL = struct.Struct(">Q")
+
+LAST_VERSION = 2**53
+"""Lua counts in doubles."""
+
+SLACK = 60.0
+"""Seconds after its deadline before an entry is removed: others' clocks may be behind."""
+
+REAP_EVERY = 16
+"""After so many writes, or at once after a long one, twice as many expired entries are removed."""
+
+HOURS = 25
+"""A slot that was not renewed for so long is forgotten."""
+
+RENEW_EVERY = 3600.0
+"""Seconds after which a slot is renewed by its next write."""
+
+CHANGE = struct.Struct(">QI")
+"""What is published of each change: its version, and how many bytes its name has, which follows."""
+
+
+class Script:
+    """A script and the name by which the server knows it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.strip()
+        self.name = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+# An own helper of each script that looks at entries: the version of one, 0 where there is none or it has expired.
+_SEEN = """
+local function seen(key, now)
+  local head = redis.call('GETRANGE', key, 0, 15)
+  if #head < 16 then return 0 end
+  local version, deadline = struct.unpack('>I8d', head)
+  if deadline <= now then return 0 end
+  return version
+end
+"""
+
+LATE = -2
+"""What comes of a copy of an earlier write that comes late."""
+
+HELD = -3
+"""What comes of a write while another one has the turn; with the milliseconds until that is over, at most."""
+
+LONGEST_TURN = 1000
+"""Milliseconds for which nobody else writes, at most."""
+
+# Who has the turn, and until when; ends the turn, and lets the one in that waits longest. A turn that is handed over is
+# nobody's ('') until its taker has said so, for as long as a turn may last.
+_TURNS = f"""
+local function had_turn(found)
+  if not found then return '', 0 end
+  return string.sub(found, 9), struct.unpack('>I8', found)
+end
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function end_turn(state, line)
+  redis.call('HSET', state, 'turn', struct.pack('>I8', now_ms() + {LONGEST_TURN}))
+  redis.call('RPUSH', line, '')
+end
+"""
+
+# KEYS: state, line. ARGV: who, has it come out of the line? Gives 0 to who has the turn now, else the milliseconds until
+# it is over, at most.
+TAKE = Script(
+    _TURNS
+    + f"""
+local now, whose, till = now_ms(), had_turn(redis.call('HGET', KEYS[1], 'turn'))
+if till > now and whose ~= ARGV[1] then
+  if whose ~= '' then return till - now end
+  if ARGV[2] ~= '1' and not redis.call('LPOP', KEYS[2]) then return till - now end
+end
+redis.call('DEL', KEYS[2])
+redis.call('HSET', KEYS[1], 'turn', struct.pack('>I8', now + {LONGEST_TURN}) .. ARGV[1])
+return 0
+"""
+)
+
+# KEYS: state, line. ARGV: who. Ends the turn, if it has it.
+LEAVE = Script(
+    _TURNS
+    + """
+if had_turn(redis.call('HGET', KEYS[1], 'turn')) == ARGV[1] then end_turn(KEYS[1], KEYS[2]) end
+return 0
+"""
+)
+
+# KEYS: state, names, ends, slots, line, then entries: those expected, those changed. ARGV: slot, number, is it sent
+# again?, is the slot to be renewed?, who has a turn, now, how many are expected, how many changes, the expected versions,
+# then for each change its entry (empty: delete), a version of its own and a deadline ('' for none).
+# Gives the version; or {-1, …} with the places of the keys that differ; or {LATE}; or {HELD, milliseconds}.
+WRITE = Script(
+    _SEEN
+    + _TURNS
+    + f"""
+local call, pack, unpack_ = redis.call, struct.pack, struct.unpack
+local state, names, ends, slots = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local slot, number, turn, now = ARGV[1], tonumber(ARGV[2]), ARGV[5], tonumber(ARGV[6])
+local expected, changes = tonumber(ARGV[7]), tonumber(ARGV[8])
+local had = call('HMGET', state, '', slot, 'turn')
+local version, was_noted = tonumber(had[1] or '0'), false
+if had[2] and changes > 0 then
+  local noted, came_of = unpack_('>I8I8', had[2])
+  if noted > number then return {{{LATE}}} end
+  if noted == number and came_of > 0 then return came_of end
+  was_noted = noted == number -- as a conflict
+end
+local has_turn = false
+if changes > 0 and had[3] and #had[3] > 8 then
+  local whose, till = had_turn(had[3])
+  local left = till - now_ms()
+  has_turn = whose == turn
+  if left > 0 and not has_turn then return {{{HELD}, left}} end
+end
+local conflict = {{-1}}
+for i = 1, expected do
+  local wanted, there = tonumber(ARGV[8 + i]), seen(KEYS[5 + i], now)
+  if there ~= wanted and not (wanted == -1 and there > 0) then conflict[#conflict + 1] = i end
+end
+if changes == 0 then return #conflict > 1 and conflict or version end
+if has_turn then end_turn(state, KEYS[5]) end
+if ARGV[4] == '1' then
+  local hour = math.floor(tonumber(call('TIME')[1]) / 3600)
+  for _, old in ipairs(call('ZRANGEBYSCORE', slots, '-inf', hour - {HOURS}, 'LIMIT', 0, 16)) do
+    call('ZREM', slots, old)
+    call('HDEL', state, old)
+  end
+  call('ZADD', slots, hour, slot)
+end
+if was_noted then
+  if #conflict == 1 then for i = 1, expected do conflict[i + 1] = i end end
+  return conflict
+end
+if #conflict > 1 then
+  if ARGV[3] == '1' then -- a copy that was sent before must not land after this answer
+    call('HSET', state, slot, pack('>I8I8', number, 0))
+  end
+  return conflict
+end
+version = version + 1
+local highest, skipped, told = version, #state + 2, {{}}
+local bytes = pack('>I8', version)
+for i = 1, changes do
+  local at = 6 + expected + 3 * i
+  local key, entry, own, deadline = KEYS[5 + expected + i], ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local name, mine, stands = string.sub(key, skipped), bytes, true
+  if own ~= '' then
+    local given = tonumber(own)
+    mine = pack('>I8', given)
+    if given > highest then highest = given end
+    local head = call('GETRANGE', key, 0, 7)
+    if #head == 8 and head == call('GETRANGE', key, -8, -1) then -- a damaged one is replaced
+      local there = unpack_('>I8', head)
+      stands = there < given or (there == given and entry == '')
+    end
+  end
+  if not stands then
+  elseif entry == '' then
+    call('DEL', key)
+    call('ZREM', names, name)
+    call('ZREM', ends, name)
+  else
+    call('SET', key, mine .. entry .. mine)
+    call('ZADD', names, 0, name)
+    if deadline == '' then call('ZREM', ends, name) else call('ZADD', ends, deadline, name) end
+  end
+  told[i] = mine .. pack('>I4', #name) .. name
+end
+if changes > {REAP_EVERY // 2} or version % {REAP_EVERY} == 0 then
+  local most = 2 * (changes + {REAP_EVERY})
+  for _, name in ipairs(call('ZRANGEBYSCORE', ends, '-inf', now - {SLACK:.0f}, 'LIMIT', 0, most)) do
+    call('DEL', state .. ':' .. name)
+    call('ZREM', names, name)
+    call('ZREM', ends, name)
+  end
+end
+call('HSET', state, '', string.format('%.0f', highest), slot, pack('>I8I8', number, version))
+call('PUBLISH', state .. '/changes', table.concat(told))
+return version
+"""
+)
+
+# KEYS: names, ends. ARGV: the command, from, to, how many, now. Gives the last name that it has looked at ('' where there
+# are no more), then the live ones.
+SCAN = Script(
+    """
+local page, now = redis.call(ARGV[1], KEYS[1], ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4]), tonumber(ARGV[5])
+local found = {#page == tonumber(ARGV[4]) and page[#page] or ''}
+for _, name in ipairs(page) do
+  local deadline = redis.call('ZSCORE', KEYS[2], name)
+  if not deadline or tonumber(deadline) > now then found[#found + 1] = name end
+end
+return found
+"""
+)
+
+# KEYS: state, names, ends, then entries. Gives a word for each fault, and the place of its entry.
+CHECK = Script(
+    """
+local last, found = tonumber(redis.call('HGET', KEYS[1], '') or '0'), {}
+for i = 4, #KEYS do
+  local name, head = string.sub(KEYS[i], #KEYS[1] + 2), redis.call('GETRANGE', KEYS[i], 0, 15)
+  local is_listed, ends = redis.call('ZSCORE', KEYS[2], name), redis.call('ZSCORE', KEYS[3], name)
+  local function fault(what) found[#found + 1] = what; found[#found + 1] = i - 4 end
+  if head == '' then
+    if is_listed then fault('no entry') elseif ends then fault('no entry with a deadline') end
+  else
+    if not is_listed then fault('not listed') end
+    if #head == 16 then
+      local version, deadline = struct.unpack('>I8d', head)
+      if version > last then fault('above the counter') end
+      if deadline == deadline then
+        if tonumber(ends or 'nan') ~= deadline then fault('another deadline') end
+      elseif ends then fault('another deadline') end
+    end
+  end
+end
+return found
+"""
+)
+
+# KEYS: two names to try. ARGV: the channel. It calls what the others call: so what a user may not do is known in time.
+TRY = Script(
+    """
+local key, set = KEYS[1], KEYS[2]
+redis.call('SET', key, '')
+redis.call('HSET', set, 'a', 'b')
+redis.call('HGET', set, 'a')
+redis.call('HMGET', set, 'a')
+redis.call('HDEL', set, 'a')
+redis.call('ZADD', set, 0, 'a')
+redis.call('ZSCORE', set, 'a')
+redis.call('ZRANGEBYSCORE', set, 0, 0)
+redis.call('ZRANGEBYLEX', set, '-', '+')
+redis.call('ZREVRANGEBYLEX', set, '+', '-')
+redis.call('ZREM', set, 'a')
+redis.call('GET', key)
+redis.call('MGET', key)
+redis.call('GETRANGE', key, 0, 0)
+redis.call('TIME')
+redis.call('DEL', key, set)
+redis.call('RPUSH', set, '')
+redis.call('LPOP', set)
+redis.call('PUBLISH', ARGV[1], '')
+"""
+)

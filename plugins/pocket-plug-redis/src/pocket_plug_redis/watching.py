@@ -1,0 +1,128 @@
+"""Tells a watcher what others write: a subscription in a thread of its own, over one of redis-py's blocking connections.
+
+It is no task, since the event loop that opened the store may be blocked or gone. The server is asked for a sign of life every
+`WATCH_EVERY` seconds; its answer comes after all that was published before.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from contextlib import suppress
+from time import monotonic
+
+from redis.exceptions import TimeoutError as LateError
+
+from pocket_plug.errors import is_fault
+from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.store.backend import Watcher
+
+from .connections import BlockingConnection, Server
+from .scripts import CHANGE
+
+WATCH_EVERY = 1.0
+"""Seconds between two signs of life that are asked for. A server that has stopped is noticed after these and the time-out."""
+
+LONGEST_PAUSE = 1.0
+"""Seconds before a new subscription is tried, at most: random, so that not all come back at one moment."""
+
+_logger = logging.getLogger("pocket_plug")
+
+_left_alone: list[object] = []
+"""In a forked child: the parent's subscriptions, which must not be closed here."""
+
+
+class Watching:
+    """One subscription to what is published on a channel, until `stop`; a forked child has one of its own."""
+
+    def __init__(self, title: str, server: Server, channel: bytes, watcher: Watcher, timeout: float) -> None:
+        self._title, self._server, self._channel = title, server, channel
+        self._watcher, self._timeout = watcher, timeout
+        self._lock = new_lock()
+        self._connection: BlockingConnection | None = None
+        self._stopped = threading.Event()
+        after_fork(self._begin_anew)
+        self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(
+            target=self._watch, args=(self._stopped,), name=f"watcher of {self._title}", daemon=True
+        )
+        self._thread.start()
+
+    def _begin_anew(self) -> None:
+        """In a forked child: the thread is the parent's, and so is the connection."""
+        _left_alone.append(self._connection)
+        self._connection = None
+        if self._stopped.is_set():
+            return
+        self._stopped = threading.Event()
+        self._watcher.lost()
+        self._start()
+
+    def stop(self) -> None:
+        """End it, and wait for its end for a moment."""
+        self._stopped.set()
+        with self._lock:
+            connection = self._connection
+        if connection is not None:
+            with suppress(Exception):  # its thread uses it, and notices
+                connection.disconnect()
+        if self._thread is not threading.current_thread():
+            self._thread.join(LONGEST_PAUSE)
+
+    # ------------------------------------------------------------ the thread
+    def _watch(self, stopped: threading.Event) -> None:
+        while not stopped.is_set():
+            connection = self._server.blocking_connection(self._timeout)
+            try:
+                with self._lock:
+                    self._connection = connection
+                self._listen(connection, stopped)
+            except BaseException as error:
+                if not stopped.is_set():
+                    _logger.warning(
+                        "%s: the subscription to changes was lost (%s); it is tried again",
+                        self._title,
+                        type(error).__name__,
+                    )
+                    if not is_fault(error):
+                        raise
+            finally:
+                self._watcher.lost()
+                with suppress(Exception):
+                    connection.disconnect()
+            stopped.wait(random.uniform(0, LONGEST_PAUSE))  # noqa: S311 - no secret
+
+    def _listen(self, connection: BlockingConnection, stopped: threading.Event) -> None:
+        connection.connect()
+        connection.send_command("SUBSCRIBE", self._channel, check_health=False)
+        connection.read_response()
+        self._watcher.back()
+        ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
+        while not stopped.is_set():
+            now = monotonic()
+            if now >= answer_by:
+                raise LateError(f"no sign of life within {self._timeout:g} s")
+            if now >= ask_at:
+                connection.send_command("PING", check_health=False)
+                ask_at, answer_by = float("inf"), now + self._timeout
+            if not connection.can_read(timeout=max(0.0, min(ask_at, answer_by) - now)):
+                continue
+            answer: list[bytes] = connection.read_response()
+            if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty one, to see whether it may
+                self._watcher.changed(_versions(answer[-1]))
+            elif answer[0] == b"pong":
+                ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
+
+
+def _versions(message: bytes) -> dict[str, int]:
+    """The keys and versions of what a write has published."""
+    versions: dict[str, int] = {}
+    at = 0
+    while at < len(message):
+        version, size = CHANGE.unpack_from(message, at)
+        at += CHANGE.size + size
+        versions[message[at - size : at].decode()] = version
+    return versions

@@ -1,0 +1,377 @@
+"""What goes wrong on the way, and at the server: each is an error that names it in time, and programs go on afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import pytest
+from pocket_plug_redis import Redis
+
+from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
+from pocket_plug.errors import AnswerLostError, ConfigError, WriteSizeError
+from pocket_plug.testing.contracts import increment, keys_of
+from pocket_plug.testing.proxy import Proxy
+from pocket_plug.testing.servers import Server, certificate, valkey
+
+SHORT = "&timeout=0.3&patience=1"
+PASSWORD = "hunter2-secret"  # noqa: S105 - of a test's server
+Use = Callable[[Redis], Awaitable[object]]
+
+
+def with_backend(url: str, use: Use) -> None:
+    """On a loop of its own, opened and closed."""
+
+    async def main() -> None:
+        backend = Redis.from_url(url)
+        await backend.open()
+        try:
+            await use(backend)
+        finally:
+            await backend.close()
+
+    asyncio.run(main())
+
+
+def refused(url: str, *words: str) -> str:
+    """Opening it is a StoreError that has these words, names the server, and no password; gives what it says."""
+    with pytest.raises(StoreError) as caught:
+        with_backend(url, lambda backend: backend.version())
+    said = f"{caught.value!r} {caught.value.__cause__!r} {Redis.from_url(url)!r}"
+    assert PASSWORD not in said
+    for word in (*words, "127.0.0.1:"):
+        assert word in str(caught.value), said
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- what the server is
+@pytest.mark.parametrize(
+    ("options", "durability", "words"),
+    [
+        ({"appendonly": "no"}, "power", ("appendonly no", "appendonly yes", "durability=process")),
+        ({"appendfsync": "everysec"}, "power", ("appendfsync everysec", "appendfsync always")),
+        ({"no-appendfsync-on-rewrite": "yes"}, "power", ("no-appendfsync-on-rewrite yes",)),
+        ({"appendonly": "no"}, "process", ("appendonly no", "appendonly yes", "durability=none")),
+        ({"appendfsync": "everysec"}, "process", ("appendfsync everysec", "appendfsync no")),
+        ({"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}, "none", ("allkeys-lru", "noeviction")),
+    ],
+)
+def test_a_server_that_would_lose_entries_is_refused(
+    options: Mapping[str, str], durability: str, words: tuple[str, ...]
+) -> None:
+    """With what it has, and the lines that set it right; once they are set, it is taken."""
+    with valkey(options=options) as server:
+        said = refused(f"{server.url}?durability={durability}", *words)
+        assert f"durability={durability}" in said or durability == "none"
+
+
+@pytest.mark.parametrize(
+    ("options", "durability"),
+    [
+        ({}, "power"),
+        ({"appendfsync": "no"}, "process"),
+        ({}, "process"),
+        ({"appendonly": "no", "maxmemory": "100mb", "maxmemory-policy": "volatile-lru"}, "none"),
+    ],
+)
+def test_a_server_that_keeps_the_promise_is_taken(options: Mapping[str, str], durability: str) -> None:
+    """Also one that evicts what has a server's own time to live: no entry of ours has one."""
+    with valkey(options=options) as server:
+        with_backend(f"{server.url}?durability={durability}", lambda backend: backend.write([Put("a", 1, 4e9)]))
+
+
+def test_a_replica_is_refused_and_named() -> None:
+    """Its reads may be old."""
+    with valkey() as primary, valkey(options={"replicaof": f"127.0.0.1 {primary.port}"}) as replica:
+        refused(replica.url, "replica", f"127.0.0.1:{primary.port}")
+
+
+def test_a_wrong_password_is_said_at_once() -> None:
+    """And one that is right works; neither stands in any message."""
+    with valkey(password="right-one") as server:  # noqa: S106 - of a test
+        url = server.url.replace("right-one", PASSWORD)
+        refused(url, "password", f"{server.port}")
+        refused(server.url.replace(":right-one@", ""), "password")
+        with_backend(server.url, lambda backend: backend.write([Put("a", 1)]))
+
+
+def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
+    """A script that is refused in its middle would have done the half."""
+    with valkey() as server, SyncStore(server.url):
+        rules = "on >right-one ~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
+        for without in ("-publish", "-zadd", "-evalsha -eval", "resetchannels", "-config"):
+            _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split(), *without.split())
+            url = server.url.replace("//", "//app:right-one@")
+            words = () if without == "-config" else ("ACL", "&{pocket:*}*")
+            assert "right-one" not in refused(url, *words)
+        _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split())
+        with_backend(url, lambda backend: backend.write([Put("a", 1)]))
+
+
+def test_an_unknown_database_is_refused() -> None:
+    """With the number that was given."""
+    with valkey() as server:
+        refused(server.url.replace("/0", "/99"), "database 99", "databases")
+
+
+def test_certificates_are_checked(tmp_path: Path) -> None:
+    """One for another name, or of an authority that isn't trusted, is refused at once; the right one is taken."""
+    (tmp_path / "good").mkdir()
+    (tmp_path / "bad").mkdir()
+    good, bad = certificate(tmp_path / "good"), certificate(tmp_path / "bad", names=("elsewhere.example",))
+    with valkey() as server:
+        with Proxy(server.port, tls=good) as proxy:
+            url = proxy.through(server.url).replace("redis://", f"rediss://:{PASSWORD}@")
+            refused(url, "certificate", "ssl_ca_certs")
+            url = url.replace(f":{PASSWORD}@", "")
+            with_backend(f"{url}?ssl_ca_certs={good.authority}", lambda backend: backend.write([Put("a", 1)]))
+            refused(url.replace("rediss", "redis") + "?timeout=0.5&patience=1")
+        with Proxy(server.port, tls=bad) as proxy:
+            url = proxy.through(server.url).replace("redis://", "rediss://")
+            refused(f"{url}?ssl_ca_certs={bad.authority}", "certificate", "127.0.0.1")
+        refused(server.url.replace("redis://", "rediss://") + "?timeout=0.5&patience=1")
+
+
+def test_a_socket_file(tmp_path: Path) -> None:
+    """`unix://` as redis-py has it; a socket that isn't there is named."""
+    place = tmp_path / "socket"
+    with valkey(options={"unixsocket": str(place)}):
+        with_backend(f"unix://{place}?db=1", lambda backend: backend.write([Put("a", 1)]))
+        assert Redis.from_url(f"unix://{place}").address == (str(place), None)
+    with pytest.raises(StoreError, match=str(place)):
+        with_backend(f"unix://{place}?timeout=0.2&patience=0.2", lambda backend: backend.version())
+
+
+# ---------------------------------------------------------------- what becomes of it
+def test_full_memory_is_said_and_room_can_be_made() -> None:
+    """Nothing of the write is done; entries can be read and removed, and then all goes on."""
+    with valkey(options={"maxmemory": "30mb", "maxmemory-policy": "noeviction"}) as server:
+
+        async def use(backend: Redis) -> None:
+            large = "x" * 1_000_000
+            written = 0
+            with pytest.raises(StoreError, match="memory is full"):
+                while True:
+                    await backend.write([Put(f"k{written}", large), Put(f"l{written}", 0)])
+                    written += 1
+            assert await keys_of(backend, "l") == sorted(f"l{n}" for n in range(written))
+            assert await backend.check() == []
+            await backend.write([Delete(f"k{n}") for n in range(written)])
+            await backend.write([Put("k", large)])
+
+        with_backend(server.url, use)
+
+
+def test_a_replica_that_was_the_primary_is_left() -> None:
+    """Writes wait for the address to lead to a primary again, for as long as their patience."""
+    with valkey() as other, valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            await backend.write([Put("a", 1)])
+            _cli(server, "REPLICAOF", "127.0.0.1", str(other.port))
+            with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}"):
+                await backend.write([Put("a", 2)])
+            _cli(server, "REPLICAOF", "NO", "ONE")
+            await backend.write([Put("a", 3)])
+
+        with_backend(server.url + "?timeout=0.3&patience=0.5", use)
+
+
+def test_a_server_that_is_down_is_named_in_time_and_programs_go_on() -> None:
+    """Killed, restarted: the same store reads and writes again, without another open."""
+    with valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            version = await backend.write([Put("a", 1)])
+            server.kill()
+            for operation in (
+                lambda: backend.read("a"),
+                lambda: backend.write([Put("b", 1)]),
+                lambda: keys_of(backend),
+            ):
+                with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}"):
+                    await operation()
+            server.restart()
+            assert await backend.read("a") == Entry(1, version)
+            assert await backend.write([Put("b", 2)]) > version
+
+        with_backend(f"{server.url}?timeout=0.3&patience=0.3", use)
+        server.kill()
+        refused(f"{server.url}?timeout=0.3&patience=0.3", f"{server.port}")
+
+
+def test_a_restart_within_the_patience_is_not_noticed() -> None:
+    """Writes from several tasks go on over kills, and each is done once."""
+    with valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            writing = asyncio.gather(*(increment(backend, f"c{n}", 60) for n in range(4)))
+            for _ in range(3):
+                await asyncio.sleep(0.05)
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.restart)
+            await writing
+            assert {(await backend.read_many([f"c{n}" for n in range(4)]))[f"c{n}"].value for n in range(4)} == {60}
+
+        with_backend(server.url, use)
+
+
+def test_a_stalled_server_is_left_in_time() -> None:
+    """With large values under way, too; a write of which nobody knows is told as that, and it is there or not, later."""
+    with valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            await backend.write([Put("a", 1)])
+            server.stop()
+            try:
+                async with asyncio.timeout(20):
+                    with pytest.raises(AnswerLostError):
+                        await backend.write([Put("large", "x" * 20_000_000)])
+                    with pytest.raises(StoreError):
+                        await backend.read("a")
+            finally:
+                server.go_on()
+            await backend.write([Put("a", 2)])
+            assert (await backend.read("large") or Entry("x", 1)).value[0] == "x"
+
+        with_backend(server.url + "?" + SHORT[1:], use)
+
+
+def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]) -> None:
+    """With what was found and what is allowed; one of just that many is done."""
+
+    async def use(backend: Redis) -> None:
+        assert backend.max_changes is not None
+        many = [Put(f"k{n}", n) for n in range(backend.max_changes)]
+        with pytest.raises(WriteSizeError, match=r"10,001 .* 10,000"):
+            await backend.write(many, {"k0": 0})
+        assert await keys_of(backend) == []
+        await backend.write(many)
+        assert len(await keys_of(backend)) == backend.max_changes
+
+    with_backend(fresh_url(""), use)
+
+
+def test_what_is_damaged_is_an_error_and_check_finds_the_rest(
+    fresh_url: Callable[[str], str], valkey_server: Server
+) -> None:
+    """A flipped bit anywhere in an entry is never another value, nor an absent one; `check` names what the index lacks."""
+    url = fresh_url("")
+    tag = "{pocket:" + url.rpartition("=")[2] + "}"
+
+    async def use(backend: Redis) -> None:
+        await backend.write([Put("a", {"n": 1}, 4e9), Put("b", 2), Put("c", 3)])
+        import redis
+
+        with redis.Redis.from_url(valkey_server.url) as raw:
+            whole: bytes = raw.get(f"{tag}:a")
+            for bit in range(8 * len(whole)):
+                damaged = bytearray(whole)
+                damaged[bit // 8] ^= 1 << bit % 8
+                raw.set(f"{tag}:a", bytes(damaged))
+                with pytest.raises(ValueError, match="key 'a'"):
+                    await backend.read("a")
+            raw.set(f"{tag}:a", whole)
+            assert await backend.check() == []
+            raw.zrem(f"{tag}/names", "b")
+            raw.delete(f"{tag}:c")
+            raw.zadd(f"{tag}/ends", {"a": 5e9})
+            raw.hset(tag, "", 0)
+            faults = await backend.check()
+        for words in ("'b' is missing", "'c' is in the index", "'a' has another deadline", "'a' has a version above"):
+            assert any(words in fault for fault in faults), faults
+
+    with_backend(url, use)
+
+
+def test_what_has_expired_is_removed_later(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
+    """A minute after its deadline, by the writer's clock, so that a clock that is behind still finds it."""
+    from pocket_plug.testing.clock import FakeClock
+
+    url, clock = fresh_url(""), FakeClock()
+    tag = "{pocket:" + url.rpartition("=")[2] + "}"
+
+    async def use(backend: Redis) -> None:
+        import redis
+
+        backend.clock = clock
+        await backend.write([Put(f"k{n}", n, clock() + 1) for n in range(100)])
+        with redis.Redis.from_url(valkey_server.url) as raw:
+            clock.advance(30)
+            for n in range(40):
+                await backend.write([Put("n", n)])
+            assert await keys_of(backend) == ["n"]
+            assert raw.zcard(f"{tag}/names") == 101
+            clock.advance(32)
+            for n in range(80):
+                await backend.write([Put("n", n)])
+            assert raw.zcard(f"{tag}/names") == 1
+            assert raw.zcard(f"{tag}/ends") == 0
+            assert raw.keys(f"{tag}:*") == [f"{tag}:n".encode()]
+
+    with_backend(url, use)
+
+
+def test_stores_of_one_server_are_apart(valkey_server: Server) -> None:
+    """Also where the one's name begins with the other's."""
+    with (
+        SyncStore(f"{valkey_server.url}?store=apart") as one,
+        SyncStore(f"{valkey_server.url}?store=apart2") as other,
+    ):
+        one.set("a", 1)
+        other.set("b", 2)
+        assert (list(one.keys()), list(other.keys())) == (["a"], ["b"])
+
+
+def _cli(server: Server, *command: str) -> None:
+    import redis
+
+    with redis.Redis.from_url(server.url) as raw:
+        raw.execute_command(*command)
+
+
+# ---------------------------------------------------------------- URLs
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://h/0?durabilty=none", "durability"),
+        ("redis://h/0?durability=proces", "process"),
+        ("redis://h/one", "database is 'one'"),
+        ("redis://h/1?db=2", "twice"),
+        ("redis://h:port/0", "no URL of a server"),
+        ("redis://h/0?store=a:b", "store"),
+        ("redis://h/0?timeout=soon", "timeout"),
+        ("redis://h/0?ssl_ca_certs=/x", "rediss"),
+        ("unix://?db=0", "no socket"),
+    ],
+)
+def test_a_bad_url_says_what_is_wrong(url: str, words: str) -> None:
+    """Before anything is connected."""
+    with pytest.raises(ConfigError, match=words):
+        Redis.from_url(url)
+
+
+def test_a_store_by_its_url(fresh_url: Callable[[str], str]) -> None:
+    """The plugin is found by its entry point, with and without `await`."""
+    with SyncStore(fresh_url("")) as store:
+        store.set("a", {"n": 1})
+        assert store.get("a") == {"n": 1}
+
+    async def main() -> None:
+        async with Store(fresh_url("")) as store:
+            assert await store.get("a") == {"n": 1}
+
+    asyncio.run(main())
+
+
+def test_the_driver_is_loaded_when_a_url_asks_for_it(tmp_path: Path) -> None:
+    """Installed, the plugin costs other programs nothing but its hook."""
+    code = (
+        "import sys, pocket_plug; assert 'pocket_plug_redis' not in sys.modules; "
+        f"pocket_plug.SyncStore('sqlite:///{tmp_path}/state.db').stack; assert 'pocket_plug_redis' in sys.modules; "
+        "assert 'redis' not in sys.modules; import pocket_plug_redis; pocket_plug_redis.Redis; assert 'redis' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

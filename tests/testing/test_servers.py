@@ -1,0 +1,226 @@
+"""Servers for tests: they start, are killed, stopped and started again, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pocket_plug.testing.proxy import POSTGRES_TLS, Proxy
+from pocket_plug.testing.servers import HOST, Certificate, Server, certificate, postgres, valkey
+
+PASSWORD = "hunter2"  # noqa: S105 - of this test
+
+
+def ask(port: int, request: str, *, timeout: float = 60) -> str:
+    """What a Valkey answers, in one piece; raises OSError where nobody does."""
+    with socket.create_connection((HOST, port), timeout) as connection:
+        connection.sendall(request.encode() + b"\r\n")
+        answer = connection.recv(1000)
+        if not answer:
+            raise ConnectionResetError
+        return answer.decode().strip()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with valkey(options={"appendfsync": "no"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared_postgres() -> Iterator[Server]:
+    with postgres(options={"fsync": "off"}) as server:
+        yield server
+
+
+def greeting(port: int, context: ssl.SSLContext | None = None) -> bytes:
+    """The first byte of what a PostgreSQL says to a user: R, it may authenticate itself. Over TLS with a context."""
+    with socket.create_connection((HOST, port), 60) as connection:
+        if context is not None:
+            connection.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
+            assert connection.recv(1) == b"S"
+            connection = context.wrap_socket(connection, server_hostname=HOST)
+        told = b"\0\x03\0\0user\0postgres\0\0"
+        connection.sendall((len(told) + 4).to_bytes(4) + told)
+        said = connection.recv(1)
+        connection.close()
+        return said
+
+
+def starts_again(server: Server, works: Callable[[], object]) -> None:
+    """Killed and restarted twice: nobody answers, then it does, at the same port."""
+    for _ in range(2):
+        former = server.pid
+        server.kill()
+        with pytest.raises(RuntimeError, match=r"call restart\(\)"):
+            _ = server.pid
+        with pytest.raises(OSError, match=r"refused|reset"):
+            works()
+        server.restart()
+        assert server.pid != former
+        works()
+
+
+# ---------------------------------------------------------------- Valkey
+def test_a_valkey_is_killed_and_started_again_over_its_data(shared: Server) -> None:
+    """What it had acknowledged is there, since each write is appended to a file."""
+    assert ask(shared.port, "SET a 1") == "+OK"
+    starts_again(shared, lambda: ask(shared.port, "PING"))
+    assert ask(shared.port, "GET a").splitlines()[-1] == "1"
+
+
+def test_a_stopped_server_accepts_and_answers_nothing(shared: Server) -> None:
+    """Until it goes on; also one that is closed while it is stopped ends."""
+    shared.stop()
+    with pytest.raises(TimeoutError):
+        ask(shared.port, "PING", timeout=0.05)
+    shared.go_on()
+    assert ask(shared.port, "PING") == "+PONG"
+    with valkey() as other:
+        other.stop()
+
+
+def test_options_are_lines_of_the_configuration() -> None:
+    """A password is needed where one is given; and it stands in the URL."""
+    with valkey(options={"maxmemory": "3mb"}, password=PASSWORD) as server:
+        assert ask(server.port, "PING").startswith("-NOAUTH")
+        assert ask(server.port, "AUTH hunter2") == "+OK"
+        assert server.url == f"redis://:hunter2@{HOST}:{server.port}/0"
+
+
+def test_a_server_that_does_not_start_says_why() -> None:
+    """What it has said is in the error; its folder is gone."""
+    with pytest.raises(RuntimeError, match=r"doesn't start(.|\n)*nonsense"):
+        valkey(options={"nonsense": "1"})
+    with pytest.raises(RuntimeError, match="there is no valkey-server in"):
+        valkey(binaries="/nowhere")
+
+
+def test_the_folder_goes_with_its_server() -> None:
+    """And so does the process. `close` may be called twice."""
+    server = valkey()
+    folder, pid = server.folder, server.pid
+    assert folder.exists()
+    server.close()
+    server.close()
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# ---------------------------------------------------------------- PostgreSQL
+def test_a_postgres_is_killed_and_started_again(shared_postgres: Server) -> None:
+    """With all of its processes; after a stop it goes on as well."""
+    server = shared_postgres
+    assert greeting(server.port) == b"R"
+    starts_again(server, lambda: greeting(server.port))
+    server.stop()
+    server.go_on()
+    assert greeting(server.port) == b"R"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return certificate(tmp_path_factory.mktemp("certificate"))
+
+
+def test_a_postgres_has_a_password_and_a_proxy_adds_encryption(made: Certificate) -> None:
+    """The password stands in the URL; whoever asks for encryption gets it, by the certificate that was made."""
+    with postgres(password=PASSWORD) as server, Proxy(server.port, tls=made, asked=POSTGRES_TLS) as proxy:
+        assert server.url == f"postgresql://postgres:hunter2@{HOST}:{server.port}/postgres"
+        context = ssl.create_default_context(cafile=str(made.authority))
+        assert greeting(proxy.port, context) == b"R"
+
+
+# ---------------------------------------------------------------- the proxy
+@pytest.fixture
+def proxy(shared: Server) -> Iterator[Proxy]:
+    with Proxy(shared.port) as proxy:
+        yield proxy
+
+
+def test_a_proxy_passes_on_and_counts(shared: Server, proxy: Proxy) -> None:
+    """Requests and answers, for any number of connections; its URL is the server's with its own port."""
+    assert proxy.through(shared.url) == f"redis://{HOST}:{proxy.port}/0"
+    assert {ask(proxy.port, "PING") for _ in range(3)} == {"+PONG"}
+    assert (proxy.connections, proxy.requests, proxy.lost) == (3, 3, 0)
+
+
+def test_a_swallowed_answer_is_given_by_the_server_and_lost(shared: Server, proxy: Proxy) -> None:
+    """Only that of the request that has the mark; the write has landed."""
+    ask(shared.port, "SET n 0")
+    proxy.swallow(b"INCR")
+    assert ask(proxy.port, "PING") == "+PONG"
+    with pytest.raises(OSError, match=r"reset|^$"):
+        ask(proxy.port, "INCR n")
+    proxy.wait()
+    assert proxy.lost == 1
+    assert ask(proxy.port, "INCR n") == ":2"
+
+
+def test_a_dropped_request_never_reaches_the_server(shared: Server, proxy: Proxy) -> None:
+    """Its connection is cut, as often as was asked for."""
+    ask(shared.port, "SET n 0")
+    proxy.drop(b"INCR", times=2)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"reset|^$"):
+            ask(proxy.port, "INCR n")
+    assert ask(proxy.port, "INCR n") == ":1"
+
+
+def test_a_delayed_request_lands_after_its_client_has_gone(shared: Server, proxy: Proxy) -> None:
+    """Others pass it by meanwhile."""
+    ask(shared.port, "SET n 0")
+    proxy.delay(b"INCR")
+    with pytest.raises(TimeoutError):
+        ask(proxy.port, "INCR n", timeout=0.05)
+    proxy.wait()
+    assert ask(proxy.port, "INCR n") == ":1"
+    proxy.release()
+    assert ask(proxy.port, "INCR n") == ":3"
+
+
+def test_held_traffic_goes_on_when_it_is_released(proxy: Proxy) -> None:
+    """And a cut ends the connections that there are, not those to come."""
+    with socket.create_connection((HOST, proxy.port), 60) as connection:
+        connection.sendall(b"PING\r\n")
+        assert connection.recv(100) == b"+PONG\r\n"
+        proxy.hold()
+        connection.sendall(b"PING\r\n")
+        connection.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+        connection.settimeout(60)
+        proxy.release()
+        assert connection.recv(100) == b"+PONG\r\n"
+        proxy.cut()
+        assert connection.recv(100) == b""
+    assert ask(proxy.port, "PING") == "+PONG"
+
+
+def test_a_proxy_without_a_server_accepts_and_cuts() -> None:
+    """As a server does that restarts; it may be closed twice."""
+    proxy = Proxy(1)
+    with pytest.raises(OSError, match=r"reset|^$"):
+        ask(proxy.port, "PING")
+    proxy.close()
+    proxy.close()
+
+
+def test_a_proxy_adds_encryption(shared: Server, made: Certificate, tmp_path: Path) -> None:
+    """For a server that has none; who doesn't trust the authority refuses it."""
+    with Proxy(shared.port, tls=made) as proxy:
+        context = ssl.create_default_context(cafile=str(made.authority))
+        with (
+            socket.create_connection((HOST, proxy.port), 60) as plain,
+            context.wrap_socket(plain, server_hostname=HOST) as secure,
+        ):
+            secure.sendall(b"PING\r\n")
+            assert secure.recv(100) == b"+PONG\r\n"
+        with socket.create_connection((HOST, proxy.port), 60) as plain, pytest.raises(ssl.SSLCertVerificationError):
+            ssl.create_default_context().wrap_socket(plain, server_hostname=HOST)
