@@ -20,5 +20,8 @@ import sys
 if (pytest := sys.modules.get("pytest")) is not None:
     # their asserts then say what they found, as those of a test module do
     pytest.register_assert_rewrite(
-        *(f"pocket_plug.testing.{name}" for name in ("contracts", "executor_contract", "layer_contract", "runs_contract"))
+        *(
+            f"pocket_plug.testing.{name}"
+            for name in ("contracts", "executor_contract", "layer_contract", "runs_contract")
+        )
     )

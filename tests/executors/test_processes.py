@@ -94,7 +94,9 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> N
 
 def test_a_ctrl_c_that_the_program_survives_leaves_its_workers_alone(tmp_path: Path) -> None:
     """It is for the program to decide."""
-    started = start(tmp_path, "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('caught', flush=True))\n" + SCRIPT)
+    started = start(
+        tmp_path, "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('caught', flush=True))\n" + SCRIPT
+    )
     worker_of(tmp_path, started)
     os.killpg(started.pid, signal.SIGINT)
     assert started.stdout is not None
@@ -209,7 +211,9 @@ def test_names_and_urls_of_a_pocket(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert isinstance(pocket.executor("threads"), Threads)
     assert pocket.executor("threads") is pocket.executor("threads://")
     assert pocket.executor(heavy) is heavy
-    with pytest.raises(ConfigError, match=r"pocket.toml \[executors\].broken: there is no executor 'nowhere://'; there is"):
+    with pytest.raises(
+        ConfigError, match=r"pocket.toml \[executors\].broken: there is no executor 'nowhere://'; there is"
+    ):
         pocket.executor("broken")
     with pytest.raises(ConfigError, match="Did you mean 'heavy'"):
         pocket.executor("heavi")

@@ -52,7 +52,10 @@ class Cluster:
     def _start(self, what: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
         with (self.folder / f"{what}.log").open("ab") as log:
-            environment = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # not 3: it takes its time
+            environment = {
+                **os.environ,
+                "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+            }  # not 3: it takes its time
             started = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder, env=environment
             )
@@ -114,7 +117,7 @@ def test_a_scheduler_that_is_stopped_or_killed_is_an_error_and_then_used_again(t
         running = asyncio.create_task(graphs.blocking.run(str(tmp_path), pocket=pocket))
         await has(tmp_path / "begun")
         harm()
-        with pytest.raises(ExecutorLostError, match="node 'blocked'.*scheduler"):
+        with pytest.raises(ExecutorLostError, match=r"node 'blocked'.*scheduler"):
             await running
 
     try:

@@ -60,7 +60,9 @@ class DaskExecutor(Executor):
 
     @classmethod
     def from_url(cls, url: str) -> DaskExecutor:
-        """`dask://host:8786`, `dask+tls://host:8786`, `dask://?scheduler_file=…`, `dask+local://?workers=2`. Raises ConfigError."""
+        """Of `dask://host:8786`, `dask+tls://host:8786`, `dask://?scheduler_file=…`, `dask+local://?workers=2`. Raises
+        ConfigError.
+        """
         scheme = url.partition("://")[0].lower()
         is_local = scheme == "dask+local"
         address, options = parted(url, ("workers",) if is_local else ("scheduler_file", "timeout"))
@@ -72,7 +74,9 @@ class DaskExecutor(Executor):
                 f"{public_url(url)!r}: it names a scheduler, dask://host:8786, or a file, dask://?scheduler_file=…"
             )
         if "@" in address or "/" in address:
-            raise ConfigError(f"{public_url(url)!r}: only host:port may follow dask://; TLS's files are Dask's to configure")
+            raise ConfigError(
+                f"{public_url(url)!r}: only host:port may follow dask://; TLS's files are Dask's to configure"
+            )
         address = address and f"{'tls' if scheme == 'dask+tls' else 'tcp'}://{address}"
         return cls(
             address,
@@ -179,7 +183,9 @@ class _Home:
                 made = Client(scheduler_file=executor.scheduler_file, **options)
             else:
                 made = Client(self._cluster or executor.address, **options)
-            async with asyncio.timeout(executor.timeout):  # its own is not for a scheduler that accepts and says nothing
+            async with asyncio.timeout(
+                executor.timeout
+            ):  # its own is not for a scheduler that accepts and says nothing
                 return await made
         except (OSError, ValueError) as error:  # a scheduler's file that isn't whole yet is no JSON
             if made is not None:
