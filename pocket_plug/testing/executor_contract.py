@@ -218,6 +218,28 @@ class ExecutorContract:
         assert self.run(graphs.tallying.run(draw(), pocket=pocket)) == [*range(end)]
         assert max(under_way) <= executor.room + 1
 
+    def test_a_durable_fan_out_is_kept_item_by_item(self, pocket: Pocket, tmp_path: Path) -> None:
+        """What is recorded of a run that failed isn't done again: each item was done once there, but for the one that failed."""
+        store = Store(f"sqlite:///{tmp_path}/state.db")
+        items = [(str(tmp_path), n) for n in range(20)]
+
+        def did() -> int:
+            return sum(file.stat().st_size for file in tmp_path.glob("did-*"))
+
+        async def use() -> tuple[list[int], list[int]]:
+            async with store:
+                with pytest.raises(graphs.OddError):
+                    await graphs.stumbling.run(items, pocket=pocket, store=store, run_id="r-1")
+                before = did()
+                done = await graphs.stumbling.run(items, pocket=pocket, store=store, run_id="r-1")
+                again = await graphs.stumbling.run(items, pocket=pocket, store=store, run_id="r-1")
+                assert again == done
+                return done, [before, did()]
+
+        done, (before, after) = self.run(use())
+        assert done == [*range(20)]
+        assert (before, after) == (20, 21)
+
     # ------------------------------------------------------------ context
     def test_the_trace_goes_on_there(self, pocket: Pocket) -> None:
         """exec's span is the current one there; the session and the baggage are those of the run."""
@@ -238,7 +260,8 @@ class ExecutorContract:
 
         async def use() -> str:
             async with store:
-                return await graphs.keyed.run(0, pocket=pocket, store=store, run_id="r-1")
+                key: str = await graphs.keyed.run(0, pocket=pocket, store=store, run_id="r-1")
+                return key
 
         assert self.run(use()) == "r-1/key#1"
         with pytest.raises(PocketError, match="no durable run"):

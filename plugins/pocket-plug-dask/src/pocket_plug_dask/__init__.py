@@ -123,7 +123,7 @@ class _Home:
         self._cluster: Any = None
         self._lost: asyncio.Future[str] | None = None
         """Done once the client is lost, with the reason."""
-        self._connecting = asyncio.Lock()
+        self._connecting: asyncio.Task[tuple[Any, asyncio.Future[str]]] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._prefix, self._numbers = f"pocket_plug-{uuid4().hex}", count()
         self.thread = LoopThread("pocket_plug dask")
@@ -149,7 +149,7 @@ class _Home:
         future = client.submit(function, request, key=f"{self._prefix}-{next(self._numbers)}", pure=False)
         result = asyncio.ensure_future(_result_of(future))
         try:
-            await asyncio.wait({result, lost}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((result, lost), return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
                 raise ExecutorLostError(lost.result())
             return result.result()
@@ -163,26 +163,32 @@ class _Home:
     # ------------------------------------------------------------ the client
     async def _connected(self) -> tuple[Any, asyncio.Future[str]]:
         """The client, made anew where there is none that is connected. Raises ExecutorLostError."""
-        async with self._connecting:
-            if self._lost is None or self._lost.done() or self._client.status != "running":
-                self._drop("the connection to the scheduler was lost")
-                self._client = await self._connect()
-                self._lost = asyncio.get_running_loop().create_future()
-                self._do_beside(self._watch, self._client, self._lost)
+        if self._lost is not None and not self._lost.done() and self._client.status == "running":
             return self._client, self._lost
+        if self._connecting is None or self._connecting.done():  # all that wait for it fail together, if it does
+            self._drop("the connection to the scheduler was lost")
+            self._connecting = asyncio.ensure_future(self._connect())
+        return await asyncio.shield(self._connecting)
 
-    async def _connect(self) -> Any:
-        from distributed import Client
+    async def _connect(self) -> tuple[Any, asyncio.Future[str]]:
+        self._client = await self._new_client()
+        self._lost = asyncio.get_running_loop().create_future()
+        self._do_beside(self._watch, self._client, self._lost)
+        return self._client, self._lost
 
+    async def _new_client(self) -> Any:
+        import distributed
+
+        client: Any = distributed.Client  # it has no types
         executor, made = self._executor, None
         try:
             if executor.workers is not None and self._cluster is None:
                 self._cluster = await _local_cluster(executor.workers)
             options = {"timeout": executor.timeout, "asynchronous": True, "set_as_default": False}
             if executor.scheduler_file:
-                made = Client(scheduler_file=executor.scheduler_file, **options)
+                made = client(scheduler_file=executor.scheduler_file, **options)
             else:
-                made = Client(self._cluster or executor.address, **options)
+                made = client(self._cluster or executor.address, **options)
             async with asyncio.timeout(
                 executor.timeout
             ):  # its own is not for a scheduler that accepts and says nothing
@@ -190,7 +196,7 @@ class _Home:
         except (OSError, ValueError) as error:  # a scheduler's file that isn't whole yet is no JSON
             if made is not None:
                 self._do_beside(made.close, CLOSING)
-            raise ExecutorLostError(f"the scheduler can't be reached: {error or 'no answer in time'}") from error
+            raise ExecutorLostError(f"the scheduler can't be reached: {str(error) or 'no answer in time'}") from error
 
     async def _watch(self, client: Any, lost: asyncio.Future[str]) -> None:
         """Look at the scheduler now and then: one that is stopped, or cut off, says nothing by itself."""
@@ -200,7 +206,7 @@ class _Home:
                     self.threads = sum((await client.scheduler.ncores()).values())
             except (OSError, TimeoutError) as error:
                 if not lost.done():
-                    self._drop(f"the scheduler doesn't answer any more: {error or type(error).__name__}")
+                    self._drop(f"the scheduler doesn't answer any more: {str(error) or type(error).__name__}")
                 return
             await asyncio.wait({lost}, timeout=LOOK)
 
@@ -224,9 +230,10 @@ async def _quietly(do: Callable[..., Awaitable[object]], arguments: tuple[object
 
 
 async def _local_cluster(workers: int) -> Any:
-    from distributed import LocalCluster
+    import distributed
 
-    return await LocalCluster(
+    cluster: Any = distributed.LocalCluster
+    return await cluster(
         n_workers=workers,
         threads_per_worker=1,
         host="127.0.0.1",
