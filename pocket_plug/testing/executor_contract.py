@@ -36,6 +36,7 @@ from pocket_plug.remote.failures import put_together
 from pocket_plug.remote.wire import FORMAT, Chunk, Item, Node, answers_of, to_bytes
 from pocket_plug.store.store import Store
 from pocket_plug.testing import executor_graphs as graphs
+from pocket_plug.testing.contracts import works_in_a_child
 from pocket_plug.testing.spans import SpanCapture
 
 HANGS = 60.0
@@ -112,6 +113,7 @@ class ExecutorContract:
     def test_nested_graphs_are_found(self, pocket: Pocket) -> None:
         """A node by its path: of a graph that has no name of its own in a module, by the graph around it."""
         assert self.run(graphs.outer.run(12, pocket=pocket)) == 3
+        assert self.run(graphs.deep.run([2, 4, 6], pocket=pocket)) == [1, 2, 3]
 
     # ------------------------------------------------------------ errors
     @pytest.mark.parametrize("graph", [graphs.halving, graphs.halving_async], ids=["def", "async def"])
@@ -288,6 +290,18 @@ class ExecutorContract:
         pocket.shutdown()
         executor.close()
         assert self.run(graphs.halving.run(4, pocket=pocket)) == 2
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    def test_a_forked_child_begins_anew(self, pocket: Pocket) -> None:
+        """And leaves its parent's alone, also when it ends."""
+        assert self.run(graphs.halving.run(2, pocket=pocket)) == 1
+
+        async def use() -> None:
+            assert await graphs.halving.run(4, pocket=pocket) == 2
+            pocket.shutdown()
+
+        assert works_in_a_child(use)
+        assert self.run(graphs.halving.run(6, pocket=pocket)) == 3
 
     def test_a_killed_worker_is_replaced(self, pocket: Pocket, executor: Executor, tmp_path: Path) -> None:
         """Its work is begun again on another one."""

@@ -154,6 +154,7 @@ def test_a_worker_with_another_version_of_the_code_says_so(tmp_path: Path, chang
         assert "node 'work' (app:graph/work)" in out
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_workers_of_its_own() -> None:
     """And leaves its parent's alone."""
     executor = Processes(1)
