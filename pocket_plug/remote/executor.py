@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from opentelemetry import baggage
+from opentelemetry import context as otel_context
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, ExecutorError
@@ -86,7 +87,7 @@ class Executor:
         except CodecError as error:
             raise type(error)(f"node {work.node!r}: what its exec is called with can't be sent: {error}") from error
         queue = self._dispatch()
-        carrier = inject(baggage=baggage.get_all())
+        carrier = inject(baggage=baggage.get_all()) if otel_context.get_current() else {}  # most often it is empty
         job = Job(self._node(work), value, carrier, idempotency.get(), work.timeout)
         try:
             queue.add(job)
