@@ -1,0 +1,69 @@
+"""A program with a queue of DBOS, as an executor that tests start and kill: `python dbos_shop.py FOLDER EXECUTOR`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from dbos import DBOS, DBOSConfig
+from pocket_plug_dbos import DBOSQueue, PocketSerializer
+
+import pocket_plug as pp
+
+
+@pp.node
+async def charge(cents: int) -> int:
+    await asyncio.sleep(0.02)
+    return cents
+
+
+@pp.node.post
+async def book(store: pp.StoreWriter, cents: int) -> int:
+    await store.update("revenue", lambda total: total + cents, default=0)
+    return cents
+
+
+@pp.node
+async def pack(cents: int) -> int:
+    await asyncio.sleep(0.02)
+    return cents
+
+
+@pp.node.post
+async def ship(store: pp.StoreWriter, cents: int) -> int:
+    await store.update("shipped", lambda n: n + 1, default=0)
+    return cents
+
+
+def orders() -> pp.Graph[int, int]:
+    return pp.Graph(charge >> book >> pack >> ship, name="orders")
+
+
+def config(folder: Path, executor: str, url: str | None = None) -> DBOSConfig:
+    return {
+        "name": "shop",
+        "system_database_url": url or f"sqlite:///{folder}/dbos.db",
+        "executor_id": executor,
+        "application_version": "1",
+        "serializer": PocketSerializer(),
+        "console_log_level": "CRITICAL",
+        "log_level": "CRITICAL",
+        "notification_listener_polling_interval_sec": 0.05,
+        "scheduler_polling_interval_sec": 0.1,
+    }
+
+
+async def main(folder: Path, executor: str) -> None:
+    async with pp.Store(f"sqlite:///{folder}/state.db") as store:
+        DBOS(config=config(folder, executor, os.environ.get("DBOS_URL")))
+        queue = DBOSQueue("orders", [orders()], store=store, worker_concurrency=4, poll=0.05)
+        DBOS.launch()
+        await queue.register()
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
