@@ -1,4 +1,4 @@
-"""A program with a queue of DBOS, as an executor that tests start and kill: `python dbos_shop.py FOLDER EXECUTOR`."""
+"""A program with a queue of DBOS, as an executor that tests start and kill: `python dbos_shop.py FOLDER EXECUTOR COUNT`."""
 
 from __future__ import annotations
 
@@ -55,15 +55,21 @@ def config(folder: Path, executor: str, url: str | None = None) -> DBOSConfig:
     }
 
 
-async def main(folder: Path, executor: str) -> None:
+async def main(folder: Path, executor: str, count: int) -> None:
+    """Submit so many runs, take over what executor "a" has left unless this is it, and work until killed."""
     async with pp.Store(f"sqlite:///{folder}/state.db") as store:
         DBOS(config=config(folder, executor, os.environ.get("DBOS_URL")))
-        queue = DBOSQueue("orders", [orders()], store=store, worker_concurrency=4, poll=0.05)
+        graph = orders()
+        queue = DBOSQueue("orders", [graph], store=store, worker_concurrency=6, poll=0.02)
         DBOS.launch()
         await queue.register()
-        print("ready", flush=True)
+        for n in range(count):
+            await queue.submit(graph, n, run_id=f"o-{n}")
+        if executor != "a":
+            left = await DBOS.list_workflows_async(executor_id="a", status="PENDING")
+            await DBOS.resume_workflows_async([each.workflow_id for each in left], queue_name="orders")
         await asyncio.sleep(60)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

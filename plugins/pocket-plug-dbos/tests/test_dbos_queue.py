@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dbos import DBOS, WorkflowStatus
+from dbos import DBOS, EnqueueOptions, WorkflowSerializationFormat, WorkflowStatus
 from opentelemetry import trace
 from pocket_plug_dbos import DBOSQueue, PocketSerializer
 
@@ -21,7 +24,7 @@ import pocket_plug as pp
 from pocket_plug.errors import ConfigError, RunMismatchError, UnknownRunError
 from pocket_plug.testing.spans import SpanCapture
 
-SECRET = "4711-is-what-nobody-shall-read"
+SECRET = "4711-is-what-nobody-shall-read"  # noqa: S105 - it is what the test looks for
 SECONDS = 20.0
 """After which something is taken for hanging."""
 
@@ -44,7 +47,7 @@ async def noted(order: str) -> str:
     begun.append(order)
     at_once[0] += 1
     at_once[1] = max(at_once)
-    while not gate.is_set():  # noqa: ASYNC110 - the test's thread has no loop to set an asyncio.Event on
+    while not gate.is_set():
         await asyncio.sleep(0.005)
     at_once[0] -= 1
     return order
@@ -301,6 +304,70 @@ def test_a_run_that_somebody_else_is_through_with_is_said_to_be_finished(world: 
     assert DBOS.get_workflow_status("e-1") is None
 
 
+def test_a_turn_waits_for_whoever_is_at_the_run(world: World) -> None:
+    """As long as he moves it, and then it sees what has become of the run: here it was cancelled."""
+    hangs.submit_sync("w", run_id="w-1", store=world.store)
+    thread = threading.Thread(target=lambda: _ends_cancelled("w-1", world.store))
+    thread.start()
+    until(lambda: "w" in begun)
+    DBOS.enqueue_workflow_with_options(_turn("wide", hangs, "w-1"), "w-1", None, {})
+    world.workflow("w-1", "PENDING")
+    world.runs.cancel("w-1")
+    assert world.workflow("w-1").status == "CANCELLED"
+    thread.join(SECONDS)
+
+
+def _ends_cancelled(run_id: str, store: pp.Store) -> None:
+    with pytest.raises(pp.RunCancelledError):
+        asyncio.run(hangs.resume(run_id, store=store))
+
+
+def test_a_turn_takes_a_run_over_from_an_executor_that_moves_it_no_more(world: World) -> None:
+    """Its process is there, and stopped: nobody may know whether it has died, until its lease is over."""
+    url = f"sqlite:///{world.folder}/state.db"
+    with subprocess.Popen([sys.executable, "-c", STOPPED, url]) as process:
+        try:
+            until(lambda: any(info.run_id == "w-2" for info in world.runs.list(state="running").runs))
+            process.send_signal(signal.SIGSTOP)
+            gate.set()
+            DBOS.enqueue_workflow_with_options(_turn("narrow", noting, "w-2"), "w-2", None, {})
+            assert world.workflow("w-2").output == {"run_id": "w-2", "state": "finished"}
+        finally:
+            process.kill()
+
+
+def _turn(queue: str, graph: pp.Graph[Any, Any], run_id: str) -> EnqueueOptions:
+    return {
+        "workflow_name": f"{queue}/{graph.name}",
+        "queue_name": queue,
+        "workflow_id": run_id,
+        "serialization_type": WorkflowSerializationFormat.PORTABLE,
+    }
+
+
+STOPPED = """
+import asyncio, sys
+import pocket_plug as pp
+
+@pp.node
+async def noted(order: str) -> str:
+    await asyncio.sleep(60)
+    return order
+
+@pp.node.post
+async def book(store: pp.StoreWriter, order: object) -> object:
+    return order
+
+async def main() -> None:
+    async with pp.Store(sys.argv[1]) as store:
+        graph = pp.Graph(noted >> book, name="noting", store=store)
+        await graph.submit("w", run_id="w-2")
+        await pp.Worker([graph], lease=0.5).run()
+
+asyncio.run(main())
+"""
+
+
 # ---------------------------------------------------------------- schedules and traces
 def test_a_schedule_submits_one_run_for_each_time(world: World) -> None:
     """Its id is the schedule's name and the time, and its input what was given for that."""
@@ -313,9 +380,10 @@ def test_a_schedule_submits_one_run_for_each_time(world: World) -> None:
         assert world.workflow(info.run_id).output == {"run_id": info.run_id, "state": "finished"}
 
 
-def test_submit_workflow_and_run_are_one_trace(world: World) -> None:
+def test_submit_workflow_and_run_are_one_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """DBOS's span hangs below that of who has submitted, ours below DBOS's; so does what follows an answer."""
     with SpanCapture() as captured:
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: captured.tracer_provider)  # for DBOS's spans
         with trace.get_tracer("tests").start_as_current_span("request"):
             world.do(world.wide.submit(asking, 1, run_id="t-1"))
         world.workflow("t-1")
