@@ -16,7 +16,7 @@ class PocketError(Exception):
 
 # ---------------------------------------------------------------- the store
 class KeyNameError(PocketError, ValueError):
-    """A key or scope name that can't be used: empty, not a string, an unfilled template, the reserved prefix."""
+    """A key or scope name that can't be used: empty, not a string, too long, an unfilled template, the reserved prefix."""
 
 
 class MissingKeyError(PocketError, KeyError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocket_plug import Graph, Key, Node, StoreWriter, each, node
+from pocket_plug import Graph, Key, Node, Retry, StoreWriter, each, node
 
 FILES_PER_BATCH = 25
 
@@ -56,9 +56,9 @@ def find(folder: str) -> list[Batch]:
     return [Batch(folder, tuple(files[at : at + FILES_PER_BATCH])) for at in batches]
 
 
-@node(executor="heavy")
+@node(executor="heavy", retry=Retry(attempts=10, delay="1s"))
 def count(batch: Batch) -> Folder:
-    """Read every file. This is what goes to the cluster: it needs no store."""
+    """Read every file. This is what goes to the cluster: it needs no store. Tried again where the cluster is lost."""
     contents = [Path(file).read_bytes() for file in batch.files]
     counted = Counted(len(contents), sum(map(len, contents)), sum(content.count(b"\n") for content in contents))
     return Folder(batch.folder, counted)

@@ -1,20 +1,19 @@
 """The census on a cluster that fits on this machine: `make cluster`, or `python examples/cluster/cluster.py [FOLDER …]`.
 
 It starts a PostgreSQL server, a Dask scheduler with two workers, and two workers of pocket_plug. It submits a run for each
-folder, kills one of each kind in the middle, and starts another in its place, as an operator's tools would. At the end it
+folder. In the middle it kills all of them but one, and starts others in their places, as an operator's tools would. At the end it
 checks that each folder was recorded once and counted right, and shows the trace.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from rich.table import Table
 from pocket_plug import Graph, Node, Pocket, SyncRuns, SyncStore, each, observe
 from pocket_plug.propagation import inject
 from pocket_plug.telemetry.recorded import Trace, read_traces
-from pocket_plug.testing.servers import Server, postgres
+from pocket_plug.testing.servers import Server, free_port, postgres
 
 HERE = Path(__file__).parent
 MOST = 40
@@ -73,15 +72,35 @@ class Process:
 
 
 @contextmanager
-def cluster(folder: Path, server: Server) -> Iterator[list[Process]]:
-    """The workers of Dask and those of pocket_plug, with the environment in which they find all others."""
+def cluster(folder: Path, server: Server) -> Generator[list[Process]]:
+    """Dask's scheduler, its workers and those of pocket_plug, with the environment in which they find each other."""
+    at = f"127.0.0.1:{free_port()}"
     os.environ |= {
         "CENSUS_STORE": server.url,
+        "CENSUS_CLUSTER": f"dask://{at}",
         "POCKET_PLUG_CONFIG": str(HERE / "pocket.toml"),
         "PYTHONPATH": str(HERE),  # Dask's workers import `app` as the others do
     }
-    address = folder / "scheduler.json"
-    local = ("--host", "127.0.0.1", "--scheduler-file", str(address), "--dashboard-address", "127.0.0.1:0")
+    local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
+    dask_worker = (
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        f"tcp://{at}",
+        *local,
+        "--nthreads",
+        "1",
+        "--no-nanny",
+    )
+    dask_scheduler = (sys.executable, "-m", "distributed.cli.dask_scheduler", *local, "--port", at.partition(":")[2])
+    worker = (
+        str(Path(sys.executable).with_name("pocket-plug")),
+        "worker",
+        str(HERE / "app.py"),
+        "--trace",
+        "--lease",
+        "5s",
+    )
     with ExitStack() as ending:
 
         def start(name: str, *command: str) -> Process:
@@ -89,22 +108,10 @@ def cluster(folder: Path, server: Server) -> Iterator[list[Process]]:
             ending.callback(process.end)
             return process
 
-        start("dask-scheduler", sys.executable, "-m", "distributed.cli.dask_scheduler", *local, "--port", "0")
-        while not address.exists():
-            time.sleep(0.05)
-        os.environ["CENSUS_CLUSTER"] = "processes"
-        dask = (sys.executable, "-m", "distributed.cli.dask_worker", *local, "--nthreads", "1", "--no-nanny")
-        ours = (
-            str(Path(sys.executable).with_name("pocket-plug")),
-            "worker",
-            str(HERE / "app.py"),
-            "--trace",
-            "--lease",
-            "5s",
-        )
         yield [
-            *(start(f"dask-worker-{n}", *dask, "--local-directory", str(folder / f"dask-{n}")) for n in (1, 2)),
-            *(start(f"worker-{n}", *ours) for n in (1, 2)),
+            start("dask-scheduler", *dask_scheduler),
+            *(start(f"dask-worker-{n}", *dask_worker, "--local-directory", str(folder / f"dask-{n}")) for n in (1, 2)),
+            *(start(f"worker-{n}", *worker) for n in (1, 2)),
         ]
 
 
@@ -167,7 +174,7 @@ def main(given: Sequence[str]) -> int:
         with cluster(folder, server) as processes:
 
             def disturb() -> None:
-                for process in processes[0], processes[2]:
+                for process in processes[:-1]:
                     console.print(f"killing {process.name}, starting another")
                     process.kill()
                     process.start()

@@ -277,9 +277,7 @@ class Retrying:
             raise cancelled
         return task.result()
 
-    async def _begun(
-        self, attempt: Callable[[Attempt], Awaitable[T]], begun: list[asyncio.Task[Any] | None]
-    ) -> T:
+    async def _begun(self, attempt: Callable[[Attempt], Awaitable[T]], begun: list[asyncio.Task[Any] | None]) -> T:
         if begun:  # interrupted before
             raise asyncio.CancelledError
         begun.append(asyncio.current_task())

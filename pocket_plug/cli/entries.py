@@ -16,6 +16,7 @@ from pocket_plug.errors import CodecError, KeyNameError
 from pocket_plug.layers import Persistence
 from pocket_plug.plugins.config import StoreTable
 from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.names import check_readable
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.store.keys import RESERVED, check_name, check_prefix
@@ -185,7 +186,7 @@ def _held_to(check: Callable[[str], str]) -> Callable[[click.Context, click.Para
     return checked
 
 
-writable_name, readable_name = _held_to(check_name), _held_to(check_prefix)
+writable_name, readable_name, removable_name = _held_to(check_name), _held_to(check_prefix), _held_to(check_readable)
 
 
 # ---------------------------------------------------------------- as text

@@ -29,6 +29,7 @@ from .entries import (
     names_of,
     path_of,
     readable_name,
+    removable_name,
     sealing,
     text_of,
     writable_name,
@@ -168,7 +169,7 @@ def _from_json(text: str) -> object:
 
 
 @store.command
-@click.argument("keys", nargs=-1, metavar="[KEY]...", callback=writable_name)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", callback=removable_name)
 @click.option("--prefix", metavar="PREFIX", help="Remove all that begin with it, but for pocket_plug's own.")
 @click.option("--yes", is_flag=True, help="Needed with --prefix: yes, all of them.")
 @click.pass_obj

@@ -7,12 +7,10 @@ end with this process, however that ends, and leave Ctrl-C to it.
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib import import_module
@@ -25,7 +23,7 @@ from pocket_plug.graph.options import check_count
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.redaction import public_url
-from pocket_plug.remote import Executor
+from pocket_plug.remote import Executor, close_at_exit
 from pocket_plug.remote.urls import number, parted
 
 TRIES = 3
@@ -50,6 +48,7 @@ class Processes(Executor):
         self._lock = new_lock()
         self._begin()
         after_fork(self._begin)
+        close_at_exit(self)  # before multiprocessing does, which would wait for idle workers
 
     def _begin(self) -> None:
         """No worker is there: at first, after `close`, and in a forked child, which leaves its parent's alone."""
@@ -83,7 +82,6 @@ class Processes(Executor):
             self._tasks.add(task)
             if len(self._tasks) > len(self._workers) < self.workers:
                 self._workers.append(_Worker(self._queue, len(self._workers) + 1))
-            _open.add(self)
             queue = self._queue
         task.add_done_callback(self._over)
         queue.put(task)
@@ -104,17 +102,6 @@ class Processes(Executor):
             queue.put(None)
         for worker in workers:
             worker.join()
-
-
-_open: weakref.WeakSet[Processes] = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    for each in list(_open):
-        each.close()
-
-
-atexit.register(_close_all)  # before multiprocessing's own, which would wait for idle workers
 
 
 class _Task(Future[bytes]):

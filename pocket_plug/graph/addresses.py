@@ -41,9 +41,9 @@ def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
         except ConfigError as error:
             found.append(f"node {step.name!r}: {error}")
             continue
+        step.address = step.address or _address(step, around)  # another Pocket's executor may need one
         if executor.in_process:
             continue
-        step.address = step.address or _address(step, around)
         if step.address is None:
             found.append(
                 f"node {step.name!r} has an executor whose workers can't find it: neither the node nor a graph around it has "

@@ -13,6 +13,13 @@ RESERVED = "pocket:"
 """The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""
 
 
+MAX_NAME_BYTES = 1024
+"""How long the name of what is written may be, with its scope, in UTF-8: any backend can have an index of such names."""
+
+MAX_KEY_BYTES = 2 * MAX_NAME_BYTES
+"""How long a key may be that a backend is given: pocket_plug's own have more in them than those of users."""
+
+
 def snake_case(name: str) -> str:
     """What a node or layer is called by default: the name of its class in snake case.
 
@@ -39,6 +46,11 @@ def check_name(name: object) -> str:
     >>> check_name("user:123")
     'user:123'
     """
+    return check_length(check_readable(name))
+
+
+def check_readable(name: object) -> str:
+    """The same of a key that is only looked for, or removed: an older version may have written a longer one."""
     if not isinstance(name, str):
         raise KeyNameError(f"a key is a string or a Key, not {summary(name)}")
     if not name:
@@ -54,6 +66,15 @@ def _check_text(name: str) -> str:
             name.encode()
         except UnicodeEncodeError:
             raise KeyNameError(f"{name!r:.80} has a lone surrogate, which no store can write") from None
+    return name
+
+
+def check_length(name: str, what: str = "a key, its scope included,", longest: int = MAX_NAME_BYTES) -> str:
+    """The name itself, if it is no longer than so many bytes of UTF-8; `what` it is stands in the error."""
+    if len(name) > longest // 4 and (found := len(name.encode())) > longest:
+        raise KeyNameError(
+            f"{name!r:.80} has {found:,} bytes in UTF-8; {what} may have {longest:,}: give a shorter one"
+        )
     return name
 
 

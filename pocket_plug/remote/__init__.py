@@ -5,6 +5,7 @@
 """
 
 from .executor import Executor as Executor
+from .executor import close_at_exit as close_at_exit
 from .far_side import perform as perform
 
-__all__ = ["Executor", "perform"]
+__all__ = ["Executor", "close_at_exit", "perform"]

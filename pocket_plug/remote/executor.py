@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from opentelemetry import baggage
 
 from pocket_plug.codec import default_codec
-from pocket_plug.errors import CodecError
+from pocket_plug.errors import CodecError, ExecutorError
 from pocket_plug.graph.context import idempotency
 from pocket_plug.graph.elsewhere import Address, Work
 from pocket_plug.graph.workers import WorkerTimeout
@@ -106,7 +108,10 @@ class Executor:
     def _node(self, work: Work) -> Node:
         """Which node it is; made once for each."""
         address = work.address
-        assert address is not None, work.node  # validate() has seen to it
+        if address is None:  # validated in a Pocket whose executor needs none
+            raise ExecutorError(
+                f"node {work.node!r}: the workers of executor {self.title} can't find it; assign its graph to a name of a module"
+            )
         nodes: dict[Address, tuple[Value, Node]] = self.__dict__.setdefault("__nodes", {})
         known = nodes.get(address)
         if known is None or known[0] != work.function:
@@ -115,6 +120,22 @@ class Executor:
             node = Node(work.node, address.reference, address.path, address.version, code)
             known = nodes[address] = work.function, node
         return known[1]
+
+
+_to_close: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+def close_at_exit(executor: Executor) -> None:
+    """Close it at the end of this process, unless it is garbage by then: what was handed to nodes belongs to no Pocket."""
+    if not _to_close:
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+    _to_close.add(executor)
+
+
+def _close_all() -> None:
+    for executor in list(_to_close):
+        executor.close()
 
 
 async def _in_time(job: Job, seconds: float) -> Value:

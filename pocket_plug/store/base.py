@@ -7,9 +7,10 @@ from enum import Enum
 from typing import Any, Final, Self
 
 from pocket_plug.errors import KeyNameError
+from pocket_plug.primitives.names import MAX_NAME_BYTES, check_length, check_readable
 
 from .backend import Backend, Clock
-from .keys import RESERVED, Key, check_name
+from .keys import RESERVED, Key
 from .layer import Layer
 from .stack import Stack, build
 from .transaction import Transaction
@@ -36,6 +37,7 @@ MISSING: Final = Missing.MISSING
 
 
 _PAST_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)  # names in between begin with it; cheaper than a slice
+_SURE = MAX_NAME_BYTES // 4  # so many characters are few enough, whatever they are
 
 
 class View:
@@ -56,7 +58,12 @@ class View:
             return self._prefix + key
         if key.__class__ is Key:
             return self._prefix + key.full_name()
-        return check_name(self._prefix + key if key and isinstance(key, str) else key)
+        return check_readable(self._prefix + key if key and isinstance(key, str) else key)
+
+    def _written(self, key: Any) -> str:
+        """The same for a key that is to be written: not too long."""
+        name = self._name(key)
+        return name if len(name) <= _SURE else check_length(name)
 
     @property
     def place(self) -> tuple[Stack, str]:
@@ -77,7 +84,7 @@ class View:
         return view
 
     def _below(self, prefix: Name) -> str:
-        name = self._name(prefix) + ":"
+        name = self._written(prefix) + ":"
         if name.startswith(RESERVED):
             raise KeyNameError(f"the scope {name[:-1]!r} is reserved; choose another one")
         return name

@@ -14,6 +14,8 @@ from typing import Any, Generic, LiteralString, final, overload
 from typing_extensions import TypeForm, TypeVar
 
 from pocket_plug.errors import KeyNameError, ValueTypeError
+from pocket_plug.primitives.names import MAX_KEY_BYTES as MAX_KEY_BYTES
+from pocket_plug.primitives.names import MAX_NAME_BYTES as MAX_NAME_BYTES
 from pocket_plug.primitives.names import RESERVED as RESERVED
 from pocket_plug.primitives.names import check_name as check_name
 from pocket_plug.primitives.names import check_prefix as check_prefix

@@ -33,7 +33,7 @@ class Writable(Readable, Protocol):
 
     _source: Source
 
-    def _name(self, key: str, /) -> str: ...
+    def _written(self, key: str, /) -> str: ...
     async def set(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> None: ...
     async def delete(self, key: str, /) -> bool: ...
 
@@ -86,7 +86,7 @@ class TypedStore(TypedReader[T]):
         def checked(old: T) -> T:
             return self._checked(key, fn(self._checked(key, old)))
 
-        name = self._writer._name(key)
+        name = self._writer._written(key)
         new: T = await self._writer._source.apply(name, replacing(name, key, checked, default, declared=self._type))
         return new
 

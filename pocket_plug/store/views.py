@@ -126,13 +126,13 @@ class StoreWriter(StoreReader):
         if key.__class__ is Key:
             value = key.checked(value)
         deadline = None if ttl is None else _deadline(self._source, ttl)
-        await self._source.write((Put(self._name(key), value, deadline),))
+        await self._source.write((Put(self._written(key), value, deadline),))
 
     async def set_many(self, values: Mapping[Value, Value], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""
         deadline = _deadline(self._source, ttl)
         checked = {key: key.checked(value) if isinstance(key, Key) else value for key, value in values.items()}
-        await self._source.write([Put(self._name(key), value, deadline) for key, value in checked.items()])
+        await self._source.write([Put(self._written(key), value, deadline) for key, value in checked.items()])
 
     async def delete(self, key: Name, /) -> bool:
         """Remove it; was it there? Of several that delete it at once, one is told True. What others set meanwhile goes too."""
@@ -173,7 +173,7 @@ class StoreWriter(StoreReader):
         1
         """
 
-        name = self._name(key)
+        name = self._written(key)
         return await self._source.apply(name, replacing(name, key, fn, default, default is not MISSING))
 
     @overload

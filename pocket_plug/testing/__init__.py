@@ -2,6 +2,7 @@
 
 - `contracts.BackendContract`, `layer_contract.LayerContract`: inherit one, and get the whole suite.
 - `watch_contract.WatchContract`: the same for a backend that tells what others write.
+- `executor_contract.ExecutorContract`: the same for an executor.
 - `runs_contract.RunsContract`: the same for durable runs over a backend that several processes share.
 - `servers.valkey`, `servers.postgres`: real servers from wheels, to kill, stop and restart; `proxy.Proxy` before one
   loses answers.
@@ -19,5 +20,5 @@ import sys
 if (pytest := sys.modules.get("pytest")) is not None:
     # their asserts then say what they found, as those of a test module do
     pytest.register_assert_rewrite(
-        "pocket_plug.testing.contracts", "pocket_plug.testing.layer_contract", "pocket_plug.testing.runs_contract"
+        *(f"pocket_plug.testing.{name}" for name in ("contracts", "executor_contract", "layer_contract", "runs_contract"))
     )

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import os
 import signal
+import string
 import sys
 import threading
 import traceback
@@ -23,7 +24,7 @@ import pytest
 from pocket_plug.errors import CodecError, ConflictError, StoreClosedError, StoreError
 from pocket_plug.primitives.waiting import drive, drive_inline, run_on
 from pocket_plug.store.backend import PRESENT, Backend, Delete, Entry, Put
-from pocket_plug.store.keys import Key
+from pocket_plug.store.keys import MAX_KEY_BYTES, Key
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
 
@@ -32,6 +33,18 @@ _ORDER = Key("order:{}")
 Scenario = Callable[[Backend], Awaitable[None]]
 HANGS = 30.0
 """Seconds after which something is taken for hanging; it takes no time at all where all is well."""
+
+_LETTERS = (
+    string.ascii_letters + string.digits,
+    "".join(map(chr, range(128))),  # with NUL
+    "".join(map(chr, range(0x10000, 0x110000, 17))),  # of four bytes in UTF-8
+)
+
+
+def _random_key(letters: str, size: int) -> str:
+    """So many bytes of these letters, by chance, and the same each time."""
+    return "".join(Random(size).choices(letters, k=size // len(letters[-1].encode())))  # noqa: S311 - no secret
+
 
 ODD_KEYS = (
     "%",
@@ -65,9 +78,13 @@ ODD_KEYS = (
     "\x00",
     "a\x00b",
     "a\x00",
-    "k" * 5_000,
+    "k" * 1000,
+    *(_random_key(letters, 1000) for letters in _LETTERS),
 )
 """Names that a pattern, a collation, a quoting or a length limit would trip over."""
+
+LONG_KEYS = ("k" * MAX_KEY_BYTES, *(_random_key(letters, MAX_KEY_BYTES) for letters in _LETTERS))
+"""Keys as long as a backend must take them; but for the first nothing makes them shorter."""
 
 
 async def increment(backend: Backend, key: str, times: int) -> None:
@@ -621,6 +638,31 @@ class BackendContract:
             for gone in range(len(ODD_KEYS)):
                 await backend.write([Delete(ODD_KEYS[gone])])
                 assert await keys_of(backend) == sorted(ODD_KEYS[gone + 1 :])
+
+        run(scenario)
+
+    def test_keys_may_be_as_long_as_a_backend_must_take_them(self, run: Callable[[Scenario], None]) -> None:
+        """2 KiB in UTF-8, of any letters: for every operation, beside keys that differ in the last one only."""
+        names = sorted({*LONG_KEYS, *(key[:-1] for key in LONG_KEYS), *(f"{key[:-1]}\0" for key in LONG_KEYS)})
+
+        async def scenario(backend: Backend) -> None:
+            assert {len(key.encode()) for key in LONG_KEYS} == {MAX_KEY_BYTES}
+            for number, name in enumerate(names):
+                await backend.write([Put(name, number)], {name: 0})
+            found = await backend.read_many(names)
+            assert {name: entry.value for name, entry in found.items()} == {name: n for n, name in enumerate(names)}
+            assert await backend.read(LONG_KEYS[1]) == found[LONG_KEYS[1]]
+            await backend.write([], {name: entry.version for name, entry in found.items()})
+            assert await keys_of(backend) == names
+            assert [page async for page in pages_of(backend, "", 1, reverse=True)] == [[name] for name in names[::-1]]
+            for key in LONG_KEYS:
+                assert await keys_of(backend, key[:-1]) == scanned(names, key[:-1])
+                assert await keys_of(backend, after=key, limit=2) == scanned(names, after=key, limit=2)
+            with pytest.raises(ConflictError) as caught:
+                await backend.write([Delete(key) for key in LONG_KEYS], dict.fromkeys(LONG_KEYS, 0))
+            assert caught.value.keys == {*LONG_KEYS}
+            await backend.write([Delete(key) for key in LONG_KEYS])
+            assert await keys_of(backend) == [name for name in names if name not in LONG_KEYS]
 
         run(scenario)
 

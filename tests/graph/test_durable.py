@@ -62,6 +62,7 @@ from pocket_plug.hookspecs import NodeCall, Observer, Run
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.propagation import session
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry
+from pocket_plug.store.keys import MAX_KEY_BYTES
 from pocket_plug.store.layer import Layer
 from pocket_plug.testing.clock import FakeClock, run_virtual
 from pocket_plug.testing.spans import SpanCapture
@@ -470,6 +471,62 @@ def test_fan_out_as_a_durable_run(tmp_path: Path) -> None:
         assert (ran.returncode, ran.stdout) == (code, said), ran.stderr
     with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         assert [store.get(word) for word in "abcd"] == [1, 1, 1, 1]
+
+
+# ---------------------------------------------------------------- how long names may be
+def deepest(store: Store, names: str) -> Graph[int, object]:
+    """Items of a graph, each of which passes a node and asks; the nodes are called so."""
+
+    @node
+    async def passed(n: int) -> int:
+        return n
+
+    asks = Ask[int, bool](bool, question=lambda n: f"{n}?", name=names)
+    return Graph(each(Graph(passed >> asks, name=names)), store=store, name=":" * 255)
+
+
+def test_no_key_of_a_run_is_too_long_for_a_backend(tmp_path: Path) -> None:
+    """The longest names that are allowed, escaped, make keys of 2 KiB at most; all states and kinds of records."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            graph = deepest(store, "/" * 121)
+            with pytest.raises(RunSuspendedError) as asked:
+                await graph.run([1, 2], run_id=":" * 255)
+            sizes = {key: len(key.encode()) for key in await records(store)}
+            assert max(sizes.values()) <= MAX_KEY_BYTES
+            assert {kind for key in sizes for kind in (":item:", ":wait:", "run-state:", ":start") if kind in key} == {
+                *(":item:", ":wait:", "run-state:", ":start")
+            }
+            assert max(sizes.values()) > MAX_KEY_BYTES - 100
+            for question in asked.value.questions:
+                with suppress(RunSuspendedError):
+                    await graph.resume(":" * 255, answer=True, question=question)
+            assert max(len(key.encode()) for key in await records(store)) <= MAX_KEY_BYTES
+
+    asyncio.run(main())
+
+
+def test_names_that_make_too_long_keys_are_refused_before_the_run(tmp_path: Path) -> None:
+    """Of a run, of its graph, and of nodes with the graphs around them; other runs may have any names."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            with pytest.raises(KeyNameError, match="has 256 bytes in UTF-8; a run_id may have 255"):
+                await deepest(store, "n").run([1], run_id="r" * 256)
+            with pytest.raises(
+                ConfigError, match=r"names of node .* and of the graphs around it have [\d,]+ bytes together"
+            ):
+                await deepest(store, "/" * 122).run([1], run_id="r")
+            long = Graph(node(len), store=store, name="g" * 256)
+            with pytest.raises(
+                KeyNameError, match="256 bytes in UTF-8; the name of a graph with durable runs may have 255"
+            ):
+                await long.run([], run_id="r")
+            assert await long.run([]) == 0
+            assert await records(store) == []
+
+    asyncio.run(main())
 
 
 # ---------------------------------------------------------------- what is refused

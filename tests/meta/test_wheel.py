@@ -1,4 +1,4 @@
-"""What users install: our wheel and a plugin's, built and put into an environment that has nothing else of ours."""
+"""What users install: our wheel and those of all plugins, built and put into an environment that has nothing else of ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 
 def run(*command: object, folder: Path) -> str:
@@ -25,9 +27,9 @@ def run(*command: object, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory) -> list[Path]:
-    """Our wheel and that of the plugin."""
+    """Our wheel, and those of the plugins."""
     folder = tmp_path_factory.mktemp("wheels")
-    projects = (ROOT, ROOT / "plugins" / "pocket-plug-compress")
+    projects = (ROOT, *PLUGINS)
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder,
         *projects, folder=folder)  # fmt: skip
     return sorted(folder.glob("*.whl"))
@@ -35,7 +37,7 @@ def wheels(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def installed(wheels, tmp_path_factory) -> Path:
-    """The folder of commands of a new environment in which both wheels are installed.
+    """The folder of commands of a new environment in which all wheels are installed.
 
     What they require is lent by this environment, by a path that comes after the new one's own: nothing is fetched.
     """
@@ -52,7 +54,7 @@ def installed(wheels, tmp_path_factory) -> Path:
 
 def test_wheel_has_what_belongs_in_it(wheels):
     """The package with its type marker, the files of the page of traces and the licence; no tests, no examples, no plugin."""
-    _, ours = sorted(wheels, key=lambda wheel: "compress" not in wheel.name)
+    [ours] = [wheel for wheel in wheels if wheel.name.startswith("pocket_plug-")]
     names = zipfile.ZipFile(ours).namelist()
     assert "pocket_plug/py.typed" in names
     viewer = {f"pocket_plug/telemetry/viewer/{path.name}" for path in (ROOT / "pocket_plug/telemetry/viewer").iterdir()}
@@ -62,15 +64,31 @@ def test_wheel_has_what_belongs_in_it(wheels):
     assert {name.split("/")[0] for name in names} == {"pocket_plug", ours.name.split("-py3")[0] + ".dist-info"}
 
 
+def test_a_plugins_wheel_stands_alone(wheels):
+    """Its one package, with its type marker if it says that it is typed, and nothing of ours."""
+    for plugin in PLUGINS:
+        package = plugin.name.replace("-", "_")
+        [wheel] = [wheel for wheel in wheels if wheel.name.startswith(f"{package}-")]
+        names = set(zipfile.ZipFile(wheel).namelist())
+        assert {name.split("/")[0] for name in names} == {package, wheel.name.split("-py3")[0] + ".dist-info"}
+        assert (f"{package}/py.typed" in names) == (plugin / "src" / package / "py.typed").exists()
+
+
 def test_plugins_of_a_plain_install(installed, tmp_path):
-    """After a plain install the command lists our parts and the plugin, all in use, each with its distribution."""
+    """After a plain install the command lists our parts and the plugins, all in use, each with its distribution."""
     plugins = {
         each["name"]: each for each in json.loads(run(installed / "pocket-plug", "plugins", "--json", folder=tmp_path))
     }
-    assert set(plugins) == {"bounding", "compress", "logging", "metrics", "migrate", "persistence", "sqlite", "tracing"}
+    theirs = {
+        name: project["name"]
+        for project in (tomllib.loads((path / "pyproject.toml").read_text())["project"] for path in PLUGINS)
+        for name in project["entry-points"]["pocket_plug"]
+    }
+    ours = {"bounding", "logging", "metrics", "migrate", "persistence", "sqlite", "tracing"}
+    assert set(plugins) - theirs.keys() >= ours
     assert {each["status"] for each in plugins.values()} == {"active"}
-    assert plugins["compress"]["distribution"] == "pocket-plug-compress"
-    assert plugins["bounding"]["distribution"] == "pocket-plug"
+    assert {name: plugins[name]["distribution"] for name in theirs} == theirs
+    assert {each["distribution"] for name, each in plugins.items() if name not in theirs} == {"pocket-plug"}
 
 
 def test_plugin_is_used_by_name(installed, tmp_path):

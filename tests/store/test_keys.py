@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import date, datetime
 from enum import Enum, IntEnum, StrEnum
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pocket_plug import SyncStore
+from pocket_plug import Graph, SyncStore, node
 from pocket_plug.errors import ConflictError, KeyNameError, PocketError, ValueTypeError
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import declared_types, type_name
@@ -135,14 +136,50 @@ def test_a_name_is_a_string(name: object) -> None:
         ("pocket:run:7", "reserved"),
         ("a\ud800", "lone surrogate"),
         ("\udfff", "lone"),
+        ("k" * 1025, "has 1,025 bytes in UTF-8; a key, its scope included, may have 1,024: give a shorter one"),
+        ("\U0001f642" * 257, "has 1,028 bytes"),
     ],
 )
 def test_some_strings_are_no_names(name: str, reason: str) -> None:
-    """Empty ones, the reserved prefix, and what can't be encoded: said for plain names and for templates alike."""
+    """Empty and long ones, the reserved prefix, what can't be encoded: said for plain names and for templates alike."""
     with pytest.raises(KeyNameError, match=reason):
         check_name(name)
     with pytest.raises(KeyNameError, match=reason):
         Key(name)  # type: ignore[arg-type]
+
+
+HALF = Key("half:{}")
+
+
+@pytest.mark.parametrize("letter", ["k", "é", "\U0001f642"], ids=["1 byte", "2 bytes", "4 bytes"])
+def test_what_is_written_has_a_name_of_1024_bytes_at_most(letter: str) -> None:
+    """With its scope, in UTF-8, however it is written. A longer one is not there for who reads, and can be removed."""
+    each = len(letter.encode())
+
+    def of(size: int) -> str:
+        return letter * (size // each) + "a" * (size % each)
+
+    scope = SyncStore().scope(of(511))
+    writes: list[Callable[[str | Key], object]] = [
+        lambda key: scope.set(key, 1),
+        lambda key: scope.set_many({key: 1}),
+        lambda key: scope.update(key, lambda n: n + 1, default=0),
+        lambda key: scope.typed(int).set(key, 1),
+    ]
+    for write in writes:
+        for key in (of(512), HALF(of(507))):
+            write(key)
+            assert scope.get(key) == 1
+            assert scope.delete(key)
+        for key in (of(513), HALF(of(508))):
+            with pytest.raises(KeyNameError, match=r"bytes in UTF-8; a key, its scope included, may have 1,024"):
+                write(key)
+            assert scope.get(key) is None
+            scope.delete_many([key])
+    with pytest.raises(KeyNameError, match="may have 1,024"):
+        scope.scope(of(513))
+    with pytest.raises(KeyNameError, match="may have 1,024"):
+        Graph(node(len), scope=of(1025))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The PostgreSQL backend keeps every promise of a backend, of one that can watch, and of what durable runs and workers do over it."""
+"""The PostgreSQL backend keeps every promise of a backend, of one that can watch, and of what durable runs and
+workers do over it."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from pocket_plug_postgres import PostgreSQL
 
 from pocket_plug.store.backend import Backend
 from pocket_plug.testing.contracts import BackendContract
+from pocket_plug.testing.runs_contract import RunsContract
 from pocket_plug.testing.servers import Server
 from pocket_plug.testing.watch_contract import WatchContract
+from pocket_plug.testing.workers_contract import WorkersContract
 
 Make = Callable[[], Backend]
 
@@ -27,6 +30,24 @@ class TestWatching(WatchContract):
     @pytest.fixture
     def make_backend(self, shared_server: Server, data_set: str) -> Make:
         return lambda: PostgreSQL(shared_server.url, store=data_set, durability="process", timeout=1)
+
+    @pytest.fixture
+    def server(self, shared_server: Server) -> Server:
+        return shared_server
+
+
+class TestRuns(RunsContract):
+    @pytest.fixture
+    def make_backend(self, instances: Make) -> Make:
+        return instances
+
+
+class TestWorkers(WorkersContract):
+    """The server is killed and stopped, too."""
+
+    @pytest.fixture
+    def url(self, shared_server: Server, data_set: str) -> str:
+        return f"{shared_server.url}?store={data_set}&durability=process&timeout=2"
 
     @pytest.fixture
     def server(self, shared_server: Server) -> Server:

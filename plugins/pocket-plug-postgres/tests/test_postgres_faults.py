@@ -1,4 +1,5 @@
-"""What a server, a network and an administrator may do: an error in time that names the server and the way out, or none at all."""
+"""What a server, a network and an administrator may do: an error in time that names the server and the way out, or
+none at all."""
 
 from __future__ import annotations
 
@@ -133,7 +134,8 @@ def test_a_write_that_comes_late_is_refused(proxied: PostgreSQL, proxy: Proxy) -
 
 
 def test_an_answer_that_never_comes_is_no_answer(proxied: PostgreSQL, proxy: Proxy) -> None:
-    """AnswerLostError, once the patience is over; a read says that the server can't be reached. Then the program goes on."""
+    """AnswerLostError, once the patience is over; a read says that the server can't be reached. Then the program
+    goes on."""
 
     async def scenario(backend: Backend) -> None:
         await backend.write([Put("a", 1)])
@@ -185,7 +187,8 @@ def test_a_stopped_server_is_an_error_in_time(shared_server: Server, data_set: s
 
 
 def test_a_program_outlives_its_server(data_set: str) -> None:
-    """Killed or restarted, nothing but time is lost: what runs is done again, and every acknowledged write is there."""
+    """Killed or restarted, nothing but time is lost: what runs is done again, and every acknowledged write is
+    there."""
     with postgres() as server:
         backend = PostgreSQL(server.url, store=data_set)
 
@@ -253,7 +256,7 @@ def test_a_server_that_accepts_and_says_nothing() -> None:
 
 def test_wrong_passwords_users_and_databases(data_set: str) -> None:
     """Refused at once, whatever the patience; the password isn't in it."""
-    with postgres(password="hunter2") as server:
+    with postgres(password="hunter2") as server:  # noqa: S106 - no secret
         for old, new, way_out in (
             (":hunter2@", ":hunter3@", "the password is wrong"),
             (":hunter2@", "@", "it asks for a password"),

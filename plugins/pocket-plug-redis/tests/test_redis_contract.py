@@ -1,4 +1,4 @@
-"""The promises of a backend, of `Runs` and of workers, on a real server."""
+"""The promises of a backend, of durable runs and of workers, kept on a real server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pocket_plug_redis import Redis
 
 from pocket_plug import Backend
 from pocket_plug.testing.contracts import BackendContract
+from pocket_plug.testing.runs_contract import RunsContract
+from pocket_plug.testing.servers import Server, valkey
+from pocket_plug.testing.workers_contract import WorkersContract
 
 
 class TestRedis(BackendContract):
@@ -17,3 +20,27 @@ class TestRedis(BackendContract):
     @pytest.fixture
     def make_backend(self, fresh_url: Callable[[str], str]) -> Callable[[], Backend]:
         return lambda: Redis.from_url(fresh_url(""))
+
+
+class TestRuns(RunsContract):
+    """Durable runs, as over SQLite."""
+
+    @pytest.fixture
+    def make_backend(self, fresh_url: Callable[[str], str]) -> Callable[[], Backend]:
+        return lambda: Redis.from_url(fresh_url(""))
+
+
+@pytest.mark.crash
+class TestWorkers(WorkersContract):
+    """Workers that are killed and stopped, and the server with them."""
+
+    RUNS, MOMENTS = 8, 4
+
+    @pytest.fixture
+    def server(self):
+        with valkey(options={"appendfsync": "no"}) as server:
+            yield server
+
+    @pytest.fixture
+    def url(self, server: Server) -> str:
+        return f"{server.url}?durability=process"

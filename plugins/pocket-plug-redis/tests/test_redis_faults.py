@@ -91,7 +91,7 @@ def test_a_replica_is_refused_and_named() -> None:
 
 def test_a_wrong_password_is_said_at_once() -> None:
     """And one that is right works; neither stands in any message."""
-    with valkey(password="right-one") as server:
+    with valkey(password="right-one") as server:  # noqa: S106 - of a test
         url = server.url.replace("right-one", PASSWORD)
         refused(url, "password", f"{server.port}")
         refused(server.url.replace(":right-one@", ""), "password")
@@ -187,7 +187,11 @@ def test_a_server_that_is_down_is_named_in_time_and_programs_go_on() -> None:
         async def use(backend: Redis) -> None:
             version = await backend.write([Put("a", 1)])
             server.kill()
-            for operation in (lambda: backend.read("a"), lambda: backend.write([Put("b", 1)]), lambda: keys_of(backend)):
+            for operation in (
+                lambda: backend.read("a"),
+                lambda: backend.write([Put("b", 1)]),
+                lambda: keys_of(backend),
+            ):
                 with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}"):
                     await operation()
             server.restart()

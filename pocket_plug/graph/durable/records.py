@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
 from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.primitives.names import check_length
 from pocket_plug.primitives.names import escaped as escaped
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Entry
@@ -31,6 +32,10 @@ PART = f"{RESERVED}run-part:"
 each item of a fan-out that is under way."""
 ENDED = f"{RESERVED}run-ended:"
 """`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: from TIME on the run is to be looked at."""
+
+MAX_RUN_ID_BYTES = 255
+MAX_GRAPH_BYTES = 255
+"""How long the id and the graph's name of a durable run may be in UTF-8. Escaped they may be three times as long in a key."""
 
 Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finished"]
 """What is recorded. Whether a running one is stalled is for whoever looks to say."""
@@ -147,7 +152,7 @@ def keys_of(run_id: str) -> tuple[str, str]:
         run_id.encode()
     except UnicodeEncodeError:
         raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write") from None
-    name = escaped(run_id, ":")
+    name = escaped(check_length(run_id, "a run_id", MAX_RUN_ID_BYTES), ":")
     return RUN + name, f"{PART}{name}:"
 
 

@@ -11,13 +11,16 @@ from pocket_plug.graph.host import RunHost
 from pocket_plug.graph.nesting import GraphStep
 from pocket_plug.graph.phases import declared_actions, hints
 from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.primitives.names import check_length
 from pocket_plug.primitives.typechecks import declared_types
+from pocket_plug.store.keys import MAX_KEY_BYTES
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader
 
 from .journal import Journal, Wanted
 from .ledger import RunLedger
-from .records import keys_of
+from .records import MAX_GRAPH_BYTES, MAX_RUN_ID_BYTES, PART, escaped, keys_of
+from .waits import WAIT
 
 
 class Request:
@@ -49,7 +52,27 @@ def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> N
             f"{stack!r} {found}; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
         )
     _check_stores(graph.plan, place)
-    _declare(graph.plan)
+    check_length(graph.name, "the name of a graph with durable runs", MAX_GRAPH_BYTES)
+    if not graph.plan.is_declared:
+        _check_places(graph.plan, "", graph.name)
+        _declare(graph.plan)
+
+
+_LONGEST_PLACE = MAX_KEY_BYTES - len(f"{PART}:{WAIT}") - 3 * MAX_RUN_ID_BYTES
+_HIGHEST = "#0000000000[0000000000]"  # the number of a visit, and an item's position
+
+
+def _check_places(plan: Plan, within: str, name: str) -> None:
+    """Raise ConfigError where the key of a wait or an item could become longer than a backend has to take."""
+    for step in (step.passed for step in plan.steps.values()):
+        place = f"{within}/{escaped(step.name, '/#[')}{_HIGHEST}"
+        if (found := len(escaped(place, ":").encode())) > _LONGEST_PLACE:
+            raise ConfigError(
+                f"graph {name!r} can't have durable runs: the names of node {step.name!r:.80} and of the graphs around it "
+                f"have {found:,} bytes together, as keys have them, and may have {_LONGEST_PLACE:,}; give some a shorter name="
+            )
+        if isinstance(step, GraphStep):
+            _check_places(step.graph.plan, place, name)
 
 
 def _check_stores(plan: Plan, place: tuple[Stack, str]) -> None:

@@ -1,4 +1,5 @@
-"""The backend `postgresql://…`: entries in PostgreSQL, which any number of programs on any number of machines may share.
+"""The backend `postgresql://…`: entries in PostgreSQL, which any number of programs on any number of machines may
+share.
 
 Importing this loads no driver: that is done when a URL of it is used.
 """

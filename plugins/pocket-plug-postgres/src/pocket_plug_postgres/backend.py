@@ -1,9 +1,9 @@
 """The backend in PostgreSQL, which any number of programs on any number of machines may share.
 
-A read is one statement. A write is one call of a function in the database: one round trip and one transaction, which locks the keys
-that it changes or expects something of, in an order that is the same for all, checks, and writes. What is read behind the locks
-stays so until the commit, so whoever expects what he has read is serialisable. Reads and pure checks need no lock: each is one
-statement, which sees everything that was committed before it and nothing else.
+A read is one statement. A write is one call of a function in the database: one round trip and one transaction, which
+locks the keys that it changes or expects something of, in an order that is the same for all, checks, and writes. What
+is read behind the locks stays so until the commit, so whoever expects what he has read is serialisable. Reads and
+pure checks need no lock: each is one statement, which sees everything that was committed before it and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import unquote
@@ -54,7 +55,7 @@ from .binary import (
 )
 from .failures import explained
 from .link import ConnectionLostError, Link, Pool, Row, Statement, connected
-from .schema import DataSet, check_server, find_or_make
+from .schema import DataSet, check_server, find_faults, find_or_make
 from .watching import Subscription
 
 T = TypeVar("T")
@@ -67,22 +68,32 @@ REAP_EVERY, MOST_REAPED = 16, 1000
 """After so many changes, up to twice as many expired entries are removed; never more than the latter at once."""
 
 MOST_LOCKS = 60
-"""A write of more keys locks the whole data set instead. The server has room for 64 locks per connection, if all take so many."""
+"""A write of more keys locks the whole data set instead. The server has room for 64 locks per connection, if all
+take so many."""
+
+MAX_CHANGES = 50_000
+"""A write of so many takes about a second of the server, in which nobody else can write to the data set."""
+
+CHECK_TIMEOUT = 3600.0
+"""Seconds that `check` may take."""
 
 _OWN_VERSION = 0
 """What a record is bound to in place of its version, which the server gives it only when it is written."""
 
 
 class PostgreSQL(Backend):
-    """Entries in the PostgreSQL database at `conninfo`, a URL or libpq's `key=value …`; its tables are made where there are none.
+    """Entries in the PostgreSQL database at `conninfo`, a URL or libpq's `key=value …`; its tables are made where
+    there are none.
 
-    `store` names a data set within the database: a schema of its own. `durability` names the failure that an acknowledged write
-    survives: "power" (of the server's machine), "process" (a crash of any process, the server's too), or "none" (only this program's
-    own: a crashed server loses up to a second of writes). `timeout` is how many seconds one attempt may take, `patience` how many all
-    together, and `connections` how many each event loop makes at most.
+    `store` names a data set within the database: a schema of its own. `durability` names the failure that an
+    acknowledged write survives: "power" (of the server's machine), "process" (a crash of any process, the server's
+    too), or "none" (only this program's own: a crashed server loses up to a second of writes). `timeout` is how many
+    seconds one attempt may take, `patience` how many all together, and `connections` how many each event loop makes
+    at most.
 
-    As a URL: `postgresql://user@host/database?store=main&durability=power&timeout=5&patience=30&connections=8`, with libpq's own
-    parameters beside them. Raises ConfigError for invalid options; `open` raises StoreError where the server refuses.
+    As a URL: `postgresql://user@host/database?store=main&durability=power&timeout=5&patience=30&connections=8`, with
+    libpq's own parameters beside them. Raises ConfigError for invalid options; `open` raises StoreError where the
+    server refuses.
 
     >>> PostgreSQL.from_url("postgresql://app:secret@db.example/orders?durability=process")
     PostgreSQL('postgresql://app:***@db.example/orders', store='main', durability='process')
@@ -91,7 +102,7 @@ class PostgreSQL(Backend):
     survives = True
     system = "postgresql"
     can_watch = True
-    max_changes = 50_000
+    max_changes = MAX_CHANGES
 
     def __init__(
         self,
@@ -136,7 +147,8 @@ class PostgreSQL(Backend):
 
     # ------------------------------------------------------------ opening and closing
     async def open(self) -> None:
-        """Find the data set, or make it. Raises StoreError where the server can't be reached, refuses, or can't keep what is promised."""
+        """Find the data set, or make it. Raises StoreError where the server can't be reached, refuses, or can't
+        keep what is promised."""
         if self._pools is not None:
             return
         timeout = self._retrying.timeout
@@ -195,7 +207,6 @@ class PostgreSQL(Backend):
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """One statement, so all are as they were at one moment."""
         names = {key.encode(): str(key) for key in keys}
-        self._check_size(len(names))
         rows = await self._rows(self._read_many, (array(BYTEA, list(names)),)) if names else []
         now, entries = self.clock(), dict[str, Entry]()
         for row in rows:
@@ -230,13 +241,21 @@ class PostgreSQL(Backend):
         [[version]] = await self._rows(self._version, ())
         return integer(version or b"")
 
+    async def check(self) -> list[str]:
+        """A counter that has gone back, and an index that differs from its table. It takes as long as reading all
+        keys twice."""
+        patient = replace(self._retrying, timeout=CHECK_TIMEOUT, patience=CHECK_TIMEOUT)
+        return await patient(lambda attempt: self._with_link(attempt, lambda link: find_faults(link, self._data)))
+
     async def compact(self, size: int) -> int:
-        """0: PostgreSQL's autovacuum makes the room of removed entries usable again, and gives it back from the files' ends."""
+        """0: PostgreSQL's autovacuum makes the room of removed entries usable again, and gives it back from the
+        files' ends."""
         return 0
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """One call of the data set's function, which is one transaction, whatever happens to the connection meanwhile."""
+        """One call of the data set's function, which is one transaction, whatever happens to the connection
+        meanwhile."""
         if not changes:
             return await self._checked(expect)
         self._check_size(len(changes) + len(expect))
@@ -280,7 +299,8 @@ class PostgreSQL(Backend):
         return _Request(expect, before, [*asked, array(BYTEA, values), array(DOUBLE, ends), array_of_integers(owns)])
 
     def _locks(self, keys: Sequence[bytes], expected: Sequence[bytes], has_versions: bool) -> bytes:
-        """The data set's lock first, then those of keys in order; an odd number is exclusive. Two keys with one lock take it once.
+        """The data set's lock first, then those of keys in order; an odd number is exclusive. Two keys with one lock
+        take it once.
 
         A write with versions may raise the sequence, which nobody may use meanwhile.
         """
@@ -312,8 +332,8 @@ class PostgreSQL(Backend):
         except StoreError as error:
             if request.was_sent:
                 raise AnswerLostError(
-                    f"{self._data.server}: a write was sent and its answer was lost; whether it has landed is not known, since it could "
-                    f"not be asked again: {error}"
+                    f"{self._data.server}: a write was sent and its answer was lost; whether it has landed is not "
+                    f"known, since it could not be asked again: {error}"
                 ) from error
             raise
         finally:
@@ -362,7 +382,8 @@ class PostgreSQL(Backend):
             raise type(error)(f"key {change.key!r}: {error}") from error
 
     def _entry(self, key: str, row: Row, now: float) -> Entry | None:
-        """What a row holds; None where it has expired. Raises CorruptRecordError where it is damaged: that is no end."""
+        """What a row holds; None where it has expired. Raises CorruptRecordError where it is damaged: that is no
+        end."""
         record, version, ends = row[:3]
         end = number(ends)
         place = place_of(key, _OWN_VERSION, end)
@@ -376,15 +397,16 @@ class PostgreSQL(Backend):
             raise type(error)(f"{self._data.server}, key {key!r}: {error}") from error
 
     def _check_size(self, count: int) -> None:
-        if count > self.max_changes:
+        if count > MAX_CHANGES:
             raise WriteSizeError(
-                f"{self._data.server}: {count:,} keys at once, and the limit is {self.max_changes:,}; nothing was done: do it in "
+                f"{self._data.server}: {count:,} keys at once, and the limit is {MAX_CHANGES:,}; nothing was done: do it in "
                 "several parts"
             )
 
 
 class _Request:
-    """What is asked of the function `write`, but for the attempt and the time; and whether it may have been told already."""
+    """What is asked of the function `write`, but for the attempt and the time; and whether it may have been told
+    already."""
 
     __slots__ = ("asked", "before", "expect", "was_sent")
 

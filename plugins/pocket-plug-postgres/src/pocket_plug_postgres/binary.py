@@ -1,4 +1,5 @@
-"""PostgreSQL's binary format for the few types that are spoken here. An array is packed in one step: psycopg takes 20 µs for it."""
+"""PostgreSQL's binary format for the few types that are spoken here. An array is packed in one step: psycopg takes
+20 µs for it."""
 
 from __future__ import annotations
 

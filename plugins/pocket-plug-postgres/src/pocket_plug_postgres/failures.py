@@ -23,8 +23,8 @@ TRY_AGAIN = {
 """What passes by itself: it is tried again until the patience is over."""
 
 WAYS_OUT = {
-    "25006": "it is read-only (a standby, or default_transaction_read_only is on), so nothing can be written; give the address of the "
-    "primary, or several with target_session_attrs=read-write",
+    "25006": "it is read-only (a standby, or default_transaction_read_only is on), so nothing can be written; give the "
+    "address of the primary, or several with target_session_attrs=read-write",
     "26000": "a prepared statement is gone, as behind a pooler in transaction mode; let PgBouncer keep them (1.21 or newer, "
     "max_prepared_statements above 0), or connect to the server itself",
     "3D000": "there is no such database; create it, or correct the URL",
@@ -51,7 +51,8 @@ _REFUSALS = {
     "permission denied for database": "the role may not connect to it; GRANT CONNECT ON DATABASE … TO …",
     "invalid": "an option of the URL is wrong",
 }
-"""Of a connection that was refused libpq gives no code. What is said in another language is tried again, and then shown."""
+"""Of a connection that was refused libpq gives no code. What is said in another language is tried again, and then
+shown."""
 
 
 def explained(server: str, error: psycopg.Error) -> Exception:

@@ -1,14 +1,15 @@
 """Connections: one that runs a statement at a time, and the pool of an event loop.
 
-psycopg connects; after that libpq is spoken to directly, by psycopg's `pq`. So no statement is parsed or adapted here, the socket may
-be closed at any moment, and what the server says of itself (that it is shut down, say) is heard when it comes.
+psycopg connects; after that libpq is spoken to directly, by psycopg's `pq`. So no statement is parsed or adapted
+here, the socket may be closed at any moment, and what the server says of itself (that it is shut down, say) is heard
+when it comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,8 @@ class Link:
         return self.is_open and self._answer is None
 
     async def run(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[Row]:
-        """Prepare it, if it is new here, and run it. Raises psycopg's errors; interrupted, the connection is of no more use."""
+        """Prepare it, if it is new here, and run it. Raises psycopg's errors; interrupted, the connection is of no
+        more use."""
         pgconn = self.pgconn
         if statement.name not in self._prepared:
             await self._sent(lambda: pgconn.send_prepare(statement.name, statement.sql))
@@ -82,7 +84,8 @@ class Link:
         return [[get(row, column) for column in columns] for row in range(result.ntuples)]
 
     async def script(self, sql: str) -> list[list[str]]:
-        """Run several statements without parameters as one transaction; gives the rows of the last one that has some, as text."""
+        """Run several statements without parameters as one transaction; gives the rows of the last one that has
+        some, as text."""
         results = await self._sent(lambda: self.pgconn.send_query(sql.encode()))
         *_, last = [result for result in results if result.nfields] or results
         return [
@@ -91,15 +94,16 @@ class Link:
         ]
 
     async def _sent(self, send: Callable[[], None]) -> list[PGresult]:
-        self._answer = answer = self._loop.create_future()
+        answer: asyncio.Future[list[PGresult]] = self._loop.create_future()
+        self._answer = answer
         self._results = []
         send()
         self._flush()
         results = await answer
         self._answer = None
-        for result in results:
-            if result.status in _FAILED:
-                raise error_from_result(result)
+        failure = _failure(results)
+        if failure is not None:
+            raise failure
         return results
 
     def _flush(self) -> None:
@@ -137,9 +141,7 @@ class Link:
 
     def _lose(self, error: psycopg.Error) -> None:
         """The connection is gone. What the server has said last tells more than that it has hung up."""
-        for result in self._results:
-            if result.status in _FAILED:
-                error = error_from_result(result)
+        error = _failure(self._results) or error
         answer = self._answer
         self.close()
         if answer is not None and not answer.done():
@@ -155,8 +157,15 @@ class Link:
         self.pgconn.finish()
 
 
+def _failure(results: Iterable[PGresult]) -> psycopg.Error | None:
+    """What the server has said of the last statement that it could not run."""
+    failed = [result for result in results if result.status in _FAILED]
+    return error_from_result(failed[-1]) if failed else None
+
+
 class Pool:
-    """The connections of one event loop: at most `size`, made when they are needed. Who waits for one gets it in a fair order."""
+    """The connections of one event loop: at most `size`, made when they are needed. Who waits for one gets it in a
+    fair order."""
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], size: int) -> None:
         self._connect, self._size = connect, size

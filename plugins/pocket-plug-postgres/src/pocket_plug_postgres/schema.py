@@ -1,4 +1,5 @@
-"""What is done at the first connection: the data set is found or made, and the server is asked whether it keeps what is promised."""
+"""What is done at the first connection: the data set is found or made, and the server is asked whether it keeps
+what is promised."""
 
 from __future__ import annotations
 
@@ -63,14 +64,20 @@ async def find_or_make(link: Link, data: DataSet) -> None:
         )
 
 
+# Asked of the tables and not by to_regclass, which within a transaction goes on by what the connection knew before
+# the lock.
+_HAS_SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = '{channel}'"
+_HAS_TABLES = """
+SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = '{channel}' AND c.relname = 'about'
+"""
+
+
 async def _exists(link: Link, data: DataSet) -> bool:
-    return await link.script(data.sql("SELECT to_regclass('{s}.about') IS NOT NULL")) == [["t"]]
+    return bool(await link.script(data.sql(_HAS_TABLES)))
 
 
 async def _make(link: Link, data: DataSet) -> None:
-    if await link.script(f"SELECT to_regnamespace('\"{data.schema}\"') IS NOT NULL") == [
-        ["f"]
-    ]:  # else no right to make one is needed
+    if not await link.script(data.sql(_HAS_SCHEMA)):  # else no right to make one is needed
         await link.script(data.sql("CREATE SCHEMA {s}"))
     await link.script(data.sql(TABLES, version=SCHEMA_VERSION))
     await link.script(data.sql(WRITE_FUNCTION, slack=REAP_SLACK))
@@ -79,10 +86,11 @@ async def _make(link: Link, data: DataSet) -> None:
 def _rights_missing(link: Link, data: DataSet, error: InsufficientPrivilege) -> StoreError:
     user, database, schema = link.pgconn.user.decode(), link.pgconn.db.decode(), data.schema
     return StoreError(
-        f"{data.server}: the role {user!r} has not the rights that it needs ({error.diag.message_primary}). To let it make the data set: "
-        f'CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION "{user}"; or: GRANT CREATE ON DATABASE "{database}" TO "{user}"; where '
-        f'another role has made it: GRANT USAGE ON SCHEMA "{schema}" TO "{user}"; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN '
-        f'SCHEMA "{schema}" TO "{user}"; GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA "{schema}" TO "{user}"'
+        f"{data.server}: the role {user!r} has not the rights that it needs ({error.diag.message_primary}). To let it "
+        f'make the data set: CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION "{user}"; or: GRANT CREATE ON DATABASE '
+        f'"{database}" TO "{user}"; where another role has made it: GRANT USAGE ON SCHEMA "{schema}" TO "{user}"; GRANT '
+        f'SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO "{user}"; GRANT USAGE, SELECT, UPDATE ON '
+        f'ALL SEQUENCES IN SCHEMA "{schema}" TO "{user}"'
     )
 
 
@@ -99,13 +107,14 @@ async def check_server(link: Link, data: DataSet, durability: str, now: float) -
     if durability == "power" and "off" in found.values():
         off = " and ".join(f"{name} = off" for name, value in found.items() if value == "off")
         raise StoreError(
-            f"{data.server} has {off}: an acknowledged write may be lost, and its files damaged, when the power fails; turn it on in "
-            "postgresql.conf, or ask for less (durability=process)"
+            f"{data.server} has {off}: an acknowledged write may be lost, and its files damaged, when the power fails; "
+            "turn it on in postgresql.conf, or ask for less (durability=process)"
         )
     if isolation != "read committed":
         raise StoreError(
-            f"{data.server} has default_transaction_isolation = {isolation!r} for this role, and each write here has to see what was "
-            "committed before it got its locks; ALTER ROLE … SET default_transaction_isolation = 'read committed'"
+            f"{data.server} has default_transaction_isolation = {isolation!r} for this role, and each write here has to "
+            "see what was committed before it got its locks; ALTER ROLE … SET default_transaction_isolation = 'read "
+            "committed'"
         )
     if read_only == "f":
         await link.script(data.sql(FORGET_SLOTS))
@@ -115,3 +124,31 @@ async def check_server(link: Link, data: DataSet, durability: str, now: float) -
             data.server,
             -skew,
         )
+
+
+_KEYS = "SELECT count(*), coalesce(sum(hashtextextended(encode(key, 'hex'), 0)::numeric), 0) FROM {s}.entries"
+_COUNTER = "SELECT last_value, (SELECT coalesce(max(version), 0) FROM {s}.entries) FROM {s}.versions"
+
+
+async def find_faults(link: Link, data: DataSet) -> list[str]:
+    """What reading doesn't show, all as it was at one moment."""
+    await link.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0")
+    [[counter, highest]] = await link.script(data.sql(_COUNTER))
+    await link.script(
+        "SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_indexscan = off; SET LOCAL enable_seqscan = on"
+    )
+    [table] = await link.script(data.sql(_KEYS))
+    await link.script(
+        "SET LOCAL enable_indexonlyscan = on; SET LOCAL enable_indexscan = on; SET LOCAL enable_seqscan = off"
+    )
+    [index] = await link.script(data.sql(_KEYS))
+    await link.script("COMMIT")
+    faults = list[str]()
+    if int(highest) > int(counter):
+        faults.append(f"the counter is at {int(counter):,}, and an entry has version {int(highest):,}")
+    if table != index:
+        faults.append(
+            f'the index of "{data.schema}".entries has {index[0]} keys and its table {table[0]}, or others: some are not '
+            f'found, or twice; REINDEX TABLE "{data.schema}".entries'
+        )
+    return faults

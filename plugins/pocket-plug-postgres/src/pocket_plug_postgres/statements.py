@@ -1,6 +1,7 @@
-"""The tables of one data set, the function that writes, and every statement that is run on them. SQL, and nothing else.
+"""The tables of one data set, the function that writes, and every statement that is run on them: SQL, and nothing else.
 
-`{s}` stands for the data set's schema. Keys are UTF-8 in `bytea`, whose order is that of code points, and which may hold a NUL.
+`{s}` stands for the data set's schema. Keys are UTF-8 in `bytea`, whose order is that of code points, and which may
+hold a NUL.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 SCHEMA_VERSION = 1
 OLDEST_SERVER = 13
 
-# Once per connection. Plans are kept, and one that was made while the table was small must not read all of it later on.
-SESSION = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
+# Once per connection. Plans are kept, and one that was made while the table was small must not read all of it later
+# on. Who asked has gone by the end of the time-out, so the server shall go on with something else.
+SESSION = """
+SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
+SET statement_timeout = {milliseconds}
+"""
 
-# The sequence begins at 0, which nobody gets. `watched_until` is when the last watcher has to have said again that it is there.
+# The sequence begins at 0, which nobody gets. By `watched_until` the last watcher has to have said again that it is there.
 TABLES = """
 CREATE TABLE {s}.about (schema_version integer NOT NULL, watched_until timestamptz NOT NULL DEFAULT '-infinity');
 INSERT INTO {s}.about VALUES ({version});
@@ -26,8 +31,8 @@ CREATE TABLE {s}.slots (
 ) WITH (fillfactor = 50);
 """
 
-# Each statement within sees what was committed before it began. So the locks come first: what is read behind them stays so until
-# the commit. Their order is that of the caller, the same for all: nobody waits for somebody who waits for him.
+# Each statement within sees what was committed before it began. So the locks come first: what is read behind them stays
+# so until the commit. Their order is that of the caller, the same for all: nobody waits for somebody who waits for him.
 #
 # Gives {version}; {0, number of an expectation, …} where these are not met; {-1} where a later write of the slot has landed.
 WRITE_FUNCTION = """
@@ -89,8 +94,8 @@ BEGIN
     _given := nextval('{s}.versions');
     _highest := _given;
     FOR _change IN
-        SELECT c.key, c.value, c.ends, c.own FROM unnest(_keys, _values, _ends, _owns) WITH ORDINALITY c (key, value, ends, own, number)
-        ORDER BY c.number
+        SELECT c.key, c.value, c.ends, c.own
+        FROM unnest(_keys, _values, _ends, _owns) WITH ORDINALITY c (key, value, ends, own, number) ORDER BY c.number
     LOOP
         IF _change.value IS NOT NULL THEN
             INSERT INTO {s}.entries AS e VALUES (_change.key, _change.value, coalesce(_change.own, _given), _change.ends)

@@ -26,7 +26,7 @@ from pocket_plug.store.backend import Watcher
 from .schema import DataSet
 
 WATCH_EVERY = 1.0
-"""Seconds from one look at the server to the next. A change is known, or everything is taken for old, this and `timeout` later."""
+"""Seconds from one look at the server to the next. This and `timeout` after a write it is told, or everything is old."""
 
 LONGEST_PAUSE = 2.0
 """Seconds between two tries to subscribe, at most."""

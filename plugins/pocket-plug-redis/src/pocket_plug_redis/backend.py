@@ -7,7 +7,9 @@ It carries a token, so that it is done once however often it is sent (`pocket_pl
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -17,18 +19,22 @@ from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecor
 from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
 from pocket_plug.backends.urls import one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
-from pocket_plug.errors import AnswerLostError, StoreClosedError, WriteSizeError
+from pocket_plug.errors import AnswerLostError, StoreBusyError, StoreClosedError, WriteSizeError
 from pocket_plug.store.backend import NO_EXPECTATIONS, Watcher
 
 from .checking import check_server
-from .connections import TLS_FILES, Connection, Pool, Server, call, closed, cut, run_script
+from .connections import TLS_FILES, Connection, Place, Pool, Server, call, closed, cut, run_script
 from .failures import LOST, explained
-from .scripts import CHECK, HEAD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
+from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
+from .turns import Turn, had
 from .watching import Watching
 
 T = TypeVar("T")
 Durability = Literal["power", "process", "none"]
 Do = Callable[[Connection], Awaitable[T]]
+
+LONGEST_PAUSE = 0.01
+"""Seconds between two tries of a write while another caller has the turn, at most: random, so that all who wait are equals."""
 
 decode: Callable[[bytes, bytes], Any] = default_codec.decode
 
@@ -81,13 +87,14 @@ class Redis(Backend):
         tag = f"{{pocket:{store}}}"
         self._state = tag.encode()
         self._entry = f"{tag}:".encode()
-        self._names, self._ends, self._slots, self._layout, self._try = (
-            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "layout", "try")
+        self._names, self._ends, self._slots, self._line, self._layout, self._try = (
+            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "line", "layout", "try")
         )
         self._changes = f"{tag}/changes".encode()
+        self.turn_keys = self._state, self._line
         self._title = f"redis at {server}, store {store!r}"
         self._pools = PerLoop(lambda: Pool(lambda: server.connection(self._at)), lambda pool: pool.close(self.timeout))
-        self._retrying = Retrying(self._title, LOST, timeout, patience)
+        self.retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
         self._renewed: dict[str, float] = {}  # when each slot was, by the monotonic clock
         self._watching: Watching | None = None
@@ -132,7 +139,7 @@ class Redis(Backend):
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
         """One GET."""
-        data = await self._call("GET", self._entry + key.encode())
+        data = await self.call("GET", self._entry + key.encode())
         return None if data is None else self._entry_of(str(key), data, self.clock())
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -142,7 +149,7 @@ class Redis(Backend):
             self._look_open()
             return {}
         entries = [self._entry + name.encode() for name in names]
-        found = await self._call("MGET", *entries)
+        found = await self.call("MGET", *entries)
         now = self.clock()
         return {
             name: entry
@@ -177,28 +184,28 @@ class Redis(Backend):
             self._look_open()
         while given != limit:
             arguments = (2, self._names, self._ends, command, first, last, size, repr(self.clock()))
-            end, *names = cast("list[bytes]", await self._script(SCAN, *arguments))
-            for name in cast("list[bytes]", names):
+            found: list[bytes] = await self.run_script(SCAN, *arguments)
+            for name in found[1:]:
                 yield name.decode()
                 given += 1
                 if given == limit:
                     return
-            if not end:
+            if not found[0]:
                 return
-            first, size = b"(" + end, PAGE
+            first, size = b"(" + found[0], PAGE
 
     async def check(self) -> list[str]:
         """Entries that the index lacks, names without an entry, deadlines that differ, and a counter that has gone back."""
         faults: list[str] = []
         cursor = b"0"
         while True:
-            cursor, keys = await self._call("SCAN", cursor, "MATCH", self._entry + b"*", "COUNT", PAGE)
+            cursor, keys = await self.call("SCAN", cursor, "MATCH", self._entry + b"*", "COUNT", PAGE)
             faults += await self._faults_of(keys)
             if cursor == b"0":
                 break
         for index in (self._names, self._ends):
             position = 0
-            while page := await self._call("ZRANGE", index, position, position + PAGE - 1):
+            while page := await self.call("ZRANGE", index, position, position + PAGE - 1):
                 faults += await self._faults_of([self._entry + name for name in page])
                 position += PAGE
         return [*dict.fromkeys(faults)]
@@ -206,16 +213,14 @@ class Redis(Backend):
     async def _faults_of(self, keys: Sequence[bytes]) -> list[str]:
         if not keys:
             return []
-        found = await self._script(CHECK, len(keys) + 3, self._state, self._names, self._ends, *keys)
+        found = await self.run_script(CHECK, len(keys) + 3, self._state, self._names, self._ends, *keys)
         pairs = zip(found[::2], found[1::2], strict=True)
-        return [
-            f"key {keys[place][len(self._entry) :].decode(errors='backslashreplace')!r} {_FAULTS[what]}"
-            for what, place in pairs
-        ]
+        names = [key[len(self._entry) :].decode(errors="backslashreplace") for key in keys]
+        return [f"key {names[place]!r} {_FAULTS[what]}" for what, place in pairs]
 
     async def version(self) -> int:
         """The counter."""
-        return int(await self._call("HGET", self._state, b"") or 0)
+        return int(await self.call("HGET", self._state, b"") or 0)
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -231,21 +236,34 @@ class Redis(Backend):
         arguments: list[str | bytes | int] = [len(expected), len(changes), *expect.values()]
         for change in changes:
             arguments += self._arguments_of(change)
-        fixed: tuple[str | bytes | int, ...] = (4 + len(keys), self._state, self._names, self._ends, self._slots, *keys)
+        turn = had.get()
+        if turn is not None and (turn.host is not self or turn.is_over or not changes):
+            turn = None
+        who = "" if turn is None else turn.who
+        fixed: list[str | bytes | int] = [
+            5 + len(keys),
+            self._state,
+            self._names,
+            self._ends,
+            self._slots,
+            self._line,
+            *keys,
+        ]
 
-        async def send(connection: Connection, token: Token, again: int) -> Any:
+        async def send(connection: Connection, token: Token, again: bool) -> Any:
             renews = bool(changes) and monotonic() >= self._renewed.get(token.slot, -math.inf) + RENEW_EVERY
-            answer = await run_script(
-                connection, WRITE, *fixed, *token, again, int(renews), repr(self.clock()), *arguments
-            )
-            if renews:
+            flags = (int(again), int(renews), who, repr(self.clock()))
+            answer = await run_script(connection, WRITE, *fixed, *token, *flags, *arguments)
+            if renews and isinstance(answer, int):
                 self._renewed[token.slot] = monotonic()
             return answer
 
-        if changes:
-            answer = await self._written(send)
+        if not changes:
+            answer = await self._read(lambda connection: send(connection, Token("", 0), False))
         else:
-            answer = await self._read(lambda connection: send(connection, Token("", 0), 0))
+            answer = await self._written(send)
+            if turn is not None:
+                turn.is_over = True
         if isinstance(answer, int):
             return answer
         code, *places = cast("list[int]", answer)
@@ -255,25 +273,34 @@ class Redis(Backend):
             )
         raise ConflictError(str(expected[place - 1]) for place in places)
 
-    async def _written(self, send: Callable[[Connection, Token, int], Awaitable[Any]]) -> Any:
-        """Send a write until it is answered."""
+    async def _written(self, send: Callable[[Connection, Token, bool], Awaitable[Any]]) -> Any:
+        """Send a write until it is answered, and nobody else has the turn."""
         was_sent = False
 
         async def attempt(this: Attempt) -> Any:
-            nonlocal was_sent
-
             async def do(connection: Connection) -> Any:
                 nonlocal was_sent
                 if not connection.is_connected:
                     await connection.connect()
-                this.sent = was_sent = True
-                return await send(connection, token, int(this.number > 1))
+                again, was_sent, this.sent = was_sent, True, True
+                return await send(connection, token, again)
 
             return await self._attempt(this, do)
 
+        until = self.retrying.now() + self.patience
         with self._tokens.token() as token:
             try:
-                return await self._retrying.write(attempt)
+                while True:
+                    answer = await self.retrying.write(attempt)
+                    if isinstance(answer, int) or answer[0] != HELD:
+                        return answer
+                    if self.retrying.now() >= until:
+                        raise StoreBusyError(
+                            f"{self._title}: others had their turns all the {self.patience:g} s that were waited; try again, "
+                            "or wait longer (patience=…)"
+                        )
+                    longest = min(answer[1] / 1000, LONGEST_PAUSE)
+                    await self.retrying.pause(random.uniform(0, longest))  # noqa: S311 - no secret
             except StoreClosedError as error:
                 if not was_sent:
                     raise
@@ -281,6 +308,10 @@ class Redis(Backend):
                     f"{self._title}: the store was closed after a write was sent and before it was answered; whether it "
                     "has landed is not known: read what it wrote before you do it again"
                 ) from error
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """A lease of a second at most; whoever waits longest for one is next."""
+        return Turn(self)
 
     def _arguments_of(self, change: Change) -> tuple[str | bytes, str, str]:
         """The entry, a version of its own and a deadline; empty where there is none."""
@@ -306,32 +337,37 @@ class Redis(Backend):
             raise closed()
 
     async def _read(self, do: Do[T]) -> T:
-        return await self._retrying(lambda this: self._attempt(this, do))
+        return await self.retrying(lambda this: self._attempt(this, do))
 
-    async def _call(self, *command: str | bytes | int) -> Any:
+    async def call(self, *command: str | bytes | int) -> Any:
         return await self._read(lambda connection: call(connection, *command))
 
-    async def _script(self, script: Script, *arguments: str | bytes | int) -> Any:
+    async def run_script(self, script: Script, *arguments: str | bytes | int) -> Any:
         return await self._read(lambda connection: run_script(connection, script, *arguments))
 
     async def _attempt(self, this: Attempt, do: Do[T]) -> T:
         """One attempt on a connection of this loop's. Raises one of LOST where another one makes sense."""
-        pool = self._pools.here()
-        connection = await pool.take()
+        pool, place, is_whole = self._pools.here(), Place(), False
         try:
+            connection = await pool.take(place)
             this.cut = lambda: cut(connection)
             answer = await do(connection)
+            is_whole = True
+            return answer
         except ResponseError as error:
-            pool.give(connection)
+            is_whole = True
             raise self._explained(error, pool) from error
-        except BaseException as error:
-            pool.drop(connection)
-            if isinstance(error, Exception) and not this.is_over:
-                self._at = None
-                raise self._explained(error, pool) from error
-            raise
-        pool.give(connection)
-        return answer
+        except Exception as error:
+            if this.is_over:
+                raise
+            self._at = None
+            raise self._explained(error, pool) from error
+        finally:
+            try:
+                pool.leave(place, is_whole)
+            except BaseException:  # interrupted
+                pool.leave(place, False)
+                raise
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
         if isinstance(error, MovedError):

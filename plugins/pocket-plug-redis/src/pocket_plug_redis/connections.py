@@ -133,64 +133,62 @@ def closed() -> StoreClosedError:
     return StoreClosedError("the store is closed; open it again: with SyncStore(…), async with Store(…)")
 
 
+class Place:
+    """What an operation holds of a pool: the right to a connection, and once it has one, that."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+
+
 class Pool:
-    """The connections of one event loop. Each is used by one operation at a time, the one that was used last first."""
+    """The connections of one event loop. Each is used by one operation at a time, the one that was used last first.
+
+    A signal's handler may raise between any two steps. So whoever takes a place leaves it whatever happens, and `leave` can be
+    called again.
+    """
 
     def __init__(self, make: Callable[[], Connection]) -> None:
         self._make = make
         self._free: list[Connection] = []
-        self._used: set[Connection] = set()
-        self._places = MOST
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._taken: set[Place] = set()
+        self._waiting: deque[tuple[Place, asyncio.Future[None]]] = deque()
         self._is_closed = False
         self._idle = asyncio.Event()
 
-    async def take(self) -> Connection:
-        """One that nobody else uses until it is given back or dropped. Those that wait for one get it in their order."""
-        if self._places:
-            self._places -= 1
+    async def take(self, place: Place) -> Connection:
+        """A connection that nobody else uses until the place is left. Those that wait for one get it in their order."""
+        if len(self._taken) < MOST:
+            self._taken.add(place)
         else:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            except BaseException:
-                if turn.done() and not turn.cancelled():
-                    self._leave_place()
-                raise
-        try:
-            if self._is_closed:
-                raise closed()
-            connection = self._free.pop() if self._free else self._make()
-        except BaseException:
-            self._leave_place()
-            raise
-        self._used.add(connection)
-        return connection
+            self._waiting.append((place, turn))
+            await turn
+        if self._is_closed:
+            raise closed()
+        if self._free:
+            place.connection = self._free[-1]
+            self._free.pop()
+        else:
+            place.connection = self._make()
+        return place.connection
 
-    def give(self, connection: Connection) -> None:
-        """Give one back that has answered all it was asked."""
-        self._free.append(connection)
-        self._leave(connection)
-
-    def drop(self, connection: Connection) -> None:
-        """Give one back that may still have to answer, or can't."""
-        cut(connection)
-        self._leave(connection)
-
-    def _leave(self, connection: Connection) -> None:
-        self._used.discard(connection)
-        self._leave_place()
-        if not self._used:
-            self._idle.set()
-
-    def _leave_place(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
+    def leave(self, place: Place, is_whole: bool) -> None:
+        """Give the connection back; close it, unless it has answered all that it was asked."""
+        if place not in self._taken:
+            return
+        if place.connection is not None:
+            if is_whole:
+                self._free.append(place.connection)
+            else:
+                cut(place.connection)
+        self._taken.discard(place)
+        while self._waiting and len(self._taken) < MOST:
+            following, turn = self._waiting.popleft()
             if not turn.done():
+                self._taken.add(following)
                 turn.set_result(None)
-                return
-        self._places += 1
+        if not self._taken:
+            self._idle.set()
 
     def forget(self) -> None:
         """Drop those that nobody uses: they lead to a server that isn't the right one any more."""
@@ -201,15 +199,15 @@ class Pool:
         """Refuse what comes from now on, let what is under way end, for so many seconds, and close all."""
         self._is_closed = True
         try:
-            if self._used:
+            if self._taken:
                 self._idle.clear()
                 async with asyncio.timeout(patience):
                     await self._idle.wait()
         except TimeoutError:
             pass
         finally:
-            for connection in [*self._used]:
-                cut(connection)
+            for place in [*self._taken]:
+                self.leave(place, False)
             self.forget()
 
 

@@ -28,7 +28,8 @@ _SOON = re.compile(
 
 _ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
 _WAYS_OUT = {
-    r"\bNOPERM\b|NoPermission|ACL failure|no permissions": f"the user may not do what a store needs; allow it in the server's ACL: {_ACL}",
+    r"\bNOPERM\b|NoPermission|ACL failure|no permissions": "the user may not do what a store needs; allow it in the "
+    f"server's ACL: {_ACL}",
     r"\bOOM\b|maxmemory": "its memory is full and nothing of the write was done; remove entries, or give it more "
     "(`maxmemory` in its configuration)",
     r"\bMISCONF\b|persist (to|on) disk": "it can't write to its disk, so it takes no writes; see its log, and free some space",

@@ -111,7 +111,7 @@ class Watching:
             if not connection.can_read(timeout=max(0.0, min(ask_at, answer_by) - now)):
                 continue
             answer: list[bytes] = connection.read_response()
-            if answer[0] == b"message":
+            if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty one, to see whether it may
                 self._watcher.changed(_versions(answer[-1]))
             elif answer[0] == b"pong":
                 ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")

@@ -1,0 +1,246 @@
+"""The executor `dask://`: `exec` runs on the workers of a Dask cluster. The whole plugin: an executor, and one hook.
+
+A client of distributed lives in an event loop in a thread of its own, whatever loop, thread or process uses the executor. It is
+made anew once its scheduler doesn't answer any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from pocket_plug import ConfigError, ExecutorLostError, WorkerCodeError, hookimpl
+from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.waiting import LoopThread
+from pocket_plug.remote import Executor, close_at_exit
+from pocket_plug.remote.urls import number, parted
+
+TIMEOUT = 10
+"""Seconds that the scheduler has to answer, unless the URL says otherwise."""
+LOOK = 1.0
+"""Seconds between two looks at the scheduler: does it answer, and how many workers has it?"""
+CLOSING = 5.0
+"""Seconds that the end may take."""
+
+
+@hookimpl
+def pocket_executors() -> Mapping[str, Callable[[str], Executor]]:
+    """`dask://`, `dask+tls://` and `dask+local://`."""
+    return dict.fromkeys(("dask", "dask+tls", "dask+local"), DaskExecutor.from_url)
+
+
+class DaskExecutor(Executor):
+    """The workers of a Dask cluster.
+
+    `address` is the scheduler's, as Dask has it: `tcp://host:8786`, `tls://host:8786`. Without one it stands in the file
+    `scheduler_file`; else a cluster of `workers` processes is started on this machine, and ended with the executor.
+    The scheduler has `timeout` seconds to answer.
+
+    What Dask itself can be told, TLS's files above all, comes from its configuration: `DASK_…` of the environment.
+    """
+
+    def __init__(
+        self, address: str = "", *, scheduler_file: str = "", workers: int | None = None, timeout: float = TIMEOUT
+    ) -> None:
+        self.address, self.scheduler_file, self.workers, self.timeout = address, scheduler_file, workers, timeout
+        self._lock = new_lock()
+        self._begin()
+        after_fork(self._begin)
+        close_at_exit(self)
+
+    def _begin(self) -> None:
+        """Nothing is open: at first, after `close`, and in a forked child, which leaves its parent's connection alone."""
+        self._home: _Home | None = None
+
+    @classmethod
+    def from_url(cls, url: str) -> DaskExecutor:
+        """`dask://host:8786`, `dask+tls://host:8786`, `dask://?scheduler_file=…`, `dask+local://?workers=2`. Raises ConfigError."""
+        scheme = url.partition("://")[0].lower()
+        is_local = scheme == "dask+local"
+        address, options = parted(url, ("workers",) if is_local else ("scheduler_file", "timeout"))
+        file, workers = options.get("scheduler_file", ""), number(url, options, "workers")
+        if is_local and address:
+            raise ConfigError(f"{public_url(url)!r}: nothing but options may follow dask+local://, such as ?workers=2")
+        if not is_local and bool(address) == bool(file):
+            raise ConfigError(
+                f"{public_url(url)!r}: it names a scheduler, dask://host:8786, or a file, dask://?scheduler_file=…"
+            )
+        if "@" in address or "/" in address:
+            raise ConfigError(f"{public_url(url)!r}: only host:port may follow dask://; TLS's files are Dask's to configure")
+        address = address and f"{'tls' if scheme == 'dask+tls' else 'tcp'}://{address}"
+        return cls(
+            address,
+            scheduler_file=file,
+            workers=workers or (2 if is_local else None),
+            timeout=number(url, options, "timeout") or TIMEOUT,
+        )
+
+    def __repr__(self) -> str:
+        return f"DaskExecutor({self.title!r})"
+
+    @property
+    def title(self) -> str:
+        return self.address or self.scheduler_file or f"dask+local://?workers={self.workers}"
+
+    @property
+    def window(self) -> int:
+        """Twice as many as there are threads of workers; the cluster may grow."""
+        home = self._home
+        return 8 if home is None else max(8, 2 * home.threads)
+
+    def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
+        home = self._home
+        if home is None or home.thread.is_closed:
+            with self._lock:
+                home = self._home = self._home or _Home(self)
+        return asyncio.run_coroutine_threadsafe(home.do(function, request), home.thread.loop)
+
+    def close(self) -> None:
+        with self._lock:
+            home, self._home = self._home, None
+        if home is not None:
+            home.close()
+
+
+class _Home:
+    """The loop, in a thread of its own, in which the client lives."""
+
+    def __init__(self, executor: DaskExecutor) -> None:
+        self._executor = executor
+        self.threads = 0
+        """Of all workers."""
+        self._client: Any = None  # distributed has no types
+        self._cluster: Any = None
+        self._lost: asyncio.Future[str] | None = None
+        """Done once the client is lost, with the reason."""
+        self._connecting = asyncio.Lock()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._prefix, self._numbers = f"pocket_plug-{uuid4().hex}", count()
+        self.thread = LoopThread("pocket_plug dask")
+        self.thread.start()
+
+    def close(self) -> None:
+        """Close the client, and end the loop."""
+        with suppress(Exception):  # the scheduler may be gone, or the interpreter about to be
+            asyncio.run_coroutine_threadsafe(self._close(), self.thread.loop).result(CLOSING)
+        self.thread.close()
+
+    async def _close(self) -> None:
+        self._drop("the executor was closed")
+        if self._beside:
+            await asyncio.wait(self._beside, timeout=CLOSING / 2)
+        if self._cluster is not None:
+            await self._cluster.close()
+
+    # ------------------------------------------------------------ one request
+    async def do(self, function: Callable[[bytes], bytes], request: bytes) -> bytes:
+        """Have a worker call it. If this is cancelled, so is that, unless it has begun."""
+        client, lost = await self._connected()
+        future = client.submit(function, request, key=f"{self._prefix}-{next(self._numbers)}", pure=False)
+        result = asyncio.ensure_future(_result_of(future))
+        try:
+            await asyncio.wait({result, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                raise ExecutorLostError(lost.result())
+            return result.result()
+        finally:
+            if not result.done():
+                result.cancel()
+                if not lost.done():
+                    self._do_beside(client.cancel([future]))
+            future.release()
+
+    # ------------------------------------------------------------ the client
+    async def _connected(self) -> tuple[Any, asyncio.Future[str]]:
+        """The client, made anew where there is none that is connected. Raises ExecutorLostError."""
+        async with self._connecting:
+            if self._lost is None or self._lost.done() or self._client.status != "running":
+                self._drop("the connection to the scheduler was lost")
+                self._client = await self._connect()
+                self._lost = asyncio.get_running_loop().create_future()
+                self._do_beside(self._watch(self._client, self._lost))
+            return self._client, self._lost
+
+    async def _connect(self) -> Any:
+        from distributed import Client
+
+        executor, made = self._executor, None
+        try:
+            if executor.workers is not None and self._cluster is None:
+                self._cluster = await _local_cluster(executor.workers)
+            options = {"timeout": executor.timeout, "asynchronous": True, "set_as_default": False}
+            if executor.scheduler_file:
+                made = Client(scheduler_file=executor.scheduler_file, **options)
+            else:
+                made = Client(self._cluster or executor.address, **options)
+            return await made
+        except (OSError, ValueError) as error:  # a scheduler's file that isn't whole yet is no JSON
+            if made is not None:
+                self._do_beside(made.close(timeout=CLOSING))
+            raise ExecutorLostError(f"the scheduler can't be reached: {error}") from error
+
+    async def _watch(self, client: Any, lost: asyncio.Future[str]) -> None:
+        """Look at the scheduler now and then: one that is stopped, or cut off, says nothing by itself."""
+        while not lost.done():
+            try:
+                async with asyncio.timeout(self._executor.timeout):
+                    self.threads = sum((await client.scheduler.ncores()).values())
+            except (OSError, TimeoutError) as error:
+                if not lost.done():
+                    self._drop(f"the scheduler doesn't answer any more: {error or type(error).__name__}")
+                return
+            await asyncio.wait({lost}, timeout=LOOK)
+
+    def _drop(self, why: str) -> None:
+        """Use this client no longer; what waits for it fails."""
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(why)
+            self._do_beside(self._client.close(timeout=CLOSING))
+
+    def _do_beside(self, doing: Coroutine[Any, Any, object]) -> None:
+        """Nobody waits for it."""
+        task = asyncio.ensure_future(_quietly(doing))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+
+async def _quietly(doing: Coroutine[Any, Any, object]) -> None:
+    """What becomes of a connection that is left doesn't matter any more."""
+    with suppress(Exception):
+        await doing
+
+
+async def _local_cluster(workers: int) -> Any:
+    from distributed import LocalCluster
+
+    return await LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",  # not 0.0.0.0:8787
+        worker_dashboard_address="127.0.0.1:0",
+        asynchronous=True,
+    )
+
+
+async def _result_of(future: Any) -> bytes:
+    """What a worker gives. Raises ExecutorLostError where it is lost, WorkerCodeError where nobody there can read it."""
+    from distributed import KilledWorker
+
+    try:
+        answer: bytes = await future
+        return answer
+    except (KilledWorker, CancelledError) as error:
+        raise ExecutorLostError(str(error)) from error
+    except RuntimeError as error:
+        if "deserialization" not in str(error):
+            raise
+        raise WorkerCodeError(
+            f"the scheduler or a worker has no pocket_plug, or another version of it: {error}", "", "pocket_plug"
+        ) from error

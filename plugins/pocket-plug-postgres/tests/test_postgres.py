@@ -1,0 +1,439 @@
+"""The PostgreSQL backend's own promises: URLs, data sets, how it reads and writes, and what is used over it by its
+URL alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psycopg
+import pytest
+from pocket_plug_postgres import PostgreSQL, binary, schema
+from pocket_plug_postgres.backend import _bounds
+
+from pocket_plug import ConfigError, Delete, Graph, Node, Put, Store, StoreWriter, SyncStore, WriteSizeError
+from pocket_plug.cli import main
+from pocket_plug.errors import CorruptRecordError
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.resolving import resolve_backend
+from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.contracts import HANGS, keys_of
+from pocket_plug.testing.servers import Server
+
+Make = Callable[[], Backend]
+
+
+def run(backend: Backend, scenario: Callable[[Any], Awaitable[None]]) -> None:
+    """The scenario, with the backend open."""
+
+    async def main() -> None:
+        await backend.open()
+        try:
+            await asyncio.wait_for(scenario(backend), HANGS)
+        finally:
+            await backend.close()
+
+    asyncio.run(main())
+
+
+def rows(server: Server, statement: str) -> list[tuple[Any, ...]]:
+    """What the administrator sees; of a statement that gives none, nothing."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        cursor = connection.execute(statement)  # type: ignore[arg-type] # no literal
+        return cursor.fetchall() if cursor.description else []
+
+
+# ---------------------------------------------------------------- URLs
+def test_a_url_names_server_data_set_and_promises() -> None:
+    """With libpq's own parameters beside ours; the password is shown nowhere, the address is there for telemetry."""
+    url = (
+        "postgres://app:hunter2@db.example:6000/orders?sslmode=require&store=eu&durability=none&timeout=2&connections=3"
+    )
+    backend = resolve_backend(url)
+    assert isinstance(backend, PostgreSQL)
+    assert repr(backend) == (
+        "PostgreSQL('postgres://app:***@db.example:6000/orders?sslmode=require', store='eu', durability='none')"
+    )
+    assert (backend.system, backend.address, backend.connections) == ("postgresql", ("db.example", 6000), 3)
+
+
+def test_a_connection_string_of_libpq_will_do() -> None:
+    backend = PostgreSQL("host=/run/postgresql user=app password='hunter 2' dbname=orders")
+    assert "hunter" not in repr(backend)
+    assert backend.address == ("/run/postgresql", None)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://db/orders?storr=x", "has no option 'storr'.*store.*Did you mean 'store'"),
+        ("postgresql://db/orders?sslmod=x", "has no option 'sslmod'.*Did you mean 'sslmode'"),
+        ("postgresql://db/orders?durability=full", "durability is 'full'; allowed: power, process, none"),
+        ("postgresql://db/orders?timeout=soon", "timeout is 'soon'; give seconds"),
+        ("postgresql://db/orders?timeout=-1", "timeout is -1.0; give seconds"),
+        ("postgresql://db/orders?connections=0", "connections is 0; give a whole number"),
+        ("postgresql://db/orders?store=a'b", "store is"),
+        ("postgresql://db/orders?store=a&store=b", "has the option 'store' twice"),
+        ("postgresql://app:hunter2%zz@db/orders", "libpq can't read it"),
+    ],
+)
+def test_options_that_are_invalid(url: str, said: str) -> None:
+    """An error names the option, what was found and what is allowed; and no password."""
+    with pytest.raises(ConfigError, match=said) as caught:
+        PostgreSQL.from_url(url)
+    assert "hunter" not in str(caught.value)
+
+
+def test_the_driver_is_loaded_when_it_is_used() -> None:
+    """Not by pocket_plug, and not by looking for plugins."""
+    script = (
+        "import sys; from pocket_plug import SyncStore; SyncStore('memory://').set('a', 1); import pocket_plug_postgres; "
+        "print('pocket_plug_postgres' in sys.modules, [name for name in sys.modules if name.startswith('psycopg')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"
+
+
+# ---------------------------------------------------------------- data sets
+def test_data_sets_know_nothing_of_each_other(shared_server: Server, data_set: str) -> None:
+    """Each is a schema of its own, with its own versions."""
+
+    async def scenario(one: Backend) -> None:
+        other = PostgreSQL(shared_server.url, store=f"{data_set}-B.2", durability="process")
+        await other.open()
+        await other.write([Put("a", "other"), Put("b", 1)])
+        await other.close()
+        assert await one.version() == 0
+        assert await one.read("a") is None
+        assert await keys_of(one) == []
+
+    run(PostgreSQL(shared_server.url, store=data_set, durability="process"), scenario)
+    found = rows(
+        shared_server, f"SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pocket_plug_{data_set}%' ORDER BY 1"
+    )
+    assert found == [(f"pocket_plug_{data_set}",), (f"pocket_plug_{data_set}-B.2",)]
+
+
+def test_many_make_a_data_set_at_once(shared_server: Server, data_set: str) -> None:
+    """One makes the tables, the others find them."""
+
+    async def main() -> None:
+        backends = [PostgreSQL(shared_server.url, store=data_set, durability="process") for _ in range(8)]
+        await asyncio.gather(*(backend.open() for backend in backends))
+        versions = await asyncio.gather(*(backend.write([Put("a", n)]) for n, backend in enumerate(backends)))
+        assert len({*versions}) == 8
+        await asyncio.gather(*(backend.close() for backend in backends))
+
+    asyncio.run(main())
+
+
+def test_slots_of_programs_that_are_gone_are_forgotten(instances: Make, shared_server: Server, data_set: str) -> None:
+    """After a day, by whoever opens the data set next."""
+
+    async def write(backend: Backend) -> None:
+        await backend.write([Put("a", 1)])
+
+    run(instances(), write)
+    run(instances(), write)
+    slots = f'"pocket_plug_{data_set}".slots'
+    rows(shared_server, f"UPDATE {slots} SET used_at = used_at - interval '25 hours' WHERE version = 1")
+    run(instances(), write)
+    assert sorted(rows(shared_server, f"SELECT version FROM {slots}")) == [(2,), (3,)]
+
+
+# ---------------------------------------------------------------- reading
+@pytest.mark.parametrize("reverse", [False, True])
+def test_reads_and_pages_are_found_by_the_index(instances: Make, reverse: bool) -> None:
+    """Also by statements that were prepared while the table was empty; nothing is sorted, and a page reads what it
+    gives."""
+
+    async def scenario(backend: PostgreSQL) -> None:
+        pool = backend._pools.here()
+        link = await pool.take("test")
+
+        async def plan(statement: str) -> str:
+            return "\n".join(
+                line for [line] in await link.script(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {statement}")
+            )
+
+        sql = (backend._scan_back if reverse else backend._scan).sql.decode()
+        low, high = _bounds(b"k:", b"k:0500", reverse)
+        sql = sql.replace("$1", "'k:'").replace("$2", "'k;'").replace("$3", "10")
+        for name, prepared in (
+            ("page", sql),
+            ("one", backend._read.sql.decode()),
+            ("several", backend._read_many.sql.decode()),
+        ):
+            await link.script(f"PREPARE {name} AS {prepared}")
+        for filled in (False, True):
+            assert low < high
+            for statement, rows in (
+                ("EXECUTE page", 10),
+                ("EXECUTE one ('k:0001')", 1),
+                ("EXECUTE several (ARRAY['k:0001', 'k:0002']::bytea[])", 2),
+            ):
+                said = await plan(statement)
+                assert "Index Scan" in said
+                assert "Sort" not in said
+                assert "Seq Scan" not in said
+                assert f"rows={rows if filled else 0}" in said
+            if not filled:
+                await backend.write([Put(f"{letter}:{n:04}", n) for letter in "jkl" for n in range(1000)])
+        pool.leave("test")
+
+    run(instances(), scenario)
+
+
+def test_a_key_as_long_as_it_may_be(instances: Make) -> None:
+    """2 KiB of UTF-8 that nothing can compress are found by the index."""
+    chance = random.Random(1)
+    keys = ["".join(chance.choices([chr(n) for n in range(0x10000, 0x20000)], k=512)) for _ in range(50)]
+    assert {len(key.encode()) for key in keys} == {2048}
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put(key, n) for n, key in enumerate(keys)])
+        assert {key: entry.value for key, entry in (await backend.read_many(keys)).items()} == {
+            key: n for n, key in enumerate(keys)
+        }
+        assert await keys_of(backend) == sorted(keys)
+
+    run(instances(), scenario)
+
+
+def test_a_damaged_record_is_an_error(
+    instances: Make,
+    shared_server: Server,
+    data_set: str,
+) -> None:
+    """One that stands at another key, has another deadline, or other bytes: never a wrong value, and never missing
+    data."""
+    entries = f'"pocket_plug_{data_set}".entries'
+    clock = FakeClock()
+
+    async def scenario(backend: Backend) -> None:
+        backend.clock = clock
+        for damage in (
+            "UPDATE {e} SET key = 'b' WHERE key = 'a'",
+            "UPDATE {e} SET expires_at = 1e8 WHERE key = 'a'",
+            "UPDATE {e} SET expires_at = NULL WHERE key = 'a'",
+            "UPDATE {e} SET value = set_byte(value, 12, get_byte(value, 12) # 1) WHERE key = 'a'",
+            "UPDATE {e} SET value = '' WHERE key = 'a'",
+        ):
+            await backend.write([Put("a", "some text", clock() + 60), Delete("b")])
+            await asyncio.to_thread(rows, shared_server, damage.format(e=entries))
+            key = "b" if "'b'" in damage else "a"
+            for reading in (backend.read(key), backend.read_many([key])):
+                with pytest.raises(CorruptRecordError, match=f"store '{data_set}', key '{key}'"):
+                    await reading
+
+    run(instances(), scenario)
+
+
+def test_the_check_finds_what_reading_does_not_show(instances: Make, shared_server: Server, data_set: str) -> None:
+    """A counter that has gone back, and an index that differs from its table."""
+    name = f'"pocket_plug_{data_set}"'
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put(f"k{n}", n) for n in range(20)])
+        await backend.write([Put("a", 1)])
+        assert await backend.check() == []
+        await asyncio.to_thread(rows, shared_server, f"SELECT setval('{name}.versions', 1)")
+        [fault] = await backend.check()
+        assert "the counter is at 1, and an entry has version 2" in fault
+
+    run(instances(), scenario)
+
+
+# ---------------------------------------------------------------- writing
+def test_versions_that_are_given_and_those_that_come_never_meet(instances: Make) -> None:
+    """Writes with versions of their own raise the counter while others draw from it: none is given twice, none goes
+    back."""
+
+    async def scenario(backend: Backend) -> None:
+        async def plain(n: int) -> list[int]:
+            return [await backend.write([Put(f"p{n}", 0)]) for _ in range(40)]
+
+        async def raising(n: int) -> list[int]:
+            given = []
+            for step in range(20):
+                version = await backend.version() + 3 + n
+                given.append(await backend.write([Put(f"r{n}", step, version=version)]))
+            return given
+
+        several = await asyncio.gather(*(plain(n) for n in range(4)), *(raising(n) for n in range(2)))
+        for given in several:
+            assert given == sorted({*given})
+        plain_ones = [version for given in several[:4] for version in given]
+        assert len({*plain_ones}) == len(plain_ones)
+        assert await backend.version() >= max(version for given in several for version in given)
+
+    run(instances(), scenario)
+
+
+def test_writes_of_any_size_get_past_each_other(instances: Make) -> None:
+    """Few keys are locked one by one, many by one lock; in whatever order they are named, nobody waits for ever or
+    loses."""
+
+    async def scenario(backend: Backend) -> None:
+        keys = [f"k{n:03}" for n in range(100)]
+
+        async def writer(seed: int) -> None:
+            chance = random.Random(seed)
+            for size in (1, 2, 3, 59, 60, 61, 100) * 2:
+                some = chance.sample(keys, size)
+                await backend.write([Put(key, [seed]) for key in some], {} if size < 60 else {"none": 0})
+
+        await asyncio.gather(*(writer(seed) for seed in range(6)))
+        assert await keys_of(backend) == keys
+
+    run(instances(), scenario)
+
+
+def test_keys_with_one_lock_take_it_once(instances: Make) -> None:
+    """Where their hashes collide, a write of both doesn't wait for itself, and the stricter lock is taken."""
+
+    async def scenario(backend: PostgreSQL) -> None:
+        backend._lock_of = lambda key: 4  # type: ignore[method-assign] # all collide
+        for changes, expect in (("a", "b"), ("ab", ""), ("ab", "ab"), ("b", "a")):
+            await backend.write(
+                [Put(key, 1) for key in changes], dict.fromkeys(expect, await version_of(backend, expect))
+            )
+            assert binary.integers(backend._locks([b"a"], [b"b"], False)) == [backend._whole, 5]
+            assert binary.integers(backend._locks([], [b"b"], False)) == [backend._whole, 4]
+            await backend.write([Delete("a"), Delete("b")])
+
+    async def version_of(backend: Backend, keys: str) -> int:
+        return 0
+
+    run(instances(), scenario)
+
+
+def test_locks_of_keys_are_the_same_for_all_programs() -> None:
+    """They are part of the format: a program that comes to others would not be kept off."""
+    backend = PostgreSQL("postgresql://db/orders")
+    assert [backend._lock_of(key) for key in (b"", b"a", "ä".encode())] == LOCKS
+    assert PostgreSQL("postgresql://db/orders", store="other")._lock_of(b"a") != LOCKS[1]
+
+
+LOCKS = [-2274842393225731608, -2050211038533541382, -6742816893357903666]
+
+
+def test_what_has_expired_is_removed_in_small_bites(instances: Make, shared_server: Server, data_set: str) -> None:
+    """By writes, some at a time; not what another program's clock may still have as alive."""
+    clock = FakeClock()
+    count = f'SELECT count(*) FROM "pocket_plug_{data_set}".entries'
+
+    async def scenario(backend: Backend) -> None:
+        backend.clock = clock
+        await backend.write([Put(f"k{n:03}", n, clock() + 10) for n in range(200)])
+        for ahead, left in ((30, 200), (10 + schema.REAP_SLACK - 31, 200), (2, None)):
+            clock.advance(ahead)
+            for n in range(20):
+                await backend.write([Put(f"new{n}", n)])
+            [(there,)] = await asyncio.to_thread(rows, shared_server, count)
+            assert there - 20 == left if left is not None else 100 < there < 220
+        for n in range(200):
+            await backend.write([Put("new0", n)])
+        assert await asyncio.to_thread(rows, shared_server, count) == [(20,)]
+
+    run(instances(), scenario)
+
+
+def test_a_write_that_is_too_large_is_refused(instances: Make) -> None:
+    """As a whole, with the limit and the way out; one that is as large as it may be is done."""
+
+    async def scenario(backend: Backend) -> None:
+        assert backend.max_changes is not None
+        with pytest.raises(WriteSizeError, match=r"50,001 keys at once, and the limit is 50,000; nothing was done"):
+            await backend.write([Put(str(n), n) for n in range(50_000)], {"a": 0})
+        assert await keys_of(backend) == []
+
+    run(instances(), scenario)
+
+
+def test_only_what_is_watched_is_notified(instances: Make, shared_server: Server, data_set: str) -> None:
+    """NOTIFY makes commits wait for each other, so a write does it only while somebody watches."""
+    channel = f"pocket_plug_{data_set}"
+
+    class Silent:
+        def __init__(self) -> None:
+            self.is_back = threading.Event()
+
+        def changed(self, versions: object) -> None: ...
+        def lost(self) -> None: ...
+        def back(self) -> None:
+            self.is_back.set()
+
+    async def scenario(backend: PostgreSQL) -> None:
+        with psycopg.connect(shared_server.url, autocommit=True) as listening:
+            listening.execute(f'LISTEN "{channel}"')
+            await backend.write([Put("a", 1)])
+            assert [*listening.notifies(timeout=0)] == []
+            watcher = Silent()
+            await backend.watch(watcher)
+            assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+            version = await backend.write([Put("a\0", 1), Delete("b")])
+            said = [notify.payload for notify in listening.notifies(timeout=HANGS, stop_after=2)]
+            assert said[-1] == f"{version}:6100 {version}:62"
+
+    run(instances(), scenario)
+
+
+# ---------------------------------------------------------------- what is used over it
+class Count(Node[int, int], name="count"):
+    async def post(self, store: StoreWriter, input: int, prepared: Any, result: Any) -> int:
+        return await store.update("counted", lambda counted: counted + input, default=0)
+
+
+def test_a_store_with_layers_over_it(shared_server: Server, data_set: str) -> None:
+    """All of a store's operations, with and without await, from twenty loops and as many threads."""
+    url = f"{shared_server.url}?store={data_set}&durability=process&connections=2"
+    store = Store(url, layers=["tracing", "metrics", "compress"])
+
+    async def use() -> None:
+        for _ in range(3):
+            await store.update("n", lambda n: n + 1, default=0)
+
+    def use_sync() -> None:
+        store.sync.update("n", lambda n: n + 1, default=0)
+        asyncio.run(use())
+
+    with store.sync:
+        threads = [threading.Thread(target=use_sync) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert store.sync.get("n") == 80
+        assert asyncio.run(Graph(Count(), store=store).run(3)) == 3
+        assert asyncio.run(Graph(Count(), store=store).run(4)) == 7
+        assert list(store.sync.keys()) == ["counted", "n"]
+
+
+def test_the_commands_work_by_its_url(shared_server: Server, data_set: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`pocket-plug store` and `runs`, as over any store."""
+    url = f"{shared_server.url}?store={data_set}&durability=process"
+    for arguments, said in (
+        (["store", "--url", url, "set", "user:1", '{"name": "Ada"}'], ""),
+        (["store", "--url", url, "get", "user:1"], "Ada"),
+        (["store", "--url", url, "ls"], "user:1"),
+        (["store", "--url", url, "check"], ""),
+        (["store", "--url", url, "stats"], "1"),
+        (["store", "--url", url, "export"], "user:1"),
+        (["runs", "--url", url, "ls"], ""),
+    ):
+        assert main(arguments) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_a_store_is_found_by_an_alias_of_its_scheme(shared_server: Server, data_set: str) -> None:
+    """`postgres://`, as some hosts write it."""
+    url = shared_server.url.replace("postgresql://", "postgres://")
+    with SyncStore(f"{url}?store={data_set}&durability=process") as store:
+        store.set("a", 1)
+        assert store.get("a") == 1

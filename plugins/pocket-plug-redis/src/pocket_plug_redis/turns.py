@@ -1,0 +1,80 @@
+"""Turns: a time in which one caller alone writes to a data set, of all programs that share it.
+
+Those that want one are blocked on a list at the server, which lets them in in the order in which they came. A turn is a
+lease: whoever has it and stalls, or is killed, keeps others off for a second at most.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, Protocol
+from uuid import uuid4
+
+from pocket_plug import StoreError
+from pocket_plug.backends.network import Retrying
+from pocket_plug.errors import StoreBusyError
+from pocket_plug.primitives.waiting import to_its_end
+
+from .scripts import LEAVE, TAKE, Script
+
+
+class Host(Protocol):
+    """What a turn needs of its backend."""
+
+    retrying: Retrying
+    turn_keys: tuple[bytes, bytes]
+    """Those of the state and of the line."""
+
+    async def run_script(self, script: Script, *arguments: str | bytes | int) -> Any: ...
+    async def call(self, *command: str | bytes | int) -> Any: ...
+
+
+had: ContextVar[Turn | None] = ContextVar("pocket_plug_redis.turn", default=None)
+"""The turn that the current call is in."""
+
+
+class Turn:
+    """`async with` it: nobody else writes until this caller has, or for a second. Raises StoreBusyError if it never comes."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.who = uuid4().hex
+        self.is_over = False
+        """Has a write of its own ended it?"""
+
+    async def __aenter__(self) -> None:
+        self._before = had.get()
+        try:
+            await self._take()
+            had.set(self)
+        except BaseException as error:
+            await self._end(error)
+            raise
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await self._end(error)
+
+    async def _take(self) -> None:
+        retrying, (state, line) = self.host.retrying, self.host.turn_keys
+        until, is_called = retrying.now() + retrying.patience, 0
+        while left := await self.host.run_script(TAKE, 2, state, line, self.who, is_called):
+            if retrying.now() >= until:
+                raise StoreBusyError(
+                    f"{retrying.server}: others had their turns all the {retrying.patience:g} s that were waited; try again, or "
+                    "wait longer (patience=…)"
+                )
+            seconds = min(left / 1000, retrying.timeout / 2)
+            is_called = int(await self.host.call("BLPOP", line, f"{max(seconds, 0.01):.3f}") is not None)
+
+    async def _end(self, error: BaseException | None) -> None:
+        had.set(self._before)
+        if self.is_over or isinstance(error, GeneratorExit):  # nothing can be awaited any more: it ends by itself
+            return
+        self.is_over = True
+        leaving = self.host.run_script(LEAVE, 2, *self.host.turn_keys, self.who)
+        with suppress(StoreError):  # it ends by itself
+            task, cancelled = await to_its_end(leaving, self.host.retrying.timeout)
+            if cancelled is not None:
+                raise cancelled
+            task.result()

@@ -1,0 +1,237 @@
+"""A store over Redis as programs use it: commands, layers, several loops and processes, and what others are told."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from pocket_plug_redis import Redis
+from pocket_plug_redis.watching import WATCH_EVERY
+
+from pocket_plug import Delete, Graph, Memory, Put, Runs, Store, SyncStore, node
+from pocket_plug.testing.contracts import works_in_a_child
+from pocket_plug.testing.servers import Server, valkey
+
+POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+WAITS = 30.0
+"""Seconds after which something is taken for lost."""
+
+
+def command(folder: Path, *words: str, text: str = "") -> str:
+    """What a command of `pocket-plug` prints."""
+    done = subprocess.run([*POCKET_PLUG, *words], cwd=folder, input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---------------------------------------------------------------- commands
+def test_the_commands_of_a_store(fresh_url: Callable[[str], str], tmp_path: Path) -> None:
+    """Entries are listed, read, changed, checked, exported, and moved to another store without a loss."""
+    url = fresh_url("")
+    with SyncStore(url) as store:
+        for n in range(300):
+            store.set(f"order:{n}", {"n": n, "place": Path("a")})
+        store.set("short", 1, ttl=3600)
+    ours, other = ("store", "--url", url), ("store", "--url", fresh_url("x"))
+    assert "'n': 7" in command(tmp_path, *ours, "get", "order:7")
+    assert "order:17" in command(tmp_path, *ours, "ls", "order:1")
+    command(tmp_path, *ours, "set", "one", "1")
+    command(tmp_path, *ours, "rm", "order:0")
+    command(tmp_path, *ours, "check")
+    exported = command(tmp_path, *ours, "export")
+    command(tmp_path, *other, "import", "-", text=exported)
+    with SyncStore(url) as store, SyncStore(fresh_url("x")) as copied:
+        assert store.get_many([*store.keys()]) == copied.get_many([*copied.keys()])
+        assert copied.get("one") == 1
+
+
+def test_runs_and_workers(fresh_url: Callable[[str], str], tmp_path: Path) -> None:
+    """A run that one process submits is done by a worker, and seen by `runs`."""
+    url = fresh_url("")
+    (tmp_path / "shop.py").write_text(
+        dedent("""
+            import pocket_plug as pp
+
+            @pp.node
+            async def price(word: str) -> int:
+                return len(word)
+
+            graph = pp.Graph(price, name="shop")
+        """)
+    )
+
+    @node
+    async def price(word: str) -> int:
+        return len(word)
+
+    async def submit() -> None:
+        async with Store(url) as store:
+            graph = Graph(price, store=store, name="shop")
+            for n in range(5):
+                await graph.submit("x" * n, run_id=f"r{n}")
+
+    asyncio.run(submit())
+    command(tmp_path, "worker", "shop.py:graph", "--url", url, "--once")
+    assert command(tmp_path, "runs", "--url", url, "ls").count("finished") == 5
+    with SyncStore(url) as store:
+        assert {Runs(store).sync.get(f"r{n}").state for n in range(5)} == {"finished"}
+
+
+# ---------------------------------------------------------------- loops, processes, layers
+def test_one_store_for_many_loops(fresh_url: Callable[[str], str]) -> None:
+    """`asyncio.run` twenty times over one store at module level, threads with loops of their own, and a forked child."""
+    store = Store(fresh_url(""))
+
+    async def count() -> int:
+        return await store.update("n", lambda n: n + 1, default=0)
+
+    assert [asyncio.run(count()) for _ in range(20)] == [*range(1, 21)]
+    threads = [threading.Thread(target=lambda: asyncio.run(count())) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.sync.get("n") == 40
+
+    async def in_the_child() -> None:
+        assert await count() == 41
+
+    assert works_in_a_child(in_the_child)
+    assert store.sync.get("n") == 41
+    store.sync.close()
+
+
+def test_layers_over_it(fresh_url: Callable[[str], str]) -> None:
+    """Memory before it by `persistence`, tracing around; deadlines, transactions and scopes are as over any backend."""
+    with SyncStore(fresh_url(""), layers=["tracing", "metrics", "logging", "compress", "migrate"]) as store:
+        users = store.scope("user")
+        users.set("1", "x" * 5000, ttl="1h")
+        with store.transaction() as tx:
+            tx.set("a", 1)
+            tx.set("b", tx.get("user:1"))
+        assert store.get("b") == "x" * 5000
+        assert list(store.keys()) == ["a", "b", "user:1"]
+
+
+def test_a_hundred_calls_at_once(fresh_url: Callable[[str], str]) -> None:
+    """More than there are connections: each gets one in its turn, also where some are cancelled while they wait."""
+
+    async def use() -> None:
+        async with Store(fresh_url("")) as store:
+            sets = [asyncio.ensure_future(store.set(f"k{n}", n)) for n in range(200)]
+            await asyncio.sleep(0)
+            for each in sets[::3]:
+                each.cancel()
+            outcomes = await asyncio.gather(*sets, return_exceptions=True)
+            landed = {f"k{n}" for n, outcome in enumerate(outcomes) if outcome is None}
+            assert {key async for key in store.keys()} >= landed
+            assert await store.get_many([f"k{n}" for n in range(200)])
+            await asyncio.gather(*(store.get("k1") for _ in range(200)))
+
+    asyncio.run(use())
+
+
+# ---------------------------------------------------------------- what others are told
+class Told:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.words: list[object] = []
+        self._news = threading.Condition()
+
+    def _say(self, word: object) -> None:
+        with self._news:
+            self.words.append(word)
+            self._news.notify_all()
+
+    def changed(self, versions: Mapping[str, int]) -> None:
+        self._say(dict(versions))
+
+    def lost(self) -> None:
+        self._say("lost")
+
+    def back(self) -> None:
+        self._say("back")
+
+    def wait(self, word: object) -> None:
+        """Until that was said."""
+        with self._news:
+            assert self._news.wait_for(lambda: word in self.words, WAITS), (word, self.words)
+
+
+def test_a_watcher_is_told_of_each_write(fresh_url: Callable[[str], str]) -> None:
+    """By whichever instance, with the versions: sets, deletes, those with a version of their own; names of every kind."""
+
+    async def use() -> None:
+        told, watching, writing = Told(), Redis.from_url(fresh_url("")), Redis.from_url(fresh_url(""))
+        await watching.watch(told)
+        await watching.open()
+        await writing.open()
+        await asyncio.to_thread(told.wait, "back")
+        first = await writing.write([Put("a\0ü🙂", 1), Delete("gone"), Put("filled", 2, version=500)])
+        await asyncio.to_thread(told.wait, {"a\0ü🙂": first, "gone": first, "filled": 500})
+        own = await watching.write([Put("k" * 2000, 1)])
+        await asyncio.to_thread(told.wait, {"k" * 2000: own})
+        await writing.write([], {"filled": 500})
+        await watching.close()
+        await writing.close()
+        assert told.words[0] == "back"
+        assert told.words[-1] == "lost"
+        assert len(told.words) == 4
+
+    asyncio.run(use())
+
+
+def test_a_lost_subscription_is_said_in_time_and_comes_back() -> None:
+    """Killed, or stopped and silent: `lost` after a second and the time-out at most; `back` once it can be told again."""
+    with valkey() as server:
+
+        async def use() -> None:
+            told, backend = Told(), Redis.from_url(f"{server.url}?timeout=0.5")
+            await backend.open()
+            await backend.watch(told)
+            for end, begin in ((server.stop, server.go_on), (server.kill, server.restart)):
+                await asyncio.to_thread(told.wait, "back")
+                told.words.clear()
+                end()
+                await asyncio.to_thread(told.wait, "lost")
+                begin()
+                await asyncio.to_thread(told.wait, "back")
+                version = await backend.write([Put("a", 1)])
+                await asyncio.to_thread(told.wait, {"a": version})
+            await backend.close()
+
+        assert WATCH_EVERY + 0.5 < WAITS
+        asyncio.run(use())
+
+
+def test_a_forked_child_is_told_by_a_subscription_of_its_own(valkey_server: Server) -> None:
+    """It begins as lost."""
+    told, backend = Told(), Redis.from_url(f"{valkey_server.url}?store=forked-watcher")
+
+    async def watch() -> None:
+        await backend.open()
+        await backend.watch(told)
+        await asyncio.to_thread(told.wait, "back")
+
+    async def in_the_child() -> None:
+        told.wait("lost")
+        told.words.clear()
+        told.wait("back")
+        version = await backend.write([Put("a", 1)])
+        told.wait({"a": version})
+
+    asyncio.run(watch())
+    assert works_in_a_child(in_the_child)
+    asyncio.run(backend.close())
+
+
+def test_a_near_tier_is_not_needed_for_memory() -> None:
+    """Memory can't watch; this backend says that it can."""
+    assert (Memory.can_watch, Redis.can_watch) == (False, True)

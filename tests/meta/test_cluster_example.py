@@ -1,0 +1,32 @@
+"""`examples/cluster` over a real PostgreSQL and a real Dask cluster, as `make cluster` runs it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_cluster_counts_each_folder_once_though_it_is_killed() -> None:
+    """Server, scheduler and workers are killed in the middle; the trace is one."""
+    folders = [str(ROOT / "pocket_plug" / name) for name in ("store", "graph", "codec", "layers", "telemetry", "cli")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/cluster/cluster.py"), *folders],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 folders, each recorded once" in done.stdout
+    assert re.findall("killing (.*?),", done.stdout) == [
+        "dask-scheduler",
+        "dask-worker-1",
+        "dask-worker-2",
+        "worker-1",
+        "the database server",
+    ]
+    assert "Traces: 1, of 6 folders" in done.stdout
