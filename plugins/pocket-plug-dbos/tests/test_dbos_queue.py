@@ -43,6 +43,11 @@ async def book(store: pp.StoreWriter, order: object) -> object:
 
 
 @pp.node
+async def passing(second: int) -> int:
+    return second
+
+
+@pp.node
 async def noted(order: str) -> str:
     begun.append(order)
     at_once[0] += 1
@@ -73,7 +78,7 @@ asking = pp.Graph(pp.Ask[object, bool](bool, question="Send?", name="approve") >
 sleeping = pp.Graph(pp.Sleep[object]("300ms") >> book, name="sleeping")
 fails = pp.Graph(failed >> book, name="fails")
 hangs = pp.Graph(hanging >> book, name="hangs")
-ticking = pp.Graph(book, name="ticking")
+ticking = pp.Graph(passing, name="ticking")
 
 
 @dataclass

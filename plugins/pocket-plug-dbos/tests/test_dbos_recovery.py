@@ -1,4 +1,4 @@
-"""An executor that is killed: another one goes on with its runs, and each effect is there once."""
+"""Executors in processes of their own: one is killed, and another one goes on with its runs; the README's program."""
 
 from __future__ import annotations
 
@@ -66,3 +66,19 @@ def test_runs_of_a_killed_executor_are_gone_on_with_and_each_effect_is_there_onc
             )
         assert store.get("shipped") == COUNT
         assert store.get("revenue") == sum(range(COUNT))
+
+
+def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
+    """As it stands there, over files that it makes itself."""
+    page = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    _, _, rest = page.partition("```python\n")
+    code, _, _ = rest.partition("```")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.stdout == "finished\n", ran.stderr
