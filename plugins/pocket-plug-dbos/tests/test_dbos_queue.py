@@ -19,6 +19,7 @@ import pytest
 from dbos import DBOS, EnqueueOptions, WorkflowSerializationFormat, WorkflowStatus
 from opentelemetry import trace
 from pocket_plug_dbos import DBOSQueue, PocketSerializer
+from pocket_plug_dbos.queue import _Turn  # pyright: ignore[reportPrivateUsage] - whose moments are tested
 
 import pocket_plug as pp
 from pocket_plug.errors import ConfigError, RunMismatchError, UnknownRunError
@@ -259,6 +260,29 @@ def test_a_run_that_sleeps_is_delayed(world: World) -> None:
     delayed = world.workflow("z-1~2", "DELAYED", "ENQUEUED", "PENDING", "SUCCESS")
     assert delayed.delay_until_epoch_ms is not None
     assert world.workflow("z-1~2").output == {"run_id": "z-1", "state": "finished"}
+    assert DBOS.list_workflow_steps("z-1") == []  # else a workflow that is recovered would have to take the same ones
+
+
+def test_an_answer_is_not_lost_between_the_run_s_wait_and_the_workflow_s_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workflow is under way, but has looked at the run for the last time: it won't go on with it."""
+    wait = _Turn._wait
+
+    async def long_wait(turn: _Turn) -> dict[str, str]:
+        said = await wait(turn)
+        while not gate.is_set():
+            await asyncio.sleep(0.005)
+        return said
+
+    monkeypatch.setattr(_Turn, "_wait", long_wait)
+    world.do(world.wide.submit(asking, 1, run_id="z-2"))
+    until(lambda: world.runs.get("z-2").state == "waiting")
+    world.do(world.wide.answer("z-2", True))
+    assert world.workflow("z-2~2").output == {"run_id": "z-2", "state": "finished"}
+    assert world.workflow("z-2", "PENDING").status == "PENDING"
+    gate.set()
+    assert world.workflow("z-2").output == {"run_id": "z-2", "state": "waiting"}
 
 
 # ---------------------------------------------------------------- failing, and being cancelled
