@@ -70,7 +70,9 @@ def campaign(durability: str, kills: int, seed: int) -> list[str]:
         for writer in writers:
             writer.join()
         with SyncStore(url) as store:
-            faults += _faults(store.get("shared", []), [*acknowledged], [store.get(f"own:{n}", 0) for n in range(WRITERS)])
+            faults += _faults(
+                store.get("shared", []), [*acknowledged], [store.get(f"own:{n}", 0) for n in range(WRITERS)]
+            )
             if store.get("shared") and any(unknown):
                 faults.append(f"{sum(unknown)} writes were given up, although the server came back")
     print(f"{durability}, seed {seed}: {kills} kills, {sum(acknowledged)} acknowledged, {len(faults)} faults")

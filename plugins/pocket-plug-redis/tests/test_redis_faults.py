@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from pocket_plug_redis import Redis
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
-from pocket_plug.errors import AnswerLostError, ConfigError, WriteSizeError
+from pocket_plug.errors import AnswerLostError, ConfigError, StoreClosedError, WriteSizeError
+from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.contracts import increment, keys_of
 from pocket_plug.testing.proxy import Proxy
 from pocket_plug.testing.servers import Server, certificate, valkey
@@ -240,6 +244,45 @@ def test_a_stalled_server_is_left_in_time() -> None:
         with_backend(server.url + "?" + SHORT[1:], use)
 
 
+def test_a_copy_that_comes_after_later_writes_does_nothing(
+    fresh_url: Callable[[str], str], valkey_server: Server
+) -> None:
+    """The slot that it has used was used again meanwhile: a write without expectations would undo the later one."""
+    with Proxy(valkey_server.port) as proxy:
+
+        async def use(backend: Redis) -> None:
+            proxy.delay(b"late:a")
+            first = await backend.write([Put("late:a", 1)])
+            second = await backend.write([Put("late:a", 2)])
+            proxy.release()
+            assert await backend.read("late:a") == Entry(2, second)
+            assert second == first + 1 == await backend.version()
+
+        with_backend(proxy.through(fresh_url("&timeout=0.3")), use)
+
+
+def test_more_writes_than_connections_meet_a_close(fresh_url: Callable[[str], str]) -> None:
+    """Each lands and is acknowledged, or is refused and doesn't; those too that wait for a connection."""
+
+    async def main() -> None:
+        backend = Redis.from_url(fresh_url(""))
+        await backend.open()
+        writing = [asyncio.ensure_future(backend.write([Put(f"k{n}", n)])) for n in range(100)]
+        while await backend.read("k0") is None:
+            pass
+        await backend.close()
+        outcomes = await asyncio.gather(*writing, return_exceptions=True)
+        landed = sorted(f"k{n}" for n, outcome in enumerate(outcomes) if isinstance(outcome, int))
+        refused = [outcome for outcome in outcomes if not isinstance(outcome, int)]
+        assert {type(outcome) for outcome in refused} <= {StoreClosedError}
+        after = Redis.from_url(fresh_url(""))
+        await after.open()
+        assert await keys_of(after) == landed
+        await after.close()
+
+    asyncio.run(main())
+
+
 def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]) -> None:
     """With what was found and what is allowed; one of just that many is done."""
 
@@ -299,18 +342,20 @@ def test_what_has_expired_is_removed_later(fresh_url: Callable[[str], str], valk
 
         backend.clock = clock
         await backend.write([Put(f"k{n}", n, clock() + 1) for n in range(100)])
+        await backend.write([Put("lifted", 1, clock() + 1), Put("n", 0)])
+        await backend.write([Put("lifted", 2)])
         with redis.Redis.from_url(valkey_server.url) as raw:
             clock.advance(30)
             for n in range(40):
                 await backend.write([Put("n", n)])
-            assert await keys_of(backend) == ["n"]
-            assert raw.zcard(f"{tag}/names") == 101
+            assert await keys_of(backend) == ["lifted", "n"]
+            assert raw.zcard(f"{tag}/names") == 102
             clock.advance(32)
             for n in range(80):
                 await backend.write([Put("n", n)])
-            assert raw.zcard(f"{tag}/names") == 1
+            assert raw.zcard(f"{tag}/names") == 2
             assert raw.zcard(f"{tag}/ends") == 0
-            assert raw.keys(f"{tag}:*") == [f"{tag}:n".encode()]
+            assert {*raw.keys(f"{tag}:*")} == {f"{tag}:n".encode(), f"{tag}:lifted".encode()}
 
     with_backend(url, use)
 
@@ -326,11 +371,12 @@ def test_stores_of_one_server_are_apart(valkey_server: Server) -> None:
         assert (list(one.keys()), list(other.keys())) == (["a"], ["b"])
 
 
-def _cli(server: Server, *command: str) -> None:
+def _cli(server: Server, *command: str) -> str:
+    """What the server itself answers."""
     import redis
 
-    with redis.Redis.from_url(server.url) as raw:
-        raw.execute_command(*command)
+    with redis.Redis.from_url(server.url, decode_responses=True) as raw:
+        return str(raw.execute_command(*command))
 
 
 # ---------------------------------------------------------------- URLs
@@ -375,3 +421,146 @@ def test_the_driver_is_loaded_when_a_url_asks_for_it(tmp_path: Path) -> None:
         "assert 'redis' not in sys.modules; import pocket_plug_redis; pocket_plug_redis.Redis; assert 'redis' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------- what a server may say
+@contextmanager
+def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
+    """A server that answers requests by a word that is in them; gives its port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while request := await reader.read(65536):
+                for command in re.split(rb"^\*\d+\r\n", request, flags=re.MULTILINE)[1:]:
+                    writer.write(next((said for word, said in answers.items() if word in command), otherwise))
+        writer.close()
+
+    async def begin() -> int:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        servers.append(server)
+        port: int = server.sockets[0].getsockname()[1]
+        return port
+
+    async def end() -> None:
+        servers[0].close()
+
+    servers: list[asyncio.Server] = []
+    thread = LoopThread("a server that says things")
+    thread.start()
+    try:
+        yield run_on(thread.loop, begin())
+    finally:
+        run_on(thread.loop, end())
+        thread.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "is_tried_again"),
+    [
+        ("LOADING Redis is loading the dataset in memory", "loading", True),
+        ("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", "busy", True),
+        ("CLUSTERDOWN The cluster is down", "CLUSTERDOWN|cluster is down", True),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", "down", True),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "TRYAGAIN|rehashing", True),
+        ("READONLY You can't write against a read only replica.", "read only", True),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "memory is full", False),
+        (
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+            "disk",
+            False,
+        ),
+        ("MISCONF Errors writing to the AOF file: No space left on device", "disk", False),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", "another program", False),
+        ("ERR unknown command 'EVALSHA'", "lacks a command", False),
+        ("NOAUTH Authentication required.", "password", False),
+        ("NOPERM User app has no permissions to run the 'info' command", "ACL", False),
+        ("ERR something new", "something new", False),
+    ],
+)
+def test_what_a_server_refuses_with_is_told(said: str, words: str, is_tried_again: bool) -> None:
+    """With its name and the way out; what may be over soon is tried again, all else is said at once."""
+    with saying({}, f"-{said}\r\n".encode()) as port:
+        with pytest.raises(StoreError, match=words) as caught:
+            with_backend(f"redis://127.0.0.1:{port}/0?patience=0.3", lambda backend: backend.version())
+        assert f"127.0.0.1:{port}, database 0" in str(caught.value)
+        assert ("attempts" in str(caught.value)) == is_tried_again
+
+
+@pytest.mark.parametrize(("version", "is_taken"), [("5.0.14", False), ("6.0.0", True), ("7.2.4", True), ("", False)])
+def test_a_version_that_is_too_old_is_refused(version: str, is_taken: bool) -> None:
+    """With the one that was found."""
+    about = f"redis_version:{version}\r\nrole:master\r\n"
+    answers = {b"INFO": f"${len(about)}\r\n{about}\r\n".encode(), b"TIME": b"*2\r\n$1\r\n1\r\n$1\r\n1\r\n"}
+    answers |= {b"GET": b"$1\r\n1\r\n"}
+    with saying(answers, b"+OK\r\n") as port:
+        url = f"redis://127.0.0.1:{port}/0?durability=none&patience=0.3"
+        if is_taken:
+            with_backend(url, lambda backend: asyncio.sleep(0))
+        else:
+            refused(url, "6.0", version)
+
+
+def test_what_is_no_redis_is_said() -> None:
+    """Something else that listens there."""
+    with saying({}, b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        refused(f"redis://127.0.0.1:{port}/0?patience=0.3", str(port))
+
+
+def test_a_disk_that_can_not_be_written_is_said_and_programs_go_on() -> None:
+    """Its snapshots fail, so it takes no writes; reads go on. Once it can save, writes do too."""
+    with valkey(options={"appendonly": "no", "save": "3600 1", "enable-protected-configs": "yes"}) as server:
+        place = server.folder / "gone"
+
+        async def use(backend: Redis) -> None:
+            version = await backend.write([Put("a", 1)])
+            place.mkdir()
+            _cli(server, "CONFIG", "SET", "dir", str(place))
+            place.rmdir()
+            _save(server)
+            with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}.*disk"):
+                await backend.write([Put("a", 2), Put("b", 2)])
+            assert await backend.read_many(["a", "b"]) == {"a": Entry(1, version)}
+            _cli(server, "CONFIG", "SET", "dir", str(server.folder))
+            _save(server)
+            await backend.write([Put("a", 3)])
+
+        with_backend(f"{server.url}?durability=none", use)
+
+
+def _save(server: Server) -> None:
+    """Have it make a snapshot, and wait for its end."""
+    import redis
+
+    with redis.Redis.from_url(server.url) as raw:
+        raw.bgsave()
+        while raw.info("persistence")["rdb_bgsave_in_progress"]:
+            time.sleep(0.005)
+
+
+# ---------------------------------------------------------------- a cluster
+def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
+    """Given the address of any node: entries, turns and scans, on the node that has the slot."""
+    mode = {"cluster-enabled": "yes"}
+    with valkey(options=mode) as one, valkey(options=mode) as two:
+        _cli(one, "CLUSTER", "ADDSLOTSRANGE", "0", "8191")
+        _cli(two, "CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
+        _cli(one, "CLUSTER", "MEET", "127.0.0.1", str(two.port))
+        for server in (one, two):
+            while "cluster_state:ok" not in _cli(server, "CLUSTER", "INFO"):
+                time.sleep(0.01)
+
+        async def use(backend: Redis) -> None:
+            await increment(backend, "n", 3)
+            await backend.write([Put(f"k{n}", n) for n in range(300)])
+            async with backend.turn():
+                await increment(backend, "n", 1)
+            entry = await backend.read("n")
+            assert entry is not None
+            assert entry.value == 4
+            assert len(await keys_of(backend)) == 301
+            assert await backend.check() == []
+
+        for name in ("a", "b", "c", "d"):
+            for place, server in enumerate((one, two)):
+                with_backend(f"{server.url}?store={name}{place}", use)
+        assert all(int(_cli(server, "DBSIZE")) > 300 for server in (one, two))

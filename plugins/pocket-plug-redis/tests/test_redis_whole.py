@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import dedent
@@ -14,7 +15,9 @@ import pytest
 from pocket_plug_redis import Redis
 from pocket_plug_redis.watching import WATCH_EVERY
 
-from pocket_plug import Delete, Graph, Memory, Put, Runs, Store, SyncStore, node
+from pocket_plug import Delete, Graph, Put, Runs, Store, SyncStore, node
+from pocket_plug.cli import main
+from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.contracts import works_in_a_child
 from pocket_plug.testing.servers import Server, valkey
 
@@ -23,30 +26,37 @@ WAITS = 30.0
 """Seconds after which something is taken for lost."""
 
 
-def command(folder: Path, *words: str, text: str = "") -> str:
+def command(folder: Path, *words: str) -> str:
     """What a command of `pocket-plug` prints."""
-    done = subprocess.run([*POCKET_PLUG, *words], cwd=folder, input=text, capture_output=True, text=True)
+    done = subprocess.run([*POCKET_PLUG, *words], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 # ---------------------------------------------------------------- commands
-def test_the_commands_of_a_store(fresh_url: Callable[[str], str], tmp_path: Path) -> None:
+def test_the_commands_of_a_store(
+    fresh_url: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Entries are listed, read, changed, checked, exported, and moved to another store without a loss."""
-    url = fresh_url("")
-    with SyncStore(url) as store:
+
+    def run(url: str, *words: str) -> str:
+        assert main(["store", "--url", url, *words]) == 0
+        return capsys.readouterr().out
+
+    ours, other, file = fresh_url(""), fresh_url("x"), str(tmp_path / "exported")
+    with SyncStore(ours) as store:
         for n in range(300):
             store.set(f"order:{n}", {"n": n, "place": Path("a")})
         store.set("short", 1, ttl=3600)
-    ours, other = ("store", "--url", url), ("store", "--url", fresh_url("x"))
-    assert "'n': 7" in command(tmp_path, *ours, "get", "order:7")
-    assert "order:17" in command(tmp_path, *ours, "ls", "order:1")
-    command(tmp_path, *ours, "set", "one", "1")
-    command(tmp_path, *ours, "rm", "order:0")
-    command(tmp_path, *ours, "check")
-    exported = command(tmp_path, *ours, "export")
-    command(tmp_path, *other, "import", "-", text=exported)
-    with SyncStore(url) as store, SyncStore(fresh_url("x")) as copied:
+    assert "'n': 7" in run(ours, "get", "order:7")
+    assert "order:17" in run(ours, "ls", "order:1")
+    run(ours, "set", "one", "1")
+    run(ours, "rm", "order:0")
+    run(ours, "check")
+    run(ours, "stats")
+    Path(file).write_text(run(ours, "export"))
+    run(other, "import", file)
+    with SyncStore(ours) as store, SyncStore(other) as copied:
         assert store.get_many([*store.keys()]) == copied.get_many([*copied.keys()])
         assert copied.get("one") == 1
 
@@ -159,6 +169,11 @@ class Told:
     def back(self) -> None:
         self._say("back")
 
+    def wait_for_last(self, word: object) -> None:
+        """Until that is the last that was said."""
+        with self._news:
+            assert self._news.wait_for(lambda: word == self.words[-1], WAITS), (word, self.words)
+
     def wait(self, word: object) -> None:
         """Until that was said."""
         with self._news:
@@ -222,8 +237,7 @@ def test_a_forked_child_is_told_by_a_subscription_of_its_own(valkey_server: Serv
 
     async def in_the_child() -> None:
         told.wait("lost")
-        told.words.clear()
-        told.wait("back")
+        told.wait_for_last("back")
         version = await backend.write([Put("a", 1)])
         told.wait({"a": version})
 
@@ -232,6 +246,13 @@ def test_a_forked_child_is_told_by_a_subscription_of_its_own(valkey_server: Serv
     asyncio.run(backend.close())
 
 
-def test_a_near_tier_is_not_needed_for_memory() -> None:
-    """Memory can't watch; this backend says that it can."""
-    assert (Memory.can_watch, Redis.can_watch) == (False, True)
+def test_near_tiers_follow_each_other(fresh_url: Callable[[str], str]) -> None:
+    """Memory before Redis in two stores: what the one has kept and the other writes is read anew soon."""
+    near = [Persistence(to=fresh_url(""))]
+    with SyncStore(layers=near) as one, SyncStore(layers=near) as other:
+        until = time.monotonic() + WAITS
+        for n in range(50):
+            one.set("a", n)
+            while other.get("a") != n:
+                assert time.monotonic() < until
+        assert [one.update("n", lambda n: n + 1, default=0), other.update("n", lambda n: n + 1, default=0)] == [1, 2]

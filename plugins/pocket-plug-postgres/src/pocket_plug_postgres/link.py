@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, Format
+from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
 
 from pocket_plug.errors import StoreClosedError
 
@@ -38,13 +38,13 @@ class Statement:
 
     name: bytes
     sql: bytes
-    formats: tuple[Format, ...]
+    formats: list[Format]
 
     @classmethod
     def of(cls, name: str, sql: str) -> Statement:
         """One whose parameters are $1 to $n, all in the binary format."""
         count = next(n for n in range(100) if f"${n + 1}" not in sql)
-        return cls(f"pocket_plug_{name}".encode(), sql.encode(), (Format.BINARY,) * count)
+        return cls(f"pocket_plug_{name}".encode(), sql.encode(), [Format.BINARY] * count)
 
 
 class Link:
@@ -64,21 +64,31 @@ class Link:
 
     @property
     def is_idle(self) -> bool:
-        """Can another statement be run on it?"""
-        return self.is_open and self._answer is None
+        """Can another statement be run on it, in a transaction of its own?"""
+        return self.is_open and self._answer is None and self.pgconn.transaction_status == TransactionStatus.IDLE
 
-    async def run(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[Row]:
-        """Prepare it, if it is new here, and run it. Raises psycopg's errors; interrupted, the connection is of no
-        more use."""
+    async def run(self, statement: Statement, parameters: list[bytes | None], *, commits: bool = False) -> list[Row]:
+        """Prepare it, if it is new here, and run it; if it `commits`, with a COMMIT behind it in the same round trip.
+
+        Raises psycopg's errors; interrupted, the connection is of no more use.
+        """
         pgconn = self.pgconn
-        if statement.name not in self._prepared:
-            await self._sent(lambda: pgconn.send_prepare(statement.name, statement.sql))
-            self._prepared.add(statement.name)
-        [result] = await self._sent(
-            lambda: pgconn.send_query_prepared(
-                statement.name, parameters, statement.formats, result_format=Format.BINARY
-            )
-        )
+        name, formats = statement.name, statement.formats
+        if name not in self._prepared:
+            await self._sent(lambda: pgconn.send_prepare(name, statement.sql))
+            self._prepared.add(name)
+
+        def send() -> None:
+            if commits:
+                pgconn.enter_pipeline_mode()
+            pgconn.send_query_prepared(name, parameters, formats, result_format=Format.BINARY)
+            if commits:
+                pgconn.send_query_params(b"COMMIT", None)
+                pgconn.pipeline_sync()
+
+        result, *_ = await self._sent(send)
+        if commits:
+            pgconn.exit_pipeline_mode()
         get = result.get_value
         columns = range(result.nfields)
         return [[get(row, column) for column in columns] for row in range(result.ntuples)]
@@ -124,9 +134,10 @@ class Link:
             pgconn.consume_input()
             while not pgconn.is_busy():
                 result = pgconn.get_result()
-                if result is None:
+                if result is not None and result.status != ExecStatus.PIPELINE_SYNC:
+                    self._results.append(result)
+                elif result is not None or pgconn.pipeline_status == PipelineStatus.OFF:
                     break
-                self._results.append(result)
             else:
                 return
             while pgconn.notifies():
@@ -200,7 +211,7 @@ class Pool:
         if link is not None and link not in self._idle:
             if link.is_idle:
                 self._idle.append(link)
-            else:  # in the middle of a statement
+            else:  # in the middle of a statement, or of a transaction
                 link.close()
                 self._drop_closed()
         self._used.pop(user, None)

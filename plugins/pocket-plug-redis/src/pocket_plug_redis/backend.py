@@ -355,8 +355,9 @@ class Redis(Backend):
             is_whole = True
             return answer
         except ResponseError as error:
-            is_whole = True
-            raise self._explained(error, pool) from error
+            found = self._explained(error, pool)
+            is_whole = not isinstance(found, LOST)
+            raise found from error
         except Exception as error:
             if this.is_over:
                 raise

@@ -23,13 +23,13 @@ LOST: tuple[type[Exception], ...] = (LostConnectionError, LateError, InvalidResp
 # redis-py takes the code away from some messages, and old servers put it into the middle of a script's.
 _SOON = re.compile(
     r"\b(LOADING|BUSY|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK)\b"
-    "|MovedError|AskError|read only replica|Redis is (loading|busy)"
+    "|(Moved|Ask|MasterDown|ClusterDown|TryAgain|ReadOnly|BusyLoading)Error|Redis is (loading|busy)"
 )
 
 _ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
 _WAYS_OUT = {
-    r"\bNOPERM\b|NoPermission|ACL failure|no permissions": "the user may not do what a store needs; allow it in the "
-    f"server's ACL: {_ACL}",
+    r"\bNOPERM\b|NoPermission|ACL failure|no permissions|user executing the script can't": "the user may not do what a "
+    f"store needs; allow it in the server's ACL: {_ACL}",
     r"\bOOM\b|maxmemory": "its memory is full and nothing of the write was done; remove entries, or give it more "
     "(`maxmemory` in its configuration)",
     r"\bMISCONF\b|persist (to|on) disk": "it can't write to its disk, so it takes no writes; see its log, and free some space",
