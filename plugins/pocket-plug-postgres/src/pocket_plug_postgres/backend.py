@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -357,7 +357,7 @@ class PostgreSQL(Backend):
         return version
 
     # ------------------------------------------------------------ turns
-    def turn(self) -> AbstractAsyncContextManager[None]:
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
         """A transaction that locks the data set; those who want one wait in the server's queue. One second at most."""
 
         async def begun(begin: Callable[[Attempt], Awaitable[Link]]) -> Link:
