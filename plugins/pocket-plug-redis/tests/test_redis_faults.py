@@ -176,8 +176,9 @@ def test_a_replica_that_was_the_primary_is_left() -> None:
         async def use(backend: Redis) -> None:
             await backend.write([Put("a", 1)])
             _cli(server, "REPLICAOF", "127.0.0.1", str(other.port))
-            with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}"):
+            with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}") as caught:
                 await backend.write([Put("a", 2)])
+            assert not isinstance(caught.value, AnswerLostError)
             _cli(server, "REPLICAOF", "NO", "ONE")
             await backend.write([Put("a", 3)])
 
@@ -294,6 +295,20 @@ def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]
         assert await keys_of(backend) == []
         await backend.write(many)
         assert len(await keys_of(backend)) == backend.max_changes
+
+    with_backend(fresh_url(""), use)
+
+
+def test_a_write_of_too_many_bytes_is_refused_whole(
+    fresh_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would drop the connection, again and again."""
+    monkeypatch.setattr("pocket_plug_redis.backend.MOST_BYTES", 100_000)
+
+    async def use(backend: Redis) -> None:
+        with pytest.raises(WriteSizeError, match=r"bytes; 100,000 are allowed"):
+            await backend.write([Put(f"k{n}", "x" * 6_000) for n in range(20)])
+        await backend.write([Put(f"k{n}", "x" * 4_000) for n in range(20)])
 
     with_backend(fresh_url(""), use)
 

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from redis.exceptions import MovedError, ResponseError
+from redis.exceptions import BusyLoadingError, MovedError, ResponseError
 
 from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
 from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
@@ -36,10 +36,12 @@ Do = Callable[[Connection], Awaitable[T]]
 LONGEST_PAUSE = 0.01
 """Seconds between two tries of a write while another caller has the turn, at most: random, so that all who wait are equals."""
 
-decode: Callable[[bytes, bytes], Any] = default_codec.decode
-
 PAGE = 256
 """How many names a scan, a check and a look into the index take from the server at a time, at most."""
+
+MOST_BYTES = 512 * 1024 * 1024
+"""How many bytes the entries of one write may have. The server drops who sends it 1 GiB at once."""
+ALWAYS_FIT = MOST_BYTES // default_codec.max_bytes - 1
 
 MOST_CHANGES = 10_000
 """How many changes and expectations one write may have: some 100 ms, in which the server does nothing else."""
@@ -169,7 +171,7 @@ class Redis(Backend):
                 if not is_whole(record, place):  # damage is no end
                     raise CorruptRecordError("the record's checksum does not fit: it was damaged, or stands elsewhere")
                 return None
-            return Entry(decode(record, place), version, expires_at)
+            return Entry(default_codec.decode(record, place), version, expires_at)
         except CodecError as error:
             raise type(error)(f"{self._title}, key {key!r}: {error}") from error
 
@@ -236,6 +238,14 @@ class Redis(Backend):
         arguments: list[str | bytes | int] = [len(expected), len(changes), *expect.values()]
         for change in changes:
             arguments += self._arguments_of(change)
+        if (
+            len(changes) > ALWAYS_FIT
+            and (bytes_ := sum(len(each) for each in arguments if isinstance(each, bytes))) > MOST_BYTES
+        ):
+            raise WriteSizeError(
+                f"{self._title}: a write has {bytes_:,} bytes; {MOST_BYTES:,} are allowed, since the server drops who sends "
+                "more at once; write them in parts"
+            )
         turn = had.get()
         if turn is not None and (turn.host is not self or turn.is_over or not changes):
             turn = None
@@ -283,7 +293,11 @@ class Redis(Backend):
                 if not connection.is_connected:
                     await connection.connect()
                 again, was_sent, this.sent = was_sent, True, True
-                return await send(connection, token, again)
+                try:
+                    return await send(connection, token, again)
+                except (ResponseError, BusyLoadingError):  # refused: nothing was done
+                    was_sent = this.sent = again
+                    raise
 
             return await self._attempt(this, do)
 
