@@ -24,7 +24,7 @@ demo: $(VENV)/ready
 
 # A PostgreSQL server, a Dask cluster and workers on this machine, some of which are killed in the middle.
 cluster: $(VENV)/ready-dev
-	$(BIN)/python examples/cluster/cluster.py
+	cd examples && $(abspath $(BIN))/python -m cluster
 
 test: $(VENV)/ready-dev
 	$(BIN)/pytest

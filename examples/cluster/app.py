@@ -1,7 +1,7 @@
 """A census of many folders: each is a durable run, whose files are counted in batches on a Dask cluster.
 
-Where the store is, and where `heavy` work is done, stands in `pocket.toml`; nothing here knows of a server. `cluster.py` runs it
-on one machine, and kills what it can in the middle.
+Where the store is, and where `heavy` work is done, stands in `pocket.toml`; nothing here knows of a server. `__main__.py` runs
+it on one machine, and kills what it can in the middle.
 """
 
 from __future__ import annotations

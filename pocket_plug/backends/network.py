@@ -249,7 +249,9 @@ class Retrying:
                 failure = error
             except _OutOfTimeError as error:
                 sent = sent or this.sent
-                if failure is None or seconds == self.timeout:  # else what was left of the patience: the failure before says more
+                if (
+                    failure is None or seconds == self.timeout
+                ):  # else what was left of the patience: the failure before says more
                     failure = error
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (number - 1)))  # noqa: S311 - no secret
             if self.now() + pause >= until:

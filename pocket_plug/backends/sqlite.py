@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from operator import methodcaller
@@ -596,7 +596,7 @@ class SQLite(Backend):
         return True
 
     @asynccontextmanager
-    async def turn(self) -> AsyncGenerator[None]:
+    async def turn(self, names: Collection[str]) -> AsyncGenerator[None]:
         """The writer thread begins a transaction and keeps it open for the next write of this caller, one second at most."""
         turn = _Turn()
         before = _had.get()

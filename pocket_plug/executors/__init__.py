@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.remote import Executor
 
-from .processes import Processes
-from .threads import Threads
+from .processes import Processes as Processes
+from .threads import Threads as Threads
+
+__all__ = ["Processes", "Threads", "pocket_executors"]
 
 
 @hookimpl

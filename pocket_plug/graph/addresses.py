@@ -7,7 +7,7 @@ down by the names of nodes. So one of them has to be assigned to a name at the t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 
@@ -70,13 +70,15 @@ def _elsewhere(graph: PlannedGraph, outer: Around) -> Iterator[tuple[Step, Aroun
 
 
 def _address(step: Step, around: Around) -> Address | None:
-    """That in the inmost graph which has a name; else the node's own."""
+    """That in the inmost graph which has a name, else the node's own; in the script that was started if there is no other."""
+    found = [(partial(_has_plan, graph.plan), path, graph.version) for graph, path in around]
+    found.append((partial(_is_node, step), (), 1))
     home = getattr(step.exec, "__module__", "")
-    for graph, path in around:
-        if reference := _reference(partial(_has_plan, graph.plan), home):
-            return Address(reference, path, graph.version)
-    reference = _reference(lambda value: value is step.node or _is_of(value, step.exec), home)
-    return Address(reference) if reference else None
+    for modules in (sorted(sys.modules.keys() - {MAIN, "__mp_main__"}, key=lambda name: (name != home, name)), [MAIN]):
+        for is_meant, path, version in found:
+            if reference := _reference(is_meant, modules):
+                return Address(reference, path, version)
+    return None
 
 
 def _has_plan(plan: Plan, node: AnyNode) -> bool:
@@ -84,17 +86,15 @@ def _has_plan(plan: Plan, node: AnyNode) -> bool:
     return getattr(node, "plan", None) is plan
 
 
-def _is_of(node: AnyNode, function: object) -> bool:
-    """Is it the node of this function, which a copy with other options shares with it?"""
-    return isinstance(node, FunctionNode) and node.functions.get("exec") is function
+def _is_node(step: Step, node: AnyNode) -> bool:
+    """Is it the step's, or of the same function, which a copy with other options shares with it?"""
+    return node is step.node or (isinstance(node, FunctionNode) and node.functions.get("exec") is step.exec)
 
 
-def _reference(is_meant: Callable[[AnyNode], bool], home: str) -> str | None:
-    """`module:name` of a global that is meant: in the module that it probably comes from, else in any other, `__main__` last."""
-    modules = [(name, module) for name, module in [*sys.modules.items()] if name not in (MAIN, "__mp_main__")]
-    modules.sort(key=lambda each: each[0] != home)
-    for module_name, module in [*modules, (MAIN, sys.modules[MAIN])]:
-        for name, value in [*getattr(module, "__dict__", {}).items()]:
+def _reference(is_meant: Callable[[AnyNode], bool], modules: Iterable[str]) -> str | None:
+    """`module:name` of a global that is meant."""
+    for module_name in modules:
+        for name, value in [*getattr(sys.modules.get(module_name), "__dict__", {}).items()]:
             if issubclass(type(value), Node) and is_meant(value):
                 return f"{_importable(module_name)}:{name}"
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pocket_plug.primitives.redaction import public_url
+
 from .chain import DEFAULT
 from .plan import Plan
 from .step import Step
@@ -10,7 +12,7 @@ _SHAPES = {"node": ('["', '"]'), "graph": ('[["', '"]]'), "fan_out": ('[/"', '"/
 
 
 def flow_chart(plan: Plan) -> str:
-    """The chart of a plan; declared reads and writes stand under a node's name."""
+    """The chart of a plan; declared reads and writes, and where exec runs, stand under a node's name."""
     ids = {step: f"n{number}" for number, step in enumerate(plan.steps.values())}
     lines = ["flowchart TD"]
     for step, id in ids.items():
@@ -26,7 +28,9 @@ def flow_chart(plan: Plan) -> str:
 def _label(step: Step) -> list[str]:
     reads = [f"reads {key.template}" for key in step.reads]
     writes = [f"writes {key.template}" for key in step.writes]
-    return [_escape(line) for line in (step.name, *reads, *writes)]
+    executor = step.passed.executor
+    where = [f"on {public_url(executor)}"] if isinstance(executor, str) else []
+    return [_escape(line) for line in (step.name, *reads, *writes, *where)]
 
 
 def _escape(text: str) -> str:

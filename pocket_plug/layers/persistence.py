@@ -307,8 +307,9 @@ class Persistence(Layer):
                 return
             for key, version in versions.items():
                 known = self._unsure.get(key)
-                if known is None or (known.newest is not None and known.newest < version - 1):
-                    self._unsure[key] = _Mark(version - 1)
+                if known is None or known.newest is None or known.newest < version - 1:
+                    # another mark in any case: a drop that is on its way may come before a write of ours that is as well
+                    self._unsure[key] = _Mark(version - 1 if known is None or known.newest is not None else None)
             if len(self._unsure) > MAX_MARKS:
                 self._distrust_all()
 
@@ -392,9 +393,9 @@ class Persistence(Layer):
         await self.inner.flush()
         await self.authority.flush()
 
-    def turn(self) -> AbstractAsyncContextManager[None] | None:
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None] | None:
         """The durable tier's."""
-        return self.authority.turn()
+        return self.authority.turn(names)
 
     async def open(self) -> None:
         """Both tiers, or neither."""

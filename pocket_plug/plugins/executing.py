@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from pocket_plug.errors import ConfigError, PluginError, PocketError, is_fault, suggest
@@ -17,8 +16,10 @@ from .manager import Manager
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
-def executor_of(name: str, config: Config, manager: Manager, made: Mapping[str, Executor]) -> Executor:
-    """The executor that a name or a URL stands for, one of those `made` if it is there. Raises ConfigError."""
+def executor_of(name: str, config: Config, manager: Manager, made: dict[str, Executor]) -> Executor:
+    """The executor that a name or a URL stands for: the one `made` for that URL, or a new one, which is put there. Raises
+    ConfigError.
+    """
     written = config.executors.get(name, name)
     where = f"{config.source} [executors].{name}: " if name in config.executors else ""
     url = expand(written, f"{config.source} [executors].{name}") if where else written
@@ -45,4 +46,5 @@ def executor_of(name: str, config: Config, manager: Manager, made: Mapping[str, 
         raise ConfigError(f"{where}{public_url(written)!r}: plugin {record} made no executor of it: {said}") from cause
     if not isinstance(executor, Executor):
         raise PluginError(f"{public_url(written)!r}: plugin {record} made {summary(executor)} of it, not an Executor")
+    made[url] = executor
     return executor

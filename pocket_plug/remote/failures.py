@@ -43,7 +43,7 @@ def _taken_apart(error: BaseException, trace: list[str]) -> Failure:
     held: Value = error
     arguments, state, left_out = None, dict[str, bytes](), list[str]()
     if record is None:
-        arguments = _record_of(list(error.args))
+        arguments = _record_of(list(_built_in(kind).__reduce__(error)[1]))
         left_out += [] if arguments is not None else ["args"]
         for name, value in held.__dict__.items():
             if name == "__notes__":
@@ -126,10 +126,15 @@ def _loaded(module: str, name: str) -> type[Exception] | None:
 def _made(kind: type[Exception], failure: Failure) -> Exception:
     arguments = (failure.text,) if failure.arguments is None else tuple(default_codec.decode(failure.arguments))
     error = kind.__new__(kind, *arguments)
-    error.args = arguments
+    _built_in(kind).__init__(error, *arguments)  # which notes what its own attributes are, such as errno
     _state(error).update({name: default_codec.decode(record) for name, record in failure.state.items()})
     str(error)
     return error
+
+
+def _built_in(kind: type[BaseException]) -> Value:
+    """The class of Python's own that it is derived from."""
+    return next(base for base in kind.__mro__ if base.__module__ == "builtins")
 
 
 def _state(error: Exception) -> dict[str, Value]:

@@ -86,7 +86,7 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
 
 def _in_context(step: Step, item: Item, loop: _Loop) -> Value:
     """Call exec in a context of its own: the run's span is the current one, and `idempotency_key()` is known."""
-    context.attach(_BAGGAGE.extract(item.carrier, context_of(item.carrier, Context())))
+    context.attach(_BAGGAGE.extract(item.carrier, context_of(item.carrier, Context())) if item.carrier else Context())
     idempotency.set(item.key)
     assert step.exec is not None
     value = default_codec.decode(item.value)

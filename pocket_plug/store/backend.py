@@ -110,13 +110,22 @@ class Backend:
 
     `inline_read` and `inline_write` say that the operation never suspends: it is then driven in place by sync callers.
     `needs_loop` says that what does suspend awaits asyncio objects; False where it awaits `waiting.Waiter` only.
+
+    Any thread, any event loop and any forked child may use it, also loops that begin after the one that opened it has ended.
+    If its entries survive the process, several instances may use them at the same time, here and in other processes: then too
+    no update is lost, no write is seen in part, and nobody waits for ever. Over a network each operation has a deadline.
+    A key has at most `keys.MAX_KEY_BYTES` (2 KiB) in UTF-8, of any characters, NUL included.
+
+    `pocket_plug.testing` has all of it as tests: `contracts`, and `shared_contract` for what processes share and for servers.
     """
 
     inline_read: bool = False
     inline_write: bool = False
     needs_loop: bool = True
     clock: Clock = time.time
-    """Epoch seconds. A store that was given a clock hands it to its backend, and the layers take it from there."""
+    """Epoch seconds. A store that was given a clock hands it to its backend, and the layers take it from there.
+
+    Whether an entry has expired is judged by this clock alone. A server's own may only remove what has ended for long."""
 
     survives: bool = False
     """Do entries survive the process? A stack that would delete such entries by accident is refused."""
@@ -184,7 +193,10 @@ class Backend:
 
         ConflictError means that nothing was done, and callers try again after it. So a backend must not send a write a second
         time without knowing the outcome of the first: the second would be in conflict with the first. If its driver retries
-        by itself, that has to be switched off. If an answer was lost and the outcome can't be found out, raise StoreError.
+        by itself, that has to be switched off. An answer that was lost is found out: a write that landed counts once, and gives
+        its version (`backends.network.Slots`). If that can't be found out in time, raise AnswerLostError.
+
+        More changes and expectations than `max_changes` raise WriteSizeError, and nothing is done.
         """
         raise NotImplementedError(f"{type(self).__name__} has no write")
 
@@ -215,24 +227,38 @@ class Backend:
         return 0
 
     async def version(self) -> int:
-        """The last version given. It never goes back: not by a delete, not by a restart."""
+        """The last version given: at least that of each write that was acknowledged, whoever wrote.
+
+        It never goes back, not by a delete, not by a restart. Versions differ from write to write, and those of one key
+        rise. They need not be consecutive, nor have the order in which writes of different keys have landed.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no version")
 
     async def flush(self) -> None:
         """Wait until everything acknowledged is as durable as this backend makes it."""
 
     async def open(self) -> None:
-        """Acquire what is needed. Called once, before the first operation."""
+        """Acquire what is needed. Called once, before the first operation.
+
+        What it was told of a server, such as `durability=` in its URL, is verified here: it raises StoreError with what the
+        server has, and how to change that.
+        """
 
     async def own(self) -> None:
         """Once open: keep whoever else would own the same data off it, until `close` or the end of the process.
 
-        Raises StoreBusyError where somebody owns it. The owner's writes get consecutive versions.
+        Raises StoreBusyError where somebody owns it, and ConfigError if it can't be owned. The owner's writes get consecutive
+        versions, which a server that others write to can't give.
         """
-        raise ConfigError(f"{self!r} can't be owned by one process, as persistence mode='behind' needs it")
+        raise ConfigError(
+            f"{self!r} can't be owned by one process, as persistence mode='behind' needs it: others may write to it at any "
+            "time, so its versions are not consecutive; use mode='through'"
+        )
 
-    def turn(self) -> AbstractAsyncContextManager[None] | None:
-        """A context for one read and one write, between which nobody else writes, in other processes neither. None: it has none.
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None] | None:
+        """A context for one read and one write of these keys, between which nobody else writes them, in other processes neither.
+
+        It may keep others off all other keys, too. None: there are no turns.
 
         For an update that has lost to others a few times. Its write ends it; what takes long ends it too. So callers still say
         what they expect, and no promise but that of an end depends on it. Those that want it get it in a fair order.

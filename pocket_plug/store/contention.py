@@ -221,7 +221,7 @@ class Combiner:
         for lost in range(TRIES):
             if lost == FREE_TRIES:
                 priority.enter_context(self._gates.priority((name,)))
-            turn = self._backend.turn() if lost >= FREE_TRIES else None
+            turn = self._backend.turn((name,)) if lost >= FREE_TRIES else None
             if turn is None:
                 await self._backoff(lost)
                 done = await self._applied(name, batch)

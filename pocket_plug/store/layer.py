@@ -8,7 +8,7 @@ it doesn't override are bound straight to the inner one: idle layers cost nothin
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar
 from warnings import warn
@@ -145,9 +145,9 @@ class Layer(Recipe):
         """By default the inner one's."""
         await self.inner.flush()
 
-    def turn(self) -> AbstractAsyncContextManager[None] | None:
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None] | None:
         """By default the inner one's."""
-        return self.inner.turn()
+        return self.inner.turn(names)
 
     async def watch(self, watcher: Watcher) -> None:
         """By default the inner one's. A layer that keeps entries of its own is not told through an outer one: it watches."""

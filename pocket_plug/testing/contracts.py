@@ -25,6 +25,7 @@ from pocket_plug.errors import CodecError, ConflictError, StoreClosedError, Stor
 from pocket_plug.primitives.waiting import drive, drive_inline, run_on
 from pocket_plug.store.backend import PRESENT, Backend, Delete, Entry, Put
 from pocket_plug.store.keys import MAX_KEY_BYTES, Key
+from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
 
@@ -939,7 +940,7 @@ class BackendContract:
         async def scenario(backend: Backend) -> None:
             async def increment(times: int) -> None:
                 for _ in range(times):
-                    async with backend.turn() or nullcontext():
+                    async with backend.turn(("n", "theirs")) or nullcontext():
                         found = await backend.read_many(["n", "theirs"])
                         count = found["n"].value if "n" in found else 0
                         expect = {key: found[key].version if key in found else 0 for key in ("n", "theirs")}
@@ -949,11 +950,11 @@ class BackendContract:
                 for n in range(times):
                     await backend.write([Put("theirs", n)])
                     with suppress(ZeroDivisionError):
-                        async with backend.turn() or nullcontext():
+                        async with backend.turn(("theirs",)) or nullcontext():
                             if n % 2:
                                 raise ZeroDivisionError
 
-            if backend.turn() is None:
+            if backend.turn(("n",)) is None:
                 return
             workers = [increment(20), increment(20), rival(20)]
             if not backend.needs_loop:
@@ -1121,11 +1122,11 @@ class BackendContract:
 
         async def scenario(backend: Backend) -> None:
             async def in_turn(value: int) -> None:
-                async with backend.turn() or nullcontext():
+                async with backend.turn(("a",)) or nullcontext():
                     entry = await backend.read("a") or Entry(0, 0)
                     await backend.write([Put("a", value)], {"a": entry.version})
 
-            for place in count(1, 3) if backend.turn() is not None else ():
+            for place in count(1, 3) if backend.turn(("a",)) is not None else ():
                 interrupter = Interrupter(place)
                 landed = {place}
                 try:
@@ -1166,6 +1167,43 @@ class BackendContract:
             assert await backend.read("from a thread") == Entry(1, version)
 
         run(scenario)
+
+    def test_any_loop_may_use_it(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
+        """Opened on a loop that has ended, it is used on twenty others in turn, on some at once, and closed on another one."""
+        backend = make_backend()
+        backend.clock = clock
+        asyncio.run(backend.open())
+
+        async def count() -> None:
+            await increment(backend, "n", 2)
+            assert await keys_of(backend) == ["n"]
+
+        try:
+            for _ in range(20):
+                asyncio.run(count())
+            threads = [threading.Thread(target=lambda: asyncio.run(count()), daemon=True) for _ in range(5)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(HANGS)
+            counted = asyncio.run(backend.read("n"))
+            assert counted is not None
+            assert counted.value == 50
+        finally:
+            asyncio.run(backend.close())
+
+    def test_a_hundred_threads_share_a_store(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
+        """Without a loop of theirs, by `SyncStore`: each update counts, and nobody waits for good."""
+        with SyncStore(make_backend(), clock=clock) as store:
+            threads = [
+                threading.Thread(target=store.update, args=("n", lambda n: n + 1), kwargs={"default": 0}, daemon=True)
+                for _ in range(100)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(HANGS)
+            assert store.get("n") == 100
 
     # ------------------------------------------------------------ forks of the process
     if hasattr(os, "fork"):

@@ -19,7 +19,6 @@ from opentelemetry import context as otel_context
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
-    ExecutorError,
     ExecutorLostError,
     GraphError,
     NodeTimeoutError,
@@ -37,6 +36,7 @@ from pocket_plug.remote.failures import put_together
 from pocket_plug.remote.wire import FORMAT, Chunk, Item, Node, answers_of, to_bytes
 from pocket_plug.store.store import Store
 from pocket_plug.testing import executor_graphs as graphs
+from pocket_plug.testing.contracts import works_in_a_child
 from pocket_plug.testing.spans import SpanCapture
 
 HANGS = 60.0
@@ -57,9 +57,10 @@ class Offering:
         return {graphs.EXECUTOR: lambda url: self.executor}
 
 
-async def has(file: Path, times: int = 1) -> None:
-    """Wait until a worker has written so many bytes to it."""
-    while not file.exists() or file.stat().st_size < times:
+async def has(file: Path) -> None:
+    """Wait until a worker has made it."""
+    there = file.exists  # of a folder of this machine, which takes no time
+    while not there():  # noqa: ASYNC110 - another process makes it
         await asyncio.sleep(0.01)
 
 
@@ -112,6 +113,7 @@ class ExecutorContract:
     def test_nested_graphs_are_found(self, pocket: Pocket) -> None:
         """A node by its path: of a graph that has no name of its own in a module, by the graph around it."""
         assert self.run(graphs.outer.run(12, pocket=pocket)) == 3
+        assert self.run(graphs.deep.run([2, 4, 6], pocket=pocket)) == [1, 2, 3]
 
     # ------------------------------------------------------------ errors
     @pytest.mark.parametrize("graph", [graphs.halving, graphs.halving_async], ids=["def", "async def"])
@@ -163,12 +165,15 @@ class ExecutorContract:
     @pytest.mark.parametrize("with_loop", [True, False], ids=["run", "run_sync"])
     def test_a_time_out_is_raised_here_in_time(self, pocket: Pocket, tmp_path: Path, with_loop: bool) -> None:
         """While exec still waits there; the executor goes on with other work after it."""
+
+        def wait() -> object:
+            if with_loop:
+                return self.run(graphs.waiting.run(str(tmp_path), pocket=pocket))
+            return graphs.waiting.run_sync(str(tmp_path), pocket=pocket)
+
         try:
             with pytest.raises(NodeTimeoutError, match="timeout=1 seconds"):
-                if with_loop:
-                    self.run(graphs.waiting.run(str(tmp_path), pocket=pocket))
-                else:
-                    graphs.waiting.run_sync(str(tmp_path), pocket=pocket)
+                wait()
         finally:
             (tmp_path / "go").touch()
         assert self.run(graphs.halving.run(2, pocket=pocket)) == 1
@@ -215,6 +220,28 @@ class ExecutorContract:
         assert self.run(graphs.tallying.run(draw(), pocket=pocket)) == [*range(end)]
         assert max(under_way) <= executor.room + 1
 
+    def test_a_durable_fan_out_is_kept_item_by_item(self, pocket: Pocket, tmp_path: Path) -> None:
+        """What is recorded of a run that failed isn't done again: each item was done once there, but for the one that failed."""
+        store = Store(f"sqlite:///{tmp_path}/state.db")
+        items = [(str(tmp_path), n) for n in range(20)]
+
+        def did() -> int:
+            return sum(file.stat().st_size for file in tmp_path.glob("did-*"))
+
+        async def use() -> tuple[list[int], list[int]]:
+            async with store:
+                with pytest.raises(graphs.OddError):
+                    await graphs.stumbling.run(items, pocket=pocket, store=store, run_id="r-1")
+                before = did()
+                done = await graphs.stumbling.run(items, pocket=pocket, store=store, run_id="r-1")
+                again = await graphs.stumbling.run(items, pocket=pocket, store=store, run_id="r-1")
+                assert again == done
+                return done, [before, did()]
+
+        done, (before, after) = self.run(use())
+        assert done == [*range(20)]
+        assert (before, after) == (20, 21)
+
     # ------------------------------------------------------------ context
     def test_the_trace_goes_on_there(self, pocket: Pocket) -> None:
         """exec's span is the current one there; the session and the baggage are those of the run."""
@@ -235,7 +262,8 @@ class ExecutorContract:
 
         async def use() -> str:
             async with store:
-                return await graphs.keyed.run(0, pocket=pocket, store=store, run_id="r-1")
+                key: str = await graphs.keyed.run(0, pocket=pocket, store=store, run_id="r-1")
+                return key
 
         assert self.run(use()) == "r-1/key#1"
         with pytest.raises(PocketError, match="no durable run"):
@@ -247,8 +275,7 @@ class ExecutorContract:
         found: list[int] = []
 
         def use() -> None:
-            for _ in range(3):
-                found.append(asyncio.run(graphs.halving.run(8, pocket=pocket)))
+            found.extend(asyncio.run(graphs.halving.run(8, pocket=pocket)) for _ in range(3))
 
         threads = [threading.Thread(target=use) for _ in range(4)]
         for thread in threads:
@@ -263,6 +290,18 @@ class ExecutorContract:
         pocket.shutdown()
         executor.close()
         assert self.run(graphs.halving.run(4, pocket=pocket)) == 2
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    def test_a_forked_child_begins_anew(self, pocket: Pocket) -> None:
+        """And leaves its parent's alone, also when it ends."""
+        assert self.run(graphs.halving.run(2, pocket=pocket)) == 1
+
+        async def use() -> None:
+            assert await graphs.halving.run(4, pocket=pocket) == 2
+            pocket.shutdown()
+
+        assert works_in_a_child(use)
+        assert self.run(graphs.halving.run(6, pocket=pocket)) == 3
 
     def test_a_killed_worker_is_replaced(self, pocket: Pocket, executor: Executor, tmp_path: Path) -> None:
         """Its work is begun again on another one."""

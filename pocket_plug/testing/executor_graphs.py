@@ -89,6 +89,15 @@ def counted(at: tuple[str, int]) -> int:
 
 
 @node
+def stumbles(at: tuple[str, int]) -> int:
+    """Notes that it was done; the last one fails the first time."""
+    folder, number = at
+    if note(folder, f"did-{number}") == 1 and number == 19:
+        raise OddError(number)
+    return number
+
+
+@node
 def flaky(at: tuple[str, int]) -> int:
     """Fails so often, then gives how often it was called."""
     folder, failures = at
@@ -127,7 +136,7 @@ def context(_: object) -> tuple[str, str, str | None, str]:
     return f"{span.trace_id:032x}", f"{span.span_id:016x}", current_session(), str(baggage.get_baggage("tenant"))
 
 
-class Charge(Node[int, int]):
+class Charge(Node[int, int, tuple[int, int]]):
     """A class, with phases that need the store."""
 
     price = Key("price", int)
@@ -194,8 +203,10 @@ halving_async = Graph(_there(half_async), name="halving_async")
 located = Graph(_there(where), name="located")
 charging = Graph(_there(charge), name="charging")
 outer = Graph(Graph(_there(half), name="within") >> _there(half, name="again"), name="outer")
+deep = Graph(each(Graph(_there(half), name="inside")), name="deep")
 many = Graph(each(half, executor=EXECUTOR), name="many")
 collecting = Graph(each(half, executor=EXECUTOR, errors="collect"), name="collecting")
+stumbling = Graph(each(stumbles, concurrency=1, executor=EXECUTOR), name="stumbling")
 tallying = Graph(each(tallied, executor=EXECUTOR), name="tallying")
 counting = Graph(each(counted, executor=EXECUTOR), name="counting")
 retried = Graph(_there(flaky, retry=Retry(attempts=3, delay=0, on=OddError)), name="retried")

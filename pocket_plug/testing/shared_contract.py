@@ -491,11 +491,17 @@ class ServerBackendContract(SharedBackendContract):
 
         through(scenario)
 
+    @pytest.mark.parametrize("later", [0, 1], ids=["at once", "after the next write"])
     def test_a_copy_that_comes_late_does_nothing(
-        self, through: Callable[..., Any], proxy: Proxy, make_backend: Callable[[], Backend], clock: FakeClock
+        self,
+        through: Callable[..., Any],
+        proxy: Proxy,
+        make_backend: Callable[[], Backend],
+        clock: FakeClock,
+        later: int,
     ) -> None:
-        """A write that was sent again has two copies under way. What its caller was told, done or conflict, stays so
-        when the other one arrives, though by then what it expects may be there again."""
+        """A write that was sent again has two copies under way. What its caller was told, done or conflict, stays so when
+        the other one arrives, though by then what it expects may be there again; also if he has written other things."""
 
         async def scenario(backend: Backend) -> None:
             other = make_backend()
@@ -505,6 +511,8 @@ class ServerBackendContract(SharedBackendContract):
                 proxy.delay(b"late:done")
                 landed = await backend.write([Put("late:done", 1)], {"late:done": 0})
                 await other.write([Delete("late:done")], {"late:done": landed})
+                for n in range(later):
+                    await backend.write([Put("next", n)])
                 proxy.release()
                 assert await backend.read("late:done") is None
                 assert await other.version() >= landed
@@ -516,6 +524,8 @@ class ServerBackendContract(SharedBackendContract):
                 with pytest.raises(ConflictError):
                     await writing
                 await other.write([Delete("late:refused")])
+                for n in range(later):
+                    await backend.write([Put("next", n)])
                 proxy.release()
                 assert await backend.read("late:refused") is None
 

@@ -492,7 +492,7 @@ def test_a_turn_locks_other_processes_out(tmp_path: Path, durability: sqlite.Dur
         order.append("theirs")
 
     async def ours(writes: bool) -> None:
-        async with one.turn():
+        async with one.turn(("n",)):
             rival.start()
             entry = await one.read("a")
             if writes:
@@ -519,11 +519,11 @@ def test_a_turn_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     drive(other.open())
 
     async def scenario() -> None:
-        async with one.turn():
+        async with one.turn(("n",)):
             drive(other.write([Put("a", "theirs")]))  # waits for the end of the turn
             with pytest.raises(ConflictError):
                 await one.write([Put("a", "ours")], {"a": 0})
-        async with one.turn(), one.turn():
+        async with one.turn(("n",)), one.turn(("n",)):
             await one.write([Put("a", "ours")])
 
     drive(scenario())
@@ -537,7 +537,7 @@ def test_a_turn_that_waits_for_another_process_ends(tmp_path: Path) -> None:
     backend = SQLite(tmp_path / "state.db", timeout=0.02)
 
     async def in_turn() -> None:
-        async with backend.turn():
+        async with backend.turn(("n",)):
             await backend.write([Put("a", 1)])
 
     async def scenario() -> None:

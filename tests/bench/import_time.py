@@ -8,7 +8,18 @@ from statistics import median
 
 from .harness import Bench, row
 
-UNWANTED = ("opentelemetry.sdk", "structlog", "http.client", "urllib3", "requests", "httpx", "aiohttp", "grpc", "redis")
+UNWANTED = (
+    "opentelemetry.sdk",
+    "structlog",
+    "http.client",
+    "urllib3",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "grpc",
+    "redis",
+    "psycopg",
+)
 
 
 def said(code: str) -> str:

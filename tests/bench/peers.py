@@ -322,6 +322,26 @@ async def langgraph_sqlite_async(length: int, path: Path, synchronous: str) -> A
         yield body
 
 
+@asynccontextmanager
+async def langgraph_postgres_async(length: int, url: str) -> AsyncIterator[Body]:
+    """The same in PostgreSQL."""
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+
+    async def step(state: NumberAndText) -> NumberAndText:
+        return {"n": state["n"] + 1, "key": text(state["n"])}
+
+    async with AsyncPostgresSaver.from_conn_string(url) as saver:
+        await saver.setup()
+        graph, configs = _langgraph_chain(length, step, saver)
+
+        async def body(times: int) -> None:
+            for _ in range(times):
+                state = await graph.ainvoke({"n": 0}, next(configs), durability="sync")
+                assert state["n"] == length
+
+        yield body
+
+
 def _langgraph_chain(length: int, step: Any, saver: Any) -> tuple[Any, Iterator[dict[str, Any]]]:
     from langgraph.graph import END, START, StateGraph
 

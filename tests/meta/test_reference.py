@@ -30,6 +30,7 @@ from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
 from pocket_plug.plugins import config
 from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.remote import Executor
 from pocket_plug.store import backend, layer
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import Store, StoreReader, StoreScope, StoreWriter
@@ -188,6 +189,7 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
         public(layer.Layer) | {"inner", "plugin", "read_many", "inline_read", "inline_write"},
     ),
     "Backend": ("Writing a backend", 0, public(backend.Backend)),
+    "Executor": ("Executors", 1, public(Executor)),
     "records": ("Writing a backend", 1, {"Entry", "Put", "Delete"}),
     "types": ("Types", 0, of_signature(Codec.register, keywords_only=True)),
     "observe": ("Telemetry", 0, of_signature(observe)),

@@ -99,7 +99,7 @@ def test_a_foreign_pyproject_is_left_alone():
     ("text", "message"),
     [
         ("[stor]", "pocket.toml: there is no 'stor' here; did you mean 'store'?"),
-        ("[zzz]", "pocket.toml: there is no 'zzz' here; there is: plugins, runs, store, stores"),
+        ("[zzz]", "pocket.toml: there is no 'zzz' here; there is: executors, plugins, runs, store, stores"),
         ("store = 3", "pocket.toml [store]: this is a table, not int"),
         ("[stores]\ncache = 'x'", "pocket.toml [stores.cache]: this is a table, not str[1]"),
         ("[store]\nlayer = []", "pocket.toml [store]: there is no 'layer' here; did you mean 'layers'?"),

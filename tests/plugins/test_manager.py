@@ -21,6 +21,7 @@ import structlog
 
 import pocket_plug
 from pocket_plug.errors import ConfigError, PluginError
+from pocket_plug.executors import Threads
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node_functions import node
 from pocket_plug.hookspecs import Observer, Run, Specs, hookimpl
@@ -312,6 +313,8 @@ def test_layer_name_taken(caplog):
         ("pocket_layers", [Shout()], "it gave Shout(), not a subclass of Layer"),
         ("pocket_backends", [Memory], "it gave list, not a mapping of URL schemes"),
         ("pocket_backends", {"x": 3}, "'x' leads to 3, which can't be called with a URL"),
+        ("pocket_executors", [Memory], "it gave list, not a mapping of URL schemes"),
+        ("pocket_executors", {"x": 3}, "'x' leads to 3, which can't be called with a URL"),
     ],
 )
 def test_offers_of_the_wrong_type(caplog, hook, answer, words):
@@ -320,6 +323,8 @@ def test_offers_of_the_wrong_type(caplog, hook, answer, words):
     assert pocket.layer("bounding").name == "bounding"
     with pytest.raises(ConfigError):
         pocket.backend("x://")
+    with pytest.raises(ConfigError):
+        pocket.executor("x://")
     [text] = said(caplog, "'offering'")
     assert f"failed at {hook}: TypeError: {words}" in text
 
@@ -349,6 +354,47 @@ def test_backend_that_can_not_be_made():
         pocket.backend("redis://me:secret@host")
     with pytest.raises(PluginError, match="plugin 'offering' made None of it, not a Backend"):
         pocket.backend("none://")
+
+
+def test_executors_on_offer():
+    """A URL's scheme leads to what the plugin gave for it; there is one executor for each URL, closed with its Pocket."""
+    closed: list[str] = []
+
+    class Scratch(Threads):
+        def __init__(self, url: str) -> None:
+            self.url = url
+
+        def close(self) -> None:
+            closed.append(self.url)
+
+    class Offering:
+        @hookimpl
+        def pocket_executors(self):
+            return {"scratch": Scratch}
+
+    pocket = pocket_with(Offering())
+    assert pocket.executor("scratch://a") is pocket.executor("scratch://a")
+    assert pocket.executor("scratch") is pocket.executor("scratch://")
+    with pocket:
+        pass
+    assert sorted(closed) == ["scratch://", "scratch://a"]
+    assert pocket.executor("scratch").url == "scratch://"
+    asyncio.run(pocket.close())
+    assert sorted(closed) == ["scratch://", "scratch://", "scratch://a"]
+
+
+def test_executor_that_can_not_be_made():
+    """What a plugin raises for a URL names the plugin and the URL, without the password in it."""
+
+    def refuse(url: str) -> Threads:
+        raise ValueError(f"no such port in {url}")
+
+    pocket = pocket_with(offering("pocket_executors", {"far": refuse, "none": lambda url: None}))
+    with pytest.raises(ConfigError, match=r"'far://me:\*\*\*@host': plugin 'offering' .*no such port") as failed:
+        pocket.executor("far://me:secret@host")
+    assert "secret" not in str(failed.value)
+    with pytest.raises(PluginError, match="plugin 'offering' made None of it, not an Executor"):
+        pocket.executor("none://")
 
 
 def test_types_are_registered_before_they_are_needed():

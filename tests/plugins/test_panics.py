@@ -131,7 +131,10 @@ def test_what_somebody_wants_to_pass_does(kind: type[BaseException], where: str)
     assert len(left) == (where != "hook")
 
 
-HOOKS = ["pocket_layers", "pocket_backends", "pocket_types", "pocket_commands", "pocket_configure", "pocket_shutdown"]
+HOOKS = [
+    *("pocket_layers", "pocket_backends", "pocket_executors", "pocket_types", "pocket_commands", "pocket_configure"),
+    "pocket_shutdown",
+]
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -147,6 +150,7 @@ def test_a_panic_in_a_hook(kind: type[BaseException], hook: str) -> None:
     assert pocket.layer("metrics")
     assert pocket.backend("sqlite:///state.db")
     assert pocket.commands() == {}
+    assert pocket.executor("threads")
     pocket.shutdown()
     record = pocket.plugin("panicking")
     assert (record.status == "failed") == (hook == "pocket_configure")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never, assert_type
 
@@ -60,8 +61,10 @@ from pocket_plug import (
     node,
     progress,
 )
+from pocket_plug.executors import Processes, Threads
 from pocket_plug.graph.chain import Out
 from pocket_plug.graph.node_functions import FunctionNode
+from pocket_plug.remote import Executor
 
 
 @dataclass(frozen=True)
@@ -340,6 +343,16 @@ async def graphs(store: Store, sync: SyncStore) -> None:
         assert_type(pocket.stores["cache"], Store)
 
 
+class Beside(Executor):
+    def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
+        raise NotImplementedError
+
+
+class Elsewhere(Node[Order, Order], executor=Threads(), retry=Retry()):
+    def exec(self, prepared: Order) -> Order:
+        return prepared
+
+
 async def many(store: Store) -> None:
     assert_type(each(fetch), Node[Iterable[str], list[bytes]])
     assert_type(each(fetch, concurrency=5, errors="raise"), Node[Iterable[str], list[bytes]])
@@ -348,6 +361,17 @@ async def many(store: Store) -> None:
     assert_type(await fan_out(fetch, ["/"]), list[bytes])
     assert_type(await fan_out(charge, iter([Order("1")]), concurrency=5, store=store), list[Receipt])
     assert_type(await fan_out(fetch, ["/"], errors="collect"), list[bytes | Exception])
+
+    assert_type(each(fetch, executor="processes"), Node[Iterable[str], list[bytes]])
+    assert_type(each(fetch, errors="collect", executor=Processes(2)), Node[Iterable[str], list[bytes | Exception]])
+    assert_type(await fan_out(fetch, ["/"], executor="dask://scheduler:8786"), list[bytes])
+    assert_type(await Graph(charge.with_options(executor=Beside())).run(Order("1")), Receipt)
+
+    @node(executor="processes://?workers=2")
+    def heavy(n: int) -> str:
+        return str(n)
+
+    assert_type(await Graph(heavy).run(1), str)
 
     @node
     def total(sizes: list[int]) -> int:

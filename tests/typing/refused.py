@@ -247,6 +247,8 @@ async def graphs() -> None:
     await Graph(charge >> file).submit(Order("1"))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Worker([charge])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     Graph(Charge)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    each(charge, executor=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    charge.with_options(executor=object())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     each(charge, errors="ignore")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await Graph(each(charge)).run(Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await fan_out(charge, ["x"])  # type: ignore[misc]  # pyright: ignore[reportArgumentType]

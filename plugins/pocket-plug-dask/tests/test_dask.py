@@ -2,79 +2,84 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import pocket_plug_dask
 import pytest
 from pocket_plug_dask import DaskExecutor
 
+from pocket_plug import ConfigError, ExecutorLostError, GraphError, Pocket
 from pocket_plug.remote import Executor
-from pocket_plug.testing.executor_contract import ExecutorContract
+from pocket_plug.testing import executor_graphs as graphs
+from pocket_plug.testing.executor_contract import ExecutorContract, Offering, has
 
 SOON = 30.0
-"""Seconds that a scheduler has to start."""
+"""Seconds that a process has to start."""
 
 
 class Cluster:
-    """A scheduler and workers as `dask scheduler` and `dask worker` start them, on a port of their own."""
+    """A scheduler and workers as `dask scheduler` and `dask worker` start them, each a process group of its own."""
 
-    def __init__(self, folder: Path, workers: int, port: int = 0) -> None:
-        self.folder, self.file, self.port = folder, folder / "scheduler.json", port
-        self.scheduler = self._start_scheduler()
-        self.workers = [self._start_worker() for _ in range(workers)]
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.folder, self.file, self.port = folder, folder / "scheduler.json", 0
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.start(workers)
 
-    def _start_scheduler(self) -> subprocess.Popen[bytes]:
+    def start(self, workers: int) -> None:
+        """The scheduler, on the port that it had, and workers."""
         self.file.unlink(missing_ok=True)
-        options = ["--scheduler-file", str(self.file), "--no-jupyter", "--no-show"]
-        started = self._start("scheduler", "--host", "127.0.0.1", "--port", str(self.port), *options)
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--dashboard-address", "127.0.0.1:0"]
+        self.scheduler = self._start("scheduler", *where, "--scheduler-file", str(self.file), "--no-show")
         until = time.monotonic() + SOON
         while not self.file.exists() or not self.file.read_text():
-            assert started.poll() is None and time.monotonic() < until, "the scheduler doesn't start"
+            assert self.scheduler.poll() is None, "the scheduler has ended"
+            assert time.monotonic() < until, "the scheduler doesn't start"
             time.sleep(0.01)  # it is another process
-        self.port = int(__import__("json").loads(self.file.read_text())["address"].rpartition(":")[2])
-        return started
+        self.port = int(json.loads(self.file.read_text())["address"].rpartition(":")[2])
+        for _ in range(workers):
+            self._start("worker", self.address, "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard")
 
-    def _start_worker(self) -> subprocess.Popen[bytes]:
-        return self._start("worker", self.address, "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard")
-
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        places = ["--local-directory", str(self.folder)] if arguments[0] == "worker" else []
-        dashboard = ["--dashboard-address", "127.0.0.1:0"] if arguments[0] == "scheduler" else []
-        with (self.folder / f"{arguments[0]}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:], *places, *dashboard],
-                stdout=log, stderr=log, start_new_session=True,
+    def _start(self, what: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
+        with (self.folder / f"{what}.log").open("ab") as log:
+            environment = {
+                **os.environ,
+                "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+            }  # not 3: it takes its time
+            started = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder, env=environment
             )
+        self.processes.append(started)
+        return started
 
     @property
     def address(self) -> str:
         return f"tcp://127.0.0.1:{self.port}"
 
-    def restart_scheduler(self) -> None:
-        self.scheduler = self._start_scheduler()
-
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """With those that it has started."""
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def close(self) -> None:
-        for process in (*self.workers, self.scheduler):
-            self.kill(process)
+    def kill(self) -> None:
+        """All of it, with what the processes have started."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.processes.clear()
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("dask"), workers=2)
     yield cluster
-    cluster.close()
+    cluster.kill()
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,101 @@ class TestDask(ExecutorContract):
     @pytest.fixture
     def executor(self, dask: Executor) -> Executor:
         return dask
+
+
+def run(working: Coroutine[Any, Any, Any]) -> Any:
+    async def in_time() -> Any:
+        async with asyncio.timeout(2 * SOON):
+            return await working
+
+    return asyncio.run(in_time())
+
+
+def test_a_scheduler_that_is_stopped_or_killed_is_an_error_and_then_used_again(tmp_path: Path) -> None:
+    """What is on its way fails with an error that a retry covers; the program goes on without a restart."""
+    cluster = Cluster(tmp_path, workers=1)
+    executor = DaskExecutor(cluster.address, timeout=1)
+    pocket = Pocket(plugins=[Offering(executor)], autoload=False)
+
+    async def lost_after(harm: Callable[[], object]) -> None:
+        """The scheduler is harmed while a worker is at work."""
+        (tmp_path / "begun").unlink(missing_ok=True)
+        running = asyncio.create_task(graphs.blocking.run(str(tmp_path), pocket=pocket))
+        await has(tmp_path / "begun")
+        harm()
+        with pytest.raises(ExecutorLostError, match=r"node 'blocked'.*scheduler"):
+            await running
+
+    try:
+        run(lost_after(lambda: cluster.scheduler.send_signal(signal.SIGSTOP)))
+        with pytest.raises(ExecutorLostError, match="can't be reached"):
+            run(graphs.halving.run(2, pocket=pocket))
+        cluster.scheduler.send_signal(signal.SIGCONT)
+        (tmp_path / "go").touch()
+        assert run(graphs.halving.run(4, pocket=pocket)) == 2
+        (tmp_path / "go").unlink()
+        run(lost_after(cluster.kill))
+        with pytest.raises(ExecutorLostError, match="can't be reached"):
+            run(graphs.halving.run(2, pocket=pocket))
+        cluster.start(workers=1)
+        assert run(graphs.halving.run(6, pocket=pocket)) == 3
+    finally:
+        executor.close()
+        cluster.kill()
+
+
+def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: Cluster) -> None:
+    """By their URLs, in a Pocket that has the plugin; it ends the cluster that it has started."""
+    with Pocket(plugins=[pocket_plug_dask], autoload=False) as pocket:
+        for url in ("dask+local://?workers=1", f"dask://?scheduler_file={cluster.file}"):
+            executor = pocket.executor(url)
+            assert executor is pocket.executor(url)
+            there = Pocket(plugins=[Offering(executor)], autoload=False)  # type: ignore[arg-type]
+            assert run(graphs.halving.run(2, pocket=there)) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("dask://", "names a scheduler"),
+        ("dask://host:1?scheduler_file=x", "names a scheduler"),
+        ("dask://host:1?time=3", "Did you mean 'timeout'"),
+        ("dask://host:1?timeout=soon", "whole number"),
+        ("dask+local://host?workers=2", "nothing but options"),
+        ("dask+local://?workers=0", "whole number"),
+        ("dask://me:hunter2@host:1", "only host:port"),
+    ],
+)
+def test_a_url_that_is_invalid_is_refused(url: str, said: str) -> None:
+    """It says what is allowed, without passwords."""
+    pocket = Pocket(plugins=[pocket_plug_dask], autoload=False)
+    with pytest.raises(ConfigError, match=said) as failed:
+        pocket.executor(url)
+    assert "hunter2" not in str(failed.value)
+
+
+def test_urls_name_schedulers() -> None:
+    """As Dask calls them."""
+    assert DaskExecutor.from_url("dask://host:8786").title == "tcp://host:8786"
+    assert DaskExecutor.from_url("dask+tls://host:8786").title == "tls://host:8786"
+    assert DaskExecutor.from_url("dask://?scheduler_file=/x.json").title == "/x.json"
+    assert DaskExecutor.from_url("dask+local://").title == "dask+local://?workers=2"
+
+
+def test_a_graph_in_a_script_is_refused(tmp_path: Path) -> None:
+    """Before the run starts: Dask's workers have another `__main__`."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pocket_plug import Graph, GraphError, node\n"
+        "@node(executor='dask://127.0.0.1:1')\n"
+        "def double(n: int) -> int:\n"
+        "    return 2 * n\n"
+        "graph = Graph(double)\n"
+        "try:\n"
+        "    graph.run_sync(1)\n"
+        "except GraphError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert "move it into a module of its own" in done.stdout
+    assert GraphError

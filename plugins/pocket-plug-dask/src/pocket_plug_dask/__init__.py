@@ -7,7 +7,7 @@ made anew once its scheduler doesn't answer any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from itertools import count
@@ -60,7 +60,9 @@ class DaskExecutor(Executor):
 
     @classmethod
     def from_url(cls, url: str) -> DaskExecutor:
-        """`dask://host:8786`, `dask+tls://host:8786`, `dask://?scheduler_file=…`, `dask+local://?workers=2`. Raises ConfigError."""
+        """Of `dask://host:8786`, `dask+tls://host:8786`, `dask://?scheduler_file=…`, `dask+local://?workers=2`. Raises
+        ConfigError.
+        """
         scheme = url.partition("://")[0].lower()
         is_local = scheme == "dask+local"
         address, options = parted(url, ("workers",) if is_local else ("scheduler_file", "timeout"))
@@ -72,7 +74,9 @@ class DaskExecutor(Executor):
                 f"{public_url(url)!r}: it names a scheduler, dask://host:8786, or a file, dask://?scheduler_file=…"
             )
         if "@" in address or "/" in address:
-            raise ConfigError(f"{public_url(url)!r}: only host:port may follow dask://; TLS's files are Dask's to configure")
+            raise ConfigError(
+                f"{public_url(url)!r}: only host:port may follow dask://; TLS's files are Dask's to configure"
+            )
         address = address and f"{'tls' if scheme == 'dask+tls' else 'tcp'}://{address}"
         return cls(
             address,
@@ -119,7 +123,7 @@ class _Home:
         self._cluster: Any = None
         self._lost: asyncio.Future[str] | None = None
         """Done once the client is lost, with the reason."""
-        self._connecting = asyncio.Lock()
+        self._connecting: asyncio.Task[tuple[Any, asyncio.Future[str]]] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._prefix, self._numbers = f"pocket_plug-{uuid4().hex}", count()
         self.thread = LoopThread("pocket_plug dask")
@@ -145,7 +149,7 @@ class _Home:
         future = client.submit(function, request, key=f"{self._prefix}-{next(self._numbers)}", pure=False)
         result = asyncio.ensure_future(_result_of(future))
         try:
-            await asyncio.wait({result, lost}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((result, lost), return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
                 raise ExecutorLostError(lost.result())
             return result.result()
@@ -153,37 +157,46 @@ class _Home:
             if not result.done():
                 result.cancel()
                 if not lost.done():
-                    self._do_beside(client.cancel([future]))
+                    self._do_beside(client.cancel, [future])
             future.release()
 
     # ------------------------------------------------------------ the client
     async def _connected(self) -> tuple[Any, asyncio.Future[str]]:
         """The client, made anew where there is none that is connected. Raises ExecutorLostError."""
-        async with self._connecting:
-            if self._lost is None or self._lost.done() or self._client.status != "running":
-                self._drop("the connection to the scheduler was lost")
-                self._client = await self._connect()
-                self._lost = asyncio.get_running_loop().create_future()
-                self._do_beside(self._watch(self._client, self._lost))
+        if self._lost is not None and not self._lost.done() and self._client.status == "running":
             return self._client, self._lost
+        if self._connecting is None or self._connecting.done():  # all that wait for it fail together, if it does
+            self._drop("the connection to the scheduler was lost")
+            self._connecting = asyncio.ensure_future(self._connect())
+        return await asyncio.shield(self._connecting)
 
-    async def _connect(self) -> Any:
-        from distributed import Client
+    async def _connect(self) -> tuple[Any, asyncio.Future[str]]:
+        self._client = await self._new_client()
+        self._lost = asyncio.get_running_loop().create_future()
+        self._do_beside(self._watch, self._client, self._lost)
+        return self._client, self._lost
 
+    async def _new_client(self) -> Any:
+        import distributed
+
+        client: Any = distributed.Client  # it has no types
         executor, made = self._executor, None
         try:
             if executor.workers is not None and self._cluster is None:
                 self._cluster = await _local_cluster(executor.workers)
             options = {"timeout": executor.timeout, "asynchronous": True, "set_as_default": False}
             if executor.scheduler_file:
-                made = Client(scheduler_file=executor.scheduler_file, **options)
+                made = client(scheduler_file=executor.scheduler_file, **options)
             else:
-                made = Client(self._cluster or executor.address, **options)
-            return await made
+                made = client(self._cluster or executor.address, **options)
+            async with asyncio.timeout(
+                executor.timeout
+            ):  # its own is not for a scheduler that accepts and says nothing
+                return await made
         except (OSError, ValueError) as error:  # a scheduler's file that isn't whole yet is no JSON
             if made is not None:
-                self._do_beside(made.close(timeout=CLOSING))
-            raise ExecutorLostError(f"the scheduler can't be reached: {error}") from error
+                self._do_beside(made.close, CLOSING)
+            raise ExecutorLostError(f"the scheduler can't be reached: {str(error) or 'no answer in time'}") from error
 
     async def _watch(self, client: Any, lost: asyncio.Future[str]) -> None:
         """Look at the scheduler now and then: one that is stopped, or cut off, says nothing by itself."""
@@ -193,7 +206,7 @@ class _Home:
                     self.threads = sum((await client.scheduler.ncores()).values())
             except (OSError, TimeoutError) as error:
                 if not lost.done():
-                    self._drop(f"the scheduler doesn't answer any more: {error or type(error).__name__}")
+                    self._drop(f"the scheduler doesn't answer any more: {str(error) or type(error).__name__}")
                 return
             await asyncio.wait({lost}, timeout=LOOK)
 
@@ -201,25 +214,26 @@ class _Home:
         """Use this client no longer; what waits for it fails."""
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(why)
-            self._do_beside(self._client.close(timeout=CLOSING))
+            self._do_beside(self._client.close, CLOSING)
 
-    def _do_beside(self, doing: Coroutine[Any, Any, object]) -> None:
+    def _do_beside(self, do: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Nobody waits for it."""
-        task = asyncio.ensure_future(_quietly(doing))
+        task = asyncio.ensure_future(_quietly(do, arguments))
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
 
-async def _quietly(doing: Coroutine[Any, Any, object]) -> None:
+async def _quietly(do: Callable[..., Awaitable[object]], arguments: tuple[object, ...]) -> None:
     """What becomes of a connection that is left doesn't matter any more."""
     with suppress(Exception):
-        await doing
+        await do(*arguments)
 
 
 async def _local_cluster(workers: int) -> Any:
-    from distributed import LocalCluster
+    import distributed
 
-    return await LocalCluster(
+    cluster: Any = distributed.LocalCluster
+    return await cluster(
         n_workers=workers,
         threads_per_worker=1,
         host="127.0.0.1",

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Literal, TypeVar, get_args
@@ -56,6 +57,7 @@ from .binary import (
 from .failures import explained
 from .link import ConnectionLostError, Link, Pool, Row, Statement, connected
 from .schema import DataSet, check_server, find_faults, find_or_make
+from .turns import Turn, had
 from .watching import Subscription
 
 T = TypeVar("T")
@@ -70,6 +72,9 @@ REAP_EVERY, MOST_REAPED = 16, 1000
 MOST_LOCKS = 60
 """A write of more keys locks the whole data set instead. The server has room for 64 locks per connection, if all
 take so many."""
+
+TURN_CONNECTIONS = 2
+"""So many connections for turns each event loop makes at most: those who wait there must not stop the others."""
 
 MAX_CHANGES = 50_000
 """A write of so many takes about a second of the server, in which nobody else can write to the data set."""
@@ -128,6 +133,7 @@ class PostgreSQL(Backend):
         self._retrying = Retrying(self._data.server, (ConnectionLostError,), timeout, patience)
         self._slots = Slots()
         self._pools: PerLoop[Pool] | None = None
+        self._turn_pools: PerLoop[Pool] | None = None
         self._is_prepared = False
         self._subscription: Subscription | None = None
         self._unreaped = 0
@@ -153,6 +159,7 @@ class PostgreSQL(Backend):
             return
         timeout = self._retrying.timeout
         self._pools = PerLoop(self._new_pool, lambda pool: pool.close(timeout))
+        self._turn_pools = PerLoop(lambda: Pool(self._connect, TURN_CONNECTIONS), lambda pool: pool.close(timeout))
         try:
             await self._retrying(lambda attempt: self._with_link(attempt, self._prepare))
         except BaseException:
@@ -183,10 +190,11 @@ class PostgreSQL(Backend):
 
     async def close(self) -> None:
         """Let what is under way come to its end, and close all connections."""
-        pools, self._pools, self._is_prepared = self._pools, None, False
-        subscription, self._subscription = self._subscription, None
-        if pools is not None:
-            await pools.close()
+        pools, self._pools, self._turn_pools = (self._pools, self._turn_pools), None, None
+        subscription, self._subscription, self._is_prepared = self._subscription, None, False
+        for each in pools:
+            if each is not None:
+                await each.close()
         if subscription is not None:
             await asyncio.to_thread(subscription.close)
 
@@ -201,13 +209,13 @@ class PostgreSQL(Backend):
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
         """One statement."""
-        rows = await self._rows(self._read, (key.encode(),))
+        rows = await self._rows(self._read, [key.encode()])
         return self._entry(key, rows[0], self.clock()) if rows else None
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """One statement, so all are as they were at one moment."""
         names = {key.encode(): str(key) for key in keys}
-        rows = await self._rows(self._read_many, (array(BYTEA, list(names)),)) if names else []
+        rows = await self._rows(self._read_many, [array(BYTEA, list(names))]) if names else []
         now, entries = self.clock(), dict[str, Entry]()
         for row in rows:
             name = names[row[3] or b""]
@@ -222,7 +230,7 @@ class PostgreSQL(Backend):
         given, size = 0, PAGE if limit is None else min(limit, PAGE)
         low, high = _bounds(prefix.encode(), after.encode(), reverse)
         while given != limit:
-            page = await self._rows(self._scan_back if reverse else self._scan, (low, high, pack_small(size)))
+            page = await self._rows(self._scan_back if reverse else self._scan, [low, high, pack_small(size)])
             now = self.clock()
             for key, ends in page:
                 ends_at = number(ends)
@@ -238,7 +246,7 @@ class PostgreSQL(Backend):
 
     async def version(self) -> int:
         """The last one given, by whichever program."""
-        [[version]] = await self._rows(self._version, ())
+        [[version]] = await self._rows(self._version, [])
         return integer(version or b"")
 
     async def check(self) -> list[str]:
@@ -267,7 +275,7 @@ class PostgreSQL(Backend):
         """One statement: what it sees is what was committed before it."""
         self._check_size(len(expect))
         names = array(BYTEA, [key.encode() for key in expect])
-        rows = await self._rows(self._checks, (names, array_of_integers(expect.values()), pack_float(self.clock())))
+        rows = await self._rows(self._checks, [names, array_of_integers(expect.values()), pack_float(self.clock())])
         version, unmet = rows[0]
         if unmet:
             raise _conflict(expect, integers(unmet))
@@ -320,7 +328,7 @@ class PostgreSQL(Backend):
 
     async def _written(self, attempt: Attempt, token: Token, request: _Request) -> int:
         again = TRUE if attempt.number > 1 else FALSE
-        whose = [bytes.fromhex(token.slot), pack_integer(token.sequence), again]
+        whose: list[bytes | None] = [bytes.fromhex(token.slot), pack_integer(token.sequence), again]
         parameters = [*whose, *request.before, pack_float(self.clock()), *request.asked]
 
         async def send(link: Link) -> list[Row]:
@@ -328,7 +336,8 @@ class PostgreSQL(Backend):
             return await link.run(self._write, parameters)
 
         try:
-            [[outcome]] = await self._with_link(attempt, send)
+            rows = await self._in_turn(attempt, send)
+            [[outcome]] = await self._with_link(attempt, send) if rows is None else rows
         except StoreError as error:
             if request.was_sent:
                 raise AnswerLostError(
@@ -347,32 +356,65 @@ class PostgreSQL(Backend):
             )
         return version
 
+    # ------------------------------------------------------------ turns
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """A transaction that locks the data set; those who want one wait in the server's queue. One second at most."""
+
+        async def begun(begin: Callable[[Attempt], Awaitable[Link]]) -> Link:
+            async def explained_begin(attempt: Attempt) -> Link:
+                with self._explaining():
+                    return await begin(attempt)
+
+            return await self._retrying(explained_begin)
+
+        return Turn(lambda: self._here(self._turn_pools), self._whole, begun)
+
+    async def _in_turn(self, attempt: Attempt, send: Callable[[Link], Awaitable[list[Row]]]) -> list[Row] | None:
+        """Send it in the transaction of the turn that the caller has. None where it has none, or has written in it."""
+        turn = had.get()
+        link = None if turn is None or attempt.number > 1 else turn.use(self._here(self._turn_pools))
+        if link is None:
+            return None
+        attempt.cut = link.close
+        with self._explaining():
+            rows = await send(link)
+            await link.script("COMMIT")
+        return rows
+
     # ------------------------------------------------------------ connections
-    async def _rows(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[Row]:
+    async def _rows(self, statement: Statement, parameters: list[bytes | None]) -> list[Row]:
         return await self._retrying(
             lambda attempt: self._with_link(attempt, lambda link: link.run(statement, parameters))
         )
 
     async def _with_link(self, attempt: Attempt, use: Callable[[Link], Awaitable[T]]) -> T:
         """Use a connection of this loop's pool for one attempt."""
-        pools = self._pools
-        if pools is None:
-            raise StoreClosedError(
-                f"{self._data.server} is not open: it was closed, or not opened yet (with SyncStore(…), async with Store(…))"
-            )
-        pool = pools.here()
+        pool = self._here(self._pools)
         try:
-            link = await pool.take(attempt)
-            attempt.cut = link.close
-            return await use(link)
-        except psycopg.Error as error:
-            raise explained(self._data.server, error) from error
+            with self._explaining():
+                link = await pool.take(attempt)
+                attempt.cut = link.close
+                return await use(link)
         finally:
             try:
                 pool.leave(attempt)
             except BaseException:  # interrupted
                 pool.leave(attempt)
                 raise
+
+    @contextmanager
+    def _explaining(self) -> Generator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            raise explained(self._data.server, error) from error
+
+    def _here(self, pools: PerLoop[Pool] | None) -> Pool:
+        if pools is None:
+            raise StoreClosedError(
+                f"{self._data.server} is not open: it was closed, or not opened yet (with SyncStore(…), async with Store(…))"
+            )
+        return pools.here()
 
     # ------------------------------------------------------------ values, sizes and errors
     def _encoded(self, change: Put, end: float | None) -> bytes:

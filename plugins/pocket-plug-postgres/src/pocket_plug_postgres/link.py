@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, Format
+from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 
 from pocket_plug.errors import StoreClosedError
 
@@ -38,13 +38,13 @@ class Statement:
 
     name: bytes
     sql: bytes
-    formats: tuple[Format, ...]
+    formats: list[Format]
 
     @classmethod
     def of(cls, name: str, sql: str) -> Statement:
         """One whose parameters are $1 to $n, all in the binary format."""
         count = next(n for n in range(100) if f"${n + 1}" not in sql)
-        return cls(f"pocket_plug_{name}".encode(), sql.encode(), (Format.BINARY,) * count)
+        return cls(f"pocket_plug_{name}".encode(), sql.encode(), [Format.BINARY] * count)
 
 
 class Link:
@@ -64,10 +64,10 @@ class Link:
 
     @property
     def is_idle(self) -> bool:
-        """Can another statement be run on it?"""
-        return self.is_open and self._answer is None
+        """Can another statement be run on it, in a transaction of its own?"""
+        return self.is_open and self._answer is None and self.pgconn.transaction_status == TransactionStatus.IDLE
 
-    async def run(self, statement: Statement, parameters: Sequence[bytes | None]) -> list[Row]:
+    async def run(self, statement: Statement, parameters: list[bytes | None]) -> list[Row]:
         """Prepare it, if it is new here, and run it. Raises psycopg's errors; interrupted, the connection is of no
         more use."""
         pgconn = self.pgconn
@@ -200,7 +200,7 @@ class Pool:
         if link is not None and link not in self._idle:
             if link.is_idle:
                 self._idle.append(link)
-            else:  # in the middle of a statement
+            else:  # in the middle of a statement, or of a transaction
                 link.close()
                 self._drop_closed()
         self._used.pop(user, None)

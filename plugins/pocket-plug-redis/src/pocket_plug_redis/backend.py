@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -323,7 +323,7 @@ class Redis(Backend):
                     "has landed is not known: read what it wrote before you do it again"
                 ) from error
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
         """A lease of a second at most; whoever waits longest for one is next."""
         return Turn(self)
 

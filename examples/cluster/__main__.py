@@ -1,4 +1,4 @@
-"""The census on a cluster that fits on this machine: `make cluster`, or `python examples/cluster/cluster.py [FOLDER …]`.
+"""The census on a cluster that fits on this machine: `make cluster`, or, in the folder above, `python -m cluster [FOLDER …]`.
 
 It starts a PostgreSQL server, a Dask scheduler with two workers, and two workers of pocket_plug. It submits a run for each
 folder. In the middle it kills all of them but one, and starts others in their places, as an operator's tools would. At the end it
@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import rich
-from app import FOLDER, TIMES, TOTAL, Counted, count, find, graph
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -27,6 +26,8 @@ from pocket_plug import Graph, Node, Pocket, SyncRuns, SyncStore, each, observe
 from pocket_plug.propagation import inject
 from pocket_plug.telemetry.recorded import Trace, read_traces
 from pocket_plug.testing.servers import Server, free_port, postgres
+
+from .app import FOLDER, TIMES, TOTAL, Counted, count, find, graph
 
 HERE = Path(__file__).parent
 MOST = 40
@@ -59,6 +60,12 @@ class Process:
         with (self._folder / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log)  # noqa: S603 - ours
 
+    def check(self) -> None:
+        """Raise RuntimeError, with the end of its log, where it has ended."""
+        if self._process.poll() is not None:
+            log = (self._folder / f"{self.name}.log").read_text("utf-8", "replace")
+            raise RuntimeError(f"{self.name} has ended:\n{log[-2000:]}")
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -79,7 +86,7 @@ def cluster(folder: Path, server: Server) -> Generator[list[Process]]:
         "CENSUS_STORE": server.url,
         "CENSUS_CLUSTER": f"dask://{at}",
         "POCKET_PLUG_CONFIG": str(HERE / "pocket.toml"),
-        "PYTHONPATH": str(HERE),  # Dask's workers import `app` as the others do
+        "PYTHONPATH": str(HERE.parent),  # Dask's workers import the graph as the others do
     }
     local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
     dask_worker = (
@@ -96,7 +103,7 @@ def cluster(folder: Path, server: Server) -> Generator[list[Process]]:
     worker = (
         str(Path(sys.executable).with_name("pocket-plug")),
         "worker",
-        str(HERE / "app.py"),
+        str(HERE),
         "--trace",
         "--lease",
         "5s",
@@ -123,7 +130,9 @@ def folders_of(given: Sequence[str]) -> list[Path]:
     return sorted(path for path in installed.iterdir() if (path / "__init__.py").exists())[:MOST]
 
 
-def watch(runs: SyncRuns, number: int, disturb: Callable[[], None], console: Console) -> None:
+def watch(
+    runs: SyncRuns, number: int, processes: Sequence[Process], disturb: Callable[[], None], console: Console
+) -> None:
     """Draw how far the runs have come until all have ended; after a third of them, disturb."""
     columns = (TextColumn("counting"), BarColumn(), MofNCompleteColumn(), TextColumn("folders"))
     until, is_disturbed = time.monotonic() + HANGS, False
@@ -134,6 +143,8 @@ def watch(runs: SyncRuns, number: int, disturb: Callable[[], None], console: Con
             if not is_disturbed and done * 3 >= number:
                 is_disturbed = True
                 disturb()
+            for process in processes:
+                process.check()
             if time.monotonic() > until:
                 raise TimeoutError(f"{done} of {number} runs have ended within {HANGS:.0f} s")
             time.sleep(0.1)
@@ -185,7 +196,7 @@ def main(given: Sequence[str]) -> int:
             with observe(file=traces, terminal=False), Pocket(HERE / "pocket.toml") as pocket:
                 Graph(each(Submit(pocket)), name="census").run_sync(folders, pocket=pocket)
                 store = pocket.store.sync
-                watch(SyncRuns(store), len(folders), disturb, console)
+                watch(SyncRuns(store), len(folders), processes, disturb, console)
                 wrong = faults(store, folders)
                 console.print(
                     f"{len(folders)} folders, each recorded once: {store.get(TOTAL)}" if not wrong else "\n".join(wrong)

@@ -1,0 +1,1 @@
+"""A census on a cluster that fits on one machine: `make cluster`."""

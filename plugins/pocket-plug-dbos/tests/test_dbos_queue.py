@@ -1,0 +1,456 @@
+"""A queue of DBOS, over DBOS's own SQLite: what becomes of runs, and what DBOS is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbos import DBOS, EnqueueOptions, WorkflowSerializationFormat, WorkflowStatus
+from opentelemetry import trace
+from pocket_plug_dbos import DBOSQueue, PocketSerializer
+from pocket_plug_dbos.queue import _Turn  # pyright: ignore[reportPrivateUsage] - whose moments are tested
+
+import pocket_plug as pp
+from pocket_plug.errors import ConfigError, RunMismatchError, UnknownRunError
+from pocket_plug.testing.spans import SpanCapture
+
+SECRET = "4711-is-what-nobody-shall-read"  # noqa: S105 - it is what the test looks for
+SECONDS = 20.0
+"""After which something is taken for hanging."""
+
+begun: list[str] = []
+"""The inputs of `noted`, in the order in which they began."""
+at_once = [0, 0]
+"""How many of `noted` are under way, and were at most."""
+gate = threading.Event()
+failing = [True]
+
+
+@pp.node.post
+async def book(store: pp.StoreWriter, order: object) -> object:
+    await store.update("booked", lambda n: n + 1, default=0)
+    return order
+
+
+@pp.node
+async def passing(second: int) -> int:
+    return second
+
+
+@pp.node
+async def noted(order: str) -> str:
+    begun.append(order)
+    at_once[0] += 1
+    at_once[1] = max(at_once)
+    while not gate.is_set():
+        await asyncio.sleep(0.005)
+    at_once[0] -= 1
+    return order
+
+
+@pp.node
+async def failed(order: str) -> str:
+    if failing[0]:
+        raise ValueError(order)
+    return order
+
+
+@pp.node
+async def hanging(order: str) -> str:
+    begun.append(order)
+    await asyncio.sleep(60)
+    return order
+
+
+orders = pp.Graph(book, name="orders")
+noting = pp.Graph(noted >> book, name="noting")
+asking = pp.Graph(pp.Ask[object, bool](bool, question="Send?", name="approve") >> book, name="asking")
+sleeping = pp.Graph(pp.Sleep[object]("300ms") >> book, name="sleeping")
+fails = pp.Graph(failed >> book, name="fails")
+hangs = pp.Graph(hanging >> book, name="hangs")
+ticking = pp.Graph(passing, name="ticking")
+
+
+@dataclass
+class World:
+    """One executor in this process, with two queues over one store."""
+
+    folder: Path
+    store: pp.Store
+    wide: DBOSQueue
+    narrow: DBOSQueue
+    """One turn at a time."""
+
+    @property
+    def runs(self) -> pp.SyncRuns:
+        return pp.SyncRuns(self.store)
+
+    def do(self, operation: Awaitable[Any]) -> Any:
+        async def main() -> Any:
+            return await asyncio.wait_for(operation, SECONDS)
+
+        return asyncio.run(main())
+
+    def workflow(self, workflow_id: str, *states: str) -> WorkflowStatus:
+        """Once it has come to one of these states."""
+
+        def is_there() -> bool:
+            status = DBOS.get_workflow_status(workflow_id)
+            return status is not None and status.status in (states or ("SUCCESS", "ERROR", "CANCELLED"))
+
+        until(is_there, lambda: f"workflow {workflow_id} is {DBOS.get_workflow_status(workflow_id)}")
+        status = DBOS.get_workflow_status(workflow_id)
+        assert status is not None
+        return status
+
+    def booked(self) -> int:
+        return self.store.sync.get("booked", 0)
+
+
+def until(holds: Callable[[], bool], what: Callable[[], object] = lambda: "") -> None:
+    """Wait for it; fail where it takes too long."""
+    last = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < last, what()
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("dbos")
+    store = pp.Store(f"sqlite:///{folder}/state.db")
+    with store.sync:
+        DBOS(
+            config={
+                "name": "tests",
+                "system_database_url": f"sqlite:///{folder}/dbos.db",
+                "executor_id": "here",
+                "application_version": "1",
+                "serializer": PocketSerializer(),
+                "enable_otlp": True,
+                "log_level": "CRITICAL",
+                "console_log_level": "CRITICAL",
+                "notification_listener_polling_interval_sec": 0.05,
+                "scheduler_polling_interval_sec": 0.1,
+            }
+        )
+        graphs = [orders, asking, sleeping, fails, hangs, ticking]
+        wide = DBOSQueue(
+            "wide", graphs, store=store, worker_concurrency=8, limiter={"limit": 1000, "period": 1}, poll=0.02
+        )
+        narrow = DBOSQueue("narrow", [noting, asking], store=store, concurrency=1, poll=0.02)
+        wide.schedule(ticking, "* * * * * *", lambda at: at.second, name="tick")
+        try:
+            DBOS.launch()
+            asyncio.run(wide.register())
+            asyncio.run(narrow.register())
+            yield World(folder, store, wide, narrow)
+        finally:
+            DBOS.destroy(destroy_registry=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    begun.clear()
+    at_once[:] = [0, 0]
+    gate.clear()
+    failing[0] = True
+
+
+# ---------------------------------------------------------------- submitting
+def test_a_submitted_run_is_a_workflow_of_its_id(world: World) -> None:
+    """It is done once, however often it is submitted; another input for the id is refused."""
+    before = world.booked()
+    assert world.do(world.wide.submit(orders, 5, run_id="o-1")) == "pending"
+    assert world.workflow("o-1").output == {"run_id": "o-1", "state": "finished"}
+    assert world.do(world.wide.submit(orders, 5, run_id="o-1")) == "finished"
+    with pytest.raises(RunMismatchError):
+        world.do(world.wide.submit(orders, 6, run_id="o-1"))
+    assert orders.resume_sync("o-1", store=world.store) == 5
+    assert world.booked() == before + 1
+    assert DBOS.get_workflow_status("o-1~2") is None
+
+
+def test_a_run_that_was_recorded_and_not_queued_is_queued_by_the_next_submit(world: World) -> None:
+    """As after a crash between the two: who submits again, as it was not told of success, loses nothing."""
+    orders.submit_sync(7, run_id="o-2", store=world.store)
+    world.do(world.wide.submit(orders, 7, run_id="o-2"))
+    assert world.workflow("o-2").status == "SUCCESS"
+
+
+def test_runs_of_a_queue_begin_by_priority_and_no_more_at_once_than_it_allows(world: World) -> None:
+    """1 is before 5; those under way are not interrupted."""
+    world.do(world.narrow.submit(noting, "first", run_id="p-1"))
+    until(lambda: begun == ["first"])
+    for run_id, order, priority in [("p-2", "low", 5), ("p-3", "high", 1), ("p-4", "middle", 3)]:
+        world.do(world.narrow.submit(noting, order, run_id=run_id, priority=priority))
+    gate.set()
+    for n in range(1, 5):
+        world.workflow(f"p-{n}", "SUCCESS")
+    assert begun == ["first", "high", "middle", "low"]
+    assert at_once[1] == 1
+
+
+def test_the_limits_are_dbos_s_own(world: World) -> None:
+    """What was given is what DBOS keeps, for all executors."""
+    queue = DBOS.retrieve_queue("wide")
+    assert queue is not None
+    assert queue.limiter == {"limit": 1000, "period": 1}
+    assert queue.worker_concurrency == 8
+    assert DBOS.retrieve_queue("narrow").global_concurrency == 1  # type: ignore[union-attr]
+
+
+def test_dbos_has_neither_values_nor_pickles(world: World) -> None:
+    """Its tables have ids and states: values are in the store, messages of errors there as well."""
+    world.do(world.wide.submit(orders, SECRET, run_id="s-1"))
+    world.do(world.wide.submit(fails, SECRET, run_id="s-2"))
+    assert world.workflow("s-1").status == "SUCCESS"
+    status = world.workflow("s-2")
+    assert status.status == "ERROR"
+    assert "ValueError" in str(status.error)
+    with sqlite3.connect(world.folder / "dbos.db") as database:
+        dump = "\n".join(database.iterdump())
+    database.close()
+    assert "s-2" in dump
+    assert SECRET not in dump
+    assert "py_pickle" not in dump
+    assert "gASV" not in dump  # how pickles begin in base64
+
+
+# ---------------------------------------------------------------- waiting
+def test_a_run_that_waits_for_an_answer_holds_no_place_in_the_queue(world: World) -> None:
+    """Its workflow ends as waiting; the answer queues the next one."""
+    world.do(world.narrow.submit(asking, 1, run_id="a-1", priority=2))
+    assert world.workflow("a-1").output == {"run_id": "a-1", "state": "waiting"}
+    gate.set()
+    world.do(world.narrow.submit(noting, "meanwhile", run_id="a-2"))
+    assert world.workflow("a-2").status == "SUCCESS"
+    before = world.booked()
+    for _ in range(2):
+        world.do(world.narrow.answer("a-1", True))
+    status = world.workflow("a-1~2")
+    assert (status.output, status.priority) == ({"run_id": "a-1", "state": "finished"}, 2)
+    assert world.booked() == before + 1
+
+
+def test_what_was_answered_elsewhere_is_caught_up(world: World) -> None:
+    """`pocket-plug runs answer` knows nothing of DBOS."""
+    world.do(world.wide.submit(asking, 1, run_id="a-3"))
+    world.workflow("a-3")
+    world.runs.answer("a-3", True)
+    assert world.do(world.wide.catch_up()) >= 1
+    assert world.workflow("a-3~2").output == {"run_id": "a-3", "state": "finished"}
+
+
+def test_a_run_that_sleeps_is_delayed(world: World) -> None:
+    """The next workflow is there at once, and begins when the time has come."""
+    world.do(world.wide.submit(sleeping, 1, run_id="z-1"))
+    assert world.workflow("z-1").output == {"run_id": "z-1", "state": "waiting"}
+    delayed = world.workflow("z-1~2", "DELAYED", "ENQUEUED", "PENDING", "SUCCESS")
+    assert delayed.delay_until_epoch_ms is not None
+    assert world.workflow("z-1~2").output == {"run_id": "z-1", "state": "finished"}
+    assert DBOS.list_workflow_steps("z-1") == []  # else a workflow that is recovered would have to take the same ones
+
+
+def test_an_answer_is_not_lost_between_the_run_s_wait_and_the_workflow_s_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workflow is under way, but has looked at the run for the last time: it won't go on with it."""
+    wait = _Turn._wait
+
+    async def long_wait(turn: _Turn) -> dict[str, str]:
+        said = await wait(turn)
+        while not gate.is_set():
+            await asyncio.sleep(0.005)
+        return said
+
+    monkeypatch.setattr(_Turn, "_wait", long_wait)
+    world.do(world.wide.submit(asking, 1, run_id="z-2"))
+    until(lambda: world.runs.get("z-2").state == "waiting")
+    world.do(world.wide.answer("z-2", True))
+    assert world.workflow("z-2~2").output == {"run_id": "z-2", "state": "finished"}
+    assert world.workflow("z-2", "PENDING").status == "PENDING"
+    gate.set()
+    assert world.workflow("z-2").output == {"run_id": "z-2", "state": "waiting"}
+
+
+# ---------------------------------------------------------------- failing, and being cancelled
+def test_a_run_that_has_failed_is_a_workflow_that_has_and_can_be_tried_again(world: World) -> None:
+    """`retry` queues it once more; it goes on at the node that has failed."""
+    world.do(world.wide.submit(fails, "x", run_id="f-1"))
+    assert world.workflow("f-1").status == "ERROR"
+    assert world.runs.get("f-1").state == "failed"
+    failing[0] = False
+    world.do(world.wide.retry("f-1"))
+    assert world.workflow("f-1~2").output == {"run_id": "f-1", "state": "finished"}
+
+
+@pytest.mark.parametrize("by", ["the workflow", "the run", "the queue"])
+def test_a_run_at_work_and_its_workflow_are_cancelled_together(world: World, by: str) -> None:
+    """Whichever is told: `exec` is cancelled, the run is `cancelled`, the workflow CANCELLED."""
+    run_id = f"c-{by[4:]}"
+    world.do(world.wide.submit(hangs, run_id, run_id=run_id))
+    until(lambda: run_id in begun)
+    if by == "the workflow":
+        DBOS.cancel_workflow(run_id)
+    elif by == "the run":
+        world.runs.cancel(run_id)
+    else:
+        world.do(world.wide.cancel(run_id))
+    assert world.runs.wait(run_id, timeout=SECONDS).state == "cancelled"
+    assert world.workflow(run_id).status == "CANCELLED"
+
+
+def test_a_run_that_waits_is_cancelled_with_its_delayed_workflow(world: World) -> None:
+    """Nothing of it stays in the queue."""
+    long = pp.Graph(pp.Sleep[object]("1h") >> book, name="sleeping")
+    long.submit_sync(1, run_id="c-5", store=world.store)
+    with pytest.raises(pp.RunSuspendedError):
+        long.resume_sync("c-5", store=world.store)
+    world.do(world.wide.catch_up())
+    world.workflow("c-5~2", "DELAYED")
+    world.do(world.wide.cancel("c-5"))
+    assert world.runs.get("c-5").state == "cancelled"
+    assert world.workflow("c-5~2").status == "CANCELLED"
+
+
+def test_a_run_that_somebody_else_is_through_with_is_said_to_be_finished(world: World) -> None:
+    """A turn finds what it finds."""
+    orders.submit_sync(1, run_id="e-1", store=world.store)
+    orders.resume_sync("e-1", store=world.store)
+    world.do(world.wide.submit(orders, 1, run_id="e-1"))
+    assert DBOS.get_workflow_status("e-1") is None
+
+
+def test_a_turn_waits_for_whoever_is_at_the_run(world: World) -> None:
+    """As long as he moves it, and then it sees what has become of the run: here it was cancelled."""
+    hangs.submit_sync("w", run_id="w-1", store=world.store)
+    thread = threading.Thread(target=lambda: _ends_cancelled("w-1", world.store))
+    thread.start()
+    until(lambda: "w" in begun)
+    DBOS.enqueue_workflow_with_options(_turn("wide", hangs, "w-1"), "w-1", None, {})
+    world.workflow("w-1", "PENDING")
+    world.runs.cancel("w-1")
+    assert world.workflow("w-1").status == "CANCELLED"
+    thread.join(SECONDS)
+
+
+def _ends_cancelled(run_id: str, store: pp.Store) -> None:
+    with pytest.raises(pp.RunCancelledError):
+        asyncio.run(hangs.resume(run_id, store=store))
+
+
+def test_a_turn_takes_a_run_over_from_an_executor_that_moves_it_no_more(world: World) -> None:
+    """Its process is there, and stopped: nobody may know whether it has died, until its lease is over."""
+    url = f"sqlite:///{world.folder}/state.db"
+    with subprocess.Popen([sys.executable, "-c", STOPPED, url]) as process:
+        try:
+            until(lambda: any(info.run_id == "w-2" for info in world.runs.list(state="running").runs))
+            process.send_signal(signal.SIGSTOP)
+            gate.set()
+            DBOS.enqueue_workflow_with_options(_turn("narrow", noting, "w-2"), "w-2", None, {})
+            assert world.workflow("w-2").output == {"run_id": "w-2", "state": "finished"}
+        finally:
+            process.kill()
+
+
+def _turn(queue: str, graph: pp.Graph[Any, Any], run_id: str) -> EnqueueOptions:
+    return {
+        "workflow_name": f"{queue}/{graph.name}",
+        "queue_name": queue,
+        "workflow_id": run_id,
+        "serialization_type": WorkflowSerializationFormat.PORTABLE,
+    }
+
+
+STOPPED = """
+import asyncio, sys
+import pocket_plug as pp
+
+@pp.node
+async def noted(order: str) -> str:
+    await asyncio.sleep(60)
+    return order
+
+@pp.node.post
+async def book(store: pp.StoreWriter, order: object) -> object:
+    return order
+
+async def main() -> None:
+    async with pp.Store(sys.argv[1]) as store:
+        graph = pp.Graph(noted >> book, name="noting", store=store)
+        await graph.submit("w", run_id="w-2")
+        await pp.Worker([graph], lease=0.5).run()
+
+asyncio.run(main())
+"""
+
+
+# ---------------------------------------------------------------- schedules and traces
+def test_a_schedule_submits_one_run_for_each_time(world: World) -> None:
+    """Its id is the schedule's name and the time, and its input what was given for that."""
+    until(lambda: len(world.runs.list(graph="ticking", state="finished").runs) >= 2)
+    DBOS.pause_schedule("wide/tick")
+    for info in world.runs.list(graph="ticking", state="finished").runs:
+        name, _, at = info.run_id.partition("@")
+        assert name == "tick"
+        assert ticking.resume_sync(info.run_id, store=world.store) == datetime.fromisoformat(at).second
+        assert world.workflow(info.run_id).output == {"run_id": info.run_id, "state": "finished"}
+
+
+def test_submit_workflow_and_run_are_one_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DBOS's span hangs below that of who has submitted, ours below DBOS's; so does what follows an answer."""
+    with SpanCapture() as captured:
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: captured.tracer_provider)  # for DBOS's spans
+        with trace.get_tracer("tests").start_as_current_span("request"):
+            world.do(world.wide.submit(asking, 1, run_id="t-1"))
+        world.workflow("t-1")
+        world.do(world.wide.answer("t-1", True))
+        world.workflow("t-1~2", "SUCCESS")
+        until(lambda: len([span for span in captured.spans if span.name == "wide/asking"]) == 2)
+        spans = {span.name: span for span in captured.spans}
+        traces = {
+            span.context.trace_id
+            for span in captured.spans
+            if span.name in ("request", "wide/asking", "run asking", "node approve", "node book")
+        }
+    assert len(traces) == 1
+    run, workflow = spans["run asking"], spans["wide/asking"]
+    assert run.parent is not None
+    assert run.parent.span_id == workflow.context.span_id
+    assert workflow.parent is not None
+    assert workflow.parent.span_id == spans["request"].context.span_id
+
+
+# ---------------------------------------------------------------- what is refused
+def test_a_queue_refuses_what_it_does_not_have(world: World) -> None:
+    """Runs are found by their graph's name, in each process that has the queue."""
+    with pytest.raises(ConfigError, match="'noting'"):
+        world.do(world.wide.submit(noting, "x", run_id="r-1"))
+    with pytest.raises(UnknownRunError):
+        world.do(world.wide.answer("never", True))
+    with pytest.raises(ConfigError, match="doesn't have"):
+        world.do(world.narrow.retry("f-1"))
+    for graphs, why in [([], "at least"), ([orders, orders], "two graphs"), ([book], "takes the runs of graphs")]:
+        with pytest.raises(ConfigError, match=why):
+            DBOSQueue("refused", graphs)  # type: ignore[arg-type]
+
+
+def test_the_serializer_keeps_errors_and_refuses_pickles() -> None:
+    """What DBOS stores of steps and events of its own workflows: nothing read is executed."""
+    serializer = PocketSerializer()
+    error = serializer.deserialize(serializer.serialize(ValueError("x")))
+    assert (type(error), error.args) == (ValueError, ("x",))
+    with pytest.raises(pp.CodecError):
+        serializer.deserialize("gASVBQAAAAAAAABLAS4=")

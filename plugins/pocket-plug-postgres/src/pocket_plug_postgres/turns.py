@@ -1,0 +1,95 @@
+"""A turn: a transaction that holds the lock of the data set for one caller, from before it reads until it has written.
+
+Those who want one wait in the server's queue for that lock, in the order in which they came. Other writes share the
+lock, so they wait meanwhile; reads don't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from types import TracebackType
+
+import psycopg
+
+from pocket_plug.backends.network import Attempt
+
+from .link import Link, Pool
+
+LONGEST_TURN = 1.0
+"""Seconds from when a turn is given to when its write has to be under way."""
+
+_BEGIN = """
+BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SELECT pg_advisory_xact_lock({lock})
+"""
+
+Retried = Callable[[Callable[[Attempt], Awaitable[Link]]], Awaitable[Link]]
+
+
+class Turn:
+    """`async with` it. The next write of the data set in the block is that of the turn, and ends it."""
+
+    def __init__(self, pool: Callable[[], Pool], lock: int, retried: Retried) -> None:
+        self._find_pool, self._retried = pool, retried
+        self._begin_sql = _BEGIN.format(milliseconds=int(1000 * LONGEST_TURN), lock=lock)
+        self._pool: Pool | None = None
+        self._link: Link | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._before = had.get()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._link = link = await self._retried(self._begin)
+            self._timer = asyncio.get_running_loop().call_later(LONGEST_TURN, link.close)
+            had.set(self)
+        except BaseException:
+            self._leave()
+            raise
+
+    async def _begin(self, attempt: Attempt) -> Link:
+        pool = self._pool = self._find_pool()
+        try:
+            link = await pool.take(self)
+            attempt.cut = link.close
+            await link.script(self._begin_sql)
+            return link
+        except BaseException:
+            pool.leave(self)
+            raise
+
+    def use(self, pool: Pool) -> Link | None:
+        """The connection, for a write on the pool's loop; None where there was one already, or the time is over."""
+        if pool is not self._pool:
+            return None
+        link, self._link = self._link, None
+        if self._timer is not None:
+            self._timer.cancel()
+        return link if link is not None and link.is_open else None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._link is not None and self._link.is_open:
+                await self._link.script("ROLLBACK")
+        except psycopg.Error:
+            pass  # lost, and the turn with it
+        finally:
+            try:
+                self._leave()
+            except BaseException:  # interrupted
+                self._leave()
+                raise
+
+    def _leave(self) -> None:
+        """Give the connection back, or close it where it isn't at rest. Can be called again."""
+        had.set(self._before)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pool is not None:
+            self._pool.leave(self)
+
+
+had: ContextVar[Turn | None] = ContextVar("pocket_plug_postgres.turn", default=None)
+"""The turn that the current call is in."""

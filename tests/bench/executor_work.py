@@ -1,0 +1,28 @@
+"""What `executors.py` has done elsewhere: workers import it from here."""
+
+from __future__ import annotations
+
+import time
+
+from pocket_plug import node
+
+
+@node
+def nothing(n: int) -> int:
+    """What takes no time: all that is measured is the way there and back."""
+    return n
+
+
+@node
+def millisecond(n: int) -> int:
+    """A millisecond of work."""
+    end = time.perf_counter() + 0.001
+    while time.perf_counter() < end:
+        pass
+    return n
+
+
+def of_chunk(name: str, chunk: list[int]) -> list[int]:
+    """The same for Dask's own map, which has to be handed chunks."""
+    work = {"nothing": nothing, "millisecond": millisecond}[name]
+    return [work(n) for n in chunk]

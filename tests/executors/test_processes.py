@@ -1,0 +1,220 @@
+"""Worker processes: they end with the process that has started them, leave Ctrl-C to it, and have the same code or say so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pocket_plug import ConfigError, Pocket
+from pocket_plug.executors import Processes, Threads
+
+SOON = 30.0
+
+GRAPH = """
+import os, sys, time
+from pathlib import Path
+from pocket_plug import Graph, node
+
+RATE = 1
+
+def rated(n):
+    return RATE * n
+
+@node(executor="processes://?workers=1")
+def work(folder: str) -> int:
+    (Path(folder) / "worker").write_text(str(os.getpid()))
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.01)
+    return rated(1)
+
+graph = Graph(work)
+"""
+SCRIPT = "import sys\nfrom app import graph\nif __name__ == '__main__':\n    print(graph.run_sync(sys.argv[1]))\n"
+
+
+def is_there(pid: int) -> bool:
+    """Does the process run, and is it no zombie?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + SOON
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)  # it is another process that does it
+
+
+def start(folder: Path, script: str = SCRIPT, graph: str = GRAPH) -> subprocess.Popen[str]:
+    (folder / "app.py").write_text(graph)
+    (folder / "main.py").write_text(script)
+    return subprocess.Popen(
+        [sys.executable, "main.py", str(folder)],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def worker_of(folder: Path, started: subprocess.Popen[str]) -> int:
+    """The worker's id, once it is at work."""
+    file = folder / "worker"
+    until(lambda: started.poll() is not None or (file.exists() and bool(file.read_text())), "no worker begins")
+    assert started.poll() is None, started.communicate()
+    return int(file.read_text())
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> None:
+    """However that ends, while the worker is at work."""
+    started = start(tmp_path)
+    worker = worker_of(tmp_path, started)
+    if how is signal.SIGINT:
+        os.killpg(started.pid, how)  # as a terminal does: to the workers as well
+    else:
+        started.send_signal(how)
+    out, err = started.communicate(timeout=SOON)
+    until(lambda: not is_there(worker), "the worker is still there")
+    assert out == ""
+    assert err.count("Traceback") <= 1, err
+    assert ("KeyboardInterrupt" in err) is (how is signal.SIGINT)
+
+
+def test_a_ctrl_c_that_the_program_survives_leaves_its_workers_alone(tmp_path: Path) -> None:
+    """It is for the program to decide."""
+    started = start(
+        tmp_path, "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('caught', flush=True))\n" + SCRIPT
+    )
+    worker_of(tmp_path, started)
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "caught\n"
+    (tmp_path / "go").touch()
+    assert started.communicate(timeout=SOON)[0] == "1\n"
+
+
+def test_a_graph_of_the_script_itself(tmp_path: Path) -> None:
+    """Workers know the script, below whose `if __name__ == "__main__":` the run stands."""
+    (tmp_path / "go").touch()
+    main = "if __name__ == '__main__':\n    print(graph.run_sync(sys.argv[1]))\n"
+    out, err = start(tmp_path, GRAPH + main).communicate(timeout=SOON)
+    assert (out, err) == ("1\n", "")
+
+
+def test_a_script_without_a_guard_says_what_it_lacks(tmp_path: Path) -> None:
+    """Its workers run it once more as they import it."""
+    started = start(tmp_path, GRAPH + "print(graph.run_sync(sys.argv[1]))\n")
+    _, err = started.communicate(timeout=SOON)
+    assert started.returncode == 1
+    assert 'below `if __name__ == "__main__":`' in err
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_same"),
+    [
+        (GRAPH.replace("return rated(1)", "return rated(2)"), False),
+        (GRAPH.replace("return RATE * n", "return RATE + n"), False),
+        (GRAPH.replace("RATE = 1", "\n\n# another line\nRATE = 1"), True),
+        (GRAPH.replace("Graph(work)", "Graph(work, version=2)"), False),
+        (GRAPH.replace("def work", "def works"), False),
+        ("raise RuntimeError('broken')", False),
+    ],
+    ids=["exec", "a function that it calls", "lines", "the graph's version", "another name", "broken"],
+)
+def test_a_worker_with_another_version_of_the_code_says_so(tmp_path: Path, changed: str, is_same: bool) -> None:
+    """The module has changed on the disk since this process has loaded it."""
+    (tmp_path / "go").touch()
+    (tmp_path / "changed.py").write_text(changed)
+    script = (
+        "if __name__ == '__main__':\n"
+        "    import pathlib, pocket_plug, sys\n"
+        "    from app import graph\n"
+        "    pathlib.Path('app.py').write_text(pathlib.Path('changed.py').read_text())\n"
+        "    try:\n"
+        "        print(graph.run_sync(sys.argv[1]))\n"
+        "    except pocket_plug.WorkerCodeError as error:\n"
+        "        print(error.module, error, sep='|')\n"
+    )
+    out, _ = start(tmp_path, script).communicate(timeout=SOON)
+    assert (out == "1\n") is is_same
+    if not is_same:
+        assert out.startswith("app|worker ")
+        assert "node 'work' (app:graph/work)" in out
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_workers_of_its_own() -> None:
+    """And leaves its parent's alone."""
+    executor = Processes(1)
+    try:
+        parents = executor.submit(pid, b"").result(SOON)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                os.write(write, executor.submit(pid, b"").result(SOON))
+                executor.close()
+            os._exit(0)
+        os.close(write)
+        os.waitpid(child, 0)
+        with os.fdopen(read, "rb") as answered:
+            assert answered.read() not in (b"", parents)
+        assert executor.submit(pid, b"").result(SOON) == parents
+    finally:
+        executor.close()
+    until(lambda: not is_there(int(parents)), "the worker is still there")
+
+
+def pid(_: bytes) -> bytes:
+    """What a worker is asked for."""
+    return str(os.getpid()).encode()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("processes://host", "nothing but options"),
+        ("processes://?worker=2", "Did you mean 'workers'"),
+        ("processes://?workers=0", "whole number"),
+        ("processes://?workers=1&workers=2", "twice"),
+        ("threads://?workers=2", "it has none"),
+        ("threads://x", "nothing may follow"),
+    ],
+)
+def test_a_url_that_is_invalid_is_refused(url: str, said: str) -> None:
+    """It says what is allowed."""
+    with pytest.raises(ConfigError, match=said):
+        Pocket(autoload=False).executor(url)
+
+
+def test_names_and_urls_of_a_pocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One executor for all that name the same; names are those of the file, and of schemes."""
+    file = tmp_path / "pocket.toml"
+    file.write_text('[executors]\nheavy = "processes://?workers=${CORES}"\nbroken = "nowhere://"\n')
+    monkeypatch.setenv("CORES", "3")
+    pocket = Pocket(file, autoload=False)
+    heavy = pocket.executor("heavy")
+    assert isinstance(heavy, Processes)
+    assert heavy.workers == 3
+    assert pocket.executor("processes://?workers=3") is heavy
+    assert isinstance(pocket.executor("threads"), Threads)
+    assert pocket.executor("threads") is pocket.executor("threads://")
+    assert pocket.executor(heavy) is heavy
+    with pytest.raises(
+        ConfigError, match=r"pocket.toml \[executors\].broken: there is no executor 'nowhere://'; there is"
+    ):
+        pocket.executor("broken")
+    with pytest.raises(ConfigError, match="Did you mean 'heavy'"):
+        pocket.executor("heavi")

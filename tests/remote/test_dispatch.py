@@ -1,0 +1,218 @@
+"""How items get to workers: how large chunks are, how many are on their way, and what becomes of those that are left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from pocket_plug import ExecutorError, ExecutorLostError, PocketError, WorkerCodeError
+from pocket_plug.graph.elsewhere import Address, Work
+from pocket_plug.remote import Executor, dispatch
+from pocket_plug.remote.wire import Answer, Answers, Chunk, chunk_of, to_bytes
+from pocket_plug.testing.executor_graphs import half
+
+WORK = half.functions["exec"]
+AT = Address("pocket_plug.testing.executor_graphs:half")
+
+
+class Manual(Executor):
+    """What is submitted waits until the test answers it."""
+
+    window = 2
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Chunk, Future[bytes]]] = []
+
+    def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
+        future: Future[bytes] = Future()
+        self.sent.append((chunk_of(request), future))
+        return future
+
+    def sizes(self) -> list[int]:
+        return [len(chunk.items) for chunk, _ in self.sent]
+
+    def answer(self, position: int, seconds: float) -> None:
+        """Each item gets its value back."""
+        chunk, future = self.sent[position]
+        future.set_result(to_bytes(Answers("far:1", [Answer(item.value, None, seconds) for item in chunk.items])))
+
+
+def work(value: object, seconds: float | None = None) -> Work:
+    return Work("half", WORK, False, value, AT, seconds)
+
+
+async def begun(executor: Executor, values: list[Any], seconds: float | None = None) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(executor.perform(work(value, seconds))) for value in values]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    async def in_time() -> None:
+        async with asyncio.timeout(20):
+            await main
+
+    asyncio.run(in_time())
+
+
+def test_chunks_grow_as_items_prove_short() -> None:
+    """At first items go alone; then as many as are worth a tenth of a second, at most 100, and a fair share of the queue."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(1000)])
+        assert executor.sizes() == [1, 1]
+        executor.answer(0, 0.02)
+        assert executor.sizes() == [1, 1, 1]  # the average is 0.06 by now
+        for position in range(1, 12):
+            executor.answer(position, 0.000_001)
+        assert executor.sizes()[-1] == dispatch.MOST
+        while any(not future.done() for _, future in executor.sent):
+            executor.answer(next(n for n, (_, future) in enumerate(executor.sent) if not future.done()), 0.000_001)
+        assert await asyncio.gather(*tasks) == [*range(1000)]
+        assert max(executor.sizes()) == dispatch.MOST
+        assert executor.sizes()[-1] < dispatch.MOST  # the last ones are shared out
+
+    run(main())
+
+
+def test_a_long_item_makes_the_next_chunk_small_at_once() -> None:
+    """One that is longer counts as it is, not by the average."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(1000)])
+        for position in range(6):
+            executor.answer(position, 0.000_001)
+        assert executor.sizes()[-1] > 10
+        executor.answer(6, 0.1)
+        assert executor.sizes()[-1] == 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    run(main())
+
+
+def test_large_values_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of several has so many bytes at most."""
+    monkeypatch.setattr(dispatch, "MOST_BYTES", 1000)
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, ["x" * 600] * 20)
+        for position in range(20):
+            executor.answer(position, 0.000_001)
+        assert set(executor.sizes()) == {1}
+        await asyncio.gather(*tasks)
+
+    run(main())
+
+
+def test_what_nobody_waits_for_is_not_sent_and_then_cancelled() -> None:
+    """Queued items are dropped; a chunk is cancelled once all of its items are left, and makes room."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(10)])
+        for task in tasks[2:9]:
+            task.cancel()
+        await asyncio.wait(tasks[2:9])
+        assert executor.sizes() == [1, 1]
+        tasks[0].cancel()
+        await asyncio.wait(tasks[:1])
+        assert executor.sent[0][1].cancelled()
+        assert executor.sizes() == [1, 1, 1]
+        executor.answer(1, 0.1)
+        executor.answer(2, 0.1)
+        assert await asyncio.gather(tasks[1], tasks[9]) == [1, 9]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (ExecutorLostError("all gone"), ExecutorLostError, "node 'half': executor Manual: all gone"),
+        (OSError("refused"), ExecutorLostError, "node 'half': executor Manual has no answer: OSError: refused"),
+        (ModuleNotFoundError("no pocket_plug"), WorkerCodeError, "has not this version of pocket_plug"),
+        (RuntimeError("odd"), ExecutorError, "has no answer: RuntimeError: odd"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_item_of_a_failed_chunk_has_an_error_of_its_own(
+    error: Exception, kind: type[PocketError], said: str
+) -> None:
+    """With the node and the executor in it; each may get notes of its own."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(100)])
+        for position in range(6):
+            executor.answer(position, 0.000_001)
+        assert executor.sizes()[-1] > 10
+        while left := [future for _, future in executor.sent if not future.done()]:
+            left[0].set_exception(error)
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        errors = [each for each in found if isinstance(each, BaseException)]
+        assert errors
+        assert len({id(each) for each in errors}) == len(errors)
+        assert all(type(each) is kind and said in str(each) for each in errors)
+
+    run(main())
+
+
+def test_an_executor_that_refuses_fails_each_item_without_nesting() -> None:
+    """However many there are: at once, or by a future that has failed already."""
+
+    class Refusing(Executor):
+        def submit(self, function: object, request: bytes) -> Future[bytes]:
+            if len(chunk_of(request).items) % 2:
+                raise ExecutorLostError("closed")
+            future: Future[bytes] = Future()
+            future.set_exception(ExecutorLostError("closed"))
+            return future
+
+    async def main() -> None:
+        tasks = await begun(Refusing(), [*range(3000)])
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(each) for each in found} == {ExecutorLostError}
+
+    run(main())
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xff", to_bytes(Answers("far:1", []))], ids=["empty", "odd", "too few"])
+def test_an_answer_that_is_none_is_an_error(answer: bytes) -> None:
+    """It names the executor."""
+
+    async def main() -> None:
+        executor = Manual()
+        (task,) = await begun(executor, [1])
+        executor.sent[0][1].set_result(answer)
+        with pytest.raises(ExecutorError, match="executor Manual has no answer: "):
+            await task
+
+    run(main())
+
+
+def test_time_counts_from_the_sending() -> None:
+    """What queues isn't late yet; the request says until when it may be begun."""
+
+    async def main() -> None:
+        executor = Manual()
+        first = await begun(executor, [1, 2])
+        (queued,) = await begun(executor, [3], seconds=0.001)
+        await asyncio.sleep(0.01)  # longer than its time-out
+        assert not queued.done()
+        executor.answer(0, 0.1)
+        assert executor.sent[2][0].items[0].deadline is not None
+        executor.answer(2, 0.1)
+        executor.answer(1, 0.1)
+        assert await asyncio.gather(*first) == [1, 2]
+        assert await asyncio.gather(queued, return_exceptions=True)
+
+    run(main())

@@ -1,0 +1,136 @@
+"""How an exception comes back from a worker, as far as the contract of executors doesn't show it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pocket_plug import MissingKeyError, RecordedError, WorkerCodeError
+from pocket_plug.remote.failures import put_together, taken_apart
+from pocket_plug.testing.executor_graphs import OddError, Unknown
+
+
+def there_and_back(error: BaseException) -> Exception:
+    return put_together(taken_apart(error), "far:1")
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:  # noqa: BLE001 - whichever it is
+        return caught
+
+
+class Status(OSError):
+    """Of a class in C, with an attribute."""
+
+    def __init__(self, number: int, text: str, url: str) -> None:
+        super().__init__(number, text)
+        self.url = url
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x", 3),
+        KeyError("k"),
+        OSError(2, "not there", "file"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+        OddError(5),
+        MissingKeyError("no entry at 'a'"),
+        WorkerCodeError("lacks it", "far:2", "app", "1", "2"),
+        Status(5, "busy", "/a"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_exception_comes_back_as_it_was(error: Exception) -> None:
+    """Class, arguments, attributes, text and notes."""
+    error.add_note("a note")
+    found = there_and_back(raised(error))
+    assert type(found) is type(error)
+    assert (str(found), found.args) == (str(error), error.args)
+    ours, theirs = vars(found) | {"__notes__": 0}, vars(error) | {"__notes__": 0}
+    assert ours == theirs
+    assert found.__notes__[0] == "a note"
+    assert "on worker far:1: " in found.__notes__[-1]
+
+
+def test_a_group_comes_back_member_by_member() -> None:
+    """So a retry sees the classes of all of them."""
+    found = there_and_back(raised(ExceptionGroup("two", [OddError(1), ExceptionGroup("one", [KeyError("k")])])))
+    assert isinstance(found, ExceptionGroup)
+    first, second = found.exceptions
+    assert (type(first), first.args) == (OddError, ("1 is odd",))
+    assert isinstance(second, ExceptionGroup)
+    assert type(second.exceptions[0]) is KeyError
+
+
+def test_attributes_that_cannot_be_encoded_are_left_out_and_named() -> None:
+    """The class stays, so a retry for it is done."""
+    error = OddError(3)
+    error.held = Unknown()  # type: ignore[attr-defined]
+    found = there_and_back(error)
+    assert isinstance(found, OddError)
+    assert found.number == 3
+    assert not hasattr(found, "held")
+    assert any("left out" in note and "held" in note for note in found.__notes__)
+    plain = there_and_back(OddErrorWith(Unknown()))
+    assert type(plain) is OddErrorWith
+    assert str(plain) == "(a text)"
+
+
+class OddErrorWith(Exception):
+    """Its argument can't be encoded."""
+
+    def __str__(self) -> str:
+        return "(a text)"
+
+
+def test_a_class_that_is_not_loaded_here_is_a_recorded_error() -> None:
+    """No module is imported for it."""
+    failure = taken_apart(OddError(1))
+    elsewhere = type(failure)(
+        module="xml.dom.expatbuilder",
+        name="ParseEscape",
+        text="gone",
+        where="app:3",
+        arguments=failure.arguments,
+        notes=[],
+    )
+    assert "xml.dom.expatbuilder" not in sys.modules
+    found = put_together(elsewhere, "far:1")
+    assert isinstance(found, RecordedError)
+    assert (found.type, found.message, found.where) == ("xml.dom.expatbuilder.ParseEscape", "gone", "app:3")
+    assert "xml.dom.expatbuilder" not in sys.modules
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), BaseException("bare")])
+def test_what_is_no_exception_is_a_recorded_error(error: BaseException) -> None:
+    """It must end neither this process nor a task here."""
+    assert isinstance(there_and_back(error), RecordedError)
+
+
+@pytest.mark.parametrize(("module", "name"), [("builtins", "print"), ("os", "system"), ("subprocess", "Popen")])
+def test_only_exceptions_are_looked_up(module: str, name: str) -> None:
+    """Whatever the answer of a worker names."""
+    failure = taken_apart(OddError(1))
+    other = type(failure)(module=module, name=name, text="x", where="", arguments=failure.arguments)
+    assert isinstance(put_together(other, "far:1"), RecordedError)
+
+
+def test_an_exception_whose_class_objects_is_a_recorded_error() -> None:
+    """What its `__new__` does is its own affair; a note says that it can't be made."""
+    found = there_and_back(Choosy("a", really=True))
+    assert isinstance(found, RecordedError)
+    assert any("can't be made again here: TypeError" in note for note in found.__notes__)
+
+
+class Choosy(Exception):
+    """Its `__new__` wants more than its arguments."""
+
+    def __new__(cls, text: str, *, really: bool) -> Choosy:
+        return super().__new__(cls, text)
+
+    def __init__(self, text: str, *, really: bool) -> None:
+        super().__init__(text)
