@@ -15,7 +15,7 @@ import pytest
 from pocket_plug_redis import Redis
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
-from pocket_plug.errors import AnswerLostError, ConfigError, StoreClosedError, WriteSizeError
+from pocket_plug.errors import AnswerLostError, ConfigError, StoreBusyError, StoreClosedError, WriteSizeError
 from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.contracts import increment, keys_of
 from pocket_plug.testing.proxy import Proxy
@@ -243,6 +243,37 @@ def test_a_stalled_server_is_left_in_time() -> None:
             assert (await backend.read("large") or Entry("x", 1)).value[0] == "x"
 
         with_backend(server.url + "?" + SHORT[1:], use)
+
+
+def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str]) -> None:
+    """Who may wait no longer than a part of it is told so; it ends with the write, or by itself after a second."""
+
+    async def use(backend: Redis) -> None:
+        other = Redis.from_url(fresh_url("&patience=0.2"))
+        await other.open()
+        async with backend.turn(("n", "m")):
+            await other.write([Put("elsewhere", 1)])
+            for name in ("n", "m"):
+                with pytest.raises(StoreBusyError, match="turn"):
+                    await other.write([Put("elsewhere", 2), Put(name, 2)])
+                with pytest.raises(StoreBusyError, match="turn"):
+                    await other.turn((name,)).__aenter__()
+            await backend.write([Put("n", 1), Put("m", 1)])
+            await other.write([Put("n", 2), Put("m", 2)])
+        async with other.turn(("n",)):
+            pass
+        await backend.turn(("n",)).__aenter__()  # left by one that stalls
+        late = Redis.from_url(fresh_url(""))
+        await late.open()
+        await late.write([Put("n", 3)])
+        assert {key: entry.value for key, entry in (await late.read_many(["elsewhere", "n"])).items()} == {
+            "elsewhere": 1,
+            "n": 3,
+        }
+        await late.close()
+        await other.close()
+
+    with_backend(fresh_url(""), use)
 
 
 def test_a_copy_that_comes_after_later_writes_does_nothing(
@@ -567,7 +598,7 @@ def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
         async def use(backend: Redis) -> None:
             await increment(backend, "n", 3)
             await backend.write([Put(f"k{n}", n) for n in range(300)])
-            async with backend.turn():
+            async with backend.turn(("n",)):
                 await increment(backend, "n", 1)
             entry = await backend.read("n")
             assert entry is not None

@@ -89,11 +89,10 @@ class Redis(Backend):
         tag = f"{{pocket:{store}}}"
         self._state = tag.encode()
         self._entry = f"{tag}:".encode()
-        self._names, self._ends, self._slots, self._line, self._layout, self._try = (
-            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "line", "layout", "try")
+        self._names, self._ends, self._slots, self._layout, self._try = (
+            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "layout", "try")
         )
         self._changes = f"{tag}/changes".encode()
-        self.turn_keys = self._state, self._line
         self._title = f"redis at {server}, store {store!r}"
         self._pools = PerLoop(lambda: Pool(lambda: server.connection(self._at)), lambda pool: pool.close(self.timeout))
         self.retrying = Retrying(self._title, LOST, timeout, patience)
@@ -247,16 +246,15 @@ class Redis(Backend):
                 "more at once; write them in parts"
             )
         turn = had.get()
-        if turn is not None and (turn.host is not self or turn.is_over or not changes):
+        if turn is not None and turn.host is not self:
             turn = None
         who = "" if turn is None else turn.who
         fixed: list[str | bytes | int] = [
-            5 + len(keys),
+            4 + len(keys),
             self._state,
             self._names,
             self._ends,
             self._slots,
-            self._line,
             *keys,
         ]
 
@@ -273,7 +271,7 @@ class Redis(Backend):
         else:
             answer = await self._written(send)
             if turn is not None:
-                turn.is_over = True
+                turn.names.difference_update(str(change.key) for change in changes)
         if isinstance(answer, int):
             return answer
         code, *places = cast("list[int]", answer)
@@ -324,8 +322,12 @@ class Redis(Backend):
                 ) from error
 
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """A lease of a second at most; whoever waits longest for one is next."""
-        return Turn(self)
+        """A lease of a second at most for each key; whoever waits longest for one is next."""
+        return Turn(self, names)
+
+    def turn_keys(self, name: str) -> tuple[bytes, bytes, bytes]:
+        """The state's, that of the turn for a key, and that of the line for it."""
+        return self._state, self._state + b"/turn/" + name.encode(), self._state + b"/line/" + name.encode()
 
     def _arguments_of(self, change: Change) -> tuple[str | bytes, str, str]:
         """The entry, a version of its own and a deadline; empty where there is none."""
