@@ -10,8 +10,15 @@ from typing import Any, ClassVar
 
 from opentelemetry import baggage, trace
 
-from pocket_plug import Graph, Key, Node, Retry, StoreReader, StoreWriter, each, idempotency_key, node
+from pocket_plug.graph.durable import idempotency_key
+from pocket_plug.graph.each import each
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.node import Node
+from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.retry import Retry
 from pocket_plug.propagation import current_session
+from pocket_plug.store.keys import Key
+from pocket_plug.store.store import StoreReader, StoreWriter
 
 PATIENCE = 30.0
 """Seconds after which an exec that waits for a file gives up."""
