@@ -73,8 +73,7 @@ class Processes(Executor):
 
     @property
     def window(self) -> int:
-        """So that each worker finds the next one when it is done."""
-        return 2 * self.workers
+        return self.workers
 
     def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
         task = _Task(f"{function.__module__}:{function.__qualname__}".encode(), request)

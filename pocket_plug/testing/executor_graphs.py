@@ -87,11 +87,10 @@ def blocked(folder: str) -> str:
 
 @node
 def counted(at: tuple[str, int]) -> int:
-    """Notes that it was done; the first one waits for the file `go`."""
+    """Notes that it was begun, then waits for the file `go`."""
     folder, number = at
-    note(folder, f"done-{number}")
-    if number == 0:
-        wait_for(Path(folder) / "go")
+    note(folder, f"begun-{number}")
+    wait_for(Path(folder) / "go")
     return number
 
 
