@@ -176,6 +176,8 @@ class _Worker:
 
     def _asked(self, task: _Task) -> bytes:
         """What the process answers. Raises EOFError or OSError where it dies meanwhile."""
+        if task.is_left:
+            raise EOFError
         connection = self._connection or self._start()
         with self._lock:
             self._task = task

@@ -98,7 +98,11 @@ class Dispatch:
             future = sent.future
         if future is not None:
             future.cancel()
-        self.send_what_goes()
+        loop = job.waiter.loop
+        if loop is not None and loop.is_running():
+            loop.call_soon(self.send_what_goes)  # once all that are cancelled together have left
+        else:
+            self.send_what_goes()
 
     def send_what_goes(self) -> None:
         """Send what there is room for."""
@@ -160,6 +164,8 @@ class Dispatch:
 
     # ------------------------------------------------------------ what comes back, in any thread
     def _done(self, sent: _Sent, future: Future[bytes]) -> None:
+        if sent not in self._on_their_way:  # nobody waits for it any more
+            return
         try:
             answers = answers_of(future.result())
             if len(answers.answers) != len(sent.jobs):

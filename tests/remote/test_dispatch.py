@@ -130,10 +130,26 @@ def test_what_nobody_waits_for_is_not_sent_and_then_cancelled() -> None:
         tasks[0].cancel()
         await asyncio.wait(tasks[:1])
         assert executor.sent[0][1].cancelled()
+        await asyncio.sleep(0)
         assert executor.sizes() == [1, 1, 1]
         executor.answer(1, 0.1)
         executor.answer(2, 0.1)
         assert await asyncio.gather(tasks[1], tasks[9]) == [1, 9]
+
+    run(main())
+
+
+def test_a_cancelled_run_sends_nothing_that_is_cancelled_next() -> None:
+    """Though its items leave one after the other."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(100)])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await asyncio.sleep(0)
+        assert executor.sizes() == [1, 1]
 
     run(main())
 
