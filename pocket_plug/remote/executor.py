@@ -89,13 +89,14 @@ class Executor:
         Raises WorkerTimeout once the attempt's time is over; CodecError, naming the node, for a value that can't be encoded;
         ExecutorError where it can't be done.
         """
+        node = self._node(work)  # first: it declares the types that the codec then meets
         try:
             value = default_codec.encode(work.prepared)
         except CodecError as error:
             raise type(error)(f"node {work.node!r}: what its exec is called with can't be sent: {error}") from error
         queue = self._dispatch()
         carrier = inject(baggage=baggage.get_all()) if otel_context.get_current() else {}  # most often it is empty
-        job = Job(self._node(work), value, carrier, idempotency.get(), work.timeout)
+        job = Job(node, value, carrier, idempotency.get(), work.timeout)
         try:
             queue.add(job)
             if work.timeout is None or job.sent is None:

@@ -7,9 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pocket_plug.testing.servers import postgres
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,13 +40,29 @@ def environment(folder: Path) -> dict[str, str]:
     return clean | {"PATH": path, "HOME": str(folder), "NO_COLOR": "1"}
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of a real PostgreSQL, for pages that show one."""
+    with postgres(options={"fsync": "off", "full_page_writes": "off"}) as running:
+        yield f"{running.url}?durability=process"
+
+
+@pytest.fixture
+def variables(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of a page. A page's data set is its own."""
+    made = environment(tmp_path)
+    if "${DATABASE_URL}" in page.read_text("utf-8"):
+        made["DATABASE_URL"] = f"{request.getfixturevalue('server')}&store={request.node.originalname[:20].replace('_', '-')}"
+    return made
+
+
 def name_of(page: Path) -> str:
     """For test ids."""
     return str(page.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, variables: dict[str, str]) -> None:
     """A page's Python, from top to bottom, prints what the comments beside its prints say."""
     named = {name: code for language in ("python", "toml") for name, code in blocks(page, language) if name}
     for name, code in named.items():
@@ -56,7 +75,7 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-W", "error", "page.py"],
         cwd=tmp_path,
-        env=environment(tmp_path),
+        env=variables,
         capture_output=True,
         text=True,
         timeout=120,
@@ -69,7 +88,7 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, variables: dict[str, str]) -> None:
     """A page's commands end well, in a folder with the files that the page shows."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for name, code in blocks(page, "toml"):
@@ -89,7 +108,7 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
         ran = subprocess.run(
             shlex.split(command),
             cwd=tmp_path,
-            env=environment(tmp_path),
+            env=variables,
             capture_output=True,
             text=True,
             timeout=120,

@@ -4,6 +4,7 @@ URL alone."""
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from pocket_plug_postgres import PostgreSQL, binary, schema
+from pocket_plug_postgres import PostgreSQL, binary, schema, turns
 from pocket_plug_postgres.backend import _bounds
 
 from pocket_plug import ConfigError, Delete, Graph, Node, Put, Store, StoreWriter, SyncStore, WriteSizeError
@@ -305,6 +306,7 @@ def test_keys_with_one_lock_take_it_once(instances: Make) -> None:
             )
             assert binary.integers(backend._locks([b"a"], [b"b"], False)) == [backend._whole, 5]
             assert binary.integers(backend._locks([], [b"b"], False)) == [backend._whole, 4]
+            assert binary.integers(backend._locks([b"a"], [], True)) == [backend._whole + 1]
             await backend.write([Delete("a"), Delete("b")])
 
     async def version_of(backend: Backend, keys: str) -> int:
@@ -356,18 +358,21 @@ def test_a_write_that_is_too_large_is_refused(instances: Make) -> None:
     run(instances(), scenario)
 
 
+class Silent:
+    """A watcher that waits for its first word."""
+
+    def __init__(self) -> None:
+        self.is_back = threading.Event()
+
+    def changed(self, versions: object) -> None: ...
+    def lost(self) -> None: ...
+    def back(self) -> None:
+        self.is_back.set()
+
+
 def test_only_what_is_watched_is_notified(instances: Make, shared_server: Server, data_set: str) -> None:
     """NOTIFY makes commits wait for each other, so a write does it only while somebody watches."""
     channel = f"pocket_plug_{data_set}"
-
-    class Silent:
-        def __init__(self) -> None:
-            self.is_back = threading.Event()
-
-        def changed(self, versions: object) -> None: ...
-        def lost(self) -> None: ...
-        def back(self) -> None:
-            self.is_back.set()
 
     async def scenario(backend: PostgreSQL) -> None:
         with psycopg.connect(shared_server.url, autocommit=True) as listening:
@@ -380,6 +385,69 @@ def test_only_what_is_watched_is_notified(instances: Make, shared_server: Server
             version = await backend.write([Put("a\0", 1), Delete("b")])
             said = [notify.payload for notify in listening.notifies(timeout=HANGS, stop_after=2)]
             assert said[-1] == f"{version}:6100 {version}:62"
+
+    run(instances(), scenario)
+
+
+def test_a_subscription_begins_after_writes_that_did_not_see_it(
+    instances: Make, shared_server: Server, data_set: str
+) -> None:
+    """One that has looked whether anybody watches, and has not committed yet, would not be told: `back` comes behind it."""
+
+    async def scenario(backend: PostgreSQL) -> None:
+        with psycopg.connect(shared_server.url, autocommit=True) as writing:
+            writing.execute("BEGIN")
+            writing.execute(f"SELECT pg_advisory_xact_lock_shared({backend._whole})")
+            watcher = Silent()
+            await backend.watch(watcher)
+            while not await asyncio.to_thread(rows, shared_server, WAITING):
+                await asyncio.sleep(0.01)
+            assert not watcher.is_back.is_set()
+            writing.execute("COMMIT")
+            assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+
+    run(instances(), scenario)
+
+
+WAITING = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND NOT granted"
+
+
+def test_a_connection_in_a_transaction_is_given_to_nobody(instances: Make) -> None:
+    """Whatever has left it so: it is closed, which ends the transaction and releases its locks."""
+
+    async def scenario(backend: PostgreSQL) -> None:
+        pool = backend._pools.here()
+        for ends in ("BEGIN", "BEGIN; SELECT pg_advisory_xact_lock(1)"):
+            link = await pool.take("test")
+            await link.script(ends)
+            pool.leave("test")
+            assert not link.is_open
+        link = await pool.take("test")
+        await link.script("SELECT pg_advisory_xact_lock(1)")
+        pool.leave("test")
+        assert link.is_open
+
+    run(instances(), scenario)
+
+
+def test_a_turn_that_takes_long_ends(instances: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others write again, and its own write is one as any other: with what it expects."""
+    monkeypatch.setattr(turns, "LONGEST_TURN", 0.05)
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put("a", 0)])
+        async with backend.turn():
+            seen = await backend.read("a")
+            assert seen is not None
+            await asyncio.wait_for(backend.write([Put("b", 0)]), HANGS)  # its own, which ends it
+            await backend.write([Put("a", 1)], {"a": seen.version})
+        async with backend.turn():
+            # by somebody else, who waits until the server has ended the turn
+            await asyncio.create_task(backend.write([Put("a", 2)]), context=contextvars.Context())
+            await backend.write([Put("a", 3)])
+        entry = await backend.read("a")
+        assert entry is not None
+        assert entry.value == 3
 
     run(instances(), scenario)
 

@@ -331,9 +331,9 @@ class PostgreSQL(Backend):
         whose: list[bytes | None] = [bytes.fromhex(token.slot), pack_integer(token.sequence), again]
         parameters = [*whose, *request.before, pack_float(self.clock()), *request.asked]
 
-        async def send(link: Link) -> list[Row]:
+        async def send(link: Link, *, commits: bool = False) -> list[Row]:
             attempt.sent = True
-            return await link.run(self._write, parameters)
+            return await link.run(self._write, parameters, commits=commits)
 
         try:
             rows = await self._in_turn(attempt, send)
@@ -369,7 +369,7 @@ class PostgreSQL(Backend):
 
         return Turn(lambda: self._here(self._turn_pools), self._whole, begun)
 
-    async def _in_turn(self, attempt: Attempt, send: Callable[[Link], Awaitable[list[Row]]]) -> list[Row] | None:
+    async def _in_turn(self, attempt: Attempt, send: Callable[..., Awaitable[list[Row]]]) -> list[Row] | None:
         """Send it in the transaction of the turn that the caller has. None where it has none, or has written in it."""
         turn = had.get()
         link = None if turn is None or attempt.number > 1 else turn.use(self._here(self._turn_pools))
@@ -377,9 +377,7 @@ class PostgreSQL(Backend):
             return None
         attempt.cut = link.close
         with self._explaining():
-            rows = await send(link)
-            await link.script("COMMIT")
-        return rows
+            return await send(link, commits=True)
 
     # ------------------------------------------------------------ connections
     async def _rows(self, statement: Statement, parameters: list[bytes | None]) -> list[Row]:

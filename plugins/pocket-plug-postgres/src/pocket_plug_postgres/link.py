@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
 
 from pocket_plug.errors import StoreClosedError
 
@@ -67,18 +67,28 @@ class Link:
         """Can another statement be run on it, in a transaction of its own?"""
         return self.is_open and self._answer is None and self.pgconn.transaction_status == TransactionStatus.IDLE
 
-    async def run(self, statement: Statement, parameters: list[bytes | None]) -> list[Row]:
-        """Prepare it, if it is new here, and run it. Raises psycopg's errors; interrupted, the connection is of no
-        more use."""
+    async def run(self, statement: Statement, parameters: list[bytes | None], *, commits: bool = False) -> list[Row]:
+        """Prepare it, if it is new here, and run it; if it `commits`, with a COMMIT behind it in the same round trip.
+
+        Raises psycopg's errors; interrupted, the connection is of no more use.
+        """
         pgconn = self.pgconn
-        if statement.name not in self._prepared:
-            await self._sent(lambda: pgconn.send_prepare(statement.name, statement.sql))
-            self._prepared.add(statement.name)
-        [result] = await self._sent(
-            lambda: pgconn.send_query_prepared(
-                statement.name, parameters, statement.formats, result_format=Format.BINARY
-            )
-        )
+        name, formats = statement.name, statement.formats
+        if name not in self._prepared:
+            await self._sent(lambda: pgconn.send_prepare(name, statement.sql))
+            self._prepared.add(name)
+
+        def send() -> None:
+            if commits:
+                pgconn.enter_pipeline_mode()
+            pgconn.send_query_prepared(name, parameters, formats, result_format=Format.BINARY)
+            if commits:
+                pgconn.send_query_params(b"COMMIT", None)
+                pgconn.pipeline_sync()
+
+        result, *_ = await self._sent(send)
+        if commits:
+            pgconn.exit_pipeline_mode()
         get = result.get_value
         columns = range(result.nfields)
         return [[get(row, column) for column in columns] for row in range(result.ntuples)]
@@ -124,9 +134,10 @@ class Link:
             pgconn.consume_input()
             while not pgconn.is_busy():
                 result = pgconn.get_result()
-                if result is None:
+                if result is not None and result.status != ExecStatus.PIPELINE_SYNC:
+                    self._results.append(result)
+                elif result is not None or pgconn.pipeline_status == PipelineStatus.OFF:
                     break
-                self._results.append(result)
             else:
                 return
             while pgconn.notifies():

@@ -6,7 +6,6 @@ lock, so they wait meanwhile; reads don't.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from types import TracebackType
@@ -18,7 +17,7 @@ from pocket_plug.backends.network import Attempt
 from .link import Link, Pool
 
 LONGEST_TURN = 1.0
-"""Seconds from when a turn is given to when its write has to be under way."""
+"""Seconds from when a turn is given to when its write has to be under way. Then the server ends the connection."""
 
 _BEGIN = """
 BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SELECT pg_advisory_xact_lock({lock})
@@ -35,13 +34,11 @@ class Turn:
         self._begin_sql = _BEGIN.format(milliseconds=int(1000 * LONGEST_TURN), lock=lock)
         self._pool: Pool | None = None
         self._link: Link | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._before = had.get()
 
     async def __aenter__(self) -> None:
         try:
-            self._link = link = await self._retried(self._begin)
-            self._timer = asyncio.get_running_loop().call_later(LONGEST_TURN, link.close)
+            self._link = await self._retried(self._begin)
             had.set(self)
         except BaseException:
             self._leave()
@@ -63,8 +60,6 @@ class Turn:
         if pool is not self._pool:
             return None
         link, self._link = self._link, None
-        if self._timer is not None:
-            self._timer.cancel()
         return link if link is not None and link.is_open else None
 
     async def __aexit__(
@@ -85,8 +80,6 @@ class Turn:
     def _leave(self) -> None:
         """Give the connection back, or close it where it isn't at rest. Can be called again."""
         had.set(self._before)
-        if self._timer is not None:
-            self._timer.cancel()
         if self._pool is not None:
             self._pool.leave(self)
 
