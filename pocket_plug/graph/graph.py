@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from pocket_plug.errors import ConfigError, GraphError
+from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.values import Value
@@ -14,6 +14,7 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
+from .addresses import check
 from .chain import Chain, Ends, I, O, T, Y, as_chain
 from .context import in_own_context
 from .execution import Execution
@@ -338,10 +339,7 @@ class Graph(Node[I, O]):
         A process that doesn't execute it needs none of its executors.
         """
         if self._validated is not self._options:  # a copy may have others
-            if executes or not self.plan.is_elsewhere:
-                self.validate(pocket=pocket)
-            else:
-                self._refuse(self.plan.findings())
+            self._validated = self._options if check(self, pocket if executes else None) else None
         if store is not None:
             if self._store is not None:
                 raise ConfigError(
@@ -386,17 +384,8 @@ class Graph(Node[I, O]):
 
         `pocket` is the one that knows the executors of its nodes; without one the process's default is asked.
         """
-        found = self.plan.findings()
-        if self.plan.is_elsewhere:
-            from .addresses import executor_faults
-
-            found += executor_faults(self, pocket or default_host())
-        self._refuse(found)
+        check(self, (pocket or default_host()) if self.plan.is_elsewhere else None)
         self._validated = self._options
-
-    def _refuse(self, found: list[str]) -> None:
-        if found:
-            raise GraphError(f"graph {self.name!r} can't run:", found)
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flow chart."""
