@@ -15,7 +15,7 @@ import pytest
 from pocket_plug_redis import Redis
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
-from pocket_plug.errors import AnswerLostError, ConfigError, StoreClosedError, WriteSizeError
+from pocket_plug.errors import AnswerLostError, ConfigError, StoreBusyError, StoreClosedError, WriteSizeError
 from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.contracts import increment, keys_of
 from pocket_plug.testing.proxy import Proxy
@@ -176,8 +176,9 @@ def test_a_replica_that_was_the_primary_is_left() -> None:
         async def use(backend: Redis) -> None:
             await backend.write([Put("a", 1)])
             _cli(server, "REPLICAOF", "127.0.0.1", str(other.port))
-            with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}"):
+            with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}") as caught:
                 await backend.write([Put("a", 2)])
+            assert not isinstance(caught.value, AnswerLostError)
             _cli(server, "REPLICAOF", "NO", "ONE")
             await backend.write([Put("a", 3)])
 
@@ -244,6 +245,37 @@ def test_a_stalled_server_is_left_in_time() -> None:
         with_backend(server.url + "?" + SHORT[1:], use)
 
 
+def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str]) -> None:
+    """Who may wait no longer than a part of it is told so; it ends with the write, or by itself after a second."""
+
+    async def use(backend: Redis) -> None:
+        other = Redis.from_url(fresh_url("&patience=0.2"))
+        await other.open()
+        async with backend.turn(("n", "m")):
+            await other.write([Put("elsewhere", 1)])
+            for name in ("n", "m"):
+                with pytest.raises(StoreBusyError, match="turn"):
+                    await other.write([Put("elsewhere", 2), Put(name, 2)])
+                with pytest.raises(StoreBusyError, match="turn"):
+                    await other.turn((name,)).__aenter__()
+            await backend.write([Put("n", 1), Put("m", 1)])
+            await other.write([Put("n", 2), Put("m", 2)])
+        async with other.turn(("n",)):
+            pass
+        await backend.turn(("n",)).__aenter__()  # left by one that stalls
+        late = Redis.from_url(fresh_url(""))
+        await late.open()
+        await late.write([Put("n", 3)])
+        assert {key: entry.value for key, entry in (await late.read_many(["elsewhere", "n"])).items()} == {
+            "elsewhere": 1,
+            "n": 3,
+        }
+        await late.close()
+        await other.close()
+
+    with_backend(fresh_url(""), use)
+
+
 def test_a_copy_that_comes_after_later_writes_does_nothing(
     fresh_url: Callable[[str], str], valkey_server: Server
 ) -> None:
@@ -294,6 +326,20 @@ def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]
         assert await keys_of(backend) == []
         await backend.write(many)
         assert len(await keys_of(backend)) == backend.max_changes
+
+    with_backend(fresh_url(""), use)
+
+
+def test_a_write_of_too_many_bytes_is_refused_whole(
+    fresh_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would drop the connection, again and again."""
+    monkeypatch.setattr("pocket_plug_redis.backend.MOST_BYTES", 100_000)
+
+    async def use(backend: Redis) -> None:
+        with pytest.raises(WriteSizeError, match=r"bytes; 100,000 are allowed"):
+            await backend.write([Put(f"k{n}", "x" * 6_000) for n in range(20)])
+        await backend.write([Put(f"k{n}", "x" * 4_000) for n in range(20)])
 
     with_backend(fresh_url(""), use)
 
@@ -552,7 +598,7 @@ def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
         async def use(backend: Redis) -> None:
             await increment(backend, "n", 3)
             await backend.write([Put(f"k{n}", n) for n in range(300)])
-            async with backend.turn():
+            async with backend.turn(("n",)):
                 await increment(backend, "n", 1)
             entry = await backend.read("n")
             assert entry is not None

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from redis.exceptions import MovedError, ResponseError
+from redis.exceptions import BusyLoadingError, MovedError, ResponseError
 
 from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
 from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
@@ -36,10 +36,12 @@ Do = Callable[[Connection], Awaitable[T]]
 LONGEST_PAUSE = 0.01
 """Seconds between two tries of a write while another caller has the turn, at most: random, so that all who wait are equals."""
 
-decode: Callable[[bytes, bytes], Any] = default_codec.decode
-
 PAGE = 256
 """How many names a scan, a check and a look into the index take from the server at a time, at most."""
+
+MOST_BYTES = 512 * 1024 * 1024
+"""How many bytes the entries of one write may have. The server drops who sends it 1 GiB at once."""
+ALWAYS_FIT = MOST_BYTES // default_codec.max_bytes - 1
 
 MOST_CHANGES = 10_000
 """How many changes and expectations one write may have: some 100 ms, in which the server does nothing else."""
@@ -87,11 +89,10 @@ class Redis(Backend):
         tag = f"{{pocket:{store}}}"
         self._state = tag.encode()
         self._entry = f"{tag}:".encode()
-        self._names, self._ends, self._slots, self._line, self._layout, self._try = (
-            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "line", "layout", "try")
+        self._names, self._ends, self._slots, self._layout, self._try = (
+            f"{tag}/{name}".encode() for name in ("names", "ends", "slots", "layout", "try")
         )
         self._changes = f"{tag}/changes".encode()
-        self.turn_keys = self._state, self._line
         self._title = f"redis at {server}, store {store!r}"
         self._pools = PerLoop(lambda: Pool(lambda: server.connection(self._at)), lambda pool: pool.close(self.timeout))
         self.retrying = Retrying(self._title, LOST, timeout, patience)
@@ -169,7 +170,7 @@ class Redis(Backend):
                 if not is_whole(record, place):  # damage is no end
                     raise CorruptRecordError("the record's checksum does not fit: it was damaged, or stands elsewhere")
                 return None
-            return Entry(decode(record, place), version, expires_at)
+            return Entry(default_codec.decode(record, place), version, expires_at)
         except CodecError as error:
             raise type(error)(f"{self._title}, key {key!r}: {error}") from error
 
@@ -236,17 +237,24 @@ class Redis(Backend):
         arguments: list[str | bytes | int] = [len(expected), len(changes), *expect.values()]
         for change in changes:
             arguments += self._arguments_of(change)
+        if (
+            len(changes) > ALWAYS_FIT
+            and (bytes_ := sum(len(each) for each in arguments if isinstance(each, bytes))) > MOST_BYTES
+        ):
+            raise WriteSizeError(
+                f"{self._title}: a write has {bytes_:,} bytes; {MOST_BYTES:,} are allowed, since the server drops who sends "
+                "more at once; write them in parts"
+            )
         turn = had.get()
-        if turn is not None and (turn.host is not self or turn.is_over or not changes):
+        if turn is not None and turn.host is not self:
             turn = None
         who = "" if turn is None else turn.who
         fixed: list[str | bytes | int] = [
-            5 + len(keys),
+            4 + len(keys),
             self._state,
             self._names,
             self._ends,
             self._slots,
-            self._line,
             *keys,
         ]
 
@@ -263,7 +271,7 @@ class Redis(Backend):
         else:
             answer = await self._written(send)
             if turn is not None:
-                turn.is_over = True
+                turn.names.difference_update(str(change.key) for change in changes)
         if isinstance(answer, int):
             return answer
         code, *places = cast("list[int]", answer)
@@ -283,7 +291,11 @@ class Redis(Backend):
                 if not connection.is_connected:
                     await connection.connect()
                 again, was_sent, this.sent = was_sent, True, True
-                return await send(connection, token, again)
+                try:
+                    return await send(connection, token, again)
+                except (ResponseError, BusyLoadingError):  # refused: nothing was done
+                    was_sent = this.sent = again
+                    raise
 
             return await self._attempt(this, do)
 
@@ -310,8 +322,12 @@ class Redis(Backend):
                 ) from error
 
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """A lease of a second at most; whoever waits longest for one is next."""
-        return Turn(self)
+        """A lease of a second at most for each key; whoever waits longest for one is next."""
+        return Turn(self, names)
+
+    def turn_keys(self, name: str) -> tuple[bytes, bytes, bytes]:
+        """The state's, that of the turn for a key, and that of the line for it."""
+        return self._state, self._state + b"/turn/" + name.encode(), self._state + b"/line/" + name.encode()
 
     def _arguments_of(self, change: Change) -> tuple[str | bytes, str, str]:
         """The entry, a version of its own and a deadline; empty where there is none."""

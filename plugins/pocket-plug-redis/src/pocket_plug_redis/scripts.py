@@ -3,12 +3,13 @@
 A data set's keys begin with one hash tag, so they lie in one slot of a cluster:
 
     {pocket:main}         a hash: at '' the counter, the last version given; at each slot its last write's number and version;
-                          at 'turn' who has the turn, and until when (milliseconds of the server's clock)
+                          at 'turn' until when somebody may have a turn (milliseconds of the server's clock)
     {pocket:main}:NAME    an entry: version, deadline (8 bytes each), the codec's record, and the version again
     {pocket:main}/names   a sorted set of all names, each with score 0: so they are ordered by their bytes
     {pocket:main}/ends    a sorted set of the names of entries that have a deadline, by deadline
     {pocket:main}/slots   a sorted set of the slots, by the hour in which they were renewed
-    {pocket:main}/line    a list: those who wait for a turn are blocked on it, and who gets the one element has the turn
+    {pocket:main}/turn/NAME  who has the turn for a key; it ends by itself
+    {pocket:main}/line/NAME  a list: those who wait for that are blocked on it, and who gets the one element is next
     {pocket:main}/layout  the layout's number
     {pocket:main}/changes the channel on which each write's keys are published
 
@@ -76,49 +77,47 @@ HELD = -3
 LONGEST_TURN = 1000
 """Milliseconds for which nobody else writes, at most."""
 
-# Who has the turn, and until when; ends the turn, and lets the one in that waits longest. A turn that is handed over is
-# nobody's ('') until its taker has said so, for as long as a turn may last.
+# Ends the turn for a key, and lets the one in that waits longest. A turn that is handed over is nobody's ('') until its
+# taker has said so, for as long as a turn may last.
 _TURNS = f"""
-local function had_turn(found)
-  if not found then return '', 0 end
-  return string.sub(found, 9), struct.unpack('>I8', found)
-end
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
-local function end_turn(state, line)
-  redis.call('HSET', state, 'turn', struct.pack('>I8', now_ms() + {LONGEST_TURN}))
+local function end_turn(turn, line)
+  redis.call('SET', turn, '', 'PX', {LONGEST_TURN})
   redis.call('RPUSH', line, '')
+  redis.call('PEXPIRE', line, {LONGEST_TURN})
 end
 """
 
-# KEYS: state, line. ARGV: who, has it come out of the line? Gives 0 to who has the turn now, else the milliseconds until
-# it is over, at most.
+# KEYS: state, turn, line. ARGV: who, has it come out of the line? Gives 0 to who has the turn now, else the milliseconds
+# until it is over, at most.
 TAKE = Script(
     _TURNS
     + f"""
-local now, whose, till = now_ms(), had_turn(redis.call('HGET', KEYS[1], 'turn'))
-if till > now and whose ~= ARGV[1] then
-  if whose ~= '' then return till - now end
-  if ARGV[2] ~= '1' and not redis.call('LPOP', KEYS[2]) then return till - now end
+local state, turn, line, who = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local whose = redis.call('GET', turn)
+if whose and whose ~= who and (whose ~= '' or (ARGV[2] ~= '1' and not redis.call('LPOP', line))) then
+  return math.max(redis.call('PTTL', turn), 1)
 end
-redis.call('DEL', KEYS[2])
-redis.call('HSET', KEYS[1], 'turn', struct.pack('>I8', now + {LONGEST_TURN}) .. ARGV[1])
+redis.call('DEL', line)
+redis.call('SET', turn, who, 'PX', {LONGEST_TURN})
+redis.call('HSET', state, 'turn', struct.pack('>I8', now_ms() + {LONGEST_TURN}))
 return 0
 """
 )
 
-# KEYS: state, line. ARGV: who. Ends the turn, if it has it.
+# KEYS: turn, line. ARGV: who. Ends the turn, if it has it.
 LEAVE = Script(
     _TURNS
     + """
-if had_turn(redis.call('HGET', KEYS[1], 'turn')) == ARGV[1] then end_turn(KEYS[1], KEYS[2]) end
+if redis.call('GET', KEYS[1]) == ARGV[1] then end_turn(KEYS[1], KEYS[2]) end
 return 0
 """
 )
 
-# KEYS: state, names, ends, slots, line, then entries: those expected, those changed. ARGV: slot, number, is it sent
+# KEYS: state, names, ends, slots, then entries: those expected, those changed. ARGV: slot, number, is it sent
 # again?, is the slot to be renewed?, who has a turn, now, how many are expected, how many changes, the expected versions,
 # then for each change its entry (empty: delete), a version of its own and a deadline ('' for none).
 # Gives the version; or {-1, …} with the places of the keys that differ; or {LATE}; or {HELD, milliseconds}.
@@ -138,20 +137,26 @@ if had[2] and changes > 0 then
   if noted == number and came_of > 0 then return came_of end
   was_noted = noted == number -- as a conflict
 end
-local has_turn = false
-if changes > 0 and had[3] and #had[3] > 8 then
-  local whose, till = had_turn(had[3])
-  local left = till - now_ms()
-  has_turn = whose == turn
-  if left > 0 and not has_turn then return {{{HELD}, left}} end
+local ended = {{}}
+if changes > 0 and had[3] then -- somebody may have a turn
+  if unpack_('>I8', had[3]) < now_ms() then call('HDEL', state, 'turn') end
+  for i = 1, changes do
+    local name = string.sub(KEYS[4 + expected + i], #state + 2)
+    local whose = call('GET', state .. '/turn/' .. name)
+    if whose == turn then
+      ended[#ended + 1] = name
+    elseif whose and whose ~= '' then
+      return {{{HELD}, math.max(call('PTTL', state .. '/turn/' .. name), 1)}}
+    end
+  end
 end
 local conflict = {{-1}}
 for i = 1, expected do
-  local wanted, there = tonumber(ARGV[8 + i]), seen(KEYS[5 + i], now)
+  local wanted, there = tonumber(ARGV[8 + i]), seen(KEYS[4 + i], now)
   if there ~= wanted and not (wanted == -1 and there > 0) then conflict[#conflict + 1] = i end
 end
 if changes == 0 then return #conflict > 1 and conflict or version end
-if has_turn then end_turn(state, KEYS[5]) end
+for _, name in ipairs(ended) do end_turn(state .. '/turn/' .. name, state .. '/line/' .. name) end
 if ARGV[4] == '1' then
   local hour = math.floor(tonumber(call('TIME')[1]) / 3600)
   for _, old in ipairs(call('ZRANGEBYSCORE', slots, '-inf', hour - {HOURS}, 'LIMIT', 0, 16)) do
@@ -175,7 +180,7 @@ local highest, skipped, told = version, #state + 2, {{}}
 local bytes = pack('>I8', version)
 for i = 1, changes do
   local at = 6 + expected + 3 * i
-  local key, entry, own, deadline = KEYS[5 + expected + i], ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local key, entry, own, deadline = KEYS[4 + expected + i], ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local name, mine, stands = string.sub(key, skipped), bytes, true
   if own ~= '' then
     local given = tonumber(own)
@@ -273,6 +278,8 @@ redis.call('GETRANGE', key, 0, 0)
 redis.call('TIME')
 redis.call('DEL', key, set)
 redis.call('RPUSH', set, '')
+redis.call('PEXPIRE', set, 1000)
+redis.call('PTTL', set)
 redis.call('LPOP', set)
 redis.call('PUBLISH', ARGV[1], '')
 """

@@ -1,4 +1,4 @@
-"""Turns: a time in which one caller alone writes to a data set, of all programs that share it.
+"""Turns: a time in which one caller alone writes certain keys, of all programs that share a data set.
 
 Those that want one are blocked on a list at the server, which lets them in in the order in which they came. A turn is a
 lease: whoever has it and stalls, or is killed, keeps others off for a second at most.
@@ -6,6 +6,7 @@ lease: whoever has it and stalls, or is killed, keeps others off for a second at
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -23,9 +24,8 @@ class Host(Protocol):
     """What a turn needs of its backend."""
 
     retrying: Retrying
-    turn_keys: tuple[bytes, bytes]
-    """Those of the state and of the line."""
 
+    def turn_keys(self, name: str) -> tuple[bytes, bytes, bytes]: ...
     async def run_script(self, script: Script, *arguments: str | bytes | int) -> Any: ...
     async def call(self, *command: str | bytes | int) -> Any: ...
 
@@ -35,18 +35,22 @@ had: ContextVar[Turn | None] = ContextVar("pocket_plug_redis.turn", default=None
 
 
 class Turn:
-    """`async with` it: nobody else writes until this caller has, or for a second. Raises StoreBusyError if it never comes."""
+    """`async with` it: nobody else writes these keys until this caller has, or for a second.
 
-    def __init__(self, host: Host) -> None:
+    Raises StoreBusyError if it never comes.
+    """
+
+    def __init__(self, host: Host, names: Iterable[str]) -> None:
         self.host = host
         self.who = uuid4().hex
-        self.is_over = False
-        """Has a write of its own ended it?"""
+        self.names = {str(name) for name in names}
+        """Those keys that no write of its own has ended it for."""
 
     async def __aenter__(self) -> None:
         self._before = had.get()
         try:
-            await self._take()
+            for name in sorted(self.names):  # so that two never wait for each other
+                await self._take(name)
             had.set(self)
         except BaseException as error:
             await self._end(error)
@@ -55,26 +59,27 @@ class Turn:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         await self._end(error)
 
-    async def _take(self) -> None:
-        retrying, (state, line) = self.host.retrying, self.host.turn_keys
+    async def _take(self, name: str) -> None:
+        retrying, keys = self.host.retrying, self.host.turn_keys(name)
         until, is_called = retrying.now() + retrying.patience, 0
-        while left := await self.host.run_script(TAKE, 2, state, line, self.who, is_called):
+        while left := await self.host.run_script(TAKE, len(keys), *keys, self.who, is_called):
             if retrying.now() >= until:
                 raise StoreBusyError(
                     f"{retrying.server}: others had their turns all the {retrying.patience:g} s that were waited; try again, or "
                     "wait longer (patience=…)"
                 )
-            seconds = min(left / 1000, retrying.timeout / 2)
-            is_called = int(await self.host.call("BLPOP", line, f"{max(seconds, 0.01):.3f}") is not None)
+            seconds = min(left / 1000, retrying.timeout / 2, retrying.patience / 2)
+            is_called = int(await self.host.call("BLPOP", keys[-1], f"{max(seconds, 0.01):.3f}") is not None)
 
     async def _end(self, error: BaseException | None) -> None:
         had.set(self._before)
-        if self.is_over or isinstance(error, GeneratorExit):  # nothing can be awaited any more: it ends by itself
+        if isinstance(error, GeneratorExit):  # nothing can be awaited any more: it ends by itself
             return
-        self.is_over = True
-        leaving = self.host.run_script(LEAVE, 2, *self.host.turn_keys, self.who)
-        with suppress(StoreError):  # it ends by itself
-            task, cancelled = await to_its_end(leaving, self.host.retrying.timeout)
-            if cancelled is not None:
-                raise cancelled
-            task.result()
+        while self.names:
+            _, turn, line = self.host.turn_keys(self.names.pop())
+            leaving = self.host.run_script(LEAVE, 2, turn, line, self.who)
+            with suppress(StoreError):  # it ends by itself
+                task, cancelled = await to_its_end(leaving, self.host.retrying.timeout)
+                if cancelled is not None:
+                    raise cancelled
+                task.result()
