@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from pocket_plug.errors import ConfigError, GraphError
+from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.values import Value
@@ -14,6 +14,7 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
+from .addresses import check
 from .chain import Chain, Ends, I, O, T, Y, as_chain
 from .context import in_own_context
 from .execution import Execution
@@ -379,13 +380,7 @@ class Graph(Node[I, O]):
 
         `pocket` is the one that knows the executors of its nodes; without one the process's default is asked.
         """
-        found = self.plan.findings()
-        if self.plan.is_elsewhere:
-            from .addresses import executor_faults
-
-            found += executor_faults(self, pocket or default_host())
-        if found:
-            raise GraphError(f"graph {self.name!r} can't run:", found)
+        check(self, (pocket or default_host()) if self.plan.is_elsewhere else None)
         self._validated = self._options
 
     def mermaid(self) -> str:
