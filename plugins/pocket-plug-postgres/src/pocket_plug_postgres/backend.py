@@ -358,11 +358,7 @@ class PostgreSQL(Backend):
 
     # ------------------------------------------------------------ turns
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
-<<<<<<< HEAD
-        """A transaction that locks the data set; those who want one wait in the server's queue. One second at most."""
-=======
         """A transaction that locks these keys; those who want one wait in the server's queue. One second at most."""
->>>>>>> postgres
 
         async def begun(begin: Callable[[Attempt], Awaitable[Link]]) -> Link:
             async def explained_begin(attempt: Attempt) -> Link:
