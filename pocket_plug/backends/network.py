@@ -156,8 +156,8 @@ class PerLoop(Generic[T]):
         here = asyncio.get_running_loop()
         with self._lock:
             self._is_closed, self._clients = True, {}
-            lives = {loop: life for loop, life in self._lives.items() if loop.is_running()}
-            self._lives = {loop: life for loop, life in self._lives.items() if loop not in lives}
+            lives = self._of_running_loops()
+            self._lives = {loop: self._lives[loop] for loop in self._lives.keys() - lives.keys()}
         waiters = [self._end_there(loop, life) for loop, life in lives.items() if loop is not here]
         if here in lives:
             await asyncio.shield(self._end_here(lives[here]))
@@ -165,6 +165,9 @@ class PerLoop(Generic[T]):
             async with asyncio.timeout(LONGEST_CLOSE):
                 for waiter in waiters:
                     await waiter
+
+    def _of_running_loops(self) -> dict[asyncio.AbstractEventLoop, _Life[T]]:
+        return {loop: life for loop, life in self._lives.items() if loop.is_running()}
 
     def _end_here(self, life: _Life[T]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(life.end())

@@ -73,8 +73,7 @@ class Processes(Executor):
 
     @property
     def window(self) -> int:
-        """So that each worker finds the next one when it is done."""
-        return 2 * self.workers
+        return self.workers
 
     def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
         task = _Task(f"{function.__module__}:{function.__qualname__}".encode(), request)
@@ -177,6 +176,8 @@ class _Worker:
 
     def _asked(self, task: _Task) -> bytes:
         """What the process answers. Raises EOFError or OSError where it dies meanwhile."""
+        if task.is_left:
+            raise EOFError
         connection = self._connection or self._start()
         with self._lock:
             self._task = task

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.primitives.values import Value
 
 from .elsewhere import Address
@@ -31,6 +31,18 @@ Around = Sequence[tuple[PlannedGraph, tuple[str, ...]]]
 
 
 # ---------------------------------------------------------------- this side
+def check(graph: PlannedGraph, host: RunHost | None) -> None:
+    """Raise GraphError with every fault of a graph and those within it.
+
+    `host` knows its executors. Without one those aren't looked at: a process that only submits runs has none of them.
+    """
+    found = graph.plan.findings()
+    if host is not None and graph.plan.is_elsewhere:
+        found += executor_faults(graph, host)
+    if found:
+        raise GraphError(f"graph {graph.name!r} can't run:", found)
+
+
 def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
     """What is wrong with the nodes that have an executor, in words. Each step that needs an address gets it here."""
     found: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from pocket_plug.errors import ConfigError, GraphError
+from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.values import Value
@@ -14,6 +14,7 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
+from .addresses import check
 from .chain import Chain, Ends, I, O, T, Y, as_chain
 from .context import in_own_context
 from .execution import Execution
@@ -282,7 +283,7 @@ class Graph(Node[I, O]):
         from .durable.submitting import submit
 
         pocket = pocket or default_host()
-        place = self.own_place(pocket, store, executes=False)
+        place = self.own_place(pocket, store)
         await place[0].ensure_open()
         return await submit(self, place, run_id, input, pocket, traceparent)
 
@@ -300,7 +301,7 @@ class Graph(Node[I, O]):
         from .durable.submitting import submit
 
         pocket = pocket or default_host()
-        place = self.own_place(pocket, store, executes=False)
+        place = self.own_place(pocket, store)
         if place[0].is_new:
             place[0].open_sync()
         return place[0].run(submit(self, place, run_id, input, pocket, traceparent))
@@ -314,7 +315,7 @@ class Graph(Node[I, O]):
         """
         from .durable import check_runs
 
-        place = self.own_place(pocket or default_host(), store, executes=False)
+        place = self.own_place(pocket or default_host(), store)
         await place[0].ensure_open()
         return await check_runs(self, place)
 
@@ -324,24 +325,15 @@ class Graph(Node[I, O]):
         """`check_runs` for callers without `await`."""
         from .durable import check_runs
 
-        place = self.own_place(pocket or default_host(), store, executes=False)
+        place = self.own_place(pocket or default_host(), store)
         if place[0].is_new:
             place[0].open_sync()
         return place[0].run(check_runs(self, place))
 
-    def own_place(
-        self, pocket: RunHost, store: StoreScope | SyncScope | None = None, *, executes: bool = True
-    ) -> tuple[Stack, str]:
-        """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises GraphError where it can't
-        run, ConfigError where it has a store of its own already.
-
-        A process that doesn't execute it needs none of its executors.
+    def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
+        """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises ConfigError where it has
+        a store of its own already.
         """
-        if self._validated is not self._options:  # a copy may have others
-            if executes or not self.plan.is_elsewhere:
-                self.validate(pocket=pocket)
-            else:
-                self._refuse(self.plan.findings())
         if store is not None:
             if self._store is not None:
                 raise ConfigError(
@@ -365,6 +357,8 @@ class Graph(Node[I, O]):
         threads: bool,
     ) -> Execution:
         pocket = pocket or default_host()
+        if self._validated is not self._options:  # a copy may have others
+            self.validate(pocket=pocket)
         place = self.own_place(pocket, store)
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
@@ -386,17 +380,8 @@ class Graph(Node[I, O]):
 
         `pocket` is the one that knows the executors of its nodes; without one the process's default is asked.
         """
-        found = self.plan.findings()
-        if self.plan.is_elsewhere:
-            from .addresses import executor_faults
-
-            found += executor_faults(self, pocket or default_host())
-        self._refuse(found)
+        check(self, (pocket or default_host()) if self.plan.is_elsewhere else None)
         self._validated = self._options
-
-    def _refuse(self, found: list[str]) -> None:
-        if found:
-            raise GraphError(f"graph {self.name!r} can't run:", found)
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flow chart."""

@@ -26,6 +26,8 @@ Commit = tuple[Sequence[Change], Mapping[str, int]]
 
 FREE_CONFLICTS = 3
 """How often a node is tried again at once after a conflict; from then on it queues for the keys it lost."""
+LATE_CONFLICTS = 10
+"""After so many its `post` gets a turn at the backend, if that has turns: others, in other processes too, wait for it."""
 MAX_CONFLICTS = 20
 """After so many it is an error."""
 

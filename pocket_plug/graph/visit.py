@@ -10,7 +10,7 @@ no visit asks again. Watched and unwatched runs take the same way; what observer
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from types import CoroutineType
 from typing import Any
 
@@ -28,7 +28,7 @@ from .observing import NodeCall
 from .phase_calls import NOBODY, attempts, phase_over, placed, watch, watching
 from .phases import PHASES
 from .places import note_node
-from .running import FREE_CONFLICTS, MAX_CONFLICTS, Running
+from .running import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
 from .step import Step, Visited, make_step
 from .workers import wrapped
 
@@ -266,7 +266,10 @@ async def _try_again(run: Running, way: Phases, value: object, call: NodeCall | 
                         priority.close()  # plain writes don't wait for an exec
                     elif in_line:
                         priority.enter_context(gates.priority(contested))
-                    return await Phases.take(way, run, value, call, lost)
+                    # other processes are kept off for a post, which is short as a rule, never for an exec
+                    kept_off = run.stack.turn(contested) if tries >= LATE_CONFLICTS and lost.prep_stands else None
+                    async with kept_off or nullcontext():
+                        return await Phases.take(way, run, value, call, lost)
             except CommitConflict as again:
                 lost = again
             finally:

@@ -1,7 +1,7 @@
 """How items get to workers: a few chunks at a time, and what has queued up meanwhile as the next ones.
 
 A chunk holds several items only where these are short: so many as take about `WORTH` seconds, by what the last ones took. So a
-long exec goes alone, a worker that dies takes little with it, and a time-out doesn't run while others are worked at.
+long exec goes alone, and to a worker that is free; one that dies takes little with it, and a time-out doesn't run out in a line.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Dispatch:
         """Send it, as soon as there is room."""
         with self._lock:
             self._queue.append(job)
-        self._send_what_goes()
+        self.send_what_goes()
 
     def leave(self, job: Job) -> None:
         """Nobody waits for it any more. What isn't sent isn't done; a chunk that nobody waits for at all is cancelled."""
@@ -98,9 +98,13 @@ class Dispatch:
             future = sent.future
         if future is not None:
             future.cancel()
-        self._send_what_goes()
+        loop = job.waiter.loop
+        if loop is not None and loop.is_running():
+            loop.call_soon(self.send_what_goes)  # once all that are cancelled together have left
+        else:
+            self.send_what_goes()
 
-    def _send_what_goes(self) -> None:
+    def send_what_goes(self) -> None:
         """Send what there is room for."""
         while (sent := self._next()) is not None:
             self._send(sent)
@@ -109,6 +113,8 @@ class Dispatch:
         """The next chunk, if there is room for it on the way, and something to send."""
         window = max(self._window(), 1)
         with self._lock:
+            if self._seconds < WORTH / 2:  # so that a worker finds the next one at hand; a long one would wait there
+                window *= 2
             if len(self._on_their_way) >= window:
                 return None
             fair = -(-len(self._queue) // window)
@@ -158,6 +164,8 @@ class Dispatch:
 
     # ------------------------------------------------------------ what comes back, in any thread
     def _done(self, sent: _Sent, future: Future[bytes]) -> None:
+        if sent not in self._on_their_way:  # nobody waits for it any more
+            return
         try:
             answers = answers_of(future.result())
             if len(answers.answers) != len(sent.jobs):
@@ -167,7 +175,7 @@ class Dispatch:
         else:
             self._over(sent, answers.worker, answers.answers)
         if sent.is_handed_over:  # else its sender goes on to the next one, without nesting
-            self._send_what_goes()
+            self.send_what_goes()
 
     def _over(self, sent: _Sent, found: str | BaseException, answers: Sequence[Answer]) -> None:
         """Give each job what came for it, and wake all at once."""

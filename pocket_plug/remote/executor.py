@@ -60,13 +60,16 @@ class Executor:
 
     @property
     def window(self) -> int:
-        """How many chunks may be on their way at a time: somewhat more than there are workers, so that none has to wait."""
+        """How many workers there are: so many long items are on their way at a time, and twice as many chunks of short ones.
+
+        It may change; `grown` says that it did.
+        """
         return 8
 
     @property
     def room(self) -> int:
-        """How many items of a fan-out it takes at a time: what is on its way, and as much again that queues."""
-        return 2 * self.window * dispatch.MOST
+        """How many items of a fan-out it takes at a time: what may be on its way, and as much again that queues."""
+        return 4 * max(self.window, 4) * dispatch.MOST
 
     def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
         """Have a function of bytes called by a worker. `function` is a module's global, so that its name says what it is."""
@@ -76,6 +79,10 @@ class Executor:
         """Release what is held, without waiting for what is still being worked at. It may be used again after that."""
 
     # ------------------------------------------------------------ derived
+    def grown(self) -> None:
+        """There are more workers than before: send what goes by now."""
+        self._dispatch().send_what_goes()
+
     async def perform(self, work: Work) -> Value:
         """Have one attempt at an `exec` done, and give what it gives or raise what it raises.
 

@@ -1195,10 +1195,11 @@ class BackendContract:
     def test_a_hundred_threads_share_a_store(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
         """Without a loop of theirs, by `SyncStore`: each update counts, and nobody waits for good."""
         with SyncStore(make_backend(), clock=clock) as store:
-            threads = [
-                threading.Thread(target=store.update, args=("n", lambda n: n + 1), kwargs={"default": 0}, daemon=True)
-                for _ in range(100)
-            ]
+
+            def count() -> None:
+                store.update("n", lambda n: n + 1, default=0)
+
+            threads = [threading.Thread(target=count, daemon=True) for _ in range(100)]
             for thread in threads:
                 thread.start()
             for thread in threads:

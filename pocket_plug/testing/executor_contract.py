@@ -183,7 +183,7 @@ class ExecutorContract:
 
         async def cancel() -> None:
             running = asyncio.create_task(graphs.counting.run([(str(tmp_path), n) for n in range(MANY)], pocket=pocket))
-            await has(tmp_path / "done-0")
+            await has(tmp_path / "begun-0")
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
@@ -191,7 +191,7 @@ class ExecutorContract:
         self.run(cancel())
         (tmp_path / "go").touch()
         assert self.run(graphs.halving.run(2, pocket=pocket)) == 1
-        assert len([*tmp_path.glob("done-*")]) < MANY
+        assert len([*tmp_path.glob("begun-*")]) < MANY
 
     # ------------------------------------------------------------ fan-outs
     def test_items_keep_their_order(self, pocket: Pocket) -> None:

@@ -10,8 +10,15 @@ from typing import Any, ClassVar
 
 from opentelemetry import baggage, trace
 
-from pocket_plug import Graph, Key, Node, Retry, StoreReader, StoreWriter, each, idempotency_key, node
+from pocket_plug.graph.durable import idempotency_key
+from pocket_plug.graph.each import each
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.node import Node
+from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.retry import Retry
 from pocket_plug.propagation import current_session
+from pocket_plug.store.keys import Key
+from pocket_plug.store.store import StoreReader, StoreWriter
 
 PATIENCE = 30.0
 """Seconds after which an exec that waits for a file gives up."""
@@ -80,11 +87,10 @@ def blocked(folder: str) -> str:
 
 @node
 def counted(at: tuple[str, int]) -> int:
-    """Notes that it was done; the first one waits for the file `go`."""
+    """Notes that it was begun, then waits for the file `go`."""
     folder, number = at
-    note(folder, f"done-{number}")
-    if number == 0:
-        wait_for(Path(folder) / "go")
+    note(folder, f"begun-{number}")
+    wait_for(Path(folder) / "go")
     return number
 
 

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,11 +77,13 @@ class Server:
         port: int,
         folder: Path,
         command: list[str],
-        is_ready: Callable[[str], bool],
-        end: int,
+        *,
+        ready: str,
+        end: signal.Signals,
+        end_at_once: signal.Signals,
     ) -> None:
         self.name, self.url, self.port, self.folder = name, url, port, folder
-        self._command, self._is_ready, self._end = command, is_ready, end
+        self._command, self._ready, self._end, self._end_at_once = command, ready, end, end_at_once
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -118,7 +120,7 @@ class Server:
                     self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
             while self._process.poll() is None and time.monotonic() < until:
-                if self._is_ready(self.log):
+                if self._ready in self.log:
                     return
                 time.sleep(_STEP)
             said = self.log[-2000:]
@@ -151,7 +153,7 @@ class Server:
     def close(self) -> None:
         """End it and remove its folder. May be called twice."""
         if self._process is not None:
-            self._reap(self._end)
+            self._reap(self._end_at_once)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _children(self) -> list[int]:
@@ -251,9 +253,9 @@ def valkey(
     lines |= {"requirepass": password} if password else {}
     command = [str(program), *(part for name, value in {**lines, **options}.items() for part in (f"--{name}", value))]
     url = f"redis://{f':{password}@' if password else ''}{HOST}:{port}/0"
-    return _started(
-        Server("Valkey", url, port, folder, command, lambda log: "Ready to accept connections" in log, signal.SIGTERM)
-    )
+    says = "Ready to accept connections"
+    ends = signal.SIGTERM
+    return _started(Server("Valkey", url, port, folder, command, ready=says, end=ends, end_at_once=ends))
 
 
 def _started(server: Server) -> Server:
@@ -314,8 +316,5 @@ def postgres(
     lines = [part for name, value in {**settings, **options}.items() for part in ("-c", f"{name}={value}")]
     url = f"postgresql://postgres{f':{password}' if password else ''}@{HOST}:{port}/postgres"
     command = [*as_user, str(program), "-D", str(data), *lines]
-    return _started(
-        Server(
-            "PostgreSQL", url, port, folder, command, lambda log: "ready to accept connections" in log, signal.SIGINT
-        )
-    )
+    says, ends, at_once = "ready to accept connections", signal.SIGINT, signal.SIGQUIT
+    return _started(Server("PostgreSQL", url, port, folder, command, ready=says, end=ends, end_at_once=at_once))

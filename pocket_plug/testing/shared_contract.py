@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -137,7 +137,7 @@ class Elsewhere:
 @contextmanager
 def elsewhere(
     url: str, job: Callable[[Backend, int], Awaitable[list[int]]], times: int, *, processes: int = 2
-) -> Iterator[Elsewhere]:
+) -> Generator[Elsewhere]:
     """So many processes, to do a job on the data of a URL; all have ended afterwards."""
     others = Elsewhere(url, job, times, processes)
     try:
@@ -657,44 +657,35 @@ class ServerBackendContract(SharedBackendContract):
         """In the middle of writes it ends, in order or by SIGKILL, and starts again: programs go on, each increment
         counts once."""
 
-        async def count(backend: Backend, name: str, until: asyncio.Event) -> None:
+        over = threading.Event()
+
+        async def count(backend: Backend, name: str) -> None:
             done = 0
-            while not until.is_set() or done % 5:
-                entry = await backend.read(name)
-                value, version = (entry.value, entry.version) if entry else (0, 0)
-                assert value == done
-                await backend.write([Put(name, value + 1), Put(f"{name}'", value + 1)], {name: version})
+            while not over.is_set():
+                entry = await backend.read(name) or Entry(0, 0)
+                assert entry.value == done
+                await backend.write([Put(name, done + 1), Put(f"{name}'", done + 1)], {name: entry.version})
                 done += 1
             found = await backend.read_many([name, f"{name}'"])
             assert {entry.value for entry in found.values()} == {done}
 
-        async def main(backend: Backend) -> None:
-            over = asyncio.Event()
-            writers = [asyncio.ensure_future(count(backend, f"w{n}", over)) for n in range(4)]
-            other = asyncio.ensure_future(on_loops_of_threads([lambda: keep_counting(backend, "t", stop)]))
-            for _ in range(2):
-                await some_writes(backend)
-                if how == "kill":
-                    await asyncio.to_thread(server.kill)
-                await asyncio.to_thread(server.restart)
-                await some_writes(backend)
-            over.set()
-            stop.set()
-            await asyncio.gather(*writers, other)
-
-        stop = threading.Event()
-
-        async def keep_counting(backend: Backend, name: str, stop: threading.Event) -> None:
-            done = 0
-            while not stop.is_set():
-                await increment(backend, name, 1)
-                done += 1
-            entry = await backend.read(name)
-            assert (entry.value if entry else 0) == done
-
         async def some_writes(backend: Backend) -> None:
             for n in range(20):
                 await backend.write([Put("some", n)])
+
+        async def main(backend: Backend) -> None:
+            writers: list[asyncio.Future[Any]] = [asyncio.ensure_future(count(backend, f"w{n}")) for n in range(4)]
+            writers.append(asyncio.ensure_future(on_loops_of_threads([lambda: count(backend, "t")])))
+            try:
+                for _ in range(2):
+                    await some_writes(backend)
+                    if how == "kill":
+                        await asyncio.to_thread(server.kill)
+                    await asyncio.to_thread(server.restart)
+                    await some_writes(backend)
+            finally:
+                over.set()
+                await asyncio.gather(*writers)
 
         backend = resolve_backend(with_options(url, timeout=2, patience=HANGS))
         backend.clock = clock

@@ -53,7 +53,7 @@ def test_a_field_of_the_wrong_type_is_named_and_can_be_mended(tmp_path: Path, co
     with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         for mend in (lambda: store.set("k", 2), lambda: store.delete_many(["k"])):
             store.set("k", 1)
-            other.execute(f"UPDATE entries SET {column} = ?", (value,))  # noqa: S608 - a name from above
+            other.execute(f"UPDATE entries SET {column} = ?", (value,))
             for use in (lambda: store.get("k"), lambda: store.get_many(["k"]), lambda: store.update("k", lambda n: n)):
                 with pytest.raises(pp.CorruptRecordError, match=r"state\.db, key 'k': .*(wrong types|a record has)"):
                     use()
@@ -111,7 +111,7 @@ def test_a_record_in_a_wrong_place_is_an_error(tmp_path: Path, column: str, valu
         if column == "value":
             other.execute("UPDATE entries SET value = (SELECT value FROM entries WHERE key = 'other') WHERE key = 'k'")
         else:
-            other.execute(f"UPDATE entries SET {column} = ? WHERE key = 'k'", (value,))  # noqa: S608 - a name from above
+            other.execute(f"UPDATE entries SET {column} = ? WHERE key = 'k'", (value,))
         key = "l" if column == "key" else "k"
         uses: list[Any] = [
             lambda: store.get(key),

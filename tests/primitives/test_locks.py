@@ -25,7 +25,10 @@ def alarm() -> Iterator[Callable[[], None]]:
         raise Interrupted
 
     before = signal.signal(signal.SIGALRM, handle)
+    gc.collect()
+    gc.disable()  # what is raised in the finalizer of some other test's garbage is only printed
     yield lambda: signal.setitimer(signal.ITIMER_REAL, 50e-6) and None
+    gc.enable()
     signal.signal(signal.SIGALRM, before)
 
 

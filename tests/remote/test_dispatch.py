@@ -64,16 +64,18 @@ def test_chunks_grow_as_items_prove_short() -> None:
 
     async def main() -> None:
         executor = Manual()
-        tasks = await begun(executor, [*range(1000)])
+        tasks = await begun(executor, [*range(3000)])
         assert executor.sizes() == [1, 1]
         executor.answer(0, 0.02)
         assert executor.sizes() == [1, 1, 1]  # the average is 0.06 by now
-        for position in range(1, 12):
+        executor.answer(1, 0.02)
+        assert executor.sizes()[3:] == [2, 2, 2]  # 0.04: short, so twice as many are on their way
+        for position in range(2, 14):
             executor.answer(position, 0.000_001)
         assert executor.sizes()[-1] == dispatch.MOST
         while any(not future.done() for _, future in executor.sent):
             executor.answer(next(n for n, (_, future) in enumerate(executor.sent) if not future.done()), 0.000_001)
-        assert await asyncio.gather(*tasks) == [*range(1000)]
+        assert await asyncio.gather(*tasks) == [*range(3000)]
         assert max(executor.sizes()) == dispatch.MOST
         assert executor.sizes()[-1] < dispatch.MOST  # the last ones are shared out
 
@@ -89,8 +91,10 @@ def test_a_long_item_makes_the_next_chunk_small_at_once() -> None:
         for position in range(6):
             executor.answer(position, 0.000_001)
         assert executor.sizes()[-1] > 10
-        executor.answer(6, 0.1)
-        assert executor.sizes()[-1] == 1
+        for position in (6, 7, 8, 9):  # by then as many are on their way as there are workers
+            executor.answer(position, 0.1)
+        assert executor.sizes()[-2:] == [1, 1]
+        assert len([future for _, future in executor.sent if not future.done()]) == 2
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -126,10 +130,26 @@ def test_what_nobody_waits_for_is_not_sent_and_then_cancelled() -> None:
         tasks[0].cancel()
         await asyncio.wait(tasks[:1])
         assert executor.sent[0][1].cancelled()
+        await asyncio.sleep(0)
         assert executor.sizes() == [1, 1, 1]
         executor.answer(1, 0.1)
         executor.answer(2, 0.1)
         assert await asyncio.gather(tasks[1], tasks[9]) == [1, 9]
+
+    run(main())
+
+
+def test_a_cancelled_run_sends_nothing_that_is_cancelled_next() -> None:
+    """Though its items leave one after the other."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(100)])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await asyncio.sleep(0)
+        assert executor.sizes() == [1, 1]
 
     run(main())
 

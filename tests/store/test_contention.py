@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from pocket_plug import (
     Put,
     Store,
     StoreBusyError,
+    StoreReader,
     StoreWriter,
     SyncError,
     UnregisteredTypeError,
     node,
 )
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.graph.running import LATE_CONFLICTS
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.waiting import drive, pause
@@ -994,6 +996,69 @@ def test_who_loses_to_other_processes_pauses() -> None:
                 await Graph(add, store=store, name="adds").run(1)
                 assert await store.get("k") == 1
         assert len(slept) == 2 * (8 - FREE_TRIES + 1)
+
+    without_hanging(main)
+
+
+class Exclusive(FaultyMemory):
+    """Somebody else writes `k` before each write that expects something, but not within a turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: list[list[str]] = []
+        self.in_turn = False
+        self.written = 0
+
+    @asynccontextmanager
+    async def turn(self, names: Collection[str]) -> AsyncGenerator[None]:
+        self.turns.append(sorted(names))
+        self.in_turn = True
+        try:
+            yield
+        finally:
+            self.in_turn = False
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        if expect and changes and not self.in_turn:
+            self.written += 1
+            await Memory.write(self, [Put("k", self.written)])
+        return await super().write(changes, expect)
+
+
+class PreparesElsewhere(Node[int, int]):
+    """What prep reads stays, so only post is tried again."""
+
+    async def prep(self, store: StoreReader, n: int) -> int:
+        return await store.get("steady", 1)  # type: ignore[no-any-return]
+
+    async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+        return await store.update("k", lambda value: value + n, default=0)
+
+
+class PreparesThere(Node[int, int]):
+    """Prep reads the contested key, so exec would be in the turn, and that may take long."""
+
+    async def prep(self, store: StoreReader, n: int) -> int:
+        return await store.get("k", 0)  # type: ignore[no-any-return]
+
+    async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+        await store.set("k", prepared + n)
+        return n
+
+
+def test_a_node_that_keeps_losing_gets_a_turn_for_its_post() -> None:
+    """As an update does, but later: after ten lost tries, of the keys that it lost. An exec is in no turn: such a node loses."""
+
+    async def main() -> None:
+        backend = Exclusive()
+        async with Store(backend) as store:
+            store.stack.backoff = Backoff(lambda seconds: asyncio.sleep(0))
+            assert await Graph(PreparesElsewhere(), store=store, name="turns").run(1) == backend.written + 1
+            assert (backend.turns, backend.written) == ([["k"]], LATE_CONFLICTS)
+            backend.turns.clear()
+            with pytest.raises(ConflictError):
+                await Graph(PreparesThere(), store=store, name="loses").run(1)
+            assert backend.turns == []
 
     without_hanging(main)
 

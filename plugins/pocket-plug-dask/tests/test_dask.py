@@ -16,12 +16,14 @@ from typing import Any
 
 import pocket_plug_dask
 import pytest
+from dask import config
 from pocket_plug_dask import DaskExecutor
 
-from pocket_plug import ConfigError, ExecutorLostError, GraphError, Pocket
+from pocket_plug import ConfigError, ExecutorLostError, Pocket
 from pocket_plug.remote import Executor
 from pocket_plug.testing import executor_graphs as graphs
 from pocket_plug.testing.executor_contract import ExecutorContract, Offering, has
+from pocket_plug.testing.servers import certificate
 
 SOON = 30.0
 """Seconds that a process has to start."""
@@ -30,8 +32,12 @@ SOON = 30.0
 class Cluster:
     """A scheduler and workers as `dask scheduler` and `dask worker` start them, each a process group of its own."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, tls: dict[str, str] | None = None) -> None:
         self.folder, self.file, self.port = folder, folder / "scheduler.json", 0
+        self.protocol = "tcp" if tls is None else "tls"
+        settings = {"distributed.scheduler.allowed-failures": "1", **(tls or {})}  # not 3: that takes its time
+        named = {name.upper().replace(".", "__").replace("-", "_"): value for name, value in settings.items()}
+        self.environment = {**os.environ, **{f"DASK_{name}": value for name, value in named.items()}}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.start(workers)
 
@@ -52,19 +58,20 @@ class Cluster:
     def _start(self, what: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
         with (self.folder / f"{what}.log").open("ab") as log:
-            environment = {
-                **os.environ,
-                "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
-            }  # not 3: it takes its time
             started = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder, env=environment
+                [*command, "--protocol", self.protocol],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.folder,
+                env=self.environment,
             )
         self.processes.append(started)
         return started
 
     @property
     def address(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"{self.protocol}://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
         """All of it, with what the processes have started."""
@@ -148,6 +155,26 @@ def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: Cluster) -> Non
             assert run(graphs.halving.run(2, pocket=there)) == 1
 
 
+def test_tls_is_as_dask_is_configured(tmp_path: Path) -> None:
+    """By its files, which no URL names; without TLS, the scheduler can't be reached."""
+    made = certificate(tmp_path)
+    tls = {"distributed.comm.tls.ca-file": str(made.authority)}
+    for role in ("scheduler", "worker", "client"):
+        tls |= {f"distributed.comm.tls.{role}.cert": str(made.chain), f"distributed.comm.tls.{role}.key": str(made.key)}
+    cluster = Cluster(tmp_path, workers=1, tls=tls)
+    plain = DaskExecutor.from_url(f"dask://127.0.0.1:{cluster.port}?timeout=1")
+    secret = DaskExecutor.from_url(f"dask+tls://127.0.0.1:{cluster.port}")
+    try:
+        with pytest.raises(ExecutorLostError, match="can't be reached"):
+            run(graphs.halving.run(2, pocket=Pocket(plugins=[Offering(plain)], autoload=False)))
+        with config.set(tls):
+            assert run(graphs.halving.run(2, pocket=Pocket(plugins=[Offering(secret)], autoload=False))) == 1
+    finally:
+        plain.close()
+        secret.close()
+        cluster.kill()
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -192,4 +219,3 @@ def test_a_graph_in_a_script_is_refused(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert "move it into a module of its own" in done.stdout
-    assert GraphError

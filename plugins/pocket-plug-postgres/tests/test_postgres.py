@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from pocket_plug_postgres import PostgreSQL, binary, schema, turns
+from pocket_plug_postgres import PostgreSQL, schema, turns
 from pocket_plug_postgres.backend import _bounds
 
 from pocket_plug import ConfigError, Delete, Graph, Node, Put, Store, StoreWriter, SyncStore, WriteSizeError
@@ -304,9 +304,9 @@ def test_keys_with_one_lock_take_it_once(instances: Make) -> None:
             await backend.write(
                 [Put(key, 1) for key in changes], dict.fromkeys(expect, await version_of(backend, expect))
             )
-            assert binary.integers(backend._locks([b"a"], [b"b"], False)) == [backend._whole, 5]
-            assert binary.integers(backend._locks([], [b"b"], False)) == [backend._whole, 4]
-            assert binary.integers(backend._locks([b"a"], [], True)) == [backend._whole + 1]
+            assert backend._locks([b"a"], [b"b"], False) == [backend._whole, 5]
+            assert backend._locks([], [b"b"], False) == [backend._whole, 4]
+            assert backend._locks([b"a"], [], True) == [backend._whole + 1]
             await backend.write([Delete("a"), Delete("b")])
 
     async def version_of(backend: Backend, keys: str) -> int:
@@ -436,12 +436,12 @@ def test_a_turn_that_takes_long_ends(instances: Make, monkeypatch: pytest.Monkey
 
     async def scenario(backend: Backend) -> None:
         await backend.write([Put("a", 0)])
-        async with backend.turn():
+        async with backend.turn(["a"]):
             seen = await backend.read("a")
             assert seen is not None
             await asyncio.wait_for(backend.write([Put("b", 0)]), HANGS)  # its own, which ends it
             await backend.write([Put("a", 1)], {"a": seen.version})
-        async with backend.turn():
+        async with backend.turn(["a"]):
             # by somebody else, who waits until the server has ended the turn
             await asyncio.create_task(backend.write([Put("a", 2)]), context=contextvars.Context())
             await backend.write([Put("a", 3)])

@@ -94,9 +94,9 @@ class DaskExecutor(Executor):
 
     @property
     def window(self) -> int:
-        """Twice as many as there are threads of workers; the cluster may grow."""
+        """As many as the workers have threads; the cluster may grow. What goes first finds out."""
         home = self._home
-        return 8 if home is None else max(8, 2 * home.threads)
+        return 1 if home is None else home.threads
 
     def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
         home = self._home
@@ -203,11 +203,14 @@ class _Home:
         while not lost.done():
             try:
                 async with asyncio.timeout(self._executor.timeout):
-                    self.threads = sum((await client.scheduler.ncores()).values())
+                    threads = sum((await client.scheduler.ncores()).values())
             except (OSError, TimeoutError) as error:
                 if not lost.done():
                     self._drop(f"the scheduler doesn't answer any more: {str(error) or type(error).__name__}")
                 return
+            has_grown, self.threads = threads > self.threads, threads
+            if has_grown:
+                self._executor.grown()
             await asyncio.wait({lost}, timeout=LOOK)
 
     def _drop(self, why: str) -> None:

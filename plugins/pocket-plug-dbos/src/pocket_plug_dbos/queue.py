@@ -227,7 +227,7 @@ class DBOSQueue:
         first = await DBOS.get_workflow_status_async(info.run_id)
         priority: int | None = None
         carrier: dict[str, str] = {}
-        if first is not None and first.input is not None:
+        if first is not None and first.name == self._workflow(graph) and first.input is not None:
             _, priority, carrier = first.input["args"]
         await self.see_to(graph, info, priority, inject() or carrier)
         return info
@@ -400,7 +400,7 @@ class _Cancellations:
     def watching(self, workflow_id: str, cancel: Callable[[], Awaitable[None]]) -> Generator[None]:
         """Call `cancel` if the workflow is cancelled while the block goes on."""
         self._turns[workflow_id] = cancel
-        if self._looking is None or self._looking.done():
+        if self._looking is None:
             self._looking = asyncio.create_task(self._look(), context=Context())
         try:
             yield
@@ -409,6 +409,7 @@ class _Cancellations:
                 del self._turns[workflow_id]
             if not self._turns:
                 self._looking.cancel()
+                self._looking = None  # it ends later, and the next turn may begin before
 
     async def _look(self) -> None:
         while True:

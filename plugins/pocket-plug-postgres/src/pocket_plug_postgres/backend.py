@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -301,24 +301,24 @@ class PostgreSQL(Backend):
         )
         before = [
             FALSE if self.durability == "none" else TRUE,
-            self._locks(keys, expected, any(own is not None for own in owns)),
+            array_of_integers(self._locks(keys, expected, any(own is not None for own in owns))),
         ]
         asked = [pack_small(reap), array(BYTEA, expected), array_of_integers(expect.values()), array(BYTEA, keys)]
         return _Request(expect, before, [*asked, array(BYTEA, values), array(DOUBLE, ends), array_of_integers(owns)])
 
-    def _locks(self, keys: Sequence[bytes], expected: Sequence[bytes], has_versions: bool) -> bytes:
+    def _locks(self, keys: Sequence[bytes], expected: Sequence[bytes], has_versions: bool) -> list[int]:
         """The data set's lock first, then those of keys in order; an odd number is exclusive. Two keys with one lock
         take it once.
 
         A write with versions may raise the sequence, which nobody may use meanwhile.
         """
         if has_versions or len(keys) + len(expected) > MOST_LOCKS:
-            return array_of_integers([self._whole + 1])
+            return [self._whole + 1]
         changed = {self._lock_of(key) for key in keys}
         locks = {lock + 1 for lock in changed}.union(
             lock for key in expected if (lock := self._lock_of(key)) not in changed
         )
-        return array_of_integers([self._whole, *sorted(locks)])
+        return [self._whole, *sorted(locks)]
 
     def _lock_of(self, key: bytes) -> int:
         """An even number of 64 bits: the advisory lock of a key. All programs must come to the same."""
@@ -357,8 +357,8 @@ class PostgreSQL(Backend):
         return version
 
     # ------------------------------------------------------------ turns
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        """A transaction that locks the data set; those who want one wait in the server's queue. One second at most."""
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """A transaction that locks these keys; those who want one wait in the server's queue. One second at most."""
 
         async def begun(begin: Callable[[Attempt], Awaitable[Link]]) -> Link:
             async def explained_begin(attempt: Attempt) -> Link:
@@ -367,7 +367,8 @@ class PostgreSQL(Backend):
 
             return await self._retrying(explained_begin)
 
-        return Turn(lambda: self._here(self._turn_pools), self._whole, begun)
+        locks = self._locks([name.encode() for name in names], (), False)
+        return Turn(lambda: self._here(self._turn_pools), locks, begun)
 
     async def _in_turn(self, attempt: Attempt, send: Callable[..., Awaitable[list[Row]]]) -> list[Row] | None:
         """Send it in the transaction of the turn that the caller has. None where it has none, or has written in it."""

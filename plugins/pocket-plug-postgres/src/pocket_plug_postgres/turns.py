@@ -1,12 +1,12 @@
-"""A turn: a transaction that holds the lock of the data set for one caller, from before it reads until it has written.
+"""A turn: a transaction that holds the locks of some keys for one caller, from before it reads until it has written.
 
-Those who want one wait in the server's queue for that lock, in the order in which they came. Other writes share the
-lock, so they wait meanwhile; reads don't.
+Those who want one, and other writes of these keys, wait in the server's queue for the locks, in the order in which they
+came; reads don't.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from types import TracebackType
 
@@ -19,9 +19,8 @@ from .link import Link, Pool
 LONGEST_TURN = 1.0
 """Seconds from when a turn is given to when its write has to be under way. Then the server ends the connection."""
 
-_BEGIN = """
-BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SELECT pg_advisory_xact_lock({lock})
-"""
+_BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; {locks}"
+_SHARED, _EXCLUSIVE = "SELECT pg_advisory_xact_lock_shared({lock})", "SELECT pg_advisory_xact_lock({lock})"
 
 Retried = Callable[[Callable[[Attempt], Awaitable[Link]]], Awaitable[Link]]
 
@@ -29,9 +28,11 @@ Retried = Callable[[Callable[[Attempt], Awaitable[Link]]], Awaitable[Link]]
 class Turn:
     """`async with` it. The next write of the data set in the block is that of the turn, and ends it."""
 
-    def __init__(self, pool: Callable[[], Pool], lock: int, retried: Retried) -> None:
+    def __init__(self, pool: Callable[[], Pool], locks: Iterable[int], retried: Retried) -> None:
+        """`locks` in the order of all; odd ones are exclusive."""
         self._find_pool, self._retried = pool, retried
-        self._begin_sql = _BEGIN.format(milliseconds=int(1000 * LONGEST_TURN), lock=lock)
+        each = "; ".join((_EXCLUSIVE if lock & 1 else _SHARED).format(lock=lock & ~1) for lock in locks)
+        self._begin_sql = _BEGIN.format(milliseconds=int(1000 * LONGEST_TURN), locks=each)
         self._pool: Pool | None = None
         self._link: Link | None = None
         self._before = had.get()
