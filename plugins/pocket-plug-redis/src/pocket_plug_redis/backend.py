@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from redis.exceptions import BusyLoadingError, MovedError, ResponseError
+from redis.exceptions import BusyLoadingError, ResponseError
 
 from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
 from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
@@ -24,7 +24,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Watcher
 
 from .checking import check_server
 from .connections import TLS_FILES, Connection, Place, Pool, Server, call, closed, cut, run_script
-from .failures import LOST, explained
+from .failures import LOST, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
 from .watching import Watching
@@ -387,9 +387,8 @@ class Redis(Backend):
                 raise
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
-        if isinstance(error, MovedError):
-            moved: Any = error
-            self._at = moved.host or self.server.host, moved.port
+        if (moved := moved_to(error)) is not None:
+            self._at = moved[0] or self.server.host, moved[1]
         found = explained(error, self._title)
         if isinstance(found, LOST):
             pool.forget()
