@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 EDITABLE_PLUGINS := $(foreach plugin,$(PLUGINS),--editable '$(plugin)[dev]')
 
-.PHONY: demo cluster test test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e pictures clean
+.PHONY: demo cluster test test-postgres test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e pictures clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,11 @@ lint: $(VENV)/ready-dev
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy pocket_plug plugins/*/src examples tests/typing
 	$(BIN)/pyright
+
+# The PostgreSQL plugin with another version of the server than the wheel's: make test-postgres BINARIES=/usr/lib/postgresql/15/bin
+BINARIES ?= $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
+test-postgres: $(VENV)/ready-dev
+	POCKET_PLUG_POSTGRES=$(BINARIES) $(BIN)/pytest plugins/pocket-plug-postgres $(ARGS)
 
 # A million hostile records, of which `make test` tries a few thousand. Fewer: make fuzz CASES=10000
 CASES ?= 1000000

@@ -31,18 +31,16 @@ Around = Sequence[tuple[PlannedGraph, tuple[str, ...]]]
 
 
 # ---------------------------------------------------------------- this side
-def check(graph: PlannedGraph, host: RunHost | None) -> bool:
-    """Raise GraphError with every fault of a graph and those within it; gives whether it can be executed here.
+def check(graph: PlannedGraph, host: RunHost | None) -> None:
+    """Raise GraphError with every fault of a graph and those within it.
 
     `host` knows its executors. Without one those aren't looked at: a process that only submits runs has none of them.
     """
-    is_here = host is not None or not graph.plan.is_elsewhere
     found = graph.plan.findings()
     if host is not None and graph.plan.is_elsewhere:
         found += executor_faults(graph, host)
     if found:
         raise GraphError(f"graph {graph.name!r} can't run:", found)
-    return is_here
 
 
 def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:

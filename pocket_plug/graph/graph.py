@@ -283,7 +283,7 @@ class Graph(Node[I, O]):
         from .durable.submitting import submit
 
         pocket = pocket or default_host()
-        place = self.own_place(pocket, store, executes=False)
+        place = self.own_place(pocket, store)
         await place[0].ensure_open()
         return await submit(self, place, run_id, input, pocket, traceparent)
 
@@ -301,7 +301,7 @@ class Graph(Node[I, O]):
         from .durable.submitting import submit
 
         pocket = pocket or default_host()
-        place = self.own_place(pocket, store, executes=False)
+        place = self.own_place(pocket, store)
         if place[0].is_new:
             place[0].open_sync()
         return place[0].run(submit(self, place, run_id, input, pocket, traceparent))
@@ -315,7 +315,7 @@ class Graph(Node[I, O]):
         """
         from .durable import check_runs
 
-        place = self.own_place(pocket or default_host(), store, executes=False)
+        place = self.own_place(pocket or default_host(), store)
         await place[0].ensure_open()
         return await check_runs(self, place)
 
@@ -325,21 +325,15 @@ class Graph(Node[I, O]):
         """`check_runs` for callers without `await`."""
         from .durable import check_runs
 
-        place = self.own_place(pocket or default_host(), store, executes=False)
+        place = self.own_place(pocket or default_host(), store)
         if place[0].is_new:
             place[0].open_sync()
         return place[0].run(check_runs(self, place))
 
-    def own_place(
-        self, pocket: RunHost, store: StoreScope | SyncScope | None = None, *, executes: bool = True
-    ) -> tuple[Stack, str]:
-        """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises GraphError where it can't
-        run, ConfigError where it has a store of its own already.
-
-        A process that doesn't execute it needs none of its executors.
+    def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
+        """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises ConfigError where it has
+        a store of its own already.
         """
-        if self._validated is not self._options:  # a copy may have others
-            self._validated = self._options if check(self, pocket if executes else None) else None
         if store is not None:
             if self._store is not None:
                 raise ConfigError(
@@ -363,6 +357,8 @@ class Graph(Node[I, O]):
         threads: bool,
     ) -> Execution:
         pocket = pocket or default_host()
+        if self._validated is not self._options:  # a copy may have others
+            self.validate(pocket=pocket)
         place = self.own_place(pocket, store)
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)

@@ -27,6 +27,8 @@ Step = Callable[[Entry | None], tuple[Change | None, Any]]
 called several times."""
 
 FREE_TRIES = 3
+"""Before a caller waits for others. Over a network it takes a turn after the first: another try would wait for the turns of
+others, and lose."""
 TRIES = 20
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
@@ -221,7 +223,7 @@ class Combiner:
         for lost in range(TRIES):
             if lost == FREE_TRIES:
                 priority.enter_context(self._gates.priority((name,)))
-            turn = self._backend.turn((name,)) if lost >= FREE_TRIES else None
+            turn = self._backend.turn((name,)) if lost >= (1 if self._backend.needs_loop else FREE_TRIES) else None
             if turn is None:
                 await self._backoff(lost)
                 done = await self._applied(name, batch)

@@ -640,10 +640,10 @@ def test_a_durable_run_without_a_span_of_its_own_keeps_the_trace_around_it(tmp_p
 
 
 def test_a_network_is_a_client_and_memory_is_not() -> None:
-    """Whoever awaits an event loop to read is somewhere else."""
+    """Who has a server's address is a client, whatever it awaits."""
 
     class Remote(FaultyMemory):
-        inline_read = False
+        address = ("db.example", 5432)
 
     for backend, kind in ((pp.Memory(), "INTERNAL"), (Remote(), "CLIENT")):
         with SpanCapture() as capture:

@@ -245,13 +245,22 @@ def test_a_stalled_server_is_left_in_time() -> None:
         with_backend(server.url + "?" + SHORT[1:], use)
 
 
-def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str]) -> None:
-    """Who may wait no longer than a part of it is told so; it ends with the write, or by itself after a second."""
+def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
+    """Who loses patience is told so; it ends with the write, or by itself after a second."""
+    url = fresh_url("")
+    tag = "{pocket:" + url.rpartition("=")[2] + "}"
 
     async def use(backend: Redis) -> None:
-        other = Redis.from_url(fresh_url("&patience=0.2"))
+        import redis
+
+        other = Redis.from_url(fresh_url("&patience=1"))
         await other.open()
         async with backend.turn(("n", "m")):
+            with redis.Redis.from_url(
+                valkey_server.url
+            ) as raw:  # for as long as this test takes, however busy the machine
+                raw.hset(tag, "turn", (2**60).to_bytes(8, "big"))
+                assert raw.persist(f"{tag}/turn/n") + raw.persist(f"{tag}/turn/m") == 2
             await other.write([Put("elsewhere", 1)])
             for name in ("n", "m"):
                 with pytest.raises(StoreBusyError, match="turn"):

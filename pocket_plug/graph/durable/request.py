@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.graph.addresses import check
 from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.execution import Execution
 from pocket_plug.graph.host import RunHost
@@ -43,7 +44,11 @@ class Request:
 
 
 def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> None:
-    """What has to be before a graph's durable runs are read or written. Raises ConfigError where its stores can't keep them."""
+    """What has to be before a graph's durable runs are read or written. Raises ConfigError where its stores can't keep them,
+    GraphError for a graph that can't run.
+    """
+    if not graph.plan.is_declared:
+        check(graph, None)
     stack = place[0]
     if not stack.survives or stack.buffered:
         found = "may lose what was acknowledged" if stack.survives else "does not"

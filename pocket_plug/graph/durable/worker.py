@@ -77,6 +77,10 @@ class WorkerReport:
 class Served(PlannedGraph, Protocol):
     """A graph whose runs a worker takes."""
 
+    def validate(self, *, pocket: RunHost | None = None) -> None:
+        """Raise GraphError where it can't run."""
+        ...
+
     def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
         """Where it reads and writes when it is run by itself."""
         ...
@@ -202,6 +206,7 @@ class Worker:
 
     async def _finder(self, graph: Served, pocket: RunHost) -> Finder:
         assert self._loop is not None
+        graph.validate(pocket=pocket)
         place = graph.own_place(pocket, self._store)
         prepare(graph, place, "worker: ")
         if place[0].is_new:
