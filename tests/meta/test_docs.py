@@ -52,7 +52,9 @@ def variables(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> dic
     """The environment of a page. A page's data set is its own."""
     made = environment(tmp_path)
     if "${DATABASE_URL}" in page.read_text("utf-8"):
-        made["DATABASE_URL"] = f"{request.getfixturevalue('server')}&store={request.node.originalname[:20].replace('_', '-')}"
+        made["DATABASE_URL"] = (
+            f"{request.getfixturevalue('server')}&store={request.node.originalname[:20].replace('_', '-')}"
+        )
     return made
 
 
