@@ -186,7 +186,7 @@ class PostgreSQL(Backend):
 
     async def _prepare(self, link: Link) -> None:
         await find_or_make(link, self._data)
-        await check_server(link, self._data, self.durability, self.clock())
+        await check_server(link, self._data, self.durability, self.clock)
 
     async def close(self) -> None:
         """Let what is under way come to its end, and close all connections."""
