@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +40,20 @@ graph = Graph(work)
 SCRIPT = "import sys\nfrom app import graph\nif __name__ == '__main__':\n    print(graph.run_sync(sys.argv[1]))\n"
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Generator[None]:
+    """A program that hangs fails its test, and is killed."""
+    yield
+    while _started:
+        started = _started.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.communicate()
+
+
 def is_there(pid: int) -> bool:
     """Does the process run, and is it no zombie?"""
     try:
@@ -58,7 +72,7 @@ def until(true: Callable[[], bool], what: str) -> None:
 def start(folder: Path, script: str = SCRIPT, graph: str = GRAPH) -> subprocess.Popen[str]:
     (folder / "app.py").write_text(graph)
     (folder / "main.py").write_text(script)
-    return subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "main.py", str(folder)],
         cwd=folder,
         text=True,
@@ -66,6 +80,8 @@ def start(folder: Path, script: str = SCRIPT, graph: str = GRAPH) -> subprocess.
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    _started.append(started)
+    return started
 
 
 def worker_of(folder: Path, started: subprocess.Popen[str]) -> int:
