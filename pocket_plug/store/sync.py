@@ -76,8 +76,8 @@ class SyncReader(View):
     def keys(self, prefix: str = "") -> Iterator[str]:
         """The names that start with `prefix`, in order, without this view's scope."""
         names = self._view.keys(prefix)
-        while (name := self._source.run_read(anext_or_none(names))) is not None:
-            yield name
+        while page := self._source.run_read(_page_of(names)):
+            yield from page
 
     def ttl(self, key: Name, /) -> float | None:
         """Seconds until `key` expires; None where it never does."""
@@ -97,9 +97,16 @@ _get: Any = StoreReader.get
 _set: Any = StoreWriter.set
 
 
-async def anext_or_none(names: AsyncIterator[str]) -> str | None:
-    """The next one, None after the last: StopAsyncIteration can't leave a driven coroutine."""
-    return await anext(names, None)
+PAGE = 256
+"""So many names are fetched at a time, as backends do: a crossing to the store's event loop costs as much as a hundred."""
+
+
+async def _page_of(names: AsyncIterator[str]) -> list[str]:
+    """The next ones; none after the last."""
+    page: list[str] = []
+    while len(page) < PAGE and (name := await anext(names, None)) is not None:
+        page.append(name)
+    return page
 
 
 class SyncWriter(SyncReader):

@@ -16,10 +16,12 @@ import psycopg
 import pytest
 from pocket_plug_postgres import PostgreSQL, schema, turns
 from pocket_plug_postgres.backend import _bounds
+from pocket_plug_postgres.failures import explained
+from pocket_plug_postgres.link import ConnectionLostError
 
 from pocket_plug import ConfigError, Delete, Graph, Node, Put, Store, StoreWriter, SyncStore, WriteSizeError
 from pocket_plug.cli import main
-from pocket_plug.errors import CorruptRecordError
+from pocket_plug.errors import CorruptRecordError, StoreError
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.testing.clock import FakeClock
@@ -47,6 +49,16 @@ def rows(server: Server, statement: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(server.url, autocommit=True) as connection:
         cursor = connection.execute(statement)  # type: ignore[arg-type] # no literal
         return cursor.fetchall() if cursor.description else []
+
+
+def test_names_that_the_server_quotes_explain_nothing() -> None:
+    """A host that can't be found now may be later, also where its name is one of the words that tell a refusal."""
+    said = "failed to resolve host 'db.invalid': [Errno -3] Temporary failure in name resolution"
+    assert isinstance(explained("postgresql at db.invalid", psycopg.OperationalError(said)), ConnectionLostError)
+    said = 'connection to server at "certificate.example", port 5432 failed: Connection refused'
+    assert isinstance(explained("postgresql at it", psycopg.OperationalError(said)), ConnectionLostError)
+    said = 'connection is bad: invalid port number: "99999"'
+    assert isinstance(explained("postgresql at it", psycopg.OperationalError(said)), StoreError)
 
 
 # ---------------------------------------------------------------- URLs
@@ -81,6 +93,8 @@ def test_a_connection_string_of_libpq_will_do() -> None:
         ("postgresql://db/orders?store=a'b", "store is"),
         ("postgresql://db/orders?store=a&store=b", "has the option 'store' twice"),
         ("postgresql://app:hunter2%zz@db/orders", "libpq can't read it"),
+        ("postgresql://app:hunter2%ff@db/orders", "libpq can't read it"),
+        ("postgresql://app:hunter2@x@db/orders", "percent-encoded: %2F for /, %40 for @"),
     ],
 )
 def test_options_that_are_invalid(url: str, said: str) -> None:
