@@ -19,7 +19,7 @@ from pocket_plug.errors import AnswerLostError, ConfigError, StoreBusyError, Sto
 from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.contracts import increment, keys_of
 from pocket_plug.testing.proxy import Proxy
-from pocket_plug.testing.servers import Server, certificate, valkey
+from pocket_plug.testing.servers import Server, certificate, free_port, valkey
 
 SHORT = "&timeout=0.5&patience=1.5"
 PASSWORD = "hunter2-secret"  # noqa: S105 - of a test's server
@@ -598,11 +598,12 @@ def _save(server: Server) -> None:
 # ---------------------------------------------------------------- a cluster
 def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
     """Given the address of any node: entries, turns and scans, on the node that has the slot."""
-    mode = {"cluster-enabled": "yes"}
-    with valkey(options=mode) as one, valkey(options=mode) as two:
+    # of their own, for the usual port, 10,000 above the other, may be some client's
+    first, second = ({"cluster-enabled": "yes", "cluster-port": str(free_port())} for _ in range(2))
+    with valkey(options=first) as one, valkey(options=second) as two:
         _cli(one, "CLUSTER", "ADDSLOTSRANGE", "0", "8191")
         _cli(two, "CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
-        _cli(one, "CLUSTER", "MEET", "127.0.0.1", str(two.port))
+        _cli(one, "CLUSTER", "MEET", "127.0.0.1", str(two.port), second["cluster-port"])
         for server in (one, two):
             while "cluster_state:ok" not in _cli(server, "CLUSTER", "INFO"):
                 time.sleep(0.01)
