@@ -107,6 +107,7 @@ if TYPE_CHECKING:
     from .plugins.pocket import Pocket
     from .primitives.durations import Duration
     from .store.backend import Backend, Change, Delete, Entry, Put
+    from .store.base import StoredValue
     from .store.keys import Key
     from .store.layer import Layer, secret
     from .store.memory import Memory
@@ -182,6 +183,7 @@ _MODULES = {
     "StoreReader": "store.store",
     "StoreScope": "store.store",
     "StoreWriter": "store.store",
+    "StoredValue": "store.base",
     "SyncReader": "store.sync",
     "SyncScope": "store.sync",
     "SyncStore": "store.sync",
@@ -278,6 +280,7 @@ __all__ = [
     "StoreReader",
     "StoreScope",
     "StoreWriter",
+    "StoredValue",
     "Suspended",
     "SyncError",
     "SyncReader",

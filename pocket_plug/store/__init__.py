@@ -6,6 +6,7 @@ from .backend import Delete as Delete
 from .backend import Entry as Entry
 from .backend import Put as Put
 from .base import MISSING as MISSING
+from .base import StoredValue as StoredValue
 from .keys import Key as Key
 from .layer import Layer as Layer
 from .layer import build_stack as build_stack
@@ -37,6 +38,7 @@ __all__ = [
     "StoreReader",
     "StoreScope",
     "StoreWriter",
+    "StoredValue",
     "SyncReader",
     "SyncScope",
     "SyncStore",
