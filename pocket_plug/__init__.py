@@ -111,6 +111,7 @@ if TYPE_CHECKING:
     from .store.keys import Key
     from .store.layer import Layer, secret
     from .store.memory import Memory
+    from .store.naming import join_name, split_name
     from .store.store import MISSING, Store, StoreReader, StoreScope, StoreWriter
     from .store.sync import SyncReader, SyncScope, SyncStore, SyncWriter
     from .store.typed import TypedReader, TypedStore
@@ -178,6 +179,8 @@ _MODULES = {
     "Layer": "store.layer",
     "secret": "store.layer",
     "Memory": "store.memory",
+    "join_name": "store.naming",
+    "split_name": "store.naming",
     "MISSING": "store.store",
     "Store": "store.store",
     "StoreReader": "store.store",
@@ -307,11 +310,13 @@ __all__ = [
     "fan_out",
     "hookimpl",
     "idempotency_key",
+    "join_name",
     "node",
     "observe",
     "progress",
     "register_type",
     "secret",
+    "split_name",
 ]
 
 if not TYPE_CHECKING:  # type checkers would take any misspelt name for one of these

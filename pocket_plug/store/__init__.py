@@ -13,6 +13,8 @@ from .layer import build_stack as build_stack
 from .layer import parts as parts
 from .layer import secret as secret
 from .memory import Memory as Memory
+from .naming import join_name as join_name
+from .naming import split_name as split_name
 from .store import Store as Store
 from .store import StoreScope as StoreScope
 from .sync import SyncReader as SyncReader
@@ -46,6 +48,8 @@ __all__ = [
     "TypedReader",
     "TypedStore",
     "build_stack",
+    "join_name",
     "parts",
     "secret",
+    "split_name",
 ]

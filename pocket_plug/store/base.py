@@ -109,7 +109,10 @@ class View:
     def _below(self, prefix: Name) -> str:
         name = self._written(prefix) + ":"
         if name.startswith(RESERVED):
-            raise KeyNameError(f"the scope {name[:-1]!r} is reserved; choose another one")
+            raise KeyNameError(
+                f"the scope {name[:-1]!r} is reserved; choose another one. One that may be called anything, such as a "
+                "tenant's, is made of a Key, Key('{}')(tenant), or by join_name(tenant)"
+            )
         return name
 
 

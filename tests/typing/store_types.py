@@ -25,7 +25,9 @@ from pocket_plug import (
     SyncWriter,
     TypedReader,
     TypedStore,
+    join_name,
     secret,
+    split_name,
 )
 from pocket_plug.layers import Bounding, Metrics, Persistence
 from pocket_plug.store.typed import SyncTypedReader, SyncTypedStore
@@ -59,6 +61,9 @@ def keys() -> None:
     assert_type(Key("untyped", None), Key[Any])
     assert_type(str(AGE), str)
     assert_type(USER.matches("user:7"), bool)
+    assert_type(USER.parse("user:7"), Key[User] | None)
+    assert_type(join_name("user", 7, Colour.RED), str)
+    assert_type(split_name("user:7"), tuple[str, ...])
 
 
 async def many(store: Store, sync: SyncStore) -> None:
