@@ -107,9 +107,11 @@ if TYPE_CHECKING:
     from .plugins.pocket import Pocket
     from .primitives.durations import Duration
     from .store.backend import Backend, Change, Delete, Entry, Put
+    from .store.base import StoredValue
     from .store.keys import Key
     from .store.layer import Layer, secret
     from .store.memory import Memory
+    from .store.naming import join_name, split_name
     from .store.store import MISSING, Store, StoreReader, StoreScope, StoreWriter
     from .store.sync import SyncReader, SyncScope, SyncStore, SyncWriter
     from .store.typed import TypedReader, TypedStore
@@ -177,11 +179,14 @@ _MODULES = {
     "Layer": "store.layer",
     "secret": "store.layer",
     "Memory": "store.memory",
+    "join_name": "store.naming",
+    "split_name": "store.naming",
     "MISSING": "store.store",
     "Store": "store.store",
     "StoreReader": "store.store",
     "StoreScope": "store.store",
     "StoreWriter": "store.store",
+    "StoredValue": "store.base",
     "SyncReader": "store.sync",
     "SyncScope": "store.sync",
     "SyncStore": "store.sync",
@@ -278,6 +283,7 @@ __all__ = [
     "StoreReader",
     "StoreScope",
     "StoreWriter",
+    "StoredValue",
     "Suspended",
     "SyncError",
     "SyncReader",
@@ -304,11 +310,13 @@ __all__ = [
     "fan_out",
     "hookimpl",
     "idempotency_key",
+    "join_name",
     "node",
     "observe",
     "progress",
     "register_type",
     "secret",
+    "split_name",
 ]
 
 if not TYPE_CHECKING:  # type checkers would take any misspelt name for one of these

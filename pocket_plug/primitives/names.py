@@ -56,7 +56,10 @@ def check_readable(name: object) -> str:
     if not name:
         raise KeyNameError("a key must not be empty")
     if name.startswith(RESERVED):
-        raise KeyNameError(f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one")
+        raise KeyNameError(
+            f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one. What may be anything, such as a tenant's "
+            "name, goes into a hole of a Key, or is joined by join_name"
+        )
     return _check_text(name)
 
 
@@ -85,17 +88,16 @@ def check_prefix(prefix: object) -> str:
     return _check_text(prefix)
 
 
-def part_of_name(value: object, template: str) -> str:
-    """What fills a hole of a key's template: as text, with what separates parts escaped."""
+def part_of_name(value: object, template: str | None, *, may_be_empty: bool = False) -> str:
+    """What fills a hole of a key's template, or is joined (None): as text, with what separates parts escaped."""
     if isinstance(value, Enum):
-        return part_of_name(value.value, template)
+        return part_of_name(value.value, template, may_be_empty=may_be_empty)
     if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
-        raise KeyNameError(
-            f"Key({template!r}) can't be filled with {summary(value)}; give a str, int, UUID, date or Enum"
-        )
+        refused = "join_name can't join" if template is None else f"Key({template!r}) can't be filled with"
+        raise KeyNameError(f"{refused} {summary(value)}; give a str, int, UUID, date or Enum")
     text = str(value)
-    if not text:
-        raise KeyNameError(f"Key({template!r}) can't be filled with an empty value")
+    if not text and not may_be_empty:
+        raise KeyNameError(f"Key({template!r}) can't be filled with an empty value; a hole that may be empty is {{?}}")
     return text.replace("%", "%25").replace(":", "%3A")
 
 

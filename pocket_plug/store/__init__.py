@@ -6,12 +6,15 @@ from .backend import Delete as Delete
 from .backend import Entry as Entry
 from .backend import Put as Put
 from .base import MISSING as MISSING
+from .base import StoredValue as StoredValue
 from .keys import Key as Key
 from .layer import Layer as Layer
 from .layer import build_stack as build_stack
 from .layer import parts as parts
 from .layer import secret as secret
 from .memory import Memory as Memory
+from .naming import join_name as join_name
+from .naming import split_name as split_name
 from .store import Store as Store
 from .store import StoreScope as StoreScope
 from .sync import SyncReader as SyncReader
@@ -37,6 +40,7 @@ __all__ = [
     "StoreReader",
     "StoreScope",
     "StoreWriter",
+    "StoredValue",
     "SyncReader",
     "SyncScope",
     "SyncStore",
@@ -44,6 +48,8 @@ __all__ = [
     "TypedReader",
     "TypedStore",
     "build_stack",
+    "join_name",
     "parts",
     "secret",
+    "split_name",
 ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Self
+from typing import Any, Final, Generic, Self, TypeVar, final
 
 from pocket_plug.errors import KeyNameError
-from pocket_plug.primitives.names import MAX_NAME_BYTES, check_length, check_readable
+from pocket_plug.primitives.names import MAX_NAME_BYTES, check_length, check_prefix, check_readable
 
 from .backend import Backend, Clock
 from .keys import RESERVED, Key
 from .layer import Layer
 from .stack import Stack, build
 from .transaction import Transaction
+
+T_co = TypeVar("T_co", covariant=True)
 
 Name = str | Key
 """What users call an entry or a scope by."""
@@ -34,6 +37,20 @@ class Missing(Enum):
 
 MISSING: Final = Missing.MISSING
 """A default for `get` that no stored value equals: it tells a stored None from nothing stored."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StoredValue(Generic[T_co]):
+    """A value with what the store knows of it, all of one read: what `entry` gives."""
+
+    value: T_co
+    """What is stored."""
+    version: int
+    """What `set(…, expect=version)` expects. It changes with each write of the key; equality is all that it is good for.
+    -1 is what a transaction has written itself: that gets its version with the commit."""
+    expires_at: float | None
+    """When it expires, in epoch seconds; None for never."""
 
 
 _PAST_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)  # names in between begin with it; cheaper than a slice
@@ -65,6 +82,12 @@ class View:
         name = self._name(key)
         return name if len(name) <= _SURE else check_length(name)
 
+    def _bound(self, after: Any) -> str:
+        """Behind which key a scan begins that is to begin behind a name of this view."""
+        if after is None or after == "":
+            return ""
+        return self._prefix + (after.full_name() if after.__class__ is Key else check_prefix(after))
+
     @property
     def place(self) -> tuple[Stack, str]:
         """The stack that it is a view of, and the prefix there."""
@@ -86,7 +109,10 @@ class View:
     def _below(self, prefix: Name) -> str:
         name = self._written(prefix) + ":"
         if name.startswith(RESERVED):
-            raise KeyNameError(f"the scope {name[:-1]!r} is reserved; choose another one")
+            raise KeyNameError(
+                f"the scope {name[:-1]!r} is reserved; choose another one. One that may be called anything, such as a "
+                "tenant's, is made of a Key, Key('{}')(tenant), or by join_name(tenant)"
+            )
         return name
 
 

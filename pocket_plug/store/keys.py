@@ -5,7 +5,6 @@ A name's parts are joined by ":". Whatever fills a template has ":" escaped, so 
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -19,14 +18,13 @@ from pocket_plug.primitives.names import MAX_NAME_BYTES as MAX_NAME_BYTES
 from pocket_plug.primitives.names import RESERVED as RESERVED
 from pocket_plug.primitives.names import check_name as check_name
 from pocket_plug.primitives.names import check_prefix as check_prefix
-from pocket_plug.primitives.names import part_of_name
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_found, type_name
 from pocket_plug.primitives.values import Hint, Value
 
+from .naming import Template
+
 K = TypeVar("K", default=Any)
 V_co = TypeVar("V_co", covariant=True)
-
-_HOLE = re.compile(r"\{\w*\}")
 
 
 class FullName(str):
@@ -91,14 +89,14 @@ class Key(ReadAs[K, K], Generic[K]):
     >>> str(REVENUE("eu")), str(REVENUE("a:b"))
     ('revenue:eu', 'revenue:a%3Ab')
 
-    A value may be a str, int, UUID, date or Enum, and not empty. It is not a `str`: a type checker would then accept
-    any value at it. Raises KeyNameError for names and values that can't be used.
+    A value may be a str, int, UUID, date or Enum; it may be empty where the hole is written `{?}` or `{name?}`. A Key is not a
+    `str`: a type checker would then accept any value at it. Raises KeyNameError for names and values that can't be used.
 
     Telemetry shows a template that is written where the Key is made, as above. Of one that is put together at run time
     (`Key(f"user:{id}")`, which pyright refuses) it shows nothing, since there may be an id in it.
     """
 
-    __slots__ = ("_check", "_name", "_shown", "template", "type", "values")
+    __slots__ = ("_check", "_holes", "_name", "_shown", "template", "type", "values")
 
     @overload
     def __init__(self: Key, template: LiteralString, type: None = None, /) -> None: ...
@@ -107,12 +105,7 @@ class Key(ReadAs[K, K], Generic[K]):
     @overload
     def __init__(self, template: LiteralString, type: TypeForm[K], /) -> None: ...
     def __init__(self, template: LiteralString, type: Any = None, /) -> None:
-        check_name(template)
-        if "{" in (rest := _HOLE.sub("", template)) or "}" in rest:
-            raise KeyNameError(
-                f"Key({template!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, and "
-                "filled by KEY(value)"
-            )
+        self._holes = Template(template)
         if type is not None:
             check_type(type, f"Key {template!r}")
         self.template: str = template
@@ -121,7 +114,7 @@ class Key(ReadAs[K, K], Generic[K]):
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] # as namedtuple does: there is no other way
         self._shown = _is_written(template, caller)
         self._name: str | None = None
-        if not _HOLE.search(template):
+        if not self._holes.holes:
             self._name = _full_name(template, template) if self._shown else template
         self._check: Callable[[object], bool] | None = None
         if type is not None:
@@ -129,14 +122,14 @@ class Key(ReadAs[K, K], Generic[K]):
 
     def __call__(self, *values: object) -> Key[K]:
         """The key with its holes filled, in order."""
-        parts = _HOLE.split(self.template)
-        if len(parts) - 1 != len(values) or self.values:
-            raise KeyNameError(f"{self!r} takes {len(parts) - 1} value(s), not {len(values)}")
+        if self._holes.holes != len(values) or self.values:
+            raise KeyNameError(f"{self!r} takes {self._holes.holes} value(s), not {len(values)}")
+        return self._filled(values, self._holes.filled(values))
+
+    def _filled(self, values: tuple[object, ...], name: str) -> Key[K]:
         filled: Key[K] = object.__new__(type(self))
         filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
-        filled._shown = self._shown
-        texts = [part_of_name(value, self.template) for value in values]
-        name = check_name(parts[0] + "".join([t + part for t, part in zip(texts, parts[1:], strict=True)]))
+        filled._holes, filled._shown = self._holes, self._shown
         filled._name = _full_name(name, self.template) if self._shown else name
         return filled
 
@@ -176,8 +169,21 @@ class Key(ReadAs[K, K], Generic[K]):
         """
         if self._name is not None:
             return name == self._name
-        pattern = "[^:]+".join(re.escape(part) for part in _HOLE.split(self.template))
-        return re.fullmatch(pattern, name) is not None
+        return self._holes.texts(name) is not None
+
+    def parse(self, name: str) -> Key[K] | None:
+        """The key with its holes filled so that `name` is its name; None if the template doesn't make it.
+
+        The `values` are text, also those that were numbers, say. The name is without the scope, as `keys` gives it.
+
+        >>> user = Key("user:{}:profile").parse("user:a%3Ab:profile")
+        >>> user.values if user else None
+        ('a:b',)
+        """
+        if self._name is not None:
+            return self if name == self._name else None
+        values = self._holes.values(name)
+        return None if values is None else self._filled(values, name)
 
     def __repr__(self) -> str:
         return f"Key({self.template!r}{''.join(f', {type_name(self.type)}' if self.type else '')})" + (
@@ -185,14 +191,11 @@ class Key(ReadAs[K, K], Generic[K]):
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Key) and (self.template, self.values, self.type) == (
-            other.template,
-            other.values,
-            other.type,
-        )
+        mine = (self.template, self._name, self.type)
+        return isinstance(other, Key) and mine == (other.template, other._name, other.type)
 
     def __hash__(self) -> int:
-        return hash((self.template, self.values))
+        return hash((self.template, self._name))
 
 
 def newest(value: Value, declared: Hint, fits: Callable[[object], bool], wanted: str) -> Value:

@@ -7,7 +7,8 @@ Nothing is implemented a second time here; each call drives the coroutine that t
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -19,11 +20,11 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Runner, drive_inline
 
 from .backend import Backend, Clock
-from .base import MISSING, Name, StackOwner, View
+from .base import MISSING, Name, StackOwner, StoredValue, View
 from .keys import Key, ReadAs
 from .layer import Layer
 from .stack import Stack
-from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
+from .typed import FEW, SyncTypedReader, SyncTypedStore, TypedReader, TypedStore, driven
 from .views import OpenTransaction, StoreReader, StoreWriter
 
 T = TypeVar("T")
@@ -73,11 +74,31 @@ class SyncReader(View):
         """The values that exist, by name, in one go."""
         return self._source.run_read(self._view.get_many(keys))
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """The names that start with `prefix`, in order, without this view's scope."""
-        names = self._view.keys(prefix)
-        while page := self._source.run_read(_page_of(names)):
-            yield from page
+    @overload
+    def entry(self, key: ReadAs[T], /) -> StoredValue[T] | None: ...
+    @overload
+    def entry(self, key: str, /) -> StoredValue[Value] | None: ...
+    def entry(self, key: Any, /) -> StoredValue[Any] | None:
+        """The value with its version and its deadline, of one read; None where there is nothing."""
+        return self._source.run_read(self._view.entry(key))
+
+    def keys(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[str]:
+        """The names that start with `prefix`, in order, without this view's scope; at most `limit`, from `after` on."""
+        names = self._view.keys(prefix, after=after, reverse=reverse, limit=limit)
+        return driven(self._source.run_read, names, FEW)
+
+    def items(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[tuple[str, Value]]:
+        """The same names with their values, read 100 at a time."""
+        pages = self._view._pages(prefix, after=after, reverse=reverse, limit=limit)
+        return chain.from_iterable(driven(self._source.run_read, pages))
+
+    def count(self, prefix: str = "") -> int:
+        """How many names start with `prefix`?"""
+        return self._source.run_read(self._view.count(prefix))
 
     def ttl(self, key: Name, /) -> float | None:
         """Seconds until `key` expires; None where it never does."""
@@ -97,30 +118,26 @@ _get: Any = StoreReader.get
 _set: Any = StoreWriter.set
 
 
-PAGE = 256
-"""So many names are fetched at a time, as backends do: a crossing to the store's event loop costs as much as a hundred."""
-
-
-async def _page_of(names: AsyncIterator[str]) -> list[str]:
-    """The next ones; none after the last."""
-    page: list[str] = []
-    while len(page) < PAGE and (name := await anext(names, None)) is not None:
-        page.append(name)
-    return page
-
-
 class SyncWriter(SyncReader):
     """`StoreWriter` without `await`."""
 
     __slots__ = ()
 
     @overload
-    def set(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> None: ...
+    def set(self, key: Key[T], value: T, /, *, ttl: Duration | None = None, expect: int | None = None) -> None: ...
     @overload
-    def set(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> None: ...
-    def set(self, key: Any, value: Value, /, *, ttl: Duration | None = None) -> None:
-        """Store `value`, for `ttl` seconds, a timedelta or "5m"."""
-        self._source.run_write(_set(self, key, value, ttl=ttl))
+    def set(self, key: str, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None) -> None: ...
+    def set(self, key: Any, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
+        """Store `value`, for `ttl` seconds, a timedelta or "5m"; with `expect` only where that version is there."""
+        self._source.run_write(_set(self, key, value, ttl=ttl, expect=expect))
+
+    @overload
+    def add(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> bool: ...
+    @overload
+    def add(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> bool: ...
+    def add(self, key: Any, value: Value, /, *, ttl: Duration | None = None) -> bool:
+        """Store `value` if there is nothing: was there nothing?"""
+        return self._source.run_write(self._view.add(key, value, ttl=ttl))
 
     def set_many(self, values: Mapping[Value, Value], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""
@@ -130,17 +147,47 @@ class SyncWriter(SyncReader):
         """Remove it; was it there?"""
         return self._source.run_update(self._view.delete(key))
 
-    def delete_many(self, keys: Iterable[Name], /) -> None:
-        """Remove several in one write."""
-        self._source.run_write(self._view.delete_many(keys))
+    def delete_many(self, keys: Iterable[Name], /) -> int:
+        """Remove several; how many of them were there?"""
+        return self._source.run_write(self._view.delete_many(keys))
+
+    def delete_prefix(self, prefix: str, /) -> int:
+        """Remove all whose names start with `prefix`, in writes of at most 500; how many were there?"""
+        return self._source.run_update(self._view.delete_prefix(prefix))
 
     @overload
-    def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T) -> R: ...
+    def pop(self, key: ReadAs[T], /) -> T: ...
     @overload
-    def update(self, key: str, fn: Callable[[Value], Value], /, *, default: Value = ...) -> Value: ...
-    def update(self, key: Any, fn: Callable[[Value], object], /, *, default: object = MISSING) -> object:
+    def pop(self, key: ReadAs[R, T], /, default: T) -> R: ...
+    @overload
+    def pop(self, key: ReadAs[T], /, default: D) -> T | D: ...
+    @overload
+    def pop(self, key: str, /, default: Value = ...) -> Value: ...
+    def pop(self, key: Any, /, default: object = MISSING) -> object:
+        """Remove the value and give it; where there is none, `default`, without it MissingKeyError."""
+        return self._source.run_update(self._view.pop(key, default))
+
+    def touch(self, key: Name, /, *, ttl: Duration | None) -> bool:
+        """Give it a new deadline, None for none: was it there?"""
+        return self._source.run_update(self._view.touch(key, ttl=ttl))
+
+    @overload
+    def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> R: ...
+    @overload
+    def update(
+        self, key: str, fn: Callable[[Value], Value], /, *, default: Value = ..., ttl: Duration | None = None
+    ) -> Value: ...
+    def update(
+        self,
+        key: Any,
+        fn: Callable[[Value], object],
+        /,
+        *,
+        default: object = MISSING,
+        ttl: Duration | None = None,
+    ) -> object:
         """Replace the value by `fn(value)`, atomically, and give the new one."""
-        return self._source.run_update(self._view.update(key, fn, default=default))
+        return self._source.run_update(self._view.update(key, fn, default=default, ttl=ttl))
 
     @overload
     def typed(self, type: type[T], /) -> SyncTypedStore[T]: ...

@@ -10,10 +10,10 @@ from contextlib import aclosing
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pocket_plug.errors import StoreError, TransactionError
+from pocket_plug.errors import ConflictError, StoreError, TransactionError
 from pocket_plug.primitives.values import Value
 
-from .backend import NO_EXPECTATIONS, Change, Clock, Entry, Put
+from .backend import NO_EXPECTATIONS, PRESENT, Change, Clock, Entry, Put, is_expected
 from .contention import Step
 from .scanning import merged
 
@@ -102,7 +102,7 @@ class Transaction:
         if change is None:
             return self.seen[key] if self.seen is not None else None
         if isinstance(change, Put) and (change.expires_at is None or self.clock() < change.expires_at):
-            return Entry(change.value, 1, change.expires_at)
+            return Entry(change.value, PRESENT, change.expires_at)  # it gets its version with the commit
         return None
 
     def _see(self, key: str, entry: Entry | None) -> Entry | None:
@@ -136,6 +136,9 @@ class Transaction:
         keys = list(keys)
         for key in keys:
             self._check(key)
+        return await self._look(keys)
+
+    async def _look(self, keys: Iterable[str]) -> dict[str, Entry]:
         unknown = [key for key in keys if not self._known(key)]
         if unknown:
             try:
@@ -148,10 +151,16 @@ class Transaction:
         return {key: entry for key in keys if (entry := self._entry(key)) is not None}
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """Buffer the changes; `expect` is left to the commit, which knows the versions first seen."""
+        """Buffer the changes. `expect` is compared with what the transaction sees, whose versions the commit expects."""
         if self.ended or self._may_use is not None:
             for change in changes:
                 self._check(change.key, writing=True)
+        if expect:
+            found = await self._look(expect)
+            versions = {key: entry.version for key, entry in found.items()}
+            changed = [key for key, version in expect.items() if not is_expected(versions.get(key, 0), version)]
+            if changed:
+                raise ConflictError(changed)
         if self.changes is None:
             self.changes = {}
         for change in changes:

@@ -4,18 +4,21 @@
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
 from typing import Generic, Protocol, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from pocket_plug.primitives.durations import Duration
+from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_name
 from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import Runner
 
-from .base import MISSING, Source, View
+from .base import MISSING, Name, Source, StoredValue, View
 from .keys import newest
-from .updating import replacing
+from .updating import replacing, taking
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -26,6 +29,14 @@ class Readable(Protocol):
 
     async def get(self, key: str, /, default: Value = None) -> Value: ...
     async def require(self, key: str, /) -> Value: ...
+    async def entry(self, key: str, /) -> StoredValue[Value] | None: ...
+    async def count(self, prefix: str = "") -> int: ...
+    def keys(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]: ...
+    def _pages(
+        self, prefix: str, *, after: Name | None, reverse: bool, limit: int | None
+    ) -> AsyncIterator[list[tuple[str, Value]]]: ...
 
 
 class Writable(Readable, Protocol):
@@ -33,9 +44,16 @@ class Writable(Readable, Protocol):
 
     _source: Source
 
+    def _name(self, key: str, /) -> str: ...
     def _written(self, key: str, /) -> str: ...
-    async def set(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> None: ...
+    async def set(
+        self, key: str, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None
+    ) -> None: ...
+    async def add(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> bool: ...
+    async def touch(self, key: Name, /, *, ttl: Duration | None) -> bool: ...
     async def delete(self, key: str, /) -> bool: ...
+    async def delete_many(self, keys: Iterable[Name], /) -> int: ...
+    async def delete_prefix(self, prefix: str, /) -> int: ...
 
 
 class TypedReader(Generic[T]):
@@ -68,6 +86,35 @@ class TypedReader(Generic[T]):
         """The value at `key`, else MissingKeyError."""
         return self._checked(key, await self._reader.require(key))
 
+    async def entry(self, key: str, /) -> StoredValue[T] | None:
+        """The value with its version and its deadline, of one read; None where there is nothing."""
+        found = await self._reader.entry(key)
+        return None if found is None else replace(found, value=self._checked(key, found.value))
+
+    def keys(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """The names that start with `prefix`, as on the view that it is made of, whatever is stored there."""
+        return self._reader.keys(prefix, after=after, reverse=reverse, limit=limit)
+
+    async def items(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[tuple[str, T]]:
+        """The same names with their values, read 100 at a time."""
+        async for page in self._pages(prefix, after=after, reverse=reverse, limit=limit):
+            for pair in page:
+                yield pair
+
+    async def _pages(
+        self, prefix: str, *, after: Name | None, reverse: bool, limit: int | None
+    ) -> AsyncIterator[list[tuple[str, T]]]:
+        async for page in self._reader._pages(prefix, after=after, reverse=reverse, limit=limit):
+            yield [(name, self._checked(name, value)) for name, value in page]
+
+    async def count(self, prefix: str = "") -> int:
+        """How many names start with `prefix`?"""
+        return await self._reader.count(prefix)
+
 
 class TypedStore(TypedReader[T]):
     """A view for values of one type, checked when they are written too."""
@@ -76,23 +123,69 @@ class TypedStore(TypedReader[T]):
         super().__init__(view, type)
         self._writer = view
 
-    async def set(self, key: str, value: T, /, *, ttl: Duration | None = None) -> None:
-        """Store a value of the type."""
-        await self._writer.set(key, self._checked(key, value), ttl=ttl)
+    async def set(self, key: str, value: T, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
+        """Store a value of the type; with `expect` only where that version is there."""
+        await self._writer.set(key, self._checked(key, value), ttl=ttl, expect=expect)
 
-    async def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
+    async def add(self, key: str, value: T, /, *, ttl: Duration | None = None) -> bool:
+        """Store a value of the type if there is nothing: was there nothing?"""
+        return await self._writer.add(key, self._checked(key, value), ttl=ttl)
+
+    async def update(self, key: str, fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> T:
         """Replace the value by `fn(value)`, atomically."""
 
         def checked(old: T) -> T:
             return self._checked(key, fn(self._checked(key, old)))
 
-        name = self._writer._written(key)
-        new: T = await self._writer._source.apply(name, replacing(name, key, checked, default, declared=self._type))
+        name, source = self._writer._written(key), self._writer._source
+        until = None if ttl is None else source.clock() + seconds(ttl)
+        step = replacing(name, key, checked, default, declared=self._type, until=until)
+        new: T = await source.apply(name, step)
         return new
+
+    async def touch(self, key: str, /, *, ttl: Duration | None) -> bool:
+        """Give it a new deadline, None for none: was it there?"""
+        return await self._writer.touch(key, ttl=ttl)
+
+    @overload
+    async def pop(self, key: str, /) -> T: ...
+    @overload
+    async def pop(self, key: str, /, default: D) -> T | D: ...
+    async def pop(self, key: str, /, default: object = MISSING) -> object:
+        """Remove the value and give it; where there is none, `default`, without it MissingKeyError."""
+        name = self._writer._name(key)
+        step = taking(name, key, default, default is not MISSING, lambda value: self._checked(key, value))
+        return await self._writer._source.apply(name, step)
 
     async def delete(self, key: str, /) -> bool:
         """Remove it; was it there?"""
         return await self._writer.delete(key)
+
+    async def delete_many(self, keys: Iterable[str], /) -> int:
+        """Remove several; how many of them were there?"""
+        return await self._writer.delete_many(keys)
+
+    async def delete_prefix(self, prefix: str, /) -> int:
+        """Remove all whose names start with `prefix`, of any type; how many were there?"""
+        return await self._writer.delete_prefix(prefix)
+
+
+FEW = 256
+"""So many names are fetched at a time, as backends do: a crossing to the store's event loop costs as much as a hundred."""
+
+
+def driven(run: Runner, steps: AsyncIterator[T], few: int = 1) -> Iterator[T]:
+    """What an async iterator gives, for callers without a loop; a `few` with each crossing to where it runs."""
+    while found := run(_next_few(steps, few)):
+        yield from found
+
+
+async def _next_few(steps: AsyncIterator[T], few: int) -> list[T]:
+    """The next ones; none after the last."""
+    found: list[T] = []
+    while len(found) < few and (step := await anext(steps, MISSING)) is not MISSING:
+        found.append(step)
+    return found
 
 
 class SyncTypedReader(Generic[T]):
@@ -114,6 +207,28 @@ class SyncTypedReader(Generic[T]):
         """The value at `key`, else MissingKeyError."""
         return self._source.run_read(self._reader.require(key))
 
+    def entry(self, key: str, /) -> StoredValue[T] | None:
+        """The value with its version and its deadline, of one read; None where there is nothing."""
+        return self._source.run_read(self._reader.entry(key))
+
+    def keys(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[str]:
+        """The names that start with `prefix`, whatever is stored there."""
+        names = self._reader.keys(prefix, after=after, reverse=reverse, limit=limit)
+        return driven(self._source.run_read, names, FEW)
+
+    def items(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[tuple[str, T]]:
+        """The same names with their values, read 100 at a time."""
+        pages = self._reader._pages(prefix, after=after, reverse=reverse, limit=limit)
+        return chain.from_iterable(driven(self._source.run_read, pages))
+
+    def count(self, prefix: str = "") -> int:
+        """How many names start with `prefix`?"""
+        return self._source.run_read(self._reader.count(prefix))
+
 
 class SyncTypedStore(SyncTypedReader[T]):
     """`TypedStore` without `await`."""
@@ -122,14 +237,38 @@ class SyncTypedStore(SyncTypedReader[T]):
         super().__init__(view, typed)
         self._writer = typed
 
-    def set(self, key: str, value: T, /, *, ttl: Duration | None = None) -> None:
-        """Store a value of the type."""
-        self._source.run_write(self._writer.set(key, value, ttl=ttl))
+    def set(self, key: str, value: T, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
+        """Store a value of the type; with `expect` only where that version is there."""
+        self._source.run_write(self._writer.set(key, value, ttl=ttl, expect=expect))
 
-    def update(self, key: str, fn: Callable[[T], T], /, *, default: T) -> T:
+    def add(self, key: str, value: T, /, *, ttl: Duration | None = None) -> bool:
+        """Store a value of the type if there is nothing: was there nothing?"""
+        return self._source.run_write(self._writer.add(key, value, ttl=ttl))
+
+    def update(self, key: str, fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> T:
         """Replace the value by `fn(value)`, atomically."""
-        return self._source.run_update(self._writer.update(key, fn, default=default))
+        return self._source.run_update(self._writer.update(key, fn, default=default, ttl=ttl))
+
+    def touch(self, key: str, /, *, ttl: Duration | None) -> bool:
+        """Give it a new deadline, None for none: was it there?"""
+        return self._source.run_update(self._writer.touch(key, ttl=ttl))
+
+    @overload
+    def pop(self, key: str, /) -> T: ...
+    @overload
+    def pop(self, key: str, /, default: D) -> T | D: ...
+    def pop(self, key: str, /, default: object = MISSING) -> object:
+        """Remove the value and give it; where there is none, `default`, without it MissingKeyError."""
+        return self._source.run_update(self._writer.pop(key, default))
 
     def delete(self, key: str, /) -> bool:
         """Remove it; was it there?"""
         return self._source.run_update(self._writer.delete(key))
+
+    def delete_many(self, keys: Iterable[str], /) -> int:
+        """Remove several; how many of them were there?"""
+        return self._source.run_write(self._writer.delete_many(keys))
+
+    def delete_prefix(self, prefix: str, /) -> int:
+        """Remove all whose names start with `prefix`, of any type; how many were there?"""
+        return self._source.run_update(self._writer.delete_prefix(prefix))

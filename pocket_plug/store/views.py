@@ -12,17 +12,19 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from pocket_plug.errors import ConflictError, MissingKeyError, StoreError
+from pocket_plug.errors import ConfigError, ConflictError, MissingKeyError, StoreError
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Value
 
 from .backend import PRESENT, Delete, Put
-from .base import MISSING, Name, Source, View
-from .keys import RESERVED, Key, ReadAs, check_prefix
+from .base import MISSING, Name, Source, StoredValue, View
+from .keys import Key, ReadAs, check_prefix
+from .listing import names_of, pages_of, remove, remove_all
 from .stack import Stack
 from .transaction import Transaction
 from .typed import TypedReader, TypedStore
-from .updating import replacing
+from .updating import replacing, taking, touching
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -85,13 +87,66 @@ class StoreReader(View):
             for name, entry in entries.items()
         }
 
-    async def keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """The names that start with `prefix`, in order, without this view's scope. Raises KeyNameError if none can."""
-        check_prefix(prefix)
+    @overload
+    async def entry(self, key: ReadAs[T], /) -> StoredValue[T] | None: ...
+    @overload
+    async def entry(self, key: str, /) -> StoredValue[Value] | None: ...
+    async def entry(self, key: Any, /) -> StoredValue[Any] | None:
+        """The value with its version and its deadline, of one read; None where there is nothing.
+
+        >>> from pocket_plug import SyncStore
+        >>> store = SyncStore()
+        >>> store.set("page", "draft")
+        >>> store.entry("page")
+        StoredValue(value='draft', version=1, expires_at=None)
+        """
+        entry = await self._source.read(self._name(key))
+        if entry is None:
+            return None
+        value = key.checked(entry.value) if isinstance(key, Key) else entry.value
+        return StoredValue(value, entry.version, entry.expires_at)
+
+    async def keys(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """The names that start with `prefix`, in order, without this view's scope. Raises KeyNameError if none can.
+
+        They begin after the name `after`, which need not exist, and are at most `limit`: the last name of a page is the next
+        page's `after`, and every page costs the same. In `reverse` they come from the last one on, and end before `after`.
+        """
         start = len(self._prefix)
-        async for name in self._source.scan(self._prefix + prefix):
-            if not name.startswith(RESERVED):
-                yield name[start:]
+        check_prefix(prefix)
+        names = names_of(self._source, self._prefix + prefix, after=self._bound(after), reverse=reverse, limit=limit)
+        async for name in names:
+            yield name[start:]
+
+    async def items(
+        self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[tuple[str, Value]]:
+        """The same names with their values. 100 at a time are read, as they are at one moment.
+
+        What has gone between the look for the names and that moment is left out; what is new since then may be missing.
+        """
+        async for page in self._pages(prefix, after=after, reverse=reverse, limit=limit):
+            for pair in page:
+                yield pair
+
+    async def _pages(
+        self, prefix: str, *, after: Name | None, reverse: bool, limit: int | None
+    ) -> AsyncIterator[list[tuple[str, Value]]]:
+        start = len(self._prefix)
+        check_prefix(prefix)
+        pages = pages_of(self._source, self._prefix + prefix, after=self._bound(after), reverse=reverse, limit=limit)
+        async for page in pages:
+            yield [(name[start:], entry.value) for name, entry in page]
+
+    async def count(self, prefix: str = "") -> int:
+        """How many names start with `prefix`? It looks at each of them, but at no value."""
+        check_prefix(prefix)
+        number = 0
+        async for _name in names_of(self._source, self._prefix + prefix):
+            number += 1
+        return number
 
     async def ttl(self, key: Name, /) -> float | None:
         """Seconds until `key` expires; None where it never does. Raises MissingKeyError where there is nothing."""
@@ -115,18 +170,46 @@ class StoreWriter(StoreReader):
     __slots__ = ()
 
     @overload
-    async def set(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> None: ...
+    async def set(
+        self, key: Key[T], value: T, /, *, ttl: Duration | None = None, expect: int | None = None
+    ) -> None: ...
     @overload
-    async def set(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> None: ...
-    async def set(self, key: Any, value: Value, /, *, ttl: Duration | None = None) -> None:
+    async def set(
+        self, key: str, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None
+    ) -> None: ...
+    async def set(self, key: Any, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
         """Store `value`. `ttl`: seconds, timedelta or "5m"; a set without one lasts for ever, whatever was there.
 
-        Raises ValueTypeError if it isn't what the Key declares, ConfigError for a ttl of 0 and below.
+        `expect` is the version that must be there, as `entry` gave it, or 0 for nothing: ConflictError, and nothing is
+        done, where it is another. Raises ValueTypeError if the value isn't what the Key declares, ConfigError for a ttl of 0
+        and below.
         """
         if key.__class__ is Key:
             value = key.checked(value)
         deadline = None if ttl is None else _deadline(self._source, ttl)
-        await self._source.write((Put(self._written(key), value, deadline),))
+        if expect is None:
+            await self._source.write((Put(self._written(key), value, deadline),))
+        else:
+            name = self._written(key)
+            await self._source.write((Put(name, value, deadline),), {name: _version(expect)})
+
+    @overload
+    async def add(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> bool: ...
+    @overload
+    async def add(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> bool: ...
+    async def add(self, key: Any, value: Value, /, *, ttl: Duration | None = None) -> bool:
+        """Store `value` if there is nothing: was there nothing? Of several that add it at once, one is told True.
+
+        >>> from pocket_plug import SyncStore
+        >>> store = SyncStore()
+        >>> store.add("leader", "a", ttl="30s"), store.add("leader", "b", ttl="30s"), store.get("leader")
+        (True, False, 'a')
+        """
+        try:
+            await self.set(key, value, ttl=ttl, expect=0)
+        except ConflictError:
+            return False
+        return True
 
     async def set_many(self, values: Mapping[Value, Value], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""
@@ -152,16 +235,62 @@ class StoreWriter(StoreReader):
             return False
         return True
 
-    async def delete_many(self, keys: Iterable[Name], /) -> None:
-        """Remove several in one write."""
-        await self._source.write([Delete(self._name(key)) for key in keys])
+    async def delete_many(self, keys: Iterable[Name], /) -> int:
+        """Remove several; how many of them were there? In one write, so all of them or none.
+
+        Where a backend has a limit (`Backend.max_changes`), and it is passed, in as few writes as it lets it be.
+        """
+        return await remove(self._source, [self._name(key) for key in keys])
+
+    async def delete_prefix(self, prefix: str, /) -> int:
+        """Remove all whose names start with `prefix`; how many were there? With "" all that this view has.
+
+        In writes of at most 500 entries, in order: each of them is atomic, all of them together are in a transaction only.
+        After an error, those before are done. What others add meanwhile may be removed or not.
+        """
+        check_prefix(prefix)
+        return await remove_all(self._source, self._prefix + prefix)
 
     @overload
-    async def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T) -> R: ...
+    async def pop(self, key: ReadAs[T], /) -> T: ...
     @overload
-    async def update(self, key: str, fn: Callable[[Value], Value], /, *, default: Value = ...) -> Value: ...
-    async def update(self, key: Any, fn: Callable[[Value], object], /, *, default: object = MISSING) -> object:
-        """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays.
+    async def pop(self, key: ReadAs[R, T], /, default: T) -> R: ...
+    @overload
+    async def pop(self, key: ReadAs[T], /, default: D) -> T | D: ...
+    @overload
+    async def pop(self, key: str, /, default: Value = ...) -> Value: ...
+    async def pop(self, key: Any, /, default: object = MISSING) -> object:
+        """Remove the value and give it: one value to one caller. Where there is none, `default`; without it MissingKeyError.
+
+        A value that isn't of the Key's type stays, and is a ValueTypeError.
+        """
+        name = self._name(key)
+        return await self._source.apply(name, taking(name, key, default, default is not MISSING))
+
+    async def touch(self, key: Name, /, *, ttl: Duration | None) -> bool:
+        """Give it a new deadline, None for none, and change nothing else but its version: was it there?"""
+        name = self._written(key)
+        touched: bool = await self._source.apply(name, touching(name, _deadline(self._source, ttl)))
+        return touched
+
+    @overload
+    async def update(
+        self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None
+    ) -> R: ...
+    @overload
+    async def update(
+        self, key: str, fn: Callable[[Value], Value], /, *, default: Value = ..., ttl: Duration | None = None
+    ) -> Value: ...
+    async def update(
+        self,
+        key: Any,
+        fn: Callable[[Value], object],
+        /,
+        *,
+        default: object = MISSING,
+        ttl: Duration | None = None,
+    ) -> object:
+        """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays, unless `ttl` gives a new one.
 
         `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
         MissingKeyError. None in place of what can be changed in place, such as a list, is a ValueTypeError, unless the
@@ -173,8 +302,9 @@ class StoreWriter(StoreReader):
         1
         """
 
-        name = self._written(key)
-        return await self._source.apply(name, replacing(name, key, fn, default, default is not MISSING))
+        name, until = self._written(key), _deadline(self._source, ttl)
+        step = replacing(name, key, fn, default, default is not MISSING, until=until)
+        return await self._source.apply(name, step)
 
     @overload
     def typed(self, type: type[T], /) -> TypedStore[T]: ...
@@ -183,6 +313,15 @@ class StoreWriter(StoreReader):
     def typed(self, type: Any, /) -> TypedStore[Any]:
         """This view for values of one type, checked when they are written and read."""
         return TypedStore(self, type)
+
+
+def _version(expect: object) -> int:
+    if not isinstance(expect, int) or isinstance(expect, bool) or expect < PRESENT:
+        found = repr(expect) if isinstance(expect, int) else summary(expect)
+        raise ConfigError(
+            f"expect can't be {found}; give the version that entry(key) gave, or 0 where nothing is to be"
+        )
+    return expect
 
 
 def _deadline(source: Source, ttl: Duration | None) -> float | None:

@@ -28,6 +28,7 @@ from pocket_plug.store.keys import MAX_KEY_BYTES, Key
 from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
+from pocket_plug.testing.store_contract import StoreContract
 
 T = TypeVar("T")
 _ORDER = Key("order:{}")
@@ -218,7 +219,7 @@ _leaves_things_behind = pytest.mark.filterwarnings(
 _both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
-class BackendContract:
+class BackendContract(StoreContract):
     """Inherit it, override one fixture, and every promise of `Backend` is tested.
 
         class TestMine(BackendContract):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from pocket_plug import Entry, Graph, Store, StoreWriter, each, node
+from pocket_plug import Entry, Graph, Store, StoreWriter, SyncStore, each, node
 
 from .harness import Bench, Body, row
 from .nodes import Phases, chain, item
@@ -138,6 +140,52 @@ def scopes(bench: Bench) -> None:
         return body
 
     linear(bench, grow(bench, "scan", "entries", bench.effort.many, scan, per=10))
+
+
+def pages(bench: Bench, make: Callable[[int], SyncStore]) -> None:
+    """Ten names or entries out of a thousand, and out of many: wherever they are, and where a new name has come before."""
+    few, many = 1000, bench.effort.many
+    for number in (few, many):
+        store, middle = make(number), names(number)[number // 2]
+        of = f" of {number:,}"
+        bench.case(f"oldest 10 names{of}", "list(store.keys(limit=10))", store=store)
+        bench.case(f"newest 10 names{of}", "list(store.keys(reverse=True, limit=10))", store=store)
+        bench.case(
+            f"10 names in the middle{of}", "list(store.keys(after=middle, limit=10))", store=store, middle=middle
+        )
+        bench.case(f"newest 10 items{of}", "list(store.items(reverse=True, limit=10))", store=store)
+        bench.case(f"a set{of}", f"store.set(f'user:{number // 20}:{{i}}', 1)", store=store)
+        bench.case(
+            f"a set and 10 names{of}",
+            f"store.set(f'user:{number // 20}:x{{i}}', 1); list(store.keys(after=middle, limit=10))",
+            store=store,
+            middle=middle,
+        )
+    for place in ("newest 10 names", "10 names in the middle"):
+        bench.target(f"{place} of {many:,}", LINEAR, f"oldest 10 names of {many:,}")
+        bench.target(f"{place} of {many:,}", 2, f"{place} of {few:,}")
+    bench.target(f"newest 10 items of {many:,}", 2, f"newest 10 items of {few:,}")
+
+
+@row
+def names_in_memory(bench: Bench) -> None:
+    """pages of names in memory, of few and of many"""
+    pages(bench, lambda number: filled(number)[0].sync)
+
+
+@row
+def names_in_sqlite(bench: Bench) -> None:
+    """pages of names in SQLite, of few and of many"""
+    folder = Path(bench.enter(TemporaryDirectory()))
+
+    def make(number: int) -> SyncStore:
+        store: SyncStore = bench.enter(SyncStore(f"sqlite:///{folder}/{number}.db?durability=process"))
+        keys = names(number)
+        for start in range(0, number, 10_000):
+            store.set_many(dict.fromkeys(keys[start : start + 10_000], 1))
+        return store
+
+    pages(bench, make)
 
 
 @row

@@ -19,6 +19,7 @@ from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import declared_types, type_name
 from pocket_plug.store.keys import Key, check_name, template_of
 from pocket_plug.store.memory import Memory
+from pocket_plug.store.naming import join_name, split_name
 
 
 class Colour(Enum):
@@ -37,6 +38,7 @@ class Fruit(StrEnum):
 PROFILE = Key("user:{}:profile", dict)
 TENANT = Key("tenant:{}")
 PAIR = Key("{}:{}")
+LOOSE = Key("{first?}:{}")
 
 
 # ------------------------------------------------------------ how a key is spelt
@@ -109,6 +111,102 @@ def test_a_template_knows_the_names_it_makes(value: str) -> None:
     assert not PROFILE.matches(f"{name}:more")
     assert not PROFILE.matches(name.replace(":profile", ":settings"))
     assert not PROFILE(value).matches(f"{name}x")
+
+
+@given(st.text(alphabet="a:%{}é3A27pocket0"), st.text(min_size=1, alphabet="a:%pocket70"))
+@example("pocket", "x")
+@example("%70ocket", "x")
+@example("", "x")
+def test_a_template_gives_back_what_fills_it(first: str, second: str) -> None:
+    """`parse` is the inverse of filling, and of nothing else: what it gives has that very name."""
+    name = str(LOOSE(first, second))
+    parsed = LOOSE.parse(name)
+    assert parsed is not None
+    assert (parsed.values, str(parsed), parsed) == ((first, second), name, LOOSE(first, second))
+    for other in (first, second, f"{first}:{second}", f"{name}:", f"{name}%"):
+        parsed = LOOSE.parse(other)
+        assert parsed is None or str(parsed) == other
+
+
+def test_a_name_that_a_template_does_not_make_is_none() -> None:
+    """It has other literals, no value where one must be, or an escape that filling doesn't make."""
+    for name in (
+        "user:7",
+        "user::profile",
+        "user:7:profile:x",
+        "user:a%:profile",
+        "user:%3a:profile",
+        "user:%61:profile",
+        "",
+    ):
+        assert PROFILE.parse(name) is None
+    assert PROFILE(7).parse("user:7:profile") == PROFILE(7)
+    assert PROFILE(7).parse("user:8:profile") is None
+    parsed = PROFILE.parse("user:7:profile")
+    assert parsed == PROFILE(7)
+    assert hash(parsed) == hash(PROFILE(7))
+
+
+def test_a_hole_may_be_empty_where_the_key_says_so() -> None:
+    """A question mark in the hole says it; elsewhere an empty value is refused, with the way out."""
+    key = Key("blob:{path?}:{}")
+    assert str(key("", 1)) == "blob::1"
+    assert key.matches("blob::1")
+    assert not key.matches("blob:x:")
+    with pytest.raises(KeyNameError, match=r"empty value; a hole that may be empty is \{\?\}"):
+        key("x", "")
+
+
+# ------------------------------------------------------------ parts of names
+@given(st.lists(st.text(alphabet="a:%pocket70é"), min_size=1))
+@example(["pocket"])
+@example(["pocket", "run"])
+@example(["%70ocket"])
+@example(["a", ""])
+def test_parts_are_joined_and_split(parts: list[str]) -> None:
+    """`split_name` is the inverse of `join_name`, and no joined name is a reserved one or the scope of one."""
+    if parts == [""]:
+        with pytest.raises(KeyNameError, match="empty"):
+            join_name(*parts)
+        return
+    name = join_name(*parts)
+    assert split_name(name) == tuple(parts)
+    assert not f"{name}:".startswith("pocket:")
+
+
+def test_a_joined_name_is_that_of_a_key() -> None:
+    """There is one escaping: what is joined, and what is filled into a template, meet."""
+    assert join_name("user", "a:b", Size.XL) == str(Key("user:{}:{}")("a:b", Size.XL))
+    assert join_name("pocket", "x") == str(Key("{}:x")("pocket"))
+
+
+@pytest.mark.parametrize("name", ["", "50%", "a%3ab", "pocket:run:1", "pocket", "%61"])
+def test_a_name_that_was_not_joined_is_not_split(name: str) -> None:
+    """It could have been made in another way, and would be joined to another name."""
+    with pytest.raises(KeyNameError, match="is not escaped as join_name does it"):
+        split_name(name)
+
+
+@pytest.mark.parametrize("part", [None, True, 1.5, b"bytes", ("a", "b")])
+def test_only_values_with_one_spelling_are_joined(part: object) -> None:
+    """As in a Key's hole."""
+    with pytest.raises(KeyNameError, match=r"join_name can't join .*; give a str, int, UUID, date or Enum"):
+        join_name("a", part)
+
+
+def test_a_tenant_may_be_called_pocket() -> None:
+    """Its scope is its own: neither pocket_plug's records are reached, nor a tenant who is called as that is escaped."""
+    store, tenant = SyncStore(), Key("{}")
+    store.scope(tenant("pocket")).set("run", "mine")
+    store.scope(tenant("%70ocket")).set("run", "another's")
+    store.scope(join_name("pocket", "run")).set("x", 1)
+    assert store.scope(tenant("pocket")).get("run") == "mine"
+    assert list(store.keys()) == ["%2570ocket:run", "%70ocket:run", "%70ocket:run:x"]
+    assert tenant.parse("%70ocket") == tenant("pocket")
+    with pytest.raises(KeyNameError, match=r"made of a Key, Key\('\{\}'\)\(tenant\), or by join_name\(tenant\)"):
+        store.scope("pocket")
+    with pytest.raises(KeyNameError, match="joined by join_name"):
+        store.set("pocket:run", 1)
 
 
 def test_matching_takes_the_template_literally() -> None:
@@ -223,8 +321,9 @@ def test_an_empty_value_fills_no_hole() -> None:
 
 def test_a_value_cannot_make_a_reserved_name() -> None:
     """Nor a lone surrogate: what a template becomes is checked as a name, whichever part of it is the value."""
+    assert str(Key("{}:{}")("pocket", "runs")) == "%70ocket:runs"
     with pytest.raises(KeyNameError, match="reserved"):
-        Key("{}:{}")("pocket", "runs")
+        Key("pocket{?}:{}")("", "runs")
     with pytest.raises(KeyNameError, match="lone surrogate"):
         TENANT("\ud800")
     assert str(TENANT("pocket:runs")) == "tenant:pocket%3Aruns"

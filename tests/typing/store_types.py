@@ -15,6 +15,7 @@ from pocket_plug import (
     Layer,
     Memory,
     Store,
+    StoredValue,
     StoreReader,
     StoreScope,
     StoreWriter,
@@ -24,7 +25,9 @@ from pocket_plug import (
     SyncWriter,
     TypedReader,
     TypedStore,
+    join_name,
     secret,
+    split_name,
 )
 from pocket_plug.layers import Bounding, Metrics, Persistence
 from pocket_plug.store.typed import SyncTypedReader, SyncTypedStore
@@ -58,6 +61,9 @@ def keys() -> None:
     assert_type(Key("untyped", None), Key[Any])
     assert_type(str(AGE), str)
     assert_type(USER.matches("user:7"), bool)
+    assert_type(USER.parse("user:7"), Key[User] | None)
+    assert_type(join_name("user", 7, Colour.RED), str)
+    assert_type(split_name("user:7"), tuple[str, ...])
 
 
 async def many(store: Store, sync: SyncStore) -> None:
@@ -104,6 +110,15 @@ async def other_reads(store: Store, reader: StoreReader) -> None:
     assert_type(await reader.has(USER(1)), bool)
     assert_type(await reader.get_many([AGE, USER(1), "name"]), dict[str, Any])
     assert_type([name async for name in reader.keys("user:")], list[str])
+    assert_type([name async for name in reader.keys(after=USER(1), reverse=True, limit=10)], list[str])
+    assert_type([pair async for pair in reader.items("user:", after="user:1", limit=10)], list[tuple[str, Any]])
+    assert_type(await reader.count("user:"), int)
+    assert_type(await reader.entry(USER(1)), StoredValue[User] | None)
+    assert_type(await reader.entry("user:1"), StoredValue[Any] | None)
+    if (entry := await store.entry(AGE)) is not None:
+        assert_type(entry.value, int)
+        assert_type(entry.version, int)
+        assert_type(entry.expires_at, float | None)
     assert_type(await reader.ttl(USER(1)), float | None)
 
 
@@ -114,7 +129,17 @@ async def writes(store: Store, writer: StoreWriter) -> None:
     await writer.set(USER(1), User("1"), ttl=timedelta(hours=1))
     await writer.set_many({AGE: 7, "name": "Alice"}, ttl="5m")
     assert_type(await writer.delete(AGE), bool)
-    await writer.delete_many([AGE, "name"])
+    assert_type(await writer.delete_many([AGE, "name"]), int)
+    assert_type(await writer.delete_prefix("user:"), int)
+    await writer.set(AGE, 8, expect=0)
+    assert_type(await writer.add(AGE, 7, ttl="1h"), bool)
+    assert_type(await writer.touch(AGE, ttl=None), bool)
+    assert_type(await writer.pop(AGE), int)
+    assert_type(await writer.pop(AGE, 0), int)
+    assert_type(await writer.pop(AGE, None), int | None)
+    assert_type(await writer.pop("age"), Any)
+    assert_type(await writer.pop("age", 0), Any)
+    assert_type(await store.update(AGE, lambda age: age + 1, default=0, ttl=5), int)
     assert_type(await store.update(AGE, lambda age: age + 1, default=0), int)
     assert_type(await writer.update(FRIENDS(1), lambda friends: [*friends, User("2")], default=[]), list[User])
     assert_type(await writer.update("age", lambda age: age + 1, default=0), Any)
@@ -167,7 +192,17 @@ async def typed(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
     assert_type(await users.require("1"), User)
     assert_type(await users.update("1", lambda user: user, default=User("1")), User)
     assert_type(await users.delete("1"), bool)
-    await users.set("1", User("1"), ttl=60)
+    await users.set("1", User("1"), ttl=60, expect=3)
+    assert_type(await users.add("1", User("1")), bool)
+    assert_type(await users.pop("1"), User)
+    assert_type(await users.pop("1", None), User | None)
+    assert_type(await users.touch("1", ttl="1h"), bool)
+    assert_type(await users.entry("1"), StoredValue[User] | None)
+    assert_type([pair async for pair in users.items()], list[tuple[str, User]])
+    assert_type([name async for name in reader.typed(User).keys()], list[str])
+    assert_type(await users.count("1"), int)
+    assert_type(await users.delete_many(["1"]), int)
+    assert_type(await users.delete_prefix("1"), int)
 
 
 def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
@@ -181,6 +216,16 @@ def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
     assert_type(reader.get_many([AGE]), dict[str, int])
     assert_type(list(reader.keys()), list[str])
     assert_type(reader.ttl(AGE), float | None)
+    assert_type(list(reader.items("user:", after="user:1", limit=10)), list[tuple[str, Any]])
+    assert_type(reader.count(), int)
+    assert_type(reader.entry(USER(1)), StoredValue[User] | None)
+    assert_type(writer.pop(AGE), int)
+    assert_type(writer.pop(AGE, None), int | None)
+    assert_type(writer.add(AGE, 7), bool)
+    assert_type(writer.touch(AGE, ttl=5), bool)
+    assert_type(writer.delete_many([AGE]), int)
+    assert_type(writer.delete_prefix(""), int)
+    writer.set(AGE, 7, expect=0)
     writer.set(AGE, 7, ttl="5m")
     writer.set("age", 7)
     writer.set_many({AGE: 7})
@@ -199,6 +244,9 @@ def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
     assert_type(store.typed(User).get("1"), User | None)
     assert_type(store.typed(User).get("1", "nobody"), User | str)
     assert_type(store.typed(User).require("1"), User)
+    assert_type(store.typed(User).entry("1"), StoredValue[User] | None)
+    assert_type(list(store.typed(User).items(limit=3)), list[tuple[str, User]])
+    assert_type(store.typed(User).pop("1", None), User | None)
     assert_type(store.typed(User).update("1", lambda user: user, default=User("1")), User)
     with store.transaction() as transaction:
         assert_type(transaction, SyncWriter)

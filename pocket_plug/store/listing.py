@@ -1,0 +1,116 @@
+"""What users see of a scan: names without pocket_plug's own, pages of them with their values, and their removal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+
+from pocket_plug.errors import ConfigError, ConflictError, StoreError
+from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED, check_prefix
+from pocket_plug.primitives.redaction import summary
+
+from .backend import PRESENT, Delete, Entry
+from .stack import Stack
+from .transaction import Transaction
+
+PAGE = 100
+"""So many entries at most are read, or removed, in one step."""
+
+_LAST_RESERVED = RESERVED + "\U0010ffff" * (MAX_KEY_BYTES // 4)  # no longer key begins with RESERVED
+
+
+def check_limit(limit: object) -> None:
+    """Raise ConfigError for what can't be a number of entries."""
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        found = repr(limit) if isinstance(limit, int) else summary(limit)
+        raise ConfigError(f"limit can't be {found}; give a number of entries from 0 up, or None for all")
+
+
+async def names_of(
+    source: Stack | Transaction, prefix: str, *, after: str = "", reverse: bool = False, limit: int | None = None
+) -> AsyncGenerator[str]:
+    """The names of users that a scan gives. Those of pocket_plug, which may be many, are leapt over, not looked at."""
+    check_prefix(prefix)
+    check_limit(limit)
+    if prefix.startswith(RESERVED):
+        return
+    while True:
+        keys = source.scan(prefix, after=after, reverse=reverse, limit=limit)
+        async for name in keys:
+            if name.startswith(RESERVED):
+                after = RESERVED if reverse else _LAST_RESERVED
+                break
+            yield name
+            if limit is not None:
+                limit -= 1
+        else:
+            return
+        if isinstance(keys, AsyncGenerator):
+            await keys.aclose()
+
+
+async def pages_of(
+    source: Stack | Transaction, prefix: str, *, after: str = "", reverse: bool = False, limit: int | None = None
+) -> AsyncGenerator[list[tuple[str, Entry]]]:
+    """Names with their entries, some at a time: those of one page are read at one moment."""
+    check_limit(limit)
+    most = _step(source, PAGE)
+    while limit is None or limit > 0:
+        size = most if limit is None else min(most, limit)
+        names = [name async for name in names_of(source, prefix, after=after, reverse=reverse, limit=size)]
+        if not names:
+            return
+        entries = await source.read_many(names)
+        found = [(name, entries[name]) for name in names if name in entries]
+        if found:
+            yield found
+        if len(names) < size:
+            return
+        after = names[-1]
+        if limit is not None:
+            limit -= len(found)
+
+
+async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
+    """Remove these; how many were there? In one write, or in as few as the backend's `max_changes` lets it be."""
+    removed = 0
+    for some in _slices(list(dict.fromkeys(names)), _step(source, None, 2)):
+        left = some
+        while left:
+            try:
+                await source.write([Delete(name) for name in left], dict.fromkeys(left, PRESENT))
+            except ConflictError as conflict:
+                there = [name for name in left if name not in conflict.keys]
+                if len(there) == len(left):
+                    raise StoreError(
+                        f"{len(left)} keys could not be deleted: the conflict that their backend raised names none of them"
+                    ) from conflict
+                left = there
+            else:
+                removed += len(left)
+                break
+    return removed
+
+
+async def remove_all(source: Stack | Transaction, prefix: str) -> int:
+    """Remove all that begins with a prefix, in writes of some at a time; how many were there?"""
+    removed, after = 0, ""
+    size = _step(source, 5 * PAGE, 2)
+    while names := [name async for name in names_of(source, prefix, after=after, limit=size)]:
+        removed += await remove(source, names)
+        if len(names) < size:
+            break
+        after = names[-1]
+    return removed
+
+
+def _step(source: Stack | Transaction, most: int | None, each: int = 1) -> int:
+    """How many entries one step may have, if a backend counts each so many times; 0 for any number."""
+    taken = source.stack.max_changes
+    if taken is None:
+        return most or 0
+    return max(1, taken // each) if most is None else max(1, min(most, taken // each))
+
+
+def _slices(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    size = size or len(names) or 1
+    return (names[start : start + size] for start in range(0, len(names), size))

@@ -1,0 +1,99 @@
+"""How parts are joined to names, and found in them again: one escaping, for what fills a `Key` and for `join_name`.
+
+In a part, "%" is `%25` and ":" is `%3A`. A name whose first part is filled never begins with the reserved prefix: it begins with
+`%70ocket` then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import final
+
+from pocket_plug.errors import KeyNameError
+from pocket_plug.primitives.names import RESERVED, check_name, check_prefix, part_of_name
+
+_HOLE = re.compile(r"\{\w*(\??)\}")
+_ESCAPED = re.compile("%([0-9A-F]{2})")
+_SCOPE = RESERVED[:-1]
+_UNRESERVED = f"%{ord(_SCOPE[0]):02X}"
+
+
+def join_name(*parts: object) -> str:
+    """The name with these parts, each a str, int, UUID, date or Enum, whatever is in it: no two lists of parts give one name.
+
+    A part may be empty, the name may not. Raises KeyNameError for a name that can't be used.
+
+    >>> join_name("user", "a:b", 7), join_name("pocket", "x"), split_name("user:a%3Ab:7")
+    ('user:a%3Ab:7', '%70ocket:x', ('user', 'a:b', '7'))
+    """
+    return check_name(_unreserved(":".join([part_of_name(part, None, may_be_empty=True) for part in parts])))
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """The parts, as text, that `join_name` made a name of. Raises KeyNameError where it can't have been made of any."""
+    parts = tuple(_unescaped(part) for part in check_prefix(name).split(":"))
+    if not name or join_name(*parts) != name:
+        raise KeyNameError(f"{name!r:.80} is not escaped as join_name does it; split it as it was made")
+    return parts
+
+
+@final
+class Template:
+    """A name with holes in it; a hole is written `{}` or `{name}`, and `{?}` or `{name?}` where it may be empty."""
+
+    __slots__ = ("_begins_with_hole", "_may_be_empty", "_pattern", "literals", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = check_name(text)
+        found = _HOLE.split(text)
+        self.literals = found[::2]
+        if any("{" in literal or "}" in literal for literal in self.literals):
+            raise KeyNameError(
+                f"Key({text!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, with a ? before the "
+                "} where it may be empty, and filled by KEY(value)"
+            )
+        self._may_be_empty = [mark == "?" for mark in found[1::2]]
+        self._begins_with_hole = not self.literals[0]
+        self._pattern: re.Pattern[str] | None = None  # most templates are only filled
+
+    @property
+    def holes(self) -> int:
+        """How many there are."""
+        return len(self._may_be_empty)
+
+    def filled(self, values: Sequence[object]) -> str:
+        """The name with a value in each hole."""
+        name = self.literals[0]
+        for value, may_be_empty, literal in zip(values, self._may_be_empty, self.literals[1:], strict=True):
+            name += part_of_name(value, self.text, may_be_empty=may_be_empty) + literal
+        return check_name(_unreserved(name) if self._begins_with_hole else name)
+
+    def texts(self, name: str) -> tuple[str, ...] | None:
+        """What stands in the holes of a name, as it is written there; None where the template doesn't make such names."""
+        if self._pattern is None:
+            holes = ["([^:]*)" if may_be_empty else "([^:]+)" for may_be_empty in self._may_be_empty]
+            parts = [re.escape(literal) for literal in self.literals]
+            self._pattern = re.compile("".join([part + hole for part, hole in zip(parts, [*holes, ""], strict=True)]))
+        match = self._pattern.fullmatch(name)
+        return None if match is None else match.groups()
+
+    def values(self, name: str) -> tuple[str, ...] | None:
+        """The values, as text, that make this name; None where there are none."""
+        texts = self.texts(name)
+        if texts is None:
+            return None
+        values = tuple(map(_unescaped, texts))
+        try:
+            return values if self.filled(values) == name else None
+        except KeyNameError:  # a longer name than there may be, say
+            return None
+
+
+def _unreserved(name: str) -> str:
+    """The name; where it would be reserved, or the scope of reserved ones, with its first letter escaped."""
+    return _UNRESERVED + name[1:] if name.startswith(RESERVED) or name == _SCOPE else name
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
