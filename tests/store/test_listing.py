@@ -96,6 +96,25 @@ def test_a_page_of_items_reads_no_more_than_it_gives() -> None:
     assert backend.reads == [100, 100, 50]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_goes_before_it_is_read_is_made_up_for(reverse: bool) -> None:
+    """A page has as many items as were asked for, if there are so many, although some of its names have gone meanwhile."""
+
+    class Vanishing(Limited):
+        async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+            names = list(keys)
+            if not self.reads:
+                await self.write([Delete(names[0]), Delete(names[-1])])
+            return await super().read_many(names)
+
+    for limit, left in ((5, (1, 2, 3, 5, 6)), (2, (2, 3)), (1, (1,))):
+        backend = Vanishing()
+        store = filled(backend, 20).sync
+        found = [name for name, _ in store.items(limit=limit, reverse=reverse)]
+        assert found == [f"k:{19 - n if reverse else n:04}" for n in left]
+        assert backend.reads[0] == limit
+
+
 def test_removal_heeds_what_the_backend_takes() -> None:
     """An entry that is removed and counted is a change and an expectation; `set_many` is done as a whole, or not."""
     backend = Limited(max_changes=9)
