@@ -31,8 +31,6 @@ async def names_of(
     """The names of users that a scan gives. Those of pocket_plug, which may be many, are leapt over, not looked at."""
     check_prefix(prefix)
     check_limit(limit)
-    if prefix.startswith(RESERVED):
-        return
     while True:
         keys = source.scan(prefix, after=after, reverse=reverse, limit=limit)
         async for name in keys:

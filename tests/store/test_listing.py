@@ -30,6 +30,8 @@ from pocket_plug import (
     WriteSizeError,
     node,
 )
+from pocket_plug.layers import Bounding
+from pocket_plug.testing.clock import FakeClock
 
 
 class Limited(Memory):
@@ -94,6 +96,25 @@ def test_a_page_of_items_reads_no_more_than_it_gives() -> None:
     backend.reads.clear()
     assert len(list(store.items())) == 250
     assert backend.reads == [100, 100, 50]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_goes_before_it_is_read_is_made_up_for(reverse: bool) -> None:
+    """A page has as many items as were asked for, if there are so many, although some of its names have gone meanwhile."""
+
+    class Vanishing(Limited):
+        async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+            names = list(keys)
+            if not self.reads:
+                await self.write([Delete(names[0]), Delete(names[-1])])
+            return await super().read_many(names)
+
+    for limit, left in ((5, (1, 2, 3, 5, 6)), (2, (2, 3)), (1, (1,))):
+        backend = Vanishing()
+        store = filled(backend, 20).sync
+        found = [name for name, _ in store.items(limit=limit, reverse=reverse)]
+        assert found == [f"k:{19 - n if reverse else n:04}" for n in left]
+        assert backend.reads[0] == limit
 
 
 def test_removal_heeds_what_the_backend_takes() -> None:
@@ -186,8 +207,26 @@ def test_prefixes_and_names_are_text(odd: Any) -> None:
         store.delete_prefix(odd)
     assert list(store.keys(after=Key("a:{}")(1))) == []
     assert list(store.keys(after="")) == ["a"]
+    store.set("s:b", 1)
+    assert list(store.scope("s").keys(after="", reverse=True)) == ["b"]
     with pytest.raises(KeyNameError):
         next(store.keys(after=7))  # type: ignore[arg-type]
+
+
+def test_a_new_deadline_renews_that_of_a_layer() -> None:
+    """Where a layer lets nothing live longer than its own time, that begins anew with `update(…, ttl=)` and `touch`."""
+    clock = FakeClock()
+    store = SyncStore(layers=[Bounding(ttl=10)], clock=clock)
+    uses: list[Callable[[], object]] = [
+        lambda: store.update("a", lambda n: n, ttl=60),
+        lambda: store.touch("a", ttl=None),
+    ]
+    for use in uses:
+        store.set("a", 1)
+        clock.advance(8)
+        use()
+        clock.advance(8)
+        assert store.has("a")
 
 
 def test_what_is_of_another_type_is_not_popped() -> None:
@@ -270,6 +309,8 @@ def test_a_stale_version_is_a_conflict_within_a_transaction() -> None:
             tx.set("a", 2, expect=7)
         assert caught.value.keys == {"a"}
         tx.set("b", 3)
+        with pytest.raises(ConflictError):  # its own write has no version yet, so it is none that anybody knows
+            tx.set("b", 4, expect=1)
     assert dict(store.items()) == {"a": 1, "b": 3}
 
 
