@@ -14,7 +14,7 @@ from pocket_plug.errors import AnswerLostError, ConfigError, StoreTimeoutError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
-from pocket_plug.store.layer import Layer
+from pocket_plug.store.layer import Layer, parts
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class Timeout(Layer):
         self._read_within = limits.get("read_within")
         self._write_within = limits.get("write_within")
         self._page_within = limits.get("page_within")
+        self._backend = parts(inner)[-1]  # for errors
         self._left: set[asyncio.Task[int]] = set()  # a loop holds its tasks weakly
         self.needs_loop = inner.needs_loop or bool(limits)
         unlimited = {
@@ -93,7 +94,7 @@ class Timeout(Layer):
 
     def _too_slow(self, what: str, within: float | None, option: str) -> StoreTimeoutError:
         return StoreTimeoutError(
-            f"{what} took longer than {within:g} s, which the layer `timeout` allows ({option}), over {self.inner!r}; it was "
+            f"{what} took longer than {within:g} s, which the layer `timeout` allows ({option}), over {self._backend!r}; it was "
             f"cancelled, and says nothing of what is there. Try again, or allow more by {option}="
         )
 
@@ -123,8 +124,8 @@ class Timeout(Layer):
         task.add_done_callback(self._forget)
         raise AnswerLostError(
             f"writing {_named([change.key for change in changes])} took longer than {self._write_within:g} s, which the layer "
-            f"`timeout` allows (write_within), over {self.inner!r}: it may have landed, or may land yet. Read before you write "
-            "again, or allow more by write_within="
+            f"`timeout` allows (write_within), over {self._backend!r}: it may have landed, or may land yet. Read before "
+            "you write again, or allow more by write_within="
         )
 
     def _forget(self, task: asyncio.Task[int]) -> None:
