@@ -820,5 +820,12 @@ def said_of(url: str) -> str:
     try:
         asyncio.run(opened(resolve_backend(url), use))
     except StoreError as error:
-        return "".join(traceback.format_exception(error))
+        causes: list[BaseException] = []
+        cause: BaseException | None = error
+        while cause is not None:
+            assert cause not in causes, f"{cause!r} is a cause of itself: who follows the causes never ends"
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        attributes = [repr(vars(cause)) for cause in causes]  # what is reported by who reports an exception's
+        return "".join([*traceback.format_exception(error), *attributes])
     raise AssertionError("no error")

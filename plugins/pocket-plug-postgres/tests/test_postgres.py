@@ -79,6 +79,10 @@ def test_a_connection_string_of_libpq_will_do() -> None:
     backend = PostgreSQL("host=/run/postgresql user=app password='hunter 2' dbname=orders")
     assert "hunter" not in repr(backend)
     assert backend.address == ("/run/postgresql", None)
+    for misspelt in ("host=db pasword=hunter2", "host=db password=hunter 2"):
+        with pytest.raises(ConfigError, match=r"^postgresql: the connection string: libpq can't read it") as caught:
+            PostgreSQL(misspelt)
+        assert "hunter" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

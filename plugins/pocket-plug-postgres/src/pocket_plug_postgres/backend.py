@@ -515,7 +515,10 @@ def _parsed(conninfo: str, shown: str) -> tuple[str, str, int, str]:
         whole = make_conninfo(conninfo, **{} if "application_name" in given else {"application_name": "pocket_plug"})
     except (psycopg.Error, UnicodeDecodeError) as error:
         text = re.sub(r'"[^"]*"', '"…"', str(error)).strip()  # it may quote what was meant as a password
-        raise ConfigError(f"{shown!r}: libpq can't read it ({text})") from None
+        what = (
+            repr(shown) if "://" in shown else "postgresql: the connection string"
+        )  # any word of it may be the password
+        raise ConfigError(f"{what}: libpq can't read it ({text})") from None
 
     def first(name: str, default: str) -> str:
         found = given.get(name) or os.environ.get(f"PG{name.upper()}") or default

@@ -63,6 +63,8 @@ _NAMES = re.compile(r"""(?<!\w)(["'])[^"']*\1""")
 
 def explained(server: str, error: psycopg.Error) -> Exception:
     """What is raised for it: StoreError, or ConnectionLostError where it makes sense to try again."""
+    # it would keep the connection's options, the password among them
+    error._pgconn = None  # pyright: ignore[reportPrivateUsage] - there is no public way
     code = error.sqlstate
     if code is None:
         return _of_connection(server, str(error))

@@ -382,12 +382,17 @@ class Redis(Backend):
         except ResponseError as error:
             found = self._explained(error, pool)
             is_whole = not isinstance(found, LOST)
+            if found is error:
+                raise
             raise found from error
         except Exception as error:
             if this.is_over:
                 raise
             self._at = None
-            raise self._explained(error, pool) from error
+            found = self._explained(error, pool)
+            if found is error:  # not its own cause: who follows the causes would never end
+                raise
+            raise found from error
         finally:
             try:
                 pool.leave(place, is_whole)
