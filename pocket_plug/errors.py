@@ -63,6 +63,14 @@ class AnswerLostError(StoreError):
     """A write was sent to a server, and no answer came in time: whether it has landed is not known."""
 
 
+class StoreTimeoutError(StoreError, TimeoutError):
+    """A read, a check or a page of a scan took longer than the layer `timeout` allows; it says nothing of what is there."""
+
+
+class ReadOnlyError(StoreError):
+    """A write to a store that has the layer `readonly`; nothing of it was done."""
+
+
 class WriteSizeError(StoreError):
     """A write has more changes and expectations than its backend takes (`Backend.max_changes`); nothing of it was done."""
 

@@ -13,6 +13,15 @@ from pocket_plug.primitives.redaction import public_url
 LONGEST = 1_000_000
 """Seconds: the longest time that an option may give."""
 
+LEAST_WAIT = 0.001
+"""Seconds: what an answer of a server takes at the least. With 0 no attempt at anything could succeed."""
+
+PERCENT = (
+    "its user or password has a character that separates the parts of a URL; write it percent-encoded: %2F for /, "
+    "%40 for @, %3A for :, %3F for ?, %23 for #, %25 for %"
+)
+"""Why a URL can't be read. The parts as they were read aren't quoted: there is a piece of the password in them."""
+
 _EXAMPLES: Mapping[type, str] = {float: "seconds, such as {}=5", int: "a whole number, such as {}=10"}
 
 
@@ -30,6 +39,8 @@ def url_options(url: str, system: str, allowed: Mapping[str, type]) -> tuple[str
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name in options:
             raise ConfigError(f"{shown!r} has the option {name!r} twice; give it once")
+        if "@" in name:
+            raise ConfigError(f"{shown!r}: {PERCENT}")
         if name not in allowed:
             raise ConfigError(
                 f"{shown!r}: {system} has no option {name!r}; it has: {', '.join(allowed)}.{suggest(name, allowed)}"
@@ -48,7 +59,7 @@ def one_of(system: str, name: str, value: str, allowed: Collection[str]) -> None
         raise ConfigError(f"{system}: {name} is {value!r}; allowed: {', '.join(allowed)}.{suggest(value, allowed)}")
 
 
-def seconds(system: str, name: str, value: float) -> None:
-    """Raise ConfigError if an option's value is no number of seconds."""
-    if value.__class__ not in (int, float) or not 0 <= value <= LONGEST:
-        raise ConfigError(f"{system}: {name} is {value!r}; give seconds, from 0 to {LONGEST:,}")
+def seconds(system: str, name: str, value: float, least: float = 0) -> None:
+    """Raise ConfigError if an option's value is no number of seconds, or less than `least`."""
+    if value.__class__ not in (int, float) or not least <= value <= LONGEST:
+        raise ConfigError(f"{system}: {name} is {value!r}; give seconds, from {least:g} to {LONGEST:,}")

@@ -56,6 +56,11 @@ class Processes(Executor):
         self._tasks: set[Future[bytes]] = set()
         self._workers: list[_Worker] = []
 
+    def __del__(self) -> None:
+        """Nobody can use it any more; its workers end by themselves, and nothing waits for them at the end of the process."""
+        for _ in getattr(self, "_workers", ()):
+            self._queue.put(None)
+
     @classmethod
     def from_url(cls, url: str) -> Processes:
         """`processes://`, with `?workers=4`. Raises ConfigError."""

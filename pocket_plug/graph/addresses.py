@@ -61,10 +61,10 @@ def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
                 f"node {step.name!r} has an executor whose workers can't find it: neither the node nor a graph around it has "
                 "a name in a module; assign one of them at the top level of a module, not within a function"
             )
-        elif step.address.module == MAIN and not executor.maps_main:
+        elif step.address.module == MAIN and not (executor.maps_main and hasattr(sys.modules[MAIN], "__file__")):
             found.append(
-                f"node {step.name!r} is found in {MAIN}, the script that this process was started with, which the workers of "
-                "its executor can't import; move it into a module of its own"
+                f"node {step.name!r} is found in {MAIN}, what this process was started with, which the workers of its executor "
+                "can't import; move it into a module of its own"
             )
     return found
 

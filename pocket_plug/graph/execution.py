@@ -34,7 +34,7 @@ from .chain import DEFAULT, Next
 from .context import in_own_context, run_ids
 from .host import RunHost
 from .observing import NodeCall, Observer, Run, RunNotice
-from .plan import PlannedGraph
+from .plan import PlannedGraph, refuse_read_only
 from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .step import Step, Visited, Visiting
 from .watching import Entered, Part, end, enter, keep_pace, leave, tell
@@ -76,6 +76,8 @@ class Execution:
     ) -> None:
         self.plan, self.grace, self.max_steps = graph.plan, graph.clean_up_grace, graph.max_steps
         self.stack, self.prefix = place
+        if self.stack.read_only:
+            refuse_read_only(graph, place)
         self.pocket, self.loop, self.threads, self.ledger = pocket, loop, threads, ledger
         self.left_by = DEFAULT
         self.steps = 0

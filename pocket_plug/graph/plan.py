@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
+from pocket_plug.errors import ReadOnlyError
 from pocket_plug.primitives.typechecks import fits, type_name
 from pocket_plug.store.stack import Stack
-from pocket_plug.store.store import View
+from pocket_plug.store.store import StoreReader, View
 
 from .chain import DEFAULT, AnyChain
 from .phases import declared_actions
@@ -168,3 +169,16 @@ class PlannedGraph(Protocol):
     def place(self, outer: View) -> tuple[Stack, str]:
         """Where its nodes read and write, given the outer graph's store."""
         ...
+
+
+def refuse_read_only(graph: PlannedGraph, place: tuple[Stack, str]) -> None:
+    """Raise ReadOnlyError for a graph with a node that declares writes, in a store that is read-only."""
+    for step in graph.plan.steps.values():
+        if step.passed.writes:
+            raise ReadOnlyError(
+                f"graph {graph.name!r} can't run: node {step.name!r} declares writes, and its store {place[0]!r} is read-only; "
+                "give the graph one that isn't"
+            )
+        inner = step.passed.inner_graph()
+        if inner is not None and (within := inner.place(StoreReader(*place)))[0].read_only:
+            refuse_read_only(inner, within)

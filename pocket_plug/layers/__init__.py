@@ -9,13 +9,29 @@ from pocket_plug.store.layer import Layer
 
 if TYPE_CHECKING:
     from .bounding import Bounding
+    from .copying import Copying
+    from .fault import Fault
     from .logging import Logging
     from .metrics import Metrics
     from .migrate import Migrate
     from .persistence import Persistence
+    from .readonly import Readonly
+    from .timeout import Timeout
     from .tracing import Tracing
 
-__all__ = ["Bounding", "Layer", "Logging", "Metrics", "Migrate", "Persistence", "Tracing"]
+__all__ = [
+    "Bounding",
+    "Copying",
+    "Fault",
+    "Layer",
+    "Logging",
+    "Metrics",
+    "Migrate",
+    "Persistence",
+    "Readonly",
+    "Timeout",
+    "Tracing",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -112,6 +112,11 @@ class Bounding(Layer):
                 "bounding around persistence would delete what persistence is there to keep; write persistence first: "
                 "layers=[Persistence(…), Bounding(…)] bounds the cache in memory"
             )
+        if self.inner.read_only:
+            raise ConfigError(
+                f"bounding over {self.inner!r}, which is read-only: it evicts by deleting; leave one of the two out, or put "
+                "readonly around bounding"
+            )
         if self.inner.survives and not self.durable:
             raise ConfigError(
                 f"bounding over {self.inner!r} deletes durable entries when they are too many or too old; if that is "

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Iterable
 from typing import TypeVar
 
 from pocket_plug.codec import upgraded
-from pocket_plug.errors import ConflictError
+from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.layer import Layer
@@ -32,6 +32,12 @@ class Migrate(Layer):
     needs_loop = False
 
     def on_build(self) -> None:
+        """Raises ConfigError over a store that is read-only."""
+        if self.inner.read_only:
+            raise ConfigError(
+                f"migrate over {self.inner!r}, which is read-only: it could write nothing back; leave one of the two out, or put "
+                "readonly around migrate, which then writes what it upgrades"
+            )
         self.inline_read = self.inner.inline_read and self.inner.inline_write  # a read may write
 
     async def read(self, key: str) -> Entry | None:

@@ -84,6 +84,7 @@ class Persistence(Layer):
 
             self.authority = durable = self.queue = WriteBehind(durable, self.max_pending or MAX_PENDING)
         self.survives, self.buffered, self.max_changes = durable.survives, durable.buffered, durable.max_changes
+        self.read_only = durable.read_only
         near = self.inner
         self.inline_write = near.inline_write and durable.inline_write
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
@@ -106,6 +107,11 @@ class Persistence(Layer):
             raise ConfigError(
                 f"persistence: max_pending is {self.max_pending!r} with mode={self.mode!r}; give a number of keys, "
                 "1 or more, with mode='behind', which alone has a queue"
+            )
+        if self.inner.read_only:
+            raise ConfigError(
+                f"persistence over {self.inner!r}, which is read-only: the cache could not be filled; put readonly around "
+                "persistence: layers=[Readonly(), Persistence(…)]"
             )
         if self.inner.survives:
             raise ConfigError(

@@ -19,12 +19,16 @@ OUR_DISTRIBUTION = "pocket-plug"
 
 BUILT_IN = {
     "bounding": "pocket_plug.layers.bounding",
+    "copying": "pocket_plug.layers.copying",
     "executors": "pocket_plug.executors",
+    "fault": "pocket_plug.layers.fault",
     "logging": "pocket_plug.layers.logging:LoggingPlugin",
     "metrics": "pocket_plug.layers.metrics:MetricsPlugin",
     "migrate": "pocket_plug.layers.migrate",
     "persistence": "pocket_plug.layers.persistence",
+    "readonly": "pocket_plug.layers.readonly",
     "sqlite": "pocket_plug.backends.sqlite",
+    "timeout": "pocket_plug.layers.timeout",
     "tracing": "pocket_plug.layers.tracing:TracingPlugin",
 }
 """What our own distribution's entry points say. It counts where their metadata is missing (a checkout on the path that

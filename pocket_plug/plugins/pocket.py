@@ -231,7 +231,10 @@ class Pocket:
         schemes = ", ".join(f"{scheme}://" for scheme in sorted({"memory", *known}))
         found = _SCHEME.match(url)
         if found is None:
-            raise ConfigError(f"{public_url(url)!r} is no store's URL; it begins with one of: {schemes}")
+            given = (
+                summary(url) if {*url} & {*"@="} else repr(url)
+            )  # before an @, or in a `password=…`, may be a secret
+            raise ConfigError(f"{given} is no store's URL; it begins with one of: {schemes}")
         scheme = found[1].lower()
         if scheme == "memory":
             raise ConfigError(

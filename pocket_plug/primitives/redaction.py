@@ -24,6 +24,8 @@ _SIZED: tuple[type[Any], ...] = (str, bytes, bytearray, list, tuple, dict, set, 
 
 # Up to the last "@": a password may hold one, or a "/", though it should not.
 _PASSWORD = re.compile(r"(\w[\w+.-]*://[^/?#@:\s]*):\S*@")
+_WHOLE = re.compile(r"\A(\w[\w+.-]*://[^/?#@:\s]*):.*@", re.DOTALL)
+"""Of a text that begins with a URL: in this one a password may have spaces, too."""
 _PARAMETER = re.compile(
     r"([?&;][^=&;#\s]*(?:pass|pwd|secret|token|key|auth|credential)[^=&;#\s]*=)[^&;#\s]+", re.IGNORECASE
 )
@@ -68,7 +70,7 @@ def public_url(url: str) -> str:
     >>> public_url("redis://app:secret@cache:6379/0"), public_url("postgresql://db/app?user=me&password=secret")
     ('redis://app:***@cache:6379/0', 'postgresql://db/app?user=me&password=***')
     """
-    return _PARAMETER.sub(rf"\1{MASK}", _PASSWORD.sub(rf"\1:{MASK}@", url))
+    return _PARAMETER.sub(rf"\1{MASK}", _PASSWORD.sub(rf"\1:{MASK}@", _WHOLE.sub(rf"\1:{MASK}@", url)))
 
 
 def public(option: Any) -> Any:

@@ -20,7 +20,7 @@ from opentelemetry.context import Context
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, WorkerCodeError
-from pocket_plug.graph.addresses import find
+from pocket_plug.graph.addresses import MAIN, find
 from pocket_plug.graph.context import idempotency
 from pocket_plug.graph.phase_calls import unawaited
 from pocket_plug.graph.step import Step
@@ -116,10 +116,10 @@ def _found(node: Node, worker: str) -> Step | WorkerCodeError:
         raise
     except BaseException as error:  # noqa: BLE001 - importing a module runs the user's code; it is said there
         why = describe(error)
-        return WorkerCodeError(
-            f"worker {worker} has no {title}: {why}. Install the code there, or put it on the worker's PYTHONPATH",
-            *(worker, module, expected, why),
-        )
+        advice = "Install the code there, or put it on the worker's PYTHONPATH"
+        if module == MAIN:
+            advice = f'It has to be made above `if __name__ == "{MAIN}":`'
+        return WorkerCodeError(f"worker {worker} has no {title}: {why}. {advice}", *(worker, module, expected, why))
     key = node.reference, node.path
     known = _codes.get(key)
     if known is None or known[0] != step.exec:

@@ -133,6 +133,9 @@ class Backend:
     buffered: bool = False
     """May a write that was acknowledged still be lost with the process, until `flush` or `close`?"""
 
+    read_only: bool = False
+    """Is every write refused? Runs and layers that would write by themselves are refused then, before they begin."""
+
     can_watch: bool = False
     """Can it tell what other instances and processes write, by `watch`?"""
 

@@ -69,7 +69,7 @@ class Layer(Recipe):
         layer = copy.copy(self)
         layer.__dict__["inner"] = inner
         layer.clock, layer.survives, layer.buffered = inner.clock, inner.survives, inner.buffered
-        layer.can_watch, layer.max_changes = inner.can_watch, inner.max_changes
+        layer.can_watch, layer.max_changes, layer.read_only = inner.can_watch, inner.max_changes, inner.read_only
         own = type(layer)
         changed = {name for name in _DERIVED_FROM if getattr(own, name) is not getattr(Layer, name)}
         for name, sources in _DERIVED_FROM.items():

@@ -19,7 +19,10 @@ LayerSpec = str | Mapping[str, Any]
 
 L = TypeVar("L", bound=str | Layer)
 
-_USUAL_ORDER = {"tracing": 0, "metrics": 1, "logging": 2, "migrate": 3, "persistence": 5, "bounding": 6}
+_OUTER = ("tracing", "metrics", "logging", "readonly", "copying", "migrate", "timeout")
+_INNER = ("fault", "persistence", "bounding")
+_OTHERS = len(_OUTER)  # where the layers of third parties stand
+_USUAL_ORDER = {name: n for n, name in enumerate((*_OUTER, "", *_INNER))}
 
 
 class Resolver(Protocol):
@@ -50,7 +53,8 @@ def resolve_layer(spec: LayerSpec) -> Layer:
 
 
 def order_names(layers: Set[L]) -> list[L]:
-    """A set of names in the usual order: tracing, metrics, logging, migrate, third parties, persistence, bounding.
+    """A set of names in the usual order: tracing, metrics, logging, readonly, copying, migrate, timeout, third parties, fault,
+    persistence, bounding.
 
     >>> order_names({"bounding", "compress", "tracing"})
     ['tracing', 'compress', 'bounding']
@@ -58,6 +62,6 @@ def order_names(layers: Set[L]) -> list[L]:
 
     def rank(layer: str | Layer) -> tuple[int, str]:
         name = layer if isinstance(layer, str) else layer.name
-        return _USUAL_ORDER.get(name, 4), name
+        return _USUAL_ORDER.get(name, _OTHERS), name
 
     return sorted(layers, key=rank)

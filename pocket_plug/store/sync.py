@@ -24,7 +24,7 @@ from .base import MISSING, Name, StackOwner, StoredValue, View
 from .keys import Key, ReadAs
 from .layer import Layer
 from .stack import Stack
-from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore, driven
+from .typed import FEW, SyncTypedReader, SyncTypedStore, TypedReader, TypedStore, driven
 from .views import OpenTransaction, StoreReader, StoreWriter
 
 T = TypeVar("T")
@@ -86,7 +86,8 @@ class SyncReader(View):
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
     ) -> Iterator[str]:
         """The names that start with `prefix`, in order, without this view's scope; at most `limit`, from `after` on."""
-        return driven(self._source.run_read, self._view.keys(prefix, after=after, reverse=reverse, limit=limit))
+        names = self._view.keys(prefix, after=after, reverse=reverse, limit=limit)
+        return driven(self._source.run_read, names, FEW)
 
     def items(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None

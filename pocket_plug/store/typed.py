@@ -16,7 +16,7 @@ from pocket_plug.primitives.typechecks import check_type, checker, declared_type
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Runner
 
-from .base import MISSING, Missing, Name, Source, StoredValue, View
+from .base import MISSING, Name, Source, StoredValue, View
 from .keys import newest
 from .updating import replacing, taking
 
@@ -170,15 +170,22 @@ class TypedStore(TypedReader[T]):
         return await self._writer.delete_prefix(prefix)
 
 
-def driven(run: Runner, steps: AsyncIterator[T]) -> Iterator[T]:
-    """What an async iterator gives, for callers without a loop."""
-    while (found := run(_next_or_missing(steps))) is not MISSING:
-        yield found
+FEW = 256
+"""So many names are fetched at a time, as backends do: a crossing to the store's event loop costs as much as a hundred."""
 
 
-async def _next_or_missing(steps: AsyncIterator[T]) -> T | Missing:
-    """StopAsyncIteration can't leave a driven coroutine."""
-    return await anext(steps, MISSING)
+def driven(run: Runner, steps: AsyncIterator[T], few: int = 1) -> Iterator[T]:
+    """What an async iterator gives, for callers without a loop; a `few` with each crossing to where it runs."""
+    while found := run(_next_few(steps, few)):
+        yield from found
+
+
+async def _next_few(steps: AsyncIterator[T], few: int) -> list[T]:
+    """The next ones; none after the last."""
+    found: list[T] = []
+    while len(found) < few and (step := await anext(steps, MISSING)) is not MISSING:
+        found.append(step)
+    return found
 
 
 class SyncTypedReader(Generic[T]):
@@ -209,7 +216,7 @@ class SyncTypedReader(Generic[T]):
     ) -> Iterator[str]:
         """The names that start with `prefix`, whatever is stored there."""
         names = self._reader.keys(prefix, after=after, reverse=reverse, limit=limit)
-        return driven(self._source.run_read, names)
+        return driven(self._source.run_read, names, FEW)
 
     def items(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None

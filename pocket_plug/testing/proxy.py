@@ -175,9 +175,11 @@ class Proxy:
             if self._asked is not None and self._context is not None:
                 await self._encrypt(reader, writer, self._context, *self._asked)
             there, to = await asyncio.open_connection(self._host, self._to)
-        except OSError:
+        except BaseException as error:
             writer.transport.abort()
-            return
+            if isinstance(error, OSError):
+                return
+            raise
         link = _Link(writer, to)
         self._links.add(link)
         requests = asyncio.ensure_future(self._pass_requests(link, reader))

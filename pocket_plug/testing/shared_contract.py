@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, StoreError, WriteSizeError
+from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, StoreClosedError, StoreError, WriteSizeError
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.resolving import resolve_backend
@@ -710,6 +710,53 @@ class ServerBackendContract(SharedBackendContract):
         assert SECRET not in repr(resolve_backend(guarded_url))
         assert SECRET not in public_url(guarded_url)
 
+    def test_before_open_nothing_is_done(self, url: str) -> None:
+        """Whether the server keeps what is promised is looked at by `open`; until then nothing is read or written."""
+
+        async def use() -> None:
+            backend = resolve_backend(url)
+            uses: list[Callable[[], Awaitable[object]]] = [
+                lambda: backend.read("a"),
+                lambda: backend.read_many([]),
+                lambda: backend.write([Put("a", 1)]),
+                backend.version,
+                lambda: keys_of(backend),
+            ]
+            for operation in uses:
+                with pytest.raises(StoreClosedError, match="not opened yet"):
+                    await operation()
+
+        asyncio.run(use())
+
+    def test_after_close_it_can_be_opened_again(self, url: str) -> None:
+        """As the error of a closed one says, by the same object; what it keeps is there."""
+        store = SyncStore(url)
+        for turn in range(3):
+            with store:
+                assert store.get("turn") == (turn - 1 if turn else None)
+                store.set("turn", turn)
+
+    def test_of_a_password_that_breaks_the_url_nothing_is_shown(self, url: str) -> None:
+        """A character that separates the parts of a URL puts a piece of it where a host, a port, a database or an option
+        is expected."""
+        scheme, _, rest = url.partition("://")
+        place = rest.rpartition("@")[2]
+        for character in "/?#@: [%":
+            broken = f"{scheme}://app:hun{character}ter2@{place}{'&' if '?' in place else '?'}timeout=0.2&patience=0.2"
+            try:
+                said = repr(resolve_backend(broken)) + said_of(broken)
+            except ConfigError as error:
+                said = "".join(traceback.format_exception(error))
+            shown = [line for line in said.splitlines() if not line.startswith(" ")]  # the code isn't
+            assert shown
+            assert not [line for line in shown if "hun" in line or "ter2" in line], character
+
+    def test_what_has_no_time_for_an_answer_is_refused(self, url: str) -> None:
+        """A time-out of 0 would be 30 seconds of attempts that can't succeed."""
+        for option in ("timeout", "patience"):
+            with pytest.raises(ConfigError, match=f"{option} is 0"):
+                resolve_backend(f"{url.partition('?')[0]}?{option}=0")
+
     def test_an_option_that_is_not_there_is_refused(self, url: str) -> None:
         """With the one that was probably meant; values as well."""
         for option, said in (("patiense=3", "patience"), ("timeout=soon", "seconds"), ("durability=proces", "process")):
@@ -773,5 +820,12 @@ def said_of(url: str) -> str:
     try:
         asyncio.run(opened(resolve_backend(url), use))
     except StoreError as error:
-        return "".join(traceback.format_exception(error))
+        causes: list[BaseException] = []
+        cause: BaseException | None = error
+        while cause is not None:
+            assert cause not in causes, f"{cause!r} is a cause of itself: who follows the causes never ends"
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        attributes = [repr(vars(cause)) for cause in causes]  # what is reported by who reports an exception's
+        return "".join([*traceback.format_exception(error), *attributes])
     raise AssertionError("no error")

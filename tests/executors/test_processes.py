@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +40,20 @@ graph = Graph(work)
 SCRIPT = "import sys\nfrom app import graph\nif __name__ == '__main__':\n    print(graph.run_sync(sys.argv[1]))\n"
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Generator[None]:
+    """A program that hangs fails its test, and is killed."""
+    yield
+    while _started:
+        started = _started.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.communicate()
+
+
 def is_there(pid: int) -> bool:
     """Does the process run, and is it no zombie?"""
     try:
@@ -58,7 +72,7 @@ def until(true: Callable[[], bool], what: str) -> None:
 def start(folder: Path, script: str = SCRIPT, graph: str = GRAPH) -> subprocess.Popen[str]:
     (folder / "app.py").write_text(graph)
     (folder / "main.py").write_text(script)
-    return subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "main.py", str(folder)],
         cwd=folder,
         text=True,
@@ -66,6 +80,8 @@ def start(folder: Path, script: str = SCRIPT, graph: str = GRAPH) -> subprocess.
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    _started.append(started)
+    return started
 
 
 def worker_of(folder: Path, started: subprocess.Popen[str]) -> int:
@@ -119,6 +135,40 @@ def test_a_script_without_a_guard_says_what_it_lacks(tmp_path: Path) -> None:
     _, err = started.communicate(timeout=SOON)
     assert started.returncode == 1
     assert 'below `if __name__ == "__main__":`' in err
+
+
+def test_an_executor_that_is_dropped_ends_its_workers(tmp_path: Path) -> None:
+    """The program need not close it, and ends all the same."""
+    (tmp_path / "go").touch()
+    script = (
+        "import sys, gc\nfrom app import work\nfrom pocket_plug import Graph\nfrom pocket_plug.executors import Processes\n"
+        "if __name__ == '__main__':\n"
+        "    graph = Graph(work.with_options(executor=Processes(1)))\n"
+        "    print(graph.run_sync(sys.argv[1]))\n"
+        "    del graph\n"
+        "    gc.collect()\n"
+    )
+    started = start(tmp_path, script)
+    assert started.communicate(timeout=SOON) == ("1\n", "")
+    until(lambda: not is_there(int((tmp_path / "worker").read_text())), "the worker is still there")
+
+
+def test_a_graph_below_the_guard_says_where_it_has_to_be(tmp_path: Path) -> None:
+    """Workers import the script, but not what it does as the main program."""
+    imports, _, rest = GRAPH.partition("RATE")
+    below = "".join(f"    {line}\n" for line in f"RATE{rest}\nprint(graph.run_sync(sys.argv[1]))".splitlines())
+    _, err = start(tmp_path, f"{imports}if __name__ == '__main__':\n{below}").communicate(timeout=SOON)
+    assert "WorkerCodeError" in err
+    assert 'It has to be made above `if __name__ == "__main__":`' in err
+
+
+def test_a_graph_of_no_file_is_refused_before_the_run(tmp_path: Path) -> None:
+    """Such as that of an interactive session."""
+    (tmp_path / "app.py").write_text("")
+    code = GRAPH + "graph.validate()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "GraphError" in done.stderr
+    assert "move it into a module of its own" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -544,7 +544,7 @@ def lists_in(store: pp.SyncStore) -> dict[str, list[int]]:
 
 
 # ---------------------------------------------------------------- in several
-WORKERS = 4
+WORKERS = 8
 disturbances = Counter[str]()
 """How many processes were stopped and killed, how many tasks cancelled before they were done, and what came of it."""
 

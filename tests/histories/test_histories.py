@@ -13,6 +13,7 @@ from histories import LIVES, MIXES, PROCESSES, PROMISED, SKEWS, STACKS, History,
 SCRIPT = Path(__file__).parent / "histories.py"
 
 
+@pytest.mark.crash
 def test_histories_of_every_stack_keep_what_is_promised() -> None:
     """Threads, tasks, loops, processes, kills, stops and cancellations: nothing is found but the skews of `prep`."""
     done = subprocess.run(

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.crash
 def test_the_cluster_counts_each_folder_once_though_it_is_killed() -> None:
     """Server, scheduler and workers are killed in the middle; the trace is one."""
     folders = [str(ROOT / "pocket_plug" / name) for name in ("store", "graph", "codec", "layers", "telemetry", "cli")]

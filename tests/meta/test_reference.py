@@ -27,7 +27,18 @@ from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
 from pocket_plug.graph.retry import Retry
 from pocket_plug.hookspecs import PluginRecord
-from pocket_plug.layers import bounding, logging, metrics, migrate, persistence, tracing
+from pocket_plug.layers import (
+    bounding,
+    copying,
+    fault,
+    logging,
+    metrics,
+    migrate,
+    persistence,
+    readonly,
+    timeout,
+    tracing,
+)
 from pocket_plug.plugins import config
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.remote import Executor
@@ -199,6 +210,8 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "metrics layer": ("metrics", 0, fields_of(metrics.Metrics)),
     "logging layer": ("logging", 0, fields_of(logging.Logging)),
     "persistence layer": ("persistence", 0, fields_of(persistence.Persistence)),
+    "timeout layer": ("timeout", 0, fields_of(timeout.Timeout)),
+    "fault layer": ("fault", 0, fields_of(fault.Fault)),
     "bounding layer": ("bounding", 0, fields_of(bounding.Bounding)),
     "tracing layer": ("tracing", 0, fields_of(tracing.Tracing)),
     "tracing settings": ("Settings of tracing", 0, fields_of(tracing.Settings)),
@@ -247,7 +260,7 @@ def test_the_two_colours_have_the_same_methods() -> None:
     assert without <= with_await
 
 
-@pytest.mark.parametrize("kind", [migrate.Migrate], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [copying.Copying, migrate.Migrate, readonly.Readonly], ids=lambda kind: kind.name)
 def test_a_layer_without_options_says_so(kind: type[layer.Layer]) -> None:
     """As its section begins."""
     assert fields_of(kind) == set()

@@ -84,7 +84,8 @@ def test_plugins_of_a_plain_install(installed, tmp_path):
         for project in (tomllib.loads((path / "pyproject.toml").read_text())["project"] for path in PLUGINS)
         for name in project.get("entry-points", {}).get("pocket_plug", ())  # one without a hook is a library
     }
-    ours = {"bounding", "logging", "metrics", "migrate", "persistence", "sqlite", "tracing"}
+    ours = {"bounding", "copying", "fault", "logging", "metrics", "migrate", "persistence", "readonly", "sqlite", "timeout",
+            "tracing"}  # fmt: skip
     assert set(plugins) - theirs.keys() >= ours
     assert {each["status"] for each in plugins.values()} == {"active"}
     assert {name: plugins[name]["distribution"] for name in theirs} == theirs

@@ -381,6 +381,8 @@ def test_parts_by_name():
     for url, message in {
         "sqlit:///x.db": r"no plugin offers sqlit://; there is: memory://.*sqlite://.* Did you mean 'sqlite'\?",
         "state.db": "'state.db' is no store's URL; it begins with one of: memory://",
+        "postgres:hunter2@db/orders": r"^str\[26\] is no store's URL",  # a login without //, which is no text to show
+        "host=db password=hunter2": r"^str\[24\] is no store's URL",
         "memory://x": "nothing may follow memory://",
     }.items():
         with pytest.raises(ConfigError, match=message):

@@ -328,6 +328,7 @@ def test_the_causes_of_errors_that_quote_nothing_are_kept() -> None:
     [
         (f"redis://app:{WORD}@cache:6379/0", "redis://app:***@cache:6379/0"),
         (f"redis://:{WORD}@cache", "redis://:***@cache"),
+        (f"redis://app:a {WORD}@cache", "redis://app:***@cache"),
         (f"redis://app:a@{WORD}/b@cache", "redis://app:***@cache"),
         (
             f"postgresql+x://db/app?user=me&sslpassword={WORD}&a=b#c",

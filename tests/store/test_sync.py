@@ -321,7 +321,7 @@ def test_keys_left_early_leave_nothing_behind(threaded: type[Backend]) -> None:
     """A scan that is not read to its end is dropped without a word, over every part."""
     for make in (Memory, threaded, FaultyMemory):
         with SyncStore(make()) as store:
-            store.set_many({f"k{n}": n for n in range(5)})
+            store.set_many({f"k{n}": n for n in range(1000)})
             names: Any = store.keys()
             assert next(names) == "k0"
             del names
@@ -340,3 +340,19 @@ def test_callers_of_all_kinds_meet(threaded: type[Backend]) -> None:
 
     for make in (Memory, threaded, FaultyMemory):
         asyncio.run(main(make()))
+
+
+def test_a_scan_crosses_to_the_loop_once_for_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each crossing waits for another thread: one for each name made a list of 50,000 take seconds over a server."""
+    with SyncStore(Memory(), layers=[SlowScan()]) as store:
+        store.set_many({f"k{n:04}": n for n in range(1000)})
+        crossings, run = 0, store.stack.run_read
+
+        def counting(coroutine: Any) -> Any:
+            nonlocal crossings
+            crossings += 1
+            return run(coroutine)
+
+        monkeypatch.setattr(store.stack, "run_read", counting)
+        assert list(store.keys()) == [f"k{n:04}" for n in range(1000)]
+        assert crossings < 10

@@ -16,10 +16,12 @@ import psycopg
 import pytest
 from pocket_plug_postgres import PostgreSQL, schema, turns
 from pocket_plug_postgres.backend import _bounds
+from pocket_plug_postgres.failures import explained
+from pocket_plug_postgres.link import ConnectionLostError
 
 from pocket_plug import ConfigError, Delete, Graph, Node, Put, Store, StoreWriter, SyncStore, WriteSizeError
 from pocket_plug.cli import main
-from pocket_plug.errors import CorruptRecordError
+from pocket_plug.errors import CorruptRecordError, StoreError
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.testing.clock import FakeClock
@@ -49,6 +51,16 @@ def rows(server: Server, statement: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
+def test_names_that_the_server_quotes_explain_nothing() -> None:
+    """A host that can't be found now may be later, also where its name is one of the words that tell a refusal."""
+    said = "failed to resolve host 'db.invalid': [Errno -3] Temporary failure in name resolution"
+    assert isinstance(explained("postgresql at db.invalid", psycopg.OperationalError(said)), ConnectionLostError)
+    said = 'connection to server at "certificate.example", port 5432 failed: Connection refused'
+    assert isinstance(explained("postgresql at it", psycopg.OperationalError(said)), ConnectionLostError)
+    said = 'connection is bad: invalid port number: "99999"'
+    assert isinstance(explained("postgresql at it", psycopg.OperationalError(said)), StoreError)
+
+
 # ---------------------------------------------------------------- URLs
 def test_a_url_names_server_data_set_and_promises() -> None:
     """With libpq's own parameters beside ours; the password is shown nowhere, the address is there for telemetry."""
@@ -67,6 +79,10 @@ def test_a_connection_string_of_libpq_will_do() -> None:
     backend = PostgreSQL("host=/run/postgresql user=app password='hunter 2' dbname=orders")
     assert "hunter" not in repr(backend)
     assert backend.address == ("/run/postgresql", None)
+    for misspelt in ("host=db pasword=hunter2", "host=db password=hunter 2"):
+        with pytest.raises(ConfigError, match=r"^postgresql: the connection string: libpq can't read it") as caught:
+            PostgreSQL(misspelt)
+        assert "hunter" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +97,8 @@ def test_a_connection_string_of_libpq_will_do() -> None:
         ("postgresql://db/orders?store=a'b", "store is"),
         ("postgresql://db/orders?store=a&store=b", "has the option 'store' twice"),
         ("postgresql://app:hunter2%zz@db/orders", "libpq can't read it"),
+        ("postgresql://app:hunter2%ff@db/orders", "libpq can't read it"),
+        ("postgresql://app:hunter2@x@db/orders", "percent-encoded: %2F for /, %40 for @"),
     ],
 )
 def test_options_that_are_invalid(url: str, said: str) -> None:

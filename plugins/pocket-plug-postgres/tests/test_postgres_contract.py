@@ -52,6 +52,7 @@ class TestRuns(RunsContract):
         return instances
 
 
+@pytest.mark.crash
 class TestWorkers(WorkersContract):
     """The server is killed and stopped, too."""
 

@@ -18,6 +18,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from pocket_plug import Store
 from pocket_plug.testing.servers import Server, postgres
 
@@ -104,6 +106,7 @@ class Campaign:
         self.counted, self.unheard = acknowledged.total(), unheard
 
 
+@pytest.mark.crash
 def test_no_acknowledged_write_is_lost_whoever_is_killed(tmp_path: Path) -> None:
     """And none is done twice: the server's processes are killed, and programs, in the middle of their writes."""
     with postgres() as server:

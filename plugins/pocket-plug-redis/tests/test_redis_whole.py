@@ -99,6 +99,7 @@ def test_one_store_for_many_loops(fresh_url: Callable[[str], str]) -> None:
     store = Store(fresh_url(""))
 
     async def count() -> int:
+        await store.stack.ensure_open()
         return await store.update("n", lambda n: n + 1, default=0)
 
     assert [asyncio.run(count()) for _ in range(20)] == [*range(1, 21)]

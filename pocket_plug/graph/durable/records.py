@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pocket_plug.codec import Sealed
 from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
 from pocket_plug.graph.chain import DEFAULT
 from pocket_plug.primitives.names import check_length
@@ -102,7 +103,14 @@ class Checkpoint:
 
 def check(key: str, record: Record, fields: Record) -> None:
     """Raise CorruptRecordError unless it is a record of those fields, and StoreError if it is a newer one."""
-    found = record if isinstance(record, dict) else {}
+    if isinstance(record, Sealed):
+        raise CorruptRecordError(f"{key!r} can't be read here: {record.error}")
+    if not isinstance(record, dict):
+        raise CorruptRecordError(
+            f"{key!r} is no record of a durable run, but {summary(record)}. If a layer that encrypts or compresses wrote it, "
+            "give the store that layer; else, once it is removed the run begins anew"
+        )
+    found = record
     if isinstance(format := found.get("format"), int) and format > FORMAT:
         raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
     if found.keys() != fields.keys():

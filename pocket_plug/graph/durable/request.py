@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, ReadOnlyError
 from pocket_plug.graph.addresses import check
 from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.execution import Execution
@@ -45,7 +45,7 @@ class Request:
 
 def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> None:
     """What has to be before a graph's durable runs are read or written. Raises ConfigError where its stores can't keep them,
-    GraphError for a graph that can't run.
+    GraphError for a graph that can't run, ReadOnlyError where somebody `asked` for writes that the store refuses.
     """
     if not graph.plan.is_declared:
         check(graph, None)
@@ -55,6 +55,11 @@ def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> N
         raise ConfigError(
             f"{asked}the run of graph {graph.name!r} is to survive this process, and its store "
             f"{stack!r} {found}; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
+        )
+    if stack.read_only and asked:
+        raise ReadOnlyError(
+            f"{asked}the store {stack!r} of graph {graph.name!r} is read-only, so a run can't be recorded there; give the graph "
+            "one that isn't"
         )
     _check_stores(graph.plan, place)
     check_length(graph.name, "the name of a graph with durable runs", MAX_GRAPH_BYTES)

@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
 from pocket_plug.backends.network import Attempt, PerLoop, Retrying, Slots, Token, check_store
-from pocket_plug.backends.urls import one_of, seconds, url_options
+from pocket_plug.backends.urls import LEAST_WAIT, PERCENT, one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     AnswerLostError,
@@ -121,8 +121,8 @@ class PostgreSQL(Backend):
     ) -> None:
         check_store("postgresql", store)
         one_of("postgresql", "durability", durability, get_args(Durability))
-        seconds("postgresql", "timeout", timeout)
-        seconds("postgresql", "patience", patience)
+        seconds("postgresql", "timeout", timeout, LEAST_WAIT)
+        seconds("postgresql", "patience", patience, LEAST_WAIT)
         if connections.__class__ is not int or not 1 <= connections <= 1000:
             raise ConfigError(f"postgresql: connections is {connections!r}; give a whole number, from 1 to 1000")
         self.durability, self.connections = durability, connections
@@ -186,7 +186,7 @@ class PostgreSQL(Backend):
 
     async def _prepare(self, link: Link) -> None:
         await find_or_make(link, self._data)
-        await check_server(link, self._data, self.durability, self.clock())
+        await check_server(link, self._data, self.durability, self.clock)
 
     async def close(self) -> None:
         """Let what is under way come to its end, and close all connections."""
@@ -215,7 +215,10 @@ class PostgreSQL(Backend):
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """One statement, so all are as they were at one moment."""
         names = {key.encode(): str(key) for key in keys}
-        rows = await self._rows(self._read_many, [array(BYTEA, list(names))]) if names else []
+        if not names:
+            self._here(self._pools)
+            return {}
+        rows = await self._rows(self._read_many, [array(BYTEA, list(names))])
         now, entries = self.clock(), dict[str, Entry]()
         for row in rows:
             name = names[row[3] or b""]
@@ -485,6 +488,9 @@ _OPTIONS: Mapping[str, type] = {
 def _split(url: str) -> tuple[str, dict[str, Any]]:
     """A URL without our options, which has libpq's still, and our options."""
     address, _, query = url.partition("?")
+    login = address.partition("://")[2].rpartition("@")[0]
+    if {*login} & {*"@/"} or any("@" in part.partition("=")[0] for part in query.split("&")):
+        raise ConfigError(f"{public_url(url)!r}: {PERCENT}")
     ours = [part for part in query.split("&") if unquote(part.partition("=")[0]) in _OPTIONS]
     theirs = [part for part in query.split("&") if part and part not in ours]
     for part in theirs:
@@ -507,9 +513,12 @@ def _parsed(conninfo: str, shown: str) -> tuple[str, str, int, str]:
     try:
         given = conninfo_to_dict(conninfo)
         whole = make_conninfo(conninfo, **{} if "application_name" in given else {"application_name": "pocket_plug"})
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeDecodeError) as error:
         text = re.sub(r'"[^"]*"', '"…"', str(error)).strip()  # it may quote what was meant as a password
-        raise ConfigError(f"{shown!r}: libpq can't read it ({text})") from None
+        what = (
+            repr(shown) if "://" in shown else "postgresql: the connection string"
+        )  # any word of it may be the password
+        raise ConfigError(f"{what}: libpq can't read it ({text})") from None
 
     def first(name: str, default: str) -> str:
         found = given.get(name) or os.environ.get(f"PG{name.upper()}") or default

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 
 from pocket_plug.errors import StoreError
@@ -55,8 +57,14 @@ _REFUSALS = {
 shown."""
 
 
+_NAMES = re.compile(r"""(?<!\w)(["'])[^"']*\1""")
+"""What it quotes, of hosts and databases: `db.invalid` says nothing of the URL."""
+
+
 def explained(server: str, error: psycopg.Error) -> Exception:
     """What is raised for it: StoreError, or ConnectionLostError where it makes sense to try again."""
+    # it would keep the connection's options, the password among them
+    error._pgconn = None  # pyright: ignore[reportPrivateUsage] - there is no public way
     code = error.sqlstate
     if code is None:
         return _of_connection(server, str(error))
@@ -71,7 +79,8 @@ def explained(server: str, error: psycopg.Error) -> Exception:
 def _of_connection(server: str, text: str) -> Exception:
     text = " ".join(text.split())
     if "server closed the connection" not in text:
+        of_it = _NAMES.sub("", text)
         for said, way_out in _REFUSALS.items():
-            if said in text:
+            if said in of_it:
                 return StoreError(f"{server}: {way_out} ({text})")
     return ConnectionLostError(text)

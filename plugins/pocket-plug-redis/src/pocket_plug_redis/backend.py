@@ -13,18 +13,18 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from redis.exceptions import BusyLoadingError, MovedError, ResponseError
+from redis.exceptions import BusyLoadingError, ResponseError
 
 from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
 from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
-from pocket_plug.backends.urls import one_of, seconds, url_options
+from pocket_plug.backends.urls import LEAST_WAIT, one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import AnswerLostError, StoreBusyError, StoreClosedError, WriteSizeError
 from pocket_plug.store.backend import NO_EXPECTATIONS, Watcher
 
 from .checking import check_server
-from .connections import TLS_FILES, Connection, Place, Pool, Server, call, closed, cut, run_script
-from .failures import LOST, explained
+from .connections import TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
+from .failures import LOST, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
 from .watching import Watching
@@ -79,8 +79,8 @@ class Redis(Backend):
     ) -> None:
         check_store("redis", store)
         one_of("redis", "durability", durability, get_args(Durability))
-        seconds("redis", "timeout", timeout)
-        seconds("redis", "patience", patience)
+        seconds("redis", "timeout", timeout, LEAST_WAIT)
+        seconds("redis", "patience", patience, LEAST_WAIT)
         self.store, self.durability = store, durability
         self.timeout, self.patience = timeout, patience
         self.server = server
@@ -94,12 +94,11 @@ class Redis(Backend):
         )
         self._changes = f"{tag}/changes".encode()
         self._title = f"redis at {server}, store {store!r}"
-        self._pools = PerLoop(lambda: Pool(lambda: server.connection(self._at)), lambda pool: pool.close(self.timeout))
+        self._pools: PerLoop[Pool] | None = None  # while it is open
         self.retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
         self._renewed: dict[str, float] = {}  # when each slot was, by the monotonic clock
         self._watching: Watching | None = None
-        self._is_open = False
 
     @classmethod
     def from_url(cls, url: str) -> Redis:
@@ -115,23 +114,30 @@ class Redis(Backend):
     # ------------------------------------------------------------ opening and closing
     async def open(self) -> None:
         """Look whether the server can keep what the backend promises. Raises StoreError, with what to set, where it can't."""
-        if self._is_open:
+        if self._pools is not None:
             return
+        self._pools = PerLoop(
+            lambda: Pool(lambda: self.server.connection(self._at)), lambda pool: pool.close(self.timeout)
+        )
 
         async def look(connection: Connection) -> None:
             await check_server(
                 connection, self._title, self.durability, self.clock, (self._layout, self._try, self._changes)
             )
 
-        await self._read(look)
-        self._is_open = True
+        try:
+            await self._read(look)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Let what is under way end, for one time-out at most, and close the connections of all event loops."""
-        self._is_open = False
+        pools, self._pools = self._pools, None
         if self._watching is not None:
             self._watching.stop()
-        await self._pools.close()
+        if pools is not None:
+            await pools.close()
 
     async def watch(self, watcher: Watcher) -> None:
         """A subscription in a thread of its own. What is told is at most `WATCH_EVERY` (1 s) and the time-out old."""
@@ -147,7 +153,7 @@ class Redis(Backend):
         """One MGET, so all are as they were at one moment."""
         names = [*dict.fromkeys(map(str, keys))]
         if not names:
-            self._look_open()
+            self._opened()
             return {}
         entries = [self._entry + name.encode() for name in names]
         found = await self.call("MGET", *entries)
@@ -182,7 +188,7 @@ class Redis(Backend):
         first, last = _range(prefix.encode(), after.encode(), reverse)
         command = "ZREVRANGEBYLEX" if reverse else "ZRANGEBYLEX"
         if not size:
-            self._look_open()
+            self._opened()
         while given != limit:
             arguments = (2, self._names, self._ends, command, first, last, size, repr(self.clock()))
             found: list[bytes] = await self.run_script(SCAN, *arguments)
@@ -348,9 +354,12 @@ class Redis(Backend):
         return entry, own, "" if change.expires_at is None else repr(float(deadline))
 
     # ------------------------------------------------------------ attempts
-    def _look_open(self) -> None:
-        if not self._is_open:
-            raise closed()
+    def _opened(self) -> PerLoop[Pool]:
+        if self._pools is None:  # nobody has looked whether the server keeps what is promised
+            raise StoreClosedError(
+                f"{self._title} is not open: it was closed, or not opened yet (with SyncStore(…), async with Store(…))"
+            )
+        return self._pools
 
     async def _read(self, do: Do[T]) -> T:
         return await self.retrying(lambda this: self._attempt(this, do))
@@ -363,7 +372,7 @@ class Redis(Backend):
 
     async def _attempt(self, this: Attempt, do: Do[T]) -> T:
         """One attempt on a connection of this loop's. Raises one of LOST where another one makes sense."""
-        pool, place, is_whole = self._pools.here(), Place(), False
+        pool, place, is_whole = self._opened().here(), Place(), False
         try:
             connection = await pool.take(place)
             this.cut = lambda: cut(connection)
@@ -373,12 +382,17 @@ class Redis(Backend):
         except ResponseError as error:
             found = self._explained(error, pool)
             is_whole = not isinstance(found, LOST)
+            if found is error:
+                raise
             raise found from error
         except Exception as error:
             if this.is_over:
                 raise
             self._at = None
-            raise self._explained(error, pool) from error
+            found = self._explained(error, pool)
+            if found is error:  # not its own cause: who follows the causes would never end
+                raise
+            raise found from error
         finally:
             try:
                 pool.leave(place, is_whole)
@@ -387,9 +401,8 @@ class Redis(Backend):
                 raise
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
-        if isinstance(error, MovedError):
-            moved: Any = error
-            self._at = moved.host or self.server.host, moved.port
+        if (moved := moved_to(error)) is not None:
+            self._at = moved[0] or self.server.host, moved[1]
         found = explained(error, self._title)
         if isinstance(found, LOST):
             pool.forget()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from redis.exceptions import NoPermissionError, ResponseError
@@ -82,25 +82,34 @@ async def _settings(connection: Connection) -> dict[str, str] | None:
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
+_WANTED: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "power": {"appendonly": ("yes",), "appendfsync": ("always",), "no-appendfsync-on-rewrite": ("no",)},
+    "process": {"appendonly": ("yes",), "appendfsync": ("always", "no")},
+}
+"""What the server has to be set to for each durability."""
+
+
 def _check_durability(server: str, durability: str, about: Mapping[str, str], has: Mapping[str, Any] | None) -> None:
     if has is None:
         raise StoreError(
             f"{server}: durability={durability} can't be checked, since the server doesn't answer CONFIG GET; allow the user "
             "to call it (+config|get), or say durability=none"
         )
-    power = durability == "power"
-    wanted = {"appendonly": ("yes",), "appendfsync": ("always",) if power else ("always", "no")}
-    if power:
-        wanted["no-appendfsync-on-rewrite"] = ("no",)
-    wrong = {name: has.get(name, "nothing") for name, allowed in wanted.items() if has.get(name) not in allowed}
+    wanted = _WANTED[durability]
+    wrong = _wrong(wanted, has)
     if wrong:
+        less = "" if durability == "process" or _wrong(_WANTED["process"], has) else "durability=process or "
         found = ", ".join(f"{name} {value}" for name, value in wrong.items())
         lines = "; ".join(f"{name} {wanted[name][-1]}" for name in wrong)
         raise StoreError(
             f"{server}: durability={durability} needs another configuration. The server has {found}; put into its "
             f"configuration: {lines}. Or say that an acknowledged write need not survive so much: "
-            f"durability={'process or durability=none' if power else 'none'}"
+            f"{less}durability=none"
         )
+
+
+def _wrong(wanted: Mapping[str, Sequence[str]], has: Mapping[str, Any]) -> dict[str, str]:
+    return {name: has.get(name, "nothing") for name, allowed in wanted.items() if has.get(name) not in allowed}
 
 
 async def _log_skew(connection: Connection, server: str, clock: Callable[[], float]) -> None:

@@ -14,6 +14,7 @@ from redis import connection as blocking_driver
 from redis.exceptions import NoScriptError
 
 from pocket_plug import ConfigError, StoreClosedError
+from pocket_plug.backends.urls import PERCENT
 from pocket_plug.primitives.redaction import public_url
 
 from .scripts import Script
@@ -56,7 +57,8 @@ class Server:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise ConfigError(f"{shown!r} is no URL of a server ({error}); write {EXAMPLES}") from None
+            why = PERCENT if "@" in url else str(error)  # which may quote a piece of the password
+            raise ConfigError(f"{shown!r} is no URL of a server ({why}); write {EXAMPLES}") from None
         path = unquote(parts.path)
         self.is_unix, self.is_tls = parts.scheme == "unix", parts.scheme == "rediss"
         self.user, self.password = unquote(parts.username or ""), unquote(parts.password or "")

@@ -26,6 +26,8 @@ _SOON = re.compile(
     "|(Moved|Ask|MasterDown|ClusterDown|TryAgain|ReadOnly|BusyLoading)Error|Redis is (loading|busy)"
 )
 
+_MOVED = re.compile(r"\bMOVED \d+ (\S*):(\d+)|MovedError: \d+ (\S*):(\d+)")
+
 _ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
 _WAYS_OUT = {
     r"\bNOPERM\b|NoPermission|ACL failure|no permissions|user executing the script can't": "the user may not do what a "
@@ -60,6 +62,12 @@ def explained(error: Exception, server: str) -> Exception:
         if re.search(pattern, text):
             return StoreError(f"{server}: {way_out} ({text})")
     return StoreError(f"{server}: it refuses ({text})")
+
+
+def moved_to(error: Exception) -> tuple[str, int] | None:
+    """The host ("" for the same one) and port to which a cluster refers, if that is what it says."""
+    found = _MOVED.search(f"{type(error).__name__}: {error}")
+    return None if found is None else (found[1] or found[3] or "", int(found[2] or found[4]))
 
 
 def _about_tls(error: Exception) -> str | None:

@@ -1,0 +1,444 @@
+"""The encryption layer: values come back as they were for who has the key; what was tampered with is always an error."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from base64 import b64decode
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pocket_plug_encryption import Encrypted, Encryption, key_id, new_key
+
+from pocket_plug import (
+    ConfigError,
+    CorruptRecordError,
+    Entry,
+    Graph,
+    Memory,
+    PocketError,
+    Put,
+    Runs,
+    Store,
+    StoreError,
+    SyncStore,
+    UnregisteredTypeError,
+    node,
+)
+from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.store import parts
+from pocket_plug.testing.layer_contract import LayerContract
+
+KEY, FORMER = new_key(), new_key()
+VALUE = {"card": "4711-secret", "numbers": [1, 2.5, {3}]}
+
+
+class TestContract(LayerContract):
+    """Around any backend it keeps all that a backend promises."""
+
+    def recipe(self) -> Encryption:
+        return Encryption(keys=(KEY, FORMER))
+
+
+def pair(*keys: str) -> tuple[SyncStore, Memory]:
+    """A store with these keys, and the backend below the layer."""
+    backend = Memory()
+    return SyncStore(backend, layers=[Encryption(keys=keys or KEY)]), backend
+
+
+def stored(backend: Memory, key: str) -> Encrypted:
+    """What really stands in the backend."""
+    entry = asyncio.run(backend.read(key))
+    assert entry is not None
+    assert isinstance(entry.value, Encrypted)
+    return entry.value
+
+
+def put(backend: Memory, key: str, value: object) -> None:
+    """Write past the layer, as somebody without a key can."""
+    asyncio.run(backend.write([Put(key, value)]))
+
+
+# ---------------------------------------------------------------- what is stored
+def test_a_value_is_encrypted_and_comes_back() -> None:
+    """Below the layer there is no byte of it; the name, the deadline and the version are there."""
+    store, backend = pair()
+    store.set("guest", VALUE, ttl=60)
+    found = stored(backend, "guest")
+    assert b"secret" not in found.data
+    assert found.key_id == key_id(b64decode(KEY))
+    assert store.get("guest") == VALUE
+    assert store.get_many(["guest", "absent"]) == {"guest": VALUE}
+    assert list(store.keys()) == ["guest"]
+    inner = asyncio.run(backend.read("guest"))
+    outer = asyncio.run(store.stack.read("guest"))
+    assert inner is not None
+    assert outer is not None
+    assert (inner.version, inner.expires_at) == (outer.version, outer.expires_at)
+    assert store.ttl("guest") is not None
+
+
+def test_each_write_has_a_nonce_of_its_own() -> None:
+    """The same value, written again, is another record."""
+    store, backend = pair()
+    seen = set()
+    for _ in range(200):
+        store.set("a", 1)
+        seen.add((stored(backend, "a").nonce, stored(backend, "a").data))
+    assert len({nonce for nonce, _ in seen}) == len({data for _, data in seen}) == 200
+
+
+def test_a_file_has_no_value_in_it(tmp_path: Path) -> None:
+    """Nor have the records of durable runs: inputs, outputs, items."""
+    url = f"sqlite:///{tmp_path}/state.db"
+
+    async def main() -> None:
+        async with Store(url, layers=[Encryption(keys=KEY)]) as store:
+            await store.set("guest", VALUE)
+            assert (
+                await Graph(greet, store=store, name="orders").run("secret-input", run_id="r1") == "secret-input, hello"
+            )
+            assert (
+                await Graph(greet, store=store, name="orders").run("secret-input", run_id="r1") == "secret-input, hello"
+            )
+            assert (await Runs(store).get("r1")).state == "finished"
+            await store.set("probe", "found")
+
+    asyncio.run(main())
+    for file in tmp_path.iterdir():
+        assert b"secret" not in file.read_bytes()
+        assert b"hello" not in file.read_bytes()
+
+
+@node
+async def greet(name: str) -> str:
+    return f"{name}, hello"
+
+
+def test_without_the_layer_a_run_says_what_is_missing(tmp_path: Path) -> None:
+    """It is not taken for damaged, nor for one that could begin anew."""
+    url = f"sqlite:///{tmp_path}/state.db"
+
+    async def main() -> None:
+        async with Store(url, layers=[Encryption(keys=KEY)]) as store:
+            await Graph(greet, store=store, name="orders").run("in", run_id="r1")
+        async with Store(url) as store:
+            with pytest.raises(
+                CorruptRecordError, match=r"no record of a durable run, but Encrypted.*give the store that layer"
+            ):
+                await Runs(store).get("r1")
+            with pytest.raises(CorruptRecordError, match="give the store that layer"):
+                await Graph(greet, store=store, name="orders").run("in", run_id="r1")
+
+    asyncio.run(main())
+
+
+def test_the_command_line_shows_runs_with_the_layer_and_says_so_without(tmp_path: Path, monkeypatch: Any) -> None:
+    """`pocket-plug runs`, by the key in the environment, which it never shows."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    monkeypatch.setenv("STATE_KEY", KEY)
+
+    async def main() -> None:
+        async with Store(url, layers=[Encryption(keys=KEY)]) as store:
+            await Graph(greet, store=store, name="orders").run("in", run_id="r1")
+
+    asyncio.run(main())
+
+    def said(layers: str, *arguments: str) -> str:
+        (tmp_path / "pocket.toml").write_text(f'[store]\nurl = "sqlite:///state.db"\nlayers = [{layers}]\n')
+        command = [str(Path(sys.executable).with_name("pocket-plug")), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    layer = '{ use = "encryption", keys = "${STATE_KEY}" }'
+    assert "finished" in said(layer, "runs", "show", "r1")
+    assert "${STATE_KEY}" in said(layer, "stack")
+    assert "Encrypted" in said("", "runs", "show", "r1")
+    monkeypatch.setenv("POCKET_PLUG_DISABLE", "encryption")
+    assert "pocket_plug_encryption.Encrypted', which is not registered here" in said("", "runs", "show", "r1")
+    monkeypatch.delenv("POCKET_PLUG_DISABLE")
+    wrong = layer.replace("STATE_KEY", "HOME")
+    for text in (
+        said(layer, "stack"),
+        said(layer, "runs", "show", "r1"),
+        said(wrong, "stack"),
+        said("", "store", "ls"),
+    ):
+        assert KEY not in text
+
+
+# ---------------------------------------------------------------- tampering
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.binary(max_size=20),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+
+
+def _flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@settings(deadline=None, max_examples=150)
+@given(value=_VALUES, data=st.data())
+def test_a_flipped_bit_is_found(value: Any, data: st.DataObject) -> None:
+    """In the nonce, in what is encrypted, in the tag: an error, never another value and never a miss."""
+    store, backend = pair()
+    store.set("k", value)
+    assert store.get("k") == value
+    found = stored(backend, "k")
+    bit = data.draw(st.integers(0, len(found.nonce + found.data) * 8 - 1))
+    whole = _flipped(found.nonce + found.data, bit)
+    put(backend, "k", replace(found, nonce=whole[:12], data=whole[12:]))
+    for read in (lambda: store.get("k"), lambda: store.get_many(["k"]), lambda: store.get("k", "nothing")):
+        with pytest.raises(CorruptRecordError, match="'k' can't be decrypted"):
+            read()
+
+
+def test_every_flipped_bit_of_a_record_is_found() -> None:
+    """All of them, for one record; those of the key's id as well."""
+    store, backend = pair(KEY, FORMER)
+    store.set("k", VALUE)
+    found = stored(backend, "k")
+    for bit in range(len(found.nonce) * 8):
+        put(backend, "k", replace(found, nonce=_flipped(found.nonce, bit)))
+        with pytest.raises(CorruptRecordError):
+            store.get("k")
+    for bit in range(len(found.data) * 8):
+        put(backend, "k", replace(found, data=_flipped(found.data, bit)))
+        with pytest.raises(CorruptRecordError):
+            store.get("k")
+    for bit in range(len(found.key_id) * 8):
+        put(backend, "k", replace(found, key_id=_flipped(found.key_id.encode(), bit).decode("latin-1")))
+        with pytest.raises(StoreError, match="which isn't among `keys`"):
+            store.get("k")
+
+
+@pytest.mark.parametrize("size", range(60))
+def test_a_record_that_was_cut_off_is_found(size: int) -> None:
+    """Wherever: also with nothing left of it."""
+    store, backend = pair()
+    store.set("k", "x" * 40)
+    found = stored(backend, "k")
+    assert len(found.data) >= 60
+    put(backend, "k", replace(found, data=found.data[:size]))
+    with pytest.raises(CorruptRecordError):
+        store.get("k")
+    if size < 12:
+        put(backend, "k", replace(found, nonce=found.nonce[:size]))
+        with pytest.raises(CorruptRecordError):
+            store.get("k")
+
+
+def test_a_record_that_was_moved_to_another_key_is_found() -> None:
+    """Also to one that differs in the last letter, or by what stands before it."""
+    store, backend = pair()
+    store.set("user:1:admin", True)
+    for other in ("user:2:admin", "user:1:admi", "user:1:admin\x00", "x"):
+        put(backend, other, stored(backend, "user:1:admin"))
+        with pytest.raises(CorruptRecordError, match="written at another key"):
+            store.get(other)
+
+
+def test_a_record_of_another_key_is_not_taken_by_its_id() -> None:
+    """Somebody who says it were of a key that is there is found out."""
+    store, backend = pair(KEY)
+    other, others = pair(FORMER)
+    other.set("k", VALUE)
+    put(backend, "k", replace(stored(others, "k"), key_id=key_id(b64decode(KEY))))
+    with pytest.raises(CorruptRecordError):
+        store.get("k")
+
+
+def test_a_plain_value_is_no_encrypted_one() -> None:
+    """Or whoever can write could put any value in its place."""
+    store, backend = pair()
+    put(backend, "k", "plain-secret")
+    with pytest.raises(StoreError, match="'k' is not encrypted") as caught:
+        store.get("k")
+    assert "plain-secret" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- keys
+def test_a_former_key_reads_and_the_current_one_writes() -> None:
+    """A missing one is an error that says which, and what there is."""
+    backend = Memory()
+    SyncStore(backend, layers=[Encryption(keys=FORMER)]).set("k", VALUE)
+    former = stored(backend, "k").key_id
+    with pytest.raises(StoreError, match=rf"'k' is encrypted with the key {former}, which isn't among.*add it behind"):
+        SyncStore(backend, layers=[Encryption(keys=KEY)]).get("k")
+    both = SyncStore(backend, layers=[Encryption(keys=(KEY, FORMER))])
+    assert both.get("k") == VALUE
+    assert stored(backend, "k").key_id == former
+    both.set("k", VALUE)
+    assert stored(backend, "k").key_id != former
+    assert SyncStore(backend, layers=[Encryption(keys=KEY)]).get("k") == VALUE
+
+
+def test_with_migrate_a_read_takes_the_current_key() -> None:
+    """With the deadline that it has; after that the former key can go. Records of runs stay as they are."""
+    backend = Memory()
+    old = SyncStore(backend, layers=[Encryption(keys=FORMER)])
+    old.set("mortal", 1, ttl=60)
+    old.set_many({"a": 2, "b": 3})
+    asyncio.run(old.stack.write([Put("pocket:run:r", {"format": 1})]))
+    expires = asyncio.run(backend.read("mortal"))
+    store = SyncStore(backend, layers=["migrate", Encryption(keys=(KEY, FORMER))])
+    assert store.get("mortal") == 1
+    assert store.get_many(["a", "b"]) == {"a": 2, "b": 3}
+    asyncio.run(store.stack.read("pocket:run:r"))
+    [layer] = [part for part in parts(store.stack) if isinstance(part, Encryption)]
+    current, former = layer.key_ids
+    assert asyncio.run(layer.used()) == {current: 3, former: 1}
+    renewed = asyncio.run(backend.read("mortal"))
+    assert expires is not None
+    assert renewed is not None
+    assert renewed.expires_at == expires.expires_at
+    before = asyncio.run(backend.version())
+    store.get("a")
+    assert asyncio.run(backend.version()) == before  # once
+    assert SyncStore(backend, layers=[Encryption(keys=KEY)]).get("mortal") == 1
+
+
+def test_keys_come_from_a_function() -> None:
+    """It is called once for each stack."""
+    calls = []
+
+    def keys() -> list[str]:
+        calls.append(1)
+        return [KEY, FORMER]
+
+    store = SyncStore(layers=[Encryption(keys=keys)])
+    store.set("k", 1)
+    assert store.get("k") == 1
+    assert calls == [1]
+    assert "Encryption(keys='***')" in repr(store)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("hunter2!", r"keys\[0\] is no base64"),
+        ("aHVudGVyMg==", r"keys\[0\] is base64 of 7 bytes, and a key is base64 of 32 bytes; make one"),
+        ((KEY, "hunter2!"), r"keys\[1\] is no base64"),
+        ((), "`keys` is empty"),
+        (lambda: [5], r"keys\[0\] is no base64"),
+        (5, "'keys' must be"),
+    ],
+)
+def test_what_is_no_key_is_refused_and_not_shown(keys: Any, message: str) -> None:
+    """When the stack is built, with how to make one."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        SyncStore(layers=[Encryption(keys=keys)])
+    for shown in (str(caught.value), repr(caught.value.__cause__), repr(caught.value.__context__)):
+        assert "hunter2" not in shown
+        assert "aHVud" not in shown
+        assert KEY not in shown
+
+
+def test_no_error_shows_a_value_or_a_key() -> None:
+    """Neither do the errors that caused it, nor the layer."""
+    store, backend = pair()
+    store.set("k", "secret-value")
+    put(backend, "k", replace(stored(backend, "k"), data=b"x" * 40))
+    with pytest.raises(PocketError) as caught:
+        store.get("k")
+    layer = parts(store.stack)[1]
+    for shown in (str(caught.value), repr(caught.value.__context__), repr(store), repr(layer)):
+        assert "secret-value" not in shown
+        assert KEY not in shown
+    assert caught.value.__suppress_context__
+
+
+# ---------------------------------------------------------------- with other layers
+def test_compressed_before_it_is_encrypted() -> None:
+    """In that order it gets smaller; by a set of names it is the order."""
+    backend = Memory()
+    store = SyncStore(backend, layers=["compress", Encryption(keys=KEY)])
+    store.set("page", "state " * 10_000)
+    assert len(stored(backend, "page").data) < 5_000
+    assert store.get("page") == "state " * 10_000
+    by_name: set[Any] = {"compress", Encryption(keys=KEY), "migrate", "metrics"}
+    assert repr(Store(layers=by_name)) == "Store(Metrics() > Migrate() > Compress() > Encryption(keys='***') > memory)"
+
+
+def test_all_that_a_store_does(tmp_path: Path) -> None:
+    """Transactions and updates, over a cache with a file behind it; nothing of it is plain in the file."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    layers = [Encryption(keys=KEY), {"use": "persistence", "to": url}]
+    pocket = Pocket()
+    with SyncStore(layers=[each if isinstance(each, Encryption) else pocket.layer(each) for each in layers]) as store:
+        store.set("k", VALUE)
+        assert store.update("k", lambda value: {**value, "more": 1}) == {**VALUE, "more": 1}
+        with store.transaction() as tx:
+            tx.set("k", {**tx.get("k"), "more": 2})
+    with SyncStore(url, layers=[Encryption(keys=KEY)]) as store:
+        assert store.get("k") == {**VALUE, "more": 2}
+
+
+def test_many_threads_and_tasks() -> None:
+    """Concurrent use is safe: every value comes back as its own."""
+
+    async def main() -> None:
+        store = Store(layers=[Encryption(keys=KEY)])
+
+        def in_thread(number: int) -> None:
+            for n in range(20):
+                store.sync.set(f"t{number}", [number] * n)
+                assert store.sync.get(f"t{number}") == [number] * n
+
+        await asyncio.gather(*(asyncio.to_thread(in_thread, number) for number in range(8)))
+
+    asyncio.run(main())
+
+
+def test_an_unregistered_type_is_refused_at_set() -> None:
+    """With the key."""
+
+    class Session: ...
+
+    store, _ = pair()
+    with pytest.raises(UnregisteredTypeError, match="key 'k': "):
+        store.set("k", Session())
+
+
+def test_a_users_own_marker_comes_back() -> None:
+    """An Encrypted that a user stores is a value like any other."""
+    store, _ = pair()
+    mine = Encrypted("id", b"nonce", b"data")
+    store.set("k", mine)
+    assert store.get("k") == mine
+    assert asyncio.run(store.stack.read("k")) == Entry(mine, 1)
+
+
+# ---------------------------------------------------------------- as a plugin
+def test_found_by_its_entry_point(monkeypatch: Any, tmp_path: Path) -> None:
+    """Installed, it is there; its keys come from the environment, and are shown as they are written."""
+    record = Pocket(required=["encryption"]).plugin("encryption")
+    assert (record.distribution, record.hooks) == ("pocket-plug-encryption", ("pocket_layers",))
+    monkeypatch.setenv("STATE_KEY", KEY)
+    (tmp_path / "pocket.toml").write_text(
+        '[store]\nlayers = [{ use = "encryption", keys = ["${STATE_KEY}", "${STATE_KEY}"] }]\n'
+    )
+    with Pocket(tmp_path / "pocket.toml") as pocket:
+        pocket.store.sync.set("k", 1)
+        assert pocket.store.sync.get("k") == 1
+        assert KEY not in repr(pocket.store)
+
+
+def test_readme() -> None:
+    """What the README shows works."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(snippets) == 3
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(snippet, names)  # noqa: S102

@@ -1,0 +1,70 @@
+"""The copying layer: what is written and what is read are private copies, over a store in memory too.
+
+It stands outside of whatever keeps values: persistence, bounding. A plugin module, as any third party's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from pocket_plug.codec import default_codec
+from pocket_plug.errors import CodecError
+from pocket_plug.hookspecs import hookimpl
+from pocket_plug.primitives.values import Value
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Put
+from pocket_plug.store.layer import Layer
+
+
+class Copying(Layer):
+    """Takes and hands out copies, as SQLite does: who changes a value that was set, or read, changes no store.
+
+    For tests of what will run over a file or a server, and for the careful. A copy is made as `Codec.private` says: what can't
+    change comes back as it is, an object that is neither data nor registered (a socket) is shared. Over a backend that keeps
+    bytes it is only a cost.
+
+    >>> from pocket_plug import SyncStore
+    >>> store = SyncStore(layers=[Copying()])
+    >>> names = ["Alice"]
+    >>> store.set("guests", names)
+    >>> names.append("Bob")
+    >>> store.get("guests").append("Carol")
+    >>> store.get("guests")
+    ['Alice']
+    """
+
+    inline_read = inline_write = True
+
+    async def read(self, key: str) -> Entry | None:
+        """The inner one's entry, with a copy of its value."""
+        entry = await self.inner.read(key)
+        return None if entry is None else _copied(key, entry)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The inner one's entries, each with a copy of its value."""
+        entries = await self.inner.read_many(keys)
+        return {key: _copied(key, entry) for key, entry in entries.items()}
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """The same changes, with copies of their values. Raises CodecError where one can't be copied; nothing is done then."""
+        mine = [
+            replace(change, value=_copy(change.key, change.value)) if isinstance(change, Put) else change
+            for change in changes
+        ]
+        return await self.inner.write(mine, expect)
+
+
+def _copied(key: str, entry: Entry) -> Entry:
+    return Entry(_copy(key, entry.value), entry.version, entry.expires_at)
+
+
+def _copy(key: str, value: Value) -> Value:
+    try:
+        return default_codec.private(value)
+    except CodecError as error:
+        raise type(error)(f"key {key!r}: {error}") from error
+
+
+@hookimpl
+def pocket_layers() -> list[type[Layer]]:
+    return [Copying]

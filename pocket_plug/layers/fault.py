@@ -1,0 +1,156 @@
+"""The fault layer, for tests: what is inside fails, is slow or loses answers, by a rule. A plugin module, as any third party's.
+
+It stands where the backend is that it makes unreliable: inside of whatever is to withstand it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, StoreError
+from pocket_plug.hookspecs import hookimpl
+from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.waiting import pause
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
+from pocket_plug.store.layer import Layer
+
+Pause = Callable[[float], Awaitable[None]]
+
+
+class Fault(Layer):
+    """For tests: does one harm to some operations, the same ones each time. Never in production.
+
+    `does` is what becomes of an operation that is hit:
+
+    - "fail": StoreError, and nothing was done.
+    - "delay": it is done, `delay` (seconds, a timedelta or "50ms") later.
+    - "lose": a write lands, and raises AnswerLostError.
+    - "conflict": a write lands, and raises ConflictError of all its keys, as if a driver had sent it twice. No backend
+      may do so (`Backend.write`): it shows who relies on that.
+
+    Hit are operations `on` "read", "write" or "scan" (None: any that `does` is possible for) with a key that fits the pattern
+    `keys` ("order:*", as `fnmatch` has it; a scan by its prefix). Of these the first `skip` pass, at most `times` are hit, and
+    each only with the `probability`, drawn by the `seed`. A check of versions without changes is a read. With
+    any other `does`, too, a `delay` comes first. Several rules are several layers, each with a `label`.
+
+    `pause` is what waits: by default a task sleeps on its event loop, a plain thread sleeps; a test may hand in a clock's.
+
+    The built layer counts `matched` operations, and those that were `hit`.
+
+    >>> from pocket_plug import SyncStore
+    >>> store = SyncStore(layers=[Fault(on="write", keys="order:*", does="lose", times=1)])
+    >>> store.set("order:1", "tea")
+    Traceback (most recent call last):
+      ...
+    pocket_plug.errors.AnswerLostError: fault: a write of 'order:1' has landed, and its answer is lost, on purpose: ...
+    >>> store.get("order:1")
+    'tea'
+    """
+
+    does: Literal["fail", "delay", "lose", "conflict"] = "fail"
+    on: Literal["read", "write", "scan"] | None = None
+    keys: str = "*"
+    delay: Duration = 0
+    probability: float = 1
+    seed: int = 0
+    skip: int = 0
+    times: int | None = None
+    pause: Pause = pause
+
+    inline_read = inline_write = True
+    needs_loop = False
+
+    def on_build(self) -> None:
+        """Begin to count. Raises ConfigError for a rule that can't hit, or can't be."""
+        if self.does in ("lose", "conflict") and self.on not in (None, "write"):
+            raise ConfigError(f"fault: does={self.does!r} is for writes, which land first; on={self.on!r} has none")
+        self._delay = seconds(self.delay, "fault: delay", or_zero=True)
+        if (self.does == "delay") and not self._delay:
+            raise ConfigError("fault: does='delay' needs a delay above 0, such as delay='50ms'")
+        if not 0 < self.probability <= 1:
+            raise ConfigError(f"fault: probability can't be {self.probability:g}; give a number above 0, at most 1")
+        if self.skip < 0 or (self.times is not None and self.times < 1):
+            raise ConfigError(
+                f"fault: skip={self.skip}, times={self.times}; give skip from 0 up, and times from 1 up or None"
+            )
+        self._on = "write" if self.does in ("lose", "conflict") else self.on
+        self.matched = self.hit = 0
+        self._random = random.Random(self.seed)  # noqa: S311 - no secret
+        self._lock = new_lock()
+        waits = bool(self._delay)
+        self.inline_read = self.inner.inline_read and not (waits and self._on != "write")
+        self.inline_write = self.inner.inline_write and not (waits and self._on in ("write", None))
+
+    def _strikes(self, operation: str, keys: Iterable[str]) -> bool:
+        """Is this one hit? Counts it."""
+        if self._on not in (None, operation) or not any(fnmatchcase(key, self.keys) for key in keys):
+            return False
+        with self._lock:
+            self.matched += 1
+            if self.matched <= self.skip or self.hit == self.times:
+                return False
+            if self.probability < 1 and self._random.random() >= self.probability:
+                return False
+            self.hit += 1
+            return True
+
+    async def _before(self, operation: str, keys: Sequence[str]) -> bool:
+        """Wait, and fail, where that is due; is it hit?"""
+        if not self._strikes(operation, keys):
+            return False
+        if self._delay:
+            await self.pause(self._delay)
+        if self.does == "fail":
+            raise StoreError(f"fault: a {operation} of {_named(keys)} fails on purpose: {self!r}")
+        return True
+
+    async def read(self, key: str) -> Entry | None:
+        """The inner one's entry, if it isn't hit."""
+        await self._before("read", (key,))
+        return await self.inner.read(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The inner one's entries, if none is hit: as one operation."""
+        names = list(keys)
+        await self._before("read", names)
+        return await self.inner.read_many(names)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """The inner one's, before it or after it the harm."""
+        if not changes:
+            await self._before("read", list(expect))
+            return await self.inner.write(changes, expect)
+        keys = [change.key for change in changes]
+        is_hit = await self._before("write", keys)
+        version = await self.inner.write(changes, expect)
+        if is_hit and self.does == "lose":
+            raise AnswerLostError(
+                f"fault: a write of {_named(keys)} has landed, and its answer is lost, on purpose: {self!r}"
+            )
+        if is_hit and self.does == "conflict":
+            raise ConflictError(
+                keys, f"fault: a write of {_named(keys)} has landed, and says conflict, on purpose: {self!r}"
+            )
+        return version
+
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """The inner one's keys, if it isn't hit: before the first one."""
+        await self._before("scan", (prefix,))
+        async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
+            yield key
+
+
+def _named(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(repr(str(key)) for key in keys[:3]) + more
+
+
+@hookimpl
+def pocket_layers() -> list[type[Layer]]:
+    return [Fault]

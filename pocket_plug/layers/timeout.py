@@ -1,0 +1,169 @@
+"""The timeout layer: what is inside has so many seconds for a read, for a write, for each page of a scan.
+
+It stands outside of whatever may wait: persistence, a backend over a network. A plugin module, as any third party's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from pocket_plug.errors import AnswerLostError, ConfigError, StoreTimeoutError
+from pocket_plug.hookspecs import hookimpl
+from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
+from pocket_plug.store.layer import Layer, parts
+
+T = TypeVar("T")
+
+
+class Timeout(Layer):
+    """Raises an error where the inner one takes longer than so many seconds (or a timedelta, or "500ms").
+
+    - `read_within`: a read, of one key or of many, and the question for the last version. It is cancelled, and StoreTimeoutError
+      raised.
+    - `write_within`: a write. It is cancelled, so that it is withdrawn if nothing of it was done. But who waits no longer can't
+      know: AnswerLostError says that it may have landed, or may land yet. A durable run finds out by itself.
+    - `page_within`: the time that a scan waits for its next key, hence for a page. StoreTimeoutError.
+
+    A write that its own caller cancels is awaited to its outcome, as without this layer.
+
+    Only what suspends can be interrupted. What a backend does in place runs to its end in the caller's thread: over memory, which
+    waits for nothing, the limit costs nothing and does nothing. Over a file that is read in place it would promise what it can't
+    keep; it is refused there.
+    """
+
+    read_within: Duration | None = None
+    write_within: Duration | None = None
+    page_within: Duration | None = None
+
+    inline_read = inline_write = True
+
+    def on_build(self) -> None:
+        """Settle what can be limited. Raises ConfigError where nothing is given, or what is given can't be kept."""
+        given = {name: getattr(self, name) for name in ("read_within", "write_within", "page_within")}
+        limits = {name: seconds(limit, f"timeout: {name}") for name, limit in given.items() if limit is not None}
+        if not limits:
+            raise ConfigError("timeout has nothing to do; give it read_within, write_within or page_within")
+        inner = self.inner
+        for name in list(limits):
+            if inner.inline_write if name == "write_within" else inner.inline_read:
+                if inner.survives:
+                    raise ConfigError(
+                        f"timeout: {name} over {inner!r} can't be kept: that is done in place, in the caller's thread, where "
+                        f"nothing can interrupt it; leave {name} out. How long SQLite waits for others is `?timeout=` in its URL"
+                    )
+                del limits[name]
+        self._read_within = limits.get("read_within")
+        self._write_within = limits.get("write_within")
+        self._page_within = limits.get("page_within")
+        self._backend = parts(inner)[-1]  # for errors
+        self._left: set[asyncio.Task[int]] = set()  # a loop holds its tasks weakly
+        self.needs_loop = inner.needs_loop or bool(limits)
+        unlimited = {
+            *(() if self._read_within else ("read", "read_many", "version")),
+            *(() if self._write_within else ("write",)),
+            *(() if self._page_within else ("scan",)),
+        }
+        self.__dict__.update({name: getattr(inner, name) for name in unlimited})  # straight to the inner one
+
+    async def read(self, key: str) -> Entry | None:
+        """The inner one's entry, in time."""
+        return await self._in_time(self.inner.read(key), f"reading {str(key)!r}")
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The inner one's entries; the limit is for all of them together."""
+        names = list(keys)
+        return await self._in_time(self.inner.read_many(names), f"reading {_named(names)}")
+
+    async def version(self) -> int:
+        """The inner one's, in time."""
+        return await self._in_time(self.inner.version(), "reading the last version")
+
+    async def _in_time(self, operation: Awaitable[T], what: str) -> T:
+        limit = asyncio.timeout(self._read_within)
+        try:
+            async with limit:
+                return await operation
+        except TimeoutError as error:
+            if not limit.expired():  # the inner one's own
+                raise
+            raise self._too_slow(what, self._read_within, "read_within") from error
+
+    def _too_slow(self, what: str, within: float | None, option: str) -> StoreTimeoutError:
+        return StoreTimeoutError(
+            f"{what} took longer than {within:g} s, which the layer `timeout` allows ({option}), over {self._backend!r}; it was "
+            f"cancelled, and says nothing of what is there. Try again, or allow more by {option}="
+        )
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """The inner one's, in time; a check of versions without changes too. Raises AnswerLostError: it may land all the same."""
+        if not changes:
+            what = f"checking the version of {_named(list(expect))}"
+            limit = asyncio.timeout(self._write_within)
+            try:
+                async with limit:
+                    return await self.inner.write(changes, expect)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise self._too_slow(what, self._write_within, "write_within") from error
+        task = asyncio.ensure_future(self.inner.write(changes, expect))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._write_within)
+        except asyncio.CancelledError:
+            task.cancel()
+            await _ended(task)
+            raise
+        if done:
+            return task.result()
+        task.cancel()  # withdrawn if nothing was done; its outcome is nobody's to wait for
+        self._left.add(task)
+        task.add_done_callback(self._forget)
+        raise AnswerLostError(
+            f"writing {_named([change.key for change in changes])} took longer than {self._write_within:g} s, which the layer "
+            f"`timeout` allows (write_within), over {self._backend!r}: it may have landed, or may land yet. Read before "
+            "you write again, or allow more by write_within="
+        )
+
+    def _forget(self, task: asyncio.Task[int]) -> None:
+        self._left.discard(task)
+        if not task.cancelled():
+            task.exception()  # was said to be unknown; asyncio would report it as never retrieved
+
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """The inner one's keys, each in time."""
+        keys = self.inner.scan(prefix, after=after, reverse=reverse, limit=limit)
+        while True:
+            wait = asyncio.timeout(self._page_within)
+            try:
+                async with wait:
+                    key = await anext(keys)  # with a default, Python 3.11 may crash where it is interrupted
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                if not wait.expired():
+                    raise
+                raise self._too_slow(f"scanning {prefix!r}", self._page_within, "page_within") from error
+            yield key
+
+
+async def _ended(task: asyncio.Task[int]) -> None:
+    """Wait until it has ended, through any number of cancellations."""
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+
+
+def _named(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(repr(str(key)) for key in keys[:3]) + more
+
+
+@hookimpl
+def pocket_layers() -> list[type[Layer]]:
+    return [Timeout]
