@@ -270,7 +270,10 @@ def test_the_reserved_prefix_is_out_of_reach(open_store: Open) -> None:
     for way in ("pocket", "pocket:run"):
         with pytest.raises(KeyNameError, match="reserved"):
             store.scope(way)
-    store.scope(Key("{}")("pocket")).set("run:7", "a tenant's")  # who is called so is somewhere else
+    tenant = store.scope(Key("{}")("pocket"))  # a value, so it is escaped: a scope of its own
+    assert list(tenant.keys()) == []
+    tenant.set("run:7", "theirs")
+    assert tenant.get("run:7") == "theirs"
     assert run_like(store, store.place[0].read("pocket:run:7")).value == "ours"
 
 
