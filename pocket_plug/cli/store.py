@@ -285,6 +285,8 @@ def check(target: Target, as_json: bool) -> int:
                         try:
                             await backend.read(name)
                         except (CodecError, StoreError) as error:
+                            if isinstance(error, StoreError) and backend.address is not None:
+                                raise  # a server that has gone is no damage of this entry, nor of all others
                             found.damaged.append(_Damaged(name, str(error)))
                         found.entries += 1
                         found.unbound += UNBOUND in seen

@@ -33,6 +33,7 @@ from pocket_plug import SyncStore, register_type
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main, transfer
 from pocket_plug.codec import Codec, default_codec, is_whole, place_of
+from pocket_plug.errors import StoreError
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Put
@@ -403,6 +404,22 @@ def test_deadlines_come_through() -> None:
         "a": (default_codec.encode(1), 4_000_000_000.25),
         "b": (default_codec.encode(2), None),
     }
+
+
+def test_a_server_that_goes_in_the_middle_of_a_check_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said once; the other entries are not asked for, each with all of its patience."""
+    fill({"a": 1, "b": 2, "c": 3})
+    asked: list[str] = []
+
+    async def gone(self: SQLite, key: str) -> None:
+        asked.append(key)
+        raise StoreError("the server can't be reached")
+
+    monkeypatch.setattr(SQLite, "address", ("db.example", 5432))
+    monkeypatch.setattr(SQLite, "read", gone)
+    out, err = run("check", code=1)
+    assert (out, asked) == ("fault: the server can't be reached\n", ["a"])
+    assert "0 damaged, 1 faults" in err
 
 
 def test_reserved_entries_come_through_if_both_say_so() -> None:
