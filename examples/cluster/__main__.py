@@ -133,14 +133,14 @@ def folders_of(given: Sequence[str]) -> list[Path]:
 def watch(
     runs: SyncRuns, number: int, processes: Sequence[Process], disturb: Callable[[], None], console: Console
 ) -> None:
-    """Draw how far the runs have come until all have ended; after a third of them, disturb."""
+    """Draw how far the runs have come until all have ended; as soon as the first has, disturb."""
     columns = (TextColumn("counting"), BarColumn(), MofNCompleteColumn(), TextColumn("folders"))
     until, is_disturbed = time.monotonic() + HANGS, False
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=number)
         while (done := len(runs.list(state="finished", limit=1000).runs)) < number:
             progress.update(task, completed=done)
-            if not is_disturbed and done * 3 >= number:
+            if not is_disturbed and done:
                 is_disturbed = True
                 disturb()
             for process in processes:

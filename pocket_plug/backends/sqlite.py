@@ -848,8 +848,12 @@ class SQLite(Backend):
     def _version_of(self, execute: _Execute, key: str, now: float) -> Any:
         """The stored version; 0 where there is no entry or it has expired."""
         row = execute(SEEN, (key,)).fetchone()
-        if row is None or row[1] is None:
-            return 0 if row is None else row[0]
+        if row is None:
+            return 0
+        if type(row[0]) is not int:
+            raise self._of_record(key, TypeError())
+        if row[1] is None:
+            return row[0]
         record, version, expires_at = execute(READ, (key,)).fetchone()
         return version if self._is_alive(key, record, version, expires_at, now) else 0
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import suppress
 
-from pocket_plug.errors import ConfigError, ConflictError, StoreError
+from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreError
 from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED, check_prefix
 from pocket_plug.primitives.redaction import summary
 
@@ -69,7 +70,10 @@ async def pages_of(
 
 
 async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
-    """Remove these; how many were there? In one write, or in as few as the backend's `max_changes` lets it be."""
+    """Remove these; how many were there? In one write, or in as few as the backend's `max_changes` lets it be.
+
+    Where one of them is damaged, one by one.
+    """
     removed = 0
     for some in _slices(list(dict.fromkeys(names)), _step(source, None, 2)):
         left = some
@@ -83,9 +87,25 @@ async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
                         f"{len(left)} keys could not be deleted: the conflict that their backend raised names none of them"
                     ) from conflict
                 left = there
+            except CodecError:  # of one that is damaged nobody can say what is there
+                removed += await _remove_each(source, left)
+                break
             else:
                 removed += len(left)
                 break
+    return removed
+
+
+async def _remove_each(source: Stack | Transaction, names: Sequence[str]) -> int:
+    """One by one; a damaged entry is removed whatever it is: that mends the store."""
+    removed = 0
+    for name in names:
+        with suppress(ConflictError):  # nothing is there
+            try:
+                await source.write([Delete(name)], {name: PRESENT})
+            except CodecError:
+                await source.write([Delete(name)])
+            removed += 1
     return removed
 
 
