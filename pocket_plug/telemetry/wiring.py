@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Protocol, Self, cast
 
@@ -274,7 +275,10 @@ class Telemetry:
         is_done = in_time([part.shutdown for part in self._parts()], timeout)
         if self._readers:
             own_metrics.mute()
-        self._say_losses("" if is_done else f"; exporting took longer than {timeout:.2g} s and was given up")
+        # part of the limit may have gone before: it is said in tenths of a second, rounded up
+        self._say_losses(
+            "" if is_done else f"; exporting took longer than {ceil(10 * timeout) / 10:g} s and was given up"
+        )
 
     def _say_losses(self, why: str) -> None:
         for part in self._queues():
