@@ -620,7 +620,7 @@ class SQLite(Backend):
             turn.is_over = True
             if turn in self._turns:
                 self._turns.remove(turn)
-            self._queued.notify()
+            self._queued.notify_all()
 
     def _wake_writer(self, is_waiting: bool) -> None:
         """Start the writer thread, or tell it that there is something to do. Called with the lock held."""
@@ -631,7 +631,7 @@ class SQLite(Backend):
             thread.start()
             self._thread = thread
         elif is_waiting:  # else it was notified already, or is at work and will look
-            self._queued.notify()
+            self._queued.notify_all()  # an interrupted `notify` keeps a waiter that has gone, and would wake that
 
     def _enqueue(self, request: _Request) -> None:
         """Hand a request to the writer thread, which is started for the first one."""

@@ -1148,3 +1148,36 @@ def test_a_link_to_the_file_leads_to_it(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"link\.db was deleted, moved or replaced"):
         drive(backend.write([Put("b", 1)]))
     drive(backend.close())
+
+
+def test_an_interrupted_wake_up_leaves_the_writer_awake(tmp_path: Path) -> None:
+    """Python's `Condition.notify`, interrupted, keeps a waiter that has gone; whoever writes next wakes the writer all the same."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+
+    def write(value: int) -> None:
+        """By the writer thread, as a task's write is."""
+        asyncio.run(_written(backend, value))
+
+    write(1)
+    condition: Any = backend._queued
+    waiters = condition._waiters
+    for _ in range(3):
+        while not waiters:  # until the writer waits
+            threading.Event().wait(0.001)
+        with condition:
+            gone = waiters[0]
+            gone.release()  # and here the interrupt comes
+        while len(waiters) < 2:  # it has found nothing to do, and waits again
+            threading.Event().wait(0.001)
+        thread = threading.Thread(target=write, args=(2,), daemon=True)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+        while gone in waiters:
+            waiters.remove(gone)
+    drive(backend.close())
+
+
+async def _written(backend: SQLite, value: int) -> None:
+    await backend.write([Put("k", value)])
