@@ -1151,7 +1151,7 @@ def test_a_link_to_the_file_leads_to_it(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_wake_up_leaves_the_writer_awake(tmp_path: Path) -> None:
-    """Python's `Condition.notify`, interrupted, keeps a waiter that has gone; whoever writes next wakes the writer all the same."""
+    """An interrupted `Condition.notify` keeps a waiter that has gone; whoever writes next wakes the writer all the same."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
 
