@@ -156,7 +156,11 @@ class _Worker:
             if task.set_running_or_notify_cancel():
                 self._do(task)
             del task
-        self._end()
+        try:
+            self._end()
+        except Exception:  # as the interpreter ends, its modules do so under this thread
+            if threading.main_thread().is_alive():
+                raise
 
     def _do(self, task: _Task) -> None:
         task.worker = self
