@@ -26,12 +26,16 @@ demo: $(VENV)/ready
 cluster: $(VENV)/ready-dev
 	cd examples && $(abspath $(BIN))/python -m cluster
 
+# Many tests wait for processes, so there is one more at work than the machine has processors. One after the other: make test JOBS=0
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+IN_PARALLEL = --numprocesses $(JOBS) --dist worksteal
+
 test: $(VENV)/ready-dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_PARALLEL)
 
 # With the lowest versions that pyproject.toml allows. Some of it: make test-lowest ARGS='tests/telemetry'
 test-lowest: .venv-lowest/ready-dev
-	.venv-lowest/bin/pytest $(OLD_WARNINGS) $(ARGS)
+	.venv-lowest/bin/pytest $(IN_PARALLEL) $(OLD_WARNINGS) $(ARGS)
 
 # What old versions say of themselves; it is no news of ours.
 OLD_WARNINGS = -W 'ignore:You should use `:DeprecationWarning'
@@ -48,7 +52,7 @@ test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 	    --editable '.[otlp,dev]' $(EDITABLE_PLUGINS)
-	.venv-newest/bin/pytest $(ARGS)
+	.venv-newest/bin/pytest $(IN_PARALLEL) $(ARGS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
