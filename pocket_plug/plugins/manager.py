@@ -55,16 +55,14 @@ class Manager:
     # ---------------------------------------------------------------- who is there
     @property
     def records(self) -> tuple[PluginRecord, ...]:
-        """Every plugin that was found, in the order of registration; last, those whose name was taken."""
+        """Every plugin that was found, in the order of registration; last, those that have no name, or one that was taken."""
         return (*self._records.values(), *self._nameless)
 
     def load(self, candidate: Candidate) -> None:
         """Import a candidate and register it. Whatever goes wrong becomes its record and one warning."""
         record = candidate.record
         if taken := self._taken(record.name):
-            record = replace(record, status="failed", reason=taken)
-            self._nameless.append(record)
-            _logger.warning("plugin %s %s", record, record.verdict)
+            self.refuse(replace(record, status="failed", reason=taken))
             return
         try:
             self.register(candidate.load(), record)
@@ -74,6 +72,11 @@ class Manager:
             if not is_fault(error):
                 raise
             self.drop(record, "failed", error)
+
+    def refuse(self, record: PluginRecord) -> None:
+        """Note one that isn't loaded, under a name that is another one's or none; said once."""
+        self._nameless.append(record)
+        _logger.warning("plugin %s %s", record, record.verdict)
 
     def register(self, plugin: object, record: PluginRecord) -> PluginRecord:
         """Take a plugin into use. Raises PluginError where its name is taken or its hooks can't be what it means."""
