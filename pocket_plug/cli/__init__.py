@@ -27,6 +27,7 @@ from .output import echo
 
 COMMANDS = {
     "graph": ("run", "Draw a graph as a Mermaid flow chart."),
+    "new": ("new", "Make a plugin distribution to begin with."),
     "plugins": ("show", "List the plugins that were found, used or not, and why."),
     "run": ("run", "Run an application or a graph."),
     "runs": ("runs", "Look at durable runs, go on with them, answer, cancel, retry and remove them."),

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 import pluggy
@@ -168,8 +169,17 @@ class Manager:
             _check_function(hook, getattr(plugin, attribute))
             hooks.append(hook)
         if not hooks:
-            raise PluginError(f"it implements no hook; mark functions with @hookimpl: {', '.join(specs)}")
+            raise PluginError(
+                self._class_meant(plugin) or f"it implements no hook; mark functions with @hookimpl: {', '.join(specs)}"
+            )
         return tuple(hooks)
+
+    def _class_meant(self, plugin: object) -> str:
+        """What to write where a module has no hook, and a class in it has: as entry point, the class is to be named."""
+        for name, kind in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
+            if isinstance(kind, type) and any(self._pm.parse_hookimpl_opts(kind, each) for each in dir(kind)):
+                return f"it implements no hook, but its class {name} does; name that: {kind.__module__}:{name}"
+        return ""
 
     def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
         """In the order in which pluggy would call them, which its list has the other way round."""
