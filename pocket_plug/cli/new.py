@@ -41,7 +41,7 @@ NAME = re.compile(r"[a-z][a-z0-9]+(-[a-z][a-z0-9]+)*")
 
 
 @click.command
-@click.argument("kind", type=click.Choice([*KINDS]))
+@click.argument("kind", type=click.Choice([*KINDS]), metavar="KIND")
 @click.argument("name")
 def new(kind: str, name: str) -> None:
     """Make a plugin distribution to begin with.
