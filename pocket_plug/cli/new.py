@@ -138,7 +138,7 @@ def _filled(text: str, words: Mapping[str, str]) -> str:
 def _templates(kind: str) -> Iterator[tuple[str, str]]:
     """The files of a new distribution, by their path in it."""
     for of in ("every", kind):
-        yield from _files(files(__package__) / "templates" / of, "")
+        yield from _files(files("pocket_plug.cli") / "templates" / of, "")
 
 
 def _files(folder: Traversable, path: str) -> Iterator[tuple[str, str]]:
