@@ -311,7 +311,7 @@ def loops() -> None:
     assert_type(Graph(start >> (count >> end), count.again >> start, count.on("fast") >> quick), Graph[int, bytes])
     assert_type(Graph(count, count.again >> count), Graph[int, str])
     known: Chain[int, bytes] = start >> count >> end
-    assert_type(Graph(count, count.again >> count).replace(count=known), Graph[int, str])
+    assert_type(Graph(count, count.again >> count).replace(count=count), Graph[int, str])
     assert_type(run_node_sync(count, 1), NodeResult[str])
 
     annotated: Graph[int, bytes] = Graph(known, count.again >> start)
