@@ -46,6 +46,7 @@ from .providers import (
     wants_openinference,
 )
 from .recorded import RecordedSpan
+from .retention import Retention
 from .tree import TreeProcessor
 
 FLUSH_SECONDS = 5.0
@@ -63,6 +64,7 @@ def observe(
     *,
     detail: tracing.Detail | None = None,
     file: str | os.PathLike[str] | None = None,
+    keep: Retention | None = None,
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
@@ -75,7 +77,8 @@ def observe(
     `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` says. Else to
     `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it. `file`
     and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
-    `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
+    `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK. `keep` says how large and how old the file
+    may get; without it POCKET_PLUG_TRACES_SIZE and POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
     "phase" unless it is given; those left None stay as they are, but that `flavours` is "openinference" where traces go
@@ -88,12 +91,19 @@ def observe(
     global _observed
     path = None if file is None else Path(file)
     given = _given(
-        detail=detail, file=path, terminal=terminal, capture=capture, redact=redact, flavours=flavours, baggage=baggage
+        detail=detail,
+        file=path,
+        keep=keep,
+        terminal=terminal,
+        capture=capture,
+        redact=redact,
+        flavours=flavours,
+        baggage=baggage,
     )
     with _lock, _followed():
         if _observed is None:
             chosen = _settings(detail or "phase", capture, redact, flavours, baggage)
-            mode, spans, path = _trace_locally(path, terminal)
+            mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal)
             tracing.configure(**chosen)  # first: a flavour may put something on the resource
             if spans:
                 watch_the_end(_close_all)
@@ -346,7 +356,9 @@ def _mode(signal: Signal) -> str:
     return ",".join(asked(signal)) or "none"
 
 
-def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[SpanProcessor], Path | None]:
+def _trace_locally(
+    file: Path | None, keep: Retention, terminal: bool | None
+) -> tuple[str, list[SpanProcessor], Path | None]:
     if disabled():
         return "off", [], None
     if traces_are_taken():
@@ -356,7 +368,7 @@ def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[
     if file is None and not named:
         file = DEFAULT_FILE
     if file is not None:
-        exporters.append(FileExporter(file))
+        exporters.append(FileExporter(file, keep))
     processors: list[SpanProcessor] = [SpanExport(exporter) for exporter in exporters]
     if file is not None:
         processors.append(OpenSpans(file))
