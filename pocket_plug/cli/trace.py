@@ -54,6 +54,9 @@ def _default() -> Path:
 FINE = ("success", "suspended", "running")
 """Outcomes of runs that haven't failed."""
 
+LARGE = 5_000_000
+"""Of a file of more bytes a terminal is shown how far it is read."""
+
 LIMIT = 100
 """So many runs are listed unless it is said otherwise."""
 
@@ -159,7 +162,7 @@ def _index(file: Path | None) -> Generator[TraceIndex]:
     path = file or _default()
     with _readable(path):
         size = path.stat().st_size if path.exists() else 0
-        with progress("reading", size) as advance:
+        with progress("reading", size if size > LARGE else 0) as advance:
             index = TraceIndex(path, advance=advance)
     with index:
         if index.unreadable:
