@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from .live import open_spans
-from .recorded import RecordedSpan, TraceFile
+from .recorded import RecordedSpan, TraceFile, own_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class _Counted:
 
     ids: array[int] = field(default_factory=lambda: array("Q"))
     parents: array[int] = field(default_factory=lambda: array("Q"))
-    failed: bytearray = field(default_factory=bytearray)
+    failed: dict[int, tuple[int, str | None]] = field(default_factory=dict[int, tuple[int, str | None]])
+    suppressed: dict[int, int] = field(default_factory=dict[int, int])
     retried: dict[int, int] = field(default_factory=dict[int, int])
     runs: dict[int, RecordedSpan] = field(default_factory=dict[int, RecordedSpan])
     orphan: RecordedSpan | None = None
@@ -48,8 +50,11 @@ class _Counted:
     def add(self, span: RecordedSpan) -> None:
         number = int(span.span_id, 16)
         self.ids.append(number)
-        self.parents.append(int(span.parent_id or "0", 16))
-        self.failed.append(span.failed)
+        self.parents.append(parent := int(span.parent_id or "0", 16))
+        if span.failed:
+            self.failed[number] = parent, span.error
+        if errors := span.suppressed_errors:
+            self.suppressed[number] = errors
         self.begin, self.end = min(self.begin, span.start), max(self.end, span.end)
         if retries := span.retries:
             self.retried[number] = retries
@@ -62,7 +67,7 @@ class _Counted:
         """Of each run, by its span: spans, errors, retries. What is below two runs counts for both."""
         above = dict(zip(self.ids, self.parents, strict=True))
         totals = {run: [0, 0, 0] for run in self.runs}
-        failed = {number for number, error in zip(self.ids, self.failed, strict=True) if error}
+        errors = self.errors()
         of: dict[int, tuple[int, ...]] = {0: ()}  # a span's runs
         for number in above:
             path: list[int] = []
@@ -77,9 +82,15 @@ class _Counted:
             for run in of[number]:
                 total = totals[run]
                 total[0] += 1
-                total[1] += number in failed
-                total[2] += self.retried.get(number, 0)
+                total[1] += errors[number]
+                total[2] += 0 if number in self.runs else self.retried.get(number, 0)
+        for run, total in totals.items():
+            total[2] = max(total[2], self.retried.get(run, 0))  # once it has ended it knows all
         return totals
+
+    def errors(self) -> Counter[int]:
+        """By span, how many errors are its own."""
+        return Counter(own_errors(self.failed)) + Counter(self.suppressed)
 
 
 def runs_in(file: TraceFile, clock: Callable[[], float] = time.time) -> list[RunSummary]:
@@ -116,7 +127,7 @@ def _summaries(counted: _Counted, alive: set[str], now: int) -> Iterator[RunSumm
             outcome, duration = None, max(counted.end - run.start, 0)
         yield _summary(run, str(outcome or "unfinished"), run.start, duration, (spans, errors, retries))
     if not totals and counted.orphan is not None:
-        numbers = len(counted.ids), sum(counted.failed), sum(counted.retried.values())
+        numbers = len(counted.ids), counted.errors().total(), sum(counted.retried.values())
         yield _summary(counted.orphan, "unfinished", counted.begin, max(counted.end - counted.begin, 0), numbers)
 
 

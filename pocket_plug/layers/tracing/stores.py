@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.errors import ConflictError, is_fault
+from pocket_plug.otel.late import LateSpan
 from pocket_plug.otel.reporting import current_context, server_of, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
@@ -204,6 +205,8 @@ def _heard(live: Live | None, context: Context) -> Live | None:
         if suppressed(context):
             return None
         parent = trace.get_current_span(context)
+        if isinstance(parent, LateSpan):
+            return None
         if not parent.is_recording():
             around = parent.get_span_context()
             if around.is_valid and not around.is_remote:
@@ -322,7 +325,8 @@ class Probe(Layer):
         if live is None or live.detail != "debug":
             return None
         context = current_context()
-        if suppressed(context) or not trace.get_current_span(context).is_recording():
+        around = trace.get_current_span(context)
+        if suppressed(context) or isinstance(around, LateSpan) or not around.is_recording():
             return None
         attributes: Attributes = {**self._about, "db.operation.name": operation}
         try:
