@@ -39,7 +39,7 @@ class LateSpan(Span):
         self.around = around
         """The context that it begins in."""
         self.has_begun = False
-        self._begin = begin
+        self._begin, self._dismissed = begin, False
         self._span: Span | None = None
         self._lock = RLock()  # worker threads of one item may ask at the same time
 
@@ -51,8 +51,9 @@ class LateSpan(Span):
                 if self._span is None:
                     self._span = self._outer()  # for who asks meanwhile, as a processor may
                     try:
-                        self._span = self._begin()
-                        self.has_begun = True
+                        if not self._dismissed:
+                            self._span = self._begin()
+                            self.has_begun = True
                     except BaseException as error:  # a user's sampler or processor may raise anything
                         if not is_fault(error):
                             raise
@@ -66,16 +67,15 @@ class LateSpan(Span):
     def dismiss(self) -> bool:
         """It is not needed: from now on it never begins. False if it has begun."""
         with self._lock:
-            if self._span is None:
-                self._span = self._outer()
-            return not self.has_begun
+            self._dismissed = not self.has_begun
+            return self._dismissed
 
     def get_span_context(self) -> SpanContext:
         return self.begun().get_span_context()
 
     def is_recording(self) -> bool:
         span = self._span
-        return span is None or span.is_recording()
+        return not self._dismissed if span is None else span.is_recording()
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         self.begun().set_attributes(attributes)
@@ -116,4 +116,4 @@ def measuring_context() -> Context:
     """The context to record a metric in: its exemplar asks for the current span, and is no reason for one to begin."""
     context = current_context()
     span = trace.get_current_span(context)
-    return span.around if isinstance(span, LateSpan) and not span.has_begun else context
+    return span.around if type(span) is LateSpan and not span.has_begun else context

@@ -48,7 +48,7 @@ class RunSpan(SpanManager):
         """The run's own span; none where it is nested in an item without one. Then its events are heard all the same."""
         if run.parent is None:
             return self
-        if isinstance(trace.get_current_span(), LateSpan):
+        if type(trace.get_current_span()) is LateSpan:
             return None
         return nullcontext(SILENT) if inside_dropped() else self
 
@@ -86,7 +86,7 @@ class RunSpan(SpanManager):
         if self.dropped or name not in ("conflict", "clean_up_failed"):
             return
         span = trace.get_current_span()
-        if not isinstance(span, LateSpan) or span.has_begun:
+        if type(span) is not LateSpan or span.has_begun:
             error = attributes.get("error")
             kind = {"error.type": error_type(error)} if isinstance(error, BaseException) else {}
             span.add_event(f"pocket_plug.{name}", kind)
@@ -215,7 +215,7 @@ class NodeSpan(SpanManager):
             "pocket_plug.graph.name": self.run.graph,
         }
         title = capped(f"item {name}" if call.is_item else f"node {name}")
-        if isinstance(self, ItemSpan):
+        if type(self) is ItemSpan:
             attributes["pocket_plug.fan_out.index"] = self.index
         if live.decorated:
             added = flavours.of_node(live.flavours, call, call.name in live.agents, self.run.session)
@@ -232,8 +232,7 @@ class NodeSpan(SpanManager):
         if fan_out is not None:
             fan_out.chooses = span.is_recording()
             context = otel_context.set_value(FAN_OUT, fan_out, context)
-        self.open(span, context)
-        if not span.is_recording():
+        if not self.open(span, context):
             if inside_dropped():
                 self.run.silent[self.call] = None
         elif self.run.live.capture is not None:

@@ -65,12 +65,14 @@ class SpanManager:
     span: Span
     token: Token[Context]
 
-    def open(self, span: Span, context: Context) -> None:
-        """Make it current in a context; where its scope is switched off, what is current stays so."""
+    def open(self, span: Span, context: Context) -> bool:
+        """Make it current in a context; where its scope is switched off, what is current stays so. Is it recorded?"""
         self.span = span
-        if span.is_recording() or not is_off(span, context):
+        is_recorded = span.is_recording()
+        if is_recorded or not is_off(span, context):
             context = trace.set_span_in_context(span, context)
         self.token = otel_context.attach(context)
+        return is_recorded
 
     def finish(self, error: BaseException | None) -> None:
         """Say on the span how it went."""
