@@ -47,7 +47,8 @@ create table file (inode integer, digest blob, read integer, unreadable integer)
 create table trace (number integer primary key, trace_id text unique);
 create table line (trace integer, start integer, primary key (trace, start)) without rowid;
 create table span (
-    trace integer, id text, parent text, start integer, end integer, failed integer, retries integer, is_run integer,
+    trace integer, id text, parent text, start integer, end integer, failed integer, unseen_errors integer,
+    retries integer, is_run integer,
     run_id text, graph text, node text, outcome text, error text, primary key (trace, id)
 ) without rowid;
 create table run (
@@ -326,7 +327,7 @@ def _add(tables: sqlite3.Connection, start: int, spans: Sequence[RecordedSpan]) 
         (numbers[id],) = tables.execute("select number from trace where trace_id = ?", (id,)).fetchone()
     tables.executemany("insert or ignore into line values (?, ?)", [(trace, start) for trace in numbers.values()])
     tables.executemany(
-        "insert or replace into span values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert or replace into span values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (numbers[span.trace_id], *short._replace(start=min(short.start, LATEST), end=min(short.end, LATEST)))
             for span in spans

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .recorded import RecordedSpan
+from .recorded import RecordedSpan, own_errors
 
 
 class SpanSummary(NamedTuple):
@@ -20,6 +21,7 @@ class SpanSummary(NamedTuple):
     start: int
     end: int
     failed: bool
+    unseen_errors: int
     retries: int
     is_run: bool
     run_id: str | None
@@ -43,13 +45,14 @@ class SpanSummary(NamedTuple):
             start=span.start,
             end=span.end,
             failed=span.failed,
+            unseen_errors=span.suppressed_errors,
             retries=span.retries,
             is_run=span.is_outermost,
             run_id=text("pocket_plug.run.id"),
             graph=text("pocket_plug.graph.name"),
             node=text("pocket_plug.node.name") if is_node else None,
             outcome=text("pocket_plug.run.outcome"),
-            error=text("error.type"),
+            error=span.error,
         )
 
 
@@ -110,7 +113,7 @@ def summaries(
             begin,
             max(max(span.end for span in spans) - begin, 0),
             len(spans),
-            sum(span.failed for span in spans),
+            _errors(spans).total(),
             sum(span.retries for span in spans),
             trace_id,
         )
@@ -118,6 +121,7 @@ def summaries(
 
 def _totals(spans: Sequence[SpanSummary], runs: Collection[str]) -> dict[str, list[int]]:
     """Of each run, by its span: spans, errors, retries. What is below two runs counts for both."""
+    errors = _errors(spans)
     above = {span.id: span.parent for span in spans}
     totals = {run: [0, 0, 0] for run in runs}
     of: dict[str | None, tuple[str, ...]] = {None: ()}  # a span's runs
@@ -134,6 +138,15 @@ def _totals(spans: Sequence[SpanSummary], runs: Collection[str]) -> dict[str, li
         for run in of[span.id]:
             total = totals[run]
             total[0] += 1
-            total[1] += span.failed
-            total[2] += span.retries
+            total[1] += errors[span.id]
+            total[2] += 0 if span.id in runs else span.retries
+    for span in spans:
+        if span.id in runs:
+            totals[span.id][2] = max(totals[span.id][2], span.retries)  # once it has ended it knows all
     return totals
+
+
+def _errors(spans: Sequence[SpanSummary]) -> Counter[str]:
+    """By span, how many errors are its own."""
+    own = own_errors({span.id: (span.parent, span.error) for span in spans if span.failed})
+    return Counter(own) + Counter({span.id: span.unseen_errors for span in spans})

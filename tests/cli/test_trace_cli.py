@@ -100,7 +100,7 @@ def test_runs_are_listed_newest_first(file: Path, says: Says) -> None:
         ["abd-2", "mail", "success", "1.00 s", "1", "0", "0"],
         ["xyz-3", "ship", "success", "2.00 s", "2", "0", "0"],
         ["abd-2", "mail", "suspended", "1.00 s", "1", "0", "0"],
-        ["abc-1", "shop", "✗ failure: ValueError", "1.00 s", "2", "2", "2"],
+        ["abc-1", "shop", "✗ failure: ValueError", "1.00 s", "2", "1", "2"],
     ]
 
 
@@ -110,7 +110,7 @@ def test_runs_are_chosen(file: Path, says: Says) -> None:
     assert [each["run_id"] for each in json.loads(says("ls", "--limit", "2", "--json")[1])] == ["abd-2", "xyz-3"]
     assert json.loads(says("ls", "--failed", "--json")[1]) == [
         {"run_id": "abc-1", "graph": "shop", "outcome": "failure", "error": "builtins.ValueError", "start": BEGIN,
-         "duration": S, "spans": 2, "errors": 2, "retries": 2, "trace_id": A}]  # fmt: skip
+         "duration": S, "spans": 2, "errors": 1, "retries": 2, "trace_id": A}]  # fmt: skip
 
 
 def test_a_run_of_which_the_end_is_missing_is_unfinished(file: Path, says: Says) -> None:
@@ -201,7 +201,7 @@ def test_a_run_is_drawn(file: Path, says: Says) -> None:
         code, out, err = says("show", name)
         assert (code, shown(out), err) == (0, drawn, "")
     assert "failure, " in out
-    assert out.endswith(f"2 spans, 2 errors, 2 retries, trace {A}\n"), "whole, since its ids are to be copied"
+    assert out.endswith(f"2 spans, 1 error, 2 retries, trace {A}\n"), "whole, since its ids are to be copied"
 
 
 def test_a_run_may_be_called_like_a_trace(file: Path, says: Says) -> None:
