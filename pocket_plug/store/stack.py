@@ -58,7 +58,7 @@ class Stack(Layer):
             name, _, options = conceal(repr(part), self.from_environment).partition("(")
             rows.append(("layer" if isinstance(part, Layer) else "backend", name, options.removesuffix(")")))
         scope = f", scope {prefix[:-1]!r}" if prefix else ""
-        return table(f"store{scope}", ("part", "", "options"), rows)
+        return table(f"store{scope}", ("part", "name", "options"), rows)
 
     def _route_writes(self, has_priority: bool) -> None:
         """Have writes wait for an update with priority while there is one; else they cost nothing here."""
