@@ -26,7 +26,7 @@ from pocket_plug.primitives.terminal import escaped
 from .output import echo
 
 COMMANDS = {
-    "graph": ("run", "Draw a graph as a Mermaid flow chart."),
+    "graph": ("run", "Draw a graph as a Mermaid flow chart, or as an SVG."),
     "plugins": ("show", "List the plugins that were found, used or not, and why."),
     "run": ("run", "Run an application or a graph."),
     "runs": ("runs", "Look at durable runs, go on with them, answer, cancel, retry and remove them."),

@@ -79,6 +79,10 @@ class Target:
         table = StoreTable("--url", self.url) if self.url is not None else pocket.config.stores[self.name or ""]
         pocket.config = replace(pocket.config, store=table)
 
+    def backend(self) -> Backend:
+        """Where its entries last, not opened."""
+        return self._found(may_be_new=False)[1]
+
     @asynccontextmanager
     async def opened(self, *, may_be_new: bool = False) -> AsyncGenerator[Stack]:
         """The whole stack, so that what layers did to values is undone."""

@@ -18,6 +18,7 @@ from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.keys import RESERVED
 
+from .backup import backup
 from .entries import (
     BATCH,
     Target,
@@ -52,6 +53,7 @@ def store(context: click.Context, url: str | None, name: str | None) -> None:
     context.with_resource(sealing())
 
 
+store.add_command(backup)
 store.add_command(export)
 store.add_command(import_)
 

@@ -35,6 +35,7 @@ from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_
 from .live import OpenSpans
 from .local import DEFAULT_FILE, FileExporter, where_to_look
 from .logs import wire_structlog
+from .notebook import NotebookTree, notebook_shell
 from .providers import (
     add_spans,
     drop_spans,
@@ -76,10 +77,11 @@ def observe(
 
     Where they go: to the tracer provider that the program has set already, which is left as it is. Else where
     `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` says. Else to
-    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it. `file`
-    and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
-    `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK. `keep` says how large and how old the file
-    may get; without it POCKET_PLUG_TRACES_SIZE and POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
+    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it; in a
+    notebook as a tree below the cell. `file` and `terminal=True` ask for these in any case, `terminal=False` leaves the
+    tree out. `keep` says how large and how old the file may get; without it POCKET_PLUG_TRACES_SIZE and
+    POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
+    `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
     "phase" unless it is given; those left None stay as they are, but that `flavours` is "openinference" where traces go
@@ -403,8 +405,9 @@ def _trace_locally(
     processors: list[SpanProcessor] = [SpanExport(exporter) for exporter in exporters]
     if file is not None:
         processors.append(OpenSpans(file))
-    if terminal if terminal is not None else not named and sys.stderr.isatty():
-        processors.append(TreeProcessor(None, partial(_footer, file)))
+    shell, footer = notebook_shell(), partial(_footer, file)
+    if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
+        processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
     return _mode("traces") if named else "local", processors, file
 
 
