@@ -30,8 +30,8 @@ def executor_of(name: str, config: Config, manager: Manager, made: dict[str, Exe
         names = sorted({*config.executors, *known})
         way_out = f' Name it in the configuration, [executors] {name} = "…", or install its plugin.'
         if found or where:
-            way_out = " Install its plugin."
-        hint = f"; there is: {', '.join(names)}.{suggest(name, names) or way_out}"
+            way_out = suggest(scheme, known) or " Install its plugin."
+        hint = f"; there is: {', '.join(names)}.{suggest(name, names)}{way_out}"
         raise ConfigError(f"{where}there is no executor {public_url(written)!r}{hint}")
     url = url if found else f"{scheme}://"
     if url in made:
