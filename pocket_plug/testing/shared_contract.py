@@ -714,17 +714,21 @@ class ServerBackendContract(SharedBackendContract):
 
         async def use() -> None:
             backend = resolve_backend(url)
+            found = None
             for _ in range(2):
                 found = await backend.probe(10.0)
                 assert found is not None
                 assert found.is_new
+            assert found is not None
             assert found.system
             assert found.durability in ("power", "process", "none")
             assert not found.read_only
             assert found.skew is not None
             assert abs(found.skew) < 1  # the same machine's
             await opened(backend, lambda backend: backend.write([Put("a", 1)]))
-            assert (await backend.probe(10.0)).is_new is False  # type: ignore[union-attr] # it has said more before
+            found = await backend.probe(10.0)
+            assert found is not None
+            assert not found.is_new
 
         asyncio.run(use())
 
