@@ -26,6 +26,7 @@ from pocket_plug.primitives.terminal import escaped
 from .output import echo
 
 COMMANDS = {
+    "config": ("config", "Check a configuration file, and print its JSON Schema."),
     "graph": ("run", "Draw a graph as a Mermaid flow chart."),
     "plugins": ("show", "List the plugins that were found, used or not, and why."),
     "run": ("run", "Run an application or a graph."),
