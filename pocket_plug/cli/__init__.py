@@ -27,6 +27,7 @@ from .output import echo
 
 COMMANDS = {
     "config": ("config", "Check a configuration file, and print its JSON Schema."),
+    "doctor": ("doctor", "Look whether all is well: versions, configuration, plugins, stores, telemetry."),
     "graph": ("run", "Draw a graph as a Mermaid flow chart."),
     "plugins": ("show", "List the plugins that were found, used or not, and why."),
     "run": ("run", "Run an application or a graph."),

@@ -11,7 +11,7 @@ from pocket_plug.plugins.config import default_config
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.plugins.schema import config_schema
 
-from .output import as_json, echo, echo_json
+from .output import as_json, echo, echo_json, how_many_are_wrong
 
 
 @click.group
@@ -39,12 +39,8 @@ def check(file: Path | None, as_json: bool) -> int:
     else:
         for each in findings:
             echo(str(each))
-        echo(f"{found}: {'nothing is' if not findings else _things(len(findings))} wrong", err=True)
+        echo(f"{found}: {how_many_are_wrong(len(findings))}", err=True)
     return int(bool(findings))
-
-
-def _things(number: int) -> str:
-    return "1 thing is" if number == 1 else f"{number} things are"
 
 
 @config.command
