@@ -41,6 +41,9 @@ from .output import as_json, echo, echo_json, how_many_are_wrong
 Verdict = Literal["ok", "note", "wrong"]
 Checks = Iterator["Check"]
 
+LOADING = 10
+"""Plugins have so many times as long to be loaded as a server has to answer: to import them may take a while."""
+
 MOST_SKEW = 1.0
 """Seconds by which a server's clock may differ from this machine's: entries expire by the clock of whoever reads."""
 
@@ -71,7 +74,12 @@ def _timeout(_context: click.Context, _parameter: click.Parameter, given: str) -
 
 @click.command
 @click.option(
-    "--timeout", callback=_timeout, default="5s", show_default=True, metavar="TIME", help="For each store and endpoint."
+    "--timeout",
+    callback=_timeout,
+    default="5s",
+    show_default=True,
+    metavar="TIME",
+    help="How long a store or an endpoint may take to answer.",
 )
 @as_json
 def doctor(timeout: float, as_json: bool) -> int:
@@ -143,9 +151,11 @@ def _checks(timeout: float) -> Checks:
         config = _readable(path)
     pocket = None
     try:
-        pocket = Begun(lambda: _pocket(config), timeout).result()
+        pocket = Begun(lambda: _pocket(config), LOADING * timeout).result()
     except TimeoutError:
-        yield Check("plugins", "all", "wrong", f"loading them takes longer than {timeout:g} s: {_how_to_find()}")
+        yield Check(
+            "plugins", "all", "wrong", f"loading them takes longer than {LOADING * timeout:g} s: {_how_to_find()}"
+        )
     except PocketError as error:
         yield Check("plugins", "all", "wrong", str(error))
     if pocket is not None:
@@ -211,10 +221,13 @@ def _configuration(path: Path | None, rule: str, timeout: float) -> Checks:
         says = f'they don\'t search: they take it by Pocket("{path.name}"), or by POCKET_PLUG_CONFIG={path.absolute()}'
         yield Check("configuration", "programs", "note", says)
     try:
-        findings = Begun(lambda: check_config(path), timeout).result()
+        findings = Begun(lambda: check_config(path), LOADING * timeout).result()
     except TimeoutError:
         yield Check(
-            "configuration", "content", "wrong", f"checking it takes longer than {timeout:g} s: {_how_to_find()}"
+            "configuration",
+            "content",
+            "wrong",
+            f"checking it takes longer than {LOADING * timeout:g} s: {_how_to_find()}",
         )
         return
     except (PocketError, OSError) as error:
