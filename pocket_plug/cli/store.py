@@ -287,13 +287,15 @@ def check(target: Target, as_json: bool) -> int:
                         try:
                             await backend.read(name)
                         except (CodecError, StoreError) as error:
-                            if isinstance(error, StoreError) and backend.address is not None:
+                            if isinstance(error, StoreError) and target.is_on_server:
                                 raise  # a server that has gone is no damage of this entry, nor of all others
                             found.damaged.append(_Damaged(name, str(error)))
                         found.entries += 1
                         found.unbound += UNBOUND in seen
                         advance(1)
         except StoreError as error:  # no more can be found out
+            if target.is_on_server:
+                raise
             found.faults.append(str(error))
         return found
 
