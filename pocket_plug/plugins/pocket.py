@@ -119,7 +119,7 @@ class Pocket:
         unwanted = self._unwanted(block)
         candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
         for record in broken:
-            self._manager.drop(record, "failed", record.reason)
+            self._manager.refuse(record)
         for candidate in candidates:
             if candidate.record.name in unwanted:
                 self._manager.drop(candidate.record, "disabled", f"by {unwanted[candidate.record.name]}")
