@@ -144,7 +144,7 @@ class CachingView(View):
         (9, 9, True, False)
         """
         template: Key[Any] = key if key.__class__ is Key else Key(key)
-        return TypedCaching(self._view, template, ttl, ignore)
+        return TypedCaching[Any](self._view, template, ttl, ignore)
 
 
 def _title(fn: object) -> str:
