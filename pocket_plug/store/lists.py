@@ -29,7 +29,7 @@ from .transaction import Transaction
 _logger = logging.getLogger("pocket_plug")
 
 LOOK_EACH = 64
-"""A list that is begun looks for items of lists that are gone; where it found many, each so many appends go on with it."""
+"""Who begins a list looks for items of lists that are gone; where there were some, each so many appends go on with it."""
 LOOKED_AT, LOOKS = 128, 8
 """So many names it looks at, and so many times while all of them are to go: more than the appends in between can leave."""
 
@@ -49,8 +49,8 @@ def head_of(key: Any, entry: Entry | None) -> ListHead | None:
     value = entry.value
     if value.__class__ is not ListHead:
         raise ValueTypeError(
-            f"{str(key)!r} holds a value of type {value.__class__.__name__}, which `set` has stored, and no append-only list; a list is "
-            "begun by append(key, item) where there is nothing: read the value, delete it, and append its items"
+            f"{str(key)!r} holds a value of type {value.__class__.__name__}, which `set` has stored, and no append-only list; "
+            "one is begun by append(key, item) where there is nothing: read the value, delete it, and append its items"
         )
     head: ListHead = value
     return head
@@ -90,7 +90,7 @@ def trimming(name: str, key: Any, keep: int, most: int) -> Step:
 async def append(source: Source, name: str, key: Any, item: Value, until: float | None) -> int:
     """Add an item, and give how many there are now."""
     head: ListHead = await source.apply(name, appending(name, key, item, until))
-    if head.next == 1 or (source.stack.owes_a_look and head.next % LOOK_EACH == 0):
+    if head.next == 1 or (source.stack.rounds_owed and head.next % LOOK_EACH == 0):
         try:
             await _look_for_leftovers(source, name)
         except Exception as error:  # whatever it is, the item was added
@@ -215,7 +215,7 @@ async def _clear_away(source: Source, items: Sequence[str]) -> None:
 async def _look_for_leftovers(source: Source, name: str) -> None:
     """Look at some items behind those that were looked at last, and remove what belongs to no list.
 
-    It goes on while all that it finds is to go; if there is more by then, the stack remembers that it owes a look.
+    It goes on while all that it sees is to go. Where anything was, each so many appends go on, until a round finds nothing.
     """
     stack = source.stack
     start = stack.swept = stack.swept or ITEMS + name  # each process begins somewhere else
@@ -223,18 +223,19 @@ async def _look_for_leftovers(source: Source, name: str) -> None:
         names = [item async for item in stack.scan(ITEMS, after=stack.swept, limit=LOOKED_AT)]
         dead = await _dead(stack, places_of(names))
         await _clear_away(source, dead)
+        if dead:
+            stack.rounds_owed = 2
         last = place_of(names[-1]) if len(names) == LOOKED_AT else None
-        if last is None:
-            stack.swept = ITEMS
+        if last is not None:
+            behind_all = items_of(last.owner, last.generation) + ":"
+            stack.swept = names[-1] if names[-1] in dead else behind_all
+            if len(dead) < LOOKED_AT:
+                return
         else:
-            stack.swept = (
-                names[-1] if names[-1] in dead else items_of(last.owner, last.generation) + ":"
-            )  # behind its last
-        stack.owes_a_look = len(dead) == LOOKED_AT
-        if last is None and start != ITEMS:  # that was the end, so it goes on at the beginning
+            stack.swept, stack.rounds_owed = ITEMS, max(0, stack.rounds_owed - 1)
+            if start == ITEMS:  # else it goes on at the beginning
+                return
             start = ITEMS
-        elif not stack.owes_a_look:
-            return
 
 
 def places_of(names: Iterable[str], is_meant: Callable[[str], bool] = bool) -> dict[str, ItemPlace]:

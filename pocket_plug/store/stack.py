@@ -31,8 +31,8 @@ class Stack(Layer):
         self._write = self.write  # bound straight to the part that writes
         self.swept = ""
         """Up to which name the last look for items of lists that are gone has come; "" before the first."""
-        self.owes_a_look = False
-        """Were there more than it has removed?"""
+        self.rounds_owed = 0
+        """How often such looks are to come to the last name yet: twice after something was found, so once without a find."""
         self.gates = Gates(self._route_writes)
         self.backoff = Backoff()
         self.combiner = Combiner(self, self.gates, self.pause_after)
