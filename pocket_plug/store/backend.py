@@ -153,6 +153,9 @@ class Backend:
     read_only: bool = False
     """Is every write refused? Runs and layers that would write by themselves are refused then, before they begin."""
 
+    evicts: bool = False
+    """Does it remove entries by itself, to stay within bounds? Then some items of a list may be missing."""
+
     can_watch: bool = False
     """Can it tell what other instances and processes write, by `watch`?"""
 
