@@ -415,6 +415,18 @@ class Graph(Node[I, O]):
 
         return flow_chart(self.plan)
 
+    def svg(self) -> str:
+        """The graph as a picture: the text of an SVG file, which needs nothing else and has a light and a dark ground."""
+        from .picture import picture
+
+        return picture(self.plan, alone=True)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the picture, in the colours of its theme."""
+        from .picture import picture
+
+        return picture(self.plan, alone=False)
+
 
 def _request(
     run_id: str | None, answer: object, allow_changed: bool, takeover: bool, question: object = None

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
+from typing import NamedTuple
 
 from pocket_plug.errors import PluginError, is_fault
 from pocket_plug.hookspecs import API_GROUP, API_LEVEL, GROUP, PluginRecord
 from pocket_plug.primitives.failures import describe
 
 OUR_DISTRIBUTION = "pocket-plug"
+_REQUIRES_US = re.compile(r"pocket[-_.]+plug(?![\w.-])", re.IGNORECASE)
 
 BUILT_IN = {
     "bounding": "pocket_plug.layers.bounding",
@@ -94,6 +96,24 @@ def find_plugins(*, third_party: bool = True) -> tuple[list[Candidate], list[Plu
     others.sort(key=lambda found: (found.record.name, found.record.distribution or ""))
     broken.sort(key=lambda record: (record.name, record.version or ""))
     return [*(ours[name] for name in sorted(ours)), *others], broken
+
+
+class Library(NamedTuple):
+    """A distribution that requires pocket_plug and has no plugin: it is used by importing it."""
+
+    distribution: str
+    version: str
+
+
+def find_libraries() -> list[Library]:
+    """Those that are installed, by name. One with unreadable metadata is left out."""
+    found: dict[str, Library] = {}
+    for source in distributions():
+        with contextlib.suppress(Exception):  # anybody writes metadata
+            needs = any(_REQUIRES_US.match(each) and "extra ==" not in each for each in source.requires or ())
+            if needs and f"[{GROUP}]" not in (source.read_text("entry_points.txt") or ""):
+                found.setdefault(normalised(source.name), Library(source.name, source.version))
+    return [found[name] for name in sorted(found)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast, get_type_hints
 
 import pluggy
 
@@ -42,7 +42,9 @@ _logger = logging.getLogger("pocket_plug")
 class Manager:
     """The plugins of one Pocket, and the records of those that aren't in use. Threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, configured: Collection[str] = ()) -> None:
+        """`configured`: the plugins for which the configuration has a table."""
+        self._configured = configured
         self._pm = pluggy.PluginManager(GROUP)
         self._pm.add_hookspecs(Specs)
         self._lock = new_rlock()
@@ -95,15 +97,19 @@ class Manager:
         return record
 
     def drop(self, record: PluginRecord, status: Status, why: object) -> PluginRecord:
-        """Take a plugin out of use, or note that it never came into it; said once, unless the user wished it."""
+        """Take a plugin out of use, or note that it never came into it. That is logged, unless the user wished it.
+
+        An installed plugin that steps back and isn't configured only waits to be: that is no warning at each start.
+        """
         reason = describe(why) if isinstance(why, BaseException) else str(why)
         record = replace(record, status=status, reason=reason)
         with self._lock:
             if self._pm.has_plugin(record.name):
                 self._pm.unregister(name=record.name)
             self._keep(record)
+        waits = status == "declined" and record.origin == "entry point" and record.name not in self._configured
         if status != "disabled":
-            _logger.warning("plugin %s %s", record, record.verdict)
+            _logger.log(logging.DEBUG if waits else logging.WARNING, "plugin %s %s", record, record.verdict)
         return record
 
     def plugin_of(self, record: PluginRecord) -> Any:
@@ -300,6 +306,14 @@ class Manager:
                     raise
                 self.drop(record, "failed", conceal(describe(error), hidden))
 
+    def settings(self) -> Mapping[str, Any]:
+        """The plugins that take options, each with the type that its hook declares for them; Mapping where that says nothing."""
+        return {
+            record.name: _declared(function)
+            for record, function, names in self._implementations("pocket_configure")
+            if "options" in names
+        }
+
     def shutdown(self, pocket: PluginHost) -> None:
         """Tell the plugins that the Pocket closes."""
         for _ in self._ask("pocket_shutdown", pocket=pocket):
@@ -343,6 +357,15 @@ def _check_function(hook: str, function: Callable[..., Any]) -> None:
             raise PluginError(f"{hook} has no argument {name!r}; {takes}.{suggest(name, allowed)}")
         if name in allowed and given:
             raise PluginError(f"{hook} gives {name!r} a default, so it would never be handed over; write it without")
+
+
+def _declared(function: Callable[..., Any]) -> Any:
+    try:
+        return get_type_hints(function).get("options", Mapping)
+    except BaseException as error:  # a name that can't be found here is no error: then any table will do
+        if not is_fault(error):
+            raise
+        return Mapping
 
 
 def _without_argument(function: Callable[[], object]) -> Callable[[Run], object]:
