@@ -59,6 +59,10 @@ class ConflictError(StoreError):
         return type(self), (self.keys, str(self))
 
 
+class StoreUnreachableError(StoreError):
+    """A store's server can't be reached, or doesn't answer, for as long as its backend was told to try. Nothing was done."""
+
+
 class AnswerLostError(StoreError):
     """A write was sent to a server, and no answer came in time: whether it has landed is not known."""
 

@@ -103,6 +103,26 @@ class SyncReader(View):
         """How many names start with `prefix`?"""
         return self._source.run_read(self._view.count(prefix))
 
+    @overload
+    def tail(self, key: ReadAs[list[T]], n: int, /) -> list[T]: ...
+    @overload
+    def tail(self, key: str, n: int, /) -> list[Value]: ...
+    def tail(self, key: Any, n: int, /) -> list[Any]:
+        """The last `n` items of an append-only list, the newest one last."""
+        return self._source.run_read(self._view.tail(key, n))
+
+    def length(self, key: Name, /) -> int:
+        """How many items has an append-only list?"""
+        return self._source.run_read(self._view.length(key))
+
+    @overload
+    def each_item(self, key: ReadAs[list[T]], /) -> Iterator[T]: ...
+    @overload
+    def each_item(self, key: str, /) -> Iterator[Value]: ...
+    def each_item(self, key: Any, /) -> Iterator[Any]:
+        """The items of an append-only list, the oldest one first; 100 at a time are read."""
+        return chain.from_iterable(driven(self._source.run_read, self._view._item_pages(key)))
+
     def ttl(self, key: Name, /) -> float | None:
         """Seconds until `key` expires; None where it never does."""
         return self._source.run_read(self._view.ttl(key))
@@ -173,6 +193,18 @@ class SyncWriter(SyncReader):
     def touch(self, key: Name, /, *, ttl: Duration | None) -> bool:
         """Give it a new deadline, None for none: was it there?"""
         return self._source.run_update(self._view.touch(key, ttl=ttl))
+
+    @overload
+    def append(self, key: Key[list[T]], item: T, /, *, ttl: Duration | None = None) -> int: ...
+    @overload
+    def append(self, key: str, item: Value, /, *, ttl: Duration | None = None) -> int: ...
+    def append(self, key: Any, item: Value, /, *, ttl: Duration | None = None) -> int:
+        """Add an item at the end of an append-only list, and give its length by then."""
+        return self._source.run_update(self._view.append(key, item, ttl=ttl))
+
+    def trim(self, key: Name, /, *, keep: int) -> int:
+        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        return self._source.run_update(self._view.trim(key, keep=keep))
 
     @overload
     def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> R: ...

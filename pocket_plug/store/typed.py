@@ -33,6 +33,9 @@ class Readable(Protocol):
     async def require(self, key: str, /) -> Value: ...
     async def entry(self, key: str, /) -> StoredValue[Value] | None: ...
     async def count(self, prefix: str = "") -> int: ...
+    async def tail(self, key: str, n: int, /) -> list[Value]: ...
+    async def length(self, key: Name, /) -> int: ...
+    def _item_pages(self, key: str) -> AsyncIterator[list[Value]]: ...
     def keys(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]: ...
@@ -53,6 +56,8 @@ class Writable(Readable, Protocol):
     ) -> None: ...
     async def add(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> bool: ...
     async def touch(self, key: Name, /, *, ttl: Duration | None) -> bool: ...
+    async def append(self, key: str, item: Value, /, *, ttl: Duration | None = None) -> int: ...
+    async def trim(self, key: Name, /, *, keep: int) -> int: ...
     async def delete(self, key: str, /) -> bool: ...
     async def delete_many(self, keys: Iterable[Name], /) -> int: ...
     async def delete_prefix(self, prefix: str, /) -> int: ...
@@ -120,6 +125,24 @@ class TypedReader(Generic[T]):
         """How many names start with `prefix`?"""
         return await self._reader.count(prefix)
 
+    async def tail(self, key: str, n: int, /) -> list[T]:
+        """The last `n` items, each of the type, of an append-only list, the newest one last."""
+        return [self._checked(key, item) for item in await self._reader.tail(key, n)]
+
+    async def length(self, key: str, /) -> int:
+        """How many items has an append-only list?"""
+        return await self._reader.length(key)
+
+    async def each_item(self, key: str, /) -> AsyncIterator[T]:
+        """The items, each of the type, of an append-only list, the oldest one first; 100 at a time are read."""
+        async for page in self._item_pages(key):
+            for item in page:
+                yield item
+
+    async def _item_pages(self, key: str) -> AsyncIterator[list[T]]:
+        async for page in self._reader._item_pages(key):
+            yield [self._checked(key, item) for item in page]
+
 
 class TypedStore(TypedReader[T]):
     """A view for values of one type, checked when they are written too."""
@@ -151,6 +174,14 @@ class TypedStore(TypedReader[T]):
     async def touch(self, key: str, /, *, ttl: Duration | None) -> bool:
         """Give it a new deadline, None for none: was it there?"""
         return await self._writer.touch(key, ttl=ttl)
+
+    async def append(self, key: str, item: T, /, *, ttl: Duration | None = None) -> int:
+        """Add an item of the type at the end of an append-only list, and give its length by then."""
+        return await self._writer.append(key, self._checked(key, item), ttl=ttl)
+
+    async def trim(self, key: str, /, *, keep: int) -> int:
+        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        return await self._writer.trim(key, keep=keep)
 
     @overload
     async def pop(self, key: str, /) -> T: ...
@@ -224,6 +255,18 @@ class SyncTypedReader(Generic[T]):
         """How many names start with `prefix`?"""
         return self._source.run_read(self._reader.count(prefix))
 
+    def tail(self, key: str, n: int, /) -> list[T]:
+        """The last `n` items, each of the type, of an append-only list, the newest one last."""
+        return self._source.run_read(self._reader.tail(key, n))
+
+    def length(self, key: str, /) -> int:
+        """How many items has an append-only list?"""
+        return self._source.run_read(self._reader.length(key))
+
+    def each_item(self, key: str, /) -> Iterator[T]:
+        """The items, each of the type, of an append-only list, the oldest one first; 100 at a time are read."""
+        return chain.from_iterable(driven(self._source.run_read, self._reader._item_pages(key)))
+
 
 class SyncTypedStore(SyncTypedReader[T]):
     """`TypedStore` without `await`."""
@@ -255,6 +298,14 @@ class SyncTypedStore(SyncTypedReader[T]):
     def touch(self, key: str, /, *, ttl: Duration | None) -> bool:
         """Give it a new deadline, None for none: was it there?"""
         return self._source.run_update(self._writer.touch(key, ttl=ttl))
+
+    def append(self, key: str, item: T, /, *, ttl: Duration | None = None) -> int:
+        """Add an item of the type at the end of an append-only list, and give its length by then."""
+        return self._source.run_update(self._writer.append(key, item, ttl=ttl))
+
+    def trim(self, key: str, /, *, keep: int) -> int:
+        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        return self._source.run_update(self._writer.trim(key, keep=keep))
 
     @overload
     def pop(self, key: str, /) -> T: ...
