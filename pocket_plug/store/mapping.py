@@ -19,6 +19,7 @@ from pocket_plug.primitives.values import Value
 from .base import MISSING, Name, Source
 from .driven import FEW, driven
 from .keys import Key
+from .naming import Template
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
@@ -72,10 +73,11 @@ class StoreMapping(MutableMapping[str, T]):
     __slots__ = ("_key", "_source", "_stem", "_view")
 
     def __init__(self, view: Mappable, key: Key[T]) -> None:
-        if key.is_filled or len(key.holes) != 1:
+        holes = 0 if key.is_filled else Template(key.template).holes
+        if holes != 1:
             raise KeyNameError(
-                f"a mapping's Key has one hole, for the mapping's key, and {key!r} has {0 if key.is_filled else len(key.holes)}; "
-                "fill the others by a scope: store.scope(…).mapping(Key('{}'))"
+                f"a mapping's Key has one hole, for the mapping's key, and {key!r} has {holes}; fill the others by a scope: "
+                "store.scope(…).mapping(Key('{}'))"
             )
         self._view = view
         self._source = view._source
