@@ -20,6 +20,7 @@ from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.lists import item_pages, lists_at
 
+from .backup import backup
 from .entries import (
     BATCH,
     Target,
@@ -55,6 +56,7 @@ def store(context: click.Context, url: str | None, name: str | None) -> None:
     context.with_resource(sealing())
 
 
+store.add_command(backup)
 store.add_command(export)
 store.add_command(import_)
 
@@ -318,7 +320,7 @@ def check(target: Target, as_json: bool) -> int:
                             if entry is not None and is_list(entry):
                                 heads[name] = entry.value
                         except (CodecError, StoreError) as error:
-                            if isinstance(error, StoreError) and backend.address is not None:
+                            if isinstance(error, StoreError) and target.is_on_server:
                                 raise  # a server that has gone is no damage of this entry, nor of all others
                             found.damaged.append(_Damaged(name, str(error)))
                         found.entries += 1
@@ -327,6 +329,8 @@ def check(target: Target, as_json: bool) -> int:
                 faults, found.leftovers = await faults_of(backend, heads, names)
                 found.faults += [] if target.evicts() else faults
         except StoreError as error:  # no more can be found out
+            if target.is_on_server:
+                raise
             found.faults.append(str(error))
         return found
 

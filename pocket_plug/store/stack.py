@@ -53,6 +53,17 @@ class Stack(Layer):
     def __repr__(self) -> str:
         return conceal(" > ".join(repr(part) for part in parts(self)[1:]), self.from_environment)
 
+    def _repr_html_(self, prefix: str = "") -> str:
+        """In a notebook: its parts with their options, as `repr` has them, and never an entry."""
+        from pocket_plug.primitives.markup import table
+
+        rows: list[tuple[str, str, str]] = []
+        for part in parts(self)[1:]:
+            name, _, options = conceal(repr(part), self.from_environment).partition("(")
+            rows.append(("layer" if isinstance(part, Layer) else "backend", name, options.removesuffix(")")))
+        scope = f", scope {prefix[:-1]!r}" if prefix else ""
+        return table(f"store{scope}", ("part", "name", "options"), rows)
+
     def _route_writes(self, has_priority: bool) -> None:
         """Have writes wait for an update with priority while there is one; else they cost nothing here."""
         self.__dict__["write"] = self._write_after_priority if has_priority else self._write

@@ -21,8 +21,10 @@ from pocket_plug.primitives.waiting import Runner, drive_inline
 
 from .backend import Backend, Clock
 from .base import MISSING, Name, StackOwner, StoredValue, View
+from .caching import CachingView
 from .keys import Key, ReadAs
 from .layer import Layer
+from .mapping import StoreMapping
 from .stack import Stack
 from .typed import FEW, SyncTypedReader, SyncTypedStore, TypedReader, TypedStore, driven
 from .views import OpenTransaction, StoreReader, StoreWriter
@@ -30,6 +32,10 @@ from .views import OpenTransaction, StoreReader, StoreWriter
 T = TypeVar("T")
 D = TypeVar("D")
 R = TypeVar("R")
+
+
+EACH = Key("{}")
+"""Whatever is the name of one part in a scope."""
 
 
 class SyncReader(View):
@@ -229,8 +235,25 @@ class SyncWriter(SyncReader):
         """This view for values of one type, checked when they are written and read."""
         return SyncTypedStore(self, TypedStore(self._view, type))
 
+    @overload
+    def mapping(self, /) -> StoreMapping[Value]: ...
+    @overload
+    def mapping(self, key: Key[T], /) -> StoreMapping[T]: ...
+    def mapping(self, key: Any = EACH, /) -> StoreMapping[Any]:
+        """Entries of this view as a `MutableMapping`, whose keys fill the one hole of `key`: by default they are the names here.
 
-class SyncScope(SyncWriter):
+        Raises KeyNameError for a Key with more holes, or none.
+
+        >>> store = SyncStore()
+        >>> ages = store.mapping(Key("user:{}:age", int))
+        >>> ages["a:b"] = 42
+        >>> list(store.keys()), list(ages)
+        (['user:a%3Ab:age'], ['a:b'])
+        """
+        return StoreMapping(self, key)
+
+
+class SyncScope(SyncWriter, CachingView):
     """`StoreScope` without `await`."""
 
     __slots__ = ()

@@ -4,10 +4,10 @@
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
-from typing import Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 from typing_extensions import TypeForm
 
@@ -16,8 +16,10 @@ from pocket_plug.primitives.typechecks import check_type, checker, declared_type
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Runner
 
-from .base import MISSING, Name, Source, StoredValue, View
-from .keys import newest
+from .base import MISSING, Name, Source, StoredValue
+from .caching import TypedCaching
+from .keys import Key, newest
+from .mapping import Mappable, StoreMapping
 from .updating import replacing, taking
 
 T = TypeVar("T")
@@ -200,6 +202,10 @@ class TypedStore(TypedReader[T]):
         """Remove all whose names start with `prefix`, of any type; how many were there?"""
         return await self._writer.delete_prefix(prefix)
 
+    def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
+        """A decorator for functions that give a value of the type, as on a store: it is kept at `key`."""
+        return TypedCaching[T](self._writer, Key(cast(Any, key), self._type), ttl, ignore)
+
 
 FEW = 256
 """So many names are fetched at a time, as backends do: a crossing to the store's event loop costs as much as a hundred."""
@@ -219,10 +225,20 @@ async def _next_few(steps: AsyncIterator[T], few: int) -> list[T]:
     return found
 
 
+class Sourced(Protocol):
+    """A view without `await`."""
+
+    _source: Source
+
+
+class SyncView(Sourced, Mappable, Protocol):
+    """What a `SyncTypedStore` needs of the view that it is made of."""
+
+
 class SyncTypedReader(Generic[T]):
     """`TypedReader` without `await`."""
 
-    def __init__(self, view: View, typed: TypedReader[T], /) -> None:
+    def __init__(self, view: Sourced, typed: TypedReader[T], /) -> None:
         self._source = view._source
         self._reader = typed
 
@@ -276,9 +292,18 @@ class SyncTypedReader(Generic[T]):
 class SyncTypedStore(SyncTypedReader[T]):
     """`TypedStore` without `await`."""
 
-    def __init__(self, view: View, typed: TypedStore[T], /) -> None:
+    def __init__(self, view: SyncView, typed: TypedStore[T], /) -> None:
         super().__init__(view, typed)
+        self._view = view
         self._writer = typed
+
+    def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
+        """A decorator for functions that give a value of the type, as on a store."""
+        return self._writer.cached(key, ttl=ttl, ignore=ignore)
+
+    def mapping(self) -> StoreMapping[T]:
+        """The entries of this view as a `MutableMapping`; its keys are their names, escaped."""
+        return StoreMapping(self._view, Key("{}", self._reader._type))
 
     def set(self, key: str, value: T, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
         """Store a value of the type; with `expect` only where that version is there."""

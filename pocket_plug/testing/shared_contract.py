@@ -22,7 +22,15 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, StoreClosedError, StoreError, WriteSizeError
+from pocket_plug.errors import (
+    AnswerLostError,
+    ConfigError,
+    ConflictError,
+    StoreClosedError,
+    StoreError,
+    StoreUnreachableError,
+    WriteSizeError,
+)
 from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
@@ -733,6 +741,48 @@ class ServerBackendContract(SharedBackendContract):
         assert str(port) in said
         assert "127.0.0.1" in said
         assert SECRET not in said
+
+    def test_a_probe_looks_and_writes_nothing(self, url: str) -> None:
+        """What the server is, whether there is a data set yet, whose clock differs by how much; nothing is made by it."""
+
+        async def use() -> None:
+            backend = resolve_backend(url)
+            found = None
+            for _ in range(2):
+                found = await backend.probe(10.0)
+                assert found is not None
+                assert found.is_new
+            assert found is not None
+            assert found.system
+            assert found.durability in ("power", "process", "none")
+            assert not found.read_only
+            assert found.skew is not None
+            assert abs(found.skew) < 1  # the same machine's
+            await opened(backend, lambda backend: backend.write([Put("a", 1)]))
+            found = await backend.probe(10.0)
+            assert found is not None
+            assert not found.is_new
+
+        asyncio.run(use())
+
+    def test_a_probe_of_no_server_or_of_one_that_is_stopped_is_an_error_in_time(self, url: str, server: Server) -> None:
+        """StoreUnreachableError, without the patience of the URL; a password is not in it."""
+        nowhere = _with_password(url.replace(f":{server.port}", f":{free_port()}"))
+        with pytest.raises(StoreUnreachableError, match=r"127\.0\.0\.1") as caught:
+            asyncio.run(resolve_backend(nowhere).probe(HANGS))
+        assert SECRET not in str(caught.value)
+        server.stop()
+        try:
+            with pytest.raises(StoreUnreachableError, match=r"no answer within 0\.2 s"):
+                asyncio.run(resolve_backend(with_options(url, patience=HANGS)).probe(0.2))
+        finally:
+            server.go_on()
+
+    def test_a_probe_refuses_a_wrong_password(self, guarded_url: str) -> None:
+        """As opening it does."""
+        with pytest.raises(StoreError, match="password") as caught:
+            asyncio.run(resolve_backend(guarded_url).probe(HANGS))
+        assert SECRET not in str(caught.value)
 
     def test_a_wrong_password_is_an_error_that_names_the_server_and_not_the_password(self, guarded_url: str) -> None:
         """Neither does the backend's repr, nor what the error was caused by. It is no reason to try again."""
