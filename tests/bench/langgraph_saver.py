@@ -1,44 +1,129 @@
-"""LangGraph's checkpoints in our store, and in its own SQLite savers: WAL and the same `synchronous` for both."""
+"""LangGraph's checkpoints in our store, and in its own SQLite savers: a log (WAL), and the same `synchronous`, for both."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 from . import peers
-from .harness import Bench, Body, row
+from .harness import Bench, row
 from .sqlite import folder
 
 NODES = 20
 """In a chain, of which each run is a new thread."""
-TASKS = 10
-"""At once, in a fan-out."""
 SYNCHRONOUS = {"process": "NORMAL", "power": "FULL"}
+METADATA = {"source": "loop", "step": 1, "parents": {}}
 
 
-def savers(bench: Bench, durability: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those without and those with `await`, ours first, each with a file of its own."""
-    import sqlite3
-
-    from langgraph.checkpoint.sqlite import SqliteSaver
-    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+def savers(bench: Bench, durability: str) -> tuple[Any, Any, Any, Any]:
+    """Ours and theirs, and those for `await`, each with a file of its own."""
     from pocket_plug_langgraph import PocketSaver
 
-    at, synchronous = folder(bench), f"PRAGMA synchronous = {SYNCHRONOUS[durability]}"
-    connection = bench.enter(closing(sqlite3.connect(at / "theirs", check_same_thread=False)))
-    connection.execute(synchronous)
-    theirs = SqliteSaver(connection)
-    theirs.setup()
-    async_theirs: Any = bench.enter(AsyncSqliteSaver.from_conn_string(str(at / "theirs, async")))
+    at, synchronous = folder(bench), SYNCHRONOUS[durability]
+    return (
+        bench.enter(PocketSaver(f"sqlite:///{at}/ours.db?durability={durability}")),
+        bench.enter(peers.sqlite_saver(at / "theirs.db", synchronous)),
+        bench.enter(PocketSaver(f"sqlite:///{at}/ours-async.db?durability={durability}")),
+        bench.enter(peers.sqlite_saver_async(at / "theirs-async.db", synchronous)),
+    )
 
-    async def prepare() -> None:
-        await async_theirs.conn.execute(synchronous)
-        await async_theirs.setup()
 
-    bench.run(prepare())
-    ours = bench.enter(PocketSaver(f"sqlite:///{at}/ours?durability={durability}"))
-    async_ours = bench.enter(PocketSaver(f"sqlite:///{at}/ours, async?durability={durability}"))
-    return {"PocketSaver": ours, "SqliteSaver": theirs}, {"PocketSaver": async_ours, "AsyncSqliteSaver": async_theirs}
+class Thread:
+    """A thread whose checkpoints come one after the other, each with what its task has written."""
+
+    def __init__(self, saver: Any) -> None:
+        from langgraph.checkpoint.base import empty_checkpoint
+
+        self.saver, self.numbers = saver, itertools.count()
+        self.config: Any = {"configurable": {"thread_id": "thread", "checkpoint_ns": ""}}
+        values = {"messages": [peers.text(n) for n in range(5)], "n": 1}
+        versions = dict.fromkeys(values, 1)
+        self.checkpoint = empty_checkpoint() | {"channel_values": values, "channel_versions": versions}
+
+    def next(self) -> tuple[Any, ...]:
+        """What is to be put."""
+        number = next(self.numbers)
+        return self.config, {**self.checkpoint, "id": f"1f0a{number:032}"}, METADATA, {}
+
+    def body(self, times: int) -> None:
+        for _ in range(times):
+            self.config = self.saver.put(*self.next())
+            self.saver.put_writes(self.config, [("messages", [peers.text(1)]), ("n", 1)], "task", "path")
+
+    async def body_async(self, times: int) -> None:
+        for _ in range(times):
+            self.config = await self.saver.aput(*self.next())
+            await self.saver.aput_writes(self.config, [("messages", [peers.text(1)]), ("n", 1)], "task", "path")
+
+    def look(self, times: int) -> None:
+        for _ in range(times):
+            assert self.saver.get_tuple(self.config).pending_writes
+
+    async def look_async(self, times: int) -> None:
+        for _ in range(times):
+            assert (await self.saver.aget_tuple(self.config)).pending_writes
+
+
+def calls(bench: Bench, durability: str) -> None:
+    """A checkpoint with its writes is two commits. Its read back is the last one's, with its writes."""
+    ours, theirs, async_ours, async_theirs = (Thread(saver) for saver in savers(bench, durability))
+    for name, body in (("PocketSaver", ours.body), ("SqliteSaver", theirs.body)):
+        bench.case(name, body, wall=True)
+    for name, async_body in (
+        ("PocketSaver, async", async_ours.body_async),
+        ("AsyncSqliteSaver", async_theirs.body_async),
+    ):
+        bench.case(name, async_body, wall=True)
+    bench.target("PocketSaver", 1, "SqliteSaver")
+    bench.target("PocketSaver, async", 1, "AsyncSqliteSaver")
+
+
+@row
+def put_process(bench: Bench) -> None:
+    """a checkpoint and its writes that survive the process: WAL, synchronous=NORMAL; wall time"""
+    calls(bench, "process")
+
+
+@row
+def put_power(bench: Bench) -> None:
+    """a checkpoint and its writes that survive a power failure: WAL, synchronous=FULL; wall time"""
+    calls(bench, "power")
+
+
+@row
+def get(bench: Bench) -> None:
+    """a checkpoint and its writes are read; wall time"""
+    ours, theirs, async_ours, async_theirs = (Thread(saver) for saver in savers(bench, "process"))
+    for thread in (ours, theirs):
+        thread.body(100)
+    for thread in (async_ours, async_theirs):
+        bench.run(thread.body_async(100))
+    bench.case("PocketSaver", ours.look, wall=True)
+    bench.case("SqliteSaver", theirs.look, wall=True)
+    bench.case("PocketSaver, async", async_ours.look_async, wall=True)
+    bench.case("AsyncSqliteSaver", async_theirs.look_async, wall=True)
+    bench.target("PocketSaver", 1, "SqliteSaver")
+    bench.target("PocketSaver, async", 1, "AsyncSqliteSaver")
+
+
+def nodes(bench: Bench, durability: str) -> None:
+    """With all that LangGraph itself does for a node."""
+    ours, theirs, async_ours, async_theirs = savers(bench, durability)
+    bench.case("PocketSaver", peers.langgraph_over(NODES, ours), per=NODES, wall=True)
+    bench.case("SqliteSaver", peers.langgraph_over(NODES, theirs), per=NODES, wall=True)
+    bench.case("PocketSaver, async", peers.langgraph_over_async(NODES, async_ours), per=NODES, wall=True)
+    bench.case("AsyncSqliteSaver", peers.langgraph_over_async(NODES, async_theirs), per=NODES, wall=True)
+    bench.target("PocketSaver", 1, "SqliteSaver")
+    bench.target("PocketSaver, async", 1, "AsyncSqliteSaver")
+
+
+@row
+def node_process(bench: Bench) -> None:
+    """a node of a LangGraph chain that survives the process: WAL, synchronous=NORMAL; wall time"""
+    nodes(bench, "process")
+
+
+@row
+def node_power(bench: Bench) -> None:
+    """a node of a LangGraph chain that survives a power failure: WAL, synchronous=FULL; wall time"""
+    nodes(bench, "power")
