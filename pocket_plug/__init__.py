@@ -109,6 +109,7 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
     from .primitives.durations import Duration
+    from .primitives.lists import ItemList
     from .store.backend import Backend, Change, Delete, Entry, Put
     from .store.base import StoredValue
     from .store.keys import Key
@@ -173,6 +174,7 @@ _MODULES = {
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",
     "Duration": "primitives.durations",
+    "ItemList": "primitives.lists",
     "Backend": "store.backend",
     "Change": "store.backend",
     "Delete": "store.backend",
@@ -227,6 +229,7 @@ __all__ = [
     "GraphError",
     "InputError",
     "ItemDone",
+    "ItemList",
     "Key",
     "KeyNameError",
     "Layer",

@@ -84,7 +84,7 @@ class TransactionError(StoreError):
 
 
 class SyncError(PocketError, RuntimeError):
-    """A sync call would have to wait for the event loop that it blocks."""
+    """A call would wait for itself: a sync one for the event loop that it blocks, a cached function for its own result."""
 
 
 # ---------------------------------------------------------------- the codec

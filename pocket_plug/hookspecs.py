@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 GROUP = "pocket_plug"
 """The entry-point group, and the name that hook markers carry."""
 
+API_GROUP = "pocket_plug.api"
+"""The entry-point group in which a plugin may say which level of this API it needs: `NAME = "level1"`."""
+
+API_LEVEL = 1
+"""The level of what plugins can rely on. It rises with a release that adds to it: a hook, an argument of one, a field of what
+they are handed. A plugin for a higher one is refused, with what to upgrade."""
+
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 

@@ -44,6 +44,7 @@ from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, is_expected
 
+from .sqlite_backup import Copied, copy_whole
 from .sqlite_files import Identity, Ownership, check_path, identity_of, is_at
 from .sqlite_statements import (
     APPLICATION_ID,
@@ -556,6 +557,23 @@ class SQLite(Backend):
         request = _Compaction(size)
         await self._done(request)
         return request.freed
+
+    def backup(self, file: str | os.PathLike[str], copied: Copied = lambda done, total: None) -> int:
+        """Copy all entries, as they are at one moment, into a new SQLite file; gives its bytes.
+
+        Others read and write meanwhile, here and in other processes; the log beside the file grows until it is done. The new
+        file is whole, or not there. It takes its time: in a program with an event loop call it by `asyncio.to_thread`. `copied`
+        is called now and then with the pages copied since, and with how many there are. Raises StoreError for a file
+        that exists, and where it can't be written.
+        """
+        path = Path(file).absolute()
+        connection = self._connected()
+        try:
+            return copy_whole(connection, path, copied)
+        except (*_REFUSALS, OSError) as error:
+            raise StoreError(f"{self.path}: no backup was made in {path} ({type(error).__name__}: {error})") from error
+        finally:
+            _abandon(connection)
 
     async def _done(self, request: _Request) -> int:
         if (self.durability == "process" or may_block()) and self._done_in_place(request):

@@ -28,7 +28,8 @@ from .output import echo
 COMMANDS = {
     "config": ("config", "Check a configuration file, and print its JSON Schema."),
     "doctor": ("doctor", "Look whether all is well: versions, configuration, plugins, stores, telemetry."),
-    "graph": ("run", "Draw a graph as a Mermaid flow chart."),
+    "graph": ("run", "Draw a graph as a Mermaid flow chart, or as an SVG."),
+    "new": ("new", "Make a plugin distribution to begin with."),
     "plugins": ("show", "List the plugins that were found, used or not, and why."),
     "run": ("run", "Run an application or a graph."),
     "runs": ("runs", "Look at durable runs, go on with them, answer, cancel, retry and remove them."),

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast, get_type_hints
 
 import pluggy
@@ -57,16 +58,14 @@ class Manager:
     # ---------------------------------------------------------------- who is there
     @property
     def records(self) -> tuple[PluginRecord, ...]:
-        """Every plugin that was found, in the order of registration; last, those whose name was taken."""
+        """Every plugin that was found, in the order of registration; last, those that have no name, or one that was taken."""
         return (*self._records.values(), *self._nameless)
 
     def load(self, candidate: Candidate) -> None:
         """Import a candidate and register it. Whatever goes wrong becomes its record and one warning."""
         record = candidate.record
         if taken := self._taken(record.name):
-            record = replace(record, status="failed", reason=taken)
-            self._nameless.append(record)
-            _logger.warning("plugin %s %s", record, record.verdict)
+            self.refuse(replace(record, status="failed", reason=taken))
             return
         try:
             self.register(candidate.load(), record)
@@ -76,6 +75,11 @@ class Manager:
             if not is_fault(error):
                 raise
             self.drop(record, "failed", error)
+
+    def refuse(self, record: PluginRecord) -> None:
+        """Note one that isn't loaded, under a name that is another one's or none; said once."""
+        self._nameless.append(record)
+        _logger.warning("plugin %s %s", record, record.verdict)
 
     def register(self, plugin: object, record: PluginRecord) -> PluginRecord:
         """Take a plugin into use. Raises PluginError where its name is taken or its hooks can't be what it means."""
@@ -171,8 +175,17 @@ class Manager:
             _check_function(hook, getattr(plugin, attribute))
             hooks.append(hook)
         if not hooks:
-            raise PluginError(f"it implements no hook; mark functions with @hookimpl: {', '.join(specs)}")
+            raise PluginError(
+                self._class_meant(plugin) or f"it implements no hook; mark functions with @hookimpl: {', '.join(specs)}"
+            )
         return tuple(hooks)
+
+    def _class_meant(self, plugin: object) -> str:
+        """What to write where a module has no hook, and a class in it has: as entry point, the class is to be named."""
+        for name, kind in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
+            if isinstance(kind, type) and any(self._pm.parse_hookimpl_opts(kind, each) for each in dir(kind)):
+                return f"it implements no hook, but its class {name} does; name that: {kind.__module__}:{name}"
+        return ""
 
     def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
         """In the order in which pluggy would call them, which its list has the other way round."""

@@ -52,6 +52,7 @@ from .config import (
 )
 from .discovery import find_plugins
 from .manager import Manager, Options
+from .shown import Plugins
 
 if TYPE_CHECKING:
     import click
@@ -118,7 +119,7 @@ class Pocket:
         unwanted = self._unwanted(block)
         candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
         for record in broken:
-            self._manager.drop(record, "failed", record.reason)
+            self._manager.refuse(record)
         for candidate in candidates:
             if candidate.record.name in unwanted:
                 self._manager.drop(candidate.record, "disabled", f"by {unwanted[candidate.record.name]}")
@@ -143,11 +144,14 @@ class Pocket:
         active = [record.name for record in self.plugins if record.status == "active"]
         return f"Pocket({self.config.source!r}, plugins={active})"
 
+    def _repr_html_(self) -> str:
+        return self.plugins._repr_html_()
+
     # ---------------------------------------------------------------- plugins
     @property
-    def plugins(self) -> tuple[PluginRecord, ...]:
+    def plugins(self) -> Plugins:
         """A record of every plugin that was found, used or not."""
-        return self._manager.records
+        return Plugins(self._manager.records)
 
     def plugin(self, name: str) -> PluginRecord:
         """The record of one plugin. Raises PluginError, naming those that there are."""

@@ -7,6 +7,7 @@ logging or bounding layer can't be bypassed by a sibling method.
 from __future__ import annotations
 
 import inspect
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -152,6 +153,9 @@ class Backend:
     read_only: bool = False
     """Is every write refused? Runs and layers that would write by themselves are refused then, before they begin."""
 
+    evicts: bool = False
+    """Does it remove entries by itself, to stay within bounds? Then some items of a list may be missing."""
+
     can_watch: bool = False
     """Can it tell what other instances and processes write, by `watch`?"""
 
@@ -161,6 +165,9 @@ class Backend:
 
     address: tuple[str, int | None] | None = None
     """The host and port of the server that it talks to (of a socket file its path and None); None where there is no server."""
+
+    backed_up_by: str = ""
+    """The tools that back its data up, in words, where it has no `backup` of its own (`Copyable`)."""
 
     max_changes: int | None = None
     """How many changes and expectations one write may have; more raise WriteSizeError, and nothing is done. None: any number."""
@@ -355,6 +362,18 @@ class WriteQueue(Protocol):
     @property
     def age(self) -> float:
         """How many seconds the oldest write has been waiting; 0 where there is none."""
+        ...
+
+
+@runtime_checkable
+class Copyable(Protocol):
+    """A backend that copies what it keeps into one file, while it is in use."""
+
+    def backup(self, file: str | os.PathLike[str], copied: Callable[[int, int], object] = ..., /) -> int:
+        """Copy all entries, as they are at one moment, into a new file, which is whole or not there; gives its bytes.
+
+        `copied` is called now and then with how much was copied since, and how much it is in all. Raises StoreError.
+        """
         ...
 
 

@@ -31,6 +31,7 @@ from pocket_plug.errors import (
     StoreUnreachableError,
     WriteSizeError,
 )
+from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.resolving import resolve_backend
@@ -85,8 +86,19 @@ async def write_in_turns(backend: Backend, times: int) -> list[int]:
     return [await backend.write([Put(name, n) for name in names[:: 1 if n % 2 else -1]]) for n in range(times)]
 
 
+async def append_on(backend: Backend, times: int) -> list[int]:
+    """Append so many items to a list, each with who it is of; now and then trim another one. Gives nothing."""
+    store, who = Store(backend), os.urandom(4).hex()
+    for n in range(times):
+        await store.append("l", (who, n))
+        await store.append("short", n)
+        if n % 5 == 4:
+            await store.trim("short", keep=3)
+    return []
+
+
 JOBS: dict[str, Callable[[Backend, int], Awaitable[list[int]]]] = {
-    job.__name__: job for job in (count_on, write_together, write_in_turns)
+    job.__name__: job for job in (count_on, write_together, write_in_turns, append_on)
 }
 
 
@@ -247,6 +259,27 @@ class SharedBackendContract(BackendContract):
                 await asyncio.to_thread(others.done)
             found = await first.read_many(["c0", "c1"])
             assert {key: entry.value for key, entry in found.items()} == {"c0": 90, "c1": 90}
+
+        instances(scenario)
+
+    def test_no_append_is_lost_between_instances(self, instances: Callable[..., Any], url: str) -> None:
+        """Tasks, threads with loops of their own and other processes append to one list: each item is there, in its order."""
+
+        async def scenario(first: Backend, second: Backend, third: Backend) -> None:
+            with elsewhere(url, append_on, 15) as others:
+                others.go()
+                await asyncio.gather(
+                    append_on(first, 15), append_on(second, 15), on_loops_of_threads([lambda: append_on(third, 15)])
+                )
+                await asyncio.to_thread(others.done)
+            store = Store(first)
+            items = await store.tail("l", 1000)
+            assert await store.length("l") == len(items) == 5 * 15
+            for who in {who for who, _ in items}:
+                assert [n for each, n in items if each == who] == list(range(15))
+            assert await store.tail("short", 100) == [item async for item in store.each_item("short")]
+            await store.trim("short", keep=3)
+            assert len(await keys_of(first, ITEMS)) == 5 * 15 + 3
 
         instances(scenario)
 

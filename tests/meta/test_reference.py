@@ -353,7 +353,7 @@ def unlisted(names: Iterable[str], text: str) -> list[str]:
 def test_every_name_that_telemetry_uses(module: Any, title: str) -> None:
     """Spans' attributes and events, metrics and log events are listed under the names that the code has."""
     names = literals(module, r"(pocket_plug|db|exception|error)(\.[\w*]+)+") - {
-        "pocket_plug.recorded",
+        "pocket_plug.noted",
         "pocket_plug.fan_out",
     }
     assert names

@@ -106,6 +106,7 @@ class PostgreSQL(Backend):
 
     survives = True
     system = "postgresql"
+    backed_up_by = "pg_dump of PostgreSQL, or pg_basebackup with its log archived"
     can_watch = True
     max_changes = MAX_CHANGES
 

@@ -67,6 +67,7 @@ class Redis(Backend):
     survives = True
     can_watch = True
     system = "redis"
+    backed_up_by = "BGSAVE of Redis or Valkey, then a copy of its RDB file"
     max_changes = MOST_CHANGES
 
     def __init__(
