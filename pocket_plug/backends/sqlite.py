@@ -42,7 +42,7 @@ from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, relea
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, is_expected
 
 from .sqlite_backup import Copied, copy_whole
 from .sqlite_files import Identity, Ownership, check_path, identity_of, is_at
@@ -262,6 +262,26 @@ class SQLite(Backend):
         except BaseException:
             _abandon(connection)
             raise
+
+    async def probe(self, patience: float) -> ProbeResult:
+        """Look at the head of the file, without a lock and without its log: so no file is made beside it."""
+        if not self._absolute.exists():
+            folder = next(each for each in self._absolute.parents if each.exists())
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise StoreError(f"{self.path}: there is no such file, and none can be made: {folder} can't be written")
+            return ProbeResult("SQLite file, not made yet", is_new=True, durability=self.durability)
+        for needed in (self._absolute, self._absolute.resolve().parent):  # SQLite puts its log beside the file
+            if not os.access(needed, os.W_OK):
+                raise StoreError(f"{self.path}: {needed} can't be written; check its permissions")
+        try:
+            connection = sqlite3.connect(f"{self._absolute.as_uri()}?mode=ro&immutable=1", uri=True)
+            try:
+                is_new = self._is_new(connection)
+            finally:
+                connection.close()
+        except _REFUSALS as error:
+            raise self._explained(error) from error
+        return ProbeResult(f"SQLite {sqlite3.sqlite_version}", is_new=is_new, durability=self.durability)
 
     async def own(self) -> None:
         """Lock an empty file beside this one, `state.db-owner`. The lock ends with the process; forked children don't have it."""

@@ -106,6 +106,22 @@ class Watcher(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What `Backend.probe` has found out about the place where a backend keeps its entries."""
+
+    system: str
+    """What is there, in words, with its version: "PostgreSQL 18.1", "SQLite file"."""
+    is_new: bool = False
+    """Is there no data set yet? It is made when the store is opened."""
+    durability: str = ""
+    """The failure that acknowledged writes survive there, as it was looked up: "power", "process" or "none"."""
+    read_only: bool = False
+    """Does it take no writes, as a standby does?"""
+    skew: float | None = None
+    """Seconds by which the server's clock is ahead of this machine's; None where there is no other clock."""
+
+
 class Backend:
     """Where values live. Three methods make one: `read`, `write`, `scan`.
 
@@ -136,6 +152,9 @@ class Backend:
 
     read_only: bool = False
     """Is every write refused? Runs and layers that would write by themselves are refused then, before they begin."""
+
+    evicts: bool = False
+    """Does it remove entries by itself, to stay within bounds? Then some items of a list may be missing."""
 
     can_watch: bool = False
     """Can it tell what other instances and processes write, by `watch`?"""
@@ -250,6 +269,14 @@ class Backend:
         What it was told of a server, such as `durability=` in its URL, is verified here: it raises StoreError with what the
         server has, and how to change that.
         """
+
+    async def probe(self, patience: float) -> ProbeResult | None:
+        """Look, without opening it, whether it could be opened and keeps what its URL promises; within `patience` seconds.
+
+        Nothing is written, nothing is made where there is nothing yet, and no connection is kept. Raises StoreError for
+        whatever `open` would refuse and that can be seen so. By default None: that can't be known without opening it.
+        """
+        return None
 
     async def own(self) -> None:
         """Once open: keep whoever else would own the same data off it, until `close` or the end of the process.

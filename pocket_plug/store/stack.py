@@ -29,6 +29,10 @@ class Stack(Layer):
         self.from_environment: Mapping[str, str] = {}
         """What the URL has from the environment, each text with how the configuration writes it."""
         self._write = self.write  # bound straight to the part that writes
+        self.swept = ""
+        """Up to which name the last look for items of lists that are gone has come; "" before the first."""
+        self.rounds_owed = 0
+        """How often such looks are to come to the last name yet: twice after something was found, so once without a find."""
         self.gates = Gates(self._route_writes)
         self.backoff = Backoff()
         self.combiner = Combiner(self, self.gates, self.pause_after)
@@ -79,10 +83,10 @@ class Stack(Layer):
         """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
         for _ in range(FREE_TRIES if self.inline_write else 0):
             entry = await self.read(name)
-            change, answer = step(entry)
+            changes, answer = step(entry)
             try:
-                if change is not None:
-                    await self.write((change,), {name: entry.version if entry else 0})
+                if changes:
+                    await self.write(changes, {name: entry.version if entry else 0})
                 return answer
             except ConflictError:
                 continue

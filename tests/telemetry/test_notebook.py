@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,9 +136,9 @@ def displayed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture
-def tree() -> Iterator[tuple[Shell, NotebookTree, list[float]]]:
+def tree() -> tuple[Shell, NotebookTree, list[float]]:
     shell, now = Shell(), [0.0]
-    yield shell, NotebookTree(shell, lambda root: "", lambda: now[0]), now
+    return shell, NotebookTree(shell, lambda root: "", lambda: now[0]), now
 
 
 def test_an_output_changes_some_times_a_second(
