@@ -32,17 +32,28 @@ from .failures import taken_apart
 from .versions import declare, fingerprint, is_same
 from .wire import Answer, Answers, Item, Node, chunk_of, to_bytes
 
+ENOUGH = 0.5
+"""Seconds after which a worker begins nothing more of a chunk: its items take longer than was thought, and others may be free."""
+
 _LATE: Final = Answer()
 _BAGGAGE = W3CBaggagePropagator()
 
 
 def perform(request: bytes) -> bytes:
-    """Do what a request asks for, and answer. What an item raises is its answer; what is no request of ours is a CodecError."""
+    """Do what a request asks for, and answer. What an item raises is its answer; what is no request of ours is a CodecError.
+
+    Where it takes too long, only the first items have an answer; the others weren't begun.
+    """
     chunk = chunk_of(request)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     with _Loop() as loop:
         nodes = [_found(node, worker) for node in chunk.nodes]
-        answers = [_answer(item, chunk.nodes[item.node], nodes[item.node], loop) for item in chunk.items]
+        answers: list[Answer] = []
+        end = time.perf_counter() + ENOUGH
+        for item in chunk.items:
+            answers.append(_answer(item, chunk.nodes[item.node], nodes[item.node], loop))
+            if time.perf_counter() >= end:
+                break
     return to_bytes(Answers(worker, answers))
 
 

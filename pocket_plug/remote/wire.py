@@ -10,7 +10,7 @@ import msgspec
 
 from pocket_plug.errors import CodecError
 
-FORMAT = 1
+FORMAT = 2
 """Both sides must speak the same."""
 
 
@@ -81,6 +81,7 @@ class Answers(msgspec.Struct, array_like=True, frozen=True):
     worker: str
     """Who did it: `host:pid`."""
     answers: list[Answer]
+    """One for each item, in their order; fewer where the last ones weren't begun, and at least one."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
