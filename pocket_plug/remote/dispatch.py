@@ -23,7 +23,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Waiter, wake
 
 from .failures import put_together
-from .wire import FORMAT, Answer, Chunk, Item, Node, answers_of, to_bytes
+from .wire import FORMAT, Answer, Chunk, Item, Node, Report, answers_of, to_bytes
 
 MOST = 500
 """Items of one chunk."""
@@ -40,12 +40,24 @@ Submit = Callable[[bytes], "Future[bytes]"]
 class Job:
     """One item on its way."""
 
-    __slots__ = ("carrier", "chunk", "deadline", "is_left", "key", "node", "sent", "timeout", "value", "waiter")
+    __slots__ = (
+        *("carrier", "chunk", "deadline", "is_left", "key", "node", "place", "reports", "sent", "timeout", "value"),
+        "waiter",
+    )
 
     def __init__(
-        self, node: Node, value: bytes, carrier: dict[str, str], key: str | None, timeout: float | None
+        self,
+        node: Node,
+        value: bytes,
+        carrier: dict[str, str],
+        key: str | None,
+        timeout: float | None,
+        place: str | None,
     ) -> None:
         self.node, self.value, self.carrier, self.key, self.timeout = node, value, carrier, key, timeout
+        self.place = place
+        self.reports: Sequence[Report] = ()
+        """What it has reported; known with what came of it."""
         self.waiter: Waiter[Value] = Waiter()
         self.sent: Waiter[None] | None = None if timeout is None else Waiter()
         """Woken as its time begins."""
@@ -146,9 +158,9 @@ class Dispatch:
         return sent
 
     def _wanted(self) -> int:
-        """So many chunks may be on their way: of short items twice as many as there are workers, for one to find the next at hand.
+        """So many chunks may be on their way: of short items twice as many as there are workers.
 
-        A long one would wait there, and might be done elsewhere.
+        So a worker finds the next one at hand. A long one would wait there, and might be done elsewhere.
         """
         return max(self._window(), 1) * (2 if self._seconds < WORTH / 2 else 1)
 
@@ -173,7 +185,7 @@ class Dispatch:
             if job.timeout is not None and job.deadline is None:
                 job.deadline = now + job.timeout
         items = [
-            Item(nodes.setdefault(job.node, len(nodes)), job.value, job.carrier, job.deadline, job.key)
+            Item(nodes.setdefault(job.node, len(nodes)), job.value, job.carrier, job.deadline, job.key, job.place)
             for job in sent.jobs
         ]
         wake([job.sent.give(None) for job in sent.jobs if job.sent is not None])
@@ -246,6 +258,7 @@ class Dispatch:
 
 
 def _take(job: Job, answer: Answer, worker: str) -> None:
+    job.reports = answer.reports
     try:
         if answer.failure is not None:
             job.waiter.fail(put_together(answer.failure, worker))
