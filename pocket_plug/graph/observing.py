@@ -74,6 +74,8 @@ class NodeCall:
     next: str | None = field(default=None, init=False)
     """The node that the action leads to; None where the run ends."""
     attempts: int = field(default=0, init=False)
+    retries: int = field(default=0, init=False)
+    """How many attempts failed and were followed by another one."""
     outcome: NodeOutcome | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, repr=False, init=False)
     durations: dict[str, float] = field(default_factory=dict[str, float], init=False)

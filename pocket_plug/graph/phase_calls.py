@@ -122,6 +122,8 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
                 if watching.delay is None:
                     run.attempts = number
                     return await fall_back(run, call, prepared, error)
+                if call is not None:
+                    call.retries += 1
                 run.event("retry", call, {"attempt": number, "delay": watching.delay, "error": error})
             if watching.delay:
                 await pause(watching.delay)

@@ -103,10 +103,11 @@ def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
             f" {'x' if plain else '✗'} {escaped(str(attributes.get('error.type', 'error')))}",
             style="red" if span.failed else "yellow",
         )
-    elif suppressed := attributes.get("pocket_plug.fan_out.suppressed"):
-        label.append(f" ({suppressed} more items without spans)", style="dim")
     elif "error.type" in attributes:
         label.append(f" {escaped(str(attributes['error.type']).rpartition('.')[2])}", style="yellow")
+    items, suppressed = (attributes.get(f"pocket_plug.fan_out.{name}") for name in ("items", "suppressed"))
+    if isinstance(items, int) and isinstance(suppressed, int) and suppressed:
+        label.append(f" ({items - suppressed:,} of {items:,} items shown)", style="dim")
     return label
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from sys import intern
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from opentelemetry.util.types import AnyValue
 
 __all__ = ["Event", "RecordedSpan", "SpanLink", "Trace", "TraceFile", "read_traces"]
 
+K = TypeVar("K", bound=Hashable)
 Status = Literal["unset", "ok", "error"]
 
 NO_RUN = frozenset(("pocket_plug.node.name", "pocket_plug.run.parent_id"))
@@ -91,9 +93,24 @@ class RecordedSpan:
 
     @property
     def retries(self) -> int:
-        """How often a node's work was tried again; 0 for all other spans."""
-        attempts = self.attributes.get("pocket_plug.node.attempts")
-        return max(attempts - 1, 0) if isinstance(attempts, int) else 0
+        """How often work was tried again: of a node's its own, of an outermost run's all below it, with or without spans."""
+        own = self.attributes
+        retries = own.get("pocket_plug.run.retries", own.get("pocket_plug.node.retries"))
+        if retries is None and isinstance(attempts := own.get("pocket_plug.node.attempts"), int):
+            retries = attempts - 1  # one, or of a file of older spans
+        return max(retries, 0) if isinstance(retries, int) else 0
+
+    @property
+    def suppressed_errors(self) -> int:
+        """Of a fan-out: the items that failed and have no span."""
+        number = self.attributes.get("pocket_plug.fan_out.suppressed_failed")
+        return number if isinstance(number, int) else 0
+
+    @property
+    def error(self) -> str | None:
+        """The type of the error that it failed with, as far as that is known."""
+        kind = self.attributes.get("error.type")
+        return kind if isinstance(kind, str) else None
 
 
 @dataclass(frozen=True)
@@ -140,13 +157,37 @@ class Trace:
 
     @cached_property
     def errors(self) -> int:
-        """How many spans failed for good."""
-        return sum(span.failed for span in self.spans)
+        """How many errors there were: an exception counts once, however many spans it left."""
+        failed = {span.span_id: (span.parent_id, span.error) for span in self.spans if span.failed}
+        return len(own_errors(failed)) + sum(span.suppressed_errors for span in self.spans)
 
     @cached_property
     def retries(self) -> int:
-        """How often nodes' work was tried again."""
-        return sum(span.retries for span in self.spans)
+        """How often nodes' work was tried again. A run knows all below it once it has ended."""
+        parents = {span.span_id: span.parent_id for span in self.spans}
+        runs = {span.span_id: span for span in self.runs}
+        inner: set[str] = set()  # those begun within another
+        for id in runs:
+            above, seen = parents[id], {id}
+            while above is not None and above not in seen and above not in runs:
+                seen.add(above)
+                above = parents.get(above)
+            if above in runs:
+                inner.add(id)
+        known = sum(run.retries for id, run in runs.items() if id not in inner)
+        return max(known, sum(span.retries for span in self.spans if span.span_id not in runs))
+
+
+def own_errors(failed: Mapping[K, tuple[K | None, str | None]]) -> list[K]:
+    """Of the spans that failed, each with its parent and its error's type, those whose error is not one that came from below.
+
+    >>> own_errors({"run": (None, "OSError"), "node": ("run", "OSError"), "exec": ("node", "OSError"), "b": ("run", "KeyError")})
+    ['exec', 'b']
+    """
+    handed_on = set(failed.values())  # a foreign span may not say what its error was
+    return [
+        span for span, (_, kind) in failed.items() if (span, kind) not in handed_on and (span, None) not in handed_on
+    ]
 
 
 def read_traces(path: str | PathLike[str], ids: Collection[str] | None = None) -> list[Trace]:
@@ -224,18 +265,24 @@ class TraceFile:
 
     def _readable(self, line: bytes) -> list[tuple[bytes, list[RecordedSpan]]]:
         """The request in a line, if there is one."""
-        if not line.strip():
-            return []
-        try:
-            return [(line, _spans(line))]
-        except _UNREADABLE:
-            self.unreadable += 1
-        if (begin := line.rfind(_BEGIN)) <= 0:
-            return []
-        try:
-            return [(line[begin:], _spans(line[begin:]))]
-        except _UNREADABLE:
-            return []
+        found, is_whole = requests_in(line)
+        self.unreadable += not is_whole
+        return found
+
+
+def requests_in(line: bytes) -> tuple[list[tuple[bytes, list[RecordedSpan]]], bool]:
+    """The request in a line, if there is one, with its spans; and whether nothing was left that couldn't be read.
+
+    Behind what a killed process has begun to write the next one's request may stand on the same line.
+    """
+    if not line.strip():
+        return [], True
+    with suppress(*_UNREADABLE):
+        return [(line, _spans(line))], True
+    if (begin := line.rfind(_BEGIN)) > 0:
+        with suppress(*_UNREADABLE):
+            return [(line[begin:], _spans(line[begin:]))], False
+    return [], False
 
 
 # ---------------------------------------------------------------- OTLP/JSON

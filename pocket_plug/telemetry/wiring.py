@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Protocol, Self, cast
 
@@ -35,6 +35,7 @@ from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_
 from .live import OpenSpans
 from .local import DEFAULT_FILE, FileExporter, where_to_look
 from .logs import wire_structlog
+from .notebook import NotebookTree, notebook_shell
 from .providers import (
     add_spans,
     drop_spans,
@@ -46,10 +47,11 @@ from .providers import (
     wants_openinference,
 )
 from .recorded import RecordedSpan
+from .retention import Retention
 from .tree import TreeProcessor
 
-FLUSH_SECONDS = 5.0
-"""How long the end of a process may wait for exporters."""
+FLUSH_TIMEOUT = 2.0
+"""Seconds that the end of a process waits for exporters, unless it is told otherwise. OpenTelemetry has no variable for that."""
 
 _logger = logging.getLogger("pocket_plug")
 _lock = RLock()  # re-entered by a SIGTERM within
@@ -63,18 +65,22 @@ def observe(
     *,
     detail: tracing.Detail | None = None,
     file: str | os.PathLike[str] | None = None,
+    keep: Retention | None = None,
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
     flavours: Collection[tracing.Flavour] | None = None,
     baggage: Collection[str] | None = None,
+    flush_timeout: float | None = None,
 ) -> Telemetry:
     """Trace all runs and traced stores of this process from now on.
 
     Where they go: to the tracer provider that the program has set already, which is left as it is. Else where
     `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` says. Else to
-    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it. `file`
-    and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
+    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it; in a
+    notebook as a tree below the cell. `file` and `terminal=True` ask for these in any case, `terminal=False` leaves the
+    tree out. `keep` says how large and how old the file may get; without it POCKET_PLUG_TRACES_SIZE and
+    POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
     `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
@@ -82,24 +88,34 @@ def observe(
     to Phoenix or MLflow.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
-    first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
-    and for arguments that differ from the first call's.
+    first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
+    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables that can't be followed, and for arguments that
+    differ from the first call's.
     """
     global _observed
     path = None if file is None else Path(file)
     given = _given(
-        detail=detail, file=path, terminal=terminal, capture=capture, redact=redact, flavours=flavours, baggage=baggage
+        detail=detail,
+        file=path,
+        keep=keep,
+        terminal=terminal,
+        capture=capture,
+        redact=redact,
+        flavours=flavours,
+        baggage=baggage,
+        flush_timeout=flush_timeout,
     )
     with _lock, _followed():
         if _observed is None:
             chosen = _settings(detail or "phase", capture, redact, flavours, baggage)
-            mode, spans, path = _trace_locally(path, terminal)
+            seconds = _flush_timeout(flush_timeout)
+            mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal)
             tracing.configure(**chosen)  # first: a flavour may put something on the resource
             if spans:
                 watch_the_end(_close_all)
                 add_spans(spans)
-            _first_given["observe"] = {"detail": "phase", "file": path, **given}
-            _observed = Telemetry({"traces": mode}, spans=spans, file=path)
+            _first_given["observe"] = {"detail": "phase", "file": path, "flush_timeout": seconds, **given}
+            _observed = Telemetry({"traces": mode}, flush_timeout=seconds, spans=spans, file=path)
         _refuse_others("observe", given)
         return _observed
 
@@ -112,6 +128,7 @@ def setup(
     flavours: Collection[tracing.Flavour] | None = None,
     baggage: Collection[str] | None = None,
     log_level: str | None = None,
+    flush_timeout: float | None = None,
 ) -> Telemetry:
     """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
 
@@ -127,28 +144,36 @@ def setup(
     None stay as they are, but that `flavours` is "openinference" where traces go to Phoenix or MLflow.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
-    first. It is flushed when the process ends, by SIGTERM too. Raises ConfigError for variables that can't be followed,
-    and for arguments that differ from the first call's.
+    first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
+    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables that can't be followed, and for arguments that
+    differ from the first call's.
     """
     global _in_production
     given = _given(
-        detail=detail, capture=capture, redact=redact, flavours=flavours, baggage=baggage, log_level=log_level
+        detail=detail,
+        capture=capture,
+        redact=redact,
+        flavours=flavours,
+        baggage=baggage,
+        log_level=log_level,
+        flush_timeout=flush_timeout,
     )
     with _lock, _followed():
         if _in_production is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
-            _first_given["setup"] = {"log_level": "info", **given}
-            _in_production = _set_up(chosen, log_level or "info")
+            seconds = _flush_timeout(flush_timeout)
+            _first_given["setup"] = {"log_level": "info", "flush_timeout": seconds, **given}
+            _in_production = _set_up(chosen, log_level or "info", seconds)
         _refuse_others("setup", given)
         return _in_production
 
 
-def _set_up(chosen: tracing.Changes, log_level: str) -> Telemetry:
+def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float) -> Telemetry:
     """All three signals."""
     wire_structlog(log_level)
     if disabled():
         tracing.configure(**chosen)
-        return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"))
+        return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
     # all are made before any is used: a variable that can't be followed leaves nothing half set up
     span_mode, exporters = ("yours", []) if traces_are_taken() else (_mode("traces"), span_exporters())
     log_mode, log_parts = ("yours", []) if logs_are_taken() else (_mode("logs"), log_exporters())
@@ -167,7 +192,20 @@ def _set_up(chosen: tracing.Changes, log_level: str) -> Telemetry:
     elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
         own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
-    return Telemetry(modes, spans=spans, records=records, readers=readers)
+    return Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
+
+
+def _flush_timeout(given: float | None) -> float:
+    """The seconds that were asked for. Raises ConfigError for what is no time."""
+    text = os.environ.get("POCKET_PLUG_FLUSH_TIMEOUT", "").strip()
+    try:
+        seconds = float(text or FLUSH_TIMEOUT) if given is None else float(given)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds < inf:
+        what = f"POCKET_PLUG_FLUSH_TIMEOUT is {text!r:.80}" if given is None else f"flush_timeout={given!r:.80}"
+        raise ConfigError(f"{what}; give seconds from 0 up, or leave it out: {FLUSH_TIMEOUT:g}")
+    return seconds
 
 
 def _given(**arguments: object) -> dict[str, object]:
@@ -210,6 +248,7 @@ class Telemetry:
         self,
         modes: dict[Signal, str],
         *,
+        flush_timeout: float,
         spans: Sequence[SpanProcessor] = (),
         records: Sequence[LogRecordProcessor] = (),
         readers: Sequence[MetricReader] = (),
@@ -219,6 +258,7 @@ class Telemetry:
         self.metrics = modes.get("metrics", "none")
         self.logs = modes.get("logs", "none")
         self.file = file
+        self.flush_timeout = flush_timeout
         self._spans, self._records, self._readers = tuple(spans), tuple(records), tuple(readers)
         self._closed = False
 
@@ -250,14 +290,17 @@ class Telemetry:
             if isinstance(part, SpanExport | LogExport):
                 yield part
 
-    def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
-        """Export what there is so far; False if that took longer than `timeout` seconds."""
-        return in_time([part.force_flush for part in self._parts()], timeout)
+    def flush(self, timeout: float | None = None) -> bool:
+        """Export what there is so far; False if that took longer than `timeout` seconds, by default `flush_timeout`."""
+        return in_time([part.force_flush for part in self._parts()], self.flush_timeout if timeout is None else timeout)
 
-    def close(self, timeout: float = FLUSH_SECONDS) -> None:
-        """Flush, shut the exporters down, and export no more. Logs what wasn't exported, if anything. May be called twice."""
+    def close(self, timeout: float | None = None) -> None:
+        """Flush, shut the exporters down, and export no more, in `timeout` seconds, by default `flush_timeout`.
+
+        Logs what wasn't exported, if anything. May be called twice.
+        """
         with no_sigterm():
-            self._close(timeout)
+            self._close(self.flush_timeout if timeout is None else timeout)
 
     def _close(self, timeout: float) -> None:
         global _observed, _in_production
@@ -297,10 +340,10 @@ class _Part(Protocol):
 
 def _close_all() -> None:
     """Close what is open, at the end of the process."""
-    end = time.monotonic() + FLUSH_SECONDS
+    began = time.monotonic()
     for telemetry in (_observed, _in_production):
         if telemetry is not None:
-            telemetry.close(max(end - time.monotonic(), 0))
+            telemetry.close(max(telemetry.flush_timeout - (time.monotonic() - began), 0))
 
 
 def _in_forked_child() -> None:
@@ -346,7 +389,9 @@ def _mode(signal: Signal) -> str:
     return ",".join(asked(signal)) or "none"
 
 
-def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[SpanProcessor], Path | None]:
+def _trace_locally(
+    file: Path | None, keep: Retention, terminal: bool | None
+) -> tuple[str, list[SpanProcessor], Path | None]:
     if disabled():
         return "off", [], None
     if traces_are_taken():
@@ -356,12 +401,13 @@ def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[
     if file is None and not named:
         file = DEFAULT_FILE
     if file is not None:
-        exporters.append(FileExporter(file))
+        exporters.append(FileExporter(file, keep))
     processors: list[SpanProcessor] = [SpanExport(exporter) for exporter in exporters]
     if file is not None:
         processors.append(OpenSpans(file))
-    if terminal if terminal is not None else not named and sys.stderr.isatty():
-        processors.append(TreeProcessor(None, partial(_footer, file)))
+    shell, footer = notebook_shell(), partial(_footer, file)
+    if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
+        processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
     return _mode("traces") if named else "local", processors, file
 
 

@@ -59,13 +59,13 @@ class SyncExec(pp.Node[int, int]):
         return n
 
 
-def chain(node: pp.Node[int, int], length: int) -> pp.Graph[int, int]:
+def chain(node: pp.Node[int, int], length: int, store: pp.Store | None = None) -> pp.Graph[int, int]:
     """A graph of so many copies of a node in a row."""
     nodes = [node.with_options(name=f"node_{n}") for n in range(length)]
     joined: Any = nodes[0]
     for each in nodes[1:]:
         joined = joined >> each
-    return pp.Graph(joined, store=pp.Store())
+    return pp.Graph(joined, store=store or pp.Store())
 
 
 class Watching:

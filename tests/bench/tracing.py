@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Literal
 
+import pocket_plug as pp
 from pocket_plug import Graph, Key
 from pocket_plug.layers import Tracing, tracing
 
@@ -97,6 +99,98 @@ def many_keys(bench: Bench) -> None:
     bench.case("the first keys", getting())
     bench.case("after 100,000 others", many)
     bench.target("after 100,000 others", 1.1, "the first keys")
+
+
+# ---------------------------------------------------------------- a node that reads and writes, exported
+class ReadsAndWrites(pp.Node[int, int]):
+    """A get and a set, and nothing else."""
+
+    async def prep(self, store: pp.StoreReader, n: int) -> Any:
+        return await store.get(USER("x"), default=n)
+
+    async def post(self, store: pp.StoreWriter, n: int, prepared: Any, result: Any) -> int:
+        await store.set(USER("x"), n)
+        return n
+
+
+@row
+def node_exported(bench: Bench) -> None:
+    """a node with a get and a set, exported as setup() does it, up to the bytes that would be sent"""
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+    from pocket_plug.telemetry.export import SpanExport
+    from pocket_plug.telemetry.providers import Spans
+
+    class Encoded(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            encode_spans(spans).SerializeToString()
+            return SpanExportResult.SUCCESS
+
+    def ours_to(provider: TracerProvider) -> Body:
+        async def body(times: int) -> None:
+            tracing.configure(tracer_provider=provider, detail="node")
+            for _ in range(times):
+                await graph.run(1)
+            provider.force_flush()
+
+        return body
+
+    def bare_to(provider: TracerProvider) -> Body:
+        tracer = provider.get_tracer("bare")
+
+        async def body(times: int) -> None:
+            for _ in range(times):
+                with tracer.start_as_current_span("run graph", attributes=run) as span:
+                    for n in range(FEW):
+                        bare_node(
+                            tracer, f"node_{n}", {"pocket_plug.node.next": f"node_{n + 1}"} if n < FEW - 1 else {}
+                        )
+                    span.set_attributes({"pocket_plug.run.outcome": "success", "pocket_plug.run.steps": FEW})
+            provider.force_flush()
+
+        return body
+
+    run = {
+        "pocket_plug.graph.name": "graph",
+        "pocket_plug.graph.version": "f00d",
+        "pocket_plug.run.id": "1f0c",
+        "pocket_plug.run.resumed": False,
+    }
+    graph = chain(ReadsAndWrites(), FEW, stack(Tracing()))
+    bench.run(graph.run(1))  # from then on the get is a hit
+    recording, spans = kept()
+    assert spans_of(bench, ours_to(recording), spans) == spans_of(bench, bare_to(recording), spans)
+    setup, sdk = Spans(Resource({})), TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+    setup.fan.processors = (SpanExport(Encoded()),)
+    sdk.add_span_processor(BatchSpanProcessor(Encoded(), max_queue_size=32_768))
+    bench.case("pocket_plug", ours_to(setup), per=FEW)
+    bench.case("three bare spans of the SDK", bare_to(sdk), per=FEW)
+    bench.target("pocket_plug", 1.3, "three bare spans of the SDK")
+
+
+def bare_node(tracer: Tracer, name: str, end: Attributes) -> None:
+    """A node's span with those of a get and a set, as the manual of OpenTelemetry has them."""
+    with tracer.start_as_current_span(
+        f"node {name}",
+        attributes={
+            "pocket_plug.node.name": name,
+            "pocket_plug.node.type": "node",
+            "pocket_plug.node.visit": 1,
+            "pocket_plug.run.id": "1f0c",
+            "pocket_plug.graph.name": "graph",
+        },
+    ) as node:
+        for operation in ("get", "set"):
+            about = {"db.system.name": "memory", "db.operation.name": operation}
+            with tracer.start_as_current_span(f"{operation} user:{{}}", attributes=about) as span:
+                if operation == "get":
+                    span.set_attribute("pocket_plug.store.hit", True)
+        durations = {f"pocket_plug.node.{phase}.duration": 1e-6 for phase in ("prep", "post")}
+        ended = {"pocket_plug.node.attempts": 0, "pocket_plug.node.outcome": "ok", "pocket_plug.node.action": "default"}
+        node.set_attributes(ended | durations | end)
 
 
 # ---------------------------------------------------------------- a node

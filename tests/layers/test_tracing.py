@@ -670,13 +670,6 @@ async def double(n: int) -> int:
     return 2 * n
 
 
-@pp.node(retry=pp.Retry(attempts=2))
-async def picky(n: int) -> int:
-    if n >= 150:
-        raise ValueError(f"{n} is too many")
-    return n
-
-
 class Remember(pp.Node[int, int]):
     """Reads, works, writes."""
 
@@ -716,43 +709,6 @@ def test_sync_runs_and_their_threads_give_the_same_tree(capture: SpanCapture) ->
     graph.run_sync(1)
     asyncio.run(graph.run(1))
     assert capture.tree() == 2 * [("run g", [("node work", [("exec work", ["get person:{}"])])])]
-
-
-def test_a_wide_fan_out_is_cut_and_says_so_but_errors_stay(capture: SpanCapture) -> None:
-    """The first 100 items have spans, those after only if they failed, retries and all; memory stays flat."""
-    graph = pp.Graph(pp.each(picky, concurrency=4, errors="collect"), name="g")
-    results = asyncio.run(graph.run(range(160)))
-    assert sum(isinstance(result, ValueError) for result in results) == 10
-    items = [span for span in capture.spans if span.name == "item picky"]
-    places = sorted(int(str((span.attributes or {})["pocket_plug.fan_out.index"])) for span in items)
-    assert places[:100] == [*range(100)]  # in the order in which they began
-    assert len(places) == 110
-    failed = [span for span in items if span.status.status_code is StatusCode.ERROR]
-    assert len(failed) == 10
-    assert all([event.name for event in span.events] == ["exception"] for span in failed)
-    each = capture.one("node each_picky")
-    assert (each.attributes or {})["pocket_plug.fan_out.suppressed"] == 50
-    assert each.status.status_code is StatusCode.UNSET
-    assert {span.parent.span_id for span in items if span.parent} == {each.get_span_context().span_id}  # type: ignore[union-attr]
-    assert capture.open == 0
-
-
-def test_an_item_without_a_span_has_no_nested_runs_either(capture: SpanCapture) -> None:
-    """What we trace inside a cut item is cut with it; what the user traces hangs under the fan-out."""
-    tracer = capture.tracer_provider.get_tracer("user")
-
-    @pp.node
-    async def own(n: int) -> int:
-        with tracer.start_as_current_span("own"):
-            return n
-
-    graph = pp.Graph(pp.each(pp.Graph(own, name="inner")), name="outer")
-    asyncio.run(graph.run(range(103)))
-    names = [span.name for span in capture.spans]
-    assert [names.count(name) for name in ("item inner", "run inner", "node own", "own")] == [100, 100, 100, 103]
-    each = capture.one("node each_inner").get_span_context()
-    parents = [span.parent.span_id for span in capture.spans if span.name == "own" and span.parent]
-    assert parents.count(each.span_id if each else 0) == 3
 
 
 def test_a_retry_that_helps_leaves_the_node_and_the_run_unset(capture: SpanCapture) -> None:

@@ -154,7 +154,7 @@ def test_a_trace_knows_its_run(tmp_path: Path) -> None:
     assert [each.name for each in trace.roots] == ["s1"]
     assert [each.name for each in trace.runs] == ["s2"]
     assert (trace.root.name, trace.run_id, trace.outcome) == ("s2", "r-1", "failure")
-    assert (trace.start, trace.errors, trace.retries) == (1, 2, 2)
+    assert (trace.start, trace.errors, trace.retries) == (1, 1, 2)
     assert [trace.id for trace in read_traces(path, {A})] == [A]
 
 

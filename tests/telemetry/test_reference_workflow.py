@@ -41,6 +41,11 @@ SHOWN: Mapping[str, Callable[[Any], str]] = {  # what is drawn, in this order, a
     "node.next": lambda value: f"-> {value}",
     "run.outcome": lambda value: value,
     "run.steps": lambda value: f"in {value} steps",
+    "run.retries": lambda value: f"{value} retries",
+    "fan_out.items": lambda value: f"of {value} items",
+    "fan_out.failed": lambda value: f"{value} failed" if value else "",
+    "fan_out.retried": lambda value: f"{value} retried" if value else "",
+    "fan_out.suppressed": lambda value: f"{value} suppressed" if value else "",
     "run.resumed": lambda value: "resumed" if value else "",
     "attempt": lambda value: "" if value == 1 else f"#{value}",
     "timeout": lambda value: f"within {value:g} s",
@@ -77,6 +82,9 @@ def checked(span: Span, spans: Mapping[str, Span]) -> dict[str, Any]:
         assert own.pop("run.id") == run["pocket_plug.run.id"]
         for phase in PHASES:
             assert own.pop(f"node.{phase}.duration", 0) >= 0
+        assert own.pop("node.retries", 0) <= max(own["node.attempts"] - 1, 0)
+        figures = [own.pop(f"fan_out.duration.{name}", 0) for name in ("min", "median", "p95", "max")]
+        assert figures == sorted(figures)
         if kind == "item":
             assert own.pop("node.visit") == own["fan_out.index"] + 1
     elif kind in PHASES:
@@ -157,7 +165,7 @@ TREES: dict[str, Tree] = {
     # fallback, nor a fan-out that collects its items' errors.
     "nested": Tree(
         node=f"""
-        run shop success in 7 steps
+        run shop success in 7 steps 2 retries
           node checkout graph -> hurry
             run checkout success in 3 steps
               node fetch 3 attempts -> price
@@ -174,13 +182,13 @@ TREES: dict[str, Tree] = {
           node hurry fallback -> split
             exec hurry within 0.01 s won't retry {LATE} !exception ERROR
           node split -> each_pack
-          node each_pack fan_out
+          node each_pack fan_out of 3 items 1 failed
             item pack [0]
             item pack [1] failed LookupError !exception ERROR
             item pack [2]
         """,
         phase=f"""
-        run shop success in 7 steps
+        run shop success in 7 steps 2 retries
           node checkout graph -> hurry
             run checkout success in 3 steps
               node fetch 3 attempts -> price
@@ -205,7 +213,7 @@ TREES: dict[str, Tree] = {
             fallback hurry
           node split -> each_pack
             exec split
-          node each_pack fan_out
+          node each_pack fan_out of 3 items 1 failed
             item pack [0]
               exec pack
             item pack [1] failed LookupError ERROR

@@ -504,9 +504,7 @@ def test_a_collector_that_hangs_holds_no_process_that_ends(tmp_path: Path, otlp_
     """After the limit it is given up, which is said; how the process ends is unchanged."""
     otlp_sink.hang()
     code = f"""
-from pocket_plug.telemetry import wiring
-wiring.FLUSH_SECONDS = 0.1
-setup(); graph.run_sync("tea")
+setup(flush_timeout=0.1); graph.run_sync("tea")
 if {how!r} == "SIGTERM":
     import signal
     signal.raise_signal(signal.SIGTERM)

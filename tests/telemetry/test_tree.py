@@ -95,13 +95,13 @@ def test_many_siblings_of_one_name_are_summed_up() -> None:
         span.end((number + 10) * MS)
     for number in range(8):
         terminal.span("node report", 300 + number, root).end(310 * MS)
-    root.set_attribute("pocket_plug.fan_out.suppressed", 17)
+    root.set_attributes({"pocket_plug.fan_out.items": 1245, "pocket_plug.fan_out.suppressed": 17})
     root.end(400 * MS)
     lines = terminal.text().splitlines()
     assert ["✗" in line for line in lines[1:5]] == [False, True, True, True]
     assert lines[5] == "├─ … 216 more: node measure, 2.16 s in all, 2 errors"
     assert sum("node report" in line for line in lines) == 8
-    assert lines[0].startswith("run g (17 more items without spans)")
+    assert lines[0].startswith("run g (1,228 of 1,245 items shown)")
 
 
 def test_what_ends_after_its_root_or_never_is_not_kept() -> None:

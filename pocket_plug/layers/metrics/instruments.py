@@ -11,6 +11,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _
 
 from pocket_plug.errors import ConflictError
 from pocket_plug.hookspecs import NodeCall
+from pocket_plug.otel.late import measuring_context
 from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, own_version
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.forking import after_fork
@@ -182,9 +183,9 @@ class Instruments:
     def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
         """Retries and conflicts are counted."""
         if name == "retry":
-            self.node_retries.add(1, about(call) | failure(attributes.get("error")))
+            self.node_retries.add(1, about(call) | failure(attributes.get("error")), measuring_context())
         elif name == "conflict":
-            self.commit_conflicts.add(1, about(call) | _CONFLICT)
+            self.commit_conflicts.add(1, about(call) | _CONFLICT, measuring_context())
 
 
 def of_store(system: str, namespace: str, label: str) -> Attributes:

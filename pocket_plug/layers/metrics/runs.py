@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from pocket_plug.hookspecs import NodeCall, Run
+from pocket_plug.otel.late import measuring_context
 
 from .counting import Active, Attributes, actions, graphs
 from .instruments import Instruments, about, failure
@@ -28,7 +29,7 @@ class RunTimer:
         self.active.end()
         attributes = self.graph | failure(self.run.error)
         attributes["pocket_plug.run.outcome"] = self.run.outcome or "success"
-        self.instruments.run_duration.record(seconds, attributes)
+        self.instruments.run_duration.record(seconds, attributes, measuring_context())
 
 
 class NodeTimer:
@@ -56,4 +57,4 @@ class NodeTimer:
         attributes["pocket_plug.node.outcome"] = call.outcome or "ok"
         if call.action is not None:  # some edge's: a run refuses what no edge has, whoever made it up
             attributes["pocket_plug.node.action"] = actions[call.action]
-        self.instruments.node_duration.record(seconds, attributes)
+        self.instruments.node_duration.record(seconds, attributes, measuring_context())

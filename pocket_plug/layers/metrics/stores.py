@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from pocket_plug.errors import is_fault
+from pocket_plug.otel.late import measuring_context
 from pocket_plug.otel.reporting import current_context, suppressed, system_of
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Keeper, Put, Tiered
@@ -147,7 +148,7 @@ class Metrics(Layer):
         attributes = self._about | failure(error)
         attributes["db.operation.name"] = operation
         try:
-            instruments.operation_duration.record(time.perf_counter() - started, attributes)
+            instruments.operation_duration.record(time.perf_counter() - started, attributes, measuring_context())
         except BaseException as fault:  # a failing meter must not fail the store
             if not is_fault(fault):
                 raise

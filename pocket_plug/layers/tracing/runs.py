@@ -2,86 +2,94 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, NonRecordingSpan, Span
+from opentelemetry.trace import Link, Span
 
 from pocket_plug.hookspecs import SILENT, NodeCall, PhaseCall, Run
+from pocket_plug.otel.late import LateSpan
 from pocket_plug.primitives.failures import capped, capped_all, error_type
 from pocket_plug.propagation import SESSION, context_of, current_session, inject, named_baggage
 
 from . import flavours
+from .fan_outs import FAN_OUT, FanOut, clock
 from .settings import Live
-from .spans import RECORDED, Attributes, SpanManager, carried, fail, inside_dropped, is_cancellation
+from .spans import NOTED, Attributes, Noted, SpanManager, carried, fail, inside_dropped, is_cancellation, noted
 
 if TYPE_CHECKING:
     from pocket_plug.graph.shape import Shape
 
-MAX_ITEMS = 100
-"""Of one fan-out: so many items have spans, and so many more if they fail. Its span says how many had none."""
-
-_FAN_OUT: Final = otel_context.create_key("pocket_plug.fan_out")
-
-
-class _FanOut:
-    """In the context of a fan-out's items: whose they are, how many began (an item's index), how many had no span."""
-
-    __slots__ = ("began", "failed", "run", "suppressed")
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.began, self.failed, self.suppressed = run, 0, 0, 0
+MAX_PHASES = 32
+"""So many phases of an item without a span are noted, in case it gets one."""
 
 
 class RunSpan(SpanManager):
     """`run {graph}`, and what gives the spans inside it."""
 
-    __slots__ = ("dropped", "graph", "id", "live", "recorded", "run", "session", "silent")
+    __slots__ = ("dropped", "graph", "id", "live", "noted", "run", "session", "silent")
 
     def __init__(self, live: Live, run: Run) -> None:
         self.live, self.run, self.dropped = live, run, True
         self.session: str | None = None
         self.graph, self.id = capped(run.graph), capped(run.id)
-        self.silent: set[NodeCall] = set()  # those under way whose span isn't recorded: neither are their phases'
-        self.recorded: deque[BaseException] = deque(maxlen=64)
+        self.silent: dict[NodeCall, ItemSpan | None] = {}
+        """Those under way whose span isn't recorded: neither are their phases'. Items that may get one note them."""
+        self.noted: Noted | None = None
+        """What is noted of an outermost run."""
 
-    def of_run(self, run: Run) -> RunSpan | nullcontext[object]:
-        """The run's own span."""
-        # a sampler would let a nested run in an item without a span pass: its parent, the fan-out, is sampled
-        return nullcontext(SILENT) if run.parent is not None and inside_dropped() else self
-
-    def of_node(self, call: NodeCall) -> NodeSpan | Suppressed | None:
-        """The span of a visit, which for one item too many is there afterwards, if at all."""
-        if self.dropped or not call.trace:
+    def of_run(self, run: Run) -> RunSpan | nullcontext[object] | None:
+        """The run's own span; none where it is nested in an item without one. Then its events are heard all the same."""
+        if run.parent is None:
+            return self
+        if type(trace.get_current_span()) is LateSpan:
             return None
-        fan_out = cast("_FanOut | None", otel_context.get_value(_FAN_OUT)) if call.is_item else None
-        if fan_out is None or fan_out.run is not call.run:
-            return NodeSpan(self, call)
-        index = fan_out.began
-        fan_out.began += 1
-        return NodeSpan(self, call, index) if index < MAX_ITEMS else Suppressed(self, call, index, fan_out)
+        return nullcontext(SILENT) if inside_dropped() else self
 
-    def of_phase(self, call: PhaseCall) -> PhaseSpan | None:
+    def of_node(self, call: NodeCall) -> NodeSpan | Unseen | None:
+        """The span of a visit, which for many an item is there afterwards, if at all."""
+        if self.dropped:
+            return None
+        fan_out = cast("FanOut | None", otel_context.get_value(FAN_OUT)) if call.is_item else None
+        if fan_out is None or fan_out.run is not call.run:
+            return NodeSpan(self, call) if call.trace else None
+        if fan_out.hidden:
+            return Unseen(self.silent, call)
+        if not fan_out.chooses:
+            return NodeSpan(self, call) if call.trace else None
+        if not call.trace:
+            fan_out.untraced = True
+            return None
+        return ItemSpan(self, call, fan_out)
+
+    def of_phase(self, call: PhaseCall) -> PhaseSpan | NotedPhase | None:
         """The span of an attempt."""
         if self.dropped or not call.node.trace:
             return None
         if not self.live.phases and (call.phase != "exec" or not call.node.guarded):
             return None
-        return None if call.node in self.silent else PhaseSpan(self.live, call)
+        if call.node not in self.silent:
+            return PhaseSpan(self.live, call)
+        item = self.silent[call.node]
+        return None if item is None else NotedPhase(item, call)
 
     def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
-        """What no span shows by itself: conflicts and failed clean-ups, on the span in which they happened."""
-        if not self.dropped and name in ("conflict", "clean_up_failed"):
+        """What no span shows by itself: conflicts and failed clean-ups, on the span in which they happened; retries, counted."""
+        if name == "retry" and (known := noted()) is not None:
+            known.count_retry()
+        if self.dropped or name not in ("conflict", "clean_up_failed"):
+            return
+        span = trace.get_current_span()
+        if type(span) is not LateSpan or span.has_begun:
             error = attributes.get("error")
             kind = {"error.type": error_type(error)} if isinstance(error, BaseException) else {}
-            trace.get_current_span().add_event(f"pocket_plug.{name}", kind)
+            span.add_event(f"pocket_plug.{name}", kind)
 
     def __enter__(self) -> object:
         live, run = self.live, self.run
@@ -101,8 +109,10 @@ class RunSpan(SpanManager):
         if live.decorated:
             attributes = carried(live, context) | flavours.of_run(live.flavours, run, session) | attributes
         span = live.graph.start_span(capped(f"run {self.graph}"), context, attributes=attributes, links=links)
-        if otel_context.get_value(RECORDED, context) is None:
-            context = otel_context.set_value(RECORDED, self.recorded, context)
+        around = cast("Noted | None", otel_context.get_value(NOTED, context))
+        if around is None or run.parent is None:
+            self.noted = Noted(around)
+            context = otel_context.set_value(NOTED, self.noted, context)
         self.open(span, context)
         try:
             self._begin()
@@ -145,12 +155,15 @@ class RunSpan(SpanManager):
     def finish(self, error: BaseException | None) -> None:
         if self.span.is_recording():
             self._say(error)
-        self.recorded.clear()  # its tracebacks lead to the run's context, which holds this
+        self.noted = None  # tracebacks in it lead to the run's context, which holds this
 
     def _say(self, error: BaseException | None) -> None:
         run, span = self.run, self.span
         outcome = run.outcome or "success"
-        span.set_attributes({"pocket_plug.run.outcome": outcome, "pocket_plug.run.steps": run.steps})
+        attributes: Attributes = {"pocket_plug.run.outcome": outcome, "pocket_plug.run.steps": run.steps}
+        if self.noted is not None and self.noted.retries:
+            attributes["pocket_plug.run.retries"] = self.noted.retries
+        span.set_attributes(attributes)
         if error is not None:
             fail(self.live, span, error, cancelled=outcome == "cancelled" or is_cancellation(error))
         elif self.live.capture is not None and outcome == "success":
@@ -184,11 +197,11 @@ def _show(live: Live, span: Span, name: str, path: tuple[str, str], value: Any) 
 class NodeSpan(SpanManager):
     """`node {node}`, or `item {node}` for one of a fan-out's."""
 
-    __slots__ = ("call", "fan_out", "index", "run")
+    __slots__ = ("call", "fan_out", "run")
 
-    def __init__(self, run: RunSpan, call: NodeCall, index: int | None = None) -> None:
-        self.run, self.call, self.index = run, call, index
-        self.fan_out = _FanOut(call.run) if call.type == "fan_out" else None
+    def __init__(self, run: RunSpan, call: NodeCall) -> None:
+        self.run, self.call = run, call
+        self.fan_out = FanOut(call.run) if call.type == "fan_out" else None
 
     def start(self, context: Context, start: int | None = None) -> Span:
         """Begin it, now or at another time (in ns)."""
@@ -202,7 +215,7 @@ class NodeSpan(SpanManager):
             "pocket_plug.graph.name": self.run.graph,
         }
         title = capped(f"item {name}" if call.is_item else f"node {name}")
-        if self.index is not None:
+        if type(self) is ItemSpan:
             attributes["pocket_plug.fan_out.index"] = self.index
         if live.decorated:
             added = flavours.of_node(live.flavours, call, call.name in live.agents, self.run.session)
@@ -210,12 +223,18 @@ class NodeSpan(SpanManager):
         return live.graph.start_span(title, context, attributes=attributes, start_time=start)
 
     def __enter__(self) -> None:
+        self.enter(None)
+
+    def enter(self, start: int | None) -> None:
+        """Begin it, and make it the current one."""
         context, fan_out = otel_context.get_current(), self.fan_out
-        span = self.start(context)
-        self.open(span, context if fan_out is None else otel_context.set_value(_FAN_OUT, fan_out, context))
-        if not span.is_recording():
+        span = self.start(context, start)
+        if fan_out is not None:
+            fan_out.chooses = span.is_recording()
+            context = otel_context.set_value(FAN_OUT, fan_out, context)
+        if not self.open(span, context):
             if inside_dropped():
-                self.run.silent.add(self.call)
+                self.run.silent[self.call] = None
         elif self.run.live.capture is not None:
             try:
                 self.show_input()
@@ -229,13 +248,15 @@ class NodeSpan(SpanManager):
 
     def finish(self, error: BaseException | None) -> None:
         call, span, live = self.call, self.span, self.run.live
-        self.run.silent.discard(call)
+        self.run.silent.pop(call, None)
         if not span.is_recording():
             return
         attributes: Attributes = {"pocket_plug.node.attempts": call.attempts}
         outcome = call.outcome
         if outcome is not None:
             attributes["pocket_plug.node.outcome"] = outcome
+        if call.attempts > 1:  # it may have been a conflict that had it try again
+            attributes["pocket_plug.node.retries"] = call.retries
         if call.action is not None:
             attributes["pocket_plug.node.action"] = capped(call.action)
         if call.next is not None:
@@ -243,8 +264,8 @@ class NodeSpan(SpanManager):
         if not live.phases:
             for phase, seconds in call.durations.items():
                 attributes[f"pocket_plug.node.{phase}.duration"] = seconds
-        if self.fan_out is not None and self.fan_out.suppressed:
-            attributes["pocket_plug.fan_out.suppressed"] = self.fan_out.suppressed
+        if self.fan_out is not None:
+            attributes |= self.fan_out.close()
         span.set_attributes(attributes)
         if error is not None:
             fail(live, span, error, cancelled=outcome == "cancelled" or is_cancellation(error))
@@ -252,35 +273,113 @@ class NodeSpan(SpanManager):
             _show(live, span, "pocket_plug.node.output", ("node", "output"), call.output)
 
 
-class Suppressed:
-    """An item that is one too many: neither it nor what we do inside has spans. If it fails, it gets one afterwards."""
+class ItemSpan(NodeSpan):
+    """`item {node}`: of the sample from the start; of the others one that begins late, if it is needed or they are worth it."""
 
-    __slots__ = ("call", "fan_out", "index", "run", "started", "token")
+    __slots__ = ("among", "ended", "error", "index", "late", "phases", "started")
 
-    def __init__(self, run: RunSpan, call: NodeCall, index: int, fan_out: _FanOut) -> None:
-        self.run, self.call, self.index, self.fan_out = run, call, index, fan_out
+    def __init__(self, run: RunSpan, call: NodeCall, among: FanOut) -> None:
+        super().__init__(run, call)
+        self.among, self.index = among, among.begin()
+        self.late: LateSpan | None = None
+        self.phases: list[tuple[PhaseCall, int, int, BaseException | None]] = []
 
     def __enter__(self) -> None:
-        self.started = time.time_ns()
-        self.run.silent.add(self.call)
-        # not recording, but valid: what others trace inside becomes a child of the fan-out
-        parent = NonRecordingSpan(trace.get_current_span().get_span_context())
-        self.token = otel_context.attach(trace.set_span_in_context(parent))
+        self.started = clock()
+        if self.among.is_sampled(self.index):
+            self.enter(self.started)
+            return
+        context = otel_context.get_current()
+        if self.fan_out is not None:  # an item that is a fan-out itself
+            self.fan_out.hidden = True
+            context = otel_context.set_value(FAN_OUT, self.fan_out, context)
+        self.span = self.late = LateSpan(partial(self.start, context, self.started), context)
+        self.run.silent[self.call] = self
+        self.token = otel_context.attach(trace.set_span_in_context(self.late, context))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
-        otel_context.detach(self.token)
-        self.run.silent.discard(self.call)
-        if error is None or self.call.outcome == "cancelled" or self.fan_out.failed >= MAX_ITEMS:
-            self.fan_out.suppressed += 1
-            return
-        self.fan_out.failed += 1
-        late = NodeSpan(self.run, self.call, self.index)
-        late.span = late.start(otel_context.get_current(), self.started)
+        self.ended, is_over = clock(), self.call.outcome != "suspended"
+        took = max(self.ended - self.started, 0)
+        if is_over:
+            self.among.count(self.call, took)
+        late = self.late
+        if late is None:
+            super().__exit__(kind, error, stack)
+        else:
+            otel_context.detach(self.token)
+            self.run.silent.pop(self.call, None)
+            self.error = error
+            if late.has_begun or (is_over and self.among.earns_span(self.call)):
+                self.write()
+            elif not is_over:
+                late.dismiss()
+        if is_over:
+            self.among.compare(self.index, took, None if late is None or late.has_begun else self)
+
+    def write(self) -> None:
+        """Have the span after all, with what was noted."""
+        assert self.late is not None
+        context = trace.set_span_in_context(self.late.begun(), self.late.around)
         try:
-            late.show_input()
-            late.finish(error)
+            self.show_input()
+            for call, started, ended, error in self.phases:
+                phase = PhaseSpan(self.run.live, call)
+                phase.span = phase.start(context, started)
+                try:
+                    phase.show_input()
+                    phase.finish(error)
+                finally:
+                    phase.span.end(ended)
+            self.finish(self.error)
         finally:
-            late.span.end()
+            self._forget()
+            self.span.end(self.ended)
+
+    def let_go(self) -> None:
+        """It is none of the slowest any more."""
+        assert self.late is not None
+        if self.late.dismiss():
+            self.among.suppressed += 1
+            self.among.suppressed_failed += self.call.outcome == "failed"
+            self._forget()
+        else:
+            self.write()
+
+    def _forget(self) -> None:
+        """Tracebacks lead to what holds this."""
+        self.error = None
+        self.phases.clear()
+
+
+class Unseen:
+    """An item of a fan-out that is itself an item without a span: neither it nor its phases have one."""
+
+    __slots__ = ("call", "silent")
+
+    def __init__(self, silent: dict[NodeCall, ItemSpan | None], call: NodeCall) -> None:
+        self.silent, self.call = silent, call
+
+    def __enter__(self) -> None:
+        self.silent[self.call] = None
+
+    def __exit__(self, *_: object) -> None:
+        self.silent.pop(self.call, None)
+
+
+class NotedPhase:
+    """An attempt in an item that has no span so far."""
+
+    __slots__ = ("call", "item", "started")
+
+    def __init__(self, item: ItemSpan, call: PhaseCall) -> None:
+        self.item, self.call = item, call
+
+    def __enter__(self) -> None:
+        self.started = clock()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
+        if len(self.item.phases) < MAX_PHASES:
+            self.item.phases.append((self.call, self.started, clock(), error))
 
 
 class PhaseSpan(SpanManager):
@@ -291,7 +390,8 @@ class PhaseSpan(SpanManager):
     def __init__(self, live: Live, call: PhaseCall) -> None:
         self.live, self.call = live, call
 
-    def __enter__(self) -> None:
+    def start(self, context: Context, start: int | None = None) -> Span:
+        """Begin it, now or at another time (in ns)."""
         call, live = self.call, self.live
         phase, node = call.phase, capped(call.node.name)
         attributes: Attributes = {"pocket_plug.phase": phase, "pocket_plug.node.name": node}
@@ -299,16 +399,24 @@ class PhaseSpan(SpanManager):
             attributes["pocket_plug.attempt"] = call.attempt
             if call.timeout is not None:
                 attributes["pocket_plug.timeout"] = call.timeout
-        context = otel_context.get_current()
         if live.decorated:
             attributes = carried(live, context) | flavours.of_phase(live.flavours, phase) | attributes
-        self.open(live.phase.start_span(capped(f"{phase} {node}"), context, attributes=attributes), context)
-        if self._is_shown() and self.span.is_recording():
+        return live.phase.start_span(capped(f"{phase} {node}"), context, attributes=attributes, start_time=start)
+
+    def __enter__(self) -> None:
+        context = otel_context.get_current()
+        self.open(self.start(context), context)
+        if self.live.capture is not None and self.span.is_recording():
             try:
-                _show(live, self.span, "pocket_plug.phase.input", ("phase", "input"), call.input)
+                self.show_input()
             except BaseException:
                 self.close()
                 raise
+
+    def show_input(self) -> None:
+        """What it was given, where that is captured and stands nowhere else."""
+        if self._is_shown():
+            _show(self.live, self.span, "pocket_plug.phase.input", ("phase", "input"), self.call.input)
 
     def _is_shown(self) -> bool:
         """What prep and post have and give stands on the node's span already, or on that of exec."""

@@ -26,8 +26,33 @@ if TYPE_CHECKING:
 
 Attributes = dict[str, str | bool | int | float]
 
-RECORDED: Final = otel_context.create_key("pocket_plug.recorded")
-"""In a run's context: the exceptions that have their event already, so that none is recorded again on its way up."""
+NOTED: Final = otel_context.create_key("pocket_plug.noted")
+"""In a run's context: what is noted of it."""
+
+
+class Noted:
+    """What is noted of a run and all that are nested in it, while they go on."""
+
+    __slots__ = ("around", "recorded", "retries")
+
+    def __init__(self, around: Noted | None) -> None:
+        self.around = around
+        """What is noted of the run that began this one by itself."""
+        self.recorded: deque[BaseException] = deque(maxlen=64) if around is None else around.recorded
+        """The exceptions that have their event already, so that none is recorded again on its way up."""
+        self.retries = 0
+
+    def count_retry(self) -> None:
+        """For all runs around."""
+        note: Noted | None = self
+        while note is not None:
+            note.retries += 1
+            note = note.around
+
+
+def noted() -> Noted | None:
+    """What is noted of the run that goes on here."""
+    return cast("Noted | None", otel_context.get_value(NOTED))
 
 
 class SpanManager:
@@ -40,12 +65,14 @@ class SpanManager:
     span: Span
     token: Token[Context]
 
-    def open(self, span: Span, context: Context) -> None:
-        """Make it current in a context; where its scope is switched off, what is current stays so."""
+    def open(self, span: Span, context: Context) -> bool:
+        """Make it current in a context; where its scope is switched off, what is current stays so. Is it recorded?"""
         self.span = span
-        if span.is_recording() or not is_off(span, context):
+        is_recorded = span.is_recording()
+        if is_recorded or not is_off(span, context):
             context = trace.set_span_in_context(span, context)
         self.token = otel_context.attach(context)
+        return is_recorded
 
     def finish(self, error: BaseException | None) -> None:
         """Say on the span how it went."""
@@ -104,11 +131,10 @@ def fail(live: Live, span: Span, error: BaseException, *, cancelled: bool) -> No
 
 def record(capture: Captured | None, span: Span, error: BaseException) -> None:
     """The exception event, by hand, unless the exception has one in this run."""
-    recorded = cast("deque[BaseException] | None", otel_context.get_value(RECORDED))
-    if recorded is not None:
-        if any(other is error for other in recorded):
+    if (known := noted()) is not None:
+        if any(other is error for other in known.recorded):
             return
-        recorded.append(error)
+        known.recorded.append(error)
     message = _none if capture is None else capture.message
     event = {"exception.type": error_type(error), "exception.stacktrace": stack_of(error, message)}
     text = message(error)

@@ -12,10 +12,12 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.errors import ConflictError, is_fault
+from pocket_plug.otel.late import LateSpan
 from pocket_plug.otel.reporting import current_context, server_of, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
+from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.store.keys import RESERVED, template_of
+from pocket_plug.store.keys import template_of
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 
@@ -51,7 +53,8 @@ class Tracing(Layer):
             self._about["db.namespace"] = capped(self.namespace)
         if self.label:
             self._about[LABEL] = capped(self.label)
-        self._of_get = self._attributes("get")
+        self._of_get, self._of_set, self._of_delete = map(self._attributes, ("get", "set", "delete"))
+        self._of_hit, self._of_miss = ({**self._of_get, "pocket_plug.store.hit": hit} for hit in (True, False))
         self._read_on = self.inner.read
         probed = isinstance(self.inner, Probe)
         self._attach_read, self._attach_write = (
@@ -77,21 +80,24 @@ class Tracing(Layer):
         return self._read_on(key) if live is None else self._traced_read(key, live, context)
 
     async def _traced_read(self, key: str, live: Live, context: Context) -> Entry | None:
-        span = self._start(live, "get", template_of(key), self._of_get, context, key)
-        if span is None:
-            return await self.inner.read(key)
+        about = Operation("get", template_of(key), self._of_get, context, key)
         if self._attach_read:
-            with _Operation(live, span, attach=True) as operation:
+            span = self._start(live, about)
+            if span is None:
+                return await self.inner.read(key)
+            with _Attached(live, span) as operation:
                 entry = await self.inner.read(key)
                 operation.result = ("pocket_plug.store.hit", entry is not None)
                 operation.values = entry
                 return entry
-        try:  # what the block above does, without it: that would be as much again as the read itself
+        about.start = time.time_ns()
+        try:
             entry = await self.inner.read(key)
         except BaseException as error:
-            _finish(live, span, error, None, None)
+            self._made(live, about, error)
             raise
-        _finish(live, span, None, ("pocket_plug.store.hit", entry is not None), entry)
+        about.attributes = self._of_miss if entry is None else self._of_hit
+        self._made(live, about, None, entry)
         return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -101,14 +107,25 @@ class Tracing(Layer):
             return await self.inner.read_many(keys)
         keys = list(keys)
         attributes = self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
-        span = self._start(live, "get_many", "", attributes, context, keys)
-        if span is None:
-            return await self.inner.read_many(keys)
-        with _Operation(live, span, attach=self._attach_read) as operation:
+        about = Operation("get_many", "", attributes, context, keys)
+        if self._attach_read:
+            span = self._start(live, about)
+            if span is None:
+                return await self.inner.read_many(keys)
+            with _Attached(live, span) as operation:
+                entries = await self.inner.read_many(keys)
+                operation.result = ("db.response.returned_rows", len(entries))
+                operation.values = entries
+                return entries
+        about.start = time.time_ns()
+        try:
             entries = await self.inner.read_many(keys)
-            operation.result = ("db.response.returned_rows", len(entries))
-            operation.values = entries
-            return entries
+        except BaseException as error:
+            self._made(live, about, error)
+            raise
+        attributes["db.response.returned_rows"] = len(entries)
+        self._made(live, about, None, entries)
+        return entries
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         context = current_context()
@@ -117,18 +134,28 @@ class Tracing(Layer):
             return await self.inner.write(changes, expect)
         if len(changes) == 1:
             key = changes[0].key
-            name = "set" if isinstance(changes[0], Put) else "delete"
-            span = self._start(live, name, template_of(key), self._attributes(name), context, key)
+            name, attributes = ("set", self._of_set) if isinstance(changes[0], Put) else ("delete", self._of_delete)
+            about = Operation(name, template_of(key), attributes, context, key)
         else:
             keys = [change.key for change in changes] or [*expect]
             name = "write" if changes else "check"
             attributes = self._attributes(name) | {"db.operation.batch.size": len(keys)}
-            span = self._start(live, name, "", attributes, context, keys)
-        if span is None:
-            return await self.inner.write(changes, expect)
-        with _Operation(live, span, attach=self._attach_write) as operation:
-            operation.values = changes
-            return await self.inner.write(changes, expect)
+            about = Operation(name, "", attributes, context, keys)
+        if self._attach_write:
+            span = self._start(live, about)
+            if span is None:
+                return await self.inner.write(changes, expect)
+            with _Attached(live, span) as operation:
+                operation.values = changes
+                return await self.inner.write(changes, expect)
+        about.start = time.time_ns()
+        try:
+            version = await self.inner.write(changes, expect)
+        except BaseException as error:
+            self._made(live, about, error, changes)
+            raise
+        self._made(live, about, None, changes)
+        return version
 
     def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
@@ -155,29 +182,27 @@ class Tracing(Layer):
             raise
         finally:
             attributes = self._attributes("scan") | {"db.response.returned_rows": count}
-            template = template_of(prefix)
-            span = self._start(live, "scan", template, attributes, parent, prefix, start)
-            if span is not None:
-                _finish(live, span, error, None, None, start + busy)
+            about = Operation("scan", template_of(prefix), attributes, parent, prefix, start)
+            self._made(live, about, error, end=start + busy)
 
-    def _start(
-        self,
-        live: Live,
-        operation: str,
-        template: str,
-        attributes: Attributes,
-        parent: Context,
-        keys: str | Sequence[str],
-        start: int | None = None,
-    ) -> Span | None:
+    def _made(
+        self, live: Live, about: Operation, error: BaseException | None, values: Values = None, end: int | None = None
+    ) -> None:
+        """The span of an operation that is over: nothing below it could have asked for it."""
+        span = self._start(live, about)
+        if span is not None:
+            _finish(live, span, error, None, values, end)
+
+    def _start(self, live: Live, about: Operation) -> Span | None:
         """A recording span, or None. A tracing that fails must not fail the store."""
+        parent, keys, attributes = about.parent, about.keys, about.attributes
         if _is_bookkeeping(keys) and not trace.get_current_span(parent).get_span_context().is_valid:
             return None  # it looks for its records before there is a span: that begins no trace
         try:
-            name = capped(f"{operation} {template}") if template else operation
+            name = capped(f"{about.name} {about.template}") if about.template else about.name
             if live.decorated:
-                attributes = carried(live, parent) | flavours.of_operation(live.flavours, operation) | attributes
-            span = live.store.start_span(name, parent, self._kind, attributes, start_time=start)
+                attributes = carried(live, parent) | flavours.of_operation(live.flavours, about.name) | attributes
+            span = live.store.start_span(name, parent, self._kind, attributes, start_time=about.start)
             if not span.is_recording():
                 return None
             if live.capture is not None and keys:
@@ -188,6 +213,24 @@ class Tracing(Layer):
             say_once("tracing a store operation", error)
             return None
         return span
+
+
+class Operation:
+    """What a span is to say of an operation; `start` in ns, None for now."""
+
+    __slots__ = ("attributes", "keys", "name", "parent", "start", "template")
+
+    def __init__(
+        self,
+        name: str,
+        template: str,
+        attributes: Attributes,
+        parent: Context,
+        keys: str | Sequence[str],
+        start: int | None = None,
+    ) -> None:
+        self.name, self.template, self.attributes = name, template, attributes
+        self.parent, self.keys, self.start = parent, keys, start
 
 
 def listening_of(layer: Layer) -> Listening:
@@ -204,6 +247,8 @@ def _heard(live: Live | None, context: Context) -> Live | None:
         if suppressed(context):
             return None
         parent = trace.get_current_span(context)
+        if type(parent) is LateSpan:
+            return None
         if not parent.is_recording():
             around = parent.get_span_context()
             if around.is_valid and not around.is_remote:
@@ -213,8 +258,9 @@ def _heard(live: Live | None, context: Context) -> Live | None:
 
 def _is_bookkeeping(keys: str | Sequence[str]) -> bool:
     """Is it all about the records of a durable run itself?"""
-    names = (keys,) if isinstance(keys, str) else keys
-    return bool(names) and all(name.startswith(RESERVED) for name in names)
+    if isinstance(keys, str):
+        return OWN <= keys < PAST_OWN
+    return bool(keys) and all(OWN <= name < PAST_OWN for name in keys)
 
 
 def _show_keys(live: Live, span: Span, keys: str | Sequence[str]) -> None:
@@ -252,23 +298,22 @@ def _show_values(live: Live, span: Span, values: Values) -> None:
             span.set_attributes(flavours.of_value(live.flavours, "output", text, live.capture.mime_type))
 
 
-class _Operation:
-    """The block in which a store operation runs. What it raises itself is said once, never raised."""
+class _Attached:
+    """The block in which an operation runs with its span as the current one. What it raises itself is said once, never raised."""
 
     __slots__ = ("live", "result", "span", "token", "values")
 
-    def __init__(self, live: Live, span: Span, *, attach: bool) -> None:
+    def __init__(self, live: Live, span: Span) -> None:
         self.live, self.span = live, span
         self.result: tuple[str, bool | int] | None = None
         self.values: Values = None
-        self.token = otel_context.attach(trace.set_span_in_context(span)) if attach else None
+        self.token = otel_context.attach(trace.set_span_in_context(span))
 
-    def __enter__(self) -> _Operation:
+    def __enter__(self) -> _Attached:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
-        if self.token is not None:
-            otel_context.detach(self.token)
+        otel_context.detach(self.token)
         _finish(self.live, self.span, error, self.result, self.values)
 
 
@@ -316,13 +361,14 @@ class Probe(Layer):
                 if own == getattr(part.inner, operation):
                     setattr(self, operation, own)
 
-    def _watched(self, operation: str) -> _Operation | None:
+    def _watched(self, operation: str) -> _Attached | None:
         """Only inside of an operation whose span is recorded."""
         live = self._look()
         if live is None or live.detail != "debug":
             return None
         context = current_context()
-        if suppressed(context) or not trace.get_current_span(context).is_recording():
+        around = trace.get_current_span(context)
+        if suppressed(context) or type(around) is LateSpan or not around.is_recording():
             return None
         attributes: Attributes = {**self._about, "db.operation.name": operation}
         try:
@@ -332,7 +378,7 @@ class Probe(Layer):
                 raise
             say_once("tracing a layer", error)
             return None
-        return _Operation(live, span, attach=True) if span.is_recording() else None
+        return _Attached(live, span) if span.is_recording() else None
 
     async def read(self, key: str) -> Entry | None:
         """The part's, watched."""

@@ -38,15 +38,15 @@ function chartOf(runs, earlier = []) {
       turn += 1;
       visited.visits.push(span);
       visited.turns.push(turn);
-      visited.retries += Math.max(0, (span.get("node.attempts") ?? 1) - 1) || 0;
+      visited.retries += span.retries;
       for (const child of span.children) {
         if (child.type === "run") visited.inner.push(child);
         if (child.type !== "item") continue;
         visited.items += 1;
-        visited.failedItems += child.failed;
         visited.inner.push(...child.children.filter((each) => each.type === "run"));
       }
       visited.items += Number(span.get("fan_out.suppressed")) || 0;
+      visited.failedItems += Number(span.get("fan_out.failed")) || 0;
       const next = span.get("node.next");
       if (typeof next === "string") {
         node(next);

@@ -37,7 +37,7 @@ function drawHead() {
   at("run-id").textContent = trace.runId || trace.id;
   const steps = trace.root?.get("run.steps");
   const figures = [["took", duration(trace.took)], ["steps", steps === undefined ? "" : count(steps)], ["spans", count(trace.spans.length)],
-    ["errors", trace.failed.length ? make("button", { title: "the next error (n)", click: () => waterfall.nextError(1) }, count(trace.failed.length)) : "0", "bad"], ["retried", trace.retried.length ? count(trace.retried.length) : "", "warn"],
+    ["errors", trace.errors ? make("button", { title: "the next error (n)", click: () => waterfall.nextError(1) }, count(trace.errors)) : "0", "bad"], ["retries", trace.retries ? count(trace.retries) : "", "warn"],
     ["service", trace.service], ["began", shortTime(trace.start)]];
   at("figures").replaceChildren(...figures.filter(([, value]) => value).map(([name, value, look]) => make("div", { class: look }, make("dt", {}, name), make("dd", {}, value))));
   at("traces").value = trace.id;

@@ -56,6 +56,11 @@ class Span {
     return this.status === "error" && !this.willRetry;
   }
 
+  // How often this node's work was tried again.
+  get retries() {
+    return this.get("node.retries") ?? Math.max(0, (this.get("node.attempts") ?? 1) - 1);
+  }
+
   // Nanoseconds in which none of its children was under way.
   get self() {
     let busy = 0;
@@ -106,14 +111,25 @@ class Trace {
     this.tree = plant(this.spans);
     this.took = this.spans.reduce((latest, span) => Math.max(latest, span.end), 1);
     this.failed = this.spans.filter((span) => span.failed);
-    this.retried = this.spans.filter((span) => span.status === "error" && !span.failed);
+    this.errors = this.failed.filter(isOwnError).length + sum(this.spans, "fan_out.suppressed_failed");
     this.runs = this.tree.filter((span) => span.type === "run");
     this.root = this.runs[0] ?? this.tree[0];
+    this.retries = Math.max(sum(this.runs.filter((run) => ![...run.above()].some(({ type }) => type === "run")), "run.retries"), this.spans.reduce((total, span) => total + span.retries, 0));
     this.runId = String(this.root?.get("run.id") ?? "");
     this.title = String(this.root?.get("graph.name") ?? this.root?.name ?? "empty trace");
     this.outcome = this.root?.get("run.outcome") ?? (this.root?.goesOn ? "running" : this.failed.length ? "failure" : "");
     this.service = String(named(this.root?.resourcePairs ?? []).find(([name]) => name === "service.name")?.[1] ?? "");
   }
+}
+
+// Is it a failed span's own error, none that came from below? A foreign span may not say what its error was.
+function isOwnError(span) {
+  const kinds = span.children.filter((child) => child.failed).map((child) => child.get("error.type"));
+  return !kinds.includes(span.get("error.type")) && !kinds.includes(undefined);
+}
+
+function sum(spans, name) {
+  return spans.reduce((total, span) => total + (Number(span.get(name)) || 0), 0);
 }
 
 // Puts spans below their parents; gives them depth first. Where parents form a ring, it is cut.
@@ -177,9 +193,8 @@ function marksOf(span) {
   const events = (name) => span.events.filter((event) => event[0] === `pocket_plug.${name}`).length;
   if (events("conflict")) add("warn", `⇄ conflict${times(events("conflict"))}`, "another wrote the same meanwhile; tried again");
   if (events("clean_up_failed")) add("warn", "! clean-up failed", "see the span's events");
-  if (span.get("fan_out.suppressed")) {
-    add("grey", `+${count(span.get("fan_out.suppressed"))} without spans`, `${count(span.get("fan_out.suppressed"))} more items without spans`);
-  }
+  const [items, suppressed] = [span.get("fan_out.items"), span.get("fan_out.suppressed")];
+  if (suppressed) add("grey", `${count(items - suppressed)} of ${plural(items, "item")} shown`, "the slowest, the failed, the retried and a sample have spans");
   if (span.links.length) add("blue", `↗ link${times(span.links.length)}`, "belongs to another span, see the details");
   if (typeof span.parentId === "string") add("grey", "parent elsewhere", "its parent's span is not in this page");
   if (span.get("store.hit") === false) add("grey", "miss", "nothing under this key");
