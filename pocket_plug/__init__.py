@@ -44,6 +44,7 @@ from .errors import (
     StoreClosedError,
     StoreError,
     StoreTimeoutError,
+    StoreUnreachableError,
     SyncError,
     TransactionError,
     UndeclaredKeyError,
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
     from .primitives.durations import Duration
+    from .primitives.lists import ItemList
     from .store.backend import Backend, Change, Delete, Entry, Put
     from .store.base import StoredValue
     from .store.keys import Key
@@ -172,6 +174,7 @@ _MODULES = {
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",
     "Duration": "primitives.durations",
+    "ItemList": "primitives.lists",
     "Backend": "store.backend",
     "Change": "store.backend",
     "Delete": "store.backend",
@@ -226,6 +229,7 @@ __all__ = [
     "GraphError",
     "InputError",
     "ItemDone",
+    "ItemList",
     "Key",
     "KeyNameError",
     "Layer",
@@ -286,6 +290,7 @@ __all__ = [
     "StoreReader",
     "StoreScope",
     "StoreTimeoutError",
+    "StoreUnreachableError",
     "StoreWriter",
     "StoredValue",
     "Suspended",

@@ -59,6 +59,10 @@ class ConflictError(StoreError):
         return type(self), (self.keys, str(self))
 
 
+class StoreUnreachableError(StoreError):
+    """A store's server can't be reached, or doesn't answer, for as long as its backend was told to try. Nothing was done."""
+
+
 class AnswerLostError(StoreError):
     """A write was sent to a server, and no answer came in time: whether it has landed is not known."""
 
@@ -80,7 +84,7 @@ class TransactionError(StoreError):
 
 
 class SyncError(PocketError, RuntimeError):
-    """A sync call would have to wait for the event loop that it blocks."""
+    """A call would wait for itself: a sync one for the event loop that it blocks, a cached function for its own result."""
 
 
 # ---------------------------------------------------------------- the codec

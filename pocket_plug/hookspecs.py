@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 GROUP = "pocket_plug"
 """The entry-point group, and the name that hook markers carry."""
 
+API_GROUP = "pocket_plug.api"
+"""The entry-point group in which a plugin may say which level of this API it needs: `NAME = "level1"`."""
+
+API_LEVEL = 1
+"""The level of what plugins can rely on. It rises with a release that adds to it: a hook, an argument of one, a field of what
+they are handed. A plugin for a higher one is refused, with what to upgrade."""
+
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
@@ -281,7 +288,10 @@ class Specs:
         variables of the environment filled in, and empty where there is none.
         Returns: nothing.
         Errors: `NotConfiguredError("why")` means that the plugin steps back: it is listed as declined and not used. After
-        any other error it is listed as failed and not used. Both are logged.
+        any other error it is listed as failed and not used. Both are logged; not so that an installed plugin steps back
+        for which the configuration has no table: that one only waits for its settings, and `pocket-plug plugins` says so.
+
+        If `options` is annotated with a TypedDict, editors know the settings: `pocket-plug config schema`.
 
         What it keeps belongs on the plugin's object, and the plugin should be a class: each Pocket makes an object of its
         own then. Settings on a module are shared by all Pockets, and the last one that is made wins.

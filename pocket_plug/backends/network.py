@@ -23,7 +23,14 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import uuid4
 
-from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, StoreClosedError, StoreError
+from pocket_plug.errors import (
+    AnswerLostError,
+    ConfigError,
+    ConflictError,
+    StoreClosedError,
+    StoreError,
+    StoreUnreachableError,
+)
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, to_its_end, wake
@@ -196,7 +203,7 @@ def _nothing() -> None: ...
 class Attempt:
     """One attempt at an operation, as `Retrying` runs it."""
 
-    __slots__ = ("cut", "is_over", "number", "sent")
+    __slots__ = ("awaits", "cut", "is_over", "number", "sent")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -209,6 +216,8 @@ class Attempt:
         """May the server have been told to write? Set it before a write is sent."""
         self.is_over = False
         """Is its time over?"""
+        self.awaits = "answer"
+        """What has not come when its time is over, in the words of the error."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,8 @@ class Retrying:
 
     `server` is what errors call it: kind, host, port and data set, never a password. `lost` are the exceptions by
     which the driver says that the connection is lost or can't be made; all others are raised at once. `timeout` is
-    the deadline for each attempt, in seconds. The driver's own retries have to be switched off: it would send a write
+    the deadline for each attempt, in seconds; `attempts` is how many there are at most, for those who only want to
+    know whether the server is there. The driver's own retries have to be switched off: it would send a write
     again, and meet its own conflict.
 
         entry = await retrying(lambda attempt: self._get(attempt, key))
@@ -225,13 +235,14 @@ class Retrying:
             version = await retrying.write(lambda attempt: self._put(attempt, token, changes))
 
     A read is simply done again. A write carries a token of `Slots`; it goes on to its end through cancellations.
-    Raises StoreError if the patience is over; of a write that may have landed AnswerLostError, which is one.
+    Raises StoreUnreachableError if the patience is over; of a write that may have landed AnswerLostError.
     """
 
     server: str
     lost: tuple[type[Exception], ...]
     timeout: float = 5.0
     patience: float = 30.0
+    attempts: int | None = None
     now: Callable[[], float] = time.monotonic
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
     public: Callable[[str], str] = public_url
@@ -257,7 +268,7 @@ class Retrying:
                 ):  # else what was left of the patience: the failure before says more
                     failure = error
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (number - 1)))  # noqa: S311 - no secret
-            if self.now() + pause >= until:
+            if self.now() + pause >= until or number == self.attempts:
                 raise self._given_up(number, sent, failure) from failure
             await self.pause(pause)
 
@@ -302,7 +313,7 @@ class Retrying:
             # whatever the driver makes of a closed socket, or of the cancellation
             if task.cancelling() - 1 > before:  # the caller was cancelled, too
                 raise asyncio.CancelledError from error
-            raise _OutOfTimeError(seconds) from error
+            raise _OutOfTimeError(this.awaits, seconds) from error
         finally:
             timer.cancel()
             if this.is_over:
@@ -318,15 +329,16 @@ class Retrying:
                 f"{self.server}: a write was sent, and its answer did not come within {self.patience:g} s ({times}; the last "
                 f"one: {last}); whether it has landed is not known: read what it wrote before you do it again"
             )
-        return StoreError(
-            f"{self.server} can't be reached, and could not for {self.patience:g} s ({times}; the last one: {last}); "
+        tried = f", and could not for {self.patience:g} s" if self.attempts is None else ""
+        return StoreUnreachableError(
+            f"{self.server} can't be reached{tried} ({times}; the last one: {last}); "
             "check that it runs, its address and its load, or wait longer (patience=…)"
         )
 
 
 class _OutOfTimeError(Exception):
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"no answer within {seconds:.3g} s")
+    def __init__(self, awaited: str, seconds: float) -> None:
+        super().__init__(f"no {awaited} within {seconds:.3g} s")
 
 
 def _expire(attempt: Attempt, task: asyncio.Task[Any]) -> None:

@@ -42,8 +42,9 @@ from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, relea
 from pocket_plug.primitives.locks import Lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, is_expected
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, is_expected
 
+from .sqlite_backup import Copied, copy_whole
 from .sqlite_files import Identity, Ownership, check_path, identity_of, is_at
 from .sqlite_statements import (
     APPLICATION_ID,
@@ -261,6 +262,26 @@ class SQLite(Backend):
         except BaseException:
             _abandon(connection)
             raise
+
+    async def probe(self, patience: float) -> ProbeResult:
+        """Look at the head of the file, without a lock and without its log: so no file is made beside it."""
+        if not self._absolute.exists():
+            folder = next(each for each in self._absolute.parents if each.exists())
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise StoreError(f"{self.path}: there is no such file, and none can be made: {folder} can't be written")
+            return ProbeResult("SQLite file, not made yet", is_new=True, durability=self.durability)
+        for needed in (self._absolute, self._absolute.resolve().parent):  # SQLite puts its log beside the file
+            if not os.access(needed, os.W_OK):
+                raise StoreError(f"{self.path}: {needed} can't be written; check its permissions")
+        try:
+            connection = sqlite3.connect(f"{self._absolute.as_uri()}?mode=ro&immutable=1", uri=True)
+            try:
+                is_new = self._is_new(connection)
+            finally:
+                connection.close()
+        except _REFUSALS as error:
+            raise self._explained(error) from error
+        return ProbeResult(f"SQLite {sqlite3.sqlite_version}", is_new=is_new, durability=self.durability)
 
     async def own(self) -> None:
         """Lock an empty file beside this one, `state.db-owner`. The lock ends with the process; forked children don't have it."""
@@ -536,6 +557,23 @@ class SQLite(Backend):
         request = _Compaction(size)
         await self._done(request)
         return request.freed
+
+    def backup(self, file: str | os.PathLike[str], copied: Copied = lambda done, total: None) -> int:
+        """Copy all entries, as they are at one moment, into a new SQLite file; gives its bytes.
+
+        Others read and write meanwhile, here and in other processes; the log beside the file grows until it is done. The new
+        file is whole, or not there. It takes its time: in a program with an event loop call it by `asyncio.to_thread`. `copied`
+        is called now and then with the pages copied since, and with how many there are. Raises StoreError for a file
+        that exists, and where it can't be written.
+        """
+        path = Path(file).absolute()
+        connection = self._connected()
+        try:
+            return copy_whole(connection, path, copied)
+        except (*_REFUSALS, OSError) as error:
+            raise StoreError(f"{self.path}: no backup was made in {path} ({type(error).__name__}: {error})") from error
+        finally:
+            _abandon(connection)
 
     async def _done(self, request: _Request) -> int:
         if (self.durability == "process" or may_block()) and self._done_in_place(request):

@@ -1,7 +1,7 @@
 """The command line, `pocket-plug`: what it prints goes to stdout, what it has to say to stderr.
 
 Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or configuration,
-3 a run waits for an answer, 130 interrupted.
+3 a run waits for an answer, 4 a store's server can't be reached, 130 interrupted.
 
 A command's module is imported when the command runs, so that the help is there at once: here stand only its name and the
 line that the help shows.
@@ -19,14 +19,17 @@ from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, is_fault
+from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, StoreUnreachableError, is_fault
 from pocket_plug.primitives.default_pocket import searching_config
 from pocket_plug.primitives.terminal import escaped
 
 from .output import echo
 
 COMMANDS = {
-    "graph": ("run", "Draw a graph as a Mermaid flow chart."),
+    "config": ("config", "Check a configuration file, and print its JSON Schema."),
+    "doctor": ("doctor", "Look whether all is well: versions, configuration, plugins, stores, telemetry."),
+    "graph": ("run", "Draw a graph as a Mermaid flow chart, or as an SVG."),
+    "new": ("new", "Make a plugin distribution to begin with."),
     "plugins": ("show", "List the plugins that were found, used or not, and why."),
     "run": ("run", "Run an application or a graph."),
     "runs": ("runs", "Look at durable runs, go on with them, answer, cancel, retry and remove them."),
@@ -57,6 +60,18 @@ class Waiting(Failure):
     exit_code = 3
 
 
+class Unreachable(Failure):
+    """The server of a store can't be reached: it may go well at another time."""
+
+    exit_code = 4
+
+
+def _kind_of(error: PocketError) -> type[Failure]:
+    if isinstance(error, StoreUnreachableError):
+        return Unreachable
+    return Misconfigured if isinstance(error, ConfigError) else Failure
+
+
 class Commands(click.Group):
     """Our commands, then those of plugins, which are asked for theirs only where a name is none of ours."""
 
@@ -85,9 +100,8 @@ class Commands(click.Group):
         except PocketError as error:
             if ctx.params["debug"]:
                 echo("".join(traceback.format_exception(error)), err=True)
-            kind = Misconfigured if isinstance(error, ConfigError) else Failure
             notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-            raise kind(f"{type(error).__name__}: {error}{notes}") from error
+            raise _kind_of(error)(f"{type(error).__name__}: {error}{notes}") from error
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except BaseException as error:

@@ -63,6 +63,15 @@ class Target:
             raise click.UsageError(f"{self}: there is no file {path}; give the path of a store that exists")
         return stack, backend
 
+    @property
+    def is_on_server(self) -> bool:
+        """Is it reached over a network? Then an error of the store may be one of getting there, and no damage."""
+        return _lasting(self._store().stack).address is not None
+
+    def evicts(self) -> bool:
+        """Does the stack remove entries by itself? Then lists lack items, and nothing is wrong with that."""
+        return self._found(may_be_new=False)[0].evicts
+
     def refuse_another(self, title: str, stack: Stack, default: Stack) -> None:
         """Raise UsageError where a graph has a store of its own, and so not the one that is named."""
         if (self.url or self.name) is not None and not is_one_place(stack, default):
@@ -78,6 +87,10 @@ class Target:
         pocket = default_pocket()
         table = StoreTable("--url", self.url) if self.url is not None else pocket.config.stores[self.name or ""]
         pocket.config = replace(pocket.config, store=table)
+
+    def backend(self) -> Backend:
+        """Where its entries last, not opened."""
+        return self._found(may_be_new=False)[1]
 
     @asynccontextmanager
     async def opened(self, *, may_be_new: bool = False) -> AsyncGenerator[Stack]:

@@ -1,5 +1,7 @@
 """Entries as JSON Lines, exactly: what `pocket-plug store` exports and imports, an entry a line.
 
+An append-only list is a line, of the type `pocket:list`, and the lines of its items follow.
+
 A line has a `key`, and its `value` where JSON holds that exactly, else the `type` that it is of and the codec's `record`
 of it in base64. `expires_at`, in epoch seconds, stands where the entry has a deadline.
 """
@@ -16,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from pocket_plug.codec import Opaque, default_codec, inspect_record
 from pocket_plug.errors import CodecError, CorruptRecordError, KeyNameError
+from pocket_plug.primitives.lists import place_of
 from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.keys import RESERVED, check_name
 
@@ -88,8 +91,9 @@ def why_no_json(error: Exception) -> str:
 
 
 def _put(line: Line, reserved: bool) -> Put:
-    if not line.key.startswith(RESERVED):
-        check_name(line.key)
+    item = place_of(line.key)
+    if item is not None or not line.key.startswith(RESERVED):
+        check_name(line.key if item is None else item.owner)
     elif not reserved:
         raise KeyNameError(
             f"{line.key!r:.80} is an entry of pocket_plug's own, such as those of durable runs; take them with --all"

@@ -77,6 +77,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def how_many_are_wrong(number: int) -> str:
+    """The last line of a check.
+
+    >>> how_many_are_wrong(0), how_many_are_wrong(1), how_many_are_wrong(2)
+    ('nothing is wrong', '1 thing is wrong', '2 things are wrong')
+    """
+    return {0: "nothing is wrong", 1: "1 thing is wrong"}.get(number, f"{number} things are wrong")
+
+
 @contextmanager
 def progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
     """A progress bar on a terminal. Call what it yields with the number of things that were done since."""

@@ -139,9 +139,10 @@ def print_result(result: object, as_json: bool) -> None:
 
 @click.command
 @click.argument("target")
+@click.option("--svg", "as_svg", is_flag=True, help="As a picture, for a file: an SVG that needs nothing else.")
 @as_json
-def graph(target: str, as_json: bool) -> None:
-    """Draw a graph as a Mermaid flow chart.
+def graph(target: str, as_svg: bool, as_json: bool) -> None:
+    """Draw a graph as a Mermaid flow chart, or as an SVG.
 
     What is wrong with it is said as well. TARGET is a Python file or a folder that defines `graph`; TARGET:name takes
     another name.
@@ -149,9 +150,11 @@ def graph(target: str, as_json: bool) -> None:
     title, found = load(target, ("graph",))
     if not is_graph(found):
         raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph; name another one: FILE:name")
-    chart = found.mermaid()
     if as_json:
-        echo_json({"name": found.name, "mermaid": chart}, is_compact=True)
+        charts = {"svg": found.svg()} if as_svg else {"mermaid": found.mermaid()}
+        echo_json({"name": found.name, **charts}, is_compact=True)
+    elif as_svg:
+        echo_value(found.svg(), nl=False)
     else:
-        echo(chart)
+        echo(found.mermaid())
     found.validate()

@@ -10,6 +10,7 @@ import click
 from pocket_plug.errors import PocketError
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.config import StoreTable, layer_name
+from pocket_plug.plugins.discovery import Library, find_libraries
 from pocket_plug.plugins.pocket import Pocket, default_pocket
 from pocket_plug.primitives.redaction import public_url, shown
 
@@ -19,12 +20,15 @@ from .output import as_json, echo, echo_json, print_table
 @click.command
 @as_json
 def plugins(as_json: bool) -> None:
-    """List the plugins that were found, used or not, and why."""
-    records = _some_pocket().plugins
+    """List the plugins that were found, used or not, and why.
+
+    What is installed and uses pocket_plug without being a plugin is listed as a library.
+    """
+    records, libraries = _some_pocket().plugins, find_libraries()
     if as_json:
-        echo_json([_plugin(record) for record in records])
+        echo_json([*map(_plugin, records), *map(_library, libraries)])
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             record.name,
             record.status,
@@ -34,7 +38,17 @@ def plugins(as_json: bool) -> None:
         )
         for record in records
     ]
+    rows += [(each.distribution, "library", f"{each.distribution} {each.version}", "", NO_PLUGIN) for each in libraries]
     print_table(("name", "status", "from", "hooks", "reason"), rows)
+
+
+NO_PLUGIN = "it has no entry point: programs import it"
+
+
+def _library(library: Library) -> dict[str, object]:
+    name, version = library
+    about: dict[str, object] = {"name": name, "distribution": name, "version": version, "origin": "library"}
+    return {**about, "hooks": [], "status": "library", "reason": NO_PLUGIN}
 
 
 def _some_pocket() -> Pocket:

@@ -14,10 +14,13 @@ import msgspec
 from pocket_plug.codec import UNBOUND, Sealed, default_codec, upgraded
 from pocket_plug.errors import CodecError, MissingKeyError, StoreError
 from pocket_plug.primitives.durations import seconds
+from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.lists import item_pages, lists_at
 
+from .backup import backup
 from .entries import (
     BATCH,
     Target,
@@ -35,6 +38,7 @@ from .entries import (
     writable_name,
 )
 from .jsonlines import is_json, line_of, type_in, why_no_json
+from .listed import faults_of, is_list, remove_items
 from .output import as_json, echo, echo_json, echo_value, print_table, progress
 from .transfer import export, import_
 
@@ -52,6 +56,7 @@ def store(context: click.Context, url: str | None, name: str | None) -> None:
     context.with_resource(sealing())
 
 
+store.add_command(backup)
 store.add_command(export)
 store.add_command(import_)
 
@@ -79,7 +84,7 @@ def ls(target: Target, prefix: str, is_long: bool, show_all: bool, as_json: bool
                 echo_json(found)
                 return
             now = stack.clock()
-            rows = [(each.key, each.type, str(each.bytes or ""), _left(each.expires_at, now)) for each in found]
+            rows = [(each.key, _kind(each), str(each.bytes or ""), _left(each.expires_at, now)) for each in found]
             print_table(("key", "type", "bytes", "ttl"), rows)
 
     asyncio.run(listed())
@@ -93,13 +98,23 @@ class _Listed(msgspec.Struct):
     bytes: int | None = None
     version: int | None = None
     expires_at: float | None = None
+    length: int | msgspec.UnsetType = msgspec.UNSET
+    """Of an append-only list."""
 
 
 def _facts(key: str, entry: Entry | CodecError) -> _Listed:
     if isinstance(entry, CodecError):
         return _Listed(key, "damaged")
     record = default_codec.encode(entry.value)
-    return _Listed(key, type_in(record), len(record), entry.version, entry.expires_at)
+    length = entry.value.length if is_list(entry) else msgspec.UNSET
+    return _Listed(key, type_in(record), len(record), entry.version, entry.expires_at, length)
+
+
+def _kind(listed: _Listed) -> str:
+    """The type; of an append-only list its length besides."""
+    if listed.length is msgspec.UNSET:
+        return listed.type
+    return f"{listed.type} of {listed.length:,}"
 
 
 def _left(expires_at: float | None, now: float) -> str:
@@ -117,14 +132,19 @@ def _left(expires_at: float | None, now: float) -> str:
 def get(target: Target, key: str, as_json: bool) -> None:
     """Print the value at KEY.
 
-    Text as it is, what JSON holds exactly as JSON, anything else as Python would write it.
+    Text as it is, what JSON holds exactly as JSON, anything else as Python would write it. Of an append-only list each item, the
+    oldest one first; with --json its length.
     """
 
     async def found() -> Entry:
         async with target.opened() as stack:
             entry = await stack.read(key)
-        if entry is None:
-            raise MissingKeyError(f"nothing at {key!r} in {target}; `pocket-plug store ls` lists the keys")
+            if entry is None:
+                raise MissingKeyError(f"nothing at {key!r} in {target}; `pocket-plug store ls` lists the keys")
+            if is_list(entry) and not as_json:
+                async for page in item_pages(stack, key, key):
+                    for item in page:
+                        _show(item)
         return entry
 
     entry = asyncio.run(found())
@@ -136,8 +156,16 @@ def get(target: Target, key: str, as_json: bool) -> None:
         )
     if as_json:
         facts = msgspec.to_builtins(line_of(key, entry)) | {"version": entry.version, "expires_at": entry.expires_at}
-        echo_json(facts if is_json(value) else facts | {"text": text_of(value)})
-    elif is_json(value) and not isinstance(value, str):
+        if is_list(entry):
+            echo_json(facts | {"length": entry.value.length})
+        else:
+            echo_json(facts if is_json(value) else facts | {"text": text_of(value)})
+    elif not is_list(entry):
+        _show(value)
+
+
+def _show(value: object) -> None:
+    if is_json(value) and not isinstance(value, str):
         echo_json(value)
     else:
         echo_value(value if isinstance(value, str) else text_of(value))
@@ -189,7 +217,9 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
             with progress("removing", len(there)) as advance:
                 for start in range(0, len(there), BATCH):
                     batch = there[start : start + BATCH]
+                    heads = await lists_at(stack, batch)
                     await stack.write([Delete(key) for key in batch])
+                    await remove_items(stack, heads)
                     advance(len(batch))
             return there
 
@@ -259,6 +289,8 @@ class _Checked(msgspec.Struct):
     unbound: int = 0
     damaged: list[_Damaged] = []
     faults: list[str] = []
+    leftovers: int = 0
+    """Items of append-only lists that are gone."""
 
 
 @store.command
@@ -267,13 +299,14 @@ class _Checked(msgspec.Struct):
 def check(target: Target, as_json: bool) -> int:
     """Look for damage: in every record, and in how the backend keeps them.
 
-    Keys whose records can't be read are listed, and what the backend finds wrong with itself. The exit code is 1 where there is
-    anything of it.
+    Keys whose records can't be read are listed, append-only lists that lack items, and what the backend finds wrong with
+    itself. The exit code is 1 where there is anything of it.
     """
 
     async def checked() -> _Checked:
         found = _Checked()
         seen: list[str] = []
+        heads: dict[str, ListHead] = {}
         upgraded.set(seen)
         try:
             async with target.opened_backend() as backend:
@@ -283,15 +316,21 @@ def check(target: Target, as_json: bool) -> int:
                     for name in names:
                         seen.clear()
                         try:
-                            await backend.read(name)
+                            entry = await backend.read(name)
+                            if entry is not None and is_list(entry):
+                                heads[name] = entry.value
                         except (CodecError, StoreError) as error:
-                            if isinstance(error, StoreError) and backend.address is not None:
+                            if isinstance(error, StoreError) and target.is_on_server:
                                 raise  # a server that has gone is no damage of this entry, nor of all others
                             found.damaged.append(_Damaged(name, str(error)))
                         found.entries += 1
                         found.unbound += UNBOUND in seen
                         advance(1)
+                faults, found.leftovers = await faults_of(backend, heads, names)
+                found.faults += [] if target.evicts() else faults
         except StoreError as error:  # no more can be found out
+            if target.is_on_server:
+                raise
             found.faults.append(str(error))
         return found
 
@@ -304,6 +343,8 @@ def check(target: Target, as_json: bool) -> int:
         for fault in found.faults:
             echo(f"fault: {fault}")
         unbound = f", {found.unbound:,} of an older version, not bound to their keys" if found.unbound else ""
+        if found.leftovers:
+            echo(f"{count(found.leftovers)} of lists that are gone: later appends remove them", err=True)
         echo(
             f"checked {count(found.entries)}: {len(found.damaged):,} damaged, {len(found.faults):,} faults{unbound}",
             err=True,

@@ -1,12 +1,14 @@
-"""`trace`: what was traced into a file is listed, drawn, opened in the browser, watched and sent elsewhere."""
+"""`trace`: what was traced into a file is listed, summed up, drawn, opened in the browser, watched, removed and sent on."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import webbrowser
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -14,14 +16,16 @@ from urllib.parse import quote
 import click
 
 from pocket_plug.errors import ConfigError, UnknownRunError, suggest
+from pocket_plug.primitives.durations import seconds as seconds_of
 from pocket_plug.primitives.files import make_folder, private
 
 from .output import as_json, echo, echo_json, echo_value, print_table, progress
 from .trees import follow, local_time, plural, print_tree
 
 if TYPE_CHECKING:
+    from pocket_plug.telemetry.index import TraceIndex
     from pocket_plug.telemetry.live import OpenSpan
-    from pocket_plug.telemetry.recorded import Trace, TraceFile
+    from pocket_plug.telemetry.recorded import Trace
     from pocket_plug.telemetry.summary import RunSummary
 
 in_file = click.option(
@@ -47,21 +51,83 @@ def _default() -> Path:
     return DEFAULT_FILE
 
 
+FINE = ("success", "suspended", "running")
+"""Outcomes of runs that haven't failed."""
+
+LARGE = 5_000_000
+"""Of a file of more bytes a terminal is shown how far it is read."""
+
+LIMIT = 100
+"""So many runs are listed unless it is said otherwise."""
+
+
+def _duration(text: str) -> float:
+    """Seconds, of text such as "90s" or "2h"."""
+    try:
+        return seconds_of(text, "it")
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+of_graph = click.option("--graph", metavar="NAME", help="Only runs of this graph.")
+since_then = click.option("--since", type=_duration, metavar="TIME", help="Only what began not longer ago: 2h, 7d.")
+
+
 # ---------------------------------------------------------------- ls
 @trace.command
 @in_file
-@click.option("--graph", metavar="NAME", help="Only runs of this graph.")
+@of_graph
 @click.option("--failed", is_flag=True, help="Only runs that did not end well.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Not more than the N newest.")
+@click.option("--error", metavar="TYPE", help="Only with an error of this type somewhere in it: TimeoutError.")
+@since_then
+@click.option("--min", "least", type=_duration, metavar="TIME", help="Only what took as long or longer: 500ms.")
+@click.option("--attr", metavar="KEY=VALUE", help="Only where a span, or its resource, has this attribute.")
+@click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="The N newest.")
 @as_json
-def ls(file: Path | None, graph: str | None, failed: bool, limit: int | None, as_json: bool) -> None:
+def ls(
+    file: Path | None,
+    graph: str | None,
+    failed: bool,
+    error: str | None,
+    since: float | None,
+    least: float | None,
+    attr: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     """List the runs, the newest at the top; one that was resumed once for each execution.
 
     A run is "running" while its process says so, and "unfinished" if it neither ended nor goes on.
     """
-    runs, _ = _runs(file or _default())
-    fine = ("success", "suspended", "running")
-    runs = [run for run in runs if graph in (None, run.graph) and not (failed and run.outcome in fine)][:limit]
+    name, equals, value = (attr or "").partition("=")
+    if attr is not None and not (name and equals):
+        raise click.UsageError(f"--attr is KEY=VALUE, such as --attr customer=17, and not {attr!r}")
+    begin, shortest = _moment(since), (least or 0) * 1e9
+    with _index(file) as index:
+        chosen = None if error is None else index.with_error(error)
+        if attr is not None:
+            having = index.with_attribute(name, value)
+            chosen = having if chosen is None else chosen & having
+        found = [
+            *islice(
+                (
+                    run
+                    for run in index.runs()
+                    if graph in (None, run.graph)
+                    and not (failed and run.outcome in FINE)
+                    and run.start >= begin
+                    and run.duration >= shortest
+                    and (chosen is None or run.trace_id in chosen)
+                ),
+                limit + 1,
+            )
+        ]
+    _print_runs(found[:limit], as_json)
+    if len(found) > limit:
+        echo(f"there are more; --limit {limit * 10} shows more of them", err=True)
+
+
+def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
     if as_json:
         echo_json(runs)
         return
@@ -83,16 +149,25 @@ def ls(file: Path | None, graph: str | None, failed: bool, limit: int | None, as
     print_table(("run", "graph", "outcome", "started", "took", "spans", "errors", "retries"), rows)
 
 
-def _runs(path: Path) -> tuple[list[RunSummary], TraceFile]:
-    """What there is; says what could not be read."""
-    from pocket_plug.telemetry.recorded import TraceFile
-    from pocket_plug.telemetry.summary import runs_in
+def _moment(since: float | None) -> float:
+    """So many seconds ago, in nanoseconds since the epoch."""
+    return 0 if since is None else (time.time() - since) * 1e9
 
-    file = TraceFile(path)
+
+@contextmanager
+def _index(file: Path | None) -> Generator[TraceIndex]:
+    """What is known of the traces in a file; says what could not be read."""
+    from pocket_plug.telemetry.index import TraceIndex
+
+    path = file or _default()
     with _readable(path):
-        runs = runs_in(file)
-    _say_unreadable(file)
-    return runs, file
+        size = path.stat().st_size if path.exists() else 0
+        with progress("reading", size if size > LARGE else 0) as advance:
+            index = TraceIndex(path, advance=advance)
+    with index:
+        if index.unreadable:
+            _say_unreadable(path, index.unreadable)
+        yield index
 
 
 @contextmanager
@@ -106,16 +181,85 @@ def _readable(path: Path) -> Generator[None]:
         raise ConfigError(f"{path} can't be read: {error.strerror}. --file names another one") from error
 
 
-def _say_unreadable(file: TraceFile) -> None:
-    if file.unreadable:
-        lines = plural(file.unreadable, "line")
-        echo(f"{file.path}: {lines} could not be read, for being no OTLP/JSON or cut off", err=True)
+def _say_unreadable(path: Path, lines: int) -> None:
+    echo(f"{path}: {plural(lines, 'line')} could not be read, for being no OTLP/JSON or cut off", err=True)
 
 
 def _outcome(run: RunSummary) -> str:
     if run.error is None or run.outcome == "suspended":
         return run.outcome
     return f"✗ {run.outcome}: {run.error.rpartition('.')[2]}"
+
+
+# ---------------------------------------------------------------- stats
+@trace.command
+@in_file
+@of_graph
+@since_then
+@as_json
+def stats(file: Path | None, graph: str | None, since: float | None, as_json: bool) -> None:
+    """How long graphs and nodes took, and how often they failed: a line for each, over all runs.
+
+    Below each graph are its nodes, that which took longest in all first. What hasn't ended isn't counted.
+    """
+    with _index(file) as index:
+        found = index.stats(graph=graph, since=int(_moment(since)))
+    if as_json:
+        echo_json(found)
+        return
+    from pocket_plug.telemetry.drawing import seconds
+
+    rows = [
+        (
+            each.graph if each.node is None else f"  {each.node}",
+            f"{each.count:,}",
+            f"{each.errors:,}",
+            f"{each.retries:,}",
+            *map(seconds, (each.p50, each.p95, each.max, each.total)),
+        )
+        for each in found
+    ]
+    print_table(("graph, node", "count", "errors", "retries", "p50", "p95", "max", "in all"), rows)
+
+
+# ---------------------------------------------------------------- rm
+@trace.command
+@click.argument("names", nargs=-1, metavar="[RUN]...")
+@in_file
+@click.option("--older", type=_duration, metavar="TIME", help="Whatever ended longer ago: 30d.")
+@click.option("--all", "everything", is_flag=True, help="Everything that doesn't go on.")
+def rm(names: tuple[str, ...], file: Path | None, older: float | None, everything: bool) -> int:
+    """Remove traces from the file: of each RUN, named as for `show`, or what is older.
+
+    Whole traces are removed, and nothing of one that goes on. A RUN that isn't there is said, and the exit code is 1.
+    """
+    if sum((bool(names), older is not None, everything)) != 1:
+        raise click.UsageError("say what to remove: RUNs, or --older TIME, or --all")
+    path = file or _default()
+    missing: list[str] = []
+    with _index(file) as index:
+        traces = index.ended_before(_moment(older) if older is not None else math.inf if everything else 0)
+        runs = [*index.runs()]
+        for name in names:
+            try:
+                traces |= _ids(index, name, path)
+            except UnknownRunError as error:
+                missing.append(str(error))
+        alive = {each.span.trace_id for each in index.going_on(traces) if each.alive}
+        if alive and names:
+            raise click.UsageError(f"{', '.join(names)}: it goes on; a trace can be removed once it has ended")
+        traces -= alive
+    from pocket_plug.telemetry.live import remove_left
+    from pocket_plug.telemetry.retention import without
+
+    with _readable(path):
+        removed = without(path, traces) if traces else 0
+    remove_left(path, traces)
+    gone = len({run.run_id for run in runs if run.trace_id in traces})
+    echo(f"removed {plural(gone, 'run')}, {plural(removed, 'span')}", err=True)
+    for each in missing:
+        echo(each, err=True)
+    return int(bool(missing))
 
 
 # ---------------------------------------------------------------- show
@@ -157,24 +301,22 @@ def show(run: str | None, file: Path | None, html: str | None, opens: bool, watc
 
 def _found(path: Path, wanted: str | None) -> tuple[list[Trace], list[OpenSpan]]:
     """All traces of the run that is meant, in the order in which they began, and what of them goes on."""
-    from pocket_plug.telemetry.live import open_spans
-    from pocket_plug.telemetry.recorded import TraceFile, traces_of
+    from pocket_plug.telemetry.recorded import traces_of
 
-    runs, _ = _runs(path)
-    ids = _ids(runs, wanted, path)
-    going_on = [each for each in open_spans(path) if each.span.trace_id in ids]
-    spans = [each.span for each in going_on]
-    if path.exists():
-        spans += TraceFile(path).spans(ids)
+    with _index(path) as index:
+        ids = _ids(index, wanted, path)
+        spans = [*index.spans(ids)]
+        going_on = index.going_on(ids)
     if not spans:
         raise UnknownRunError(f"there is no trace {wanted} in {path}. `pocket-plug trace ls` lists the runs")
     return traces_of(spans)[::-1], going_on
 
 
-def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]:
+def _ids(index: TraceIndex, wanted: str | None, path: Path) -> set[str]:
+    runs = [*index.runs()]
     if wanted is None:
         if not runs:
-            return {_newest(path)}
+            return {_newest(index, path)}
         wanted = runs[0].run_id
     names = dict.fromkeys(run.run_id for run in runs)
     begun = [name for name in names if name.startswith(wanted)]
@@ -197,14 +339,12 @@ def _ids(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> set[str]
     return {run.trace_id for run in runs if run.run_id == run_id}
 
 
-def _newest(path: Path) -> str:
+def _newest(index: TraceIndex, path: Path) -> str:
     """The id of the trace that began last, in a file without runs."""
-    from pocket_plug.telemetry.recorded import TraceFile
-
-    newest = max(TraceFile(path).spans(), key=lambda span: span.start, default=None)
+    newest = index.newest()
     if newest is None:
         raise UnknownRunError(f"there are no traces in {path}; `pocket-plug run --trace` and observe() write some")
-    return newest.trace_id
+    return newest
 
 
 def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
@@ -269,7 +409,8 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
     source = TraceFile(file)
     with _readable(file), progress("sending", file.stat().st_size) as advance:
         sent = sending.send(source, url, given, advance)
-    _say_unreadable(source)
+    if source.unreadable:
+        _say_unreadable(source.path, source.unreadable)
     echo(f"sent {plural(sent.taken, 'span')} to {sending.shown(target)}", err=True)
     for reason, spans in sent.reasons.items():
         echo(f"not taken: {plural(spans, 'span')}, {reason}", err=True)

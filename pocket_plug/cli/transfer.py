@@ -14,11 +14,14 @@ import click
 import msgspec
 
 from pocket_plug.errors import CodecError, PocketError
+from pocket_plug.primitives.lists import place_of
+from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.terminal import escaped_json
 from pocket_plug.store.backend import Backend, Put
 
 from .entries import BATCH, Target, count, found_entries, names_of, readable_name
 from .jsonlines import entries_of, line_of
+from .listed import with_items, without_items
 from .output import echo, progress
 
 
@@ -29,7 +32,7 @@ from .output import echo, progress
 def export(target: Target, prefix: str, show_all: bool) -> int:
     """Print the entries whose keys begin with PREFIX as JSON Lines.
 
-    What can't be read is said and left out, and the exit code is 1.
+    An append-only list is an entry, and each of its items one more behind it. What can't be read is said and left out, and the exit code is 1.
     """
     out, on_terminal, encode = sys.stdout.buffer, sys.stdout.isatty(), msgspec.json.Encoder().encode
 
@@ -37,9 +40,9 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
         number = damaged = 0
         async with target.opened() as stack:
             before = await stack.version()
-            names = await names_of(stack, prefix, show_all)
+            names = without_items(await names_of(stack, prefix, show_all))
             with progress("exporting", 0 if on_terminal else len(names)) as advance:
-                async for name, entry in found_entries(stack, names):
+                async for name, entry in with_items(stack, found_entries(stack, names)):
                     if isinstance(entry, CodecError):
                         damaged += 1
                         echo(f"left out: {entry}", err=True)
@@ -47,7 +50,7 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
                         number += 1
                         line = encode(line_of(name, entry))
                         out.write((escaped_json(line.decode()).encode() if on_terminal else line) + b"\n")
-                    advance(1)
+                    advance(not name.startswith(ITEMS))
             out.flush()
             if await stack.version() != before:
                 echo("the store was written to meanwhile: this is not as it was at one moment", err=True)
@@ -77,11 +80,13 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
             async with target.opened(may_be_new=True) as stack:
                 now = stack.clock()
                 puts: list[Put] = []
+                gone: set[str] = set()
                 with progress("importing", total) as advance:
                     for put in entries_of(lines, file.name, reserved=take_all):
                         if put.expires_at is not None and put.expires_at <= now:
                             expired += 1
-                        else:
+                            gone.add(put.key)
+                        elif (item := place_of(put.key)) is None or item.owner not in gone:
                             puts.append(put)
                         if len(puts) == BATCH and not atomic:
                             done += await _stored(stack, puts, done, total)

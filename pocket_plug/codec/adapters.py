@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from pocket_plug.errors import CodecError
+from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Hint, Value
 
@@ -127,6 +128,7 @@ def _as_it_is(value: Value) -> Value:
 
 _STANDARD: dict[type, TypeAdapter] = {
     range: TypeAdapter(lambda value: (value.start, value.stop, value.step), _range_of, copy=_as_it_is),
+    ListHead: TypeAdapter(tuple, lambda state: _named_of(ListHead, state), copy=_as_it_is, tag="pocket:list"),
     **{cls: _path_adapter(cls) for cls in (PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)},
 }
 KNOWN = (*_STANDARD,)

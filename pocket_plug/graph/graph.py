@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.durations import Duration, seconds
@@ -20,9 +21,9 @@ from .context import in_own_context
 from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
-from .node import Node
+from .node import AnyNode, Node
 from .options import GraphOptions, Options, ResumeOptions, check_count
-from .plan import Plan
+from .plan import Plan, validation
 from .step import make_step
 from .upgrades import Upgrade, check_upgrade
 from .visit import step_of
@@ -111,7 +112,6 @@ class Graph(Node[I, O]):
         self.plan = Plan(self._chains, self.name, step_of, needs_loop)
         self._placed: tuple[Stack, str] | None = None
         self._validated: Options | None = None
-        self._is_sync = self.plan.is_sync
 
     @property
     def name(self) -> str:
@@ -234,7 +234,7 @@ class Graph(Node[I, O]):
         """
         request = _request(run_id, MISSING, allow_changed, takeover)
         execution = self._execution(input, pocket, request, store, traceparent, loop=False, threads=False)
-        output: O = execution.go_in_place(input, self._is_sync)
+        output: O = execution.go_in_place(input, self.plan.is_sync)
         return output
 
     @overload
@@ -261,7 +261,7 @@ class Graph(Node[I, O]):
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=False, threads=False)
-        output: O = execution.go_in_place(MISSING, self._is_sync)
+        output: O = execution.go_in_place(MISSING, self.plan.is_sync)
         return output
 
     async def submit(
@@ -381,13 +381,51 @@ class Graph(Node[I, O]):
         `pocket` is the one that knows the executors of its nodes; without one the process's default is asked.
         """
         check(self, (pocket or default_host()) if self.plan.is_elsewhere else None)
-        self._validated = self._options
+        self._validated = self._options if validation.is_kept else None
+
+    def replace(self, /, **nodes: AnyNode) -> Self:
+        """A copy of this graph with other nodes in the place of those of these names; this one stays as it is.
+
+        For tests, mostly: a fake takes the name, and so the edges, of what it stands for. The item's node of an `each` may be
+        replaced too; one of a nested graph is replaced in that: `shop.replace(payment=payment.replace(charge=fake))`.
+
+        Raises GraphError where there is no such node, or where a type doesn't fit: the new node must take what the old one takes,
+        and give what that gives.
+
+        >>> from pocket_plug import node
+        >>> @node
+        ... def charge(amount: int) -> str:
+        ...     raise ConnectionError("no network here")
+        >>> @node
+        ... def fake(amount: int) -> str:
+        ...     return f"receipt for {amount}"
+        >>> Graph(charge, name="shop").replace(charge=fake).run_sync(9)
+        'receipt for 9'
+        """
+        from .replacing import replaced
+
+        graph = copy.copy(self)
+        graph._chains, graph.plan = replaced(self._chains, self.plan, nodes)
+        graph._placed = graph._validated = None
+        return graph
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flow chart."""
         from .mermaid import flow_chart
 
         return flow_chart(self.plan)
+
+    def svg(self) -> str:
+        """The graph as a picture: the text of an SVG file, which needs nothing else and has a light and a dark ground."""
+        from .picture import picture
+
+        return picture(self.plan, alone=True)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the picture, in the colours of its theme."""
+        from .picture import picture
+
+        return picture(self.plan, alone=False)
 
 
 def _request(

@@ -23,7 +23,8 @@ class Plan:
 
     def __init__(self, chains: Iterable[AnyChain], name: str, step_of: Callable[[Any], Step], needs_loop: bool) -> None:
         self.name = name
-        self._needs_loop = needs_loop  # its store does
+        self.needs_loop = needs_loop
+        """Does its store?"""
         self.steps: dict[int, Step] = {}
         self._step_of = step_of
         self._conflicts: list[str] = []
@@ -56,10 +57,10 @@ class Plan:
                 f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to {target.name!r}"
             )
 
-    @property
+    @cached_property
     def is_sync(self) -> bool:
         """Can it run without an event loop?"""
-        return not self._needs_loop and all(step.is_sync for step in self.steps.values())
+        return not self.needs_loop and all(step.is_sync for step in self.steps.values())
 
     @cached_property
     def loops(self) -> bool:
@@ -147,6 +148,16 @@ class Plan:
         if step.perform is None and not step.phases and not fits(given, left):
             return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
         return []
+
+
+class Validation:
+    """When graphs are validated."""
+
+    is_kept = True
+    """Is once enough? The testing kit validates each run: a node may be patched between two."""
+
+
+validation = Validation()
 
 
 class PlannedGraph(Protocol):

@@ -67,7 +67,7 @@ class Step:
         self.reads, self.writes = options.reads, options.writes
         self.actions: dict[str, Step] = {}
         self.next: Step | None = None  # where "default" leads; None: the run ends
-        functions = {name: overridden(node, name) for name in (*PHASES, *HOOKS)}
+        self.functions = functions = {name: overridden(node, name) for name in (*PHASES, *HOOKS)}
         self.prep, self.exec, self.fallback = functions["prep"], functions["exec"], functions["fallback"]
         self.post = functions["post"]
         self.prep_async, self.exec_async, self.fallback_async, self.post_async = (
@@ -125,10 +125,20 @@ class Step:
 
     def faults(self, exits: Collection[str]) -> list[str]:
         """What is wrong with the node itself, in words. `exits` are actions that an outer graph takes care of."""
-        found = faults(self.node, self.name)
+        found = [*faults(self.node, self.name), *self._patched()]
         if self.executor is not None and self.exec is None:
             found.append(f"node {self.name!r} has an executor, but no exec that would run there")
         return found
+
+    def _patched(self) -> list[str]:
+        """Phases and hooks that were put in the place of those which the graph has found: it would never call them."""
+        return [
+            f"{self.title}.{name} was changed after the graph was made, which calls what it found by then; "
+            f"use graph.replace({self.name}=another node), or change it before"
+            for name, function in self.functions.items()
+            if (now := overridden(self.node, name)) != function
+            if now == overridden(self.node, name)  # else it is made anew each time, as a partialmethod is
+        ]
 
     @property
     def passed(self) -> Step:

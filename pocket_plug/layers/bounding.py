@@ -25,8 +25,8 @@ from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
-from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
 from pocket_plug.store.scanning import paged
@@ -55,7 +55,8 @@ class Bounding(Layer):
       sync writes then go through an event loop.
     - `durable=True`: yes, delete what the backend would have kept.
 
-    Records of pocket_plug itself are neither counted nor evicted. A write looks for expired entries before it evicts
+    Each item of an append-only list is an entry, so lists lose their oldest items first, as if they were trimmed. Records of
+    pocket_plug itself are neither counted nor evicted. A write looks for expired entries before it evicts
     a live one: always where there are no more than 64, else at most once in so many writes as a quarter of the
     entries. What a backend other than Memory has itself let expire is gone without a call.
 
@@ -81,6 +82,7 @@ class Bounding(Layer):
 
     def on_build(self) -> None:
         self._refuse_nonsense()
+        self.evicts = True
         self.failures = 0
         """How often `on_evict` raised, and how often an eviction failed."""
         self._awaits = _is_async(self.on_evict)
@@ -348,9 +350,6 @@ class _Kept(Entry):
         return mine == its
 
 
-_BEYOND_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
-"""What starts with RESERVED sorts before: half the price of `startswith`."""
-
 _new: Callable[[type[_Kept]], Any] = object.__new__  # half the price of the class's call, which goes through __init__
 
 
@@ -429,7 +428,7 @@ class _Bounded(EntryTable):
                 if expect:
                     self.check(expect, now)
                 version = self.version = self.version + 1
-                if now >= self.earliest or self.buried or self._exempt or RESERVED <= key < _BEYOND_RESERVED:
+                if now >= self.earliest or self.buried or self._exempt or OWN <= key < PAST_OWN:
                     self.apply(changes, version, now)
                     dropped, self.dropped = self.dropped, []
                     self.count(dropped)
@@ -513,7 +512,7 @@ class _Bounded(EntryTable):
 
     def _record_of(self, put: Put, old: Any, version: int, now: float) -> _Kept:
         """What is kept of a put, and until when: `old` is the record that it overwrites."""
-        exempt = RESERVED <= put.key < _BEYOND_RESERVED
+        exempt = OWN <= put.key < PAST_OWN
         deadline = put.expires_at
         if self._ttl is not None and not exempt:
             former: float | None = None
@@ -538,7 +537,7 @@ class _Bounded(EntryTable):
         entries, weighs = self.entries, self._weighs
         grown = exempted = 0
         for key, record in new.items():
-            if RESERVED <= key < _BEYOND_RESERVED and key not in entries:
+            if OWN <= key < PAST_OWN and key not in entries:
                 exempted += 1
             if weighs:
                 grown += record.size - (entries[key].size if key in entries else 0)
@@ -562,7 +561,7 @@ class _Bounded(EntryTable):
     def take(self, key: str, reason: Reason | None = None) -> None:
         entries = self.entries
         record = entries[key]
-        exempt = key.startswith(RESERVED)
+        exempt = OWN <= key < PAST_OWN
         if self.sorted is not None:
             self.note(key)
         if exempt:
@@ -585,7 +584,7 @@ class _Bounded(EntryTable):
                 key: str = next(iter(self.entries))
             except RuntimeError:  # reordered by a read in another thread, just now
                 continue
-            if not key.startswith(RESERVED):
+            if not OWN <= key < PAST_OWN:
                 return key
             self.entries.move_to_end(key)
 

@@ -84,7 +84,7 @@ class Persistence(Layer):
 
             self.authority = durable = self.queue = WriteBehind(durable, self.max_pending or MAX_PENDING)
         self.survives, self.buffered, self.max_changes = durable.survives, durable.buffered, durable.max_changes
-        self.read_only = durable.read_only
+        self.read_only, self.evicts = durable.read_only, durable.evicts
         near = self.inner
         self.inline_write = near.inline_write and durable.inline_write
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill

@@ -10,12 +10,13 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import Any, TypeGuard, cast
 
-from pocket_plug.errors import ConfigError, is_fault, suggest
+from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.graph.retention import BY_DEFAULT, Retention
 from pocket_plug.primitives.default_pocket import searches_config
 from pocket_plug.primitives.failures import concealed
@@ -24,8 +25,8 @@ from pocket_plug.store.layer import Layer
 from pocket_plug.store.layer_options import fitted
 from pocket_plug.store.resolving import LayerSpec
 
-T = TypeVar("T")
-L = TypeVar("L", str, "str | Layer")
+from .tables import ABOUT, EXECUTOR, PLUGINS, RUNS, STORE, KeyPath, Problem, Table
+from .tables import alternatives as alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,14 @@ def default_config() -> Path | None:
 
     Raises ConfigError where the variable names no file.
     """
+    return named_config() or (find_config() if searches_config() else None)
+
+
+def named_config() -> Path | None:
+    """The file that `POCKET_PLUG_CONFIG` names; None where it names none. Raises ConfigError where there is no such file."""
     named = os.environ.get("POCKET_PLUG_CONFIG", "")
     if not named:
-        return find_config() if searches_config() else None
+        return None
     if not Path(named).is_file():
         raise ConfigError(f"POCKET_PLUG_CONFIG is {named!r}, and there is no such file")
     return Path(named)
@@ -98,82 +104,69 @@ def _config_in(folder: Path) -> Path | None:
 
 
 def load_config(path: str | Path) -> Config:
-    """Read and check a file. Raises ConfigError, naming the file and the path in it."""
-    path = Path(path)
-    content, name = _toml(path), ""
+    """Read and check a file. Raises ConfigError for what is wrong first, naming the file and the path in it."""
+    config, problems = read_config(Path(path))
+    if problems:
+        more = f" (and {len(problems) - 1} more: pocket-plug config check {path})" if problems[1:] else ""
+        raise ConfigError(f"{problems[0].message}{more}")
+    return config
+
+
+def read_config(path: Path) -> tuple[Config, list[Problem]]:
+    """What a file says, without what is wrong in it, and all of that. Raises ConfigError for what is no TOML."""
+    content: Any = _toml(path)
+    place: KeyPath = ()
     if path.name == "pyproject.toml":
-        content, name = content.get("tool", {}).get("pocket_plug"), "tool.pocket_plug"
+        content, place = content.get("tool", {}).get("pocket_plug"), ("tool", "pocket_plug")
         if content is None:
             raise ConfigError(f"{path} has no table [tool.pocket_plug]")
-    top = _Table(str(path), name, content)
-    top.allow("store", "stores", "plugins", "runs", "executors")
-    plugins = top.table("plugins")
-    return Config(
+    top = Table(str(path), place, content, [])
+    top.allow(ABOUT)
+    plugins, named = top.table("plugins"), top.table("stores")
+    config = Config(
         source=str(path),
         folder=path.absolute().parent,
         where=plugins.where,
         store=_store(top.table("store")),
-        stores={name: _store(top.table("stores").table(name)) for name in top.table("stores").content},
-        disable=_names(plugins, "disable"),
-        options={name: plugins.table(name).content for name in plugins.content if name != "disable"},
+        stores={name: _store(named.table(name)) for name in named.content},
+        disable=plugins.names("disable", PLUGINS["disable"]),
+        options={name: plugins.table(name).content for name in plugins.content if name not in PLUGINS},
         executors=_urls(top.table("executors")),
         runs=_retention(top.table("runs")) if "runs" in top.content else None,
     )
+    return config, top.problems
 
 
-class _Table:
-    """A table of the file, which knows where it stands."""
-
-    def __init__(self, path: str, name: str, content: Any) -> None:
-        self.path, self.name = path, name
-        self.where = f"{path} [{name}]" if name else path
-        if not isinstance(content, Mapping):
-            raise ConfigError(f"{self.where}: this is a table, not {summary(content)}")
-        self.content: Mapping[str, Any] = content
-
-    def allow(self, *known: str) -> None:
-        for key in self.content:
-            if key not in known:
-                raise ConfigError(f"{self.where}: there is no {key!r} here{alternatives(key, known)}")
-
-    def table(self, key: str) -> _Table:
-        name = f"{self.name}.{key}" if self.name else key
-        return _Table(self.path, name, self.content.get(key, {}))
-
-    def value(self, key: str, kind: type[T], default: T, wanted: str) -> T:
-        value = self.content.get(key, default)
-        if not isinstance(value, kind):
-            raise ConfigError(f"{self.where}.{key} must be {wanted}, not {summary(value)}")
-        return value
-
-
-def _store(table: _Table) -> StoreTable:
-    table.allow("url", "layers")
-    url = table.value("url", str, "memory://", 'a string such as "sqlite:///state.db"')
-    layers: list[Any] = table.value("layers", list, [], "a list, outermost first")
+def _store(table: Table) -> StoreTable:
+    table.allow(STORE)
+    url = table.value("url", STORE["url"], "memory://")
+    layers: list[Any] = table.value("layers", STORE["layers"], [])
     for position, layer in enumerate(layers):
-        layer_name(layer, f"{table.where}.layers[{position}]")
+        table.attempt(partial(layer_name, layer, f"{table.where}.layers[{position}]"), "layers", position)
     return StoreTable(table.where, url, tuple(layers))
 
 
-def _urls(table: _Table) -> dict[str, str]:
-    return {name: table.value(name, str, "", 'a URL such as "processes://?workers=4"') for name in table.content}
+def _urls(table: Table) -> dict[str, str]:
+    urls = {name: table.value(name, EXECUTOR, None) for name in table.content}
+    return {name: url for name, url in urls.items() if url is not None}
 
 
-def _retention(table: _Table) -> Retention:
-    table.allow("older", "keep", "states")
-    older: Any = expand(table.content.get("older"), f"{table.where}.older")
+def _retention(table: Table) -> Retention | None:
+    table.allow(RUNS)
+    before = len(table.problems)
+    states = table.names("states", RUNS["states"]) if "states" in table.content else BY_DEFAULT
+    older = table.attempt(lambda: expand(table.content.get("older"), f"{table.where}.older"), "older")
     keep: Any = table.content.get("keep")
-    states = _names(table, "states") if "states" in table.content else BY_DEFAULT
-    return Retention.of(older=older, keep=keep, states=states, where=table.where)
-
-
-def _names(table: _Table, key: str) -> tuple[str, ...]:
-    names: list[Any] = table.value(key, list, [], "a list of names")
-    for position, name in enumerate(names):
-        if not isinstance(name, str):
-            raise ConfigError(f"{table.where}.{key}[{position}] must be a name, not {summary(name)}")
-    return tuple(names)
+    parts = {"older": {"older": older}, "keep": {"keep": keep}, "states": {"keep": 1, "states": states}}
+    for key, part in parts.items():
+        if key in table.content:
+            table.attempt(partial(Retention.of, **part, where=table.where), key)
+    if len(table.problems) > before:
+        return None
+    whole: Retention | None = table.attempt(
+        lambda: Retention.of(older=older, keep=keep, states=states, where=table.where)
+    )
+    return whole
 
 
 def _text(path: Path) -> str:
@@ -230,6 +223,38 @@ def layer_name(spec: LayerSpec, where: str = "") -> str:
     return name
 
 
+def options_of(kind: type[Layer]) -> dict[str, dataclasses.Field[Any]]:
+    """The options of a layer, by name."""
+    a_dataclass: Any = kind  # which Layer makes of every subclass, unseen by type checkers
+    return {each.name: each for each in dataclasses.fields(a_dataclass) if each.init}
+
+
+def is_needed(option: dataclasses.Field[Any]) -> bool:
+    """Has an option to be given?"""
+    return option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
+
+
+def option_values(
+    kind: type[Layer], options: Mapping[str, Any], where: str, problems: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """The values of a layer's options, of what is written. What is wrong is added to `problems`: which option, and a message."""
+    prefix, fields, values = f"{where}: " if where else "", options_of(kind), dict[str, Any]()
+    for name, written in options.items():
+        try:
+            if name not in fields:
+                raise ConfigError(f"{prefix}{kind.name} has no option {name!r}{alternatives(name, fields)}")
+            value = expand(written, f"{where}.{name}")
+            values[name], wanted = fitted(kind, name, value)
+            if wanted is not None:
+                found = summary(value) if is_secret(fields[name]) else f"{shown(fields[name], written)!r:.80}"
+                raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {wanted}, not {found}")
+        except ConfigError as error:
+            problems.append((name, str(error)))
+    missing = (name for name, each in fields.items() if name not in options and is_needed(each))
+    problems.extend(("use", f"{prefix}{kind.name} needs the option {name!r}") for name in missing)
+    return values
+
+
 def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", *, plugin: object = None) -> Layer:
     """A layer's recipe from its options as they are written, each checked against the field's type.
 
@@ -237,27 +262,12 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", 
     that offers the layer.
     """
     prefix = f"{where}: " if where else ""
-    a_dataclass: Any = kind  # which Layer makes of every subclass, unseen by type checkers
-    fields = {each.name: each for each in dataclasses.fields(a_dataclass) if each.init}
-    values: dict[str, Any] = {}
-    from_environment: dict[str, Any] = {}
-    for name, written in options.items():
-        if name not in fields:
-            raise ConfigError(f"{prefix}{kind.name} has no option {name!r}{alternatives(name, fields)}")
-        value = expand(written, f"{where}.{name}")
-        if value != written:
-            from_environment[name] = written
-        values[name], wanted = fitted(kind, name, value)
-        if wanted is not None:
-            found = summary(value) if is_secret(fields[name]) else f"{shown(fields[name], written)!r:.80}"
-            raise ConfigError(f"{prefix}{kind.name}'s option {name!r} must be {wanted}, not {found}")
-    missing = [
-        name
-        for name, each in fields.items()
-        if name not in values and each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{prefix}{kind.name} needs the option {missing[0]!r}")
+    problems: list[tuple[str, str]] = []
+    values = option_values(kind, options, where, problems)
+    if problems:
+        raise ConfigError(problems[0][1])
+    from_environment = {name: written for name, written in options.items() if expand(written, where) != written}
+    fields = options_of(kind)
     try:
         recipe = kind(**values)
     except BaseException as error:
@@ -269,13 +279,3 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", 
         raise ConfigError(f"{prefix}{kind.name}: {said}") from cause
     recipe.made_by(plugin, from_environment)
     return recipe
-
-
-def alternatives(name: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown name: what was meant, else what there is.
-
-    >>> alternatives("max_entires", ["max_entries", "ttl"])
-    "; did you mean 'max_entries'?"
-    """
-    meant = suggest(name, known).replace(" Did", "; did")
-    return meant or f"; there is: {', '.join(sorted(known)) or 'nothing'}"

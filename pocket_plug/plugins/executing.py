@@ -28,10 +28,13 @@ def executor_of(name: str, config: Config, manager: Manager, made: dict[str, Exe
     scheme = (found[1] if found else url).lower()
     if scheme not in known:
         names = sorted({*config.executors, *known})
-        way_out = f' Name it in the configuration, [executors] {name} = "…", or install its plugin.'
         if found or where:
-            way_out = " Install its plugin."
-        hint = f"; there is: {', '.join(names)}.{suggest(name, names) or way_out}"
+            way_out = suggest(scheme, known) or " Install its plugin."
+        else:
+            way_out = (
+                f'{suggest(name, names)} Name it in the configuration, [executors] {name} = "…", or install its plugin.'
+            )
+        hint = f"; there is: {', '.join(names)}.{way_out}"
         raise ConfigError(f"{where}there is no executor {public_url(written)!r}{hint}")
     url = url if found else f"{scheme}://"
     if url in made:

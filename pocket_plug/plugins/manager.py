@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast, get_type_hints
 
 import pluggy
 
@@ -41,7 +42,9 @@ _logger = logging.getLogger("pocket_plug")
 class Manager:
     """The plugins of one Pocket, and the records of those that aren't in use. Threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, configured: Collection[str] = ()) -> None:
+        """`configured`: the plugins for which the configuration has a table."""
+        self._configured = configured
         self._pm = pluggy.PluginManager(GROUP)
         self._pm.add_hookspecs(Specs)
         self._lock = new_rlock()
@@ -55,16 +58,14 @@ class Manager:
     # ---------------------------------------------------------------- who is there
     @property
     def records(self) -> tuple[PluginRecord, ...]:
-        """Every plugin that was found, in the order of registration; last, those whose name was taken."""
+        """Every plugin that was found, in the order of registration; last, those that have no name, or one that was taken."""
         return (*self._records.values(), *self._nameless)
 
     def load(self, candidate: Candidate) -> None:
         """Import a candidate and register it. Whatever goes wrong becomes its record and one warning."""
         record = candidate.record
         if taken := self._taken(record.name):
-            record = replace(record, status="failed", reason=taken)
-            self._nameless.append(record)
-            _logger.warning("plugin %s %s", record, record.verdict)
+            self.refuse(replace(record, status="failed", reason=taken))
             return
         try:
             self.register(candidate.load(), record)
@@ -74,6 +75,11 @@ class Manager:
             if not is_fault(error):
                 raise
             self.drop(record, "failed", error)
+
+    def refuse(self, record: PluginRecord) -> None:
+        """Note one that isn't loaded, under a name that is another one's or none; said once."""
+        self._nameless.append(record)
+        _logger.warning("plugin %s %s", record, record.verdict)
 
     def register(self, plugin: object, record: PluginRecord) -> PluginRecord:
         """Take a plugin into use. Raises PluginError where its name is taken or its hooks can't be what it means."""
@@ -91,15 +97,19 @@ class Manager:
         return record
 
     def drop(self, record: PluginRecord, status: Status, why: object) -> PluginRecord:
-        """Take a plugin out of use, or note that it never came into it; said once, unless the user wished it."""
+        """Take a plugin out of use, or note that it never came into it. That is logged, unless the user wished it.
+
+        An installed plugin that steps back and isn't configured only waits to be: that is no warning at each start.
+        """
         reason = describe(why) if isinstance(why, BaseException) else str(why)
         record = replace(record, status=status, reason=reason)
         with self._lock:
             if self._pm.has_plugin(record.name):
                 self._pm.unregister(name=record.name)
             self._keep(record)
+        waits = status == "declined" and record.origin == "entry point" and record.name not in self._configured
         if status != "disabled":
-            _logger.warning("plugin %s %s", record, record.verdict)
+            _logger.log(logging.DEBUG if waits else logging.WARNING, "plugin %s %s", record, record.verdict)
         return record
 
     def plugin_of(self, record: PluginRecord) -> Any:
@@ -165,8 +175,17 @@ class Manager:
             _check_function(hook, getattr(plugin, attribute))
             hooks.append(hook)
         if not hooks:
-            raise PluginError(f"it implements no hook; mark functions with @hookimpl: {', '.join(specs)}")
+            raise PluginError(
+                self._class_meant(plugin) or f"it implements no hook; mark functions with @hookimpl: {', '.join(specs)}"
+            )
         return tuple(hooks)
+
+    def _class_meant(self, plugin: object) -> str:
+        """What to write where a module has no hook, and a class in it has: as entry point, the class is to be named."""
+        for name, kind in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
+            if isinstance(kind, type) and any(self._pm.parse_hookimpl_opts(kind, each) for each in dir(kind)):
+                return f"it implements no hook, but its class {name} does; name that: {kind.__module__}:{name}"
+        return ""
 
     def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
         """In the order in which pluggy would call them, which its list has the other way round."""
@@ -287,6 +306,14 @@ class Manager:
                     raise
                 self.drop(record, "failed", conceal(describe(error), hidden))
 
+    def settings(self) -> Mapping[str, Any]:
+        """The plugins that take options, each with the type that its hook declares for them; Mapping where that says nothing."""
+        return {
+            record.name: _declared(function)
+            for record, function, names in self._implementations("pocket_configure")
+            if "options" in names
+        }
+
     def shutdown(self, pocket: PluginHost) -> None:
         """Tell the plugins that the Pocket closes."""
         for _ in self._ask("pocket_shutdown", pocket=pocket):
@@ -330,6 +357,15 @@ def _check_function(hook: str, function: Callable[..., Any]) -> None:
             raise PluginError(f"{hook} has no argument {name!r}; {takes}.{suggest(name, allowed)}")
         if name in allowed and given:
             raise PluginError(f"{hook} gives {name!r} a default, so it would never be handed over; write it without")
+
+
+def _declared(function: Callable[..., Any]) -> Any:
+    try:
+        return get_type_hints(function).get("options", Mapping)
+    except BaseException as error:  # a name that can't be found here is no error: then any table will do
+        if not is_fault(error):
+            raise
+        return Mapping
 
 
 def _without_argument(function: Callable[[], object]) -> Callable[[Run], object]:

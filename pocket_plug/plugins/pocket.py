@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, ExitStack
 from itertools import chain, count
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from warnings import warn
 
 from pocket_plug.errors import (
@@ -52,6 +52,7 @@ from .config import (
 )
 from .discovery import find_plugins
 from .manager import Manager, Options
+from .shown import Plugins
 
 if TYPE_CHECKING:
     import click
@@ -66,6 +67,19 @@ Out = TypeVar("Out")
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _logger = logging.getLogger("pocket_plug")
+
+
+class Offers(NamedTuple):
+    """What the plugins of a Pocket offer."""
+
+    layers: Mapping[str, type[Layer]]
+    """Layers, by name."""
+    backends: tuple[str, ...]
+    """Schemes of stores' URLs."""
+    executors: tuple[str, ...]
+    """Schemes of executors' URLs."""
+    settings: Mapping[str, Any]
+    """The plugins that take options, each with the type of its table as its `pocket_configure` declares it."""
 
 
 class Pocket:
@@ -85,7 +99,7 @@ class Pocket:
 
     def __init__(
         self,
-        config: str | Path | None = None,
+        config: str | Path | Config | None = None,
         /,
         *,
         plugins: Iterable[object] = (),
@@ -94,8 +108,8 @@ class Pocket:
         strict: bool = False,
         required: Iterable[str] = (),
     ) -> None:
-        self.config = Config() if config is None else load_config(config)
-        self._manager = Manager()
+        self.config = config or Config() if isinstance(config, Config | None) else load_config(config)
+        self._manager = Manager(self.config.options)
         self._lock = new_rlock()
         self._stores: dict[str | None, Store] = {}
         self._executors: dict[str, Executor] = {}
@@ -105,7 +119,7 @@ class Pocket:
         unwanted = self._unwanted(block)
         candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
         for record in broken:
-            self._manager.drop(record, "failed", record.reason)
+            self._manager.refuse(record)
         for candidate in candidates:
             if candidate.record.name in unwanted:
                 self._manager.drop(candidate.record, "disabled", f"by {unwanted[candidate.record.name]}")
@@ -130,11 +144,14 @@ class Pocket:
         active = [record.name for record in self.plugins if record.status == "active"]
         return f"Pocket({self.config.source!r}, plugins={active})"
 
+    def _repr_html_(self) -> str:
+        return self.plugins._repr_html_()
+
     # ---------------------------------------------------------------- plugins
     @property
-    def plugins(self) -> tuple[PluginRecord, ...]:
+    def plugins(self) -> Plugins:
         """A record of every plugin that was found, used or not."""
-        return self._manager.records
+        return Plugins(self._manager.records)
 
     def plugin(self, name: str) -> PluginRecord:
         """The record of one plugin. Raises PluginError, naming those that there are."""
@@ -222,6 +239,16 @@ class Pocket:
                 raise PluginError(f"plugin {record} is required, but {record.verdict}")
 
     # ---------------------------------------------------------------- parts by name
+    @property
+    def offers(self) -> Offers:
+        """What the plugins offer, by the names that configurations use."""
+        return Offers(
+            {name: layer for name, (_, layer) in self._manager.layers().items()},
+            ("memory", *self._manager.backends()),
+            (*self._manager.executors(),),
+            self._manager.settings(),
+        )
+
     def backend(self, url: str, /) -> Backend:
         """A new backend for a URL. Raises ConfigError for an unknown scheme, naming the known ones."""
         if url == "memory://":

@@ -12,6 +12,12 @@ from .redaction import summary
 RESERVED = "pocket:"
 """The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""
 
+ITEMS = f"{RESERVED}+"
+"""The prefix of the items of append-only lists: hidden as well, and users' data. What bounds a store bounds them too."""
+
+OWN, PAST_OWN = f"{RESERVED}{chr(ord('+') + 1)}", RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
+"""`OWN <= name < PAST_OWN`: it is one of pocket_plug's records that is no user's data."""
+
 
 MAX_NAME_BYTES = 1024
 """How long the name of what is written may be, with its scope, in UTF-8: any backend can have an index of such names."""

@@ -7,6 +7,7 @@ logging or bounding layer can't be bypassed by a sibling method.
 from __future__ import annotations
 
 import inspect
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -105,6 +106,22 @@ class Watcher(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What `Backend.probe` has found out about the place where a backend keeps its entries."""
+
+    system: str
+    """What is there, in words, with its version: "PostgreSQL 18.1", "SQLite file"."""
+    is_new: bool = False
+    """Is there no data set yet? It is made when the store is opened."""
+    durability: str = ""
+    """The failure that acknowledged writes survive there, as it was looked up: "power", "process" or "none"."""
+    read_only: bool = False
+    """Does it take no writes, as a standby does?"""
+    skew: float | None = None
+    """Seconds by which the server's clock is ahead of this machine's; None where there is no other clock."""
+
+
 class Backend:
     """Where values live. Three methods make one: `read`, `write`, `scan`.
 
@@ -136,6 +153,9 @@ class Backend:
     read_only: bool = False
     """Is every write refused? Runs and layers that would write by themselves are refused then, before they begin."""
 
+    evicts: bool = False
+    """Does it remove entries by itself, to stay within bounds? Then some items of a list may be missing."""
+
     can_watch: bool = False
     """Can it tell what other instances and processes write, by `watch`?"""
 
@@ -145,6 +165,9 @@ class Backend:
 
     address: tuple[str, int | None] | None = None
     """The host and port of the server that it talks to (of a socket file its path and None); None where there is no server."""
+
+    backed_up_by: str = ""
+    """The tools that back its data up, in words, where it has no `backup` of its own (`Copyable`)."""
 
     max_changes: int | None = None
     """How many changes and expectations one write may have; more raise WriteSizeError, and nothing is done. None: any number."""
@@ -247,6 +270,14 @@ class Backend:
         server has, and how to change that.
         """
 
+    async def probe(self, patience: float) -> ProbeResult | None:
+        """Look, without opening it, whether it could be opened and keeps what its URL promises; within `patience` seconds.
+
+        Nothing is written, nothing is made where there is nothing yet, and no connection is kept. Raises StoreError for
+        whatever `open` would refuse and that can be seen so. By default None: that can't be known without opening it.
+        """
+        return None
+
     async def own(self) -> None:
         """Once open: keep whoever else would own the same data off it, until `close` or the end of the process.
 
@@ -331,6 +362,18 @@ class WriteQueue(Protocol):
     @property
     def age(self) -> float:
         """How many seconds the oldest write has been waiting; 0 where there is none."""
+        ...
+
+
+@runtime_checkable
+class Copyable(Protocol):
+    """A backend that copies what it keeps into one file, while it is in use."""
+
+    def backup(self, file: str | os.PathLike[str], copied: Callable[[int, int], object] = ..., /) -> int:
+        """Copy all entries, as they are at one moment, into a new file, which is whole or not there; gives its bytes.
+
+        `copied` is called now and then with how much was copied since, and how much it is in all. Raises StoreError.
+        """
         ...
 
 

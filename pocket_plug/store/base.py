@@ -70,6 +70,11 @@ class View:
         scope = f", scope={self._prefix[:-1]!r}" if self._prefix else ""
         return f"{type(self).__name__}({self._source!r}{scope})"
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the parts of its stack."""
+        stack, prefix = self.place
+        return stack._repr_html_(prefix)
+
     def _name(self, key: Any) -> str:
         if key.__class__ is str and not (RESERVED <= key < _PAST_RESERVED) and key and key.isascii():
             return self._prefix + key

@@ -11,20 +11,20 @@ import asyncio
 import random
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from pocket_plug.errors import CodecError, ConflictError, StoreError, SyncError
+from pocket_plug.errors import CodecError, ConflictError, StoreError, SyncError, WriteSizeError
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.waiting import Waiter, blocked_loop, may_block, pause, wake
 
 from .backend import Backend, Change, Entry, Put
 
-Step = Callable[[Entry | None], tuple[Change | None, Any]]
-"""What an update does: from the entry to the change that is wanted (None: none) and the caller's answer. It may be
-called several times."""
+Step = Callable[[Entry | None], tuple[Sequence[Change], Any]]
+"""What an update does: from the entry to the changes that are wanted, one of its key at most, and the caller's answer. It may
+be called several times."""
 
 FREE_TRIES = 3
 """Before a caller waits for others. Over a network it takes a turn after the first: another try would wait for the turns of
@@ -237,26 +237,26 @@ class Combiner:
     async def _applied(self, name: str, batch: list[_Request]) -> bool:
         """One try; False where somebody else was faster."""
         entry = latest = await self._backend.read(name)
-        wanted: Change | None = None
+        wanted: dict[str, Change] = {}
         answers: list[tuple[_Request, Any]] = []
         for request in batch:
             if request.is_withdrawn:
                 continue
             try:
-                change, answer = request.step(latest)
+                changes, answer = request.step(latest)
             except Exception as error:  # noqa: BLE001 - one caller's bug is that caller's alone
                 request.waiter.fail(error)
                 continue
             answers.append((request, answer))
-            if change is not None:
-                wanted = change
-                latest = Entry(change.value, 1, change.expires_at) if isinstance(change, Put) else None
+            wanted.update((change.key, change) for change in changes)
+            if changes and (own := wanted.get(name)) is not None:
+                latest = Entry(own.value, 1, own.expires_at) if isinstance(own, Put) else None
         try:
-            if wanted is not None:
-                await self._backend.write((wanted,), {name: entry.version if entry else 0})
+            if wanted:
+                await self._backend.write([*wanted.values()], {name: entry.version if entry else 0})
         except ConflictError:
             return False
-        except CodecError:  # somebody's value can't be stored, so nothing was
+        except (CodecError, WriteSizeError):  # somebody's value can't be stored, or all are too many: so nothing was
             if len(batch) == 1:
                 raise
             await self._apply_singly(name, batch)

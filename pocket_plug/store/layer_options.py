@@ -96,7 +96,7 @@ def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:
 
     A hint that can't be resolved is unchecked. A truth value is no number.
     """
-    hint = _hints(kind).get(option, Any)
+    hint = hints_of(kind).get(option, Any)
     for value in (given, tuple(given)) if given.__class__ is list else (given,):
         if any(_fits(value, part) for part in union_members(hint)):
             return value, None
@@ -152,7 +152,8 @@ def _given(option: dataclasses.Field[Any], given: Any) -> str:
 
 
 @cache
-def _hints(kind: Hashable) -> dict[str, Any]:
+def hints_of(kind: Hashable) -> dict[str, Any]:
+    """The types of a layer's options, by name; none where they can't be resolved."""
     try:
         return get_type_hints(kind)
     except BaseException as error:  # a hint that can't be resolved here is unchecked, never an error

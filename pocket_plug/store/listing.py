@@ -52,7 +52,7 @@ async def pages_of(
 ) -> AsyncGenerator[list[tuple[str, Entry]]]:
     """Names with their entries, some at a time: those of one page are read at one moment."""
     check_limit(limit)
-    most = _step(source, PAGE)
+    most = step_of(source, PAGE)
     while limit is None or limit > 0:
         size = most if limit is None else min(most, limit)
         names = [name async for name in names_of(source, prefix, after=after, reverse=reverse, limit=size)]
@@ -75,7 +75,7 @@ async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
     Where one of them is damaged, one by one.
     """
     removed = 0
-    for some in _slices(list(dict.fromkeys(names)), _step(source, None, 2)):
+    for some in _slices(list(dict.fromkeys(names)), step_of(source, None, 2)):
         left = some
         while left:
             try:
@@ -112,7 +112,7 @@ async def _remove_each(source: Stack | Transaction, names: Sequence[str]) -> int
 async def remove_all(source: Stack | Transaction, prefix: str) -> int:
     """Remove all that begins with a prefix, in writes of some at a time; how many were there?"""
     removed, after = 0, ""
-    size = _step(source, 5 * PAGE, 2)
+    size = step_of(source, 5 * PAGE, 2)
     while names := [name async for name in names_of(source, prefix, after=after, limit=size)]:
         removed += await remove(source, names)
         if len(names) < size:
@@ -121,7 +121,7 @@ async def remove_all(source: Stack | Transaction, prefix: str) -> int:
     return removed
 
 
-def _step(source: Stack | Transaction, most: int | None, each: int = 1) -> int:
+def step_of(source: Stack | Transaction, most: int | None, each: int = 1) -> int:
     """How many entries one step may have, if a backend counts each so many times; 0 for any number."""
     taken = source.stack.max_changes
     if taken is None:

@@ -13,7 +13,7 @@ from typing import final
 from pocket_plug.errors import KeyNameError
 from pocket_plug.primitives.names import RESERVED, check_name, check_prefix, part_of_name
 
-_HOLE = re.compile(r"\{\w*(\??)\}")
+_HOLE = re.compile(r"\{(\w*)(\??)\}")
 _ESCAPED = re.compile("%([0-9A-F]{2})")
 _SCOPE = RESERVED[:-1]
 _UNRESERVED = f"%{ord(_SCOPE[0]):02X}"
@@ -42,18 +42,18 @@ def split_name(name: str) -> tuple[str, ...]:
 class Template:
     """A name with holes in it; a hole is written `{}` or `{name}`, and `{?}` or `{name?}` where it may be empty."""
 
-    __slots__ = ("_begins_with_hole", "_may_be_empty", "_pattern", "literals", "text")
+    __slots__ = ("_begins_with_hole", "_may_be_empty", "_pattern", "literals", "names", "text")
 
     def __init__(self, text: str) -> None:
         self.text = check_name(text)
         found = _HOLE.split(text)
-        self.literals = found[::2]
+        self.literals, self.names = found[::3], tuple(found[1::3])
         if any("{" in literal or "}" in literal for literal in self.literals):
             raise KeyNameError(
                 f"Key({text!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, with a ? before the "
                 "} where it may be empty, and filled by KEY(value)"
             )
-        self._may_be_empty = [mark == "?" for mark in found[1::2]]
+        self._may_be_empty = [mark == "?" for mark in found[2::3]]
         self._begins_with_hole = not self.literals[0]
         self._pattern: re.Pattern[str] | None = None  # most templates are only filled
 

@@ -29,6 +29,10 @@ class Stack(Layer):
         self.from_environment: Mapping[str, str] = {}
         """What the URL has from the environment, each text with how the configuration writes it."""
         self._write = self.write  # bound straight to the part that writes
+        self.swept = ""
+        """Up to which name the last look for items of lists that are gone has come; "" before the first."""
+        self.rounds_owed = 0
+        """How often such looks are to come to the last name yet: twice after something was found, so once without a find."""
         self.gates = Gates(self._route_writes)
         self.backoff = Backoff()
         self.combiner = Combiner(self, self.gates, self.pause_after)
@@ -49,6 +53,17 @@ class Stack(Layer):
     def __repr__(self) -> str:
         return conceal(" > ".join(repr(part) for part in parts(self)[1:]), self.from_environment)
 
+    def _repr_html_(self, prefix: str = "") -> str:
+        """In a notebook: its parts with their options, as `repr` has them, and never an entry."""
+        from pocket_plug.primitives.markup import table
+
+        rows: list[tuple[str, str, str]] = []
+        for part in parts(self)[1:]:
+            name, _, options = conceal(repr(part), self.from_environment).partition("(")
+            rows.append(("layer" if isinstance(part, Layer) else "backend", name, options.removesuffix(")")))
+        scope = f", scope {prefix[:-1]!r}" if prefix else ""
+        return table(f"store{scope}", ("part", "name", "options"), rows)
+
     def _route_writes(self, has_priority: bool) -> None:
         """Have writes wait for an update with priority while there is one; else they cost nothing here."""
         self.__dict__["write"] = self._write_after_priority if has_priority else self._write
@@ -68,10 +83,10 @@ class Stack(Layer):
         """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
         for _ in range(FREE_TRIES if self.inline_write else 0):
             entry = await self.read(name)
-            change, answer = step(entry)
+            changes, answer = step(entry)
             try:
-                if change is not None:
-                    await self.write((change,), {name: entry.version if entry else 0})
+                if changes:
+                    await self.write(changes, {name: entry.version if entry else 0})
                 return answer
             except ConflictError:
                 continue

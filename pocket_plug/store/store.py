@@ -10,6 +10,7 @@ from typing import Self
 from .base import MISSING as MISSING
 from .base import Name, StackOwner
 from .base import View as View
+from .caching import CachingView
 from .stack import Stack
 from .sync import SyncScope, SyncStore
 from .views import OpenTransaction
@@ -17,11 +18,15 @@ from .views import StoreReader as StoreReader
 from .views import StoreWriter as StoreWriter
 
 
-class StoreScope(StoreWriter):
+class StoreScope(StoreWriter, CachingView):
     """What `store.scope(…)` gives: a part of a store that can do what the store can, but opens and closes nothing."""
 
     __slots__ = ()
     _source: Stack
+
+    @property
+    def _view(self) -> StoreWriter:
+        return self
 
     async def flush(self) -> None:
         """Wait until everything acknowledged is as durable as the stack makes it."""

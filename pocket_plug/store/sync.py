@@ -21,8 +21,10 @@ from pocket_plug.primitives.waiting import Runner, drive_inline
 
 from .backend import Backend, Clock
 from .base import MISSING, Name, StackOwner, StoredValue, View
+from .caching import CachingView
 from .keys import Key, ReadAs
 from .layer import Layer
+from .mapping import StoreMapping
 from .stack import Stack
 from .typed import FEW, SyncTypedReader, SyncTypedStore, TypedReader, TypedStore, driven
 from .views import OpenTransaction, StoreReader, StoreWriter
@@ -30,6 +32,10 @@ from .views import OpenTransaction, StoreReader, StoreWriter
 T = TypeVar("T")
 D = TypeVar("D")
 R = TypeVar("R")
+
+
+EACH = Key("{}")
+"""Whatever is the name of one part in a scope."""
 
 
 class SyncReader(View):
@@ -99,6 +105,26 @@ class SyncReader(View):
     def count(self, prefix: str = "") -> int:
         """How many names start with `prefix`?"""
         return self._source.run_read(self._view.count(prefix))
+
+    @overload
+    def tail(self, key: ReadAs[list[T]], n: int, /) -> list[T]: ...
+    @overload
+    def tail(self, key: str, n: int, /) -> list[Value]: ...
+    def tail(self, key: Any, n: int, /) -> list[Any]:
+        """The last `n` items of an append-only list, the newest one last."""
+        return self._source.run_read(self._view.tail(key, n))
+
+    def length(self, key: Name, /) -> int:
+        """How many items has an append-only list?"""
+        return self._source.run_read(self._view.length(key))
+
+    @overload
+    def each_item(self, key: ReadAs[list[T]], /) -> Iterator[T]: ...
+    @overload
+    def each_item(self, key: str, /) -> Iterator[Value]: ...
+    def each_item(self, key: Any, /) -> Iterator[Any]:
+        """The items of an append-only list, the oldest one first; 100 at a time are read."""
+        return chain.from_iterable(driven(self._source.run_read, self._view._item_pages(key)))
 
     def ttl(self, key: Name, /) -> float | None:
         """Seconds until `key` expires; None where it never does."""
@@ -172,6 +198,18 @@ class SyncWriter(SyncReader):
         return self._source.run_update(self._view.touch(key, ttl=ttl))
 
     @overload
+    def append(self, key: Key[list[T]], item: T, /, *, ttl: Duration | None = None) -> int: ...
+    @overload
+    def append(self, key: str, item: Value, /, *, ttl: Duration | None = None) -> int: ...
+    def append(self, key: Any, item: Value, /, *, ttl: Duration | None = None) -> int:
+        """Add an item at the end of an append-only list, and give its length by then."""
+        return self._source.run_update(self._view.append(key, item, ttl=ttl))
+
+    def trim(self, key: Name, /, *, keep: int) -> int:
+        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        return self._source.run_update(self._view.trim(key, keep=keep))
+
+    @overload
     def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> R: ...
     @overload
     def update(
@@ -197,8 +235,25 @@ class SyncWriter(SyncReader):
         """This view for values of one type, checked when they are written and read."""
         return SyncTypedStore(self, TypedStore(self._view, type))
 
+    @overload
+    def mapping(self, /) -> StoreMapping[Value]: ...
+    @overload
+    def mapping(self, key: Key[T], /) -> StoreMapping[T]: ...
+    def mapping(self, key: Any = EACH, /) -> StoreMapping[Any]:
+        """Entries of this view as a `MutableMapping`, whose keys fill the one hole of `key`: by default they are the names here.
 
-class SyncScope(SyncWriter):
+        Raises KeyNameError for a Key with more holes, or none.
+
+        >>> store = SyncStore()
+        >>> ages = store.mapping(Key("user:{}:age", int))
+        >>> ages["a:b"] = 42
+        >>> list(store.keys()), list(ages)
+        (['user:a%3Ab:age'], ['a:b'])
+        """
+        return StoreMapping(self, key)
+
+
+class SyncScope(SyncWriter, CachingView):
     """`StoreScope` without `await`."""
 
     __slots__ = ()

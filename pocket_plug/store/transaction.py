@@ -11,9 +11,10 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from pocket_plug.errors import ConflictError, StoreError, TransactionError
+from pocket_plug.primitives.lists import place_of
 from pocket_plug.primitives.values import Value
 
-from .backend import NO_EXPECTATIONS, PRESENT, Change, Clock, Entry, Put, is_expected
+from .backend import NO_EXPECTATIONS, PRESENT, Change, Clock, Delete, Entry, Put, is_expected
 from .contention import Step
 from .scanning import merged
 
@@ -86,7 +87,8 @@ class Transaction:
         if self.ended:
             raise TransactionError(f"{key!r}: this transaction has ended; its store must not be kept beyond it")
         if self._may_use is not None:
-            self._may_use(key, writing)
+            item = place_of(key)
+            self._may_use(key if item is None else item.owner, writing)
 
     def _known(self, key: str) -> bool:
         if self.changes is not None and key in self.changes:
@@ -195,10 +197,24 @@ class Transaction:
 
     async def apply(self, name: str, step: Step) -> Value:
         """An update within the transaction."""
-        change, answer = step(await self.read(name))
-        if change is not None:
-            await self.write((change,))
+        changes, answer = step(await self.read(name))
+        if changes:
+            await self.write(changes)
         return answer
+
+    async def look_at_items(self, names: Sequence[str]) -> dict[str, Entry]:
+        """Items of a list whose head was read: they never change, so the commit expects the head's version only."""
+        changes = self.changes or {}
+        found = await self.stack.read_many([name for name in names if name not in changes])
+        items = {name: Entry(private(entry.value), entry.version, entry.expires_at) for name, entry in found.items()}
+        items.update((name, own) for name in names if name in changes and (own := self._entry(name)) is not None)
+        return items
+
+    def clear_away(self, names: Iterable[str]) -> None:
+        """Remove items of lists that are gone, which nobody can see: it is no node's business to declare them."""
+        if self.changes is None:
+            self.changes = {}
+        self.changes.update((name, Delete(name)) for name in names)
 
     def _prep_read(self) -> Set[str]:
         return self._read_by_prep if self._read_in_post is not None else (self.seen or {}).keys()

@@ -4,10 +4,10 @@
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
-from typing import Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 from typing_extensions import TypeForm
 
@@ -16,8 +16,10 @@ from pocket_plug.primitives.typechecks import check_type, checker, declared_type
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Runner
 
-from .base import MISSING, Name, Source, StoredValue, View
-from .keys import newest
+from .base import MISSING, Name, Source, StoredValue
+from .caching import TypedCaching
+from .keys import Key, newest
+from .mapping import Mappable, StoreMapping
 from .updating import replacing, taking
 
 T = TypeVar("T")
@@ -31,6 +33,9 @@ class Readable(Protocol):
     async def require(self, key: str, /) -> Value: ...
     async def entry(self, key: str, /) -> StoredValue[Value] | None: ...
     async def count(self, prefix: str = "") -> int: ...
+    async def tail(self, key: str, n: int, /) -> list[Value]: ...
+    async def length(self, key: Name, /) -> int: ...
+    def _item_pages(self, key: str) -> AsyncIterator[list[Value]]: ...
     def keys(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]: ...
@@ -51,6 +56,8 @@ class Writable(Readable, Protocol):
     ) -> None: ...
     async def add(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> bool: ...
     async def touch(self, key: Name, /, *, ttl: Duration | None) -> bool: ...
+    async def append(self, key: str, item: Value, /, *, ttl: Duration | None = None) -> int: ...
+    async def trim(self, key: Name, /, *, keep: int) -> int: ...
     async def delete(self, key: str, /) -> bool: ...
     async def delete_many(self, keys: Iterable[Name], /) -> int: ...
     async def delete_prefix(self, prefix: str, /) -> int: ...
@@ -115,6 +122,24 @@ class TypedReader(Generic[T]):
         """How many names start with `prefix`?"""
         return await self._reader.count(prefix)
 
+    async def tail(self, key: str, n: int, /) -> list[T]:
+        """The last `n` items, each of the type, of an append-only list, the newest one last."""
+        return [self._checked(key, item) for item in await self._reader.tail(key, n)]
+
+    async def length(self, key: str, /) -> int:
+        """How many items has an append-only list?"""
+        return await self._reader.length(key)
+
+    async def each_item(self, key: str, /) -> AsyncIterator[T]:
+        """The items, each of the type, of an append-only list, the oldest one first; 100 at a time are read."""
+        async for page in self._item_pages(key):
+            for item in page:
+                yield item
+
+    async def _item_pages(self, key: str) -> AsyncIterator[list[T]]:
+        async for page in self._reader._item_pages(key):
+            yield [self._checked(key, item) for item in page]
+
 
 class TypedStore(TypedReader[T]):
     """A view for values of one type, checked when they are written too."""
@@ -147,6 +172,14 @@ class TypedStore(TypedReader[T]):
         """Give it a new deadline, None for none: was it there?"""
         return await self._writer.touch(key, ttl=ttl)
 
+    async def append(self, key: str, item: T, /, *, ttl: Duration | None = None) -> int:
+        """Add an item of the type at the end of an append-only list, and give its length by then."""
+        return await self._writer.append(key, self._checked(key, item), ttl=ttl)
+
+    async def trim(self, key: str, /, *, keep: int) -> int:
+        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        return await self._writer.trim(key, keep=keep)
+
     @overload
     async def pop(self, key: str, /) -> T: ...
     @overload
@@ -169,6 +202,10 @@ class TypedStore(TypedReader[T]):
         """Remove all whose names start with `prefix`, of any type; how many were there?"""
         return await self._writer.delete_prefix(prefix)
 
+    def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
+        """A decorator for functions that give a value of the type, as on a store: it is kept at `key`."""
+        return TypedCaching[T](self._writer, Key(cast(Any, key), self._type), ttl, ignore)
+
 
 FEW = 256
 """So many names are fetched at a time, as backends do: a crossing to the store's event loop costs as much as a hundred."""
@@ -188,10 +225,20 @@ async def _next_few(steps: AsyncIterator[T], few: int) -> list[T]:
     return found
 
 
+class Sourced(Protocol):
+    """A view without `await`."""
+
+    _source: Source
+
+
+class SyncView(Sourced, Mappable, Protocol):
+    """What a `SyncTypedStore` needs of the view that it is made of."""
+
+
 class SyncTypedReader(Generic[T]):
     """`TypedReader` without `await`."""
 
-    def __init__(self, view: View, typed: TypedReader[T], /) -> None:
+    def __init__(self, view: Sourced, typed: TypedReader[T], /) -> None:
         self._source = view._source
         self._reader = typed
 
@@ -229,13 +276,34 @@ class SyncTypedReader(Generic[T]):
         """How many names start with `prefix`?"""
         return self._source.run_read(self._reader.count(prefix))
 
+    def tail(self, key: str, n: int, /) -> list[T]:
+        """The last `n` items, each of the type, of an append-only list, the newest one last."""
+        return self._source.run_read(self._reader.tail(key, n))
+
+    def length(self, key: str, /) -> int:
+        """How many items has an append-only list?"""
+        return self._source.run_read(self._reader.length(key))
+
+    def each_item(self, key: str, /) -> Iterator[T]:
+        """The items, each of the type, of an append-only list, the oldest one first; 100 at a time are read."""
+        return chain.from_iterable(driven(self._source.run_read, self._reader._item_pages(key)))
+
 
 class SyncTypedStore(SyncTypedReader[T]):
     """`TypedStore` without `await`."""
 
-    def __init__(self, view: View, typed: TypedStore[T], /) -> None:
+    def __init__(self, view: SyncView, typed: TypedStore[T], /) -> None:
         super().__init__(view, typed)
+        self._view = view
         self._writer = typed
+
+    def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
+        """A decorator for functions that give a value of the type, as on a store."""
+        return self._writer.cached(key, ttl=ttl, ignore=ignore)
+
+    def mapping(self) -> StoreMapping[T]:
+        """The entries of this view as a `MutableMapping`; its keys are their names, escaped."""
+        return StoreMapping(self._view, Key("{}", self._reader._type))
 
     def set(self, key: str, value: T, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
         """Store a value of the type; with `expect` only where that version is there."""
@@ -252,6 +320,14 @@ class SyncTypedStore(SyncTypedReader[T]):
     def touch(self, key: str, /, *, ttl: Duration | None) -> bool:
         """Give it a new deadline, None for none: was it there?"""
         return self._source.run_update(self._writer.touch(key, ttl=ttl))
+
+    def append(self, key: str, item: T, /, *, ttl: Duration | None = None) -> int:
+        """Add an item of the type at the end of an append-only list, and give its length by then."""
+        return self._source.run_update(self._writer.append(key, item, ttl=ttl))
+
+    def trim(self, key: str, /, *, keep: int) -> int:
+        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        return self._source.run_update(self._writer.trim(key, keep=keep))
 
     @overload
     def pop(self, key: str, /) -> T: ...

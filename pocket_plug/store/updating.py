@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any
 
 from pocket_plug.errors import MissingKeyError, ValueTypeError
+from pocket_plug.primitives.lists import ItemList, ListHead
 from pocket_plug.primitives.values import Hint, Value
 
 from .backend import Change, Delete, Entry, Put
@@ -30,9 +31,11 @@ def replacing(
     type than the Key's.
     """
 
-    def step(entry: Entry | None) -> tuple[Change, Any]:
+    def step(entry: Entry | None) -> tuple[Sequence[Change], Any]:
         if entry is not None:
             given, deadline = entry.value, entry.expires_at
+            if given.__class__ is ListHead:
+                raise no_single_value(key, given)
             old = private(given)
             if key.__class__ is Key:
                 old = key.checked(old)
@@ -53,8 +56,8 @@ def replacing(
         if key.__class__ is Key:
             new = key.checked(new)
         if until is not None:
-            return Put(name, new, until), new
-        return Put(name, new, deadline, None, entry is None), new
+            return (Put(name, new, until),), new
+        return (Put(name, new, deadline, None, entry is None),), new
 
     return step
 
@@ -69,12 +72,14 @@ def taking(
     if checked is None and key.__class__ is Key:
         checked = key.checked
 
-    def step(entry: Entry | None) -> tuple[Change | None, Any]:
+    def step(entry: Entry | None) -> tuple[Sequence[Change], Any]:
         if entry is not None:
-            return Delete(name), entry.value if checked is None else checked(entry.value)
+            if entry.value.__class__ is ListHead:
+                raise no_single_value(key, entry.value)
+            return (Delete(name),), entry.value if checked is None else checked(entry.value)
         if not has_default:
             raise MissingKeyError(f"nothing at {str(key)!r} to pop; give a default")
-        return None, default
+        return (), default
 
     return step
 
@@ -82,10 +87,35 @@ def taking(
 def touching(name: str, deadline: float | None) -> Step:
     """The step that gives an entry another deadline, and nothing else: was it there?"""
 
-    def step(entry: Entry | None) -> tuple[Change | None, Any]:
-        return (None, False) if entry is None else (Put(name, entry.value, deadline), True)
+    def step(entry: Entry | None) -> tuple[Sequence[Change], Any]:
+        return ((), False) if entry is None else ((Put(name, entry.value, deadline),), True)
 
     return step
+
+
+def no_single_value(key: Any, head: ListHead) -> ValueTypeError:
+    """The error of whoever asks for one value where an append-only list stands."""
+    return ValueTypeError(
+        f"{str(key)!r} is an append-only list of {head.length:,} items, and no single value; read it by tail(key, n) or "
+        "each_item(key), remove it by delete(key)"
+    )
+
+
+def single_value(key: Any, entry: Entry) -> Value:
+    """The value of an entry, checked by the Key. Raises ValueTypeError where it is a list."""
+    if entry.value.__class__ is ListHead:
+        raise no_single_value(key, entry.value)
+    return key.checked(entry.value) if isinstance(key, Key) else entry.value
+
+
+def checked_items(key: Any, items: list[Value]) -> list[Value]:
+    """The items of a list, each checked by the Key, which declares the type of a whole list."""
+    return [key.checked([item])[0] for item in items] if isinstance(key, Key) and key.type is not None else items
+
+
+def shown_value(entry: Entry) -> Value:
+    """What a listing has for an entry."""
+    return ItemList(entry.value.length) if entry.value.__class__ is ListHead else entry.value
 
 
 def _refuse_unless_meant(key: Any, old: Value, declared: Hint) -> None:

@@ -14,9 +14,11 @@ from typing_extensions import TypeForm
 
 from pocket_plug.errors import ConfigError, ConflictError, MissingKeyError, StoreError
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Value
 
+from . import lists
 from .backend import PRESENT, Delete, Put
 from .base import MISSING, Name, Source, StoredValue, View
 from .keys import Key, ReadAs, check_prefix
@@ -24,7 +26,7 @@ from .listing import names_of, pages_of, remove, remove_all
 from .stack import Stack
 from .transaction import Transaction
 from .typed import TypedReader, TypedStore
-from .updating import replacing, taking, touching
+from .updating import checked_items, no_single_value, replacing, shown_value, single_value, taking, touching
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -55,7 +57,10 @@ class StoreReader(View):
         entry = await self._source.read(self._name(key))
         if entry is None:
             return default
-        return key.checked(entry.value) if key.__class__ is Key else entry.value
+        value = entry.value
+        if value.__class__ is ListHead:
+            raise no_single_value(key, value)
+        return key.checked(value) if key.__class__ is Key else value
 
     @overload
     async def require(self, key: ReadAs[T], /) -> T: ...
@@ -82,10 +87,7 @@ class StoreReader(View):
         names = {self._name(key): key for key in keys}
         entries = await self._source.read_many(names)
         start = len(self._prefix)
-        return {
-            name[start:]: key.checked(entry.value) if isinstance(key := names[name], Key) else entry.value
-            for name, entry in entries.items()
-        }
+        return {name[start:]: single_value(names[name], entry) for name, entry in entries.items()}
 
     @overload
     async def entry(self, key: ReadAs[T], /) -> StoredValue[T] | None: ...
@@ -103,8 +105,7 @@ class StoreReader(View):
         entry = await self._source.read(self._name(key))
         if entry is None:
             return None
-        value = key.checked(entry.value) if isinstance(key, Key) else entry.value
-        return StoredValue(value, entry.version, entry.expires_at)
+        return StoredValue(single_value(key, entry), entry.version, entry.expires_at)
 
     async def keys(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
@@ -125,7 +126,8 @@ class StoreReader(View):
     ) -> AsyncIterator[tuple[str, Value]]:
         """The same names with their values. 100 at a time are read, as they are at one moment.
 
-        What has gone between the look for the names and that moment is left out; what is new since then may be missing.
+        What has gone between the look for the names and that moment is left out; what is new since then may be missing. An
+        append-only list is an `ItemList`, which has its length.
         """
         async for page in self._pages(prefix, after=after, reverse=reverse, limit=limit):
             for pair in page:
@@ -138,7 +140,7 @@ class StoreReader(View):
         check_prefix(prefix)
         pages = pages_of(self._source, self._prefix + prefix, after=self._bound(after), reverse=reverse, limit=limit)
         async for page in pages:
-            yield [(name[start:], entry.value) for name, entry in page]
+            yield [(name[start:], shown_value(entry)) for name, entry in page]
 
     async def count(self, prefix: str = "") -> int:
         """How many names start with `prefix`? It looks at each of them, but at no value."""
@@ -147,6 +149,39 @@ class StoreReader(View):
         async for _name in names_of(self._source, self._prefix + prefix):
             number += 1
         return number
+
+    @overload
+    async def tail(self, key: ReadAs[list[T]], n: int, /) -> list[T]: ...
+    @overload
+    async def tail(self, key: str, n: int, /) -> list[Value]: ...
+    async def tail(self, key: Any, n: int, /) -> list[Any]:
+        """The last `n` items of an append-only list, the newest one last, as of one moment; none where there is nothing.
+
+        It costs what the items cost that are read. Raises ValueTypeError for a key with a value that isn't such a list, and for
+        an item of another type than the Key declares, as in `Key("chat:{}", list[Message])`.
+        """
+        return checked_items(key, await lists.tail(self._source, self._name(key), key, n))
+
+    async def length(self, key: Name, /) -> int:
+        """How many items has an append-only list? 0 where there is nothing; ValueTypeError for what is no such list."""
+        return await lists.length(self._source, self._name(key), key)
+
+    @overload
+    def each_item(self, key: ReadAs[list[T]], /) -> AsyncIterator[T]: ...
+    @overload
+    def each_item(self, key: str, /) -> AsyncIterator[Value]: ...
+    async def each_item(self, key: Any, /) -> AsyncIterator[Any]:
+        """The items of an append-only list, the oldest one first, that there are when it begins; 100 at a time are read.
+
+        Those that are trimmed meanwhile, or removed with the list, are left out.
+        """
+        async for page in self._item_pages(key):
+            for item in page:
+                yield item
+
+    async def _item_pages(self, key: Any) -> AsyncIterator[list[Any]]:
+        async for page in lists.item_pages(self._source, self._name(key), key):
+            yield checked_items(key, page)
 
     async def ttl(self, key: Name, /) -> float | None:
         """Seconds until `key` expires; None where it never does. Raises MissingKeyError where there is nothing."""
@@ -218,7 +253,10 @@ class StoreWriter(StoreReader):
         await self._source.write([Put(self._written(key), value, deadline) for key, value in checked.items()])
 
     async def delete(self, key: Name, /) -> bool:
-        """Remove it; was it there? Of several that delete it at once, one is told True. What others set meanwhile goes too."""
+        """Remove it; was it there? Of several that delete it at once, one is told True. What others set meanwhile goes too.
+
+        An append-only list is gone at once as a whole; its items are removed right after, in writes of at most 500.
+        """
         name = self._name(key)
         found = await self._source.read(name)
         if found is None:  # a look is cheaper than a write that does nothing
@@ -233,6 +271,8 @@ class StoreWriter(StoreReader):
                     "let its write compare by pocket_plug.store.backend.is_expected"
                 ) from None
             return False
+        if found.value.__class__ is ListHead:
+            await lists.remove_list(self._source, name, found.value)
         return True
 
     async def delete_many(self, keys: Iterable[Name], /) -> int:
@@ -240,7 +280,12 @@ class StoreWriter(StoreReader):
 
         Where a backend has a limit (`Backend.max_changes`), and it is passed, in as few writes as it lets it be.
         """
-        return await remove(self._source, [self._name(key) for key in keys])
+        names = [self._name(key) for key in keys]
+        found = await lists.lists_at(self._source, names)
+        removed = await remove(self._source, names)
+        for name, head in found.items():
+            await lists.remove_list(self._source, name, head)
+        return removed
 
     async def delete_prefix(self, prefix: str, /) -> int:
         """Remove all whose names start with `prefix`; how many were there? With "" all that this view has.
@@ -249,7 +294,9 @@ class StoreWriter(StoreReader):
         After an error, those before are done. What others add meanwhile may be removed or not.
         """
         check_prefix(prefix)
-        return await remove_all(self._source, self._prefix + prefix)
+        removed = await remove_all(self._source, self._prefix + prefix)
+        await lists.remove_lists_below(self._source, self._prefix + prefix)
+        return removed
 
     @overload
     async def pop(self, key: ReadAs[T], /) -> T: ...
@@ -272,6 +319,33 @@ class StoreWriter(StoreReader):
         name = self._written(key)
         touched: bool = await self._source.apply(name, touching(name, _deadline(self._source, ttl)))
         return touched
+
+    @overload
+    async def append(self, key: Key[list[T]], item: T, /, *, ttl: Duration | None = None) -> int: ...
+    @overload
+    async def append(self, key: str, item: Value, /, *, ttl: Duration | None = None) -> int: ...
+    async def append(self, key: Any, item: Value, /, *, ttl: Duration | None = None) -> int:
+        """Add an item at the end of an append-only list, and give its length by then. It costs the same at any length.
+
+        Where there is nothing, it begins a list. Of several that append at once, nobody's item is lost. The deadline of the
+        list stays, unless `ttl` gives a new one, for all of it. Raises ValueTypeError for a key at which a value stands, and for
+        an item of another type than the Key declares: at `Key("chat:{}", list[Message])` a Message is appended.
+
+        >>> from pocket_plug import SyncStore
+        >>> store = SyncStore()
+        >>> store.append("chat:7", "hello"), store.append("chat:7", "hello, Alice"), store.tail("chat:7", 1)
+        (1, 2, ['hello, Alice'])
+        """
+        if key.__class__ is Key:
+            (item,) = key.checked([item])
+        return await lists.append(self._source, self._written(key), key, item, _deadline(self._source, ttl))
+
+    async def trim(self, key: Name, /, *, keep: int) -> int:
+        """Remove all but the last `keep` items of an append-only list; how many were removed?
+
+        They are gone at once. With 0 an empty list stays, which `delete` removes.
+        """
+        return await lists.trim(self._source, self._name(key), key, keep)
 
     @overload
     async def update(

@@ -4,13 +4,15 @@
 `setup()` is for production: traces, metrics and logs, all as `OTEL_*` variables say.
 
 `wiring` holds both, `ending` what is done at the end of the process, `providers` what is set globally, `exporters` what the
-environment names, `export` the queues before them, `logs` structlog. `local` writes the trace file and `recorded` reads it;
+environment names, `export` the queues before them, `logs` structlog. `local` writes the trace file, `retention` ends it,
+`recorded` reads it, `index` knows what is in it;
 `live` is what goes on right now; `tree`, `drawing` and `page` show it.
 """
 
 from __future__ import annotations
 
 from .logs import export_event
+from .retention import Retention
 from .wiring import Telemetry, observe, setup
 
-__all__ = ["Telemetry", "export_event", "observe", "setup"]
+__all__ = ["Retention", "Telemetry", "export_event", "observe", "setup"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader
@@ -16,6 +16,7 @@ from pocket_plug.primitives.failures import say_once
 from .export import MetricExport, metric_exporter
 
 Signal = Literal["traces", "metrics", "logs"]
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
 
 
 def disabled() -> bool:
@@ -100,6 +101,11 @@ def _by_process(kind: Any) -> Any:
 
     Exporter.__name__ = kind.__name__
     return Exporter
+
+
+def otlp_exporter(signal: Signal, **options: object) -> Any:
+    """A signal's OTLP exporter, with options of its own. Raises ConfigError as its class does."""
+    return _otlp(signal)(**options)
 
 
 def span_exporters() -> list[SpanExporter]:

@@ -12,7 +12,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def open_spans(file: Path, clock: Callable[[], float] = time.time) -> list[OpenS
         except FileNotFoundError:  # all of them have ended meanwhile
             continue
     return found
+
+
+def remove_left(file: Path, traces: Set[str]) -> None:
+    """Remove what killed processes have left, where all of it is of these traces."""
+    for path in _beside(file):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= SILENT and traces >= {
+                span.trace_id for span in TraceFile(path).spans()
+            }:
+                path.unlink()
 
 
 # ---------------------------------------------------------------- writing

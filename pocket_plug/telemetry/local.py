@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from opentelemetry.sdk.resources import Resource
@@ -19,10 +21,17 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind
 from opentelemetry.util.types import AnyValue
 
-from pocket_plug.primitives.files import make_folder, private
+from pocket_plug.primitives.files import make_folder
+
+from .retention import Retention, appending, cut
 
 DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
 COMMAND = "pocket-plug"
+
+LOOK = 3600.0
+"""Seconds between two looks at whether spans have become too old."""
+
+_logger = logging.getLogger("pocket_plug")
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
 
 
@@ -142,24 +151,33 @@ def _value(value: AnyValue) -> Encoded:
 
 
 class FileExporter(SpanExporter):
-    """Appends batches to a file, each as one line in one write, so that several processes may share it."""
+    """Appends batches to a file, each as one line in one write, so that several processes may share it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = -1
+    What is more or older than is to be kept is removed from its beginning, and a warning says so. It is looked for with
+    the first batch, with one each hour, and where the file is too large.
+    """
+
+    def __init__(self, path: Path, keep: Retention | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.path, self._keep, self._clock = path, keep or Retention(), clock
+        self._looked = -math.inf
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Raises OSError where the file can't be written; the processor says so."""
         line = json.dumps(encode(spans), separators=(",", ":")).encode() + b"\n"
-        if self._file < 0:
-            make_folder(self.path.parent)
-            self._file = private(str(self.path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        while line:  # one write, but where the system takes only a part of it
-            line = line[os.write(self._file, line) :]
+        make_folder(self.path.parent)
+        with appending(self.path) as file:
+            while line:  # one write, but where the system takes only a part of it
+                line = line[os.write(file, line) :]
+            size = os.fstat(file).st_size
+        now = self._clock()
+        if now - self._looked >= LOOK or (self._keep.size is not None and size > self._keep.size):
+            self._looked = now
+            if removed := cut(self.path, self._keep, now):
+                _logger.warning(
+                    "telemetry: the oldest %.0f kB of %s were removed; it keeps %s, and other limits by "
+                    "observe(keep=…) or POCKET_PLUG_TRACES_SIZE and _AGE",
+                    removed / 1e3,
+                    self.path,
+                    self._keep,
+                )
         return SpanExportResult.SUCCESS
-
-    def shutdown(self) -> None:
-        """Close the file."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1

@@ -9,6 +9,7 @@ import base64
 import os
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -264,18 +265,24 @@ class TraceFile:
 
     def _readable(self, line: bytes) -> list[tuple[bytes, list[RecordedSpan]]]:
         """The request in a line, if there is one."""
-        if not line.strip():
-            return []
-        try:
-            return [(line, _spans(line))]
-        except _UNREADABLE:
-            self.unreadable += 1
-        if (begin := line.rfind(_BEGIN)) <= 0:
-            return []
-        try:
-            return [(line[begin:], _spans(line[begin:]))]
-        except _UNREADABLE:
-            return []
+        found, is_whole = requests_in(line)
+        self.unreadable += not is_whole
+        return found
+
+
+def requests_in(line: bytes) -> tuple[list[tuple[bytes, list[RecordedSpan]]], bool]:
+    """The request in a line, if there is one, with its spans; and whether nothing was left that couldn't be read.
+
+    Behind what a killed process has begun to write the next one's request may stand on the same line.
+    """
+    if not line.strip():
+        return [], True
+    with suppress(*_UNREADABLE):
+        return [(line, _spans(line))], True
+    if (begin := line.rfind(_BEGIN)) > 0:
+        with suppress(*_UNREADABLE):
+            return [(line[begin:], _spans(line[begin:]))], False
+    return [], False
 
 
 # ---------------------------------------------------------------- OTLP/JSON

@@ -132,31 +132,49 @@ def _post(session: requests.Session, url: SplitResult, request: bytes, spans: in
     try:
         answer = session.post(url.geturl(), data=request, timeout=TIMEOUT, allow_redirects=False)
     except requests.RequestException as error:
-        cause: BaseException = error
-        while cause.__context__ is not None:  # the outer ones would tell the URL with what is secret in it
-            cause = cause.__context__
-        reason = f"no connection: {type(cause).__name__}{f': {cause}' if isinstance(cause, OSError) else ''}"
-        if url.port == GRPC_PORT:
-            reason += f". {GRPC_PORT} is mostly for gRPC, and 4318 for HTTP"
-        elif isinstance(cause, SSLCertVerificationError):
-            reason += ". OTEL_EXPORTER_OTLP_CERTIFICATE names a file of certificates to trust"
+        reason = _of_connection(error, url)
         sent.refuse(spans, reason)
         return reason
-    if answer.status_code != 200:
-        reason = f"HTTP {answer.status_code} {answer.reason}: {_said(answer)}".rstrip(": ")
+    if reason := _of_answer(answer):
         reason += WAYS_OUT.get(answer.status_code, "")
-        if answer.is_redirect:
-            reason += f". It is at {shown(urlsplit(answer.headers['Location']))}"
         sent.refuse(spans, reason)
-        return reason if answer.status_code in HOPELESS or 300 <= answer.status_code < 400 else ""
-    if answer.headers.get("Content-Type", "").startswith("text/html"):
-        reason = "answered by a web page, so this is no OTLP endpoint"
-        sent.refuse(spans, reason)
-        return reason
+        return reason if answer.status_code in (200, *HOPELESS) or 300 <= answer.status_code < 400 else ""
     rejected, why = _partial(answer)
     sent.taken += spans - rejected
     if rejected:
         sent.refuse(rejected, why or "not said why")
+    return ""
+
+
+def refusal(outcome: requests.Response | requests.RequestException, url: SplitResult) -> str:
+    """Why spans that were posted to a URL were not taken, all or some; "" if they were."""
+    if isinstance(outcome, requests.RequestException):
+        return _of_connection(outcome, url)
+    if reason := _of_answer(outcome):
+        return reason
+    rejected, why = _partial(outcome)
+    return (why or "not said why") if rejected else ""
+
+
+def _of_connection(error: requests.RequestException, url: SplitResult) -> str:
+    cause: BaseException = error
+    while cause.__context__ is not None:  # the outer ones would tell the URL with what is secret in it
+        cause = cause.__context__
+    reason = f"no connection: {type(cause).__name__}{f': {cause}' if isinstance(cause, OSError) else ''}"
+    if url.port == GRPC_PORT:
+        return f"{reason}. {GRPC_PORT} is mostly for gRPC, and 4318 for HTTP"
+    if isinstance(cause, SSLCertVerificationError):
+        return f"{reason}. OTEL_EXPORTER_OTLP_CERTIFICATE names a file of certificates to trust"
+    return reason
+
+
+def _of_answer(answer: requests.Response) -> str:
+    """What is wrong with an answer as a whole."""
+    if answer.status_code != 200:
+        reason = f"HTTP {answer.status_code} {answer.reason}: {_said(answer)}".rstrip(": ")
+        return f"{reason}. It is at {shown(urlsplit(answer.headers['Location']))}" if answer.is_redirect else reason
+    if answer.headers.get("Content-Type", "").startswith("text/html"):
+        return "answered by a web page, so this is no OTLP endpoint"
     return ""
 
 

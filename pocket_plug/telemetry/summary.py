@@ -1,15 +1,59 @@
-"""The runs in a trace file, a line for each, from a file of any size: spans are counted and not kept."""
+"""What is kept of a span to say what its run was, and the runs of a trace, a line for each."""
 
 from __future__ import annotations
 
-import time
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from .live import open_spans
-from .recorded import RecordedSpan, TraceFile, own_errors
+from .recorded import RecordedSpan, own_errors
+
+
+class SpanSummary(NamedTuple):
+    """A span in short. `run_id` and those below it are what its attributes say, `node` that of a node's span only.
+
+    `is_run`: it is that of an outermost run. Times in nanoseconds, `end` 0 while it goes on.
+    """
+
+    id: str
+    parent: str | None
+    start: int
+    end: int
+    failed: bool
+    unseen_errors: int
+    retries: int
+    is_run: bool
+    run_id: str | None
+    graph: str | None
+    node: str | None
+    outcome: str | None
+    error: str | None
+
+    @classmethod
+    def of(cls, span: RecordedSpan) -> SpanSummary:
+        """That of a span."""
+        attributes = span.attributes
+
+        def text(name: str) -> str | None:
+            return None if (value := attributes.get(name)) is None else str(value)
+
+        is_node = "pocket_plug.node.visit" in attributes
+        return cls(
+            id=span.span_id,
+            parent=span.parent_id,
+            start=span.start,
+            end=span.end,
+            failed=span.failed,
+            unseen_errors=span.suppressed_errors,
+            retries=span.retries,
+            is_run=span.is_outermost,
+            run_id=text("pocket_plug.run.id"),
+            graph=text("pocket_plug.graph.name"),
+            node=text("pocket_plug.node.name") if is_node else None,
+            outcome=text("pocket_plug.run.outcome"),
+            error=span.error,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,113 +77,76 @@ class RunSummary:
     trace_id: str
 
 
-@dataclass(slots=True)
-class _Counted:
-    """What is kept of a trace's spans."""
-
-    ids: array[int] = field(default_factory=lambda: array("Q"))
-    parents: array[int] = field(default_factory=lambda: array("Q"))
-    failed: dict[int, tuple[int, str | None]] = field(default_factory=dict[int, tuple[int, str | None]])
-    suppressed: dict[int, int] = field(default_factory=dict[int, int])
-    retried: dict[int, int] = field(default_factory=dict[int, int])
-    runs: dict[int, RecordedSpan] = field(default_factory=dict[int, RecordedSpan])
-    orphan: RecordedSpan | None = None
-    begin: int = 2**64
-    end: int = 0
-
-    def add(self, span: RecordedSpan) -> None:
-        number = int(span.span_id, 16)
-        self.ids.append(number)
-        self.parents.append(parent := int(span.parent_id or "0", 16))
-        if span.failed:
-            self.failed[number] = parent, span.error
-        if errors := span.suppressed_errors:
-            self.suppressed[number] = errors
-        self.begin, self.end = min(self.begin, span.start), max(self.end, span.end)
-        if retries := span.retries:
-            self.retried[number] = retries
-        if span.is_outermost:
-            self.runs[number] = span
-        elif self.orphan is None and "pocket_plug.run.id" in span.attributes:
-            self.orphan = span
-
-    def totals(self) -> dict[int, list[int]]:
-        """Of each run, by its span: spans, errors, retries. What is below two runs counts for both."""
-        above = dict(zip(self.ids, self.parents, strict=True))
-        totals = {run: [0, 0, 0] for run in self.runs}
-        errors = self.errors()
-        of: dict[int, tuple[int, ...]] = {0: ()}  # a span's runs
-        for number in above:
-            path: list[int] = []
-            while number not in of and number in above and len(path) <= len(above):
-                path.append(number)
-                of[number] = ()  # until it is known; a circle ends here
-                number = above[number]
-            runs = of.get(number, ())
-            for each in reversed(path):
-                runs = of[each] = (*runs, each) if each in self.runs else runs
-        for number in above:
-            for run in of[number]:
-                total = totals[run]
-                total[0] += 1
-                total[1] += errors[number]
-                total[2] += 0 if number in self.runs else self.retried.get(number, 0)
-        for run, total in totals.items():
-            total[2] = max(total[2], self.retried.get(run, 0))  # once it has ended it knows all
-        return totals
-
-    def errors(self) -> Counter[int]:
-        """By span, how many errors are its own."""
-        return Counter(own_errors(self.failed)) + Counter(self.suppressed)
-
-
-def runs_in(file: TraceFile, clock: Callable[[], float] = time.time) -> list[RunSummary]:
-    """The executions of runs in a file, that which began last first; those that go on included.
-
-    Raises OSError where there is neither the file nor a run that goes on.
-    """
-    traces: dict[str, _Counted] = {}
-    now = open_spans(file.path, clock)
-    alive = {each.span.span_id for each in now if each.alive}
-    try:
-        for span in file.spans():
-            traces.setdefault(span.trace_id, _Counted()).add(span)
-    except FileNotFoundError:
-        if not now:
-            raise
-    for each in now:
-        counted = traces.setdefault(each.span.trace_id, _Counted())
-        if int(each.span.span_id, 16) not in counted.ids:  # it may have ended since
-            counted.add(each.span)
-    found = [summary for counted in traces.values() for summary in _summaries(counted, alive, int(clock() * 1e9))]
-    return sorted(found, key=lambda run: run.start, reverse=True)
-
-
-def _summaries(counted: _Counted, alive: set[str], now: int) -> Iterator[RunSummary]:
-    for number, (spans, errors, retries) in (totals := counted.totals()).items():
-        run = counted.runs[number]
-        outcome = run.attributes.get("pocket_plug.run.outcome")
+def summaries(
+    trace_id: str, spans: Sequence[SpanSummary], alive: Collection[str] = (), now: int = 0
+) -> Iterator[RunSummary]:
+    """The executions of runs in a trace. What is `alive`, by the ids of spans, goes on, and took until `now` so far."""
+    runs = {span.id: span for span in spans if span.is_run}
+    for id, (number, errors, retries) in _totals(spans, runs).items():
+        run, outcome = runs[id], runs[id].outcome
         if run.end:
-            duration = run.duration
-        elif run.span_id in alive:
+            duration = max(run.end - run.start, 0)
+        elif id in alive:
             outcome, duration = "running", max(now - run.start, 0)
         else:
-            outcome, duration = None, max(counted.end - run.start, 0)
-        yield _summary(run, str(outcome or "unfinished"), run.start, duration, (spans, errors, retries))
-    if not totals and counted.orphan is not None:
-        numbers = len(counted.ids), counted.errors().total(), sum(counted.retried.values())
-        yield _summary(counted.orphan, "unfinished", counted.begin, max(counted.end - counted.begin, 0), numbers)
+            outcome, duration = None, max(max(span.end for span in spans) - run.start, 0)
+        yield RunSummary(
+            run.run_id or "",
+            run.graph or "",
+            outcome or "unfinished",
+            run.error,
+            run.start,
+            duration,
+            number,
+            errors,
+            retries,
+            trace_id,
+        )
+    orphan = next((span for span in spans if span.run_id is not None), None)
+    if not runs and orphan is not None:  # the run's own span is missing
+        begin = min(span.start for span in spans)
+        yield RunSummary(
+            orphan.run_id or "",
+            orphan.graph or "",
+            "unfinished",
+            None,
+            begin,
+            max(max(span.end for span in spans) - begin, 0),
+            len(spans),
+            _errors(spans).total(),
+            sum(span.retries for span in spans),
+            trace_id,
+        )
 
 
-def _summary(span: RecordedSpan, outcome: str, start: int, duration: int, numbers: tuple[int, int, int]) -> RunSummary:
-    error = span.attributes.get("error.type") if span.is_run else None
-    return RunSummary(
-        str(span.attributes["pocket_plug.run.id"]),
-        str(span.attributes.get("pocket_plug.graph.name", "")),
-        outcome,
-        None if error is None else str(error),
-        start,
-        duration,
-        *numbers,
-        trace_id=span.trace_id,
-    )
+def _totals(spans: Sequence[SpanSummary], runs: Collection[str]) -> dict[str, list[int]]:
+    """Of each run, by its span: spans, errors, retries. What is below two runs counts for both."""
+    errors = _errors(spans)
+    above = {span.id: span.parent for span in spans}
+    totals = {run: [0, 0, 0] for run in runs}
+    of: dict[str | None, tuple[str, ...]] = {None: ()}  # a span's runs
+    for span in spans:
+        path: list[str] = []
+        id: str | None = span.id
+        while id is not None and id not in of and id in above and len(path) <= len(above):
+            path.append(id)
+            of[id] = ()  # until it is known; a circle ends here
+            id = above[id]
+        below = of.get(id, ())
+        for each in reversed(path):
+            below = of[each] = (*below, each) if each in runs else below
+        for run in of[span.id]:
+            total = totals[run]
+            total[0] += 1
+            total[1] += errors[span.id]
+            total[2] += 0 if span.id in runs else span.retries
+    for span in spans:
+        if span.id in runs:
+            totals[span.id][2] = max(totals[span.id][2], span.retries)  # once it has ended it knows all
+    return totals
+
+
+def _errors(spans: Sequence[SpanSummary]) -> Counter[str]:
+    """By span, how many errors are its own."""
+    own = own_errors({span.id: (span.parent, span.error) for span in spans if span.failed})
+    return Counter(own) + Counter({span.id: span.unseen_errors for span in spans})

@@ -84,13 +84,20 @@ class TreeProcessor(SpanProcessor):
             return sum(len(spans) for _, spans, _ in self._held.values())
 
     def _draw(self, root: ReadableSpan, spans: Sequence[ReadableSpan], more: int) -> None:
-        plain = self._console.options.ascii_only
+        width, plain = self._place()
         top = recorded(root)
-        lines = draw([top, *map(recorded, spans)], root=top, width=self._console.width, plain=plain)
+        lines = draw([top, *map(recorded, spans)], root=top, width=width, plain=plain)
         if more:
             lines.append(Text(f"{'...' if plain else '…'} {more:,} more spans"))
+        self._show(lines, self._footer(top))
+
+    def _place(self) -> tuple[int, bool]:
+        """How many columns there are, and whether for ASCII only."""
+        return self._console.width, self._console.options.ascii_only
+
+    def _show(self, lines: Sequence[Text], below: str) -> None:
         file = self._file or sys.stderr
-        file.write(on_console(self._console, lines, self._footer(top)))
+        file.write(on_console(self._console, lines, below))
         file.flush()
 
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .index import TraceIndex
 from .live import SILENT, OpenSpan, open_spans
 from .recorded import RecordedSpan, Trace, TraceFile, traces_of
-from .summary import runs_in
 
 
 class Watch:
@@ -28,7 +28,8 @@ class Watch:
         self._file = TraceFile(path)
         if name is not None and path.exists():
             # the latest of its executions may have ended already
-            self._id = next((run.trace_id for run in runs_in(TraceFile(path), clock) if run.run_id == name), None)
+            with TraceIndex(path, clock) as index:
+                self._id = next((run.trace_id for run in index.runs() if run.run_id == name), None)
         else:
             self._id = None
         if self._id is None:

@@ -35,6 +35,7 @@ from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_
 from .live import OpenSpans
 from .local import DEFAULT_FILE, FileExporter, where_to_look
 from .logs import wire_structlog
+from .notebook import NotebookTree, notebook_shell
 from .providers import (
     add_spans,
     drop_spans,
@@ -46,6 +47,7 @@ from .providers import (
     wants_openinference,
 )
 from .recorded import RecordedSpan
+from .retention import Retention
 from .tree import TreeProcessor
 
 FLUSH_TIMEOUT = 2.0
@@ -63,6 +65,7 @@ def observe(
     *,
     detail: tracing.Detail | None = None,
     file: str | os.PathLike[str] | None = None,
+    keep: Retention | None = None,
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
@@ -74,8 +77,10 @@ def observe(
 
     Where they go: to the tracer provider that the program has set already, which is left as it is. Else where
     `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` says. Else to
-    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it. `file`
-    and `terminal=True` ask for these in any case, `terminal=False` leaves the tree out.
+    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it; in a
+    notebook as a tree below the cell. `file` and `terminal=True` ask for these in any case, `terminal=False` leaves the
+    tree out. `keep` says how large and how old the file may get; without it POCKET_PLUG_TRACES_SIZE and
+    POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
     `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
@@ -92,6 +97,7 @@ def observe(
     given = _given(
         detail=detail,
         file=path,
+        keep=keep,
         terminal=terminal,
         capture=capture,
         redact=redact,
@@ -103,7 +109,7 @@ def observe(
         if _observed is None:
             chosen = _settings(detail or "phase", capture, redact, flavours, baggage)
             seconds = _flush_timeout(flush_timeout)
-            mode, spans, path = _trace_locally(path, terminal)
+            mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal)
             tracing.configure(**chosen)  # first: a flavour may put something on the resource
             if spans:
                 watch_the_end(_close_all)
@@ -383,7 +389,9 @@ def _mode(signal: Signal) -> str:
     return ",".join(asked(signal)) or "none"
 
 
-def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[SpanProcessor], Path | None]:
+def _trace_locally(
+    file: Path | None, keep: Retention, terminal: bool | None
+) -> tuple[str, list[SpanProcessor], Path | None]:
     if disabled():
         return "off", [], None
     if traces_are_taken():
@@ -393,12 +401,13 @@ def _trace_locally(file: Path | None, terminal: bool | None) -> tuple[str, list[
     if file is None and not named:
         file = DEFAULT_FILE
     if file is not None:
-        exporters.append(FileExporter(file))
+        exporters.append(FileExporter(file, keep))
     processors: list[SpanProcessor] = [SpanExport(exporter) for exporter in exporters]
     if file is not None:
         processors.append(OpenSpans(file))
-    if terminal if terminal is not None else not named and sys.stderr.isatty():
-        processors.append(TreeProcessor(None, partial(_footer, file)))
+    shell, footer = notebook_shell(), partial(_footer, file)
+    if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
+        processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
     return _mode("traces") if named else "local", processors, file
 
 

@@ -8,6 +8,7 @@
 - `runs_contract.RunsContract`: the same for durable runs over a backend that several processes share.
 - `servers.valkey`, `servers.postgres`: real servers from wheels, to kill, stop and restart; `proxy.Proxy` before one
   loses answers.
+- `nodes.run_node`: one node by itself, through all of its phases.
 - `clock.FakeClock`, `clock.run_virtual`: time that a test owns.
 - `spans.SpanCapture`: the spans that a block of code makes, as a tree.
 - `isolation.fresh_pocket`: a block in which the process has no default Pocket yet; `fixtures` has it for pytest.

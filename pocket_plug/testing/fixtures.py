@@ -6,10 +6,22 @@ from collections.abc import Generator
 
 import pytest
 
+from pocket_plug.graph.plan import validation
 from pocket_plug.plugins.pocket import Pocket, default_pocket
+from pocket_plug.store.store import Store
 
 from . import isolation
+from .clock import FakeClock
 from .servers import Server, postgres, valkey
+from .spans import SpanCapture
+
+
+@pytest.fixture(autouse=True)
+def _each_run_is_validated() -> Generator[None]:
+    """So that a phase which was patched after its graph was made, and would be ignored, is an error of the run."""
+    former, validation.is_kept = validation.is_kept, False
+    yield
+    validation.is_kept = former
 
 
 @pytest.fixture
@@ -23,6 +35,25 @@ def fresh_pocket() -> Generator[None]:
 def pocket(fresh_pocket: None) -> Pocket:
     """The default Pocket, of this test alone, configured by the file that `POCKET_PLUG_CONFIG` names as it begins, if any."""
     return default_pocket()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that stands still until the test moves it; the fixture `store` goes by it."""
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> Store:
+    """A store in memory, empty, that goes by `clock`. `store.sync` has the same names without await."""
+    return Store(clock=clock)
+
+
+@pytest.fixture
+def spans() -> Generator[SpanCapture]:
+    """The spans of this test: `spans.tree()`."""
+    with SpanCapture() as capture:
+        yield capture
 
 
 @pytest.fixture(scope="session")

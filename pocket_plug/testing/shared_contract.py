@@ -22,7 +22,16 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, StoreClosedError, StoreError, WriteSizeError
+from pocket_plug.errors import (
+    AnswerLostError,
+    ConfigError,
+    ConflictError,
+    StoreClosedError,
+    StoreError,
+    StoreUnreachableError,
+    WriteSizeError,
+)
+from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.resolving import resolve_backend
@@ -77,8 +86,19 @@ async def write_in_turns(backend: Backend, times: int) -> list[int]:
     return [await backend.write([Put(name, n) for name in names[:: 1 if n % 2 else -1]]) for n in range(times)]
 
 
+async def append_on(backend: Backend, times: int) -> list[int]:
+    """Append so many items to a list, each with who it is of; now and then trim another one. Gives nothing."""
+    store, who = Store(backend), os.urandom(4).hex()
+    for n in range(times):
+        await store.append("l", (who, n))
+        await store.append("short", n)
+        if n % 5 == 4:
+            await store.trim("short", keep=3)
+    return []
+
+
 JOBS: dict[str, Callable[[Backend, int], Awaitable[list[int]]]] = {
-    job.__name__: job for job in (count_on, write_together, write_in_turns)
+    job.__name__: job for job in (count_on, write_together, write_in_turns, append_on)
 }
 
 
@@ -239,6 +259,27 @@ class SharedBackendContract(BackendContract):
                 await asyncio.to_thread(others.done)
             found = await first.read_many(["c0", "c1"])
             assert {key: entry.value for key, entry in found.items()} == {"c0": 90, "c1": 90}
+
+        instances(scenario)
+
+    def test_no_append_is_lost_between_instances(self, instances: Callable[..., Any], url: str) -> None:
+        """Tasks, threads with loops of their own and other processes append to one list: each item is there, in its order."""
+
+        async def scenario(first: Backend, second: Backend, third: Backend) -> None:
+            with elsewhere(url, append_on, 15) as others:
+                others.go()
+                await asyncio.gather(
+                    append_on(first, 15), append_on(second, 15), on_loops_of_threads([lambda: append_on(third, 15)])
+                )
+                await asyncio.to_thread(others.done)
+            store = Store(first)
+            items = await store.tail("l", 1000)
+            assert await store.length("l") == len(items) == 5 * 15
+            for who in {who for who, _ in items}:
+                assert [n for each, n in items if each == who] == list(range(15))
+            assert await store.tail("short", 100) == [item async for item in store.each_item("short")]
+            await store.trim("short", keep=3)
+            assert len(await keys_of(first, ITEMS)) == 5 * 15 + 3
 
         instances(scenario)
 
@@ -700,6 +741,48 @@ class ServerBackendContract(SharedBackendContract):
         assert str(port) in said
         assert "127.0.0.1" in said
         assert SECRET not in said
+
+    def test_a_probe_looks_and_writes_nothing(self, url: str) -> None:
+        """What the server is, whether there is a data set yet, whose clock differs by how much; nothing is made by it."""
+
+        async def use() -> None:
+            backend = resolve_backend(url)
+            found = None
+            for _ in range(2):
+                found = await backend.probe(10.0)
+                assert found is not None
+                assert found.is_new
+            assert found is not None
+            assert found.system
+            assert found.durability in ("power", "process", "none")
+            assert not found.read_only
+            assert found.skew is not None
+            assert abs(found.skew) < 1  # the same machine's
+            await opened(backend, lambda backend: backend.write([Put("a", 1)]))
+            found = await backend.probe(10.0)
+            assert found is not None
+            assert not found.is_new
+
+        asyncio.run(use())
+
+    def test_a_probe_of_no_server_or_of_one_that_is_stopped_is_an_error_in_time(self, url: str, server: Server) -> None:
+        """StoreUnreachableError, without the patience of the URL; a password is not in it."""
+        nowhere = _with_password(url.replace(f":{server.port}", f":{free_port()}"))
+        with pytest.raises(StoreUnreachableError, match=r"127\.0\.0\.1") as caught:
+            asyncio.run(resolve_backend(nowhere).probe(HANGS))
+        assert SECRET not in str(caught.value)
+        server.stop()
+        try:
+            with pytest.raises(StoreUnreachableError, match=r"no answer within 0\.2 s"):
+                asyncio.run(resolve_backend(with_options(url, patience=HANGS)).probe(0.2))
+        finally:
+            server.go_on()
+
+    def test_a_probe_refuses_a_wrong_password(self, guarded_url: str) -> None:
+        """As opening it does."""
+        with pytest.raises(StoreError, match="password") as caught:
+            asyncio.run(resolve_backend(guarded_url).probe(HANGS))
+        assert SECRET not in str(caught.value)
 
     def test_a_wrong_password_is_an_error_that_names_the_server_and_not_the_password(self, guarded_url: str) -> None:
         """Neither does the backend's repr, nor what the error was caused by. It is no reason to try again."""

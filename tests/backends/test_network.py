@@ -12,7 +12,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from pocket_plug.backends.network import Attempt, PerLoop, Retrying, Slots, Token, check_store
-from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, StoreClosedError, StoreError
+from pocket_plug.errors import (
+    AnswerLostError,
+    ConfigError,
+    ConflictError,
+    StoreClosedError,
+    StoreError,
+    StoreUnreachableError,
+)
 from pocket_plug.testing.clock import FakeClock, run_virtual
 from pocket_plug.testing.contracts import works_in_a_child
 
@@ -254,13 +261,15 @@ class LostError(Exception):
     """What a driver raises where its connection is lost."""
 
 
-def retrying(clock: FakeClock, *, timeout: float = 5.0, patience: float = 30.0) -> Retrying:
+def retrying(
+    clock: FakeClock, *, timeout: float = 5.0, patience: float = 30.0, attempts: int | None = None
+) -> Retrying:
     """With pauses that move the clock."""
 
     async def pause(seconds: float) -> None:
         clock.advance(seconds)
 
-    return Retrying("redis at cache:6379", (LostError,), timeout, patience, now=clock, pause=pause)
+    return Retrying("redis at cache:6379", (LostError,), timeout, patience, attempts, now=clock, pause=pause)
 
 
 def failing(times: int, error: Exception, *, sent: bool = False) -> Callable[[Attempt], Awaitable[int]]:
@@ -294,10 +303,10 @@ def test_what_is_no_lost_connection_is_raised_at_once() -> None:
 
 
 def test_patience_ends_and_the_error_names_the_server_and_no_password() -> None:
-    """StoreError: which server, for how long, how often, what it said last; passwords of the driver's message are masked."""
+    """Which server, for how long, how often, what it said last; passwords of the driver's message are masked."""
     clock = FakeClock()
     before = clock()
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(StoreUnreachableError) as caught:
         asyncio.run(retrying(clock, patience=8)(failing(10**9, LostError("redis://app:hunter2@cache refused"))))
     text = str(caught.value)
     assert not isinstance(caught.value, AnswerLostError)
@@ -305,6 +314,13 @@ def test_patience_ends_and_the_error_names_the_server_and_no_password() -> None:
     assert "LostError: redis://app:***@cache refused" in text
     assert clock() - before < 8
     assert isinstance(caught.value.__cause__, LostError)
+
+
+def test_a_few_attempts_end_before_the_patience() -> None:
+    """For who only asks whether the server is there: what the last one met is told, and what was awaited."""
+    clock = FakeClock()
+    with pytest.raises(StoreUnreachableError, match=r"redis at cache:6379 can't be reached \(2 attempts; .*refused\)"):
+        asyncio.run(retrying(clock, patience=8, attempts=2)(failing(10**9, LostError("refused"))))
 
 
 def test_a_write_that_may_have_landed_says_so() -> None:

@@ -31,6 +31,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.contracts import BackendContract, keys_of
 from pocket_plug.testing.shared_contract import SharedBackendContract
 
@@ -1181,3 +1182,41 @@ def test_an_interrupted_wake_up_leaves_the_writer_awake(tmp_path: Path) -> None:
 
 async def _written(backend: SQLite, value: int) -> None:
     await backend.write([Put("k", value)])
+
+
+# ---------------------------------------------------------------- looking without opening
+def test_a_probe_makes_no_file(tmp_path: Path) -> None:
+    """Of one that isn't there it says so; of one that is there, that it is ours: no log appears beside it."""
+    path = tmp_path / "new" / "state.db"
+    found = asyncio.run(SQLite(path).probe(1.0))
+    assert (found.is_new, found.durability) == (True, "power")
+    assert not path.parent.exists()
+    with SyncStore(SQLite(path)) as store:
+        store.set("a", 1)
+    before = sorted(file.name for file in path.parent.iterdir())
+    found = asyncio.run(SQLite(path, durability="process").probe(1.0))
+    assert (found.is_new, found.durability) == (False, "process")
+    assert sorted(file.name for file in path.parent.iterdir()) == before == ["state.db"]
+
+
+def test_a_probe_of_a_file_in_use_leaves_its_locks(tmp_path: Path) -> None:
+    """A store that is open in this process goes on, and others still can't own what it owns."""
+    path = tmp_path / "state.db"
+    with SyncStore(SQLite(path)) as store:
+        store.set("a", 1)
+        with store.transaction() as transaction:
+            transaction.set("a", 2)
+            assert not asyncio.run(SQLite(path).probe(1.0)).is_new
+        assert store.get("a") == 2
+
+
+def test_a_probe_refuses_what_opening_would(tmp_path: Path) -> None:
+    """A file of another program, and one that is no SQLite file."""
+    other, text = tmp_path / "other.db", tmp_path / "text.db"
+    connection = sqlite3.connect(other)
+    connection.execute("CREATE TABLE t (x)")
+    connection.close()
+    text.write_text("text" * 1000)
+    for path, why in ((other, "the SQLite file of another program"), (text, "this is no SQLite file")):
+        with pytest.raises(StoreError, match=why):
+            asyncio.run(SQLite(path).probe(1.0))

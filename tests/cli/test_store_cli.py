@@ -33,7 +33,7 @@ from pocket_plug import SyncStore, register_type
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main, transfer
 from pocket_plug.codec import Codec, default_codec, is_whole, place_of
-from pocket_plug.errors import StoreError
+from pocket_plug.errors import StoreError, StoreUnreachableError
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Put
@@ -413,13 +413,25 @@ def test_a_server_that_goes_in_the_middle_of_a_check_is_no_damage(monkeypatch: p
 
     async def gone(self: SQLite, key: str) -> None:
         asked.append(key)
-        raise StoreError("the server can't be reached")
+        raise StoreUnreachableError("the server can't be reached")
 
     monkeypatch.setattr(SQLite, "address", ("db.example", 5432))
     monkeypatch.setattr(SQLite, "read", gone)
-    out, err = run("check", code=1)
-    assert (out, asked) == ("fault: the server can't be reached\n", ["a"])
-    assert "0 damaged, 1 faults" in err
+    out, err = run("check", code=4)
+    assert (out, asked) == ("", ["a"])
+    assert err == "StoreUnreachableError: the server can't be reached\n"
+
+
+def test_a_server_that_refuses_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong password, say: an error with exit code 1, and nothing on stdout that a script could take for a finding."""
+
+    async def refuse(self: SQLite) -> None:
+        raise StoreError("the password is wrong")
+
+    fill({"a": 1})
+    monkeypatch.setattr(SQLite, "address", ("db.example", 5432))
+    monkeypatch.setattr(SQLite, "open", refuse)
+    assert run("check", code=1) == ("", "StoreError: the password is wrong\n")
 
 
 def test_reserved_entries_come_through_if_both_say_so() -> None:
@@ -599,7 +611,8 @@ def test_a_store_without_damage_passes_the_check() -> None:
         "",
         "checked 4 entries: 0 damaged, 0 faults, 1 of an older version, not bound to their keys\n",
     )
-    assert json.loads(run("check", "--json")[0]) == {"entries": 4, "unbound": 1, "damaged": [], "faults": []}
+    nothing: dict[str, object] = {"damaged": [], "faults": [], "leftovers": 0}
+    assert json.loads(run("check", "--json")[0]) == {"entries": 4, "unbound": 1, **nothing}
 
 
 def test_the_check_lists_damaged_keys() -> None:

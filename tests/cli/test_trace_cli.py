@@ -326,3 +326,48 @@ def test_a_traced_run_says_how_to_open_it(tmp_path: Path, number: str, code: int
     )
     (row,) = listed.stdout.splitlines()[1:]
     assert row.startswith(f"{found[1]}  flow   {outcome}")
+
+
+# ---------------------------------------------------------------- stats, rm
+def test_runs_are_chosen_by_time_error_and_attribute(file: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one narrows it down; what can't be meant is refused."""
+
+    def ids(*options: str) -> list[str]:
+        return [each["run_id"] for each in json.loads(says("ls", "--json", *options)[1])]
+
+    assert ids("--error", "ValueError") == ids("--error", "builtins.ValueError") == ["abc-1"]
+    assert ids("--min", "1500ms") == ["xyz-3"]
+    assert ids("--attr", "pocket_plug.node.attempts=3") == ["abc-1"]
+    assert ids("--attr", "pocket_plug.run.resumed=true") == ["abd-2"]
+    assert ids("--attr", "pocket_plug.node.attempts=3", "--error", "OSError") == []
+    monkeypatch.setattr("pocket_plug.cli.trace.time.time", lambda: BEGIN / 1e9 + 40)
+    assert ids("--since", "15s") == ["abd-2"]
+    assert ids("--since", "1h") == ["abd-2", "xyz-3", "abd-2", "abc-1"]
+    assert "there are more; --limit 20 shows more of them" in says("ls", "--limit", "2")[2]
+    for options in (["--since", "soon"], ["--min", "-1"], ["--attr", "customer"]):
+        assert says("ls", *options)[0] == 2
+
+
+def test_graphs_and_nodes_are_summed_up(file: Path, says: Says) -> None:
+    """A line for each graph, and below it its nodes."""
+    code, out, _ = says("stats")
+    assert code == 0
+    rows = [re.split(r"  +", line.strip()) for line in out.splitlines()]
+    assert rows[0] == ["graph, node", "count", "errors", "retries", "p50", "p95", "max", "in all"]
+    assert ["shop", "1", "1", "2", *["1.00 s"] * 4] in rows
+    assert json.loads(says("stats", "--graph", "ship", "--json")[1])[0]["total"] == 2 * S
+
+
+def test_traces_are_removed(file: Path, says: Says) -> None:
+    """By a run's name, by age, or all of them; a run that isn't there is said."""
+    assert says("rm", "abc-1") == (0, "", "removed 1 run, 2 spans\n")
+    assert [each["run_id"] for each in json.loads(says("ls", "--json")[1])] == ["abd-2", "xyz-3", "abd-2"]
+    code, _, err = says("rm", "abd-2", "nobody")
+    assert code == 1
+    assert "removed 2 runs, 5 spans" in err
+    assert "there is no run 'nobody'" in err
+    assert says("rm", "--older", "1h")[2] == "removed 0 runs, 1 span\n"
+    assert says("rm", "--all") == (0, "", "removed 0 runs, 0 spans\n")
+    assert file.read_text() == ""
+    for options in ([], ["abc-1", "--all"], ["--older", "1h", "--all"]):
+        assert says("rm", *options)[0] == 2

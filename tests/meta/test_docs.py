@@ -19,10 +19,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
 
-# Commands that set a machine up, or need a server: `make test` itself, the wheel's test, the collector's test and
-# `make e2e` run these.
+# Commands that set a machine up, or need a server: `make test` itself, the tests of wheels and of new plugins, the
+# collector's test and `make e2e` run these. An index is asked by nobody.
 _ELSEWHERE = (
-    *("make ", "pip ", "git ", "python -m venv", ".venv/bin/pytest "),
+    *("make ", "pip ", "git ", "python -m venv", ".venv/bin/pytest ", ". .venv/bin/activate", "mypy", "pyright"),
+    *("python -m build", "twine ", "/tmp/user/bin/"),  # noqa: S108 - what the page says, which nobody runs
     *("OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_METRICS_EXPORTER="),
     *("python examples/monitoring/serve.py", "prometheus ", "promtool "),
 )
@@ -38,6 +39,16 @@ def environment(folder: Path) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return clean | {"PATH": path, "HOME": str(folder), "NO_COLOR": "1"}
+
+
+def install(project: Path, site: Path) -> str:
+    """Put a project into a folder for PYTHONPATH, with nothing fetched."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
+         "--disable-pip-version-check", "--target", str(site), str(project)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return str(site)
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +112,22 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, variables: dict
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(code, "utf-8")
     lines = [line[2:] for _, code in blocks(page, "console") for line in code.splitlines() if line.startswith("$ ")]
+    folder = tmp_path
     for line in lines:
         command, _, comment = (part.strip() for part in line.partition("  #"))
+        if command.startswith("cd "):
+            folder /= command[3:]
+            continue
+        if command.startswith("pip install --editable") and (folder / "pyproject.toml").exists():
+            variables = variables | {"PYTHONPATH": install(folder, tmp_path / "site")}
+            continue
         if command.startswith(_ELSEWHERE):
             continue
         expected = int(code[1]) if (code := re.search(r"exit code (\d)", comment)) else 0
         command, _, file = (part.strip() for part in command.partition(" > "))
         ran = subprocess.run(
             shlex.split(command),
-            cwd=tmp_path,
+            cwd=folder,
             env=variables,
             capture_output=True,
             text=True,
@@ -118,7 +136,7 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, variables: dict
         )
         assert ran.returncode == expected, f"{command}: {ran.stdout}{ran.stderr}"
         if file:
-            (tmp_path / file).write_text(ran.stdout, "utf-8")
+            (folder / file).write_text(ran.stdout, "utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

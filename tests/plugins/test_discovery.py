@@ -155,9 +155,7 @@ def test_declined(install, caplog):
     )
     record = Pocket(strict=True).plugin("shy")
     assert (record.status, record.reason) == ("declined", "SHY_URL is not set")
-    assert [text for text in warnings_of(caplog) if "'shy'" in text] == [
-        "plugin 'shy' (pocket-plug-shy 1.0) stepped back: SHY_URL is not set"
-    ]
+    assert not warnings_of(caplog)  # it waits for its settings, and nobody has asked for it
 
 
 def test_interrupt_passes(install):

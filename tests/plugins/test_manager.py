@@ -29,6 +29,7 @@ from pocket_plug.layers import logging as own_logging
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
+from tests.conftest import Install
 
 RUN = Run("run-1", "orders")
 OURS = ["tracing", "metrics", "logging"]
@@ -469,3 +470,46 @@ def test_a_warning_reaches_a_terminal():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "plugin 'object' can't be used: it implements no hook" in result.stderr
     assert logging.getLogger("pocket_plug").level == logging.NOTSET
+
+
+# ---------------------------------------------------------------- plugins that wait for their settings
+WAITING = """
+    from pocket_plug import NotConfiguredError, hookimpl
+    class Waiting:
+        @hookimpl
+        def pocket_configure(self, options):
+            if "server" not in options:
+                raise NotConfiguredError("no server is named")
+"""
+
+
+def test_an_unconfigured_plugin_is_silent_unless_asked(
+    install: Install, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is installed and needs settings that nobody gives: nothing is logged or printed; its record has the reason."""
+    install("pocket-plug-waiting", WAITING, entry_points="waiting = pocket_plug_waiting:Waiting")
+    install("pocket-plug-early", "from pocket_plug import NotConfiguredError\nraise NotConfiguredError('not here')")
+    with caplog.at_level("INFO"):
+        pocket = Pocket()
+    assert not caplog.records
+    assert capsys.readouterr() == ("", "")
+    assert pocket.plugin("waiting").verdict == "stepped back: no server is named"
+    assert pocket.plugin("early").verdict == "stepped back: not here"
+    with pytest.raises(PluginError, match=r"'waiting' .* is required, but stepped back: no server is named"):
+        Pocket(required=["waiting"])
+
+
+def test_a_configured_plugin_that_steps_back_is_a_warning(
+    install: Install, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has written settings for it, or handed it over: so it is missed."""
+    install("pocket-plug-waiting", WAITING, entry_points="waiting = pocket_plug_waiting:Waiting")
+    (tmp_path / "pocket.toml").write_text("[plugins.waiting]\nport = 1")
+    Pocket(tmp_path / "pocket.toml")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "stepped back: no server is named" in caplog.text
+    caplog.clear()
+    from pocket_plug_waiting import Waiting  # type: ignore[import-not-found] # installed above
+
+    Pocket(plugins=[Waiting], block=["waiting"], autoload=False)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]

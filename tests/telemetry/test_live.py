@@ -16,10 +16,10 @@ from opentelemetry.trace import set_span_in_context
 from pocket_plug.cli import main
 from pocket_plug.cli.trees import follow
 from pocket_plug.telemetry import live
+from pocket_plug.telemetry.index import TraceIndex
 from pocket_plug.telemetry.live import OpenSpans, open_spans
 from pocket_plug.telemetry.local import FileExporter
 from pocket_plug.telemetry.recorded import TraceFile
-from pocket_plug.telemetry.summary import runs_in
 from pocket_plug.telemetry.watch import Watch
 
 
@@ -102,8 +102,9 @@ def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced)
     traced.open.tell()
     (path,) = traced.path.parent.iterdir()
     begun = path.stat().st_mtime
-    assert [run.outcome for run in runs_in(TraceFile(traced.path), lambda: begun + live.SILENT - 1)] == ["running"]
-    assert [run.outcome for run in runs_in(TraceFile(traced.path), lambda: begun + live.SILENT + 1)] == ["unfinished"]
+    for later, outcome in ((live.SILENT - 1, "running"), (live.SILENT + 1, "unfinished")):
+        with TraceIndex(traced.path, lambda later=later: begun + later) as index:  # type: ignore[misc]
+            assert [run.outcome for run in index.runs()] == [outcome]
     os.utime(path, (1, 1))
     traced.open.tell(lambda: begun + 1000)  # nothing has changed, so it is only touched
     assert path.stat().st_mtime > 1

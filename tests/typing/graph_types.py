@@ -65,6 +65,7 @@ from pocket_plug.executors import Processes, Threads
 from pocket_plug.graph.chain import Out
 from pocket_plug.graph.node_functions import FunctionNode
 from pocket_plug.remote import Executor
+from pocket_plug.testing.nodes import NodeResult, run_node_sync
 
 
 @dataclass(frozen=True)
@@ -310,6 +311,9 @@ def loops() -> None:
     assert_type(Graph(start >> (count >> end), count.again >> start, count.on("fast") >> quick), Graph[int, bytes])
     assert_type(Graph(count, count.again >> count), Graph[int, str])
     known: Chain[int, bytes] = start >> count >> end
+    assert_type(Graph(count, count.again >> count).replace(count=count), Graph[int, str])
+    assert_type(run_node_sync(count, 1), NodeResult[str])
+
     annotated: Graph[int, bytes] = Graph(known, count.again >> start)
     assert_type(annotated, Graph[int, bytes])
     two_ends: Graph[int, bytes | None] = Graph(start >> count >> end, count.again >> start, count.on("no") >> nothing)

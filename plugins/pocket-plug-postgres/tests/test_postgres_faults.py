@@ -120,6 +120,24 @@ def test_wrong_passwords_users_and_databases(data_set: str) -> None:
         asyncio.run(PostgreSQL(server.url, store=data_set).open())
 
 
+@pytest.mark.parametrize(
+    ("setting", "way_out"),
+    [
+        ("bad%3D1", "isn't one of the server's; correct it"),
+        ("max_connections%3D1", "can't be given by a client"),
+        ("work_mem%3Dx", "an option of the URL is wrong"),
+    ],
+)
+def test_a_setting_in_the_url_that_the_server_refuses(
+    shared_server: Server, data_set: str, setting: str, way_out: str
+) -> None:
+    """Refused at once: it would be refused for as long as the patience lasts."""
+    url = f"{shared_server.url}{'&' if '?' in shared_server.url else '?'}options=-c%20{setting}"
+    said = refusal(PostgreSQL(url, store=data_set, patience=1000.0))
+    assert way_out in said
+    assert "attempt" not in said
+
+
 def test_tls_with_a_certificate_that_is_not_trusted(shared_server: Server, data_set: str, tmp_path: Path) -> None:
     """Refused at once; with the right authority it works, with another name in the certificate not."""
     good, bad = tmp_path / "good", tmp_path / "bad"

@@ -139,7 +139,7 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
         with Proxy(server.port, tls=bad) as proxy:
             url = proxy.through(server.url).replace("redis://", "rediss://")
             refused(f"{url}?ssl_ca_certs={bad.authority}", "certificate", "127.0.0.1")
-        refused(server.url.replace("redis://", "rediss://") + "?timeout=0.5&patience=1")
+        refused(server.url.replace("redis://", "rediss://") + "?timeout=0.5&patience=1", "speak TLS", "redis://")
 
 
 def test_a_socket_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -114,6 +115,25 @@ class RunInfo:
     result: RunValue | None = field(default=None, repr=False)
     """What it has left with, if it is `finished`."""
 
+    def _repr_html_(self) -> str:
+        """In a notebook: how it stands, without its values."""
+        from pocket_plug.primitives.markup import table
+
+        owner = self.owner
+        known = {
+            "state": _state(self),
+            "why": _why(self),
+            "graph": self.graph or "",
+            "node": self.node or "",
+            "steps": _number(self.steps),
+            "executions": _number(self.executions),
+            "begun (UTC)": _time(self.started),
+            "updated": _time(self.updated),
+            "at it": "" if owner is None else f"process {owner.pid} on {owner.host}, since {_time(owner.since)}",
+            "trace": self.trace_id or "",
+        }
+        return table(f"run {self.run_id}", (), [(what, said) for what, said in known.items() if said])
+
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
@@ -122,6 +142,25 @@ class RunPage:
     runs: tuple[RunInfo, ...]
     after: str | None
     """What `list(after=)` takes for the next page; None where this is the last one."""
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a row for each."""
+        from pocket_plug.primitives.markup import table
+
+        columns = ("run", "state", "graph", "node", "steps", "begun (UTC)", "why")
+        rows = [
+            (
+                run.run_id,
+                _state(run),
+                run.graph or "",
+                run.node or "",
+                _number(run.steps),
+                _time(run.started),
+                _why(run),
+            )
+            for run in self.runs
+        ]
+        return table("runs" if self.after is None else "runs, those that were begun last", columns, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +215,31 @@ class RunHistory:
         return tuple(each.failure for each in self.executions if each.failure is not None)
 
 
+# ---------------------------------------------------------------- as a notebook shows them
+def _state(run: RunInfo) -> str:
+    return "ending" if run.is_ending else run.state
+
+
+def _why(run: RunInfo) -> str:
+    """What keeps it from going on. Not what an exception or a question says: values may be in that."""
+    if run.error is not None:
+        return run.error
+    if run.failure is not None:
+        return f"{run.failure.type} at {run.failure.node}" if run.failure.node else run.failure.type
+    if run.questions:
+        return f"asks at {', '.join(question.id for question in run.questions)}"
+    return "" if run.wake_at is None else f"until {_time(run.wake_at)}"
+
+
+def _number(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _time(moment: float | None) -> str:
+    return "" if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(" ", "seconds")[:19]
+
+
+# ---------------------------------------------------------------- of what is stored
 def kept(record: object) -> RunValue | None:
     """A value that a run has kept; None where it has none."""
     return RunValue(record) if isinstance(record, bytes) and record else None

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator
 from typing import Any, TypeVar, get_args
 
-from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.errors import ConfigError, PocketError, suggest
 from pocket_plug.graph.durable.indexing import index_old
 from pocket_plug.graph.durable.prune import Pruned, prune
 from pocket_plug.graph.durable.removal import remove_run
@@ -34,6 +34,8 @@ from .operations import Place, cancel, must_see, retry
 T = TypeVar("T")
 LIMIT = 100
 """Runs of a page, unless another number is given."""
+SHOWN = 20
+"""Runs that a notebook shows of all."""
 _STATES: tuple[RunState, ...] = get_args(RunState)
 
 
@@ -51,6 +53,15 @@ class Runs:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.stack!r})"
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook: the runs that were begun last, where the store is open and needs no event loop to be read."""
+        if self.stack.is_new or self.stack.needs_loop:
+            return None
+        try:
+            return self.stack.run(self.list(limit=SHOWN))._repr_html_()
+        except PocketError:  # to look at a thing never fails; whoever lists them is told
+            return None
 
     @property
     def sync(self) -> SyncRuns:
@@ -228,6 +239,9 @@ class SyncRuns:
 
     def __repr__(self) -> str:
         return f"Sync{self._runs!r}"
+
+    def _repr_html_(self) -> str | None:
+        return self._runs._repr_html_()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         stack = self._runs.stack

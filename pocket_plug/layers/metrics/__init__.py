@@ -33,7 +33,7 @@ class MetricsPlugin:
         self._own: Mapping[str, Any] = {}
 
     @hookimpl
-    def pocket_configure(self, options: Mapping[str, Any]) -> None:
+    def pocket_configure(self, options: Changes) -> None:
         """The table; what it doesn't name is as the process has it."""
         self._own = settings.checked(options)
 

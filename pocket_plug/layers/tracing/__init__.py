@@ -10,8 +10,7 @@ neither keys nor values nor messages: only declared key templates, and the types
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pocket_plug.hookspecs import Observer, Run, hookimpl
 from pocket_plug.otel.reporting import suppressed
@@ -60,7 +59,7 @@ class TracingPlugin:
         self.listening = Listening()
 
     @hookimpl
-    def pocket_configure(self, options: Mapping[str, Any]) -> None:
+    def pocket_configure(self, options: Changes) -> None:
         """The table; what it doesn't name is as the process has it."""
         self.listening.choose(options)
 

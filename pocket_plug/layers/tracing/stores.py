@@ -15,8 +15,9 @@ from pocket_plug.errors import ConflictError, is_fault
 from pocket_plug.otel.late import LateSpan
 from pocket_plug.otel.reporting import current_context, server_of, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
+from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
-from pocket_plug.store.keys import RESERVED, template_of
+from pocket_plug.store.keys import template_of
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 
@@ -258,8 +259,8 @@ def _heard(live: Live | None, context: Context) -> Live | None:
 def _is_bookkeeping(keys: str | Sequence[str]) -> bool:
     """Is it all about the records of a durable run itself?"""
     if isinstance(keys, str):
-        return keys.startswith(RESERVED)
-    return bool(keys) and all(name.startswith(RESERVED) for name in keys)
+        return OWN <= keys < PAST_OWN
+    return bool(keys) and all(OWN <= name < PAST_OWN for name in keys)
 
 
 def _show_keys(live: Live, span: Span, keys: str | Sequence[str]) -> None:

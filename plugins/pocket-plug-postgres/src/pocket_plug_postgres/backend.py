@@ -37,7 +37,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.primitives.redaction import MASK, public_url
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, Watcher
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, Watcher
 
 from . import statements
 from .binary import (
@@ -56,7 +56,7 @@ from .binary import (
 )
 from .failures import explained
 from .link import ConnectionLostError, Link, Pool, Row, Statement, connected
-from .schema import DataSet, check_server, find_faults, find_or_make
+from .schema import DataSet, check_server, find_faults, find_or_make, look_at
 from .turns import Turn, had
 from .watching import Subscription
 
@@ -106,6 +106,7 @@ class PostgreSQL(Backend):
 
     survives = True
     system = "postgresql"
+    backed_up_by = "pg_dump of PostgreSQL, or pg_basebackup with its log archived"
     can_watch = True
     max_changes = MAX_CHANGES
 
@@ -187,6 +188,21 @@ class PostgreSQL(Backend):
     async def _prepare(self, link: Link) -> None:
         await find_or_make(link, self._data)
         await check_server(link, self._data, self.durability, self.clock)
+
+    async def probe(self, patience: float) -> ProbeResult:
+        """The same, but for what `open` makes: schema, tables and function. Whether the role may make them isn't tried."""
+        few = replace(self._retrying, timeout=min(patience, self._retrying.timeout), patience=patience, attempts=2)
+
+        async def look(attempt: Attempt) -> ProbeResult:
+            with self._explaining():
+                link = await self._connect()
+                try:
+                    attempt.cut = link.close
+                    return await look_at(link, self._data, self.durability, self.clock)
+                finally:
+                    link.close()
+
+        return await few(look)
 
     async def close(self) -> None:
         """Let what is under way come to its end, and close all connections."""

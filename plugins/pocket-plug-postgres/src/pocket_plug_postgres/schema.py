@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from psycopg.errors import InsufficientPrivilege
 
 from pocket_plug.errors import StoreError
-from pocket_plug.store.backend import Clock
+from pocket_plug.store.backend import Clock, ProbeResult
 
 from .link import Link
 from .statements import FORGET_SLOTS, OLDEST_SERVER, SCHEMA_VERSION, TABLES, WRITE_FUNCTION
@@ -46,20 +46,28 @@ class DataSet:
 
 async def find_or_make(link: Link, data: DataSet) -> None:
     """Make the data set where there is none. Raises StoreError for a newer one, and where rights are missing."""
-    if link.pgconn.server_version < OLDEST_SERVER * 10_000:
-        found = link.pgconn.server_version
-        raise StoreError(
-            f"{data.server} is PostgreSQL {found // 10_000}; this needs {OLDEST_SERVER} or newer: upgrade the server"
-        )
+    _check_age(link, data)
     try:
         if not await _exists(link, data):
             await link.script(f"BEGIN; SELECT pg_advisory_xact_lock({_MAKING})")
             if not await _exists(link, data):
                 await _make(link, data)
             await link.script("COMMIT")
-        [[version]] = await link.script(data.sql("SELECT schema_version FROM {s}.about"))
+        await _check_version(link, data)
     except InsufficientPrivilege as error:
         raise _rights_missing(link, data, error) from error
+
+
+def _check_age(link: Link, data: DataSet) -> None:
+    if link.pgconn.server_version < OLDEST_SERVER * 10_000:
+        found = link.pgconn.server_version
+        raise StoreError(
+            f"{data.server} is PostgreSQL {found // 10_000}; this needs {OLDEST_SERVER} or newer: upgrade the server"
+        )
+
+
+async def _check_version(link: Link, data: DataSet) -> None:
+    [[version]] = await link.script(data.sql("SELECT schema_version FROM {s}.about"))
     if int(version) > SCHEMA_VERSION:
         raise StoreError(
             f"{data.server} has schema {version}, and this pocket-plug-postgres knows {SCHEMA_VERSION}; install the newer one"
@@ -104,6 +112,34 @@ SELECT current_setting('fsync'), current_setting('full_page_writes'), current_se
 
 async def check_server(link: Link, data: DataSet, durability: str, clock: Clock) -> None:
     """Compare what the server has with what is promised. Raises StoreError where that can't be kept."""
+    skew, read_only = await _compared(link, data, durability, clock)
+    if not read_only:
+        await link.script(data.sql(FORGET_SLOTS))
+    if abs(skew) > MOST_SKEW and clock is time.time:  # another one is meant to differ
+        _logger.warning(
+            "%s: its clock differs from this one by %.1f s; deadlines go by the clocks of the programs, so keep them in time",
+            data.server,
+            skew,
+        )
+
+
+async def look_at(link: Link, data: DataSet, durability: str, clock: Clock) -> ProbeResult:
+    """All of it that only reads. Raises StoreError for what opening the store would refuse."""
+    _check_age(link, data)
+    is_new = not await _exists(link, data)
+    try:
+        if not is_new:
+            await _check_version(link, data)
+    except InsufficientPrivilege as error:
+        raise _rights_missing(link, data, error) from error
+    skew, read_only = await _compared(link, data, durability, clock)
+    version = link.pgconn.server_version
+    system = f"PostgreSQL {version // 10_000}.{version % 10_000}"
+    return ProbeResult(system, is_new=is_new, durability=durability, read_only=read_only, skew=skew)
+
+
+async def _compared(link: Link, data: DataSet, durability: str, clock: Clock) -> tuple[float, bool]:
+    """The skew of the server's clock, ahead of ours, and whether it takes no writes. Raises StoreError."""
     [[fsync, full_pages, isolation, read_only, there]] = await link.script(_FOUND)
     found = {"fsync": fsync, "full_page_writes": full_pages}
     if durability == "power" and "off" in found.values():
@@ -118,14 +154,7 @@ async def check_server(link: Link, data: DataSet, durability: str, clock: Clock)
             "see what was committed before it got its locks; ALTER ROLE … SET default_transaction_isolation = 'read "
             "committed'"
         )
-    if read_only == "f":
-        await link.script(data.sql(FORGET_SLOTS))
-    if abs(skew := clock() - float(there)) > MOST_SKEW and clock is time.time:  # another one is meant to differ
-        _logger.warning(
-            "%s: its clock differs from this one by %.1f s; deadlines go by the clocks of the programs, so keep them in time",
-            data.server,
-            -skew,
-        )
+    return float(there) - clock(), read_only != "f"
 
 
 _KEYS = "SELECT count(*), coalesce(sum(hashtextextended(encode(key, 'hex'), 0)::numeric), 0) FROM {s}.entries"

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -20,9 +21,9 @@ from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retryi
 from pocket_plug.backends.urls import LEAST_WAIT, one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import AnswerLostError, StoreBusyError, StoreClosedError, WriteSizeError
-from pocket_plug.store.backend import NO_EXPECTATIONS, Watcher
+from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
-from .checking import check_server
+from .checking import check_server, look_at
 from .connections import TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
 from .failures import LOST, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
@@ -66,6 +67,7 @@ class Redis(Backend):
     survives = True
     can_watch = True
     system = "redis"
+    backed_up_by = "BGSAVE of Redis or Valkey, then a copy of its RDB file"
     max_changes = MOST_CHANGES
 
     def __init__(
@@ -130,6 +132,19 @@ class Redis(Backend):
         except BaseException:
             await self.close()
             raise
+
+    async def probe(self, patience: float) -> ProbeResult:
+        """The same, but for what `open` writes: it tries the commands of our scripts, and notes the layout."""
+        few = replace(self.retrying, timeout=min(patience, self.timeout), patience=patience, attempts=2)
+        pool = Pool(lambda: self.server.connection(self._at))
+
+        async def look(connection: Connection) -> ProbeResult:
+            return await look_at(connection, self._title, self.durability, self.clock, self._layout)
+
+        try:
+            return await few(lambda this: self._attempt(this, look, pool))
+        finally:
+            await pool.close(0)
 
     async def close(self) -> None:
         """Let what is under way end, for one time-out at most, and close the connections of all event loops."""
@@ -303,7 +318,7 @@ class Redis(Backend):
                     was_sent = this.sent = again
                     raise
 
-            return await self._attempt(this, do)
+            return await self._attempt(this, do, self._opened().here())
 
         until = self.retrying.now() + self.patience
         with self._tokens.token() as token:
@@ -362,7 +377,7 @@ class Redis(Backend):
         return self._pools
 
     async def _read(self, do: Do[T]) -> T:
-        return await self.retrying(lambda this: self._attempt(this, do))
+        return await self.retrying(lambda this: self._attempt(this, do, self._opened().here()))
 
     async def call(self, *command: str | bytes | int) -> Any:
         return await self._read(lambda connection: call(connection, *command))
@@ -370,12 +385,16 @@ class Redis(Backend):
     async def run_script(self, script: Script, *arguments: str | bytes | int) -> Any:
         return await self._read(lambda connection: run_script(connection, script, *arguments))
 
-    async def _attempt(self, this: Attempt, do: Do[T]) -> T:
+    async def _attempt(self, this: Attempt, do: Do[T], pool: Pool) -> T:
         """One attempt on a connection of this loop's. Raises one of LOST where another one makes sense."""
-        pool, place, is_whole = self._opened().here(), Place(), False
+        place, is_whole = Place(), False
         try:
             connection = await pool.take(place)
             this.cut = lambda: cut(connection)
+            if self.server.is_tls and not connection.is_connected:
+                this.awaits = "TLS handshake (does this port speak TLS? without it, write redis://)"
+                await connection.connect()
+                this.awaits = "answer"
             answer = await do(connection)
             is_whole = True
             return answer

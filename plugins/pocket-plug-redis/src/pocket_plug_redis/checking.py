@@ -10,6 +10,7 @@ from typing import Any
 from redis.exceptions import NoPermissionError, ResponseError
 
 from pocket_plug import StoreError
+from pocket_plug.store.backend import ProbeResult
 
 from .connections import Connection, call, run_script
 from .scripts import LAYOUT, TRY
@@ -31,19 +32,40 @@ async def check_server(
     keys: tuple[bytes, bytes, bytes],
 ) -> None:
     """Raise StoreError for a server that can't keep its promises. `keys`: the layout's, one to try, and the channel."""
+    layout, attempt, channel = keys
+    found = await look_at(connection, server, durability, clock, layout)
+    level = logging.WARNING if abs(found.skew or 0) > LARGEST_SKEW and clock is time.time else logging.DEBUG
+    _logger.log(level, "%s: its clock is %.3f s ahead of this program's, by which entries expire", server, found.skew)
+    await run_script(connection, TRY, 2, attempt, attempt + b"2", channel)
+    if await call(connection, "SET", layout, LAYOUT, "NX") is None:  # somebody was faster
+        _check_layout(server, await call(connection, "GET", layout))
+
+
+async def look_at(
+    connection: Connection, server: str, durability: str, clock: Callable[[], float], layout: bytes
+) -> ProbeResult:
+    """All of it that only reads."""
     about = _fields(await call(connection, "INFO"))
     _check_kind(server, about)
     _check_memory(server, about)
     if durability != "none":
         _check_durability(server, durability, about, await _settings(connection))
-    await _log_skew(connection, server, clock)
-    layout, attempt, channel = keys
-    await run_script(connection, TRY, 2, attempt, attempt + b"2", channel)
-    await call(connection, "SET", layout, LAYOUT, "NX")
-    found = int(await call(connection, "GET", layout))
-    if found != LAYOUT:
+    skew = await _skew(connection, clock)
+    found = await call(connection, "GET", layout)
+    _check_layout(server, found)
+    return ProbeResult(_named(about), is_new=found is None, durability=durability, skew=skew)
+
+
+def _named(about: Mapping[str, str]) -> str:
+    """Which server it is. Valkey tells Redis's version for those who ask for that, and its own beside."""
+    own = about.get("valkey_version")
+    return f"Valkey {own}" if own else f"Redis {about.get('redis_version')}"
+
+
+def _check_layout(server: str, found: bytes | None) -> None:
+    if found is not None and int(found) != LAYOUT:
         raise StoreError(
-            f"{server}: it has layout {found}, and this pocket-plug-redis knows {LAYOUT}; install the newer one"
+            f"{server}: it has layout {int(found)}, and this pocket-plug-redis knows {LAYOUT}; install the newer one"
         )
 
 
@@ -112,9 +134,8 @@ def _wrong(wanted: Mapping[str, Sequence[str]], has: Mapping[str, Any]) -> dict[
     return {name: has.get(name, "nothing") for name, allowed in wanted.items() if has.get(name) not in allowed}
 
 
-async def _log_skew(connection: Connection, server: str, clock: Callable[[], float]) -> None:
+async def _skew(connection: Connection, clock: Callable[[], float]) -> float:
+    """Seconds by which the server's clock is ahead."""
     before = clock()
     seconds, microseconds = await call(connection, "TIME")
-    skew = int(seconds) + int(microseconds) / 1e6 - (before + clock()) / 2
-    level = logging.WARNING if abs(skew) > LARGEST_SKEW and clock is time.time else logging.DEBUG
-    _logger.log(level, "%s: its clock is %.3f s ahead of this program's, by which entries expire", server, skew)
+    return int(seconds) + int(microseconds) / 1e6 - (before + clock()) / 2

@@ -1,0 +1,148 @@
+"""A pocket_plug store as py-key-value's `AsyncKeyValue`, which FastMCP and others keep state in; not the other way round."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NoReturn, SupportsFloat
+
+from key_value.aio.errors import DeserializationError, InvalidTTLError, SerializationError
+from key_value.aio.protocols import AsyncKeyValue
+
+from pocket_plug import ConfigError, Key, StoreScope
+
+from .reasons import reason_against
+
+LONGEST = 150
+"""Bytes of a collection's or a key's name; of longer ones a digest is in the store, where names have a limit."""
+
+ENTRY = Key("{collection}:{key?}", str)
+HASHED = Key(":{digest}", str)  # never an ENTRY: no collection is called ""
+
+
+class KeyValue(AsyncKeyValue):
+    """A store, or a scope of one, as an `AsyncKeyValue`.
+
+    A value is kept as JSON text, so it comes back as JSON has it, and is nobody else's. A collection is a scope: whatever is in
+    its name and in a key's, no two of them meet. What the store can do besides holds here too: `put_many` lands whole or not
+    at all. A store that nobody has opened is opened by the first call; whoever made it closes it.
+
+    >>> import asyncio
+    >>> from pocket_plug import Store
+    >>> store = Store()
+    >>> asyncio.run(KeyValue(store.scope("mcp")).put("a:b", {"hits": 1}, collection="state", ttl=60))
+    >>> store.sync.get("mcp:state:a%3Ab")
+    '{"hits": 1}'
+    """
+
+    def __init__(self, store: StoreScope, /, *, default_collection: str = "default_collection") -> None:
+        if not isinstance(store, StoreScope):
+            raise ConfigError(f"KeyValue is made of a Store or a scope of one, not of a {type(store).__name__}")
+        self._store = store
+        self.default_collection = default_collection
+
+    async def _opened(self) -> StoreScope:
+        if self._store.stack.is_new:
+            await self._store.stack.ensure_open()
+        return self._store
+
+    def _key(self, key: str, collection: str | None) -> Key[str]:
+        collection = collection or self.default_collection
+        if all(
+            len(name) <= LONGEST and len(name.encode("utf-8", "surrogatepass")) <= LONGEST for name in (collection, key)
+        ):
+            return ENTRY(collection, key)
+        return HASHED(sha256(json.dumps([collection, key]).encode()).hexdigest())
+
+    async def get(self, key: str, *, collection: str | None = None) -> dict[str, Any] | None:
+        """The value; None where there is none."""
+        return _value(await (await self._opened()).get(self._key(key, collection)))
+
+    async def get_many(self, keys: Sequence[str], *, collection: str | None = None) -> list[dict[str, Any] | None]:
+        """The values in the order of their keys, all of one moment."""
+        wanted = [self._key(key, collection) for key in keys]
+        found = await (await self._opened()).get_many(wanted)
+        return [_value(found.get(str(key))) for key in wanted]
+
+    async def ttl(self, key: str, *, collection: str | None = None) -> tuple[dict[str, Any] | None, float | None]:
+        """The value and the seconds until it expires; None for never, and for both where there is nothing."""
+        store = await self._opened()
+        entry = await store.entry(self._key(key, collection))
+        if entry is None:
+            return None, None
+        left = None if entry.expires_at is None else max(0.0, entry.expires_at - store.stack.clock())
+        return _value(entry.value), left
+
+    async def ttl_many(
+        self, keys: Sequence[str], *, collection: str | None = None
+    ) -> list[tuple[dict[str, Any] | None, float | None]]:
+        """The same of several, one after the other."""
+        return [await self.ttl(key, collection=collection) for key in keys]
+
+    async def put(
+        self, key: str, value: Mapping[str, Any], *, collection: str | None = None, ttl: SupportsFloat | None = None
+    ) -> None:
+        """Store it, for `ttl` seconds. Raises SerializationError for what JSON doesn't have, InvalidTTLError for 0 and below."""
+        await self.put_many([key], [value], collection=collection, ttl=ttl)
+
+    async def put_many(
+        self,
+        keys: Sequence[str],
+        values: Sequence[Mapping[str, Any]],
+        *,
+        collection: str | None = None,
+        ttl: SupportsFloat | None = None,
+    ) -> None:
+        """Store several in one write: all or none."""
+        if len(keys) != len(values):
+            raise ValueError(f"put_many was called with {len(keys)} keys and {len(values)} values")
+        texts = {self._key(key, collection): _text(key, value) for key, value in zip(keys, values, strict=True)}
+        await (await self._opened()).set_many(texts, ttl=_seconds(ttl))
+
+    async def delete(self, key: str, *, collection: str | None = None) -> bool:
+        """Remove it; was it there?"""
+        return await (await self._opened()).delete(self._key(key, collection))
+
+    async def delete_many(self, keys: Sequence[str], *, collection: str | None = None) -> int:
+        """Remove several; how many were there?"""
+        return await (await self._opened()).delete_many([self._key(key, collection) for key in keys])
+
+
+def as_backend(store: AsyncKeyValue) -> NoReturn:
+    """A py-key-value store can't be a backend of pocket_plug: raises ConfigError, with the reason and what to use instead."""
+    raise ConfigError(f"{type(store).__name__} can't be a backend: {reason_against(store)}")
+
+
+def _text(key: str, value: Mapping[str, Any]) -> str:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise SerializationError(f"{key!r}: a value is a mapping whose keys are str, not a {type(value).__name__}")
+    try:
+        return json.dumps(dict(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SerializationError(f"{key!r}: JSON can't have this value: {type(error).__name__}") from error
+
+
+def _value(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value: dict[str, Any] | list[Any] | str | float | None = json.loads(text)
+    except ValueError as error:
+        raise DeserializationError("what stands there is no JSON: somebody else wrote it") from error
+    if not isinstance(value, dict):
+        raise DeserializationError("what stands there is JSON, but no mapping: somebody else wrote it")
+    return value
+
+
+def _seconds(ttl: SupportsFloat | None) -> float | None:
+    if ttl is None:
+        return None
+    try:
+        seconds = math.nan if isinstance(ttl, bool) else float(ttl)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidTTLError(ttl)
+    return seconds

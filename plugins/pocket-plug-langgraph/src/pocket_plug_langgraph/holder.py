@@ -1,0 +1,48 @@
+"""What the checkpointer and the store share: the store of ours that they live in, for callers with and without a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Self, TypeVar
+
+from pocket_plug import Store, StoreScope, SyncScope, join_name
+
+T = TypeVar("T")
+
+
+class Holder:
+    """Opens and closes a store that it was given by its URL; one that was given as a store is its owner's to open and close."""
+
+    __slots__ = ("_own", "_scope")
+
+    def _hold(self, store: str | StoreScope | SyncScope) -> None:
+        self._own = Store(store) if isinstance(store, str) else None
+        held = StoreScope(*(self._own or store).place)  # type: ignore[union-attr] # of the two one is none
+        self._scope = held.scope("langgraph")
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run what is written once, with `await`, for a caller without a loop: in place, or on the store's own loop."""
+        return self._scope.stack.run(coroutine)
+
+    async def __aenter__(self) -> Self:
+        if self._own is not None:
+            await self._own.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._own is not None:
+            await self._own.close()
+
+    def __enter__(self) -> Self:
+        if self._own is not None:
+            self._own.stack.open_sync()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own is not None:
+            self._own.stack.close_sync()
+
+
+def below(*parts: str) -> str:
+    """How all names begin that have these parts first."""
+    return join_name(*parts, "") if parts else ""

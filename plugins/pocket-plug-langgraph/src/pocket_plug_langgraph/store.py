@@ -1,0 +1,189 @@
+"""The long-term store. An item is one entry; its namespace and its key are its name.
+
+    item:LABEL:LABEL::KEY                [value, when it was made, when it was changed, minutes to live]
+
+No label is empty, so the empty part tells where the key begins. A search is a scan of the names below a namespace, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from langgraph.store.base import (
+    BaseStore,
+    GetOp,
+    Item,
+    ListNamespacesOp,
+    MatchCondition,
+    Op,
+    PutOp,
+    Result,
+    SearchItem,
+    SearchOp,
+    TTLConfig,
+)
+
+from pocket_plug import ConfigError, Delete, Put, StoreScope, SyncScope, join_name, split_name
+
+from .holder import Holder, below
+
+_COMPARISONS: Mapping[str, Any] = {
+    "$eq": lambda value, wanted: value == wanted,
+    "$ne": lambda value, wanted: value != wanted,
+    "$gt": lambda value, wanted: value is not None and value > wanted,
+    "$gte": lambda value, wanted: value is not None and value >= wanted,
+    "$lt": lambda value, wanted: value is not None and value < wanted,
+    "$lte": lambda value, wanted: value is not None and value <= wanted,
+}
+
+
+class PocketStore(Holder, BaseStore):
+    """Keeps items in a store: `PocketStore("sqlite:///state.db")`, or of one that is open, or of a scope of it.
+
+    Give it to `compile(store=…)`. With a URL it is a context manager, sync and async, that opens and closes the store. Values
+    are what our codec knows; others raise UnregisteredTypeError. It has no semantic search: a `query` or an `index` raises
+    NotImplementedError.
+
+    >>> from pocket_plug import SyncStore
+    >>> memories = PocketStore(SyncStore())
+    >>> memories.put(("user", "ann"), "colour", {"likes": "blue"})
+    >>> memories.get(("user", "ann"), "colour").value, memories.list_namespaces()
+    ({'likes': 'blue'}, [('user', 'ann')])
+    """
+
+    __slots__ = ("_items", "ttl_config")
+
+    supports_ttl = True
+
+    def __init__(self, store: str | StoreScope | SyncScope, *, ttl: TTLConfig | None = None) -> None:
+        self._hold(store)
+        self._items = self._scope.scope("item")
+        self.ttl_config = ttl
+
+    def batch(self, ops: Iterable[Op]) -> list[Result]:
+        return self._run(self.abatch(ops))
+
+    async def abatch(self, ops: Iterable[Op]) -> list[Result]:
+        """Answer in order: what is asked is looked up before anything is written; all that is put lands in one write."""
+        results: list[Result] = []
+        puts: dict[str, PutOp] = {}
+        for op in ops:
+            result: Result = None
+            if isinstance(op, PutOp):
+                if op.index:
+                    raise _no_semantics(f"the item with key {op.key!r:.80} can't be indexed by its fields")
+                puts[_name(op.namespace, op.key)] = op
+            elif isinstance(op, GetOp):
+                result = await self._get(op)
+            elif isinstance(op, SearchOp):
+                result = await self._search(op)
+            elif isinstance(op, ListNamespacesOp):
+                result = await self._namespaces(op)
+            else:
+                raise ConfigError(f"a store's batch has no operation {type(op).__name__}")
+            results.append(result)
+        if puts:
+            await self._put(puts)
+        return results
+
+    async def _put(self, puts: Mapping[str, PutOp]) -> None:
+        before: dict[str, Any] = await self._items.get_many([name for name, op in puts.items() if op.value is not None])
+        stack, prefix = self._items.place
+        now = datetime.now(UTC)
+        changes: list[Put | Delete] = []
+        for name, op in puts.items():
+            if op.value is None:
+                changes.append(Delete(prefix + name))
+                continue
+            made = before[name][1] if name in before else now
+            ends = None if op.ttl is None else stack.clock() + 60 * op.ttl
+            changes.append(Put(prefix + name, [dict(op.value), made, now, op.ttl], ends))
+        await stack.write(changes)
+
+    async def _get(self, op: GetOp) -> Item | None:
+        name = _name(op.namespace, op.key)
+        row = await self._items.get(name)
+        if row is None:
+            return None
+        await self._refresh(name, row, op.refresh_ttl)
+        value, made, changed, _ = row
+        return Item(value=value, key=op.key, namespace=op.namespace, created_at=made, updated_at=changed)
+
+    async def _search(self, op: SearchOp) -> list[SearchItem]:
+        if op.query:
+            raise _no_semantics("a search can't have a query; leave it out, and use filter=")
+        found: list[SearchItem] = []
+        left = op.offset
+        async for name, row in self._items.items(below(*op.namespace_prefix)):
+            if len(found) == op.limit:
+                break
+            value, made, changed, _ = row
+            if not _fits(value, op.filter or {}):
+                continue
+            if left:
+                left -= 1
+                continue
+            await self._refresh(name, row, op.refresh_ttl)
+            found.append(SearchItem(*_taken_apart(name), value, made, changed))
+        return found
+
+    async def _refresh(self, name: str, row: list[Any], wanted: bool) -> None:
+        minutes = row[3]
+        if wanted and minutes is not None:
+            await self._items.touch(name, ttl=60 * minutes)
+
+    async def _namespaces(self, op: ListNamespacesOp) -> list[tuple[str, ...]]:
+        conditions = op.match_conditions or ()
+        found = {
+            namespace[: op.max_depth]: None
+            async for namespace in self._all_namespaces()
+            if all(_matches(condition, namespace) for condition in conditions)
+        }
+        return list(islice(sorted(found), op.offset, op.offset + op.limit))
+
+    async def _all_namespaces(self) -> AsyncIterator[tuple[str, ...]]:
+        """Each once; from one to the next it leaps over the items."""
+        after = ""
+        while True:
+            async for name in self._items.keys(after=after, limit=1):
+                namespace = _taken_apart(name)[0]
+                yield namespace
+                after = below(*namespace) + ";"  # what comes next behind all that begins with "::" there
+                break
+            else:
+                return
+
+
+def _name(namespace: tuple[str, ...], key: str) -> str:
+    return join_name(*namespace, "", key)
+
+
+def _taken_apart(name: str) -> tuple[tuple[str, ...], str]:
+    *namespace, _, key = split_name(name)
+    return tuple(namespace), key
+
+
+def _no_semantics(what: str) -> NotImplementedError:
+    return NotImplementedError(f"PocketStore has no semantic search, so {what}; LangGraph's PostgresStore has one")
+
+
+def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
+    path = condition.path
+    if len(namespace) < len(path):
+        return False
+    part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[-len(path) :]
+    return all(wanted in ("*", found) for wanted, found in zip(path, part, strict=True))
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Is a value what a filter wants: an equal one, one with such fields, or one that compares so?"""
+    if not isinstance(wanted, Mapping):
+        return bool(value == wanted)
+    if any(str(key).startswith("$") for key in wanted):
+        if unknown := wanted.keys() - _COMPARISONS.keys():
+            raise ConfigError(f"a filter has no {sorted(unknown)[0]!r:.80}; it has {', '.join(_COMPARISONS)}")
+        return all(_COMPARISONS[key](value, than) for key, than in wanted.items())
+    return isinstance(value, Mapping) and all(_fits(value.get(key), each) for key, each in wanted.items())

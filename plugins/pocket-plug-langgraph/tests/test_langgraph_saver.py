@@ -1,0 +1,283 @@
+"""What LangGraph's conformance suite doesn't ask of the checkpointer."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langgraph.channels import DeltaChannel
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
+from langgraph.checkpoint.conformance import checkpointer_test, validate
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Command, interrupt
+from pocket_plug_langgraph import PocketSaver, PocketStore
+
+from pocket_plug import ConfigError, KeyNameError, Store, StoreClosedError, SyncStore
+
+JOURNEY = Path(__file__).with_name("langgraph_journey.py")
+
+
+def config(thread: str, **more: Any) -> Any:
+    return {"configurable": {"thread_id": thread, "checkpoint_ns": "", **more}}
+
+
+def put(saver: PocketSaver, thread: str, number: int, **metadata: Any) -> Any:
+    """A checkpoint whose id is a number of two digits."""
+    checkpoint = empty_checkpoint() | {"id": f"{number:02}"}
+    return saver.put(config(thread), checkpoint, {"source": "loop", "step": number, **metadata}, {})
+
+
+def ids(found: Iterator[CheckpointTuple]) -> list[str]:
+    return [each.config["configurable"]["checkpoint_id"] for each in found]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SyncStore]:
+    with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as opened:
+        yield opened
+
+
+@pytest.fixture
+def saver(store: SyncStore) -> PocketSaver:
+    return PocketSaver(store)
+
+
+# ---------------------------------------------------------------- without a loop
+class InThreads(BaseCheckpointSaver[int]):
+    """The sync methods of a saver, for a suite that calls async ones."""
+
+    def __init__(self, saver: PocketSaver) -> None:
+        super().__init__()
+        self.saver = saver
+
+    async def aput(self, *given: Any) -> Any:
+        return await asyncio.to_thread(self.saver.put, *given)
+
+    async def aput_writes(self, *given: Any, **named: Any) -> None:
+        await asyncio.to_thread(self.saver.put_writes, *given, **named)
+
+    async def aget_tuple(self, *given: Any) -> Any:
+        return await asyncio.to_thread(self.saver.get_tuple, *given)
+
+    async def alist(self, *given: Any, **named: Any) -> AsyncIterator[CheckpointTuple]:
+        for each in await asyncio.to_thread(lambda: [*self.saver.list(*given, **named)]):
+            yield each
+
+    async def adelete_thread(self, *given: Any) -> None:
+        await asyncio.to_thread(self.saver.delete_thread, *given)
+
+    async def adelete_for_runs(self, *given: Any) -> None:
+        await asyncio.to_thread(self.saver.delete_for_runs, *given)
+
+    async def acopy_thread(self, *given: Any) -> None:
+        await asyncio.to_thread(self.saver.copy_thread, *given)
+
+    async def aprune(self, *given: Any, **named: Any) -> None:
+        await asyncio.to_thread(self.saver.prune, *given, **named)
+
+
+def test_the_sync_methods_pass_the_conformance_suite_too(tmp_path: Path) -> None:
+    """From threads that have no loop, as a graph's `invoke` calls them."""
+
+    @checkpointer_test(name="PocketSaver, sync")
+    async def savers() -> AsyncIterator[InThreads]:
+        with PocketSaver(f"sqlite:///{tmp_path}/sync.db?durability=process") as saver:
+            yield InThreads(saver)
+
+    report = asyncio.run(validate(savers))
+    assert [failure for result in report.results.values() for failure in result.failures] == []
+    assert sum(result.tests_passed for result in report.results.values()) == 81
+
+
+# ---------------------------------------------------------------- crashes
+@pytest.mark.crash
+def test_a_killed_graph_goes_on_in_another_process(tmp_path: Path) -> None:
+    """What was done isn't done again, not even the half of a step; what was at work is, and the result is whole."""
+    url, log = f"sqlite:///{tmp_path}/state.db?durability=process", tmp_path / "log"
+    command = [sys.executable, str(JOURNEY), url, str(log)]
+    with subprocess.Popen([*command, "begin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+    assert process.returncode != 0
+    resumed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert resumed.stdout == "date,hotel,train,paid\n"
+    assert sorted(log.read_text().split()) == ["date", "hotel", "paid", "train", "train"]
+
+
+# ---------------------------------------------------------------- graphs
+class Numbers(TypedDict):
+    """A state."""
+
+    numbers: Annotated[list[int], operator.add]
+
+
+def graph(saver: Any) -> Any:
+    """It asks, and adds the answer."""
+    builder = StateGraph(Numbers)
+    builder.add_node("ask", lambda state: {"numbers": [interrupt("how many?")]})
+    builder.add_edge(START, "ask")
+    builder.add_edge("ask", END)
+    return builder.compile(checkpointer=saver)
+
+
+def test_an_interrupted_graph_gets_its_answer_later(store: SyncStore) -> None:
+    """By another saver over the same store, which has nothing but what is stored."""
+    asked = graph(PocketSaver(store)).invoke({"numbers": [1]}, config("a"))
+    assert asked["__interrupt__"][0].value == "how many?"
+    assert graph(PocketSaver(store)).invoke(Command(resume=5), config("a")) == {"numbers": [1, 5]}
+
+
+def test_async_graphs_too(tmp_path: Path) -> None:
+    """With `ainvoke`, over a store that this loop has opened."""
+
+    async def ask_and_answer() -> Any:
+        async with Store(f"sqlite:///{tmp_path}/state.db") as store:
+            await graph(PocketSaver(store)).ainvoke({"numbers": [1]}, config("a"))
+            answered = await graph(PocketSaver(store)).ainvoke(Command(resume=5), config("a"))
+            history = [each async for each in graph(PocketSaver(store)).aget_state_history(config("a"))]
+            return answered, len(history)
+
+    assert asyncio.run(ask_and_answer()) == ({"numbers": [1, 5]}, 3)
+
+
+def added(before: list[int], writes: Sequence[list[int]]) -> list[int]:
+    return [*before, *(number for write in writes for number in write)]
+
+
+class Deltas(TypedDict):
+    """A state of which checkpoints have no more than what is new."""
+
+    numbers: Annotated[list[int], DeltaChannel(added, snapshot_frequency=4)]
+
+
+@pytest.mark.parametrize("rounds", range(2, 8))
+def test_pruning_keeps_what_a_delta_channel_is_made_of(saver: PocketSaver, rounds: int) -> None:
+    """Wherever the last snapshot is, the state is the same before and after, and as with LangGraph's own saver in memory."""
+    states = []
+    for each in (saver, InMemorySaver()):
+        builder = StateGraph(Deltas)
+        builder.add_node("add", lambda state: {"numbers": [len(state["numbers"])]})
+        builder.add_edge(START, "add")
+        builder.add_edge("add", END)
+        made = builder.compile(checkpointer=each)
+        for number in range(rounds):
+            made.invoke({"numbers": [100 + number]}, config("a"))
+        states.append(made.get_state(config("a")).values)
+        if each is saver:
+            count = len(list(saver.list(config("a"))))
+            saver.prune(["a"])
+            assert len(list(saver.list(config("a")))) < count
+            states.append(made.get_state(config("a")).values)
+    assert len(states[0]["numbers"]) == 2 * rounds
+    assert states[0] == states[1] == states[2]
+
+
+# ---------------------------------------------------------------- names
+@pytest.mark.parametrize("thread", ["a:b", "pocket", "pocket:run", "50%", "", "ü\x00", "%3A", "a:"])
+def test_a_thread_may_be_called_anything(saver: PocketSaver, thread: str) -> None:
+    """It is found, and no other one is with it: what is in an id never ends it."""
+    others = {"a", "a:b:", f"{thread}:", f"{thread}x", f":{thread}"}
+    for each in [thread, *others]:
+        placed = put(saver, each, 1)
+        saver.put_writes(placed, [("channel", each)], "task:1", "path:1")
+    found = saver.get_tuple(config(thread))
+    assert found is not None
+    assert found.config == config(thread, checkpoint_id="01")
+    assert found.pending_writes == [("task:1", "channel", thread)]
+    saver.delete_thread(thread)
+    assert saver.get_tuple(config(thread)) is None
+    assert len(list(saver.list(None))) == len(others)
+
+
+def test_a_name_that_is_too_long_is_refused(saver: PocketSaver) -> None:
+    """Rather than cut off: the error says how long names may be."""
+    with pytest.raises(KeyNameError, match="1,024"):
+        put(saver, "x" * 2000, 1)
+
+
+def test_savers_of_two_scopes_share_nothing(store: SyncStore) -> None:
+    """And what else is in the store is nobody's checkpoint."""
+    one, two = PocketSaver(store.scope("one")), PocketSaver(store.scope("two"))
+    PocketStore(store.scope("one")).put(("a",), "b", {"c": 1})
+    store.set("one:other", 1)
+    put(one, "a", 1)
+    assert ids(one.list(None)) == ["01"]
+    assert ids(two.list(None)) == []
+
+
+# ---------------------------------------------------------------- lists
+def test_all_threads_are_listed_newest_first(saver: PocketSaver) -> None:
+    """By their ids, whatever thread and namespace they are of; `before` and `limit` count across them."""
+    for number in range(6):
+        put(saver, f"thread {number % 2}", number)
+    assert ids(saver.list(None)) == ["05", "04", "03", "02", "01", "00"]
+    assert ids(saver.list(None, before=config("any", checkpoint_id="04"), limit=2)) == ["03", "02"]
+    assert ids(saver.list({"configurable": {"thread_id": "thread 1"}})) == ["05", "03", "01"]
+    assert ids(saver.list(config("thread 1", checkpoint_id="03"))) == ["03"]
+    assert ids(saver.list(config("thread 1"), filter={"step": 1})) == ["01"]
+    assert ids(saver.list(config("thread 1"), limit=0)) == []
+
+
+# ---------------------------------------------------------------- writes
+def test_writes_come_in_the_order_in_which_they_apply(saver: PocketSaver) -> None:
+    """By the path of their tasks, however they were put."""
+    placed = put(saver, "a", 1)
+    for task, path in (("1", "b"), ("2", "a"), ("3", "")):
+        saver.put_writes(placed, [("one", task), ("two", task)], task, path)
+    found = saver.get_tuple(placed)
+    assert found is not None
+    assert [(task, channel) for task, channel, _ in found.pending_writes or ()] == [
+        *[("3", "one"), ("3", "two"), ("2", "one"), ("2", "two"), ("1", "one"), ("1", "two")]
+    ]
+
+
+def test_what_a_task_has_written_stays_but_its_errors_are_replaced(saver: PocketSaver) -> None:
+    """As in LangGraph's own savers: a task that is done twice doesn't change its writes."""
+    placed = put(saver, "a", 1)
+    saver.put_writes(placed, [("x", 1)], "task")
+    saver.put_writes(placed, [("x", 2), ("y", 3)], "task")
+    saver.put_writes(placed, [("__error__", "first")], "task")
+    saver.put_writes(placed, [("__error__", "second")], "task")
+    found = saver.get_tuple(placed)
+    assert found is not None
+    assert sorted((channel, value) for _, channel, value in found.pending_writes or ()) == [
+        *[("__error__", "second"), ("x", 1), ("y", 3)]
+    ]
+
+
+# ---------------------------------------------------------------- errors
+def test_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
+    """It looks like no thread without checkpoints."""
+    saver = PocketSaver(f"sqlite:///{tmp_path}/state.db")
+    with pytest.raises(StoreClosedError):
+        saver.get_tuple(config("a"))
+
+
+def test_a_closed_saver_leaves_the_store_that_it_was_given_open(store: SyncStore) -> None:
+    """Who has opened it closes it."""
+    with PocketSaver(store) as saver:
+        put(saver, "a", 1)
+    assert store.count("langgraph:") == 1
+
+
+def test_an_unknown_way_to_prune_removes_nothing(saver: PocketSaver) -> None:
+    """The error names those that there are."""
+    put(saver, "a", 1)
+    with pytest.raises(ConfigError, match="'keep_latest' and 'delete'"):
+        saver.prune(["a"], strategy="all")
+    assert ids(saver.list(None)) == ["01"]
+
+
+def test_nothing_is_pickled(saver: PocketSaver) -> None:
+    """What the serializer doesn't know is an error, and nothing is stored."""
+    with pytest.raises(TypeError):
+        put(saver, "a", 1, task=object())
+    assert ids(saver.list(None)) == []

@@ -1,0 +1,62 @@
+"""`store backup`: a copy of a store's file while it is in use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from pocket_plug.store.backend import Copyable
+
+from .entries import Target, path_of
+from .output import echo, progress
+
+
+@click.command
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.pass_obj
+def backup(target: Target, file: Path) -> None:
+    """Copy an SQLite store, as it is at one moment, into a new FILE, while others read and write it.
+
+    The file is whole, or not there; nothing is overwritten. It is a store itself: --url sqlite:///FILE. To restore it, end all
+    that use the old one, remove that with its -wal and -shm, and back up FILE in its place.
+
+    A server has tools of its own, which the error names.
+    """
+    backend = target.backend()
+    if not isinstance(backend, Copyable):
+        tools = f": {backend.backed_up_by}" if backend.backed_up_by else ""
+        raise click.UsageError(
+            f"{target} is no file that could be copied; back it up by its own tools{tools}. For its entries as JSON Lines, which "
+            "any store can import: pocket-plug store export --all"
+        )
+    source = path_of(backend)
+    if source is not None and Path(f"{source.resolve()}-owner").exists():
+        echo(
+            f"a store that writes behind owns {source}, or has: what waits in the queue of its process isn't in the backup",
+            err=True,
+        )
+
+    async def copied() -> int:
+        async with target.opened_backend() as opened:
+            assert isinstance(opened, Copyable)
+            with ExitStack() as showing:
+                return opened.backup(file, _bar(showing))
+
+    size = asyncio.run(copied())
+    echo(f"backed up {target} to {file}: {size:,} bytes", err=True)
+
+
+def _bar(showing: ExitStack) -> Callable[[int, int], None]:
+    """A progress bar that begins once it is known how much there is."""
+    advance: Callable[[int], None] | None = None
+
+    def copied(pages: int, total: int) -> None:
+        nonlocal advance
+        advance = advance or showing.enter_context(progress("copying", total))
+        advance(pages)
+
+    return copied

@@ -1,0 +1,398 @@
+"""`doctor`: what is there, whether it works together, and what to do where it doesn't.
+
+It looks and changes nothing: stores are probed and not opened. The one thing that it sends is a span, where traces go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Literal, get_args
+
+import click
+
+from pocket_plug.errors import ConfigError, PocketError, is_fault
+from pocket_plug.hookspecs import PluginRecord
+from pocket_plug.plugins.checking import check_config
+from pocket_plug.plugins.config import Config, StoreTable, find_config, named_config, read_config
+from pocket_plug.plugins.discovery import OUR_DISTRIBUTION, find_libraries, missing_requirements
+from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.primitives.durations import seconds
+from pocket_plug.primitives.failures import concealed
+from pocket_plug.primitives.redaction import public_url, variables
+from pocket_plug.store.backend import Backend, ProbeResult, Tiered
+from pocket_plug.store.layer import parts
+from pocket_plug.store.memory import Memory
+from pocket_plug.store.store import Store
+
+from .deadlines import Begun, run_in_time
+from .output import as_json, echo, echo_json, how_many_are_wrong
+
+Verdict = Literal["ok", "note", "wrong"]
+Checks = Iterator["Check"]
+
+LOADING = 10
+"""Plugins have so many times as long to be loaded as a server has to answer: to import them may take a while."""
+
+MOST_SKEW = 1.0
+"""Seconds by which a server's clock may differ from this machine's: entries expire by the clock of whoever reads."""
+
+VERSIONS = (
+    *("pluggy", "opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
+    *("structlog", "msgspec", "click", "rich"),
+)
+"""Distributions besides our own whose versions are shown, if they are installed."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    section: str
+    name: str
+    verdict: Verdict
+    says: str
+    """What was found; where something is wrong also the way out."""
+
+
+def _timeout(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
+    try:
+        return seconds(float(given) if given.replace(".", "", 1).isdigit() else given, "--timeout")
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command
+@click.option(
+    "--timeout",
+    callback=_timeout,
+    default="5s",
+    show_default=True,
+    metavar="TIME",
+    help="How long a store or an endpoint may take to answer.",
+)
+@as_json
+def doctor(timeout: float, as_json: bool) -> int:
+    """Look whether all is well: versions, configuration, plugins, stores, telemetry.
+
+    What is wrong is said with the way out, and the exit code is 1. Nothing is written into a store, and none is made. Where
+    traces go by OTLP, a span called "pocket-plug doctor" is sent there.
+    """
+    found: list[Check] = []
+    with _silent_logs():
+        for check in _checks(timeout):
+            found.append(check)
+            if not as_json:
+                _print(check, is_first=len(found) == 1 or found[-2].section != check.section)
+    counts = Counter(check.verdict for check in found)
+    if as_json:
+        numbers = {verdict: counts[verdict] for verdict in get_args(Verdict)}
+        echo_json({"checks": [vars(check) for check in found], **numbers})
+    else:
+        echo(how_many_are_wrong(counts["wrong"]), err=True)
+    return int(counts["wrong"] > 0)
+
+
+@contextmanager
+def _silent_logs() -> Generator[None]:
+    """Within, nothing is logged: what plugins and exporters are warned of is said by the checks."""
+    former = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(former)
+
+
+_COLOURS: dict[Verdict, str] = {"ok": "green", "note": "yellow", "wrong": "red"}
+
+
+def _print(check: Check, is_first: bool) -> None:
+    """A line for a check; on a terminal its verdict is coloured, and each section has a heading."""
+    verdict = f"{check.verdict:5}"
+    if not sys.stdout.isatty():
+        echo(f"{verdict}  {check.section}  {check.name}: {check.says}")
+        return
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from pocket_plug.primitives.terminal import escaped
+
+    console = Console(highlight=False)
+    if is_first:
+        console.print(Text(check.section, style="bold"))
+    said = Text.assemble(
+        (verdict, _COLOURS[check.verdict]), "  ", (escaped(check.name), "bold"), f"  {escaped(check.says)}"
+    )
+    console.print(Padding(said, (0, 0, 0, 2)))
+
+
+def _checks(timeout: float) -> Checks:
+    yield from _interpreter()
+    yield from _versions()
+    config = Config()
+    try:
+        path, rule = _which()
+    except ConfigError as error:
+        yield Check("configuration", "file", "wrong", f"{error}; correct the variable, or unset it")
+    else:
+        yield from _configuration(path, rule, timeout)
+        config = _readable(path)
+    pocket = None
+    try:
+        pocket = Begun(lambda: _pocket(config), LOADING * timeout).result()
+    except TimeoutError:
+        yield Check(
+            "plugins", "all", "wrong", f"loading them takes longer than {LOADING * timeout:g} s: {_how_to_find()}"
+        )
+    except PocketError as error:
+        yield Check("plugins", "all", "wrong", str(error))
+    if pocket is not None:
+        yield from map(_plugin, pocket.plugins)
+    yield from _libraries()
+    if pocket is not None:
+        yield from _stores(pocket, timeout)
+    yield from _telemetry(timeout)
+    if pocket is not None:
+        with suppress(TimeoutError):
+            Begun(pocket.shutdown, timeout).result()
+
+
+def _how_to_find() -> str:
+    return "find which by POCKET_PLUG_DISABLE=name,name, or wait longer (--timeout)"
+
+
+# ---------------------------------------------------------------- interpreter and versions
+def _interpreter() -> Checks:
+    name = f"{platform.python_implementation()} {platform.python_version()}"
+    yield Check("interpreter", name, "ok", f"{sys.executable} on {platform.platform()}")
+    yield Check("interpreter", f"SQLite {sqlite3.sqlite_version}", "ok", "that of the module sqlite3")
+
+
+def _versions() -> Checks:
+    try:
+        ours = distribution(OUR_DISTRIBUTION)
+    except PackageNotFoundError:
+        says = "not installed: its metadata are missing, so nobody checks what it requires; pip install it"
+        yield Check("versions", OUR_DISTRIBUTION, "note", says)
+    else:
+        missing = missing_requirements(ours)
+        says = ours.version
+        if missing:
+            quoted = " ".join(f"'{each}'" for each in missing)
+            says += f"; it requires {', '.join(missing)}, which is not there; do: pip install {quoted}"
+        yield Check("versions", OUR_DISTRIBUTION, "wrong" if missing else "ok", says)
+    for name in VERSIONS:
+        try:
+            yield Check("versions", name, "ok", distribution(name).version)
+        except PackageNotFoundError:
+            continue
+
+
+# ---------------------------------------------------------------- configuration
+def _which() -> tuple[Path | None, str]:
+    """The file that the command line takes, and by which rule. Raises ConfigError."""
+    if (named := named_config()) is not None:
+        return named, "POCKET_PLUG_CONFIG names it"
+    found = find_config()
+    if found is None:
+        return None, ""
+    return found, f"the nearest one, {'in this folder' if found.parent == Path() else 'above this folder'}"
+
+
+def _configuration(path: Path | None, rule: str, timeout: float) -> Checks:
+    if path is None:
+        says = f"none: no pocket.toml, and no pyproject.toml with [tool.pocket_plug], in {Path.cwd()} or above it"
+        yield Check("configuration", "file", "ok", says)
+        return
+    yield Check("configuration", "file", "ok", f"{path}: {rule}")
+    if not os.environ.get("POCKET_PLUG_CONFIG"):
+        says = f'they don\'t search: they take it by Pocket("{path.name}"), or by POCKET_PLUG_CONFIG={path.absolute()}'
+        yield Check("configuration", "programs", "note", says)
+    try:
+        findings = Begun(lambda: check_config(path), LOADING * timeout).result()
+    except TimeoutError:
+        yield Check(
+            "configuration",
+            "content",
+            "wrong",
+            f"checking it takes longer than {LOADING * timeout:g} s: {_how_to_find()}",
+        )
+        return
+    except (PocketError, OSError) as error:
+        yield Check("configuration", "content", "wrong", str(error))
+        return
+    for finding in findings:
+        yield Check("configuration", finding.table or "content", "wrong", str(finding))
+    if not findings:
+        yield Check("configuration", "content", "ok", "nothing is wrong in it")
+
+
+def _readable(path: Path | None) -> Config:
+    """What of a file can be read; what can't is said by its check."""
+    try:
+        return Config() if path is None else read_config(path)[0]
+    except PocketError:
+        return Config()
+
+
+# ---------------------------------------------------------------- plugins
+def _pocket(config: Config) -> Pocket:
+    """With all of the configuration; else without the options of plugins; else with none of it."""
+    for part in (config, replace(config, options={}), Config()):
+        try:
+            pocket = Pocket(part)
+            break
+        except PocketError:
+            continue
+    else:
+        pocket = Pocket(autoload=False)
+    _ = pocket.offers, pocket.commands()  # so that each is asked for all that it offers
+    return pocket
+
+
+def _plugin(record: PluginRecord) -> Check:
+    where = f"{record.distribution or record.origin} {record.version or ''}".rstrip()
+    verdicts: dict[str, Verdict] = {"active": "ok", "disabled": "ok", "declined": "note", "failed": "wrong"}
+    says = f"{where}, {record.verdict}"
+    if record.status == "failed":
+        says += f"; repair or uninstall it, or switch it off: POCKET_PLUG_DISABLE={record.name}"
+    elif record.status == "declined":
+        says += f"; its settings stand in [plugins.{record.name}]"
+    if record.failures:
+        failed = ", ".join(f"{what} ({times} x)" for what, times in record.failures.items())
+        return Check("plugins", record.name, "wrong", f"{says}, but it failed at {failed}; its log has the reason")
+    return Check("plugins", record.name, verdicts[record.status], says)
+
+
+def _libraries() -> Checks:
+    for library in find_libraries():
+        says = f"{library.version}, a library: it has no entry point, programs import it"
+        yield Check("plugins", library.distribution, "ok", says)
+
+
+# ---------------------------------------------------------------- stores
+def _stores(pocket: Pocket, timeout: float) -> Checks:
+    tables = {"store": pocket.config.store} if pocket.config.store.where else {}
+    tables |= {f"stores.{name}": table for name, table in pocket.config.stores.items()}
+    begun = [(name, table, Begun(_looking(pocket, name, timeout), timeout)) for name, table in tables.items()]
+    for name, table, looking in begun:
+        try:
+            yield from looking.result()
+        except TimeoutError:
+            says = f"{public_url(table.url)}: no answer within {timeout:g} s; check its address and its load"
+            yield Check("stores", name, "wrong", says)
+        except ConfigError:
+            yield Check(
+                "stores", name, "note", "not looked at, since it can't be built: see what is wrong in the configuration"
+            )
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            yield Check("stores", name, "wrong", _said(error, table))
+    if not tables:
+        yield Check("stores", "store", "ok", "none is configured: that of the default Pocket is in memory")
+
+
+def _said(error: BaseException, table: StoreTable) -> str:
+    return concealed(error, {table.url: public_url(table.url), **variables((table.url, table.layers))})[0]
+
+
+def _looking(pocket: Pocket, name: str, timeout: float) -> Callable[[], list[Check]]:
+    def look() -> list[Check]:
+        store = pocket.store if name == "store" else pocket.stores[name.removeprefix("stores.")]
+        found = [
+            _verdict(name, backend, run_in_time(partial(backend.probe, timeout), timeout))
+            for backend in _lasting(store)
+        ]
+        if store.stack.buffered:
+            says = "acknowledged writes wait in memory for their backend, and are lost with the process"
+            found.append(Check("stores", name, "note", says))
+        return found
+
+    return look
+
+
+def _lasting(store: Store) -> list[Backend]:
+    """The backends where its entries last: the authority of a cache, else what is at the end of the stack."""
+    stack = parts(store.stack)
+    return [part.authority for part in stack if isinstance(part, Tiered)] or [stack[-1]]
+
+
+def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
+    if isinstance(backend, Memory):
+        return Check("stores", name, "ok", "in memory: each process has its own, and it ends with that")
+    title = f"{backend!r}"
+    if found is None:
+        return Check("stores", name, "note", f"{title}: not looked at, since its plugin has no `probe`")
+    says = [title, found.system]
+    if found.durability:
+        says.append(f"durability {found.durability}")
+    if found.is_new:
+        says.append("no entries yet: it is made when a program opens it")
+    if found.skew is not None:
+        says.append(f"its clock is {1000 * abs(found.skew):.0f} ms {'ahead' if found.skew > 0 else 'behind'}")
+    wrong: list[str] = []
+    if found.read_only:
+        wrong.append("it takes no writes: give the address of the primary")
+    if abs(found.skew or 0) > MOST_SKEW:
+        wrong.append("entries expire by the clock of whoever reads, so keep both in time (NTP)")
+    if found.durability == "none":
+        says.append("so acknowledged writes may be lost")
+    verdict: Verdict = "wrong" if wrong else "note" if found.durability == "none" else "ok"
+    return Check("stores", name, verdict, "; ".join([*says, *wrong]))
+
+
+# ---------------------------------------------------------------- telemetry
+def _telemetry(timeout: float) -> Checks:
+    from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint
+    from pocket_plug.telemetry.local import DEFAULT_FILE
+
+    if disabled():
+        yield Check("telemetry", "all", "note", "off, since OTEL_SDK_DISABLED is true")
+        return
+    for signal in SIGNALS:
+        try:
+            named = asked(signal)
+        except ConfigError as error:
+            yield Check("telemetry", signal, "wrong", str(error))
+            continue
+        if named:
+            to = f" to {public_url(endpoint(signal))}" if "otlp" in named and endpoint(signal) else ""
+            yield Check("telemetry", signal, "ok", f"{', '.join(named)}{to}")
+        else:
+            local = f"; observe() and --trace write {DEFAULT_FILE}" if signal == "traces" else ""
+            yield Check(
+                "telemetry", signal, "ok", f"setup() sends them nowhere, as no OTEL_* variable says where{local}"
+            )
+        if signal == "traces" and "otlp" in named:
+            yield _span(timeout)
+
+
+def _span(timeout: float) -> Check:
+    from pocket_plug.telemetry.probing import send_test_span
+
+    try:
+        return Check(
+            "telemetry", "span", "ok", f"{Begun(lambda: send_test_span(timeout), timeout).result()} has taken one"
+        )
+    except TimeoutError:
+        return Check(
+            "telemetry", "span", "wrong", f"no answer within {timeout:g} s; check the endpoint's address and load"
+        )
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        said = str(error) if isinstance(error, ConnectionError | ConfigError) else concealed(error, {})[0]
+        return Check("telemetry", "span", "wrong", f"not taken: {said}")

@@ -1,0 +1,149 @@
+"""`new`: makes a folder with a plugin distribution that installs and passes its own tests, type checks and lints.
+
+The files are in `templates`: those of `every` kind, and those of the kind. Their names and texts say `plug_name`, `plug-name`,
+`PlugName`, `plug_point`, `plug_what` and `plug_year` where the plugin's own stand; nothing else is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from keyword import iskeyword
+from pathlib import Path
+
+import click
+
+from pocket_plug.errors import ConfigError
+
+from .output import echo
+
+KINDS = {
+    "layer": "a layer",
+    "backend": "a backend",
+    "observer": "an observer of runs",
+    "command": "a command",
+    "executor": "an executor",
+}
+"""What can be made, and what a description calls it."""
+
+POINTS = {"observer": ":{}Observer"}
+"""What an entry point names in the module where the plugin is no module: a class, which can be configured."""
+
+SUFFIX = ".tmpl"
+"""Ends the name of each template, so that no tool takes it for the code, or the project, that it will be."""
+
+LONGEST = 30
+NAME = re.compile(r"[a-z][a-z0-9]+(-[a-z][a-z0-9]+)*")
+"""So that the names of distribution, module and class say the same."""
+
+
+@click.command
+@click.argument("kind", type=click.Choice([*KINDS]), metavar="KIND")
+@click.argument("name")
+def new(kind: str, name: str) -> None:
+    """Make a plugin distribution to begin with.
+
+    It is put into the folder pocket-plug-NAME, with tests, README, licence and a CI file. NAME is in lower case, its words
+    joined by hyphens.
+    """
+    _check(kind, name)
+    _refuse_taken(kind, name)
+    words = _words(kind, name)
+    content = {_filled(path, words): _filled(text, words) for path, text in _templates(kind)}
+    folder = Path(f"pocket-plug-{name}")
+    try:
+        folder.mkdir()
+        for path, text in content.items():
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, "utf-8")
+    except FileExistsError:
+        raise click.UsageError(f"the folder {folder} is there already; remove it, or choose another name") from None
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder} can't be written: {error.strerror or error}") from error
+    echo(f"{folder} has {KINDS[kind]}, with tests. Next:\n")
+    for line in (
+        f"cd {folder}",
+        "python -m venv .venv",
+        ". .venv/bin/activate",
+        'pip install --editable ".[dev]"',
+        "pytest",
+    ):
+        echo(f"    {line}")
+
+
+def _check(kind: str, name: str) -> None:
+    """Raises UsageError for a name that doesn't do for a distribution, a module and a class."""
+    if NAME.fullmatch(name) and len(name) <= LONGEST:
+        if iskeyword(_class_name(name)) or _class_name(name) in _imported(kind):
+            raise click.UsageError(
+                f"{name!r} would be the class {_class_name(name)}, which is another one; choose another name"
+            )
+        return
+    meant = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("pocket-plug-")).strip("-")
+    hint = f" Did you mean {meant!r}?" if NAME.fullmatch(meant) and len(meant) <= LONGEST else ""
+    raise click.UsageError(
+        f"{name!r} is no name for a plugin. It is in lower case, its words joined by hyphens, each of a letter and at "
+        f"least one more letter or digit, {LONGEST} characters at most; pocket-plug- is put before it.{hint}"
+    )
+
+
+def _class_name(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("-"))
+
+
+def _imported(kind: str) -> set[str]:
+    """The names that a kind's code imports, where it has a class of the bare name among them."""
+    code = "\n".join(text for path, text in _templates(kind) if path.endswith(".py"))
+    if not re.search(r"\bPlugName\b", code):
+        return set()
+    lines = re.findall(r"^(?:from \S+ )?import (.+)$", code, re.MULTILINE)
+    return {name.strip() for line in lines for name in line.split(",")} - {"PlugName"}
+
+
+def _refuse_taken(kind: str, name: str) -> None:
+    """Raises UsageError where an installed plugin has the name, or we have a part of this kind that is called so."""
+    from pocket_plug.plugins.discovery import find_plugins
+
+    from . import COMMANDS
+
+    own = name.replace("-", "_")
+    for candidate in find_plugins()[0]:
+        if candidate.record.name == own:
+            raise click.UsageError(f"the name {own!r} is already used by plugin {candidate.record}; choose another one")
+    ours = {"command": {*COMMANDS}, "backend": {"memory"}, "executor": {"processes", "threads"}}
+    if name in ours.get(kind, ()):
+        raise click.UsageError(f"pocket-plug has {KINDS[kind]} {name!r} of its own; choose another name")
+
+
+def _words(kind: str, name: str) -> Mapping[str, str]:
+    own = name.replace("-", "_")
+    return {
+        "plug_name": own,
+        "plug-name": name,
+        "PlugName": _class_name(name),
+        "plug_point": f"pocket_plug_{own}{POINTS.get(kind, '').format(_class_name(name))}",
+        "plug_what": KINDS[kind],
+        "plug_year": str(datetime.now(UTC).year),
+    }
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    return re.sub("|".join(words), lambda found: words[found[0]], text)
+
+
+def _templates(kind: str) -> Iterator[tuple[str, str]]:
+    """The files of a new distribution, by their path in it."""
+    for of in ("every", kind):
+        yield from _files(files("pocket_plug.cli") / "templates" / of, "")
+
+
+def _files(folder: Traversable, path: str) -> Iterator[tuple[str, str]]:
+    for found in sorted(folder.iterdir(), key=lambda each: each.name):
+        if found.is_dir():
+            yield from _files(found, f"{path}{found.name}/")
+        else:
+            yield path + found.name.removesuffix(SUFFIX), found.read_text("utf-8")

@@ -1,0 +1,255 @@
+"""Where the nodes of a drawn graph stand and how its edges go: in layers, from left to right.
+
+The page of traces places its graphs in the same way, in `telemetry/viewer/graph.js`; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+HEIGHT = 44.0
+"""Of a node's box."""
+ROW, LANE = 68.0, 30.0
+"""The room that a node takes in its layer, and an edge that passes the layer."""
+LEFT, GAP = 46.0, 46.0
+"""Room before the first layer, and between two at least."""
+LETTER = 6.2
+"""Room for a letter of an edge's label."""
+SWEEPS = 4
+TWIN = 30.0
+"""How far below the first one a second edge between the same two nodes goes."""
+
+
+@dataclass(eq=False)
+class Place:
+    """A node's place, or that of an edge in a layer which it passes. `x` and `y` are its middle."""
+
+    width: float
+    room: float = LANE
+    layer: int = 0
+    x: float = 0.0
+    y: float = 0.0
+    at: int = 0
+    before: list[Place] = field(default_factory=list["Place"], repr=False)
+    after: list[Place] = field(default_factory=list["Place"], repr=False)
+
+
+@dataclass(eq=False)
+class Way:
+    """An edge between two nodes, by their names, and what is drawn beside it. `leads_back`: its target is on the way to it."""
+
+    source: str
+    target: str
+    action: str
+    label: str
+    leads_back: bool = False
+    via: list[Place] = field(default_factory=list[Place])
+    path: str = ""
+    """As SVG has it in `d`."""
+    tip: tuple[float, float] = (0.0, 0.0)
+    label_at: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of all nodes, the ways between them, and the first and the last y that they cover, and the last x."""
+
+    places: Mapping[str, Place]
+    ways: Sequence[Way]
+    top: float
+    bottom: float
+    right: float
+
+
+def lay_out(widths: Mapping[str, float], ways: Sequence[Way]) -> Layout:
+    """Place nodes, of which the first is where a run begins, and the ways between them.
+
+    A node's layer is the longest way to it from the start, edges that lead back not counted.
+
+    >>> layout = lay_out({"parse": 96, "sum": 96}, [Way("parse", "sum", "default", "")])
+    >>> layout.places["parse"].layer, layout.places["sum"].layer
+    (0, 1)
+    """
+    places = {name: Place(width, ROW) for name, width in widths.items()}
+    outgoing: dict[str, list[Way]] = {name: [] for name in widths}
+    for way in ways:
+        outgoing[way.source].append(way)
+    _find_back_ways(outgoing)
+    forward = [way for way in ways if not way.leads_back]
+    order = _topological(outgoing, forward)
+    for name in order:
+        for way in outgoing[name]:
+            if not way.leads_back:
+                target = places[way.target]
+                target.layer = max(target.layer, places[name].layer + 1)
+    layers: list[list[Place]] = [[] for _ in range(max(place.layer for place in places.values()) + 1)]
+    for name in order:
+        layers[places[name].layer].append(places[name])
+    for way in forward:
+        _pass_layers(way, places, layers)
+    _sort(layers)
+    _spread(layers, forward, places)
+    _straighten(layers)
+    return _draw(places, ways)
+
+
+def _find_back_ways(outgoing: Mapping[str, Sequence[Way]]) -> None:
+    """Those that lead back, as one walks from the start. No recursion: graphs may be long."""
+    is_done: dict[str, bool] = {}  # False: on the way
+    for root in outgoing:
+        if root in is_done:
+            continue
+        is_done[root] = False
+        walk = [(root, iter(outgoing[root]))]
+        while walk:
+            name, rest = walk[-1]
+            way = next(rest, None)
+            if way is None:
+                is_done[name] = True
+                walk.pop()
+            elif way.target not in is_done:
+                is_done[way.target] = False
+                walk.append((way.target, iter(outgoing[way.target])))
+            elif not is_done[way.target]:
+                way.leads_back = True
+
+
+def _topological(outgoing: Mapping[str, Sequence[Way]], forward: Sequence[Way]) -> list[str]:
+    waits = dict.fromkeys(outgoing, 0)
+    for way in forward:
+        waits[way.target] += 1
+    order = [name for name, number in waits.items() if number == 0]
+    for name in order:  # which grows meanwhile
+        for way in outgoing[name]:
+            if not way.leads_back:
+                waits[way.target] -= 1
+                if waits[way.target] == 0:
+                    order.append(way.target)
+    return order
+
+
+def _pass_layers(way: Way, places: Mapping[str, Place], layers: Sequence[list[Place]]) -> None:
+    """A way over several layers gets a place in each."""
+    source, target = places[way.source], places[way.target]
+    way.via = [Place(0.0, layer=layer) for layer in range(source.layer + 1, target.layer)]
+    stations = [source, *way.via, target]
+    for one, other in pairwise(stations):
+        other.before.append(one)
+        one.after.append(other)
+    for lane in way.via:
+        layers[lane.layer].append(lane)
+
+
+def _sort(layers: Sequence[list[Place]]) -> None:
+    """Each goes to the middle of those that it is joined to, there and back again, so that few ways cross."""
+    for sweep in range(SWEEPS):
+        backwards = sweep % 2 == 1
+        for layer in layers:
+            _number(layer)
+        for layer in reversed(layers) if backwards else layers:
+            ranks = {place: (_middle(place, place.after if backwards else place.before), place.at) for place in layer}
+            layer.sort(key=ranks.__getitem__)
+            _number(layer)
+
+
+def _number(layer: Sequence[Place]) -> None:
+    for at, place in enumerate(layer):
+        place.at = at
+
+
+def _middle(place: Place, joined: Sequence[Place]) -> float:
+    return sum(other.at for other in joined) / len(joined) if joined else float(place.at)
+
+
+def _spread(layers: Sequence[Sequence[Place]], forward: Sequence[Way], places: Mapping[str, Place]) -> None:
+    """Each layer beside the one before, and what is in it one below the other."""
+    labels: dict[int, int] = {}  # the longest that begins in a layer
+    for way in forward:
+        begins = places[way.source].layer
+        labels[begins] = max(labels.get(begins, 0), len(way.label))
+    x = LEFT
+    for number, layer in enumerate(layers):
+        width = max(place.width for place in layer)
+        y = -sum(place.room for place in layer) / 2
+        for place in layer:
+            if place.room == LANE:
+                place.width = width
+            place.x, place.y = x + width / 2, y + place.room / 2
+            y += place.room
+        x += width + max(GAP, labels.get(number, 0) * LETTER + 30)
+
+
+def _straighten(layers: Sequence[Sequence[Place]]) -> None:
+    """Move places towards the height of those before them, without changing which is above which."""
+    for layer in layers:
+        wanted = [
+            sum(each.y for each in place.before) / len(place.before) if place.before else place.y for place in layer
+        ]
+        above: Place | None = None
+        for place, y in zip(layer, wanted, strict=True):
+            place.y = y if above is None else max(y, above.y + (above.room + place.room) / 2)
+            above = place
+        shift = sum(y - place.y for place, y in zip(layer, wanted, strict=True)) / len(layer)
+        for place in layer:
+            place.y += shift
+
+
+# ---------------------------------------------------------------- the ways
+def _draw(places: Mapping[str, Place], ways: Sequence[Way]) -> Layout:
+    top = min(place.y for place in places.values()) - HEIGHT / 2 - 18
+    floor = bottom = max(place.y for place in places.values()) + HEIGHT / 2 + 6
+    right = max(place.x + place.width / 2 for place in places.values())
+    twins: dict[tuple[str, str], int] = {}  # ways between the same two nodes, each below the one before
+    back = 0
+    for way in ways:
+        ends = way.source, way.target
+        twin = twins.get(ends, 0)
+        twins[ends] = twin + 1
+        source, target = places[way.source], places[way.target]
+        if way.leads_back:
+            lowest = _lead_back(way, source, target, floor + 30 + 26 * back, twin)
+            back += 1
+        else:
+            lowest = _lead_on(way, source, target, twin)
+        bottom = max(bottom, lowest)
+    return Layout(places, ways, top, bottom, right)
+
+
+def _lead_back(way: Way, source: Place, target: Place, depth: float, twin: int) -> float:
+    """Below all nodes; gives its lowest y. The curve goes three quarters of the way down."""
+    shift = (18.0, -18.0) if source is target else (10.0 * twin, 10.0 * twin)
+    start, end = source.x + shift[0], target.x + shift[1]
+    way.tip = end, target.y + HEIGHT / 2 + 5
+    down, up = f"{_n(start)} {_n(depth)}", f"{_n(end)} {_n(depth)}"
+    way.path = f"M{_n(start)} {_n(source.y + HEIGHT / 2)}C{down} {up} {_n(end)} {_n(way.tip[1])}"
+    way.label_at = (start + end) / 2, (source.y + target.y + HEIGHT) / 2 * 0.25 + depth * 0.75 + 14
+    return way.label_at[1] + 4
+
+
+def _lead_on(way: Way, source: Place, target: Place, twin: int) -> float:
+    """To the right, straight through the layers that it passes; gives its lowest y."""
+    points = [(source.x + source.width / 2, source.y)]
+    for lane in way.via:
+        points += [(lane.x - lane.width / 2, lane.y), (lane.x + lane.width / 2, lane.y)]
+    points.append((target.x - target.width / 2 - 5, target.y))
+    way.tip = points[-1]
+    way.path = f"M{_n(points[0][0])} {_n(points[0][1])}"
+    for at, ((x, y), (to_x, to_y)) in enumerate(pairwise(points), 1):
+        middle, bow = (x + to_x) / 2, twin * TWIN if at == 1 else 0.0
+        curve = f"C{_n(middle)} {_n(y + bow)} {_n(middle)} {_n(to_y + bow)} {_n(to_x)} {_n(to_y)}"
+        way.path += curve if at % 2 else f"L{_n(to_x)} {_n(to_y)}"
+    (x, y), (to_x, to_y) = points[:2]
+    lowered = twin * TWIN * 0.75
+    way.label_at = (way.via[0].x, way.via[0].y - 6) if way.via else ((x + to_x) / 2, (y + to_y) / 2 - 6 + lowered)
+    return max(y, to_y) + lowered + 6
+
+
+def _n(number: float) -> str:
+    """A number as SVG has it, to a hundredth.
+
+    >>> _n(2.0), _n(-0.001), _n(1 / 3)
+    ('2', '0', '0.33')
+    """
+    return f"{round(number, 2) + 0.0:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,129 @@
+"""A graph as a picture: an SVG that needs nothing else, neither scripts nor fonts nor style sheets from elsewhere.
+
+It takes the colour of the text around it, so it can be read on a light page and on a dark one. A file of its own has both
+grounds with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pocket_plug.primitives.markup import text
+from pocket_plug.primitives.redaction import public_url
+
+from .chain import DEFAULT
+from .layout import HEIGHT, Place, Way, lay_out
+from .plan import Plan
+from .step import Step
+
+_LONGEST = 22
+"""Letters of a name that are drawn. The whole name is in the title."""
+
+_STYLE = (
+    "<style>svg{color:#171b22}.ground{fill:#fff}.label{stroke:#fff}@media(prefers-color-scheme:dark)"
+    "{svg{color:#e7ebf1}.ground{fill:#0e1116}.label{stroke:#0e1116}}</style>"
+)
+_IN_NOTEBOOK = ' style="stroke:var(--jp-layout-color0,var(--vscode-editor-background,transparent))"'
+"""The grounds of JupyterLab and VS Code, which keep a line off the text that it passes."""
+_FONT = 'font-family="system-ui,sans-serif" fill="currentColor"'
+
+
+def picture(plan: Plan, *, alone: bool) -> str:
+    """The SVG of a plan; `alone` in a file of its own, or within a page whose colours it takes."""
+    steps = {step.name: step for step in (plan.start, *plan.steps.values())}
+    ways = [
+        Way(step.name, target.name, action, "" if action == DEFAULT else _shortened(action))
+        for step in steps.values()
+        for action, target in step.actions.items()
+    ]
+    layout = lay_out({name: _width(step) for name, step in steps.items()}, ways)
+    begin = layout.places[plan.start.name]
+    top = min(layout.top, begin.y - HEIGHT / 2 - 34) - 4
+    width, height = layout.right + 16, layout.bottom - top + 12
+    title = text(f"graph {plan.name}")
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {top:g} {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" role="img" style="max-width:100%;height:auto"><title>{title}</title>',
+        *([_STYLE, f'<rect class="ground" y="{top:g}" width="{width:g}" height="{height:g}"/>'] if alone else []),
+        *_begin(begin),
+        *(_way(way) for way in ways),
+        *(part for name, step in steps.items() for part in _box(step, layout.places[name])),
+        *(_label(way, alone) for way in ways if way.label),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def _second(step: Step) -> str:
+    """The second line of a node's box: what kind it is, and where its exec runs."""
+    kind = {"node": "asks" if step.asks else "", "graph": "graph", "fan_out": "fan-out"}[step.kind]
+    executor = step.passed.executor
+    where = f"on {public_url(executor)}" if isinstance(executor, str) else ""
+    return " · ".join(filter(None, (kind, _shortened(where))))
+
+
+def _width(step: Step) -> float:
+    return min(230.0, max(96.0, len(_shortened(step.name)) * 7.6 + 56, len(_second(step)) * 6.1 + 44))
+
+
+def _title(step: Step) -> str:
+    """All that there is to say of a node, for who points at it."""
+    declared = [f"reads {key.template}" for key in step.reads] + [f"writes {key.template}" for key in step.writes]
+    return f"<title>{text('; '.join(filter(None, (step.name, _second(step), *declared))))}</title>"
+
+
+# ---------------------------------------------------------------- the parts
+def _box(step: Step, place: Place) -> Iterator[str]:
+    left, upper = place.x - place.width / 2, place.y - HEIGHT / 2
+    line = 'stroke="currentColor" stroke-width="1.5"'
+    size = f'width="{place.width:g}" height="{HEIGHT:g}"'
+    if step.kind == "fan_out":
+        for shift in (6, 3):
+            yield f'<rect x="{left + shift:g}" y="{upper - shift:g}" {size} rx="7" fill="none" {line} stroke-opacity=".4"/>'
+    yield f'<g>{_title(step)}<rect x="{left:g}" y="{upper:g}" {size} rx="7" fill="#5b8def" fill-opacity=".16" {line}/>'
+    if step.kind == "graph":
+        inner = f'width="{place.width - 6:g}" height="{HEIGHT - 6:g}" rx="5"'
+        yield f'<rect x="{left + 3:g}" y="{upper + 3:g}" {inner} fill="none" {line} stroke-opacity=".5"/>'
+    second = _second(step)
+    yield _line(left + 13, place.y + (-3 if second else 5), _shortened(step.name), 'font-size="13" font-weight="600"')
+    if second:
+        yield _line(left + 13, place.y + 13, second, 'font-size="11" fill-opacity=".8"')
+    yield "</g>"
+
+
+def _line(x: float, y: float, words: str, look: str) -> str:
+    return f'<text x="{x:g}" y="{y:g}" {look} {_FONT}>{text(words)}</text>'
+
+
+def _begin(place: Place) -> Iterator[str]:
+    """The point at which a run begins."""
+    upper = place.y - HEIGHT / 2
+    if place.layer:  # something stands before it, so from above
+        start, line, tip = (place.x, upper - 26), f"M{place.x:g} {upper - 26:g}V{upper - 5:g}", (place.x, upper - 5)
+    else:
+        left = place.x - place.width / 2
+        start, line, tip = (left - 34, place.y), f"M{left - 34:g} {place.y:g}H{left - 5:g}", (left - 5, place.y)
+    yield f'<circle cx="{start[0]:g}" cy="{start[1]:g}" r="5" fill="currentColor"/>'
+    yield f'<path d="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>{_tip(tip, 90 if place.layer else 0)}'
+
+
+def _way(way: Way) -> str:
+    title = f"<title>{text(f'{way.source} → {way.target} by {way.action}')}</title>"
+    line = f'<path d="{way.path}" fill="none" stroke="currentColor" stroke-width="1.5" stroke-opacity=".75"/>'
+    return f"<g>{title}{line}{_tip(way.tip, -90 if way.leads_back else 0)}</g>"
+
+
+def _tip(at: tuple[float, float], degrees: int) -> str:
+    """The head of an arrow. No marker: several pictures in one page would share its id."""
+    turned = f" rotate({degrees})" if degrees else ""
+    return f'<path d="M-4.5 -4L4 0L-4.5 4z" fill="currentColor" transform="translate({at[0]:g} {at[1]:g}){turned}"/>'
+
+
+def _label(way: Way, alone: bool) -> str:
+    ground = ' class="label"' if alone else _IN_NOTEBOOK
+    halo = f'paint-order="stroke" stroke-width="4" stroke-linejoin="round"{ground}'
+    return _line(*way.label_at, way.label, f'font-size="11" text-anchor="middle" {halo}')

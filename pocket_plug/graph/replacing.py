@@ -1,0 +1,79 @@
+"""Other nodes in the place of some of a graph's, of types that fit: what `Graph.replace` does to its chains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pocket_plug.errors import GraphError, suggest
+from pocket_plug.primitives.typechecks import fits, type_name
+
+from .chain import AnyChain, Chain, as_chain
+from .node import AnyNode, options_of
+from .phases import declared_actions
+from .plan import Plan
+from .step import Step
+from .visit import step_of
+
+
+def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode]) -> tuple[tuple[AnyChain, ...], Plan]:
+    """The chains and the plan with these nodes, each under the name of the one whose place it takes.
+
+    Raises GraphError with every fault.
+    """
+    steps = {step.name: step for step in plan.steps.values()}
+    steps = {
+        step.passed.name: step.passed for step in plan.steps.values()
+    } | steps  # what an `each` takes items through
+    found: list[str] = []
+    nodes: dict[int, AnyNode] = {}
+    for name, other in given.items():
+        if as_chain(other).edges:
+            raise TypeError(f"{name!r} is one node; make a graph of the chain that takes its place: Graph(a >> b)")
+        if name not in steps:
+            found.append(f"there is no node {name!r}; there is: {', '.join(steps)}.{suggest(name, steps)}")
+            continue
+        found += _misfits(steps[name], other)
+        nodes[id(steps[name].node)] = other.with_options(name=name)
+    if found:
+        raise GraphError(f"graph {plan.name!r} can't have these nodes replaced:", found)
+    for step in plan.steps.values():
+        if (item := nodes.get(id(step.passed.node))) is not None and step.passed is not step:
+            nodes[id(step.node)] = _each_of(step.node, item)
+    new = tuple(
+        Chain(
+            nodes.get(id(chain.first), chain.first),
+            nodes.get(id(chain.last), chain.last),
+            tuple(
+                (nodes.get(id(source), source), action, nodes.get(id(target), target))
+                for source, action, target in chain.edges
+            ),
+        )
+        for chain in chains
+    )
+    return new, Plan(new, plan.name, step_of, plan.needs_loop)
+
+
+def _each_of(each: AnyNode, item: AnyNode) -> AnyNode:
+    other = copy.copy(each)
+    vars(other)["node"] = item
+    return other
+
+
+def _misfits(step: Step, other: AnyNode) -> list[str]:
+    """Where another node takes less than the one of the step, or gives what that doesn't, in words that name both."""
+    new = step_of(other)
+    names = f"{step.name!r} ({step.title}) by {options_of(other).name!r} ({new.title})"
+    found: list[str] = []
+    if not fits(step.input_type, new.input_type):
+        found.append(f"{names}: the one takes {type_name(step.input_type)}, the other {type_name(new.input_type)}")
+    if not fits(new.output_type, step.output_type):
+        found.append(f"{names}: the one gives {type_name(step.output_type)}, the other {type_name(new.output_type)}")
+    known = declared_actions(step.node)
+    for action, carried in declared_actions(other).items():
+        if not fits(carried, known.get(action, Any)):
+            found.append(
+                f"{names}: by {action!r} the one carries {type_name(known[action])}, the other {type_name(carried)}"
+            )
+    return found

@@ -1,0 +1,26 @@
+"""What a notebook shows of plugins: the table that `pocket-plug plugins` prints."""
+
+from __future__ import annotations
+
+from pocket_plug.hookspecs import PluginRecord
+
+
+class Plugins(tuple[PluginRecord, ...]):
+    """Records of plugins, which a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        from pocket_plug.primitives.markup import table
+
+        rows = [
+            (
+                record.name,
+                record.status,
+                f"{record.distribution or record.origin} {record.version or ''}".rstrip(),
+                ", ".join(hook.removeprefix("pocket_") for hook in record.hooks),
+                record.reason,
+            )
+            for record in self
+        ]
+        return table("plugins", ("name", "status", "from", "hooks", "reason"), rows)

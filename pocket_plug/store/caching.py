@@ -1,0 +1,388 @@
+"""`store.cached(key)`: what a function gives is kept in the store, and computed once while its other callers wait.
+
+The entry is one like any other, so processes that share a store share it. Who waits for whom is known within a process only:
+threads, tasks and event loops compute a value once, and of several processes each may compute it once. A backend's `turn` is
+made for a short read and write, and would keep all others off for as long as the function runs.
+"""
+
+# The functions that are made here are friends of the view.
+# pyright: reportPrivateUsage=false
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from contextvars import ContextVar
+from functools import wraps
+from types import CoroutineType
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from pocket_plug.errors import ConfigError, SyncError, ValueTypeError
+from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.signatures import is_async
+from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import Waiter, drive, may_block, wake
+
+from .base import MISSING, Source, View
+from .keys import Key
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Cacheable(Protocol):
+    """What it needs of the view that the values are kept in: `StoreWriter` has it."""
+
+    _source: Source
+
+    async def get(self, key: Any, /, default: Value) -> Value: ...
+    async def add(self, key: Any, value: Value, /, *, ttl: Duration | None) -> bool: ...
+    async def delete(self, key: Any, /) -> bool: ...
+
+
+class Cached(Protocol[P, R_co]):
+    """A function whose results are kept in a store."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """What is kept; else what the function gives."""
+        ...
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Remove what is kept for these arguments: was anything? What is being computed just now is not kept either."""
+        ...
+
+
+class AsyncCached(Protocol[P, R_co]):
+    """The same of an `async def`."""
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """What is kept; else what the function gives."""
+        ...
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Remove what is kept for these arguments: was anything? What is being computed just now is not kept either."""
+        ...
+
+
+class Decorator:
+    """What both decorators are."""
+
+    def __init__(self, view: Cacheable, key: Key[Value], ttl: Duration | None, ignore: Collection[str]) -> None:
+        if ttl is not None:
+            seconds(ttl)  # an error where it is written
+        self._view, self._key, self._ttl, self._ignore = view, key, ttl, ignore
+
+    def _decorated(self, fn: Callable[..., Any]) -> Any:
+        return _decorated(fn, self._view, self._key, self._ttl, self._ignore)
+
+
+class Caching(Decorator):
+    """The decorator that `cached` gives for a name without a type."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap] # pyright: ignore[reportOverlappingOverload] # the first one that fits
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncCached[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Cached[P, R]: ...
+    def __call__(self, fn: Callable[..., Any], /) -> Any:
+        """The function, cached."""
+        return self._decorated(fn)
+
+
+class TypedCaching(Decorator, Generic[T]):
+    """The decorator that `cached` gives for values of one type."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap] # as above
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> AsyncCached[P, T]: ...
+    @overload
+    def __call__(self, fn: Callable[P, T], /) -> Cached[P, T]: ...
+    def __call__(self, fn: Callable[..., Any], /) -> Any:
+        """The function, cached."""
+        return self._decorated(fn)
+
+
+class CachingView(View):
+    """What a store and its scopes can do, with `await` and without: both kinds of functions are cached alike."""
+
+    __slots__ = ()
+
+    @property
+    def _view(self) -> Cacheable:
+        raise NotImplementedError
+
+    @overload
+    def cached(
+        self, key: Key[T], /, *, ttl: Duration | None = None, ignore: Collection[str] = ()
+    ) -> TypedCaching[T]: ...
+    @overload
+    def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> Caching: ...
+    def cached(self, key: Any, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> Any:
+        """A decorator: keep what a function gives at `key`, for `ttl`, and compute it once while other callers wait.
+
+        The key's holes are filled by the arguments of their names; a `{}` by the next one that no hole names. A parameter
+        that is not in the key must be in `ignore`, such as `self`, or calls that differ in it would share a value: ConfigError.
+
+        Of the callers in this process, threads and tasks of any loop, one computes and the others get what it got: the same
+        object, or the error that it raised, which is not kept. Where it is cancelled, another one goes on from the
+        beginning. Other processes that share the store find what is kept, but don't wait.
+
+        >>> from pocket_plug import SyncStore
+        >>> store = SyncStore()
+        >>> @store.cached("square:{n}", ttl="5m")
+        ... def square(n: int) -> int:
+        ...     print("computing")
+        ...     return n * n
+        >>> square(3), square(n=3), square.invalidate(3), square.invalidate(3)
+        computing
+        (9, 9, True, False)
+        """
+        template: Key[Any] = key if key.__class__ is Key else Key(key)
+        return TypedCaching[Any](self._view, template, ttl, ignore)
+
+
+def _title(fn: object) -> str:
+    return getattr(fn, "__qualname__", f"a {type(fn).__name__}")
+
+
+# ---------------------------------------------------------------- which arguments fill the key
+class _KeyOf:
+    """From a call's arguments to its key."""
+
+    def __init__(self, fn: Callable[..., Any], key: Key[Value], ignore: Collection[str]) -> None:
+        title = f"cached {_title(fn)}"
+        try:
+            self._signature = inspect.signature(fn)
+        except ValueError:
+            raise ConfigError(f"{title}: nothing says what parameters it has; wrap it in a function") from None
+        self._key = key
+        parameters = list(self._signature.parameters)
+        holes = () if key.is_filled else key.holes
+        rest = iter([name for name in parameters if name not in holes and name not in ignore])
+        self._names = [hole or next(rest, "{}") for hole in holes]
+        has = f"its parameters are: {', '.join(parameters) or 'none'}"
+        if unknown := [f"{{{name.strip('{}')}}}" for name in self._names if name not in parameters]:
+            raise ConfigError(f"{title}: no parameter fills {', '.join(unknown)} of {key!r}; {has}")
+        if unknown := [repr(name) for name in ignore if name not in parameters]:
+            raise ConfigError(f"{title}: ignore has {', '.join(unknown)}; {has}")
+        if left := list(rest):
+            raise ConfigError(
+                f"{title}: {', '.join(map(repr, left))} not in {key!r}, so calls that differ there would share a value; add a "
+                f"hole, {{{left[0]}}}, or say ignore=({left[0]!r},)"
+            )
+
+    def __call__(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Key[Value]:
+        bound = self._signature.bind(*args, **kwargs)
+        if not self._names:
+            return self._key
+        bound.apply_defaults()
+        return self._key(*[bound.arguments[name] for name in self._names])
+
+
+# ---------------------------------------------------------------- one computes, the others wait
+class _Flight:
+    """One computation of one value, and those who wait for it."""
+
+    __slots__ = ("error", "is_landed", "is_void", "loop", "thread", "value", "waiters", "waits_for")
+
+    def __init__(self) -> None:
+        self.value: Value = None
+        self.error: Exception | None = None
+        self.is_landed = False
+        """Is there a value, or an error? Where it was given up there is neither."""
+        self.is_void = False
+        """Has it been invalidated? What it gives must not be kept then."""
+        self.waiters: list[Waiter[None]] = []
+        self.waits_for: set[_Flight] = set()
+        """Those that its own computation needs just now."""
+        self.loop = asyncio._get_running_loop()
+        self.thread = threading.get_ident()
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Has the loop stopped on which it is computed? Then it may be that nobody ever goes on there."""
+        return self.loop is not None and not self.loop.is_running()
+
+    def needs(self, others: Collection[_Flight]) -> bool:
+        """Does it wait for one of these, by way of others too?"""
+        return self in others or any(each.needs(others) for each in [*self.waits_for])
+
+
+_leading: ContextVar[tuple[_Flight, ...]] = ContextVar("pocket_plug.cached", default=())
+"""What is being computed around the current call."""
+
+
+_lock = new_lock()  # one for all, since those of several functions may wait for each other in a circle
+
+
+class _Flights:
+    """The computations of one function that are under way, by the name of what they are for.
+
+    Whoever computes may be interrupted (Ctrl-C) between any two steps. So its end can be done again.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, _Flight] = {}
+        after_fork(self._forget_others)
+
+    def _forget_others(self) -> None:
+        """In a forked child: what others compute lands in the parent."""
+        self._by_name = {}
+
+    async def once(self, name: str, compute: Callable[[_Flight], Awaitable[Value]]) -> Value:
+        """What `compute` gives, which one caller calls. Raises SyncError where it would wait for itself."""
+        around = _leading.get()
+        while True:
+            flight = mine = _Flight()
+            try:
+                waiter = self._join(name, mine, around)
+                if waiter is None:
+                    return await _computed(mine, compute, around)
+                flight, wakes = waiter
+                await wakes
+            finally:
+                try:
+                    self._end(name, mine, flight, around)
+                except BaseException:
+                    self._end(name, mine, flight, around)
+                    raise
+            if flight.error is not None:
+                raise flight.error
+            if flight.is_landed:
+                return flight.value
+
+    def _join(self, name: str, mine: _Flight, around: tuple[_Flight, ...]) -> tuple[_Flight, Waiter[None]] | None:
+        """The computation that is under way, and what wakes a caller at its end; None: it is the caller's own now."""
+        with _lock:
+            flight = self._by_name.setdefault(name, mine)
+            if flight.is_orphaned:
+                mine.waiters = flight.waiters  # they look again when this one ends
+                flight = self._by_name[name] = mine
+            if flight is mine:
+                return None
+            if flight.needs(around) or (may_block() and flight.thread == threading.get_ident()):
+                raise SyncError(f"{name!r} is being computed by a cached function that needs {name!r} itself for it")
+            waiter = Waiter[None]()
+            for each in around:
+                each.waits_for.add(flight)
+            flight.waiters.append(waiter)
+            return flight, waiter
+
+    def _end(self, name: str, mine: _Flight, flight: _Flight, around: tuple[_Flight, ...]) -> None:
+        with _lock:
+            if self._by_name.get(name) is mine:
+                del self._by_name[name]
+            if flight is not mine:
+                for each in around:
+                    each.waits_for.discard(flight)
+        wake(waiter.give(None) for waiter in mine.waiters)
+
+    def invalidate(self, name: str) -> None:
+        """What is under way is not kept, and who calls from now on doesn't wait for it."""
+        with _lock:
+            flight = self._by_name.pop(name, None)
+            if flight is not None:
+                flight.is_void = True
+
+
+async def _computed(
+    flight: _Flight, compute: Callable[[_Flight], Awaitable[Value]], around: tuple[_Flight, ...]
+) -> Value:
+    _leading.set((*around, flight))
+    try:
+        flight.value = await compute(flight)
+        flight.is_landed = True
+        return flight.value
+    except Exception as error:
+        flight.error = error
+        raise
+    finally:
+        _leading.set(around)
+
+
+# ---------------------------------------------------------------- the function that users call
+class _Cache:
+    """What a decorated function does with the store. `run` makes a view's coroutine an awaitable: as it is, or in place."""
+
+    def __init__(
+        self, view: Cacheable, ttl: Duration | None, run: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+    ) -> None:
+        self._view, self._ttl, self._run = view, ttl, run
+        self._flights = _Flights()
+
+    async def get(self, key: Key[Value], make: Callable[[], Awaitable[Value]]) -> Value:
+        value = await self._run(self._view.get(key, MISSING))
+        if value is not MISSING:
+            return value
+
+        async def compute(flight: _Flight) -> Value:
+            value = await self._run(self._view.get(key, MISSING))  # somebody may have been faster
+            if value is MISSING:
+                value = await make()
+                if value.__class__ is CoroutineType:
+                    value.close()
+                    raise ValueTypeError(f"{str(key)!r}: a cached function that isn't `async def` gave a coroutine")
+                if not flight.is_void:
+                    await self._run(self._view.add(key, value, ttl=self._ttl))
+                if flight.is_void:
+                    await self._run(self._view.delete(key))
+            return value
+
+        return await self._flights.once(str(key), compute)
+
+    async def invalidate(self, key: Key[Value]) -> bool:
+        self._flights.invalidate(str(key))
+        removed: bool = await self._run(self._view.delete(key))
+        return removed
+
+
+def _decorated(
+    fn: Callable[..., Any], view: Cacheable, key: Key[Value], ttl: Duration | None, ignore: Collection[str]
+) -> Any:
+    if not callable(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise ConfigError(f"cached is for functions that return a value, not for {_title(fn)}")
+    key_of = _KeyOf(fn, key, ignore)
+    call, invalidate = (_async_calls if is_async(fn) else _sync_calls)(fn, view, ttl, key_of)
+    setattr(call, "invalidate", invalidate)  # noqa: B010 - a function has no such attribute that type checkers know
+    return call
+
+
+Calls = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def _async_calls(fn: Callable[..., Any], view: Cacheable, ttl: Duration | None, key_of: _KeyOf) -> Calls:
+    cache = _Cache(view, ttl, lambda coroutine: coroutine)
+
+    @wraps(fn)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await cache.get(key_of(args, kwargs), lambda: fn(*args, **kwargs))
+
+    async def invalidate(*args: Any, **kwargs: Any) -> bool:
+        return await cache.invalidate(key_of(args, kwargs))
+
+    return call, invalidate
+
+
+def _sync_calls(fn: Callable[..., Any], view: Cacheable, ttl: Duration | None, key_of: _KeyOf) -> Calls:
+    async def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return view._source.run_update(coroutine)
+
+    cache = _Cache(view, ttl, run)
+
+    @wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        async def make() -> Any:
+            return fn(*args, **kwargs)
+
+        return drive(cache.get(key_of(args, kwargs), make))
+
+    def invalidate(*args: Any, **kwargs: Any) -> bool:
+        return drive(cache.invalidate(key_of(args, kwargs)))
+
+    return call, invalidate

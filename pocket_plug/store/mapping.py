@@ -1,0 +1,209 @@
+"""`store.mapping(…)`: entries of a store as a `MutableMapping`, for whatever wants a dict.
+
+A key of the mapping is any text; it fills the hole of a `Key`, which escapes it and finds it again in a name. So a mapping
+has the entries whose names its Key makes, and none else, whatever lies beside or below them.
+"""
+
+# The views of a mapping are friends of it.
+# pyright: reportPrivateUsage=false
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, overload
+
+from pocket_plug.errors import KeyNameError, MissingKeyError
+from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.values import Value
+
+from .base import MISSING, Name
+from .keys import Key
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsKeysAndGetItem
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+SOME = 500
+"""So many entries are removed in one write by `clear`."""
+
+
+class Mappable(Protocol):
+    """What a mapping needs of the view whose entries it shows: `SyncWriter` has it."""
+
+    def get(self, key: Key[T], /, default: object) -> Value: ...
+    def set(self, key: Key[T], value: T, /) -> None: ...
+    def add(self, key: Key[T], value: T, /) -> bool: ...
+    def pop(self, key: Key[T], /, default: object) -> Value: ...
+    def has(self, key: Name, /) -> bool: ...
+    def delete(self, key: Name, /) -> bool: ...
+    def delete_many(self, keys: Iterable[Name], /) -> int: ...
+    def set_many(self, values: Mapping[Value, Value], /) -> None: ...
+    def keys(self, prefix: str) -> Iterator[str]: ...
+    def items(self, prefix: str) -> Iterator[tuple[str, Value]]: ...
+
+
+class StoreMapping(MutableMapping[str, T]):
+    """Entries of a store as a mapping of text to values: what `mapping` of a sync store, a scope or a typed view gives.
+
+    It keeps nothing: each access goes to the store. Iterating gives the keys in the order of their names, in pages, and goes on
+    while others write. `len` looks at each name; whether there is any costs one. What changes a value in place changes
+    nothing in the store: set it again, or use `store.update`.
+
+    >>> from pocket_plug import SyncStore
+    >>> store = SyncStore()
+    >>> prices = store.scope("prices").mapping()
+    >>> prices["eu:shoes"] = 80
+    >>> prices |= {"us": 90}
+    >>> dict(prices.items()), store.get("prices:eu%3Ashoes")
+    ({'eu:shoes': 80, 'us': 90}, 80)
+    """
+
+    __slots__ = ("_key", "_stem", "_view")
+
+    def __init__(self, view: Mappable, key: Key[T]) -> None:
+        if key.is_filled or len(key.holes) != 1:
+            raise KeyNameError(
+                f"a mapping's Key has one hole, for the mapping's key, and {key!r} has {0 if key.is_filled else len(key.holes)}; "
+                "fill the others by a scope: store.scope(…).mapping(Key('{}'))"
+            )
+        self._view = view
+        self._key = key
+        self._stem = key.template.partition("{")[0]  # what all its names begin with
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._key!r}, {self._view!r})"
+
+    def _at(self, key: object) -> Key[T]:
+        if not isinstance(key, str):  # what is read back is text
+            raise KeyNameError(f"a key of {self._key!r} as a mapping is a str, not {summary(key)}")
+        return self._key(key)
+
+    def _found(self, name: str) -> str | None:
+        """The mapping's key with this name; None for a name that is not of this mapping."""
+        parsed = self._key.parse(name)
+        return None if parsed is None else cast(str, parsed.values[0])
+
+    # ------------------------------------------------------------ one entry
+    def __getitem__(self, key: str) -> T:
+        value = self.get(key, MISSING)
+        if value is MISSING:
+            raise MissingKeyError(f"nothing at {key!r} of {self._key!r}")
+        return value
+
+    @overload
+    def get(self, key: str, /) -> T | None: ...
+    @overload
+    def get(self, key: str, /, default: T) -> T: ...
+    @overload
+    def get(self, key: str, /, default: D) -> T | D: ...
+    def get(self, key: str, /, default: object = None) -> object:
+        """The value, else `default`."""
+        return self._view.get(self._at(key), default)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._view.has(self._at(key))
+
+    def __setitem__(self, key: str, value: T) -> None:
+        self._view.set(self._at(key), value)
+
+    def __delitem__(self, key: str) -> None:
+        if not self._view.delete(self._at(key)):
+            raise MissingKeyError(f"nothing at {key!r} of {self._key!r}")
+
+    @overload
+    def pop(self, key: str, /) -> T: ...
+    @overload
+    def pop(self, key: str, /, default: T) -> T: ...
+    @overload
+    def pop(self, key: str, /, default: D) -> T | D: ...
+    def pop(self, key: str, /, default: object = MISSING) -> object:
+        """Remove the value and give it: one value to one caller. Where there is none, `default`, without it MissingKeyError."""
+        value = self._view.pop(self._at(key), default)
+        if value is MISSING:
+            raise MissingKeyError(f"nothing at {key!r} of {self._key!r}")
+        return value
+
+    @overload
+    def setdefault(self: StoreMapping[D | None], key: str, default: None = None, /) -> D | None: ...
+    @overload
+    def setdefault(self, key: str, default: T, /) -> T: ...
+    def setdefault(self, key: str, default: object = None, /) -> object:
+        """The value; where there is none, `default` is set. Of several that do so at once, all get the same."""
+        at = self._at(key)
+        while (value := self._view.get(at, MISSING)) is MISSING:
+            if self._view.add(at, cast(T, default)):
+                return default
+        return value
+
+    # ------------------------------------------------------------ all of them
+    def __iter__(self) -> Iterator[str]:
+        names = self._view.keys(self._stem)
+        return (key for name in names if (key := self._found(name)) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
+
+    def items(self) -> ItemsView[str, T]:
+        """The keys with their values, read 100 at a time; those of one page are of one moment."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[T]:
+        """The values, read 100 at a time."""
+        return _Values(self)
+
+    def _pairs(self) -> Iterator[tuple[str, T]]:
+        for name, value in self._view.items(self._stem):
+            key = self._found(name)
+            if key is not None:
+                yield key, self._key.checked(value)
+
+    def popitem(self) -> tuple[str, T]:
+        """Remove the first entry and give it: one entry to one caller. Raises MissingKeyError where there is none."""
+        for key in self:
+            value = self._view.pop(self._at(key), MISSING)
+            if value is not MISSING:
+                return key, value
+        raise MissingKeyError(f"there is nothing in {self._key!r} to pop")
+
+    def clear(self) -> None:
+        """Remove all entries of the mapping, in writes of at most 500."""
+        keys = iter(self)
+        while some := list(islice(keys, SOME)):
+            self._view.delete_many([self._at(key) for key in some])
+
+    def update(self, other: SupportsKeysAndGetItem[str, T] | Iterable[tuple[str, T]] = (), /, **values: T) -> None:
+        """Set several values in one write: all or none."""
+        self._view.set_many({self._at(key): value for key, value in dict(other, **values).items()})
+
+    def __ior__(self, other: SupportsKeysAndGetItem[str, T] | Iterable[tuple[str, T]]) -> StoreMapping[T]:
+        self.update(other)
+        return self
+
+    def __or__(self, other: Mapping[str, T]) -> dict[str, T]:
+        return {**dict(self.items()), **other}
+
+    def __ror__(self, other: Mapping[str, T]) -> dict[str, T]:
+        return {**other, **dict(self.items())}
+
+
+# `collections.abc` reads each value for itself, and fails where one goes in between; these read pages.
+class _Items(ItemsView[str, T]):
+    _mapping: StoreMapping[T]
+
+    def __iter__(self) -> Iterator[tuple[str, T]]:
+        return self._mapping._pairs()
+
+
+class _Values(ValuesView[T]):
+    _mapping: StoreMapping[T]
+
+    def __iter__(self) -> Iterator[T]:
+        return (value for _, value in self._mapping._pairs())
+
+    def __contains__(self, value: object) -> bool:
+        return any(each is value or each == value for each in self)

@@ -1,0 +1,140 @@
+"""Traces drawn in a notebook as they end: one output for each cell, however many runs that makes.
+
+Nothing here imports IPython before a notebook has.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Protocol
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.terminal import escaped
+
+from .recorded import RecordedSpan
+from .tree import TreeProcessor
+
+SHOWN = 3
+"""Trees of one cell that are shown, the last ones; those before are counted."""
+
+INTERVAL = 0.5
+"""Seconds between two changes of an output, at least. What comes in between is shown by the next one, or as the cell ends."""
+
+WIDTH = 110
+
+_COLOURS = {"red": "#dc3f43", "yellow": "#a56f00", "green": "#1f8a3c", "cyan": "#0b83a2"}
+"""With 4 to 1 and more both on white and on a dark theme's ground, since nothing says which it is."""
+
+
+class _Events(Protocol):
+    def register(self, event: str, function: Callable[[object], None]) -> None: ...
+    def unregister(self, event: str, function: Callable[[object], None]) -> None: ...
+
+
+class Shell(Protocol):
+    """What is needed of IPython's shell."""
+
+    execution_count: int
+    events: _Events
+
+
+def notebook_shell() -> Shell | None:
+    """The shell of the notebook that this process is the kernel of, if it is; IPython in a terminal is none."""
+    ipython = sys.modules.get("IPython")
+    shell: Shell | None = ipython.get_ipython() if ipython is not None else None
+    return shell if getattr(shell, "kernel", None) is not None else None
+
+
+class NotebookTree(TreeProcessor):
+    """Draws each trace into the output of the cell in which its root ends."""
+
+    def __init__(
+        self, shell: Shell, footer: Callable[[RecordedSpan], str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(None, footer)
+        self._shell, self._clock = shell, clock
+        self._cell_lock = new_lock()
+        self._begin_cell()
+        shell.events.register("post_run_cell", self._end_cell)
+
+    def _begin_cell(self) -> None:
+        self._cell = self._shell.execution_count
+        self._drawn: deque[Sequence[Text]] = deque(maxlen=SHOWN)
+        self._number, self._below = 0, ""
+        self._id: str | None = None
+        self._is_waiting, self._next_at = False, 0.0
+
+    def _place(self) -> tuple[int, bool]:
+        return WIDTH, False
+
+    def _show(self, lines: Sequence[Text], below: str) -> None:
+        if self._cell != self._shell.execution_count:
+            self._end_cell()
+        with self._cell_lock:
+            if self._cell != self._shell.execution_count:
+                self._begin_cell()
+            self._drawn.append(lines)
+            self._number += 1
+            self._below = below
+            self._is_waiting = True
+            if self._clock() < self._next_at:
+                return
+        self._publish()
+
+    def _end_cell(self, _result: object = None) -> None:
+        """Show what has come since the last change."""
+        if self._is_waiting:
+            self._publish()
+
+    def _publish(self) -> None:
+        from IPython.display import display, update_display
+
+        with self._cell_lock:
+            lines = [line for drawn in self._drawn for line in drawn]
+            before = self._number - len(self._drawn)
+            below = self._below
+            known = self._id
+            self._id = known or f"pocket_plug-{id(self)}-{self._cell}"
+            shown = self._id
+            self._is_waiting, self._next_at = False, self._clock() + INTERVAL
+        if before:
+            lines.insert(0, Text(f"… {before:,} traces before in this cell", style="dim"))
+        both = {
+            "text/plain": "\n".join([*(line.plain for line in lines), escaped(below)]),
+            "text/html": _html(lines, below),
+        }
+        if known is None:
+            display(both, raw=True, display_id=shown)
+        else:
+            update_display(both, raw=True, display_id=shown)
+
+    def shutdown(self) -> None:
+        """Show the rest, and leave the notebook alone."""
+        self._end_cell()
+        self._shell.events.unregister("post_run_cell", self._end_cell)
+
+
+def _html(lines: Sequence[Text], below: str) -> str:
+    """The lines as HTML. What is in them is escaped for the terminal already, and here for HTML."""
+    console = Console()
+    rows = ["".join(_piece(piece.text, piece.style) for piece in line.render(console)) for line in lines]
+    rows.append(f'<span style="opacity:.7">{escape(escaped(below))}</span>')
+    text = "\n".join(rows)
+    return f'<pre style="line-height:1.25;overflow-x:auto">{text}</pre>'
+
+
+def _piece(text: str, style: Style | None) -> str:
+    look = ""
+    if style is not None and style.color is not None:
+        look = f"color:{_COLOURS[style.color.name]}"
+    elif style is not None and style.dim:
+        look = "opacity:.7"
+    return f'<span style="{look}">{escape(text)}</span>' if look else escape(text)

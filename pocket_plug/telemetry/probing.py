@@ -1,0 +1,92 @@
+"""Does a span arrive where the environment sends traces? One is sent, by the exporter that a program would have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.util.re import parse_env_headers
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.redaction import MASK, conceal
+
+from .exporters import otlp_exporter
+from .providers import make_resource
+
+WAYS_OUT = {
+    **dict.fromkeys((401, 403), ". OTEL_EXPORTER_OTLP_HEADERS is for what it wants to know"),
+    **dict.fromkeys(
+        (404, 405),
+        ". Its path for OTLP is another one: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT names the whole URL, and to "
+        "OTEL_EXPORTER_OTLP_ENDPOINT /v1/traces is appended",
+    ),
+}
+
+SPAN = "pocket-plug doctor"
+"""The name of the span that is sent."""
+
+
+def send_test_span(seconds: float) -> str:
+    """Send a span by OTLP, in one attempt; gives the URL that has taken it, without secrets.
+
+    Raises ConfigError for variables that can't be followed, and ConnectionError, with the reason, where it wasn't taken.
+    """
+    import requests  # comes with the exporter
+
+    from .send import refusal, shown
+
+    class Listening(requests.Session):
+        """Notes what became of a request; after one that has failed nothing is tried again."""
+
+        url, reason = "", ""
+        stop: Callable[[], object]
+
+        def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+            url = urlsplit(request.url or "")
+            self.url = shown(url)
+            outcome: requests.Response | requests.RequestException
+            try:
+                outcome = super().send(request, **options)
+            except requests.RequestException as error:
+                outcome = error
+            self.reason = refusal(outcome, url)
+            if self.reason:
+                self.reason += WAYS_OUT.get(getattr(outcome, "status_code", 0), "")
+                self.stop()
+            if isinstance(outcome, requests.RequestException):
+                raise outcome
+            return outcome
+
+    session = Listening()
+    try:
+        exporter = otlp_exporter("traces", session=session, timeout=seconds)
+    except ValueError as error:
+        raise ConfigError(f"OpenTelemetry can't follow its OTEL_* variables: {error}") from error
+    session.stop = exporter.shutdown
+    taken = exporter.export([_span()]) is SpanExportResult.SUCCESS
+    if not session.reason:
+        exporter.shutdown()
+    if not taken or session.reason:
+        said = conceal(session.reason or "the exporter has refused it, and says nothing more", _hidden())
+        raise ConnectionError(f"{session.url}: {said}" if session.url else said)
+    return session.url
+
+
+def _hidden() -> dict[str, str]:
+    """What headers hold: an answer may repeat it."""
+    given = (os.environ.get(name, "") for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"))
+    values = [value for text in given for value in parse_env_headers(text, liberal=True).values()]
+    return {part: MASK for value in values for part in (value, *value.split()) if part}
+
+
+def _span() -> ReadableSpan:
+    provider = TracerProvider(sampler=ALWAYS_ON, resource=make_resource(()), shutdown_on_exit=False)
+    span = provider.get_tracer("pocket_plug.doctor").start_span(SPAN)
+    span.end()
+    assert isinstance(span, ReadableSpan)
+    return span

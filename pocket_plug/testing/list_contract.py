@@ -1,0 +1,396 @@
+"""Append-only lists, as tests over any backend and any layer: nothing appended is lost, nothing removed is seen again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import pytest
+
+from pocket_plug.errors import CodecError, ConfigError, ConflictError, MissingKeyError, StoreError, ValueTypeError
+from pocket_plug.primitives.lists import ItemList, place_of
+from pocket_plug.primitives.names import ITEMS
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Put
+from pocket_plug.store.keys import Key
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.store import Store
+from pocket_plug.testing.clock import FakeClock
+
+StoreScenario = Callable[[Store], Awaitable[None]]
+
+_LOG = Key("log:{}", list[int])
+APPENDERS = 8
+
+
+async def all_items(store: Store, key: str) -> list[object]:
+    """The items of a list, the oldest one first."""
+    return [item async for item in store.each_item(key)]
+
+
+async def left_of(store: Store, key: str) -> list[int]:
+    """The numbers of the items that the backend still has of all lists at a key."""
+    places = [place_of(name) async for name in store.stack.scan(ITEMS)]
+    return [place.number for place in places if place is not None and place.owner == key]
+
+
+class Weighed(Layer):
+    """Counts what a write hands on: the names and the records of its changes."""
+
+    inline_read = inline_write = True
+
+    def on_build(self) -> None:
+        self.__dict__["bytes"] = [0]
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """The inner one's."""
+        from pocket_plug.codec import default_codec
+
+        for change in changes:
+            record = default_codec.encode(change.value) if isinstance(change, Put) else b""
+            self.__dict__["bytes"][0] += len(change.key.encode()) + len(record)
+        return await self.inner.write(changes, expect)
+
+
+class ListContract:
+    """What `append`, `tail`, `trim`, `length` and `each_item` promise; `StoreContract` inherits it."""
+
+    def test_items_come_in_the_order_of_their_appends(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """`append` gives the length, `tail` the last ones, `each_item` all of them, over more than a page."""
+
+        async def scenario(store: Store) -> None:
+            assert (await store.length("l"), await store.tail("l", 5), await all_items(store, "l")) == (0, [], [])
+            for n in range(230):
+                assert await store.append("l", {"n": n}) == n + 1
+            items = [{"n": n} for n in range(230)]
+            assert await store.length("l") == 230
+            for n in (0, 1, 3, 229, 230, 1000):
+                assert await store.tail("l", n) == items[len(items) - min(n, 230) :]
+            assert await all_items(store, "l") == items
+            assert await store.has("l")
+            assert [name async for name in store.keys()] == ["l"]
+            assert [pair async for pair in store.items()] == [("l", ItemList(230))]
+            assert await store.count() == 1
+
+        run_store(scenario)
+
+    def test_a_scope_s_lists_are_its_own(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """A list is at its key, whatever its name: those of scopes, and names that look like items', are told apart."""
+
+        async def scenario(store: Store) -> None:
+            names = ["a", "a:", "a:b", "a:b:c", "b", "a\x00", "a:00000000:0000000000", "\U0010ffff", "k" * 1000, "%"]
+            for name in names:
+                for n in range(3):
+                    await store.append(name, [name, n])
+            await store.scope("a").append("b", "of the scope")
+            for name in names:
+                expected: list[object] = [[name, n] for n in range(3)]
+                assert await store.tail(name, 9) == expected + ["of the scope"] * (name == "a:b")
+            assert await store.delete("a")
+            assert await store.delete_prefix("a:b") == 2
+            assert await store.delete_many(["b", "absent"]) == 1
+            for name in names:
+                gone = name in ("a", "a:b", "a:b:c", "b")
+                assert await store.length(name) == (0 if gone else 3)
+                assert await left_of(store, name) == ([] if gone else [0, 1, 2])
+
+        run_store(scenario)
+
+    def test_a_trimmed_list_has_its_last_items(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """`trim` leaves so many, says how many went, and what it removes is removed; the list goes on."""
+
+        async def scenario(store: Store) -> None:
+            assert await store.trim("l", keep=1) == 0
+            for n in range(250):
+                await store.append("l", n)
+            assert await store.trim("l", keep=300) == 0
+            assert await store.trim("l", keep=230) == 20
+            assert await store.trim("l", keep=10) == 220
+            assert await left_of(store, "l") == list(range(240, 250))
+            assert await store.append("l", 250) == 11
+            assert await store.tail("l", 20) == await all_items(store, "l") == list(range(240, 251))
+            assert await store.trim("l", keep=0) == 11
+            assert (await store.length("l"), await store.has("l"), await left_of(store, "l")) == (0, True, [])
+            assert await store.append("l", 251) == 1
+            assert await store.tail("l", 2) == [251]
+
+        run_store(scenario)
+
+    def test_a_list_that_is_begun_again_has_no_old_items(
+        self, run_store: Callable[[StoreScenario], None], clock: FakeClock
+    ) -> None:
+        """However a list has ended (deleted, overwritten, expired): nobody sees its items again, and later appends remove them."""
+
+        async def scenario(store: Store) -> None:
+            for n in range(5):
+                await store.append("l", f"old {n}")
+            assert await store.delete("l")
+            assert not await store.delete("l")
+            assert await left_of(store, "l") == []
+            for n in range(5):
+                await store.append("l", f"older {n}", ttl=10)
+            clock.advance(10)
+            assert (await store.length("l"), await store.tail("l", 9)) == (0, [])
+            assert await store.append("l", "new") == 1
+            assert await store.tail("l", 9) == ["new"]
+            await store.set("l", "a value")
+            assert await store.get("l") == "a value"
+            await store.append("another", 1)
+            assert await left_of(store, "l") == []
+            assert await store.delete("l")
+            assert await store.append("l", "newest") == 1
+            assert await all_items(store, "l") == ["newest"]
+
+        run_store(scenario)
+
+    def test_a_list_has_one_deadline(self, run_store: Callable[[StoreScenario], None], clock: FakeClock) -> None:
+        """That of its key: an append leaves it, or sets it with `ttl`; `touch` changes it. The list ends as a whole."""
+
+        async def scenario(store: Store) -> None:
+            await store.append("l", 1, ttl=10)
+            await store.append("l", 2)
+            assert await store.ttl("l") == 10
+            clock.advance(6)
+            await store.append("l", 3, ttl=10)
+            clock.advance(6)
+            assert await store.tail("l", 3) == [1, 2, 3]
+            assert await store.touch("l", ttl=None)
+            await store.trim("l", keep=2)
+            clock.advance(100)
+            assert await store.tail("l", 3) == [2, 3]
+            assert await store.ttl("l") is None
+            await store.touch("l", ttl=1)
+            clock.advance(1)
+            assert (await store.tail("l", 3), await store.has("l")) == ([], False)
+
+        run_store(scenario)
+
+    def test_a_list_is_no_value_and_a_value_no_list(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """What reads or changes one value says that a list is there, and the other way round; neither is changed by it."""
+
+        async def scenario(store: Store) -> None:
+            await store.append("l", 1)
+            await store.set("v", [1])
+            for use in (
+                lambda: store.get("l"),
+                lambda: store.require("l"),
+                lambda: store.entry("l"),
+                lambda: store.get_many(["v", "l"]),
+                lambda: store.update("l", lambda value: value, default=0),
+                lambda: store.pop("l"),
+                lambda: store.get(_LOG(1)),
+            ):
+                await store.append("log:1", 1)
+                with pytest.raises(ValueTypeError, match=r"'l(og:1)?' is an append-only list .* tail"):
+                    await use()
+            for use in (
+                lambda: store.append("v", 1),
+                lambda: store.tail("v", 1),
+                lambda: store.trim("v", keep=1),
+                lambda: store.length("v"),
+                lambda: all_items(store, "v"),
+            ):
+                with pytest.raises(ValueTypeError, match="'v' holds a value of type list"):
+                    await use()
+            assert not await store.add("l", 2)
+            assert (await store.tail("l", 2), await store.get("v")) == ([1], [1])
+            for number in (-1, True, 1.5):
+                with pytest.raises(ConfigError, match="number of items"):
+                    await store.tail("l", number)  # type: ignore[arg-type] # the case that is tested
+                with pytest.raises(ConfigError, match="number of items"):
+                    await store.trim("l", keep=number)  # type: ignore[arg-type] # the case that is tested
+
+        run_store(scenario)
+
+    def test_a_list_s_items_are_of_the_declared_type(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """A `Key` declares the list's type, a typed view that of the items; what doesn't fit is refused, and found when read."""
+
+        async def scenario(store: Store) -> None:
+            assert await store.append(_LOG(7), 1) == 1
+            with pytest.raises(ValueTypeError, match="'log:7'|log:7"):
+                await store.append(_LOG(7), "two")  # type: ignore[arg-type] # the case that is tested
+            typed = store.typed(int)
+            assert await typed.append("log:7", 2) == 2
+            with pytest.raises(ValueTypeError):
+                await typed.append("log:7", "three")  # type: ignore[arg-type] # the case that is tested
+            assert await typed.tail("log:7", 3) == await store.tail(_LOG(7), 3) == [1, 2]
+            assert [item async for item in typed.each_item("log:7")] == [1, 2]
+            assert (await typed.length("log:7"), await typed.trim("log:7", keep=1)) == (2, 1)
+            await store.append("log:7", "three")
+            with pytest.raises(ValueTypeError):
+                await store.tail(_LOG(7), 1)
+            with pytest.raises(ValueTypeError):
+                await typed.tail("log:7", 1)
+
+        run_store(scenario)
+
+    def test_no_append_is_lost(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """Of several that append at once, each has its items in the list, in its own order; a trim beside them loses none."""
+
+        async def scenario(store: Store) -> None:
+            async def appender(who: int) -> None:
+                for n in range(10):
+                    await store.append("l", (who, n))
+
+            await asyncio.gather(*map(appender, range(APPENDERS)))
+            items = await store.tail("l", 1000)
+            assert len(items) == APPENDERS * 10
+            for who in range(APPENDERS):
+                assert [item for item in items if item[0] == who] == [(who, n) for n in range(10)]
+            removed, *_ = await asyncio.gather(store.trim("l", keep=5), *map(appender, range(APPENDERS)))
+            assert await store.length("l") == 2 * APPENDERS * 10 - removed
+            assert len(await all_items(store, "l")) == await store.length("l")
+
+        run_store(scenario)
+
+    def test_an_item_that_can_t_be_stored_is_its_appender_s(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """Where a value is refused, the others that append beside it are not concerned."""
+
+        async def scenario(store: Store) -> None:
+            tried = [store.append("l", object() if n == 3 else n) for n in range(6)]
+            done = await asyncio.gather(*tried, return_exceptions=True)
+            failed = [each for each in done if isinstance(each, BaseException)]
+            assert all(isinstance(each, CodecError) for each in failed)
+            assert [item for item in await store.tail("l", 9) if isinstance(item, int)] == [0, 1, 2, 4, 5]
+            assert await store.length("l") == 6 - len(failed)
+
+        run_store(scenario)
+
+    def test_a_transaction_appends_at_its_commit(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """In a transaction its own appends and trims are seen, outside of it after the commit, all at once."""
+
+        async def scenario(store: Store) -> None:
+            for n in range(4):
+                await store.append("l", n)
+            async with store.transaction() as tx:
+                assert await tx.append("l", 4) == 5
+                assert await tx.append("l", 5) == 6
+                assert await tx.append("new", "a") == 1
+                assert await tx.trim("l", keep=3) == 3
+                assert await tx.tail("l", 9) == [item async for item in tx.each_item("l")] == [3, 4, 5]
+                assert await store.tail("l", 9) == [0, 1, 2, 3]
+                assert await store.length("new") == 0
+            assert await store.tail("l", 9) == [3, 4, 5]
+            assert (await store.tail("new", 9), await left_of(store, "l")) == (["a"], [3, 4, 5])
+            async with store.transaction() as tx:
+                assert await tx.delete("l")
+                assert await tx.tail("l", 9) == []
+                assert await tx.append("l", "again") == 1
+                assert await tx.delete_many(["new"]) == 1
+            assert (await all_items(store, "l"), await left_of(store, "new")) == (["again"], [])
+            assert await left_of(store, "l") == [0]
+            with pytest.raises(ZeroDivisionError):
+                async with store.transaction() as tx:
+                    await tx.append("l", 1 / 0)
+            assert await store.tail("l", 9) == ["again"]
+
+        run_store(scenario)
+
+    def test_a_transaction_that_read_a_list_expects_it(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """Whoever has read a list, its length or an item of it, is in conflict with an append, a trim, a delete: no phantoms."""
+
+        async def scenario(store: Store) -> None:
+            async def nothing(tx: object) -> None: ...
+
+            for read in (
+                lambda tx: tx.tail("l", 1),
+                lambda tx: tx.length("l"),
+                lambda tx: tx.append("l", "mine"),
+                lambda tx: tx.trim("l", keep=1),
+            ):
+                for change in (
+                    lambda: store.append("l", 3),
+                    lambda: store.trim("l", keep=1),
+                    lambda: store.delete("l"),
+                ):
+                    await store.delete("l")
+                    await store.append("l", 1)
+                    await store.append("l", 2)
+                    with pytest.raises(ConflictError) as caught:
+                        async with store.transaction() as tx:
+                            await read(tx)
+                            await tx.set("derived", 1)
+                            await change()
+                    assert caught.value.keys == {"l"}
+            assert not await store.has("derived")
+
+        run_store(scenario)
+
+    def test_a_reader_beside_trims_sees_the_list_of_a_moment(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """`tail` gives neighbours, however the list is trimmed meanwhile; `each_item` leaves out what has gone."""
+
+        async def scenario(store: Store) -> None:
+            for n in range(40):
+                await store.append("l", n)
+            over = asyncio.Event()
+
+            async def change() -> None:
+                for n in range(40, 100):
+                    await store.append("l", n)
+                    await store.trim("l", keep=6)
+                over.set()
+
+            async def read() -> None:
+                while not over.is_set():
+                    items = await store.tail("l", 5)
+                    assert items == list(range(items[0], items[0] + 5))
+                    all_of_them = await all_items(store, "l")
+                    assert all_of_them == sorted(all_of_them)  # type: ignore[type-var] # they are numbers
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(change(), read())
+            iteration = store.each_item("l")
+            assert await anext(iteration) == 94
+            await store.delete("l")
+            await store.append("l", "of the next one")
+            assert "of the next one" not in [item async for item in iteration]
+
+        run_store(scenario)
+
+    def test_an_append_writes_little_besides_its_item(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """Names and records of an append are at most 1.3 times the item's record, whatever the length: for 400 bytes."""
+
+        async def scenario(store: Store) -> None:
+            weighed = Weighed()
+            over = Store(store.stack.inner, layers=[weighed], clock=store.stack.clock)
+            layer = over.stack.inner
+            for _ in range(3):
+                await over.append("chat:1234567", "x" * 400)
+            for n in (3, 100_000, 4_000_000_000):
+                await over.stack.write([Put("chat:1234567", _longer((await over.stack.read("chat:1234567")), n))])
+                before = layer.__dict__["bytes"][0]
+                await over.append("chat:1234567", "x" * 400)
+                assert layer.__dict__["bytes"][0] - before <= 1.3 * 400
+
+        run_store(scenario)
+
+    def test_items_that_are_missing_are_an_error(self, run_store: Callable[[StoreScenario], None]) -> None:
+        """If something else has removed items of a list, reading them says so; only where a store evicts they are left out."""
+
+        async def scenario(store: Store) -> None:
+            from pocket_plug.store.backend import Delete
+
+            for n in range(3):
+                await store.append("l", n)
+            names = [name async for name in store.stack.scan(ITEMS)]
+            await store.stack.write([Delete(names[1])])
+            if store.stack.evicts:
+                assert await store.tail("l", 3) == [0, 2]
+                return
+            assert await store.tail("l", 1) == [2]
+            with pytest.raises(StoreError, match="'l' is a list that lacks 1 of the 3 items"):
+                await store.tail("l", 3)
+            with pytest.raises(StoreError, match="lacks 1"):
+                async with store.transaction() as tx:
+                    await tx.tail("l", 3)
+            assert await store.delete("l")
+            assert await left_of(store, "l") == []
+            with pytest.raises(MissingKeyError):
+                await store.require("l")
+
+        run_store(scenario)
+
+
+def _longer(entry: object, number: int) -> object:
+    """The head of a list that has had so many items."""
+    head = entry.value  # type: ignore[attr-defined] # it is one
+    return head._replace(first=number, next=number)

@@ -1,0 +1,133 @@
+"""`run_node`: one node by itself, through all of its phases, as a run of a graph would take a value through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+from pocket_plug.errors import ConfigError, GraphError
+from pocket_plug.graph.addresses import executor_faults
+from pocket_plug.graph.chain import as_chain
+from pocket_plug.graph.context import in_own_context
+from pocket_plug.graph.execution import Execution
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.host import RunHost, default_host
+from pocket_plug.graph.node import Node, options_of
+from pocket_plug.store.store import Store, StoreScope
+from pocket_plug.store.sync import SyncScope
+
+I = TypeVar("I")  # noqa: E741 - input
+O = TypeVar("O")  # noqa: E741 - output
+O_co = TypeVar("O_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeResult(Generic[O_co]):
+    """What came of a node."""
+
+    output: O_co
+    """What the next node would get; of an action that carries another type, that."""
+    action: str = "default"
+    """The action that it left by; "default" where it names none, and for END."""
+
+
+async def run_node(
+    node: Node[I, O, Any],
+    input: I,
+    /,
+    *,
+    store: StoreScope | SyncScope | None = None,
+    pocket: RunHost | None = None,
+) -> NodeResult[O]:
+    """Take a value through a node: prep, exec with its retries and time-out, post, the commit, then the hooks.
+
+    `store` is where it reads and writes; without one that is a new one in memory. `pocket` brings the plugins that watch it,
+    and its executor; without one the process's default is used. It may leave by any action, whether that leads anywhere or not.
+    Raises what the node raises, InputError, and GraphError, with every fault, for a node that no graph could run.
+
+    >>> import asyncio
+    >>> from pocket_plug import Action, Node, Store, StoreWriter
+    >>> class Charge(Node[int, int]):
+    ...     declined = Action[str]()
+    ...     async def post(self, store: StoreWriter, amount: int, prepared: int, result: int):
+    ...         if amount > 100:
+    ...             return self.declined("too much")
+    ...         return await store.update("revenue", lambda revenue: revenue + amount, default=0)
+    >>> asyncio.run(run_node(Charge(), 7))
+    NodeResult(output=7, action='default')
+    >>> asyncio.run(run_node(Charge(), 700))
+    NodeResult(output='too much', action='declined')
+    """
+    execution = _execution(node, input, store, pocket, loop=True)
+    await execution.stack.ensure_open()
+    output: O = await in_own_context(execution.go(input))
+    return NodeResult(output, execution.left_by)
+
+
+def run_node_sync(
+    node: Node[I, O, Any],
+    input: I,
+    /,
+    *,
+    store: StoreScope | SyncScope | None = None,
+    pocket: RunHost | None = None,
+) -> NodeResult[O]:
+    """`run_node` for callers without `await`; as with `run_sync`, an event loop is made where a phase is `async def`.
+
+    >>> from pocket_plug import node
+    >>> @node
+    ... def double(number: int) -> int:
+    ...     return 2 * number
+    >>> run_node_sync(double, 21).output
+    42
+    """
+    execution = _execution(node, input, store, pocket, loop=False)
+    output: O = execution.go_in_place(input, execution.plan.is_sync)
+    return NodeResult(output, execution.left_by)
+
+
+def _execution(
+    node: Node[Any, Any, Any],
+    input: object,
+    store: StoreScope | SyncScope | None,
+    pocket: RunHost | None,
+    *,
+    loop: bool,
+) -> Execution:
+    """A run of a graph of that one node, which may be left by any action."""
+    pocket = pocket or default_host()
+    graph: Graph[Any, Any] = Graph(node, name=options_of(as_chain(node).first).name)
+    if graph.plan.asks:
+        raise ConfigError(
+            f"node {graph.name!r} asks, so it may have to wait; run a graph with it durably: graph.run(…, run_id=…)"
+        )
+    found = graph.plan.findings(ANY_ACTION)
+    if graph.plan.is_elsewhere:
+        found += executor_faults(graph, pocket)
+    if found:
+        raise GraphError(f"node {graph.name!r} can't run:", found)
+    execution = Execution(graph, graph.own_place(pocket, store or Store()), input, pocket, loop, loop)
+    execution.exits = ANY_ACTION
+    return execution
+
+
+class _AnyAction(Mapping[str, object]):
+    """Ways out that take any action, as if a graph around it had an edge for it."""
+
+    def __contains__(self, action: object) -> bool:
+        return isinstance(action, str)
+
+    def __getitem__(self, action: str) -> object:
+        raise KeyError(action)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+ANY_ACTION = _AnyAction()

@@ -1,0 +1,87 @@
+"""`pocket-plug store backup`: a store's file, copied while it is in use; and restored by the same command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pocket_plug import SyncStore
+from pocket_plug.cli import main
+from pocket_plug.layers import Persistence
+from pocket_plug.plugins.pocket import set_default_pocket
+
+URL = "sqlite:///state.db?durability=process"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    set_default_pocket(None)
+
+
+def backup(*arguments: str, url: str = URL, code: int = 0) -> None:
+    assert main(["store", "--url", url, "backup", *arguments]) == code
+
+
+def test_an_open_store_is_backed_up_and_restored(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it had at that moment is in the new file, and comes back by the same command, once the old files are gone."""
+    with SyncStore(URL) as store:
+        store.set("a", 1)
+        backup("backup.db")
+        store.set("a", 2)
+    assert re.search(r"backed up sqlite:///state\.db\S* to backup\.db: [\d,]+ bytes", capsys.readouterr().err)
+    backup("state.db", url="sqlite:///backup.db", code=1)
+    assert "state.db exists; nothing is overwritten: give another name, or remove it" in capsys.readouterr().err
+    Path("state.db").unlink()
+    backup("state.db", url="sqlite:///backup.db")
+    with SyncStore(URL) as store:
+        assert store.get("a") == 1
+
+
+def test_a_log_left_behind_is_no_part_of_what_is_restored(capsys: pytest.CaptureFixture[str]) -> None:
+    """SQLite would play it into the file, so it has to be removed first, which the message says."""
+    with SyncStore(URL) as store:
+        store.set("a", 1)
+        backup("backup.db")
+    Path("state.db").unlink()
+    Path("state.db-wal").write_bytes(b"of another life")
+    backup("state.db", url="sqlite:///backup.db", code=1)
+    said = capsys.readouterr().err
+    assert "state.db-wal exists, which SQLite would take for a part of" in said
+    assert "remove it" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "tools"),
+    [
+        ("redis://127.0.0.1:1/0", "BGSAVE"),
+        ("postgresql://127.0.0.1:1/nowhere", "pg_dump"),
+    ],
+)
+def test_a_server_has_tools_of_its_own(url: str, tools: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named, and the way that every store has; the server is not even asked."""
+    backup("backup.db", url=url, code=2)
+    said = capsys.readouterr().err
+    assert "is no file that could be copied" in said
+    assert tools in said
+    assert "pocket-plug store export --all" in said
+    assert not Path("backup.db").exists()
+
+
+def test_what_waits_in_a_queue_is_said_to_be_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A store that writes behind has the last writes in its process; after a flush they are in the backup."""
+    with SyncStore(layers=[Persistence(to=URL, mode="behind")]) as store:
+        store.set("a", 1)
+        store.flush()
+        backup("backup.db")
+    assert "waits in the queue of its process isn't in the backup" in capsys.readouterr().err
+    with SyncStore("sqlite:///backup.db") as copy:
+        assert copy.get("a") == 1
+
+
+def test_a_store_in_memory_has_nothing_to_back_up(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its entries are in another process, if anywhere."""
+    backup("backup.db", url="memory://", code=2)
+    assert "is in memory" in capsys.readouterr().err

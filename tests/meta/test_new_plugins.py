@@ -1,0 +1,224 @@
+"""`pocket-plug new`: what it makes installs, and passes its own tests, type checks and lints at once, each kind of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pocket_plug.cli import COMMANDS, main
+from pocket_plug.cli.new import KINDS, LONGEST
+from pocket_plug.hookspecs import API_GROUP, API_LEVEL
+
+ROOT = Path(__file__).parents[2]
+NAMES = {kind: f"my-{kind}" for kind in KINDS}
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "POCKET_PLUG", "PYTEST"))}
+
+
+def begin(*command: object, folder: Path) -> subprocess.Popen[str]:
+    """Run a command outside of the checkout, without what this environment sets for Python."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=folder,
+        env=CLEAN,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(running: subprocess.Popen[str]) -> str:
+    """What it printed; it must have ended well."""
+    said, _ = running.communicate(timeout=300)
+    assert running.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a plugin of each kind was made."""
+    folder = tmp_path_factory.mktemp("made")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert [main(["new", kind, name]) for kind, name in NAMES.items()] == [0] * len(KINDS)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheels(made: Path) -> list[Path]:
+    """Our wheel, and theirs."""
+    built = [
+        begin(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+              "--wheel-dir", made / "wheels", *projects, folder=made)
+        for projects in ([ROOT], [made / f"pocket-plug-{name}" for name in NAMES.values()])
+    ]  # fmt: skip
+    for each in built:
+        finish(each)
+    return sorted((made / "wheels").glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment in which the wheels are installed. This one lends it what they require."""
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    [site] = folder.glob("lib/python*/site-packages")
+    lent = site / "lent"
+    lent.mkdir()
+    for found in Path(pytest.__file__).parents[1].iterdir():
+        if not found.name.startswith(("pocket_plug", "__editable__", "_editable")):  # this environment's own plugins
+            (lent / found.name).symlink_to(found)
+    (site / "lent.pth").write_text(f"{lent}\n")
+    finish(
+        begin(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index",
+              "--disable-pip-version-check", *wheels, folder=folder)
+    )  # fmt: skip
+    return python
+
+
+def test_a_wheel_has_the_package_and_its_marker(made: Path, wheels: list[Path]) -> None:
+    """Each has one package, typed, with the licence; its sources have a README, changes, tests and a CI file."""
+    for kind, name in NAMES.items():
+        package = f"pocket_plug_my_{kind}"
+        [wheel] = [wheel for wheel in wheels if wheel.name.startswith(package)]
+        names = zipfile.ZipFile(wheel).namelist()
+        assert {f"{package}/__init__.py", f"{package}/py.typed"} <= set(names)
+        assert any(file.endswith("licenses/LICENSE") for file in names)
+        files = {str(file.relative_to(made / f"pocket-plug-{name}")) for file in made.rglob("*") if file.is_file()
+                 if file.is_relative_to(made / f"pocket-plug-{name}")}  # fmt: skip
+        there = {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", ".gitignore", ".github/workflows/ci.yml"}
+        assert there <= files
+        assert f"tests/test_my_{kind}.py" in files
+
+
+def test_it_is_found_where_it_is_installed(python: Path, tmp_path: Path) -> None:
+    """By its name, in use, and nothing is said of it."""
+    said = finish(begin(python.with_name("pocket-plug"), "plugins", "--json", folder=tmp_path))
+    found = {each["name"]: each for each in json.loads(said)}
+    for kind, name in NAMES.items():
+        record = found[f"my_{kind}"]
+        assert (record["status"], record["distribution"]) == ("active", f"pocket-plug-{name}")
+
+
+def test_it_passes_its_own_tests(made: Path, python: Path) -> None:
+    """With all warnings as errors, and with the whole contract where there is one."""
+    running = [begin(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder=made / f"pocket-plug-{name}")
+               for name in NAMES.values()]  # fmt: skip
+    passed = {
+        kind: int(re.findall(r"(\d+) passed", finish(each))[0]) for kind, each in zip(KINDS, running, strict=True)
+    }
+    assert passed["layer"] > 100
+    assert passed["backend"] > 50
+    assert passed["executor"] > 30
+
+
+def test_it_passes_the_type_checkers(made: Path, python: Path) -> None:
+    """mypy with its own configuration, pyright as strict as that says, over code and tests."""
+    checked = begin(python, "-m", "pyright", "--pythonpath", python, "--project", _one_project(made), folder=made)
+    for name in NAMES.values():
+        finish(begin(python, "-m", "mypy", "--cache-dir", made / "mypy", folder=made / f"pocket-plug-{name}"))
+    assert "0 errors" in finish(checked)
+
+
+def _one_project(made: Path) -> Path:
+    """A configuration of pyright for all of them, since it takes its time to start."""
+    settings = [tomllib.loads((made / f"pocket-plug-{name}/pyproject.toml").read_text())["tool"]["pyright"]
+                for name in NAMES.values()]  # fmt: skip
+    assert all(each == {"include": ["src", "tests"], "typeCheckingMode": "strict"} for each in settings)
+    file = made / "pyrightconfig.json"
+    file.write_text(json.dumps({"include": ["pocket-plug-*/src", "pocket-plug-*/tests"], "typeCheckingMode": "strict"}))
+    return file
+
+
+@pytest.mark.parametrize("name", ["ab", "a" * LONGEST, "-".join(["ab"] * (LONGEST // 3))])
+def test_it_passes_ruff_whatever_it_is_called(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line gets too long, or short enough to be written in another way, and no import stands in the wrong place."""
+    monkeypatch.chdir(tmp_path)
+    for kind in KINDS:
+        assert main(["new", kind, name]) == 0
+        Path(f"pocket-plug-{name}").rename(kind)
+    for check in (["check"], ["format", "--check"]):
+        finish(begin(sys.executable, "-m", "ruff", *check, "--no-cache", *KINDS, folder=tmp_path))
+
+
+def test_its_bounds_are_those_of_this_version(made: Path) -> None:
+    """It requires this version or later ones, and says the level of the API that there is."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for kind, name in NAMES.items():
+        project = tomllib.loads((made / f"pocket-plug-{name}/pyproject.toml").read_text())["project"]
+        assert project["dependencies"] == [f"pocket-plug>={version.rpartition('.')[0]},<1"]
+        assert project["entry-points"][API_GROUP] == {f"my_{kind}": f"level{API_LEVEL}"}
+
+
+# ---------------------------------------------------------------- refused
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("layer", "pocket-plug-My_thing", "is no name for a plugin"),
+        ("layer", "a", "is no name for a plugin"),
+        ("layer", "a" * (LONGEST + 1), f"{LONGEST} characters at most"),
+        ("layer", "../up", "is no name for a plugin"),
+        ("layer", "2fast", "is no name for a plugin"),
+        ("layer", "none", "would be the class None, which is another one"),
+        ("layer", "entry", "would be the class Entry, which is another one"),
+        ("layer", "bounding", "the name 'bounding' is already used by plugin 'bounding' (pocket-plug"),
+        ("observer", "sqlite", "the name 'sqlite' is already used by plugin 'sqlite' (pocket-plug"),
+        ("backend", "memory", "pocket-plug has a backend 'memory' of its own"),
+        ("executor", "threads", "pocket-plug has an executor 'threads' of its own"),
+        *(("command", name, f"pocket-plug has a command '{name}' of its own") for name in COMMANDS),
+        ("laier", "good", "is not one of 'layer', 'backend'"),
+    ],
+)
+def test_a_bad_or_taken_name_is_refused(
+    kind: str, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the reason, the exit code for wrong usage, and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", kind, name]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Did you mean 'my-thing'?" in error or "My" not in name
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_installed_plugins_name_is_taken(install, tmp_path, monkeypatch, capsys) -> None:
+    """Two of one name can't be used together, so whose it is is said before there is a second one."""
+    install("pocket-plug-rate-limit", "", entry_points="rate_limit = pocket_plug_rate_limit")
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "layer", "rate-limit"]) == 2
+    assert "already used by plugin 'rate_limit' (pocket-plug-rate-limit 1.0)" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path, monkeypatch, capsys) -> None:
+    """Also an empty one, or a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pocket-plug-one").mkdir()
+    (tmp_path / "pocket-plug-two").write_text("mine")
+    for name in ("one", "two"):
+        assert main(["new", "layer", name]) == 2
+        assert f"pocket-plug-{name} is there already; remove it, or choose another name" in capsys.readouterr().err
+    assert [*(tmp_path / "pocket-plug-one").iterdir()] == []
+
+
+def test_where_nothing_can_be_written_it_says_so(tmp_path, monkeypatch, capsys) -> None:
+    """With the path and the system's reason."""
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "pocket-plug-good/LICENSE")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["new", "layer", "good"]) == 2
+    assert "pocket-plug-good/LICENSE can't be written: No space left on device" in capsys.readouterr().err

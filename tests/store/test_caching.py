@@ -1,0 +1,531 @@
+"""Cached functions: computed once while others wait, whoever they are; errors and abandoned computations are not kept."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocket_plug import (
+    Change,
+    ConfigError,
+    Entry,
+    Key,
+    KeyNameError,
+    Memory,
+    Store,
+    SyncError,
+    SyncStore,
+    ValueTypeError,
+    node,
+)
+from pocket_plug.testing.clock import FakeClock
+
+SQUARE = Key("square:{n}", int)
+
+
+class SlowMemory(Memory):
+    """A store whose operations suspend, as those of a server do."""
+
+    inline_read = inline_write = False
+    needs_loop = True
+
+    async def read(self, key: str) -> Entry | None:
+        await asyncio.sleep(0)
+        return await super().read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        await asyncio.sleep(0)
+        return await super().write(changes, expect)
+
+
+class Counter:
+    """How often a function was called, and doors that it waits for."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def square(self, n: int) -> int:
+        self.calls.append(n)
+        return n * n
+
+    def slow_square(self, n: int) -> int:
+        """Begins, and waits until it may end."""
+        self.calls.append(n)
+        self.began.set()
+        assert self.may_end.wait(30)
+        return n * n
+
+
+def waiting(function: Any) -> int:
+    """How many callers wait for what a cached function computes."""
+    cells = inspect.getclosurevars(function).nonlocals
+    return sum(len(flight.waiters) for flight in cells["cache"]._flights._by_name.values())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop go on until it holds."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def threads_of(count: int, work: Callable[[], object]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+@pytest.fixture(params=["memory", "sqlite", "slow"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SyncStore]:
+    given = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/state.db", "slow": SlowMemory()}
+    with SyncStore(given[request.param]) as store:
+        yield store
+
+
+# ---------------------------------------------------------------- what is kept
+def test_a_function_is_called_once(store: SyncStore) -> None:
+    """Then its result comes from the store, until it is invalidated."""
+    counter = Counter()
+    square = store.cached(SQUARE)(lambda n: counter.square(n))
+    assert (square(3), square(n=3), square(4), store.get(SQUARE(3))) == (9, 9, 16, 9)
+    assert counter.calls == [3, 4]
+    assert (square.invalidate(3), square.invalidate(n=3), store.has(SQUARE(3))) == (True, False, False)
+    assert (square(3), counter.calls) == (9, [3, 4, 3])
+
+
+def test_an_async_function_is_called_once() -> None:
+    """The same with `await`, on an async store, on a scope of it, and on a sync one."""
+
+    async def main() -> None:
+        async with Store() as store:
+            for view in (store, store.scope("a"), store.sync.scope("b")):
+                counter = Counter()
+
+                @view.cached(SQUARE, ignore=["counter"])
+                async def square(n: int, counter: Counter = counter) -> int:
+                    await asyncio.sleep(0)
+                    return counter.square(n)
+
+                assert [await square(3), await square(n=3)] == [9, 9]
+                assert counter.calls == [3]
+                assert [await square.invalidate(3), await square.invalidate(3)] == [True, False]
+            assert await store.count() == 0
+
+    asyncio.run(main())
+
+
+def test_none_is_a_value(store: SyncStore) -> None:
+    """It is kept as any other."""
+    calls = []
+
+    @store.cached("nothing")
+    def nothing() -> None:
+        calls.append(1)
+
+    assert (nothing(), nothing(), calls) == (None, None, [1])  # type: ignore[func-returns-value]
+
+
+def test_a_ttl_ends_it() -> None:
+    """After its time it is computed again; a time that can't be is refused where it is written."""
+    clock, counter = FakeClock(), Counter()
+    store = SyncStore(clock=clock)
+    square = store.cached(SQUARE, ttl="5m")(counter.square)
+    square(3)
+    clock.advance(299)
+    square(3)
+    clock.advance(1)
+    square(3)
+    assert (counter.calls, store.ttl(SQUARE(3))) == ([3, 3], 300)
+    with pytest.raises(ConfigError):
+        store.cached(SQUARE, ttl=0)
+
+
+def test_values_are_checked(store: SyncStore) -> None:
+    """What isn't of the declared type is no result, and what else stands at the key is an error, not a miss."""
+    wrong: Any = store.cached(SQUARE)(lambda n: str(n))  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueTypeError, match="square:3"):
+        wrong(3)
+    assert not store.has(SQUARE(3))
+    store.set("square:3", "nine")
+    with pytest.raises(ValueTypeError, match="square:3"):
+        wrong(3)
+    typed: Any = store.scope("t").typed(int).cached("square:{n}")(lambda n: str(n))  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueTypeError, match="holds int, not str"):
+        typed(3)
+    square = store.scope("t").typed(int).cached("square:{n}")(lambda n: n * n)
+    assert (square(3), store.get("t:square:3")) == (9, 9)
+    coroutine: Any = store.cached("later")(lambda: asyncio.sleep(0))
+    with pytest.raises(ValueTypeError, match="gave a coroutine"):
+        asyncio.run(_called(coroutine))
+
+
+async def _called(function: Callable[[], Any]) -> None:
+    await asyncio.to_thread(function)
+
+
+# ---------------------------------------------------------------- its key
+def test_arguments_fill_the_key_by_name() -> None:
+    """Whatever way they are given, defaults too; a {} is filled by the next one that no hole names."""
+    store = SyncStore()
+
+    @store.cached(Key("report:{day}:{}:{}", str))
+    def report(region: str, day: int, kind: str = "short") -> str:
+        return f"{region}/{day}/{kind}"
+
+    assert report("a:b", 7) == report(day=7, region="a:b") == report("a:b", kind="short", day=7) == "a:b/7/short"
+    assert list(store.keys()) == ["report:7:a%3Ab:short"]
+    assert (report.__name__, report.__wrapped__("x", 1)) == ("report", "x/1/short")  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="missing a required argument: 'day'"):
+        report("a")  # type: ignore[call-arg]
+    with pytest.raises(KeyNameError, match="can't be filled with"):
+        report(None, 7)  # type: ignore[arg-type]
+
+
+def test_a_method_is_cached_too() -> None:
+    """Its `self` is ignored, or part of the key by another argument."""
+    store = SyncStore()
+
+    class Shop:
+        @store.cached("price:{item}", ignore=("self",))
+        def price(self, item: str) -> int:
+            return len(item)
+
+    shop: Any = Shop()
+    assert (shop.price("shoe"), store.get("price:shoe"), Shop.price.invalidate(shop, "shoe")) == (4, 4, True)
+
+
+def test_a_node_may_be_cached() -> None:
+    """To everybody else it is the function that it was."""
+    store = SyncStore()
+    square = node(store.cached(SQUARE)(Counter().square))
+    assert square(3) == 9
+
+    async def later(n: int) -> int:
+        return n
+
+    assert inspect.iscoroutinefunction(store.cached(SQUARE)(later))
+    assert store.cached("power:{exp}", ignore=("mod",))(functools.partial(pow, 2))(3) == 8
+
+
+async def agen(n: int) -> AsyncIterator[int]:
+    yield n
+
+
+def gen(n: int) -> Iterator[int]:
+    yield n
+
+
+@pytest.mark.parametrize(
+    ("key", "function", "ignore", "message"),
+    [
+        (SQUARE, lambda m: m, (), r"no parameter fills \{n\} of Key\('square:\{n\}', int\); its parameters are: m"),
+        (Key("a:{}:{}"), lambda m: m, (), r"no parameter fills \{\} of"),
+        (Key("a"), lambda m: m, (), r"'m' not in Key\('a'\).*add a hole, \{m\}, or say ignore=\('m',\)"),
+        (SQUARE, lambda n: n, ("x",), r"ignore has 'x'; its parameters are: n"),
+        (SQUARE, lambda n, **more: n, (), r"'more' not in"),
+        (SQUARE, 5, (), "functions that return a value, not for a int"),
+        (SQUARE, min, (), "says what parameters"),
+        (SQUARE, gen, (), "functions that return a value"),
+        (SQUARE, agen, (), "functions that return a value"),
+    ],
+)
+def test_what_the_key_does_not_fit_is_refused(key: Any, function: Any, ignore: Any, message: str) -> None:
+    """Where it is decorated: two calls that differ must never share a value by an oversight."""
+    with pytest.raises(ConfigError, match=message):
+        SyncStore().cached(key, ignore=ignore)(function)
+
+
+def test_braces_that_are_no_hole_are_refused() -> None:
+    """As in any Key."""
+    with pytest.raises(KeyNameError, match="brace"):
+        SyncStore().cached("a:{n!r}")
+
+
+# ---------------------------------------------------------------- no stampede
+def test_threads_wait_for_one(store: SyncStore) -> None:
+    """A hundred threads, one computation, the same result for all."""
+    counter, results = Counter(), list[int]()
+    square = store.cached(SQUARE)(counter.slow_square)
+    threads = threads_of(20, lambda: results.append(square(3)))
+    assert counter.began.wait(30)
+    asyncio.run(until(lambda: waiting(square) == 19))
+    counter.may_end.set()
+    for thread in threads:
+        thread.join(30)
+    assert (results, counter.calls) == ([9] * 20, [3])
+
+
+def test_tasks_of_several_loops_wait_for_one() -> None:
+    """Whatever loop they are of, and a loop that waits goes on with other things meanwhile."""
+    store, calls, results = Store(), list[int](), list[int]()
+    door = threading.Event()
+
+    @store.cached(SQUARE)
+    async def square(n: int) -> int:
+        calls.append(n)
+        await until(door.is_set)
+        return n * n
+
+    async def main() -> None:
+        results.extend(await asyncio.gather(*(square(3) for _ in range(10))))
+
+    threads = threads_of(3, lambda: asyncio.run(main()))
+    asyncio.run(until(lambda: waiting(square) == 29))
+    door.set()
+    for thread in threads:
+        thread.join(30)
+    assert (results, calls) == ([9] * 30, [3])
+
+
+def test_different_arguments_do_not_wait(store: SyncStore) -> None:
+    """Only callers of the same key do."""
+    counter = Counter()
+    slow = store.cached(SQUARE)(lambda n: counter.slow_square(n) if n == 3 else n * n)
+    [thread] = threads_of(1, lambda: slow(3))
+    assert counter.began.wait(30)
+    assert slow(4) == 16
+    counter.may_end.set()
+    thread.join(30)
+    assert counter.calls == [3]
+
+
+def test_an_error_is_everybodys_and_is_not_kept(store: SyncStore) -> None:
+    """All who waited get it: a server that is down is asked once, not by each in turn. The next call tries again."""
+    counter, errors = Counter(), list[str]()
+
+    @store.cached(SQUARE)
+    def square(n: int) -> int:
+        if counter.slow_square(n) and len(counter.calls) == 1:
+            raise ConnectionError("down")
+        return n * n
+
+    def call() -> None:
+        try:
+            square(3)
+        except ConnectionError as error:
+            errors.append(str(error))
+
+    threads = threads_of(5, call)
+    assert counter.began.wait(30)
+    asyncio.run(until(lambda: waiting(square) == 4))
+    counter.may_end.set()
+    for thread in threads:
+        thread.join(30)
+    assert (errors, counter.calls) == (["down"] * 5, [3])
+    assert (square(3), counter.calls) == (9, [3, 3])
+
+
+def test_where_the_one_that_computes_is_cancelled_another_goes_on() -> None:
+    """From the beginning; the others are neither cancelled nor left waiting. A cancelled one that waits cancels nobody."""
+    store, calls = Store(), list[int]()
+
+    @store.cached(SQUARE)
+    async def square(n: int) -> int:
+        calls.append(n)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        return n * n
+
+    async def main() -> None:
+        first, second, *others = [asyncio.ensure_future(square(3)) for _ in range(5)]
+        await until(lambda: waiting(square) == 4)
+        second.cancel()
+        first.cancel()
+        assert await asyncio.gather(*others) == [9, 9, 9]
+        assert first.cancelled()
+        assert second.cancelled()
+        assert waiting(square) == 0
+
+    asyncio.run(main())
+    assert calls == [3, 3]
+
+
+def test_an_interrupt_is_the_callers_own() -> None:
+    """Ctrl-C in the one that computes: another one computes it."""
+    store, counter, results = SyncStore(), Counter(), list[object]()
+
+    @store.cached(SQUARE)
+    def square(n: int) -> int:
+        counter.slow_square(n)
+        if len(counter.calls) == 1:
+            raise KeyboardInterrupt
+        return n * n
+
+    def call() -> None:
+        try:
+            results.append(square(3))
+        except KeyboardInterrupt:
+            results.append("interrupted")
+
+    threads = threads_of(3, call)
+    assert counter.began.wait(30)
+    asyncio.run(until(lambda: waiting(square) == 2))
+    counter.may_end.set()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(map(str, results)) == ["9", "9", "interrupted"]
+    assert counter.calls == [3, 3]
+
+
+def test_a_loop_that_has_stopped_keeps_nobody_waiting() -> None:
+    """What was being computed there is computed by the next caller, who wakes those that wait as well."""
+    store, calls = Store(), list[int]()
+
+    @store.cached(SQUARE)
+    async def square(n: int) -> int:
+        calls.append(n)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return n * n
+
+    stopped = asyncio.new_event_loop()
+    task = stopped.create_task(square(3))
+    stopped.run_until_complete(until(lambda: calls))
+
+    async def main() -> None:
+        thread = threading.Thread(target=lambda: stopped.run_until_complete(until(lambda: waiting(square) == 1)))
+        thread.start()
+        await until(stopped.is_running)
+        waits = asyncio.ensure_future(square(3))
+        await asyncio.to_thread(thread.join)
+        assert not waits.done()
+        assert [await square(3), await waits] == [9, 9]
+
+    asyncio.run(main())
+    task.cancel()
+    stopped.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    stopped.close()
+    assert calls == [3, 3]
+
+
+# ---------------------------------------------------------------- invalidation
+def test_what_is_invalidated_meanwhile_is_not_kept() -> None:
+    """Who had called before gets it; who calls afterwards doesn't wait for it, and it never lands."""
+    store, versions = Store(), ["old"]
+    doors: dict[str, asyncio.Event] = {}
+
+    @store.cached("page")
+    async def page() -> str:
+        version = versions[0]
+        doors[version] = asyncio.Event()
+        await doors[version].wait()
+        return version
+
+    async def main() -> None:
+        before = asyncio.ensure_future(page())
+        await until(lambda: "old" in doors)
+        versions[0] = "new"
+        assert not await page.invalidate()
+        after = asyncio.ensure_future(page())
+        await until(lambda: "new" in doors)
+        doors["new"].set()
+        assert await after == "new"
+        doors["old"].set()
+        assert await before == "old"
+        assert await store.get("page") != "old"
+        doors.clear()
+        again = asyncio.ensure_future(page())
+        await until(lambda: "new" in doors or again.done())
+        if "new" in doors:
+            doors["new"].set()
+        assert await again == "new"
+
+    asyncio.run(main())
+
+
+def test_what_somebody_has_set_meanwhile_stays(store: SyncStore) -> None:
+    """A value that is newer than the computation is not overwritten by it."""
+
+    @store.cached(SQUARE)
+    def square(n: int) -> int:
+        store.set(SQUARE(n), 1_000)
+        return n * n
+
+    assert (square(3), square(3)) == (9, 1_000)
+
+
+# ---------------------------------------------------------------- functions that need themselves
+def test_a_function_may_need_itself_for_others(store: SyncStore) -> None:
+    """As a recursive function does; each value is computed once."""
+    calls = []
+
+    @store.cached("fib:{n}")
+    def fib(n: int) -> int:
+        calls.append(n)
+        result: int = n if n < 2 else fib(n - 1) + fib(n - 2)
+        return result
+
+    assert fib(20) == 6765
+    assert sorted(calls) == list(range(21))
+
+
+def test_what_needs_itself_is_an_error() -> None:
+    """In a task, in a thread, by way of another function, and in a circle of two callers: never a wait without an end."""
+    store = Store()
+
+    @store.cached("a:{n}")
+    async def even(n: int) -> int:
+        await asyncio.sleep(0)
+        return await odd(n)
+
+    @store.cached("b:{n}")
+    async def odd(n: int) -> int:
+        await asyncio.sleep(0)
+        return await even(n)
+
+    @store.cached("c")
+    def own() -> int:
+        result: int = own()
+        return result
+
+    async def main() -> None:
+        with pytest.raises(SyncError, match="'a:1' is being computed by a cached function that needs 'a:1' itself"):
+            await even(1)
+        found = await asyncio.gather(even(2), odd(2), return_exceptions=True)
+        assert [type(each) for each in found] == [SyncError, SyncError]
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    with pytest.raises(SyncError, match="'c' is being computed"):
+        own()
+
+
+# ---------------------------------------------------------------- processes
+@pytest.mark.crash
+def test_a_forked_child_computes_for_itself() -> None:
+    """What another thread of the parent computes lands in the parent only."""
+    counter = Counter()
+    square = SyncStore().cached(SQUARE)(lambda n: counter.slow_square(n))
+    [thread] = threads_of(1, lambda: square(3))
+    assert counter.began.wait(30)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            counter.may_end.set()
+            code = 0 if square(3) == 9 else 2
+        finally:
+            os._exit(code)
+    counter.may_end.set()
+    thread.join(30)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_processes_share_what_is_kept(tmp_path: Path) -> None:
+    """Another opener of the file finds it."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    counter = Counter()
+    for _ in range(2):
+        with SyncStore(url) as store:
+            assert store.cached(SQUARE)(counter.square)(3) == 9
+    assert counter.calls == [3]

@@ -1,0 +1,242 @@
+"""The index of a trace file says what the file says, whatever becomes of either; and it may be lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocket_plug.telemetry.index import LATEST, Stats, TraceIndex
+from pocket_plug.telemetry.recorded import TraceFile, traces_of
+from pocket_plug.telemetry.summary import RunSummary, SpanSummary, summaries
+
+
+def line(*spans: dict[str, object]) -> str:
+    """A request."""
+    return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [*spans]}]}]}) + "\n"
+
+
+def span(trace: int, number: int, parent: int = 0, took: int = 10, /, **attributes: object) -> dict[str, object]:
+    """A span; `node_name` is the attribute `pocket_plug.node.name`, `error` that of its type."""
+    named = {f"pocket_plug.{key.replace('_', '.', 1)}": value for key, value in attributes.items() if key != "error"}
+    found: dict[str, object] = {
+        "traceId": f"{trace:032x}",
+        "spanId": f"{number:016x}",
+        "parentSpanId": f"{parent:016x}" if parent else "",
+        "name": f"s{number}",
+        "startTimeUnixNano": str(1000 * trace + number),
+        "endTimeUnixNano": str(1000 * trace + number + took),
+    }
+    if "error" in attributes:
+        named["error.type"] = attributes["error"]
+        found["status"] = {"code": 2}
+    found["attributes"] = [
+        {"key": key, "value": {"intValue" if isinstance(value, int) else "stringValue": str(value)}}
+        for key, value in named.items()
+    ]
+    return found
+
+
+def run(
+    trace: int, number: int = 1, took: int = 20, /, *, outcome: str = "success", **more: object
+) -> dict[str, object]:
+    """That of a run of the graph "shop"."""
+    named = {"run_id": f"r-{trace}-{number}", "graph_name": "shop", "run_outcome": outcome, **more}
+    return span(trace, number, 0, took, **named)
+
+
+def node(trace: int, number: int, took: int, name: str, /, **more: object) -> dict[str, object]:
+    """That of a node in the run 1."""
+    return span(trace, number, 1, took, node_name=name, node_visit=1, graph_name="shop", run_id=f"r-{trace}-1", **more)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of three runs: one that failed, one that was tried again."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        line(node(1, 2, 5, "charge", error="builtins.OSError"), run(1, outcome="failure", error="builtins.OSError"))
+        + line(node(2, 2, 7, "charge", node_attempts=3), node(2, 3, 9, "ship"))
+        + line(run(2))
+        + line(node(3, 2, 100, "charge"), run(3, 1, 120))
+    )
+    return path
+
+
+def listed(path: Path) -> list[RunSummary]:
+    """All runs."""
+    with TraceIndex(path) as index:
+        return [*index.runs()]
+
+
+def anew(path: Path) -> list[RunSummary]:
+    """The same from the file alone."""
+    found = [
+        each
+        for trace in traces_of(TraceFile(path).spans())
+        for each in summaries(trace.id, [SpanSummary.of(span) for span in trace.spans])
+    ]
+    return sorted(found, key=lambda each: each.start, reverse=True)
+
+
+def test_runs_are_known_with_what_is_below_them(path: Path) -> None:
+    """Asked again, what is in the index is read and not the file."""
+    for _ in range(2):
+        assert [(each.run_id, each.outcome, each.spans, each.errors, each.retries) for each in listed(path)] == [
+            ("r-3-1", "success", 2, 0, 0),
+            ("r-2-1", "success", 3, 0, 2),
+            ("r-1-1", "failure", 2, 1, 0),
+        ]
+    assert listed(path) == anew(path)
+    read: list[int] = []
+    with TraceIndex(path, advance=read.append):
+        assert read == []
+
+
+def test_what_is_added_is_read_and_nothing_twice(path: Path) -> None:
+    """A trace that goes on is summed up anew."""
+    listed(path)
+    with path.open("a") as file:
+        file.write(added := line(node(3, 3, 4, "ship", error="builtins.ValueError")))
+    read: list[int] = []
+    with TraceIndex(path, advance=read.append) as index:
+        assert next(index.runs()).errors == 1
+    assert sum(read) == len(added)
+    assert listed(path) == anew(path)
+
+
+@pytest.mark.parametrize("damage", ["lost", "noise", "other version", "half", "empty"])
+def test_an_index_that_is_lost_or_damaged_is_made_anew(path: Path, damage: str) -> None:
+    """Nobody is told, since nothing is lost."""
+    expected = listed(path)
+    index = path.with_name("t.jsonl.index")
+    whole = index.read_bytes()
+    if damage == "lost":
+        index.unlink()
+    elif damage == "other version":
+        tables = sqlite3.connect(index)
+        tables.execute("drop table run")
+        tables.execute("pragma user_version = 99")
+        tables.close()
+    else:
+        index.write_bytes({"noise": b"noise" * 1000, "half": whole[: len(whole) // 2], "empty": b""}[damage])
+    assert listed(path) == expected
+    assert listed(path) == expected
+    assert index.exists()
+
+
+@pytest.mark.parametrize("change", ["shorter", "replaced", "rewritten"])
+def test_the_index_of_another_file_is_made_anew(path: Path, change: str) -> None:
+    """A file that was begun again, or put in the place of the one that was read."""
+    listed(path)
+    text = path.read_text()
+    if change == "shorter":
+        path.write_text(text.splitlines(keepends=True)[0])
+    elif change == "replaced":
+        other = path.with_name("other")
+        other.write_text(text.replace("r-1-1", "q-1-1"))
+        other.replace(path)
+    else:
+        path.write_text(text.replace("r-1-1", "q-1-1"))
+    assert listed(path) == anew(path)
+
+
+def test_where_it_cannot_be_written_it_is_in_memory(path: Path) -> None:
+    """As where a folder has its name. What is known is the same."""
+    expected = anew(path)
+    index = path.with_name("t.jsonl.index")
+    index.mkdir()
+    assert listed(path) == expected
+    assert list(index.iterdir()) == []
+
+
+def test_a_line_that_is_being_written_is_read_once_it_is_whole(path: Path) -> None:
+    """Until then it is counted as one that can't be read; a whole one needs no line feed."""
+    text = line(run(4))
+    with path.open("a") as file:
+        file.write(text[:40])
+    for _ in range(2):
+        with TraceIndex(path) as index:
+            assert (index.unreadable, len([*index.runs()])) == (1, 3)
+    with path.open("a") as file:
+        file.write(text[40:].rstrip())
+    for _ in range(2):
+        with TraceIndex(path) as index:
+            assert (index.unreadable, len([*index.runs()])) == (0, 4)
+    with path.open("a") as file:
+        file.write("\nnoise\n" + line(run(5)))
+    for _ in range(2):
+        with TraceIndex(path) as index:
+            assert (index.unreadable, len([*index.runs()])) == (1, 5)
+
+
+def test_the_spans_of_a_trace_are_read_from_where_they_lie(path: Path) -> None:
+    """Of several lines, in the file's order."""
+    with TraceIndex(path) as index:
+        assert [each.span_id[-1] for each in index.spans({f"{2:032x}"})] == ["2", "3", "1"]
+        assert [*index.spans({"f" * 32})] == []
+        assert index.newest() == f"{3:032x}"
+
+
+def test_traces_are_found_by_errors_and_attributes(path: Path) -> None:
+    """An error's type with its module or without; an attribute's value as text."""
+    first, second, third = (f"{number:032x}" for number in (1, 2, 3))
+    with TraceIndex(path) as index:
+        assert index.with_error("OSError") == index.with_error("builtins.OSError") == {first}
+        assert index.with_error("Error") == index.with_error("ins.OSError") == set()
+        assert index.with_attribute("pocket_plug.node.attempts", "3") == {second}
+        assert index.with_attribute("pocket_plug.run.id", "r-3-1") == {third}
+        assert index.with_attribute("pocket_plug.node.attempts", "33") == set()
+        assert index.ended_before(1500) == {first}
+
+
+def test_graphs_and_nodes_are_summed_up(path: Path) -> None:
+    """What took longest in all comes first, below its graph."""
+    with TraceIndex(path) as index:
+        assert index.stats() == [
+            Stats("shop", None, 3, errors=1, retries=2, p50=20, p95=120, max=120, total=160),
+            Stats("shop", "charge", 3, errors=1, retries=2, p50=7, p95=100, max=100, total=112),
+            Stats("shop", "ship", 1, errors=0, retries=0, p50=9, p95=9, max=9, total=9),
+        ]
+        assert [each.count for each in index.stats(since=2000)] == [2, 2, 1]
+        assert index.stats(graph="mail") == []
+
+
+def test_no_file_is_an_error_and_leaves_none(tmp_path: Path) -> None:
+    """As without an index."""
+    with pytest.raises(FileNotFoundError):
+        TraceIndex(tmp_path / "t.jsonl")
+    assert os.listdir(tmp_path) == []
+
+
+numbers = st.integers(1, 4)
+spans = st.one_of(
+    st.builds(run, numbers, numbers),
+    st.builds(lambda trace, number, parent: span(trace, number, parent, error="E"), numbers, numbers, numbers),
+    st.builds(node, numbers, st.integers(5, 8), st.just(LATEST * 2), st.just("charge")),
+)
+
+
+@given(st.lists(st.lists(spans, max_size=4), max_size=8), st.sets(st.integers(0, 7)))
+def test_read_in_any_parts_it_says_what_the_file_says(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[list[dict[str, object]]], pauses: set[int]
+) -> None:
+    """Spans that come twice, circles, runs without their own span, times that no clock gives."""
+    path = tmp_path_factory.mktemp("index") / "t.jsonl"
+
+    def unordered(found: Iterator[RunSummary] | list[RunSummary]) -> set[tuple[object, ...]]:
+        return {(each.run_id, each.trace_id, each.start, each.spans, each.errors) for each in found}
+
+    with path.open("w") as file:
+        for number, each in enumerate(lines):
+            file.write(line(*each))
+            if number in pauses:
+                file.flush()
+                listed(path)
+    assert unordered(listed(path)) == unordered(anew(path))

@@ -1,0 +1,263 @@
+"""In a notebook: a tree below the cell whatever number of runs it makes, and our objects as pictures and tables."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbclient
+import nbformat
+import pytest
+from rich.text import Text
+
+from pocket_plug import Graph, Pocket, SyncStore, node
+from pocket_plug.errors import PocketError
+from pocket_plug.graph.runs import SyncRuns
+from pocket_plug.hookspecs import PluginRecord
+from pocket_plug.layers import Persistence
+from pocket_plug.plugins.shown import Plugins
+from pocket_plug.telemetry import notebook
+from pocket_plug.telemetry.notebook import NotebookTree, notebook_shell
+
+HOSTILE = "<script>alert(1)</script>\x1b[2J"
+
+CELLS = {
+    "one run": """
+import pocket_plug as pp
+
+telemetry = pp.observe(file="traces.jsonl")
+
+@pp.node
+def one(x: int) -> int:
+    return x + 1
+
+graph = pp.Graph(one >> one.with_options(name="two"), name="<b>calc")
+store = pp.SyncStore(layers=["metrics"])
+store.set("secret", "hunter2")
+graph.run_sync(1)
+""",
+    "many runs": "for number in range(200):\n    graph.run_sync(number)",
+    "in its loop": "await graph.run(1)",
+    "in a thread": "import asyncio; await asyncio.to_thread(graph.run_sync, 1)",
+    "a graph": "graph",
+    "a store": "store",
+    "plugins": "pp.Pocket().plugins",
+    "closed": "telemetry.close(); graph.run_sync(1)",
+}
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """The outputs of each cell, in a real kernel."""
+    folder = tmp_path_factory.mktemp("notebook")
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+            patched.setenv(name, str(folder / name.lower()))
+        nbclient.execute(made, cwd=str(folder), timeout=60, kernel_name="python3")
+    return {name: list(cell.outputs) for name, cell in zip(CELLS, made.cells, strict=True)}
+
+
+def drawn(outputs: list[Any]) -> list[Any]:
+    """What was displayed in a cell, besides its result."""
+    return [output.data for output in outputs if output.output_type == "display_data"]
+
+
+def test_a_run_is_a_tree_below_its_cell(cells: dict[str, list[Any]]) -> None:
+    """As text and as HTML, in the loop of the notebook and in threads too."""
+    for name in ("one run", "in its loop", "in a thread"):
+        (tree,) = drawn(cells[name])
+        assert "run <b>calc" in tree["text/plain"]
+        assert "└─ node two" in tree["text/plain"]
+        assert "run &lt;b&gt;calc" in tree["text/html"]
+        assert "trace: traces.jsonl · open it: pocket-plug trace show" in tree["text/plain"]
+    assert all(output.output_type != "stream" for outputs in cells.values() for output in outputs)
+
+
+def test_many_runs_are_one_output(cells: dict[str, list[Any]]) -> None:
+    """The last ones, and how many came before; nothing is missing as the cell ends."""
+    (tree,) = drawn(cells["many runs"])
+    assert tree["text/plain"].startswith(f"… {200 - notebook.SHOWN} traces before in this cell\n")
+    assert tree["text/plain"].count("run <b>calc") == notebook.SHOWN
+
+
+def test_our_objects_are_pictures_and_tables(cells: dict[str, list[Any]]) -> None:
+    """Beside their `repr`, and without any value of an entry."""
+    shown = {name: cells[name][-1].data["text/html"] for name in ("a graph", "a store", "plugins")}
+    assert shown["a graph"].startswith("<svg")
+    assert "Metrics" in shown["a store"]
+    assert "pocket-plug 0.2" in shown["plugins"]
+    assert cells["a store"][-1].data["text/plain"].startswith("SyncStore(")
+    assert "hunter2" not in json.dumps(cells["a store"])
+
+
+def test_a_closed_telemetry_draws_no_more(cells: dict[str, list[Any]]) -> None:
+    """Nor does it stay with the notebook."""
+    assert drawn(cells["closed"]) == []
+
+
+# ---------------------------------------------------------------- how often
+class Shell:
+    """A notebook's shell, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.execution_count = 1
+        self.kernel = object()
+        self.ends: list[Callable[[object], None]] = []
+        self.events = SimpleNamespace(
+            register=lambda event, function: self.ends.append(function),
+            unregister=lambda event, function: self.ends.remove(function),
+        )
+
+    def end_cell(self) -> None:
+        for each in self.ends:
+            each(None)
+        self.execution_count += 1
+
+
+@pytest.fixture
+def displayed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """What is shown: how, where, and the text."""
+    seen: list[tuple[str, str, str]] = []
+
+    def note(how: str) -> Callable[..., None]:
+        return lambda data, raw, display_id: seen.append((how, display_id[-1], data["text/plain"]))
+
+    fake = SimpleNamespace(display=note("new"), update_display=note("changed"))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=fake))
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    return seen
+
+
+@pytest.fixture
+def tree() -> Iterator[tuple[Shell, NotebookTree, list[float]]]:
+    shell, now = Shell(), [0.0]
+    yield shell, NotebookTree(shell, lambda root: "", lambda: now[0]), now
+
+
+def test_an_output_changes_some_times_a_second(
+    tree: tuple[Shell, NotebookTree, list[float]], displayed: list[tuple[str, str, str]]
+) -> None:
+    """The first trace at once, others by the next change, and the rest as the cell ends; the next cell has its own."""
+    shell, drawing, now = tree
+    drawing._show([Text("a")], "where")
+    assert displayed == [("new", "1", "a\nwhere")]
+    drawing._show([Text("b")], "where")
+    assert len(displayed) == 1
+    now[0] += notebook.INTERVAL
+    drawing._show([Text("c")], "where")
+    assert displayed[1:] == [("changed", "1", "a\nb\nc\nwhere")]
+    drawing._show([Text("d")], "where")
+    shell.end_cell()
+    assert displayed[2:] == [("changed", "1", "… 1 traces before in this cell\nb\nc\nd\nwhere")]
+    shell.end_cell()
+    assert len(displayed) == 3
+    drawing._show([Text("e")], "where")
+    assert displayed[3:] == [("new", "3", "e\nwhere")]
+    drawing._show([Text("f")], "where")
+    drawing.shutdown()
+    assert displayed[4:] == [("changed", "3", "e\nf\nwhere")]
+    assert shell.ends == []
+
+
+def test_what_ends_between_two_cells_is_not_lost(
+    tree: tuple[Shell, NotebookTree, list[float]], displayed: list[tuple[str, str, str]]
+) -> None:
+    """A trace of a thread that goes on is shown with the cell that it came in, before the next cell begins its own."""
+    shell, drawing, _ = tree
+    drawing._show([Text("a")], "where")
+    drawing._show([Text("b")], "where")
+    shell.execution_count += 1
+    drawing._show([Text("c")], "where")
+    assert [how for how, _, _ in displayed] == ["new", "changed", "new"]
+    assert displayed[1][2] == "a\nb\nwhere"
+
+
+def test_ipython_in_a_terminal_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a terminal, which gets the tree as text."""
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None)))
+    assert notebook_shell() is None
+    shell = Shell()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert notebook_shell() is shell
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert notebook_shell() is None
+
+
+# ---------------------------------------------------------------- what may stand in it
+class Tags(HTMLParser):
+    """The tags that a browser would see."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert {name for name, _ in attrs} <= {"style", "scope"}
+
+
+TABLE = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+
+
+def test_names_are_text_and_values_are_not_shown(tmp_path: Path) -> None:
+    """Of graphs, runs, scopes, files and plugins; a run shows neither its input nor what an exception says."""
+
+    @node(name=HOSTILE)
+    def fail(value: str) -> str:
+        raise ValueError(value)
+
+    with SyncStore(layers=[Persistence(to=f"sqlite:///{tmp_path}/<script>.db")]) as store:
+        graph = Graph(fail, name=HOSTILE, store=store)
+        with pytest.raises(ValueError, match="hunter2"):
+            graph.run_sync("hunter2", run_id=HOSTILE)
+        runs = SyncRuns(store)
+        record = PluginRecord(HOSTILE, HOSTILE, HOSTILE, status="failed", reason=HOSTILE)
+        shown = [
+            store.scope(HOSTILE)._repr_html_(),
+            runs._repr_html_() or "",
+            runs.list()._repr_html_(),
+            runs.get(HOSTILE)._repr_html_(),
+            Plugins([record])._repr_html_(),
+            notebook._html([Text("<script>"), Text("<b>", style="red")], HOSTILE),
+        ]
+    for html in shown:
+        assert Tags(html).tags <= TABLE | {"pre", "span"}
+        assert "&lt;script&gt;" in html
+        assert "\x1b" not in html
+        assert "hunter2" not in html
+    assert "ValueError at" in shown[1]
+
+
+def test_to_look_at_runs_opens_nothing_and_never_fails(tmp_path: Path) -> None:
+    """A store that is not open, or closed, is shown as its `repr`."""
+    store = SyncStore(f"sqlite:///{tmp_path}/state.db")
+    runs = SyncRuns(store)
+    assert runs._repr_html_() is None
+    assert not (tmp_path / "state.db").exists()
+    with store:
+        assert "<table>" in (runs._repr_html_() or "")
+    assert runs._repr_html_() is None
+    with pytest.raises(PocketError):
+        runs.list()
+
+
+def test_secrets_of_a_url_are_not_in_a_table() -> None:
+    """As they are not in its `repr`."""
+    store = SyncStore("postgresql://user:hunter2@db.example/state")
+    assert "hunter2" not in store._repr_html_()
+    assert "db.example" in store._repr_html_()
+
+
+def test_a_pocket_is_its_plugins() -> None:
+    """A row for each, and its records are a tuple as before."""
+    pocket = Pocket(autoload=False)
+    assert len(re.findall("<tr>", pocket._repr_html_())) == len(pocket.plugins) + 1
+    assert pocket.plugins == tuple(pocket.plugins)
