@@ -206,7 +206,7 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "types": ("Types", 0, of_signature(Codec.register, keywords_only=True)),
     "observe": ("Telemetry", 0, of_signature(observe)),
     "setup": ("Telemetry", 1, of_signature(setup)),
-    "Telemetry": ("Telemetry", 2, public(Telemetry) | {"mode", "metrics", "logs", "file"}),
+    "Telemetry": ("Telemetry", 2, public(Telemetry) | {"mode", "metrics", "logs", "file", "flush_timeout"}),
     "SQLite": ("sqlite:///", 0, of_signature(SQLite, keywords_only=True)),
     "metrics layer": ("metrics", 0, fields_of(metrics.Metrics)),
     "logging layer": ("logging", 0, fields_of(logging.Logging)),
