@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextvars import ContextVar
 from functools import wraps
 from types import CoroutineType
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from pocket_plug.errors import ConfigError, SyncError, ValueTypeError
 from pocket_plug.primitives.durations import Duration, seconds
@@ -27,6 +27,7 @@ from pocket_plug.primitives.waiting import Waiter, drive, may_block, wake
 
 from .base import MISSING, Source, View
 from .keys import Key
+from .naming import Template
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -115,7 +116,8 @@ class CachingView(View):
 
     @property
     def _view(self) -> Cacheable:
-        raise NotImplementedError
+        """The view with `await` that the values are kept in; a sync one has its own."""
+        return cast(Cacheable, self)
 
     @overload
     def cached(
@@ -163,7 +165,7 @@ class _KeyOf:
             raise ConfigError(f"{title}: nothing says what parameters it has; wrap it in a function") from None
         self._key = key
         parameters = list(self._signature.parameters)
-        holes = () if key.is_filled else key.holes
+        holes = () if key.is_filled else Template(key.template).names
         rest = iter([name for name in parameters if name not in holes and name not in ignore])
         self._names = [hole or next(rest, "{}") for hole in holes]
         has = f"its parameters are: {', '.join(parameters) or 'none'}"

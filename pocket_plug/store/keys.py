@@ -147,15 +147,6 @@ class Key(ReadAs[K, K], Generic[K]):
         """Has it no holes (any more)?"""
         return self._name is not None
 
-    @property
-    def holes(self) -> tuple[str, ...]:
-        """The names of the template's holes, in order; "" for one that is written `{}`.
-
-        >>> Key("report:{region}:{}").holes
-        ('region', '')
-        """
-        return self._holes.names
-
     def checked(self, value: Value) -> Value:
         """The value, which is of the declared type; raises ValueTypeError for one that isn't.
 

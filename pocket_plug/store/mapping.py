@@ -8,16 +8,18 @@ has the entries whose names its Key makes, and none else, whatever lies beside o
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
-from itertools import islice
+from collections.abc import AsyncIterator, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast, overload
 
 from pocket_plug.errors import KeyNameError, MissingKeyError
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Value
 
-from .base import MISSING, Name
+from .base import MISSING, Name, Source
+from .driven import FEW, driven
 from .keys import Key
+from .naming import Template
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
@@ -29,27 +31,35 @@ SOME = 500
 """So many entries are removed in one write by `clear`."""
 
 
-class Mappable(Protocol):
-    """What a mapping needs of the view whose entries it shows: `SyncWriter` has it."""
+EACH = Key("{}")
+"""Whatever is the name of one part in a scope."""
 
-    def get(self, key: Key[T], /, default: object) -> Value: ...
-    def set(self, key: Key[T], value: T, /) -> None: ...
-    def add(self, key: Key[T], value: T, /) -> bool: ...
-    def pop(self, key: Key[T], /, default: object) -> Value: ...
-    def has(self, key: Name, /) -> bool: ...
-    def delete(self, key: Name, /) -> bool: ...
-    def delete_many(self, keys: Iterable[Name], /) -> int: ...
-    def set_many(self, values: Mapping[Value, Value], /) -> None: ...
-    def keys(self, prefix: str) -> Iterator[str]: ...
-    def items(self, prefix: str) -> Iterator[tuple[str, Value]]: ...
+
+class Mappable(Protocol):
+    """What a mapping needs of the view whose entries it shows: `StoreWriter` has it."""
+
+    _source: Source
+
+    async def get(self, key: Value, /, default: Value) -> Value: ...
+    async def set(self, key: Value, value: Value, /) -> None: ...
+    async def add(self, key: Value, value: Value, /) -> bool: ...
+    async def pop(self, key: Value, /, default: object) -> Value: ...
+    async def has(self, key: Name, /) -> bool: ...
+    async def delete(self, key: Value, /) -> bool: ...
+    async def delete_many(self, keys: Iterable[Name], /) -> int: ...
+    async def set_many(self, values: Mapping[Value, Value], /) -> None: ...
+    def keys(self, prefix: str) -> AsyncIterator[str]: ...
+    def _pages(
+        self, prefix: str, *, after: Name | None, reverse: bool, limit: int | None
+    ) -> AsyncIterator[list[tuple[str, Value]]]: ...
 
 
 class StoreMapping(MutableMapping[str, T]):
-    """Entries of a store as a mapping of text to values: what `mapping` of a sync store, a scope or a typed view gives.
+    """Entries of a store as a mapping of text to values: what `mapping` of a store, a scope or a typed view gives.
 
-    It keeps nothing: each access goes to the store. Iterating gives the keys in the order of their names, in pages, and goes on
-    while others write. `len` looks at each name; whether there is any costs one. What changes a value in place changes
-    nothing in the store: set it again, or use `store.update`.
+    It keeps nothing: each access goes to the store, as one of its `sync` does. Iterating gives the keys in the order of their
+    names, in pages, and goes on while others write. `len` looks at each name; whether there is any costs one. What changes a
+    value in place changes nothing in the store: set it again, or use `store.update`.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore()
@@ -60,15 +70,17 @@ class StoreMapping(MutableMapping[str, T]):
     ({'eu:shoes': 80, 'us': 90}, 80)
     """
 
-    __slots__ = ("_key", "_stem", "_view")
+    __slots__ = ("_key", "_source", "_stem", "_view")
 
     def __init__(self, view: Mappable, key: Key[T]) -> None:
-        if key.is_filled or len(key.holes) != 1:
+        holes = 0 if key.is_filled else Template(key.template).holes
+        if holes != 1:
             raise KeyNameError(
-                f"a mapping's Key has one hole, for the mapping's key, and {key!r} has {0 if key.is_filled else len(key.holes)}; "
-                "fill the others by a scope: store.scope(…).mapping(Key('{}'))"
+                f"a mapping's Key has one hole, for the mapping's key, and {key!r} has {holes}; fill the others by a scope: "
+                "store.scope(…).mapping(Key('{}'))"
             )
         self._view = view
+        self._source = view._source
         self._key = key
         self._stem = key.template.partition("{")[0]  # what all its names begin with
 
@@ -100,16 +112,16 @@ class StoreMapping(MutableMapping[str, T]):
     def get(self, key: str, /, default: D) -> T | D: ...
     def get(self, key: str, /, default: object = None) -> object:
         """The value, else `default`."""
-        return self._view.get(self._at(key), default)
+        return self._source.run_read(self._view.get(self._at(key), default))
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._view.has(self._at(key))
+        return isinstance(key, str) and self._source.run_read(self._view.has(self._at(key)))
 
     def __setitem__(self, key: str, value: T) -> None:
-        self._view.set(self._at(key), value)
+        self._source.run_write(self._view.set(self._at(key), value))
 
     def __delitem__(self, key: str) -> None:
-        if not self._view.delete(self._at(key)):
+        if not self._source.run_update(self._view.delete(self._at(key))):
             raise MissingKeyError(f"nothing at {key!r} of {self._key!r}")
 
     @overload
@@ -120,7 +132,7 @@ class StoreMapping(MutableMapping[str, T]):
     def pop(self, key: str, /, default: D) -> T | D: ...
     def pop(self, key: str, /, default: object = MISSING) -> object:
         """Remove the value and give it: one value to one caller. Where there is none, `default`, without it MissingKeyError."""
-        value = self._view.pop(self._at(key), default)
+        value = self._source.run_update(self._view.pop(self._at(key), default))
         if value is MISSING:
             raise MissingKeyError(f"nothing at {key!r} of {self._key!r}")
         return value
@@ -132,14 +144,14 @@ class StoreMapping(MutableMapping[str, T]):
     def setdefault(self, key: str, default: object = None, /) -> object:
         """The value; where there is none, `default` is set. Of several that do so at once, all get the same."""
         at = self._at(key)
-        while (value := self._view.get(at, MISSING)) is MISSING:
-            if self._view.add(at, cast(T, default)):
+        while (value := self._source.run_read(self._view.get(at, MISSING))) is MISSING:
+            if self._source.run_write(self._view.add(at, default)):
                 return default
         return value
 
     # ------------------------------------------------------------ all of them
     def __iter__(self) -> Iterator[str]:
-        names = self._view.keys(self._stem)
+        names = driven(self._source.run_read, self._view.keys(self._stem), FEW)
         return (key for name in names if (key := self._found(name)) is not None)
 
     def __len__(self) -> int:
@@ -157,7 +169,8 @@ class StoreMapping(MutableMapping[str, T]):
         return _Values(self)
 
     def _pairs(self) -> Iterator[tuple[str, T]]:
-        for name, value in self._view.items(self._stem):
+        pages = self._view._pages(self._stem, after=None, reverse=False, limit=None)
+        for name, value in chain.from_iterable(driven(self._source.run_read, pages)):
             key = self._found(name)
             if key is not None:
                 yield key, self._key.checked(value)
@@ -165,7 +178,7 @@ class StoreMapping(MutableMapping[str, T]):
     def popitem(self) -> tuple[str, T]:
         """Remove the first entry and give it: one entry to one caller. Raises MissingKeyError where there is none."""
         for key in self:
-            value = self._view.pop(self._at(key), MISSING)
+            value = self._source.run_update(self._view.pop(self._at(key), MISSING))
             if value is not MISSING:
                 return key, value
         raise MissingKeyError(f"there is nothing in {self._key!r} to pop")
@@ -174,11 +187,12 @@ class StoreMapping(MutableMapping[str, T]):
         """Remove all entries of the mapping, in writes of at most 500."""
         keys = iter(self)
         while some := list(islice(keys, SOME)):
-            self._view.delete_many([self._at(key) for key in some])
+            self._source.run_write(self._view.delete_many([self._at(key) for key in some]))
 
     def update(self, other: SupportsKeysAndGetItem[str, T] | Iterable[tuple[str, T]] = (), /, **values: T) -> None:
         """Set several values in one write: all or none."""
-        self._view.set_many({self._at(key): value for key, value in dict(other, **values).items()})
+        wanted = {self._at(key): value for key, value in dict(other, **values).items()}
+        self._source.run_write(self._view.set_many(wanted))
 
     def __ior__(self, other: SupportsKeysAndGetItem[str, T] | Iterable[tuple[str, T]]) -> StoreMapping[T]:
         self.update(other)

@@ -24,10 +24,6 @@ class StoreScope(StoreWriter, CachingView):
     __slots__ = ()
     _source: Stack
 
-    @property
-    def _view(self) -> StoreWriter:
-        return self
-
     async def flush(self) -> None:
         """Wait until everything acknowledged is as durable as the stack makes it."""
         await self._source.flush()

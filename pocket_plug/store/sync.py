@@ -22,20 +22,17 @@ from pocket_plug.primitives.waiting import Runner, drive_inline
 from .backend import Backend, Clock
 from .base import MISSING, Name, StackOwner, StoredValue, View
 from .caching import CachingView
+from .driven import FEW, driven
 from .keys import Key, ReadAs
 from .layer import Layer
-from .mapping import StoreMapping
+from .mapping import EACH, StoreMapping
 from .stack import Stack
-from .typed import FEW, SyncTypedReader, SyncTypedStore, TypedReader, TypedStore, driven
+from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
 from .views import OpenTransaction, StoreReader, StoreWriter
 
 T = TypeVar("T")
 D = TypeVar("D")
 R = TypeVar("R")
-
-
-EACH = Key("{}")
-"""Whatever is the name of one part in a scope."""
 
 
 class SyncReader(View):
@@ -250,7 +247,7 @@ class SyncWriter(SyncReader):
         >>> list(store.keys()), list(ages)
         (['user:a%3Ab:age'], ['a:b'])
         """
-        return StoreMapping(self, key)
+        return StoreMapping(self._view, key)
 
 
 class SyncScope(SyncWriter, CachingView):

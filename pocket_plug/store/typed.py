@@ -4,7 +4,7 @@
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
@@ -14,12 +14,12 @@ from typing_extensions import TypeForm
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_name
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import Runner
 
-from .base import MISSING, Name, Source, StoredValue
+from .base import MISSING, Name, Source, StoredValue, View
 from .caching import TypedCaching
+from .driven import FEW, driven
 from .keys import Key, newest
-from .mapping import Mappable, StoreMapping
+from .mapping import StoreMapping
 from .updating import replacing, taking
 
 T = TypeVar("T")
@@ -61,6 +61,9 @@ class Writable(Readable, Protocol):
     async def delete(self, key: str, /) -> bool: ...
     async def delete_many(self, keys: Iterable[Name], /) -> int: ...
     async def delete_prefix(self, prefix: str, /) -> int: ...
+    async def set_many(self, values: Mapping[Value, Value], /) -> None: ...
+    async def pop(self, key: Any, /, default: object = ...) -> Value: ...
+    async def has(self, key: Name, /) -> bool: ...
 
 
 class TypedReader(Generic[T]):
@@ -202,43 +205,19 @@ class TypedStore(TypedReader[T]):
         """Remove all whose names start with `prefix`, of any type; how many were there?"""
         return await self._writer.delete_prefix(prefix)
 
+    def mapping(self) -> StoreMapping[T]:
+        """The entries of this view as a `MutableMapping`, without `await`; its keys are their names, escaped."""
+        return StoreMapping(self._writer, Key("{}", self._type))
+
     def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
         """A decorator for functions that give a value of the type, as on a store: it is kept at `key`."""
         return TypedCaching[T](self._writer, Key(cast(Any, key), self._type), ttl, ignore)
 
 
-FEW = 256
-"""So many names are fetched at a time, as backends do: a crossing to the store's event loop costs as much as a hundred."""
-
-
-def driven(run: Runner, steps: AsyncIterator[T], few: int = 1) -> Iterator[T]:
-    """What an async iterator gives, for callers without a loop; a `few` with each crossing to where it runs."""
-    while found := run(_next_few(steps, few)):
-        yield from found
-
-
-async def _next_few(steps: AsyncIterator[T], few: int) -> list[T]:
-    """The next ones; none after the last."""
-    found: list[T] = []
-    while len(found) < few and (step := await anext(steps, MISSING)) is not MISSING:
-        found.append(step)
-    return found
-
-
-class Sourced(Protocol):
-    """A view without `await`."""
-
-    _source: Source
-
-
-class SyncView(Sourced, Mappable, Protocol):
-    """What a `SyncTypedStore` needs of the view that it is made of."""
-
-
 class SyncTypedReader(Generic[T]):
     """`TypedReader` without `await`."""
 
-    def __init__(self, view: Sourced, typed: TypedReader[T], /) -> None:
+    def __init__(self, view: View, typed: TypedReader[T], /) -> None:
         self._source = view._source
         self._reader = typed
 
@@ -292,9 +271,8 @@ class SyncTypedReader(Generic[T]):
 class SyncTypedStore(SyncTypedReader[T]):
     """`TypedStore` without `await`."""
 
-    def __init__(self, view: SyncView, typed: TypedStore[T], /) -> None:
+    def __init__(self, view: View, typed: TypedStore[T], /) -> None:
         super().__init__(view, typed)
-        self._view = view
         self._writer = typed
 
     def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
@@ -303,7 +281,7 @@ class SyncTypedStore(SyncTypedReader[T]):
 
     def mapping(self) -> StoreMapping[T]:
         """The entries of this view as a `MutableMapping`; its keys are their names, escaped."""
-        return StoreMapping(self._view, Key("{}", self._reader._type))
+        return self._writer.mapping()
 
     def set(self, key: str, value: T, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
         """Store a value of the type; with `expect` only where that version is there."""

@@ -23,6 +23,7 @@ from .backend import PRESENT, Delete, Put
 from .base import MISSING, Name, Source, StoredValue, View
 from .keys import Key, ReadAs, check_prefix
 from .listing import names_of, pages_of, remove, remove_all
+from .mapping import EACH, StoreMapping
 from .stack import Stack
 from .transaction import Transaction
 from .typed import TypedReader, TypedStore
@@ -387,6 +388,14 @@ class StoreWriter(StoreReader):
     def typed(self, type: Any, /) -> TypedStore[Any]:
         """This view for values of one type, checked when they are written and read."""
         return TypedStore(self, type)
+
+    @overload
+    def mapping(self, /) -> StoreMapping[Value]: ...
+    @overload
+    def mapping(self, key: Key[T], /) -> StoreMapping[T]: ...
+    def mapping(self, key: Any = EACH, /) -> StoreMapping[Any]:
+        """Entries of this view as a `MutableMapping`, without `await`, as `sync.mapping(key)` gives it."""
+        return StoreMapping(self, key)
 
 
 def _version(expect: object) -> int:

@@ -43,6 +43,7 @@ from pocket_plug.plugins import tables
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.remote import Executor
 from pocket_plug.store import backend, layer
+from pocket_plug.store.caching import CachingView
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import Store, StoreReader, StoreScope, StoreWriter
 from pocket_plug.store.sync import SyncStore
@@ -178,7 +179,7 @@ def test_every_field_of_a_plugin_record() -> None:
 # ---------------------------------------------------------------- options and members
 MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "Store": ("Stores", 0, of_signature(Store)),
-    "views": ("Stores", 1, public(StoreReader, StoreWriter, StoreScope, Store) | {"scope", "place"}),
+    "views": ("Stores", 1, public(StoreReader, StoreWriter, StoreScope, CachingView, Store) | {"scope", "place"}),
     "Key": ("Keys", 0, public(Key) | {"KEY", "str"}),
     "phases": ("Phases", 0, public(Node) - {"with_options", "on"}),
     "Node": ("Node options", 0, of_signature(Node.with_options, keywords_only=True)),
@@ -205,7 +206,7 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "types": ("Types", 0, of_signature(Codec.register, keywords_only=True)),
     "observe": ("Telemetry", 0, of_signature(observe)),
     "setup": ("Telemetry", 1, of_signature(setup)),
-    "Telemetry": ("Telemetry", 2, public(Telemetry) | {"mode", "metrics", "logs", "file"}),
+    "Telemetry": ("Telemetry", 2, public(Telemetry) | {"mode", "metrics", "logs", "file", "flush_timeout"}),
     "SQLite": ("sqlite:///", 0, of_signature(SQLite, keywords_only=True)),
     "metrics layer": ("metrics", 0, fields_of(metrics.Metrics)),
     "logging layer": ("logging", 0, fields_of(logging.Logging)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocket_plug import Key, KeyNameError, MissingKeyError, SyncStore, ValueTypeError
+from pocket_plug import Key, KeyNameError, MissingKeyError, Store, SyncStore, ValueTypeError
 from pocket_plug.store.mapping import StoreMapping
 from pocket_plug.testing.clock import FakeClock
 
@@ -199,4 +200,18 @@ def test_in_a_transaction_and_with_a_deadline() -> None:
     assert store.mapping() == {"a": 1, "b": 2}
     clock.advance(10)
     assert store.mapping() == {"a": 1}
-    assert repr(store.mapping(AGE)) == "StoreMapping(Key('user:{}:age', int), SyncStore(memory))"
+    assert repr(store.mapping(AGE)) == "StoreMapping(Key('user:{}:age', int), StoreWriter(memory))"
+
+
+def test_of_an_async_store_it_is_the_same() -> None:
+    """Without `await`, as the store's `sync`: in a task over memory, in a thread over what suspends."""
+    store = Store()
+
+    async def main() -> None:
+        ages = store.mapping(AGE)
+        ages["a"] = 1
+        store.typed(int).mapping()["b"] = 2
+        assert await store.get(AGE("a")) == 1
+
+    asyncio.run(main())
+    assert store.sync.mapping() == {"b": 2}

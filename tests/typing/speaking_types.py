@@ -33,6 +33,8 @@ def mappings(store: SyncStore, writer: SyncWriter, reader: SyncReader) -> None:
     ages |= {"a": 1}
     ages.update(a=1)
     assert_type(writer.mapping(), StoreMapping[Any])
+    assert_type(Store().mapping(AGE), StoreMapping[int])
+    assert_type(Store().typed(int).mapping(), StoreMapping[int])
     ages["a"] = "1"  # type: ignore[assignment]  # pyright: ignore[reportArgumentType]
     ages.update(a="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     print(reader.mapping)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
