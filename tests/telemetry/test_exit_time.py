@@ -46,7 +46,7 @@ observed = observe(); setup()
 observed.flush()
 graph.run_sync("tea")
 """
-    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=dead_endpoint)
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=dead_endpoint, POCKET_PLUG_FLUSH_TIMEOUT="")
     assert done.stdout.split() == [
         "2.0",
         "2.0",
