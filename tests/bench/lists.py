@@ -34,13 +34,11 @@ async def fill(store: Store, length: int) -> None:
         await store.stack.write([*items, Put("l", ListHead(generation, 0, end))])
 
 
-def cases(bench: Bench, kind: str, few: Store, many: Store, wall: bool) -> None:
+def cases(bench: Bench, kind: str, few: Store, many: Store) -> None:
     """An append at both lengths, and an update that rewrites a list."""
     for store, length in ((few, FEW), (many, MANY)):
         bench.run(fill(store, length))
-        bench.case(
-            f"{kind}, append at {length:,}", "await store.append('l', text)", store=store, text=PAYLOAD, wall=wall
-        )
+        bench.case(f"{kind}, append at {length:,}", "await store.append('l', text)", store=store, text=PAYLOAD)
     bench.target(f"{kind}, append at {MANY:,}", 1.2, f"{kind}, append at {FEW:,}")
     for length in (FEW, 2000):
         bench.run(few.set(f"rewritten {length}", [PAYLOAD] * length))
@@ -50,22 +48,21 @@ def cases(bench: Bench, kind: str, few: Store, many: Store, wall: bool) -> None:
             store=few,
             key=f"rewritten {length}",
             text=PAYLOAD,
-            wall=wall,
         )
 
 
 @row
 def append_memory(bench: Bench) -> None:
     """append of 400 bytes to a list in memory; its length stays what it is for an update"""
-    cases(bench, "memory", Store(), Store(), wall=False)
+    cases(bench, "memory", Store(), Store())
 
 
 @row
 def append_sqlite(bench: Bench) -> None:
-    """append of 400 bytes to a list in SQLite, durability=process; wall time"""
+    """append of 400 bytes to a list in SQLite, durability=process; what it writes is in the next row"""
     at = folder(bench)
     few, many = (bench.enter(Store(f"sqlite:///{at}/{name}.db?durability=process")) for name in ("few", "many"))
-    cases(bench, "SQLite", few, many, wall=True)
+    cases(bench, "SQLite", few, many)
 
 
 def written(path: Path, store: SyncStore, number: int, work: Any) -> float:

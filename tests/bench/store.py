@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from pocket_plug import Layer, Store
+from pocket_plug import Key, Layer, Store
 from pocket_plug.layers import Bounding, Metrics, metrics
 
 from .harness import Bench, row
@@ -187,3 +187,48 @@ def get_with_metrics(bench: Bench) -> None:
         bench.case(name, "await store.get('key')", store=store)
         bench.case(name.replace("with", "without"), "await store.get('key')", store=without)
         bench.target(name, 1.3, name.replace("with", "without"))
+
+
+@row
+def mapping(bench: Bench) -> None:
+    """a value out of a mapping of a store, by a key that is escaped"""
+    store = Store().sync
+    store.set("key", 1)
+    bench.case("pocket_plug mapping", "mapping.get('key')", mapping=store.mapping())
+    bench.case("store.sync.get of a Key", "store.get(KEY('key'))", store=store, KEY=Key("{}"))
+    bench.case("store.sync.get of a text", "store.get('key')", store=store)
+    bench.target("pocket_plug mapping", 1.5, "store.sync.get of a Key")
+
+
+@row
+def cached(bench: Bench) -> None:
+    """a call of a cached function whose value is there, in memory; the key is made of an argument"""
+    import aiocache
+    from cachetools import TTLCache
+    from cachetools import cached as cachetools_cached
+    from cashews import Cache
+
+    async def square(n: int) -> int:
+        return n * n
+
+    def sync_square(n: int) -> int:
+        return n * n
+
+    ours = Store().cached(Key("square:{n}", int), ttl=TTL)(square)
+    bench.run(ours(3))
+    bench.case("pocket_plug", "await square(3)", square=ours)
+    cashews = Cache()
+    cashews.setup(f"mem://?size={ENTRIES}")
+    theirs: Any = cashews(ttl=TTL, key="square:{n}", lock=True)(square)
+    bench.run(theirs(3))
+    bench.case("cashews, lock=True", "await square(3)", square=theirs)
+    bench.target("pocket_plug", 1.0, "cashews, lock=True")
+    aio: Any = aiocache.cached(ttl=TTL, key_builder=lambda function, n: f"square:{n}")(square)
+    bench.run(aio(3))
+    bench.case("aiocache", "await square(3)", square=aio)
+    ours_sync = Store().sync.cached(Key("square:{n}", int), ttl=TTL)(sync_square)
+    ours_sync(3)
+    bench.case("pocket_plug, sync", "square(3)", square=ours_sync)
+    tools: Any = cachetools_cached(TTLCache(ENTRIES, TTL), lock=threading.RLock())(sync_square)
+    tools(3)
+    bench.case("cachetools, sync", "square(3)", square=tools)
