@@ -127,7 +127,7 @@ def _keys(option: str, given: Any) -> tuple[Key[Any], ...]:
     return keys
 
 
-def check_place(graph: str, store: object, scope: object) -> None:
+def check_place(graph: str, store: object, scope: str | Key[Any] | None) -> None:
     """Raise ConfigError for what is no store, KeyNameError for what is no name of a scope."""
     if not (store is None or isinstance(store, StoreScope | SyncScope)):
         hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
