@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.durations import Duration, seconds
-from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.values import Value
-from pocket_plug.store.keys import Key, check_name
+from pocket_plug.store.keys import Key
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
@@ -23,7 +22,7 @@ from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
 from .node import AnyNode, Node
-from .options import GraphOptions, Options, ResumeOptions, check_count
+from .options import GraphOptions, Options, ResumeOptions, check_count, check_place
 from .plan import Plan, validation
 from .step import make_step
 from .upgrades import Upgrade, check_upgrade
@@ -35,11 +34,6 @@ if TYPE_CHECKING:
     from .durable.records import Status as RecordedStatus
     from .observing import Carrier
     from .streaming import RunStream
-
-MAX_STEPS = 10_000
-MAX_DEPTH = 32
-CLEAN_UP_GRACE = 5.0
-BUFFER = 100
 
 
 class Graph(Drawn, Node[I, O]):
@@ -87,20 +81,16 @@ class Graph(Drawn, Node[I, O]):
         store: StoreScope | SyncScope | None = None,
         name: str = "",
         scope: str | Key[Any] | None = None,
-        max_steps: int = MAX_STEPS,
-        max_depth: int = MAX_DEPTH,
-        clean_up_grace: Duration = CLEAN_UP_GRACE,
+        max_steps: int = 10_000,
+        max_depth: int = 32,
+        clean_up_grace: Duration = 5.0,
         keep_finished: Duration | None = None,
         timeout: Duration | None = None,
         version: int = 1,
         upgrade: Mapping[int, Upgrade] | None = None,
     ) -> None:
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
-        if not (store is None or isinstance(store, StoreScope | SyncScope)):
-            hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
-            raise ConfigError(f"graph {self.name!r}: store can't be {type(store).__name__}; give {hint}")
-        if scope is not None:
-            check_name(str(scope) if isinstance(scope, Key) else scope)
+        check_place(self.name, store, scope)
         self._chains = tuple(as_chain(chain) for chain in (main, *more))
         self._store: StoreScope | SyncScope | None = store
         self._scope = scope
@@ -158,7 +148,7 @@ class Graph(Drawn, Node[I, O]):
         input: I,
         /,
         *,
-        buffer: int = BUFFER,
+        buffer: int = 100,
         store: StoreScope | SyncScope | None = None,
         pocket: RunHost | None = None,
         run_id: str | None = None,

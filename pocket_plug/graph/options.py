@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.primitives.durations import Duration, seconds
-from pocket_plug.primitives.redaction import found
-from pocket_plug.store.keys import Key
+from pocket_plug.primitives.redaction import found, public_url
+from pocket_plug.store.keys import Key, check_name
+from pocket_plug.store.store import StoreScope
+from pocket_plug.store.sync import SyncScope
 
 from .elsewhere import Elsewhere
 from .retry import Retry
 
 if TYPE_CHECKING:
-    from pocket_plug.store.store import StoreScope
-    from pocket_plug.store.sync import SyncScope
-
     from .host import RunHost
     from .observing import Carrier
     from .upgrades import Upgrade
@@ -126,6 +125,15 @@ def _keys(option: str, given: Any) -> tuple[Key[Any], ...]:
         if not isinstance(key, Key):
             raise TypeError(f"{option}=…: give Keys, such as Key('user:{{}}', User), not {found(key)}")
     return keys
+
+
+def check_place(graph: str, store: object, scope: str | Key[Any] | None) -> None:
+    """Raise ConfigError for what is no store, KeyNameError for what is no name of a scope."""
+    if not (store is None or isinstance(store, StoreScope | SyncScope)):
+        hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
+        raise ConfigError(f"graph {graph!r}: store can't be {type(store).__name__}; give {hint}")
+    if scope is not None:
+        check_name(str(scope) if isinstance(scope, Key) else scope)
 
 
 def check_count(given: Any, option: str) -> int:

@@ -205,7 +205,9 @@ def _our_distribution() -> Iterator[Distribution]:
         yield distribution(OUR_DISTRIBUTION)
 
 
-def missing_requirements(source: Distribution, extras: Iterable[str], versions: dict[str, str | None]) -> list[str]:
+def missing_requirements(
+    source: Distribution, extras: Iterable[str] = (), versions: dict[str, str | None] | None = None
+) -> list[str]:
     """What a distribution requires, with these extras, and is not installed or only in another version.
 
     `versions` keeps what was looked up; None: it is not there.
@@ -213,6 +215,7 @@ def missing_requirements(source: Distribution, extras: Iterable[str], versions: 
     from packaging.requirements import Requirement
 
     missing: list[str] = []
+    versions = {} if versions is None else versions
     for text in source.requires or ():
         requirement = Requirement(text)
         marker = requirement.marker
