@@ -611,6 +611,8 @@ class SQLite(Backend):
         held: list[threading.Lock] = []
         try:
             held.extend(filter(_acquire_at_once, (self._writing,)))  # one call into C, so no interrupt comes in between
+            if not held and self.durability == "process" and self._turn is None and may_block():
+                held.extend(filter(_acquire_soon, (self._writing,)))
             if not held:
                 return False
             if not self._open:
@@ -978,6 +980,8 @@ def _close(cursor: sqlite3.Cursor) -> None:
 
 
 _acquire_at_once: Callable[[threading.Lock], bool] = methodcaller("acquire", False)
+# A commit that waits for no disk is over before the writer thread would be awake: that one waits for the interpreter's lock.
+_acquire_soon: Callable[[threading.Lock], bool] = methodcaller("acquire", True, LONGEST_PAUSE)
 
 
 def _begin(cursor: sqlite3.Cursor) -> None:

@@ -187,7 +187,7 @@ def _versions() -> Checks:
         says = "not installed: its metadata are missing, so nobody checks what it requires; pip install it"
         yield Check("versions", OUR_DISTRIBUTION, "note", says)
     else:
-        missing = missing_requirements(ours)
+        missing = missing_requirements(ours, (), {})
         says = ours.version
         if missing:
             quoted = " ".join(f"'{each}'" for each in missing)

@@ -32,7 +32,9 @@ from .output import echo, progress
 def export(target: Target, prefix: str, show_all: bool) -> int:
     """Print the entries whose keys begin with PREFIX as JSON Lines.
 
-    An append-only list is an entry, and each of its items one more behind it. What can't be read is said and left out, and the exit code is 1.
+    An append-only list is an entry, and each of its items one more behind it.
+
+    What can't be read is said and left out, and the exit code is 1.
     """
     out, on_terminal, encode = sys.stdout.buffer, sys.stdout.isatty(), msgspec.json.Encoder().encode
 

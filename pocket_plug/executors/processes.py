@@ -23,6 +23,7 @@ from pocket_plug.graph.options import check_count
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.spawned import UNGUARDED, WORKER
 from pocket_plug.remote import Executor, close_at_exit
 from pocket_plug.remote.urls import number, parted
 
@@ -202,7 +203,7 @@ class _Worker:
 
     def _start(self) -> Connection:
         here, there = _spawning.Pipe()
-        process = _spawning.Process(target=_work, args=(there,), name=f"pocket_plug worker {self._number}")
+        process = _spawning.Process(target=_work, args=(there,), name=f"{WORKER} {self._number}")
         process.start()
         there.close()
         with self._lock:
@@ -210,8 +211,14 @@ class _Worker:
         try:
             here.recv_bytes()
         except (EOFError, OSError):
+            code = self._end()
+            if code == UNGUARDED:
+                raise ExecutorError(
+                    "a worker process imports the script, which runs a graph as it is imported; put that below "
+                    '`if __name__ == "__main__":`'
+                ) from None
             raise ExecutorError(
-                f"a worker process ended as it started ({_how(self._end())}). It has said why on stderr; a script needs its "
+                f"a worker process ended as it started ({_how(code)}). It has said why on stderr; a script needs its "
                 'main part below `if __name__ == "__main__":`, since workers import it'
             ) from None
         return here

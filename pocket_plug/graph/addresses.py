@@ -12,6 +12,7 @@ from functools import partial
 from importlib import import_module
 
 from pocket_plug.errors import ConfigError, GraphError
+from pocket_plug.primitives.spawned import end_unguarded
 from pocket_plug.primitives.values import Value
 
 from .elsewhere import Address
@@ -38,6 +39,7 @@ def check(graph: PlannedGraph, host: RunHost | None) -> None:
     """
     found = graph.plan.findings()
     if host is not None and graph.plan.is_elsewhere:
+        end_unguarded()
         found += executor_faults(graph, host)
     if found:
         raise GraphError(f"graph {graph.name!r} can't run:", found)

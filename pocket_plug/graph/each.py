@@ -115,11 +115,13 @@ class EachStep(Step):
         return self.concurrency or CONCURRENCY
 
     async def _start(self, group: asyncio.TaskGroup, run: Running, items: _Items, concurrency: int) -> None:
-        for _ in range(concurrency):
-            group.create_task(self._worker(run, items))
-            await asyncio.sleep(0)  # let it take an item, so that no more workers start than there are items
-            if items.exhausted:
-                break
+        started = 0
+        while started < concurrency and not items.exhausted:
+            more = min(started or 1, concurrency - started)  # by doubling: few workers start that find no item
+            for _ in range(more):
+                group.create_task(self._worker(run, items))
+            started += more
+            await asyncio.sleep(0)
 
     async def _worker(self, run: Running, items: _Items) -> None:
         """`_work` as a task of a group, which would pass over a cancellation that isn't its own: an item would be lost."""

@@ -18,6 +18,7 @@ from pocket_plug.store.sync import SyncScope
 from .addresses import check
 from .chain import Chain, Ends, I, O, T, Y, as_chain
 from .context import in_own_context
+from .drawn import Drawn
 from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
@@ -41,7 +42,7 @@ CLEAN_UP_GRACE = 5.0
 BUFFER = 100
 
 
-class Graph(Node[I, O]):
+class Graph(Drawn, Node[I, O]):
     """A graph of nodes over a store; frozen once made. It begins with the first chain's first node.
 
     >>> from pocket_plug import node
@@ -408,24 +409,6 @@ class Graph(Node[I, O]):
         graph._chains, graph.plan = replaced(self._chains, self.plan, nodes)
         graph._placed = graph._validated = None
         return graph
-
-    def mermaid(self) -> str:
-        """The graph as a Mermaid flow chart."""
-        from .mermaid import flow_chart
-
-        return flow_chart(self.plan)
-
-    def svg(self) -> str:
-        """The graph as a picture: the text of an SVG file, which needs nothing else and has a light and a dark ground."""
-        from .picture import picture
-
-        return picture(self.plan, alone=True)
-
-    def _repr_html_(self) -> str:
-        """In a notebook: the picture, in the colours of its theme."""
-        from .picture import picture
-
-        return picture(self.plan, alone=False)
 
 
 def _request(

@@ -46,6 +46,8 @@ class Candidate:
     source: Distribution | None
     level: str | None = None
     """The level of the plugin API that it says it needs, as it is written."""
+    versions: dict[str, str | None] = field(default_factory=dict[str, "str | None"], repr=False)
+    """What was looked up by now of what plugins require: all of them require us, and metadata are slow to read."""
 
     def load(self) -> object:
         """Import it. Raises whatever its import raises, and PluginError where something that it requires is missing.
@@ -60,7 +62,7 @@ class Candidate:
         except (AttributeError, AssertionError):  # Python 3.11 and 3.13, where the value has no such form
             raise PluginError(f"its entry point {point.value!r} is neither 'module' nor 'module:object'") from None
         if self.source is not None and self.record.origin == "entry point":
-            missing = missing_requirements(self.source, extras)
+            missing = missing_requirements(self.source, extras, self.versions)
             if missing:
                 arguments = " ".join(f'"{requirement}"' for requirement in missing)
                 raise PluginError(f"it requires {', '.join(missing)}, which is not there; do: pip install {arguments}")
@@ -76,13 +78,14 @@ def find_plugins(*, third_party: bool = True) -> tuple[list[Candidate], list[Plu
     """
     ours: dict[str, Candidate] = {}
     others: list[Candidate] = []
+    versions: dict[str, str | None] = {}
     offering, broken = _offering(distributions() if third_party else _our_distribution())
     for found in offering:
         is_ours = normalised(found.name) == OUR_DISTRIBUTION
         for point in found.points:
             if not is_ours:
                 record = PluginRecord(point.name, found.name, found.version, "entry point")
-                others.append(Candidate(record, point, found.source, found.levels.get(point.name)))
+                others.append(Candidate(record, point, found.source, found.levels.get(point.name), versions))
             elif BUILT_IN.get(point.name) == point.value:
                 record = PluginRecord(point.name, found.name, found.version, "built-in")
                 ours[point.name] = Candidate(record, point, found.source)
@@ -202,8 +205,11 @@ def _our_distribution() -> Iterator[Distribution]:
         yield distribution(OUR_DISTRIBUTION)
 
 
-def missing_requirements(source: Distribution, extras: Iterable[str] = ()) -> list[str]:
-    """What a distribution requires, with these extras, and is not installed or only in another version."""
+def missing_requirements(source: Distribution, extras: Iterable[str], versions: dict[str, str | None]) -> list[str]:
+    """What a distribution requires, with these extras, and is not installed or only in another version.
+
+    `versions` keeps what was looked up; None: it is not there.
+    """
     from packaging.requirements import Requirement
 
     missing: list[str] = []
@@ -212,13 +218,22 @@ def missing_requirements(source: Distribution, extras: Iterable[str] = ()) -> li
         marker = requirement.marker
         if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
             continue
-        try:
-            there = requirement.specifier.contains(distribution(requirement.name).version, prereleases=True)
-        except PackageNotFoundError:
-            there = normalised(requirement.name) == OUR_DISTRIBUTION  # that's us, running without having been installed
-        if not there:
+        name = normalised(requirement.name)
+        if name not in versions:
+            versions[name] = _version_of(requirement.name)
+        there = versions[name]
+        if there is None and name == OUR_DISTRIBUTION:
+            continue  # that's us, running without having been installed
+        if there is None or not requirement.specifier.contains(there, prereleases=True):
             missing.append(f"{requirement.name}{requirement.specifier}")
     return missing
+
+
+def _version_of(name: str) -> str | None:
+    try:
+        return distribution(name).version
+    except PackageNotFoundError:
+        return None
 
 
 def normalised(distribution_name: str) -> str:

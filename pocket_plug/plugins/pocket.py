@@ -52,7 +52,7 @@ from .config import (
 )
 from .discovery import find_plugins
 from .manager import Manager, Options
-from .shown import Plugins
+from .shown import Plugins, plugin_table
 
 if TYPE_CHECKING:
     import click
@@ -145,7 +145,7 @@ class Pocket:
         return f"Pocket({self.config.source!r}, plugins={active})"
 
     def _repr_html_(self) -> str:
-        return self.plugins._repr_html_()
+        return plugin_table(self.plugins)
 
     # ---------------------------------------------------------------- plugins
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pocket_plug.hookspecs import PluginRecord
 
 
@@ -11,16 +13,21 @@ class Plugins(tuple[PluginRecord, ...]):
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        from pocket_plug.primitives.markup import table
+        return plugin_table(self)
 
-        rows = [
-            (
-                record.name,
-                record.status,
-                f"{record.distribution or record.origin} {record.version or ''}".rstrip(),
-                ", ".join(hook.removeprefix("pocket_") for hook in record.hooks),
-                record.reason,
-            )
-            for record in self
-        ]
-        return table("plugins", ("name", "status", "from", "hooks", "reason"), rows)
+
+def plugin_table(records: Iterable[PluginRecord]) -> str:
+    """HTML for a notebook: a row for each."""
+    from pocket_plug.primitives.markup import table
+
+    rows = [
+        (
+            record.name,
+            record.status,
+            f"{record.distribution or record.origin} {record.version or ''}".rstrip(),
+            ", ".join(hook.removeprefix("pocket_") for hook in record.hooks),
+            record.reason,
+        )
+        for record in records
+    ]
+    return table("plugins", ("name", "status", "from", "hooks", "reason"), rows)

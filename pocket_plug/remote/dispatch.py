@@ -2,10 +2,12 @@
 
 A chunk holds several items only where these are short: so many as take about `WORTH` seconds, by what the last ones took. So a
 long exec goes alone, and to a worker that is free; one that dies takes little with it, and a time-out doesn't run out in a line.
+Where items take longer than the last ones did, a worker gives back those of its chunk that it hasn't begun; they go again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,14 +23,16 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Waiter, wake
 
 from .failures import put_together
-from .wire import FORMAT, Answer, Chunk, Item, Node, answers_of, to_bytes
+from .wire import FORMAT, Answer, Chunk, Item, Node, Report, answers_of, to_bytes
 
-MOST = 100
+MOST = 500
 """Items of one chunk."""
 MOST_BYTES = 1 << 20
 """Bytes of the values of one chunk that has more than one item."""
 WORTH = 0.1
 """Seconds of work that make a chunk."""
+LEAST = 0.005
+"""Seconds of work below which the last items aren't shared out any more: a chunk's way costs an executor some milliseconds."""
 
 Submit = Callable[[bytes], "Future[bytes]"]
 
@@ -36,15 +40,29 @@ Submit = Callable[[bytes], "Future[bytes]"]
 class Job:
     """One item on its way."""
 
-    __slots__ = ("carrier", "chunk", "is_left", "key", "node", "sent", "timeout", "value", "waiter")
+    __slots__ = (
+        *("carrier", "chunk", "deadline", "is_left", "key", "node", "place", "reports", "sent", "timeout", "value"),
+        "waiter",
+    )
 
     def __init__(
-        self, node: Node, value: bytes, carrier: dict[str, str], key: str | None, timeout: float | None
+        self,
+        node: Node,
+        value: bytes,
+        carrier: dict[str, str],
+        key: str | None,
+        timeout: float | None,
+        place: str | None,
     ) -> None:
         self.node, self.value, self.carrier, self.key, self.timeout = node, value, carrier, key, timeout
+        self.place = place
+        self.reports: Sequence[Report] = ()
+        """What it has reported; known with what came of it."""
         self.waiter: Waiter[Value] = Waiter()
         self.sent: Waiter[None] | None = None if timeout is None else Waiter()
         """Woken as its time begins."""
+        self.deadline: float | None = None
+        """Epoch seconds; known once it is sent."""
         self.chunk: _Sent | None = None
         self.is_left = False
 
@@ -74,13 +92,14 @@ class Dispatch:
         """Nothing is on its way: at first, and in a forked child, where nobody waits for what the parent has sent."""
         self._queue: deque[Job] = deque()
         self._on_their_way: set[_Sent] = set()
+        self._sender: asyncio.AbstractEventLoop | None = None  # which is about to send what queues
         self._seconds = WORTH  # of one item, on the average of the last ones: at first one goes at a time
 
     def add(self, job: Job) -> None:
-        """Send it, as soon as there is room."""
+        """Send it, as soon as there is room; together with what tasks of the same loop add at the same time."""
         with self._lock:
             self._queue.append(job)
-        self.send_what_goes()
+        self._send_from(job.waiter.loop)
 
     def leave(self, job: Job) -> None:
         """Nobody waits for it any more. What isn't sent isn't done; a chunk that nobody waits for at all is cancelled."""
@@ -98,11 +117,24 @@ class Dispatch:
             future = sent.future
         if future is not None:
             future.cancel()
-        loop = job.waiter.loop
-        if loop is not None and loop.is_running():
-            loop.call_soon(self.send_what_goes)  # once all that are cancelled together have left
-        else:
+        self._send_from(job.waiter.loop)  # once all that are cancelled together have left
+
+    def _send_from(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Send what goes, once that loop has taken the steps that are at hand."""
+        if loop is None or not loop.is_running():
             self.send_what_goes()
+        elif self._sender is not loop:
+            self._sender = loop
+            loop.call_soon(self._send_soon, loop, 0)
+
+    def _send_soon(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        """Send what goes, unless the queue has grown since it was looked at and could yet fill more: a fan-out is starting."""
+        queued = len(self._queue)
+        if seen < queued < self._size() * self._wanted():
+            loop.call_soon(self._send_soon, loop, queued)
+            return
+        self._sender = None
+        self.send_what_goes()
 
     def send_what_goes(self) -> None:
         """Send what there is room for."""
@@ -111,15 +143,12 @@ class Dispatch:
 
     def _next(self) -> _Sent | None:
         """The next chunk, if there is room for it on the way, and something to send."""
-        window = max(self._window(), 1)
         with self._lock:
-            if self._seconds < WORTH / 2:  # so that a worker finds the next one at hand; a long one would wait there
-                window *= 2
-            if len(self._on_their_way) >= window:
+            wanted = self._wanted()
+            if len(self._on_their_way) >= wanted:
                 return None
-            fair = -(-len(self._queue) // window)
-            most = max(1, min(MOST, fair, int(WORTH / max(self._seconds, 1e-9))))
-            jobs = self._drawn(most)
+            fair = max(-(-len(self._queue) // wanted), int(LEAST / self._seconds))
+            jobs = self._drawn(min(fair, self._size()))
             if not jobs:
                 return None
             sent = _Sent(jobs)
@@ -127,6 +156,17 @@ class Dispatch:
                 job.chunk = sent
             self._on_their_way.add(sent)
         return sent
+
+    def _wanted(self) -> int:
+        """So many chunks may be on their way: of short items twice as many as there are workers.
+
+        So a worker finds the next one at hand. A long one would wait there, and might be done elsewhere.
+        """
+        return max(self._window(), 1) * (2 if self._seconds < WORTH / 2 else 1)
+
+    def _size(self) -> int:
+        """So many items make a full chunk."""
+        return max(1, min(MOST, int(WORTH / self._seconds)))
 
     def _drawn(self, most: int) -> list[Job]:
         jobs: list[Job] = []
@@ -141,14 +181,11 @@ class Dispatch:
     def _send(self, sent: _Sent) -> None:
         now = time.time()
         nodes: dict[Node, int] = {}
+        for job in sent.jobs:
+            if job.timeout is not None and job.deadline is None:
+                job.deadline = now + job.timeout
         items = [
-            Item(
-                nodes.setdefault(job.node, len(nodes)),
-                job.value,
-                job.carrier,
-                None if job.timeout is None else now + job.timeout,
-                job.key,
-            )
+            Item(nodes.setdefault(job.node, len(nodes)), job.value, job.carrier, job.deadline, job.key, job.place)
             for job in sent.jobs
         ]
         wake([job.sent.give(None) for job in sent.jobs if job.sent is not None])
@@ -168,7 +205,7 @@ class Dispatch:
             return
         try:
             answers = answers_of(future.result())
-            if len(answers.answers) != len(sent.jobs):
+            if not 0 < len(answers.answers) <= len(sent.jobs):
                 raise CodecError(f"{len(answers.answers)} answers for {len(sent.jobs)} items")
         except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever it is, somebody waits for it
             self._over(sent, error, [])
@@ -178,23 +215,26 @@ class Dispatch:
             self.send_what_goes()
 
     def _over(self, sent: _Sent, found: str | BaseException, answers: Sequence[Answer]) -> None:
-        """Give each job what came for it, and wake all at once."""
+        """Give each job what came for it, and wake all at once. Jobs without an answer weren't begun: they are the next to go."""
+        jobs, given_back = sent.jobs, list[Job]()
         if isinstance(found, str):
-            for job, answer in zip(sent.jobs, answers, strict=True):
+            jobs, given_back = jobs[: len(answers)], jobs[len(answers) :]
+            for job, answer in zip(jobs, answers, strict=True):
                 _take(job, answer, found)
             self._measure(answers)
         else:
-            for job in sent.jobs:
+            for job in jobs:
                 job.waiter.fail(self._failure(found, job))
         with self._lock:
             self._on_their_way.discard(sent)
-        wake([job.waiter for job in sent.jobs])
+            self._queue.extendleft(reversed(given_back))
+        wake([job.waiter for job in jobs])
 
     def _measure(self, answers: Sequence[Answer]) -> None:
         taken = [answer.seconds for answer in answers if answer.value is not None or answer.failure is not None]
         if taken:
             mean = sum(taken) / len(taken)
-            self._seconds = mean if mean > self._seconds else (self._seconds + mean) / 2
+            self._seconds = max(mean, (self._seconds + mean) / 2, 1e-9)
 
     def _failure(self, error: BaseException, job: Job) -> Exception:
         """What a job raises whose chunk has failed as a whole; one of its own, since each gets notes of its own."""
@@ -218,6 +258,7 @@ class Dispatch:
 
 
 def _take(job: Job, answer: Answer, worker: str) -> None:
+    job.reports = answer.reports
     try:
         if answer.failure is not None:
             job.waiter.fail(put_together(answer.failure, worker))

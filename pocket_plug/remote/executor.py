@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from opentelemetry import baggage
@@ -15,6 +15,7 @@ from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, ExecutorError
 from pocket_plug.graph.context import idempotency
 from pocket_plug.graph.elsewhere import Address, Work
+from pocket_plug.graph.reports import Reporter, reporter
 from pocket_plug.graph.workers import WorkerTimeout
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import may_block
@@ -24,7 +25,7 @@ from . import dispatch
 from .dispatch import Dispatch, Job
 from .far_side import perform
 from .versions import declare, fingerprint
-from .wire import Node
+from .wire import Node, Report
 
 
 class Executor:
@@ -96,7 +97,8 @@ class Executor:
             raise type(error)(f"node {work.node!r}: what its exec is called with can't be sent: {error}") from error
         queue = self._dispatch()
         carrier = inject(baggage=baggage.get_all()) if otel_context.get_current() else {}  # most often it is empty
-        job = Job(node, value, carrier, idempotency.get(), work.timeout)
+        here = reporter.get()
+        job = Job(node, value, carrier, idempotency.get(), work.timeout, None if here is None else str(here.place))
         try:
             queue.add(job)
             if work.timeout is None or job.sent is None:
@@ -105,6 +107,8 @@ class Executor:
             return await _in_time(job, work.timeout)
         finally:
             queue.leave(job)
+            if here is not None:
+                await _report(job.reports, here)
 
     def _dispatch(self) -> Dispatch:
         """Its queue. Made here, since a subclass need not call our `__init__`."""
@@ -145,6 +149,15 @@ def close_at_exit(executor: Executor) -> None:
 def _close_all() -> None:
     for executor in list(_to_close):
         executor.close()
+
+
+async def _report(reports: Sequence[Report], here: Reporter) -> None:
+    """Hand on what was reported there, to whoever follows the run."""
+    for each in reports:
+        if each.value is None:
+            here.progress(each.done, each.total)
+        else:
+            await here.emit(default_codec.decode(each.value))
 
 
 async def _in_time(job: Job, seconds: float) -> Value:

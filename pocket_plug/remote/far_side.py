@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Awaitable
 from contextvars import copy_context
 from types import CoroutineType
 from typing import Final
@@ -22,7 +23,9 @@ from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, WorkerCodeError
 from pocket_plug.graph.addresses import MAIN, find
 from pocket_plug.graph.context import idempotency
+from pocket_plug.graph.events import NodePlace
 from pocket_plug.graph.phase_calls import unawaited
+from pocket_plug.graph.reports import AT_ONCE, reporter
 from pocket_plug.graph.step import Step
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.values import Value
@@ -30,19 +33,30 @@ from pocket_plug.propagation import context_of
 
 from .failures import taken_apart
 from .versions import declare, fingerprint, is_same
-from .wire import Answer, Answers, Item, Node, chunk_of, to_bytes
+from .wire import Answer, Answers, Item, Node, Report, chunk_of, to_bytes
+
+ENOUGH = 0.5
+"""Seconds after which a worker begins nothing more of a chunk: its items take longer than was thought, and others may be free."""
 
 _LATE: Final = Answer()
 _BAGGAGE = W3CBaggagePropagator()
 
 
 def perform(request: bytes) -> bytes:
-    """Do what a request asks for, and answer. What an item raises is its answer; what is no request of ours is a CodecError."""
+    """Do what a request asks for, and answer. What an item raises is its answer; what is no request of ours is a CodecError.
+
+    Where it takes too long, only the first items have an answer; the others weren't begun.
+    """
     chunk = chunk_of(request)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     with _Loop() as loop:
         nodes = [_found(node, worker) for node in chunk.nodes]
-        answers = [_answer(item, chunk.nodes[item.node], nodes[item.node], loop) for item in chunk.items]
+        answers: list[Answer] = []
+        end = time.perf_counter() + ENOUGH
+        for item in chunk.items:
+            answers.append(_answer(item, chunk.nodes[item.node], nodes[item.node], loop))
+            if time.perf_counter() >= end:
+                break
     return to_bytes(Answers(worker, answers))
 
 
@@ -65,14 +79,33 @@ class _Loop:
         return self._runner.run(coroutine, context=copy_context())
 
 
+class _Reports:
+    """What an exec reports, kept for its answer: nobody follows the run from here."""
+
+    def __init__(self, place: str) -> None:
+        self.place = NodePlace.parse(place)
+        self.kept: list[Report] = []
+
+    def emit(self, value: object) -> Awaitable[None]:
+        self.kept.append(Report(default_codec.encode(value)))
+        return AT_ONCE
+
+    def progress(self, done: float, total: float | None) -> None:
+        if self.kept and self.kept[-1].value is None:  # only the newest is of interest
+            self.kept.pop()
+        self.kept.append(Report(None, done, total))
+
+
 def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) -> Answer:
     if item.deadline is not None and time.time() >= item.deadline:
         return _LATE
     began = time.perf_counter()
+    reports = None if item.place is None else _Reports(item.place)
+    kept = [] if reports is None else reports.kept
     try:
         if isinstance(found, WorkerCodeError):
             raise found
-        result = copy_context().run(_in_context, found, item, loop)
+        result = copy_context().run(_in_context, found, item, loop, reports)
         try:
             record = default_codec.encode(result)
         except CodecError as error:
@@ -80,14 +113,15 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it is raised where the run is
-        return Answer(failure=taken_apart(error), seconds=time.perf_counter() - began)
-    return Answer(record, seconds=time.perf_counter() - began)
+        return Answer(failure=taken_apart(error), seconds=time.perf_counter() - began, reports=kept)
+    return Answer(record, seconds=time.perf_counter() - began, reports=kept)
 
 
-def _in_context(step: Step, item: Item, loop: _Loop) -> Value:
+def _in_context(step: Step, item: Item, loop: _Loop, reports: _Reports | None) -> Value:
     """Call exec in a context of its own: the run's span is the current one, and `idempotency_key()` is known."""
     context.attach(_BAGGAGE.extract(item.carrier, context_of(item.carrier, Context())) if item.carrier else Context())
     idempotency.set(item.key)
+    reporter.set(reports)
     assert step.exec is not None
     value = default_codec.decode(item.value)
     if step.exec_async:

@@ -10,7 +10,7 @@ import msgspec
 
 from pocket_plug.errors import CodecError
 
-FORMAT = 1
+FORMAT = 2
 """Both sides must speak the same."""
 
 
@@ -38,6 +38,8 @@ class Item(msgspec.Struct, array_like=True, frozen=True):
     """Epoch seconds, after which it isn't begun any more."""
     key: str | None
     """What `idempotency_key()` gives."""
+    place: str | None = None
+    """Where in the run it is, if somebody follows that: what it reports is wanted."""
 
 
 class Chunk(msgspec.Struct, array_like=True, frozen=True):
@@ -67,12 +69,22 @@ class Failure(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Those of a group."""
 
 
+class Report(msgspec.Struct, array_like=True, frozen=True):
+    """What `emit` or `progress` was called with."""
+
+    value: bytes | None
+    """Of `emit`."""
+    done: float = 0.0
+    total: float | None = None
+
+
 class Answer(msgspec.Struct, array_like=True, frozen=True):
     """What became of one item: it has a value, has failed, or came too late to be begun."""
 
     value: bytes | None = None
     failure: Failure | None = None
     seconds: float = 0.0
+    reports: list[Report] = []
 
 
 class Answers(msgspec.Struct, array_like=True, frozen=True):
@@ -81,6 +93,7 @@ class Answers(msgspec.Struct, array_like=True, frozen=True):
     worker: str
     """Who did it: `host:pid`."""
     answers: list[Answer]
+    """One for each item, in their order; fewer where the last ones weren't begun, and at least one."""
 
 
 _encode = msgspec.msgpack.Encoder().encode

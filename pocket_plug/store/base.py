@@ -13,7 +13,7 @@ from pocket_plug.primitives.names import MAX_NAME_BYTES, check_length, check_pre
 from .backend import Backend, Clock
 from .keys import RESERVED, Key
 from .layer import Layer
-from .stack import Stack, build
+from .stack import Stack, build, stack_table
 from .transaction import Transaction
 
 T_co = TypeVar("T_co", covariant=True)
@@ -72,8 +72,7 @@ class View:
 
     def _repr_html_(self) -> str:
         """In a notebook: the parts of its stack."""
-        stack, prefix = self.place
-        return stack._repr_html_(prefix)
+        return stack_table(*self.place)
 
     def _name(self, key: Any) -> str:
         if key.__class__ is str and not (RESERVED <= key < _PAST_RESERVED) and key and key.isascii():

@@ -104,8 +104,11 @@ async def trim(source: Source, name: str, key: Any, keep: int) -> int:
     """Remove all but the last items; how many? In a transaction what is more than a page is left to later appends."""
     most = max(0, step_of(source, PAGE) - 2)  # besides the head, and what is expected of it
     number, later = await source.apply(name, trimming(name, key, check_number(keep, "keep"), most))
-    if isinstance(source, Stack):
-        await _clear_away(source, list(later))
+    rest = list(later)
+    if rest and isinstance(source, Transaction):
+        source.stack.rounds_owed = 2
+    elif rest:
+        await _clear_away(source, rest)
     return int(number)
 
 
@@ -198,7 +201,10 @@ async def _remove_found(source: Source, prefix: str, is_meant: Callable[[str], b
     after, size = "", step_of(source, 5 * PAGE)
     while names := [item async for item in source.scan(prefix, after=after, limit=size)]:
         await _clear_away(source, await _dead(source, places_of(names, is_meant)))
-        if len(names) < size or isinstance(source, Transaction):
+        if len(names) < size:
+            return
+        if isinstance(source, Transaction):
+            source.stack.rounds_owed = 2
             return
         after = names[-1]
 

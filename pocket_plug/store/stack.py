@@ -53,16 +53,9 @@ class Stack(Layer):
     def __repr__(self) -> str:
         return conceal(" > ".join(repr(part) for part in parts(self)[1:]), self.from_environment)
 
-    def _repr_html_(self, prefix: str = "") -> str:
-        """In a notebook: its parts with their options, as `repr` has them, and never an entry."""
-        from pocket_plug.primitives.markup import table
-
-        rows: list[tuple[str, str, str]] = []
-        for part in parts(self)[1:]:
-            name, _, options = conceal(repr(part), self.from_environment).partition("(")
-            rows.append(("layer" if isinstance(part, Layer) else "backend", name, options.removesuffix(")")))
-        scope = f", scope {prefix[:-1]!r}" if prefix else ""
-        return table(f"store{scope}", ("part", "name", "options"), rows)
+    def _repr_html_(self) -> str:
+        """In a notebook: its parts."""
+        return stack_table(self)
 
     def _route_writes(self, has_priority: bool) -> None:
         """Have writes wait for an update with priority while there is one; else they cost nothing here."""
@@ -181,6 +174,18 @@ class Stack(Layer):
                 self.run(self.close())
         finally:
             self._leave_own_loop()
+
+
+def stack_table(stack: Stack, prefix: str = "") -> str:
+    """HTML for a notebook: the parts with their options, as `repr` has them, outermost first, and never an entry."""
+    from pocket_plug.primitives.markup import table
+
+    rows: list[tuple[str, str, str]] = []
+    for part in parts(stack)[1:]:
+        name, _, options = conceal(repr(part), stack.from_environment).partition("(")
+        rows.append(("layer" if isinstance(part, Layer) else "backend", name, options.removesuffix(")")))
+    scope = f", scope {prefix[:-1]!r}" if prefix else ""
+    return table(f"store{scope}", ("part", "name", "options"), rows)
 
 
 def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock | None) -> Stack:

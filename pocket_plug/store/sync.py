@@ -172,7 +172,7 @@ class SyncWriter(SyncReader):
 
     def delete_many(self, keys: Iterable[Name], /) -> int:
         """Remove several; how many of them were there?"""
-        return self._source.run_write(self._view.delete_many(keys))
+        return self._source.run_update(self._view.delete_many(keys))
 
     def delete_prefix(self, prefix: str, /) -> int:
         """Remove all whose names start with `prefix`, in writes of at most 500; how many were there?"""

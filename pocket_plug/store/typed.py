@@ -321,7 +321,7 @@ class SyncTypedStore(SyncTypedReader[T]):
 
     def delete_many(self, keys: Iterable[str], /) -> int:
         """Remove several; how many of them were there?"""
-        return self._source.run_write(self._writer.delete_many(keys))
+        return self._source.run_update(self._writer.delete_many(keys))
 
     def delete_prefix(self, prefix: str, /) -> int:
         """Remove all whose names start with `prefix`, of any type; how many were there?"""

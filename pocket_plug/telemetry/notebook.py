@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Protocol
 
@@ -39,11 +39,18 @@ class _Events(Protocol):
     def unregister(self, event: str, function: Callable[[object], None]) -> None: ...
 
 
+class _Publisher(Protocol):
+    def publish(
+        self, data: Mapping[str, str], *, metadata: Mapping[str, str], transient: Mapping[str, str], update: bool
+    ) -> None: ...
+
+
 class Shell(Protocol):
     """What is needed of IPython's shell."""
 
     execution_count: int
     events: _Events
+    display_pub: _Publisher
 
 
 def notebook_shell() -> Shell | None:
@@ -95,8 +102,6 @@ class NotebookTree(TreeProcessor):
             self._publish()
 
     def _publish(self) -> None:
-        from IPython.display import display, update_display
-
         with self._cell_lock:
             lines = [line for drawn in self._drawn for line in drawn]
             before = self._number - len(self._drawn)
@@ -111,10 +116,8 @@ class NotebookTree(TreeProcessor):
             "text/plain": "\n".join([*(line.plain for line in lines), escaped(below)]),
             "text/html": _html(lines, below),
         }
-        if known is None:
-            display(both, raw=True, display_id=shown)
-        else:
-            update_display(both, raw=True, display_id=shown)
+        place = {"display_id": shown}
+        self._shell.display_pub.publish(both, metadata={}, transient=place, update=known is not None)
 
     def shutdown(self) -> None:
         """Show the rest, and leave the notebook alone."""

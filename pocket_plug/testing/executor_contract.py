@@ -9,6 +9,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pocket_plug.errors import (
     WorkerCodeError,
 )
 from pocket_plug.graph.each import each
+from pocket_plug.graph.events import Emitted, Progressed
 from pocket_plug.graph.graph import Graph
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.plugins.pocket import Pocket
@@ -114,6 +116,24 @@ class ExecutorContract:
         """A node by its path: of a graph that has no name of its own in a module, by the graph around it."""
         assert self.run(graphs.outer.run(12, pocket=pocket)) == 3
         assert self.run(graphs.deep.run([2, 4, 6], pocket=pocket)) == [1, 2, 3]
+
+    @pytest.mark.parametrize("graph", [graphs.told, graphs.told_async], ids=["def", "async def"])
+    @pytest.mark.parametrize("n", [8, 7], ids=["it ends", "it fails"])
+    def test_what_exec_reports_arrives(self, pocket: Pocket, graph: Graph[int, int], n: int) -> None:
+        """With its answer at the latest, from where it is in the run; before an error, too."""
+        events: list[Any] = []
+        note = events.append  # what came before the error, too
+
+        async def follow() -> None:
+            async for event in graph.stream(n, pocket=pocket):
+                note(event)
+
+        with pytest.raises(graphs.OddError) if n % 2 else nullcontext():
+            self.run(follow())
+        (emitted,) = [event for event in events if isinstance(event, Emitted)]
+        *_, last = [event for event in events if isinstance(event, Progressed)]
+        assert (emitted.value, emitted.node) == ({"n": n}, graph.name.replace("told", "telling"))
+        assert (last.done, last.total, last.place) == (3, 3, emitted.place)
 
     # ------------------------------------------------------------ errors
     @pytest.mark.parametrize("graph", [graphs.halving, graphs.halving_async], ids=["def", "async def"])

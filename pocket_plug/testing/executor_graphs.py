@@ -15,6 +15,7 @@ from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.reports import emit, progress
 from pocket_plug.graph.retry import Retry
 from pocket_plug.propagation import current_session
 from pocket_plug.store.keys import Key
@@ -101,6 +102,26 @@ def stumbles(at: tuple[str, int]) -> int:
     if note(folder, f"did-{number}") == 1 and number == 19:
         raise OddError(number)
     return number
+
+
+@node
+def telling(n: int) -> int:
+    """Says how far it is, and what it has; then fails for an odd number."""
+    progress(1, 3)
+    progress(2, 3)
+    emit({"n": n})
+    progress(3, 3)
+    return half(n)
+
+
+@node
+async def telling_async(n: int) -> int:
+    """The same, `async def`."""
+    progress(1, 3)
+    progress(2, 3)
+    await emit({"n": n})
+    progress(3, 3)
+    return half(n)
 
 
 @node
@@ -206,6 +227,8 @@ def _there(of: Any, **options: Any) -> Any:
 
 halving = Graph(_there(half), name="halving")
 halving_async = Graph(_there(half_async), name="halving_async")
+told = Graph(_there(telling), name="told")
+told_async = Graph(_there(telling_async), name="told_async")
 located = Graph(_there(where), name="located")
 charging = Graph(_there(charge), name="charging")
 outer = Graph(Graph(_there(half), name="within") >> _there(half, name="again"), name="outer")

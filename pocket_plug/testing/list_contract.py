@@ -7,22 +7,25 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import pytest
 
+from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, MissingKeyError, StoreError, ValueTypeError
 from pocket_plug.primitives.lists import ItemList, place_of
 from pocket_plug.primitives.names import ITEMS
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Put
+from pocket_plug.primitives.values import Value
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Put
 from pocket_plug.store.keys import Key
 from pocket_plug.store.layer import Layer
-from pocket_plug.store.store import Store
+from pocket_plug.store.store import Store, StoreWriter
 from pocket_plug.testing.clock import FakeClock
 
 StoreScenario = Callable[[Store], Awaitable[None]]
+Use = Callable[[StoreWriter], Awaitable[object]]
 
 _LOG = Key("log:{}", list[int])
 APPENDERS = 8
 
 
-async def all_items(store: Store, key: str) -> list[object]:
+async def all_items(store: Store, key: str) -> list[Value]:
     """The items of a list, the oldest one first."""
     return [item async for item in store.each_item(key)]
 
@@ -39,15 +42,13 @@ class Weighed(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        self.__dict__["bytes"] = [0]
+        self.written = [0]
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """The inner one's."""
-        from pocket_plug.codec import default_codec
-
         for change in changes:
             record = default_codec.encode(change.value) if isinstance(change, Put) else b""
-            self.__dict__["bytes"][0] += len(change.key.encode()) + len(record)
+            self.written[0] += len(change.key.encode()) + len(record)
         return await self.inner.write(changes, expect)
 
 
@@ -118,7 +119,7 @@ class ListContract:
     def test_a_list_that_is_begun_again_has_no_old_items(
         self, run_store: Callable[[StoreScenario], None], clock: FakeClock
     ) -> None:
-        """However a list has ended (deleted, overwritten, expired): nobody sees its items again, and later appends remove them."""
+        """However a list has ended (deleted, overwritten, expired): nobody sees its items again; later appends remove them."""
 
         async def scenario(store: Store) -> None:
             for n in range(5):
@@ -195,9 +196,9 @@ class ListContract:
             assert (await store.tail("l", 2), await store.get("v")) == ([1], [1])
             for number in (-1, True, 1.5):
                 with pytest.raises(ConfigError, match="number of items"):
-                    await store.tail("l", number)  # type: ignore[arg-type] # the case that is tested
+                    await store.tail("l", _any(number))
                 with pytest.raises(ConfigError, match="number of items"):
-                    await store.trim("l", keep=number)  # type: ignore[arg-type] # the case that is tested
+                    await store.trim("l", keep=_any(number))
 
         run_store(scenario)
 
@@ -206,12 +207,12 @@ class ListContract:
 
         async def scenario(store: Store) -> None:
             assert await store.append(_LOG(7), 1) == 1
-            with pytest.raises(ValueTypeError, match="'log:7'|log:7"):
-                await store.append(_LOG(7), "two")  # type: ignore[arg-type] # the case that is tested
+            with pytest.raises(ValueTypeError, match="log:7"):
+                await store.append(_LOG(7), _any("two"))
             typed = store.typed(int)
             assert await typed.append("log:7", 2) == 2
             with pytest.raises(ValueTypeError):
-                await typed.append("log:7", "three")  # type: ignore[arg-type] # the case that is tested
+                await typed.append("log:7", _any("three"))
             assert await typed.tail("log:7", 3) == await store.tail(_LOG(7), 3) == [1, 2]
             assert [item async for item in typed.each_item("log:7")] == [1, 2]
             assert (await typed.length("log:7"), await typed.trim("log:7", keep=1)) == (2, 1)
@@ -236,8 +237,9 @@ class ListContract:
             assert len(items) == APPENDERS * 10
             for who in range(APPENDERS):
                 assert [item for item in items if item[0] == who] == [(who, n) for n in range(10)]
-            removed, *_ = await asyncio.gather(store.trim("l", keep=5), *map(appender, range(APPENDERS)))
-            assert await store.length("l") == 2 * APPENDERS * 10 - removed
+            trimming = asyncio.ensure_future(store.trim("l", keep=5))
+            await asyncio.gather(*map(appender, range(APPENDERS)))
+            assert await store.length("l") == 2 * APPENDERS * 10 - await trimming
             assert len(await all_items(store, "l")) == await store.length("l")
 
         run_store(scenario)
@@ -289,27 +291,30 @@ class ListContract:
         """Whoever has read a list, its length or an item of it, is in conflict with an append, a trim, a delete: no phantoms."""
 
         async def scenario(store: Store) -> None:
-            async def nothing(tx: object) -> None: ...
+            async def in_between(read: Use, change: Use) -> None:
+                async with store.transaction() as tx:
+                    await read(tx)
+                    await tx.set("derived", 1)
+                    await change(store)
 
-            for read in (
-                lambda tx: tx.tail("l", 1),
-                lambda tx: tx.length("l"),
-                lambda tx: tx.append("l", "mine"),
-                lambda tx: tx.trim("l", keep=1),
-            ):
-                for change in (
-                    lambda: store.append("l", 3),
-                    lambda: store.trim("l", keep=1),
-                    lambda: store.delete("l"),
-                ):
+            reads: list[Use] = [
+                lambda view: view.tail("l", 1),
+                lambda view: view.length("l"),
+                lambda view: view.append("l", "mine"),
+                lambda view: view.trim("l", keep=1),
+            ]
+            changes: list[Use] = [
+                lambda view: view.append("l", 3),
+                lambda view: view.trim("l", keep=1),
+                lambda view: view.delete("l"),
+            ]
+            for read in reads:
+                for change in changes:
                     await store.delete("l")
                     await store.append("l", 1)
                     await store.append("l", 2)
                     with pytest.raises(ConflictError) as caught:
-                        async with store.transaction() as tx:
-                            await read(tx)
-                            await tx.set("derived", 1)
-                            await change()
+                        await in_between(read, change)
                     assert caught.value.keys == {"l"}
             assert not await store.has("derived")
 
@@ -334,7 +339,7 @@ class ListContract:
                     items = await store.tail("l", 5)
                     assert items == list(range(items[0], items[0] + 5))
                     all_of_them = await all_items(store, "l")
-                    assert all_of_them == sorted(all_of_them)  # type: ignore[type-var] # they are numbers
+                    assert all_of_them == sorted(all_of_them)
                     await asyncio.sleep(0)
 
             await asyncio.gather(change(), read())
@@ -350,16 +355,19 @@ class ListContract:
         """Names and records of an append are at most 1.3 times the item's record, whatever the length: for 400 bytes."""
 
         async def scenario(store: Store) -> None:
-            weighed = Weighed()
+            weighed, head_key = Weighed(), "chat:1234567"
             over = Store(store.stack.inner, layers=[weighed], clock=store.stack.clock)
             layer = over.stack.inner
+            assert isinstance(layer, Weighed)
             for _ in range(3):
-                await over.append("chat:1234567", "x" * 400)
+                await over.append(head_key, "x" * 400)
             for n in (3, 100_000, 4_000_000_000):
-                await over.stack.write([Put("chat:1234567", _longer((await over.stack.read("chat:1234567")), n))])
-                before = layer.__dict__["bytes"][0]
-                await over.append("chat:1234567", "x" * 400)
-                assert layer.__dict__["bytes"][0] - before <= 1.3 * 400
+                head = await over.stack.read(head_key)
+                assert head is not None
+                await over.stack.write([Put(head_key, head.value._replace(first=n, next=n))])
+                before = layer.written[0]
+                await over.append(head_key, "x" * 400)
+                assert layer.written[0] - before <= 1.3 * 400
 
         run_store(scenario)
 
@@ -367,8 +375,6 @@ class ListContract:
         """If something else has removed items of a list, reading them says so; only where a store evicts they are left out."""
 
         async def scenario(store: Store) -> None:
-            from pocket_plug.store.backend import Delete
-
             for n in range(3):
                 await store.append("l", n)
             names = [name async for name in store.stack.scan(ITEMS)]
@@ -379,8 +385,8 @@ class ListContract:
             assert await store.tail("l", 1) == [2]
             with pytest.raises(StoreError, match="'l' is a list that lacks 1 of the 3 items"):
                 await store.tail("l", 3)
-            with pytest.raises(StoreError, match="lacks 1"):
-                async with store.transaction() as tx:
+            async with store.transaction() as tx:
+                with pytest.raises(StoreError, match="lacks 1"):
                     await tx.tail("l", 3)
             assert await store.delete("l")
             assert await left_of(store, "l") == []
@@ -390,7 +396,6 @@ class ListContract:
         run_store(scenario)
 
 
-def _longer(entry: object, number: int) -> object:
-    """The head of a list that has had so many items."""
-    head = entry.value  # type: ignore[attr-defined] # it is one
-    return head._replace(first=number, next=number)
+def _any(value: Value) -> Value:
+    """What no type checker would let pass."""
+    return value

@@ -82,8 +82,8 @@ class Server:
         end: signal.Signals,
         end_at_once: signal.Signals,
     ) -> None:
-        self.name, self.url, self.port, self.folder = name, url, port, folder
-        self._command, self._ready, self._end, self._end_at_once = command, ready, end, end_at_once
+        self.name, self.url, self.port, self.folder, self.command = name, url, port, folder, command
+        self._ready, self._end, self._end_at_once = ready, end, end_at_once
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -117,7 +117,7 @@ class Server:
         while True:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - a program of a wheel, or of whoever tests
-                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
             while self._process.poll() is None and time.monotonic() < until:
                 if self._ready in self.log:
@@ -127,7 +127,7 @@ class Server:
             self._reap(signal.SIGKILL)
             # after a kill a process of the former one may still hold the port, or shared memory
             if time.monotonic() >= until or not ("in use" in said or "lock file" in said):
-                raise RuntimeError(f"{self!r} doesn't start: {' '.join(self._command)}\n{said}")
+                raise RuntimeError(f"{self!r} doesn't start: {' '.join(self.command)}\n{said}")
             time.sleep(_STEP)
 
     def kill(self) -> None:
@@ -318,3 +318,27 @@ def postgres(
     command = [*as_user, str(program), "-D", str(data), *lines]
     says, ends, at_once = "ready to accept connections", signal.SIGINT, signal.SIGQUIT
     return _started(Server("PostgreSQL", url, port, folder, command, ready=says, end=ends, end_at_once=at_once))
+
+
+def standby(primary: Server) -> Server:
+    """Start a hot standby of a PostgreSQL: it follows that one, can be read, and takes over after `SELECT pg_promote()`."""
+    folder, port = _new_folder("standby"), free_port()
+    command = list(primary.command)
+    place = command.index("-D")
+    if os.geteuid() == 0:
+        os.chown(folder, _NOBODY, _NOBODY)
+    subprocess.run(  # noqa: S603 - as above
+        [
+            *command[: place - 1],
+            str(Path(command[place - 1]).with_name("pg_basebackup")),
+            *("-D", str(folder / "data"), "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", primary.url),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    command[place + 1] = str(folder / "data")
+    for name, value in (("port", str(port)), ("unix_socket_directories", str(folder))):
+        command += ("-c", f"{name}={value}")  # the last one counts
+    url = f"postgresql://postgres@{HOST}:{port}/postgres"
+    says, ends, at_once = "ready to accept read-only connections", signal.SIGINT, signal.SIGQUIT
+    return _started(Server("standby", url, port, folder, command, ready=says, end=ends, end_at_once=at_once))

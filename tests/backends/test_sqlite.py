@@ -372,6 +372,40 @@ def test_a_lone_sync_caller_commits_in_its_own_thread(tmp_path: Path) -> None:
     assert backend.threads_of("BEGIN IMMEDIATE")[-1].startswith("writer of ")
 
 
+class Busy:
+    """A lock that somebody has, and gives back to whoever waits for it."""
+
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        self.asked.append(blocking)
+        return blocking
+
+    def release(self) -> None:
+        """Nobody else wants it."""
+
+    def __enter__(self) -> None:
+        """As the writer thread takes it."""
+
+    def __exit__(self, *_: object) -> None:
+        """As it gives it back."""
+
+
+def test_a_thread_waits_for_another_ones_commit_rather_than_for_the_writer_thread(tmp_path: Path) -> None:
+    """Without a wait for the disk that is shorter: two threads that write by turns are no slower than one."""
+    backend = Traced(tmp_path / "state.db", durability="process")
+    here = threading.current_thread().name
+    drive(backend.open())
+    backend._writing = busy = Busy()  # type: ignore[assignment]
+    drive(backend.write([Put("a", 1)]))
+    assert busy.asked == [False, True]
+    assert set(backend.threads_of("BEGIN IMMEDIATE")) == {here}
+    asyncio.run(write_and_close(backend))  # a task stops its loop for nobody
+    assert busy.asked == [False, True, False]
+    assert backend.threads_of("BEGIN IMMEDIATE")[-1].startswith("writer of ")
+
+
 def test_process_writes_in_place(tmp_path: Path) -> None:
     """A task's write is done in its own thread, without a suspension, while nobody else is writing."""
     backend = Traced(tmp_path / "state.db", durability="process")

@@ -18,7 +18,21 @@ from typing import Any
 
 from rich.console import Console
 
-from . import codec, durable, import_time, memory_use, network, nodes, off, scaling, sqlite, store, tracing  # noqa: F401 - they register their rows
+from . import (  # noqa: F401 - they register their rows
+    codec,
+    durable,
+    import_time,
+    langgraph_saver,
+    lists,
+    memory_use,
+    network,
+    nodes,
+    off,
+    scaling,
+    sqlite,
+    store,
+    tracing,
+)
 from .harness import QUICK, Effort, measure, select
 from .table import summary, table
 

@@ -1,4 +1,4 @@
-"""A fan-out through executors, per item, by turns with Dask's own map over the same chunks, and with no executor.
+"""A fan-out through executors, per item, by turns with Dask's own map over chunks made by hand, and with no executor.
 
     python tests/bench/executors.py [ITEMS [ROUNDS]]
 
@@ -26,6 +26,9 @@ from pocket_plug import Graph, each  # noqa: E402
 from pocket_plug.executors import Processes  # noqa: E402
 
 CHUNK = 100
+FEW = 500
+"""Items of the map without chunks, which takes long."""
+OWN, ALONE = f"Dask's map, by {CHUNK}", "Dask's map, alone"
 
 
 def measure(items: int, rounds: int) -> None:
@@ -46,7 +49,10 @@ def measure(items: int, rounds: int) -> None:
             def of_dask(name: str = name, chunks: list[list[int]] = chunks) -> None:
                 client.gather(client.map(work.of_chunk, [name] * len(chunks), chunks, pure=False))
 
-            ways: dict[str, Callable[[], object]] = {"Dask's own map": of_dask}
+            def item_by_item(name: str = name) -> None:
+                client.gather(client.map(getattr(work, f"{name}_plain"), range(FEW), pure=False))
+
+            ways: dict[str, Callable[[], object]] = {OWN: of_dask, ALONE: item_by_item}
             for title, executor in (("through Dask", dask), ("through processes", processes), ("here", None)):
                 graph = Graph(each(step, executor=executor))
                 ways[title] = lambda graph=graph, count=count: asyncio.run(graph.run(iter(range(count))))
@@ -55,8 +61,9 @@ def measure(items: int, rounds: int) -> None:
                 for title, way in ways.items():
                     began = time.perf_counter()
                     way()
-                    taken[title].append((time.perf_counter() - began) / count * 1e6)
-            base = median(taken["Dask's own map"])
+                    done = FEW if title == ALONE else count
+                    taken[title].append((time.perf_counter() - began) / done * 1e6)
+            base = median(taken[OWN])
             print(f"{count:,} items, each {name}:")
             for title, found in taken.items():
                 print(f"  {title:20} {median(found):8.1f} µs per item   {median(found) / base:5.2f} x")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 from .harness import Bench, row
 
@@ -73,3 +76,53 @@ def imported(bench: Bench) -> None:
         "pocket_plug", float(said(f"import sys, pocket_plug; print(sum(name in sys.modules for name in {UNWANTED}))"))
     )
     bench.target("pocket_plug", 0)
+
+
+PLUGIN = """
+from pocket_plug.hookspecs import hookimpl
+from pocket_plug.store.layer import Layer
+
+class Mine_{n}(Layer): ...
+
+@hookimpl
+def pocket_layers():
+    return [Mine_{n}]
+"""
+BROKEN = ("import no_such_module", "raise RuntimeError", PLUGIN.replace("pocket_layers()", "pocket_layers(run)"))
+
+
+def install_plugins(site: Path, count: int) -> None:
+    """Put so many plugins where an installer would, the first three of them broken in different ways."""
+    for n in range(count):
+        info = site / f"pocket_plug_p{n}-1.0.dist-info"
+        info.mkdir()
+        requires = "Requires-Dist: pocket-plug>=0.1,<1\n"
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: pocket-plug-p{n}\nVersion: 1.0\n{requires}")
+        (info / "entry_points.txt").write_text(
+            f"[pocket_plug]\np{n} = pocket_plug_p{n}\n[pocket_plug.api]\np{n} = level1\n"
+        )
+        source = BROKEN[n] if n < len(BROKEN) else PLUGIN
+        (site / f"pocket_plug_p{n}.py").write_text(source.format(n=n))
+
+
+@row
+def plugging(bench: Bench) -> None:
+    """the first Pocket() of a process, without and with 20 plugins installed, three of which are broken"""
+    effort, bench.unit = bench.effort, "ms"
+    with TemporaryDirectory() as site:
+        install_plugins(Path(site), 20)
+        code = (
+            "import logging, sys, time; logging.disable(); sys.path.append({site!r}); import pocket_plug as pp; pp.Store; "
+            "began = time.process_time(); {code}; print(time.process_time() - began)"
+        )
+        cases = {
+            "none installed": code.format(site=os.devnull, code="pp.Pocket()"),
+            "20 installed": code.format(site=site, code="pp.Pocket()"),
+            "20 installed, none wanted": code.format(site=site, code="pp.Pocket(autoload=False)"),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(effort.rounds):
+            for name, statement in cases.items():
+                taken[name].append(min(float(said(statement)) for _ in range(effort.samples)))
+    for name, values in taken.items():
+        bench.value(name, median(values) * 1e3)

@@ -279,47 +279,73 @@ def text(n: int) -> dict[str, Any]:
     return {"n": n, "text": f"{n} " * 10}
 
 
-@contextmanager
-def langgraph_sqlite(length: int, path: Path, synchronous: str) -> Iterator[Body]:
+def langgraph_over(length: int, saver: Any) -> Body:
     """A chain whose checkpoints are written before it goes on; each run is a new thread."""
-    from langgraph.checkpoint.sqlite import SqliteSaver
 
     def step(state: NumberAndText) -> NumberAndText:
         return {"n": state["n"] + 1, "key": text(state["n"])}
+
+    graph, configs = _langgraph_chain(length, step, saver)
+
+    def body(times: int) -> None:
+        for _ in range(times):
+            state = graph.invoke({"n": 0}, next(configs), durability="sync")
+            assert state["n"] == length
+
+    return body
+
+
+def langgraph_over_async(length: int, saver: Any) -> Body:
+    """The same, async."""
+
+    async def step(state: NumberAndText) -> NumberAndText:
+        return {"n": state["n"] + 1, "key": text(state["n"])}
+
+    graph, configs = _langgraph_chain(length, step, saver)
+
+    async def body(times: int) -> None:
+        for _ in range(times):
+            state = await graph.ainvoke({"n": 0}, next(configs), durability="sync")
+            assert state["n"] == length
+
+    return body
+
+
+@contextmanager
+def sqlite_saver(path: Path, synchronous: str) -> Iterator[Any]:
+    """LangGraph's own, in a file with a log."""
+    from langgraph.checkpoint.sqlite import SqliteSaver
 
     with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         saver = SqliteSaver(connection)
         saver.setup()
-        graph, configs = _langgraph_chain(length, step, saver)
+        yield saver
 
-        def body(times: int) -> None:
-            for _ in range(times):
-                state = graph.invoke({"n": 0}, next(configs), durability="sync")
-                assert state["n"] == length
 
-        yield body
+@asynccontextmanager
+async def sqlite_saver_async(path: Path, synchronous: str) -> AsyncIterator[Any]:
+    """The same, async."""
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
+        await saver.conn.execute(f"PRAGMA synchronous = {synchronous}")
+        await saver.setup()
+        yield saver
+
+
+@contextmanager
+def langgraph_sqlite(length: int, path: Path, synchronous: str) -> Iterator[Body]:
+    """A chain over LangGraph's own saver."""
+    with sqlite_saver(path, synchronous) as saver:
+        yield langgraph_over(length, saver)
 
 
 @asynccontextmanager
 async def langgraph_sqlite_async(length: int, path: Path, synchronous: str) -> AsyncIterator[Body]:
     """The same, async."""
-    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-
-    async def step(state: NumberAndText) -> NumberAndText:
-        return {"n": state["n"] + 1, "key": text(state["n"])}
-
-    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
-        await saver.conn.execute(f"PRAGMA synchronous = {synchronous}")
-        await saver.setup()
-        graph, configs = _langgraph_chain(length, step, saver)
-
-        async def body(times: int) -> None:
-            for _ in range(times):
-                state = await graph.ainvoke({"n": 0}, next(configs), durability="sync")
-                assert state["n"] == length
-
-        yield body
+    async with sqlite_saver_async(path, synchronous) as saver:
+        yield langgraph_over_async(length, saver)
 
 
 @asynccontextmanager
@@ -327,19 +353,9 @@ async def langgraph_postgres_async(length: int, url: str) -> AsyncIterator[Body]
     """The same in PostgreSQL."""
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
-    async def step(state: NumberAndText) -> NumberAndText:
-        return {"n": state["n"] + 1, "key": text(state["n"])}
-
     async with AsyncPostgresSaver.from_conn_string(url) as saver:
         await saver.setup()
-        graph, configs = _langgraph_chain(length, step, saver)
-
-        async def body(times: int) -> None:
-            for _ in range(times):
-                state = await graph.ainvoke({"n": 0}, next(configs), durability="sync")
-                assert state["n"] == length
-
-        yield body
+        yield langgraph_over_async(length, saver)
 
 
 def _langgraph_chain(length: int, step: Any, saver: Any) -> tuple[Any, Iterator[dict[str, Any]]]:

@@ -13,7 +13,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import codec, durable, import_time, memory_use, network, nodes, off, scaling, sqlite, store, tracing
+from . import (
+    codec,
+    durable,
+    import_time,
+    langgraph_saver,
+    lists,
+    memory_use,
+    network,
+    nodes,
+    off,
+    scaling,
+    sqlite,
+    store,
+    tracing,
+)
 from .harness import ROWS, Bench, Effort, Result, Row, measure, select
 from .table import summary, table
 
@@ -138,7 +152,21 @@ def test_a_target_is_a_ratio_to_others_together_or_a_limit() -> None:
 
 def test_rows_are_found_by_a_part_of_their_name() -> None:
     """Each has a name and a title of its own."""
-    modules = (codec, durable, import_time, memory_use, network, nodes, off, scaling, sqlite, store, tracing)
+    modules = (
+        codec,
+        durable,
+        import_time,
+        langgraph_saver,
+        lists,
+        memory_use,
+        network,
+        nodes,
+        off,
+        scaling,
+        sqlite,
+        store,
+        tracing,
+    )
     files = {module.__name__.rpartition(".")[2] for module in modules}
     assert {row.name.partition(".")[0] for row in ROWS} == files
     assert len({row.name for row in ROWS}) == len({row.title for row in ROWS}) == len(ROWS)

@@ -130,11 +130,23 @@ def test_a_graph_of_the_script_itself(tmp_path: Path) -> None:
 
 
 def test_a_script_without_a_guard_says_what_it_lacks(tmp_path: Path) -> None:
-    """Its workers run it once more as they import it."""
+    """Its workers run it once more as they import it; they say nothing of that, so that the one error stands alone."""
     started = start(tmp_path, GRAPH + "print(graph.run_sync(sys.argv[1]))\n")
     _, err = started.communicate(timeout=SOON)
     assert started.returncode == 1
-    assert 'below `if __name__ == "__main__":`' in err
+    assert err.count("Traceback") == 1
+    assert 'put that below `if __name__ == "__main__":`' in err
+
+
+def test_a_script_that_fails_in_its_workers_alone_says_why(tmp_path: Path) -> None:
+    """What they print on stderr is theirs."""
+    worker_only = "if __name__ == '__mp_main__':\n    raise ValueError('only there')\n"
+    main = "if __name__ == '__main__':\n    print(graph.run_sync(sys.argv[1]))\n"
+    started = start(tmp_path, GRAPH + worker_only + main)
+    _, err = started.communicate(timeout=SOON)
+    assert started.returncode == 1
+    assert "ValueError: only there" in err
+    assert "a worker process ended as it started (exit code 1)" in err
 
 
 def test_an_executor_that_is_dropped_ends_its_workers(tmp_path: Path) -> None:

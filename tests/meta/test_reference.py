@@ -20,6 +20,7 @@ from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
+from pocket_plug.graph.drawn import Drawn
 from pocket_plug.graph.each import each
 from pocket_plug.graph.fan_out import fan_out
 from pocket_plug.graph.graph import Graph
@@ -185,7 +186,7 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "Node": ("Node options", 0, of_signature(Node.with_options, keywords_only=True)),
     "Retry": ("Retry options", 0, fields_of(Retry)),
     "Graph options": ("Graph options", 0, of_signature(Graph, keywords_only=True)),
-    "Graph methods": ("Graph methods", 0, public(Graph)),
+    "Graph methods": ("Graph methods", 0, public(Graph, Drawn)),
     "RunPosition": ("Changed graphs", 2, fields_of(RunPosition) | {"renamed"}),
     "RunCheck": ("Changed graphs", 3, fields_of(RunCheck)),
     "Runs": ("Operating runs", 0, public(Runs) | {"stack"}),
@@ -206,7 +207,7 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "types": ("Types", 0, of_signature(Codec.register, keywords_only=True)),
     "observe": ("Telemetry", 0, of_signature(observe)),
     "setup": ("Telemetry", 1, of_signature(setup)),
-    "Telemetry": ("Telemetry", 2, public(Telemetry) | {"mode", "metrics", "logs", "file"}),
+    "Telemetry": ("Telemetry", 2, public(Telemetry) | {"mode", "metrics", "logs", "file", "flush_timeout"}),
     "SQLite": ("sqlite:///", 0, of_signature(SQLite, keywords_only=True)),
     "metrics layer": ("metrics", 0, fields_of(metrics.Metrics)),
     "logging layer": ("logging", 0, fields_of(logging.Logging)),

@@ -88,6 +88,7 @@ TESTS: dict[str, str] = {
     "store/keys": "test_keys test_store",
     "store/layer": "test_layer",
     "store/listing": "test_listing test_memory_contract",
+    "store/lists": "test_lists test_memory_contract",
     "store/memory": "test_memory_contract test_store test_durations test_store_machine",
     "store/naming": "test_keys test_listing",
     "store/scanning": "test_scanning test_memory_contract test_transaction test_layer_contract test_behind_contract",

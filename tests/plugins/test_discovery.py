@@ -108,6 +108,14 @@ def test_hook_that_cannot_be_meant(install, caplog, definition, reason):
     check_failed(caplog, reason)
 
 
+def test_a_module_whose_class_has_the_hooks(install, caplog):
+    """The entry point names the module, and the class was meant: what to write is said."""
+    install("pocket-plug-good", GOOD)
+    source = "from pocket_plug.hookspecs import hookimpl\nclass Mine:\n    @hookimpl\n    def pocket_layers(self): return []\n"
+    install("pocket-plug-bad", source)
+    check_failed(caplog, "it implements no hook, but its class Mine does; name that: pocket_plug_bad:Mine")
+
+
 @pytest.mark.parametrize("option", ["wrapper", "hookwrapper"])
 def test_wrappers_are_refused(install, caplog, option):
     """Hooks are asked one by one, so a wrapper would never be what its author means."""

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,12 @@ def test_what_is_added_raises_the_level():
     }
     assert max(LEVELS) == hookspecs.API_LEVEL
     assert there == LEVELS[hookspecs.API_LEVEL]
+
+
+def test_our_own_distributions_say_their_level():
+    """Each plugin under `plugins/` says which level it needs, as those that `pocket-plug new` makes do."""
+    for file in (Path(__file__).parents[2] / "plugins").glob("*/pyproject.toml"):
+        points = tomllib.loads(file.read_text())["project"].get("entry-points", {})
+        said = points.get(hookspecs.API_GROUP, {})
+        assert said.keys() == points.get(hookspecs.GROUP, {}).keys(), file
+        assert {*said.values()} <= {f"level{level}" for level in LEVELS}

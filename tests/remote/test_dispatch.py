@@ -11,8 +11,8 @@ import pytest
 
 from pocket_plug import ExecutorError, ExecutorLostError, PocketError, WorkerCodeError
 from pocket_plug.graph.elsewhere import Address, Work
-from pocket_plug.remote import Executor, dispatch
-from pocket_plug.remote.wire import Answer, Answers, Chunk, chunk_of, to_bytes
+from pocket_plug.remote import Executor, dispatch, far_side, perform
+from pocket_plug.remote.wire import FORMAT, Answer, Answers, Chunk, Item, Node, answers_of, chunk_of, to_bytes
 from pocket_plug.testing.executor_graphs import half
 
 WORK = half.functions["exec"]
@@ -40,6 +40,14 @@ class Manual(Executor):
         chunk, future = self.sent[position]
         future.set_result(to_bytes(Answers("far:1", [Answer(item.value, None, seconds) for item in chunk.items])))
 
+    def answer_all(self, seconds: float) -> None:
+        """One after the other, also what is sent meanwhile."""
+        position = 0
+        while position < len(self.sent):
+            if not self.sent[position][1].done():
+                self.answer(position, seconds)
+            position += 1
+
 
 def work(value: object, seconds: float | None = None) -> Work:
     return Work("half", WORK, False, value, AT, seconds)
@@ -47,8 +55,14 @@ def work(value: object, seconds: float | None = None) -> Work:
 
 async def begun(executor: Executor, values: list[Any], seconds: float | None = None) -> list[asyncio.Task[Any]]:
     tasks = [asyncio.create_task(executor.perform(work(value, seconds))) for value in values]
-    await asyncio.sleep(0)
+    await sent()
     return tasks
+
+
+async def sent() -> None:
+    """Let the tasks that are at hand take their step, and what they add be sent."""
+    for _ in range(4):
+        await asyncio.sleep(0)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -60,11 +74,11 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 def test_chunks_grow_as_items_prove_short() -> None:
-    """At first items go alone; then as many as are worth a tenth of a second, at most 100, and a fair share of the queue."""
+    """At first items go alone; then as many as are worth a tenth of a second, at most 500, and a fair share of the queue."""
 
     async def main() -> None:
         executor = Manual()
-        tasks = await begun(executor, [*range(3000)])
+        tasks = await begun(executor, [*range(5000)])
         assert executor.sizes() == [1, 1]
         executor.answer(0, 0.02)
         assert executor.sizes() == [1, 1, 1]  # the average is 0.06 by now
@@ -73,9 +87,8 @@ def test_chunks_grow_as_items_prove_short() -> None:
         for position in range(2, 14):
             executor.answer(position, 0.000_001)
         assert executor.sizes()[-1] == dispatch.MOST
-        while any(not future.done() for _, future in executor.sent):
-            executor.answer(next(n for n, (_, future) in enumerate(executor.sent) if not future.done()), 0.000_001)
-        assert await asyncio.gather(*tasks) == [*range(3000)]
+        executor.answer_all(0.000_001)
+        assert await asyncio.gather(*tasks) == [*range(5000)]
         assert max(executor.sizes()) == dispatch.MOST
         assert executor.sizes()[-1] < dispatch.MOST  # the last ones are shared out
 
@@ -100,6 +113,64 @@ def test_a_long_item_makes_the_next_chunk_small_at_once() -> None:
         await asyncio.wait(tasks)
 
     run(main())
+
+
+def test_items_that_start_together_go_together() -> None:
+    """A fan-out starts its items by and by: nothing is sent while there come more, up to what fills all chunks."""
+
+    async def main() -> None:
+        executor = Manual()
+        first = await begun(executor, [*range(20)])
+        executor.answer_all(0.001)
+        await asyncio.wait(first)
+        before = len(executor.sent)
+        tasks: list[asyncio.Task[Any]] = []
+        for _ in range(30):
+            tasks.append(asyncio.create_task(executor.perform(work(1))))
+            await asyncio.sleep(0)
+        assert executor.sizes()[before:] == []
+        await sent()
+        assert executor.sizes()[before:] == [8, 6, 4, 4]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    run(main())
+
+
+def test_what_a_worker_gives_back_goes_again() -> None:
+    """First, in its order, with the time that it had at first; what nobody waits for any more doesn't."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(1000)], seconds=1000)
+        for position in range(6):
+            executor.answer(position, 0.000_001)
+        chunk, future = executor.sent[6]
+        count, before = len(chunk.items), len(executor.sent)
+        assert count > 5
+        place = sum(executor.sizes()[:6])
+        tasks[place + 3].cancel()
+        await asyncio.wait([tasks[place + 3]])
+        future.set_result(to_bytes(Answers("far:1", [Answer(item.value, None, 10.0) for item in chunk.items[:2]])))
+        assert await asyncio.gather(*tasks[place : place + 2]) == [place, place + 1]
+        executor.answer_all(10.0)
+        again = [item for later, _ in executor.sent[before:] for item in later.items][: count - 3]
+        assert again == [chunk.items[2], *chunk.items[4:]]
+        await asyncio.wait(tasks)
+
+    run(main())
+
+
+def test_a_worker_gives_back_what_it_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it has worked long enough at a chunk; the first item is always done."""
+    request = to_bytes(
+        Chunk(FORMAT, [Node("half", "no_such_module:graph", ("half",), 1, "")], [Item(0, b"", {}, None, None)] * 3)
+    )
+    monkeypatch.setattr(far_side, "ENOUGH", 1000.0)
+    assert len(answers_of(perform(request)).answers) == 3
+    monkeypatch.setattr(far_side, "ENOUGH", 0.0)
+    assert len(answers_of(perform(request)).answers) == 1
 
 
 def test_large_values_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +201,7 @@ def test_what_nobody_waits_for_is_not_sent_and_then_cancelled() -> None:
         tasks[0].cancel()
         await asyncio.wait(tasks[:1])
         assert executor.sent[0][1].cancelled()
-        await asyncio.sleep(0)
+        await sent()
         assert executor.sizes() == [1, 1, 1]
         executor.answer(1, 0.1)
         executor.answer(2, 0.1)
@@ -148,7 +219,7 @@ def test_a_cancelled_run_sends_nothing_that_is_cancelled_next() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        await asyncio.sleep(0)
+        await sent()
         assert executor.sizes() == [1, 1]
 
     run(main())
@@ -205,7 +276,12 @@ def test_an_executor_that_refuses_fails_each_item_without_nesting() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("answer", [b"", b"\xff", to_bytes(Answers("far:1", []))], ids=["empty", "odd", "too few"])
+TWO = to_bytes(Answers("far:1", [Answer(b""), Answer(b"")]))
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"\xff", to_bytes(Answers("far:1", [])), TWO], ids=["empty", "odd", "too few", "too many"]
+)
 def test_an_answer_that_is_none_is_an_error(answer: bytes) -> None:
     """It names the executor."""
 

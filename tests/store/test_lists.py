@@ -267,6 +267,23 @@ def test_a_node_that_appends_clears_away_what_is_left() -> None:
     assert store.get("old") == 0
 
 
+def test_a_transaction_leaves_what_is_too_much_for_one_write() -> None:
+    """A commit removes some hundred items; the rest goes with later appends, with no list begun."""
+    store = SyncStore()
+    store.append("kept", 0)
+    for n in range(1200):
+        store.append("trimmed", n)
+        store.append("gone", n)
+    with store.transaction() as tx:
+        assert tx.trim("trimmed", keep=10) == 1190
+        assert tx.delete("gone")
+    assert (store.length("trimmed"), store.length("gone")) == (10, 0)
+    assert len(items_in(store)) > 1000
+    for n in range(64 * 8):
+        store.append("kept", n)
+    assert len(items_in(store)) == 1 + 64 * 8 + 10
+
+
 def test_what_a_transaction_reads_of_a_list_is_its_own_copy() -> None:
     """Who changes an item in place changes a private copy."""
     store = SyncStore()

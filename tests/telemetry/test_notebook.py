@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,10 +110,16 @@ class Shell:
         self.execution_count = 1
         self.kernel = object()
         self.ends: list[Callable[[object], None]] = []
+        self.shown: list[tuple[str, str, str]] = []
+        self.display_pub = SimpleNamespace(publish=self.note)
         self.events = SimpleNamespace(
             register=lambda event, function: self.ends.append(function),
             unregister=lambda event, function: self.ends.remove(function),
         )
+
+    def note(self, data: Any, *, metadata: Any, transient: Any, update: bool) -> None:
+        assert metadata == {}
+        self.shown.append(("changed" if update else "new", transient["display_id"][-1], data["text/plain"]))
 
     def end_cell(self) -> None:
         for each in self.ends:
@@ -122,23 +128,15 @@ class Shell:
 
 
 @pytest.fixture
-def displayed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+def displayed(tree: tuple[Shell, NotebookTree, list[float]]) -> list[tuple[str, str, str]]:
     """What is shown: how, where, and the text."""
-    seen: list[tuple[str, str, str]] = []
-
-    def note(how: str) -> Callable[..., None]:
-        return lambda data, raw, display_id: seen.append((how, display_id[-1], data["text/plain"]))
-
-    fake = SimpleNamespace(display=note("new"), update_display=note("changed"))
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=fake))
-    monkeypatch.setitem(sys.modules, "IPython.display", fake)
-    return seen
+    return tree[0].shown
 
 
 @pytest.fixture
-def tree() -> Iterator[tuple[Shell, NotebookTree, list[float]]]:
+def tree() -> tuple[Shell, NotebookTree, list[float]]:
     shell, now = Shell(), [0.0]
-    yield shell, NotebookTree(shell, lambda root: "", lambda: now[0]), now
+    return shell, NotebookTree(shell, lambda root: "", lambda: now[0]), now
 
 
 def test_an_output_changes_some_times_a_second(

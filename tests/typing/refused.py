@@ -50,6 +50,7 @@ class Receipt:
 
 AGE = Key("age", int)
 ORDER = Key("order:{}", Order)
+ORDERS = Key("orders:{}", list[Order])
 LIMIT = Key("limit", int | None)
 
 
@@ -120,6 +121,10 @@ async def store_operations(store: Store, writer: StoreWriter) -> None:
     ages: dict[str, str] = found  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     print(ages)
     await store.set(LIMIT, "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.append(ORDERS(1), "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.append(ORDER(1), Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.tail(ORDER(1), 3)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await store.typed(Order).append("log", "x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await store.set(ORDER(1), "x")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await store.update(AGE, lambda age: str(age), default=0)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await store.update(AGE, lambda age: age + 1, default="0")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]

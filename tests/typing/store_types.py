@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -141,6 +142,17 @@ async def writes(store: Store, writer: StoreWriter) -> None:
     assert_type(await writer.pop("age", 0), Any)
     assert_type(await store.update(AGE, lambda age: age + 1, default=0, ttl=5), int)
     assert_type(await store.update(AGE, lambda age: age + 1, default=0), int)
+    assert_type(await writer.append(FRIENDS(1), User("2")), int)
+    assert_type(await writer.append("log", {"any": "value"}), int)
+    assert_type(await writer.tail(FRIENDS(1), 3), list[User])
+    assert_type(await writer.tail("log", 3), list[Any])
+    assert_type(await writer.tail(ANYTHING(1), 3), list[Any])
+    assert_type(writer.each_item(FRIENDS(1)), AsyncIterator[User])
+    assert_type([friend async for friend in writer.each_item(FRIENDS(1))], list[User])
+    assert_type(await writer.length(FRIENDS(1)), int)
+    assert_type(await writer.trim(FRIENDS(1), keep=3), int)
+    assert_type(await writer.typed(User).tail("log", 3), list[User])
+    assert_type(writer.typed(User).each_item("log"), AsyncIterator[User])
     assert_type(await writer.update(FRIENDS(1), lambda friends: [*friends, User("2")], default=[]), list[User])
     assert_type(await writer.update("age", lambda age: age + 1, default=0), Any)
     await writer.update("age", lambda age: age + 1)
@@ -241,6 +253,10 @@ def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
     assert_type(store.reader(), SyncReader)
     assert_type(reader.typed(User), SyncTypedReader[User])
     assert_type(store.typed(User), SyncTypedStore[User])
+    assert_type(store.append(FRIENDS(1), User("2"), ttl="1h"), int)
+    assert_type(store.tail(FRIENDS(1), 3), list[User])
+    assert_type(store.each_item(FRIENDS(1)), Iterator[User])
+    assert_type(store.typed(User).tail("log", 3), list[User])
     assert_type(store.typed(User).get("1"), User | None)
     assert_type(store.typed(User).get("1", "nobody"), User | str)
     assert_type(store.typed(User).require("1"), User)

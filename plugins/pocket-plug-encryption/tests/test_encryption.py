@@ -308,6 +308,18 @@ def test_with_migrate_a_read_takes_the_current_key() -> None:
     assert SyncStore(backend, layers=[Encryption(keys=KEY)]).get("mortal") == 1
 
 
+def test_with_migrate_a_list_takes_the_current_key() -> None:
+    """Its head, and the items that are read: they are users' data, though their names are pocket_plug's."""
+    backend = Memory()
+    old = SyncStore(backend, layers=[Encryption(keys=FORMER)])
+    for n in range(3):
+        old.append("chat", n)
+    store = SyncStore(backend, layers=["migrate", Encryption(keys=(KEY, FORMER))])
+    assert list(store.each_item("chat")) == [0, 1, 2]
+    assert store.append("chat", 3) == 4
+    assert SyncStore(backend, layers=[Encryption(keys=KEY)]).tail("chat", 9) == [0, 1, 2, 3]
+
+
 def test_keys_come_from_a_function() -> None:
     """It is called once for each stack."""
     calls = []

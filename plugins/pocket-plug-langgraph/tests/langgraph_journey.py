@@ -1,4 +1,4 @@
-"""A graph that is killed: `python langgraph_journey.py URL LOG [begin]`. It begins a journey, or goes on with the one in the store.
+"""A graph that is killed: `python langgraph_journey.py URL LOG [begin]`. It begins a journey, or goes on with the stored one.
 
 Each node writes its name into the log. When it begins, the train waits, once what the hotel has done is stored, for a word on
 standard input: that is when the test kills this process.

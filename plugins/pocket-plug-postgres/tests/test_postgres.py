@@ -18,6 +18,7 @@ from pocket_plug_postgres import PostgreSQL, schema, turns
 from pocket_plug_postgres.backend import _bounds
 from pocket_plug_postgres.failures import explained
 from pocket_plug_postgres.link import ConnectionLostError
+from psycopg.pq import DiagnosticField
 
 from pocket_plug import ConfigError, Delete, Graph, Node, Put, Store, StoreWriter, SyncStore, WriteSizeError
 from pocket_plug.cli import main
@@ -49,6 +50,19 @@ def rows(server: Server, statement: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(server.url, autocommit=True) as connection:
         cursor = connection.execute(statement)  # type: ignore[arg-type] # no literal
         return cursor.fetchall() if cursor.description else []
+
+
+@pytest.mark.parametrize(
+    ("severity", "kind"), [(b"ERROR", StoreError), (b"FATAL", StoreError), (b"PANIC", ConnectionLostError)]
+)
+def test_a_server_that_crashes_of_a_full_disk_is_asked_again(severity: bytes, kind: type[Exception]) -> None:
+    """An error says that nothing was kept. A panic comes as the log is written, so the commit may be there afterwards."""
+    fields = {
+        DiagnosticField.SEVERITY_NONLOCALIZED: severity,
+        DiagnosticField.MESSAGE_PRIMARY: b"could not write to file",
+    }
+    error = psycopg.errors.DiskFull("could not write to file", info=fields, encoding="utf-8")  # type: ignore[arg-type]
+    assert type(explained("postgresql at here", error)) is kind
 
 
 def test_names_that_the_server_quotes_explain_nothing() -> None:

@@ -4,6 +4,7 @@ none at all."""
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Generator
@@ -16,11 +17,11 @@ import pytest
 from pocket_plug_postgres import PostgreSQL, schema
 from pocket_plug_postgres.backend import Durability
 
-from pocket_plug import Delete, Put, StoreError
+from pocket_plug import Delete, Put, StoreError, SyncStore
 from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.testing.contracts import HANGS, increment
 from pocket_plug.testing.proxy import POSTGRES_TLS, Proxy
-from pocket_plug.testing.servers import Server, certificate, free_port, postgres
+from pocket_plug.testing.servers import Server, certificate, free_port, postgres, standby
 
 SOON = 20.0
 """Seconds in which whatever has a patience of one or two has long ended, on a slow machine too."""
@@ -203,6 +204,32 @@ def test_a_server_that_can_only_be_read(shared_server: Server, data_set: str) ->
         run(PostgreSQL(url, store=data_set, durability="process"), scenario)
 
 
+def test_a_hot_standby_is_read_and_takes_over(data_set: str) -> None:
+    """It refuses each write by name. With both in the URL writes go to the primary, and to the standby once it is promoted."""
+    options = f"store={data_set}&durability=process&timeout=2"
+    with postgres(binaries=os.environ.get("POCKET_PLUG_POSTGRES"), options={"fsync": "off"}) as primary:
+        with SyncStore(f"{primary.url}?{options}") as store:
+            store.set("price", 3)
+        with standby(primary) as second:
+            with SyncStore(f"{second.url}?{options}") as store:
+                assert store.get("price") == 3
+                with pytest.raises(StoreError, match=r"read-only \(a standby.*the address of the primary"):
+                    store.set("price", 4)
+            with (
+                pytest.raises(StoreError, match=r"read-only \(a standby"),
+                SyncStore(f"{second.url}?store=new&durability=process"),
+            ):
+                pass
+            hosts = f"127.0.0.1:{second.port},127.0.0.1:{primary.port}"
+            url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write&{options}"
+            with SyncStore(url) as store:
+                store.set("price", 5)
+                primary.kill()
+                sql(second.url, "SELECT pg_promote()")
+                store.set("size", 6)
+                assert (store.get("size"), store.get("price")) in ((6, 5), (6, 3))  # it followed, not at once
+
+
 def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server, data_set: str) -> None:
     """Who has some goes on with them, and nobody fails; who gets none within the patience is told why."""
     with role(shared_server, "crowd", "SUPERUSER", "NOSUPERUSER", "CONNECTION LIMIT 2") as url:
@@ -268,6 +295,7 @@ def test_what_does_not_is_an_error_at_once(
         for code, way_out in (
             ("53100", "its disk is full"),
             ("53200", "out of memory"),
+            ("42P05", "a pooler in transaction mode"),
             ("XX001", "PostgreSQL refuses"),
         ):
             await asyncio.to_thread(fails, shared_server, data_set, code, 1)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -596,8 +596,9 @@ def _save(server: Server) -> None:
 
 
 # ---------------------------------------------------------------- a cluster
-def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
-    """Given the address of any node: entries, turns and scans, on the node that has the slot."""
+@contextmanager
+def cluster() -> Generator[tuple[Server, Server]]:
+    """Of two nodes, each with half of the slots."""
     # of their own, for the usual port, 10,000 above the other, may be some client's
     first, second = ({"cluster-enabled": "yes", "cluster-port": str(free_port())} for _ in range(2))
     with valkey(options=first) as one, valkey(options=second) as two:
@@ -607,6 +608,54 @@ def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
         for server in (one, two):
             while "cluster_state:ok" not in _cli(server, "CLUSTER", "INFO"):
                 time.sleep(0.01)
+        yield one, two
+
+
+def test_a_slot_that_moves_to_another_node_takes_its_data_set_along() -> None:
+    """While its keys are on their way reads and writes wait, or are done where the keys are; each lands once."""
+    import redis
+
+    with cluster() as (one, two):
+
+        def keys_here(here: Server) -> list[str]:
+            with redis.Redis.from_url(here.url, decode_responses=True) as raw:
+                return list(raw.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 10_000))
+
+        def move(here: Server, there: Server, keys: list[str]) -> None:
+            if keys:
+                _cli(here, "MIGRATE", "127.0.0.1", str(there.port), "", "0", "5000", "KEYS", *keys)
+
+        async def use(backend: Redis) -> None:
+            await backend.write([Put(f"k{n}", n) for n in range(300)])
+            here, there = (one, two) if keys_here(one) else (two, one)
+            assert len(keys_here(here)) > 300
+            ids = [_cli(server, "CLUSTER", "MYID") for server in (here, there)]
+            _cli(there, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+            _cli(here, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+            move(here, there, keys_here(here)[::2])
+            working = asyncio.gather(
+                *(increment(backend, "n", 5) for _ in range(4)), backend.read("k7"), keys_of(backend)
+            )
+            await asyncio.wait(
+                {working}, timeout=0.2
+            )  # half of it is there, half is here: the server refers or refuses
+            await asyncio.to_thread(lambda: move(here, there, keys_here(here)))
+            for server in (there, here):
+                await asyncio.to_thread(_cli, server, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+            await working
+            entry = await backend.read("n")
+            assert entry is not None
+            assert entry.value == 20
+            assert len(await keys_of(backend)) == 301
+            assert await backend.check() == []
+
+        slot = _cli(one, "CLUSTER", "KEYSLOT", "{pocket:moving}")
+        with_backend(f"{one.url}?store=moving", use)
+
+
+def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
+    """Given the address of any node: entries, turns and scans, on the node that has the slot."""
+    with cluster() as (one, two):
 
         async def use(backend: Redis) -> None:
             await increment(backend, "n", 3)

@@ -145,22 +145,7 @@ class RunPage:
 
     def _repr_html_(self) -> str:
         """In a notebook: a row for each."""
-        from pocket_plug.primitives.markup import table
-
-        columns = ("run", "state", "graph", "node", "steps", "begun (UTC)", "why")
-        rows = [
-            (
-                run.run_id,
-                _state(run),
-                run.graph or "",
-                run.node or "",
-                _number(run.steps),
-                _time(run.started),
-                _why(run),
-            )
-            for run in self.runs
-        ]
-        return table("runs" if self.after is None else "runs, those that were begun last", columns, rows)
+        return runs_table(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +201,26 @@ class RunHistory:
 
 
 # ---------------------------------------------------------------- as a notebook shows them
+def runs_table(page: RunPage) -> str:
+    """HTML for a notebook: a row for each run."""
+    from pocket_plug.primitives.markup import table
+
+    columns = ("run", "state", "graph", "node", "steps", "begun (UTC)", "why")
+    rows = [
+        (
+            run.run_id,
+            _state(run),
+            run.graph or "",
+            run.node or "",
+            _number(run.steps),
+            _time(run.started),
+            _why(run),
+        )
+        for run in page.runs
+    ]
+    return table("runs" if page.after is None else "runs, those that were begun last", columns, rows)
+
+
 def _state(run: RunInfo) -> str:
     return "ending" if run.is_ending else run.state
 

@@ -27,7 +27,7 @@ from pocket_plug.store.sync import SyncScope
 from .answering import answer as record_answer
 from .following import PAUSES, Pause, follow
 from .history import history_of
-from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, told, waits_for
+from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, runs_table, told, waits_for
 from .listing import Wanted, page_of
 from .operations import Place, cancel, must_see, retry
 
@@ -56,12 +56,7 @@ class Runs:
 
     def _repr_html_(self) -> str | None:
         """In a notebook: the runs that were begun last, where the store is open and needs no event loop to be read."""
-        if self.stack.is_new or self.stack.needs_loop:
-            return None
-        try:
-            return self.stack.run(self.list(limit=SHOWN))._repr_html_()
-        except PocketError:  # to look at a thing never fails; whoever lists them is told
-            return None
+        return _newest(self)
 
     @property
     def sync(self) -> SyncRuns:
@@ -221,6 +216,15 @@ class Runs:
         return info
 
 
+def _newest(runs: Runs) -> str | None:
+    if runs.stack.is_new or runs.stack.needs_loop:
+        return None
+    try:
+        return runs_table(runs.stack.run(runs.list(limit=SHOWN)))
+    except PocketError:  # to look at a thing never fails; whoever lists them is told
+        return None
+
+
 def _states(state: RunState | Collection[RunState] | None) -> Collection[RunState]:
     """The states that are asked for. Raises ConfigError for what is none."""
     if state is None:
@@ -241,7 +245,7 @@ class SyncRuns:
         return f"Sync{self._runs!r}"
 
     def _repr_html_(self) -> str | None:
-        return self._runs._repr_html_()
+        return _newest(self._runs)
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         stack = self._runs.stack

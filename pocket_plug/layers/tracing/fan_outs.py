@@ -6,16 +6,13 @@ import math
 import time
 from collections import Counter
 from heapq import heappush, heappushpop
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from opentelemetry import context as otel_context
 
 from pocket_plug.hookspecs import NodeCall, Run
 
 from .spans import Attributes
-
-if TYPE_CHECKING:
-    from .runs import ItemSpan
 
 SAMPLE = 100
 """So many items have spans from the start; of those after, fewer and fewer do."""
@@ -61,13 +58,25 @@ class Durations:
 
     def quantile(self, share: float) -> float:
         """What that share of them, of 1, doesn't exceed. There must be one at least."""
-        left = math.ceil(share * self.number)
+        left, step = math.ceil(share * self.number), 0
         for step in sorted(self._steps):
             left -= self._steps[step]
             if left <= 0:
                 break
         found: float = 2.0 ** (step / self.PER_OCTAVE)
         return min(max(found, self.least), self.greatest)
+
+
+class Held(Protocol):
+    """An item that has no span so far."""
+
+    def write(self) -> None:
+        """It gets one."""
+        ...
+
+    def let_go(self) -> None:
+        """It is none of the slowest any more."""
+        ...
 
 
 class FanOut:
@@ -86,7 +95,7 @@ class FanOut:
         self.suppressed, self.suppressed_failed = 0, 0
         self._room = {"failed": MOST, "retried": MOST}
         self._durations = Durations()
-        self._slowest: list[tuple[int, int, ItemSpan | None]] = []  # a heap; None: it has its span already
+        self._slowest: list[tuple[int, int, Held | None]] = []  # a heap; None: it has its span already
 
     def begin(self) -> int:
         """One more item; gives its number, from 0."""
@@ -114,7 +123,7 @@ class FanOut:
                 return True
         return False
 
-    def compare(self, index: int, took: int, item: ItemSpan | None) -> None:
+    def compare(self, index: int, took: int, item: Held | None) -> None:
         """Is it one of the slowest so far? An item that has no span is held until it is not, or until the end."""
         if len(self._slowest) < SLOWEST:
             heappush(self._slowest, (took, index, item))

@@ -31,7 +31,7 @@ from pocket_plug import (
     secret,
 )
 from pocket_plug.codec import default_codec, upgraded
-from pocket_plug.store.keys import RESERVED
+from pocket_plug.primitives.names import OWN, PAST_OWN
 
 KEY_SIZE = 32
 _NONCE_SIZE, _TAG_SIZE = 12, 16
@@ -158,7 +158,7 @@ class Encryption(Layer):
         except InvalidTag:
             raise _damaged(key) from None
         seen = upgraded.get()
-        if seen is not None and found.key_id != self.key_ids[0] and not key.startswith(RESERVED):
+        if seen is not None and found.key_id != self.key_ids[0] and not OWN <= key < PAST_OWN:
             seen.append(key)  # the layer `migrate` writes it back, with the current key
         return replace(entry, value=default_codec.decode(record))
 

@@ -13,12 +13,11 @@ T = TypeVar("T")
 class Holder:
     """Opens and closes a store that it was given by its URL; one that was given as a store is its owner's to open and close."""
 
-    __slots__ = ("_own", "_scope")
-
     def _hold(self, store: str | StoreScope | SyncScope) -> None:
-        self._own = Store(store) if isinstance(store, str) else None
-        held = StoreScope(*(self._own or store).place)  # type: ignore[union-attr] # of the two one is none
-        self._scope = held.scope("langgraph")
+        self._own: Store | None = None
+        if isinstance(store, str):
+            store = self._own = Store(store)
+        self._scope = StoreScope(*store.place).scope("langgraph")
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run what is written once, with `await`, for a caller without a loop: in place, or on the store's own loop."""

@@ -20,11 +20,11 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     PendingWrite,
-    SerializerProtocol,
     get_checkpoint_id,
     get_checkpoint_metadata,
     writes_sort_key,
 )
+from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from pocket_plug import ConfigError, StoreScope, SyncScope, join_name, split_name
 
@@ -86,7 +86,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
             names = [name async for name in self._checkpoints.keys()]
         elif (checkpoint_id := get_checkpoint_id(config)) is not None:
             names = [join_name(*_place(config), checkpoint_id)]
-        elif config["configurable"].get("checkpoint_ns") is not None:
+        elif _configurable(config).get("checkpoint_ns") is not None:
             start = below(*_place(config))
             after = None if before is None else join_name(*_place(config), before)
             async for name in self._checkpoints.keys(start, after=after, reverse=True):
@@ -148,12 +148,12 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store what a task has written, in one write. What it has written before stays, but for errors, interrupts and the like."""
+        """Store what a task has written, in one write. What it wrote before stays, but for errors, interrupts and the like."""
         rows: list[Row] = [
             [WRITES_IDX_MAP.get(channel, index), channel, *self.serde.dumps_typed(value), task_path]
             for index, (channel, value) in enumerate(writes)
         ]
-        name = join_name(*_place(config), config["configurable"]["checkpoint_id"], task_id)
+        name = join_name(*_place(config), str(_configurable(config)["checkpoint_id"]), task_id)
         if rows and not await self._writes.add(name, rows):
             await self._writes.update(name, lambda before: _merged(before, rows), default=[])
 
@@ -255,9 +255,13 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         self._run(self.aprune(thread_ids, strategy=strategy))
 
 
+def _configurable(config: RunnableConfig) -> dict[str, Any]:
+    return config.get("configurable") or {}
+
+
 def _place(config: RunnableConfig) -> tuple[str, str]:
     """The thread and the namespace."""
-    configurable = config["configurable"]
+    configurable = _configurable(config)
     return str(configurable["thread_id"]), configurable.get("checkpoint_ns") or ""
 
 
@@ -266,7 +270,7 @@ def _config(thread: str, namespace: str, checkpoint_id: str) -> RunnableConfig:
 
 
 def _name(config: RunnableConfig) -> str:
-    return join_name(*_place(config), config["configurable"]["checkpoint_id"])
+    return join_name(*_place(config), str(_configurable(config)["checkpoint_id"]))
 
 
 def _id_of(name: str) -> str:

@@ -2,15 +2,16 @@
 
     item:LABEL:LABEL::KEY                [value, when it was made, when it was changed, minutes to live]
 
-No label is empty, so the empty part tells where the key begins. A search is a scan of the names below a namespace, in their order.
+No label is empty, so the empty part tells where the key begins. A search scans the names below a namespace, in their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+import operator
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from langgraph.store.base import (
     BaseStore,
@@ -30,13 +31,13 @@ from pocket_plug import ConfigError, Delete, Put, StoreScope, SyncScope, join_na
 
 from .holder import Holder, below
 
-_COMPARISONS: Mapping[str, Any] = {
-    "$eq": lambda value, wanted: value == wanted,
-    "$ne": lambda value, wanted: value != wanted,
-    "$gt": lambda value, wanted: value is not None and value > wanted,
-    "$gte": lambda value, wanted: value is not None and value >= wanted,
-    "$lt": lambda value, wanted: value is not None and value < wanted,
-    "$lte": lambda value, wanted: value is not None and value <= wanted,
+_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "$eq": operator.eq,
+    "$ne": operator.ne,
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
 }
 
 
@@ -53,8 +54,6 @@ class PocketStore(Holder, BaseStore):
     >>> memories.get(("user", "ann"), "colour").value, memories.list_namespaces()
     ({'likes': 'blue'}, [('user', 'ann')])
     """
-
-    __slots__ = ("_items", "ttl_config")
 
     supports_ttl = True
 
@@ -180,10 +179,15 @@ def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
 
 def _fits(value: Any, wanted: Any) -> bool:
     """Is a value what a filter wants: an equal one, one with such fields, or one that compares so?"""
-    if not isinstance(wanted, Mapping):
+    if not isinstance(wanted, dict):
         return bool(value == wanted)
-    if any(str(key).startswith("$") for key in wanted):
-        if unknown := wanted.keys() - _COMPARISONS.keys():
-            raise ConfigError(f"a filter has no {sorted(unknown)[0]!r:.80}; it has {', '.join(_COMPARISONS)}")
-        return all(_COMPARISONS[key](value, than) for key, than in wanted.items())
-    return isinstance(value, Mapping) and all(_fits(value.get(key), each) for key, each in wanted.items())
+    fields = cast("dict[str, Any]", wanted)
+    if not any(key.startswith("$") for key in fields):
+        return isinstance(value, dict) and all(
+            _fits(cast("dict[str, Any]", value).get(key), each) for key, each in fields.items()
+        )
+    if unknown := sorted(fields.keys() - _COMPARISONS.keys()):
+        raise ConfigError(f"a filter has no {unknown[0]!r:.80}; it has {', '.join(_COMPARISONS)}")
+    if value is None and not fields.keys() <= {"$eq", "$ne"}:  # nothing is neither more nor less
+        return False
+    return all(_COMPARISONS[how](value, than) for how, than in fields.items())

@@ -24,11 +24,16 @@ TRY_AGAIN = {
 }
 """What passes by itself: it is tried again until the patience is over."""
 
+_POOLER = (
+    "let PgBouncer keep prepared statements (1.21 or newer, max_prepared_statements above 0) or pool sessions, or connect to the "
+    "server itself"
+)
+
 WAYS_OUT = {
     "25006": "it is read-only (a standby, or default_transaction_read_only is on), so nothing can be written; give the "
     "address of the primary, or several with target_session_attrs=read-write",
-    "26000": "a prepared statement is gone, as behind a pooler in transaction mode; let PgBouncer keep them (1.21 or newer, "
-    "max_prepared_statements above 0), or connect to the server itself",
+    "26000": f"a prepared statement is gone, as behind a pooler in transaction mode; {_POOLER}",
+    "42P05": f"a prepared statement of another client is there, as behind a pooler in transaction mode; {_POOLER}",
     "3D000": "there is no such database; create it, or correct the URL",
     "42501": "the role has not the rights that it needs",
     "42883": "the data set's function is gone; close the store and open it again",
@@ -72,6 +77,8 @@ def explained(server: str, error: psycopg.Error) -> Exception:
     if code is None:
         return _of_connection(server, str(error))
     text = error.diag.message_primary or type(error).__name__
+    if error.diag.severity_nonlocalized == "PANIC":  # as it writes its log: a commit may be there after its recovery
+        return ConnectionLostError(f"it has crashed ({code}: {text})")
     if code in TRY_AGAIN:
         return ConnectionLostError(f"{TRY_AGAIN[code]} ({code}: {text})")
     if code.startswith("08"):
