@@ -332,8 +332,8 @@ class _Cache:
                     raise ValueTypeError(f"{str(key)!r}: a cached function that isn't `async def` gave a coroutine")
                 if not flight.is_void:
                     await self._run(self._view.add(key, value, ttl=self._ttl))
-                if flight.is_void:
-                    await self._run(self._view.delete(key))
+                    if flight.is_void:  # meanwhile
+                        await self._run(self._view.delete(key))
             return value
 
         return await self._flights.once(str(key), compute)

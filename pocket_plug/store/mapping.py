@@ -9,6 +9,7 @@ has the entries whose names its Key makes, and none else, whatever lies beside o
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from contextlib import suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast, overload
 
@@ -132,10 +133,7 @@ class StoreMapping(MutableMapping[str, T]):
     def pop(self, key: str, /, default: D) -> T | D: ...
     def pop(self, key: str, /, default: object = MISSING) -> object:
         """Remove the value and give it: one value to one caller. Where there is none, `default`, without it MissingKeyError."""
-        value = self._source.run_update(self._view.pop(self._at(key), default))
-        if value is MISSING:
-            raise MissingKeyError(f"nothing at {key!r} of {self._key!r}")
-        return value
+        return self._source.run_update(self._view.pop(self._at(key), default))
 
     @overload
     def setdefault(self: StoreMapping[D | None], key: str, default: None = None, /) -> D | None: ...
@@ -178,9 +176,8 @@ class StoreMapping(MutableMapping[str, T]):
     def popitem(self) -> tuple[str, T]:
         """Remove the first entry and give it: one entry to one caller. Raises MissingKeyError where there is none."""
         for key in self:
-            value = self._source.run_update(self._view.pop(self._at(key), MISSING))
-            if value is not MISSING:
-                return key, value
+            with suppress(MissingKeyError):  # somebody was faster
+                return key, self.pop(key)
         raise MissingKeyError(f"there is nothing in {self._key!r} to pop")
 
     def clear(self) -> None:

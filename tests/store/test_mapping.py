@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocket_plug import Key, KeyNameError, MissingKeyError, Store, SyncStore, ValueTypeError
+from pocket_plug import Key, KeyNameError, Memory, MissingKeyError, Store, SyncStore, ValueTypeError
 from pocket_plug.store.mapping import StoreMapping
 from pocket_plug.testing.clock import FakeClock
 
@@ -174,6 +174,22 @@ def test_of_many_threads_each_entry_goes_to_one(store: SyncStore) -> None:
         thread.join()
     assert sorted(taken) == list(range(60))
     assert len(set(firsts)) == 1
+
+
+def test_popitem_goes_on_where_somebody_was_faster() -> None:
+    """What has gone since the look for names is left to whoever took it."""
+
+    class Stale(Memory):
+        async def scan(self, prefix: str = "", **options: Any) -> AsyncIterator[str]:
+            yield "a"
+            async for name in super().scan(prefix, **options):
+                yield name
+
+    mapping = SyncStore(Stale()).mapping()
+    mapping["b"] = 1
+    assert mapping.popitem() == ("b", 1)
+    with pytest.raises(KeyError):
+        mapping.popitem()
 
 
 def test_what_others_do_while_one_iterates(store: SyncStore) -> None:
