@@ -162,7 +162,10 @@ def _alone(path: Path, file: int) -> Generator[None]:
     """Nobody else appends to the file. Raises BlockingIOError if somebody is at it, or it isn't at this path any more."""
     if fcntl is None:
         raise BlockingIOError(f"{path} can't be locked on this system")
-    _lock(file, alone=True)
+    try:
+        _lock(file, alone=True)
+    except BlockingIOError:
+        raise BlockingIOError(f"somebody is just writing to {path}") from None
     try:
         if not _is_at(path, file):
             raise BlockingIOError(f"{path} was just replaced by another process")
