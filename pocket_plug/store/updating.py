@@ -108,7 +108,7 @@ def single_value(key: Any, entry: Entry) -> Value:
     return key.checked(entry.value) if isinstance(key, Key) else entry.value
 
 
-def checked_item(key: Key[Value], item: Value) -> Value:
+def checked_item(key: Key[Any], item: Value) -> Value:
     """An item of a list; raises ValueTypeError where the Key declares another type, or no list."""
     try:
         (item,) = key.checked([item])
@@ -119,7 +119,7 @@ def checked_item(key: Key[Value], item: Value) -> Value:
 
 def checked_items(key: Any, items: list[Value]) -> list[Value]:
     """The items of a list, each checked by the Key, which declares the type of a whole list."""
-    return [checked_item(key, item) for item in items] if isinstance(key, Key) and key.type is not None else items
+    return [checked_item(key, item) for item in items] if key.__class__ is Key and key.type is not None else items
 
 
 def shown_value(entry: Entry) -> Value:
