@@ -10,6 +10,7 @@ line that the help shows.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Generator, Sequence
@@ -148,6 +149,9 @@ def _may_have_plugins() -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by who started us (`>&-`); what is opened now would get its number
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
     try:
         with _escaped_logs(), searching_config():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)

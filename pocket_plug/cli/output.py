@@ -23,9 +23,22 @@ MANY = 1000
 """Of more things than that, a terminal is shown how far it is."""
 
 
+def _write(text: str | bytes, *, nl: bool = True, err: bool = False, color: bool | None = None) -> None:
+    """To stdout or stderr. Where it can't be written, as on a full disk, that is said; a closed pipe is none of that."""
+    try:
+        click.echo(text, nl=nl, err=err, color=color)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = "stderr" if err else "stdout"
+        raise click.ClickException(
+            f"{where} can't be written to: {error.strerror}; what is there is not all"
+        ) from error
+
+
 def echo(text: str = "", *, err: bool = False) -> None:
     """Print lines for people, by default on stdout."""
-    click.echo(escaped(text, keep="\n\t"), err=err)
+    _write(escaped(text, keep="\n\t"), err=err)
 
 
 def echo_value(text: str, *, nl: bool = True) -> None:
@@ -33,12 +46,12 @@ def echo_value(text: str, *, nl: bool = True) -> None:
     if sys.stdout.isatty():
         text = escaped(text, keep="\n\t")
     is_file = hasattr(sys.stdout, "buffer")  # which io.StringIO, say, is not
-    click.echo(text.encode(sys.stdout.encoding, "backslashreplace") if is_file else text, nl=nl)
+    _write(text.encode(sys.stdout.encoding, "backslashreplace") if is_file else text, nl=nl)
 
 
 def echo_drawn(drawn: str) -> None:
     """Print a drawing for the terminal, with colours. The texts in it must be escaped already."""
-    click.echo(drawn, nl=False, color=True)
+    _write(drawn, nl=False, color=True)
 
 
 def echo_json(value: object, *, is_compact: bool = False) -> None:
@@ -53,7 +66,7 @@ def echo_json(value: object, *, is_compact: bool = False) -> None:
         document = json.dumps(msgspec.to_builtins(value, enc_hook=str)).encode()
     if not is_compact:
         document = msgspec.json.format(document, indent=2)
-    click.echo(escaped_json(document.decode()))
+    _write(escaped_json(document.decode()))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -723,3 +723,37 @@ def test_failing_commands_of_a_plugin(install, capsys, caplog):
     assert main(["greet"]) == 2
     assert main(["plugins"]) == 0
     assert "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: RuntimeError: boom" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["graph app.py --svg", "plugins"])
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        (
+            'ulimit -f 0; exec "$@" > out',
+            1,
+            "Error: stdout can't be written to: File too large; what is there is not all",
+        ),
+        ('exec "$@" >&-', 0, ""),
+    ],
+    ids=["full", "closed"],
+)
+def test_where_nothing_can_be_printed_it_is_said(
+    tmp_path: Path, command: str, shell: str, code: int, said: str
+) -> None:
+    """A full disk is an error without a traceback; who has closed stdout wants nothing printed."""
+    (tmp_path / "app.py").write_text(
+        "import pocket_plug as pp\n@pp.node\ndef work(x: str) -> str:\n    return x\ngraph = pp.Graph(work)\n"
+    )
+    program = "import sys; from pocket_plug.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        ["sh", "-c", shell, "sh", sys.executable, "-c", program, *command.split()],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
