@@ -192,11 +192,11 @@ except OSError as error:
 
 
 def test_what_cannot_be_followed_is_an_error_and_nothing_is_half_set_up(tmp_path: Path) -> None:
-    """An unknown exporter of any signal, a protocol, a port, a level."""
+    """An unknown exporter of any signal, a port, a level."""
     code = """
 from opentelemetry import trace
 for name, value in (("OTEL_METRICS_EXPORTER", "statsd"), ("OTEL_LOGS_EXPORTER", "syslog"),
-                    ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "grpc"), ("OTEL_EXPORTER_PROMETHEUS_PORT", "http")):
+                    ("OTEL_EXPORTER_PROMETHEUS_PORT", "http")):
     former, os.environ[name] = os.environ.get(name, ""), value
     try:
         setup()
@@ -210,10 +210,9 @@ except pp.ConfigError as error:
 print(type(trace.get_tracer_provider()).__name__)
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_METRICS_EXPORTER="prometheus")
-    metrics, logs, protocol, *others = done.stdout.splitlines()
+    metrics, logs, *others = done.stdout.splitlines()
     assert "'statsd'; known are otlp, prometheus, console and none" in metrics
     assert "'syslog'; known are otlp, console and none" in logs
-    assert "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL is 'grpc'" in protocol
     assert others == [
         "OTEL_EXPORTER_PROMETHEUS_PORT is 'http'; give a port, 1 to 65535",
         "log_level 'loud' is none of debug, info, warning, error, critical.",
