@@ -465,7 +465,10 @@ telemetry.close(0.1)
 
 # ---------------------------------------------------------------- the end of the process
 def test_at_a_sigterm_open_spans_are_in_the_trace(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Ended and marked, whole as a tree, without a status; metrics and logs are flushed; the process dies of the signal."""
+    """Ended and marked, whole as a tree, without a status; metrics and logs are flushed; the process dies of the signal.
+
+    The run has its outcome and its duration in all three, and its log line belongs to its span.
+    """
     code = """
 @pp.node
 async def wait(name: str) -> str:
@@ -494,8 +497,19 @@ setup(); pp.Graph(look >> wait, name="shop").run_sync("tea")
         (None, None, "UNSET"),
         (True, "SIGTERM", "UNSET"),
     ]
-    assert "looked" in [log.body for log in otlp_sink.logs]
-    assert otlp_sink.metrics
+    assert [run["pocket_plug.run.outcome"], wait["pocket_plug.node.outcome"]] == ["interrupted"] * 2
+    logs = {log.body: log for log in otlp_sink.logs}
+    assert "looked" in logs
+    finished = logs["pocket_plug.run.finished"]
+    assert (finished.span_id, finished.severity) == (run.span_id, "WARNING")
+    assert finished.attributes["outcome"] == "interrupted"
+    assert finished.attributes["duration"] >= 0
+    (duration,) = [metric for metric in otlp_sink.metrics if metric.name == "pocket_plug.run.duration"]
+    assert duration.points[0].attributes == {
+        "pocket_plug.graph.name": "shop",
+        "pocket_plug.run.outcome": "interrupted",
+        "error.type": "SIGTERM",
+    }
 
 
 @pytest.mark.parametrize("how", ["exit", "SIGTERM"])
