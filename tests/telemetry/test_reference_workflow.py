@@ -87,7 +87,7 @@ def checked(span: Span, spans: Mapping[str, Span]) -> dict[str, Any]:
         figures = [own.pop(f"fan_out.duration.{name}", 0) for name in ("min", "median", "p95", "max")]
         assert figures == sorted(figures)
         if own["node.type"] == "node" and rest != "approve":  # a question is no code of the program's
-            assert own.pop("code.function.name").startswith("reference_workflow.")
+            assert own.pop("code.function.name").startswith(("reference_workflow.", "__main__."))
             assert own.pop("code.file.path") == str(SCRIPT)
             assert own.pop("code.line.number") > 0
         if kind == "item":
