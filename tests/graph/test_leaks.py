@@ -206,7 +206,9 @@ def test_nothing_is_left_of_ten_thousand_runs(
         return sum(each.name != "pocket_plug heartbeat" for each in threading.enumerate())
 
     # that runs failed is logged as it should be, and pytest would keep all records
-    monkeypatch.setattr(logging.getLogger("pocket_plug"), "filters", [lambda record: " run_id=" not in record.getMessage()])
+    monkeypatch.setattr(
+        logging.getLogger("pocket_plug"), "filters", [lambda record: " run_id=" not in record.getMessage()]
+    )
     measures: list[Callable[[], object]] = [threads, lambda: pool().abandoned]
     run_virtual(a_round())  # what is made once is made by now
     counted, found = objects(), [measure() for measure in measures]
