@@ -270,7 +270,7 @@ class TraceIndex:
         for of_graph, node, *numbers in self._tables.execute(
             """select * from (
                 select graph, null as node, duration, outcome not in ('success', 'suspended'), retries from run
-                where outcome != 'unfinished' and start >= :since
+                where outcome not in ('unfinished', 'interrupted') and start >= :since
                 union all select graph, node, end - start, failed, retries from span
                 where node is not null and start >= :since
             ) where :graph is null or graph = :graph""",

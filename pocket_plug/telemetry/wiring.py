@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Protocol, Self, TypeVar, cast
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LogRecordProcessor
@@ -34,7 +34,7 @@ from .export import LogExport, MetricExport, SpanExport
 from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_readers, span_exporters
 from .live import OpenSpans
 from .local import DEFAULT_FILE, FileExporter, where_to_look
-from .logs import wire_structlog
+from .logs import StandardLogs, wire_logging, wire_structlog
 from .notebook import NotebookTree, notebook_shell
 from .providers import (
     add_spans,
@@ -52,6 +52,8 @@ from .tree import TreeProcessor
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that the end of a process waits for exporters, unless it is told otherwise. OpenTelemetry has no variable for that."""
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("pocket_plug")
 _lock = RLock()  # re-entered by a SIGTERM within
@@ -128,6 +130,7 @@ def setup(
     flavours: Collection[tracing.Flavour] | None = None,
     baggage: Collection[str] | None = None,
     log_level: str | None = None,
+    log_stdlib: bool | None = None,
     flush_timeout: float | None = None,
 ) -> Telemetry:
     """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
@@ -139,6 +142,10 @@ def setup(
     structlog, unless the program has configured it, writes from `log_level` ("info" unless it is given) on to stderr,
     coloured lines on a terminal and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A
     program with a chain of its own puts `export_event` into it.
+
+    The standard library's logging, which most libraries use, is brought along unless `log_stdlib` is False: a handler of the
+    root logger emits OpenTelemetry log records. If the root logger has no handler yet, it writes lines too, as structlog does
+    and from the same level on.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
     None stay as they are, but that `flavours` is "openinference" where traces go to Phoenix or MLflow.
@@ -156,14 +163,17 @@ def setup(
         flavours=flavours,
         baggage=baggage,
         log_level=log_level,
+        log_stdlib=log_stdlib,
         flush_timeout=flush_timeout,
     )
     with _lock, _followed():
         if _in_production is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
             seconds = _flush_timeout(flush_timeout)
-            _first_given["setup"] = {"log_level": "info", "flush_timeout": seconds, **given}
+            _first_given["setup"] = {"log_level": "info", "log_stdlib": True, "flush_timeout": seconds, **given}
             _in_production = _set_up(chosen, log_level or "info", seconds)
+            if log_stdlib is not False:
+                _in_production.standard_logs = wire_logging(log_level or "info")
         _refuse_others("setup", given)
         return _in_production
 
@@ -175,12 +185,13 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float) -> Te
         tracing.configure(**chosen)
         return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
     # all are made before any is used: a variable that can't be followed leaves nothing half set up
-    span_mode, exporters = ("yours", []) if traces_are_taken() else (_mode("traces"), span_exporters())
-    log_mode, log_parts = ("yours", []) if logs_are_taken() else (_mode("logs"), log_exporters())
-    metric_mode, readers = ("yours", []) if metrics_are_taken() else (_mode("metrics"), metric_readers())
+    exporters, span_mode = ({}, "yours") if traces_are_taken() else _with_mode(span_exporters())
+    log_parts, log_mode = ({}, "yours") if logs_are_taken() else _with_mode(log_exporters())
+    by_name, metric_mode = ({}, "yours") if metrics_are_taken() else _with_mode(metric_readers())
+    readers = [*by_name.values()]
     tracing.configure(**chosen)
-    spans = [SpanExport(exporter) for exporter in exporters]
-    records = [LogExport(exporter) for exporter in log_parts]
+    spans = [SpanExport(exporter) for exporter in exporters.values()]
+    records = [LogExport(exporter) for exporter in log_parts.values()]
     if spans or records or readers:
         watch_the_end(_close_all)
     if spans:
@@ -260,6 +271,7 @@ class Telemetry:
         self.file = file
         self.flush_timeout = flush_timeout
         self._spans, self._records, self._readers = tuple(spans), tuple(records), tuple(readers)
+        self.standard_logs: StandardLogs | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -322,6 +334,8 @@ class Telemetry:
         self._say_losses(
             "" if is_done else f"; exporting took longer than {ceil(10 * timeout) / 10:g} s and was given up"
         )
+        if self.standard_logs is not None:
+            self.standard_logs.unwire()
 
     def _say_losses(self, why: str) -> None:
         for part in self._queues():
@@ -384,9 +398,9 @@ def _settings(
     return cast("tracing.Changes", changes)
 
 
-def _mode(signal: Signal) -> str:
-    """`otlp`, several with commas between, or `none`."""
-    return ",".join(asked(signal)) or "none"
+def _with_mode(made: dict[str, T]) -> tuple[dict[str, T], str]:
+    """With `otlp`, several with commas between, or `none`."""
+    return made, ",".join(made) or "none"
 
 
 def _trace_locally(
@@ -396,8 +410,9 @@ def _trace_locally(
         return "off", [], None
     if traces_are_taken():
         return "yours", [], None
-    named = asked("traces")
-    exporters = span_exporters()
+    made, mode = _with_mode(span_exporters())
+    exporters = [*made.values()]
+    named = exporters or asked("traces") == ["none"]  # what was asked for and can't be had leaves no run untraced
     if file is None and not named:
         file = DEFAULT_FILE
     if file is not None:
@@ -408,7 +423,7 @@ def _trace_locally(
     shell, footer = notebook_shell(), partial(_footer, file)
     if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
         processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
-    return _mode("traces") if named else "local", processors, file
+    return mode if named else "local", processors, file
 
 
 def _footer(file: Path | None, root: RecordedSpan) -> str:

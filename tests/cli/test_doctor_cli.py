@@ -359,7 +359,8 @@ def test_telemetry_that_is_off_or_can_not_be_followed(doctor: Doctor, monkeypatc
     """Said without sending anything."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    assert "speaks http/protobuf only" in doctor(1)["telemetry", "span"][1]
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
+    assert "pip install opentelemetry-exporter-otlp-proto-grpc" in doctor(1)["telemetry", "span"][1]
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert doctor()["telemetry", "all"] == ("note", "off, since OTEL_SDK_DISABLED is true")
 
