@@ -7,8 +7,8 @@ there, is damaged, or is of another file. Where the folder can't be written to, 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
@@ -36,6 +36,9 @@ HEAD = 4096
 
 LATEST = 2**63 - 1
 """SQLite's integers end here, and times of OTLP at twice that."""
+
+_PLAIN = re.compile(r"[\w.:-]+", re.ASCII)
+"""A text that is the same in JSON, whoever writes it: some escape what isn't ASCII, or / and <, others don't."""
 
 _TABLES = """
 drop table if exists file;
@@ -237,8 +240,9 @@ class TraceIndex:
     def with_attribute(self, name: str, value: str) -> set[str]:
         """The traces in which a span or its resource has an attribute with this value, which is compared as text."""
         found = {each.span.trace_id for each in self._open if _has(each.span, name, value)}
-        # how a text of letters and digits is written, whoever wrote it
-        key, plain = json.dumps(name).encode(), value.encode() if value.isascii() and value.isalnum() else b""
+        key = f'"{name}"'.encode() if _PLAIN.fullmatch(name) else b""
+        # a text of letters and digits, or a whole number; other numbers are written in many ways
+        plain = value.encode() if value.isascii() and value.isalnum() and value not in ("inf", "nan") else b""
         self._file.seek(0)
         for line in self._file:
             if (

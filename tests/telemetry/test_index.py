@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -194,6 +195,32 @@ def test_traces_are_found_by_errors_and_attributes(path: Path) -> None:
         assert index.with_attribute("pocket_plug.run.id", "r-3-1") == {third}
         assert index.with_attribute("pocket_plug.node.attempts", "33") == set()
         assert index.ended_before(1500) == {first}
+
+
+@pytest.mark.parametrize("is_ascii", [True, False], ids=["escaped", "raw"])
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("größe", {"stringValue": "XL"}, "XL"),
+        ("n/m", {"stringValue": "größer"}, "größer"),
+        ("rate", {"doubleValue": "Infinity"}, "inf"),
+        ("rate", {"doubleValue": 1.5}, "1.5"),
+        ("rate", {"doubleValue": 1e3}, "1000.0"),
+    ],
+)
+def test_attributes_are_found_however_they_are_written(
+    tmp_path: Path, name: str, value: dict[str, Any], text: str, is_ascii: bool
+) -> None:
+    """A collector writes text and numbers in another way than we do."""
+    trace = "a" * 32
+    span = {"traceId": trace, "spanId": "1" * 16, "name": "n", "attributes": [{"key": name, "value": value}]}
+    request = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        json.dumps(request, ensure_ascii=is_ascii).replace("/", r"\/").replace("1000.0", "1e3") + "\n", "utf-8"
+    )
+    with TraceIndex(path) as index:
+        assert index.with_attribute(name, text) == {trace}
 
 
 def test_graphs_and_nodes_are_summed_up(path: Path) -> None:
