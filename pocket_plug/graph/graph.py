@@ -325,14 +325,12 @@ class Graph(Drawn, Node[I, O]):
         """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises ConfigError for what
         is no store, and where it has one of its own already.
         """
+        if store is not None and self._store is not None:
+            raise ConfigError(f"graph {self.name!r} has a store of its own; leave out store=, or make it without one")
+        if store is None and self._store is None:
+            store = pocket.default_store()
         if store is not None:
             check_place(self.name, store, None)
-            if self._store is not None:
-                raise ConfigError(
-                    f"graph {self.name!r} has a store of its own; leave out store=, or make it without one"
-                )
-            return self.place(store)
-        if self._store is None and (store := pocket.default_store()) is not None:
             return self.place(store)
         self._placed = self._placed or self.place(Store())
         return self._placed
