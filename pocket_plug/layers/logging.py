@@ -1,18 +1,20 @@
-"""Log events of runs, nodes and stores through structlog, which is imported only where it is used.
+"""Log events of runs, nodes and stores: through structlog where the program uses it, else by the standard library's logging.
 
-Which logger and which levels count is looked at as a run starts, and as a stack is built or opened; a level that is
-filtered out then costs next to nothing. Events never hold a key or a value, only declared key templates; of exceptions
-the type and where they came from, and what they say only where that is asked for.
+structlog is imported only where it is used. Which logger and which levels count is looked at as a run starts, and as a
+stack is built or opened; a level that is filtered out then costs next to nothing. Events never hold a key or a value, only
+declared key templates; of exceptions the type and where they came from, and what they say only where that is asked for.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from opentelemetry import trace
@@ -33,13 +35,15 @@ if TYPE_CHECKING:
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
+_logger = logging.getLogger("pocket_plug")
+
 
 # ---------------------------------------------------------------- settings
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`events`: are runs and nodes logged? None: where the program has configured structlog.
+    """`events`: are runs and nodes logged? None: where the program has configured structlog, or the standard library's logging.
 
-    Unconfigured, structlog would print every event of a library that never was asked to print anything.
+    Where neither is, every event would be printed by a library that never was asked to print anything.
 
     `exceptions`: is an exception that escapes a node logged whole, as `exc_info`? Its message may hold what nobody
     should read in a log, so by default its type and its stack are logged, without any message.
@@ -123,7 +127,7 @@ class LoggingPlugin:
     @hookimpl
     def pocket_plugin_failed(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
         """Log the first time that a plugin fails at something."""
-        if _wanted(self._chosen()) and not suppressed():
+        if _wanted(self._chosen()) and not suppressed() and _structlog_is_configured():  # logging has it already
             about = {"plugin": plugin.name, "part": what, "error_type": error_type(error)}
             try:
                 _say(look(), "warning", "pocket_plug.plugin.failed", **about)
@@ -136,6 +140,10 @@ class LoggingPlugin:
 def _wanted(chosen: Settings) -> bool:
     if chosen.events is not None:
         return chosen.events
+    return _structlog_is_configured() or _logger.hasHandlers()
+
+
+def _structlog_is_configured() -> bool:
     structlog = sys.modules.get("structlog")  # whoever configures it has imported it
     return structlog is not None and structlog.is_configured()
 
@@ -150,20 +158,62 @@ _looked = False
 
 
 def look() -> Methods:
-    """See how structlog is configured now."""
+    """See how structlog is configured now; where it isn't, logging may be."""
     global _methods, _looked
+    by_logging = not _structlog_is_configured() and _logger.hasHandlers()
+    _methods, _looked = _by_logging() if by_logging else _by_structlog(), True
+    return _methods
+
+
+def _by_structlog() -> Methods:
     import structlog
 
     logger: Any = structlog.get_logger("pocket_plug").bind()
     enabled = getattr(logger, "is_enabled_for", None) or getattr(logger, "isEnabledFor", None)
-    _methods, _looked = (
-        {
-            name: getattr(logger, name) if enabled is None or enabled(number) else None
-            for name, number in LEVELS.items()
-        },
-        True,
-    )
-    return _methods
+    return {
+        name: getattr(logger, name) if enabled is None or enabled(number) else None for name, number in LEVELS.items()
+    }
+
+
+def _by_logging() -> Methods:
+    """By the logger `pocket_plug` of the standard library's."""
+    return {name: partial(_write, number) if _logger.isEnabledFor(number) else None for name, number in LEVELS.items()}
+
+
+def _write(level: int, event: str, *, exc_info: BaseException | None = None, **fields: object) -> None:
+    """The fields are in the text, and on the record by the names that they have as attributes."""
+    told = " ".join(f"{name}={value!r}" for name, value in fields.items() if name != "stack")
+    stack = f"\n{fields['stack']}" if "stack" in fields else ""
+    _logger.log(level, "%s %s%s", event, told, stack, exc_info=exc_info, extra=attributes_of(event, fields))
+
+
+_ATTRIBUTES = {
+    "run_id": "pocket_plug.run.id",
+    "graph": "pocket_plug.graph.name",
+    "node": "pocket_plug.node.name",
+    "error_type": "error.type",
+    "attempt": "pocket_plug.attempt",
+    "delay": "pocket_plug.retry.delay",
+    "timeout": "pocket_plug.timeout",
+    "label": "pocket_plug.layer.label",
+    "reason": "pocket_plug.store.eviction.reason",
+    "op": "db.operation.name",
+    "stack": "exception.stacktrace",
+}
+"""What fields of our events are called as attributes of a log record, as on spans."""
+
+
+def attributes_of(event: str, fields: Mapping[str, object]) -> dict[str, object]:
+    """The fields of an event of ours by their names in OpenTelemetry: the conventions', or with the event's prefix.
+
+    >>> attributes_of("pocket_plug.run.finished", {"graph": "shop", "steps": 2})
+    {'pocket_plug.graph.name': 'shop', 'pocket_plug.run.steps': 2}
+    """
+    subject = ".".join(event.split(".")[:2])
+    found = {_ATTRIBUTES.get(name, f"{subject}.{name}"): value for name, value in fields.items()}
+    if "stack" in fields:
+        found["exception.type"] = fields.get("error_type")
+    return found
 
 
 def add_ids(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -189,6 +239,22 @@ def _say(log: Methods, level: str, event: str, **fields: Any) -> None:
         method(event, **_ids(), **fields)
 
 
+def _bind(**names: str) -> Mapping[str, Token[Any]]:
+    """For all that is logged inside by structlog; nobody does where it isn't imported."""
+    if "structlog" not in sys.modules:
+        return {}
+    from structlog.contextvars import bind_contextvars
+
+    return bind_contextvars(**names)
+
+
+def _unbind(tokens: Mapping[str, Token[Any]]) -> None:
+    if tokens:
+        from structlog.contextvars import reset_contextvars
+
+        reset_contextvars(**tokens)
+
+
 _escaped: ContextVar[deque[BaseException] | None] = ContextVar("escaped", default=None)
 """In a run's context: the exceptions that were logged already, so that the graph around logs none again."""
 
@@ -202,10 +268,8 @@ class _RunLog:
         self.log, self.run = log, run
 
     def __enter__(self) -> None:
-        from structlog.contextvars import bind_contextvars
-
         run = self.run
-        self.tokens = bind_contextvars(run_id=run.id, graph=run.graph)
+        self.tokens = _bind(run_id=run.id, graph=run.graph)
         if run.parent is None:
             _escaped.set(deque(maxlen=64))  # in the outermost run's own context: there is nothing to reset
         self.started = time.perf_counter()
@@ -216,10 +280,8 @@ class _RunLog:
         _say(self.log, "info", begun, run_id=run.id, graph=run.graph, **parent)
 
     def __exit__(self, *_: object) -> None:
-        from structlog.contextvars import reset_contextvars
-
         run = self.run
-        reset_contextvars(**self.tokens)
+        _unbind(self.tokens)
         if run.parent is None and (escaped := _escaped.get()) is not None:
             escaped.clear()  # its tracebacks lead to the run's context, which holds this
         if open_runs.ended(self):
@@ -255,20 +317,16 @@ class _NodeLog:
         self.log, self.call, self.whole = log, call, whole
 
     def __enter__(self) -> None:
-        from structlog.contextvars import bind_contextvars
-
-        self.tokens = bind_contextvars(node=self.call.name)
+        self.tokens = _bind(node=self.call.name)
 
     def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
-        from structlog.contextvars import reset_contextvars
-
         try:
             if error is not None and self.call.outcome == "failed" and not _told(error):
                 missing = isinstance(error, RouteError)
                 event = "pocket_plug.route.missing" if missing else "pocket_plug.node.exception"
                 _say(self.log, "error", event, **_about(self.call), **_told_of(error, self.whole))
         finally:
-            reset_contextvars(**self.tokens)
+            _unbind(self.tokens)
 
 
 def _told_of(error: BaseException, whole: bool) -> dict[str, Any]:
@@ -303,7 +361,8 @@ class Logging(Layer):
     """Logs each operation that reaches the stack, with its key's template, hit and duration in seconds.
 
     `level` is the one that it logs at: "debug", "info", "warning" or "error". It goes where structlog's configuration
-    says (to stdout, if there is none); a changed one counts from the next `open`, stack or logged run on.
+    says; if there is none, to the logger `pocket_plug` where logging is configured, else to stdout. A changed one counts
+    from the next `open`, stack or logged run on.
     """
 
     level: str = "debug"

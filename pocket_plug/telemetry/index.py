@@ -222,10 +222,8 @@ class TraceIndex:
         rows = self._tables.execute(
             "select trace_id from span join trace on number = trace group by trace having max(end) < ?", (moment,)
         )
-        found = {id for (id,) in rows}
-        return found | {each.span.trace_id for each in self._open if each.seen < moment} - {
-            each.span.trace_id for each in self._open if each.seen >= moment
-        }
+        ended = {id for (id,) in rows} | {each.span.trace_id for each in self._open if each.seen < moment}
+        return ended - {each.span.trace_id for each in self._open if each.seen >= moment}
 
     def with_error(self, kind: str) -> set[str]:
         """The traces in which something failed for good with an error of this type, named with its module or without."""

@@ -1,10 +1,18 @@
-"""structlog, from the program's events to OpenTelemetry's logs: a processor for any chain, and a chain for who has none."""
+"""From the program's events to OpenTelemetry's logs: a processor for any chain of structlog's, a chain for who has none.
+
+And a handler that does the same for the standard library's logging, which most libraries use.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from inspect import currentframe
 from io import StringIO
 from typing import TextIO, cast
 
@@ -15,7 +23,8 @@ from opentelemetry.util.types import AnyValue
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
-from pocket_plug.layers.logging import LEVELS, add_ids
+from pocket_plug.layers import logging as own_events
+from pocket_plug.layers.logging import LEVELS, add_ids, attributes_of
 from pocket_plug.otel.reporting import SCHEMA_URL, own_version, suppressed
 from pocket_plug.primitives.failures import capped, error_text, error_type, say_once, stack_of
 from pocket_plug.primitives.terminal import escaped
@@ -28,12 +37,9 @@ _SEVERITIES = {
     "critical": SeverityNumber.FATAL,
 }
 _OTHER_NAMES = {"warn": "warning", "exception": "error", "err": "error", "fatal": "critical", "msg": "info"}
-_OURS = {
-    "run_id": "pocket_plug.run.id",
-    "graph": "pocket_plug.graph.name",
-    "node": "pocket_plug.node.name",
-    "error_type": "error.type",
-}
+_BOUND = ("run_id", "graph", "node", "error_type", "stack")
+"""Fields of records inside of runs, and of what pocket_plug says by logging, that are called as those of our events are."""
+
 _ELSEWHERE = ("event", "level", "timestamp", "logger", "trace_id", "span_id", "exc_info", "exception")
 
 
@@ -54,36 +60,59 @@ def export_event(logger: WrappedLogger, method: str, event: EventDict) -> EventD
     return event
 
 
-def _emit(method: str, event: Mapping[str, object]) -> None:
+def _emit(method: str, event: Mapping[str, object], record: logging.LogRecord | None = None) -> None:
+    """Emit an event of structlog's, or of a `record` of logging's, which knows when and where it was made."""
     body = capped(str(event.get("event", "")))
-    own = body.startswith("pocket_plug.")
+    own = body.startswith("pocket_plug.") and " " not in body
     name, version, schema = ("pocket_plug", own_version(), SCHEMA_URL) if own else (_named(event), None, None)
     level = str(event.get("level", method)).lower()
     level = _OTHER_NAMES.get(level, level)
-    severity = _SEVERITIES.get(level, SeverityNumber.UNSPECIFIED)
+    severity = _SEVERITIES.get(level, SeverityNumber.UNSPECIFIED) if record is None else _severity(record.levelno)
     exporter = _logs.get_logger_provider().get_logger(name, version, schema)
     enabled = getattr(exporter, "enabled", None)  # since OpenTelemetry 1.45; before that, who asked got all
     if enabled is not None and not enabled(severity_number=severity):
         return
-    within = "run_id" in event
-    attributes: dict[str, AnyValue] = {
-        capped(_OURS.get(key, key) if within else key): _plain(value)
-        for key, value in event.items()
-        if key not in _ELSEWHERE
-    }
+    exporter.emit(
+        timestamp=time.time_ns() if record is None else int(record.created * 1e9),
+        severity_number=severity,
+        severity_text=level.upper(),
+        body=body,
+        attributes=_attributes(body if own else None, event, record),
+        event_name=body if own else None,
+    )
+
+
+def _attributes(own: str | None, event: Mapping[str, object], record: logging.LogRecord | None) -> dict[str, AnyValue]:
+    """The fields, by the conventions' names where they have one; `own` is the name of an event of ours."""
+    fields = {key: value for key, value in event.items() if key not in _ELSEWHERE}
+    if own is not None:
+        fields = attributes_of(own, fields)
+    elif "run_id" in fields or event.get("logger") == "pocket_plug":
+        bound = attributes_of("", {key: fields.pop(key) for key in _BOUND if key in fields})
+        fields |= bound
+    found: dict[str, AnyValue] = {capped(key): _plain(value) for key, value in fields.items()}
+    if record is not None:
+        found |= {
+            "code.file.path": capped(record.pathname),
+            "code.function.name": capped(record.funcName or ""),
+            "code.line.number": record.lineno,
+        }
     if (error := _error(event.get("exc_info"))) is not None:
-        attributes |= {
+        found |= {
             "exception.type": error_type(error),
             "exception.message": error_text(error),
             "exception.stacktrace": stack_of(error, error_text),
         }
-    exporter.emit(
-        severity_number=severity,
-        severity_text=level.upper(),
-        body=body,
-        attributes=attributes,
-        event_name=body if own else None,
-    )
+    return found
+
+
+def _severity(level: int) -> SeverityNumber:
+    """Of a level of logging's, one between two named ones included.
+
+    >>> _severity(25), _severity(5), _severity(90)
+    (<SeverityNumber.INFO: 9>, <SeverityNumber.TRACE: 1>, <SeverityNumber.FATAL: 21>)
+    """
+    return SeverityNumber(min(max(level // 10, 0), 5) * 4 + 1)
 
 
 def _named(event: Mapping[str, object]) -> str:
@@ -142,33 +171,177 @@ class _Lines:
     debug = info = warning = warn = error = err = exception = critical = fatal = log = msg
 
 
-def wire_structlog(level: str) -> bool:
+def wire_structlog(level: str) -> None:
     """Configure structlog, unless that was done: lines to stderr, coloured on a terminal, else JSON; and OpenTelemetry.
 
     Raises ConfigError for a level that there isn't.
     """
+    global _chain
     if level not in LEVELS:
         raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(level, LEVELS)}")
     if structlog.is_configured():
-        return False
-    shared: list[Processor] = [
+        return
+    _chain = [
         structlog.contextvars.merge_contextvars,
         add_ids,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         export_event,
+        *_rendering(),
     ]
-    if sys.stderr.isatty():
-        last: list[Processor] = [
-            _escape,
-            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=_traceback),
-        ]
-    else:
-        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
     lines = _Lines(sys.stderr)
     structlog.configure(
-        processors=[*shared, *last],
+        processors=_chain,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_: lines,
     )
-    return True
+
+
+_chain: list[Processor] | None = None
+"""structlog's processors, if they were configured here."""
+
+
+def _rendering() -> list[Processor]:
+    """What makes a line of an event."""
+    if sys.stderr.isatty():
+        return [
+            _escape,
+            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=_traceback),
+        ]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+
+
+# ---------------------------------------------------------------- the standard library's logging
+def wire_logging(level: str) -> StandardLogs | None:
+    """Bring the standard library's logging along, by a handler of the root logger; `unwire` takes it away.
+
+    Whoever writes lines already goes on. Where nobody does, they are written from `level` on as structlog's are, if that was
+    configured here; else as logging itself writes them without any handler. None where a handler of OpenTelemetry's
+    exports them already.
+    """
+    root = logging.getLogger()
+    if any(type(handler).__module__.startswith("opentelemetry.") for handler in root.handlers):
+        return None
+    if root.handlers:
+        wired = StandardLogs()
+    elif _chain is not None and structlog.get_config()["processors"] is _chain:
+        wired = StandardLogs(_rendering())
+        wired.former_level, wired.own_level = root.level, LEVELS[level]
+        root.setLevel(wired.own_level)
+    else:
+        wired = StandardLogs()
+        if logging.lastResort is not None:  # logging asks it only where there is no handler at all
+            wired.stand_in = logging.lastResort
+            root.addHandler(wired.stand_in)
+    root.addHandler(wired)
+    return wired
+
+
+class StandardLogs(logging.Handler):
+    """Exports the records of logging, and writes them by these processors, if there are any.
+
+    It holds no lock: neither a signal that interrupts it nor a fork leaves one behind.
+    """
+
+    def __init__(self, rendering: Sequence[Processor] = ()) -> None:
+        super().__init__()
+        self._rendering = rendering
+        self._write = _Lines(sys.stderr).msg
+        self.former_level = self.own_level = logging.NOTSET
+        self.stand_in: logging.Handler | None = None
+
+    def createLock(self) -> None:
+        """Have none, as logging's own NullHandler."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without a lock."""
+        if passes := bool(self.filter(record)):
+            self.emit(record)
+        return passes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Export it, and write it; what fails at that is said once."""
+        if record.levelno == logging.DEBUG and _is_private(record):
+            return  # the record before says the same of the exception
+        try:
+            event = _event_of(record)
+            if not (suppressed() or _emitting.get() or _is_exported_elsewhere(record)):
+                _emit_once(event, record)
+            if self._rendering and (record.levelno >= logging.WARNING or not suppressed()):
+                self._write_line(event, record)
+        except BaseException as error:  # what is logged may do anything when asked for its text
+            if not is_fault(error):
+                raise
+            say_once(f"logging a record of {record.name}", error, silent=True)
+
+    def _write_line(self, event: EventDict, record: logging.LogRecord) -> None:
+        made = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
+        line: object = {**event, "timestamp": made}
+        for processor in self._rendering:
+            line = processor(None, str(event["level"]), cast("EventDict", line))
+        self._write(str(line))
+
+    def unwire(self) -> None:
+        """Leave the root logger as it was."""
+        root = logging.getLogger()
+        root.removeHandler(self)
+        if self.stand_in is not None:
+            root.removeHandler(self.stand_in)
+        if self.own_level and root.level == self.own_level:
+            root.setLevel(self.former_level)
+
+
+_emitting: ContextVar[bool] = ContextVar("emitting", default=False)
+"""Is a record handed on here? What a processor of the program's provider logs meanwhile would come back for ever."""
+
+_OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""What every record has; the rest is what the program has put there."""
+
+
+def _emit_once(event: EventDict, record: logging.LogRecord) -> None:
+    token = _emitting.set(True)
+    try:
+        _emit(str(event["level"]), event, record)
+    finally:
+        _emitting.reset(token)
+
+
+def _event_of(record: logging.LogRecord) -> EventDict:
+    """The record as structlog would have it, with the run's and the span's ids."""
+    event: dict[str, object] = {
+        name: value for name, value in vars(record).items() if name not in _OF_ALL and not name.startswith("_")
+    }
+    said: object = record.msg
+    if isinstance(said, dict):  # structlog's, for a ProcessorFormatter
+        event |= cast("dict[str, object]", said)
+    else:
+        event["event"] = record.getMessage()
+    event |= {"level": record.levelname.lower(), "logger": record.name}
+    if record.stack_info:
+        event["stack"] = record.stack_info
+    error = _error(record.exc_info)
+    if error is not None and _is_private(record):
+        event |= {"error_type": error_type(error), "stack": stack_of(error, lambda _: None)}
+    elif error is not None:
+        event["exc_info"] = record.exc_info
+    return add_ids(None, "", structlog.contextvars.merge_contextvars(None, "", event))
+
+
+def _is_private(record: logging.LogRecord) -> bool:
+    """Has it an exception whose message may hold what a store keeps? That is told to who asks for it, as with our events."""
+    return bool(record.exc_info) and record.name == "pocket_plug" and not own_events.configure().exceptions
+
+
+def _is_exported_elsewhere(record: logging.LogRecord) -> bool:
+    """OpenTelemetry's own records, which would go round in a circle; and those of a chain that exports its events."""
+    if record.name.partition(".")[0] == "opentelemetry":
+        return True
+    if export_event not in structlog.get_config()["processors"]:
+        return False
+    frame = currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "structlog._base":
+            return frame.f_code.co_name == "_proxy_to_logger"  # and not a processor that logs
+        frame = frame.f_back
+    return False

@@ -34,7 +34,7 @@ from .export import LogExport, MetricExport, SpanExport
 from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_readers, span_exporters
 from .live import OpenSpans
 from .local import DEFAULT_FILE, FileExporter, where_to_look
-from .logs import wire_structlog
+from .logs import StandardLogs, wire_logging, wire_structlog
 from .notebook import NotebookTree, notebook_shell
 from .providers import (
     add_spans,
@@ -130,6 +130,7 @@ def setup(
     flavours: Collection[tracing.Flavour] | None = None,
     baggage: Collection[str] | None = None,
     log_level: str | None = None,
+    log_stdlib: bool | None = None,
     flush_timeout: float | None = None,
 ) -> Telemetry:
     """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
@@ -141,6 +142,10 @@ def setup(
     structlog, unless the program has configured it, writes from `log_level` ("info" unless it is given) on to stderr,
     coloured lines on a terminal and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A
     program with a chain of its own puts `export_event` into it.
+
+    The standard library's logging, which most libraries use, is brought along unless `log_stdlib` is False: a handler of the
+    root logger emits OpenTelemetry log records. If the root logger has no handler yet, it writes lines too, as structlog does
+    and from the same level on.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
     None stay as they are, but that `flavours` is "openinference" where traces go to Phoenix or MLflow.
@@ -158,14 +163,17 @@ def setup(
         flavours=flavours,
         baggage=baggage,
         log_level=log_level,
+        log_stdlib=log_stdlib,
         flush_timeout=flush_timeout,
     )
     with _lock, _followed():
         if _in_production is None:
             chosen = _settings(detail, capture, redact, flavours, baggage)
             seconds = _flush_timeout(flush_timeout)
-            _first_given["setup"] = {"log_level": "info", "flush_timeout": seconds, **given}
+            _first_given["setup"] = {"log_level": "info", "log_stdlib": True, "flush_timeout": seconds, **given}
             _in_production = _set_up(chosen, log_level or "info", seconds)
+            if log_stdlib is not False:
+                _in_production.standard_logs = wire_logging(log_level or "info")
         _refuse_others("setup", given)
         return _in_production
 
@@ -263,6 +271,7 @@ class Telemetry:
         self.file = file
         self.flush_timeout = flush_timeout
         self._spans, self._records, self._readers = tuple(spans), tuple(records), tuple(readers)
+        self.standard_logs: StandardLogs | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -325,6 +334,8 @@ class Telemetry:
         self._say_losses(
             "" if is_done else f"; exporting took longer than {ceil(10 * timeout) / 10:g} s and was given up"
         )
+        if self.standard_logs is not None:
+            self.standard_logs.unwire()
 
     def _say_losses(self, why: str) -> None:
         for part in self._queues():

@@ -343,6 +343,85 @@ graph.run_sync(1)
     assert "pocket_plug.run.finished" in loud
 
 
+BY_LOGGING = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+import pocket_plug as pp
+tries = iter([OSError("secret"), None])
+@pp.node(retry=pp.Retry(attempts=2))
+async def flaky(n: int) -> int:
+    if error := next(tries, ValueError("secret")):
+        raise error
+    return n
+graph = pp.Graph(flaky, name="shop")
+graph.run_sync(1)
+"""
+
+
+def by_logging(code: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", BY_LOGGING + code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_a_program_with_logging_only_sees_events_on_the_logger_pocket_plug() -> None:
+    """Each once, at its level, with its ids and without messages; structlog isn't even imported."""
+    said = by_logging("""
+try:
+    graph.run_sync(2)
+except ValueError:
+    print("structlog" in sys.modules)
+""").splitlines()
+    own = [line.split(" run_id=")[0] for line in said if " run_id=" in line]
+    assert own == [
+        "INFO pocket_plug pocket_plug.run.started",
+        "WARNING pocket_plug pocket_plug.node.retry",
+        "INFO pocket_plug pocket_plug.run.finished",
+        "INFO pocket_plug pocket_plug.run.started",
+        "WARNING pocket_plug pocket_plug.node.retry",
+        "ERROR pocket_plug pocket_plug.node.exception",
+        "WARNING pocket_plug pocket_plug.run.finished",
+    ]
+    assert " graph='shop' node='flaky' visit=1 attempt=1 " in said[1]
+    assert said[1].endswith(" error_type='OSError'")
+    assert said[-1] == "False"
+    assert not [line for line in said if "secret" in line]
+
+
+def test_a_program_that_configures_structlog_sees_events_there_only() -> None:
+    """Also if structlog writes by logging: nothing is said twice."""
+    said = by_logging("""
+import structlog
+print("---")
+structlog.configure(processors=[structlog.stdlib.render_to_log_kwargs], logger_factory=structlog.stdlib.LoggerFactory(),
+                    wrapper_class=structlog.stdlib.BoundLogger)
+tries = iter([None])
+graph.run_sync(1)
+""").split("---\n")[1]
+    assert said.splitlines() == [
+        "INFO pocket_plug pocket_plug.run.started",
+        "INFO pocket_plug pocket_plug.run.finished",
+    ]
+
+
+def test_on_a_record_of_logging_fields_have_the_names_of_attributes(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of the conventions and prefixed ones, so that a handler which exports records exports them well."""
+
+    @pp.node
+    async def fail(n: int) -> int:
+        raise ValueError("secret")
+
+    with pytest.raises(ValueError, match="secret"):
+        pp.Graph(fail, name="shop").run_sync(1)
+    failed, finished = (vars(record) for record in caplog.records)
+    assert failed["exception.type"] == failed["error.type"] == "ValueError"
+    assert failed["exception.stacktrace"].endswith("ValueError")
+    assert failed["pocket_plug.node.name"] == "fail"
+    assert (finished["pocket_plug.run.outcome"], finished["pocket_plug.run.steps"]) == ("failure", 1)
+    assert "secret" not in caplog.text
+
+
 def test_events_can_be_switched_off(logs: LogCapture) -> None:
     """Configured structlog or not."""
     former = pocket_logging.configure(events=False)

@@ -96,7 +96,9 @@ class Log:
 
     body: Any
     event: str
+    time: int
     severity: str
+    severity_number: int
     attributes: Attributes
     trace_id: str
     span_id: str
@@ -309,7 +311,9 @@ def logs_of(body: bytes) -> list[Log]:
                 Log(
                     body=_value(log.body),
                     event=log.event_name,
+                    time=log.time_unix_nano,
                     severity=log.severity_text,
+                    severity_number=log.severity_number,
                     attributes=_attributes(log.attributes),
                     trace_id=log.trace_id.hex(),
                     span_id=log.span_id.hex(),

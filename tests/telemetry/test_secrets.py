@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 WORD = "TheSecret4711"
 
 PLAY = """
-import sys
+import logging, sys
 sys.path.insert(0, sys.argv[1])
 import structlog
 from pocket_plug.telemetry import setup
@@ -31,6 +31,16 @@ from reference_workflow import Scene
 with setup(log_level="debug", detail=sys.argv[2], **eval(sys.argv[3])):
     Scene(sys.argv[4], "reference.db", layers=("tracing", "metrics", "logging")).play()
     structlog.get_logger().info("played")  # the program's own
+    logging.getLogger("library").debug("played too")
+"""
+
+PLAY_BY_LOGGING = """
+import logging, sys
+sys.path.insert(0, sys.argv[1])
+logging.basicConfig(level="INFO", format="%(name)s %(message)s %(attributes)s")
+logging.root.handlers[0].addFilter(lambda record: setattr(record, "attributes", sorted(vars(record).items())) or True)
+from reference_workflow import Scene
+Scene(sys.argv[2], "reference.db", layers=("tracing", "metrics", "logging")).play()
 """
 
 
@@ -76,7 +86,7 @@ def test_at_the_default_settings_no_secret_leaves_the_process(
     assert "pocket_plug.run.duration" in {metric.name for metric in otlp_sink.metrics}
     events = [json.loads(line)["event"] for line in said.splitlines() if line.startswith("{")]
     assert {"pocket_plug.run.finished", "pocket_plug.node.exception", "pocket_plug.node.retry", "played"} <= set(events)
-    assert "pocket_plug.node.exception" in {log.event or log.body for log in otlp_sink.logs}
+    assert {"pocket_plug.node.exception", "played too"} <= {log.event or log.body for log in otlp_sink.logs}
 
     found = {
         f"a request to {request.path}"
@@ -85,6 +95,15 @@ def test_at_the_default_settings_no_secret_leaves_the_process(
     }
     assert found == set()
     assert lines_with(WORD, said) == []
+
+
+def test_by_logging_alone_no_secret_is_said(tmp_path: Path) -> None:
+    """A program with `basicConfig` only: events are on the logger `pocket_plug`, and no secret is in them or beside them."""
+    done = python(tmp_path, "-c", PLAY_BY_LOGGING, HERE, WORD)
+    assert done.returncode == 0, done.stderr
+    said = {line.split()[1] for line in done.stderr.splitlines() if line.startswith("pocket_plug ")}
+    assert {"pocket_plug.run.finished", "pocket_plug.node.exception", "pocket_plug.node.retry"} <= said
+    assert lines_with(WORD, done.stderr) == []
 
 
 def test_who_asks_for_everything_gets_it(otlp_sink: Sink, tmp_path: Path) -> None:

@@ -1,0 +1,245 @@
+"""The standard library's logging beside structlog: brought along by `setup()`, exported once, and never in a circle."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from opentelemetry import _logs
+from opentelemetry.sdk._logs import LoggerProvider, ReadWriteLogRecord
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from otlp_sink import Sink
+from scripts import python
+
+from pocket_plug.otel.reporting import silenced
+from pocket_plug.telemetry.logs import StandardLogs
+
+LIBRARY = """
+import logging
+library = logging.getLogger("some.library")
+
+@pp.node
+async def buy(name: str) -> str:
+    library.debug("too fine")
+    library.info("bought %s", name, extra={"boxes": 2})
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        library.exception("broke")
+    return name
+
+bought = pp.Graph(buy, name="shop", store=pp.Store(layers=["tracing"]))
+"""
+
+
+def said_by(library: str, text: str) -> list[dict[str, object]]:
+    return [line for line in map(json.loads, text.splitlines()) if line.get("logger") == library]
+
+
+def test_what_a_library_logs_comes_along(tmp_path: Path, otlp_sink: Sink) -> None:
+    """As a line like structlog's, and as a log record: ids of trace and run, level, time, place and exception."""
+    done = python(LIBRARY + 'with setup(): bought.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    line, broke = said_by("some.library", done.stderr)
+    node = otlp_sink.one("node buy")
+    assert (line["event"], line["level"], line["boxes"]) == ("bought tea", "info", 2)
+    assert (line["trace_id"], line["span_id"]) == (node.trace_id, node.span_id)
+    assert (line["graph"], line["node"]) == ("shop", "buy")
+    assert str(line["timestamp"]).endswith("Z")
+    assert "division by zero" in str(broke["exception"])
+
+    bought, failed = (log for log in otlp_sink.logs if log.scope.name == "some.library")
+    assert (bought.body, bought.severity, bought.severity_number, bought.event) == ("bought tea", "INFO", 9, "")
+    assert (bought.trace_id, bought.span_id) == (node.trace_id, node.span_id)
+    assert bought.attributes["boxes"] == 2
+    assert bought.attributes["pocket_plug.run.id"] == line["run_id"]
+    assert bought.attributes["code.function.name"] == "buy"
+    assert (failed.severity, failed.severity_number) == ("ERROR", 17)
+    assert failed.attributes["exception.type"] == "ZeroDivisionError"
+    assert failed.attributes["exception.message"] == "division by zero"
+    assert ", in buy" in failed.attributes["exception.stacktrace"]
+    assert all(log.time > 0 for log in otlp_sink.logs)
+
+
+def test_events_are_records_by_the_conventions(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Attributes of our own have the prefix; an exception's message is in none of them."""
+    code = """
+with setup():
+    try:
+        pp.Graph(fail, name="shop").run_sync("tea")
+    except ValueError:
+        pass
+"""
+    python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    started, failed, finished = otlp_sink.logs
+    assert set(started.attributes) == {"pocket_plug.run.id", "pocket_plug.graph.name"}
+    assert set(failed.attributes) == {
+        "pocket_plug.run.id",
+        "pocket_plug.graph.name",
+        "pocket_plug.node.name",
+        "pocket_plug.node.visit",
+        "error.type",
+        "exception.type",
+        "exception.stacktrace",
+    }
+    assert failed.attributes["exception.type"] == "ValueError"
+    assert set(finished.attributes) == {
+        "pocket_plug.run.id",
+        "pocket_plug.graph.name",
+        "pocket_plug.run.steps",
+        "pocket_plug.run.duration",
+        "pocket_plug.run.outcome",
+        "error.type",
+    }
+
+
+def test_it_can_be_left_out(tmp_path: Path, otlp_sink: Sink) -> None:
+    """`log_stdlib=False`: neither lines nor records, and the root logger as it was."""
+    code = 'with setup(log_stdlib=False): bought.run_sync("tea"); print(logging.getLogger().handlers)'
+    done = python(LIBRARY + code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.stdout == "[]\n"
+    assert "bought tea" not in done.stderr
+    assert "some.library" not in {log.scope.name for log in otlp_sink.logs}
+    assert otlp_sink.logs
+
+
+def test_a_program_that_writes_lines_itself_goes_on(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Its handlers and its level stay, no line is written twice, and the records are exported; after a close no more."""
+    code = """
+logging.basicConfig(level="INFO", format="%(name)s: %(message)s", stream=sys.stdout)
+before = list(logging.root.handlers)
+with setup():
+    bought.run_sync("tea")
+library.info("after")
+assert logging.root.handlers == before and logging.root.level == logging.INFO
+"""
+    done = python(LIBRARY + code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.returncode == 0, done.stderr
+    own = [line for line in done.stdout.splitlines() if line.startswith("some.library")]
+    assert own == ["some.library: bought tea", "some.library: broke", "some.library: after"]
+    assert said_by("some.library", done.stderr) == []
+    assert [log.body for log in otlp_sink.logs if log.scope.name == "some.library"] == ["bought tea", "broke"]
+
+
+@pytest.mark.parametrize("exports", ["export_event, ", ""], ids=["its chain exports", "its chain doesn't"])
+@pytest.mark.parametrize(
+    "last", ["render_to_log_kwargs", "ProcessorFormatter.wrap_for_formatter"], ids=["arguments", "a formatter"]
+)
+def test_structlog_that_writes_by_logging_is_exported_once(
+    tmp_path: Path, otlp_sink: Sink, exports: str, last: str
+) -> None:
+    """By the chain or by the handler; what libraries log is exported as well, and so is what a processor logs."""
+    code = f"""
+def chatty(logger, method, event):
+    if event["event"] == "looked":
+        logging.getLogger("processor").warning("seen")
+    return event
+
+logging.basicConfig(level="INFO", stream=sys.stdout)
+structlog.configure(processors=[{exports}chatty, structlog.stdlib.{last}],
+                    logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger)
+with setup():
+    graph.run_sync("tea")
+    library.info("beside")
+"""
+    done = python(LIBRARY + code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.returncode == 0, done.stderr
+    found = sorted(otlp_sink.logs, key=lambda log: log.time)
+    first, second = ("looked", "seen") if exports else ("seen", "looked")
+    assert [log.body for log in found] == [
+        "pocket_plug.run.started",
+        first,
+        second,
+        "pocket_plug.run.finished",
+        "beside",
+    ]
+    finished = found[3]
+    assert (finished.event, finished.attributes["pocket_plug.run.outcome"]) == ("pocket_plug.run.finished", "success")
+
+
+def test_where_structlog_is_the_programs_logging_writes_what_it_wrote(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Without any handler: warnings, bare. That there is a handler which exports takes none away."""
+    code = """
+structlog.configure(processors=[lambda *_: ""], logger_factory=structlog.ReturnLoggerFactory())
+with setup():
+    bought.run_sync("tea")
+assert logging.root.handlers == []
+"""
+    done = python(LIBRARY + code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("broke\nTraceback")
+    assert [log.body for log in otlp_sink.logs] == ["broke"]
+
+
+def test_a_handler_of_opentelemetrys_exports_alone(tmp_path: Path, otlp_sink: Sink) -> None:
+    """As `opentelemetry-instrument` may have put one there."""
+    code = """
+class Handler(logging.NullHandler): pass
+Handler.__module__ = "opentelemetry.instrumentation.logging.handler"
+logging.root.addHandler(Handler())
+with setup():
+    bought.run_sync("tea")
+"""
+    python(LIBRARY + code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert {log.scope.name for log in otlp_sink.logs} == {"pocket_plug"}
+
+
+# ---------------------------------------------------------------- circles
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> InMemoryLogRecordExporter:
+    """By a provider of the program's whose processor logs each record that it is given."""
+
+    class Chatty(SimpleLogRecordProcessor):
+        def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+            logging.getLogger("chatty").warning("got one")
+            super().on_emit(log_record)
+
+    exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]  # the SDK forgot its `-> None`
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(Chatty(exporter))
+    monkeypatch.setattr(_logs, "get_logger_provider", lambda: provider)
+    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers, StandardLogs()])
+    return exporter
+
+
+def bodies(exporter: InMemoryLogRecordExporter) -> list[object]:
+    return [data.log_record.body for data in exporter.get_finished_logs()]
+
+
+def test_nothing_goes_round_in_a_circle(exported: InMemoryLogRecordExporter) -> None:
+    """Neither what is logged while a record is handed on, nor what an exporter or OpenTelemetry itself logs."""
+    logging.getLogger("app").warning("one")
+    logging.getLogger("opentelemetry.exporter.otlp").warning("refused")
+    with silenced():
+        logging.getLogger("urllib3").warning("retrying")
+    logging.getLogger("opentelemetry_like").warning("two")
+    assert bodies(exported) == ["one", "two"]
+
+
+def test_what_cannot_be_logged_fails_nobody(
+    exported: InMemoryLogRecordExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An object whose repr raises: said once, by its type."""
+
+    class Odd:
+        def __repr__(self) -> str:
+            raise RuntimeError("secret")
+
+    for _ in range(2):
+        logging.getLogger("app.odd").warning("odd", extra={"odd": Odd()})
+    logging.getLogger("app.odd").log(35, "between")
+    said = "logging a record of app.odd failed: RuntimeError. The program goes on without; said once"
+    assert [record.getMessage() for record in caplog.records if record.name == "pocket_plug"] == [said]
+    assert bodies(exported) == [said, "between"]
+
+
+def test_an_exception_of_our_own_records_is_told_without_its_message(exported: InMemoryLogRecordExporter) -> None:
+    """It may quote what a store keeps; a library's is told whole."""
+    for name in ("pocket_plug", "library"):
+        logging.getLogger(name).warning("could not be written", exc_info=ValueError("secret"))
+    own, theirs = (dict(data.log_record.attributes or {}) for data in exported.get_finished_logs())
+    assert own["exception.type"] == own["error.type"] == "ValueError"
+    assert "secret" not in repr(own)
+    assert theirs["exception.message"] == "secret"
