@@ -269,7 +269,7 @@ class Execution:
         """Take a value through a node, watched if the run is."""
         return self._watch(step, value, position) if self.observers else step.ways[self.where].take(self, value, None)
 
-    async def _watch(self, step: Step, value: object, position: int | None = None) -> Visited:
+    async def _watch(self, step: Step, value: object, index: int | None = None) -> Visited:
         """Take a value through a node, between what the observers do before and after."""
         if self.paced and self.loop:
             await keep_pace(self.paced)
@@ -278,17 +278,7 @@ class Execution:
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
         call = NodeCall(
-            run,
-            name,
-            step.kind,
-            visit,
-            step.trace,
-            step.guarded,
-            step.phases,
-            value,
-            step.is_item,
-            position,
-            step.source,
+            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, index, step.source
         )
         entered: Entered = []
         try:

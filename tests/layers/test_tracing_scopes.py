@@ -163,6 +163,27 @@ def test_a_run_that_goes_on_is_linked_or_a_child(tmp_path: Path, way: Any) -> No
         assert context_of(second).trace_id == context_of(first).trace_id
 
 
+def test_a_submitted_run_is_linked_to_who_submitted_it(tmp_path: Path) -> None:
+    """The link says that it is no former execution; and the write that lands with the checkpoint is called after it."""
+
+    @pp.node
+    async def send(n: int) -> int:
+        return n
+
+    async def main() -> None:
+        async with pp.Store(f"sqlite:///{tmp_path / 'state.db'}", layers=["tracing"]) as store:
+            graph = pp.Graph(send, name="g", store=store)
+            await graph.submit(1, run_id="r-1", traceparent=ELSEWHERE)
+            with SpanCapture() as capture:
+                await graph.run(1, run_id="r-1")
+            (link,) = capture.one("run g").links
+            assert link.attributes == {"pocket_plug.link": "submitter"}
+            assert f"{link.context.span_id:016x}" == ELSEWHERE.split("-")[2]
+            assert capture.one("write checkpoint").parent is not None
+
+    asyncio.run(main())
+
+
 def test_a_child_of_the_former_execution_is_linked_to_the_span_around_it(tmp_path: Path) -> None:
     """The request that resumed it can be found from it."""
     with SpanCapture("run", resume_trace="parent") as capture:
@@ -181,6 +202,7 @@ def test_a_child_of_the_former_execution_is_linked_to_the_span_around_it(tmp_pat
     assert second.parent is not None
     assert second.parent.span_id == context_of(first).span_id
     assert [link.context.span_id for link in second.links] == [context_of(capture.one("request")).span_id]
+    assert [link.attributes for link in second.links] == [{"pocket_plug.link": "caller"}]
 
 
 @pytest.mark.parametrize(

@@ -353,17 +353,17 @@ TREES: dict[str, Tree] = {
         node="""
         run approval suspended in 2 steps
           node draft -> approve
-            write of 2
+            write checkpoint of 2
           node approve suspended
-            write of 4
+            write checkpoint of 4
         """,
         phase="""
         run approval suspended in 2 steps
           node draft -> approve
             exec draft
-            write of 2
+            write checkpoint of 2
           node approve suspended
-            write of 4
+            write checkpoint of 4
         """,
     ),
 }
@@ -372,19 +372,19 @@ RESUMED = Tree(
     node="""
     run approval success in 2 steps resumed ~elsewhere
       node approve -> send
-        get hit
-        write of 2
+        get checkpoint hit
+        write checkpoint of 2
       node send
-        write of 5
+        write checkpoint of 5
     """,
     phase="""
     run approval success in 2 steps resumed ~elsewhere
       node approve -> send
-        get hit
-        write of 2
+        get checkpoint hit
+        write checkpoint of 2
       node send
         post send
-        write of 5
+        write checkpoint of 5
     """,
 )
 
@@ -430,6 +430,7 @@ def test_a_run_that_is_resumed_elsewhere_is_a_trace_with_a_link(play: Play, otlp
     root = root_of(otlp_sink.spans)
     assert root.trace_id != former.trace_id
     assert [(link.trace_id, link.span_id) for link in root.links] == [(former.trace_id, former.span_id)]
+    assert root.links[0].attributes == {"pocket_plug.link": "former_execution"}
     assert former["pocket_plug.run.id"] == root["pocket_plug.run.id"] == DURABLE_RUN
     assert former["session.id"] == root["session.id"] == DURABLE_RUN
     assert (former["pocket_plug.run.resumed"], root["pocket_plug.run.resumed"]) == (False, True)
@@ -444,6 +445,7 @@ def test_within_one_process_a_resumed_run_is_linked_as_well(play: Play, detail: 
     root = root_of(spans)
     assert root.trace_id != former.trace_id
     assert [(link.trace_id, link.span_id) for link in root.links] == [(former.trace_id, former.span_id)]
+    assert root.links[0].attributes == {"pocket_plug.link": "former_execution"}
 
 
 def test_every_run_says_whose_it_is_and_what_its_graph_looks_like(play: Play) -> None:

@@ -503,8 +503,8 @@ setup(); pp.Graph(look >> wait, name="shop").run_sync("tea")
     assert "looked" in logs
     finished = logs["pocket_plug.run.finished"]
     assert (finished.span_id, finished.severity) == (run.span_id, "WARNING")
-    assert finished.attributes["outcome"] == "interrupted"
-    assert finished.attributes["duration"] >= 0
+    assert finished.attributes["pocket_plug.run.outcome"] == "interrupted"
+    assert finished.attributes["pocket_plug.run.duration"] >= 0
     (duration,) = [metric for metric in otlp_sink.metrics if metric.name == "pocket_plug.run.duration"]
     assert duration.points[0].attributes == {
         "pocket_plug.graph.name": "shop",

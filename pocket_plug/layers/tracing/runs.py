@@ -148,9 +148,12 @@ class RunSpan(SpanManager):
             if baggage.get_baggage(name, context) is None:
                 context = baggage.set_baggage(name, value, context)
         left, around = trace.get_current_span(former), trace.get_current_span(context)
+        to = "former_execution" if run.resumed else "submitter"
         if live.resume_trace == "parent" and left.get_span_context().is_valid and run.traceparent is None:
-            context, left = trace.set_span_in_context(left, context), around
-        return context, [Link(left.get_span_context())] if left.get_span_context().is_valid else []
+            context, left, to = trace.set_span_in_context(left, context), around, "caller"
+        return context, [
+            Link(left.get_span_context(), {"pocket_plug.link": to})
+        ] if left.get_span_context().is_valid else []
 
     def finish(self, error: BaseException | None) -> None:
         if self.span.is_recording():

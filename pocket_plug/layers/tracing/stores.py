@@ -15,7 +15,7 @@ from pocket_plug.errors import ConflictError, is_fault
 from pocket_plug.otel.late import LateSpan
 from pocket_plug.otel.reporting import current_context, server_of, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
-from pocket_plug.primitives.names import OWN, PAST_OWN
+from pocket_plug.primitives.names import OWN, PAST_OWN, RESERVED
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.store.keys import template_of
 from pocket_plug.store.layer import Layer, parts
@@ -26,6 +26,9 @@ from .settings import Listening, Live
 from .spans import Attributes, carried, fail, is_cancellation
 
 LABEL = "pocket_plug.layer.label"
+
+CHECKPOINT = (f"{RESERVED}run:", f"{RESERVED}run-part:")
+"""How the keys of a durable run's checkpoint begin, and of what else is recorded of it."""
 
 
 class Tracing(Layer):
@@ -81,7 +84,7 @@ class Tracing(Layer):
         return self._read_on(key) if live is None else self._traced_read(key, live, context)
 
     async def _traced_read(self, key: str, live: Live, context: Context) -> Entry | None:
-        about = Operation("get", template_of(key), self._of_get, context, key)
+        about = Operation("get", _target(key), self._of_get, context, key)
         if self._attach_read:
             span = self._start(live, about)
             if span is None:
@@ -108,7 +111,7 @@ class Tracing(Layer):
             return await self.inner.read_many(keys)
         keys = list(keys)
         attributes = self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
-        about = Operation("get_many", "", attributes, context, keys)
+        about = Operation("get_many", _target(*keys), attributes, context, keys)
         if self._attach_read:
             span = self._start(live, about)
             if span is None:
@@ -136,12 +139,12 @@ class Tracing(Layer):
         if len(changes) == 1:
             key = changes[0].key
             name, attributes = ("set", self._of_set) if isinstance(changes[0], Put) else ("delete", self._of_delete)
-            about = Operation(name, template_of(key), attributes, context, key)
+            about = Operation(name, _target(key), attributes, context, key)
         else:
             keys = [change.key for change in changes] or [*expect]
             name = "write" if changes else "check"
             attributes = self._attributes(name) | {"db.operation.batch.size": len(keys)}
-            about = Operation(name, "", attributes, context, keys)
+            about = Operation(name, _target(*keys), attributes, context, keys)
         if self._attach_write:
             span = self._start(live, about)
             if span is None:
@@ -255,6 +258,13 @@ def _heard(live: Live | None, context: Context) -> Live | None:
             if around.is_valid and not around.is_remote:
                 return None
     return live
+
+
+def _target(*keys: str) -> str:
+    """What an operation is about, as its span is called: a key's template; "checkpoint" where a durable run's is among them."""
+    if len(keys) == 1 and (template := template_of(keys[0])):
+        return template
+    return "checkpoint" if any(key.startswith(CHECKPOINT) for key in keys) else ""
 
 
 def _is_bookkeeping(keys: str | Sequence[str]) -> bool:
