@@ -27,8 +27,8 @@ Copied = Callable[[int, int], object]
 def copy_whole(source: sqlite3.Connection, file: Path, copied: Copied) -> int:
     """Copy what the source has into a new file; gives its bytes.
 
-    Written aside, synced, and only then given its name. Raises StoreError where something has that name already, and
-    sqlite3.Error or OSError where it can't be written; then nothing is left of it.
+    Written aside, synced, and only then given its name. Raises StoreError where something has that name already, or there is no
+    such folder, and sqlite3.Error or OSError where it can't be written; then nothing is left of it.
     """
     _refuse_existing(file)
     aside = file.with_name(f"{file.name}.{secrets.token_hex(4)}~")
@@ -70,6 +70,10 @@ def _companions(file: Path) -> list[Path]:
 
 
 def _refuse_existing(file: Path) -> None:
+    if file.is_dir():  # as "" is
+        raise StoreError(f"{file} is a folder; name a new file, such as {file / 'backup.db'}")
+    if not file.parent.is_dir():
+        raise StoreError(f"there is no folder {file.parent}; make it, or name a file in another one")
     for there in (file, *_companions(file)):
         if os.path.lexists(there):
             why = "" if there == file else f", which SQLite would take for a part of {file}"

@@ -358,10 +358,15 @@ def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
 def _telemetry(timeout: float) -> Checks:
     from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint
     from pocket_plug.telemetry.local import DEFAULT_FILE
+    from pocket_plug.telemetry.retention import Retention
 
     if disabled():
         yield Check("telemetry", "all", "note", "off, since OTEL_SDK_DISABLED is true")
         return
+    try:
+        Retention.from_environment()
+    except ConfigError as error:
+        yield Check("telemetry", "trace file", "wrong", str(error))
     for signal in SIGNALS:
         try:
             named = asked(signal)

@@ -82,6 +82,10 @@ def _check(kind: str, name: str) -> None:
             raise click.UsageError(
                 f"{name!r} would be the class {_class_name(name)}, which is another one; choose another name"
             )
+        if name.startswith("test") and kind != "command":  # which has no class
+            raise click.UsageError(
+                f"{name!r} would be the class {_class_name(name)}, which pytest takes for tests; choose another name"
+            )
         return
     meant = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("pocket-plug-")).strip("-")
     hint = f" Did you mean {meant!r}?" if NAME.fullmatch(meant) and len(meant) <= LONGEST else ""

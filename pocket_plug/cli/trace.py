@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 import webbrowser
 from collections.abc import Generator, Sequence
@@ -119,7 +120,7 @@ def ls(
                     and run.duration >= shortest
                     and (chosen is None or run.trace_id in chosen)
                 ),
-                limit + 1,
+                min(limit, sys.maxsize - 1) + 1,
             )
         ]
     _print_runs(found[:limit], as_json)
@@ -150,8 +151,8 @@ def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
 
 
 def _moment(since: float | None) -> float:
-    """So many seconds ago, in nanoseconds since the epoch."""
-    return 0 if since is None else (time.time() - since) * 1e9
+    """So many seconds ago, in nanoseconds since the epoch; 0 for what is before it."""
+    return 0 if since is None else max(0, (time.time() - since) * 1e9)
 
 
 @contextmanager
@@ -176,9 +177,13 @@ def _readable(path: Path) -> Generator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() make one") from None
+        raise _no_file(path) from None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}. --file names another one") from error
+
+
+def _no_file(path: Path) -> UnknownRunError:
+    return UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() make one")
 
 
 def _say_unreadable(path: Path, lines: int) -> None:
@@ -252,8 +257,16 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
     from pocket_plug.telemetry.live import remove_left
     from pocket_plug.telemetry.retention import without
 
-    with _readable(path):
+    try:
         removed = without(path, traces) if traces else 0
+    except FileNotFoundError:
+        raise _no_file(path) from None
+    except BlockingIOError as error:
+        raise click.ClickException(f"nothing was removed: {error}; try again") from error
+    except OSError as error:
+        raise ConfigError(
+            f"nothing was removed from {path}, which is written anew for it beside itself: {error.strerror}"
+        ) from error
     remove_left(path, traces)
     gone = len({run.run_id for run in runs if run.trace_id in traces})
     echo(f"removed {plural(gone, 'run')}, {plural(removed, 'span')}", err=True)
@@ -313,6 +326,8 @@ def _found(path: Path, wanted: str | None) -> tuple[list[Trace], list[OpenSpan]]
 
 
 def _ids(index: TraceIndex, wanted: str | None, path: Path) -> set[str]:
+    if wanted == "":  # of a variable that isn't set, say; each id begins with it
+        raise click.UsageError("RUN is empty; give a run's id, or how it begins: `pocket-plug trace ls` lists them")
     runs = [*index.runs()]
     if wanted is None:
         if not runs:

@@ -278,7 +278,17 @@ class Execution:
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
         call = NodeCall(
-            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, position
+            run,
+            name,
+            step.kind,
+            visit,
+            step.trace,
+            step.guarded,
+            step.phases,
+            value,
+            step.is_item,
+            position,
+            step.source,
         )
         entered: Entered = []
         try:

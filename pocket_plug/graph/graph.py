@@ -322,10 +322,11 @@ class Graph(Drawn, Node[I, O]):
         return place[0].run(check_runs(self, place))
 
     def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
-        """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises ConfigError where it has
-        a store of its own already.
+        """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises ConfigError for what
+        is no store, and where it has one of its own already.
         """
         if store is not None:
+            check_place(self.name, store, None)
             if self._store is not None:
                 raise ConfigError(
                     f"graph {self.name!r} has a store of its own; leave out store=, or make it without one"

@@ -69,6 +69,8 @@ class NodeCall:
     """Is it one of the items of a fan-out?"""
     position: int | None = None
     """Which one, from 0."""
+    source: Mapping[str, str | int] = field(default_factory=dict[str, "str | int"], repr=False)
+    """Where its code stands, as OpenTelemetry's attributes `code.*`; as few of them as are known."""
     output: Value = field(default=None, repr=False, init=False)
     action: str | None = field(default=None, init=False)
     next: str | None = field(default=None, init=False)

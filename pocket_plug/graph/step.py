@@ -6,12 +6,13 @@ Each kind of node has a kind of step, which it registers with `make_step`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from functools import singledispatch
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from functools import cached_property, singledispatch
 from typing import Any, Protocol
 
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
 from pocket_plug.primitives.signatures import is_async
+from pocket_plug.primitives.sources import source_of
 from pocket_plug.primitives.typechecks import checker
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.keys import Key
@@ -86,6 +87,12 @@ class Step:
         plain_class = isinstance(declared, type) and type(declared) is type and declared not in (float, complex, object)
         self.input_class: Any = declared if plain_class else None
         self.fits: Function | None = None if declared is Any else checker(declared)
+
+    @cached_property
+    def source(self) -> Mapping[str, str | int]:
+        """The `code.*` attributes of its main phase, for who watches a run; nothing for what is no code of its own."""
+        function = self.functions["exec"] or self.functions["post"] or self.functions["prep"]
+        return {} if function is None else source_of(function)
 
     @property
     def is_sync(self) -> bool:

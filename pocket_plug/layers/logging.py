@@ -22,6 +22,7 @@ from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, RunNotice, hookimpl
+from pocket_plug.otel import open_runs
 from pocket_plug.otel.reporting import changed, suppressed
 from pocket_plug.primitives.failures import error_type, say_once, stack_of
 from pocket_plug.primitives.redaction import summary
@@ -261,7 +262,7 @@ _escaped: ContextVar[deque[BaseException] | None] = ContextVar("escaped", defaul
 class _RunLog:
     """Binds the run's id and graph for all that is logged inside, and says when it starts and finishes."""
 
-    __slots__ = ("log", "run", "started", "tokens")
+    __slots__ = ("log", "run", "span", "started", "tokens")
 
     def __init__(self, log: Methods, run: Run) -> None:
         self.log, self.run = log, run
@@ -273,6 +274,8 @@ class _RunLog:
             _escaped.set(deque(maxlen=64))  # in the outermost run's own context: there is nothing to reset
         self.started = time.perf_counter()
         parent = {"parent_id": run.parent.id} if run.parent is not None else {}
+        self.span = trace.get_current_span()
+        open_runs.begun(self)
         begun = "pocket_plug.run.resumed" if run.resumed else "pocket_plug.run.started"
         _say(self.log, "info", begun, run_id=run.id, graph=run.graph, **parent)
 
@@ -281,18 +284,28 @@ class _RunLog:
         _unbind(self.tokens)
         if run.parent is None and (escaped := _escaped.get()) is not None:
             escaped.clear()  # its tracebacks lead to the run's context, which holds this
+        if open_runs.ended(self):
+            failure = {} if run.error is None else {"error_type": error_type(run.error)}
+            self._finish(run.outcome, failure)
+
+    def interrupt(self, reason: str) -> None:
+        """It ends with the process."""
+        with trace.use_span(self.span):
+            self._finish(open_runs.INTERRUPTED, {"error_type": reason})
+
+    def _finish(self, outcome: str | None, failure: Mapping[str, str]) -> None:
+        run = self.run
         about = {
             "run_id": run.id,
             "graph": run.graph,
             "steps": run.steps,
             "duration": time.perf_counter() - self.started,
         }
-        if run.outcome == "suspended":  # it waits for somebody; nothing has failed
+        if outcome == "suspended":  # it waits for somebody; nothing has failed
             _say(self.log, "info", "pocket_plug.run.suspended", **about)
             return
-        failure = {} if run.error is None else {"error_type": error_type(run.error)}
-        level = "info" if run.outcome in ("success", "cancelled") else "warning"
-        _say(self.log, level, "pocket_plug.run.finished", **about, outcome=run.outcome, **failure)
+        level = "info" if outcome in ("success", "cancelled") else "warning"
+        _say(self.log, level, "pocket_plug.run.finished", **about, outcome=outcome, **failure)
 
 
 class _NodeLog:

@@ -215,7 +215,10 @@ def layer_name(spec: LayerSpec, where: str = "") -> str:
     """The name in a layer's spec. Raises ConfigError where there is none."""
     name = spec.get("use") if isinstance(spec, Mapping) else spec
     if not isinstance(name, str):
-        found = f"a table without `use`, of: {', '.join(spec)}" if isinstance(spec, Mapping) else summary(spec)
+        found = summary(spec)
+        if isinstance(spec, Mapping):
+            has = f", of: {', '.join(spec)}" if spec else ""
+            found = f"a table whose `use` is {summary(name)}" if "use" in spec else f"a table without `use`{has}"
         raise ConfigError(
             f'{where and f"{where}: "}a layer is a name or a table such as {{ use = "bounding", '
             f"max_entries = 1000 }}, not {found}"

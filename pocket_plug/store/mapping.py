@@ -74,6 +74,8 @@ class StoreMapping(MutableMapping[str, T]):
     __slots__ = ("_key", "_source", "_stem", "_view")
 
     def __init__(self, view: Mappable, key: Key[T]) -> None:
+        if key.__class__ is not Key:
+            raise KeyNameError(f"mapping takes a Key with one hole, such as Key('user:{{}}'), and not {summary(key)}")
         holes = 0 if key.is_filled else Template(key.template).holes
         if holes != 1:
             raise KeyNameError(

@@ -108,9 +108,18 @@ def single_value(key: Any, entry: Entry) -> Value:
     return key.checked(entry.value) if isinstance(key, Key) else entry.value
 
 
+def checked_item(key: Key[Any], item: Value) -> Value:
+    """An item of a list; raises ValueTypeError where the Key declares another type, or no list."""
+    try:
+        (item,) = key.checked([item])
+    except ValueTypeError as error:
+        raise ValueTypeError(f"{error} of {type(item).__name__}") from error
+    return item
+
+
 def checked_items(key: Any, items: list[Value]) -> list[Value]:
     """The items of a list, each checked by the Key, which declares the type of a whole list."""
-    return [key.checked([item])[0] for item in items] if isinstance(key, Key) and key.type is not None else items
+    return [checked_item(key, item) for item in items] if key.__class__ is Key and key.type is not None else items
 
 
 def shown_value(entry: Entry) -> Value:

@@ -27,7 +27,16 @@ from .mapping import EACH, StoreMapping
 from .stack import Stack
 from .transaction import Transaction
 from .typed import TypedReader, TypedStore
-from .updating import checked_items, no_single_value, replacing, shown_value, single_value, taking, touching
+from .updating import (
+    checked_item,
+    checked_items,
+    no_single_value,
+    replacing,
+    shown_value,
+    single_value,
+    taking,
+    touching,
+)
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -338,7 +347,7 @@ class StoreWriter(StoreReader):
         (1, 2, ['hello, Alice'])
         """
         if key.__class__ is Key:
-            (item,) = key.checked([item])
+            item = checked_item(key, item)
         return await lists.append(self._source, self._written(key), key, item, _deadline(self._source, ttl))
 
     async def trim(self, key: Name, /, *, keep: int) -> int:

@@ -16,12 +16,13 @@ from functools import partial
 from multiprocessing import util as processes
 from types import FrameType
 
+from pocket_plug.otel import open_runs
 from pocket_plug.primitives.forking import after_fork
 
 from .providers import interrupt_spans
 
 INTERRUPT_SECONDS = 2.0
-"""How long, of a SIGTERM, the spans that are open may take to end. One may wait for a lock that the signal interrupted."""
+"""How long, of a SIGTERM, what is open may take to end. One may wait for a lock that the signal interrupted."""
 
 STANDBYS = 8
 """Threads that wait for the end where none can be started there: one for each exporter of three signals, and to spare."""
@@ -69,7 +70,7 @@ def no_sigterm() -> Generator[None]:
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second one, from an impatient sender, would lose what is open
-    in_time([partial(interrupt_spans, "SIGTERM")], INTERRUPT_SECONDS)
+    in_time([partial(end, "SIGTERM") for end in (open_runs.interrupt, interrupt_spans)], INTERRUPT_SECONDS)
     if _close is not None:
         _close()
     signal.signal(number, signal.SIG_DFL)

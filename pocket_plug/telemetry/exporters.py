@@ -1,10 +1,16 @@
-"""The exporters that `OTEL_*` variables name. A variable that can't be followed is a ConfigError, which names it."""
+"""The exporters that `OTEL_*` variables name.
+
+An exporter that nobody knows is a ConfigError, which names the variable. Where only the protocol of OTLP can't be had, the
+program goes on with a warning: such variables are often set for all programs of a machine.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader
@@ -15,8 +21,11 @@ from pocket_plug.primitives.failures import say_once
 
 from .export import MetricExport, metric_exporter
 
+T = TypeVar("T")
 Signal = Literal["traces", "metrics", "logs"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
+
+_logger = logging.getLogger("pocket_plug")
 
 
 def disabled() -> bool:
@@ -67,19 +76,39 @@ _OTLP = {
 }
 
 
-def _otlp(signal: Signal) -> Any:
-    """The class of a signal's OTLP exporter. Raises ConfigError for another protocol, and where it isn't installed."""
+def transport(signal: Signal) -> Literal["http", "grpc"]:
+    """How OTLP goes. Another protocol than `http/protobuf` and `grpc` is logged and ignored, as OpenTelemetry has it.
+
+    `http/json` goes to the same place as `http/protobuf`, and who takes one takes the other.
+    """
     for variable in (_PROTOCOLS[signal], "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if (protocol := os.environ.get(variable)) and protocol != "http/protobuf":
-            raise ConfigError(
-                f"{variable} is {protocol!r}; pocket_plug speaks http/protobuf only, usually on port 4318"
+        protocol = os.environ.get(variable, "").strip()
+        if protocol == "grpc":
+            return "grpc"
+        if protocol and protocol != "http/protobuf":
+            _logger.warning(
+                "telemetry: %s is %r; known are http/protobuf and grpc. OTLP's %s go by http/protobuf",
+                variable,
+                protocol,
+                signal,
             )
+        if protocol:
+            break
+    return "http"
+
+
+_INSTALL = {"http": "'pocket-plug[otlp]'", "grpc": "opentelemetry-exporter-otlp-proto-grpc"}
+
+
+def _otlp(signal: Signal) -> Any:
+    """The class of a signal's OTLP exporter. Raises ConfigError where it isn't installed."""
+    way = transport(signal)
     module, name = _OTLP[signal]
     try:
-        kind = getattr(import_module(f"opentelemetry.exporter.otlp.proto.http.{module}"), name)
+        kind = getattr(import_module(f"opentelemetry.exporter.otlp.proto.{way}.{module}"), name)
     except ImportError:
         raise ConfigError(
-            "the environment asks for OTLP, and its exporter is not installed: pip install 'pocket-plug[otlp]'"
+            f"the environment asks for OTLP by {way}, and its exporter is not installed: pip install {_INSTALL[way]}"
         ) from None
     return _by_process(kind)
 
@@ -108,28 +137,39 @@ def otlp_exporter(signal: Signal, **options: object) -> Any:
     return _otlp(signal)(**options)
 
 
-def span_exporters() -> list[SpanExporter]:
-    """Those that the environment asks for. Raises ConfigError for what can't be followed."""
-    return [_otlp("traces")() if name == "otlp" else ConsoleSpanExporter() for name in _named("traces")]
+def span_exporters() -> dict[str, SpanExporter]:
+    """Those that the environment asks for and that can be had, by name. Raises ConfigError for unknown ones."""
+    return _made("traces", {"otlp": lambda: _otlp("traces")(), "console": ConsoleSpanExporter})
 
 
-def log_exporters() -> list[LogRecordExporter]:
-    """Those that the environment asks for. Raises ConfigError for what can't be followed."""
-    return [_otlp("logs")() if name == "otlp" else ConsoleLogRecordExporter() for name in _named("logs")]
+def log_exporters() -> dict[str, LogRecordExporter]:
+    """Those that the environment asks for and that can be had, by name. Raises ConfigError for unknown ones."""
+    return _made("logs", {"otlp": lambda: _otlp("logs")(), "console": ConsoleLogRecordExporter})
 
 
-def metric_readers() -> list[MetricReader]:
-    """Those that the environment asks for. Raises ConfigError for what can't be followed."""
-    return [
-        _prometheus()
-        if name == "prometheus"
-        else MetricExport(metric_exporter(_otlp("metrics") if name == "otlp" else ConsoleMetricExporter))
-        for name in _named("metrics")
-    ]
+def metric_readers() -> dict[str, MetricReader]:
+    """Those that the environment asks for and that can be had, by name. Raises ConfigError for what can't be followed."""
+    return _made(
+        "metrics",
+        {
+            "otlp": lambda: MetricExport(metric_exporter(_otlp("metrics"))),
+            "console": lambda: MetricExport(metric_exporter(ConsoleMetricExporter)),
+            "prometheus": _prometheus,
+        },
+    )
 
 
-def _named(signal: Signal) -> list[str]:
-    return [name for name in asked(signal) if name != "none"]
+def _made(signal: Signal, ways: dict[str, Callable[[], T]]) -> dict[str, T]:
+    made: dict[str, T] = {}
+    for name in asked(signal):
+        try:
+            if name in ways:
+                made[name] = ways[name]()
+        except ConfigError as error:
+            if name != "otlp":
+                raise
+            say_once(f"sending {signal} by OTLP", error)
+    return made
 
 
 def _prometheus() -> MetricReader:

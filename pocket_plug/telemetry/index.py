@@ -222,10 +222,8 @@ class TraceIndex:
         rows = self._tables.execute(
             "select trace_id from span join trace on number = trace group by trace having max(end) < ?", (moment,)
         )
-        found = {id for (id,) in rows}
-        return found | {each.span.trace_id for each in self._open if each.seen < moment} - {
-            each.span.trace_id for each in self._open if each.seen >= moment
-        }
+        ended = {id for (id,) in rows} | {each.span.trace_id for each in self._open if each.seen < moment}
+        return ended - {each.span.trace_id for each in self._open if each.seen >= moment}
 
     def with_error(self, kind: str) -> set[str]:
         """The traces in which something failed for good with an error of this type, named with its module or without."""
@@ -272,7 +270,7 @@ class TraceIndex:
         for of_graph, node, *numbers in self._tables.execute(
             """select * from (
                 select graph, null as node, duration, outcome not in ('success', 'suspended'), retries from run
-                where outcome != 'unfinished' and start >= :since
+                where outcome not in ('unfinished', 'interrupted') and start >= :since
                 union all select graph, node, end - start, failed, retries from span
                 where node is not null and start >= :since
             ) where :graph is null or graph = :graph""",

@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.util.re import parse_env_headers
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.primitives.redaction import MASK, conceal
+from pocket_plug.primitives.redaction import MASK, conceal, public_url
 
-from .exporters import otlp_exporter
+from .exporters import endpoint, otlp_exporter, transport
 from .providers import make_resource
 
 WAYS_OUT = {
@@ -36,6 +36,8 @@ def send_test_span(seconds: float) -> str:
 
     Raises ConfigError for variables that can't be followed, and ConnectionError, with the reason, where it wasn't taken.
     """
+    if transport("traces") == "grpc":
+        return _send_by_grpc(seconds)
     import requests  # comes with the exporter
 
     from .send import refusal, shown
@@ -75,6 +77,16 @@ def send_test_span(seconds: float) -> str:
         said = conceal(session.reason or "the exporter has refused it, and says nothing more", _hidden())
         raise ConnectionError(f"{session.url}: {said}" if session.url else said)
     return session.url
+
+
+def _send_by_grpc(seconds: float) -> str:
+    exporter, url = otlp_exporter("traces", timeout=seconds), public_url(endpoint("traces"))
+    try:
+        if exporter.export([_span()]) is not SpanExportResult.SUCCESS:
+            raise ConnectionError(f"{url}: the exporter has sent it by gRPC, and says what came of it in its log")
+    finally:
+        exporter.shutdown()
+    return url
 
 
 def _hidden() -> dict[str, str]:

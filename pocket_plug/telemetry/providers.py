@@ -26,12 +26,19 @@ from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
+from pocket_plug.otel.open_runs import INTERRUPTED
 from pocket_plug.primitives.forking import after_fork
 
 from .exporters import endpoint
 
 MAX_OPEN = 10_000
 """Spans that are remembered while they are open, in case a SIGTERM ends them."""
+
+_OUTCOMES = {
+    "pocket_plug.run.resumed": "pocket_plug.run.outcome",
+    "pocket_plug.node.visit": "pocket_plug.node.outcome",
+}
+"""The outcome that a span has, by an attribute that it has from the start."""
 
 
 class Spans(TracerProvider):
@@ -76,7 +83,8 @@ class SpanFan(SpanProcessor):
         """
         logging.getLogger("opentelemetry.sdk.trace").disabled = True
         for span in reversed(list(self._open.values())):
-            span.set_attributes({"pocket_plug.interrupted": True, "error.type": reason})
+            about = {name: INTERRUPTED for mark, name in _OUTCOMES.items() if mark in (span.attributes or {})}
+            span.set_attributes({"pocket_plug.interrupted": True, "error.type": reason, **about})
             span.end()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:

@@ -60,15 +60,18 @@ class Retention:
     def from_environment(cls) -> Retention:
         """As `POCKET_PLUG_TRACES_SIZE` (bytes) and `POCKET_PLUG_TRACES_AGE` ("7d") say; "none" is None. Raises ConfigError."""
         size, age = (os.environ.get(f"POCKET_PLUG_TRACES_{name}", "").strip() for name in ("SIZE", "AGE"))
-        if size not in ("", "none") and not size.isdecimal():
+        if size not in ("", "none") and not (size.isdecimal() and len(size) < 20):
             raise ConfigError(
                 f"POCKET_PLUG_TRACES_SIZE is {size!r:.80}, which is no number of bytes; none keeps everything"
             )
         default = cls()
-        return cls(
-            default.size if not size else None if size == "none" else int(size),
-            default.age if not age else None if age == "none" else age,
-        )
+        try:
+            return cls(
+                default.size if not size else None if size == "none" else int(size),
+                default.age if not age else None if age == "none" else age,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"POCKET_PLUG_TRACES_SIZE or POCKET_PLUG_TRACES_AGE: {error}") from error
 
 
 @contextmanager
@@ -162,7 +165,10 @@ def _alone(path: Path, file: int) -> Generator[None]:
     """Nobody else appends to the file. Raises BlockingIOError if somebody is at it, or it isn't at this path any more."""
     if fcntl is None:
         raise BlockingIOError(f"{path} can't be locked on this system")
-    _lock(file, alone=True)
+    try:
+        _lock(file, alone=True)
+    except BlockingIOError:
+        raise BlockingIOError(f"somebody is just writing to {path}") from None
     try:
         if not _is_at(path, file):
             raise BlockingIOError(f"{path} was just replaced by another process")

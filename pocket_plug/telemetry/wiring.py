@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Protocol, Self, TypeVar, cast
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LogRecordProcessor
@@ -52,6 +52,8 @@ from .tree import TreeProcessor
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that the end of a process waits for exporters, unless it is told otherwise. OpenTelemetry has no variable for that."""
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("pocket_plug")
 _lock = RLock()  # re-entered by a SIGTERM within
@@ -183,12 +185,13 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float) -> Te
         tracing.configure(**chosen)
         return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
     # all are made before any is used: a variable that can't be followed leaves nothing half set up
-    span_mode, exporters = ("yours", []) if traces_are_taken() else (_mode("traces"), span_exporters())
-    log_mode, log_parts = ("yours", []) if logs_are_taken() else (_mode("logs"), log_exporters())
-    metric_mode, readers = ("yours", []) if metrics_are_taken() else (_mode("metrics"), metric_readers())
+    exporters, span_mode = ({}, "yours") if traces_are_taken() else _with_mode(span_exporters())
+    log_parts, log_mode = ({}, "yours") if logs_are_taken() else _with_mode(log_exporters())
+    by_name, metric_mode = ({}, "yours") if metrics_are_taken() else _with_mode(metric_readers())
+    readers = [*by_name.values()]
     tracing.configure(**chosen)
-    spans = [SpanExport(exporter) for exporter in exporters]
-    records = [LogExport(exporter) for exporter in log_parts]
+    spans = [SpanExport(exporter) for exporter in exporters.values()]
+    records = [LogExport(exporter) for exporter in log_parts.values()]
     if spans or records or readers:
         watch_the_end(_close_all)
     if spans:
@@ -395,9 +398,9 @@ def _settings(
     return cast("tracing.Changes", changes)
 
 
-def _mode(signal: Signal) -> str:
-    """`otlp`, several with commas between, or `none`."""
-    return ",".join(asked(signal)) or "none"
+def _with_mode(made: dict[str, T]) -> tuple[dict[str, T], str]:
+    """With `otlp`, several with commas between, or `none`."""
+    return made, ",".join(made) or "none"
 
 
 def _trace_locally(
@@ -407,8 +410,9 @@ def _trace_locally(
         return "off", [], None
     if traces_are_taken():
         return "yours", [], None
-    named = asked("traces")
-    exporters = span_exporters()
+    made, mode = _with_mode(span_exporters())
+    exporters = [*made.values()]
+    named = exporters or asked("traces") == ["none"]  # what was asked for and can't be had leaves no run untraced
     if file is None and not named:
         file = DEFAULT_FILE
     if file is not None:
@@ -419,7 +423,7 @@ def _trace_locally(
     shell, footer = notebook_shell(), partial(_footer, file)
     if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
         processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
-    return _mode("traces") if named else "local", processors, file
+    return mode if named else "local", processors, file
 
 
 def _footer(file: Path | None, root: RecordedSpan) -> str:

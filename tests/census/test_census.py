@@ -247,9 +247,10 @@ def test_a_distribution_that_can_not_be_read_is_named_and_the_rest_is_counted(st
 def test_a_second_run_surveys_nothing_and_reports_the_same(story: Story) -> None:
     """Every distribution is recalled, none is measured, classified or recorded again."""
     first, second = story.names[:2]
-    everything = min(story.totals[0]["distributions"], 100)  # of a fan-out the first 100 items are traced
-    assert first["node measure"] == first["node record"] == first["node recall"] == everything
-    assert second["node recall"] == everything
+    everything = story.totals[0]["distributions"]
+    traced = min(everything, 100)  # of a fan-out the first 100 items have spans, and of those beyond some
+    assert traced <= first["node measure"] == first["node record"] == first["node recall"] <= everything
+    assert traced <= second["node recall"] <= everything
     assert not {"node measure", "node classify", "node list_requirements", "node record"} & set(second)
     assert story.records[1] == story.records[0]
     assert story.totals[1] == story.totals[0]

@@ -85,3 +85,16 @@ def test_a_store_in_memory_has_nothing_to_back_up(capsys: pytest.CaptureFixture[
     """Its entries are in another process, if anywhere."""
     backup("backup.db", url="memory://", code=2)
     assert "is in memory" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_file_to_back_up_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody is told to remove the folder that an empty name means; one that is missing is named."""
+    with SyncStore(URL) as store:
+        store.set("a", 1)
+    backup("", code=1)
+    said = capsys.readouterr().err
+    assert f"{tmp_path} is a folder; name a new file, such as {tmp_path / 'backup.db'}" in said
+    assert "remove" not in said
+    backup("nowhere/backup.db", code=1)
+    assert f"there is no folder {tmp_path / 'nowhere'}; make it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["state.db"]

@@ -359,6 +359,18 @@ def test_telemetry_that_is_off_or_can_not_be_followed(doctor: Doctor, monkeypatc
     """Said without sending anything."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    assert "speaks http/protobuf only" in doctor(1)["telemetry", "span"][1]
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
+    assert "pip install opentelemetry-exporter-otlp-proto-grpc" in doctor(1)["telemetry", "span"][1]
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert doctor()["telemetry", "all"] == ("note", "off, since OTEL_SDK_DISABLED is true")
+
+
+@pytest.mark.parametrize(("name", "value"), [("SIZE", "many"), ("SIZE", "9" * 5000), ("SIZE", "0"), ("AGE", "-1")])
+def test_limits_of_the_trace_file_that_can_not_be_followed(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """`observe` and `--trace` would refuse to begin, so it is said before, by the variable's name."""
+    monkeypatch.setenv(f"POCKET_PLUG_TRACES_{name}", value)
+    verdict, says = doctor(1)["telemetry", "trace file"]
+    assert verdict == "wrong"
+    assert f"POCKET_PLUG_TRACES_{name}" in says

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pocket_plug.cli import main
+from pocket_plug.telemetry.retention import appending
 
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
 A, B, C, D = (letter * 32 for letter in "abcd")
@@ -371,3 +372,35 @@ def test_traces_are_removed(file: Path, says: Says) -> None:
     assert file.read_text() == ""
     for options in ([], ["abc-1", "--all"], ["--older", "1h", "--all"]):
         assert says("rm", *options)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["rm", "show"])
+def test_an_empty_name_is_no_run(file: Path, says: Says, command: str) -> None:
+    """Every id begins with it: a variable that isn't set must not remove the only run."""
+    before = line(run(A, 1, 0, 1, "abc-1", "shop", "success"))
+    file.write_text(before)
+    code, _, err = says(command, "")
+    assert code == 2
+    assert "RUN is empty" in err
+    assert file.read_text() == before
+
+
+def test_numbers_without_end_are_as_large_as_any(file: Path, says: Says) -> None:
+    """A time before the epoch is the beginning, a limit above all is none."""
+    age, number = f"{'9' * 15}d", "9" * 30
+    assert says("stats", "--since", age) == says("stats")
+    assert says("ls", "--since", age, "--limit", number) == says("ls")
+    assert says("rm", "--older", age) == (0, "", "removed 0 runs, 0 spans\n")
+
+
+def test_what_keeps_traces_from_being_removed_is_said(file: Path, says: Says) -> None:
+    """Somebody who writes just then, or a file that can't be written: nothing is removed, and it isn't about reading."""
+    before = file.read_bytes()
+    with appending(file):
+        code, _, err = says("rm", "--all")
+    assert (code, file.read_bytes()) == (1, before)
+    assert f"nothing was removed: somebody is just writing to {file.relative_to(Path.cwd())}; try again" in err
+    (file.parent / "traces.jsonl.new~").mkdir()
+    code, _, err = says("rm", "--all")
+    assert (code, file.read_bytes()) == (2, before)
+    assert "written anew for it beside itself: Is a directory" in err

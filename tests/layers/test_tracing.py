@@ -531,9 +531,9 @@ def test_what_a_network_backend_does_is_below_its_operation(capture: SpanCapture
 
 
 def test_what_needs_a_loop_is_no_network_yet(capture: SpanCapture) -> None:
-    """A backend that names no server is within the process: its spans are INTERNAL, and name none."""
+    """A backend that names no database and no server is within the process: its spans are INTERNAL, and name none."""
     backend = Network()
-    backend.address = None
+    backend.system, backend.address = "", None
     asyncio.run(Store(backend, layers=[Tracing()]).get("k"))
     assert capture.one("get").kind is SpanKind.INTERNAL
     assert not [name for name in attributes_of(capture, "get") if name.startswith("server.")]

@@ -188,6 +188,49 @@ def test_without_an_event_loop_it_is_the_same_tree(capture: SpanCapture, monkeyp
     assert_drawn(capture, REFERENCE)
 
 
+class Weigh(pp.Node[int, int]):
+    """Has code of its own in `post` only."""
+
+    async def post(self, store: pp.StoreWriter, input: int, prepared: int, result: int, /) -> int:
+        return input
+
+
+def listed(weight: int) -> list[int]:
+    return [weight]
+
+
+@pp.node
+async def cut(weight: int) -> int:
+    return weight
+
+
+def test_a_node_says_where_its_code_stands(capture: SpanCapture) -> None:
+    """By the conventions' names: a function, a class, an item; not what has no code of its own, a fan-out and a nested graph."""
+    graph = pp.Graph(pp.Graph(Weigh(), name="inner") >> pp.node(listed) >> pp.each(cut), name="g")
+    asyncio.run(graph.run(1))
+    found = {
+        span.name: {name: value for name, value in (span.attributes or {}).items() if name.startswith("code.")}
+        for span in capture.spans
+        if span.name.startswith(("node", "item"))
+    }
+    assert found == {
+        name: {}
+        if code is None
+        else {
+            "code.function.name": f"{__name__}.{code.co_qualname}",
+            "code.file.path": __file__,
+            "code.line.number": code.co_firstlineno,
+        }
+        for name, code in {
+            "node inner": None,
+            "node listed": listed.__code__,
+            "node weigh": Weigh.post.__code__,
+            "node each_cut": None,
+            "item cut": cut.functions["exec"].__code__,
+        }.items()
+    }
+
+
 def test_every_span_says_which_run_it_belongs_to(capture: SpanCapture) -> None:
     """Runs have ids, the inner one its parent's too; nodes carry graph and run, so that they can be searched for."""
     run_virtual(reference().run(5))

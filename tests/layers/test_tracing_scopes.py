@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import NoOpTracer, Span, SpanContext, StatusCode, Tracer, TracerProvider
 
 import pocket_plug as pp
+from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import ConfigError, RunSuspendedError
 from pocket_plug.layers import Bounding, Metrics, Tracing, tracing
 from pocket_plug.layers.tracing.stores import Probe
@@ -339,7 +340,7 @@ OPENINFERENCE = {
 
 
 def of_others(span: ReadableSpan) -> dict[str, Any]:
-    ours = ("pocket_plug.", "db.", "session.", "error.")
+    ours = ("pocket_plug.", "db.", "session.", "error.", "code.")
     return {name: value for name, value in attributes(span).items() if not name.startswith(ours)}
 
 
@@ -639,14 +640,22 @@ def test_a_durable_run_without_a_span_of_its_own_keeps_the_trace_around_it(tmp_p
     assert carrier["traceparent"].split("-")[2] == f"{place(capture.one('request'))[1]:016x}"
 
 
-def test_a_network_is_a_client_and_memory_is_not() -> None:
-    """Who has a server's address is a client, whatever it awaits."""
+def test_a_database_is_called_by_a_client_and_memory_is_not(tmp_path: Path) -> None:
+    """Who has a server's address, or names its database, is a client, whatever it awaits; SQLite too, though it is embedded."""
 
     class Remote(FaultyMemory):
         address = ("db.example", 5432)
 
-    for backend, kind in ((pp.Memory(), "INTERNAL"), (Remote(), "CLIENT")):
+    async def read(backend: Backend) -> None:
+        async with pp.Store(backend, layers=["tracing"]) as store:
+            await store.get("a name of no Key")
+
+    for backend, kind in (
+        (pp.Memory(), "INTERNAL"),
+        (Remote(), "CLIENT"),
+        (SQLite(tmp_path / "a.db"), "CLIENT"),
+    ):
         with SpanCapture() as capture:
-            asyncio.run(pp.Store(backend, layers=["tracing"]).get("a name of no Key"))
+            asyncio.run(read(backend))
         assert capture.one("get").kind.name == kind
     assert isinstance(backend, Backend)

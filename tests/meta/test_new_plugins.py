@@ -173,6 +173,7 @@ def test_its_bounds_are_those_of_this_version(made: Path) -> None:
         ("layer", "2fast", "is no name for a plugin"),
         ("layer", "none", "would be the class None, which is another one"),
         ("layer", "entry", "would be the class Entry, which is another one"),
+        ("observer", "test-bed", "would be the class TestBed, which pytest takes for tests"),
         ("layer", "bounding", "the name 'bounding' is already used by plugin 'bounding' (pocket-plug"),
         ("observer", "sqlite", "the name 'sqlite' is already used by plugin 'sqlite' (pocket-plug"),
         ("backend", "memory", "pocket-plug has a backend 'memory' of its own"),

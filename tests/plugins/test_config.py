@@ -120,6 +120,22 @@ def test_what_cannot_be_meant(text, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("layer", "found"),
+    [
+        ("{max = 3}", "a table without `use`, of: max"),
+        ("{}", "a table without `use`"),
+        ("{use = 3}", "a table whose `use` is int"),
+        ("3", "int"),
+    ],
+)
+def test_what_is_no_layer(layer, found):
+    """It is said what was found in the place of its name."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(f"[store]\nlayers = [{layer}]"))
+    assert str(caught.value).endswith(f", not {found}")
+
+
 def test_no_such_file():
     """A file that was named must be there."""
     with pytest.raises(ConfigError, match=r"nowhere\.toml can't be read: .*No such file"):

@@ -146,6 +146,13 @@ def test_a_key_without_exactly_one_hole_is_refused(key: Key[Any]) -> None:
         SyncStore().mapping(key)
 
 
+def test_a_name_is_no_key_of_a_mapping() -> None:
+    """It has no hole to fill, whatever is in it; what to give is said."""
+    name: Any = "user:{}"
+    with pytest.raises(KeyNameError, match=r"takes a Key with one hole, such as Key\('user:\{\}'\), and not str"):
+        SyncStore().mapping(name)
+
+
 def test_a_key_that_is_no_text_is_refused() -> None:
     """It would come back as text."""
     with pytest.raises(KeyNameError, match="is a str, not int"):

@@ -120,6 +120,18 @@ def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced)
     assert not left.exists()
 
 
+def test_a_trace_ends_with_the_last_sign_of_life(traced: Traced) -> None:
+    """Not with the last span that its killed process wrote, which may be hours older."""
+    traced.run("shop", "r-1")
+    traced.open.tell()
+    (path,) = traced.path.parent.iterdir()
+    (left,) = live.open_spans(traced.path)
+    traced.path.write_text(path.read_text().replace('"endTimeUnixNano": "0"', '"endTimeUnixNano": "1000"') + "\n")
+    with TraceIndex(traced.path) as index:
+        assert index.ended_before(left.seen) == set()
+        assert index.ended_before(left.seen + 1) == {left.span.trace_id}
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("ends", [False, True], ids=["killed", "ends"])
 def test_a_child_process_does_not_tell_of_its_parent(traced: Traced, ends: bool) -> None:

@@ -362,26 +362,63 @@ def test_a_collector_that_hangs_delays_the_end_of_the_process_by_a_limit(tmp_pat
     assert "8 spans were not exported; exporting took longer than 0.1 s and was given up" in done.stderr
 
 
-def test_what_the_environment_asks_for_and_cannot_be_done_is_an_error_with_the_way_out(tmp_path: Path) -> None:
-    """An unknown exporter, another protocol, a missing extra."""
+def test_an_unknown_exporter_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    """It names the variable and what is known."""
     code = """
-for name, value in (("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), ("", "")):
-    os.environ["OTEL_TRACES_EXPORTER"] = "otlp"
-    if name:
-        os.environ[name] = value
-    else:
-        del os.environ["OTEL_EXPORTER_OTLP_PROTOCOL"]
-        sys.modules["opentelemetry.exporter.otlp.proto.http.trace_exporter"] = None
-    try:
-        observe()
-    except pp.ConfigError as error:
-        print(error)
+try:
+    observe()
+except pp.ConfigError as error:
+    print(error)
 """
-    done = python("import os" + code, tmp_path)
+    done = python(code, tmp_path, OTEL_TRACES_EXPORTER="zipkin")
     assert done.stderr == ""
-    exporter, protocol, extra = done.stdout.splitlines()
-    assert "'zipkin'" in exporter
-    assert "otlp, console and none" in exporter
-    assert "'grpc'" in protocol
-    assert "http/protobuf" in protocol
-    assert "pip install 'pocket-plug[otlp]'" in extra
+    assert "OTEL_TRACES_EXPORTER is 'zipkin'; known are otlp, console and none" in done.stdout
+
+
+GRPC = "opentelemetry.exporter.otlp.proto.grpc"
+
+SHOW = """
+import logging
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+telemetry = observe(terminal=False)
+print(asyncio.run(graph.run("tea")), telemetry.mode)
+telemetry.close()
+"""
+
+
+def test_a_protocol_that_can_not_be_had_is_said_and_the_run_is_traced_all_the_same(tmp_path: Path, sink: Sink) -> None:
+    """By `http/protobuf` where the protocol is unknown; in the local file where what is asked for isn't installed."""
+    done = python(SHOW, tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL="http/json", OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
+    assert done.stdout == (
+        "telemetry: OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json'; known are http/protobuf and grpc. "
+        "OTLP's traces go by http/protobuf\n3 otlp\n"
+    ), done.stderr
+    assert sink.spans()
+    for name, protocol, package in (
+        (GRPC, "grpc", "opentelemetry-exporter-otlp-proto-grpc"),
+        ("opentelemetry.exporter.otlp.proto.http", "http/protobuf", "'pocket-plug[otlp]'"),
+    ):
+        missing = f"sys.modules['{name}'] = None\n"
+        done = python(missing + SHOW, tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL=protocol, OTEL_TRACES_EXPORTER="otlp")
+        assert f"is not installed: pip install {package}. The program goes on without; said once" in done.stdout
+        assert done.stdout.endswith("\n3 local\n"), done.stderr
+
+
+def test_grpc_is_spoken_where_its_exporter_is_installed(tmp_path: Path) -> None:
+    """Its exporter gets the spans, though not that of HTTP."""
+    code = f"""
+from types import ModuleType
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+module = sys.modules["{GRPC}"] = ModuleType("grpc")
+module = sys.modules["{GRPC}.trace_exporter"] = ModuleType("trace_exporter")
+made = []
+class OTLPSpanExporter(InMemorySpanExporter):
+    def __init__(self):
+        super().__init__()
+        made.append(self)
+module.OTLPSpanExporter = OTLPSpanExporter
+{SHOW}
+print(len(made), made[0].get_finished_spans()[-1].name)
+"""
+    done = python(code, tmp_path, OTEL_TRACES_EXPORTER="otlp", OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="grpc")
+    assert done.stdout == "3 otlp\n1 run shop\n", done.stderr

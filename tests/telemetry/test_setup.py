@@ -192,11 +192,11 @@ except OSError as error:
 
 
 def test_what_cannot_be_followed_is_an_error_and_nothing_is_half_set_up(tmp_path: Path) -> None:
-    """An unknown exporter of any signal, a protocol, a port, a level."""
+    """An unknown exporter of any signal, a port, a level."""
     code = """
 from opentelemetry import trace
 for name, value in (("OTEL_METRICS_EXPORTER", "statsd"), ("OTEL_LOGS_EXPORTER", "syslog"),
-                    ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "grpc"), ("OTEL_EXPORTER_PROMETHEUS_PORT", "http")):
+                    ("OTEL_EXPORTER_PROMETHEUS_PORT", "http")):
     former, os.environ[name] = os.environ.get(name, ""), value
     try:
         setup()
@@ -210,10 +210,9 @@ except pp.ConfigError as error:
 print(type(trace.get_tracer_provider()).__name__)
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_METRICS_EXPORTER="prometheus")
-    metrics, logs, protocol, *others = done.stdout.splitlines()
+    metrics, logs, *others = done.stdout.splitlines()
     assert "'statsd'; known are otlp, prometheus, console and none" in metrics
     assert "'syslog'; known are otlp, console and none" in logs
-    assert "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL is 'grpc'" in protocol
     assert others == [
         "OTEL_EXPORTER_PROMETHEUS_PORT is 'http'; give a port, 1 to 65535",
         "log_level 'loud' is none of debug, info, warning, error, critical.",
@@ -467,7 +466,10 @@ telemetry.close(0.1)
 
 # ---------------------------------------------------------------- the end of the process
 def test_at_a_sigterm_open_spans_are_in_the_trace(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Ended and marked, whole as a tree, without a status; metrics and logs are flushed; the process dies of the signal."""
+    """Ended and marked, whole as a tree, without a status; metrics and logs are flushed; the process dies of the signal.
+
+    The run has its outcome and its duration in all three, and its log line belongs to its span.
+    """
     code = """
 @pp.node
 async def wait(name: str) -> str:
@@ -496,8 +498,19 @@ setup(); pp.Graph(look >> wait, name="shop").run_sync("tea")
         (None, None, "UNSET"),
         (True, "SIGTERM", "UNSET"),
     ]
-    assert "looked" in [log.body for log in otlp_sink.logs]
-    assert otlp_sink.metrics
+    assert [run["pocket_plug.run.outcome"], wait["pocket_plug.node.outcome"]] == ["interrupted"] * 2
+    logs = {log.body: log for log in otlp_sink.logs}
+    assert "looked" in logs
+    finished = logs["pocket_plug.run.finished"]
+    assert (finished.span_id, finished.severity) == (run.span_id, "WARNING")
+    assert finished.attributes["outcome"] == "interrupted"
+    assert finished.attributes["duration"] >= 0
+    (duration,) = [metric for metric in otlp_sink.metrics if metric.name == "pocket_plug.run.duration"]
+    assert duration.points[0].attributes == {
+        "pocket_plug.graph.name": "shop",
+        "pocket_plug.run.outcome": "interrupted",
+        "error.type": "SIGTERM",
+    }
 
 
 @pytest.mark.parametrize("how", ["exit", "SIGTERM"])

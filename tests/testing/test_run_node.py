@@ -209,3 +209,15 @@ def test_its_executor_runs_it(run: Running):
     assert run(double, 21, pocket=Pocket(autoload=False)).output == 42
     with pytest.raises(GraphError, match="there is"):
         run(double.with_options(executor="nowhere"), 21, pocket=Pocket(autoload=False))
+
+
+@both
+def test_what_is_no_store_is_refused(run: Running):
+    """With what to give instead, as a graph's own store is."""
+
+    @node
+    def double(number: int) -> int:
+        return 2 * number
+
+    with pytest.raises(ConfigError, match=r"store can't be str; give Store\('memory://'\)"):
+        run(double, 21, store="memory://")

@@ -281,3 +281,10 @@ def test_nothing_is_pickled(saver: PocketSaver) -> None:
     with pytest.raises(TypeError):
         put(saver, "a", 1, task=object())
     assert ids(saver.list(None)) == []
+
+
+@pytest.mark.parametrize("kind", [PocketSaver, PocketStore])
+def test_what_is_no_store_is_refused(kind: Any) -> None:
+    """With what it is made of."""
+    with pytest.raises(ConfigError, match=f"{kind.__name__} is made of a Store, .* or a URL, not of int"):
+        kind(5)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from pocket_plug.hookspecs import NodeCall, Run
+from pocket_plug.otel import open_runs
 from pocket_plug.otel.late import measuring_context
 
-from .counting import Active, Attributes, actions, graphs
+from .counting import Active, Attributes, actions, errors, graphs
 from .instruments import Instruments, about, failure
 
 
@@ -23,12 +24,21 @@ class RunTimer:
     def __enter__(self) -> None:
         self.active = self.instruments.runs.begin(self.graph)
         self.started = time.perf_counter()
+        open_runs.begun(self)
 
     def __exit__(self, *_: object) -> None:
+        if open_runs.ended(self):
+            self._record(self.run.outcome or "success", failure(self.run.error))
+
+    def interrupt(self, reason: str) -> None:
+        """It ends with the process."""
+        self._record(open_runs.INTERRUPTED, {"error.type": errors[reason]})
+
+    def _record(self, outcome: str, failed: Attributes) -> None:
         seconds = time.perf_counter() - self.started
         self.active.end()
-        attributes = self.graph | failure(self.run.error)
-        attributes["pocket_plug.run.outcome"] = self.run.outcome or "success"
+        attributes = self.graph | failed
+        attributes["pocket_plug.run.outcome"] = outcome
         self.instruments.run_duration.record(seconds, attributes, measuring_context())
 
 

@@ -213,6 +213,7 @@ class NodeSpan(SpanManager):
             "pocket_plug.node.visit": call.visit,
             "pocket_plug.run.id": self.run.id,
             "pocket_plug.graph.name": self.run.graph,
+            **call.source,
         }
         title = capped(f"item {name}" if call.is_item else f"node {name}")
         if type(self) is ItemSpan:

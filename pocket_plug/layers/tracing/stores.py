@@ -47,7 +47,8 @@ class Tracing(Layer):
         self._look = listening_of(self).look
         backend = parts(self.inner)[-1]
         server = server_of(backend)
-        self._kind = SpanKind.CLIENT if server else SpanKind.INTERNAL
+        # a database is called as a client calls, an embedded one too, as the conventions for SQL have it
+        self._kind = SpanKind.CLIENT if server or backend.system else SpanKind.INTERNAL
         self._about: Attributes = {"db.system.name": capped(system_of(backend)), **server}
         if self.namespace:
             self._about["db.namespace"] = capped(self.namespace)

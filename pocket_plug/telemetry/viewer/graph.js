@@ -76,10 +76,10 @@ function list(value) {
 // How the visits of a node went: the worst of them.
 function outcomeOf(node) {
   const found = new Set(node.visits.map((span) => (span.failed ? "failed" : span.goesOn ? "running" : (span.get("node.outcome") ?? "ok"))));
-  return ["failed", "suspended", "cancelled", "running", "fallback", "ok"].find((outcome) => found.has(outcome)) ?? (found.size ? "ok" : node.earlier ? "earlier" : "unvisited");
+  return ["failed", "interrupted", "suspended", "cancelled", "running", "fallback", "ok"].find((outcome) => found.has(outcome)) ?? (found.size ? "ok" : node.earlier ? "earlier" : "unvisited");
 }
 
-const SIGNS = { failed: "✗", failure: "✗", timeout: "◷", suspended: "‖", cancelled: "⊘", running: "…", fallback: "⤵", ok: "✓", success: "✓", earlier: "✓", unvisited: "" };
+const SIGNS = { failed: "✗", failure: "✗", timeout: "◷", suspended: "‖", cancelled: "⊘", interrupted: "!", running: "…", fallback: "⤵", ok: "✓", success: "✓", earlier: "✓", unvisited: "" };
 
 // ---------------------------------------------------------------- layers
 const HEIGHT = 44; // of a node

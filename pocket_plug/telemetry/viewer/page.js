@@ -32,7 +32,7 @@ function drawHead() {
   at("title").textContent = trace.title;
   const outcome = at("outcome");
   outcome.textContent = trace.outcome ? `${SIGNS[trace.outcome] ?? ""} ${trace.outcome}` : "";
-  outcome.className = `outcome ${{ failure: "bad", timeout: "bad", success: "good", cancelled: "grey" }[trace.outcome] ?? "blue"}`;
+  outcome.className = `outcome ${{ failure: "bad", timeout: "bad", interrupted: "bad", success: "good", cancelled: "grey" }[trace.outcome] ?? "blue"}`;
   outcome.hidden = !trace.outcome;
   at("run-id").textContent = trace.runId || trace.id;
   const steps = trace.root?.get("run.steps");
@@ -114,11 +114,11 @@ function showGraph(runs) {
   const before = traces.slice(traces.indexOf(trace) + 1).filter((other) => trace.runId && other.runId === trace.runId);
   chart = chartOf(runs, runs[0] === trace.root ? before.map((other) => other.root) : []);
   const outcomes = new Set(runs.map((run) => run.get("run.outcome") ?? (run.goesOn ? "running" : "")));
-  const outcome = ["failure", "timeout", "cancelled", "suspended", "running", "success"].find((each) => outcomes.has(each)) ?? "";
+  const outcome = ["failure", "timeout", "interrupted", "cancelled", "suspended", "running", "success"].find((each) => outcomes.has(each)) ?? "";
   at("drawing").replaceChildren(chart.nodes.length ? draw(chart, { pick, open: openInner, outcome, many: runs.length > 1 }) : make("p", { class: "none" }, "No node of this run has a span."));
   drawCrumbs();
   highlight(waterfall.selected);
-  scrollGraphTo(...["failed", "suspended", "running", "cancelled", "fallback", "ok"].map((look) => at("drawing").querySelector(`.place.${look}`)));
+  scrollGraphTo(...["failed", "interrupted", "suspended", "running", "cancelled", "fallback", "ok"].map((look) => at("drawing").querySelector(`.place.${look}`)));
 }
 
 // Scrolls a large graph, but nothing else, to the first of these nodes that is there.

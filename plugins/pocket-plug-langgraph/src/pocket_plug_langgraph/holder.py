@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
-from pocket_plug import Store, StoreScope, SyncScope, join_name
+from pocket_plug import ConfigError, Store, StoreScope, SyncScope, join_name
 
 T = TypeVar("T")
 
@@ -17,6 +17,10 @@ class Holder:
         self._own: Store | None = None
         if isinstance(store, str):
             store = self._own = Store(store)
+        elif not isinstance(store, StoreScope | SyncScope):
+            raise ConfigError(
+                f"{type(self).__name__} is made of a Store, a SyncStore, a scope of one, or a URL, not of {type(store).__name__}"
+            )
         self._scope = StoreScope(*store.place).scope("langgraph")
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -1,0 +1,39 @@
+"""Where a function stands in its file, as OpenTelemetry's conventions for code call it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import CodeType
+from typing import Any
+
+from .failures import capped
+
+
+def source_of(function: Callable[..., Any]) -> Mapping[str, str | int]:
+    """The `code.*` attributes of what a decorator or a partial is around; as few as are known, of a builtin none.
+
+    >>> sorted(source_of(inspect.unwrap))
+    ['code.file.path', 'code.function.name', 'code.line.number']
+    >>> source_of(len)
+    {}
+    """
+    try:
+        while isinstance(function := inspect.unwrap(function), partial):
+            function = function.func
+    except ValueError:  # it is around itself
+        return {}
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    if code is None:  # an object that can be called
+        function = getattr(type(function).__call__, "__func__", type(function).__call__)
+        code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        return {}
+    module = getattr(function, "__module__", None)
+    name = f"{module}.{code.co_qualname}" if module else code.co_qualname
+    found: dict[str, str | int] = {"code.function.name": capped(name)}
+    if not code.co_filename.startswith("<"):  # what was typed in or made has no file
+        found |= {"code.file.path": capped(code.co_filename), "code.line.number": code.co_firstlineno}
+    return found
