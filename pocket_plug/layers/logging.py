@@ -18,11 +18,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from opentelemetry import trace
+from opentelemetry.context import attach, detach
 from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, RunNotice, hookimpl
 from pocket_plug.otel import open_runs
+from pocket_plug.otel.late import measuring_context
 from pocket_plug.otel.reporting import changed, suppressed
 from pocket_plug.primitives.failures import error_type, say_once, stack_of
 from pocket_plug.primitives.redaction import summary
@@ -236,7 +238,11 @@ def _ids() -> dict[str, str]:
 def _say(log: Methods, level: str, event: str, **fields: Any) -> None:
     method = log[level]
     if method is not None:
-        method(event, **_ids(), **fields)
+        token = attach(measuring_context())  # a line of ours begins no item's span: it has the fan-out's id then
+        try:
+            method(event, **_ids(), **fields)
+        finally:
+            detach(token)
 
 
 def _bind(**names: str) -> Mapping[str, Token[Any]]:

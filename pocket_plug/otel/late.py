@@ -113,7 +113,7 @@ class LateSpan(Span):
 
 
 def measuring_context() -> Context:
-    """The context to record a metric in: its exemplar asks for the current span, and is no reason for one to begin."""
+    """The context to record a metric or an event of ours in: they ask for the current span, and no item's begins for that."""
     context = current_context()
     span = trace.get_current_span(context)
     return span.around if type(span) is LateSpan and not span.has_begun else context
