@@ -6,9 +6,11 @@ escapes are JSON's own, so the document means the same.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, Any
 
 import click
 
@@ -31,9 +33,18 @@ def _write(text: str | bytes, *, nl: bool = True, err: bool = False, color: bool
         raise
     except OSError as error:
         where = "stderr" if err else "stdout"
+        _drop(getattr(sys, where))
         raise click.ClickException(
             f"{where} can't be written to: {error.strerror}; what is there is not all"
         ) from error
+
+
+def _drop(stream: IO[Any]) -> None:
+    """What is still in its buffer goes nowhere. Else Python would try again at the end, and have its own exit code for that."""
+    with suppress(OSError, ValueError):  # it may be no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def echo(text: str = "", *, err: bool = False) -> None:

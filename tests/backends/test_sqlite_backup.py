@@ -129,8 +129,8 @@ def test_a_killed_backup_has_no_name(store: SyncStore, tmp_path: Path) -> None:
 
 
 def test_a_place_that_cant_be_written_is_named(store: SyncStore, tmp_path: Path) -> None:
-    """The error names the store and the file."""
-    with pytest.raises(StoreError, match=r"state.db: no backup was made in .*nowhere/backup.db"):
+    """The error names the folder that isn't there."""
+    with pytest.raises(StoreError, match=r"there is no folder .*nowhere; make it"):
         sqlite_of(store).backup(tmp_path / "nowhere" / "backup.db")
 
 

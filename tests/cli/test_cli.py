@@ -749,6 +749,7 @@ def test_where_nothing_can_be_printed_it_is_said(
     done = subprocess.run(
         ["sh", "-c", shell, "sh", sys.executable, "-c", program, *command.split()],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
         stderr=subprocess.PIPE,
         text=True,
         timeout=60,

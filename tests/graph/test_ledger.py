@@ -48,7 +48,7 @@ class Notebook:
         self.note(f"at {step.name}")
 
     def tell_resumed(self, run: Running, call: NodeCall) -> None:
-        raise AssertionError("nobody watches")
+        pass  # said where somebody watches, as logging does under pytest
 
     async def commit(self, run: Running, step: Step, target: Step | None, output: Any, commit: Commit | None) -> None:
         changes, expect = commit or ((), NO_EXPECTATIONS)
