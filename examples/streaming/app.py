@@ -167,5 +167,7 @@ if __name__ == "__main__":
     store = None if given.store is None else Store(given.store)
     with socket.create_server(("127.0.0.1", given.port)) as listening:
         print(f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
-        config = uvicorn.Config(application(given.pause, given.words, store), log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            application(given.pause, given.words, store), log_level="warning", lifespan="off", ws="none"
+        )
         uvicorn.Server(config).run(sockets=[listening])

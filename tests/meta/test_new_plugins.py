@@ -20,7 +20,9 @@ from pocket_plug.hookspecs import API_GROUP, API_LEVEL
 
 ROOT = Path(__file__).parents[2]
 NAMES = {kind: f"my-{kind}" for kind in KINDS}
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "POCKET_PLUG", "PYTEST"))}
+CLEAN = {
+    name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "POCKET_PLUG", "PYTEST_XDIST"))
+}
 
 
 def begin(*command: object, folder: Path) -> subprocess.Popen[str]:
