@@ -18,21 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from . import (  # noqa: F401 - they register their rows
-    codec,
-    durable,
-    import_time,
-    langgraph_saver,
-    lists,
-    memory_use,
-    network,
-    nodes,
-    off,
-    scaling,
-    sqlite,
-    store,
-    tracing,
-)
+from . import modules  # noqa: F401 - they register their rows
 from .harness import QUICK, Effort, measure, select
 from .table import summary, table
 

@@ -13,22 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import (
-    codec,
-    durable,
-    import_time,
-    langgraph_saver,
-    lists,
-    memory_use,
-    network,
-    nodes,
-    off,
-    scaling,
-    sqlite,
-    store,
-    tracing,
-)
 from .harness import ROWS, Bench, Effort, Result, Row, measure, select
+from .modules import MODULES
 from .table import summary, table
 
 FAST = Effort(rounds=2, samples=2, seconds=0.0001)
@@ -152,22 +138,7 @@ def test_a_target_is_a_ratio_to_others_together_or_a_limit() -> None:
 
 def test_rows_are_found_by_a_part_of_their_name() -> None:
     """Each has a name and a title of its own."""
-    modules = (
-        codec,
-        durable,
-        import_time,
-        langgraph_saver,
-        lists,
-        memory_use,
-        network,
-        nodes,
-        off,
-        scaling,
-        sqlite,
-        store,
-        tracing,
-    )
-    files = {module.__name__.rpartition(".")[2] for module in modules}
+    files = {module.__name__.rpartition(".")[2] for module in MODULES}
     assert {row.name.partition(".")[0] for row in ROWS} == files
     assert len({row.name for row in ROWS}) == len({row.title for row in ROWS}) == len(ROWS)
     assert [row.name for row in select("sqlite.set")] == ["sqlite.set_process", "sqlite.set_power"]
