@@ -190,7 +190,11 @@ class TraceIndex:
         """The executions of runs, that which began last first, those that go on included."""
         going_on = self._going_on()
         alive = {each.span.span_id for each in self._open if each.alive}
-        live = [run for id, spans in going_on.items() for run in summaries(id, spans, alive, self._now)]
+        live = [
+            run
+            for id, spans in going_on.items()
+            for run in summaries(id, spans, alive, self._now, max(each.seen for each in self.going_on({id})))
+        ]
         stored = (
             RunSummary(*row[1:])
             for row in self._tables.execute("select * from run order by start desc")

@@ -78,9 +78,12 @@ class RunSummary:
 
 
 def summaries(
-    trace_id: str, spans: Sequence[SpanSummary], alive: Collection[str] = (), now: int = 0
+    trace_id: str, spans: Sequence[SpanSummary], alive: Collection[str] = (), now: int = 0, seen: int = 0
 ) -> Iterator[RunSummary]:
-    """The executions of runs in a trace. What is `alive`, by the ids of spans, goes on, and took until `now` so far."""
+    """The executions of runs in a trace. What is `alive`, by the ids of spans, goes on, and took until `now` so far.
+
+    What neither goes on nor has ended took until the last thing that is known: a span's end, or a sign of life at `seen`.
+    """
     runs = {span.id: span for span in spans if span.is_run}
     for id, (number, errors, retries) in _totals(spans, runs).items():
         run, outcome = runs[id], runs[id].outcome
@@ -89,7 +92,8 @@ def summaries(
         elif id in alive:
             outcome, duration = "running", max(now - run.start, 0)
         else:
-            outcome, duration = None, max(max(span.end for span in spans) - run.start, 0)
+            outcome, duration = None, max(seen, *(span.end for span in spans)) - run.start
+            duration = max(duration, 0)
         yield RunSummary(
             run.run_id or "",
             run.graph or "",
