@@ -1,0 +1,71 @@
+"""The frames of a recorded stack, and which of them is the user's: where one looks first when something failed.
+
+A stack is known by its text only, ours or that of any library in Python, and may come from another machine; so what is
+whose is told by how paths of installed code look, not by what is installed here.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from typing import NamedTuple
+
+__all__ = ["Frame", "frames_in", "users_frame"]
+
+_FRAME = re.compile(r'^[ |]*File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in (?P<function>[^\n]*))?$', re.MULTILINE)
+
+_OURS = "|".join(sorted(re.escape(each.name) for each in files("pocket_plug").iterdir() if each.name[0] not in "_."))
+_NOT_USERS = re.compile(
+    r"/(?:site|dist)-packages/"  # installed
+    r"|/lib/python\d\.\d+t?/|/Python\d+/Lib/"  # the standard library, the second way on Windows
+    rf"|/pocket_plug/(?:__init__\.py$|(?:{_OURS})(?:/|$))"  # ours, where it is worked on
+    r"|^<(?:frozen|string)\b"
+)
+
+
+class Frame(NamedTuple):
+    """A call on a stack; `is_users` if it is of no library that is installed, and not of Python's own."""
+
+    file: str
+    line: int
+    function: str
+    is_users: bool
+
+    @property
+    def place(self) -> str:
+        """The file's name without its folders, and the line.
+
+        >>> Frame("/app/shop/orders.py", 41, "charge", True).place
+        'orders.py:41'
+        """
+        name = self.file.replace("\\", "/").rpartition("/")[2]
+        return f"{name}:{self.line}"
+
+
+def frames_in(stack: str) -> list[Frame]:
+    """The frames in the text of a stack, outermost first; none where it is no stack of Python's.
+
+    >>> frames_in('Traceback (most recent call last):\\n  File "/app/a.py", line 3, in charge\\nValueError: no')
+    [Frame(file='/app/a.py', line=3, function='charge', is_users=True)]
+    >>> frames_in('  File "/usr/lib/python3.11/json/decoder.py", line 355, in raw_decode')[0].is_users
+    False
+    """
+    return [
+        Frame(
+            found["file"],
+            int(found["line"]),
+            found["function"] or "",
+            _NOT_USERS.search(found["file"].replace("\\", "/")) is None,
+        )
+        for found in _FRAME.finditer(stack)
+    ]
+
+
+def users_frame(stack: str) -> Frame | None:
+    """The innermost frame of the user's; where all are of libraries, the innermost one. None where there is no frame.
+
+    >>> users_frame('  File "/app/a.py", line 3, in charge\\n  File "/x/site-packages/httpx/_client.py", line 9, in send').place
+    'a.py:3'
+    """
+    frames = frames_in(stack)
+    return next((frame for frame in reversed(frames) if frame.is_users), frames[-1] if frames else None)
