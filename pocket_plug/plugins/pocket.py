@@ -28,6 +28,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
+from pocket_plug.otel.additions import Additions
 from pocket_plug.primitives.default_pocket import use_default_pocket
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
@@ -176,6 +177,10 @@ class Pocket:
     def observers(self, run: Run) -> list[Observer]:
         """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
         return self._manager.observers(run)
+
+    def additions(self) -> Additions:
+        """What the plugins add to spans; asked once, when something is traced; never fails."""
+        return self._manager.additions()
 
     def notify(self, notice: RunNotice) -> None:
         """Tell the plugins what has become of a durable run outside of an execution; never fails."""

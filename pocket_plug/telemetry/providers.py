@@ -11,7 +11,6 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.context import Context
@@ -26,10 +25,9 @@ from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
+from pocket_plug.otel.additions import Asked, added
 from pocket_plug.otel.open_runs import INTERRUPTED
 from pocket_plug.primitives.forking import after_fork
-
-from .exporters import endpoint
 
 MAX_OPEN = 10_000
 """Spans that are remembered while they are open, in case a SIGTERM ends them."""
@@ -202,41 +200,20 @@ def set_metrics(readers: Sequence[MetricReader]) -> None:
 
 
 def _resource() -> Resource:
-    return make_resource(tracing.configure().flavours)
+    return make_resource(tracing.additions_of_default().resource)
 
 
 # ---------------------------------------------------------------- what they say of the process
-def make_resource(flavours: Sequence[str]) -> Resource:
-    """The environment's; for OpenInference's tools with a project.
+def make_resource(asked: Asked = ()) -> Resource:
+    """The environment's, with what plugins add.
 
     The service is called as `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else as the script.
     """
     resource = Resource.create()
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": Path(sys.argv[0]).stem or "pocket_plug"}))
-    if "openinference" not in flavours or "openinference.project.name" in resource.attributes:
-        return resource
-    project = os.environ.get("PHOENIX_PROJECT_NAME") or resource.attributes["service.name"]
-    return resource.merge(Resource({"openinference.project.name": project}))
-
-
-def wants_openinference() -> bool:
-    """Do traces go to Phoenix or MLflow?
-
-    So it is where one of Phoenix's own variables is set, where a header says MLflow's experiment, and where the
-    endpoint has Phoenix's port or a host that is called after either.
-    """
-    if any(os.environ.get(f"PHOENIX_{name}") for name in ("COLLECTOR_ENDPOINT", "PROJECT_NAME", "API_KEY")):
-        return True
-    headers = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", "")
-    if "x-mlflow-experiment-id" in headers.lower():
-        return True
-    try:
-        address = urlsplit(endpoint("traces"))
-        host, port = address.hostname or "", address.port
-    except ValueError:  # the exporter will say what is wrong with it
-        return False
-    return port == 6006 or any(part in ("phoenix", "mlflow") for part in host.replace("-", ".").split("."))
+    more = added("resource", asked, dict(resource.attributes))
+    return resource.merge(Resource({name: value for name, value in more.items() if name not in resource.attributes}))
 
 
 class OwnIds(IdGenerator):

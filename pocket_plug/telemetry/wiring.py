@@ -44,7 +44,6 @@ from .providers import (
     set_logs,
     set_metrics,
     traces_are_taken,
-    wants_openinference,
 )
 from .recorded import RecordedSpan
 from .retention import Retention
@@ -71,7 +70,7 @@ def observe(
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
-    flavours: Collection[tracing.Flavour] | None = None,
+    flavours: Collection[str] | None = None,
     baggage: Collection[str] | None = None,
     flush_timeout: float | None = None,
 ) -> Telemetry:
@@ -86,8 +85,7 @@ def observe(
     `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
-    "phase" unless it is given; those left None stay as they are, but that `flavours` is "openinference" where traces go
-    to Phoenix or MLflow.
+    "phase" unless it is given; those left None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
     first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
@@ -95,6 +93,8 @@ def observe(
     differ from the first call's.
     """
     global _observed
+    if flavours:
+        tracing.warn_of_flavours()
     path = None if file is None else Path(file)
     given = _given(
         detail=detail,
@@ -103,16 +103,15 @@ def observe(
         terminal=terminal,
         capture=capture,
         redact=redact,
-        flavours=flavours,
         baggage=baggage,
         flush_timeout=flush_timeout,
     )
     with _lock, _followed():
         if _observed is None:
-            chosen = _settings(detail or "phase", capture, redact, flavours, baggage)
+            chosen = _settings(detail or "phase", capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
             mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal)
-            tracing.configure(**chosen)  # first: a flavour may put something on the resource
+            tracing.configure(**chosen)
             if spans:
                 watch_the_end(_close_all)
                 add_spans(spans)
@@ -127,7 +126,7 @@ def setup(
     detail: tracing.Detail | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
-    flavours: Collection[tracing.Flavour] | None = None,
+    flavours: Collection[str] | None = None,
     baggage: Collection[str] | None = None,
     log_level: str | None = None,
     log_stdlib: bool | None = None,
@@ -148,7 +147,7 @@ def setup(
     and from the same level on.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
-    None stay as they are, but that `flavours` is "openinference" where traces go to Phoenix or MLflow.
+    None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
     first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
@@ -156,11 +155,12 @@ def setup(
     differ from the first call's.
     """
     global _in_production
+    if flavours:
+        tracing.warn_of_flavours()
     given = _given(
         detail=detail,
         capture=capture,
         redact=redact,
-        flavours=flavours,
         baggage=baggage,
         log_level=log_level,
         log_stdlib=log_stdlib,
@@ -168,7 +168,7 @@ def setup(
     )
     with _lock, _followed():
         if _in_production is None:
-            chosen = _settings(detail, capture, redact, flavours, baggage)
+            chosen = _settings(detail, capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
             _first_given["setup"] = {"log_level": "info", "log_stdlib": True, "flush_timeout": seconds, **given}
             _in_production = _set_up(chosen, log_level or "info", seconds)
@@ -385,13 +385,10 @@ def _settings(
     detail: tracing.Detail | None,
     capture: tracing.Capture | None,
     redact: tracing.Redact | None,
-    flavours: Collection[tracing.Flavour] | None,
     baggage: Collection[str] | None,
 ) -> tracing.Changes:
     """What was asked for of tracing."""
-    if flavours is None and wants_openinference():
-        flavours = (*tracing.configure().flavours, "openinference")
-    given = {"detail": detail, "capture": capture, "redact": redact, "flavours": flavours, "baggage": baggage}
+    given = {"detail": detail, "capture": capture, "redact": redact, "baggage": baggage}
     changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if isinstance(tracing.configure().tracer_provider, NoOpTracerProvider):
         changes["tracer_provider"] = None  # muted, by a former close or `uninstrument`: now the program wants it again
