@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+_DISABLE = "POCKET_PLUG_DISABLE"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _logger = logging.getLogger("pocket_plug")
 
@@ -118,7 +119,8 @@ class Pocket:
         self.stores: Mapping[str, Store] = _Stores(self.config, self._build)
         """The stores of the tables `[stores.NAME]`, each built when it is first asked for."""
         unwanted = self._unwanted(block)
-        candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
+        third_party = autoload and _autoload_wanted()
+        candidates, broken = find_plugins(third_party=third_party)
         for record in broken:
             self._manager.refuse(record)
         for candidate in candidates:
@@ -136,6 +138,8 @@ class Pocket:
                 if not is_fault(error):
                     raise
                 self._manager.drop(PluginRecord(name), "failed", error)
+        if not third_party:  # then the environment, which is for all programs, may well name one that wasn't looked for
+            unwanted = {name: where for name, where in unwanted.items() if where != _DISABLE}
         self._warn_of_unknown(unwanted)
         self._check_options()
         self._manager.configure(self, self._options)
@@ -207,8 +211,8 @@ class Pocket:
     def _unwanted(self, block: Iterable[str]) -> dict[str, str]:
         """The plugins not to be used, and who says so."""
         unwanted = {name: f"{self.config.where}.disable" for name in self.config.disable}
-        environment = os.environ.get("POCKET_PLUG_DISABLE", "").split(",")
-        unwanted |= {name.strip(): "POCKET_PLUG_DISABLE" for name in environment if name.strip()}
+        environment = os.environ.get(_DISABLE, "").split(",")
+        unwanted |= {name.strip(): _DISABLE for name in environment if name.strip()}
         return unwanted | dict.fromkeys(block, "Pocket(block=...)")
 
     def _warn_of_unknown(self, unwanted: Mapping[str, str]) -> None:

@@ -17,7 +17,19 @@ from pocket_plug.graph.shape import Shape
 from pocket_plug.hookspecs import NodeCall, PhaseCall, Run, SpanAdditions, SpanAttributes
 from pocket_plug.propagation import SESSION, current_session
 
-Kind = Literal["AGENT", "CHAIN", "EMBEDDING", "EVALUATOR", "GUARDRAIL", "LLM", "PROMPT", "RERANKER", "RETRIEVER", "TOOL"]
+Kind = Literal[
+    "AGENT",
+    "CHAIN",
+    "DECISION",
+    "EMBEDDING",
+    "EVALUATOR",
+    "GUARDRAIL",
+    "LLM",
+    "PROMPT",
+    "RERANKER",
+    "RETRIEVER",
+    "TOOL",
+]
 
 KIND: Final = "openinference.span.kind"
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -31,6 +43,8 @@ AGENT: Final = _kind("AGENT")
 """Reasons, and calls models and tools."""
 CHAIN: Final = _kind("CHAIN")
 """A step between others; what each node is that declares nothing."""
+DECISION: Final = _kind("DECISION")
+"""Chooses what is done next."""
 EMBEDDING: Final = _kind("EMBEDDING")
 """Makes embeddings."""
 EVALUATOR: Final = _kind("EVALUATOR")
@@ -89,7 +103,12 @@ class OpenInference:
     def pocket_span_additions(self) -> SpanAdditions:
         """What spans have besides."""
         return SpanAdditions(
-            run=self._of_run, node=self._of_node, phase=self._of_part, store=_of_store, value=self._of_value, resource=_project
+            run=self._of_run,
+            node=self._of_node,
+            phase=_of_phase,
+            store=_of_store,
+            value=self._of_value,
+            resource=_project,
         )
 
     def _of_run(self, run: Run, own: SpanAttributes) -> SpanAttributes:
@@ -131,10 +150,6 @@ class OpenInference:
             }
         return {KIND: kind, "gen_ai.operation.name": "retrieval"} if kind == "RETRIEVER" else {KIND: kind}
 
-    def _of_part(self, call: PhaseCall, own: SpanAttributes) -> SpanAttributes:
-        """A phase is a part of what its node is."""
-        return _CHAIN
-
     def _of_value(
         self, call: Run | NodeCall | PhaseCall | None, way: Literal["input", "output"], text: str, mime_type: str
     ) -> SpanAttributes:
@@ -143,9 +158,6 @@ class OpenInference:
         if isinstance(call, NodeCall) and self._kind_of(call) == "TOOL":
             found["gen_ai.tool.call.arguments" if way == "input" else "gen_ai.tool.call.result"] = text
         return found
-
-
-_CHAIN: Final[SpanAttributes] = CHAIN
 
 
 def _known(name: str, given: object) -> Kind:
@@ -169,9 +181,14 @@ def _agent(name: str, session: str | bool | int | float | None) -> dict[str, str
     return found
 
 
+def _of_phase(call: PhaseCall, own: SpanAttributes) -> SpanAttributes:
+    """A phase is a part of what its node is."""
+    return CHAIN
+
+
 def _of_store(own: SpanAttributes) -> SpanAttributes:
     """State is no document: nothing that a store does retrieves anything."""
-    return _CHAIN
+    return CHAIN
 
 
 def _project(own: SpanAttributes) -> SpanAttributes:
