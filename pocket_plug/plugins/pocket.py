@@ -65,8 +65,14 @@ if TYPE_CHECKING:
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+DISABLE = "POCKET_PLUG_DISABLE"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _logger = logging.getLogger("pocket_plug")
+
+
+def named_by_variable() -> list[str]:
+    """The plugins that the environment says not to use."""
+    return [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
 
 
 class Offers(NamedTuple):
@@ -202,8 +208,7 @@ class Pocket:
     def _unwanted(self, block: Iterable[str]) -> dict[str, str]:
         """The plugins not to be used, and who says so."""
         unwanted = {name: f"{self.config.where}.disable" for name in self.config.disable}
-        environment = os.environ.get("POCKET_PLUG_DISABLE", "").split(",")
-        unwanted |= {name.strip(): "POCKET_PLUG_DISABLE" for name in environment if name.strip()}
+        unwanted |= dict.fromkeys(named_by_variable(), DISABLE)
         return unwanted | dict.fromkeys(block, "Pocket(block=...)")
 
     def _warn_of_unknown(self, unwanted: Mapping[str, str]) -> None:
