@@ -105,7 +105,7 @@ def _texts_of(error: BaseException) -> Iterator[str]:
 
 
 def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
-    """The innermost frames, that of the user's among them, and what it was caused by. Reads no source file: that would cost five times as much.
+    """The innermost frames, the user's too, and what it was caused by. Reads no source file: that would cost five times as much.
 
     `message` gives what may be said of an exception besides its type, or None.
     """

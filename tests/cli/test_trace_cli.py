@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pocket_plug.cli import main
+from pocket_plug.telemetry.drawing import TIMES
 from pocket_plug.telemetry.retention import appending
 
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
@@ -27,7 +28,10 @@ def span(
 ) -> Any:
     """One of OTLP/JSON, times in seconds; attributes of pocket_plug's own, `_` for `.`."""
     kinds = {str: "stringValue", int: "intValue", bool: "boolValue"}
-    attributes = {f"pocket_plug.{name.replace('_', '.', 1)}": value for name, value in said.items()}
+    attributes = {
+        f"pocket_plug.{name.replace('_', '.', 1).replace('fan.out_', 'fan_out.')}": value
+        for name, value in said.items()
+    }
     attributes |= {"error.type": error} if error else {}
     return {
         "traceId": trace,
@@ -197,7 +201,7 @@ def shown(out: str) -> list[str]:
 
 def test_a_run_is_drawn(file: Path, says: Says) -> None:
     """By its id, by how that begins, or its graph: the tree, and what the run is."""
-    drawn = ["run shop ✗ builtins.ValueError", "└─ node charge ✗ builtins.ValueError", "run abc-1"]
+    drawn = ["run shop ✗ ValueError", "└─ node charge ✗ ValueError", "run abc-1"]
     for name in ("abc-1", "abc", "shop"):
         code, out, err = says("show", name)
         assert (code, shown(out), err) == (0, drawn, "")
@@ -404,3 +408,101 @@ def test_what_keeps_traces_from_being_removed_is_said(file: Path, says: Says) ->
     code, _, err = says("rm", "--all")
     assert (code, file.read_bytes()) == (2, before)
     assert "written anew for it beside itself: Is a directory" in err
+
+
+# ---------------------------------------------------------------- show --errors, --all, --stats
+STACK = 'Traceback (most recent call last):\n  File "/app/shop/orders.py", line {}, in charge\n{}'
+
+
+def failing(each: Any, line: int = 41, message: str = "") -> Any:
+    """A span with the event of its error."""
+    kind = next(said["value"]["stringValue"] for said in each["attributes"] if said["key"] == "error.type")
+    said = {"exception.type": kind, "exception.stacktrace": STACK.format(line, kind)}
+    said |= {"exception.message": message} if message else {}
+    attributes = [{"key": key, "value": {"stringValue": value}} for key, value in said.items()]
+    return each | {"events": [{"name": "exception", "attributes": attributes}]}
+
+
+@pytest.fixture
+def broken(file: Path) -> Path:
+    """A run of a fan-out of 60 items, of which 37 failed at one line and one at another; 5 more have no span."""
+    spans = [
+        run(A, 1, 0, 9, "abc-1", "shop", "failure", error="KeyError"),
+        span(A, 2, 1, "node each", 0, 8, error="KeyError", node_name="each", fan_out_suppressed_failed=5),
+        span(A, 3, 1, "node before", 0, 0.1, node_name="before"),
+    ]
+    for index in range(60):
+        error = "KeyError" if index == 50 else "shop.Declined" if 3 <= index < 40 else ""
+        spans.append(span(A, 100 + index, 2, "item charge", 0, 1 + index / 100, error, fan_out_index=index))
+        part = span(A, 200 + index, 100 + index, "exec charge", 0, 1 + index / 100, error)
+        spans.append(failing(part, 7 if index == 50 else 41, f"no funds for {index}") if error else part)
+    file.write_text(line(*spans))
+    return file
+
+
+def test_errors_are_shown_with_what_leads_to_them(broken: Path, says: Says) -> None:
+    """Those that are alike as one, with the number, where it happened first, and its message; nothing that went well."""
+    code, out, err = says("show", "abc-1", "--errors")
+    lines = [re.split(r" +[\d.]+ m?s  |: failure", line)[0].strip("│├└─ ") for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert lines == [
+        "run shop ✗ KeyError",
+        "node each ✗ KeyError",
+        "5 more items failed and left no span",
+        "item charge [3] ✗ Declined",
+        "exec charge ✗ Declined orders.py:41",
+        f"37 {TIMES} Declined at orders.py:41, first in item [3]",
+        "no funds for 3",
+        "item charge [50] ✗ KeyError",
+        "exec charge ✗ KeyError orders.py:7",
+        "no funds for 50",
+        "run abc-1",
+    ]
+
+
+def test_without_errors_there_is_the_last_line_only(file: Path, says: Says) -> None:
+    """Which says that there are none; it is no error to ask."""
+    code, out, _ = says("show", "xyz-3", "--errors")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "0 errors" in out
+
+
+def test_with_all_nothing_is_summed_up(broken: Path, says: Says) -> None:
+    """A line for each span, and messages as long as they are."""
+    long = "why " * 100
+    broken.write_text(broken.read_text().replace('no funds for 3"', f'{long}"'))
+    folded, whole = says("show", "abc-1")[1], says("show", "abc-1", "--all")[1]
+    assert "more: item charge" in folded
+    assert " more: " not in whole
+    assert whole.count("item charge [") == whole.count("exec charge") == 60
+    assert (folded.count("why"), whole.count("why")) == (17, 100)
+
+
+def test_spans_are_summed_up_by_their_name(broken: Path, says: Says) -> None:
+    """A table, those first that took longest by themselves."""
+    code, out, _ = says("show", "abc-1", "--stats")
+    rows = [re.split(r"  +", line.strip()) for line in out.splitlines()]
+    assert code == 0
+    assert rows[0] == ["span", "count", "errors", "retries", "p50", "p95", "max", "in all", "self"]
+    assert rows[1] == ["exec charge", "60", "38", "0", "1.30 s", "1.56 s", "1.59 s", "1 min 17 s", "1 min 17 s"]
+    assert ["run shop", "1", "0", "0", *["9.00 s"] * 4, "1.00 s"] in rows
+
+
+@pytest.mark.parametrize("view", ["--errors", "--all", "--stats"])
+@pytest.mark.parametrize("other", [["--json"], ["--watch"], ["--html", "page.html"], ["--open"]])
+def test_a_view_is_for_the_terminal(file: Path, says: Says, view: str, other: list[str]) -> None:
+    """It has no say in what is for machines, for the browser or live."""
+    code, out, err = says("show", view, *other)
+    assert (code, out) == (2, "")
+    assert f"{view} is for the terminal; leave it out with --watch, --html, --open and --json" in err
+
+
+def test_one_execution_of_a_run_is_named_by_its_number(file: Path, says: Says) -> None:
+    """As they began; a run that is called so itself comes first."""
+    assert f"trace {B}" in says("show", "abd-2#1")[1]
+    assert f"trace {C}" in says("show", "mail#2")[1]
+    code, _, err = says("show", "abd-2#3")
+    assert code == 1
+    assert "run 'abd-2' has 2 executions in .pocket_plug/traces.jsonl, and none is #3" in err
+    file.write_text(file.read_text() + line(run("e" * 32, 1, 0, 1, "abd-2#1", "g", "success")))
+    assert f"trace {'e' * 32}" in says("show", "abd-2#1")[1]
