@@ -20,6 +20,7 @@ from pocket_plug.primitives.durations import seconds as seconds_of
 from pocket_plug.primitives.files import make_folder, private
 
 from .output import as_json, echo, echo_json, echo_value, print_table, progress
+from .trace_diff import diff
 from .traces_found import (
     default_file,
     found_traces,
@@ -63,6 +64,9 @@ def _duration(text: str) -> float:
 
 of_graph = click.option("--graph", metavar="NAME", help="Only runs of this graph.")
 since_then = click.option("--since", type=_duration, metavar="TIME", help="Only what began not longer ago: 2h, 7d.")
+
+
+trace.add_command(diff)
 
 
 # ---------------------------------------------------------------- ls

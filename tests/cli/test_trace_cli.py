@@ -506,3 +506,71 @@ def test_one_execution_of_a_run_is_named_by_its_number(file: Path, says: Says) -
     assert "run 'abd-2' has 2 executions in .pocket_plug/traces.jsonl, and none is #3" in err
     file.write_text(file.read_text() + line(run("e" * 32, 1, 0, 1, "abd-2#1", "g", "success")))
     assert f"trace {'e' * 32}" in says("show", "abd-2#1")[1]
+
+
+# ---------------------------------------------------------------- diff
+@pytest.fixture
+def two(file: Path) -> Path:
+    """Three runs of a graph, the last of which was resumed and failed, and one of another."""
+    file.write_text(
+        line(run(A, 1, 0, 2, "r-1", "shop", "success"), span(A, 2, 1, "node charge", 0, 1, node_name="charge"))
+        + line(
+            run(B, 1, 10, 11, "r-2", "shop", "suspended"), span(B, 2, 1, "node charge", 10, 10.5, node_name="charge")
+        )
+        + line(run(C, 1, 20, 23, "r-2", "shop", "failure", error="OSError", run_resumed=True))
+        + line(span(C, 2, 1, "node ship", 20, 23, error="OSError", node_name="ship"))
+        + line(run(D, 1, 30, 31, "x-1", "other", "success"))
+    )
+    return file
+
+
+def compared(out: str) -> list[list[str]]:
+    return [re.split(r"  +", text.strip()) for text in out.splitlines()]
+
+
+def test_a_run_is_compared_with_the_one_before(two: Path, says: Says) -> None:
+    """Of its graph: outcome and duration, then the spans by name, that first which changed most."""
+    code, out, err = says("diff", "r-2")
+    rows = compared(out)
+    assert (code, err) == (0, "")
+    assert [row[:4] for row in rows[1:3]] == [
+        ["before", "r-1", "shop", "success"],
+        ["after", "r-2", "shop", "✗ failure: OSError"],
+    ]
+    assert rows[2][-2:] == ["4.00 s", "+2.00 s (+100 %)"]
+    assert rows[4:] == [
+        ["span", "count", "errors", "p50", "in all", "difference"],
+        ["node ship", "- → 1", "- → 1", "- → 3.00 s", "- → 3.00 s", "+3.00 s", "fails now"],
+        ["run shop", "1 → 2", "0", "2.00 s → 1.00 s", "2.00 s → 4.00 s", "+2.00 s (+100 %)"],
+        ["node charge", "1", "0", "1.00 s → 500.0 ms", "1.00 s → 500.0 ms", "-500.0 ms (-50 %)"],
+    ]
+
+
+def test_two_executions_are_compared(two: Path, says: Says) -> None:
+    """By their number, each with the one before it, or by the ids of their traces; and any two runs that are named."""
+    assert says("diff", "r-2#2") == says("diff", "r-2#2", "r-2#1") == says("diff", C, B)
+    found = json.loads(says("diff", "r-2#2", "--json")[1])
+    assert [found[side]["outcome"] for side in ("before", "after")] == ["suspended", "failure"]
+    assert {each["name"]: each["mark"] for each in found["spans"]} == {
+        "run shop": "",
+        "node charge": "gone",
+        "node ship": "fails now",
+    }
+    found = json.loads(says("diff", "r-2#1", "--json")[1])
+    assert [found[side]["run_id"] for side in ("before", "after")] == ["r-1", "r-2"]
+    found = json.loads(says("diff", "x-1", "shop", "--json")[1])
+    assert [found[side]["graph"] for side in ("before", "after")] == ["shop", "other"]
+
+
+def test_what_there_is_nothing_to_compare_with_is_said(two: Path, says: Says) -> None:
+    """A graph's first run, also by default; a trace without a run; a file without runs."""
+    for arguments in ([], ["r-1"]):
+        code, _, err = says("diff", *arguments)
+        assert code == 1
+        assert "before" in err
+        assert "name the one to compare it with" in err
+    two.write_text(line(span(D, 1, 0, "GET /other", 40, 41)))
+    assert says("diff")[0] == 1
+    code, _, err = says("diff", D)
+    assert code == 1
+    assert f"there is no run in a trace {D}" in err
