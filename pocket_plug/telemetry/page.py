@@ -15,11 +15,23 @@ from importlib.resources import files
 
 from opentelemetry.util.types import AnyValue
 
+from .frames import frames_in
 from .recorded import RecordedSpan, Trace
 
 __all__ = ["page"]
 
-SCRIPTS = ("trace.js", "graph.js", "waterfall.js", "details.js", "page.js")
+SCRIPTS = (
+    "texts.js",
+    "trace.js",
+    "marks.js",
+    "errors.js",
+    "graph.js",
+    "waterfall.js",
+    "names.js",
+    "views.js",
+    "details.js",
+    "page.js",
+)
 """Put together in this order, they are the page's one script."""
 
 EXACT = 2**53
@@ -59,7 +71,12 @@ def _hash(text: str) -> str:
 def _data(traces: Sequence[Trace]) -> str:
     """JSON that can stand in a script element: no character in it ends the element or a line."""
     encoder = _Encoder()
-    data = {"traces": [encoder.trace(trace) for trace in traces], "texts": encoder.texts, "pairs": encoder.pairs}
+    data = {
+        "traces": [encoder.trace(trace) for trace in traces],
+        "frames": encoder.frames(),
+        "texts": encoder.texts,
+        "pairs": encoder.pairs,
+    }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -81,6 +98,18 @@ class _Encoder:
             "id": str(trace.id),
             "start": str(start),
             "spans": [self._span(each, start, numbers) for each in trace.spans],
+        }
+
+    def frames(self) -> dict[int, list[tuple[int, int, int, bool]]]:
+        """Of each stack, by its attribute's number: its frames, outermost first, and which of them are the user's."""
+        stack = self._texts.get("exception.stacktrace")
+        return {
+            number: [
+                (self._text(frame.file), frame.line, self._text(frame.function), frame.is_users)
+                for frame in frames_in(value)
+            ]
+            for number, (name, value) in enumerate(self.pairs)
+            if name == stack and isinstance(value, str)
         }
 
     def _span(self, span: RecordedSpan, start: int, numbers: Mapping[str, int]) -> list[object]:

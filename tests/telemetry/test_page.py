@@ -147,6 +147,20 @@ def test_all_spans_are_in_the_data():
     assert second[10]["message"] == "no"
 
 
+def test_frames_of_a_stack():
+    """Each stack has its frames in the data, once, and which of them are the user's."""
+    stack = 'Traceback:\n  File "/app/shop.py", line 41, in charge\n  File "/x/site-packages/httpx/a.py", line 9, in send\nE: no'
+    event = Event("exception", span(1).start, {"exception.stacktrace": stack})
+    data = data_of(page([trace(span(1, events=(event,)), span(2, events=(event,)))]))
+    [[number, frames]] = data["frames"].items()
+    assert data["pairs"][int(number)][1] == stack
+    texts = data["texts"]
+    assert [(texts[file], line, texts[name], users) for file, line, name, users in frames] == [
+        ("/app/shop.py", 41, "charge", True),
+        ("/x/site-packages/httpx/a.py", 9, "send", False),
+    ]
+
+
 def test_values_arrive_as_they_are():
     """What JavaScript would round or JSON can't hold comes as text; 1, 1.0, True and "1" stay four values."""
     values = {"whole": 2**53, "small": -5, "nan": math.nan, "far": -math.inf, "one": 1, "float": 1.0, "true": True, "text": "1",
