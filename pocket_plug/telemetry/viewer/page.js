@@ -2,7 +2,7 @@
 
 const at = (id) => document.getElementById(id);
 const newestFirst = (one, other) => (BigInt(one.start) < BigInt(other.start) ? 1 : -1);
-const traces = data.traces.filter((raw) => raw.spans.length).sort(newestFirst).map((raw) => new Trace(raw));
+const traces = data.traces.filter((raw) => raw.ids.length).sort(newestFirst).map((raw) => new Trace(raw));
 const traceById = new Map(traces.map((trace) => [trace.id, trace]));
 let trace = null;
 let graphRuns = []; // the runs that the graph shows
@@ -27,15 +27,18 @@ function show(next, span = null) {
   chart = null;
   showGraph(trace.runs.length ? [trace.runs[0]] : []);
   waterfall.show(trace);
-  names.show(trace, traces.filter((other) => other !== trace));
-  at("failures").replaceChildren(...errorsView(trace, goTo).filter(Boolean));
+  onView(views.now);
   const first = span ?? firstFailure(trace);
   if (first) goTo(first);
 }
 
+// A view is filled when it is looked at.
 function onView(view) {
   at("tools").hidden = view !== "waterfall";
-  if (view !== "waterfall" || !trace) return;
+  if (!trace) return;
+  if (view === "names" && names.trace !== trace) names.show(trace, traces.filter((other) => other !== trace));
+  if (view === "failures") at("failures").replaceChildren(...errorsView(trace, goTo).filter(Boolean));
+  if (view !== "waterfall") return;
   waterfall.resized();
   if (waterfall.selected) waterfall.reveal(waterfall.selected);
 }
@@ -82,7 +85,7 @@ function goTo(span) {
 }
 
 function find(traceId, spanId) {
-  return traceById.get(traceId)?.byId.get(spanId);
+  return traceById.get(traceId)?.spans.find((span) => span.id === spanId);
 }
 
 // ---------------------------------------------------------------- spans

@@ -3,28 +3,24 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 
 const keys = new Map(data.texts.map((text, number) => [text, number]));
+const keysOfOurs = new Map(); // by the name without "pocket_plug."
 
+const EMPTY = Object.freeze([]); // most spans have no children, events or links
+
+function keyOf(name) {
+  if (!keysOfOurs.has(name)) keysOfOurs.set(name, keys.get(`pocket_plug.${name}`) ?? keys.get(name));
+  return keysOfOurs.get(name);
+}
+
+const STATUS = ["unset", "ok", "error"];
+
+// What Python wrote stays in the trace's columns and is looked up there, so that many spans are made at once.
 class Span {
-  constructor(trace, raw) {
-    const [id, parent, name, scope, kind, start, took, status, attributes, resource, more = {}] = raw;
+  constructor(trace, number) {
     this.trace = trace;
-    this.id = id;
-    this.nameNumber = name;
-    this.name = data.texts[name];
-    this.scope = data.texts[scope];
-    this.kind = kind;
-    this.start = start;
-    this.end = start + (took ?? 0);
-    this.goesOn = took === null;
-    this.status = ["unset", "ok", "error"][status];
-    this.pairs = attributes; // numbers into data.pairs
-    this.resourcePairs = resource;
-    this.message = more.message ?? "";
-    this.events = more.events ?? [];
-    this.links = more.links ?? [];
-    this.parentId = parent; // a number where the parent is here, else its id
+    this.number = number;
     this.parent = null;
-    this.children = [];
+    this.children = EMPTY;
     this.order = -1; // its place in the tree, depth first; `last` is that of its last descendant
     this.depth = 0;
     this.type = typeOf(this);
@@ -32,13 +28,75 @@ class Span {
     this.owner = null; // the run, node or item right above
   }
 
+  get id() {
+    return this.trace.columns.ids[this.number];
+  }
+
+  get nameNumber() {
+    return this.trace.columns.names[this.number];
+  }
+
+  get name() {
+    return data.texts[this.nameNumber];
+  }
+
+  get scope() {
+    return data.texts[this.trace.columns.scopes[this.number]];
+  }
+
+  get kind() {
+    return this.trace.columns.kinds[this.number];
+  }
+
+  get start() {
+    return this.trace.columns.starts[this.number];
+  }
+
   get took() {
-    return this.end - this.start;
+    return Math.max(this.trace.columns.took[this.number], 0);
+  }
+
+  get end() {
+    return this.start + this.took;
+  }
+
+  get goesOn() {
+    return this.trace.columns.took[this.number] < 0;
+  }
+
+  get status() {
+    return STATUS[this.trace.columns.status[this.number]];
+  }
+
+  // A number where the parent is here, else its id.
+  get parentId() {
+    return this.trace.columns.parents[this.number];
+  }
+
+  // Numbers into data.pairs.
+  get pairs() {
+    return this.trace.columns.attributes[this.number];
+  }
+
+  get resourcePairs() {
+    return data.resources[this.trace.columns.resources[this.number]];
+  }
+
+  get message() {
+    return this.trace.columns.more[this.number]?.message ?? "";
+  }
+
+  get events() {
+    return this.trace.columns.more[this.number]?.events ?? EMPTY;
+  }
+
+  get links() {
+    return this.trace.columns.more[this.number]?.links ?? EMPTY;
   }
 
   // The value of an attribute, by its name without "pocket_plug." or whole.
   get(name) {
-    const key = keys.get(`pocket_plug.${name}`) ?? keys.get(name);
+    const key = keyOf(name);
     if (key === undefined) return undefined;
     for (const pair of this.pairs) if (data.pairs[pair][0] === key) return data.pairs[pair][1];
     return undefined;
@@ -103,11 +161,11 @@ function typeOf(span) {
 }
 
 class Trace {
-  constructor({ id, start, spans }) {
-    this.id = id;
-    this.start = new Date(Number(BigInt(start) / 1000000n));
-    this.spans = spans.map((raw) => new Span(this, raw));
-    this.byId = new Map(this.spans.map((span) => [span.id, span]));
+  constructor(columns) {
+    this.columns = columns;
+    this.id = columns.id;
+    this.start = new Date(Number(BigInt(columns.start) / 1000000n));
+    this.spans = columns.ids.map((_, number) => new Span(this, number));
     this.tree = plant(this.spans);
     this.took = this.spans.reduce((latest, span) => Math.max(latest, span.end), 1);
     this.failed = this.spans.filter((span) => span.failed);
@@ -146,6 +204,7 @@ function plant(spans) {
     const parent = typeof span.parentId === "number" ? spans[span.parentId] : null;
     if (parent && parent !== span) {
       span.parent = parent;
+      if (parent.children === EMPTY) parent.children = [];
       parent.children.push(span);
     }
   }

@@ -358,12 +358,18 @@ class Waterfall {
       colours[name] = getComputedStyle(this.overview).color;
     }
     const thick = Math.max(1, Math.min(3, height / tree.length));
-    for (const wrong of [false, true]) {
-      for (const span of tree) {
-        if ((span.status === "error") !== wrong) continue;
-        paint.fillStyle = colours[wrong ? (span.failed ? "bad" : "warn-bar") : span.type];
-        paint.globalAlpha = wrong ? 1 : 0.55;
-        paint.fillRect((span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width), wrong ? Math.max(thick, 2) : thick);
+    const looks = new Map(Object.keys(colours).map((look) => [look, []])); // errors last, so they lie above
+    for (const span of tree) looks.get(span.status !== "error" ? span.type : span.failed ? "bad" : "warn-bar").push(span);
+    for (const [look, spans] of looks) {
+      const wrong = look === "bad" || look === "warn-bar";
+      paint.globalAlpha = wrong ? 1 : 0.55;
+      paint.fillStyle = colours[look];
+      let drawn = [-1, -1, -1];
+      for (const span of spans) {
+        const [x, y, wide] = [(span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width)];
+        if (Math.abs(drawn[0] - x) + Math.abs(drawn[1] - y) + Math.abs(drawn[2] - wide) < 0.5) continue; // on the same spot
+        drawn = [x, y, wide];
+        paint.fillRect(x, y, wide, wrong ? Math.max(thick, 2) : thick);
       }
     }
     this.window.hidden = !this.zoomed;
