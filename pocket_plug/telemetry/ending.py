@@ -20,6 +20,7 @@ from types import FrameType
 from pocket_plug.otel import open_runs
 from pocket_plug.primitives.forking import after_fork
 
+from .logs import put_logging_back
 from .providers import interrupt_spans
 from .servers import watch_servers
 
@@ -55,7 +56,7 @@ def _watch_the_end_of_a_worker(close: Callable[[], object]) -> None:
 
 
 def _watch_servers() -> None:
-    watch_servers(on_sigterm=_end, on_exit=_close_now)
+    watch_servers(on_sigterm=_end, on_exit=_close_now, on_logging=put_logging_back)
 
 
 def _close_now() -> None:

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 
-def watch_servers(on_sigterm: Callable[[], object], on_exit: Callable[[], object]) -> None:
+def watch_servers(
+    on_sigterm: Callable[[], object], on_exit: Callable[[], object], on_logging: Callable[[], object]
+) -> None:
     """Call `on_sigterm` before a server lets its process die of a SIGTERM, `on_exit` before one ends it otherwise.
 
-    Called again it does so for what has been loaded meanwhile.
+    And `on_logging` where one has set up logging. Called again it does so for what has been loaded meanwhile.
     """
     _watch_uvicorn(on_sigterm)
-    _watch_celery(on_exit)
+    _watch_celery(on_exit, on_logging)
 
 
 def _watch_uvicorn(on_sigterm: Callable[[], object]) -> None:
@@ -43,8 +45,18 @@ def _watch_uvicorn(on_sigterm: Callable[[], object]) -> None:
     server.shutdown, server._pocket_plug = shut_down_and_end, True
 
 
-def _watch_celery(on_exit: Callable[[], object]) -> None:
-    """Celery's pool processes end by `os._exit`, and tell it by a signal of Celery's before."""
+def _watch_celery(on_exit: Callable[[], object], on_logging: Callable[[], object]) -> None:
+    """Celery's pool processes end by `os._exit`, and tell it by a signal of Celery's before.
+
+    Its worker also takes away what handlers the root logger has.
+    """
     signals: Any = sys.modules.get("celery.signals")
-    if signals is not None:
-        signals.worker_process_shutdown.connect(lambda **_: on_exit(), weak=False, dispatch_uid="pocket_plug.telemetry")
+    if signals is None:
+        return
+
+    def on_signal(call: Callable[[], object], **_: object) -> None:
+        call()
+
+    for signal_, call in ((signals.worker_process_shutdown, on_exit), (signals.after_setup_logger, on_logging)):
+        signal_.connect(functools.partial(on_signal, call), weak=False, dispatch_uid="pocket_plug.telemetry")
+    on_logging()  # it may have been set up before
