@@ -20,6 +20,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.failures import say_once
 
 from .export import MetricExport, metric_exporter
+from .serving import MetricsServer
 
 T = TypeVar("T")
 Signal = Literal["traces", "metrics", "logs"]
@@ -176,7 +177,6 @@ def _prometheus() -> MetricReader:
     """Metrics at `/metrics`, as OpenTelemetry's variables say. A port that is in use is logged, and breaks nothing."""
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
-        from prometheus_client import start_http_server
     except ImportError:
         raise ConfigError(
             "OTEL_METRICS_EXPORTER asks for prometheus, and its exporter is not installed: "
@@ -193,16 +193,10 @@ def _prometheus() -> MetricReader:
 
         def __init__(self) -> None:
             super().__init__()
-            self.server: Any = None
-            try:
-                self.server, _ = start_http_server(port, host)
-            except OSError as error:
-                say_once(f"serving metrics to Prometheus on {host}:{port}", error)
+            self.server = MetricsServer(host, port)
 
         def shutdown(self, timeout_millis: float = 30_000, **kwargs: object) -> None:
             super().shutdown(timeout_millis, **kwargs)  # pyright: ignore[reportUnknownMemberType] - it has no types for `kwargs`
-            if self.server is not None:
-                self.server.shutdown()
-                self.server.server_close()
+            self.server.close()
 
     return Reader()

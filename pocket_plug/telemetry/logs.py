@@ -166,7 +166,11 @@ class _Lines:
         self._write = file.write
 
     def msg(self, line: str) -> None:
-        self._write(f"{line}\n")
+        token = _emitting.set(True)  # Celery makes records of what is written to stderr: they would be exported twice
+        try:
+            self._write(f"{line}\n")
+        finally:
+            _emitting.reset(token)
 
     debug = info = warning = warn = error = err = exception = critical = fatal = log = msg
 
@@ -234,7 +238,19 @@ def wire_logging(level: str) -> StandardLogs | None:
             wired.stand_in = logging.lastResort
             root.addHandler(wired.stand_in)
     root.addHandler(wired)
+    _wired.add(wired)
     return wired
+
+
+_wired: set[StandardLogs] = set()
+
+
+def put_logging_back() -> None:
+    """Put it into the root logger again, where somebody has set up logging anew, who now writes the lines."""
+    root = logging.getLogger()
+    for handler in _wired.difference(root.handlers):
+        handler.write_no_lines()
+        root.addHandler(handler)
 
 
 class StandardLogs(logging.Handler):
@@ -282,8 +298,13 @@ class StandardLogs(logging.Handler):
             line = processor(None, str(event["level"]), cast("EventDict", line))
         self._write(str(line))
 
+    def write_no_lines(self) -> None:
+        """From now on somebody else does."""
+        self._rendering = ()
+
     def unwire(self) -> None:
         """Leave the root logger as it was."""
+        _wired.discard(self)
         root = logging.getLogger()
         root.removeHandler(self)
         if self.stand_in is not None:
@@ -293,7 +314,7 @@ class StandardLogs(logging.Handler):
 
 
 _emitting: ContextVar[bool] = ContextVar("emitting", default=False)
-"""Is a record handed on here? What a processor of the program's provider logs meanwhile would come back for ever."""
+"""Is a record handed on here, or a line written? What a processor of the program's provider logs meanwhile would come back for ever."""
 
 _OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest is what the program has put there."""

@@ -29,6 +29,7 @@ from pocket_plug.layers import tracing
 from pocket_plug.otel.open_runs import INTERRUPTED
 from pocket_plug.primitives.forking import after_fork
 
+from .children import OwnResource, count_from_zero
 from .exporters import endpoint
 
 MAX_OPEN = 10_000
@@ -195,6 +196,7 @@ def set_metrics(readers: Sequence[MetricReader]) -> None:
     """Let these read the metrics. A provider has its readers for good: after a close there is another one, for our metrics."""
     global _meters
     _meters = MeterProvider(list(readers), resource=_resource(), shutdown_on_exit=False)
+    count_from_zero(_meters)
     free = _is_the_apis(metrics.get_meter_provider())
     if free:
         metrics.set_meter_provider(_meters)
@@ -202,7 +204,7 @@ def set_metrics(readers: Sequence[MetricReader]) -> None:
 
 
 def _resource() -> Resource:
-    return make_resource(tracing.configure().flavours)
+    return OwnResource(make_resource(tracing.configure().flavours))
 
 
 # ---------------------------------------------------------------- what they say of the process
