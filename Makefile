@@ -116,10 +116,10 @@ pictures: ARGS += --pictures
 pictures: e2e
 
 # The servers have requirements that need not go with ours: a venv for each.
-.venv-e2e/ready: pyproject.toml .ci/constraints.txt tests/e2e/requirements.txt
+.venv-e2e/ready: pyproject.toml .ci/constraints.txt tests/e2e/requirements.txt plugins/pocket-plug-openinference/pyproject.toml
 	$(PYTHON) -m venv .venv-e2e
 	.venv-e2e/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-	    --editable '.[otlp]' --requirement tests/e2e/requirements.txt
+	    --editable '.[otlp]' --editable 'plugins/pocket-plug-openinference[dev]' --requirement tests/e2e/requirements.txt
 	touch $@
 
 .venv-e2e-%/ready: tests/e2e/requirements-%.txt
