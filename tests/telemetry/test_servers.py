@@ -57,6 +57,24 @@ app = FastAPI()
 async def ship(order: str) -> str:
     return await graph.run(order)
 """
+# Set up in the lifespan, and not closed there; the run is in a thread, which nobody can cancel.
+UNCLOSED = """
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from pocket_plug.telemetry import setup
+from shipping import graph
+
+@asynccontextmanager
+async def lifespan(app):
+    setup()
+    yield
+
+app = FastAPI(lifespan=lifespan)
+
+@app.get("/ship/{order}")
+def ship(order: str) -> str:
+    return graph.run_sync(order)
+"""
 BARE_JOBS = re.sub(r"@worker_process_init.*?    setup\(\)", "setup()", FILES["jobs.py"], flags=re.DOTALL)
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -79,7 +97,7 @@ def server(command: str, folder: Path, files: dict[str, str], **variables: str) 
     with subprocess.Popen(
         [Path(sys.executable).parent / name, *arguments],
         cwd=folder,
-        env=environment(PYTHONPATH=str(folder), **variables),
+        env=environment(PYTHONPATH=str(folder), HOME=str(folder), **variables),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -117,6 +135,16 @@ def at_work(gate: socket.socket) -> tuple[socket.socket, int]:
     return connection, int(connection.recv(100))
 
 
+def ask(web: socket.socket) -> socket.socket:
+    """A request that waits for its answer."""
+    client = socket.create_connection(web.getsockname(), timeout=60)
+    client.sendall(
+        b"GET /ship/tea HTTP/1.1\r\nHost: shop\r\nTraceparent: 00-%s-00f067aa0ba902b7-01\r\nConnection: close\r\n\r\n"
+        % TRACE.encode()
+    )
+    return client
+
+
 def heard(process: subprocess.Popen[str], said: str) -> str:
     """What the server has said, up to that."""
     assert process.stdout is not None
@@ -138,6 +166,7 @@ def assert_each_worker_sent_its_run(sink: Sink, output: str) -> None:
     logs = Counter((log.body, str(log.resource["service.instance.id"])) for log in sink.logs)
     for said in ("pocket_plug.run.finished", "packed"):
         assert {instance: logs[said, instance] for instance in instances} == dict.fromkeys(instances, 1)
+    assert not [log.body for log in sink.logs if str(log.body).startswith("{")]  # a line that Celery made a record of
     runs = [
         (str(metric.resource["service.instance.id"]), point.count)
         for metric in sink.metrics
@@ -165,19 +194,11 @@ def test_workers_of_a_web_server_send_all_at_a_sigterm(
     with listen() as gate, listen() as web:
         command += f" --fd {web.fileno()}" if command.startswith("uvicorn") else f" --bind fd://{web.fileno()}"
 
-        def ask() -> socket.socket:
-            client = socket.create_connection(web.getsockname(), timeout=60)
-            client.sendall(
-                b"GET /ship/tea HTTP/1.1\r\nHost: shop\r\nTraceparent: 00-%s-00f067aa0ba902b7-01\r\nConnection: close\r\n\r\n"
-                % TRACE.encode()
-            )
-            return client
-
         with server(command, tmp_path, {"shop.py": shop}, **variables(otlp_sink, gate)) as process:
-            with ask() as client:
+            with ask(web) as client:
                 run, worker = at_work(gate)
                 os.kill(worker, signal.SIGSTOP)  # so that the other one takes the next request
-                with ask() as other_client:
+                with ask(web) as other_client:
                     other_run, other_worker = at_work(gate)
                     os.kill(worker, signal.SIGCONT)
                     process.send_signal(signal.SIGTERM)
@@ -193,6 +214,23 @@ def test_workers_of_a_web_server_send_all_at_a_sigterm(
     assert_each_worker_sent_its_run(otlp_sink, output)
     if shop == SHOP:  # the caller's trace goes on
         assert {span.trace_id for span in otlp_sink.spans} == {TRACE}
+
+
+def test_a_run_that_uvicorn_does_not_wait_for_was_interrupted(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The process dies under it: it has its outcome, in all three signals, as in a process without a server."""
+    with listen() as gate, listen() as web:
+        command = f"uvicorn shop:app --timeout-graceful-shutdown 0 --fd {web.fileno()}"
+        with server(command, tmp_path, {"shop.py": UNCLOSED}, **variables(otlp_sink, gate)) as process, ask(web):
+            run, _ = at_work(gate)
+            with run:
+                process.send_signal(signal.SIGTERM)
+                output = process.communicate(timeout=60)[0]
+    assert process.returncode == -signal.SIGTERM, output
+    assert otlp_sink.one("run shipping")["pocket_plug.run.outcome"] == "interrupted"
+    (finished,) = [log for log in otlp_sink.logs if log.body == "pocket_plug.run.finished"]
+    assert finished.attributes["pocket_plug.run.outcome"] == "interrupted"
+    (duration,) = [metric for metric in otlp_sink.metrics if metric.name == "pocket_plug.run.duration"]
+    assert duration.points[0].attributes["pocket_plug.run.outcome"] == "interrupted"
 
 
 @pytest.mark.parametrize("jobs", [FILES["jobs.py"], BARE_JOBS], ids=["worker_process_init", "import"])
