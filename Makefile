@@ -16,7 +16,7 @@ $(VENV)/ready: pyproject.toml .ci/constraints.txt
 
 $(VENV)/ready-dev: $(VENV)/ready $(PLUGINS:=/pyproject.toml)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-	    --editable '.[otlp,dev,lint]' $(EDITABLE_PLUGINS)
+	    --editable '.[otlp,config-file,dev,lint]' $(EDITABLE_PLUGINS)
 	touch $@
 
 demo: $(VENV)/ready
@@ -51,7 +51,7 @@ OLD_WARNINGS = -W 'ignore:You should use `:DeprecationWarning'
 test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
-	    --editable '.[otlp,dev]' $(EDITABLE_PLUGINS)
+	    --editable '.[otlp,config-file,dev]' $(EDITABLE_PLUGINS)
 	.venv-newest/bin/pytest $(IN_PARALLEL) $(ARGS)
 
 lint: $(VENV)/ready-dev

@@ -28,6 +28,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
+from pocket_plug.otel.additions import Additions
 from pocket_plug.primitives.default_pocket import use_default_pocket
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
@@ -123,7 +124,8 @@ class Pocket:
         self.stores: Mapping[str, Store] = _Stores(self.config, self._build)
         """The stores of the tables `[stores.NAME]`, each built when it is first asked for."""
         unwanted = self._unwanted(block)
-        candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
+        third_party = autoload and _autoload_wanted()
+        candidates, broken = find_plugins(third_party=third_party)
         for record in broken:
             self._manager.refuse(record)
         for candidate in candidates:
@@ -141,6 +143,8 @@ class Pocket:
                 if not is_fault(error):
                     raise
                 self._manager.drop(PluginRecord(name), "failed", error)
+        if not third_party:  # then the environment, which is for all programs, may well name one that wasn't looked for
+            unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
         self._warn_of_unknown(unwanted)
         self._check_options()
         self._manager.configure(self, self._options)
@@ -182,6 +186,10 @@ class Pocket:
     def observers(self, run: Run) -> list[Observer]:
         """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
         return self._manager.observers(run)
+
+    def additions(self) -> Additions:
+        """What the plugins add to spans; asked once, when something is traced; never fails."""
+        return self._manager.additions()
 
     def notify(self, notice: RunNotice) -> None:
         """Tell the plugins what has become of a durable run outside of an execution; never fails."""

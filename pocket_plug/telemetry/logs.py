@@ -314,7 +314,10 @@ class StandardLogs(logging.Handler):
 
 
 _emitting: ContextVar[bool] = ContextVar("emitting", default=False)
-"""Is a record handed on here, or a line written? What a processor of the program's provider logs meanwhile would come back for ever."""
+"""Is a record handed on here, or a line written?
+
+What a processor of the program's provider logs meanwhile would come back for ever.
+"""
 
 _OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest is what the program has put there."""

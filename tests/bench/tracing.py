@@ -122,7 +122,7 @@ def node_exported(bench: Bench) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
     from pocket_plug.telemetry.export import SpanExport
-    from pocket_plug.telemetry.providers import Spans
+    from pocket_plug.telemetry.providers import SpanFan, make_tracers
 
     class Encoded(SpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -163,8 +163,9 @@ def node_exported(bench: Bench) -> None:
     bench.run(graph.run(1))  # from then on the get is a hit
     recording, spans = kept()
     assert spans_of(bench, ours_to(recording), spans) == spans_of(bench, bare_to(recording), spans)
-    setup, sdk = Spans(Resource({})), TracerProvider(resource=Resource({}), shutdown_on_exit=False)
-    setup.fan.processors = (SpanExport(Encoded()),)
+    fan = SpanFan()
+    setup, sdk = make_tracers(Resource({}), fan), TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+    fan.processors = (SpanExport(Encoded()),)
     sdk.add_span_processor(BatchSpanProcessor(Encoded(), max_queue_size=32_768))
     bench.case("pocket_plug", ours_to(setup), per=FEW)
     bench.case("three bare spans of the SDK", bare_to(sdk), per=FEW)
