@@ -38,9 +38,7 @@ function onView(view) {
   if (!trace) return;
   if (view === "names" && names.trace !== trace) names.show(trace, traces.filter((other) => other !== trace));
   if (view === "failures") at("failures").replaceChildren(...errorsView(trace, goTo).filter(Boolean));
-  if (view !== "waterfall") return;
-  waterfall.resized();
-  if (waterfall.selected) waterfall.reveal(waterfall.selected);
+  if (view === "waterfall" && waterfall.selected) waterfall.reveal(waterfall.selected);
 }
 
 function drawHead() {

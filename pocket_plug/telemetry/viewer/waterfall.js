@@ -210,6 +210,9 @@ class Waterfall {
 
   // ---------------------------------------------------------------- drawing rows
   resized() {
+    const size = `${this.body.clientWidth} ${this.body.clientHeight}`;
+    if (size === this.size) return;
+    this.size = size;
     this.rowHeight = parseFloat(getComputedStyle(this.body).getPropertyValue("--row")) || 26;
     this.body.parentElement.style.setProperty("--scrollbar", `${this.body.offsetWidth - this.body.clientWidth}px`);
     if (!this.trace) return;
