@@ -26,6 +26,7 @@ SCRIPTS = (
     "marks.js",
     "errors.js",
     "graph.js",
+    "rows.js",
     "waterfall.js",
     "names.js",
     "views.js",

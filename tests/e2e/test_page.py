@@ -532,6 +532,57 @@ def test_light_and_dark(show, recorded):
     assert page.evaluate(ground) == dark
 
 
+def visits(number: int, odd: int) -> Trace:
+    """A run that visits a node so many times; one visit failed."""
+    spans = [span(0, None, name="run r", end=span(number + 1, 0).end)]
+    for visit in range(1, number + 1):
+        said = {"pocket_plug.node.name": "step", "pocket_plug.node.visit": visit}
+        end = span(visit, 0).start + visit * 1000
+        spans.append(span(visit, 0, name="node step", attributes=said, end=end, status="error" if visit == odd else "unset"))
+    return Trace("7" * 32, tuple(spans))
+
+
+def test_repeated_visits_are_one_row(show):
+    """The first visit and what failed have rows of their own; the rest is one row with its figures, which unfolds."""
+    page = show([visits(40, odd=7)])
+    expect(page.locator(".row")).to_have_count(4)
+    assert names(page) == ["run r", "node step", "node step visits 2–40", "node step"]
+    alike = page.locator(".row", has_text="visits")
+    expect(alike).to_contain_text("38")
+    expect(alike).to_contain_text("max 40 µs · p95 38 µs")
+    expect(page.locator(".row.selected")).to_contain_text("visit 7")
+    alike.dblclick()
+    expect(page.locator("#details h2")).to_have_text("node step visits 2–40")
+    expect(page.locator("#details .jump").first).to_contain_text("node step visit 40")
+    page.locator("#rows").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".row")).to_have_count(42)
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".row.selected")).to_contain_text("visit 2")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".row")).to_have_count(4)
+    page.locator("#details .jump").nth(1).click()  # what is in it comes into sight where one goes to it
+    expect(page.locator(".row.selected")).to_contain_text("visit 39")
+    page.locator("#search").fill("node.visit=12")
+    assert names(page) == ["run r", "node step"]
+
+
+def test_a_nested_graph_and_its_node_are_one_row(page):
+    """The node's row says that it is a graph, and what is below it is the run's; the run's details are one click away."""
+    page.locator("#search").fill("billing")
+    expect(row(page, "node billing")).to_contain_text("graph")
+    expect(row(page, "run billing")).to_have_count(0)
+    page.locator("#search").fill("node tax")
+    expect(row(page, "node tax")).to_have_attribute("aria-level", "3")
+    page.locator("#search").press("Escape")
+    page.keyboard.press("2")
+    row(page, "node billing").dblclick()
+    page.locator("#details .jump", has_text="run billing").click()
+    expect(page.locator("#details h2")).to_have_text("run billing")
+    expect(page.locator(".row.selected .name")).to_have_text("node billing")
+
+
 def test_narrow(show, recorded):
     """On a telephone nothing is wider than the screen but the drawing, and the details lie above the rest."""
     page = show(recorded, viewport={"width": 360, "height": 740})
@@ -544,9 +595,11 @@ def test_narrow(show, recorded):
 
 
 def test_print(page, recorded):
-    """On paper stand all rows."""
+    """On paper stand all rows that are unfolded; a nested graph and its node are one."""
+    page.keyboard.press("+")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    expect(page.locator(".row")).to_have_count(len(recorded[0].spans))
+    groups = page.locator(".bar.alike").count()
+    expect(page.locator(".row")).to_have_count(len(recorded[0].spans) - 1 + groups)
 
 
 def test_many_spans(show):

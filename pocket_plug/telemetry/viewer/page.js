@@ -92,8 +92,9 @@ function selected(span) {
   if (!at("details").hidden) fillDetails(span);
   const run = span.type === "run" ? span : span.run;
   if (run && !graphRuns.includes(run)) showGraph([run]);
-  highlight(span);
-  remember(span);
+  const [first] = span instanceof Group ? span.spans : [span];
+  highlight(first);
+  remember(first);
 }
 
 function openDetails(span, focus = true) {
@@ -104,7 +105,8 @@ function openDetails(span, focus = true) {
 }
 
 function fillDetails(span) {
-  at("details").replaceChildren(...detailsOf(span, { goTo, find, zoom: (each) => waterfall.zoomTo(each), close: closeDetails }));
+  const details = span instanceof Group ? detailsOfGroup : detailsOf;
+  at("details").replaceChildren(...details(span, { goTo, find, zoom: (each) => waterfall.zoomTo(each), close: closeDetails }));
   at("details").scrollTop = 0;
 }
 

@@ -32,6 +32,11 @@ class Span {
     return this.trace.columns.ids[this.number];
   }
 
+  // What tells it from the page's other rows.
+  get key() {
+    return this.order;
+  }
+
   get nameNumber() {
     return this.trace.columns.names[this.number];
   }
