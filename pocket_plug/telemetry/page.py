@@ -30,6 +30,7 @@ SCRIPTS = (
     "waterfall.js",
     "names.js",
     "views.js",
+    "llm.js",
     "details.js",
     "page.js",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -402,6 +403,77 @@ def test_figures_of_the_table(show):
     page.get_by_role("tab", name="Table").click()
     [line] = [texts for texts in page.locator("#by-name tbody tr").all_inner_texts() if "node n" in texts]
     assert line.split("\t")[1:5] == ["100", "51 µs", "95 µs", "100 µs"]
+
+
+# ---------------------------------------------------------------- calls of models
+CALL = {"city": "Oslo <b>"}
+OPENINFERENCE = {
+    "openinference.span.kind": "LLM", "llm.model_name": "gemma-3", "llm.token_count.prompt": 1200, "llm.token_count.completion": 34,
+    "llm.cost.prompt": 0.001, "llm.cost.completion": 0.0005, "input.value": "{}",
+    "llm.input_messages.0.message.role": "system", "llm.input_messages.0.message.content": "Be brief.",
+    "llm.input_messages.1.message.role": "user", "llm.input_messages.1.message.contents.0.message_content.text": "Weather in Oslo?",
+    "llm.input_messages.10.message.role": "tool", "llm.input_messages.10.message.content": "57°F",
+    "llm.output_messages.0.message.role": "assistant",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.function.name": "get_weather",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.function.arguments": json.dumps(CALL),
+}  # fmt: skip
+GEN_AI = {
+    "gen_ai.provider.name": "acme", "gen_ai.request.model": "gemma-3", "gen_ai.usage.input_tokens": 1200,
+    "gen_ai.usage.output_tokens": 34,
+    "gen_ai.system_instructions": json.dumps([{"type": "text", "content": "Be brief."}]),
+    "gen_ai.input.messages": json.dumps([
+        {"role": "user", "parts": [{"type": "text", "content": "Weather in Oslo?"}]},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "57°F"}]}]),
+    "gen_ai.output.messages": json.dumps([
+        {"role": "assistant", "parts": [{"type": "tool_call", "id": "c2", "name": "get_weather", "arguments": CALL}]}]),
+}  # fmt: skip
+STRUCTURED = GEN_AI | {name: json.loads(text) for name, text in GEN_AI.items() if isinstance(text, str) and text[0] == "["}
+
+
+@pytest.mark.parametrize("said", [OPENINFERENCE, GEN_AI, STRUCTURED], ids=["openinference", "gen_ai", "structured"])
+def test_conversation_of_a_model(show, said):
+    """Model, tokens and messages with their roles and tool calls, whichever convention says them; totals at the head."""
+    agent = {"gen_ai.usage.input_tokens": 2400, "gen_ai.usage.output_tokens": 68}  # repeats the sum of its calls
+    calls = [span(number, 1, name="chat gemma-3", scope="llm", kind=3, attributes=said) for number in (2, 3)]
+    page = show([Trace("7" * 32, (span(0, None, name="run r"), span(1, 0, name="agent", attributes=agent), *calls))])
+    expect(page.locator("#figures")).to_contain_text("2,400 in · 68 out")
+    if said is OPENINFERENCE:
+        expect(page.locator("#figures")).to_contain_text("$0.003")
+    expect(row(page, "chat gemma-3")).to_contain_text("1,200 in · 34 out tokens")
+    row(page, "chat gemma-3").dblclick()
+    details = page.locator("#details")
+    expect(details.locator(".conversation .who b")).to_have_text(["system", "user", "tool", "assistant"])
+    parts = details.locator(".conversation .part")
+    for part, text in zip(parts.all(), ("Be brief.", "Weather in Oslo?", "57°F", "get_weather"), strict=True):
+        expect(part).to_contain_text(text)
+    expect(parts.nth(2)).to_contain_text("← result")
+    expect(parts.last.locator("pre")).to_have_text(re.compile(r'"city": "Oslo <b>"'))
+    expect(details).to_contain_text("gemma-3")
+    assert not [name for name in details.locator("th").all_inner_texts() if "messages" in name]
+
+
+def test_messages_that_are_none(show):
+    """What says to be messages and is cut off, or something else, stands with the attributes as it is."""
+    odd = {"gen_ai.input.messages": '[{"role": "us', "gen_ai.output.messages": "7", "gen_ai.usage.input_tokens": "many",
+           "llm.input_messages.x.message.role": "user"}  # fmt: skip
+    mixed = {"gen_ai.input.messages": json.dumps([None, 5, {"role": 7}, {"role": "user", "parts": [None, 3, {"type": "odd"}]}])}
+    page = show([Trace("7" * 32, (span(0, None, attributes=odd), span(1, 0, attributes=mixed)))])
+    row(page, "node n0").dblclick()
+    expect(page.locator("#details th", has_text="gen_ai.input.messages")).to_be_visible()
+    row(page, "node n1").dblclick()
+    expect(page.locator(".conversation .who b")).to_have_text(["7", "user"])
+
+
+def test_input_and_output(show):
+    """Where they were captured, they stand above the attributes, once, however many names they have."""
+    value = '{"amount":9.5}'
+    said = {"pocket_plug.node.input": value, "input.value": value, "input.mime_type": "application/json", "pocket_plug.node.output": "7"}
+    page = show([Trace("7" * 32, (span(0, None, attributes=said),))])
+    row(page, "node n0").dblclick()
+    headings = page.locator("#details h3").all_inner_texts()
+    assert headings[:3] == ["Input", "Output", "Attributes"]
+    expect(page.locator("#details section", has_text="Input").first.locator("pre")).to_have_text('{\n  "amount": 9.5\n}')
+    assert page.locator("#details th").all_inner_texts()[:1] == ["input.mime_type"]
 
 
 # ---------------------------------------------------------------- what one does

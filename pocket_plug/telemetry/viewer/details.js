@@ -41,11 +41,14 @@ function detailsOf(span, { goTo, find, zoom, close }) {
     errorSection(span, goTo),
     make("p", { class: "marks" }, ...marksOf(span).filter(({ error }) => !error).map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text))),
     factsOf(facts),
+    ...llmSections(span),
+    ...valueSections(span),
   ];
   if (span.message && span.status !== "error") panel.push(make("p", { class: "message" }, span.message));
   const shown = span.status === "error" && span.events.findLast(([name]) => name === "exception"); // its stack stands above
   if (span.events.length) panel.push(section("Events", ...span.events.map((event) => eventOf(span, event, event === shown))));
-  panel.push(section("Attributes", table(sorted(span.attributes)), span.pairs.length ? copyButton("copy as JSON", () => JSON.stringify(Object.fromEntries(span.attributes), null, 2)) : ""));
+  const above = messagesOf(span).length ? isMessage : isValue; // stand above already
+  panel.push(section("Attributes", table(sorted(span.attributes.filter(([name]) => !above(name)))), span.pairs.length ? copyButton("copy as JSON", () => JSON.stringify(Object.fromEntries(span.attributes), null, 2)) : ""));
   if (span.links.length) panel.push(section("Links", ...span.links.map((link) => linkOf(link, goTo, find))));
   if (span.children.length) panel.push(longestOf(`Longest of ${plural(span.children.length, "child").replace("childs", "children")}`, span.children, goTo, 5));
   panel.push(section("Ids", table([["trace", span.trace.id], ["span", span.id], ["parent", span.parent?.id ?? span.parentId ?? "none"], ["scope", span.scope], ["kind", ["unspecified", "internal", "server", "client", "producer", "consumer"][span.kind] ?? String(span.kind)], ["status", span.status]])));

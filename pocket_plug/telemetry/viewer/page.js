@@ -48,10 +48,11 @@ function drawHead() {
   outcome.className = `outcome ${{ failure: "bad", timeout: "bad", interrupted: "bad", success: "good", cancelled: "grey" }[trace.outcome] ?? "blue"}`;
   outcome.hidden = !trace.outcome;
   at("run-id").textContent = trace.runId || trace.id;
+  const usage = usageOfTrace(trace);
   const steps = trace.root?.get("run.steps");
   const figures = [["took", duration(trace.took)], ["steps", steps === undefined ? "" : count(steps)], ["spans", count(trace.spans.length)],
     ["errors", trace.errors ? make("button", { title: "the errors, by type and place", click: () => views.show("failures") }, count(trace.errors)) : "0", "bad"], ["retries", trace.retries ? count(trace.retries) : "", "warn"],
-    ["service", trace.service], ["began", shortTime(trace.start)]];
+    ["tokens", tokensText(usage)], ["cost", costText(usage.cost)], ["service", trace.service], ["began", shortTime(trace.start)]];
   at("figures").replaceChildren(...figures.filter(([, value]) => value).map(([name, value, look]) => make("div", { class: look }, make("dt", {}, name), make("dd", {}, value))));
   at("traces").value = trace.id;
   at("traces").hidden = at("older").hidden = at("newer").hidden = traces.length < 2;
