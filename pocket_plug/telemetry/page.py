@@ -27,6 +27,7 @@ SCRIPTS = (
     "errors.js",
     "graph.js",
     "rows.js",
+    "critical.js",
     "waterfall.js",
     "names.js",
     "views.js",

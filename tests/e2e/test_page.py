@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -405,6 +406,74 @@ def test_figures_of_the_table(show):
     assert line.split("\t")[1:5] == ["100", "51 µs", "95 µs", "100 µs"]
 
 
+# ---------------------------------------------------------------- time
+def spread_out() -> Trace:
+    """A run of 100 µs: `a` for 40, beside it `b` for 20 and `late` beyond its end, then `c` for 50 with `d` in it for 30."""
+    times = {
+        "run r": (0, 100, None),
+        "node a": (0, 40, 0),
+        "node b": (10, 30, 0),
+        "node c": (45, 95, 0),
+        "exec d": (60, 90, 3),
+    }
+    begun = span(0, None).start
+    spans = [span(number, parent, name=name, start=begun + start * 1000, end=begun + end * 1000)
+             for number, (name, (start, end, parent)) in enumerate(times.items())]  # fmt: skip
+    return Trace("7" * 32, tuple(spans))
+
+
+def test_critical_path(show):
+    """What the run's duration is made of is marked, with each span's own part; in sum it is the duration, in the table too."""
+    page = show([spread_out()])
+    expect(page.locator(".row.critical")).to_have_count(0)
+    page.keyboard.press("c")
+    expect(page.locator("#path")).to_have_attribute("aria-pressed", "true")
+    own = {"run r": "◆ 10 µs", "node a": "◆ 40 µs", "node c": "◆ 20 µs", "exec d": "◆ 30 µs"}
+    for name, part in own.items():
+        expect(row(page, name).locator(".mark.path")).to_have_text(part)
+        assert row(page, name).locator(".part-of-path").count()
+    expect(page.locator(".row.critical")).to_have_count(len(own))
+    page.get_by_role("tab", name="Table").click()
+    assert sorted(column(page, "path")) == sorted(["0", *(part[2:] for part in own.values())])
+
+
+def test_sorted_and_filtered_by_duration(show):
+    """`>40us` keeps what took that long, with what is above it; children by duration are the longest first."""
+    page = show([spread_out()])
+    assert names(page) == ["run r", "node a", "node b", "node c", "exec d"]
+    page.locator("#by-duration").click()
+    assert names(page) == ["run r", "node c", "exec d", "node a", "node b"]
+    page.keyboard.press("d")
+    assert names(page)[1] == "node a"
+    for query, found in {">40us": ["run r", "node a", "node c"], "<0.03ms": ["run r", "node b", "node c", "exec d"],
+                         ">30µs exec": ["run r", "node c", "exec d"]}.items():  # fmt: skip
+        page.locator("#search").fill(query)
+        expect(page.locator("#found")).to_be_visible()
+        assert names(page) == found
+
+
+def test_two_traces_compared(show):
+    """Beside another trace of the page: by name, what each has and what this one has more, the largest difference first."""
+    before = visits(10, odd=0)
+    after = Trace("8" * 32, tuple(replace(each, trace_id="8" * 32) for each in visits(20, odd=3).spans))
+    after = Trace(after.id, tuple(replace(each, start=each.start + 1, end=each.end + 1) for each in after.spans[:-1])
+                  + (replace(after.spans[-1], name="node new"),))  # fmt: skip
+    page = show([before, after])
+    page.get_by_role("tab", name="Table").click()
+    expect(page.locator("#by-name thead th")).to_have_count(9)
+    page.locator("#compare").select_option(index=1)
+    lines = {line.split("\t")[0]: line.split("\t")[1:] for line in page.locator("#by-name tbody tr").all_inner_texts()}
+    count, other, more = lines["node step"][:3]
+    assert (count, other, more) == ("19", "10", "+9")
+    assert lines["node new"][:3] == ["1", "0", "+1"]
+    assert lines["node step"][-3:] == ["1", "0", "+1"]  # errors
+    sums = [lines["node step"][at] for at in (6, 7, 8)]
+    assert sums == ["190 µs", "55 µs", "+135 µs"]
+    assert next(iter(lines)) == "node step"
+    page.locator("#compare").select_option(index=0)
+    expect(page.locator("#by-name thead th")).to_have_count(9)
+
+
 # ---------------------------------------------------------------- calls of models
 CALL = {"city": "Oslo <b>"}
 OPENINFERENCE = {
@@ -427,7 +496,9 @@ GEN_AI = {
     "gen_ai.output.messages": json.dumps([
         {"role": "assistant", "parts": [{"type": "tool_call", "id": "c2", "name": "get_weather", "arguments": CALL}]}]),
 }  # fmt: skip
-STRUCTURED = GEN_AI | {name: json.loads(text) for name, text in GEN_AI.items() if isinstance(text, str) and text[0] == "["}
+STRUCTURED = GEN_AI | {
+    name: json.loads(text) for name, text in GEN_AI.items() if isinstance(text, str) and text[0] == "["
+}
 
 
 @pytest.mark.parametrize("said", [OPENINFERENCE, GEN_AI, STRUCTURED], ids=["openinference", "gen_ai", "structured"])
@@ -456,7 +527,11 @@ def test_messages_that_are_none(show):
     """What says to be messages and is cut off, or something else, stands with the attributes as it is."""
     odd = {"gen_ai.input.messages": '[{"role": "us', "gen_ai.output.messages": "7", "gen_ai.usage.input_tokens": "many",
            "llm.input_messages.x.message.role": "user"}  # fmt: skip
-    mixed = {"gen_ai.input.messages": json.dumps([None, 5, {"role": 7}, {"role": "user", "parts": [None, 3, {"type": "odd"}]}])}
+    mixed = {
+        "gen_ai.input.messages": json.dumps(
+            [None, 5, {"role": 7}, {"role": "user", "parts": [None, 3, {"type": "odd"}]}]
+        )
+    }
     page = show([Trace("7" * 32, (span(0, None, attributes=odd), span(1, 0, attributes=mixed)))])
     row(page, "node n0").dblclick()
     expect(page.locator("#details th", has_text="gen_ai.input.messages")).to_be_visible()
@@ -467,12 +542,19 @@ def test_messages_that_are_none(show):
 def test_input_and_output(show):
     """Where they were captured, they stand above the attributes, once, however many names they have."""
     value = '{"amount":9.5}'
-    said = {"pocket_plug.node.input": value, "input.value": value, "input.mime_type": "application/json", "pocket_plug.node.output": "7"}
+    said = {
+        "pocket_plug.node.input": value,
+        "input.value": value,
+        "input.mime_type": "application/json",
+        "pocket_plug.node.output": "7",
+    }
     page = show([Trace("7" * 32, (span(0, None, attributes=said),))])
     row(page, "node n0").dblclick()
     headings = page.locator("#details h3").all_inner_texts()
     assert headings[:3] == ["Input", "Output", "Attributes"]
-    expect(page.locator("#details section", has_text="Input").first.locator("pre")).to_have_text('{\n  "amount": 9.5\n}')
+    expect(page.locator("#details section", has_text="Input").first.locator("pre")).to_have_text(
+        '{\n  "amount": 9.5\n}'
+    )
     assert page.locator("#details th").all_inner_texts()[:1] == ["input.mime_type"]
 
 
@@ -610,7 +692,9 @@ def visits(number: int, odd: int) -> Trace:
     for visit in range(1, number + 1):
         said = {"pocket_plug.node.name": "step", "pocket_plug.node.visit": visit}
         end = span(visit, 0).start + visit * 1000
-        spans.append(span(visit, 0, name="node step", attributes=said, end=end, status="error" if visit == odd else "unset"))
+        spans.append(
+            span(visit, 0, name="node step", attributes=said, end=end, status="error" if visit == odd else "unset")
+        )
     return Trace("7" * 32, tuple(spans))
 
 

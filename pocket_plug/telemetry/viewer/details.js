@@ -9,7 +9,7 @@ function headOf(span, title, { zoom, close }) {
 }
 
 function factsOf(facts) {
-  return make("dl", { class: "facts" }, ...facts.map(([name, value, title]) => make("div", { title }, make("dt", {}, name), make("dd", {}, value))));
+  return make("dl", { class: "facts" }, ...facts.filter(([, value]) => value).map(([name, value, title]) => make("div", { title }, make("dt", {}, name), make("dd", {}, value))));
 }
 
 // Of spans that stand in one row: their figures, and the longest of them.
@@ -35,6 +35,7 @@ function detailsOf(span, { goTo, find, zoom, close }) {
   const facts = [["begins at", `+${duration(span.start)}`, new Date(span.trace.start.getTime() + span.start / 1e6).toISOString()],
     ["took", span.goesOn ? "goes on" : duration(span.took), `${count(span.took)} ns`],
     ["of its own", duration(span.self), "time in which none of its children was under way"],
+    ["on path", span.trace.critical.has(span) ? duration(lengthOf(span.trace.critical.get(span))) : "", "its own part of the critical path"],
     ["share", `${((span.took / span.trace.took) * 100).toFixed(1)} %`, "of the whole trace"]];
   const panel = [
     headOf(span, span.name, { zoom, close }),

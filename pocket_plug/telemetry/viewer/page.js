@@ -234,6 +234,8 @@ function drawTools() {
   const { rows, matches, hidden } = waterfall;
   for (const chip of at("scopes").children) chip.setAttribute("aria-pressed", String(!hidden.has(chip.dataset.scope)));
   at("errors").setAttribute("aria-pressed", String(waterfall.errorsOnly));
+  at("path").setAttribute("aria-pressed", String(waterfall.showsPath));
+  at("by-duration").setAttribute("aria-pressed", String(waterfall.tree.byDuration));
   at("only").hidden = !waterfall.only;
   at("only").textContent = waterfall.only ? `${waterfall.only.name} ×` : "";
   at("found").textContent = waterfall.kept ? `${count(matches)} of ${plural(trace.tree.length, "span")}` : rows.length < trace.tree.length ? `${plural(rows.length, "row")} of ${count(trace.tree.length)}` : "";
@@ -255,6 +257,17 @@ function search(text) {
 function errorsOnly() {
   waterfall.errorsOnly = !waterfall.errorsOnly;
   waterfall.filter();
+}
+
+function markPath() {
+  waterfall.showsPath = !waterfall.showsPath;
+  waterfall.arrange();
+}
+
+function byDuration() {
+  waterfall.tree.byDuration = !waterfall.tree.byDuration;
+  waterfall.arrange();
+  if (waterfall.selected) waterfall.reveal(waterfall.selected);
 }
 
 function clearFilters() {
@@ -302,6 +315,8 @@ const KEYS = [
   ["Esc", "close the details, clear the search", null],
   ["/", "search", () => at("search").focus()],
   ["e", "errors only", errorsOnly],
+  ["c", "mark the critical path", markPath],
+  ["d", "children by duration or by time", byDuration],
   ["n", "the next error", () => waterfall.nextError(1)],
   ["p", "the error before", () => waterfall.nextError(-1)],
   ["z", "zoom to the span", () => waterfall.zoomTo(waterfall.selected)],
@@ -361,7 +376,7 @@ function listen() {
     clearTimeout(typed);
     typed = setTimeout(() => search(at("search").value), trace.tree.length > 5000 ? 120 : 0);
   });
-  const clicks = { errors: errorsOnly, only: () => onlyThese(null), clear: clearFilters, theme: nextTheme, older: () => step(1), newer: () => step(-1), help: () => at("keys").showModal(), "fold-graph": () => foldGraph(), "unfold-all": () => waterfall.foldTo(Infinity), "fold-all": () => waterfall.foldTo(0), zoom: () => waterfall.zoom(0, trace.took) };
+  const clicks = { errors: errorsOnly, only: () => onlyThese(null), path: markPath, "by-duration": byDuration, clear: clearFilters, theme: nextTheme, older: () => step(1), newer: () => step(-1), help: () => at("keys").showModal(), "fold-graph": () => foldGraph(), "unfold-all": () => waterfall.foldTo(Infinity), "fold-all": () => waterfall.foldTo(0), zoom: () => waterfall.zoom(0, trace.took) };
   for (const [id, act] of Object.entries(clicks)) at(id).addEventListener("click", act);
   at("run-id").addEventListener("click", () => copy(at("run-id").textContent));
   at("traces").addEventListener("change", () => show(traceById.get(at("traces").value)));

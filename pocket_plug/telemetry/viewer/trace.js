@@ -183,6 +183,11 @@ class Trace {
     this.outcome = this.root?.get("run.outcome") ?? (this.root?.goesOn ? "running" : this.failed.length ? "failure" : "");
     this.service = String(named(this.root?.resourcePairs ?? []).find(([name]) => name === "service.name")?.[1] ?? "");
   }
+
+  // The critical path, found when it is asked for.
+  get critical() {
+    return (this.path ??= criticalPath(this));
+  }
 }
 
 function sum(spans, name) {

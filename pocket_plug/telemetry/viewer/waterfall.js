@@ -15,6 +15,7 @@ class Waterfall {
     this.window = document.getElementById("window");
     this.query = "";
     this.errorsOnly = false;
+    this.showsPath = false; // the critical one
     this.only = null; // a line of the table: its spans only
     this.hidden = new Set(); // names of SCOPES
     this.shown = new Map(); // by row number: its element
@@ -28,7 +29,9 @@ class Waterfall {
 
   show(trace) {
     this.trace = trace;
+    const byDuration = this.tree?.byDuration ?? false;
     this.tree = new Rows(trace);
+    this.tree.byDuration = byDuration;
     this.selected = null;
     this.range = [0, trace.took];
     this.only = this.unfiltered = null;
@@ -227,9 +230,12 @@ class Waterfall {
     const row = make("div", { role: "row", id: `row-${span.key}`, class: "row", "data-span": span.id, "aria-rowindex": place + 1, "aria-level": level + 1, "aria-expanded": below ? String(open) : undefined });
     row.style.transform = `translateY(${place * this.rowHeight}px)`;
     row.style.setProperty("--level", Math.min(level, 24));
+    const path = this.showsPath ? criticalOf(span) : null;
+    if (path) row.classList.add("critical");
     const twisty = make("span", { class: `twisty ${below ? (open ? "open" : "closed") : ""}`, "aria-hidden": "true", click: (event) => { event.stopPropagation(); this.select(span, { scroll: false }); this.toggle(span); } });
-    const label = make("div", { class: "label", role: "gridcell" }, twisty, make("span", { class: `kind ${span.type}`, title: span.type }), ...(span instanceof Group ? this.labelOfGroup(span) : this.labelOf(span, open)));
-    row.append(label, make("div", { class: "took", role: "gridcell" }, span.goesOn ? "…" : duration(span.took)), this.bar(span));
+    const label = make("div", { class: "label", role: "gridcell" }, twisty, make("span", { class: `kind ${span.type}`, title: span.type }), ...(span instanceof Group ? this.labelOfGroup(span) : this.labelOf(span, open)),
+      path ? make("span", { class: "mark path", title: "its own part of the critical path" }, `◆ ${duration(lengthOf(path))}`) : "");
+    row.append(label, make("div", { class: "took", role: "gridcell" }, span.goesOn ? "…" : duration(span.took)), this.bar(span, path));
     row.addEventListener("click", () => this.select(span, { scroll: false }));
     row.addEventListener("dblclick", () => this.onOpen(span));
     this.mark(row, span);
@@ -265,7 +271,7 @@ class Waterfall {
     row.setAttribute("aria-selected", String(selected));
   }
 
-  bar(span) {
+  bar(span, path) {
     const track = make("div", { class: "track", role: "gridcell", "aria-label": `begins at ${duration(span.start)}` });
     const [begin, end] = this.range;
     const whole = end - begin;
@@ -280,6 +286,13 @@ class Waterfall {
     bar.style.left = `min(${left * 100}%, 100% - 2px)`;
     bar.style.width = `${width * 100}%`;
     track.append(bar);
+    for (const [from, to] of merged(path ?? EMPTY, whole / 500)) {
+      if (to < begin || from > end) continue;
+      const part = make("div", { class: "part-of-path" });
+      part.style.left = `${(Math.max(0, from - begin) / whole) * 100}%`;
+      part.style.width = `${((Math.min(to, end) - Math.max(from, begin)) / whole) * 100}%`;
+      track.append(part);
+    }
     for (const [name, time] of span.events ?? EMPTY) {
       if (time < begin || time > end) continue;
       const dot = make("span", { class: "event", title: `${name} at ${duration(time)}` });
@@ -403,8 +416,16 @@ function wordOf(span) {
   return [span.name.slice(0, space), span.name.slice(space + 1)];
 }
 
-// Does a span have this in its name, attributes, message or events? Names and attributes are looked at once each.
+const UNITS = { ns: 1, us: 1e3, "µs": 1e3, ms: 1e6, s: 1e9, min: 60e9, h: 3600e9 };
+
+// Does a span have this in its name, attributes, message or events? Or `>100ms`: did it take longer? Names and attributes are
+// looked at once each.
 function matcher(word) {
+  const [, sign, number, unit] = /^([<>≤≥]=?)(\d+(?:\.\d+)?)(ns|us|µs|ms|s|min|h)$/.exec(word) ?? [];
+  if (sign) {
+    const limit = Number(number) * UNITS[unit];
+    return "<≤".includes(sign[0]) ? (span) => !span.goesOn && span.took <= limit : (span) => span.took >= limit;
+  }
   const has = (text) => String(text).toLowerCase().includes(word);
   const texts = data.texts.map(has);
   const pairs = data.pairs.map(([key, value]) => has(`${data.texts[key]}=${typeof value === "object" ? JSON.stringify(value) : value}`));
