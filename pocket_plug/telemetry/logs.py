@@ -234,7 +234,18 @@ def wire_logging(level: str) -> StandardLogs | None:
             wired.stand_in = logging.lastResort
             root.addHandler(wired.stand_in)
     root.addHandler(wired)
+    wired.apart = [Apart(logger) for logger in _those_apart()]
     return wired
+
+
+def _those_apart() -> list[logging.Logger]:
+    """The loggers that hand nothing on to the root logger and write by themselves, as uvicorn's; else they are to be silent."""
+    loggers = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    return [
+        logger
+        for logger in loggers
+        if not logger.propagate and any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers)
+    ]
 
 
 class StandardLogs(logging.Handler):
@@ -249,6 +260,7 @@ class StandardLogs(logging.Handler):
         self._write = _Lines(sys.stderr).msg
         self.former_level = self.own_level = logging.NOTSET
         self.stand_in: logging.Handler | None = None
+        self.apart: list[Apart] = []
 
     def createLock(self) -> None:
         """Have none, as logging's own NullHandler."""
@@ -290,6 +302,26 @@ class StandardLogs(logging.Handler):
             root.removeHandler(self.stand_in)
         if self.own_level and root.level == self.own_level:
             root.setLevel(self.former_level)
+        for handler in self.apart:
+            handler.unwire()
+
+
+class Apart(StandardLogs):
+    """Exports the records of a logger that hands none on, as long as it doesn't. Its own handlers write them."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger = logger
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Export it, unless the root logger's handler does."""
+        if not self._logger.propagate:
+            super().emit(record)
+
+    def unwire(self) -> None:
+        """Leave the logger as it was."""
+        self._logger.removeHandler(self)
 
 
 _emitting: ContextVar[bool] = ContextVar("emitting", default=False)

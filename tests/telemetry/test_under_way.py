@@ -46,9 +46,11 @@ def test_a_run_is_seen_while_it_goes_on_and_its_figures_lead_to_its_trace(
     )
     with process:
         otlp_sink.wait_for(
-            lambda: otlp_sink.logs
-            and any(point.value == 1 for point in points("pocket_plug.run.active"))
-            and "set order:{}" in otlp_sink.names()
+            lambda: (
+                otlp_sink.logs
+                and any(point.value == 1 for point in points("pocket_plug.run.active"))
+                and "set order:{}" in otlp_sink.names()
+            )
         )
         [started] = otlp_sink.logs
         assert "run long" not in otlp_sink.names()
