@@ -69,7 +69,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Point:
-    """`value` is a number's, or the sum of a histogram, of `count` records; of its exemplars there are the ids of trace and span."""
+    """`value` is a number's, or the sum of a histogram, of `count` records; exemplars are ids of trace and span."""
 
     attributes: Attributes
     value: float

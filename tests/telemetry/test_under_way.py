@@ -32,7 +32,7 @@ with setup():
 def test_a_run_is_seen_while_it_goes_on_and_its_figures_lead_to_its_trace(
     tmp_path: Path, otlp_sink: Sink, end: str
 ) -> None:
-    """Its start is a log record with run, graph, trace and span, its number a metric. Exemplars are its spans, however it ends."""
+    """Its start is a log record with run, graph, trace and span, its number a metric. Exemplars are its spans."""
 
     def points(name: str) -> list[Point]:
         return [point for metric in otlp_sink.metrics if metric.name == name for point in metric.points]
