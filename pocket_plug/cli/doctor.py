@@ -24,9 +24,9 @@ import click
 from pocket_plug.errors import ConfigError, PocketError, is_fault
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.checking import check_config
-from pocket_plug.plugins.config import Config, StoreTable, find_config, named_config, read_config
+from pocket_plug.plugins.config import Config, StoreTable, alternatives, find_config, named_config, read_config
 from pocket_plug.plugins.discovery import OUR_DISTRIBUTION, find_libraries, missing_requirements
-from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.plugins.pocket import DISABLE, Pocket, named_by_variable
 from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import public_url, variables
@@ -163,6 +163,12 @@ def _checks(timeout: float) -> Checks:
         yield Check("plugins", "all", "wrong", str(error))
     if pocket is not None:
         yield from map(_plugin, pocket.plugins)
+        known = [record.name for record in pocket.plugins]
+        for name in named_by_variable():
+            if name not in known:
+                yield Check(
+                    "plugins", name, "wrong", f"{DISABLE}: there is no plugin {name!r}{alternatives(name, known)}"
+                )
     yield from _libraries()
     if pocket is not None:
         yield from _stores(pocket, timeout)

@@ -20,6 +20,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.failures import say_once
 
 from .export import MetricExport
+from .serving import MetricsServer
 
 T = TypeVar("T")
 Signal = Literal["traces", "metrics", "logs"]
@@ -188,7 +189,6 @@ def prometheus_reader(host: str, port: int, asking: str) -> MetricReader:
     """Metrics at `/metrics`. A port that is in use is logged, and breaks nothing."""
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
-        from prometheus_client import start_http_server
     except ImportError:
         raise ConfigError(
             f"{asking} asks for prometheus, and its exporter is not installed: pip install 'pocket-plug[prometheus]'"
@@ -199,16 +199,10 @@ def prometheus_reader(host: str, port: int, asking: str) -> MetricReader:
 
         def __init__(self) -> None:
             super().__init__()
-            self.server: Any = None
-            try:
-                self.server, _ = start_http_server(port, host)
-            except OSError as error:
-                say_once(f"serving metrics to Prometheus on {host}:{port}", error)
+            self.server = MetricsServer(host, port)
 
         def shutdown(self, timeout_millis: float = 30_000, **kwargs: object) -> None:
             super().shutdown(timeout_millis, **kwargs)  # pyright: ignore[reportUnknownMemberType] - it has no types for `kwargs`
-            if self.server is not None:
-                self.server.shutdown()
-                self.server.server_close()
+            self.server.close()
 
     return Reader()

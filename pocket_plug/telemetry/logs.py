@@ -166,7 +166,11 @@ class _Lines:
         self._write = file.write
 
     def msg(self, line: str) -> None:
-        self._write(f"{line}\n")
+        token = _emitting.set(True)  # Celery makes records of what is written to stderr: they would be exported twice
+        try:
+            self._write(f"{line}\n")
+        finally:
+            _emitting.reset(token)
 
     debug = info = warning = warn = error = err = exception = critical = fatal = log = msg
 
@@ -234,18 +238,22 @@ def wire_logging(level: str) -> StandardLogs | None:
             wired.stand_in = logging.lastResort
             root.addHandler(wired.stand_in)
     root.addHandler(wired)
-    wired.apart = [Apart(logger) for logger in _those_apart()]
+    wired.reach_those_apart()
+    _wired.add(wired)
     return wired
 
 
-def _those_apart() -> list[logging.Logger]:
-    """The loggers that hand nothing on to the root logger and write by themselves, as uvicorn's; else they are to be silent."""
-    loggers = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
-    return [
-        logger
-        for logger in loggers
-        if not logger.propagate and any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers)
-    ]
+_wired: set[StandardLogs] = set()
+
+
+def put_logging_back() -> None:
+    """Reach all loggers again, where somebody has set up logging anew, who now writes the lines."""
+    root = logging.getLogger()
+    for handler in _wired:
+        if handler not in root.handlers:
+            handler.write_no_lines()
+            root.addHandler(handler)
+        handler.reach_those_apart()
 
 
 class StandardLogs(logging.Handler):
@@ -260,7 +268,7 @@ class StandardLogs(logging.Handler):
         self._write = _Lines(sys.stderr).msg
         self.former_level = self.own_level = logging.NOTSET
         self.stand_in: logging.Handler | None = None
-        self.apart: list[Apart] = []
+        self._apart: list[Apart] = []
 
     def createLock(self) -> None:
         """Have none, as logging's own NullHandler."""
@@ -294,16 +302,29 @@ class StandardLogs(logging.Handler):
             line = processor(None, str(event["level"]), cast("EventDict", line))
         self._write(str(line))
 
+    def write_no_lines(self) -> None:
+        """From now on somebody else does."""
+        self._rendering = ()
+
     def unwire(self) -> None:
         """Leave the root logger as it was."""
+        _wired.discard(self)
         root = logging.getLogger()
         root.removeHandler(self)
         if self.stand_in is not None:
             root.removeHandler(self.stand_in)
         if self.own_level and root.level == self.own_level:
             root.setLevel(self.former_level)
-        for handler in self.apart:
+        for handler in self._apart:
             handler.unwire()
+
+    def reach_those_apart(self) -> None:
+        """Loggers that hand nothing on to the root logger and write by themselves, as uvicorn's; others are to be silent."""
+        for logger in [*logging.root.manager.loggerDict.values()]:
+            if isinstance(logger, logging.Logger) and not logger.propagate:
+                kinds = {type(handler) for handler in logger.handlers}
+                if kinds - {logging.NullHandler} and Apart not in kinds:
+                    self._apart.append(Apart(logger))
 
 
 class Apart(StandardLogs):
@@ -325,7 +346,10 @@ class Apart(StandardLogs):
 
 
 _emitting: ContextVar[bool] = ContextVar("emitting", default=False)
-"""Is a record handed on here? What a processor of the program's provider logs meanwhile would come back for ever."""
+"""Is a record handed on here, or a line written?
+
+What a processor of the program's provider logs meanwhile would come back for ever.
+"""
 
 _OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest is what the program has put there."""

@@ -118,7 +118,7 @@ def _hidden() -> dict[str, str]:
 
 
 def _span() -> ReadableSpan:
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=make_resource(()), shutdown_on_exit=False)
+    provider = TracerProvider(sampler=ALWAYS_ON, resource=make_resource(), shutdown_on_exit=False)
     span = provider.get_tracer("pocket_plug.doctor").start_span(SPAN)
     span.end()
     assert isinstance(span, ReadableSpan)

@@ -11,7 +11,6 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.context import Context
@@ -26,11 +25,12 @@ from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
+from pocket_plug.otel.additions import Asked, added
 from pocket_plug.otel.open_runs import INTERRUPTED
 from pocket_plug.primitives.forking import after_fork
 
+from .children import OwnResource, count_from_zero
 from .declared import Declared
-from .exporters import endpoint
 
 MAX_OPEN = 10_000
 """Spans that are remembered while they are open, in case a SIGTERM ends them."""
@@ -200,6 +200,7 @@ def set_metrics(readers: Sequence[MetricReader], declared: Declared | None = Non
         if declared is None
         else declared.meter_provider(resource, readers)
     )
+    count_from_zero(_meters)
     free = _is_the_apis(metrics.get_meter_provider())
     if free:
         metrics.set_meter_provider(_meters)
@@ -207,46 +208,21 @@ def set_metrics(readers: Sequence[MetricReader], declared: Declared | None = Non
 
 
 def _resource(declared: Declared | None) -> Resource:
-    return make_resource(tracing.configure().flavours, None if declared is None else declared.resource())
+    asked = tracing.additions_of_default().resource
+    return OwnResource(make_resource(asked, None if declared is None else declared.resource()))
 
 
 # ---------------------------------------------------------------- what they say of the process
-def make_resource(flavours: Sequence[str], declared: Resource | None = None) -> Resource:
-    """What is declared, else the environment's; for OpenInference's tools with a project.
+def make_resource(asked: Asked = (), declared: Resource | None = None) -> Resource:
+    """What is declared, else the environment's, with what plugins add.
 
     The service is called as that or `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else as the script.
     """
     resource = declared or Resource.create()
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": Path(sys.argv[0]).stem or "pocket_plug"}))
-    if "openinference" not in flavours or "openinference.project.name" in resource.attributes:
-        return resource
-    project = os.environ.get("PHOENIX_PROJECT_NAME") or resource.attributes["service.name"]
-    return resource.merge(Resource({"openinference.project.name": project}))
-
-
-def wants_openinference(declared: Declared | None = None) -> bool:
-    """Do traces go to Phoenix or MLflow?
-
-    So it is where one of Phoenix's own variables is set, where a header says MLflow's experiment, and where the
-    endpoint has Phoenix's port or a host that is called after either.
-    """
-    if any(os.environ.get(f"PHOENIX_{name}") for name in ("COLLECTOR_ENDPOINT", "PROJECT_NAME", "API_KEY")):
-        return True
-    headers = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", "")
-    addresses = [endpoint("traces")]
-    if declared is not None:
-        headers, addresses = declared.header_names("traces"), declared.endpoints("traces")
-    return "x-mlflow-experiment-id" in headers.lower() or any(map(_is_for_language_models, addresses))
-
-
-def _is_for_language_models(address: str) -> bool:
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:  # the exporter will say what is wrong with it
-        return False
-    return port == 6006 or any(part in ("phoenix", "mlflow") for part in host.replace("-", ".").split("."))
+    more = added("resource", asked, dict(resource.attributes))
+    return resource.merge(Resource({name: value for name, value in more.items() if name not in resource.attributes}))
 
 
 class OwnIds(IdGenerator):

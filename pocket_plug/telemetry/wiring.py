@@ -45,7 +45,6 @@ from .providers import (
     set_logs,
     set_metrics,
     traces_are_taken,
-    wants_openinference,
 )
 from .recorded import RecordedSpan
 from .retention import Retention
@@ -72,7 +71,7 @@ def observe(
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
-    flavours: Collection[tracing.Flavour] | None = None,
+    flavours: Collection[str] | None = None,
     baggage: Collection[str] | None = None,
     flush_timeout: float | None = None,
 ) -> Telemetry:
@@ -88,8 +87,7 @@ def observe(
     says what they would.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
-    "phase" unless it is given; those left None stay as they are, but that `flavours` is "openinference" where traces go
-    to Phoenix or MLflow.
+    "phase" unless it is given; those left None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
     first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
@@ -97,6 +95,8 @@ def observe(
     followed, and for arguments that differ from the first call's.
     """
     global _observed
+    if flavours:
+        tracing.warn_of_flavours()
     path = None if file is None else Path(file)
     given = _given(
         detail=detail,
@@ -105,17 +105,16 @@ def observe(
         terminal=terminal,
         capture=capture,
         redact=redact,
-        flavours=flavours,
         baggage=baggage,
         flush_timeout=flush_timeout,
     )
     with _lock, _followed():
         if _observed is None:
             source = declared()
-            chosen = _settings(detail or "phase", capture, redact, flavours, baggage, source)
+            chosen = _settings(detail or "phase", capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
             mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
-            tracing.configure(**chosen)  # first: a flavour may put something on the resource
+            tracing.configure(**chosen)
             if spans:
                 watch_the_end(_close_all)
                 add_spans(spans, source)
@@ -132,7 +131,7 @@ def setup(
     detail: tracing.Detail | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
-    flavours: Collection[tracing.Flavour] | None = None,
+    flavours: Collection[str] | None = None,
     baggage: Collection[str] | None = None,
     log_level: str | None = None,
     log_stdlib: bool | None = None,
@@ -154,7 +153,7 @@ def setup(
     handler yet, it writes lines too, as structlog does and from the same level on.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
-    None stay as they are, but that `flavours` is "openinference" where traces go to Phoenix or MLflow.
+    None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
     first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
@@ -162,11 +161,12 @@ def setup(
     followed, and for arguments that differ from the first call's.
     """
     global _in_production
+    if flavours:
+        tracing.warn_of_flavours()
     given = _given(
         detail=detail,
         capture=capture,
         redact=redact,
-        flavours=flavours,
         baggage=baggage,
         log_level=log_level,
         log_stdlib=log_stdlib,
@@ -175,7 +175,7 @@ def setup(
     with _lock, _followed():
         if _in_production is None:
             source = declared()
-            chosen = _settings(detail, capture, redact, flavours, baggage, source)
+            chosen = _settings(detail, capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
             _first_given["setup"] = {"log_level": "info", "log_stdlib": True, "flush_timeout": seconds, **given}
             _in_production = _set_up(chosen, log_level or "info", seconds, source)
@@ -410,14 +410,10 @@ def _settings(
     detail: tracing.Detail | None,
     capture: tracing.Capture | None,
     redact: tracing.Redact | None,
-    flavours: Collection[tracing.Flavour] | None,
     baggage: Collection[str] | None,
-    source: Declared | None,
 ) -> tracing.Changes:
     """What was asked for of tracing."""
-    if flavours is None and wants_openinference(source):
-        flavours = (*tracing.configure().flavours, "openinference")
-    given = {"detail": detail, "capture": capture, "redact": redact, "flavours": flavours, "baggage": baggage}
+    given = {"detail": detail, "capture": capture, "redact": redact, "baggage": baggage}
     changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if isinstance(tracing.configure().tracer_provider, NoOpTracerProvider):
         changes["tracer_provider"] = None  # muted, by a former close or `uninstrument`: now the program wants it again

@@ -172,17 +172,25 @@ def node_exported(bench: Bench) -> None:
     bench.target("pocket_plug", 1.3, "three bare spans of the SDK")
 
 
+def at_start(name: str) -> Attributes:
+    """What a node's span is begun with."""
+    return {
+        "pocket_plug.node.name": name,
+        "pocket_plug.node.type": "node",
+        "pocket_plug.node.visit": 1,
+        "pocket_plug.run.id": "1f0c",
+        "pocket_plug.graph.name": "graph",
+        "code.function.name": "tests.bench.nodes.Phases.exec",
+        "code.file.path": "/app/tests/bench/nodes.py",
+        "code.line.number": 17,
+    }
+
+
 def bare_node(tracer: Tracer, name: str, end: Attributes) -> None:
     """A node's span with those of a get and a set, as the manual of OpenTelemetry has them."""
     with tracer.start_as_current_span(
         f"node {name}",
-        attributes={
-            "pocket_plug.node.name": name,
-            "pocket_plug.node.type": "node",
-            "pocket_plug.node.visit": 1,
-            "pocket_plug.run.id": "1f0c",
-            "pocket_plug.graph.name": "graph",
-        },
+        attributes=at_start(name),
     ) as node:
         for operation in ("get", "set"):
             about = {"db.system.name": "memory", "db.operation.name": operation}
@@ -224,13 +232,7 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
                     name = f"node_{n}"
                     with tracer.start_as_current_span(
                         f"node {name}",
-                        attributes={
-                            "pocket_plug.node.name": name,
-                            "pocket_plug.node.type": "node",
-                            "pocket_plug.node.visit": 1,
-                            "pocket_plug.run.id": "1f0c",
-                            "pocket_plug.graph.name": "graph",
-                        },
+                        attributes=at_start(name),
                     ) as node:
                         if detail == "phase":
                             phases(name)

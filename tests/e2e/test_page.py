@@ -150,13 +150,13 @@ def show(browser, tmp_path) -> Iterator[Callable[..., Page]]:
     """Opens the page of traces; at the end none of the pages has run a script of the data, failed, or asked for anything."""
     opened: list[Opened] = []
 
-    def open_page(traces: list[Trace], **options: Any) -> Page:
+    def open_page(traces: list[Trace], address: str | None = None, **options: Any) -> Page:
         file = tmp_path / f"page-{len(opened)}.html"
         file.write_text(html_of(traces), encoding="utf-8")
         one = Opened(browser.new_page(**{"viewport": {"width": 1300, "height": 850}} | options))
         opened.append(one)
-        one.page.goto(file.as_uri())
-        assert one.wrong.pop(0) == f"request: {file.as_uri()}"
+        one.page.goto(address or file.as_uri())
+        assert one.wrong.pop(0).startswith("request: file:")
         return one.page
 
     yield open_page
@@ -176,8 +176,11 @@ def recorded(tmp_path_factory) -> list[Trace]:
 
 @pytest.fixture
 def page(show, recorded) -> Page:
-    """The page of that run."""
-    return show(recorded)
+    """The page of that run, at its first row and without details."""
+    page = show(recorded)
+    page.keyboard.press("Escape")
+    page.locator("#rows").press("Home")
+    return page
 
 
 def names(page: Page) -> list[str]:
@@ -317,6 +320,90 @@ def test_details(page):
     expect(details).to_be_hidden()
 
 
+# ---------------------------------------------------------------- what failed
+def test_it_opens_at_the_failure(show, recorded):
+    """What the run failed of is selected and in sight, and its details begin with the error: type, the user's frame, the rest."""
+    page = show(recorded)
+    expect(page.locator(".row.selected .name")).to_have_text("exec ship")
+    expect(page.locator(".row.selected")).to_be_in_viewport()
+    error = page.locator("#details > header + section")
+    expect(error.locator("h3")).to_have_text("✗ KeyError")
+    expect(error.locator(".frame").first).to_contain_text(re.compile(r"^test_page\.py:\d+ in ship"))
+    expect(error.locator(".frame").nth(1)).to_be_hidden()
+    error.locator("summary").first.click()
+    expect(error.locator(".frame").nth(1)).to_be_visible()
+    error.get_by_text("copy the error").click()
+    expect(error.locator(".copy")).to_have_text(re.compile("^(not )?copied$"))
+    page.locator("#rows").press("Home")  # the run says where its error arose
+    page.get_by_text("arose in exec ship").click()
+    expect(page.locator(".row.selected .name")).to_have_text("exec ship")
+
+
+def test_it_opens_where_the_address_says(show, recorded):
+    """An address that names a span is stronger than a failure."""
+    page = show(recorded)
+    root = recorded[0].root
+    address = f"{page.url.split('#')[0]}#{root.trace_id}/{root.span_id}"
+    again = show(recorded, address=address)
+    expect(again.locator(".row.selected .name")).to_have_text("run orders")
+    expect(again.locator("#details h2")).to_have_text("run orders")
+
+
+def test_errors_by_type_and_place(page):
+    """The number of errors opens a list of them, what the run failed of first; each click on a group goes to its next one."""
+    page.locator("#figures .bad button").click()
+    problems = page.locator(".problem")
+    expect(problems.locator("b")).to_have_text(["KeyError", "ConnectionError", "TimeoutError"])
+    expect(problems.nth(1)).to_contain_text(re.compile(r"test_page\.py:\d+ in (Rate\.)?exec✗ 2 errors"))
+    expect(problems.nth(2)).to_contain_text("↻ 1 tried again")
+    seen = []
+    for turn in ("1 of 2", "2 of 2", "1 of 2"):
+        problems.nth(1).click()
+        expect(problems.nth(1).locator(".turn")).to_have_text(turn)
+        expect(page.locator("#details h2")).to_have_text("exec rate")
+        seen.append(page.evaluate("location.hash"))
+    assert seen[0] == seen[2] != seen[1]
+    page.get_by_role("tab", name="Waterfall").click()
+    expect(page.locator(".row.selected .name")).to_have_text("exec rate")
+    expect(page.locator(".row.selected")).to_be_in_viewport()
+
+
+# ---------------------------------------------------------------- the table
+def column(page: Page, name: str) -> list[str]:
+    """The cells of a column of the table; its first one is "name"."""
+    cells = "#by-name tbody th" if name == "name" else f'#by-name [data-of="{name}"]'
+    return page.locator(cells).all_inner_texts()
+
+
+def test_table_by_name(page, recorded):
+    """Each name with its number, p50, p95, maximum, total, self time and errors; each column sorts; a click filters."""
+    page.get_by_role("tab", name="Table").click()
+    counts, errors = (dict(zip(column(page, "name"), column(page, each), strict=True)) for each in ("count", "errors"))
+    assert (counts["node rate"], errors["node rate"]) == ("2", "0")
+    assert (counts["exec rate"], errors["exec rate"]) == ("2", "2")
+    assert sum(map(int, counts.values())) == len(recorded[0].spans)
+    assert column(page, "name")[0] == "run orders"  # by total
+    for header in ("Count", "p50", "p95", "Max", "Self", "Errors", "Name"):
+        page.get_by_role("button", name=header, exact=True).click()
+        order = "ascending" if header == "Name" else "descending"
+        expect(page.locator(f'#by-name th[aria-sort="{order}"]')).to_have_text(header)
+    assert column(page, "name") == sorted(column(page, "name"))
+    page.locator("#by-name tbody button", has_text="node rate").click()
+    assert names(page) == ["run orders", "node rate", "node rate"]
+    page.locator("#only").click()
+    expect(row(page, "node find")).to_be_visible()
+
+
+def test_figures_of_the_table(show):
+    """p50 and p95 are those of `trace stats`; the time of its own is what no child covers."""
+    spans = [span(0, None, name="run r", end=span(100, 0).end)]
+    spans += [span(number, 0, name="node n", end=span(number, 0).start + number * 1000) for number in range(1, 101)]
+    page = show([Trace("7" * 32, tuple(spans))])
+    page.get_by_role("tab", name="Table").click()
+    [line] = [texts for texts in page.locator("#by-name tbody tr").all_inner_texts() if "node n" in texts]
+    assert line.split("\t")[1:5] == ["100", "51 µs", "95 µs", "100 µs"]
+
+
 # ---------------------------------------------------------------- what one does
 def test_folding(page):
     """By mouse, by the arrow keys, all at once, and to a level; what is folded says how much is in it."""
@@ -449,6 +536,8 @@ def test_narrow(show, recorded):
     """On a telephone nothing is wider than the screen but the drawing, and the details lie above the rest."""
     page = show(recorded, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.get_by_label("close the details").click()
+    page.locator("#rows").press("Home")
     row(page, "node find").dblclick()
     expect(page.locator("#details")).to_be_in_viewport(ratio=0.9)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -556,15 +645,16 @@ def test_a_large_graph(show):
     expect(page.locator("[data-node=n3]")).to_be_in_viewport(ratio=0.9)
 
 
-def test_the_number_of_errors_leads_to_them(show):
+def test_n_leads_to_the_errors(show):
     """One after the other, in a trace of which not all is unfolded; what is below the top is always seen."""
     wrong = {4567: "error", 8765: "error"}
     spans = [span(0, None, name="run big", end=span(9_999, 0).end)]
     spans += [span(number, 0, status=wrong.get(number, "unset")) for number in range(1, 9_999)]
     page = show([Trace("7" * 32, tuple(spans))])
     expect(page.locator("#rows")).to_have_attribute("aria-rowcount", "9999")
-    for name in ("node n4567", "node n8765", "node n4567"):
-        page.locator("#figures button").click()
+    expect(page.locator(".row.selected .name")).to_have_text("node n4567")
+    for name in ("node n8765", "node n4567"):
+        page.keyboard.press("n")
         expect(page.locator(".row.selected .name")).to_have_text(name)
         expect(row(page, name)).to_be_in_viewport()
 

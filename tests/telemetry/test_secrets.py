@@ -16,7 +16,7 @@ from typing import get_args
 import pytest
 from otlp_sink import Sink
 
-from pocket_plug.layers.tracing.settings import Detail, Flavour
+from pocket_plug.layers.tracing.settings import Detail
 
 HERE = Path(__file__).parent
 WORD = "TheSecret4711"
@@ -68,18 +68,10 @@ def lines_with(secret: str, text: str) -> list[str]:
     return [line for line in text.splitlines() if secret.lower() in line.lower()]
 
 
-DEFAULTS: list[tuple[Detail, dict[str, object]]] = [
-    *((detail, {}) for detail in get_args(Detail)),
-    ("phase", {"flavours": get_args(Flavour)}),  # what others look for is no reason to show more
-]
-
-
-@pytest.mark.parametrize(("detail", "options"), DEFAULTS)
-def test_at_the_default_settings_no_secret_leaves_the_process(
-    otlp_sink: Sink, tmp_path: Path, detail: Detail, options: dict[str, object]
-) -> None:
+@pytest.mark.parametrize("detail", get_args(Detail))
+def test_at_the_default_settings_no_secret_leaves_the_process(otlp_sink: Sink, tmp_path: Path, detail: Detail) -> None:
     """Neither in traces, nor in metrics, nor in logs: as OTLP, on stderr as JSON, and by the logger `pocket_plug`."""
-    said = play(otlp_sink, tmp_path, detail, **options)
+    said = play(otlp_sink, tmp_path, detail)
     shown = {span.name for span in otlp_sink.spans}
     assert {"run shop", "run failing", "run stopped", "run approval", "run untidy"} <= shown  # there was what may leak
     assert ("exec fetch" in shown) == (detail != "run")

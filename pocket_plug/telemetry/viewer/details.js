@@ -11,11 +11,13 @@ function detailsOf(span, { goTo, find, zoom, close }) {
       make("h2", { tabindex: -1 }, span.name),
       make("button", { class: "quiet", title: "zoom to this span (z)", click: () => zoom(span) }, "zoom"),
       make("button", { class: "quiet", title: "close (Esc)", "aria-label": "close the details", click: close }, "×")),
-    make("p", { class: "marks" }, ...marksOf(span).map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text))),
+    errorSection(span, goTo),
+    make("p", { class: "marks" }, ...marksOf(span).filter(({ error }) => !error).map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text))),
     make("dl", { class: "facts" }, ...facts.map(([name, value, title]) => make("div", { title }, make("dt", {}, name), make("dd", {}, value)))),
   ];
-  if (span.message && span.message !== span.get("error.type")) panel.push(make("p", { class: `message ${span.failed ? "bad" : "warn"}` }, span.message));
-  if (span.events.length) panel.push(section("Events", ...span.events.map((event) => eventOf(span, event))));
+  if (span.message && span.status !== "error") panel.push(make("p", { class: "message" }, span.message));
+  const shown = span.status === "error" && span.events.findLast(([name]) => name === "exception"); // its stack stands above
+  if (span.events.length) panel.push(section("Events", ...span.events.map((event) => eventOf(span, event, event === shown))));
   panel.push(section("Attributes", table(sorted(span.attributes)), span.pairs.length ? copyButton("copy as JSON", () => JSON.stringify(Object.fromEntries(span.attributes), null, 2)) : ""));
   if (span.links.length) panel.push(section("Links", ...span.links.map((link) => linkOf(link, goTo, find))));
   if (span.children.length) {
@@ -25,7 +27,7 @@ function detailsOf(span, { goTo, find, zoom, close }) {
   }
   panel.push(section("Ids", table([["trace", span.trace.id], ["span", span.id], ["parent", span.parent?.id ?? span.parentId ?? "none"], ["scope", span.scope], ["kind", ["unspecified", "internal", "server", "client", "producer", "consumer"][span.kind] ?? String(span.kind)], ["status", span.status]])));
   if (span.resourcePairs.length) panel.push(make("details", {}, make("summary", {}, "Resource"), table(named(span.resourcePairs))));
-  return panel;
+  return panel.filter(Boolean);
 }
 
 function section(title, ...content) {
@@ -65,15 +67,15 @@ function textOf(value) {
   return String(value);
 }
 
-function eventOf(span, [name, time, numbers]) {
+function eventOf(span, [name, time, numbers], isShown) {
   const attributes = named(numbers);
   const get = (key) => attributes.find(([each]) => each === key)?.[1];
-  const stack = get("exception.stacktrace");
+  const stack = isShown ? "" : get("exception.stacktrace");
   const rest = attributes.filter(([key]) => !key.startsWith("exception."));
   return make("div", { class: "happened" },
     make("p", {}, make("b", {}, get("exception.type") ?? name), ` at +${duration(time)}`, make("span", { class: "word" }, ` (${duration(Math.max(0, time - span.start))} into the span)`)),
     get("exception.message") ? make("p", { class: "said" }, String(get("exception.message"))) : "",
-    stack ? make("pre", { class: "stack", tabindex: 0 }, String(stack)) : "",
+    stack ? make("pre", { class: "frames", tabindex: 0 }, String(stack)) : "",
     stack ? copyButton("copy the stack", () => String(stack)) : "",
     rest.length ? table(rest) : "");
 }

@@ -16,6 +16,7 @@ class Waterfall {
     this.window = document.getElementById("window");
     this.query = "";
     this.errorsOnly = false;
+    this.only = null; // a line of the table: its spans only
     this.hidden = new Set(); // names of SCOPES
     this.shown = new Map(); // by row number: its element
     this.body.addEventListener("scroll", () => this.later());
@@ -23,6 +24,7 @@ class Waterfall {
     this.body.addEventListener("focus", () => this.selected || this.select(this.rows[0]));
     this.zoomByDragging(document.getElementById("time"));
     new ResizeObserver(() => this.resized()).observe(this.body);
+    this.resized();
   }
 
   show(trace) {
@@ -30,6 +32,7 @@ class Waterfall {
     this.folded = new Set();
     this.selected = null;
     this.range = [0, trace.took];
+    this.only = this.unfiltered = null;
     this.foldAtFirst();
     this.body.scrollTop = 0;
     this.filter();
@@ -53,7 +56,7 @@ class Waterfall {
   // Finds what matches, and keeps what is above it. A filter begins with all unfolded.
   filter() {
     const words = this.query.toLowerCase().split(/\s+/).filter(Boolean);
-    const active = words.length > 0 || this.errorsOnly;
+    const active = words.length > 0 || this.errorsOnly || this.only !== null;
     if (active && !this.unfiltered) [this.unfiltered, this.folded] = [this.folded, new Set()];
     if (!active && this.unfiltered) {
       [this.folded, this.unfiltered] = [this.unfiltered, null];
@@ -64,6 +67,8 @@ class Waterfall {
     this.matches = tree.length;
     if (active) {
       const tests = words.map(matcher);
+      const { only } = this;
+      if (only) tests.unshift((span) => span.nameNumber === only.nameNumber && span.type === only.type);
       this.kept = new Uint8Array(tree.length); // 2: matches, 1: is above one
       this.matches = 0;
       for (const span of tree) {
@@ -353,12 +358,18 @@ class Waterfall {
       colours[name] = getComputedStyle(this.overview).color;
     }
     const thick = Math.max(1, Math.min(3, height / tree.length));
-    for (const wrong of [false, true]) {
-      for (const span of tree) {
-        if ((span.status === "error") !== wrong) continue;
-        paint.fillStyle = colours[wrong ? (span.failed ? "bad" : "warn-bar") : span.type];
-        paint.globalAlpha = wrong ? 1 : 0.55;
-        paint.fillRect((span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width), wrong ? Math.max(thick, 2) : thick);
+    const looks = new Map(Object.keys(colours).map((look) => [look, []])); // errors last, so they lie above
+    for (const span of tree) looks.get(span.status !== "error" ? span.type : span.failed ? "bad" : "warn-bar").push(span);
+    for (const [look, spans] of looks) {
+      const wrong = look === "bad" || look === "warn-bar";
+      paint.globalAlpha = wrong ? 1 : 0.55;
+      paint.fillStyle = colours[look];
+      let drawn = [-1, -1, -1];
+      for (const span of spans) {
+        const [x, y, wide] = [(span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width)];
+        if (Math.abs(drawn[0] - x) + Math.abs(drawn[1] - y) + Math.abs(drawn[2] - wide) < 0.5) continue; // on the same spot
+        drawn = [x, y, wide];
+        paint.fillRect(x, y, wide, wrong ? Math.max(thick, 2) : thick);
       }
     }
     this.window.hidden = !this.zoomed;
