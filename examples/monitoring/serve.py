@@ -1,4 +1,5 @@
-"""A small shop that Prometheus can watch: orders go through a graph, and the figures are served at /metrics.
+"""A small shop that Prometheus can watch: orders go through a graph, and the figures are served at /metrics, or sent
+to wherever `OTEL_METRICS_EXPORTER=otlp` and its like say.
 
 It takes orders until it is stopped: `python examples/monitoring/serve.py`. With `--trouble` little goes well.
 """
@@ -171,5 +172,6 @@ if __name__ == "__main__":
     os.environ.setdefault("OTEL_METRICS_EXPORTER", "prometheus")  # else one says so outside
     os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(options.port)
     with setup(log_level="critical"), contextlib.suppress(KeyboardInterrupt):
-        print(f"http://localhost:{options.port}/metrics", flush=True)
+        if os.environ["OTEL_METRICS_EXPORTER"] == "prometheus":
+            print(f"http://localhost:{options.port}/metrics", flush=True)
         asyncio.run(main(options))
