@@ -108,12 +108,13 @@ def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[O
 
     @node
     async def apologise(order: Order) -> str:
-        with contextlib.suppress(RunSuspendedError):  # it waits for somebody, and the customer doesn't
-            await vouchers.run(order.amount, run_id=f"voucher-{order.number % 5}")
-        if trouble:
-            with contextlib.suppress(TimeoutError):  # given up, the run is stalled
-                async with asyncio.timeout(0.1):
-                    await vouchers.resume(f"voucher-{order.number % 5}", answer=True, question=agree)
+        voucher = f"voucher-{order.number % 5}"
+        with contextlib.suppress(TimeoutError):  # given up, the run is stalled
+            async with asyncio.timeout(0.1 if trouble else None):
+                with contextlib.suppress(RunSuspendedError):  # it waits for somebody, and the customer doesn't
+                    await vouchers.run(order.amount, run_id=voucher)
+                if trouble:
+                    await vouchers.resume(voucher, answer=True, question=agree)
         return f"sorry, {order.amount:.2f} is too much"
 
     @node
