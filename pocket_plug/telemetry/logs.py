@@ -166,11 +166,7 @@ class _Lines:
         self._write = file.write
 
     def msg(self, line: str) -> None:
-        token = _emitting.set(True)  # Celery makes records of what is written to stderr: they would be exported twice
-        try:
-            self._write(f"{line}\n")
-        finally:
-            _emitting.reset(token)
+        self._write(f"{line}\n")
 
     debug = info = warning = warn = error = err = exception = critical = fatal = log = msg
 
@@ -238,6 +234,7 @@ def wire_logging(level: str) -> StandardLogs | None:
             wired.stand_in = logging.lastResort
             root.addHandler(wired.stand_in)
     root.addHandler(wired)
+    wired.reach_those_apart()
     _wired.add(wired)
     return wired
 
@@ -246,11 +243,13 @@ _wired: set[StandardLogs] = set()
 
 
 def put_logging_back() -> None:
-    """Put it into the root logger again, where somebody has set up logging anew, who now writes the lines."""
+    """Reach all loggers again, where somebody has set up logging anew, who now writes the lines."""
     root = logging.getLogger()
-    for handler in _wired.difference(root.handlers):
-        handler.write_no_lines()
-        root.addHandler(handler)
+    for handler in _wired:
+        if handler not in root.handlers:
+            handler.write_no_lines()
+            root.addHandler(handler)
+        handler.reach_those_apart()
 
 
 class StandardLogs(logging.Handler):
@@ -265,6 +264,7 @@ class StandardLogs(logging.Handler):
         self._write = _Lines(sys.stderr).msg
         self.former_level = self.own_level = logging.NOTSET
         self.stand_in: logging.Handler | None = None
+        self._apart: list[Apart] = []
 
     def createLock(self) -> None:
         """Have none, as logging's own NullHandler."""
@@ -311,6 +311,34 @@ class StandardLogs(logging.Handler):
             root.removeHandler(self.stand_in)
         if self.own_level and root.level == self.own_level:
             root.setLevel(self.former_level)
+        for handler in self._apart:
+            handler.unwire()
+
+    def reach_those_apart(self) -> None:
+        """Loggers that hand nothing on to the root logger and write by themselves, as uvicorn's; others are to be silent."""
+        for logger in [*logging.root.manager.loggerDict.values()]:
+            if isinstance(logger, logging.Logger) and not logger.propagate:
+                kinds = {type(handler) for handler in logger.handlers}
+                if kinds - {logging.NullHandler} and Apart not in kinds:
+                    self._apart.append(Apart(logger))
+
+
+class Apart(StandardLogs):
+    """Exports the records of a logger that hands none on, as long as it doesn't. Its own handlers write them."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger = logger
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Export it, unless the root logger's handler does."""
+        if not self._logger.propagate:
+            super().emit(record)
+
+    def unwire(self) -> None:
+        """Leave the logger as it was."""
+        self._logger.removeHandler(self)
 
 
 _emitting: ContextVar[bool] = ContextVar("emitting", default=False)

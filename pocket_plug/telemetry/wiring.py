@@ -83,16 +83,16 @@ def observe(
     notebook as a tree below the cell. `file` and `terminal=True` ask for these in any case, `terminal=False` leaves the
     tree out. `keep` says how large and how old the file may get; without it POCKET_PLUG_TRACES_SIZE and
     POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
-    `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK. File and terminal have the messages of
-    exceptions, which nothing sends, unless `capture` says otherwise.
+    `OTEL_SDK_DISABLED=true` is honoured, as is any other variable of the SDK, or the file of `OTEL_CONFIG_FILE` for them.
+    The file and the terminal have exceptions' messages, which nothing sends, unless `capture` says otherwise.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
     "phase" unless it is given; those left None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
     first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
-    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables that can't be followed, and for arguments that
-    differ from the first call's.
+    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables or a file that can't be
+    followed, and for arguments that differ from the first call's.
     """
     global _observed
     if flavours:
@@ -141,23 +141,24 @@ def setup(
 
     Of each signal: a provider that the program has set is used and left as it is. Else it goes where
     `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` says, else to the endpoint named by
-    `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere.
+    `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere. Where `OTEL_CONFIG_FILE` names a file of OpenTelemetry's
+    declarative configuration, that says it instead of variables.
 
     structlog, unless the program has configured it, writes from `log_level` ("info" unless it is given) on to stderr,
     coloured lines on a terminal and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A
     program with a chain of its own puts `export_event` into it.
 
     The standard library's logging, which most libraries use, is brought along unless `log_stdlib` is False: a handler of the
-    root logger emits OpenTelemetry log records. If the root logger has no handler yet, it writes lines too, as structlog does
-    and from the same level on.
+    root logger, and of each logger that hands nothing on to it, emits OpenTelemetry log records. If the root logger has no
+    handler yet, it writes lines too, as structlog does and from the same level on.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
     None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
     first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
-    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables that can't be followed, and for arguments that
-    differ from the first call's.
+    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables or a file that can't be
+    followed, and for arguments that differ from the first call's.
     """
     global _in_production
     if flavours:

@@ -91,6 +91,28 @@ def test_at_the_default_settings_no_secret_leaves_the_process(otlp_sink: Sink, t
     assert lines_with(WORD, said) == []
 
 
+BESIDE = """
+import logging, sys
+logging.basicConfig(level="DEBUG", format="%(levelname)s:%(name)s:%(message)s")
+logging.captureWarnings(True)
+"""
+
+
+def test_what_libraries_log_by_logging_brings_no_secret_along(otlp_sink: Sink, tmp_path: Path) -> None:
+    """The records of all loggers, down to debug and asyncio's own, as they are sent.
+
+    A handler of the program's own that asks for debug is told by `pocket_plug` what an exception says, as the reference has it.
+    """
+    command = ("-c", BESIDE + PLAY, HERE, "phase", "{}", WORD)
+    done = python(tmp_path, *command, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, PYTHONASYNCIODEBUG="1")
+    assert done.returncode == 0, done.stderr
+    assert {"asyncio", "library", "pocket_plug"} <= {log.scope.name for log in otlp_sink.logs}
+    assert "DEBUG:library:played too" in done.stderr
+    assert WORD.lower().encode() not in otlp_sink.raw().lower()
+    assert lines_with(WORD, done.stdout) == []
+    assert [line for line in lines_with(WORD, done.stderr) if not line.startswith("OSError: ")] == []
+
+
 def test_by_logging_alone_no_secret_is_said(tmp_path: Path) -> None:
     """A program with `basicConfig` only: events are on the logger `pocket_plug`, and no secret is in them or beside them."""
     done = python(tmp_path, "-c", PLAY_BY_LOGGING, HERE, WORD)
