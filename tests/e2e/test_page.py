@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ import pocket_plug as pp
 from pocket_plug.telemetry.page import page as html_of
 from pocket_plug.telemetry.recorded import Event, RecordedSpan, Trace, read_traces
 
+AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"
 ITEMS = 150  # more than have spans
 TOTAL = pp.Key("total:{}", int)
 
@@ -474,6 +476,59 @@ def test_two_traces_compared(show):
     expect(page.locator("#by-name thead th")).to_have_count(9)
 
 
+# ---------------------------------------------------------------- for everybody
+LONG = "node a_rather_long_name_of_a_node_that_somebody_gave_it_for_a_reason"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_nothing(show, recorded, width, colours):
+    """No view breaks a rule of accessibility that axe knows, wide or narrow, light or dark."""
+    model = Trace("7" * 32, (span(0, None, name="run r"), span(1, 0, name="chat", scope="llm", attributes=GEN_AI)))
+    page = show([*recorded, model], color_scheme=colours, viewport={"width": width, "height": 850})
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+
+    def check(view: str) -> None:
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        assert [(view, each["id"], each["nodes"][0]["target"]) for each in found["violations"]] == []
+
+    page.locator("#traces").select_option(value=recorded[0].id)
+    check("opened at the failure")
+    page.get_by_label("close the details").click()
+    page.keyboard.press("c")
+    check("waterfall")
+    page.get_by_role("tab", name="Table").click()
+    check("table")
+    page.locator("#compare").select_option(index=1)
+    check("comparison")
+    page.get_by_role("tab", name="Errors").click()
+    check("errors")
+    page.keyboard.press("?")
+    check("keys")
+    page.keyboard.press("Escape")
+    page.locator("#traces").select_option(value=model.id)
+    page.get_by_role("tab", name="Waterfall").click()
+    row(page, "chat").dblclick()
+    check("conversation")
+
+
+def test_narrow_hides_no_name(show, recorded):
+    """At 390 px each name is there in full, with marks beside it or deep in the tree."""
+    deep = [span(number, number - 1 if number else None, name=LONG, status="error") for number in range(12)]
+    for trace in (recorded[0], Trace("7" * 32, tuple(deep))):
+        page = show([trace], viewport={"width": 390, "height": 780})
+        page.get_by_label("close the details").click()
+        page.locator("#rows").press("Home")
+        page.keyboard.press("c")
+        cut = """() => [...document.querySelectorAll('.row')].filter(row => {
+            const [name, box] = [row.querySelector('.name').getBoundingClientRect(), row.querySelector('.label').getBoundingClientRect()];
+            const shown = row.querySelector('.name');
+            return shown.scrollWidth > shown.clientWidth || name.top < box.top - 1 || name.bottom > box.bottom + 1 || name.right > box.right + 1;
+        }).map(row => row.querySelector('.name').textContent)"""
+        assert page.locator(".row").count() > 10
+        assert page.evaluate(cut) == []
+
+
 # ---------------------------------------------------------------- calls of models
 CALL = {"city": "Oslo <b>"}
 OPENINFERENCE = {
@@ -702,13 +757,13 @@ def test_repeated_visits_are_one_row(show):
     """The first visit and what failed have rows of their own; the rest is one row with its figures, which unfolds."""
     page = show([visits(40, odd=7)])
     expect(page.locator(".row")).to_have_count(4)
-    assert names(page) == ["run r", "node step", "node step visits 2–40", "node step"]
+    assert names(page) == ["run r", "node step", "node step visits 2\u201340", "node step"]
     alike = page.locator(".row", has_text="visits")
     expect(alike).to_contain_text("38")
     expect(alike).to_contain_text("max 40 µs · p95 38 µs")
     expect(page.locator(".row.selected")).to_contain_text("visit 7")
     alike.dblclick()
-    expect(page.locator("#details h2")).to_have_text("node step visits 2–40")
+    expect(page.locator("#details h2")).to_have_text("node step visits 2\u201340")
     expect(page.locator("#details .jump").first).to_contain_text("node step visit 40")
     page.locator("#rows").focus()
     page.keyboard.press("ArrowRight")
