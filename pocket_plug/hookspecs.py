@@ -24,6 +24,8 @@ from .graph.observing import PhaseCall as PhaseCall
 from .graph.observing import Run as Run
 from .graph.observing import RunNotice as RunNotice
 from .graph.observing import RunOutcome as RunOutcome
+from .graph.observing import SpanAdditions as SpanAdditions
+from .graph.observing import SpanAttributes as SpanAttributes
 
 if TYPE_CHECKING:
     import click
@@ -73,12 +75,7 @@ class PluginRecord:
     @property
     def verdict(self) -> str:
         """What became of it, in words: `can't be used: ModuleNotFoundError: …`."""
-        words = {
-            "active": "is in use",
-            "disabled": "is disabled",
-            "declined": "stepped back",
-            "failed": "can't be used",
-        }
+        words = dict(active="is in use", disabled="is disabled", declined="stepped back", failed="can't be used")
         return words[self.status] + (f": {self.reason}" if self.reason else "")
 
     def __str__(self) -> str:
@@ -142,6 +139,33 @@ class Specs:
         >>> Graph(double, name="doubling").run_sync(21, pocket=Pocket(plugins=[Printing()], autoload=False))
         a run of doubling
         42
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def pocket_span_additions(self) -> SpanAdditions | None:
+        """Add attributes to the spans that tracing makes.
+
+        When: once for each Pocket, when it first traces something.
+        Arguments: none.
+        Returns: `SpanAdditions`, whose parts are then called directly as spans begin; or None.
+        Errors: what it raises, or an answer of another type, is logged once and counted; spans go without its attributes.
+
+        >>> from pocket_plug import Graph, Pocket, hookimpl, node
+        >>> from pocket_plug.hookspecs import SpanAdditions
+        >>> from pocket_plug.testing.spans import SpanCapture
+        >>> class Labelling:
+        ...     @hookimpl
+        ...     def pocket_span_additions(self):
+        ...         return SpanAdditions(node=lambda call, own: {"team": "billing"})
+        >>> @node
+        ... async def double(n: int) -> int:
+        ...     return 2 * n
+        >>> with SpanCapture("node") as capture:
+        ...     Graph(double).run_sync(21, pocket=Pocket(plugins=[Labelling()], autoload=False))
+        42
+        >>> capture.one("node double").attributes["team"]
+        'billing'
         """
         raise NotImplementedError
 

@@ -278,7 +278,7 @@ class Execution:
         run.steps += 1
         visits[name] = visit = visits.get(name, 0) + 1
         call = NodeCall(
-            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, index, step.source
+            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, index, step.labels
         )
         entered: Entered = []
         try:

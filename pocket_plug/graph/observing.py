@@ -19,6 +19,7 @@ SILENT: Final = object()
 """What a run's context manager gives from `__enter__` where its observer has nothing more to say about this run: a trace,
 say, that isn't sampled. The run then goes on as if the observer had no other part; it costs nothing any more."""
 
+SpanAttributes = Mapping[str, str | bool | int | float]
 Carrier = str | Mapping[str, str]
 """A trace context from elsewhere: W3C's `traceparent` text, or what `pocket_plug.propagation.inject` gave."""
 
@@ -69,8 +70,9 @@ class NodeCall:
     """Is it one of the items of a fan-out?"""
     position: int | None = None
     """Which one, from 0."""
-    source: Mapping[str, str | int] = field(default_factory=dict[str, "str | int"], repr=False)
-    """Where its code stands, as OpenTelemetry's attributes `code.*`; as few of them as are known."""
+    attributes: SpanAttributes = field(default_factory=dict[str, "str | bool | int | float"], repr=False)
+    """What its span says of the node itself: where its code stands (`code.*`), as far as that is known, and what it was
+    declared with, by `trace={…}`."""
     output: Value = field(default=None, repr=False, init=False)
     action: str | None = field(default=None, init=False)
     next: str | None = field(default=None, init=False)
@@ -117,7 +119,35 @@ class RunNotice:
 
 
 def _ignore(what: str, error: BaseException) -> None:
-    """An observer that no Pocket has asked for belongs to no plugin."""
+    """What no Pocket has asked for belongs to no plugin."""
+
+
+Way = Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanAdditions:
+    """The attributes that a plugin adds to the spans of runs, nodes, phases and store operations.
+
+    Each part is called as a span begins, in the context that the span is to be in, with what the span is of and with the
+    attributes that it has by itself, which are not to be changed. It gives those that come on top, or None; where a name
+    is ours, ours stays. A part left None costs nothing.
+
+    `value` is called where something is captured: with what it belongs to (None: a store operation), "input" or "output",
+    the text that may be shown, and its MIME type. `resource` is put on the process's resource where pocket_plug makes it,
+    unless the environment says otherwise: by `observe()` and `setup()`, which ask the plugins of the default Pocket.
+
+    Whatever a part raises is caught and said once; the span goes without what it would have added.
+    """
+
+    run: Callable[[Run, SpanAttributes], SpanAttributes | None] | None = None
+    node: Callable[[NodeCall, SpanAttributes], SpanAttributes | None] | None = None
+    phase: Callable[[PhaseCall, SpanAttributes], SpanAttributes | None] | None = None
+    store: Callable[[SpanAttributes], SpanAttributes | None] | None = None
+    value: Callable[[Run | NodeCall | PhaseCall | None, Way, str, str], SpanAttributes | None] | None = None
+    resource: Callable[[SpanAttributes], SpanAttributes | None] | None = None
+    report: Callable[[str, BaseException], None] = field(default=_ignore, init=False, repr=False, compare=False)
+    """Puts a failure of one of its parts down to its plugin; set by the Pocket that asked the plugin."""
 
 
 @dataclass(frozen=True, slots=True)

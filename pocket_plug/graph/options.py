@@ -14,6 +14,7 @@ from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
 from .elsewhere import Elsewhere
+from .observing import SpanAttributes
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from .observing import Carrier
     from .upgrades import Upgrade
 
-Traced = bool
+Traced = bool | SpanAttributes
+"""Has a node spans? A mapping: yes, and its own has these attributes besides."""
 Isolation = Literal["default", "serializable"]
 Keys = Sequence[Key[Any]]
 """What a node declares to read or write."""
@@ -72,8 +74,8 @@ class Options:
             )
         if given.get("isolation", "default") not in ("default", "serializable"):
             raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
-        if given.get("trace", True) not in (True, False):
-            raise ConfigError(f"node {name!r} has trace={given['trace']!r}: it is True or False")
+        if "trace" in given:
+            given["trace"] = _traced(name, given["trace"])
         return replace(self, **given)
 
 
@@ -115,6 +117,27 @@ class ResumeOptions(TypedDict, total=False):
 
 
 ALL_OPTIONS = frozenset(each.name for each in fields(Options))
+
+
+def _traced(node: str, given: Any) -> Traced:
+    """What `trace` may be; a mapping as a copy, since it is the caller's."""
+    if isinstance(given, bool):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"node {node!r} has trace={found(given)}: it is True, False, or a mapping of attributes for its span"
+        )
+    attributes = dict[Any, Any](given)
+    for name, value in attributes.items():
+        if not isinstance(name, str) or not name or name.startswith("pocket_plug."):
+            raise ConfigError(
+                f"node {node!r} has trace={{{found(name)}: …}}: an attribute's name is a text, not begun by 'pocket_plug.'"
+            )
+        if not isinstance(value, str | bool | int | float):
+            raise ConfigError(
+                f"node {node!r} has {found(value)} in trace, as {name!r:.80}: an attribute is a str, a bool, an int or a float"
+            )
+    return attributes
 
 
 def _keys(option: str, given: Any) -> tuple[Key[Any], ...]:

@@ -86,7 +86,8 @@ class Plan:
         }
         within = {name: shape for name, step in steps.items() if (shape := step.inner_shape()) is not None}
         kinds: dict[str, Kind] = {name: step.kind for name, step in steps.items()}
-        return Shape(kinds, tuple(edges), frozenset(asking), items, within)
+        declared = {name: attributes for name, step in steps.items() if (attributes := step.passed.declared)}
+        return Shape(kinds, tuple(edges), frozenset(asking), items, within, declared)
 
     def named(self, name: str) -> Step | None:
         """The step of that name."""

@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .observing import SpanAttributes
 
 Kind = Literal["node", "graph", "fan_out"]
 
@@ -37,6 +40,9 @@ class Shape:
     """For each fan-out, the kind and the name of the node that its items go through."""
     within: Mapping[str, Shape] = field(default_factory=dict[str, "Shape"], repr=False)
     """The shapes of the graphs that are nested in it, by the name of the node that is such a graph, or whose items' node is."""
+
+    declared: Mapping[str, SpanAttributes] = field(default_factory=dict[str, "SpanAttributes"], repr=False)
+    """What nodes say of themselves by `trace={…}`, by name; of a fan-out, what its items' node does."""
 
     @cached_property
     def lines(self) -> list[str]:

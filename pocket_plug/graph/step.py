@@ -11,6 +11,7 @@ from functools import cached_property, singledispatch
 from typing import Any, Protocol
 
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
+from pocket_plug.primitives.failures import capped
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.sources import source_of
 from pocket_plug.primitives.typechecks import checker
@@ -21,8 +22,7 @@ from .chain import DEFAULT
 from .elsewhere import Address
 from .node import AnyNode, options_of
 from .node_functions import FunctionNode, PostNode
-from .observing import NodeCall, Phase
-from .options import Traced
+from .observing import NodeCall, Phase, SpanAttributes
 from .phases import HOOKS, PHASES, Function, faults, input_type, output_type, overridden
 from .retry import Retry
 from .shape import Kind, Shape
@@ -63,7 +63,8 @@ class Step:
         self.address: Address | None = None
         """Where another process finds the node; there before the first run, if its exec runs in one."""
         self.timeout = options.timeout
-        self.trace: Traced = options.trace
+        self.trace = options.trace is not False
+        self.declared = options.trace if isinstance(options.trace, Mapping) else {}
         self.serializable = options.isolation == "serializable"
         self.reads, self.writes = options.reads, options.writes
         self.actions: dict[str, Step] = {}
@@ -89,10 +90,13 @@ class Step:
         self.fits: Function | None = None if declared is Any else checker(declared)
 
     @cached_property
-    def source(self) -> Mapping[str, str | int]:
-        """The `code.*` attributes of its main phase, for who watches a run; nothing for what is no code of its own."""
+    def labels(self) -> SpanAttributes:
+        """What its span says of the node itself: where its main phase stands (`code.*`), and what `trace` declares."""
         function = self.functions["exec"] or self.functions["post"] or self.functions["prep"]
-        return {} if function is None else source_of(function)
+        declared = {
+            capped(name): capped(value) if isinstance(value, str) else value for name, value in self.declared.items()
+        }
+        return {**({} if function is None else source_of(function)), **declared}
 
     @property
     def is_sync(self) -> bool:

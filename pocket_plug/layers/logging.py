@@ -108,9 +108,15 @@ class LoggingPlugin:
                 look()  # a layer logs: for it too, a changed configuration counts from here on
             return None
         log = look()
+        binds = "structlog" in sys.modules
+        if (
+            not binds and log["error"] is None
+        ):  # nothing of ours is let through, and nobody else's events are told the ids
+            return None
+        node = _NodeLog if binds else _NodeFailure
         return Observer(
             run=lambda run: _RunLog(log, run),
-            node=lambda call: _NodeLog(log, call, chosen.exceptions),
+            node=lambda call: node(log, call, chosen.exceptions),
             event=lambda name, call, attributes: _event(log, name, call, attributes),
         )
 
@@ -314,23 +320,35 @@ class _RunLog:
         _say(self.log, level, "pocket_plug.run.finished", **about, outcome=outcome, **failure)
 
 
-class _NodeLog:
-    """Binds the node's name for all that is logged inside, and says what escapes it, once per run."""
+class _NodeFailure:
+    """Says what escapes a node, once per run."""
 
-    __slots__ = ("call", "log", "tokens", "whole")
+    __slots__ = ("call", "log", "whole")
 
     def __init__(self, log: Methods, call: NodeCall, whole: bool) -> None:
         self.log, self.call, self.whole = log, call, whole
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
+        if error is not None and self.call.outcome == "failed" and not _told(error):
+            missing = isinstance(error, RouteError)
+            event = "pocket_plug.route.missing" if missing else "pocket_plug.node.exception"
+            _say(self.log, "error", event, **_about(self.call), **_told_of(error, self.whole))
+
+
+class _NodeLog(_NodeFailure):
+    """Binds the node's name for all that is logged inside, too."""
+
+    __slots__ = ("tokens",)
 
     def __enter__(self) -> None:
         self.tokens = _bind(node=self.call.name)
 
     def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
         try:
-            if error is not None and self.call.outcome == "failed" and not _told(error):
-                missing = isinstance(error, RouteError)
-                event = "pocket_plug.route.missing" if missing else "pocket_plug.node.exception"
-                _say(self.log, "error", event, **_about(self.call), **_told_of(error, self.whole))
+            super().__exit__(kind, error, stack)
         finally:
             _unbind(self.tokens)
 

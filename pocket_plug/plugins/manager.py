@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast, get_type_hints
 import pluggy
 
 from pocket_plug.errors import NotConfiguredError, PluginError, is_fault, suggest
-from pocket_plug.hookspecs import GROUP, Observer, PluginHost, PluginRecord, Run, RunNotice, Specs, Status
+from pocket_plug.hookspecs import (
+    GROUP,
+    Observer,
+    PluginHost,
+    PluginRecord,
+    Run,
+    RunNotice,
+    SpanAdditions,
+    Specs,
+    Status,
+)
+from pocket_plug.otel.additions import Additions
 from pocket_plug.primitives.failures import describe, error_type
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
@@ -52,6 +63,7 @@ class Manager:
         self._nameless: list[PluginRecord] = []
         self._offers: dict[str, Mapping[str, tuple[PluginRecord, Any]]] = {}
         self._observing: tuple[tuple[PluginRecord, Callable[[Run], object]], ...] = ()
+        self._additions: Additions | None = None
         self._counting = new_lock()
         self._hidden: dict[str, Mapping[str, str]] = {}
 
@@ -143,6 +155,7 @@ class Manager:
             self._nameless.append(owner)
         self._records[record.name] = record
         self._offers = {}
+        self._additions = None
         self._observing = tuple(
             (record, function if names else _without_argument(function))
             for record, function, names in self._implementations("pocket_observe")
@@ -225,6 +238,22 @@ class Manager:
         if len(observers) > 1:
             observers.sort(key=lambda observer: not observer.outermost)
         return observers
+
+    def additions(self) -> Additions:
+        """What the plugins add to spans; they are asked once, and again when others come or go."""
+        found = self._additions
+        if found is None:
+            self._additions = found = Additions([*self._asked_additions()])
+        return found
+
+    def _asked_additions(self) -> Iterator[SpanAdditions]:
+        for record, answer in self._ask("pocket_span_additions"):
+            if isinstance(answer, SpanAdditions):
+                object.__setattr__(answer, "report", partial(self.report, record, silent=True))
+                yield answer
+            else:
+                given = TypeError(f"it gave {type(answer).__name__}, not SpanAdditions or None")
+                self.report(record, "pocket_span_additions", given)
 
     def notify(self, notice: RunNotice) -> None:
         """Tell the plugins what has become of a durable run."""

@@ -28,6 +28,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
+from pocket_plug.otel.additions import Additions
 from pocket_plug.primitives.default_pocket import use_default_pocket
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
@@ -65,8 +66,14 @@ if TYPE_CHECKING:
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+DISABLE = "POCKET_PLUG_DISABLE"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _logger = logging.getLogger("pocket_plug")
+
+
+def named_by_variable() -> list[str]:
+    """The plugins that the environment says not to use."""
+    return [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
 
 
 class Offers(NamedTuple):
@@ -117,7 +124,8 @@ class Pocket:
         self.stores: Mapping[str, Store] = _Stores(self.config, self._build)
         """The stores of the tables `[stores.NAME]`, each built when it is first asked for."""
         unwanted = self._unwanted(block)
-        candidates, broken = find_plugins(third_party=autoload and _autoload_wanted())
+        third_party = autoload and _autoload_wanted()
+        candidates, broken = find_plugins(third_party=third_party)
         for record in broken:
             self._manager.refuse(record)
         for candidate in candidates:
@@ -135,6 +143,8 @@ class Pocket:
                 if not is_fault(error):
                     raise
                 self._manager.drop(PluginRecord(name), "failed", error)
+        if not third_party:  # then the environment, which is for all programs, may well name one that wasn't looked for
+            unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
         self._warn_of_unknown(unwanted)
         self._check_options()
         self._manager.configure(self, self._options)
@@ -177,6 +187,10 @@ class Pocket:
         """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
         return self._manager.observers(run)
 
+    def additions(self) -> Additions:
+        """What the plugins add to spans; asked once, when something is traced; never fails."""
+        return self._manager.additions()
+
     def notify(self, notice: RunNotice) -> None:
         """Tell the plugins what has become of a durable run outside of an execution; never fails."""
         self._manager.notify(notice)
@@ -202,8 +216,7 @@ class Pocket:
     def _unwanted(self, block: Iterable[str]) -> dict[str, str]:
         """The plugins not to be used, and who says so."""
         unwanted = {name: f"{self.config.where}.disable" for name in self.config.disable}
-        environment = os.environ.get("POCKET_PLUG_DISABLE", "").split(",")
-        unwanted |= {name.strip(): "POCKET_PLUG_DISABLE" for name in environment if name.strip()}
+        unwanted |= dict.fromkeys(named_by_variable(), DISABLE)
         return unwanted | dict.fromkeys(block, "Pocket(block=...)")
 
     def _warn_of_unknown(self, unwanted: Mapping[str, str]) -> None:

@@ -105,7 +105,7 @@ def _texts_of(error: BaseException) -> Iterator[str]:
 
 
 def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
-    """The innermost frames and what it was caused by. Reads no source file: that would cost five times as much.
+    """The innermost frames, the user's too, and what it was caused by. Reads no source file: that would cost five times as much.
 
     `message` gives what may be said of an exception besides its type, or None.
     """
@@ -129,12 +129,25 @@ def _headline(error: BaseException, message: Callable[[BaseException], str | Non
 
 
 def _frames(trace: TracebackType | None) -> list[str]:
+    """The innermost ones; if all of them are of libraries, then before them the innermost one of the user's."""
     frames: list[tuple[str, int | None, str]] = []
     while trace is not None:
         code = trace.tb_frame.f_code
         frames.append((code.co_filename, trace.tb_lineno, code.co_qualname))
         trace = trace.tb_next
-    return [f'  File "{file}", line {line}, in {name}' for file, line, name in frames[-MAX_FRAMES:]]
+    shown = [_frame(*frame) for frame in frames[-MAX_FRAMES:]]
+    if len(frames) > MAX_FRAMES:
+        from .own_code import is_users  # here, since few stacks are that deep
+
+        users = next((place for place, frame in enumerate(reversed(frames)) if is_users(frame[0])), 0)
+        if users >= MAX_FRAMES:
+            between = users - MAX_FRAMES
+            shown = [_frame(*frames[-users - 1]), *([f"  [{between} more]"] if between else []), *shown]
+    return shown
+
+
+def _frame(file: str, line: int | None, name: str) -> str:
+    return f'  File "{file}", line {line}, in {name}'
 
 
 def log_failure(level: int, what: str, error: BaseException | None) -> None:

@@ -17,10 +17,13 @@ from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_lock
 
 from .drawing import draw, on_console
-from .recorded import RecordedSpan, Status
+from .recorded import Event, RecordedSpan, Status
 
 MAX_HELD = 20_000
 """Spans of one trace that are held until its root ends; what is beyond is counted only."""
+
+MAX_FAILED = 1_000
+"""So many more that failed are held nevertheless."""
 
 STORE_SCOPE = "pocket_plug.store"
 
@@ -62,7 +65,8 @@ class TreeProcessor(SpanProcessor):
                 return
             root, spans, more = held
             if context.span_id != root:
-                if len(spans) < MAX_HELD:
+                failed = span.status.status_code is StatusCode.ERROR
+                if len(spans) < MAX_HELD + (MAX_FAILED if failed else 0):
                     spans.append(span)
                 else:
                     self._held[context.trace_id] = root, spans, more + 1
@@ -116,6 +120,7 @@ def recorded(span: ReadableSpan) -> RecordedSpan:
         attributes=span.attributes or {},
         status=_STATUSES[span.status.status_code],
         message=span.status.description or "",
+        events=tuple(Event(each.name, each.timestamp, each.attributes or {}) for each in span.events),
     )
 
 

@@ -457,9 +457,10 @@ def test_sorted_and_filtered_by_duration(show):
 def test_two_traces_compared(show):
     """Beside another trace of the page: by name, what each has and what this one has more, the largest difference first."""
     before = visits(10, odd=0)
-    after = Trace("8" * 32, tuple(replace(each, trace_id="8" * 32) for each in visits(20, odd=3).spans))
-    after = Trace(after.id, tuple(replace(each, start=each.start + 1, end=each.end + 1) for each in after.spans[:-1])
-                  + (replace(after.spans[-1], name="node new"),))  # fmt: skip
+    *later, last = (
+        replace(each, trace_id="8" * 32, start=each.start + 1, end=each.end + 1) for each in visits(20, odd=3).spans
+    )
+    after = Trace("8" * 32, (*later, replace(last, name="node new")))
     page = show([before, after])
     page.get_by_role("tab", name="Table").click()
     expect(page.locator("#by-name thead th")).to_have_count(9)
@@ -521,9 +522,10 @@ def test_narrow_hides_no_name(show, recorded):
         page.locator("#rows").press("Home")
         page.keyboard.press("c")
         cut = """() => [...document.querySelectorAll('.row')].filter(row => {
-            const [name, box] = [row.querySelector('.name').getBoundingClientRect(), row.querySelector('.label').getBoundingClientRect()];
             const shown = row.querySelector('.name');
-            return shown.scrollWidth > shown.clientWidth || name.top < box.top - 1 || name.bottom > box.bottom + 1 || name.right > box.right + 1;
+            const [name, box] = [shown, row.querySelector('.label')].map(each => each.getBoundingClientRect());
+            const above = name.top < box.top - 1 || name.bottom > box.bottom + 1;
+            return above || name.right > box.right + 1 || shown.scrollWidth > shown.clientWidth;
         }).map(row => row.querySelector('.name').textContent)"""
         assert page.locator(".row").count() > 10
         assert page.evaluate(cut) == []
@@ -532,10 +534,11 @@ def test_narrow_hides_no_name(show, recorded):
 # ---------------------------------------------------------------- calls of models
 CALL = {"city": "Oslo <b>"}
 OPENINFERENCE = {
-    "openinference.span.kind": "LLM", "llm.model_name": "gemma-3", "llm.token_count.prompt": 1200, "llm.token_count.completion": 34,
+    "llm.model_name": "gemma-3", "llm.token_count.prompt": 1200, "llm.token_count.completion": 34,
     "llm.cost.prompt": 0.001, "llm.cost.completion": 0.0005, "input.value": "{}",
     "llm.input_messages.0.message.role": "system", "llm.input_messages.0.message.content": "Be brief.",
-    "llm.input_messages.1.message.role": "user", "llm.input_messages.1.message.contents.0.message_content.text": "Weather in Oslo?",
+    "llm.input_messages.1.message.role": "user",
+    "llm.input_messages.1.message.contents.0.message_content.text": "Weather in Oslo?",
     "llm.input_messages.10.message.role": "tool", "llm.input_messages.10.message.content": "57°F",
     "llm.output_messages.0.message.role": "assistant",
     "llm.output_messages.0.message.tool_calls.0.tool_call.function.name": "get_weather",

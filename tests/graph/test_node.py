@@ -256,7 +256,7 @@ def test_options_do_not_meet_the_users_own_fields() -> None:
      ({"isolation": "total"}, ValueError, "serializable"), ({"retry": 3}, ConfigError, r"retry=3: give a Retry"),
      ({"reads": Key("a")}, TypeError, "reads=Key: give a tuple of Keys"), ({"writes": "a"}, TypeError, "Key"),
      ({"name": 5}, ConfigError, "name can't be 5"), ({"name": ""}, ConfigError, "name can't be str.0."),
-     ({"trace": "yes"}, ConfigError, "it is True or False"),
+     ({"trace": "yes"}, ConfigError, "it is True, False, or a mapping"),
      ({"timeout": math.nan}, ConfigError, "timeout of node '.*' can't be nan")],
 )  # fmt: skip
 def test_options_that_cannot_be_meant_are_refused(options: Any, kind: type[Exception], says: str) -> None:

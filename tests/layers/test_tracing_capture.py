@@ -541,11 +541,10 @@ def test_whatever_things_are_called_no_span_has_more_than_a_collector_takes(
         async def prep(self, store: pp.StoreReader, order: str) -> str:
             raise kind(value)
 
-    flavours: Any = ("openinference", "gen_ai")
     named = Fails().with_options(name=node)
     token = otel_context.attach(baggage.set_baggage("tenant", value))
     try:
-        capture = SpanCapture("phase", capture=level, flavours=flavours, agents=[node], baggage=["tenant"])
+        capture = SpanCapture("phase", capture=level, baggage=["tenant"])
         with capture, propagation.session(session), pytest.raises(kind):
             pp.Graph(named, name=graph).run_sync(value)
     finally:
@@ -570,11 +569,6 @@ def test_an_array_of_keys_is_capped_as_a_whole(keys: list[str]) -> None:
     [
         ({"capture": "all"}, "capture is one of none, keys, summary, full, not 'all'"),
         ({"resume_trace": "child"}, "resume_trace is one of link, parent, not 'child'"),
-        (
-            {"flavours": "openinference"},
-            "flavours is 'openinference'; give a list of names",
-        ),
-        ({"flavours": ["otel"]}, "flavours are of openinference, gen_ai, and 'otel' is none of them"),
         ({"scopes": ["node"]}, "scopes are of graph, phase, store, and 'node' is none of them"),
         ({"baggage": [1]}, r"baggage is \[1\]; give a list of names"),
         ({"baggage": 5}, "baggage is 5; give a list of names"),
@@ -593,9 +587,9 @@ def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
 
 def test_lists_of_a_configuration_file_will_do() -> None:
     """TOML has no tuples."""
-    former = tracing.configure(flavours=["gen_ai"], baggage=["tenant"], scopes=[])
+    former = tracing.configure(baggage=["tenant"], scopes=[])
     try:
-        assert tracing.configure() == dataclasses.replace(former, flavours=("gen_ai",), baggage=("tenant",), scopes=())
+        assert tracing.configure() == dataclasses.replace(former, baggage=("tenant",), scopes=())
     finally:
         tracing.use(former)
 

@@ -1,4 +1,4 @@
-"""What else a trace may be told: sessions, where a run comes from, baggage, flavours, layers, and scopes that are off."""
+"""What else a trace may be told: sessions, where a run comes from, baggage, attributes, layers, and scopes that are off."""
 
 from __future__ import annotations
 
@@ -322,105 +322,12 @@ def test_a_graph_that_is_too_large_for_an_attribute_is_cut() -> None:
         assert all(text.count("\t") == (1 if name == "nodes" else 2) for text in texts)
 
 
-# ---------------------------------------------------------------- flavours and agents
-class Answer(pp.Node[str, str], retry=pp.Retry(attempts=2)):
-    """An agent with a memory."""
-
-    async def prep(self, store: pp.StoreReader, text: str) -> str:
-        await store.get(PRICE("eu"), default=None)
-        return text
-
-    async def exec(self, text: str) -> str:
-        return text.upper()
-
-    async def post(self, store: pp.StoreWriter, text: str, prepared: str, result: str) -> str:
-        await store.set(PRICE("eu"), 1)
-        return result
-
-
-def answered(**settings: Any) -> SpanCapture:
-    async def main() -> None:
-        graph = pp.Graph(Answer() >> pp.Graph(same, name="inner"), name="chat", store=pp.Store(layers=["tracing"]))
-        with session("chat-17"):
-            assert await graph.run("hi") == "HI"
-
-    with SpanCapture(**{"agents": ["answer"], **settings}) as capture:
-        asyncio.run(main())
-    return capture
-
-
-@pp.node
-def same(text: str) -> str:
-    return text
-
-
-OPENINFERENCE = {
-    "run chat": "CHAIN", "node answer": "AGENT", "prep answer": "CHAIN", "get toll:{}": "RETRIEVER", "exec answer": "TOOL",
-    "post answer": "CHAIN", "set toll:{}": "CHAIN", "node inner": "CHAIN", "run inner": "CHAIN", "node same": "CHAIN",
-    "exec same": "TOOL",
-}  # fmt: skip
-
-
-def of_others(span: ReadableSpan) -> dict[str, Any]:
-    ours = ("pocket_plug.", "db.", "session.", "error.", "code.")
-    return {name: value for name, value in attributes(span).items() if not name.startswith(ours)}
-
-
-def test_without_a_flavour_there_is_nothing_of_others() -> None:
-    """An agent is then a node as any other."""
-    assert [of_others(span) for span in answered().spans] == [{}] * len(OPENINFERENCE)
-
-
-def test_openinference_has_a_kind_for_every_span() -> None:
-    """As Phoenix draws them; of inputs and outputs there is nothing unless they are captured."""
-    capture = answered(flavours=["openinference"])
-    assert {span.name: of_others(span).pop("openinference.span.kind") for span in capture.spans} == OPENINFERENCE
-    rest = {
-        span.name: {name for name in of_others(span) if name != "openinference.span.kind"} for span in capture.spans
-    }
-    assert {name: found for name, found in rest.items() if found} == {"node answer": {"agent.name"}}
-
-
-@pytest.mark.parametrize(
-    ("level", "mime", "shown"),
-    [
-        ("keys", "text/plain", {"get toll:{}": ("toll:eu", None), "set toll:{}": ("toll:eu", None)}),
-        ("full", "application/json", {
-            "exec answer": ('"hi"', '"HI"'), "exec same": ('"HI"', '"HI"'),
-            "run chat": ('"hi"', '"HI"'), "node answer": ('"hi"', '"HI"'), "node inner": ('"HI"', '"HI"'),
-            "run inner": ('"HI"', '"HI"'), "node same": ('"HI"', '"HI"'), "get toll:{}": ("toll:eu", None),
-            "set toll:{}": ("toll:eu", None)}),
-    ],
-)  # fmt: skip
-def test_openinference_shows_what_is_captured(level: str, mime: str, shown: dict[str, Any]) -> None:
-    """Where its tools look for it, with the type that it has."""
-    found: dict[str, Any] = {}
-    for span in answered(flavours=["openinference"], capture=level).spans:
-        own = attributes(span)
-        if "input.value" in own:
-            found[span.name] = own["input.value"], own.get("output.value")
-            is_key = span.name.startswith(("get", "set"))
-            assert own["input.mime_type"] == ("text/plain" if is_key else mime)
-            assert own.get("output.mime_type") == (None if is_key else mime)
-    assert found == shown
-
-
-def test_gen_ai_tells_agents_and_the_workflow() -> None:
-    """By OpenTelemetry's own names; nothing on other nodes, and the names of spans stay."""
-    capture = answered(flavours=["gen_ai"])
-    assert {span.name: of_others(span) for span in capture.spans if of_others(span)} == {
-        "run chat": {"gen_ai.operation.name": "invoke_workflow", "gen_ai.workflow.name": "chat",
-                     "gen_ai.conversation.id": "chat-17"},
-        "node answer": {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "answer",
-                        "gen_ai.conversation.id": "chat-17"},
-    }  # fmt: skip
-
-
+# ---------------------------------------------------------------- what a node says of itself
 def test_a_node_is_traced_or_not() -> None:
-    """Anything else is refused where it is written, with the node and what is allowed."""
-    with pytest.raises(ConfigError, match="node 'halve' has trace='agent': it is True or False"):
+    """Anything else but attributes is refused where it is written, with the node and what is allowed."""
+    with pytest.raises(ConfigError, match=r"node 'halve' has trace=str.5.: it is True, False, or a mapping"):
         halve.with_options(trace="agent")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="node 'odd' has trace='no'"):
+    with pytest.raises(ConfigError, match="node 'odd' has trace=str"):
         pp.node(name="odd", trace="no")(lambda n: n)  # type: ignore[call-overload]
 
 

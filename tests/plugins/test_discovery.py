@@ -327,6 +327,16 @@ def test_unknown_name_to_disable(caplog):
     assert "Pocket(block=...): there is no plugin 'boundign'; did you mean 'bounding'?" in warnings_of(caplog)
 
 
+def test_the_environment_may_name_one_that_is_not_looked_for(caplog, monkeypatch):
+    """It is for all programs: where no third party's plugin is looked for, there is nothing to switch off, and nothing to say."""
+    monkeypatch.setenv("POCKET_PLUG_DISABLE", "somebodys")
+    Pocket(autoload=False)
+    assert warnings_of(caplog) == []
+    Pocket()
+    [said] = warnings_of(caplog)
+    assert said.startswith("POCKET_PLUG_DISABLE: there is no plugin 'somebodys'")
+
+
 @pytest.mark.parametrize("switch", ["code", "environment"])
 def test_autoload_off(install, monkeypatch, switch):
     """Without autoload no third party's plugin is looked for; ours are there all the same."""

@@ -109,7 +109,7 @@ def test_a_pocket_changes_no_setting_of_the_process(configured: Callable[[str], 
     configured("""
         [plugins.tracing]
         detail = "debug"
-        flavours = ["gen_ai"]
+        baggage = ["tenant"]
         [plugins.metrics]
         node_duration = false
         [plugins.logging]

@@ -226,6 +226,7 @@ LEVELS = {
         "pocket_plugin_failed": ["plugin", "what", "error"],
         "pocket_run_notice": ["notice"],
         "pocket_shutdown": ["pocket"],
+        "pocket_span_additions": [],
         "pocket_types": ["codec"],
     },
 }

@@ -115,9 +115,9 @@ def test_a_second_call_that_wants_something_else_is_refused(tmp_path: Path) -> N
         """
 from pocket_plug.errors import ConfigError
 def hide(path, value): return "***"
-first = observe(file="one.jsonl", flavours=["gen_ai"])
-assert observe(detail="phase", flavours=("gen_ai",)) is first
-for other in ({"file": "other.jsonl"}, {"detail": "run", "redact": hide}, {"terminal": False}, {"flavours": []}):
+first = observe(file="one.jsonl", baggage=["tenant"])
+assert observe(detail="phase", baggage=("tenant",)) is first
+for other in ({"file": "other.jsonl"}, {"detail": "run", "redact": hide}, {"terminal": False}, {"baggage": []}):
     try:
         observe(**other)
     except ConfigError as error:
@@ -132,7 +132,7 @@ with observe(file="other.jsonl"):
         "file is other.jsonl, and was one.jsonl",
         "detail is 'run', and was 'phase'; redact is hide, and was not given",
         "terminal is False, and was not given",
-        "flavours is (), and was ('gen_ai',)",
+        "baggage is (), and was ('tenant',)",
     ], done.stderr
     assert names_in(tmp_path / "other.jsonl") == sorted(SHOP)
 

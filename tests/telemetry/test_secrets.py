@@ -16,7 +16,7 @@ from typing import get_args
 import pytest
 from otlp_sink import Sink
 
-from pocket_plug.layers.tracing.settings import Detail, Flavour
+from pocket_plug.layers.tracing.settings import Detail
 
 HERE = Path(__file__).parent
 WORD = "TheSecret4711"
@@ -68,18 +68,10 @@ def lines_with(secret: str, text: str) -> list[str]:
     return [line for line in text.splitlines() if secret.lower() in line.lower()]
 
 
-DEFAULTS: list[tuple[Detail, dict[str, object]]] = [
-    *((detail, {}) for detail in get_args(Detail)),
-    ("phase", {"flavours": get_args(Flavour)}),  # what others look for is no reason to show more
-]
-
-
-@pytest.mark.parametrize(("detail", "options"), DEFAULTS)
-def test_at_the_default_settings_no_secret_leaves_the_process(
-    otlp_sink: Sink, tmp_path: Path, detail: Detail, options: dict[str, object]
-) -> None:
+@pytest.mark.parametrize("detail", get_args(Detail))
+def test_at_the_default_settings_no_secret_leaves_the_process(otlp_sink: Sink, tmp_path: Path, detail: Detail) -> None:
     """Neither in traces, nor in metrics, nor in logs: as OTLP, on stderr as JSON, and by the logger `pocket_plug`."""
-    said = play(otlp_sink, tmp_path, detail, **options)
+    said = play(otlp_sink, tmp_path, detail)
     shown = {span.name for span in otlp_sink.spans}
     assert {"run shop", "run failing", "run stopped", "run approval", "run untidy"} <= shown  # there was what may leak
     assert ("exec fetch" in shown) == (detail != "run")
@@ -95,6 +87,28 @@ def test_at_the_default_settings_no_secret_leaves_the_process(
     }
     assert found == set()
     assert lines_with(WORD, said) == []
+
+
+BESIDE = """
+import logging, sys
+logging.basicConfig(level="DEBUG", format="%(levelname)s:%(name)s:%(message)s")
+logging.captureWarnings(True)
+"""
+
+
+def test_what_libraries_log_by_logging_brings_no_secret_along(otlp_sink: Sink, tmp_path: Path) -> None:
+    """The records of all loggers, down to debug and asyncio's own, as they are sent.
+
+    A handler of the program's own that asks for debug is told by `pocket_plug` what an exception says, as the reference has it.
+    """
+    command = ("-c", BESIDE + PLAY, HERE, "phase", "{}", WORD)
+    done = python(tmp_path, *command, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, PYTHONASYNCIODEBUG="1")
+    assert done.returncode == 0, done.stderr
+    assert {"asyncio", "library", "pocket_plug"} <= {log.scope.name for log in otlp_sink.logs}
+    assert "DEBUG:library:played too" in done.stderr
+    assert WORD.lower().encode() not in otlp_sink.raw().lower()
+    assert lines_with(WORD, done.stdout) == []
+    assert [line for line in lines_with(WORD, done.stderr) if not line.startswith("OSError: ")] == []
 
 
 def test_by_logging_alone_no_secret_is_said(tmp_path: Path) -> None:

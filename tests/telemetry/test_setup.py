@@ -26,6 +26,24 @@ def lines(text: str) -> list[dict[str, object]]:
 
 
 # ---------------------------------------------------------------- where it goes
+def test_a_configuration_file_without_its_loader_is_an_error(tmp_path: Path) -> None:
+    """It isn't ignored; what is to be installed is said. With the loader, see test_config_file.py."""
+    code = """
+sys.modules["opentelemetry.configuration"] = None
+for start in (setup, observe):
+    try:
+        start()
+    except pp.ConfigError as error:
+        print(error)
+"""
+    done = python(code, tmp_path, OTEL_CONFIG_FILE="otel.yaml", OTEL_TRACES_EXPORTER="console")
+    said = (
+        "otel.yaml (named by OTEL_CONFIG_FILE): OpenTelemetry's loader of such files is not installed: "
+        "pip install 'pocket-plug[config-file]'"
+    )
+    assert done.stdout.splitlines() == [said] * 2, done.stderr
+
+
 def test_one_endpoint_gets_all_three_signals_of_one_resource_correlated(tmp_path: Path, otlp_sink: Sink) -> None:
     """Logs carry the ids of the span they were said in; the script's own events too, with run, graph and node."""
     done = python(
@@ -173,7 +191,8 @@ def test_prometheus_finds_metrics_until_it_is_closed(tmp_path: Path) -> None:
         }
         done = python('setup(); print(graph.run_sync("tea"))', tmp_path, **settings)
         assert (done.returncode, done.stdout) == (0, "tea\n")
-        assert f"serving metrics to Prometheus on 127.0.0.1:{port} failed" in done.stderr
+        assert f"can't serve its metrics to Prometheus on 127.0.0.1:{port}: Address already in use" in done.stderr
+        assert "OTEL_METRICS_EXPORTER=otlp" in done.stderr  # the way out
     code = f"""
 from urllib.request import urlopen
 telemetry = setup()
@@ -277,51 +296,38 @@ def test_switched_off_only_structlog_is_configured(tmp_path: Path) -> None:
     assert "looked" in [line["event"] for line in lines(done.stderr)]
 
 
+ADDING = """
+from pocket_plug.hookspecs import SpanAdditions, hookimpl
+from pocket_plug.plugins import default_pocket
+
+class Adding:
+    @hookimpl
+    def pocket_span_additions(self):
+        return SpanAdditions(resource=lambda own: {"project": own["service.name"] + "!", "service.name": "theirs"})
+
+default_pocket().register(Adding())
+"""
+
+
 @pytest.mark.parametrize("call", ["setup", "observe"])
-@pytest.mark.parametrize(
-    ("env", "flavoured"),
-    [
-        ({}, False),
-        ({"PHOENIX_PROJECT_NAME": "shop-project"}, True),
-        ({"OTEL_EXPORTER_OTLP_HEADERS": "x-mlflow-experiment-id=0"}, True),
-    ],
-    ids=["another collector", "Phoenix", "MLflow"],
-)
-def test_phoenix_and_mlflow_get_their_flavour(
-    tmp_path: Path, otlp_sink: Sink, call: str, env: dict[str, str], flavoured: bool
-) -> None:
-    """Known by a variable of Phoenix's or MLflow's header; the resource names the project."""
+def test_plugins_add_to_the_resource(tmp_path: Path, otlp_sink: Sink, call: str) -> None:
+    """Those of the default Pocket, by what it has already; what the environment says stays."""
     python(
-        f'{call}(); graph.run_sync("tea")',
+        f'{ADDING}\n{call}(); graph.run_sync("tea")',
         tmp_path,
         OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
-        OTEL_SERVICE_NAME="shop-service",
-        **env,
+        OTEL_SERVICE_NAME="shop",
     )
-    run = otlp_sink.one("run shop")
-    assert run["openinference.span.kind"] == ("CHAIN" if flavoured else None)
-    project = env.get("PHOENIX_PROJECT_NAME", "shop-service") if flavoured else None
-    assert run.resource.get("openinference.project.name") == project
+    resource = otlp_sink.one("run shop").resource
+    assert (resource.get("project"), resource.get("service.name")) == ("shop!", "shop")
 
 
-@pytest.mark.parametrize(
-    ("url", "known"),
-    [
-        ("http://localhost:6006", True),
-        ("https://app.phoenix.arize.com/v1/traces", True),
-        ("http://mlflow-server:5000", True),
-        ("http://localhost:4318", False),
-        ("http://[broken", False),
-    ],
-)
-def test_phoenix_and_mlflow_are_known_by_their_endpoint(monkeypatch: pytest.MonkeyPatch, url: str, known: bool) -> None:
-    """By Phoenix's port, or a host that is called after either."""
-    from pocket_plug.telemetry.providers import wants_openinference
-
-    for name in [name for name in os.environ if name.startswith(("OTEL_", "PHOENIX_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
-    assert wants_openinference() is known
+@pytest.mark.parametrize("call", ["setup", "observe"])
+def test_flavours_are_a_plugin_now(tmp_path: Path, call: str) -> None:
+    """The option is taken until 0.3, and says what to install."""
+    done = python(f'{call}(flavours=["openinference"])', tmp_path)
+    assert "DeprecationWarning: flavours has no effect any more" in done.stderr
+    assert "pip install pocket-plug-openinference" in done.stderr
 
 
 # ---------------------------------------------------------------- structlog

@@ -4,8 +4,8 @@ Whether anybody listens is decided as a run starts, and at each operation of a s
 at it. Where instrumentation is suppressed, as in an exporter, nobody does. Unless `capture` asks for more, spans carry
 neither keys nor values nor messages: only declared key templates, and the types of exceptions.
 
-`settings` says what is wanted and who listens, `spans` is what all spans share, `runs` and `stores` make them, `capture` and
-`flavours` are what stands on them on request.
+`settings` says what is wanted and who listens, `spans` is what all spans share, `runs` and `stores` make them, `capture` is
+what stands on them on request. What plugins add besides comes by the hook `pocket_span_additions`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from pocket_plug.store.layer import Layer
 
 from .runs import RunSpan
 from .settings import (
+    Asked,
     Besides,
     Capture,
     Changes,
     Detail,
-    Flavour,
     Listening,
     Redact,
     Scope,
     Settings,
+    additions_of_default,
     configure,
     look,
     mute,
     use,
+    warn_of_flavours,
 )
 from .stores import Tracing
 
@@ -39,16 +41,17 @@ __all__ = [
     "Capture",
     "Changes",
     "Detail",
-    "Flavour",
     "Redact",
     "Scope",
     "Settings",
     "Tracing",
     "TracingPlugin",
+    "additions_of_default",
     "configure",
     "look",
     "mute",
     "use",
+    "warn_of_flavours",
 ]
 
 
@@ -59,8 +62,9 @@ class TracingPlugin:
         self.listening = Listening()
 
     @hookimpl
-    def pocket_configure(self, options: Changes) -> None:
-        """The table; what it doesn't name is as the process has it."""
+    def pocket_configure(self, pocket: Asked, options: Changes) -> None:
+        """The table; what it doesn't name is as the process has it. Spans get what the plugins of this Pocket add."""
+        self.listening.additions = pocket.additions
         self.listening.choose(options)
 
     @hookimpl

@@ -13,12 +13,13 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span
 
+from pocket_plug.graph.observing import Way
 from pocket_plug.hookspecs import SILENT, NodeCall, PhaseCall, Run
+from pocket_plug.otel.additions import added
 from pocket_plug.otel.late import LateSpan
 from pocket_plug.primitives.failures import capped, capped_all, error_type
 from pocket_plug.propagation import SESSION, context_of, current_session, inject, named_baggage
 
-from . import flavours
 from .fan_outs import FAN_OUT, FanOut, clock
 from .settings import Live
 from .spans import NOTED, Attributes, Noted, SpanManager, carried, fail, inside_dropped, is_cancellation, noted
@@ -33,11 +34,11 @@ MAX_PHASES = 32
 class RunSpan(SpanManager):
     """`run {graph}`, and what gives the spans inside it."""
 
-    __slots__ = ("dropped", "graph", "id", "live", "noted", "run", "session", "silent")
+    __slots__ = ("additions", "dropped", "graph", "id", "live", "noted", "run", "silent")
 
     def __init__(self, live: Live, run: Run) -> None:
         self.live, self.run, self.dropped = live, run, True
-        self.session: str | None = None
+        self.additions = live.additions()
         self.graph, self.id = capped(run.graph), capped(run.id)
         self.silent: dict[NodeCall, ItemSpan | None] = {}
         """Those under way whose span isn't recorded: neither are their phases'. Items that may get one note them."""
@@ -75,7 +76,7 @@ class RunSpan(SpanManager):
         if not self.live.phases and (call.phase != "exec" or not call.node.guarded):
             return None
         if call.node not in self.silent:
-            return PhaseSpan(self.live, call)
+            return PhaseSpan(self, call)
         item = self.silent[call.node]
         return None if item is None else NotedPhase(item, call)
 
@@ -94,7 +95,7 @@ class RunSpan(SpanManager):
     def __enter__(self) -> object:
         live, run = self.live, self.run
         context, links = self._place(otel_context.get_current())
-        session = self.session = current_session(context)
+        session = current_session(context)
         attributes: Attributes = {
             "pocket_plug.graph.name": self.graph,
             "pocket_plug.run.id": self.id,
@@ -106,8 +107,8 @@ class RunSpan(SpanManager):
             attributes["pocket_plug.run.parent_id"] = capped(run.parent.id)
         if session is not None:
             attributes[SESSION] = capped(session)
-        if live.decorated:
-            attributes = carried(live, context) | flavours.of_run(live.flavours, run, session) | attributes
+        if (asked := self.additions.run) or live.baggage:
+            attributes = carried(live, context) | added("run", asked, run, attributes) | attributes
         span = live.graph.start_span(capped(f"run {self.graph}"), context, attributes=attributes, links=links)
         around = cast("Noted | None", otel_context.get_value(NOTED, context))
         if around is None or run.parent is None:
@@ -132,7 +133,7 @@ class RunSpan(SpanManager):
             if live.draws and run.shape is not None:
                 span.set_attributes(_drawn(run.shape))
             if live.capture is not None:
-                _show(live, span, "pocket_plug.run.input", ("run", "input"), run.input)
+                self.show(span, run, "pocket_plug.run.input", ("run", "input"), run.input)
 
     def _place(self, context: Context) -> tuple[Context, Sequence[Link]]:
         """Where the run stands: below what, in which session, and linked to what."""
@@ -170,7 +171,16 @@ class RunSpan(SpanManager):
         if error is not None:
             fail(self.live, span, error, cancelled=outcome == "cancelled" or is_cancellation(error))
         elif self.live.capture is not None and outcome == "success":
-            _show(self.live, span, "pocket_plug.run.output", ("run", "output"), run.output)
+            self.show(span, run, "pocket_plug.run.output", ("run", "output"), run.output)
+
+    def show(self, span: Span, call: Run | NodeCall | PhaseCall, name: str, path: tuple[str, Way], value: Any) -> None:
+        """What went in or came out, where that is captured."""
+        capture = self.live.capture
+        text = capture.value(path, value) if capture is not None else None
+        if capture is not None and text is not None:
+            span.set_attribute(name, text)
+            if asked := self.additions.value:
+                span.set_attributes(added("value", asked, call, path[1], text, capture.mime_type))
 
 
 _shapes: WeakKeyDictionary[Shape, Mapping[str, Sequence[str]]] = WeakKeyDictionary()
@@ -185,16 +195,6 @@ def _drawn(shape: Shape) -> Mapping[str, Sequence[str]]:
             "pocket_plug.graph.edges": capped_all("\t".join(edge) for edge in shape.edges),
         }
     return drawn
-
-
-def _show(live: Live, span: Span, name: str, path: tuple[str, str], value: Any) -> None:
-    """What went in or came out, where that is captured."""
-    capture = live.capture
-    text = capture.value(path, value) if capture is not None else None
-    if capture is not None and text is not None:
-        way: Any = path[-1]
-        span.set_attribute(name, text)
-        span.set_attributes(flavours.of_value(live.flavours, way, text, capture.mime_type))
 
 
 class NodeSpan(SpanManager):
@@ -216,14 +216,13 @@ class NodeSpan(SpanManager):
             "pocket_plug.node.visit": call.visit,
             "pocket_plug.run.id": self.run.id,
             "pocket_plug.graph.name": self.run.graph,
-            **call.source,
+            **call.attributes,
         }
         title = capped(f"item {name}" if call.is_item else f"node {name}")
         if type(self) is ItemSpan:
             attributes["pocket_plug.fan_out.index"] = self.index
-        if live.decorated:
-            added = flavours.of_node(live.flavours, call, call.name in live.agents, self.run.session)
-            attributes = carried(live, context) | added | attributes
+        if (asked := self.run.additions.node) or live.baggage:
+            attributes = carried(live, context) | added("node", asked, call, attributes) | attributes
         return live.graph.start_span(title, context, attributes=attributes, start_time=start)
 
     def __enter__(self) -> None:
@@ -248,7 +247,7 @@ class NodeSpan(SpanManager):
 
     def show_input(self) -> None:
         """What the node was given, where that is captured."""
-        _show(self.run.live, self.span, "pocket_plug.node.input", ("node", "input"), self.call.input)
+        self.run.show(self.span, self.call, "pocket_plug.node.input", ("node", "input"), self.call.input)
 
     def finish(self, error: BaseException | None) -> None:
         call, span, live = self.call, self.span, self.run.live
@@ -274,7 +273,7 @@ class NodeSpan(SpanManager):
         if error is not None:
             fail(live, span, error, cancelled=outcome == "cancelled" or is_cancellation(error))
         elif live.capture is not None and outcome in ("ok", "fallback"):
-            _show(live, span, "pocket_plug.node.output", ("node", "output"), call.output)
+            self.run.show(span, call, "pocket_plug.node.output", ("node", "output"), call.output)
 
 
 class ItemSpan(NodeSpan):
@@ -327,7 +326,7 @@ class ItemSpan(NodeSpan):
         try:
             self.show_input()
             for call, started, ended, error in self.phases:
-                phase = PhaseSpan(self.run.live, call)
+                phase = PhaseSpan(self.run, call)
                 phase.span = phase.start(context, started)
                 try:
                     phase.show_input()
@@ -389,10 +388,10 @@ class NotedPhase:
 class PhaseSpan(SpanManager):
     """`prep|exec|fallback|post {node}`: one attempt."""
 
-    __slots__ = ("call", "live")
+    __slots__ = ("call", "live", "run")
 
-    def __init__(self, live: Live, call: PhaseCall) -> None:
-        self.live, self.call = live, call
+    def __init__(self, run: RunSpan, call: PhaseCall) -> None:
+        self.run, self.live, self.call = run, run.live, call
 
     def start(self, context: Context, start: int | None = None) -> Span:
         """Begin it, now or at another time (in ns)."""
@@ -403,8 +402,8 @@ class PhaseSpan(SpanManager):
             attributes["pocket_plug.attempt"] = call.attempt
             if call.timeout is not None:
                 attributes["pocket_plug.timeout"] = call.timeout
-        if live.decorated:
-            attributes = carried(live, context) | flavours.of_phase(live.flavours, phase) | attributes
+        if (asked := self.run.additions.phase) or live.baggage:
+            attributes = carried(live, context) | added("phase", asked, call, attributes) | attributes
         return live.phase.start_span(capped(f"{phase} {node}"), context, attributes=attributes, start_time=start)
 
     def __enter__(self) -> None:
@@ -420,7 +419,7 @@ class PhaseSpan(SpanManager):
     def show_input(self) -> None:
         """What it was given, where that is captured and stands nowhere else."""
         if self._is_shown():
-            _show(self.live, self.span, "pocket_plug.phase.input", ("phase", "input"), self.call.input)
+            self.run.show(self.span, self.call, "pocket_plug.phase.input", ("phase", "input"), self.call.input)
 
     def _is_shown(self) -> bool:
         """What prep and post have and give stands on the node's span already, or on that of exec."""
@@ -432,7 +431,7 @@ class PhaseSpan(SpanManager):
             return
         if error is None:
             if self._is_shown():
-                _show(self.live, span, "pocket_plug.phase.output", ("phase", "output"), call.output)
+                self.run.show(span, call, "pocket_plug.phase.output", ("phase", "output"), call.output)
             return
         span.set_attribute("pocket_plug.attempt.will_retry", call.will_retry)
         if call.delay is not None:

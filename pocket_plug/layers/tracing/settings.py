@@ -6,17 +6,21 @@ process's. No span is made in this module.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, cast, get_args
+from warnings import warn
 from weakref import WeakSet
 
 from opentelemetry import trace
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, TracerProvider
 from typing_extensions import Unpack
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, is_fault
+from pocket_plug.otel.additions import NONE, Additions
 from pocket_plug.otel.reporting import SCHEMA_URL, changed, globals_of, own_version
+from pocket_plug.primitives.default_pocket import find_default_pocket
+from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_lock
 from pocket_plug.primitives.redaction import Redact as Redact
 
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
 
 Detail = Literal["run", "node", "phase", "debug"]
 Capture = Literal["none", "keys", "summary", "full"]
-Flavour = Literal["openinference", "gen_ai"]
 Scope = Literal["graph", "phase", "store"]
 
 
@@ -41,17 +44,14 @@ class Settings:
     "summary": also messages, and of inputs, outputs and values the type and the size. "full": the values themselves.
     What `redact(path, value)` gives stands in place of each key, message and value.
 
-    `flavours` adds the attributes that others' tools look for; `agents` names the nodes that are agents to them. `baggage`
-    names the entries of baggage that become attributes and go along to other processes. `resume_trace`: is the span of a
-    run that goes on a child of the former execution's ("parent"), or does it begin a trace with a link there ("link")?
-    `scopes` are those that make spans.
+    `baggage` names the entries of baggage that become attributes and go along to other processes. `resume_trace`: is the
+    span of a run that goes on a child of the former execution's ("parent"), or does it begin a trace with a link there
+    ("link")? `scopes` are those that make spans.
     """
 
     detail: Detail = "node"
     capture: Capture = "none"
     redact: Redact | None = None
-    flavours: tuple[Flavour, ...] = ()
-    agents: tuple[str, ...] = ()
     baggage: tuple[str, ...] = ()
     resume_trace: Literal["link", "parent"] = "link"
     scopes: tuple[Scope, ...] = ("graph", "phase", "store")
@@ -63,8 +63,8 @@ class Besides(TypedDict, total=False):
 
     capture: Capture
     redact: Redact | None
-    flavours: Collection[Flavour]
-    agents: Collection[str]
+    flavours: Collection[str]
+    """Has no effect since 0.2, and goes with 0.3: `pip install pocket-plug-openinference`."""
     baggage: Collection[str]
     resume_trace: Literal["link", "parent"]
     scopes: Collection[Scope]
@@ -109,8 +109,6 @@ _ONE_OF: Mapping[str, tuple[Any, ...]] = {
     "resume_trace": ("link", "parent"),
 }
 _SOME_OF: Mapping[str, tuple[Any, ...]] = {
-    "flavours": get_args(Flavour),
-    "agents": (),
     "scopes": get_args(Scope),
     "baggage": (),
 }
@@ -119,7 +117,9 @@ _SOME_OF: Mapping[str, tuple[Any, ...]] = {
 def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     """The changes, with lists as tuples. Raises ConfigError for a value that an option can't have."""
     checked = dict(changes)
-    for name, value in changes.items():
+    if checked.pop("flavours", None):
+        warn_of_flavours()
+    for name, value in checked.items():
         if name in _ONE_OF and value not in _ONE_OF[name]:
             raise ConfigError(f"tracing's {name} is one of {', '.join(_ONE_OF[name])}, not {value!r}.")
         if name in _SOME_OF:
@@ -135,6 +135,16 @@ def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return checked
 
 
+def warn_of_flavours() -> None:
+    """The option `flavours` is a plugin now."""
+    warn(
+        "flavours has no effect any more, and goes with 0.3: what it added, in its current names, comes from a plugin; "
+        "do: pip install pocket-plug-openinference",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+
+
 def _texts(value: object) -> tuple[str, ...] | None:
     if isinstance(value, str) or not isinstance(value, Iterable):
         return None
@@ -147,13 +157,11 @@ class Live:
     """Where spans go while somebody listens, and what stands on them. Made whole, never changed."""
 
     __slots__ = (
-        "agents",
+        "additions",
         "baggage",
         "capture",
-        "decorated",
         "detail",
         "draws",
-        "flavours",
         "graph",
         "phase",
         "phases",
@@ -163,7 +171,9 @@ class Live:
         "stores",
     )
 
-    def __init__(self, provider: TracerProvider, chosen: Settings) -> None:
+    def __init__(self, provider: TracerProvider, chosen: Settings, additions: Callable[[], Additions]) -> None:
+        self.additions = additions
+        """What plugins add to spans, those of now."""
         self.provider, self.detail, self.resume_trace = provider, chosen.detail, chosen.resume_trace
         self.draws = chosen.detail in ("phase", "debug")
         """Have runs their graph's nodes and edges?"""
@@ -171,10 +181,7 @@ class Live:
         """Has each phase a span, rather than that its duration stands on the node's?"""
         self.stores = chosen.detail != "run" and "store" in chosen.scopes
         """Have store operations spans?"""
-        self.flavours, self.baggage = frozenset(chosen.flavours), chosen.baggage
-        self.agents = frozenset(chosen.agents)
-        self.decorated = bool(self.flavours or self.baggage)
-        """Does anything stand on spans besides what is pocket_plug's?"""
+        self.baggage = chosen.baggage
         self.capture: Captured | None = None
         if chosen.capture != "none":
             from .capture import Captured
@@ -205,10 +212,31 @@ _GLOBAL: Final = "_TRACER_PROVIDER"
 _api = globals_of(trace, _GLOBAL, trace.get_tracer_provider)
 
 
+class Asked(Protocol):
+    """What tracing asks of its Pocket."""
+
+    def additions(self) -> Additions:
+        """What the plugins add to spans."""
+        ...
+
+
+def additions_of_default() -> Additions:
+    """What the plugins of the default Pocket add; where there can't be one, nothing."""
+    try:
+        pocket: Asked = find_default_pocket()
+        return pocket.additions()
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        say_once("asking the default Pocket what its plugins add to spans", error)
+        return NONE
+
+
 class Listening:
     """Does anybody listen, and to what? The process's settings, with those of one Pocket in their place."""
 
     def __init__(self) -> None:
+        self.additions: Callable[[], Additions] = additions_of_default
         self._own: Mapping[str, Any] = {}
         self._seen: tuple[object, Live | None] = _NEVER
         """The provider that was last seen, and where spans go for it. Assigned whole."""
@@ -252,7 +280,7 @@ class Listening:
             provider = trace.get_tracer_provider()  # which loads the one that the environment names
         muted = isinstance(chosen.tracer_provider, Muted) and chosen.tracer_provider.provider is provider
         silent = muted or isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
-        live = None if silent else Live(provider, chosen)
+        live = None if silent else Live(provider, chosen, self.additions)
         self._seen = known, live
         if settings is not process:  # changed meanwhile, by another thread
             self.forget()

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from pocket_plug.errors import ConflictError, is_fault
+from pocket_plug.otel.additions import added
 from pocket_plug.otel.late import LateSpan
 from pocket_plug.otel.reporting import current_context, server_of, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
@@ -21,7 +22,7 @@ from pocket_plug.store.keys import template_of
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 
-from . import flavours, settings
+from . import settings
 from .settings import Listening, Live
 from .spans import Attributes, carried, fail, is_cancellation
 
@@ -204,8 +205,8 @@ class Tracing(Layer):
             return None  # it looks for its records before there is a span: that begins no trace
         try:
             name = capped(f"{about.name} {about.template}") if about.template else about.name
-            if live.decorated:
-                attributes = carried(live, parent) | flavours.of_operation(live.flavours, about.name) | attributes
+            if (asked := live.additions().store) or live.baggage:
+                attributes = carried(live, parent) | added("store", asked, attributes) | attributes
             span = live.store.start_span(name, parent, self._kind, attributes, start_time=about.start)
             if not span.is_recording():
                 return None
@@ -283,7 +284,8 @@ def _show_keys(live: Live, span: Span, keys: str | Sequence[str]) -> None:
         shown = live.capture.keys(keys)
         span.set_attribute("pocket_plug.store.keys", shown)
         text = "\n".join(shown)
-    span.set_attributes(flavours.of_value(live.flavours, "input", text, "text/plain"))
+    if asked := live.additions().value:
+        span.set_attributes(added("value", asked, None, "input", text, "text/plain"))
 
 
 Values = Entry | Mapping[str, Entry] | Sequence[Change] | None
@@ -304,9 +306,9 @@ def _show_values(live: Live, span: Span, values: Values) -> None:
     text = live.capture.value(("store", "value"), found)
     if text is not None:
         span.set_attribute("pocket_plug.store.value", text)
-        reads = isinstance(values, Entry | Mapping)
-        if reads:
-            span.set_attributes(flavours.of_value(live.flavours, "output", text, live.capture.mime_type))
+        asked = live.additions().value
+        if asked and isinstance(values, Entry | Mapping):
+            span.set_attributes(added("value", asked, None, "output", text, live.capture.mime_type))
 
 
 class _Attached:

@@ -1,0 +1,196 @@
+"""Runs and nodes as Arize Phoenix, MLflow and tools for GenAI show them, by attributes on the spans of pocket-plug.
+
+Two conventions: OpenInference's kinds, inputs and outputs, and OpenTelemetry's `gen_ai.*` for agents, tools and retrievals.
+What a node is, is declared on it: `@pp.node(trace=TOOL)`. All else is a CHAIN. Spans keep their names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal, TypedDict, get_args
+
+from pocket_plug import ConfigError, hookimpl
+from pocket_plug.errors import suggest
+from pocket_plug.graph.shape import Shape
+from pocket_plug.hookspecs import NodeCall, PhaseCall, Run, SpanAdditions, SpanAttributes
+from pocket_plug.propagation import SESSION, current_session
+
+Kind = Literal[
+    "AGENT",
+    "CHAIN",
+    "DECISION",
+    "EMBEDDING",
+    "EVALUATOR",
+    "GUARDRAIL",
+    "LLM",
+    "PROMPT",
+    "RERANKER",
+    "RETRIEVER",
+    "TOOL",
+]
+
+KIND: Final = "openinference.span.kind"
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+
+def _kind(kind: Kind) -> SpanAttributes:
+    return MappingProxyType({KIND: kind})
+
+
+AGENT: Final = _kind("AGENT")
+"""Reasons, and calls models and tools."""
+CHAIN: Final = _kind("CHAIN")
+"""A step between others; what each node is that declares nothing."""
+DECISION: Final = _kind("DECISION")
+"""Chooses what is done next."""
+EMBEDDING: Final = _kind("EMBEDDING")
+"""Makes embeddings."""
+EVALUATOR: Final = _kind("EVALUATOR")
+"""Judges what a model gave."""
+GUARDRAIL: Final = _kind("GUARDRAIL")
+"""Refuses or changes what must not go in or out."""
+LLM: Final = _kind("LLM")
+"""Calls a model. Where an instrumentation traces the client, its span is the LLM, and the node around it none."""
+PROMPT: Final = _kind("PROMPT")
+"""Renders a prompt."""
+RERANKER: Final = _kind("RERANKER")
+"""Puts documents in another order."""
+RETRIEVER: Final = _kind("RETRIEVER")
+"""Finds documents."""
+TOOL: Final = _kind("TOOL")
+"""Is called on behalf of a model or an agent."""
+
+
+class Options(TypedDict, total=False):
+    """The table `[plugins.openinference]`."""
+
+    kinds: Mapping[str, str]
+    """Kinds by the name of a node or of a graph, where the declaration can't be written on it: `{chat = "agent"}`."""
+
+
+class OpenInference:
+    """The plugin, of which each Pocket has its own.
+
+    >>> import pocket_plug as pp
+    >>> from pocket_plug.testing.spans import SpanCapture
+    >>> @pp.node(trace=TOOL)
+    ... def weather(city: str) -> str:
+    ...     return "rain"
+    >>> with SpanCapture("node") as capture:
+    ...     pocket = pp.Pocket(plugins=[OpenInference], autoload=False)
+    ...     pp.Graph(weather, name="chat").run_sync("Paris", pocket=pocket)
+    'rain'
+    >>> [(span.name, span.attributes[KIND]) for span in capture.spans]
+    [('run chat', 'CHAIN'), ('node weather', 'TOOL')]
+    """
+
+    def __init__(self) -> None:
+        self._kinds: Mapping[str, Kind] = {}
+
+    @hookimpl
+    def pocket_configure(self, options: Options) -> None:
+        """The table. Raises ConfigError for what is no option of ours, and for what is no kind."""
+        if unknown := options.keys() - {"kinds"}:
+            raise ConfigError(f"openinference has no option {min(unknown)!r}; it has: kinds")
+        given: object = options.get("kinds", {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"openinference's kinds is {type(given).__name__}; give a table of names and kinds")
+        self._kinds = {str(name): _known(str(name), kind) for name, kind in given.items()}
+
+    @hookimpl
+    def pocket_span_additions(self) -> SpanAdditions:
+        """What spans have besides."""
+        return SpanAdditions(
+            run=self._of_run,
+            node=self._of_node,
+            phase=_of_phase,
+            store=_of_store,
+            value=self._of_value,
+            resource=_project,
+        )
+
+    def _of_run(self, run: Run, own: SpanAttributes) -> SpanAttributes:
+        """A chain, or what its graph's name was given; the outermost one of a graph that declares something a workflow."""
+        kind = self._kinds.get(run.graph, "CHAIN")
+        found: dict[str, str | bool | int | float] = {KIND: kind}
+        session = own.get(SESSION)
+        if kind == "AGENT":
+            found |= _agent(run.graph, session)
+        elif run.parent is None and run.shape is not None and self._declares(run.shape):
+            found |= {"gen_ai.operation.name": "invoke_workflow", "gen_ai.workflow.name": run.graph}
+            if session is not None:
+                found["gen_ai.conversation.id"] = session
+        return found
+
+    def _declares(self, shape: Shape) -> bool:
+        """Is one of its nodes, nested ones too, something else than a chain?"""
+        return (
+            any(KIND in attributes for attributes in shape.declared.values())
+            or any(name in self._kinds for name in shape.nodes)
+            or any(map(self._declares, shape.within.values()))
+        )
+
+    def _kind_of(self, call: NodeCall) -> str:
+        """As it was declared; an `each` around such a node is a chain."""
+        return str(call.attributes.get(KIND, self._kinds.get(call.name, "CHAIN")))
+
+    def _of_node(self, call: NodeCall, own: SpanAttributes) -> SpanAttributes:
+        kind = self._kind_of(call)
+        if kind == "AGENT":
+            return {KIND: kind, **_agent(call.name, current_session())}
+        if kind == "TOOL":
+            return {
+                KIND: kind,
+                "tool.name": call.name,
+                "gen_ai.operation.name": "execute_tool",
+                "gen_ai.tool.name": call.name,
+                "gen_ai.tool.type": "function",
+            }
+        return {KIND: kind, "gen_ai.operation.name": "retrieval"} if kind == "RETRIEVER" else {KIND: kind}
+
+    def _of_value(
+        self, call: Run | NodeCall | PhaseCall | None, way: Literal["input", "output"], text: str, mime_type: str
+    ) -> SpanAttributes:
+        """Where these tools look for it."""
+        found = {f"{way}.value": text, f"{way}.mime_type": mime_type}
+        if isinstance(call, NodeCall) and self._kind_of(call) == "TOOL":
+            found["gen_ai.tool.call.arguments" if way == "input" else "gen_ai.tool.call.result"] = text
+        return found
+
+
+def _known(name: str, given: object) -> Kind:
+    """A kind as it is called. Raises ConfigError."""
+    for kind in KINDS:
+        if isinstance(given, str) and kind == given.upper():
+            return kind
+    words = [kind.lower() for kind in KINDS]
+    meant = suggest(given, words) if isinstance(given, str) else ""
+    raise ConfigError(f"openinference's kinds.{name} is {given!r:.80}; it is one of: {', '.join(words)}.{meant}")
+
+
+def _agent(name: str, session: str | bool | int | float | None) -> dict[str, str | bool | int | float]:
+    found: dict[str, str | bool | int | float] = {
+        "agent.name": name,
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": name,
+    }
+    if session is not None:
+        found["gen_ai.conversation.id"] = session
+    return found
+
+
+def _of_phase(call: PhaseCall, own: SpanAttributes) -> SpanAttributes:
+    """A phase is a part of what its node is."""
+    return CHAIN
+
+
+def _of_store(own: SpanAttributes) -> SpanAttributes:
+    """State is no document: nothing that a store does retrieves anything."""
+    return CHAIN
+
+
+def _project(own: SpanAttributes) -> SpanAttributes:
+    """Where Phoenix files traces: as `PHOENIX_PROJECT_NAME` says, else as the service is called."""
+    return {"openinference.project.name": os.environ.get("PHOENIX_PROJECT_NAME") or own["service.name"]}
