@@ -106,9 +106,9 @@ bench: .venv-bench/ready
 	    --editable . --requirement tests/bench/requirements.txt
 	touch $@
 
-# Against real servers and a real browser, by the Debian packages chromium and prometheus and some 2 GB from PyPI.
+# Against real servers and a real browser, by the Debian packages chromium and prometheus, newer ones beside them, and some 2 GB from PyPI.
 # Some of it: make e2e ARGS='-k phoenix'
-e2e: .venv-e2e/ready .venv-e2e-phoenix/ready .venv-e2e-mlflow/ready
+e2e: .venv-e2e/ready .venv-e2e-phoenix/ready .venv-e2e-mlflow/ready .venv-e2e-debian/ready
 	.venv-e2e/bin/pytest tests/e2e $(ARGS)
 
 # The same, and docs/pictures is taken anew.
@@ -116,10 +116,16 @@ pictures: ARGS += --pictures
 pictures: e2e
 
 # The servers have requirements that need not go with ours: a venv for each.
-.venv-e2e/ready: pyproject.toml .ci/constraints.txt tests/e2e/requirements.txt
+.venv-e2e/ready: pyproject.toml .ci/constraints.txt tests/e2e/requirements.txt plugins/pocket-plug-openinference/pyproject.toml
 	$(PYTHON) -m venv .venv-e2e
 	.venv-e2e/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-	    --editable '.[otlp]' --requirement tests/e2e/requirements.txt
+	    --editable '.[otlp]' --editable 'plugins/pocket-plug-openinference[dev]' --requirement tests/e2e/requirements.txt
+	touch $@
+
+# Prometheus 3 and VictoriaMetrics, as Debian's unstable has them.
+.venv-e2e-debian/ready: tests/e2e/debian.py
+	rm -rf $(@D)
+	$(PYTHON) tests/e2e/debian.py $(@D) sid prometheus victoria-metrics
 	touch $@
 
 .venv-e2e-%/ready: tests/e2e/requirements-%.txt

@@ -166,11 +166,7 @@ class _Lines:
         self._write = file.write
 
     def msg(self, line: str) -> None:
-        token = _emitting.set(True)  # Celery makes records of what is written to stderr: they would be exported twice
-        try:
-            self._write(f"{line}\n")
-        finally:
-            _emitting.reset(token)
+        self._write(f"{line}\n")
 
     debug = info = warning = warn = error = err = exception = critical = fatal = log = msg
 

@@ -26,9 +26,12 @@ SCRIPTS = (
     "marks.js",
     "errors.js",
     "graph.js",
+    "rows.js",
+    "critical.js",
     "waterfall.js",
     "names.js",
     "views.js",
+    "llm.js",
     "details.js",
     "page.js",
 )

@@ -16,6 +16,7 @@ from servers import ROOT
 
 HOWTO = ROOT / "docs" / "howto" / "send-traces-to-a-backend.md"
 WORKFLOW = ROOT / "tests" / "telemetry" / "reference_workflow.py"
+AGENT = ROOT / "tests" / "e2e" / "agent.py"
 COMMANDS = Path(sys.executable).parent
 
 BEFORE = ("nested", "failed", "cancelled", "conflict", "threads", "sync", "suspended")
@@ -41,13 +42,30 @@ def told(backend: str, port: int) -> dict[str, str]:
 
 def play(folder: Path, environment: Mapping[str, str], capture: str = "none") -> None:
     """Play the workflow in this folder; a second process resumes what the first one left."""
-    (folder / "pocket.toml").write_text(f'[plugins.tracing]\ncapture = "{capture}"\n')
     for parts in (BEFORE, ("resumed",)):
-        command = [sys.executable, "-W", "error", WORKFLOW, "tea", "reference.db", *parts]
-        done = subprocess.run(
-            command, cwd=folder, env=clean(environment), capture_output=True, text=True, timeout=120, check=False
-        )
-        assert (done.returncode, done.stderr) == (0, "")
+        run(folder, environment, capture, WORKFLOW, "tea", "reference.db", *parts)
+
+
+def answer(folder: Path, environment: Mapping[str, str]) -> None:
+    """Run the agent in this folder, with inputs and outputs."""
+    run(folder, environment, "full", AGENT)
+
+
+def run(folder: Path, environment: Mapping[str, str], capture: str, *command: str | Path) -> None:
+    """Run a program that reads its configuration from there."""
+    (folder / "pocket.toml").write_text(
+        f'[plugins.tracing]\ncapture = "{capture}"\n[plugins.openinference]\nkinds = {{ research = "agent" }}\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=folder,
+        env=clean(environment) | {"POCKET_PLUG_CONFIG": "pocket.toml", "POCKET_PLUG_FLUSH_TIMEOUT": "60"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 @dataclass(frozen=True)
@@ -92,70 +110,70 @@ EXPECTED = {
           node checkout CHAIN
             run checkout CHAIN
               node fetch CHAIN
-                exec fetch TOOL !exception ERROR
-                exec fetch TOOL !exception ERROR
-                exec fetch TOOL
+                exec fetch CHAIN !exception ERROR
+                exec fetch CHAIN !exception ERROR
+                exec fetch CHAIN
               node price CHAIN
                 prep price CHAIN
-                  get price:{} RETRIEVER
-                exec price TOOL
+                  get price:{} CHAIN
+                exec price CHAIN
                 post price CHAIN
                 set price:{} CHAIN
               node price CHAIN
                 prep price CHAIN
-                  get price:{} RETRIEVER
-                exec price TOOL
+                  get price:{} CHAIN
+                exec price CHAIN
                 post price CHAIN
-                  get sold:{} RETRIEVER
+                  get sold:{} CHAIN
                 set sold:{} CHAIN
           node hurry CHAIN
-            exec hurry TOOL !exception ERROR
+            exec hurry CHAIN !exception ERROR
             fallback hurry CHAIN
           node split CHAIN
-            exec split TOOL
+            exec split CHAIN
           node each_pack CHAIN
             item pack CHAIN
-              exec pack TOOL
+              exec pack CHAIN
             item pack CHAIN ERROR
-              exec pack TOOL !exception ERROR
+              exec pack CHAIN !exception ERROR
             item pack CHAIN
-              exec pack TOOL
+              exec pack CHAIN
         """,
         "run failing": """
         run failing CHAIN ERROR
           node draft CHAIN
-            exec draft TOOL
+            exec draft CHAIN
           node within CHAIN ERROR
             run within CHAIN ERROR
               node refuse CHAIN ERROR
-                exec refuse TOOL !exception ERROR
+                exec refuse CHAIN !exception ERROR
         """,
         "run stopped": """
         run stopped CHAIN
           node draft CHAIN
-            exec draft TOOL
+            exec draft CHAIN
           node wait CHAIN
-            exec wait TOOL
+            exec wait CHAIN
         """,
         "run stocktaking": """
         run stocktaking CHAIN
           node stock CHAIN !pocket_plug.conflict
             post stock CHAIN
-              get sold:{} RETRIEVER
+              get sold:{} CHAIN
               set sold:{} CHAIN
             set sold:{} CHAIN
             post stock CHAIN
-              get sold:{} RETRIEVER
+              get sold:{} CHAIN
             set sold:{} CHAIN
         """,
         "request": """
         request UNKNOWN
           run foreign CHAIN
             node weigh CHAIN
-              exec weigh TOOL
+              exec weigh CHAIN
                 own work in a thread UNKNOWN
             node hand_on CHAIN
-              exec hand_on TOOL
+              exec hand_on CHAIN
                 own work UNKNOWN
                   own work in a task UNKNOWN
                 own work by to_thread UNKNOWN
@@ -163,40 +181,74 @@ EXPECTED = {
         "run sync": """
         run sync CHAIN
           node weigh CHAIN
-            exec weigh TOOL
+            exec weigh CHAIN
               own work in a thread UNKNOWN
           node count CHAIN
             prep count CHAIN
-              get sold:{} RETRIEVER
+              get sold:{} CHAIN
             post count CHAIN
             set sold:{} CHAIN
         """,
         "run approval": """
         run approval CHAIN
           node draft CHAIN
-            exec draft TOOL
-            write CHAIN
+            exec draft CHAIN
+            write checkpoint CHAIN
           node approve CHAIN
-            set CHAIN
+            write checkpoint CHAIN
         """,
         "run approval, resumed": """
         run approval CHAIN
           node approve CHAIN
-            write CHAIN
+            get checkpoint CHAIN
+            write checkpoint CHAIN
           node send CHAIN
             post send CHAIN
-            write CHAIN
+            write checkpoint CHAIN
         """,
     }.items()
 }
-"""At detail "phase"; of the user's own spans the kind is not known."""
+"""At detail "phase"; nothing in it is declared as more than a step, and of the user's own spans the kind is not known."""
 
 SPANS = sum(tree.count("\n") for tree in EXPECTED.values())
 
-PLAIN = {name: re.sub("CHAIN|TOOL|RETRIEVER", "UNKNOWN", tree) for name, tree in EXPECTED.items()}
-"""The same without the flavour "openinference", as a local file has it."""
+ANSWERED = {
+    name: dedent(tree).lstrip("\n")
+    for name, tree in {
+        "run research": """
+        run research AGENT
+          node plan AGENT
+            exec plan CHAIN
+              ChatCompletion LLM
+          node each_search CHAIN
+            item search RETRIEVER
+              exec search CHAIN !exception ERROR
+              exec search CHAIN
+            item search RETRIEVER
+              exec search CHAIN
+            item search RETRIEVER
+              exec search CHAIN
+          node count TOOL
+            exec count CHAIN
+            post count CHAIN
+              get counted:{} CHAIN
+            set counted:{} CHAIN
+          node answer AGENT
+            exec answer CHAIN
+              ChatCompletion LLM
+        """,
+        "run payment": """
+        run payment CHAIN ERROR
+          node pay TOOL ERROR
+            exec pay CHAIN !exception ERROR
+        """,
+    }.items()
+}
+"""What the agent's two runs are shown as."""
+
+ANSWERS = sum(tree.count("\n") for tree in ANSWERED.values())
 
 
 def names(tree: str) -> list[str]:
     """Of an expected tree's spans, from top to bottom."""
-    return re.findall(r"^ *(.*?) (?:CHAIN|TOOL|RETRIEVER)", EXPECTED[tree], re.MULTILINE)
+    return re.findall(r"^ *(.*?) (?:AGENT|CHAIN|LLM|RETRIEVER|TOOL)", (EXPECTED | ANSWERED)[tree], re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The reference workflow in a real MLflow: by its API exactly what was sent, links too, and its page of a trace.
+"""The reference workflow and an agent in a real MLflow: by its API exactly what was sent, links too, and its page of a trace.
 
 `make e2e` installs the server; the page is opened in the Debian package chromium: `apt-get install -y chromium`.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Look, Picture
 from servers import ask, free_port, installed, running, until
-from shown import EXPECTED, PLAIN, SPANS, Shown, clean, names, play, told, trees
+from shown import ANSWERED, ANSWERS, EXPECTED, SPANS, Shown, answer, clean, names, play, told, trees
 
 
 def hexadecimal(given: str) -> str:
@@ -46,8 +47,8 @@ class MLflow:
         found: list[dict[str, Any]] = answer.get("traces", [])
         return found
 
-    def spans(self, experiment: str) -> list[Shown]:
-        """All spans of an experiment, once all have come."""
+    def spans(self, experiment: str, number: int = SPANS) -> list[Shown]:
+        """All spans of an experiment, once so many have come."""
 
         def come() -> list[Shown] | None:
             found = [
@@ -55,9 +56,9 @@ class MLflow:
                 for trace in self.traces(experiment)
                 for span in ask(f"{self.url}/api/3.0/mlflow/traces/get?trace_id={trace['trace_id']}")["trace"]["spans"]
             ]
-            return found if len(found) >= SPANS else None
+            return found if len(found) >= number else None
 
-        return until(f"{SPANS} spans of experiment {experiment}", come)
+        return until(f"{number} spans of experiment {experiment}", come)
 
 
 def shown(span: Mapping[str, Any]) -> Shown:
@@ -93,6 +94,20 @@ def sent(mlflow: MLflow, tmp_path_factory: pytest.TempPathFactory) -> list[Shown
     return mlflow.spans("0")
 
 
+@pytest.fixture(scope="module")
+def experiment(mlflow: MLflow) -> str:
+    """The agent's own."""
+    return mlflow.create("agent")
+
+
+@pytest.fixture(scope="module")
+def answered(mlflow: MLflow, experiment: str, tmp_path_factory: pytest.TempPathFactory) -> list[Shown]:
+    """All spans of the agent, with inputs and outputs."""
+    header = {"OTEL_EXPORTER_OTLP_HEADERS": f"x-mlflow-experiment-id={experiment}"}
+    answer(tmp_path_factory.mktemp("agent"), told("mlflow", mlflow.port) | header)
+    return mlflow.spans(experiment, ANSWERS)
+
+
 def test_mlflow_has_exactly_what_was_sent(sent: list[Shown]) -> None:
     """Names, parents, types, events and statuses of every trace; no span twice, none missing, none without its parent."""
     assert len(sent) == SPANS
@@ -119,7 +134,7 @@ def test_mlflow_lists_state_session_input_and_output(mlflow: MLflow, sent: list[
 
 
 def test_a_file_that_is_sent_later_is_the_same(mlflow: MLflow, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`pocket-plug trace send` with MLflow's header brings the same spans, links too; a file has no types for MLflow."""
+    """`pocket-plug trace send` with MLflow's header brings the same spans, with links and types."""
     folder, experiment = tmp_path_factory.mktemp("replayed"), mlflow.create("replayed")
     play(folder, {"OTEL_SERVICE_NAME": "shop"})
     done = subprocess.run(["pocket-plug", "trace", "send", ".pocket_plug/traces.jsonl", "--to", mlflow.url, "--header",
@@ -128,21 +143,39 @@ def test_a_file_that_is_sent_later_is_the_same(mlflow: MLflow, tmp_path_factory:
     assert done.returncode == 0, done.stderr
     spans = mlflow.spans(experiment)
     assert len(spans) == SPANS
-    assert trees(spans) == PLAIN
+    assert trees(spans) == EXPECTED
     assert [span.name for span in spans if span.links] == ["run approval"]
 
 
+def test_an_agent_is_shown_as_what_it_is(answered: list[Shown]) -> None:
+    """Agents, models, retrievals and tools are what was declared or instrumented; what failed is an error."""
+    assert trees(answered) == ANSWERED
+
+
+def test_mlflow_counts_the_tokens_of_a_trace(mlflow: MLflow, experiment: str, answered: list[Shown]) -> None:
+    """All that the model was asked in a run, in its session, with its input and output."""
+    [run] = [trace for trace in mlflow.traces(experiment) if trace["state"] == "OK"]
+    about = run["trace_metadata"]
+    usage = json.loads(about["mlflow.trace.tokenUsage"])
+    assert {name: usage[name] for name in ("input_tokens", "output_tokens", "total_tokens")} == {
+        "input_tokens": 40, "output_tokens": 10, "total_tokens": 50,
+    }  # fmt: skip
+    assert about["mlflow.trace.session"] == "chat-17"
+    assert run["request_preview"] == '"How many kinds of tea are there?"'
+    assert run["response_preview"] == '"There are three kinds of tea: black, green and white."'
+
+
 def test_the_page_of_a_trace_shows_what_went_wrong(
-    mlflow: MLflow, sent: list[Shown], look: Look, picture: Picture
+    mlflow: MLflow, experiment: str, answered: list[Shown], look: Look, picture: Picture
 ) -> None:
     """The tree has our names in their order; an attempt that failed says by what."""
-    [run] = [span for span in sent if span.name == "run shop"]
-    page = look(f"{mlflow.url}/#/experiments/0/traces?selectedEvaluationId=tr-{run.trace_id}")
+    [run] = [span for span in answered if span.name == "run research"]
+    page = look(f"{mlflow.url}/#/experiments/{experiment}/traces?selectedEvaluationId=tr-{run.trace_id}")
     lines = page.locator("[data-testid^=span-title-row]")
-    lines.get_by_text("exec pack", exact=True).last.wait_for()
-    assert lines.all_inner_texts() == names("run shop")
+    lines.get_by_text("ChatCompletion", exact=True).last.wait_for()
+    assert lines.all_inner_texts() == names("run research")
     page.get_by_text("Inputs / Outputs", exact=True).first.wait_for()
     picture(page, "mlflow-trace", 1008)
-    lines.get_by_text("exec fetch", exact=True).first.click()
+    lines.get_by_text("exec search", exact=True).first.click()
     page.get_by_text("exception.message").filter(visible=True).first.wait_for()
-    assert page.get_by_text("no line to tea").filter(visible=True).count() > 0
+    assert page.get_by_text("no page about black").filter(visible=True).count() > 0

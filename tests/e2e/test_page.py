@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -404,6 +406,158 @@ def test_figures_of_the_table(show):
     assert line.split("\t")[1:5] == ["100", "51 µs", "95 µs", "100 µs"]
 
 
+# ---------------------------------------------------------------- time
+def spread_out() -> Trace:
+    """A run of 100 µs: `a` for 40, beside it `b` for 20 and `late` beyond its end, then `c` for 50 with `d` in it for 30."""
+    times = {
+        "run r": (0, 100, None),
+        "node a": (0, 40, 0),
+        "node b": (10, 30, 0),
+        "node c": (45, 95, 0),
+        "exec d": (60, 90, 3),
+    }
+    begun = span(0, None).start
+    spans = [span(number, parent, name=name, start=begun + start * 1000, end=begun + end * 1000)
+             for number, (name, (start, end, parent)) in enumerate(times.items())]  # fmt: skip
+    return Trace("7" * 32, tuple(spans))
+
+
+def test_critical_path(show):
+    """What the run's duration is made of is marked, with each span's own part; in sum it is the duration, in the table too."""
+    page = show([spread_out()])
+    expect(page.locator(".row.critical")).to_have_count(0)
+    page.keyboard.press("c")
+    expect(page.locator("#path")).to_have_attribute("aria-pressed", "true")
+    own = {"run r": "◆ 10 µs", "node a": "◆ 40 µs", "node c": "◆ 20 µs", "exec d": "◆ 30 µs"}
+    for name, part in own.items():
+        expect(row(page, name).locator(".mark.path")).to_have_text(part)
+        assert row(page, name).locator(".part-of-path").count()
+    expect(page.locator(".row.critical")).to_have_count(len(own))
+    page.get_by_role("tab", name="Table").click()
+    assert sorted(column(page, "path")) == sorted(["0", *(part[2:] for part in own.values())])
+
+
+def test_sorted_and_filtered_by_duration(show):
+    """`>40us` keeps what took that long, with what is above it; children by duration are the longest first."""
+    page = show([spread_out()])
+    assert names(page) == ["run r", "node a", "node b", "node c", "exec d"]
+    page.locator("#by-duration").click()
+    assert names(page) == ["run r", "node c", "exec d", "node a", "node b"]
+    page.keyboard.press("d")
+    assert names(page)[1] == "node a"
+    for query, found in {">40us": ["run r", "node a", "node c"], "<0.03ms": ["run r", "node b", "node c", "exec d"],
+                         ">30µs exec": ["run r", "node c", "exec d"]}.items():  # fmt: skip
+        page.locator("#search").fill(query)
+        expect(page.locator("#found")).to_be_visible()
+        assert names(page) == found
+
+
+def test_two_traces_compared(show):
+    """Beside another trace of the page: by name, what each has and what this one has more, the largest difference first."""
+    before = visits(10, odd=0)
+    after = Trace("8" * 32, tuple(replace(each, trace_id="8" * 32) for each in visits(20, odd=3).spans))
+    after = Trace(after.id, tuple(replace(each, start=each.start + 1, end=each.end + 1) for each in after.spans[:-1])
+                  + (replace(after.spans[-1], name="node new"),))  # fmt: skip
+    page = show([before, after])
+    page.get_by_role("tab", name="Table").click()
+    expect(page.locator("#by-name thead th")).to_have_count(9)
+    page.locator("#compare").select_option(index=1)
+    lines = {line.split("\t")[0]: line.split("\t")[1:] for line in page.locator("#by-name tbody tr").all_inner_texts()}
+    count, other, more = lines["node step"][:3]
+    assert (count, other, more) == ("19", "10", "+9")
+    assert lines["node new"][:3] == ["1", "0", "+1"]
+    assert lines["node step"][-3:] == ["1", "0", "+1"]  # errors
+    sums = [lines["node step"][at] for at in (6, 7, 8)]
+    assert sums == ["190 µs", "55 µs", "+135 µs"]
+    assert next(iter(lines)) == "node step"
+    page.locator("#compare").select_option(index=0)
+    expect(page.locator("#by-name thead th")).to_have_count(9)
+
+
+# ---------------------------------------------------------------- calls of models
+CALL = {"city": "Oslo <b>"}
+OPENINFERENCE = {
+    "openinference.span.kind": "LLM", "llm.model_name": "gemma-3", "llm.token_count.prompt": 1200, "llm.token_count.completion": 34,
+    "llm.cost.prompt": 0.001, "llm.cost.completion": 0.0005, "input.value": "{}",
+    "llm.input_messages.0.message.role": "system", "llm.input_messages.0.message.content": "Be brief.",
+    "llm.input_messages.1.message.role": "user", "llm.input_messages.1.message.contents.0.message_content.text": "Weather in Oslo?",
+    "llm.input_messages.10.message.role": "tool", "llm.input_messages.10.message.content": "57°F",
+    "llm.output_messages.0.message.role": "assistant",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.function.name": "get_weather",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.function.arguments": json.dumps(CALL),
+}  # fmt: skip
+GEN_AI = {
+    "gen_ai.provider.name": "acme", "gen_ai.request.model": "gemma-3", "gen_ai.usage.input_tokens": 1200,
+    "gen_ai.usage.output_tokens": 34,
+    "gen_ai.system_instructions": json.dumps([{"type": "text", "content": "Be brief."}]),
+    "gen_ai.input.messages": json.dumps([
+        {"role": "user", "parts": [{"type": "text", "content": "Weather in Oslo?"}]},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "57°F"}]}]),
+    "gen_ai.output.messages": json.dumps([
+        {"role": "assistant", "parts": [{"type": "tool_call", "id": "c2", "name": "get_weather", "arguments": CALL}]}]),
+}  # fmt: skip
+STRUCTURED = GEN_AI | {
+    name: json.loads(text) for name, text in GEN_AI.items() if isinstance(text, str) and text[0] == "["
+}
+
+
+@pytest.mark.parametrize("said", [OPENINFERENCE, GEN_AI, STRUCTURED], ids=["openinference", "gen_ai", "structured"])
+def test_conversation_of_a_model(show, said):
+    """Model, tokens and messages with their roles and tool calls, whichever convention says them; totals at the head."""
+    agent = {"gen_ai.usage.input_tokens": 2400, "gen_ai.usage.output_tokens": 68}  # repeats the sum of its calls
+    calls = [span(number, 1, name="chat gemma-3", scope="llm", kind=3, attributes=said) for number in (2, 3)]
+    page = show([Trace("7" * 32, (span(0, None, name="run r"), span(1, 0, name="agent", attributes=agent), *calls))])
+    expect(page.locator("#figures")).to_contain_text("2,400 in · 68 out")
+    if said is OPENINFERENCE:
+        expect(page.locator("#figures")).to_contain_text("$0.003")
+    expect(row(page, "chat gemma-3")).to_contain_text("1,200 in · 34 out tokens")
+    row(page, "chat gemma-3").dblclick()
+    details = page.locator("#details")
+    expect(details.locator(".conversation .who b")).to_have_text(["system", "user", "tool", "assistant"])
+    parts = details.locator(".conversation .part")
+    for part, text in zip(parts.all(), ("Be brief.", "Weather in Oslo?", "57°F", "get_weather"), strict=True):
+        expect(part).to_contain_text(text)
+    expect(parts.nth(2)).to_contain_text("← result")
+    expect(parts.last.locator("pre")).to_have_text(re.compile(r'"city": "Oslo <b>"'))
+    expect(details).to_contain_text("gemma-3")
+    assert not [name for name in details.locator("th").all_inner_texts() if "messages" in name]
+
+
+def test_messages_that_are_none(show):
+    """What says to be messages and is cut off, or something else, stands with the attributes as it is."""
+    odd = {"gen_ai.input.messages": '[{"role": "us', "gen_ai.output.messages": "7", "gen_ai.usage.input_tokens": "many",
+           "llm.input_messages.x.message.role": "user"}  # fmt: skip
+    mixed = {
+        "gen_ai.input.messages": json.dumps(
+            [None, 5, {"role": 7}, {"role": "user", "parts": [None, 3, {"type": "odd"}]}]
+        )
+    }
+    page = show([Trace("7" * 32, (span(0, None, attributes=odd), span(1, 0, attributes=mixed)))])
+    row(page, "node n0").dblclick()
+    expect(page.locator("#details th", has_text="gen_ai.input.messages")).to_be_visible()
+    row(page, "node n1").dblclick()
+    expect(page.locator(".conversation .who b")).to_have_text(["7", "user"])
+
+
+def test_input_and_output(show):
+    """Where they were captured, they stand above the attributes, once, however many names they have."""
+    value = '{"amount":9.5}'
+    said = {
+        "pocket_plug.node.input": value,
+        "input.value": value,
+        "input.mime_type": "application/json",
+        "pocket_plug.node.output": "7",
+    }
+    page = show([Trace("7" * 32, (span(0, None, attributes=said),))])
+    row(page, "node n0").dblclick()
+    headings = page.locator("#details h3").all_inner_texts()
+    assert headings[:3] == ["Input", "Output", "Attributes"]
+    expect(page.locator("#details section", has_text="Input").first.locator("pre")).to_have_text(
+        '{\n  "amount": 9.5\n}'
+    )
+    assert page.locator("#details th").all_inner_texts()[:1] == ["input.mime_type"]
+
+
 # ---------------------------------------------------------------- what one does
 def test_folding(page):
     """By mouse, by the arrow keys, all at once, and to a level; what is folded says how much is in it."""
@@ -532,6 +686,59 @@ def test_light_and_dark(show, recorded):
     assert page.evaluate(ground) == dark
 
 
+def visits(number: int, odd: int) -> Trace:
+    """A run that visits a node so many times; one visit failed."""
+    spans = [span(0, None, name="run r", end=span(number + 1, 0).end)]
+    for visit in range(1, number + 1):
+        said = {"pocket_plug.node.name": "step", "pocket_plug.node.visit": visit}
+        end = span(visit, 0).start + visit * 1000
+        spans.append(
+            span(visit, 0, name="node step", attributes=said, end=end, status="error" if visit == odd else "unset")
+        )
+    return Trace("7" * 32, tuple(spans))
+
+
+def test_repeated_visits_are_one_row(show):
+    """The first visit and what failed have rows of their own; the rest is one row with its figures, which unfolds."""
+    page = show([visits(40, odd=7)])
+    expect(page.locator(".row")).to_have_count(4)
+    assert names(page) == ["run r", "node step", "node step visits 2–40", "node step"]
+    alike = page.locator(".row", has_text="visits")
+    expect(alike).to_contain_text("38")
+    expect(alike).to_contain_text("max 40 µs · p95 38 µs")
+    expect(page.locator(".row.selected")).to_contain_text("visit 7")
+    alike.dblclick()
+    expect(page.locator("#details h2")).to_have_text("node step visits 2–40")
+    expect(page.locator("#details .jump").first).to_contain_text("node step visit 40")
+    page.locator("#rows").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#rows")).to_have_attribute("aria-rowcount", "42")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".row.selected")).to_contain_text("visit 2")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".row")).to_have_count(4)
+    page.locator("#details .jump").nth(1).click()  # what is in it comes into sight where one goes to it
+    expect(page.locator(".row.selected")).to_contain_text("visit 39")
+    page.locator("#search").fill("node.visit=12")
+    assert names(page) == ["run r", "node step"]
+
+
+def test_a_nested_graph_and_its_node_are_one_row(page):
+    """The node's row says that it is a graph, and what is below it is the run's; the run's details are one click away."""
+    page.locator("#search").fill("billing")
+    expect(row(page, "node billing")).to_contain_text("graph")
+    expect(row(page, "run billing")).to_have_count(0)
+    page.locator("#search").fill("node tax")
+    expect(row(page, "node tax")).to_have_attribute("aria-level", "3")
+    page.locator("#search").press("Escape")
+    page.keyboard.press("2")
+    row(page, "node billing").dblclick()
+    page.locator("#details .jump", has_text="run billing").click()
+    expect(page.locator("#details h2")).to_have_text("run billing")
+    expect(page.locator(".row.selected .name")).to_have_text("node billing")
+
+
 def test_narrow(show, recorded):
     """On a telephone nothing is wider than the screen but the drawing, and the details lie above the rest."""
     page = show(recorded, viewport={"width": 360, "height": 740})
@@ -544,9 +751,11 @@ def test_narrow(show, recorded):
 
 
 def test_print(page, recorded):
-    """On paper stand all rows."""
+    """On paper stand all rows that are unfolded; a nested graph and its node are one."""
+    page.keyboard.press("+")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    expect(page.locator(".row")).to_have_count(len(recorded[0].spans))
+    groups = page.locator(".bar.alike").count()
+    expect(page.locator(".row")).to_have_count(len(recorded[0].spans) - 1 + groups)
 
 
 def test_many_spans(show):

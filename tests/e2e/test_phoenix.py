@@ -1,4 +1,4 @@
-"""The reference workflow in a real Arize Phoenix: by its API exactly what was sent, on its page what one looks for.
+"""The reference workflow and an agent in a real Arize Phoenix: by its API exactly what was sent, on its page what one looks for.
 
 `make e2e` installs the server; the page is opened in the Debian package chromium: `apt-get install -y chromium`.
 """
@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 from conftest import Look, Picture
 from servers import ask, free_port, installed, running, until
-from shown import EXPECTED, PLAIN, SPANS, Shown, clean, names, play, told, trees
+from shown import ANSWERED, ANSWERS, EXPECTED, SPANS, Shown, answer, clean, names, play, told, trees
 
 
 class Phoenix:
@@ -89,6 +89,14 @@ def captured(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.fixture(scope="module")
+def answered(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> list[Shown]:
+    """All spans of the agent, with inputs and outputs."""
+    environment = told("phoenix", phoenix.port) | {"PHOENIX_PROJECT_NAME": "agent"}
+    answer(tmp_path_factory.mktemp("agent"), environment)
+    return phoenix.spans("agent", ANSWERS)
+
+
+@pytest.fixture(scope="module")
 def replayed(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Shown], list[dict[str, Any]]]:
     """The same from a local file by `pocket-plug trace send`; and the spans of the file, as they stand there."""
     folder = tmp_path_factory.mktemp("replayed")
@@ -112,7 +120,7 @@ def replayed(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> tupl
         for scope in resource["scopeSpans"]
         for span in scope["spans"]
     ]
-    return phoenix.spans("default"), spans
+    return phoenix.spans("replayed"), spans
 
 
 def test_phoenix_has_exactly_what_was_sent(sent: list[Shown]) -> None:
@@ -156,27 +164,48 @@ def test_phoenix_has_inputs_and_outputs_where_captured(captured: list[Shown]) ->
 def test_a_file_that_is_sent_later_is_the_same(
     replayed: tuple[list[Shown], list[dict[str, Any]]],
 ) -> None:
-    """Each span of the file has come once, with its ids, parent and name. A file has no kinds unless `flavours` asks."""
+    """Each span of the file has come once, with its ids, parent, name and kind."""
     shown, written = replayed
     assert len(shown) == len(written) == SPANS
     assert {(span["traceId"], span["spanId"], span.get("parentSpanId", ""), span["name"]) for span in written} == {
         (span.trace_id, span.span_id, span.parent_id, span.name) for span in shown
     }
-    assert trees(shown) == PLAIN
+    assert trees(shown) == EXPECTED
+
+
+def test_an_agent_is_shown_as_what_it_is(answered: list[Shown]) -> None:
+    """Agents, models, retrievals and tools are what was declared or instrumented; what failed is an error."""
+    assert trees(answered) == ANSWERED
+
+
+def test_the_calls_of_a_model_have_their_tokens_and_messages(answered: list[Shown]) -> None:
+    """As the client's instrumentation says; the session is the run's."""
+    calls = [span for span in answered if span.kind == "LLM"]
+    assert [span.attributes["llm.token_count.total"] for span in calls] == [25, 25]
+    assert {span.attributes["llm.model_name"] for span in calls} == {"tea-1"}
+    assert {span.attributes.get("session.id") for span in calls} == {"chat-17"}
+    [run] = [span for span in answered if span.name == "run research"]
+    assert json.loads(run.attributes["output.value"]) == "There are three kinds of tea: black, green and white."
+
+
+def test_phoenix_counts_the_tokens_of_a_session(phoenix: Phoenix, answered: list[Shown]) -> None:
+    """Both runs are one conversation, with all that the model was asked."""
+    found = ask(f"{phoenix.url}/v1/projects/agent/sessions")["data"]
+    assert [(each["session_id"], len(each["traces"])) for each in found] == [("chat-17", 2)]
 
 
 def test_the_page_of_a_trace_shows_what_went_wrong(
-    phoenix: Phoenix, captured: list[Shown], look: Look, picture: Picture
+    phoenix: Phoenix, answered: list[Shown], look: Look, picture: Picture
 ) -> None:
     """The tree has our names; an attempt that failed is marked, and says by what."""
-    [run] = [span for span in captured if span.name == "run shop"]
-    page = look(phoenix.page("captured", run.trace_id))
+    [run] = [span for span in answered if span.name == "run research"]
+    page = look(phoenix.page("agent", run.trace_id))
     lines = page.locator(".span-node-wrap")
-    lines.get_by_text("exec pack", exact=True).last.wait_for()
-    assert lines.locator(".span-node__heading > span").all_inner_texts() == names("run shop")
+    lines.get_by_text("ChatCompletion", exact=True).last.wait_for()
+    assert lines.locator(".span-node__heading > span").all_inner_texts() == names("run research")
     page.get_by_text("Output", exact=True).first.wait_for()
     picture(page, "phoenix-trace")
-    lines.get_by_text("exec fetch", exact=True).first.click()
-    page.get_by_text("no line to tea").first.wait_for()
-    assert page.get_by_text("tool", exact=True).count() == page.get_by_text("Error", exact=True).count() == 1
+    lines.get_by_text("exec search", exact=True).first.click()
+    page.get_by_text("no page about black").first.wait_for()
+    assert page.get_by_text("Error", exact=True).count() == 1
     picture(page, "phoenix-error")

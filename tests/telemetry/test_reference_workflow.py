@@ -406,7 +406,7 @@ def resumed_elsewhere(sink: Sink, folder: Path, **environment: str) -> subproces
     return subprocess.run(
         command,
         cwd=folder,
-        env=kept | {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url} | environment,
+        env=kept | {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "POCKET_PLUG_DISABLE": "openinference"} | environment,
         text=True,
         capture_output=True,
         timeout=120,

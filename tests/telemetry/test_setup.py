@@ -192,6 +192,7 @@ def test_prometheus_finds_metrics_until_it_is_closed(tmp_path: Path) -> None:
         done = python('setup(); print(graph.run_sync("tea"))', tmp_path, **settings)
         assert (done.returncode, done.stdout) == (0, "tea\n")
         assert f"can't serve its metrics to Prometheus on 127.0.0.1:{port}: Address already in use" in done.stderr
+        assert "OTEL_METRICS_EXPORTER=otlp" in done.stderr  # the way out
     code = f"""
 from urllib.request import urlopen
 telemetry = setup()

@@ -24,6 +24,8 @@ function marksOf(span) {
   const events = (name) => span.events.filter((event) => event[0] === `pocket_plug.${name}`).length;
   if (events("conflict")) add("warn", `⇄ conflict${times(events("conflict"))}`, "another wrote the same meanwhile; tried again");
   if (events("clean_up_failed")) add("warn", "! clean-up failed", "see the span's events");
+  const tokens = tokensText(usageOf(span));
+  if (tokens) add("grey", `${tokens} tokens`, String(modelOf(span) ?? ""));
   const [items, suppressed] = [span.get("fan_out.items"), span.get("fan_out.suppressed")];
   if (suppressed) add("grey", `${count(items - suppressed)} of ${plural(items, "item")} shown`, "the slowest, the failed, the retried and a sample have spans");
   if (span.links.length) add("blue", `↗ link${times(span.links.length)}`, "belongs to another span, see the details");

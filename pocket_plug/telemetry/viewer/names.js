@@ -7,7 +7,7 @@ function byName(trace) {
   const found = new Map();
   for (const span of trace.tree) {
     const key = `${span.type} ${span.name}`;
-    if (!found.has(key)) found.set(key, { key, name: span.name, type: span.type, nameNumber: span.nameNumber, count: 0, took: [], total: 0, self: 0, errors: 0 });
+    if (!found.has(key)) found.set(key, { key, name: span.name, type: span.type, nameNumber: span.nameNumber, count: 0, took: [], total: 0, self: 0, path: 0, errors: 0 });
     const of = found.get(key);
     of.count += 1;
     of.errors += span.failed;
@@ -15,6 +15,7 @@ function byName(trace) {
     of.took.push(span.took);
     of.total += span.took;
     of.self += span.self;
+    of.path += lengthOf(trace.critical.get(span) ?? EMPTY);
   }
   for (const of of found.values()) Object.assign(of, spread(of.took));
   return found;
@@ -33,11 +34,11 @@ function rounded(number) {
   return number % 1 === 0.5 && near % 2 ? near - 1 : near;
 }
 
-const NONE = { count: 0, total: 0, self: 0, errors: 0, median: 0, p95: 0, longest: 0 };
+const NONE = { count: 0, total: 0, self: 0, path: 0, errors: 0, median: 0, p95: 0, longest: 0 };
 const signed = (text, value) => (value > 0 ? `+${text}` : value < 0 ? `−${text}` : "0");
 const TIME = { show: duration, difference: (value) => signed(duration(Math.abs(value)), value) };
 const NUMBER = { show: count, difference: (value) => signed(count(Math.abs(value)), value) };
-const COLUMNS = [["count", "Count", NUMBER], ["median", "p50", TIME], ["p95", "p95", TIME], ["longest", "Max", TIME], ["total", "Total", TIME], ["self", "Self", TIME], ["errors", "Errors", NUMBER]];
+const COLUMNS = [["count", "Count", NUMBER], ["median", "p50", TIME], ["p95", "p95", TIME], ["longest", "Max", TIME], ["total", "Total", TIME], ["self", "Self", TIME], ["path", "On path", TIME], ["errors", "Errors", NUMBER]];
 const COMPARED = ["count", "median", "total", "errors"];
 
 class NamesView {

@@ -38,9 +38,7 @@ function onView(view) {
   if (!trace) return;
   if (view === "names" && names.trace !== trace) names.show(trace, traces.filter((other) => other !== trace));
   if (view === "failures") at("failures").replaceChildren(...errorsView(trace, goTo).filter(Boolean));
-  if (view !== "waterfall") return;
-  waterfall.resized();
-  if (waterfall.selected) waterfall.reveal(waterfall.selected);
+  if (view === "waterfall" && waterfall.selected) waterfall.reveal(waterfall.selected);
 }
 
 function drawHead() {
@@ -50,10 +48,11 @@ function drawHead() {
   outcome.className = `outcome ${{ failure: "bad", timeout: "bad", interrupted: "bad", success: "good", cancelled: "grey" }[trace.outcome] ?? "blue"}`;
   outcome.hidden = !trace.outcome;
   at("run-id").textContent = trace.runId || trace.id;
+  const usage = usageOfTrace(trace);
   const steps = trace.root?.get("run.steps");
   const figures = [["took", duration(trace.took)], ["steps", steps === undefined ? "" : count(steps)], ["spans", count(trace.spans.length)],
     ["errors", trace.errors ? make("button", { title: "the errors, by type and place", click: () => views.show("failures") }, count(trace.errors)) : "0", "bad"], ["retries", trace.retries ? count(trace.retries) : "", "warn"],
-    ["service", trace.service], ["began", shortTime(trace.start)]];
+    ["tokens", tokensText(usage)], ["cost", costText(usage.cost)], ["service", trace.service], ["began", shortTime(trace.start)]];
   at("figures").replaceChildren(...figures.filter(([, value]) => value).map(([name, value, look]) => make("div", { class: look }, make("dt", {}, name), make("dd", {}, value))));
   at("traces").value = trace.id;
   at("traces").hidden = at("older").hidden = at("newer").hidden = traces.length < 2;
@@ -94,8 +93,9 @@ function selected(span) {
   if (!at("details").hidden) fillDetails(span);
   const run = span.type === "run" ? span : span.run;
   if (run && !graphRuns.includes(run)) showGraph([run]);
-  highlight(span);
-  remember(span);
+  const [first] = span instanceof Group ? span.spans : [span];
+  highlight(first);
+  remember(first);
 }
 
 function openDetails(span, focus = true) {
@@ -106,7 +106,8 @@ function openDetails(span, focus = true) {
 }
 
 function fillDetails(span) {
-  at("details").replaceChildren(...detailsOf(span, { goTo, find, zoom: (each) => waterfall.zoomTo(each), close: closeDetails }));
+  const details = span instanceof Group ? detailsOfGroup : detailsOf;
+  at("details").replaceChildren(...details(span, { goTo, find, zoom: (each) => waterfall.zoomTo(each), close: closeDetails }));
   at("details").scrollTop = 0;
 }
 
@@ -233,6 +234,8 @@ function drawTools() {
   const { rows, matches, hidden } = waterfall;
   for (const chip of at("scopes").children) chip.setAttribute("aria-pressed", String(!hidden.has(chip.dataset.scope)));
   at("errors").setAttribute("aria-pressed", String(waterfall.errorsOnly));
+  at("path").setAttribute("aria-pressed", String(waterfall.showsPath));
+  at("by-duration").setAttribute("aria-pressed", String(waterfall.tree.byDuration));
   at("only").hidden = !waterfall.only;
   at("only").textContent = waterfall.only ? `${waterfall.only.name} ×` : "";
   at("found").textContent = waterfall.kept ? `${count(matches)} of ${plural(trace.tree.length, "span")}` : rows.length < trace.tree.length ? `${plural(rows.length, "row")} of ${count(trace.tree.length)}` : "";
@@ -254,6 +257,17 @@ function search(text) {
 function errorsOnly() {
   waterfall.errorsOnly = !waterfall.errorsOnly;
   waterfall.filter();
+}
+
+function markPath() {
+  waterfall.showsPath = !waterfall.showsPath;
+  waterfall.arrange();
+}
+
+function byDuration() {
+  waterfall.tree.byDuration = !waterfall.tree.byDuration;
+  waterfall.arrange();
+  if (waterfall.selected) waterfall.reveal(waterfall.selected);
 }
 
 function clearFilters() {
@@ -301,6 +315,8 @@ const KEYS = [
   ["Esc", "close the details, clear the search", null],
   ["/", "search", () => at("search").focus()],
   ["e", "errors only", errorsOnly],
+  ["c", "mark the critical path", markPath],
+  ["d", "children by duration or by time", byDuration],
   ["n", "the next error", () => waterfall.nextError(1)],
   ["p", "the error before", () => waterfall.nextError(-1)],
   ["z", "zoom to the span", () => waterfall.zoomTo(waterfall.selected)],
@@ -360,7 +376,7 @@ function listen() {
     clearTimeout(typed);
     typed = setTimeout(() => search(at("search").value), trace.tree.length > 5000 ? 120 : 0);
   });
-  const clicks = { errors: errorsOnly, only: () => onlyThese(null), clear: clearFilters, theme: nextTheme, older: () => step(1), newer: () => step(-1), help: () => at("keys").showModal(), "fold-graph": () => foldGraph(), "unfold-all": () => waterfall.foldTo(Infinity), "fold-all": () => waterfall.foldTo(0), zoom: () => waterfall.zoom(0, trace.took) };
+  const clicks = { errors: errorsOnly, only: () => onlyThese(null), path: markPath, "by-duration": byDuration, clear: clearFilters, theme: nextTheme, older: () => step(1), newer: () => step(-1), help: () => at("keys").showModal(), "fold-graph": () => foldGraph(), "unfold-all": () => waterfall.foldTo(Infinity), "fold-all": () => waterfall.foldTo(0), zoom: () => waterfall.zoom(0, trace.took) };
   for (const [id, act] of Object.entries(clicks)) at(id).addEventListener("click", act);
   at("run-id").addEventListener("click", () => copy(at("run-id").textContent));
   at("traces").addEventListener("change", () => show(traceById.get(at("traces").value)));

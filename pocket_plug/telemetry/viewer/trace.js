@@ -32,6 +32,11 @@ class Span {
     return this.trace.columns.ids[this.number];
   }
 
+  // What tells it from the page's other rows.
+  get key() {
+    return this.order;
+  }
+
   get nameNumber() {
     return this.trace.columns.names[this.number];
   }
@@ -177,6 +182,11 @@ class Trace {
     this.title = String(this.root?.get("graph.name") ?? this.root?.name ?? "empty trace");
     this.outcome = this.root?.get("run.outcome") ?? (this.root?.goesOn ? "running" : this.failed.length ? "failure" : "");
     this.service = String(named(this.root?.resourcePairs ?? []).find(([name]) => name === "service.name")?.[1] ?? "");
+  }
+
+  // The critical path, found when it is asked for.
+  get critical() {
+    return (this.path ??= criticalPath(this));
   }
 }
 
