@@ -170,7 +170,11 @@ def test_the_choices_offer_what_there_is(reader: Watched) -> None:
 
 def test_the_alerts_are_raised_for_trouble_only(reader: Watched) -> None:
     """What fails is told of. That nothing is scraped, where figures are sent, is no silence."""
-    trouble = {("PocketPlugRunsFail", "orders"), ("PocketPlugRetryStorm", "orders"), ("PocketPlugStoreErrors", "archive")}
+    trouble = {
+        ("PocketPlugRunsFail", "orders"),
+        ("PocketPlugRetryStorm", "orders"),
+        ("PocketPlugStoreErrors", "archive"),
+    }
     judge = Reader()
     judge.url = reader.alerts_at
 

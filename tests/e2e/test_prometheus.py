@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from servers import ROOT, free_port, program, running, until
+from servers import ROOT, free_port, installed, program, running, until
 from shops import EXPRESSIONS, MONITORING, Reader, Shop, firing, rules_in_a_hurry
 
 if TYPE_CHECKING:
@@ -111,21 +111,21 @@ def test_promtool_finds_nothing_wrong(arguments: str) -> None:
 
 def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
     """They name files and options there are: Prometheus takes its file, promtool its tests, the shop its options."""
-    wanted = {"pip", "python", "prometheus", "promtool"}
-    assert {command.split()[0] for command in commands()} == wanted
+    newer = installed("debian")
+    tried: dict[str, Callable[[list[str]], list[str | Path]]] = {
+        "python": lambda arguments: [sys.executable, *arguments, "--help"],
+        "promtool": lambda arguments: [program("promtool", PACKAGE), *arguments],
+        "prometheus": lambda arguments: [program("promtool", PACKAGE), "check", "config", arguments[0].split("=")[1]],
+        "victoria-metrics": lambda arguments: [newer / "victoria-metrics", "-dryRun", *arguments],
+        "vmalert": lambda arguments: [newer / "vmalert", "-dryRun", *arguments],
+        "vmalert-tool": lambda arguments: [newer / "vmalert-tool", *arguments],
+    }
+    assert {command.split()[0] for command in commands()} == {*tried, "pip", "export"}
     for command in commands():
         name, *arguments = command.split()
-        if name == "python":
-            done = subprocess.run([sys.executable, *arguments, "--help"], cwd=ROOT, capture_output=True, check=False)
-        elif name == "promtool":
-            done = subprocess.run([program(name, PACKAGE), *arguments], cwd=ROOT, capture_output=True, check=False)
-        elif name == "prometheus":
-            [file] = re.findall(r"^--config.file=(\S+)$", " ".join(arguments))
-            done = subprocess.run(
-                [program("promtool", PACKAGE), "check", "config", file], cwd=ROOT, capture_output=True, check=False
-            )
-        else:
+        if name not in tried:
             continue
+        done = subprocess.run(tried[name](arguments), cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout!r}{done.stderr!r}"
 
 
