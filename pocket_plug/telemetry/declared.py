@@ -85,15 +85,6 @@ class Declared:
         found = (getattr(options, "endpoint", None) for _, _, _, options in self._parts(signal))
         return [str(endpoint) for endpoint in found if endpoint]
 
-    def header_names(self, signal: Signal) -> str:
-        """The names of the headers that go with it."""
-        names: list[str] = []
-        for _, _, _, options in self._parts(signal):
-            names += [header.name for header in getattr(options, "headers", None) or ()]
-            given: str = getattr(options, "headers_list", None) or ""
-            names += [pair.partition("=")[0] for pair in given.split(",")]
-        return ",".join(names)
-
     def spans(self) -> list[tuple[str, Callable[[], SpanExport]]]:
         """Of each exporter of spans the name, and what puts a queue before it."""
         return [
