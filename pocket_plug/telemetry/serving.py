@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocket_plug.primitives.forking import after_fork
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 _WAY_OUT = (
     "Where a server has several processes, send metrics by OTLP, to a collector or to Prometheus itself: "
@@ -21,14 +24,14 @@ _logger = logging.getLogger("pocket_plug")
 class MetricsServer:
     """Serves this process's metrics from now on, if the port is free; else that is logged, and the program goes on."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         from prometheus_client import start_http_server
 
         self._place, self._process = f"{host}:{port}", os.getpid()
         self._server: Any = None
         self._said = mmap.mmap(-1, 1)  # shared with forked children: the first one says it for all
         try:
-            self._server, _ = start_http_server(port, host)
+            self._server, _ = start_http_server(port, host, registry)
         except OSError as error:
             _logger.warning(
                 "telemetry: process %d can't serve its metrics to Prometheus on %s: %s. The program goes on, and nobody sees "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from servers import ROOT, free_port, installed, program, running, until
-from shops import EXPRESSIONS, MONITORING, Reader, Shop, firing, rules_in_a_hurry
+from shops import EXPRESSIONS, MONITORING, WITH_DOTS, Reader, Shop, Traces, firing, rules_in_a_hurry
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -44,6 +44,7 @@ class Prometheus(Reader):
             "--config.file=prometheus.yml",
             "--storage.tsdb.path=data",
             "--web.enable-lifecycle",
+            "--enable-feature=exemplar-storage",
             f"--web.listen-address=127.0.0.1:{self.port}",
         ]
         return running(command, self.folder, f"{self.url}/-/ready", os.environ)
@@ -73,9 +74,18 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 
 @pytest.fixture(scope="module")
-def shop(prometheus: Prometheus) -> Iterator[Shop]:
+def traces() -> Iterator[Traces]:
+    traces = Traces()
+    yield traces
+    traces.close()
+
+
+@pytest.fixture(scope="module")
+def shop(prometheus: Prometheus, traces: Traces) -> Iterator[Shop]:
     """One that is well: all orders are taken, and Prometheus has seen the last of them."""
-    shop = Shop("--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well)
+    shop = Shop(
+        "--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well, environment=traces.environment
+    )
     try:
         assert ast.literal_eval(shop.said()) == {"success": ORDERS}
         last = f'pocket_plug_run_duration_seconds_count{{instance="{shop.instance}",pocket_plug_graph_name="orders"}}'
@@ -86,9 +96,9 @@ def shop(prometheus: Prometheus) -> Iterator[Shop]:
 
 
 @pytest.fixture(scope="module")
-def troubled(prometheus: Prometheus, shop: Shop) -> Iterator[Shop]:
+def troubled(prometheus: Prometheus, shop: Shop, traces: Traces) -> Iterator[Shop]:
     """A second one, which is not well and goes on."""
-    troubled = Shop("--trouble", "--every", "0.05", port=prometheus.ill)
+    troubled = Shop("--trouble", "--every", "0.05", port=prometheus.ill, environment=traces.environment)
     prometheus.watch_too(prometheus.ill)
     try:
         yield troubled
@@ -184,6 +194,15 @@ def test_trouble_raises_an_alert(prometheus: Prometheus, troubled: Shop, alert: 
 def test_a_panel_shows_what_happened(prometheus: Prometheus, troubled: Shop, title: str, expression: str) -> None:
     """All variables at "All", each question of the dashboard has an answer; after the trouble, one other than zero."""
     until(f"something to show: {expression}", lambda: prometheus.shown(title, expression))
+
+
+@pytest.mark.parametrize(("title", "expression"), WITH_DOTS, ids=[title for title, _ in WITH_DOTS])
+def test_a_dot_leads_to_a_trace(
+    prometheus: Prometheus, troubled: Shop, traces: Traces, title: str, expression: str
+) -> None:
+    """A panel of durations has exemplars, scraped by Prometheus, and their traces are those that the backend got."""
+    del title
+    until("a dot whose trace has come", lambda: any(map(traces.has, prometheus.traces(expression))) or None)
 
 
 @pytest.mark.parametrize("name", ["job", "instance", "graph", "namespace"])
