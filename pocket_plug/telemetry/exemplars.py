@@ -5,6 +5,7 @@ OpenTelemetry's reader for Prometheus leaves them out. So they are noted as it i
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -53,8 +54,7 @@ class Exemplars:
         of_metric = self._last[max(names, key=len)] if names else {}
         for number, sample in enumerate(family.samples):
             if sample.name.endswith("_bucket"):
-                labels = {name: label for name, label in sample.labels.items() if not name.startswith("otel_scope_")}
-                exemplar = of_metric.get(_series(labels), {}).get(float(labels["le"]))
+                exemplar = of_metric.get(_series(sample.labels), {}).get(float(labels["le"]))
                 family.samples[number] = sample._replace(exemplar=exemplar)
         return family
 
@@ -80,7 +80,12 @@ def _called(name: str) -> str:
 
 
 def _series(labels: Mapping[str, Any]) -> Series:
-    return frozenset((_called(name), str(label)) for name, label in labels.items() if name != "le")
+    """Without those of the scope, and without the empty ones, which stand for what another series of the metric has."""
+    return frozenset(
+        (_called(name), label if isinstance(label, str) else json.dumps(label))  # as the exporter writes it
+        for name, label in labels.items()
+        if label != "" and name != "le" and not name.startswith("otel_scope_")
+    )
 
 
 def _exemplars(point: HistogramDataPoint) -> Iterator[tuple[float, Exemplar]]:
